@@ -1,0 +1,96 @@
+"""The error tree of the project.
+
+Every error that a user can meet derives from :class:`BackendError`. Its message names the cause, ``cure`` says
+what to do about it, and ``http_status`` is what the web layer answers. ``retryable`` tells the queue whether
+trying again later can help (a server that is down) or not (a corrupt file).
+"""
+
+from __future__ import annotations
+
+
+class BackendError(Exception):
+    """Base of all errors that are raised on purpose.
+
+    Args:
+        message: what is wrong, in one sentence.
+        cure: what the reader can do about it; shown after the message.
+    """
+
+    http_status: int = 500
+    retryable: bool = False
+
+    def __init__(self, message: str, cure: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.cure = cure
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.cure}".rstrip()
+
+    def __reduce__(self) -> tuple[type[BackendError], tuple[str, str]]:
+        # Exceptions cross process borders (worker -> queue) by pickle; keep the cure.
+        return (type(self), (self.message, self.cure))
+
+
+class RequestError(BackendError):
+    """The caller sent something that cannot be understood."""
+
+    http_status = 400
+
+
+class ConfigError(BackendError):
+    """A label config or a setting lacks what the work needs."""
+
+    http_status = 422
+
+
+class VideoError(BackendError):
+    """The file cannot be used as video: corrupt, empty, audio only, no frame rate."""
+
+    http_status = 422
+
+
+class MediaError(BackendError):
+    """The media cannot be fetched or read: 401, 404, not allowed, too large."""
+
+    http_status = 422
+
+
+class MediaUnavailable(MediaError):
+    """The media cannot be fetched just now (time-out, 5xx): worth another try."""
+
+    http_status = 503
+    retryable = True
+
+
+class WeightsError(BackendError):
+    """Model weights are missing or unusable."""
+
+    http_status = 503
+
+
+class LabelStudioError(BackendError):
+    """Label Studio refused a call: unknown task, wrong token, invalid prediction."""
+
+    http_status = 502
+
+
+class LabelStudioUnavailable(LabelStudioError):
+    """Label Studio does not answer: worth another try."""
+
+    http_status = 503
+    retryable = True
+
+
+class QueueUnavailable(BackendError):
+    """Redis does not answer."""
+
+    http_status = 503
+    retryable = True
+
+
+class StorageError(BackendError):
+    """The database or the disk cannot take data: full, read-only, locked."""
+
+    http_status = 507
+    retryable = True

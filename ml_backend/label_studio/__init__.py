@@ -1,0 +1,1 @@
+"""All that knows Label Studio: label config, timeline, regions, API client and media."""

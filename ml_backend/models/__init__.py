@@ -1,0 +1,1 @@
+"""Detectors, trackers and the weights they need."""

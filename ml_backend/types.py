@@ -1,0 +1,140 @@
+"""The data that travels between all stages. No I/O here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+Image = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What is known of a video file before its pixels are decoded.
+
+    Attributes:
+        path: local file.
+        width, height: displayed size in pixels, that is after ``rotation``.
+        fps: average frames per second, ``frames / duration``.
+        frames: number of frames that the video stream presents.
+        duration: seconds from the first frame's presentation to the end of the last one's.
+        codec, pix_fmt: names as FFmpeg gives them, e.g. ``"h264"`` and ``"yuv420p"``.
+        rotation: degrees clockwise (0, 90, 180, 270) by which decoded frames are turned for display.
+        variable_frame_rate: whether frame intervals differ by more than rounding.
+        has_audio: whether there is an audio stream.
+    """
+
+    path: str
+    width: int
+    height: int
+    fps: float
+    frames: int
+    duration: float
+    codec: str
+    pix_fmt: str
+    rotation: int = 0
+    variable_frame_rate: bool = False
+    has_audio: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One decoded frame.
+
+    Attributes:
+        index: 0-based position among the decoded frames.
+        time: presentation time in seconds on the browser's clock (the file's first timestamp is 0).
+        image: ``(height, width, 3)`` uint8, BGR, upright.
+    """
+
+    index: int
+    time: float
+    image: Image
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """Detections in one frame.
+
+    Attributes:
+        xyxy: ``(n, 4)`` float32, pixels, corners left, top, right, bottom.
+        conf: ``(n,)`` float32 in 0..1.
+        class_id: ``(n,)`` int64, index into the detector's ``names``.
+        features: ``(n, d)`` float32 appearance vectors, or ``None``.
+    """
+
+    xyxy: FloatArray
+    conf: FloatArray
+    class_id: IntArray
+    features: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.xyxy)
+        if self.xyxy.shape != (n, 4):
+            raise ValueError(f"expected xyxy of shape (n, 4), got {self.xyxy.shape}")
+        for name in ("conf", "class_id"):
+            shape = getattr(self, name).shape
+            if shape != (n,):
+                raise ValueError(f"expected {name} of shape ({n},), got {shape}")
+        if self.features is not None and (self.features.ndim != 2 or len(self.features) != n):
+            raise ValueError(f"expected features of shape ({n}, d), got {self.features.shape}")
+
+    def __len__(self) -> int:
+        return len(self.xyxy)
+
+    @classmethod
+    def empty(cls) -> Detections:
+        """No detections."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+
+
+@dataclass(slots=True)
+class Track:
+    """One object over its life.
+
+    Frames may have gaps: in a gap the object is hidden.
+
+    Attributes:
+        track_id: unique within one run.
+        frames: ``(n,)`` int64, strictly increasing 0-based decoded frame indices.
+        xyxy: ``(n, 4)`` float32, pixels of the displayed video.
+        conf: ``(n,)`` float32, detector confidence; 0 where the box was filled in between detections.
+        class_scores: sum of confidence per detector class name: the votes of a track's whole life.
+        label: the project's label, or ``None`` before mapping.
+        score: 0..1, how sure the track is of its label and existence.
+    """
+
+    track_id: int
+    frames: IntArray
+    xyxy: FloatArray
+    conf: FloatArray
+    class_scores: Mapping[str, float] = field(default_factory=dict)
+    label: str | None = None
+    score: float = 0.0
+
+    def __post_init__(self) -> None:
+        n = len(self.frames)
+        if self.frames.shape != (n,):
+            raise ValueError(f"expected frames of shape (n,), got {self.frames.shape}")
+        if self.xyxy.shape != (n, 4):
+            raise ValueError(f"expected xyxy of shape ({n}, 4), got {self.xyxy.shape}")
+        if self.conf.shape != (n,):
+            raise ValueError(f"expected conf of shape ({n},), got {self.conf.shape}")
+        if n > 1 and not bool(np.all(np.diff(self.frames) > 0)):
+            raise ValueError("expected strictly increasing frames")
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def top_class(self) -> str:
+        """The detector class with the most votes; ties go to the alphabetically first."""
+        if not self.class_scores:
+            return "object"
+        return min(self.class_scores, key=lambda name: (-self.class_scores[name], name))

@@ -1,0 +1,1 @@
+"""Probing, decoding, encoding and normalising video files."""

@@ -1,0 +1,1 @@
+"""HTTP: the Label Studio ML protocol."""
