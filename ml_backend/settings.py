@@ -1,0 +1,112 @@
+"""Every setting, declared once: the only module that reads the environment.
+
+Names follow what Label Studio ML backends already use (``LABEL_STUDIO_URL``, ``BASIC_AUTH_USER``, ...).
+A ``.env`` file in the working directory is read too; the environment wins.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Mode = Literal["yolo"]
+DetectorKind = Literal["auto", "yolo", "motion"]
+TrackerKind = Literal["tracktrack", "botsort", "bytetrack", "ocsort", "deepocsort", "fasttrack"]
+
+
+class Settings(BaseSettings):
+    """Immutable configuration of one process."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
+
+    # -- Label Studio
+    label_studio_url: str = Field("http://localhost:8080", description="Where Label Studio answers, without a path.")
+    label_studio_api_key: SecretStr = Field(
+        SecretStr(""), description="Personal access token (a refresh JWT) or legacy token."
+    )
+    label_studio_timeout: float = Field(30.0, gt=0, description="Seconds to wait for one API call.")
+
+    # -- this service
+    basic_auth_user: str = Field("", description="With basic_auth_pass: require HTTP Basic auth.")
+    basic_auth_pass: SecretStr = Field(SecretStr(""), description="See basic_auth_user.")
+    redis_url: str = Field("redis://localhost:6379/0", description="Queue; `unix:///path.sock` works too.")
+    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in data_dir.")
+    data_dir: Path = Field(Path("data"), description="Databases, caches, weights, embedded servers' files.")
+    max_request_mb: int = Field(64, gt=0, description="Largest request body accepted.")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    job_attempts: int = Field(4, ge=1, description="How often a job is tried before it stays failed.")
+    job_lease_s: int = Field(30, ge=5, description="A job whose worker is silent for so long is taken up again.")
+    job_timeout_s: int = Field(24 * 3600, gt=0, description="Longest that one job may run.")
+
+    # -- media
+    media_cache_gb: float = Field(20.0, gt=0, description="Downloaded videos kept; least recently used go first.")
+    media_max_gb: float = Field(50.0, gt=0, description="Largest single download.")
+    media_timeout_s: float = Field(30.0, gt=0, description="Seconds without a byte before a download is retried.")
+    media_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Comma-separated hosts, besides Label Studio's, from which http(s) videos may be fetched."
+    )
+    local_files_root: Path | None = Field(
+        None,
+        description="Label Studio's LOCAL_FILES_DOCUMENT_ROOT if visible from here: such videos are used in place.",
+    )
+    uploads_root: Path | None = Field(
+        None, description="Label Studio's media folder if visible from here: uploads are used in place."
+    )
+
+    # -- models
+    mode: Mode = Field("yolo", description="How tracks get their labels.")
+    detector: DetectorKind = Field("auto", description="auto: YOLO where weights can be had, else motion.")
+    yolo_weights: str = Field("yolo11n.pt", description="A local path, or a name that ultralytics can download.")
+    weights_timeout_s: float = Field(10.0, gt=0, description="Seconds to wait for a weights server before giving up.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps.")
+    imgsz: int = Field(640, ge=64, description="Longer side of the network's input in pixels.")
+    batch: int = Field(8, ge=1, description="Frames per network call.")
+    conf: float = Field(0.1, gt=0, lt=1, description="Lowest detection confidence that reaches the tracker.")
+    tracker: TrackerKind = Field("tracktrack", description="Any tracker of ultralytics.")
+
+    # -- from tracks to regions
+    min_track_s: float = Field(0.27, ge=0, description="Tracks seen for less are flicker and dropped.")
+    max_gap_s: float = Field(1.0, ge=0, description="Gaps up to this are filled by interpolation; longer ones hide.")
+    smooth_s: float = Field(0.1, ge=0, description="Standard deviation of the temporal smoothing; 0: none.")
+    keyframe_iou: float = Field(0.9, gt=0, lt=1, description="Interpolated boxes overlap the track's at least so.")
+
+    @field_validator("label_studio_url")
+    @classmethod
+    def _no_trailing_slash(cls, value: str) -> str:
+        return value.rstrip("/")
+
+    @field_validator("media_allowed_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(host.strip().lower() for host in value.split(",") if host.strip())
+        return value
+
+    @field_validator("data_dir", "local_files_root", "uploads_root")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        # Processes of one stack may be started from different folders.
+        return None if value is None else value.expanduser().absolute()
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL that is in force."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'backend.sqlite3'}"
+
+    @property
+    def weights_dir(self) -> Path:
+        return self.data_dir / "weights"
+
+    @property
+    def media_dir(self) -> Path:
+        return self.data_dir / "media"
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process's settings, read from the environment on first use."""
+    return Settings()
