@@ -1,0 +1,219 @@
+"""Label Studio's API as this project uses it: the SDK, with its errors translated once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from ml_backend.errors import LabelStudioError, LabelStudioUnavailable
+from ml_backend.settings import Settings
+
+log = logging.getLogger(__name__)
+
+TOKEN_CURE = (
+    "Set LABEL_STUDIO_API_KEY to a token from Label Studio's Account & Settings page "
+    "(a personal access token, or a legacy token where these are enabled)."
+)
+
+
+class NotFound(LabelStudioError):
+    """The project, task or file is not there (deleted, or of another organisation)."""
+
+    http_status = 404
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """What is needed of a project."""
+
+    id: int
+    title: str
+    label_config: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is needed of a task.
+
+    Attributes:
+        data: the task's data; storage URIs may come back as resolver paths.
+        annotations: number of annotations, drafts not counted.
+        prediction_versions: model versions of the predictions that the task has.
+    """
+
+    id: int
+    project_id: int
+    data: dict[str, Any]
+    annotations: int = 0
+    prediction_versions: frozenset[str] = field(default_factory=frozenset)
+
+
+class LabelStudioClient:
+    """A thin client; safe across threads. Connects on first use, so that starting never waits for Label Studio."""
+
+    def __init__(self, url: str, token: str, timeout: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        self._token = token
+        self._timeout = timeout
+        self._cached_sdk: Any = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings, token: str | None = None) -> LabelStudioClient:
+        return cls(
+            settings.label_studio_url,
+            token or settings.label_studio_api_key.get_secret_value(),
+            settings.label_studio_timeout,
+        )
+
+    @property
+    def _sdk(self) -> Any:
+        if self._cached_sdk is None:
+            if not self._token:
+                raise LabelStudioError("There is no token for Label Studio.", TOKEN_CURE)
+            from label_studio_sdk import LabelStudio  # 1 s of imports, not needed to answer requests
+
+            self._cached_sdk = LabelStudio(base_url=self.url, api_key=self._token, timeout=self._timeout)
+        return self._cached_sdk
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """Turn the SDK's and httpx's errors into ours; ``what`` completes "Label Studio ... when asked to"."""
+        from label_studio_sdk.core.api_error import ApiError
+
+        try:
+            yield
+        except ApiError as error:
+            raise self._refused(what, error.status_code or 0, error.body) from error
+        except httpx.HTTPStatusError as error:
+            status = error.response.status_code
+            error.response.read()
+            raise self._refused(what, status, error.response.text[:500]) from error
+        except httpx.HTTPError as error:
+            raise LabelStudioUnavailable(
+                f"Label Studio does not answer at {self.url} ({error.__class__.__name__}) when asked to {what}.",
+                "Start it, or set LABEL_STUDIO_URL to where it is reachable from this process.",
+            ) from error
+
+    def _refused(self, what: str, status: int, body: object) -> LabelStudioError:
+        detail = body.get("detail") if isinstance(body, Mapping) else body
+        if status in (401, 403):
+            return LabelStudioError(f"Label Studio refuses the token ({status}) when asked to {what}.", TOKEN_CURE)
+        if status == 404:
+            return NotFound(f"Label Studio does not know it (404) when asked to {what}.", "It may have been deleted.")
+        if status >= 500 or status == 429:
+            return LabelStudioUnavailable(f"Label Studio fails ({status}) when asked to {what}.", "See its log.")
+        return LabelStudioError(f"Label Studio refuses ({status}) to {what}: {str(detail)[:500]}.")
+
+    def auth_headers(self) -> dict[str, str]:
+        """Headers that authenticate a plain HTTP request to Label Studio; refreshes an expired access token."""
+        with self._translated("refresh the access token"):
+            headers: dict[str, str] = self._sdk._client_wrapper.get_headers()
+        return {"Authorization": headers["Authorization"]}
+
+    def whoami(self) -> str:
+        """E-mail of the token's user: the cheapest call that proves URL and token."""
+        with self._translated("say who the token belongs to"):
+            return str(self._sdk.users.whoami().email)
+
+    def get_project(self, project_id: int) -> Project:
+        with self._translated(f"read project {project_id}"):
+            project = self._sdk.projects.get(project_id)
+            return Project(project_id, project.title or "", project.label_config or "")
+
+    def get_task(self, task_id: int) -> Task:
+        with self._translated(f"read task {task_id}"):
+            task = self._sdk.tasks.get(str(task_id))
+        annotations = [a for a in task.annotations or [] if not _get(a, "was_cancelled")]
+        versions = frozenset(str(_get(p, "model_version")) for p in task.predictions or [] if _get(p, "model_version"))
+        return Task(task_id, int(task.project), dict(task.data or {}), len(annotations), versions)
+
+    def list_task_ids(self, project_id: int) -> list[int]:
+        """Ids of all tasks of a project, page by page."""
+        with self._translated(f"list the tasks of project {project_id}"):
+            pager = self._sdk.tasks.list(project=project_id, fields="task_only", include=["id"])
+            return [int(task.id) for task in pager]
+
+    def update_task_data(self, task_id: int, data: Mapping[str, Any]) -> None:
+        """Replace the task's data; send all fields, not only the changed ones."""
+        with self._translated(f"update the data of task {task_id}"):
+            self._sdk.tasks.update(str(task_id), data=dict(data))
+
+    def create_prediction(self, task_id: int, prediction: Mapping[str, Any]) -> None:
+        """Attach ``{"result", "score", "model_version"}`` to a task."""
+        with self._translated(f"store a prediction for task {task_id}"):
+            self._sdk.predictions.create(
+                task=task_id,
+                result=prediction["result"],
+                score=prediction.get("score"),
+                model_version=prediction["model_version"],
+            )
+
+    def create_project(self, title: str, label_config: str) -> int:
+        with self._translated("create a project"):
+            return int(self._sdk.projects.create(title=title, label_config=label_config).id)
+
+    def create_task(self, project_id: int, data: Mapping[str, Any]) -> int:
+        with self._translated(f"create a task in project {project_id}"):
+            return int(self._sdk.tasks.create(project=project_id, data=dict(data)).id)
+
+    def upload_file(self, project_id: int, path: Path) -> str:
+        """Upload a file without making a task of it; returns its ``/data/upload/...`` path. Streams."""
+        headers = self.auth_headers()
+        url = f"{self.url}/api/projects/{project_id}/import"
+        with self._translated(f"take the upload of {path.name}"), path.open("rb") as file:
+            # Reading the answer to an upload takes as long as Label Studio needs to store it.
+            timeout = httpx.Timeout(self._timeout, read=None, write=None)
+            response = httpx.post(
+                url,
+                params={"commit_to_project": "false"},
+                files={"file": (path.name, file, "application/octet-stream")},
+                headers=headers,
+                timeout=timeout,
+            )
+            response.raise_for_status()
+            ids = response.json().get("file_upload_ids") or []
+            if not ids:
+                raise LabelStudioError(f"Label Studio took {path.name} but made no upload of it.")
+            upload = httpx.get(f"{self.url}/api/import/file-upload/{ids[0]}", headers=headers, timeout=self._timeout)
+            upload.raise_for_status()
+        return "/data/" + quote(str(upload.json()["file"]).lstrip("/"))
+
+    # -- connecting a backend
+
+    def connect_backend(self, project_id: int, backend_url: str, basic_auth: tuple[str, str] | None = None) -> None:
+        """Connect this service to a project and make its webhook carry the credentials that it needs.
+
+        Label Studio makes the webhook by itself when a backend is connected, but without headers; with Basic auth on,
+        its events would be refused. Calling this again changes nothing that is right.
+        """
+        backend_url = backend_url.rstrip("/")
+        auth: dict[str, Any] = {}
+        headers: dict[str, str] = {}
+        if basic_auth:
+            user, password = basic_auth
+            auth = {"auth_method": "BASIC_AUTH", "basic_auth_user": user, "basic_auth_pass": password}
+            headers = {"Authorization": httpx.BasicAuth(user, password)._auth_header}
+        with self._translated(f"connect {backend_url} to project {project_id}"):
+            connected = self._sdk.ml.list(project=project_id)
+            if not any((backend.url or "").rstrip("/") == backend_url for backend in connected):
+                self._sdk.ml.create(url=backend_url, project=project_id, title="Video pre-annotation", **auth)
+            hook_url = f"{backend_url}/webhook"
+            hooks = [hook for hook in self._sdk.webhooks.list(project=project_id) if hook.url == hook_url]
+            if not hooks:
+                self._sdk.webhooks.create(
+                    url=hook_url, project=project_id, headers=headers, send_payload=True, send_for_all_actions=True
+                )
+            for hook in hooks:
+                if headers and hook.headers != headers:
+                    self._sdk.webhooks.update(hook.id, url=hook_url, headers=headers)
+
+
+def _get(item: Any, name: str) -> Any:
+    return item.get(name) if isinstance(item, Mapping) else getattr(item, name, None)

@@ -1,0 +1,316 @@
+"""From a task's video field to a local file: in place where visible, else a streamed, resumable, cached download."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
+from urllib.parse import parse_qs, quote, unquote, urljoin, urlsplit
+
+import httpx
+
+from ml_backend.errors import MediaError, MediaUnavailable, StorageError
+from ml_backend.settings import Settings
+
+log = logging.getLogger(__name__)
+
+CLOUD_SCHEMES = frozenset({"s3", "gs", "azure-blob", "azure_spi", "dbfs", "gcs"})
+ATTEMPTS = 4
+CHUNK = 1 << 18
+#: Room that a download leaves on the disk for databases and logs.
+SPARE_BYTES = 256 << 20
+
+
+class Authenticated(Protocol):
+    """What is needed of the API client."""
+
+    url: str
+
+    def auth_headers(self) -> dict[str, str]: ...
+
+
+def canonical_uri(uri: str, label_studio_url: str = "") -> str:
+    """The same name for the same media, however Label Studio spells it.
+
+    Label Studio's API rewrites cloud URIs to resolver paths (``/tasks/7/resolve/?fileuri=<base64>``) that differ per
+    task, and uploads may carry its host. Both are undone here, so that one video has one identity.
+    """
+    uri = uri.strip()
+    if label_studio_url and uri.startswith(label_studio_url.rstrip("/") + "/"):
+        uri = uri[len(label_studio_url.rstrip("/")) :]
+    parts = urlsplit(uri)
+    if not parts.scheme and parts.path.rstrip("/").rsplit("/", 1)[-1] in ("resolve", "presign"):
+        encoded = parse_qs(parts.query).get("fileuri", [""])[0]
+        try:
+            return base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
+        except (binascii.Error, UnicodeDecodeError, ValueError):
+            log.debug("Not a resolver path after all: %s", uri)
+    return uri
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where the bytes of a media URI come from."""
+
+    url: str
+    send_auth: bool
+    any_host_after_redirect: bool = False
+
+
+class MediaStore:
+    """Finds or downloads media. Files of the cache are shared by all processes on one ``data_dir``."""
+
+    def __init__(self, settings: Settings, client: Authenticated) -> None:
+        self._settings = settings
+        self._client = client
+        self._dir = settings.media_dir
+
+    @contextlib.contextmanager
+    def open(self, uri: str, task_id: int) -> Iterator[Path]:
+        """A local path for the media; the file stays as long as the context is open.
+
+        Args:
+            uri: value of the task's video field.
+            task_id: Label Studio resolves cloud URIs per task.
+
+        Raises:
+            MediaError: not allowed, refused (401, 403), not there (404), too large.
+            MediaUnavailable: no answer or a server's error, after several tries.
+            StorageError: the disk does not take it.
+        """
+        if not isinstance(uri, str) or not uri.strip():
+            raise MediaError("The task's video field is empty.", "Put a URL or an upload there.")
+        uri = canonical_uri(uri, self._client.url)
+        if local := self.local_path(uri):
+            yield local
+            return
+        source = self._source(uri, task_id)
+        target = self._target(uri)
+        self._make_dir()
+        with _locked(target.with_suffix(".lock"), exclusive=True):
+            if not target.is_file():
+                self._download(source, target)
+            os.utime(target)
+        # Shared: others may read it too, but the clean-up of the cache passes it over.
+        with _locked(target.with_suffix(".lock"), exclusive=False):
+            if not target.is_file():  # removed in the moment between the two locks
+                raise MediaUnavailable(f"{uri} left the cache while it was opened.", "Raise MEDIA_CACHE_GB.")
+            yield target
+
+    def local_path(self, uri: str) -> Path | None:
+        """The file itself, if it lies under a folder that the operator made visible; else ``None``."""
+        parts = urlsplit(uri)
+        if parts.scheme or parts.netloc:
+            return None
+        settings = self._settings
+        if parts.path.startswith("/data/upload/") and settings.uploads_root:
+            return _inside(settings.uploads_root / "upload", unquote(parts.path[len("/data/upload/") :]))
+        if parts.path.rstrip("/") == "/data/local-files" and settings.local_files_root:
+            return _inside(settings.local_files_root, parse_qs(parts.query).get("d", [""])[0])
+        return None
+
+    def _source(self, uri: str, task_id: int) -> _Source:
+        parts = urlsplit(uri)
+        base = self._client.url
+        if parts.scheme in CLOUD_SCHEMES:
+            encoded = base64.urlsafe_b64encode(uri.encode()).decode()
+            # Label Studio answers with the bytes or a redirect to a signed URL of the storage's own host.
+            return _Source(f"{base}/tasks/{task_id}/resolve/?fileuri={quote(encoded)}", True, True)
+        if parts.scheme in ("http", "https"):
+            self._check_host(uri)
+            return _Source(uri, _same_host(uri, base))
+        if not parts.scheme and parts.path.startswith("/data/"):
+            return _Source(base + uri, True)
+        raise MediaError(
+            f"The video address {uri[:200]!r} is of a kind that is not fetched.",
+            "Use an upload, a local-files or cloud storage of Label Studio, or an http(s) URL.",
+        )
+
+    def _check_host(self, url: str) -> None:
+        host = (urlsplit(url).hostname or "").lower()
+        if not _same_host(url, self._client.url) and host not in self._settings.media_allowed_hosts:
+            raise MediaError(
+                f"Videos are not fetched from the host {host!r}.", "Add it to MEDIA_ALLOWED_HOSTS if you trust it."
+            )
+
+    def _target(self, uri: str) -> Path:
+        suffix = PurePosixPath(urlsplit(uri).path).suffix
+        # The name is a hash: nothing of a request becomes part of a path but a plain suffix.
+        safe = suffix.lower() if suffix[1:].isalnum() and len(suffix) <= 6 else ".media"
+        return self._dir / (hashlib.sha256(uri.encode()).hexdigest()[:40] + safe)
+
+    def _make_dir(self) -> None:
+        try:
+            self._dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self._dir} cannot be made: {error.strerror}.", "Set DATA_DIR elsewhere.") from error
+
+    # -- download
+
+    def _download(self, source: _Source, target: Path) -> None:
+        part = target.with_name(target.name + ".part")
+        meta = target.with_name(target.name + ".part.json")
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._stream(source, part, meta)
+                break
+            except MediaUnavailable:
+                if attempt == ATTEMPTS:
+                    raise
+                time.sleep(0.2 * 2**attempt)  # the next try goes on where this one stopped
+        part.replace(target)
+        meta.unlink(missing_ok=True)
+        self._evict(keep=target)
+
+    def _stream(self, source: _Source, part: Path, meta: Path) -> None:
+        done = part.stat().st_size if part.is_file() and meta.is_file() else 0
+        headers = {"Accept-Encoding": "identity"}
+        if done:
+            headers["Range"] = f"bytes={done}-"
+            headers["If-Range"] = json.loads(meta.read_text()).get("validator", "")
+        timeout = httpx.Timeout(self._settings.media_timeout_s)
+        try:
+            with httpx.Client(timeout=timeout) as http, self._request(http, source, headers) as response:
+                self._check_status(response)
+                resumed = response.status_code == 206 and done
+                self._receive(response, part, meta, done if resumed else 0)
+        except httpx.HTTPError as error:
+            where = urlsplit(source.url).netloc
+            raise MediaUnavailable(
+                f"The video cannot be fetched from {where}: {error.__class__.__name__}.",
+                "Check that the host is reachable from this machine.",
+            ) from error
+
+    @contextlib.contextmanager
+    def _request(self, http: httpx.Client, source: _Source, headers: dict[str, str]) -> Iterator[httpx.Response]:
+        """Follow redirects by hand: each hop's host is checked, and the token goes to Label Studio only."""
+        url = source.url
+        for _hop in range(6):
+            auth = self._client.auth_headers() if source.send_auth and _same_host(url, self._client.url) else {}
+            with http.stream("GET", url, headers={**headers, **auth}) as response:
+                if not response.is_redirect:
+                    yield response
+                    return
+                url = urljoin(url, response.headers["location"])
+            if urlsplit(url).scheme not in ("http", "https"):
+                break
+            if not source.any_host_after_redirect:
+                self._check_host(url)
+        raise MediaError("The video's address redirects in circles or to something that is not http.")
+
+    def _check_status(self, response: httpx.Response) -> None:
+        status = response.status_code
+        if status in (200, 206):
+            return
+        where = urlsplit(str(response.url))
+        name = f"{where.netloc}{where.path}"
+        if status in (401, 403):
+            raise MediaError(
+                f"{name} refuses access ({status}).", "Check LABEL_STUDIO_API_KEY and the storage's rights."
+            )
+        if status in (404, 410):
+            raise MediaError(f"{name} does not exist ({status}).", "Import the video again or correct the task.")
+        if status >= 500 or status in (408, 416, 429):
+            raise MediaUnavailable(f"{name} fails ({status}).", "See that server's log.")
+        raise MediaError(f"{name} answers with status {status}.")
+
+    def _receive(self, response: httpx.Response, part: Path, meta: Path, done: int) -> None:
+        limit = int(self._settings.media_max_gb * (1 << 30))
+        length = int(response.headers.get("content-length") or 0)
+        expected = done + length if length else 0
+        if max(expected, done) > limit:
+            raise self._too_large()
+        if "text/html" in response.headers.get("content-type", ""):
+            raise MediaError(
+                f"{urlsplit(str(response.url)).netloc} answers with a web page instead of a video.",
+                "Check the address and the token; a login page looks like this.",
+            )
+        try:
+            if expected and shutil.disk_usage(self._dir).free < length + SPARE_BYTES:
+                raise StorageError(f"No room in {self._dir} for {length / 1e9:.2f} GB.", "Free some disk space.")
+            # If-Range takes a strong validator only.
+            etag = response.headers.get("etag", "")
+            validator = etag if etag and not etag.startswith("W/") else response.headers.get("last-modified", "")
+            if validator:
+                meta.write_text(json.dumps({"validator": validator}))
+            else:
+                meta.unlink(missing_ok=True)
+            with part.open("ab" if done else "wb") as file:
+                for chunk in response.iter_raw(CHUNK):
+                    done += len(chunk)
+                    if done > limit:
+                        raise self._too_large()
+                    file.write(chunk)
+        except OSError as error:
+            raise StorageError(f"{part} cannot be written: {error.strerror}.", "Free some disk space.") from error
+        if expected and done != expected:
+            raise MediaUnavailable(f"The download stopped at {done} of {expected} bytes.")
+
+    def _too_large(self) -> MediaError:
+        return MediaError(f"The video is larger than {self._settings.media_max_gb} GB.", "Raise MEDIA_MAX_GB.")
+
+    def _evict(self, keep: Path) -> None:
+        """Remove the least recently used files until the cache fits; files in use stay."""
+        limit = int(self._settings.media_cache_gb * (1 << 30))
+        entries = []
+        for file in self._dir.iterdir():
+            if file.suffix in (".lock", ".json") or not file.is_file():
+                continue
+            with contextlib.suppress(FileNotFoundError):  # another process evicts too
+                stat = file.stat()
+                entries.append((stat.st_mtime, stat.st_size, file))
+        total = sum(size for _, size, _ in entries)
+        for _, size, file in sorted(entries):
+            if total <= limit:
+                break
+            if file != keep and _remove_unused(file):
+                total -= size
+
+
+def _same_host(url: str, base: str) -> bool:
+    a, b = urlsplit(url), urlsplit(base)
+    return (a.scheme, a.hostname, a.port) == (b.scheme, b.hostname, b.port)
+
+
+def _inside(root: Path, relative: str) -> Path | None:
+    """``root/relative`` if that is a file below ``root`` after all links are followed, else ``None``."""
+    if not relative or "\0" in relative:
+        return None
+    path = (root / relative.lstrip("/")).resolve()
+    return path if path.is_relative_to(root.resolve()) and path.is_file() else None
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, exclusive: bool, wait: bool = True) -> Iterator[IO[bytes]]:
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}.", "Check DATA_DIR's rights and space."
+        ) from error
+    with file:
+        mode = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        fcntl.flock(file, mode if wait else mode | fcntl.LOCK_NB)
+        yield file
+
+
+def _remove_unused(file: Path) -> bool:
+    base = file.with_name(file.name.removesuffix(".part"))
+    try:
+        with _locked(base.with_suffix(".lock"), exclusive=True, wait=False):
+            file.unlink(missing_ok=True)
+            file.with_name(file.name + ".json").unlink(missing_ok=True)
+        return True
+    except BlockingIOError:
+        return False  # somebody reads it

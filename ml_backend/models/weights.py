@@ -1,0 +1,177 @@
+"""Which detector can run here: resolve, download once, or fall back. Never imports torch.
+
+A checkpoint is a pickle, hence code: it is only ever taken from a path that the operator configured, or from the
+detector's own release page into our cache. No request can name one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import httpx
+
+from ml_backend.errors import StorageError, WeightsError
+from ml_backend.settings import Settings
+
+log = logging.getLogger(__name__)
+
+RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
+#: Names that may be asked for by name. Anything else must be a local file.
+KNOWN = frozenset(f"yolo11{size}.pt" for size in "nsmlx")
+#: After a failed download nobody waits for the same time-out again for a while.
+RETRY_AFTER_S = 600.0
+MAX_BYTES = 1 << 30
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedDetector:
+    """What will detect.
+
+    Attributes:
+        kind: ``"yolo"`` or ``"motion"``.
+        path: checkpoint, for ``"yolo"``.
+        sha256: hex digest of the checkpoint, for ``"yolo"``.
+        name: short name for people, e.g. ``"yolo11n"`` or ``"motion"``.
+        note: why it is not what was asked for, else empty; meant to be shown.
+    """
+
+    kind: Literal["yolo", "motion"]
+    name: str
+    path: Path | None = None
+    sha256: str | None = None
+    note: str = ""
+
+
+MOTION = ResolvedDetector("motion", "motion")
+
+
+@lru_cache(maxsize=32)
+def _sha256(path: str, size: int, mtime_ns: int) -> str:
+    # Size and time are part of the cache's key: a replaced file is hashed again.
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file; remembered until the file changes."""
+    stat = path.stat()
+    return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+def _resolved(path: Path) -> ResolvedDetector:
+    try:
+        digest = file_sha256(path)
+    except OSError as error:
+        raise WeightsError(f"The weights {path} cannot be read: {error.strerror}.", "Check the permissions.") from error
+    return ResolvedDetector("yolo", path.stem, path, digest)
+
+
+def resolve_detector(
+    settings: Settings, *, download: bool = False, progress: Progress | None = None
+) -> ResolvedDetector:
+    """Decide which detector the settings mean on this machine at this moment.
+
+    Args:
+        settings: ``detector`` and ``yolo_weights`` are what matters.
+        download: whether the network may be tried; without it the answer takes milliseconds.
+        progress: called with (bytes so far, bytes in total or 0) while downloading.
+
+    Raises:
+        WeightsError: a configured file does not exist, or ``detector="yolo"`` and nothing can be had.
+    """
+    if settings.detector == "motion":
+        return MOTION
+    wanted = settings.yolo_weights
+    local = Path(wanted).expanduser()
+    if local.is_file():
+        return _resolved(local.absolute())
+    if wanted not in KNOWN:
+        raise WeightsError(
+            f"The YOLO weights {wanted!r} do not exist.",
+            f"Set YOLO_WEIGHTS to an existing .pt file, or to one of {', '.join(sorted(KNOWN))} to download it.",
+        )
+    cached = settings.weights_dir / wanted
+    if cached.is_file():
+        return _resolved(cached)
+    reason = _recent_failure(cached)
+    if download and reason is None:
+        try:
+            _download(f"{RELEASE}/{wanted}", cached, settings.weights_timeout_s, progress)
+            return _resolved(cached)
+        except WeightsError as error:
+            reason = error.message
+            _failure_file(cached).write_text(reason, encoding="utf-8")
+    note = (
+        f"{wanted} is not here{f' ({reason})' if reason else ' yet'}: the motion detector is used, which finds "
+        f"moving objects without naming them. To provide the weights, put the file at {cached} or set YOLO_WEIGHTS."
+    )
+    if settings.detector == "yolo":
+        raise WeightsError(f"{wanted} is not here{f': {reason}' if reason else ''}.", f"Put it at {cached}.")
+    return ResolvedDetector("motion", "motion", note=note)
+
+
+def _failure_file(target: Path) -> Path:
+    return target.with_name(target.name + ".unavailable")
+
+
+def _recent_failure(target: Path) -> str | None:
+    marker = _failure_file(target)
+    try:
+        if time.time() - marker.stat().st_mtime < RETRY_AFTER_S:
+            return marker.read_text(encoding="utf-8") or "download failed"
+    except OSError:
+        return None  # no marker: never failed
+    return None
+
+
+def _download(url: str, target: Path, timeout: float, progress: Progress | None) -> None:
+    """Stream ``url`` to ``target`` atomically.
+
+    Raises:
+        WeightsError: no network, an error status, or not a checkpoint.
+        StorageError: the disk does not take it.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    except OSError as error:
+        raise StorageError(f"{target.parent} cannot be made: {error.strerror}.", "Set DATA_DIR elsewhere.") from error
+    try:
+        with httpx.stream("GET", url, timeout=timeout, follow_redirects=True) as response:
+            response.raise_for_status()
+            total = int(response.headers.get("content-length", 0))
+            done = 0
+            with part.open("wb") as file:
+                for chunk in response.iter_bytes(1 << 18):
+                    done += len(chunk)
+                    if done > MAX_BYTES:
+                        raise WeightsError(f"{url} is larger than a checkpoint can be.")
+                    file.write(chunk)
+                    if progress:
+                        progress(done, total)
+        with part.open("rb") as file:
+            if file.read(2) != b"PK":  # torch saves zip archives; a proxy's login page is not one
+                raise WeightsError(f"{url} did not answer with a checkpoint (a proxy's page?).")
+        part.replace(target)
+        log.info("Downloaded %s (%.1f MB)", target, done / 1e6)
+    except httpx.HTTPStatusError as error:
+        raise WeightsError(f"download refused with status {error.response.status_code}") from error
+    except httpx.HTTPError as error:
+        raise WeightsError(f"no network: {error.__class__.__name__}") from error
+    except OSError as error:
+        raise StorageError(f"{target} cannot be written: {error.strerror}.", "Free some disk space.") from error
+    finally:
+        part.unlink(missing_ok=True)

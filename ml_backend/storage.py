@@ -1,0 +1,218 @@
+"""The database: finished predictions and received events. SQLite by default, any SQLAlchemy URL."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from ml_backend.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+metadata = sa.MetaData()
+
+predictions = sa.Table(
+    "predictions",
+    metadata,
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("project_id", sa.Integer, nullable=False),
+    sa.Column("model_version", sa.String(255), nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),  # gzip of the prediction's JSON
+    sa.Column("bytes", sa.Integer, nullable=False),  # of the JSON before compression
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("project_id", sa.Integer),
+    sa.Column("task_ids", sa.JSON, nullable=False),
+    sa.Column("annotation_ids", sa.JSON, nullable=False),
+    # pending: still to be handed to the queue; done: handed over; recorded: kept for retraining
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A webhook event reduced to what it points at; the truth is fetched from Label Studio."""
+
+    action: str
+    project_id: int | None
+    task_ids: tuple[int, ...] = ()
+    annotation_ids: tuple[int, ...] = ()
+    id: int = 0
+    state: str = "pending"
+
+
+class Storage:
+    """Access to the database; one instance a process, safe across threads."""
+
+    def __init__(self, url: str) -> None:
+        parsed = make_url(url)
+        self._sqlite = parsed.get_backend_name() == "sqlite"
+        if self._sqlite and parsed.database:
+            try:
+                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StorageError(
+                    f"The folder of {parsed.database} cannot be made: {error.strerror}.", "Set DATA_DIR elsewhere."
+                ) from error
+        connect_args = {"timeout": 5} if self._sqlite else {}
+        self.engine: Engine = sa.create_engine(url, pool_pre_ping=not self._sqlite, connect_args=connect_args)
+        if self._sqlite:
+            sa.event.listen(self.engine, "connect", _tune_sqlite)
+        self._create_tables()
+
+    def _create_tables(self) -> None:
+        # Two processes may start at once; the loser of the race finds the tables made.
+        for attempt in (1, 2):
+            try:
+                with self._guard():
+                    metadata.create_all(self.engine)
+                return
+            except StorageError as error:
+                if attempt == 2 or "exists" not in str(error.__cause__):
+                    raise
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            cause = str(getattr(error, "orig", None) or error)
+            cure = "Check DATABASE_URL and that the database runs."
+            if "disk is full" in cause or "readonly" in cause or "unable to open" in cause:
+                cure = "Free disk space, or set DATA_DIR to a writable folder."
+            raise StorageError(f"The database refuses: {cause}.", cure) from error
+
+    def ping(self) -> None:
+        """Raise StorageError unless the database answers."""
+        with self._guard(), self.engine.connect() as connection:
+            connection.execute(sa.select(1))
+
+    # -- predictions
+
+    def save_prediction(self, key: str, project_id: int, prediction: dict[str, Any]) -> None:
+        """Keep a finished prediction under its key; the first one wins, later ones equal it."""
+        body = json.dumps(prediction, separators=(",", ":")).encode()
+        row = {
+            "key": key,
+            "project_id": project_id,
+            "model_version": prediction["model_version"],
+            "body": gzip.compress(body, 6),
+            "bytes": len(body),
+            "created_at": datetime.now(timezone.utc),
+        }
+        try:
+            with self._guard(), self.engine.begin() as connection:
+                connection.execute(sa.insert(predictions).values(**row))
+        except StorageError as error:
+            if not isinstance(error.__cause__, IntegrityError):
+                raise
+
+    def has_prediction(self, key: str) -> bool:
+        with self._guard(), self.engine.connect() as connection:
+            return connection.scalar(sa.select(predictions.c.key).where(predictions.c.key == key)) is not None
+
+    def get_prediction(self, key: str) -> dict[str, Any] | None:
+        return self.get_predictions([key]).get(key)
+
+    def prediction_sizes(self, keys: Sequence[str]) -> dict[str, int]:
+        """JSON bytes of those predictions that are there."""
+        columns = (predictions.c.key, predictions.c.bytes)
+        found: dict[str, int] = {}
+        with self._guard(), self.engine.connect() as connection:
+            for start in range(0, len(keys), 500):  # SQLite limits the number of bound values
+                part = keys[start : start + 500]
+                found.update(
+                    (row.key, row.bytes)
+                    for row in connection.execute(sa.select(*columns).where(predictions.c.key.in_(part)))
+                )
+        return found
+
+    def get_predictions(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Those predictions that are there, by key."""
+        columns = (predictions.c.key, predictions.c.body)
+        found: dict[str, dict[str, Any]] = {}
+        with self._guard(), self.engine.connect() as connection:
+            for start in range(0, len(keys), 500):
+                part = keys[start : start + 500]
+                for row in connection.execute(sa.select(*columns).where(predictions.c.key.in_(part))):
+                    found[row.key] = json.loads(gzip.decompress(row.body))
+        return found
+
+    def versions(self, project_id: int | None = None) -> list[str]:
+        """Model versions that made predictions, newest first."""
+        newest = sa.func.max(predictions.c.created_at)
+        query = sa.select(predictions.c.model_version).group_by(predictions.c.model_version).order_by(newest.desc())
+        if project_id is not None:
+            query = query.where(predictions.c.project_id == project_id)
+        with self._guard(), self.engine.connect() as connection:
+            return list(connection.scalars(query))
+
+    def count_predictions(self) -> int:
+        with self._guard(), self.engine.connect() as connection:
+            return connection.scalar(sa.select(sa.func.count()).select_from(predictions)) or 0
+
+    # -- events
+
+    def add_event(self, event: Event) -> int:
+        """Write an event down before anything is done about it; returns its id."""
+        with self._guard(), self.engine.begin() as connection:
+            result = connection.execute(
+                sa.insert(events).values(
+                    received_at=datetime.now(timezone.utc),
+                    action=event.action,
+                    project_id=event.project_id,
+                    task_ids=list(event.task_ids),
+                    annotation_ids=list(event.annotation_ids),
+                    state=event.state,
+                )
+            )
+            key = result.inserted_primary_key
+            if key is None:  # pragma: no cover - every supported database returns it
+                raise StorageError("The database did not return the new event's id.")
+            return int(key[0])
+
+    def set_event_state(self, event_id: int, state: str) -> None:
+        with self._guard(), self.engine.begin() as connection:
+            connection.execute(sa.update(events).where(events.c.id == event_id).values(state=state))
+
+    def list_events(self, state: str, limit: int = 100) -> list[Event]:
+        """Oldest first."""
+        query = sa.select(events).where(events.c.state == state).order_by(events.c.id).limit(limit)
+        with self._guard(), self.engine.connect() as connection:
+            return [
+                Event(
+                    action=row.action,
+                    project_id=row.project_id,
+                    task_ids=tuple(row.task_ids),
+                    annotation_ids=tuple(row.annotation_ids),
+                    id=row.id,
+                    state=row.state,
+                )
+                for row in connection.execute(query)
+            ]
+
+
+def _tune_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    # Readers do not wait for the writer, and a commit costs no full disk flush.
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
