@@ -1,0 +1,266 @@
+"""What is known of a video before its pixels are decoded: size, frame count, every frame's time.
+
+The packets are demuxed once, none but the first frame is decoded, so that an hour of video takes about as long as
+reading the file. Results are remembered while the file stays unchanged.
+
+Times are on the browser's clock, on which 0 is the start of the earliest audio or video stream. The size is the
+one that a browser shows (``videoWidth`` x ``videoHeight``): after rotation and with square pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import VideoError
+from ..types import IntArray, VideoInfo
+from .container import check_file, open_video
+
+logger = logging.getLogger(__name__)
+TimesArray = npt.NDArray[np.float64]
+_DAMAGED = "Copy or upload it again, or re-encode what is left: `ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4`."
+# A stream that gives no picture in its first packets is not going to.
+_FIRST_FRAME_PACKETS = 250
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scan:
+    """Everything that one pass over the packets tells.
+
+    Attributes:
+        info: the summary for the rest of the program.
+        times: ``(frames,)`` float64 seconds, presentation order, browser's clock.
+        pts: ``(frames,)`` int64 presentation timestamps in ``time_base`` units, or ``None`` where the file has none.
+        time_base: seconds per unit of ``pts``.
+        stored_size: width and height of decoded frames before rotation and aspect correction.
+        container: FFmpeg's name of the container format, e.g. ``"mov,mp4,m4a,3gp,3g2,mj2"``.
+        audio_codec: FFmpeg's name of the first audio stream's codec, or ``None``.
+        note: what is wrong with a file that is usable nevertheless, else empty.
+    """
+
+    info: VideoInfo
+    times: TimesArray
+    pts: IntArray | None
+    time_base: Fraction
+    stored_size: tuple[int, int]
+    container: str
+    audio_codec: str | None
+    note: str
+
+
+def probe(path: str | os.PathLike[str]) -> VideoInfo:
+    """Facts about a video file.
+
+    ``frames`` is what :func:`ml_backend.video.reader.read_frames` yields. A file that was cut off but still has
+    frames is accepted with a logged warning.
+
+    Raises:
+        VideoError: missing, a folder, empty, corrupt, text, a playlist, audio only, without frames or without times.
+    """
+    return scan(path).info
+
+
+def frame_times(path: str | os.PathLike[str]) -> TimesArray:
+    """``(frames,)`` float64: presentation time of every frame in seconds, in display order, on the browser's clock.
+
+    Raises:
+        VideoError: as :func:`probe`.
+    """
+    return scan(path).times
+
+
+def scan(path: str | os.PathLike[str]) -> Scan:
+    """All facts about a video file; see :class:`Scan`.
+
+    Raises:
+        VideoError: as :func:`probe`.
+    """
+    file = check_file(path)
+    status = file.stat()
+    return _scan(str(file), status.st_mtime_ns, status.st_size)
+
+
+# Probing, reading and mapping times of one video follow each other; a few results are enough.
+@lru_cache(maxsize=8)
+def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
+    file = Path(path)
+    first = _first_frame(file)
+    with open_video(file) as (container, stream):
+        audio = container.streams.audio
+        tick = Fraction(stream.time_base or Fraction(1, 90_000))
+        origin = _origin(container, stream)
+        expected = stream.frames
+        rate = stream.average_rate or stream.guessed_rate
+        packets, broken = _packets(container, stream)
+        count = len(packets)
+        if count == 0:
+            raise VideoError(f"{file.name} holds a video stream without frames.", _DAMAGED)
+        timestamped = all(pts is not None for pts, _ in packets)
+        if timestamped:
+            packets.sort()
+            pts = np.array([pts for pts, _ in packets], np.int64)
+            times: TimesArray = np.asarray(pts * float(tick) - float(origin), np.float64)
+            last = float((packets[-1][1] or 0) * tick)
+        else:
+            if not rate:
+                raise _no_rate(file)
+            pts, last = None, 1 / float(rate)
+            times = np.arange(count, dtype=np.float64) * last
+        if count > 1 and times[-1] <= times[0]:
+            raise _no_rate(file)
+        if count > 1:
+            # The last frame's own duration is often missing or nonsense; the usual interval is the better guess.
+            usual = float(np.median(np.diff(times)))
+            if not 0 < last <= 10 * max(usual, 1e-3):
+                last = usual
+        elif last <= 0:
+            last = 1 / float(rate) if rate else 0.04
+        duration = float(times[-1] - times[0]) + last
+        if duration <= 0:
+            raise _no_rate(file)
+        times.setflags(write=False)
+        note = ""
+        if broken or (expected and count < 0.98 * expected and container.format.name.startswith("mov")):
+            note = f"{file.name} is damaged or cut off: {count} of {max(expected, count)} frames can be used."
+            logger.warning("%s %s", note, _DAMAGED)
+        width, height = first.size
+        info = VideoInfo(
+            path=path,
+            width=width,
+            height=height,
+            fps=count / duration,
+            frames=count,
+            duration=duration,
+            codec=stream.codec_context.codec.canonical_name,
+            pix_fmt=first.pix_fmt,
+            rotation=first.rotation,
+            variable_frame_rate=_is_variable(times, float(tick)),
+            has_audio=bool(audio),
+        )
+        audio_codec = audio[0].codec_context.codec.canonical_name if audio and audio[0].codec_context else None
+        return Scan(info, times, pts, tick, first.stored, container.format.name, audio_codec, note)
+
+
+@dataclass(frozen=True, slots=True)
+class _First:
+    stored: tuple[int, int]
+    size: tuple[int, int]
+    rotation: int
+    pix_fmt: str
+
+
+def _first_frame(file: Path) -> _First:
+    """Decode one frame: the only proof that the codec works, and the only place that tells the rotation."""
+    with open_video(file) as (container, stream):
+        for frame in decode(container, stream, limit=_FIRST_FRAME_PACKETS):
+            rotation = clockwise(frame)
+            stored = (frame.width, frame.height)
+            size = displayed_size(stored, rotation, stream.sample_aspect_ratio)
+            return _First(stored, size, rotation, frame.format.name)
+        name = stream.codec_context.name
+    raise VideoError(f"No frame of {file.name} can be decoded ({name}): it is corrupt or holds no frames.", _DAMAGED)
+
+
+def decode(container: Any, stream: Any, limit: int | None = None) -> Iterator[Any]:
+    """Decoded PyAV frames in presentation order; damaged packets are skipped and counted in the log.
+
+    Args:
+        limit: give up after so many packets.
+    """
+    skipped = 0
+    packets = container.demux(stream)
+    for number in range(limit if limit is not None else 1 << 62):
+        try:
+            packet = next(packets, None)
+        except av.error.FFmpegError as error:
+            logger.warning("%s cannot be read to its end: %s", Path(container.name).name, error)
+            break
+        if packet is None:
+            break
+        if packet.is_corrupt:
+            continue
+        try:
+            frames = stream.decode(packet)
+        except av.error.EOFError:
+            break
+        except av.error.FFmpegError as error:
+            skipped += 1
+            if skipped == 1:
+                logger.warning("%s: packet %d is damaged: %s", Path(container.name).name, number, error)
+            continue
+        yield from frames
+    if skipped > 1:
+        logger.warning("%s: %d damaged packets were skipped", Path(container.name).name, skipped)
+
+
+def clockwise(frame: Any) -> int:
+    """Degrees clockwise (0, 90, 180, 270) by which a decoded frame must be turned for display."""
+    degrees: int = -round(frame.rotation / 90) * 90 % 360
+    return degrees
+
+
+def displayed_size(stored: tuple[int, int], rotation: int, aspect: Fraction | None) -> tuple[int, int]:
+    """Size in square pixels after rotation; as browsers do, the picture is stretched, never shrunk."""
+    width, height = stored
+    if aspect and aspect > 0 and aspect != 1:
+        if aspect > 1:
+            width = round(width * aspect)
+        else:
+            height = round(height / aspect)
+    return (height, width) if rotation in (90, 270) else (width, height)
+
+
+def _origin(container: Any, stream: Any) -> Fraction:
+    """Seconds on the file's clock that are 0 on the browser's: the earliest start of audio and video."""
+    starts = [
+        Fraction(s.start_time) * s.time_base
+        for s in (stream, *container.streams.audio)
+        if s.start_time is not None and s.time_base
+    ]
+    return min(starts, default=Fraction(0))
+
+
+def _packets(container: Any, stream: Any) -> tuple[list[tuple[Any, int]], bool]:
+    """``(pts, duration)`` of each packet that will be shown, and whether the file ends in damage."""
+    found: list[tuple[Any, int]] = []
+    try:
+        for packet in container.demux(stream):
+            if packet.size == 0 or packet.is_discard:
+                continue
+            if packet.is_corrupt:
+                return found, True
+            found.append((packet.pts, packet.duration or 0))
+    except av.error.FFmpegError as error:
+        logger.warning("%s cannot be read to its end: %s", Path(container.name).name, error)
+        return found, True
+    return found, False
+
+
+def _is_variable(times: TimesArray, tick: float) -> bool:
+    """Whether frames leave a regular grid: intervals differ by over 10 %, or the drift exceeds half an interval."""
+    if len(times) < 3:
+        return False
+    steps = np.diff(times)
+    usual = float(np.median(steps))
+    if bool(np.any(np.abs(steps - usual) > 2 * tick + 0.1 * usual)):
+        return True
+    grid = np.linspace(times[0], times[-1], len(times))
+    return bool(np.any(np.abs(times - grid) > 0.5 * usual))
+
+
+def _no_rate(file: Path) -> VideoError:
+    return VideoError(
+        f"{file.name} has no frame rate: its frames carry no usable times.",
+        "Re-encode it with a frame rate, e.g. `ffmpeg -r 25 -i INPUT -c:v libx264 OUTPUT.mp4`.",
+    )
