@@ -1,0 +1,151 @@
+"""Tracks to Label Studio's ``videorectangle`` results, and back to boxes as its player shows them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ml_backend.geometry import Float64Array, clip_xyxy, iou_pairs, percent_to_xyxy, xyxy_to_percent
+from ml_backend.keyframes import interpolate, simplify
+from ml_backend.label_studio.schema import VideoControl
+from ml_backend.label_studio.timeline import Timeline
+from ml_backend.types import BoolArray, IntArray, Track, VideoInfo
+
+Region = dict[str, Any]
+
+#: Length of the ids that Label Studio makes itself.
+_ID_CHARS = 10
+
+
+def _region_id(content: Any) -> str:
+    """The same content gets the same id: predicting again makes no new regions for what did not change."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().lower()[:_ID_CHARS]
+
+
+def _keyframes(frames: IntArray, percent_xyxy: Float64Array, min_iou: float) -> tuple[IntArray, Float64Array]:
+    """Keyframes in x, y, width, height percent, rounded so that the bound holds for what is written."""
+    # A hundredth of the slack pays for the rounding, which keeps the numbers short.
+    keys, boxes = simplify(frames, percent_xyxy, min_iou + 0.01 * (1.0 - min_iou))
+    exact = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    for decimals in (3, 4, 6, 9):
+        rounded = np.round(exact, decimals)
+        if (rounded[:, 2:] <= 0).any():
+            continue
+        # x + width may pass 100 by half a unit of rounding; Label Studio's own boxes never do.
+        rounded[:, 2:] = np.minimum(rounded[:, 2:], np.round(100.0 - rounded[:, :2], decimals))
+        corners = np.concatenate([rounded[:, :2], rounded[:, :2] + rounded[:, 2:]], axis=1)
+        if (iou_pairs(interpolate(keys, corners, frames), percent_xyxy) >= min_iou).all():
+            return keys, rounded
+    return keys, exact
+
+
+def track_to_region(
+    track: Track, timeline: Timeline, control: VideoControl, video: VideoInfo, min_iou: float = 0.9
+) -> Region | None:
+    """One track as a ``videorectangle`` result.
+
+    On each frame of Label Studio's timeline the region shows the track's box on the picture that is on screen then,
+    with IoU >= ``min_iou``, and is hidden wherever the track has none.
+
+    Args:
+        track: frames are decoded indices, boxes pixels of the displayed video; needs a label.
+        timeline: of this video, with the frame rate that applies to the task.
+        control: gives the names.
+        video: gives the displayed size.
+        min_iou: bound of the keyframe simplification.
+
+    Returns:
+        The result, or ``None`` where the track has no label or is on none of Label Studio's frames.
+    """
+    if track.label is None:
+        return None
+    limit = [100.0, 100.0]
+    count = timeline.frames_count
+    sequence: list[dict[str, Any]] = []
+    for frames, xyxy in timeline.resample(track.frames, track.xyxy):
+        percent = xyxy_to_percent(clip_xyxy(xyxy, video.width, video.height), video.width, video.height)
+        corners = np.concatenate([percent[:, :2], percent[:, :2] + percent[:, 2:]], axis=1)
+        visible = np.flatnonzero((percent[:, 2:] > 0).all(axis=1))
+        if not len(visible):
+            continue
+        for part in np.split(visible, np.flatnonzero(np.diff(visible) > 1) + 1):
+            keys, boxes = _keyframes(frames[part], np.clip(corners[part], 0.0, [*limit, *limit]), min_iou)
+            for frame, box in zip(keys.tolist(), boxes.tolist(), strict=True):
+                # Hidden after the part's last frame, on which it is still drawn; at the video's end there is no after.
+                ends = frame == keys[-1] and frame < count
+                x, y, width, height = box
+                sequence.append(
+                    {
+                        "frame": frame,
+                        "enabled": not ends,
+                        "x": x,
+                        "y": y,
+                        "width": width,
+                        "height": height,
+                        "rotation": 0,
+                        # One frame late, as Label Studio itself writes it; it reads `frame` only.
+                        "time": round(frame / timeline.frame_rate, 6),
+                    }
+                )
+    if not sequence:
+        return None
+    value = {"framesCount": count, "duration": timeline.duration, "labels": [track.label], "sequence": sequence}
+    region: Region = {
+        "from_name": control.from_name,
+        "to_name": control.to_name,
+        "type": "videorectangle",
+        "value": value,
+        "score": round(float(track.score), 4),
+        "meta": {"original_class": track.top_class},
+    }
+    return {"id": _region_id([track.track_id, region]), **region}
+
+
+def region_boxes(
+    region: Mapping[str, Any], width: float, height: float, frames: npt.ArrayLike | None = None
+) -> tuple[IntArray, Float64Array, BoolArray]:
+    """The boxes of a ``videorectangle`` result as Label Studio's player shows them.
+
+    Args:
+        region: a result of a prediction or an annotation.
+        width, height: displayed size of the video in pixels.
+        frames: ``(n,)`` 1-based frames of Label Studio's timeline; all of them if ``None``.
+
+    Returns:
+        ``(frames (n,) int64, xyxy (n, 4) float64 pixels, visible (n,) bool)``; boxes of invisible frames are 0.
+    """
+    value = region["value"]
+    sequence = sorted(value.get("sequence") or [], key=lambda key: int(key["frame"]))
+    last = max([int(value.get("framesCount") or 0), *(int(key["frame"]) for key in sequence)])
+    at = np.arange(1, last + 1, dtype=np.int64) if frames is None else np.asarray(frames, dtype=np.int64)
+    if not sequence:
+        return at, np.zeros((len(at), 4)), np.zeros(len(at), bool)
+    keys = np.array([int(key["frame"]) for key in sequence], dtype=np.int64)
+    enabled = np.array([bool(key.get("enabled", True)) for key in sequence])
+    names = ("x", "y", "width", "height")
+    percent = np.array([[float(key[name]) for name in names] for key in sequence])
+    previous = np.searchsorted(keys, at, side="right") - 1
+    visible: BoolArray = (previous >= 0) & (enabled[previous] | (keys[previous] == at))
+    xyxy = percent_to_xyxy(interpolate(keys, percent, at), width, height)
+    xyxy[~visible] = 0.0
+    return at, xyxy, visible
+
+
+def visible_frames(region: Mapping[str, Any]) -> int:
+    """Number of Label Studio frames on which a region is drawn."""
+    return int(region_boxes(region, 1.0, 1.0)[2].sum())
+
+
+def make_prediction(regions: Sequence[Region], model_version: str) -> dict[str, Any]:
+    """A Label Studio prediction; its score is the mean of the regions', each weighted by the frames it is on."""
+    weights = [visible_frames(region) for region in regions]
+    total = sum(weights)
+    score = sum(w * float(r["score"]) for w, r in zip(weights, regions, strict=True)) / total if total else 0.0
+    return {"model_version": model_version, "score": round(score, 4), "result": list(regions)}
