@@ -1,0 +1,257 @@
+"""Track management: from a tracker's boxes, frame by frame, to finished tracks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import lap
+import numpy as np
+import numpy.typing as npt
+
+from ml_backend.settings import Settings
+from ml_backend.tracks import credibility
+from ml_backend.tracks.smooth import fill_and_smooth
+from ml_backend.tracks.stitch import stitch_cost
+from ml_backend.tracks.tracklet import Tracklet
+from ml_backend.types import FloatArray, Track
+
+STITCH_S = 2.0  # pieces of one life are joined over gaps up to this
+SILENT_S = 1.2  # a track unseen for so long will not be continued by the tracker itself
+MIN_STRENGTH = 0.3  # of anything that is kept
+MIN_STRENGTH_STILL = 0.4  # of what never moves: posters, dummies, reflections are weak *and* still
+MOVES = 0.5  # box sizes; less is standing still
+SAME_BOX = 0.7  # IoU at which two tracks of one class are one object ...
+SAME_BOX_CLASSES = 0.8  # ... and of two classes: car and truck, but never a rider and the bicycle
+INSIDE = 0.85  # share of a box inside another at which it may be a part of it
+SAME_LIFE = 0.6  # duplicates share at least this much of the shorter life
+
+
+@dataclass(slots=True)
+class _Overlap:
+    """In how many frames two tracks were close: IoU over each bound, and one inside the other."""
+
+    same: int = 0
+    same_classes: int = 0
+    inside: int = 0
+
+    def add(self, other: _Overlap) -> None:
+        self.same += other.same
+        self.same_classes += other.same_classes
+        self.inside += other.inside
+
+
+class TrackAssembler:
+    """Turns tracked boxes into tracks while the video runs.
+
+    A track is given out as soon as nothing that comes later can change it, so memory depends on how many objects are
+    in the picture, not on the video's length. Feed one video, in frame order.
+
+    Args:
+        fps: decoded frames per second.
+        names: the detector's class names.
+        width, height: of the displayed picture, pixels.
+        settings: ``min_track_s``, ``max_gap_s`` and ``smooth_s`` are used.
+        motion: the boxes come from the motion detector, whose confidence says nothing about being real.
+    """
+
+    def __init__(
+        self,
+        fps: float,
+        names: Mapping[int, str],
+        width: int,
+        height: int,
+        settings: Settings,
+        *,
+        motion: bool = False,
+    ) -> None:
+        if fps <= 0:
+            raise ValueError(f"expected fps > 0, got {fps}")
+        self._fps = fps
+        self._names = dict(names)
+        self._width, self._height = width, height
+        self._settings = settings
+        self._motion = motion
+        self._next_id = 1
+        self._by_tracker_id: dict[int, Tracklet] = {}
+        self._live: dict[int, Tracklet] = {}  # by track id; seen lately or waiting for a continuation
+        self._overlaps: dict[tuple[int, int], _Overlap] = {}
+
+    @property
+    def buffered(self) -> int:
+        """Number of boxes held in memory."""
+        return sum(len(tracklet) for tracklet in self._live.values())
+
+    def push(self, frame: int, tracked: Sequence[tuple[int, FloatArray, float, int]]) -> list[Track]:
+        """Add one frame.
+
+        Args:
+            frame: 0-based index, larger than all before; frames without boxes may be left out.
+            tracked: (tracker's id, ``(4,)`` xyxy, confidence, class id) of each box.
+
+        Returns:
+            Tracks that are finished by now.
+        """
+        present: list[Tracklet] = []
+        for tracker_id, xyxy, conf, class_id in tracked:
+            tracklet = self._by_tracker_id.get(tracker_id)
+            if tracklet is None or (len(tracklet) and frame - tracklet.end > SILENT_S * self._fps):
+                tracklet = self._begin(tracker_id)
+            if len(tracklet) and tracklet.end >= frame:
+                continue  # two ids that were found to be one object
+            tracklet.append(frame, np.asarray(xyxy, np.float32), float(conf), int(class_id))
+            present.append(tracklet)
+        self._note_overlaps(present)
+        return self._finish(frame)
+
+    def close(self) -> list[Track]:
+        """The video is over: all remaining tracks."""
+        tracks = self._finish(None)
+        self._by_tracker_id.clear()
+        self._overlaps.clear()
+        return tracks
+
+    def _begin(self, tracker_id: int) -> Tracklet:
+        tracklet = Tracklet(self._next_id)
+        tracklet.tracker_ids.add(tracker_id)
+        self._next_id += 1
+        self._by_tracker_id[tracker_id] = tracklet
+        self._live[tracklet.track_id] = tracklet
+        return tracklet
+
+    def _note_overlaps(self, present: list[Tracklet]) -> None:
+        if len(present) < 2:
+            return
+        boxes = np.concatenate([t.tail(1)[1] for t in present]).astype(np.float64)
+        iou, ios = _overlap_matrices(boxes)
+        for i, j in np.argwhere(np.triu((iou >= SAME_BOX) | (ios >= INSIDE), 1)):
+            a, b = sorted((present[i].track_id, present[j].track_id))
+            overlap = self._overlaps.setdefault((a, b), _Overlap())
+            overlap.same += int(iou[i, j] >= SAME_BOX)
+            overlap.same_classes += int(iou[i, j] >= SAME_BOX_CLASSES)
+            overlap.inside += int(ios[i, j] >= INSIDE)
+
+    def _finish(self, now: int | None) -> list[Track]:
+        """Give out what can no longer change; all of it when ``now`` is None."""
+        wait = (STITCH_S + SILENT_S) * self._fps
+        due = [t for t in self._live.values() if now is None or now - t.end > wait]
+        if not due:
+            return []
+        self._stitch(due)
+        tracks = []
+        for tracklet in due:
+            if self._live.get(tracklet.track_id) is not tracklet or (now is not None and now - tracklet.end <= wait):
+                continue  # has become part of another, or lives on
+            if not self._is_duplicate(tracklet):
+                track = self._complete(tracklet)
+                if track is not None:
+                    tracks.append(track)
+            self._drop(tracklet)
+        return tracks
+
+    def _stitch(self, due: list[Tracklet]) -> None:
+        """Join tails that are due with heads that continue them, best first (Hungarian)."""
+        while True:
+            everything = sorted(self._live.values(), key=lambda t: t.track_id)
+            cost = np.array(
+                [
+                    [
+                        np.inf if a is b else stitch_cost(a, b, self._fps, STITCH_S, self._width, self._height)
+                        for b in everything
+                    ]
+                    for a in everything
+                ]
+            )
+            if not np.isfinite(cost).any():
+                return
+            _, columns, _ = lap.lapjv(np.where(np.isfinite(cost), cost, 1e6), extend_cost=True, cost_limit=2.0)
+            pairs = sorted(
+                (cost[r, c], everything[r].track_id, everything[c].track_id) for r, c in enumerate(columns) if c >= 0
+            )
+            due_ids = {t.track_id for t in due}
+            for _, first, second in pairs:
+                if first in due_ids:
+                    self._merge(self._live[first], self._live[second])
+                    break
+            else:
+                return
+            due = [t for t in due if t.track_id in self._live]
+
+    def _merge(self, keep: Tracklet, gone: Tracklet) -> None:
+        keep.absorb(gone)
+        for tracker_id in gone.tracker_ids:
+            if self._by_tracker_id.get(tracker_id) is gone:
+                self._by_tracker_id[tracker_id] = keep
+        del self._live[gone.track_id]
+        for pair in [p for p in self._overlaps if gone.track_id in p]:
+            overlap = self._overlaps.pop(pair)
+            other = pair[0] if pair[1] == gone.track_id else pair[1]
+            if other != keep.track_id:
+                a, b = sorted((other, keep.track_id))
+                self._overlaps.setdefault((a, b), _Overlap()).add(overlap)
+
+    def _drop(self, tracklet: Tracklet) -> None:
+        del self._live[tracklet.track_id]
+        for tracker_id in tracklet.tracker_ids:
+            if self._by_tracker_id.get(tracker_id) is tracklet:
+                del self._by_tracker_id[tracker_id]
+        for pair in [p for p in self._overlaps if tracklet.track_id in p]:
+            del self._overlaps[pair]
+
+    def _is_duplicate(self, tracklet: Tracklet) -> bool:
+        """Whether another track shows the same object; that one then has taken over this one's boxes."""
+        for pair in sorted(p for p in self._overlaps if tracklet.track_id in p):
+            other = self._live[pair[0] if pair[1] == tracklet.track_id else pair[1]]
+            overlap = self._overlaps[pair]
+            needed = SAME_LIFE * min(len(tracklet), len(other))
+            same_class = tracklet.top_class == other.top_class
+            if (overlap.same if same_class else overlap.same_classes) >= needed:
+                merged = sorted((tracklet, other), key=lambda t: t.track_id)
+                other.absorb(tracklet)
+                other.track_id, keep_id = other.track_id, merged[0].track_id
+                del keep_id
+                return True
+            weaker = credibility.strength(tracklet.conf) < 0.6 * credibility.strength(other.conf)
+            if same_class and weaker and overlap.inside >= 0.8 * len(tracklet):
+                return True  # an arm, a reflection: part of the other
+        return False
+
+    def _complete(self, tracklet: Tracklet) -> Track | None:
+        settings = self._settings
+        if len(tracklet) < max(2, settings.min_track_s * self._fps):
+            return None
+        strength = credibility.strength(tracklet.conf)
+        if not self._motion:
+            still = credibility.travelled(tracklet.xyxy) < MOVES
+            if strength < (MIN_STRENGTH_STILL if still else MIN_STRENGTH):
+                return None
+        frames, xyxy, conf = fill_and_smooth(
+            tracklet.frames,
+            tracklet.xyxy,
+            tracklet.conf,
+            round(settings.max_gap_s * self._fps),
+            settings.smooth_s * self._fps,
+        )
+        xyxy[:, 0::2] = xyxy[:, 0::2].clip(0, self._width)
+        xyxy[:, 1::2] = xyxy[:, 1::2].clip(0, self._height)
+        visible = (xyxy[:, 2] - xyxy[:, 0] >= 1) & (xyxy[:, 3] - xyxy[:, 1] >= 1)
+        if not visible.any():
+            return None
+        return Track(
+            tracklet.track_id,
+            frames[visible],
+            xyxy[visible],
+            conf[visible],
+            {self._names.get(c, str(c)): float(v) for c, v in sorted(tracklet.votes.items())},
+            None,
+            credibility.track_score(tracklet),
+        )
+
+
+def _overlap_matrices(boxes: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """IoU, and intersection over the smaller area, of all pairs of ``(n, 4)`` boxes."""
+    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    inter = np.clip(high - low, 0, None).prod(-1)
+    area = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(-1), 1e-6)
+    return inter / (area[:, None] + area[None] - inter), inter / np.minimum(area[:, None], area[None])

@@ -1,0 +1,93 @@
+"""A growing track: what has been seen of one object so far."""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+
+from ml_backend.types import FloatArray, IntArray
+
+
+class Tracklet:
+    """Boxes of one object in frame order; compact, because a parked car may stay for hours.
+
+    Attributes:
+        track_id: given by the assembler, in order of appearance.
+        tracker_ids: ids under which the tracker still may continue it.
+        votes: sum of confidence per class id.
+    """
+
+    def __init__(self, track_id: int) -> None:
+        self.track_id = track_id
+        self.tracker_ids: set[int] = set()
+        self.votes: dict[int, float] = {}
+        self._frames = array("q")
+        self._boxes = array("f")
+        self._conf = array("f")
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def start(self) -> int:
+        """First frame."""
+        return self._frames[0]
+
+    @property
+    def end(self) -> int:
+        """Last frame."""
+        return self._frames[-1]
+
+    @property
+    def frames(self) -> IntArray:
+        """``(n,)`` frame indices."""
+        return np.array(self._frames, np.int64)
+
+    @property
+    def xyxy(self) -> FloatArray:
+        """``(n, 4)`` boxes in pixels."""
+        return np.array(self._boxes, np.float32).reshape(-1, 4)
+
+    @property
+    def conf(self) -> FloatArray:
+        """``(n,)`` detector confidences."""
+        return np.array(self._conf, np.float32)
+
+    @property
+    def top_class(self) -> int:
+        """Class id with the most votes; ties go to the smallest."""
+        return min(self.votes, key=lambda c: (-self.votes[c], c))
+
+    def append(self, frame: int, xyxy: FloatArray, conf: float, class_id: int) -> None:
+        """Add a box in a frame later than all before."""
+        self._frames.append(frame)
+        self._boxes.extend(float(v) for v in xyxy)
+        self._conf.append(conf)
+        self.votes[class_id] = self.votes.get(class_id, 0.0) + conf
+
+    def head(self, n: int) -> tuple[IntArray, FloatArray, FloatArray]:
+        """Frames, boxes and confidences of the first ``n`` boxes."""
+        return _arrays(self._frames[:n], self._boxes[: 4 * n], self._conf[:n])
+
+    def tail(self, n: int) -> tuple[IntArray, FloatArray, FloatArray]:
+        """Frames, boxes and confidences of the last ``n`` boxes."""
+        return _arrays(self._frames[-n:], self._boxes[-4 * n :], self._conf[-n:])
+
+    def absorb(self, other: Tracklet) -> None:
+        """Take over another tracklet of the same object; where both have a box, the more confident stays."""
+        frames = np.concatenate([self.frames, other.frames])
+        xyxy = np.concatenate([self.xyxy, other.xyxy])
+        conf = np.concatenate([self.conf, other.conf])
+        order = np.lexsort((-conf, frames))
+        order = order[np.unique(frames[order], return_index=True)[1]]
+        self._frames = array("q", frames[order].tolist())
+        self._boxes = array("f", xyxy[order].ravel().tolist())
+        self._conf = array("f", conf[order].tolist())
+        for class_id, vote in other.votes.items():
+            self.votes[class_id] = self.votes.get(class_id, 0.0) + vote
+        self.tracker_ids |= other.tracker_ids
+
+
+def _arrays(frames: array[int], boxes: array[float], conf: array[float]) -> tuple[IntArray, FloatArray, FloatArray]:
+    return np.array(frames, np.int64), np.array(boxes, np.float32).reshape(-1, 4), np.array(conf, np.float32)
