@@ -89,8 +89,21 @@ class QueueUnavailable(BackendError):
     retryable = True
 
 
+class PredictionFailed(BackendError):
+    """The job that was to make a prediction failed; the message is that job's."""
+
+    http_status = 422
+
+
 class StorageError(BackendError):
     """The database or the disk cannot take data: full, read-only, locked."""
 
     http_status = 507
+    retryable = True
+
+
+class Interrupted(BackendError):
+    """The process was asked to end in the middle of long work, which is taken up again."""
+
+    http_status = 503
     retryable = True

@@ -17,7 +17,7 @@ from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
 
-TOKEN_CURE = (
+TOKEN_CURE = (  # noqa: S105 - a text about tokens
     "Set LABEL_STUDIO_API_KEY to a token from Label Studio's Account & Settings page "
     "(a personal access token, or a legacy token where these are enabled)."
 )
@@ -43,7 +43,7 @@ class Task:
     """What is needed of a task.
 
     Attributes:
-        data: the task's data; storage URIs may come back as resolver paths.
+        data: the task's data, storage URIs as they were imported.
         annotations: number of annotations, drafts not counted.
         prediction_versions: model versions of the predictions that the task has.
     """
@@ -129,7 +129,9 @@ class LabelStudioClient:
 
     def get_task(self, task_id: int) -> Task:
         with self._translated(f"read task {task_id}"):
-            task = self._sdk.tasks.get(str(task_id))
+            # Unresolved: cloud URIs stay what they are, so that the data can be written back.
+            raw = {"additional_query_parameters": {"resolve_uri": "false"}}
+            task = self._sdk.tasks.get(str(task_id), request_options=raw)
         annotations = [a for a in task.annotations or [] if not _get(a, "was_cancelled")]
         versions = frozenset(str(_get(p, "model_version")) for p in task.predictions or [] if _get(p, "model_version"))
         return Task(task_id, int(task.project), dict(task.data or {}), len(annotations), versions)

@@ -1,0 +1,101 @@
+"""What has to be predicted for a task, and the key under which the result is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ml_backend.errors import MediaError
+from ml_backend.label_studio.media import canonical_uri
+from ml_backend.label_studio.schema import LabelConfig, VideoControl, parse_label_config
+
+
+@dataclass(frozen=True, slots=True)
+class VideoPart:
+    """One video of a task with the control that takes its regions.
+
+    ``frame_rate`` is of Label Studio's timeline; ``None`` means that the task lacks the field that the config refers
+    to and may still be given one (it has no annotations yet), so the video must be probed first.
+    """
+
+    control: VideoControl
+    uri: str
+    frame_rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlan:
+    """All parts of one task under one model version."""
+
+    project_id: int
+    task_id: int
+    parts: tuple[VideoPart, ...]
+    version: str
+
+    @property
+    def needs_probe(self) -> bool:
+        return any(part.frame_rate is None for part in self.parts)
+
+    @property
+    def key(self) -> str:
+        """Equal for equal videos, controls, frame rates and versions within a project; 40 hex digits."""
+        described = {
+            "project": self.project_id,
+            "version": self.version,
+            "parts": [[part.uri, part.frame_rate, repr(part.control)] for part in self.parts],
+        }
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:40]
+
+
+def rate_field(control: VideoControl) -> str | None:
+    """The task field that the ``Video`` tag's ``frameRate="$field"`` names, if it names a plain one."""
+    text = control.frame_rate.text
+    return text[1:] if text.startswith("$") and text[1:].isidentifier() else None
+
+
+@lru_cache(maxsize=64)
+def cached_label_config(xml: str) -> LabelConfig:
+    """Label Studio sends the same config with every request; parse it once."""
+    return parse_label_config(xml)
+
+
+def plan_task(
+    project_id: int,
+    task_id: int,
+    data: Mapping[str, Any],
+    label_config: str,
+    version: str,
+    *,
+    annotated: bool,
+    label_studio_url: str,
+) -> TaskPlan:
+    """Work out what a task needs.
+
+    Args:
+        annotated: tasks with annotations are never written to, so a missing frame rate stays Label Studio's default.
+
+    Raises:
+        ConfigError: the label config cannot hold video tracks.
+        MediaError: the task has none of the fields that the config's Video tags name.
+    """
+    config = cached_label_config(label_config)
+    parts = []
+    for control in config.video_controls:
+        uri = control.media(data)
+        if uri is None:
+            continue
+        field = rate_field(control)
+        open_rate = field is not None and not annotated and data.get(field) in (None, "")
+        rate = None if open_rate else control.frame_rate_for(data)
+        parts.append(VideoPart(control, canonical_uri(uri, label_studio_url), rate))
+    if not parts:
+        wanted = ", ".join(sorted({control.value_key for control in config.video_controls}))
+        raise MediaError(
+            f"Task {task_id} has no video: its data lacks the field {wanted!r}.",
+            "Import tasks with that field, or change the Video tag's value.",
+        )
+    return TaskPlan(project_id, task_id, tuple(parts), version)

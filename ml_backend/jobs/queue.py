@@ -1,0 +1,237 @@
+"""The queue: idempotent requests in, jobs out. Knows RQ and Redis; knows no HTTP and no models."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeout
+from rq import Queue, Retry
+from rq.exceptions import DuplicateJobError, NoSuchJobError
+from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
+
+from ml_backend.errors import QueueUnavailable
+from ml_backend.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: In order of priority: preparing a task is short and lets people open it with the right frame rate.
+QUEUES = ("prepare", "predict")
+RETRY_INTERVALS_S = [5, 30, 120, 600]
+#: A failed job is not repeated sooner, however often Label Studio asks.
+FAILED_PAUSE = timedelta(seconds=30)
+FAILURE_TTL_S = 7 * 24 * 3600
+TARGETS_TTL_S = 7 * 24 * 3600
+
+_OVER = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """Outcome of a request: ``created`` is whether a new job was made; ``failure`` is why the last one failed."""
+
+    job_id: str
+    created: bool
+    failure: str = ""
+
+
+def connect(settings: Settings, *, timeout: float | None = 1.0) -> Redis:
+    """A Redis client that does not hang when the server is away."""
+    return Redis.from_url(settings.redis_url, socket_connect_timeout=0.5, socket_timeout=timeout)
+
+
+class JobQueue:
+    """Requests for background work. Every method raises QueueUnavailable when Redis does not answer."""
+
+    def __init__(self, settings: Settings, connection: Redis | None = None) -> None:
+        self._settings = settings
+        self.connection = connection or connect(settings)
+        self._queues = {name: Queue(name, connection=self.connection, serializer=JSONSerializer) for name in QUEUES}
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except (RedisError, RedisTimeout, OSError) as error:
+            raise QueueUnavailable(
+                f"The queue does not answer at {self._settings.redis_url.rsplit('@', 1)[-1]} "
+                f"({error.__class__.__name__}).",
+                "Start Redis, or set REDIS_URL to where it is reachable. Nothing is lost: ask again then.",
+            ) from error
+
+    def ping(self) -> None:
+        with self._guard():
+            self.connection.ping()
+
+    # -- requests
+
+    def request_prepare(self, project_id: int, task_id: int) -> Requested:
+        """Probe a task's videos, write their frame rate into the task, then request its prediction."""
+        return self._request("prepare", "prepare_task", [project_id, task_id], f"prepare-{task_id}")
+
+    def request_prepare_many(self, project_id: int, task_ids: Sequence[int], name: str) -> Requested:
+        """One job that requests many; ``name`` makes it idempotent."""
+        return self._request("prepare", "prepare_many", [project_id, list(task_ids)], f"prepare-many-{name}")
+
+    def request_prediction(self, key: str, project_id: int, task_id: int) -> Requested:
+        """One job per key; every task that asks meanwhile is served by it."""
+        with self._guard():
+            targets = _targets_key(key)
+            self.connection.sadd(targets, task_id)
+            self.connection.expire(targets, TARGETS_TTL_S)
+        return self._request("predict", "predict", [key, project_id, task_id], f"predict-{key}")
+
+    def _request(self, queue: str, function: str, args: list[Any], job_id: str) -> Requested:
+        repeats = self._settings.job_attempts - 1
+        retry = Retry(max=repeats, interval=RETRY_INTERVALS_S) if repeats else None
+        with self._guard():
+            for _ in range(3):
+                try:
+                    self._queues[queue].enqueue_call(
+                        f"ml_backend.jobs.tasks.{function}",
+                        args=args,
+                        job_id=job_id,
+                        unique=True,
+                        timeout=self._settings.job_timeout_s,
+                        result_ttl=0,  # the result is in the database; a finished job must not block a new one
+                        failure_ttl=FAILURE_TTL_S,
+                        retry=retry,
+                        description=f"{function} {args}",
+                    )
+                    return Requested(job_id, True)
+                except DuplicateJobError:
+                    job = self._fetch(job_id)
+                    if job is None:
+                        continue  # it ended between the two calls
+                    if job.get_status(refresh=False) not in _OVER:
+                        return Requested(job_id, False)
+                    if job.ended_at and datetime.now(timezone.utc) - _aware(job.ended_at) < FAILED_PAUSE:
+                        return Requested(job_id, False, failure_text(job))
+                    job.delete()
+        return Requested(job_id, False)
+
+    def _fetch(self, job_id: str) -> Job | None:
+        try:
+            return Job.fetch(job_id, connection=self.connection, serializer=JSONSerializer)
+        except NoSuchJobError:
+            return None
+
+    # -- targets of a prediction
+
+    def pop_target(self, key: str) -> int | None:
+        """Take one task that waits for this prediction."""
+        with self._guard():
+            value = self.connection.spop(_targets_key(key))
+        return None if value is None else int(value)  # type: ignore[arg-type]
+
+    def add_targets(self, key: str, task_ids: Sequence[int]) -> None:
+        if task_ids:
+            with self._guard():
+                self.connection.sadd(_targets_key(key), *task_ids)
+
+    @contextmanager
+    def delivery_lock(self, task_id: int) -> Iterator[None]:
+        """Only one process at a time compares a task's predictions and adds one."""
+        with self._guard():
+            lock = self.connection.lock(f"video:deliver:{task_id}", timeout=120, blocking_timeout=130)
+            if not lock.acquire():
+                raise QueueUnavailable(f"Task {task_id} is locked by another worker.", "It is tried again later.")
+        try:
+            yield
+        finally:
+            try:
+                lock.release()
+            except RedisError as error:  # expired or Redis went away: the time-out frees it
+                log.warning("The delivery lock of task %s was not released: %s", task_id, error)
+
+    # -- the token that Label Studio hands over in /setup
+
+    def remember_token(self, token: str) -> None:
+        with self._guard():
+            self.connection.set("video:setup-token", token)
+
+    def remembered_token(self) -> str:
+        with self._guard():
+            value = self.connection.get("video:setup-token")
+        return value.decode() if isinstance(value, bytes) else ""
+
+    # -- counters and state
+
+    def count(self, name: str, amount: float = 1) -> None:
+        """Add to a counter that /metrics shows; workers have no HTTP of their own."""
+        with self._guard():
+            self.connection.hincrbyfloat("video:counters", name, amount)
+
+    def counters(self) -> dict[str, float]:
+        with self._guard():
+            values = self.connection.hgetall("video:counters")
+        return {name.decode(): float(value) for name, value in values.items()}  # type: ignore[union-attr]
+
+    def depths(self) -> dict[str, dict[str, int]]:
+        """Number of jobs by queue and state."""
+        with self._guard():
+            return {
+                name: {
+                    "queued": queue.count,
+                    "started": queue.started_job_registry.get_job_count(cleanup=False),
+                    "scheduled": queue.scheduled_job_registry.get_job_count(cleanup=False),
+                    "failed": queue.failed_job_registry.get_job_count(cleanup=False),
+                }
+                for name, queue in self._queues.items()
+            }
+
+    def workers(self) -> list[str]:
+        """Names of the workers that gave a sign of life lately."""
+        from rq import Worker
+
+        with self._guard():
+            return sorted(str(key).rsplit(":", 1)[-1] for key in Worker.all_keys(connection=self.connection))
+
+    def job(self, job_id: str) -> dict[str, Any] | None:
+        """State, progress and error of a job."""
+        with self._guard():
+            job = self._fetch(job_id)
+            if job is None:
+                return None
+            status = job.get_status()
+        return {
+            "id": job_id,
+            "state": status.value if status else "unknown",
+            "progress": job.meta.get("progress"),
+            "error": failure_text(job),
+        }
+
+    def failed_jobs(self) -> list[dict[str, Any]]:
+        """Dead jobs with their error, newest first."""
+        found = []
+        with self._guard():
+            for queue in self._queues.values():
+                for job_id in queue.failed_job_registry.get_job_ids(cleanup=False):
+                    if job := self._fetch(job_id):
+                        found.append({"id": job_id, "ended_at": str(job.ended_at), "error": failure_text(job)})
+        return sorted(found, key=lambda item: item["ended_at"], reverse=True)
+
+
+def failure_text(job: Job) -> str:
+    """Why a job failed, in the words of the error that was raised."""
+    text = job.meta.get("error")
+    if text:
+        return str(text)
+    result = job.latest_result() if job.get_status(refresh=False) == JobStatus.FAILED else None
+    trace = (result.exc_string or "").strip() if result else ""
+    return trace.rsplit("\n", 1)[-1]
+
+
+def _targets_key(key: str) -> str:
+    return f"video:targets:{key}"
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

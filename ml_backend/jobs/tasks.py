@@ -1,0 +1,257 @@
+"""The jobs. Arguments are plain JSON; every one may be run twice without harm."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rq import get_current_job
+
+from ml_backend.errors import BackendError, Interrupted, LabelStudioError
+from ml_backend.jobs.context import Context, get_context
+from ml_backend.jobs.plan import TaskPlan, VideoPart, plan_task, rate_field
+from ml_backend.label_studio.client import NotFound, Task
+
+log = logging.getLogger(__name__)
+
+Job = Callable[..., Any]
+
+
+def _job(function: Job) -> Job:
+    """Errors of jobs become what a person reads, and decide whether another try makes sense."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        job = get_current_job()
+        context = get_context()
+        try:
+            return function(context, *args)
+        except Interrupted:
+            if job:
+                job.retries_left = (job.retries_left or 0) + 1  # being asked to stop is no failure
+                job.retry_intervals = [1]
+            raise
+        except BackendError as error:
+            log.error("%s%s failed: %s", function.__name__, args, error)
+            if job:
+                job.meta["error"] = str(error)
+                if not error.retryable:
+                    job.retries_left = 0
+                job.save()
+            raise
+
+    return run
+
+
+@_job
+def prepare_many(context: Context, project_id: int, task_ids: list[int]) -> None:
+    """Request the preparation of many tasks; an empty list means all of the project."""
+    for task_id in task_ids or context.client.list_task_ids(project_id):
+        context.queue.request_prepare(project_id, task_id)
+
+
+@_job
+def prepare_task(context: Context, project_id: int, task_id: int) -> None:
+    """Write what is known of a task's videos into the task, then request its prediction.
+
+    A task that is gone meanwhile needs nothing. One with annotations is never written to: its timeline is in use.
+    """
+    try:
+        task = context.client.get_task(task_id)
+    except NotFound:
+        log.info("Task %s is gone; nothing to prepare.", task_id)
+        return
+    label_config = context.client.get_project(task.project_id).label_config
+    if not task.annotations:
+        task = _with_video_facts(context, task, label_config)
+    plan = _plan(context, task, label_config)
+    context.queue.request_prediction(plan.key, plan.project_id, task_id)
+
+
+def _with_video_facts(context: Context, task: Task, label_config: str) -> Task:
+    from ml_backend.label_studio.timeline import recommended_fps
+    from ml_backend.video.probe import frame_times, probe
+
+    added: dict[str, Any] = {}
+    for number, part in enumerate(_plan(context, task, label_config).parts):
+        with context.media.open(part.uri, task.id) as path:
+            info = probe(path)
+            fps = recommended_fps(frame_times(path), info.duration)
+        facts: dict[str, Any] = {}
+        if number == 0:
+            facts = {
+                "fps": fps,
+                "frames": info.frames,
+                "width": info.width,
+                "height": info.height,
+                "duration": round(info.duration, 6),
+            }
+        if field := rate_field(part.control):
+            facts[field] = fps
+        # What somebody put there on purpose stays.
+        added.update({name: value for name, value in facts.items() if task.data.get(name) in (None, "")})
+    if not added:
+        return task
+    fresh = context.client.get_task(task.id)  # downloads take time: somebody may have begun to annotate
+    if fresh.annotations:
+        return fresh
+    data = {**added, **{name: value for name, value in fresh.data.items() if value not in (None, "")}}
+    context.client.update_task_data(task.id, data)
+    return Task(task.id, task.project_id, data, 0, fresh.prediction_versions)
+
+
+def _plan(context: Context, task: Task, label_config: str, *, download: bool = False) -> TaskPlan:
+    from ml_backend.models.weights import resolve_detector
+    from ml_backend.versions import model_version
+
+    detector = resolve_detector(context.settings, download=download)
+    return plan_task(
+        task.project_id,
+        task.id,
+        task.data,
+        label_config,
+        model_version(context.settings, detector),
+        annotated=task.annotations > 0,
+        label_studio_url=context.settings.label_studio_url,
+    )
+
+
+@_job
+def predict(context: Context, key: str, project_id: int, task_id: int) -> None:
+    """Make the prediction that ``key`` stands for and give it to every task that waits for it."""
+    prediction = context.storage.get_prediction(key)
+    if prediction is None:
+        try:
+            task = context.client.get_task(task_id)
+        except NotFound:
+            # Another task may wait for the same video.
+            other = context.queue.pop_target(key)
+            if other is not None and other != task_id:
+                context.queue.add_targets(key, [other])
+                return _predict_for(context, key, context.client.get_task(other))
+            log.info("Task %s is gone; nothing to predict.", task_id)
+            return None
+        return _predict_for(context, key, task)
+    _deliver(context, key, prediction, [task_id])
+    return None
+
+
+def _predict_for(context: Context, key: str, task: Task) -> None:
+    label_config = context.client.get_project(task.project_id).label_config
+    plan = _plan(context, task, label_config, download=True)
+    if plan.needs_probe:
+        context.queue.request_prepare(task.project_id, task.id)
+        return
+    if plan.key != key:
+        # The task, the label config or the weights changed since the request: work for the present state.
+        log.info("The request for task %s is outdated; it is asked anew.", task.id)
+        waiting = [task.id, *_drain(context, key)]
+        for other in sorted(set(waiting) - {task.id}):
+            context.queue.request_prepare(task.project_id, other)
+        context.queue.request_prediction(plan.key, task.project_id, task.id)
+        return
+    prediction = _run(context, plan)
+    context.storage.save_prediction(key, plan.project_id, prediction)
+    _deliver(context, key, prediction, [task.id])
+
+
+def _run(context: Context, plan: TaskPlan) -> dict[str, Any]:
+    from ml_backend.label_studio.regions import make_prediction
+
+    regions: list[dict[str, Any]] = []
+    for number, part in enumerate(plan.parts):
+        regions.extend(_run_part(context, plan, part, number))
+    return make_prediction(regions, plan.version)
+
+
+def _run_part(context: Context, plan: TaskPlan, part: VideoPart, number: int) -> Iterable[dict[str, Any]]:
+    from ml_backend.pipeline import predict_video
+
+    if part.frame_rate is None:
+        raise ValueError("a part without frame rate must be probed before it is predicted")
+    report = _Progress(number, len(plan.parts))
+    with context.media.open(part.uri, plan.task_id) as path:
+        result = predict_video(
+            path, part.control, part.frame_rate, context.settings, progress=report, should_stop=context.stop.is_set
+        )
+    context.queue.count("videos")
+    context.queue.count("frames", result.frames)
+    context.queue.count("inference_seconds", result.seconds)
+    context.queue.count("tracks", len(result.regions))
+    return result.regions
+
+
+class _Progress:
+    """Writes progress into the job, at most once a second."""
+
+    def __init__(self, part: int, parts: int) -> None:
+        self._part, self._parts = part, parts
+        self._started = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        job = get_current_job()
+        if job is None or now - self._last < 1.0:
+            return
+        self._last = now
+        rate = done / (now - self._started)
+        job.meta["progress"] = {
+            "part": self._part + 1,
+            "parts": self._parts,
+            "frames": done,
+            "of": total,
+            "fps": round(rate, 1),
+            "eta_s": round((total - done) / rate) if rate and total > done else 0,
+        }
+        job.save_meta()
+
+
+def _drain(context: Context, key: str) -> list[int]:
+    found = []
+    while (task_id := context.queue.pop_target(key)) is not None:
+        found.append(task_id)
+    return found
+
+
+def _deliver(context: Context, key: str, prediction: dict[str, Any], task_ids: list[int]) -> None:
+    """Push a prediction to all tasks that wait for it, each once.
+
+    Raises the first error that may pass, after the tasks that it concerns were put back.
+    """
+    failed: list[int] = []
+    first: LabelStudioError | None = None
+    done: set[int] = set()
+    waiting = list(task_ids)
+    while True:
+        task_id = waiting.pop() if waiting else context.queue.pop_target(key)
+        if task_id is None:
+            break
+        if task_id in done:
+            continue
+        done.add(task_id)
+        try:
+            _deliver_one(context, task_id, prediction)
+        except LabelStudioError as error:
+            log.warning("The prediction for task %s was not delivered: %s", task_id, error)
+            failed.append(task_id)
+            first = first or error
+    if first:
+        context.queue.add_targets(key, failed)
+        raise first
+
+
+def _deliver_one(context: Context, task_id: int, prediction: dict[str, Any]) -> None:
+    version = prediction["model_version"]
+    with context.queue.delivery_lock(task_id):
+        try:
+            if version in context.client.get_task(task_id).prediction_versions:
+                return
+            context.client.create_prediction(task_id, prediction)
+        except NotFound:
+            log.info("Task %s is gone; its prediction is not needed.", task_id)
+            return
+    context.queue.count("delivered")
+    log.info("Task %s has a prediction of %s with %d regions.", task_id, version, len(prediction["result"]))

@@ -1,0 +1,126 @@
+"""The worker: ``python -m ml_backend.jobs.worker``. Run as many as there are machines and GPUs for.
+
+Jobs run in this process, so that loaded models stay loaded. A thread renews the job's lease meanwhile; if the process
+dies, the lease runs out and any other worker (or this one, restarted) takes the job up again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from types import FrameType
+
+from redis.exceptions import RedisError
+from rq import Queue
+from rq.executions import Execution
+from rq.job import Job
+from rq.scheduler import RQScheduler
+from rq.serializers import JSONSerializer
+from rq.worker import SimpleWorker
+
+from ml_backend.errors import BackendError
+from ml_backend.jobs.context import get_context
+from ml_backend.jobs.queue import QUEUES, connect
+from ml_backend.settings import Settings, get_settings
+
+log = logging.getLogger(__name__)
+
+
+class LeaseWorker(SimpleWorker):  # type: ignore[misc]
+    """A worker that keeps its models and whose jobs survive its death."""
+
+    lease_s = 30
+    stop_event: threading.Event | None = None
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        return self.lease_s
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        execution = self.prepare_execution(job)
+        over = threading.Event()
+        keeper = threading.Thread(target=self._keep_lease, args=(job, execution, over), daemon=True)
+        keeper.start()
+        try:
+            self.perform_job(job, queue, execution)
+        finally:
+            over.set()
+            keeper.join(timeout=5)
+        self.set_state("idle")
+
+    def _keep_lease(self, job: Job, execution: Execution, over: threading.Event) -> None:
+        while not over.wait(self.lease_s / 3):
+            try:
+                self.maintain_heartbeats(job, execution)
+                self.run_maintenance_tasks()
+            except RedisError as error:  # it may come back before the lease runs out
+                log.warning("The job's lease was not renewed: %s", error)
+
+    def run_maintenance_tasks(self) -> None:
+        """Also move retries that are due; RQ's own scheduler is a separate process that would outlive a kill."""
+        super().run_maintenance_tasks()
+        scheduler = RQScheduler(self.queues, connection=self.connection, serializer=self.serializer)
+        scheduler.acquire_locks()
+        try:
+            scheduler.enqueue_scheduled_jobs()
+        finally:
+            scheduler.release_locks()
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """First signal: the job stops at its next frame, is put back, and the worker ends."""
+        if self.stop_event is not None:
+            self.stop_event.set()
+        super().request_stop(signum, frame)
+
+
+def make_worker(settings: Settings) -> LeaseWorker:
+    """A worker on all queues.
+
+    Raises:
+        QueueUnavailable: Redis does not answer.
+    """
+    context = get_context()
+    context.queue.ping()
+    # Blocking reads wait for jobs, hence no socket time-out.
+    connection = connect(settings, timeout=None)
+    worker = LeaseWorker(
+        [Queue(name, connection=connection, serializer=JSONSerializer) for name in QUEUES],
+        connection=connection,
+        serializer=JSONSerializer,
+        maintenance_interval=max(1, settings.job_lease_s // 3),
+        worker_ttl=settings.job_lease_s + 15,
+        job_monitoring_interval=settings.job_lease_s,
+    )
+    worker.lease_s = settings.job_lease_s
+    worker.stop_event = context.stop
+    return worker
+
+
+def fetch_weights(settings: Settings) -> None:
+    """Have the weights before the first job, and say which detector is in use."""
+    from ml_backend.models.weights import resolve_detector
+
+    try:
+        detector = resolve_detector(settings, download=True)
+    except BackendError as error:
+        log.error("%s", error)  # jobs say so again; the worker stays up for when it is cured
+        return
+    log.info("Detector: %s%s", detector.name, f" ({detector.note})" if detector.note else "")
+
+
+def main() -> int:
+    settings = get_settings()
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        worker = make_worker(settings)
+    except BackendError as error:
+        log.error("%s", error)
+        return 1
+    fetch_weights(settings)
+    worker.work(logging_level=settings.log_level)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""One video in, Label Studio regions out. Orchestration only: each stage lives in its own module."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_backend.errors import Interrupted
+from ml_backend.label_studio.regions import track_to_region
+from ml_backend.label_studio.schema import LabelMapper, VideoControl
+from ml_backend.label_studio.timeline import Timeline
+from ml_backend.models.weights import ResolvedDetector, resolve_detector
+from ml_backend.settings import Settings
+from ml_backend.types import Frame, Track, VideoInfo
+from ml_backend.video.probe import frame_times, probe
+from ml_backend.video.reader import read_frames
+
+if TYPE_CHECKING:
+    from ml_backend.models.detector import Detector
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class VideoResult:
+    """What :func:`predict_video` found.
+
+    Attributes:
+        regions: ``videorectangle`` results, in order of first appearance.
+        info: the video.
+        frames: decoded frames.
+        seconds: wall time from the first frame's decoding to the last region, model loading not included.
+        boxes: boxes of all kept tracks, one per track and frame.
+        keyframes: keyframes of all regions.
+        unmapped: tracks per detector class that no label of the config covers; they were left out.
+        detector: what detected.
+    """
+
+    regions: list[dict[str, Any]]
+    info: VideoInfo
+    detector: ResolvedDetector
+    frames: int = 0
+    seconds: float = 0.0
+    boxes: int = 0
+    keyframes: int = 0
+    unmapped: Counter[str] = field(default_factory=Counter)
+
+
+class Labeller:
+    """Gives tracks the label with most votes of their whole life."""
+
+    def __init__(self, control: VideoControl, names: Mapping[int, str], class_agnostic: bool) -> None:
+        self._mapper = LabelMapper(control.labels, names.values())
+        # A detector that cannot tell classes apart leaves no doubt where the project has one label only.
+        self._only = control.labels[0].value if class_agnostic and len(control.labels) == 1 else None
+        self.unmapped: Counter[str] = Counter()
+
+    def __call__(self, track: Track) -> bool:
+        """Set ``track.label``; whether some label covers it."""
+        votes: Counter[str | tuple[str]] = Counter()
+        for name, score in track.class_scores.items():
+            label = self._mapper.map(name) or self._only
+            # A class without label votes too: what is mostly a chair must not become a person.
+            votes[label if label is not None else (name,)] += score  # type: ignore[assignment]
+        if not votes:
+            return False
+        winner = min(votes, key=lambda vote: (-votes[vote], str(vote)))
+        if isinstance(winner, tuple):
+            self.unmapped[winner[0]] += 1
+            return False
+        track.label = winner
+        return True
+
+
+def load_detector(resolved: ResolvedDetector, settings: Settings) -> Detector:
+    """The detector itself. Loading takes seconds; the last one stays loaded for the next video.
+
+    Raises:
+        WeightsError: the checkpoint cannot be loaded.
+    """
+    if resolved.kind == "motion":
+        from ml_backend.models.motion import MotionDetector
+
+        return MotionDetector()  # keeps a model of one video's background
+    key = (str(resolved.path), resolved.sha256, settings.device, settings.imgsz, settings.conf, settings.batch)
+    if _loaded.get("key") != key:
+        from ml_backend.models.detector import YoloDetector
+
+        if resolved.path is None:
+            raise ValueError("a YOLO detector needs a path")
+        _loaded.clear()  # the old one's memory goes before the new one comes
+        _loaded.update(key=key, detector=YoloDetector(resolved.path, settings))
+    detector: Detector = _loaded["detector"]
+    return detector
+
+
+_loaded: dict[str, Any] = {}
+
+
+def predict_video(
+    path: Path | str,
+    control: VideoControl,
+    frame_rate: float,
+    settings: Settings,
+    *,
+    resolved: ResolvedDetector | None = None,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    on_track: Callable[[Track], None] | None = None,
+) -> VideoResult:
+    """Detect, track, label and simplify one video, streaming: memory does not grow with its length.
+
+    Args:
+        path: local video file.
+        control: names and labels of the regions.
+        frame_rate: of Label Studio's timeline, which need not be the file's.
+        resolved: the detector; by default what the settings mean, without downloading.
+        progress: called with (frames done, frames in total) after each batch.
+        should_stop: asked after each batch.
+        on_track: sees each final, labelled track, before it is simplified.
+
+    Raises:
+        VideoError: the file cannot be used.
+        WeightsError: the detector cannot be loaded.
+        Interrupted: ``should_stop`` said so.
+    """
+    from ml_backend.models.tracker import Tracker
+    from ml_backend.tracks import TrackAssembler
+
+    info = probe(path)
+    timeline = Timeline(frame_rate, frame_times(path), info.duration)
+    resolved = resolved or resolve_detector(settings)
+    detector = load_detector(resolved, settings)
+    labeller = Labeller(control, detector.names, class_agnostic=resolved.kind == "motion")
+    tracker = Tracker(settings.tracker, fps=info.fps, motion=resolved.kind == "motion")
+    assembler = TrackAssembler(info.fps, detector.names, info.width, info.height, settings)
+    result = VideoResult([], info, resolved, unmapped=labeller.unmapped)
+    starts: list[int] = []
+
+    def keep(tracks: list[Track]) -> None:
+        for track in tracks:
+            if not labeller(track):
+                continue
+            if on_track:
+                on_track(track)
+            region = track_to_region(track, timeline, control, info, settings.keyframe_iou)
+            if region is not None:
+                result.regions.append(region)
+                starts.append(int(track.frames[0]))
+                result.boxes += len(track)
+                result.keyframes += len(region["value"]["sequence"])
+
+    started = time.perf_counter()
+    for batch in _batches(read_frames(path, info), settings.batch):
+        images = [frame.image for frame in batch]
+        for frame, detections in zip(batch, detector.detect(images), strict=True):
+            keep(assembler.push(frame.index, tracker.update(detections, frame.image)))
+        result.frames += len(batch)
+        if progress:
+            progress(result.frames, info.frames)
+        if should_stop and should_stop():
+            raise Interrupted(f"Stopped at frame {result.frames} of {info.frames}.", "The job is taken up again.")
+    keep(assembler.close())
+    result.seconds = time.perf_counter() - started
+    order = sorted(range(len(starts)), key=lambda i: (starts[i], result.regions[i]["id"]))
+    result.regions = [result.regions[i] for i in order]
+    if labeller.unmapped:
+        what = ", ".join(f"{count} x {name}" for name, count in labeller.unmapped.most_common())
+        log.info("Tracks that no label of the config covers were left out: %s", what)
+    return result
+
+
+def _batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
+    while batch := list(islice(frames, size)):
+        yield batch

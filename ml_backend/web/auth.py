@@ -1,0 +1,28 @@
+"""HTTP Basic auth, as label-studio-ml does it: on every route, when both user and password are set."""
+
+from __future__ import annotations
+
+import hmac
+
+from flask import Flask, Response, request
+
+from ml_backend.settings import Settings
+
+
+def require_basic_auth(app: Flask, settings: Settings) -> None:
+    """Answer 401 to requests without the configured credentials."""
+    user, password = settings.basic_auth_user, settings.basic_auth_pass.get_secret_value()
+    if not (user and password):
+        return
+
+    @app.before_request
+    def check() -> Response | None:
+        auth = request.authorization
+        given_user = (auth.username or "") if auth else ""
+        given_password = (auth.password or "") if auth else ""
+        # Bytes: compare_digest refuses text outside ASCII. Both are compared, so that time tells nothing.
+        right = hmac.compare_digest(given_user.encode(), user.encode())
+        right &= hmac.compare_digest(given_password.encode(), password.encode())
+        if right:
+            return None
+        return Response("Unauthorized", 401, {"WWW-Authenticate": 'Basic realm="Login required"'})

@@ -1,0 +1,121 @@
+"""Webhook events: written down first, handed to the queue second, so that none is lost when Redis is away."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from ml_backend.errors import BackendError, QueueUnavailable, RequestError
+from ml_backend.jobs.queue import JobQueue
+from ml_backend.storage import Event, Storage
+
+log = logging.getLogger(__name__)
+
+#: Kept for retraining. Label Studio sends these names.
+ANNOTATION_EVENTS = frozenset(
+    {
+        "ANNOTATION_CREATED",
+        "ANNOTATION_UPDATED",
+        "ANNOTATION_DELETED",
+        "ANNOTATIONS_CREATED",
+        "ANNOTATIONS_UPDATED",
+        "ANNOTATIONS_DELETED",
+        "START_TRAINING",
+    }
+)
+QUEUED_EVENTS = frozenset({"TASKS_CREATED"})
+
+
+def parse_event(body: Any) -> Event:
+    """Reduce a webhook's body to what it points at. Everything but ``action`` may be missing.
+
+    Raises:
+        RequestError: not an object with an ``action``.
+    """
+    if not isinstance(body, dict) or not isinstance(body.get("action"), str) or not body["action"]:
+        raise RequestError("A webhook's body must be a JSON object with an 'action'.", "Connect it from Label Studio.")
+    action = body["action"]
+    annotations = _items(body, "annotation", "annotations")
+    tasks = _ids(_items(body, "task", "tasks")) + _ids([a.get("task") for a in annotations if isinstance(a, Mapping)])
+    state = "pending" if action in QUEUED_EVENTS else "recorded"
+    return Event(
+        action=action[:64],
+        project_id=_id(body.get("project")),
+        task_ids=tuple(dict.fromkeys(tasks)),
+        annotation_ids=tuple(dict.fromkeys(_ids(annotations))),
+        state=state,
+    )
+
+
+def _items(body: Mapping[str, Any], one: str, many: str) -> list[Any]:
+    found = body.get(many)
+    items = list(found) if isinstance(found, list) else []
+    if body.get(one) is not None:
+        items.append(body[one])
+    return items
+
+
+def _ids(items: list[Any]) -> list[int]:
+    return [number for number in map(_id, items) if number is not None]
+
+
+def _id(item: Any) -> int | None:
+    value = item.get("id") if isinstance(item, Mapping) else item
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+class EventLog:
+    """Takes events in and hands the pending ones to the queue; a thread tries again what could not be handed over."""
+
+    def __init__(self, storage: Storage, queue: JobQueue, retry_s: float = 5.0) -> None:
+        self._storage = storage
+        self._queue = queue
+        self._retry_s = retry_s
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def receive(self, event: Event) -> str:
+        """Record an event; returns what happens with it: ``"ignored"``, ``"recorded"`` or ``"queued"``.
+
+        The queue is told from a thread: a webhook must be answered at once even when Redis is slow to refuse.
+        """
+        if event.action not in ANNOTATION_EVENTS | QUEUED_EVENTS:
+            return "ignored"
+        self._storage.add_event(event)
+        if event.state != "pending":
+            return "recorded"
+        self.start()
+        self._wake.set()
+        return "queued"
+
+    def start(self) -> None:
+        """Start the thread, once per process (after gunicorn's fork)."""
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+                self._thread.start()
+
+    def hand_over(self) -> int:
+        """Hand all pending events to the queue; returns how many. Doing it twice makes no second job."""
+        number = 0
+        for event in self._storage.list_events("pending"):
+            if event.project_id is not None:
+                self._queue.request_prepare_many(event.project_id, event.task_ids, f"event-{event.id}")
+            self._storage.set_event_state(event.id, "done")
+            number += 1
+        return number
+
+    def _run(self) -> None:
+        while True:
+            try:
+                while self.hand_over():
+                    pass
+            except QueueUnavailable as error:
+                log.warning("Events wait for the queue: %s", error)
+            except BackendError as error:
+                log.error("Events cannot be handed over: %s", error)
+            self._wake.wait(self._retry_s)
+            self._wake.clear()

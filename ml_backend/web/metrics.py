@@ -1,0 +1,75 @@
+"""Prometheus metrics: this process's requests, and what workers counted in Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ml_backend.errors import BackendError, QueueUnavailable
+from ml_backend.jobs.queue import JobQueue
+from ml_backend.storage import Storage
+
+#: Counters that workers keep in Redis, with their help texts.
+WORKER_COUNTERS = {
+    "videos": "Videos pre-annotated.",
+    "frames": "Frames decoded and searched.",
+    "inference_seconds": "Seconds spent from decoding to regions.",
+    "tracks": "Regions made.",
+    "delivered": "Predictions pushed to Label Studio.",
+}
+
+
+class QueueCollector(Collector):
+    """Reads the queue and the database when scraped."""
+
+    def __init__(self, queue: JobQueue, storage: Storage) -> None:
+        self._queue = queue
+        self._storage = storage
+
+    def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("video_backend_up", "Whether a part answers.", labels=["part"])
+        try:
+            depths = self._queue.depths()
+            counters = self._queue.counters()
+            workers = len(self._queue.workers())
+        except QueueUnavailable:
+            up.add_metric(["redis"], 0)
+        else:
+            up.add_metric(["redis"], 1)
+            yield GaugeMetricFamily("video_backend_workers", "Workers alive.", value=workers)
+            jobs = GaugeMetricFamily("video_backend_jobs", "Jobs by queue and state.", labels=["queue", "state"])
+            for name, states in depths.items():
+                for state, number in states.items():
+                    jobs.add_metric([name, state], number)
+            yield jobs
+            for name, text in WORKER_COUNTERS.items():
+                yield CounterMetricFamily(f"video_backend_{name}", text, value=counters.get(name, 0.0))
+        try:
+            stored = self._storage.count_predictions()
+        except BackendError:
+            up.add_metric(["database"], 0)
+        else:
+            up.add_metric(["database"], 1)
+            yield GaugeMetricFamily("video_backend_stored_predictions", "Predictions in the database.", value=stored)
+        yield up
+
+
+class Metrics:
+    """The registry of one app; each app has its own, so that tests do not share state."""
+
+    def __init__(self, queue: JobQueue, storage: Storage) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "video_backend_requests", "Requests answered.", ["endpoint", "status"], registry=self.registry
+        )
+        self.latency = Histogram(
+            "video_backend_request_seconds",
+            "Time to answer.",
+            ["endpoint"],
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0),
+            registry=self.registry,
+        )
+        self.registry.register(QueueCollector(queue, storage))

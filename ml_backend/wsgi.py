@@ -1,0 +1,17 @@
+"""Entry for gunicorn: ``gunicorn --threads 16 --workers 1 ml_backend.wsgi:app``.
+
+One process with threads: requests only look up and enqueue, and one process keeps one set of metrics.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ml_backend.app import create_app
+from ml_backend.settings import get_settings
+
+logging.basicConfig(level=get_settings().log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+app = create_app()
+# Events that were written down before the last stop are handed over now.
+app.extensions["services"].events.start()
