@@ -1,0 +1,69 @@
+"""What the command-line scripts share: progress, logging, and errors that name cause and cure."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from ml_backend.errors import BackendError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def fail_clearly(function: Function) -> Function:
+    """Known errors end a script with one readable message on stderr and exit code 1."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        logging.basicConfig(level=os.environ.get("LOG_LEVEL", "WARNING"), format="%(levelname)s %(name)s: %(message)s")
+        try:
+            return function(*args, **kwargs)
+        except BackendError as error:
+            print(f"Error: {error.message}", file=sys.stderr)
+            if error.cure:
+                print(f"Cure:  {error.cure}", file=sys.stderr)
+            sys.exit(1)
+        except ValidationError as error:
+            for problem in error.errors():
+                name = ".".join(map(str, problem["loc"])).upper()
+                print(f"Error: the setting {name} is wrong: {problem['msg']}.", file=sys.stderr)
+            sys.exit(1)
+
+    return run  # type: ignore[return-value]
+
+
+@contextmanager
+def progress_bar(title: str, every_s: float = 5.0) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, a line every few seconds elsewhere; both on stderr, so that stdout stays for results."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        last = time.monotonic()
+
+        def line(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= every_s or done == total:
+                last = time.monotonic()
+                print(f"{title}: {done}/{total}", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,105 @@
+"""Pre-annotation of files, without Label Studio."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ml_backend.errors import ConfigError, StorageError
+from ml_backend.label_studio.regions import make_prediction
+from ml_backend.label_studio.schema import parse_label_config
+from ml_backend.label_studio.timeline import recommended_fps
+from ml_backend.models.weights import resolve_detector
+from ml_backend.pipeline import predict_video
+from ml_backend.settings import Settings
+from ml_backend.types import Track
+from ml_backend.versions import model_version
+from ml_backend.video.probe import frame_times, probe
+
+
+def predict_file(
+    video: Path,
+    out: Path,
+    config: Path,
+    settings: Settings,
+    *,
+    frame_rate: float | None = None,
+    tracks_out: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Pre-annotate one file and write ``{"result", "score", "model_version"}``.
+
+    Args:
+        config: label config file; its first video control is used.
+        frame_rate: of Label Studio's timeline; by default the one that ``import_videos.py`` would write for the file.
+        tracks_out: MOT text of the final tracks, before keyframes were chosen: 1-based decoded frame, track, left,
+            top, width, height in pixels, confidence, -1, -1, -1.
+
+    Returns:
+        Summary: frames, seconds, fps, tracks, boxes, keyframes, keyframe_share, model_version, detector, note.
+
+    Raises:
+        VideoError, ConfigError, WeightsError, StorageError: each with its cure.
+    """
+    try:
+        control = parse_label_config(config.read_text(encoding="utf-8")).video_controls[0]
+    except OSError as error:
+        raise ConfigError(f"The label config {config} cannot be read: {error.strerror}.", "Give --config.") from error
+    info = probe(video)  # before the model is loaded: a wrong file is refused at once
+    rate = frame_rate or recommended_fps(frame_times(video), info.duration)
+    resolved = resolve_detector(settings, download=True)
+    version = model_version(settings, resolved)
+    with _atomic(out) as target, _atomic(tracks_out) if tracks_out else contextlib.nullcontext() as mot:
+        number = 0
+
+        def write_track(track: Track) -> None:
+            nonlocal number
+            number += 1
+            if mot is not None:
+                for frame, (x1, y1, x2, y2), conf in zip(track.frames, track.xyxy, track.conf, strict=True):
+                    mot.write(
+                        f"{frame + 1},{number},{x1:.3f},{y1:.3f},{x2 - x1:.3f},{y2 - y1:.3f},{conf:.4f},-1,-1,-1\n"
+                    )
+
+        result = predict_video(
+            video, control, rate, settings, resolved=resolved, progress=progress, on_track=write_track
+        )
+        json.dump(make_prediction(result.regions, version), target, ensure_ascii=False)
+        target.write("\n")
+    return {
+        "frames": result.frames,
+        "seconds": round(result.seconds, 3),
+        "fps": round(result.frames / result.seconds, 2) if result.seconds else 0.0,
+        "tracks": len(result.regions),
+        "boxes": result.boxes,
+        "keyframes": result.keyframes,
+        "keyframe_share": round(result.keyframes / result.boxes, 4) if result.boxes else 0.0,
+        "model_version": version,
+        "detector": resolved.name,
+        "note": resolved.note,
+    }
+
+
+@contextlib.contextmanager
+def _atomic(path: Path) -> Iterator[IO[str]]:
+    """A text file that appears whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}.", "Choose another --out.") from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yield file
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}.", "Free some disk space.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
