@@ -9,14 +9,10 @@ from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from ml_backend.errors import BackendError
-from ml_backend.jobs.queue import JobQueue
 from ml_backend.services import Services
 from ml_backend.settings import Settings, get_settings
-from ml_backend.storage import Storage
 from ml_backend.web import protocol
 from ml_backend.web.auth import require_basic_auth
-from ml_backend.web.events import EventLog
-from ml_backend.web.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +26,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     settings = settings or get_settings()
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_mb << 20
-    storage = Storage(settings.database)
-    queue = JobQueue(settings)
-    app.extensions["services"] = Services(settings, storage, queue, EventLog(storage, queue), Metrics(queue, storage))
+    app.extensions["services"] = Services.build(settings)
     _measure(app)
     require_basic_auth(app, settings)
     app.register_blueprint(protocol.blueprint)

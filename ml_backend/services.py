@@ -1,25 +1,42 @@
-"""What the web process holds; put together by :func:`ml_backend.app.create_app`."""
+"""What the web process holds, put together in one place."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from ml_backend.events import EventLog
 from ml_backend.jobs.queue import JobQueue
+from ml_backend.metrics import Metrics
+from ml_backend.serving import Serving
 from ml_backend.settings import Settings
 from ml_backend.storage import Storage
-
-if TYPE_CHECKING:
-    from ml_backend.web.events import EventLog
-    from ml_backend.web.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Connections and collaborators of one app."""
+    """Connections and collaborators of one process that answers Label Studio."""
 
     settings: Settings
     storage: Storage
     queue: JobQueue
+    serving: Serving
     events: EventLog
     metrics: Metrics
+
+    @classmethod
+    def build(cls, settings: Settings) -> Services:
+        """Starts no thread and opens no connection to Redis or Label Studio by itself.
+
+        Raises:
+            StorageError: the database cannot be opened.
+        """
+        storage = Storage(settings.database)
+        queue = JobQueue(settings)
+        return cls(
+            settings,
+            storage,
+            queue,
+            Serving(settings, storage, queue),
+            EventLog(storage, queue),
+            Metrics(queue, storage),
+        )

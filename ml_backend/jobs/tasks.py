@@ -161,6 +161,7 @@ def _predict_for(context: Context, key: str, task: Task) -> None:
 def _run(context: Context, plan: TaskPlan) -> dict[str, Any]:
     from ml_backend.label_studio.regions import make_prediction
 
+    log.info("Task %s: pre-annotating %s", plan.task_id, ", ".join(part.uri for part in plan.parts))
     regions: list[dict[str, Any]] = []
     for number, part in enumerate(plan.parts):
         regions.extend(_run_part(context, plan, part, number))

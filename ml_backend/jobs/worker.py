@@ -111,14 +111,16 @@ def fetch_weights(settings: Settings) -> None:
 def main() -> int:
     settings = get_settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "rq.worker", "rq.scheduler"):  # the jobs say themselves what they did
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         worker = make_worker(settings)
     except BackendError as error:
         log.error("%s", error)
         return 1
     fetch_weights(settings)
-    worker.work(logging_level=settings.log_level)
+    log.info("Ready: listening on %s", ", ".join(QUEUES))
+    worker.work(logging_level="WARNING")
     return 0
 
 

@@ -148,14 +148,19 @@ class LabelStudioClient:
             self._sdk.tasks.update(str(task_id), data=dict(data))
 
     def create_prediction(self, task_id: int, prediction: Mapping[str, Any]) -> None:
-        """Attach ``{"result", "score", "model_version"}`` to a task."""
+        """Attach ``{"result", "score", "model_version"}`` to a task, unless one of this version is there already.
+
+        Label Studio may fetch the same prediction by itself at the same moment (somebody opens the task), and has no
+        constraint against two. The later one goes.
+        """
+        version = prediction["model_version"]
         with self._translated(f"store a prediction for task {task_id}"):
-            self._sdk.predictions.create(
-                task=task_id,
-                result=prediction["result"],
-                score=prediction.get("score"),
-                model_version=prediction["model_version"],
+            created = self._sdk.predictions.create(
+                task=task_id, result=prediction["result"], score=prediction.get("score"), model_version=version
             )
+            same = [p.id for p in self._sdk.predictions.list(task=task_id) if p.model_version == version]
+            if len(same) > 1 and created.id != min(same):
+                self._sdk.predictions.delete(created.id)
 
     def create_project(self, title: str, label_config: str) -> int:
         with self._translated("create a project"):

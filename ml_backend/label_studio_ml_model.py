@@ -1,0 +1,59 @@
+"""The same model for people who run the stock ``label-studio-ml start``.
+
+label-studio-ml 2.x is installed from its repository; see the README. Redis and a worker are needed here too: the class
+looks up and enqueues, exactly as this project's own server does.
+
+    # my_backend/model.py
+    from ml_backend.label_studio_ml_model import VideoBackend
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from ml_backend.errors import RequestError
+from ml_backend.events import parse_event
+from ml_backend.services import Services
+from ml_backend.settings import get_settings
+
+try:
+    from label_studio_ml.model import LabelStudioMLBase
+except ImportError as error:  # pragma: no cover - depends on what is installed
+    raise ImportError(
+        "label_studio_ml_model needs label-studio-ml 2.x, which is not installed. "
+        "It is only needed for `label-studio-ml start`; `scripts/up.sh` does without."
+    ) from error
+
+
+@lru_cache(maxsize=1)
+def _services() -> Services:
+    services = Services.build(get_settings())
+    services.events.start()
+    return services
+
+
+class VideoBackend(LabelStudioMLBase):  # type: ignore[misc]
+    """Pre-annotates video tracks. One instance per request, as the stock runner makes them; they share connections."""
+
+    def setup(self) -> None:
+        """Tell the version that predictions made now would carry."""
+        self.set("model_version", _services().serving.version())
+
+    def predict(
+        self, tasks: Sequence[Mapping[str, Any]], context: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        """One entry per task: a finished prediction, or ``[]`` while the worker makes it and pushes it.
+
+        Raises:
+            BackendError: nothing can be done for any of the tasks.
+        """
+        project = str(self.project_id or "")
+        if not project.isdecimal():
+            raise RequestError("The project's id is missing.", "Connect the backend from Label Studio.")
+        return _services().serving.predict(int(project), self.label_config, tasks)
+
+    def fit(self, event: str, data: Mapping[str, Any], **kwargs: Any) -> dict[str, str]:
+        """Take an event in; the work is done by the worker."""
+        return {"result": _services().events.receive(parse_event({**data, "action": event}))}

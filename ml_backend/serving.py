@@ -1,0 +1,154 @@
+"""What the protocol does, without HTTP: look up finished predictions, request the others, take events in.
+
+No call loads a model, decodes video or fetches anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_backend.errors import BackendError, PredictionFailed, QueueUnavailable, RequestError
+from ml_backend.jobs.plan import TaskPlan, cached_label_config, plan_task
+from ml_backend.jobs.queue import JobQueue
+from ml_backend.models.weights import resolve_detector
+from ml_backend.settings import Settings
+from ml_backend.storage import Storage
+from ml_backend.versions import model_version
+
+log = logging.getLogger(__name__)
+
+#: More tasks than this are handed to one job that requests the rest, so that the answer stays quick.
+DIRECT_REQUESTS = 20
+#: Predictions that would make the answer larger are pushed by the worker instead.
+ANSWER_BYTES = 32 << 20
+
+
+class Serving:
+    """Answers for Label Studio. Safe across threads."""
+
+    def __init__(self, settings: Settings, storage: Storage, queue: JobQueue) -> None:
+        self._settings = settings
+        self._storage = storage
+        self._queue = queue
+
+    def version(self) -> str:
+        """The version that predictions made now would carry. Takes milliseconds.
+
+        Raises:
+            WeightsError: the configured weights do not exist.
+        """
+        return model_version(self._settings, resolve_detector(self._settings))
+
+    def versions(self, project_id: int | None = None) -> list[str]:
+        """The present version first, then earlier ones that made predictions."""
+        present = self.version()
+        return [present, *(version for version in self._storage.versions(project_id) if version != present)]
+
+    def check_label_config(self, label_config: str) -> None:
+        """Refuse a label config that cannot hold video tracks.
+
+        Raises:
+            ConfigError: with what is missing and how to add it.
+        """
+        cached_label_config(label_config)
+
+    def remember_token(self, token: Any) -> None:
+        """Legacy tokens handed over by Label Studio serve where no other is configured."""
+        if self._settings.label_studio_api_key.get_secret_value() or not isinstance(token, str) or not token:
+            return
+        try:
+            self._queue.remember_token(token[:4096])
+        except QueueUnavailable as error:
+            log.warning("The token of /setup was not kept: %s", error)
+
+    def predict(self, project_id: int, label_config: str, tasks: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Finished predictions at once; for the others one job each, and ``[]`` meanwhile.
+
+        Returns:
+            One entry per task, in order: a prediction or ``[]``.
+
+        Raises:
+            BackendError: nothing can be done for any of the tasks; the first one's reason. Beside tasks that are
+                well, a reason is logged.
+        """
+        if not tasks:
+            return []
+        version = self.version()
+        self.check_label_config(label_config)
+        plans: list[TaskPlan | BackendError] = []
+        for task in tasks:
+            try:
+                plans.append(self._plan(task, project_id, label_config, version))
+            except BackendError as error:
+                plans.append(error)
+        found = self._finished(plans)
+        errors = [plan for plan in plans if isinstance(plan, BackendError)]
+        missing = [plan for plan in plans if isinstance(plan, TaskPlan) and plan.key not in found]
+        if missing:
+            try:
+                errors += self._request(project_id, missing, found)
+            except QueueUnavailable as error:
+                if not found:
+                    raise
+                errors.append(error)  # what is finished is handed out all the same
+        for failure in errors:
+            log.warning("Predictions for project %s: %s", project_id, failure)
+        if len(errors) == len(tasks):
+            raise errors[0]
+        return [[] if isinstance(plan, BackendError) else found.get(plan.key) or [] for plan in plans]
+
+    def _plan(self, task: Mapping[str, Any], project_id: int, label_config: str, version: str) -> TaskPlan:
+        task_id = task.get("id")
+        if not isinstance(task_id, int) or isinstance(task_id, bool):
+            raise RequestError("A task lacks its id.", "See the Label Studio ML protocol.")
+        data = task.get("data")
+        annotations = task.get("annotations")
+        return plan_task(
+            project_id,
+            task_id,
+            data if isinstance(data, dict) else {},
+            label_config,
+            version,
+            annotated=bool(annotations) if isinstance(annotations, list) else False,
+            label_studio_url=self._settings.label_studio_url,
+        )
+
+    def _finished(self, plans: Sequence[TaskPlan | BackendError]) -> dict[str, Any]:
+        """Stored predictions by key, as many as fit into one answer."""
+        keys = [plan.key for plan in plans if isinstance(plan, TaskPlan) and not plan.needs_probe]
+        unique = list(dict.fromkeys(keys))
+        sizes = self._storage.prediction_sizes(unique)
+        chosen: list[str] = []
+        total = 0
+        for key in unique:
+            if key in sizes:
+                total += sizes[key]
+                if total > ANSWER_BYTES and chosen:
+                    break
+                chosen.append(key)
+        return self._storage.get_predictions(chosen)
+
+    def _request(self, project_id: int, missing: Sequence[TaskPlan], found: dict[str, Any]) -> list[BackendError]:
+        """Enqueue what is missing. Adds to ``found`` what was finished meanwhile; returns what failed for good."""
+        if len(missing) > DIRECT_REQUESTS:
+            ids = [plan.task_id for plan in missing]
+            digest = hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
+            self._queue.request_prepare_many(project_id, ids, f"predict-{project_id}-{digest}")
+            return []
+        errors: list[BackendError] = []
+        for plan in missing:
+            if plan.needs_probe:
+                outcome = self._queue.request_prepare(project_id, plan.task_id)
+            else:
+                outcome = self._queue.request_prediction(plan.key, project_id, plan.task_id)
+            if outcome.failure:
+                errors.append(PredictionFailed(f"Task {plan.task_id}: {outcome.failure}"))
+            elif not outcome.created and not plan.needs_probe:
+                # The job may have ended between the look-up and the request.
+                finished = self._storage.get_prediction(plan.key)
+                if finished is not None:
+                    found[plan.key] = finished
+        return errors
