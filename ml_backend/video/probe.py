@@ -3,8 +3,10 @@
 The packets are demuxed once, none but the first frame is decoded, so that an hour of video takes about as long as
 reading the file. Results are remembered while the file stays unchanged.
 
-Times are on the browser's clock, on which 0 is the start of the earliest audio or video stream. The size is the
-one that a browser shows (``videoWidth`` x ``videoHeight``): after rotation and with square pixels.
+Times are on the browser's clock (``currentTime``): the file's own timestamps after edit lists, moved only where a
+stream would begin before 0. A video that begins later than 0 shows its first frame until then. The size is the one
+that a browser shows (``videoWidth`` x ``videoHeight``): after rotation and with square pixels. All this has been
+compared with Chromium, frame by frame.
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ class Scan:
         stored_size: width and height of decoded frames before rotation and aspect correction.
         container: FFmpeg's name of the container format, e.g. ``"mov,mp4,m4a,3gp,3g2,mj2"``.
         audio_codec: FFmpeg's name of the first audio stream's codec, or ``None``.
+        playback_s: length in seconds that a browser shows (``HTMLMediaElement.duration``): other than
+            ``info.duration`` it counts from 0 and includes a longer sound track.
         note: what is wrong with a file that is usable nevertheless, else empty.
     """
 
@@ -56,6 +60,7 @@ class Scan:
     stored_size: tuple[int, int]
     container: str
     audio_codec: str | None
+    playback_s: float
     note: str
 
 
@@ -80,6 +85,15 @@ def frame_times(path: str | os.PathLike[str]) -> TimesArray:
     return scan(path).times
 
 
+def playback_duration(path: str | os.PathLike[str]) -> float:
+    """Seconds that a browser gives as the video's ``duration``; see :attr:`Scan.playback_s`.
+
+    Raises:
+        VideoError: as :func:`probe`.
+    """
+    return scan(path).playback_s
+
+
 def scan(path: str | os.PathLike[str]) -> Scan:
     """All facts about a video file; see :class:`Scan`.
 
@@ -102,7 +116,7 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
         origin = _origin(container, stream)
         expected = stream.frames
         rate = stream.average_rate or stream.guessed_rate
-        packets, broken = _packets(container, stream)
+        packets, hidden, broken = _packets(container, stream)
         count = len(packets)
         if count == 0:
             raise VideoError(f"{file.name} holds a video stream without frames.", _DAMAGED)
@@ -131,8 +145,9 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
             raise _no_rate(file)
         times.setflags(write=False)
         note = ""
-        if broken or (expected and count < 0.98 * expected and container.format.name.startswith("mov")):
-            note = f"{file.name} is damaged or cut off: {count} of {max(expected, count)} frames can be used."
+        if broken or (count + hidden < expected and container.format.name.startswith("mov")):
+            total = f" of {expected - hidden}" if expected > count + hidden else ""
+            note = f"{file.name} is damaged or cut off: {count}{total} frames can be used."
             logger.warning("%s %s", note, _DAMAGED)
         width, height = first.size
         info = VideoInfo(
@@ -149,7 +164,8 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
             has_audio=bool(audio),
         )
         audio_codec = audio[0].codec_context.codec.canonical_name if audio and audio[0].codec_context else None
-        return Scan(info, times, pts, tick, first.stored, container.format.name, audio_codec, note)
+        playback = container.duration / av.time_base if container.duration else float(times[-1]) + last
+        return Scan(info, times, pts, tick, first.stored, container.format.name, audio_codec, playback, note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,29 +238,36 @@ def displayed_size(stored: tuple[int, int], rotation: int, aspect: Fraction | No
 
 
 def _origin(container: Any, stream: Any) -> Fraction:
-    """Seconds on the file's clock that are 0 on the browser's: the earliest start of audio and video."""
-    starts = [
+    """Seconds on the file's clock that are 0 on the browser's: 0, or the earliest start where that is negative."""
+    starts: list[Fraction] = [
         Fraction(s.start_time) * s.time_base
         for s in (stream, *container.streams.audio)
         if s.start_time is not None and s.time_base
     ]
-    return min(starts, default=Fraction(0))
+    return min(Fraction(0), *starts)
 
 
-def _packets(container: Any, stream: Any) -> tuple[list[tuple[Any, int]], bool]:
-    """``(pts, duration)`` of each packet that will be shown, and whether the file ends in damage."""
+def _packets(container: Any, stream: Any) -> tuple[list[tuple[Any, int]], int, bool]:
+    """``(pts, duration)`` of each packet that is shown, the number of those hidden, whether the file ends in damage.
+
+    An edit list hides packets that only serve to decode later ones: the decoder drops their pictures.
+    """
     found: list[tuple[Any, int]] = []
+    hidden = 0
     try:
         for packet in container.demux(stream):
-            if packet.size == 0 or packet.is_discard:
+            if packet.size == 0:
                 continue
             if packet.is_corrupt:
-                return found, True
+                return found, hidden, True
+            if packet.is_discard:
+                hidden += 1
+                continue
             found.append((packet.pts, packet.duration or 0))
     except av.error.FFmpegError as error:
         logger.warning("%s cannot be read to its end: %s", Path(container.name).name, error)
-        return found, True
-    return found, False
+        return found, hidden, True
+    return found, hidden, False
 
 
 def _is_variable(times: TimesArray, tick: float) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import av.error
 import cv2
 import numpy as np
+from av.video.reformatter import Colorspace, VideoReformatter
 
 from ..errors import VideoError
 from ..types import Frame, Image, VideoInfo
@@ -17,6 +18,7 @@ from .container import open_video
 from .probe import Scan, clockwise, decode, scan
 
 logger = logging.getLogger(__name__)
+_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
 _TURN = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
 
@@ -97,8 +99,6 @@ class _Converter:
     """Decoded picture to upright BGR. Keeps FFmpeg's scaler between frames: making it is a third of the cost."""
 
     def __init__(self, rotation: int, size: tuple[int, int]) -> None:
-        from av.video.reformatter import VideoReformatter
-
         self._rotation = rotation
         self._size = size if rotation in (0, 180) else (size[1], size[0])
         self._scaler = VideoReformatter()
@@ -108,11 +108,14 @@ class _Converter:
         # AREA does not alias when shrinking; unscaled, both take the same fast path. More threads only add overhead
         # next to a decoder that already uses every core.
         shrink = picture.width > width or picture.height > height
+        # Video that does not say is BT.709 in HD and BT.601 below: so do browsers.
+        hd = picture.colorspace == _UNSPECIFIED and picture.height >= 720
         scaled = self._scaler.reformat(
             picture,
             width=width,
             height=height,
             format="bgr24",
+            src_colorspace=Colorspace.ITU709 if hd else None,
             interpolation="AREA" if shrink else "FAST_BILINEAR",
             threads=1,
         )

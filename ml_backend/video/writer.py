@@ -12,8 +12,9 @@ from typing import Any
 import av
 import av.error
 import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-from ..errors import StorageError
+from ..errors import StorageError, VideoError
 from ..types import Image
 
 
@@ -29,6 +30,7 @@ class VideoWriter:
         fps: frames per second.
         crf: quality, 0 (lossless) to 51; 18 looks like the original, 23 is half the size.
         preset: speed against size, a name that x264 knows.
+        comment: text that is kept in the file's metadata.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
@@ -43,6 +45,7 @@ class VideoWriter:
         *,
         crf: int = 20,
         preset: str = "veryfast",
+        comment: str = "",
     ) -> None:
         if width < 1 or height < 1:
             raise ValueError(f"expected a positive size, got {width}x{height}")
@@ -52,7 +55,9 @@ class VideoWriter:
         self.width, self.height = width, height
         self.fps = Fraction(fps).limit_denominator(1001)
         self._options = {"crf": str(crf), "preset": preset}
+        self._comment = comment
         self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix or '.mp4'}")
+        self._scaler = VideoReformatter()
         self._container: Any = None
         self._stream: Any = None
         self._frames = 0
@@ -65,11 +70,17 @@ class VideoWriter:
             )
         except OSError as error:
             raise storage_error(self.path, error) from error
+        if self._comment:
+            self._container.metadata["comment"] = self._comment
         self._stream = self._container.add_stream("libx264", rate=self.fps, options=self._options)
         self._stream.width = self.width + self.width % 2
         self._stream.height = self.height + self.height % 2
         self._stream.pix_fmt = "yuv420p"
-        self._stream.codec_context.time_base = 1 / self.fps
+        codec = self._stream.codec_context
+        codec.time_base = 1 / self.fps
+        # Untagged video is shown with colours that depend on its height and the player; BT.709 is what all assume
+        # for HD, and the tags make it true for small videos too.
+        codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range = 1, 1, 1, 1
         return self
 
     def write(self, bgr: Image, pts: int | None = None) -> None:
@@ -86,7 +97,13 @@ class VideoWriter:
             raise ValueError(f"expected ({self.height}, {self.width}, 3) uint8, got {bgr.shape} {bgr.dtype}")
         if self.width % 2 or self.height % 2:
             bgr = np.pad(bgr, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(bgr), format="bgr24")
+        picture = self._scaler.reformat(
+            av.VideoFrame.from_ndarray(np.ascontiguousarray(bgr), format="bgr24"),
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            threads=1,
+        )
         picture.pts = self._frames if pts is None else pts
         picture.time_base = 1 / self.fps
         self._frames = picture.pts + 1
@@ -103,10 +120,13 @@ class VideoWriter:
             self._temporary.unlink(missing_ok=True)
 
     def _finish(self) -> None:
+        if self._frames == 0:
+            raise VideoError(f"No frame was written to {self.path}.", "Check that the source has frames.")
         self._mux(None)
         try:
-            self._container.close()
-            self._container = None
+            # Closing writes the index; if the disk is full it is here that it shows.
+            container, self._container = self._container, None
+            container.close()
             os.replace(self._temporary, self.path)
         except OSError as error:
             raise storage_error(self.path, error) from error
