@@ -17,7 +17,7 @@ from ml_backend.label_studio.schema import LabelMapper, VideoControl
 from ml_backend.label_studio.timeline import Timeline
 from ml_backend.models.weights import ResolvedDetector, resolve_detector
 from ml_backend.settings import Settings
-from ml_backend.types import Frame, Track, VideoInfo
+from ml_backend.types import UNLABELLED, Frame, Track, VideoInfo
 from ml_backend.video.probe import frame_times, probe
 from ml_backend.video.reader import read_frames
 
@@ -55,19 +55,27 @@ class VideoResult:
 
 
 class Labeller:
-    """Gives tracks the label with most votes of their whole life."""
+    """Gives tracks the label with most votes of their whole life.
+
+    Args:
+        class_agnostic: the detector cannot tell classes apart. Its tracks are kept in any case: with the project's
+            label where there is only one, else unlabelled, which takes the annotator one key press to complete.
+    """
 
     def __init__(self, control: VideoControl, names: Mapping[int, str], class_agnostic: bool) -> None:
         self._mapper = LabelMapper(control.labels, names.values())
-        # A detector that cannot tell classes apart leaves no doubt where the project has one label only.
-        self._only = control.labels[0].value if class_agnostic and len(control.labels) == 1 else None
+        self._default: str | None = None
+        if class_agnostic:
+            self._default = control.labels[0].value if len(control.labels) == 1 else UNLABELLED
         self.unmapped: Counter[str] = Counter()
 
     def __call__(self, track: Track) -> bool:
-        """Set ``track.label``; whether some label covers it."""
+        """Set ``track.label``; whether the track is to be kept."""
         votes: Counter[str | tuple[str]] = Counter()
         for name, score in track.class_scores.items():
-            label = self._mapper.map(name) or self._only
+            label = self._mapper.map(name)
+            if label is None:
+                label = self._default
             # A class without label votes too: what is mostly a chair must not become a person.
             votes[label if label is not None else (name,)] += score  # type: ignore[assignment]
         if not votes:
@@ -80,7 +88,7 @@ class Labeller:
         return True
 
 
-def load_detector(resolved: ResolvedDetector, settings: Settings) -> Detector:
+def load_detector(resolved: ResolvedDetector, settings: Settings, fps: float) -> Detector:
     """The detector itself. Loading takes seconds; the last one stays loaded for the next video.
 
     Raises:
@@ -89,7 +97,7 @@ def load_detector(resolved: ResolvedDetector, settings: Settings) -> Detector:
     if resolved.kind == "motion":
         from ml_backend.models.motion import MotionDetector
 
-        return MotionDetector()  # keeps a model of one video's background
+        return MotionDetector(fps)  # keeps a model of one video's background
     key = (str(resolved.path), resolved.sha256, settings.device, settings.imgsz, settings.conf, settings.batch)
     if _loaded.get("key") != key:
         from ml_backend.models.detector import YoloDetector
@@ -138,10 +146,11 @@ def predict_video(
     info = probe(path)
     timeline = Timeline(frame_rate, frame_times(path), info.duration)
     resolved = resolved or resolve_detector(settings)
-    detector = load_detector(resolved, settings)
-    labeller = Labeller(control, detector.names, class_agnostic=resolved.kind == "motion")
-    tracker = Tracker(settings.tracker, fps=info.fps, motion=resolved.kind == "motion")
-    assembler = TrackAssembler(info.fps, detector.names, info.width, info.height, settings)
+    motion = resolved.kind == "motion"
+    detector = load_detector(resolved, settings, info.fps)
+    labeller = Labeller(control, detector.names, class_agnostic=motion)
+    tracker = Tracker(settings.tracker, info.fps, motion=motion)
+    assembler = TrackAssembler(info.fps, detector.names, info.width, info.height, settings, motion=motion)
     result = VideoResult([], info, resolved, unmapped=labeller.unmapped)
     starts: list[int] = []
 

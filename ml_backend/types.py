@@ -13,6 +13,9 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 Image = npt.NDArray[np.uint8]
 
+#: The label of a track that is worth showing although nobody can say what it is.
+UNLABELLED = ""
+
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
@@ -106,7 +109,7 @@ class Track:
         xyxy: ``(n, 4)`` float32, pixels of the displayed video.
         conf: ``(n,)`` float32, detector confidence; 0 where the box was filled in between detections.
         class_scores: sum of confidence per detector class name: the votes of a track's whole life.
-        label: the project's label, or ``None`` before mapping.
+        label: the project's label, ``UNLABELLED``, or ``None`` before mapping.
         score: 0..1, how sure the track is of its label and existence.
     """
 

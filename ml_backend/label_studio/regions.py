@@ -96,7 +96,7 @@ def track_to_region(
                 )
     if not sequence:
         return None
-    value = {"framesCount": count, "duration": timeline.duration, "labels": [track.label], "sequence": sequence}
+    value = {"framesCount": count, "duration": timeline.duration, "labels": [track.label] if track.label else [], "sequence": sequence}
     region: Region = {
         "from_name": control.from_name,
         "to_name": control.to_name,
