@@ -189,13 +189,16 @@ set_up() { # lock for .venv, further locks that it contains
     INSTALL_SECONDS=$((SECONDS - started))
 }
 
-# Label Studio is there long before PyTorch; LABEL_STUDIO_WARM_DIR names a data folder whose database it makes meanwhile.
+# Label Studio is there long before PyTorch. Meanwhile it makes an empty database, which takes it 20 to 60 s; servers
+# start from a copy of it. Without it they make their own, so a failure here is only logged.
 install_label_studio() {
+    local database="$LS_VENV/database"
     install_lock "$LS_VENV" requirements-label-studio.lock || return 1
-    if [ -n "${LABEL_STUDIO_WARM_DIR:-}" ] && [ ! -e "$LABEL_STUDIO_WARM_DIR" ]; then
-        mkdir -p "$LABEL_STUDIO_WARM_DIR"
-        COLLECT_ANALYTICS=false LATEST_VERSION_CHECK=false SENTRY_DSN='' LABEL_STUDIO_BASE_DATA_DIR="$LABEL_STUDIO_WARM_DIR" \
-            "$LS_VENV/bin/label-studio" user --username nobody@localhost \
-            >"$SETUP_LOGS/label-studio-database.log" 2>&1 </dev/null || true # the server itself tries again and reports
+    rm -rf "$database" "$database.new"
+    if COLLECT_ANALYTICS=false LATEST_VERSION_CHECK=false SENTRY_DSN='' HOST='' DJANGO_DB=sqlite \
+        LABEL_STUDIO_BASE_DATA_DIR="$database.new" "$LS_VENV/bin/label-studio" user --username nobody@localhost \
+        >"$SETUP_LOGS/label-studio-database.log" 2>&1 </dev/null; then
+        rm -f "$database.new/.env" # a secret key; every server makes its own
+        mv "$database.new" "$database"
     fi
 }

@@ -126,7 +126,9 @@ def check_install() -> None:
     check_disk(ROOT, float(os.environ.get("INSTALL_GB", INSTALL_GB)), "Installing")
     temporary = Path(tempfile.gettempdir())
     if temporary.stat().st_dev != ROOT.stat().st_dev:
-        check_disk(temporary, DOWNLOAD_GB, "Downloading", "Free some space, or set TMPDIR to a folder on a larger disk.")
+        check_disk(
+            temporary, DOWNLOAD_GB, "Downloading", "Free some space, or set TMPDIR to a folder on a larger disk."
+        )
 
 
 def check_start(data_dir: Path, port: int, label_studio_port: int) -> None:

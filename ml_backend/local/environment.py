@@ -1,0 +1,60 @@
+"""The environment of the local stack's processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ml_backend.local.preflight import ROOT
+from ml_backend.settings import Settings
+
+#: Settings that describe models and machine, not where things are: an isolated stack takes them over, and only them.
+MODEL_SETTINGS = frozenset(
+    {"mode", "detector", "yolo_weights", "weights_timeout_s", "device", "imgsz", "batch", "tracker"}
+)
+
+
+def base_environment(data_dir: Path, *, isolated: bool) -> dict[str, str]:
+    """What all processes get: the caller's environment, less what would make them write outside ``data_dir``.
+
+    Args:
+        data_dir: absolute.
+        isolated: drop settings that point to other databases or servers (smoke run, tests).
+    """
+    environment = dict(os.environ)
+    if isolated:
+        for name in set(Settings.model_fields) - MODEL_SETTINGS:
+            environment.pop(name.upper(), None)
+            environment.pop(name, None)
+    weights = environment.get("YOLO_WEIGHTS", "")
+    if weights and Path(weights).is_file():
+        environment["YOLO_WEIGHTS"] = str(Path(weights).absolute())  # processes have other working directories
+    environment |= {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        # ultralytics: install nothing, write nothing into the home folder.
+        "YOLO_AUTOINSTALL": "false",
+        "YOLO_CONFIG_DIR": str(data_dir / "ultralytics"),
+        "MPLCONFIGDIR": str(data_dir / "matplotlib"),
+        "HF_HOME": str(data_dir / "huggingface"),
+        "TORCH_HOME": str(data_dir / "torch"),
+    }
+    for name in ("NO_PROXY", "no_proxy"):  # the stack's own traffic never goes through a proxy
+        hosts = [host for host in environment.get(name, "").split(",") if host]
+        environment[name] = ",".join(dict.fromkeys([*hosts, "localhost", "127.0.0.1"]))
+    return environment
+
+
+def backend_settings(
+    *, data_dir: Path, label_studio_url: str, token: str, redis_url: str, uploads_root: Path, local_files: Path
+) -> Mapping[str, str]:
+    """Settings by which backend, worker and scripts find each other."""
+    return {
+        "LABEL_STUDIO_URL": label_studio_url,
+        "LABEL_STUDIO_API_KEY": token,
+        "REDIS_URL": redis_url,
+        "DATA_DIR": str(data_dir),
+        "UPLOADS_ROOT": str(uploads_root),
+        "LOCAL_FILES_ROOT": str(local_files),
+    }

@@ -1,0 +1,271 @@
+"""The whole stack on one machine: Redis, Label Studio, backend and one worker, watched over."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from types import TracebackType
+from typing import IO
+
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.local.access import create_token, token_works
+from ml_backend.local.environment import backend_settings, base_environment
+from ml_backend.local.guardian import MARK, start_guardian, sweep
+from ml_backend.local.preflight import ROOT
+from ml_backend.local.processes import (
+    Backend,
+    LabelStudioServer,
+    ManagedProcess,
+    RedisServer,
+    StartError,
+    Worker,
+    redis_answers,
+)
+from ml_backend.local.report import Reporter
+from ml_backend.local.state import (
+    USERNAME,
+    StackState,
+    login_password,
+    read_text,
+    state_path,
+    token_path,
+    write_private,
+)
+
+#: Creating the database takes 20 to 45 s, on a slow disk more.
+LABEL_STUDIO_TIMEOUT = 300.0
+#: The first import of PyTorch after installing reads gigabytes.
+BACKEND_TIMEOUT = 180.0
+#: A process that ran for so long was healthy: its next failure starts counting anew.
+HEALTHY_S = 60.0
+MAX_BACK_OFF_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class StackOptions:
+    """How to run a stack.
+
+    Attributes:
+        data_dir: absolute; holds all state.
+        redis_url: a running Redis; empty: start one.
+        isolated: take no server addresses from the environment or ``.env``.
+        environment: added to the environment of backend and worker.
+    """
+
+    data_dir: Path
+    port: int
+    label_studio_port: int
+    redis_url: str = ""
+    isolated: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Stack:
+    """Starts in overlapping steps; as a context manager it always stops everything."""
+
+    def __init__(self, options: StackOptions, reporter: Reporter | None = None) -> None:
+        self.options = options
+        self.reporter = reporter or Reporter()
+        self.data_dir = options.data_dir
+        self.log_dir = self.data_dir / "logs"
+        self.local_files = self.data_dir / "local-files"
+        self.token = ""
+        self.username = USERNAME
+        self._mark = uuid.uuid4().hex
+        self._guardian: subprocess.Popen[bytes] | None = None
+        self._lock: IO[str] | None = None
+        self._deaths: dict[str, tuple[int, float]] = {}
+
+        environment = base_environment(self.data_dir, isolated=options.isolated) | {MARK: self._mark}
+        # An isolated stack must not read the .env file of the project's folder either.
+        self._cwd = self.data_dir if options.isolated else ROOT
+        self.redis: RedisServer | None = None
+        if not options.redis_url:
+            self.redis = RedisServer(self.data_dir / "redis", log_dir=self.log_dir, environment=environment)
+        self.redis_url = self.redis.url if self.redis else options.redis_url
+        self.label_studio = LabelStudioServer(
+            self.data_dir / "label-studio",
+            port=options.label_studio_port,
+            username=self.username,
+            password=login_password(self.data_dir),
+            log_dir=self.log_dir,
+            environment=environment,
+            local_files=self.local_files,
+        )
+        environment |= options.environment
+        self.backend = Backend(port=options.port, log_dir=self.log_dir, environment=environment, cwd=self._cwd)
+        self.worker = Worker(redis_url=self.redis_url, log_dir=self.log_dir, environment=environment, cwd=self._cwd)
+
+    # -- life
+
+    def __enter__(self) -> Stack:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def processes(self) -> list[ManagedProcess]:
+        """All processes that this stack runs, in the order in which they must stop."""
+        own: list[ManagedProcess] = [self.worker, self.backend, self.label_studio]
+        return [*own, self.redis] if self.redis else own
+
+    def start(self) -> None:
+        """Bring everything up.
+
+        Raises:
+            StartError: with cause, cure and the end of the log of what did not come up.
+        """
+        for folder in (self.data_dir, self.log_dir, self.local_files):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.data_dir)
+        self._guardian = start_guardian(self._mark)
+        new = self.label_studio.is_new
+        self.label_studio.start()
+        with self.reporter.stage("redis", "Starting Redis") as tick:
+            self._start_redis(tick)
+        token = read_text(token_path(self.data_dir))
+        if token:  # not the first start: everything at once
+            self._start_backend(token)
+        text = "Starting Label Studio" + (" (it makes its database first, 20 to 60 s)" if new else "")
+        with self.reporter.stage("label_studio", text) as tick:
+            self.label_studio.wait_ready(LABEL_STUDIO_TIMEOUT, tick)
+            self.token = self._valid_token(token)
+        with self.reporter.stage("backend", "Starting backend and worker") as tick:
+            if self.token != token:
+                self.worker.stop()
+                self.backend.stop()
+                self._start_backend(self.token)
+            self.backend.wait_ready(BACKEND_TIMEOUT, tick)
+            self.worker.wait_ready(BACKEND_TIMEOUT, tick)
+        self.save_state()
+
+    def _start_redis(self, tick: Callable[[], None]) -> None:
+        if self.redis:
+            self.redis.start()
+            self.redis.wait_ready(60, tick)
+        elif not redis_answers(self.redis_url):
+            raise StartError(
+                f"No Redis answers at {self.redis_url.rsplit('@', 1)[-1]}, which REDIS_URL names.",
+                "Start it, or unset REDIS_URL: then a Redis is started here.",
+            )
+
+    def _start_backend(self, token: str) -> None:
+        settings = self.settings_environment(token)
+        for process in (self.worker, self.backend):
+            process.environment.update(settings)
+            process.start()
+
+    def settings_environment(self, token: str = "") -> dict[str, str]:
+        """Settings by which a process finds this stack."""
+        return dict(
+            backend_settings(
+                data_dir=self.data_dir,
+                label_studio_url=self.label_studio.url,
+                token=token or self.token,
+                redis_url=self.redis_url,
+                uploads_root=self.label_studio.media_root,
+                local_files=self.local_files,
+            )
+        )
+
+    def _valid_token(self, token: str) -> str:
+        if token and token_works(self.label_studio.url, token):
+            return token
+        if token:
+            self.reporter.say("The stored token is no longer valid; making a new one.")
+        token = create_token(self.label_studio.url, self.username, self.label_studio.password)
+        write_private(token_path(self.data_dir), token + "\n")
+        return token
+
+    def client(self) -> LabelStudioClient:
+        """A client with the rights of Label Studio's first user."""
+        return LabelStudioClient(self.label_studio.url, self.token)
+
+    def save_state(self, project_id: int | None = None) -> None:
+        """Let other commands find this stack."""
+        StackState(
+            pid=os.getpid(),
+            label_studio_url=self.label_studio.url,
+            backend_url=self.backend.url,
+            redis_url=self.redis_url,
+            project_id=project_id,
+            environment=self.settings_environment(),
+        ).save(self.data_dir)
+
+    def stop(self) -> None:
+        """Stop everything, also what the processes have started. Calling it again does nothing."""
+        servers = [process for process in self.processes if process is not self.redis]
+        for process in servers:
+            process.terminate()
+        for process in servers:
+            process.stop()
+        if self.redis:  # last: the worker puts its job back while it stops
+            self.redis.stop()
+        if self._guardian:
+            sweep(self._mark)
+            if self._guardian.stdin:
+                self._guardian.stdin.close()
+            self._guardian.wait(timeout=30)
+            self._guardian = None
+            state_path(self.data_dir).unlink(missing_ok=True)
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def kill(self) -> None:
+        """Stop everything without waiting for anything."""
+        sweep(self._mark, grace=0.0)
+
+    # -- watching
+
+    def watch(self, until: Event | None = None) -> None:
+        """Restart what dies, with growing pauses; returns when ``until`` is set."""
+        until = until or Event()
+        while not until.wait(0.5):
+            for process in self.processes:
+                if not process.alive:
+                    self._restart(process)
+
+    def _restart(self, process: ManagedProcess) -> None:
+        count, since = self._deaths.get(process.name, (0, 0.0))
+        now = time.monotonic()
+        if count and now < since:
+            return  # still pausing
+        if count and now - since > HEALTHY_S:
+            count = 0
+        pause = min(2.0**count, MAX_BACK_OFF_S)
+        self.reporter.say(
+            f"{process.name} ended unexpectedly (exit status {process.returncode}); restarting it. "
+            f"Its log is {process.log_path}; the last lines:\n{process.tail(5)}"
+        )
+        self._deaths[process.name] = (count + 1, now + pause)
+        process.start()
+
+
+def _lock(data_dir: Path) -> IO[str]:
+    """Make sure that no other stack works on this folder; the lock goes with the process."""
+    lock = (data_dir / "stack.lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise StartError(
+            f"Another stack runs on {data_dir}.",
+            "Use that one, or stop it, or choose others: --data-dir, --port and --label-studio-port.",
+        ) from error
+    return lock

@@ -1,0 +1,75 @@
+"""What the local stack keeps in its data folder: secrets, and where a running stack is to be found."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+USERNAME = "admin@localhost.localdomain"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file that only its owner may read, in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def read_text(path: Path) -> str:
+    """Content without the final newline, empty if there is no file."""
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+
+def login_password(data_dir: Path) -> str:
+    """The password of Label Studio's first user: made once, kept in the data folder."""
+    path = data_dir / "label-studio-password"
+    password = read_text(path)
+    if not password:
+        password = secrets.token_urlsafe(12)
+        write_private(path, password + "\n")
+    return password
+
+
+def token_path(data_dir: Path) -> Path:
+    """Where the personal access token is kept."""
+    return data_dir / "label-studio-token"
+
+
+@dataclass(slots=True)
+class StackState:
+    """A running stack, for commands that want to talk to it.
+
+    Attributes:
+        pid: of the supervisor.
+        environment: settings that make other commands find the stack. Holds the token, hence the file's mode 600.
+    """
+
+    pid: int
+    label_studio_url: str
+    backend_url: str
+    redis_url: str
+    project_id: int | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def save(self, data_dir: Path) -> None:
+        write_private(state_path(data_dir), json.dumps(asdict(self), indent=1) + "\n")
+
+
+def state_path(data_dir: Path) -> Path:
+    return data_dir / "stack.json"
+
+
+def running_stack(data_dir: Path) -> StackState | None:
+    """The stack that runs on this data folder, if one does."""
+    try:
+        state = StackState(**json.loads(state_path(data_dir).read_text(encoding="utf-8")))
+        os.kill(state.pid, 0)
+    except (OSError, ValueError, TypeError):
+        return None  # never started, ended, or killed
+    return state

@@ -1,0 +1,202 @@
+"""Shared fixtures: the real components, each started once for the whole run and stopped at its end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.local.access import create_token
+from ml_backend.local.environment import base_environment
+from ml_backend.local.preflight import free_port
+from ml_backend.local.processes import LabelStudioServer, RedisServer
+from ml_backend.local.stack import LABEL_STUDIO_TIMEOUT, Stack, StackOptions
+from ml_backend.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No setting of the machine, of a .env file, or of the caller's home changes what the tests see."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in Settings.model_fields:
+            patch.delenv(name.upper(), raising=False)
+        patch.setenv("YOLO_AUTOINSTALL", "false")
+        patch.setenv("YOLO_CONFIG_DIR", str(home / "ultralytics"))
+        patch.setenv("MPLCONFIGDIR", str(home / "matplotlib"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with the real video and the real weights, which are not part of the project."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the folder ../shared/data with the real video and weights is not there")
+    return SHARED_DATA
+
+
+def _shared_file(name: str) -> Path:
+    path = SHARED_DATA / name
+    if not path.is_file():
+        pytest.skip(f"{name} is not in ../shared/data, which is not part of the project")
+    return path
+
+
+@pytest.fixture(scope="session")
+def people_video() -> Path:
+    """302 frames of a street, 1920x1080, 30 fps, H.264."""
+    return _shared_file("people.mp4")
+
+
+@pytest.fixture(scope="session")
+def yolo_weights() -> Path:
+    """YOLO11n with the 80 COCO classes. ``TEST_YOLO_WEIGHTS`` names another file."""
+    named = os.environ.get("TEST_YOLO_WEIGHTS")
+    return Path(named) if named else _shared_file("yolo11n.pt")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Callable[..., Settings]:
+    """Factory of settings that keep everything in the test's folder: ``settings(redis_url=..., conf=0.3)``.
+
+    Downloads of weights are not waited for.
+    """
+
+    def make(**values: Any) -> Settings:
+        defaults = {"data_dir": tmp_path / "data", "weights_timeout_s": 0.1}
+        return Settings(_env_file=None, **(defaults | values))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real Redis on a unix socket. Tests use ``redis_url``."""
+    folder = tmp_path_factory.mktemp("redis")
+    server = RedisServer(folder, log_dir=folder, environment=os.environ)
+    server.start()
+    try:
+        server.wait_ready(30)
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """URL of a real, empty Redis."""
+    with Redis.from_url(redis_server.url) as connection:
+        connection.flushall()
+    return redis_server.url
+
+
+@dataclass(frozen=True, slots=True)
+class LabelStudio:
+    """A running Label Studio.
+
+    Attributes:
+        token: personal access token of its only user.
+        media_root: folder of the uploads.
+        local_files: its LOCAL_FILES_DOCUMENT_ROOT.
+    """
+
+    url: str
+    token: str
+    username: str
+    password: str
+    media_root: Path
+    local_files: Path
+
+    def client(self) -> LabelStudioClient:
+        return LabelStudioClient(self.url, self.token)
+
+
+@pytest.fixture(scope="session")
+def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
+    """A real Label Studio with an empty database, shared by all tests: each makes projects of its own."""
+    if not (ROOT / ".venv-label-studio" / "bin" / "label-studio").exists():
+        pytest.skip("Label Studio is not installed; bash scripts/test.sh installs it into .venv-label-studio")
+    folder = tmp_path_factory.mktemp("label-studio")
+    local_files = folder / "local-files"
+    local_files.mkdir()
+    server = LabelStudioServer(
+        folder / "data",
+        port=free_port(),
+        username="tester@example.org",
+        password="a password for tests",
+        log_dir=folder,
+        environment=base_environment(folder, isolated=True),
+        local_files=local_files,
+    )
+    server.start()
+    try:
+        server.wait_ready(LABEL_STUDIO_TIMEOUT)
+        token = create_token(server.url, server.username, server.password)
+        yield LabelStudio(server.url, token, server.username, server.password, server.media_root, local_files)
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
+    """Factory of whole local stacks (Label Studio, Redis, backend, worker) with a data folder and ports of their own.
+
+    Keyword arguments are settings of backend and worker: ``make_stack(detector="motion")``.
+    """
+    if not (ROOT / ".venv-label-studio" / "bin" / "label-studio").exists():
+        pytest.skip("Label Studio is not installed; bash scripts/test.sh installs it into .venv-label-studio")
+    stacks: list[Stack] = []
+
+    def make(**settings: Any) -> Stack:
+        environment = {"WEIGHTS_TIMEOUT_S": "0.5"} | {name.upper(): str(value) for name, value in settings.items()}
+        data_dir = tmp_path_factory.mktemp("stack")
+        options = StackOptions(data_dir, free_port(), free_port(), isolated=True, environment=environment)
+        stack = Stack(options)
+        stacks.append(stack)
+        stack.start()
+        return stack
+
+    try:
+        yield make
+    finally:
+        for stack in stacks:
+            stack.stop()
+
+
+@pytest.fixture(scope="session")
+def motion_stack(make_stack: Callable[..., Stack]) -> Stack:
+    """A local stack whose detector needs no weights. Tests mark themselves with ``stack``."""
+    return make_stack(detector="motion")
+
+
+@pytest.fixture(scope="session")
+def yolo_stack(make_stack: Callable[..., Stack], yolo_weights: Path) -> Stack:
+    """A local stack with real YOLO weights."""
+    return make_stack(detector="yolo", yolo_weights=yolo_weights)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A Playwright browser: ``chromium.new_page()``. Tests mark themselves with ``browser``."""
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("no Chromium on this machine (Debian, Ubuntu: apt install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # As root, in containers, Chromium's own sandbox cannot work; the pages are our own.
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
