@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,36 @@ def _choose(file: Path, container: Any) -> Any:
 
 def _is_cover(stream: Any) -> bool:
     return bool(stream.disposition & stream.disposition.attached_pic)
+
+
+@dataclass(frozen=True, slots=True)
+class Mp4Layout:
+    """Where an MP4 keeps its index (``moov`` box)."""
+
+    index_at_end: bool
+    fragmented: bool
+
+
+def mp4_layout(path: str | os.PathLike[str]) -> Mp4Layout:
+    """Read the outer boxes of an MP4 or QuickTime file.
+
+    Raises:
+        VideoError: as :func:`check_file`.
+    """
+    order: list[bytes] = []
+    with check_file(path).open("rb") as handle:
+        end = handle.seek(0, os.SEEK_END)
+        position = 0
+        while position + 8 <= end and len(order) < 1000:
+            handle.seek(position)
+            header = handle.read(16)
+            size, kind = int.from_bytes(header[:4], "big"), header[4:8]
+            if size == 1:
+                size = int.from_bytes(header[8:16], "big")
+            order.append(kind)
+            if kind == b"moof" or size < 8:  # size 0: this box reaches to the end of the file
+                break
+            position += size
+    moov = order.index(b"moov") if b"moov" in order else len(order)
+    mdat = order.index(b"mdat") if b"mdat" in order else len(order)
+    return Mp4Layout(index_at_end=mdat < moov, fragmented=b"moof" in order)

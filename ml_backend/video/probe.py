@@ -32,6 +32,11 @@ from .container import check_file, open_video
 logger = logging.getLogger(__name__)
 TimesArray = npt.NDArray[np.float64]
 _DAMAGED = "Copy or upload it again, or re-encode what is left: `ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4`."
+STANDARD_RATES = tuple(
+    Fraction(n, d)
+    for n, d in ((24, 1), (24000, 1001), (25, 1), (30, 1), (30000, 1001), (48, 1), (50, 1), (60, 1), (60000, 1001))
+)
+_SINGLE_FRAME_S = 0.04  # how long the only frame of a file is shown that does not say
 # A stream that gives no picture in its first packets is not going to.
 _FIRST_FRAME_PACKETS = 250
 
@@ -43,7 +48,8 @@ class Scan:
     Attributes:
         info: the summary for the rest of the program.
         times: ``(frames,)`` float64 seconds, presentation order, browser's clock.
-        pts: ``(frames,)`` int64 presentation timestamps in ``time_base`` units, or ``None`` where the file has none.
+        pts: ``(frames,)`` int64 presentation timestamps in ``time_base`` units, or ``None`` where the file has
+            none that are tied to pictures.
         time_base: seconds per unit of ``pts``.
         stored_size: width and height of decoded frames before rotation and aspect correction.
         container: FFmpeg's name of the container format, e.g. ``"mov,mp4,m4a,3gp,3g2,mj2"``.
@@ -123,8 +129,10 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
         timestamped = all(pts is not None for pts, _ in packets)
         if timestamped:
             packets.sort()
-            pts = np.array([pts for pts, _ in packets], np.int64)
-            times: TimesArray = np.asarray(pts * float(tick) - float(origin), np.float64)
+            stamps = np.array([pts for pts, _ in packets], np.int64)
+            times: TimesArray = np.asarray(stamps * float(tick) - float(origin), np.float64)
+            # AVI knows only the decoding order; with B-frames its timestamps belong to other pictures.
+            pts = None if container.format.name == "avi" else stamps
             last = float((packets[-1][1] or 0) * tick)
         else:
             if not rate:
@@ -133,16 +141,20 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
             times = np.arange(count, dtype=np.float64) * last
         if count > 1 and times[-1] <= times[0]:
             raise _no_rate(file)
-        if count > 1:
-            # The last frame's own duration is often missing or nonsense; the usual interval is the better guess.
-            usual = float(np.median(np.diff(times)))
-            if not 0 < last <= 10 * max(usual, 1e-3):
-                last = usual
-        elif last <= 0:
-            last = 1 / float(rate) if rate else 0.04
+        variable = _is_variable(times, float(tick))
+        usual = float(np.median(np.diff(times))) if count > 1 else 0.0
+        if not 0 < last <= 10 * max(usual, 1e-3):
+            # The last frame's own duration is often missing or nonsense.
+            last = usual or (1 / float(rate) if rate else _SINGLE_FRAME_S)
         duration = float(times[-1] - times[0]) + last
-        if duration <= 0:
-            raise _no_rate(file)
+        fps = count / duration
+        if not variable and count > 1:
+            # Containers round times, Matroska to 1 ms: the rate that fits them all is the better figure.
+            for standard in STANDARD_RATES:
+                if abs((count - 1) / float(standard) - float(times[-1] - times[0])) <= 1.5 * float(tick):
+                    fps = float(standard)
+                    duration = count / fps
+                    break
         times.setflags(write=False)
         note = ""
         if broken or (count + hidden < expected and container.format.name.startswith("mov")):
@@ -154,13 +166,13 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
             path=path,
             width=width,
             height=height,
-            fps=count / duration,
+            fps=fps,
             frames=count,
             duration=duration,
             codec=stream.codec_context.codec.canonical_name,
             pix_fmt=first.pix_fmt,
             rotation=first.rotation,
-            variable_frame_rate=_is_variable(times, float(tick)),
+            variable_frame_rate=variable,
             has_audio=bool(audio),
         )
         audio_codec = audio[0].codec_context.codec.canonical_name if audio and audio[0].codec_context else None
@@ -239,12 +251,11 @@ def displayed_size(stored: tuple[int, int], rotation: int, aspect: Fraction | No
 
 def _origin(container: Any, stream: Any) -> Fraction:
     """Seconds on the file's clock that are 0 on the browser's: 0, or the earliest start where that is negative."""
-    starts: list[Fraction] = [
-        Fraction(s.start_time) * s.time_base
-        for s in (stream, *container.streams.audio)
-        if s.start_time is not None and s.time_base
-    ]
-    return min(Fraction(0), *starts)
+    starts = [Fraction(0)]
+    for each in (stream, *container.streams.audio):
+        if each.start_time is not None and each.time_base:
+            starts.append(Fraction(each.start_time) * each.time_base)
+    return min(starts)
 
 
 def _packets(container: Any, stream: Any) -> tuple[list[tuple[Any, int]], int, bool]:

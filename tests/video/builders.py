@@ -92,16 +92,7 @@ def _tone(output: Any, stream: Any, seconds: float, start: float) -> None:
     step = 1024
     for first in range(0, int(seconds * rate), step):
         wave = 0.2 * np.sin(2 * np.pi * 440 * np.arange(first, first + step) / rate)
-        layout = stream.codec_context.layout.name
-        channels = stream.codec_context.layout.nb_channels
-        format_name = stream.codec_context.format.name
-        if format_name.startswith("s16"):
-            data = (wave * 32767).astype(np.int16)
-        else:
-            data = wave.astype(np.float32)
-        planar = format_name.endswith("p")
-        array = np.tile(data, (channels, 1)) if planar else np.repeat(data, channels)[None]
-        sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(array), format=format_name, layout=layout)
+        sound = av.AudioFrame.from_ndarray(wave.astype(np.float32)[None], format="fltp", layout="mono")
         sound.sample_rate = rate
         sound.pts = first + int(start * rate)
         sound.time_base = Fraction(1, rate)

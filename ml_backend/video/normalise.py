@@ -1,0 +1,351 @@
+"""Browser-playable copies of videos, made only where the original is not good enough.
+
+Good enough is: H.264 8-bit 4:2:0 (or VP8, VP9, AV1) at a constant frame rate in an MP4 with its index in front, or in
+WebM, with every frame inside the length that the file states. Rotation is no reason: browsers apply it. Where only the
+container is wrong the video packets are copied as they are; otherwise the copy is H.264, upright, in square pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import av.error
+import numpy as np
+
+from ..errors import VideoError
+from ..types import Image, VideoInfo
+from .container import Mp4Layout, mp4_layout, open_video
+from .probe import STANDARD_RATES, Scan, decode, scan
+from .reader import read_frames
+from .writer import VideoWriter, storage_error
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[int, int], None]
+
+# What Chromium, Firefox and Safari all decode without special hardware.
+_PLAYABLE = {
+    "h264": {"yuv420p", "yuvj420p"},
+    "vp8": {"yuv420p"},
+    "vp9": {"yuv420p"},
+    "av1": {"yuv420p", "yuv420p10le"},
+}
+_MP4_AUDIO = {"aac", "mp3", "opus", "flac"}
+# More frames than this a second help nobody to annotate, and a burst of close timestamps must not multiply the file.
+_MAX_RATE = Fraction(60)
+_RECIPE = 1  # part of the mark in each copy: raise it when copies made before should be made again
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do with a file: nothing, copy its packets into a better container, or encode it anew; and why."""
+
+    action: Literal["keep", "remux", "encode"]
+    reason: str = ""
+
+
+def needs_normalising(path: str | os.PathLike[str]) -> str | None:
+    """Why a browser could not play or step through this file well, or ``None`` if it can.
+
+    Raises:
+        VideoError: as :func:`~ml_backend.video.probe.probe`.
+    """
+    return plan(path).reason or None
+
+
+def plan(path: str | os.PathLike[str]) -> Plan:
+    """Decide what :func:`normalise` does with a file.
+
+    Raises:
+        VideoError: as :func:`~ml_backend.video.probe.probe`.
+    """
+    facts = scan(path)
+    info = facts.info
+    if info.codec not in _PLAYABLE:
+        return Plan("encode", f"browsers do not play {info.codec}")
+    if info.pix_fmt not in _PLAYABLE[info.codec]:
+        return Plan("encode", f"not every browser plays {info.codec} in {info.pix_fmt}")
+    if info.variable_frame_rate:
+        return Plan("encode", "its frame rate varies")
+    reason = _container_fault(Path(path), facts)
+    if not reason:
+        return Plan("keep")
+    # VP8 has no place in MP4; AVI does not tell when a picture is shown.
+    return Plan("encode" if info.codec == "vp8" or facts.container == "avi" else "remux", reason)
+
+
+def _container_fault(path: Path, facts: Scan) -> str:
+    suffix = path.suffix.lower()
+    if facts.container.startswith("mov"):
+        if suffix not in (".mp4", ".m4v"):
+            return f"it is an MP4 under the name *{suffix}" if suffix != ".mov" else "not every browser plays QuickTime"
+        layout: Mp4Layout = mp4_layout(path)
+        if layout.fragmented:
+            return "it is fragmented, so that browsers seek to wrong frames"
+        if layout.index_at_end:
+            return "its index is at the end, so that it starts late over a network"
+    elif not (facts.container.startswith("matroska") and suffix == ".webm" and facts.info.codec != "h264"):
+        return f"browsers do not play this container ({facts.container.split(',')[0]})"
+    if facts.note:
+        return "it is damaged or cut off"
+    half = 0.5 / facts.info.fps
+    if facts.times[-1] > facts.playback_s - 0.1 * half:
+        return "its last frames lie behind the end that the file states"
+    if facts.times[0] > half and not facts.info.has_audio:
+        return "its first frame is not at 0"
+    return ""
+
+
+def normalise(path: str | os.PathLike[str], out: str | os.PathLike[str], progress: Progress | None = None) -> VideoInfo:
+    """Make a copy that every browser plays: H.264 (or the original packets where they are fine) in MP4.
+
+    The copy starts at 0 with the video's first frame and has a constant frame rate: the original one, or, for a
+    variable rate, that of its usual interval, with frames shown longer repeated. Sound is kept as AAC. The copy
+    appears under its name only when complete, and carries a mark of its source's content: if ``out`` is already the
+    copy of this very source, nothing is done.
+
+    Args:
+        out: target, ending in ``.mp4``, other than ``path``.
+        progress: called with frames done and frames in all.
+
+    Returns:
+        facts about the copy.
+
+    Raises:
+        VideoError: the source is unusable.
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    source, target = Path(path).absolute(), Path(out).absolute()
+    if target.suffix.lower() != ".mp4":
+        raise ValueError(f"expected out to end in .mp4, got {target.name}")
+    if source == target or (target.exists() and source.samefile(target)):
+        raise ValueError("expected out to be another file than the source")
+    facts = scan(source)
+    mark = f"source-sha256={file_sha256(source)} recipe={_RECIPE}"
+    ready = _finished(target, mark)
+    if ready is not None:
+        return ready
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", suffix=".part", dir=target.parent) as scratch:
+            copy = Path(scratch) / "copy.mp4"
+            if plan(source).action == "encode" or not _copied(facts, copy, mark, progress):
+                picture = Path(scratch) / "picture.mp4"
+                _encode(facts, picture, mark, progress)
+                if facts.info.has_audio:
+                    _mux(facts, picture, copy, mark, None)
+                else:
+                    os.replace(picture, copy)
+            os.replace(copy, target)
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise storage_error(target, error) from error
+        raise VideoError(f"{source.name} cannot be converted: {error}.", "Convert it with another program.") from error
+    except OSError as error:
+        raise storage_error(target, error) from error
+    return scan(target).info
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while piece := handle.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _finished(target: Path, mark: str) -> VideoInfo | None:
+    if not target.is_file():
+        return None
+    try:
+        with open_video(target) as (container, _):
+            if container.metadata.get("comment") != mark:
+                return None
+        return scan(target).info
+    except VideoError as error:
+        logger.info("%s is made again: %s", target, error)
+        return None
+
+
+def _copied(facts: Scan, copy: Path, mark: str, progress: Progress | None) -> bool:
+    """Copy the packets; whether the copy shows the same frames and is free of what made it necessary."""
+    source = Path(facts.info.path)
+    try:
+        _mux(facts, source, copy, mark, progress)
+        again = scan(copy)
+        return again.info.frames == facts.info.frames and plan(copy).action == "keep"
+    except (VideoError, ValueError) as error:  # ValueError: FFmpeg's "invalid data" and "invalid argument"
+        logger.info("copying the packets of %s did not do (%s): encoding", source, error)
+        return False
+
+
+# -- encoding
+
+
+def _encode(facts: Scan, out: Path, mark: str, progress: Progress | None) -> None:
+    info = facts.info
+    rate = _constant_rate(facts)
+    # A constant source keeps exactly its frames; a variable one is sampled on the new grid.
+    slots = np.arange(info.frames) if not info.variable_frame_rate else _grid(facts, rate)
+    with VideoWriter(out, info.width, info.height, rate, comment=mark) as writer:
+        last: Image | None = None
+        slot = 0
+        for frame in read_frames(info.path, info):
+            if last is not None:
+                while slot < len(slots) and slots[slot] < frame.index:
+                    writer.write(last)
+                    slot += 1
+            last = frame.image
+            if progress is not None:
+                progress(frame.index + 1, info.frames)
+        while last is not None and slot < len(slots):
+            writer.write(last)
+            slot += 1
+
+
+def _constant_rate(facts: Scan) -> Fraction:
+    info = facts.info
+    fps = info.fps
+    if info.variable_frame_rate:
+        # The usual interval, not the mean: a pause must not thin out the rest. Where most intervals are short but
+        # rare long ones dominate the time, that still holds.
+        fps = min(1 / float(np.median(np.diff(facts.times))), float(_MAX_RATE))
+    nearest = min(STANDARD_RATES, key=lambda rate: abs(float(rate) - fps))
+    if abs(float(nearest) - fps) < (0.02 if info.variable_frame_rate else 0.0005) * fps:
+        return nearest
+    return Fraction(fps).limit_denominator(1001)
+
+
+def _exact_rate(facts: Scan) -> Fraction | None:
+    """The standard rate of a constant-rate video, free of the rounding of its container's timestamps."""
+    if facts.info.variable_frame_rate:
+        return None
+    return next((rate for rate in STANDARD_RATES if float(rate) == facts.info.fps), None)
+
+
+def _grid(facts: Scan, rate: Fraction) -> Any:
+    """``(n,)`` int64: for each frame of the constant-rate copy, the source frame shown then."""
+    n = max(1, round(facts.info.duration * rate))
+    # Half an interval later, so that rounding in either clock does not choose the frame before.
+    moments = (np.arange(n) + 0.5) / float(rate) + facts.times[0]
+    return np.clip(np.searchsorted(facts.times, moments, side="right") - 1, 0, facts.info.frames - 1)
+
+
+# -- packets
+
+
+def _mux(facts: Scan, picture: Path, out: Path, mark: str, progress: Progress | None) -> None:
+    """Write the video packets of ``picture`` and the sound of the source that ``facts`` describe into an MP4."""
+    sound, start_s = Path(facts.info.path), float(facts.times[0])
+    frames = facts.info.frames
+    with open_video(picture) as (video_in, video), av.open(
+        str(out), "w", format="mp4", container_options={"movflags": "+faststart"}
+    ) as output:  # fmt: skip
+        output.metadata["comment"] = mark
+        copy = output.add_stream_from_template(video)
+        # Only the packet copy of the source itself still has its old start and its container's rounding.
+        start, rate = (start_s, _exact_rate(facts)) if picture == sound else (0.0, None)
+        streams = [_video_packets(video_in, video, copy, start, rate)]
+        with open_video(sound) as (sound_in, _):
+            if sound_in.streams.audio and sound_in.streams.audio[0].codec_context is not None:
+                track = sound_in.streams.audio[0]
+                plain = track.codec_context.codec.canonical_name in _MP4_AUDIO
+                streams.append((_copied_sound if plain else _encoded_sound)(sound_in, track, output, start_s))
+            done = 0
+            # Interleaved by time, as players (and the muxer's memory) like it.
+            for _, packet in heapq.merge(*streams, key=lambda item: item[0]):
+                output.mux_one(packet)
+                if progress is not None and packet.stream is copy:
+                    done += 1
+                    progress(min(done, frames), frames)
+
+
+def _video_packets(
+    container: Any, stream: Any, copy: Any, start_s: float, rate: Fraction | None
+) -> Iterator[tuple[float, Any]]:
+    """Packets of ``stream`` that begin ``start_s`` earlier, on the exact grid of ``rate`` if there is one."""
+    start = Fraction(start_s)
+    tick = 1 / rate if rate else Fraction(stream.time_base)
+    if rate:
+        copy.time_base = tick
+    for packet in _with_dts(container, stream):
+        packet.pts = round((packet.pts * packet.time_base - start) / tick)
+        packet.dts = round((packet.dts * packet.time_base - start) / tick)
+        if rate:
+            packet.duration, packet.time_base = 1, tick
+        packet.stream = copy
+        yield float(packet.dts * tick), packet
+
+
+def _with_dts(container: Any, stream: Any) -> Iterator[Any]:
+    """Packets with both times. Matroska stores none for decoding: FFmpeg derives them, except the first few."""
+    waiting: list[Any] = []
+    for packet in container.demux(stream):
+        if packet.size == 0 or packet.is_corrupt:
+            continue
+        if packet.pts is None:
+            raise VideoError("The file has packets without times.", "It must be encoded anew.")
+        if packet.dts is None:
+            waiting.append(packet)
+            continue
+        step = packet.duration or 1
+        for back, early in enumerate(reversed(waiting), 1):
+            early.dts = packet.dts - back * step
+        yield from waiting
+        waiting.clear()
+        yield packet
+    if waiting:
+        raise VideoError("The file has packets without times.", "It must be encoded anew.")
+
+
+def _copied_sound(container: Any, track: Any, output: Any, start_s: float) -> Iterator[tuple[float, Any]]:
+    copy = output.add_stream_from_template(track)
+
+    def packets() -> Iterator[tuple[float, Any]]:
+        shift = round(Fraction(start_s) / track.time_base)
+        for packet in container.demux(track):
+            if packet.size == 0 or packet.pts is None or packet.is_corrupt:
+                continue
+            packet.pts -= shift
+            packet.dts = packet.pts
+            if packet.pts + (packet.duration or 0) <= 0:
+                continue
+            packet.stream = copy
+            yield float(packet.pts * packet.time_base), packet
+
+    return packets()
+
+
+def _encoded_sound(container: Any, track: Any, output: Any, start_s: float) -> Iterator[tuple[float, Any]]:
+    rate = track.rate if track.rate in (32_000, 44_100, 48_000) else 48_000
+    aac = output.add_stream("aac", rate=rate, layout="stereo" if track.codec_context.layout.nb_channels > 1 else "mono")
+
+    def packets() -> Iterator[tuple[float, Any]]:
+        resampler = av.AudioResampler(format="fltp", layout=aac.codec_context.layout, rate=rate)
+        origin: int | None = None
+        written = 0
+        for frame in decode(container, track):
+            if origin is None:
+                origin = round((float(frame.time or 0) - start_s) * rate)
+            for piece in resampler.resample(frame):
+                # Counted on rather than copied: gaps in damaged sound must not stop the encoder.
+                piece.pts, piece.time_base = origin + written, Fraction(1, rate)
+                written += piece.samples
+                if piece.pts + piece.samples <= 0:
+                    continue
+                for packet in aac.encode(piece):
+                    yield float(packet.pts * packet.time_base), packet
+        for packet in aac.encode(None):
+            yield float(packet.pts * packet.time_base), packet
+
+    return packets()
