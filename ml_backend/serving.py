@@ -6,6 +6,7 @@ No call loads a model, decodes video or fetches anything.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -65,10 +66,14 @@ class Serving:
             log.warning("The token of /setup was not kept: %s", error)
 
     def predict(self, project_id: int, label_config: str, tasks: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """As :meth:`predict_json`, parsed."""
+        return [json.loads(text) for text in self.predict_json(project_id, label_config, tasks)]
+
+    def predict_json(self, project_id: int, label_config: str, tasks: Sequence[Mapping[str, Any]]) -> list[bytes]:
         """Finished predictions at once; for the others one job each, and ``[]`` meanwhile.
 
         Returns:
-            One entry per task, in order: a prediction or ``[]``.
+            One JSON text per task, in order: a prediction or ``[]``.
 
         Raises:
             BackendError: nothing can be done for any of the tasks; the first one's reason. Beside tasks that are
@@ -98,7 +103,7 @@ class Serving:
             log.warning("Predictions for project %s: %s", project_id, failure)
         if len(errors) == len(tasks):
             raise errors[0]
-        return [[] if isinstance(plan, BackendError) else found.get(plan.key) or [] for plan in plans]
+        return [b"[]" if isinstance(plan, BackendError) else found.get(plan.key, b"[]") for plan in plans]
 
     def _plan(self, task: Mapping[str, Any], project_id: int, label_config: str, version: str) -> TaskPlan:
         task_id = task.get("id")
@@ -116,7 +121,7 @@ class Serving:
             label_studio_url=self._settings.label_studio_url,
         )
 
-    def _finished(self, plans: Sequence[TaskPlan | BackendError]) -> dict[str, Any]:
+    def _finished(self, plans: Sequence[TaskPlan | BackendError]) -> dict[str, bytes]:
         """Stored predictions by key, as many as fit into one answer."""
         keys = [plan.key for plan in plans if isinstance(plan, TaskPlan) and not plan.needs_probe]
         unique = list(dict.fromkeys(keys))
@@ -129,9 +134,9 @@ class Serving:
                 if total > ANSWER_BYTES and chosen:
                     break
                 chosen.append(key)
-        return self._storage.get_predictions(chosen)
+        return self._storage.prediction_bodies(chosen)
 
-    def _request(self, project_id: int, missing: Sequence[TaskPlan], found: dict[str, Any]) -> list[BackendError]:
+    def _request(self, project_id: int, missing: Sequence[TaskPlan], found: dict[str, bytes]) -> list[BackendError]:
         """Enqueue what is missing. Adds to ``found`` what was finished meanwhile; returns what failed for good."""
         if len(missing) > DIRECT_REQUESTS:
             ids = [plan.task_id for plan in missing]
@@ -148,7 +153,5 @@ class Serving:
                 errors.append(PredictionFailed(f"Task {plan.task_id}: {outcome.failure}"))
             elif not outcome.created and not plan.needs_probe:
                 # The job may have ended between the look-up and the request.
-                finished = self._storage.get_prediction(plan.key)
-                if finished is not None:
-                    found[plan.key] = finished
+                found.update(self._storage.prediction_bodies([plan.key]))
         return errors

@@ -63,7 +63,14 @@ class Storage:
     """Access to the database; one instance a process, safe across threads."""
 
     def __init__(self, url: str) -> None:
-        parsed = make_url(url)
+        try:
+            parsed = make_url(url)
+            parsed.get_dialect().import_dbapi()
+        except (SQLAlchemyError, ImportError) as error:
+            raise StorageError(
+                f"The database's address cannot be used: {error}.",
+                "Set DATABASE_URL to an SQLAlchemy URL whose driver is installed, or leave it empty.",
+            ) from error
         self._sqlite = parsed.get_backend_name() == "sqlite"
         if self._sqlite and parsed.database:
             try:
@@ -130,7 +137,8 @@ class Storage:
             return connection.scalar(sa.select(predictions.c.key).where(predictions.c.key == key)) is not None
 
     def get_prediction(self, key: str) -> dict[str, Any] | None:
-        return self.get_predictions([key]).get(key)
+        body = self.prediction_bodies([key]).get(key)
+        return None if body is None else dict(json.loads(body))
 
     def prediction_sizes(self, keys: Sequence[str]) -> dict[str, int]:
         """JSON bytes of those predictions that are there."""
@@ -145,15 +153,15 @@ class Storage:
                 )
         return found
 
-    def get_predictions(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Those predictions that are there, by key."""
+    def prediction_bodies(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """Those predictions that are there, by key, as JSON text: a long video's is passed on without parsing it."""
         columns = (predictions.c.key, predictions.c.body)
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, bytes] = {}
         with self._guard(), self.engine.connect() as connection:
             for start in range(0, len(keys), 500):
                 part = keys[start : start + 500]
                 for row in connection.execute(sa.select(*columns).where(predictions.c.key.in_(part))):
-                    found[row.key] = json.loads(gzip.decompress(row.body))
+                    found[row.key] = gzip.decompress(row.body)
         return found
 
     def versions(self, project_id: int | None = None) -> list[str]:

@@ -69,7 +69,8 @@ def predict() -> Response:
     label_config = body.get("label_config")
     if not isinstance(label_config, str):
         raise RequestError("'label_config' must be the project's label config.", _PROTOCOL)
-    return jsonify({"results": services().serving.predict(project_id(body.get("project")), label_config, tasks)})
+    results = services().serving.predict_json(project_id(body.get("project")), label_config, tasks)
+    return Response(b'{"results":[' + b",".join(results) + b"]}\n", mimetype="application/json")
 
 
 @blueprint.post("/webhook")
