@@ -63,7 +63,8 @@ def _ids(items: list[Any]) -> list[int]:
 
 def _id(item: Any) -> int | None:
     value = item.get("id") if isinstance(item, Mapping) else item
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    # Larger ones are no ids of Label Studio, and no database takes them.
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31 else None
 
 
 class EventLog:

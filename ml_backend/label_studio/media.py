@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
-from urllib.parse import parse_qs, quote, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, unquote, urljoin, urlsplit
 
 import httpx
 
@@ -45,15 +45,20 @@ def canonical_uri(uri: str, label_studio_url: str = "") -> str:
 
     Label Studio's API rewrites cloud URIs to resolver paths (``/tasks/7/resolve/?fileuri=<base64>``) that differ per
     task, and uploads may carry its host. Both are undone here, so that one video has one identity.
+
+    Raises:
+        MediaError: no address can be made of it.
     """
     uri = uri.strip()
     if label_studio_url and uri.startswith(label_studio_url.rstrip("/") + "/"):
         uri = uri[len(label_studio_url.rstrip("/")) :]
-    parts = urlsplit(uri)
+    parts = _split(uri)
     if not parts.scheme and parts.path.rstrip("/").rsplit("/", 1)[-1] in ("resolve", "presign"):
         encoded = parse_qs(parts.query).get("fileuri", [""])[0]
         try:
-            return base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
+            decoded = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
+            _split(decoded)
+            return decoded
         except (binascii.Error, UnicodeDecodeError, ValueError):
             log.debug("Not a resolver path after all: %s", uri)
     return uri
@@ -276,6 +281,16 @@ class MediaStore:
                 break
             if file != keep and _remove_unused(file):
                 total -= size
+
+
+def _split(uri: str) -> SplitResult:
+    try:
+        parts = urlsplit(uri)
+        parts.port  # noqa: B018 - read for its check
+        uri.encode()
+    except ValueError as error:
+        raise MediaError(f"The video address {uri[:200]!r} is malformed: {error}.", "Correct it in the task.") from error
+    return parts
 
 
 def _same_host(url: str, base: str) -> bool:

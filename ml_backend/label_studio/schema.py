@@ -122,7 +122,10 @@ def _js_number(value: Any) -> float:
     if isinstance(value, list):
         value = value[0] if len(value) == 1 else math.nan
     if isinstance(value, bool | int | float):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # JSON's integers have no bounds
+            return math.inf if value > 0 else -math.inf
     if not isinstance(value, str) or "_" in value:
         return math.nan
     try:
