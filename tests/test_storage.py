@@ -1,0 +1,166 @@
+"""The database, with real SQLite files."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ml_backend.errors import StorageError
+from ml_backend.storage import Event, Storage
+from tests.builders import ROOT
+
+
+def prediction(version: str = "v1", regions: int = 1) -> dict[str, object]:
+    return {"result": [{"id": str(i), "value": {"labels": ["ü"]}} for i in range(regions)], "model_version": version}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "folder" / "db.sqlite3"
+
+
+@pytest.fixture
+def storage(path: Path) -> Storage:
+    return Storage(f"sqlite:///{path}")
+
+
+def test_makes_its_folder_and_answers(storage: Storage, path: Path) -> None:
+    storage.ping()
+    assert path.is_file()
+
+
+def test_prediction_comes_back_as_it_was(storage: Storage) -> None:
+    assert storage.get_prediction("k") is None
+    assert not storage.has_prediction("k")
+    storage.save_prediction("k", 1, prediction())
+    assert storage.has_prediction("k")
+    assert storage.get_prediction("k") == prediction()
+
+
+def test_first_prediction_of_a_key_stays(storage: Storage) -> None:
+    storage.save_prediction("k", 1, prediction("first"))
+    storage.save_prediction("k", 1, prediction("second"))
+    assert storage.get_prediction("k") == prediction("first")
+    assert storage.count_predictions() == 1
+
+
+def test_more_keys_than_sqlite_takes_values(storage: Storage) -> None:
+    for number in range(3):
+        storage.save_prediction(f"k{number}", 1, prediction(regions=number))
+    keys = [f"k{number}" for number in range(40_000)]
+    assert set(storage.prediction_bodies(keys)) == {"k0", "k1", "k2"}
+    sizes = storage.prediction_sizes(keys)
+    assert set(sizes) == {"k0", "k1", "k2"}
+    assert sizes["k0"] < sizes["k1"] < sizes["k2"]
+    assert storage.prediction_bodies([]) == {}
+
+
+def test_versions_newest_first_and_by_project(storage: Storage) -> None:
+    storage.save_prediction("a", 1, prediction("old"))
+    storage.save_prediction("b", 2, prediction("other project"))
+    storage.save_prediction("c", 1, prediction("new"))
+    storage.save_prediction("d", 1, prediction("old"))
+    assert storage.versions() == ["old", "new", "other project"]
+    assert storage.versions(1) == ["old", "new"]
+    assert storage.versions(3) == []
+
+
+def test_events_in_order_and_by_state(storage: Storage) -> None:
+    first = storage.add_event(Event("TASKS_CREATED", 7, (1, 2), (3,)))
+    second = storage.add_event(Event("TASKS_CREATED", None))
+    storage.add_event(Event("ANNOTATION_CREATED", 7, (1,), (4,), state="recorded"))
+    assert [event.id for event in storage.list_events("pending")] == [first, second]
+    event = storage.list_events("pending", limit=1)[0]
+    assert (event.action, event.project_id, event.task_ids, event.annotation_ids) == ("TASKS_CREATED", 7, (1, 2), (3,))
+    storage.set_event_state(first, "done")
+    assert [event.id for event in storage.list_events("pending")] == [second]
+    assert [event.annotation_ids for event in storage.list_events("recorded")] == [(4,)]
+
+
+def test_survives_being_opened_again(storage: Storage, path: Path) -> None:
+    storage.save_prediction("k", 1, prediction())
+    storage.add_event(Event("TASKS_CREATED", 7, (1,)))
+    again = Storage(f"sqlite:///{path}")
+    assert again.get_prediction("k") == prediction()
+    assert len(again.list_events("pending")) == 1
+
+
+def test_many_threads_write_and_read_at_once(storage: Storage) -> None:
+    def work(number: int) -> None:
+        for repeat in range(10):
+            storage.save_prediction(f"{repeat}", 1, prediction())  # all the same keys
+            storage.save_prediction(f"{number}-{repeat}", 1, prediction())
+            storage.add_event(Event("TASKS_CREATED", number, (repeat,)))
+            storage.get_predictions([f"{repeat}", f"{number}-{repeat}"])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))  # raises what a thread raised
+    assert storage.count_predictions() == 10 + 80
+    assert len(storage.list_events("pending", limit=1000)) == 80
+
+
+def test_processes_that_start_at_once_all_find_tables(path: Path) -> None:
+    code = (
+        "import sys; from ml_backend.storage import Storage, Event;"
+        f"s = Storage('sqlite:///{path}'); s.add_event(Event('TASKS_CREATED', 1)); print('fine')"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+        for _ in range(4)
+    ]
+    outcomes = [process.communicate(timeout=60) for process in started]
+    assert [out.strip() for out, _ in outcomes] == [b"fine"] * 4, [err[-300:] for _, err in outcomes]
+    assert len(Storage(f"sqlite:///{path}").list_events("pending")) == 4
+
+
+def test_full_database_is_named_with_a_cure(storage: Storage) -> None:
+    # SQLite's own page limit makes it answer exactly as on a full disk.
+    with storage.engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+    incompressible = {"model_version": "v", "result": [], "noise": [hash(str(i)) for i in range(20_000)]}
+    with pytest.raises(StorageError, match="full") as failure:
+        storage.save_prediction("k", 1, incompressible)
+    assert failure.value.http_status == 507
+    assert failure.value.retryable
+    assert "Free disk space" in failure.value.cure
+    assert not storage.has_prediction("k")
+
+
+def test_database_that_somebody_else_holds_is_an_error_not_a_hang(storage: Storage, path: Path) -> None:
+    other = sqlite3.connect(path)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(StorageError, match="locked"):
+            storage.add_event(Event("TASKS_CREATED", 1))
+        assert storage.list_events("pending") == []  # readers do not wait for the writer
+    finally:
+        other.rollback()
+        other.close()
+    storage.add_event(Event("TASKS_CREATED", 1))
+
+
+def test_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    path.write_bytes(b"this was a photograph" * 500)
+    with pytest.raises(StorageError, match="not a database"):
+        Storage(f"sqlite:///{path}")
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be made") as failure:
+        Storage(f"sqlite:///{tmp_path / 'file' / 'below' / 'db'}")
+    assert "DATA_DIR" in failure.value.cure
+
+
+@pytest.mark.parametrize("url", ["no url at all", "sqlit:///x", "mysql+nothing://h/db", "mssql+pymssql://h/db"])
+def test_wrong_url_is_named(url: str) -> None:
+    with pytest.raises(StorageError) as failure:
+        Storage(url)
+    assert "DATABASE_URL" in failure.value.cure

@@ -1,0 +1,60 @@
+"""The version string changes exactly when predictions would."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ml_backend.models.weights import MOTION, ResolvedDetector
+from ml_backend.settings import Settings
+from ml_backend.versions import model_version
+
+YOLO = ResolvedDetector("yolo", "yolo11n", Path("/w/yolo11n.pt"), "3f2a91c0" + "0" * 56)
+
+
+def test_names_what_made_the_prediction(settings: Callable[..., Settings]) -> None:
+    version = model_version(settings(), YOLO)
+    assert re.fullmatch(r"yolo11n-3f2a91c0\.tracktrack-[0-9a-f]{4}\.yolo\.base", version)
+    assert model_version(settings(), MOTION).startswith("motion.tracktrack-")
+    assert model_version(settings(), YOLO, registry="p7-v3").endswith(".p7-v3")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"imgsz": 960},
+        {"conf": 0.2},
+        {"tracker": "botsort"},
+        {"min_track_s": 1.0},
+        {"max_gap_s": 2.0},
+        {"smooth_s": 0.0},
+        {"keyframe_iou": 0.95},
+    ],
+)
+def test_other_settings_that_shape_boxes_are_another_version(
+    settings: Callable[..., Settings], change: dict[str, object]
+) -> None:
+    assert model_version(settings(**change), YOLO) != model_version(settings(), YOLO)
+
+
+@pytest.mark.parametrize("change", [{"batch": 1}, {"device": "cpu"}, {"redis_url": "redis://x"}])
+def test_settings_that_do_not_shape_boxes_are_not(
+    settings: Callable[..., Settings], change: dict[str, object]
+) -> None:
+    assert model_version(settings(**change), YOLO) == model_version(settings(), YOLO)
+
+
+def test_other_weights_under_the_same_name_are_another_version(settings: Callable[..., Settings]) -> None:
+    other = ResolvedDetector("yolo", "yolo11n", Path("/w/yolo11n.pt"), "4" * 64)
+    assert model_version(settings(), other) != model_version(settings(), YOLO)
+
+
+def test_odd_file_names_stay_readable(settings: Callable[..., Settings]) -> None:
+    odd = ResolvedDetector("yolo", "mein modell (v2).best/é", Path("/w/x.pt"), "a" * 64)
+    version = model_version(settings(), odd)
+    assert re.fullmatch(r"[A-Za-z0-9_.\-]+", version)
+    assert len(version) < 255
+    assert version.count(".") == 3
