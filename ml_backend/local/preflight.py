@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ml_backend.local.state import running_stack
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Both environments take 6.6 GB; pip's cache and the sample come on top.
@@ -132,7 +134,18 @@ def check_install() -> None:
 
 
 def check_start(data_dir: Path, port: int, label_studio_port: int) -> None:
-    """Room, rights and ports for the local stack."""
+    """Room, rights and ports for the local stack.
+
+    Raises:
+        PreflightError: for the first thing that is in the way.
+    """
+    running = running_stack(data_dir)
+    if running:
+        raise PreflightError(
+            f"It is running already (process {running.pid}): {running.label_studio_url}",
+            "Open that address, or stop it (Ctrl-C where it was started), "
+            "or run another one: --data-dir, --port and --label-studio-port.",
+        )
     check_writable(data_dir)
     check_disk(data_dir, RUN_GB, "Running")
     if port == label_studio_port:

@@ -38,6 +38,7 @@ from ml_backend.local.state import (
     token_path,
     write_private,
 )
+from ml_backend.settings import Settings
 
 #: Creating the database takes 20 to 45 s, on a slow disk more.
 LABEL_STUDIO_TIMEOUT = 300.0
@@ -192,6 +193,17 @@ class Stack:
         write_private(token_path(self.data_dir), token + "\n")
         return token
 
+    @property
+    def basic_auth(self) -> tuple[str, str] | None:
+        """Credentials that the backend asks for, if it does."""
+        named = {name.lower(): value for name, value in self.options.environment.items()}
+        known = Settings(_env_file=None if self.options.isolated else ROOT / ".env")
+        user = named.get("basic_auth_user") or ("" if self.options.isolated else known.basic_auth_user)
+        secret = named.get("basic_auth_pass") or (
+            "" if self.options.isolated else known.basic_auth_pass.get_secret_value()
+        )
+        return (user, secret) if user and secret else None
+
     def client(self) -> LabelStudioClient:
         """A client with the rights of Label Studio's first user."""
         return LabelStudioClient(self.label_studio.url, self.token)
@@ -237,9 +249,13 @@ class Stack:
         """Restart what dies, with growing pauses; returns when ``until`` is set."""
         until = until or Event()
         while not until.wait(0.5):
-            for process in self.processes:
-                if not process.alive:
-                    self._restart(process)
+            self.revive()
+
+    def revive(self) -> None:
+        """Restart what has died, unless it is pausing."""
+        for process in self.processes:
+            if not process.alive:
+                self._restart(process)
 
     def _restart(self, process: ManagedProcess) -> None:
         count, since = self._deaths.get(process.name, (0, 0.0))

@@ -1,0 +1,137 @@
+"""``python -m ml_backend.local``: what ``scripts/up.sh`` runs once everything is installed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from ml_backend.cli import fail_clearly
+from ml_backend.errors import BackendError
+from ml_backend.local.demo import Demo, connect, find_demo, make_demo, wait_for_prediction, was_made
+from ml_backend.local.preflight import ROOT, PreflightError, check_start
+from ml_backend.local.report import Reporter
+from ml_backend.local.smoke import run_smoke
+from ml_backend.local.stack import Stack, StackOptions
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--port", envvar="PORT", default=9090, show_default=True, help="Port of the ML backend.")
+@click.option(
+    "--label-studio-port", envvar="LABEL_STUDIO_PORT", default=8080, show_default=True, help="Port of Label Studio."
+)
+@click.option(
+    "--data-dir",
+    envvar="DATA_DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=ROOT / "data",
+    help="Folder for all state.  [default: data]",
+)
+@click.option("--no-demo", is_flag=True, help="Make no demo project.")
+@click.option("--smoke", is_flag=True, help="Try the whole path in a temporary folder on free ports, then end: 0 or 1.")
+@click.option("--install-seconds", type=float, default=0.0, hidden=True)
+@fail_clearly
+def main(port: int, label_studio_port: int, data_dir: Path, no_demo: bool, smoke: bool, install_seconds: float) -> None:
+    """Label Studio, the ML backend, a worker and a queue on this machine; Ctrl-C stops them all."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    reporter = Reporter()
+    reporter.seconds["install"] = install_seconds
+    if smoke:
+        stop_on_signals(lambda: None)
+        sys.exit(run_smoke(reporter))
+    try:
+        check_start(data_dir.absolute(), port, label_studio_port)
+    except PreflightError as error:
+        raise BackendError(error.message, error.cure) from error
+    options = StackOptions(data_dir.absolute(), port, label_studio_port, redis_url=os.environ.get("REDIS_URL", ""))
+    run(Stack(options, reporter), demo=not no_demo)
+
+
+def run(stack: Stack, *, demo: bool) -> None:
+    """Start the stack, make the demo, and watch over it until a signal comes."""
+    reporter = stack.reporter
+    started = time.monotonic()
+    stop_on_signals(stack.kill)
+    try:
+        with ThreadPoolExecutor(1) as background, stack:
+            sample = background.submit(make_sample_video, stack.data_dir) if demo and not was_made(stack) else None
+            shown = prepare_demo(stack, sample) if demo else None
+            reporter.seconds["total"] = round(reporter.seconds["install"] + time.monotonic() - started, 2)
+            announce(stack, shown)
+            stack.watch()
+    except KeyboardInterrupt:
+        reporter.say("Stopped; everything is kept in " + str(stack.data_dir))
+
+
+def make_sample_video(data_dir: Path) -> Path:
+    """Make the sample video once; takes some seconds."""
+    from ml_backend.video.sample import make_sample
+
+    path = data_dir / "sample" / "sample.mp4"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_sample(path)
+    return path
+
+
+def prepare_demo(stack: Stack, sample: Future[Path] | None) -> Demo | None:
+    """The demo of an earlier start, or a new one with its prediction."""
+    demo = find_demo(stack)
+    if demo:
+        connect(stack, stack.client(), demo.project_id)
+        return demo
+    if sample is None:
+        return None
+    with stack.reporter.stage("demo", "Making the demo project"):
+        demo = make_demo(stack, sample.result())
+    with stack.reporter.stage("prediction", "Waiting for the sample video's tracks") as tick:
+        wait_for_prediction(stack, demo, tick)
+    return demo
+
+
+def announce(stack: Stack, demo: Demo | None) -> None:
+    """Tell where everything is; stdout, so that it can be piped."""
+    url = demo.url(stack.label_studio.url) if demo else stack.label_studio.url
+    lines = [
+        "",
+        f"Ready after {stack.reporter.seconds['total']:.0f} s.",
+        "",
+        f"  Label Studio  {url}",
+        f"  e-mail        {stack.username}",
+        f"  password      {stack.label_studio.password}",
+        f"  ML backend    {stack.backend.url}   (connect it to other projects under Settings > Model)",
+        f"  data, logs    {stack.data_dir}",
+        "",
+        "Ctrl-C stops everything and keeps all state.",
+    ]
+    print("\n".join(lines), flush=True)
+
+
+def stop_on_signals(kill: Callable[[], None]) -> None:
+    """The first signal interrupts the main thread, which then stops everything; a second one waits for nothing."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def second(number: int, frame: FrameType | None) -> None:
+        kill()
+        os._exit(128 + number)
+
+    def first(number: int, frame: FrameType | None) -> None:
+        for each in signals:
+            signal.signal(each, second)
+        print("\nStopping ... (again: at once)", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt
+
+    for each in signals:
+        signal.signal(each, first)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The demo project: a sample video that the backend has pre-annotated."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ml_backend.label_studio.client import LabelStudioClient, NotFound
+from ml_backend.local.preflight import ROOT
+from ml_backend.local.processes import StartError
+from ml_backend.local.stack import Stack
+from ml_backend.local.state import write_private
+
+TITLE = "Video demo"
+#: Eight seconds of 720p take a small machine well under a minute; the first import of the models comes on top.
+PREDICTION_TIMEOUT = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """Where the demo is in Label Studio."""
+
+    project_id: int
+    task_id: int
+
+    def url(self, label_studio_url: str) -> str:
+        """The page on which the task can be edited."""
+        return f"{label_studio_url}/projects/{self.project_id}/data?task={self.task_id}"
+
+
+def _record(stack: Stack) -> Path:
+    # Beside Label Studio's database, so that the two are deleted together.
+    return stack.label_studio.folder / "demo.json"
+
+
+def find_demo(stack: Stack) -> Demo | None:
+    """The demo that an earlier start has made; ``None`` if there was none or somebody has deleted it."""
+    path = _record(stack)
+    if not path.is_file():
+        return None
+    demo = Demo(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        stack.client().get_task(demo.task_id)
+    except NotFound:
+        return None
+    return demo
+
+
+def was_made(stack: Stack) -> bool:
+    """Whether a demo was ever made here: one that was deleted is not forced upon people again."""
+    return _record(stack).is_file()
+
+
+def make_demo(stack: Stack, video: Path) -> Demo:
+    """Make project, connection and task. The backend hears of the task by webhook and starts on it.
+
+    Args:
+        stack: running.
+        video: the sample to upload.
+    """
+    client = stack.client()
+    config = (ROOT / "label_config.xml").read_text(encoding="utf-8")
+    project_id = client.create_project(TITLE, config)
+    connect(stack, client, project_id)
+    upload = client.upload_file(project_id, video)
+    demo = Demo(project_id, client.create_task(project_id, {"video": upload}))
+    write_private(_record(stack), json.dumps(asdict(demo)) + "\n")
+    return demo
+
+
+def connect(stack: Stack, client: LabelStudioClient, project_id: int) -> None:
+    """Connect the backend to a project, or repair the connection (ports may have changed)."""
+    client.connect_backend(project_id, stack.backend.url, stack.basic_auth)
+
+
+def wait_for_prediction(
+    stack: Stack, demo: Demo, tick: Callable[[], None], timeout: float = PREDICTION_TIMEOUT
+) -> None:
+    """Wait until the task carries a prediction.
+
+    Raises:
+        StartError: there is none in time, with the end of the worker's log.
+    """
+    client = stack.client()
+    deadline = time.monotonic() + timeout
+    next_look = 0.0
+    while True:
+        if time.monotonic() >= next_look:
+            if client.get_task(demo.task_id).prediction_versions:
+                return
+            next_look = time.monotonic() + 0.5
+        if time.monotonic() > deadline:
+            raise StartError(
+                f"The sample video has no prediction after {timeout:.0f} s.",
+                f"The end of {stack.worker.log_path}:\n{stack.worker.tail()}",
+            )
+        stack.revive()
+        tick()
+        time.sleep(0.1)

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# From a bare machine with Python 3.10 or newer to a running Label Studio with a pre-annotated demo video.
+#   bash scripts/up.sh [--port N] [--label-studio-port N] [--data-dir DIR] [--no-demo] [--smoke] [--help]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+usage() {
+    cat <<'END'
+Usage: bash scripts/up.sh [OPTIONS]
+
+Sets up .venv and .venv-label-studio (once), then runs Label Studio, the ML backend, a worker and a queue on this
+machine, makes a demo project with a pre-annotated sample video, and prints where it is. Ctrl-C stops everything
+and keeps all state; the next start takes seconds.
+
+  --port N               port of the ML backend (or PORT=N)                [9090]
+  --label-studio-port N  port of Label Studio (or LABEL_STUDIO_PORT=N)     [8080]
+  --data-dir DIR         folder for all state (or DATA_DIR=DIR)            [data]
+  --no-demo              make no demo project
+  --smoke                try the whole path in a temporary folder on free ports, then end with 0 or 1;
+                         the last line is JSON with the seconds of each stage
+  -h, --help             show this
+
+Other settings: see .env.example. PYTHON=/path/to/python chooses the interpreter, REDIS_URL a Redis that runs already.
+END
+}
+
+port="${PORT:-9090}"
+label_studio_port="${LABEL_STUDIO_PORT:-8080}"
+data_dir="${DATA_DIR:-data}"
+smoke=""
+arguments=("$@")
+while [ $# -gt 0 ]; do
+    case "$1" in
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    --smoke) smoke=1 ;;
+    --no-demo) ;;
+    --port | --label-studio-port | --data-dir)
+        [ $# -ge 2 ] || die "$1 needs a value." "bash scripts/up.sh --help"
+        case "$1" in
+        --port) port="$2" ;;
+        --label-studio-port) label_studio_port="$2" ;;
+        --data-dir) data_dir="$2" ;;
+        esac
+        shift
+        ;;
+    --port=*) port="${1#*=}" ;;
+    --label-studio-port=*) label_studio_port="${1#*=}" ;;
+    --data-dir=*) data_dir="${1#*=}" ;;
+    *) die "Unknown option: $1" "bash scripts/up.sh --help" ;;
+    esac
+    shift
+done
+
+find_python
+# Before the long installation, not after it.
+if [ -z "$smoke" ]; then
+    "$PYTHON" -m ml_backend.local.preflight start \
+        --data-dir "$data_dir" --port "$port" --label-studio-port "$label_studio_port" || exit 1
+fi
+set_up requirements.lock requirements.lock
+
+exec "$VENV/bin/python" -m ml_backend.local --install-seconds "$INSTALL_SECONDS" ${arguments[@]+"${arguments[@]}"}
