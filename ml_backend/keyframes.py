@@ -1,12 +1,131 @@
-"""The fewest keyframes from which linear interpolation gives a track's boxes back, within an IoU bound."""
+"""The fewest keyframes from which linear interpolation gives a track's boxes back, within an IoU bound.
+
+Two steps. First keyframes are chosen among the track's own boxes, optimally (:mod:`ml_backend.keyframe_path`). Then
+their boxes are let go of the track's: where the boxes of the neighbours can be fitted so that one keyframe less
+still keeps the bound, it goes. On smooth tracks that saves another fifth, and the boxes fit better on average.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ml_backend.geometry import Float64Array, iou_pairs
+from ml_backend.keyframe_path import TrackBoxes, fewest_own_boxes, track_boxes
 from ml_backend.types import IntArray
+
+#: Steps of the reweighted least squares that looks for boxes within the bound.
+_FIT_STEPS = 12
+
+#: Above so many keyframes one round of taking some away is enough: further ones find little.
+_ONE_SWEEP = 500
+
+#: Where, between two keyframes, one that takes the place of both is tried: first in the middle.
+_PLACES = (0.5, 0.35, 0.65, 0.25, 0.75)
+
+#: The fit adds up in another order than interpolate() does; so much more overlap covers the last bits.
+_FIT_MARGIN = 1e-9
+
+
+class _Window(NamedTuple):
+    """What changes when the boxes of keyframes ``first .. last - 1`` change.
+
+    ``basis`` ``(f, last - first)`` says how far each of them counts on each frame, ``rest`` ``(f, 4)`` what the
+    neighbours outside add, ``target`` ``(f, 4)`` the track's boxes there.
+    """
+
+    basis: Float64Array
+    rest: Float64Array
+    target: Float64Array
+
+
+def _window(track: TrackBoxes, keys: IntArray, boxes: Float64Array, first: int, last: int) -> _Window:
+    begin, end = max(first - 1, 0), min(last, len(keys) - 1)
+    near = keys[begin : end + 1]
+    frames = np.arange(near[0], near[-1] + 1)
+    after = np.clip(np.searchsorted(near, frames, side="right"), 1, max(1, len(near) - 1))
+    start, stop = track.at[near[after - 1]], track.at[near[after]]
+    ratio = (track.at[frames] - start) / (stop - start)
+    hats = np.zeros((len(frames), len(near)))
+    rows = np.arange(len(frames))
+    hats[rows, after - 1] = 1.0 - ratio
+    hats[rows, after] = ratio
+    inside = slice(first - begin, last - begin)
+    basis = hats[:, inside].copy()
+    hats[:, inside] = 0.0
+    return _Window(basis, hats @ boxes[begin : end + 1], track.boxes[frames])
+
+
+def _fit(track: TrackBoxes, keys: IntArray, boxes: Float64Array, first: int, last: int) -> Float64Array | None:
+    """``boxes`` with those of keyframes ``first .. last - 1`` moved so that the bound holds around them.
+
+    Least squares, repeated with more weight on the frames that overlap least; ``None`` where that does not suffice.
+    """
+    basis, rest, target = _window(track, keys, boxes, first, last)
+    low, high = target.min(axis=0), target.max(axis=0)  # not beyond where the track goes, such as out of the picture
+    weights = np.ones(len(target))
+    ridge = 1e-9 * np.eye(basis.shape[1])
+    for step in range(_FIT_STEPS):
+        weighted = basis * weights[:, None]
+        solution = np.linalg.solve(weighted.T @ basis + ridge, weighted.T @ (target - rest))
+        solution = np.clip(solution, low, high)
+        iou = iou_pairs(rest + basis @ solution, target)
+        worst = float(iou.min())
+        if worst >= track.min_iou:
+            out = boxes.copy()
+            out[first:last] = solution
+            return out
+        if step >= 2 and 1.0 - worst > 1.5 * (1.0 - track.min_iou):
+            break  # far off: more steps have never been seen to help
+        weights *= np.maximum((1.0 - iou) / (1.0 - track.min_iou), 0.05) ** 1.5
+        weights /= weights.mean()
+    return None
+
+
+def _drop(track: TrackBoxes, keys: IntArray, boxes: Float64Array) -> tuple[IntArray, Float64Array]:
+    """Take keyframes away, one for none or two for one, as long as the bound can be kept by moving the neighbours."""
+    before = len(keys) + 1
+    while len(keys) < before:
+        before, at = len(keys), 1
+        while at < len(keys) - 1:
+            fewer, left = np.delete(keys, at), np.delete(boxes, at, axis=0)
+            fitted = _fit(track, fewer, left, max(0, at - 1), min(len(fewer), at + 1))
+            if fitted is None and at < len(keys) - 2:
+                span = int(keys[at + 2] - keys[at - 1])
+                for place in dict.fromkeys(int(keys[at - 1]) + round(span * share) for share in _PLACES):
+                    if not keys[at - 1] < place < keys[at + 2]:
+                        continue
+                    fewer = np.concatenate([keys[:at], [place], keys[at + 2 :]])
+                    left = np.concatenate([boxes[:at], track.boxes[[place]], boxes[at + 2 :]])
+                    fitted = _fit(track, fewer, left, max(0, at - 1), min(len(fewer), at + 2))
+                    if fitted is not None:
+                        break
+            if fitted is None:
+                at += 1
+            else:
+                keys, boxes = fewer, fitted
+        if before > _ONE_SWEEP:
+            break
+    return keys, boxes
+
+
+def _polish(track: TrackBoxes, keys: IntArray, boxes: Float64Array) -> Float64Array:
+    """Move each keyframe's box to where the mean overlap around it is best, within the bound."""
+    out = boxes.copy()
+    for at in [*range(len(keys)), *range(len(keys) - 1, -1, -1)]:
+        basis, rest, target = _window(track, keys, out, at, at + 1)
+        now = rest + basis * out[at]
+        best = float(iou_pairs(now, target).mean())
+        move = (basis * (target - now)).sum(axis=0) / (basis * basis).sum()
+        for share in (1.0, 0.5, 0.25):
+            box = np.clip(out[at] + share * move, target.min(axis=0), target.max(axis=0))
+            iou = iou_pairs(rest + basis * box, target)
+            if iou.min() >= track.min_iou and iou.mean() > best:
+                out[at] = box
+                break
+    return out
 
 
 def interpolate(key_frames: npt.ArrayLike, key_xyxy: npt.ArrayLike, frames: npt.ArrayLike) -> Float64Array:
@@ -19,44 +138,65 @@ def interpolate(key_frames: npt.ArrayLike, key_xyxy: npt.ArrayLike, frames: npt.
 
     Returns:
         ``(n, 4)`` float64.
+
+    Raises:
+        ValueError: no keyframes, or not one box for each.
     """
     keys = np.asarray(key_frames, dtype=np.int64)
     boxes = np.asarray(key_xyxy, dtype=np.float64)
     at = np.asarray(frames, dtype=np.int64)
     if not len(keys) or boxes.shape != (len(keys), 4):
         raise ValueError(f"expected key_xyxy of shape (m, 4) for m > 0 keyframes, got {boxes.shape} for {len(keys)}")
-    after = np.clip(np.searchsorted(keys, at, side="right"), 1, max(1, len(keys) - 1))
     if len(keys) == 1:
         return np.repeat(boxes, len(at), axis=0)
+    after = np.clip(np.searchsorted(keys, at, side="right"), 1, len(keys) - 1)
     start, end = boxes[after - 1], boxes[after]
     ratio = (at - keys[after - 1]) / (keys[after] - keys[after - 1])
     out: Float64Array = start + (end - start) * np.clip(ratio, 0.0, 1.0)[:, None]
     return out
 
 
-def simplify(frames: npt.ArrayLike, xyxy: npt.ArrayLike, min_iou: float = 0.9) -> tuple[IntArray, Float64Array]:
-    """Keyframes whose linear interpolation has IoU >= ``min_iou`` with the given box on every frame.
+def simplify(
+    frames: npt.ArrayLike, xyxy: npt.ArrayLike, min_iou: float = 0.9, *, own_boxes: bool = False
+) -> tuple[IntArray, Float64Array]:
+    """Few keyframes whose linear interpolation has IoU >= ``min_iou`` with the given box on every frame.
+
+    The bound is checked on every frame with :func:`interpolate`'s arithmetic; it holds for all input, also boxes
+    without area (which only ever equal themselves).
 
     Args:
-        frames: ``(n,)`` strictly increasing; the first and the last are always keyframes.
+        frames: ``(n,)`` strictly increasing, of one visible stretch: what lies between them is interpolated too.
         xyxy: ``(n, 4)`` boxes in any unit.
         min_iou: the bound, in 0..1.
+        own_boxes: take only boxes of the track itself as keyframes. Then no choice has fewer keyframes, for up to
+            1,000 boxes; beyond that, none that uses the frames tried (see :mod:`ml_backend.keyframe_path`). Without it
+            there are never more keyframes than with it.
 
     Returns:
-        ``(key_frames (m,) int64, key_xyxy (m, 4) float64)``.
+        ``(key_frames (m,) int64, key_xyxy (m, 4) float64)``: a subset of ``frames`` with the first and the last.
+
+    Raises:
+        ValueError: shapes that do not fit, frames out of order, values that are not finite, a bound outside 0..1.
     """
     at = np.asarray(frames, dtype=np.int64)
     boxes = np.asarray(xyxy, dtype=np.float64)
-    if boxes.shape != (len(at), 4):
-        raise ValueError(f"expected xyxy of shape ({len(at)}, 4), got {boxes.shape}")
-    keep = [0] if len(at) else []
-    while keep and keep[-1] < len(at) - 1:
-        start, best, step = keep[-1], keep[-1] + 1, 1
-        while start + step < len(at):
-            end = start + step
-            between = interpolate(at[[start, end]], boxes[[start, end]], at[start : end + 1])
-            if (iou_pairs(between, boxes[start : end + 1])[1:-1] < min_iou).any():
-                break
-            best, step = end, step + 1
-        keep.append(best)
-    return at[keep], boxes[keep]
+    if at.ndim != 1 or boxes.shape != (len(at), 4):
+        raise ValueError(f"expected frames (n,) and xyxy (n, 4), got {at.shape} and {boxes.shape}")
+    if bool((np.diff(at) <= 0).any()):
+        raise ValueError("expected strictly increasing frames")
+    if not np.isfinite(boxes).all():
+        raise ValueError("expected finite boxes")
+    if not 0.0 <= min_iou <= 1.0:
+        raise ValueError(f"expected min_iou in 0..1, got {min_iou}")
+    if len(at) <= 2:
+        return at, boxes
+    track = track_boxes(at, boxes, float(min_iou))
+    keys = fewest_own_boxes(track)
+    key_boxes = boxes[keys]
+    if not own_boxes and min_iou + _FIT_MARGIN < 1.0:
+        strict = track._replace(min_iou=min_iou + _FIT_MARGIN)
+        fewer, fitted = _drop(strict, keys, key_boxes)
+        fitted = _polish(strict, fewer, fitted)
+        if (iou_pairs(interpolate(at[fewer], fitted, at), boxes) >= min_iou).all():
+            keys, key_boxes = fewer, fitted
+    return at[keys], key_boxes

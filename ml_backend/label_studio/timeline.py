@@ -106,8 +106,9 @@ class Timeline:
 def recommended_fps(times: Sequence[float] | npt.NDArray[Any], duration: float) -> float:
     """The ``frameRate`` with which Label Studio's frame n shows decoded picture n - 1, through the whole video.
 
-    The usual or else the shortest decimal that does so is taken (25, 29.97), so that people recognise it. Where none can (variable
-    frame rate, rates under 1, a late first picture), the average rate is returned: boxes are then placed by time.
+    The usual, or else the shortest, decimal that does so is taken (25, 29.97), so that people recognise it. Where
+    none can (variable frame rate, rates under 1, a late first picture), the average rate is returned: boxes are
+    then placed by time.
 
     Args:
         times: ``(n,)`` presentation seconds of the decoded pictures, ascending.
