@@ -10,9 +10,8 @@ import numpy.typing as npt
 
 from ml_backend.types import Image
 
-WIDTH = 480  # pixels; corners are located to a tenth of a pixel, so two thirds of a pixel in a 1080p frame
 MIN_POINTS = 12  # with fewer, the estimate is more noise than motion
-STILL = 0.25  # pixels of the reduced image; smaller motions are noise of a fixed camera
+STILL = 0.25  # pixels; smaller motions are noise of a fixed camera
 
 Affine = npt.NDArray[np.float64]
 
@@ -20,13 +19,17 @@ Affine = npt.NDArray[np.float64]
 class CameraMotion:
     """Estimates the camera's motion as a similarity transform; a drop-in for ultralytics' ``GMC``.
 
-    Sparse optical flow of corners outside the tracked boxes, RANSAC. It works on a quarter of the pixels that ``GMC``
-    uses and returns exactly the identity for a fixed camera, so that noise does not shake the tracks.
+    Sparse optical flow of corners outside the tracked boxes, RANSAC. It is given reduced frames and returns exactly
+    the identity for a fixed camera, so that noise does not shake the tracks.
+
+    Attributes:
+        scale: size of the frames given, relative to the frames that boxes and results refer to.
     """
 
     method = "sparseOptFlow"  # read by ultralytics: anything but None means "on"
 
     def __init__(self) -> None:
+        self.scale = 1.0
         self.reset_params()
 
     def reset_params(self) -> None:
@@ -38,23 +41,21 @@ class CameraMotion:
         """Motion since the last call.
 
         Args:
-            image: frame, BGR.
-            boxes: moving objects to leave out, ``(4,)`` xyxy in pixels each.
+            image: frame, BGR, reduced by ``scale``.
+            boxes: moving objects to leave out, ``(4,)`` xyxy in full pixels each.
 
         Returns:
-            ``(2, 3)`` affine matrix that maps the last frame's pixels to this frame's; identity when unknown.
+            ``(2, 3)`` affine matrix from the last frame's full pixels to this frame's; identity when unknown.
         """
-        height, width = image.shape[:2]
-        scale = min(1.0, WIDTH / width)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        gray = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY)
+        gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
         last, points = self._gray, self._points
         mask = np.full(gray.shape, 255, np.uint8)
         for box in boxes if boxes is not None else ():
-            x1, y1, x2, y2 = (np.asarray(box[:4]) * scale).astype(int)
-            mask[max(0, y1) : max(0, y2), max(0, x1) : max(0, x2)] = 0
+            x1, y1, x2, y2 = (np.asarray(box[:4]) * self.scale).clip(0).astype(int)
+            mask[y1:y2, x1:x2] = 0
         self._gray = gray
-        self._points = cv2.goodFeaturesToTrack(gray, 200, 0.01, 5, mask=mask)
+        # minDistance 0 saves the grid search: more corners instead of better spread ones.
+        self._points = cv2.goodFeaturesToTrack(gray, 200, 0.01, 0, mask=mask)
         identity = np.eye(2, 3)
         if last is None or points is None or last.shape != gray.shape or len(points) < MIN_POINTS:
             return identity
@@ -68,5 +69,5 @@ class CameraMotion:
         warp, _ = cv2.estimateAffinePartial2D(points[good], moved[good], method=cv2.RANSAC)
         if warp is None:
             return identity
-        warp[:, 2] /= scale
+        warp[:, 2] /= self.scale
         return np.asarray(warp, np.float64)

@@ -24,7 +24,10 @@ MOVES = 0.5  # box sizes; less is standing still
 SAME_BOX = 0.7  # IoU at which two tracks of one class are one object ...
 SAME_BOX_CLASSES = 0.8  # ... and of two classes: car and truck, but never a rider and the bicycle
 INSIDE = 0.85  # share of a box inside another at which it may be a part of it
-SAME_LIFE = 0.6  # duplicates share at least this much of the shorter life
+SAME_LIFE = 0.6  # duplicates coincide in at least this share of the frames that show both
+
+# As a tracker gives it out; see models/tracker.py.
+TrackedBox = tuple[int, FloatArray, float, int] | tuple[int, FloatArray, float, int, FloatArray | None]
 
 
 @dataclass(slots=True)
@@ -82,24 +85,24 @@ class TrackAssembler:
         """Number of boxes held in memory."""
         return sum(len(tracklet) for tracklet in self._live.values())
 
-    def push(self, frame: int, tracked: Sequence[tuple[int, FloatArray, float, int]]) -> list[Track]:
+    def push(self, frame: int, tracked: Sequence[TrackedBox]) -> list[Track]:
         """Add one frame.
 
         Args:
             frame: 0-based index, larger than all before; frames without boxes may be left out.
-            tracked: (tracker's id, ``(4,)`` xyxy, confidence, class id) of each box.
+            tracked: (tracker's id, ``(4,)`` xyxy, confidence, class id[, look]) of each box.
 
         Returns:
             Tracks that are finished by now.
         """
         present: list[Tracklet] = []
-        for tracker_id, xyxy, conf, class_id in tracked:
+        for tracker_id, xyxy, conf, class_id, *look in tracked:
             tracklet = self._by_tracker_id.get(tracker_id)
             if tracklet is None or (len(tracklet) and frame - tracklet.end > SILENT_S * self._fps):
                 tracklet = self._begin(tracker_id)
             if len(tracklet) and tracklet.end >= frame:
                 continue  # two ids that were found to be one object
-            tracklet.append(frame, np.asarray(xyxy, np.float32), float(conf), int(class_id))
+            tracklet.append(frame, xyxy, float(conf), int(class_id), look[0] if look else None)
             present.append(tracklet)
         self._note_overlaps(present)
         return self._finish(frame)
@@ -203,13 +206,11 @@ class TrackAssembler:
         for pair in sorted(p for p in self._overlaps if tracklet.track_id in p):
             other = self._live[pair[0] if pair[1] == tracklet.track_id else pair[1]]
             overlap = self._overlaps[pair]
-            needed = SAME_LIFE * min(len(tracklet), len(other))
+            common = len(np.intersect1d(tracklet.frames, other.frames, assume_unique=True))
+            needed = max(3.0, SAME_LIFE * common)
             same_class = tracklet.top_class == other.top_class
             if (overlap.same if same_class else overlap.same_classes) >= needed:
-                merged = sorted((tracklet, other), key=lambda t: t.track_id)
                 other.absorb(tracklet)
-                other.track_id, keep_id = other.track_id, merged[0].track_id
-                del keep_id
                 return True
             weaker = credibility.strength(tracklet.conf) < 0.6 * credibility.strength(other.conf)
             if same_class and weaker and overlap.inside >= 0.8 * len(tracklet):

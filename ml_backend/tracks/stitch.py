@@ -10,11 +10,15 @@ import numpy.typing as npt
 from ml_backend.tracks.tracklet import Tracklet
 
 Floats = npt.NDArray[np.float64]
+Floats32 = npt.NDArray[np.float32]
 
 FIT_S = 0.5  # motion before and after a gap is fitted to this much
 BASE_ERROR = 0.45  # allowed distance between prediction and box, in box sizes, for no gap ...
 ERROR_PER_S = 0.45  # ... and more of it for each second of gap: people turn and slow down
 MAX_LOG_SIZE = 0.5  # heights and widths may change by a factor of 1.65 across a gap (part of the body hidden)
+SHRINK_S = 0.1  # velocities are trusted once the fitted part is much longer than this
+MAX_LOOK = 0.6  # colour difference beyond which it is someone else (1: black coat against white)
+FULL_DIFFERENCE = 60.0  # Lab units
 MIN_CLASS_SIMILARITY = 0.5
 OVERLAP_S = 0.2  # a new piece may begin this long before the old one fades
 
@@ -25,15 +29,19 @@ class Motion:
 
     Attributes:
         frame: the end's frame.
-        center: ``(2,)`` pixels.
+        box: ``(4,)`` xyxy there, fitted.
+        velocity: ``(4,)`` of each edge, pixels a frame.
         size: ``(2,)`` width and height, median over the fitted part.
-        velocity: ``(2,)`` pixels a frame.
     """
 
     frame: int
-    center: Floats
-    size: Floats
+    box: Floats
     velocity: Floats
+    size: Floats
+
+    def at(self, frame: int) -> Floats:
+        """``(4,)`` box in another frame, if the motion goes on."""
+        return self.box + self.velocity * (frame - self.frame)
 
 
 def motion_at(tracklet: Tracklet, fps: float, *, tail: bool) -> Motion:
@@ -42,44 +50,61 @@ def motion_at(tracklet: Tracklet, fps: float, *, tail: bool) -> Motion:
     frames, xyxy, conf = tracklet.tail(n) if tail else tracklet.head(n)
     anchor = int(frames[-1] if tail else frames[0])
     boxes = xyxy.astype(np.float64)
-    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    size = np.median(boxes[:, 2:] - boxes[:, :2], axis=0)
     t = (frames - anchor).astype(np.float64)
     w = conf.astype(np.float64) + 1e-3
-    mean_t, mean_c = np.average(t, weights=w), np.average(centers, axis=0, weights=w)
+    mean_t, mean_box = np.average(t, weights=w), np.average(boxes, axis=0, weights=w)
     var = float(np.average((t - mean_t) ** 2, weights=w))
     # Shrink towards standing still: a velocity from a few frames is mostly noise.
-    prior = (0.1 * fps) ** 2
-    velocity = np.average((t - mean_t)[:, None] * (centers - mean_c), axis=0, weights=w) / (var + prior / len(t))
-    center = mean_c - velocity * mean_t if var > 0 else mean_c
-    return Motion(anchor, center, np.maximum(size, 1.0), velocity)
+    prior = (SHRINK_S * fps) ** 2 / len(t)
+    velocity = np.average((t - mean_t)[:, None] * (boxes - mean_box), axis=0, weights=w) / (var + prior)
+    size = np.maximum(np.median(boxes[:, 2:] - boxes[:, :2], axis=0), 1.0)
+    return Motion(anchor, mean_box - velocity * mean_t, velocity, size)
 
 
 def stitch_cost(tail: Tracklet, head: Tracklet, fps: float, max_gap_s: float, width: int, height: int) -> float:
-    """Cost (0: certain, 1: just possible, inf: no) that ``head`` continues ``tail``."""
+    """Cost (0: certain, 1 and more: just possible, inf: no) that ``head`` continues ``tail``."""
     gap = head.start - tail.end
     if head.end <= tail.end or gap > max_gap_s * fps or gap < -OVERLAP_S * fps:
-        return float("inf")
+        return np.inf
     if _class_similarity(tail.votes, head.votes) < MIN_CLASS_SIMILARITY:
-        return float("inf")
+        return np.inf
+    unlike = look_difference(tail.last_look, head.first_look)
+    if unlike > MAX_LOOK:
+        return np.inf
     a, b = motion_at(tail, fps, tail=True), motion_at(head, fps, tail=False)
-    if _leaves(a, width, height, fps):
-        return float("inf")
+    if _outside(a.at(b.frame), width, height) or _outside(b.at(a.frame), width, height):
+        return np.inf
     scale = float(np.sqrt(np.prod((a.size + b.size) / 2)))
-    forward = np.linalg.norm(a.center + a.velocity * gap - b.center) / scale
-    backward = np.linalg.norm(b.center - b.velocity * gap - a.center) / scale
+    forward = float(np.linalg.norm(_center(a.at(b.frame)) - _center(b.box))) / scale
+    backward = float(np.linalg.norm(_center(b.at(a.frame)) - _center(a.box))) / scale
     allowed = BASE_ERROR + ERROR_PER_S * max(gap, 0) / fps
-    position = float(forward + backward) / 2 / allowed
+    position = (forward + backward) / 2 / allowed
     size = float(np.abs(np.log(a.size / b.size)).max()) / MAX_LOG_SIZE
     if position > 1 or size > 1:
-        return float("inf")
-    return 0.7 * position + 0.3 * size
+        return np.inf
+    return 0.6 * position + 0.2 * size + 0.2 * unlike / MAX_LOOK
 
 
-def _leaves(m: Motion, width: int, height: int, fps: float) -> bool:
-    """Whether the object stands at the picture's edge and moves out of it."""
-    ahead = m.center + m.velocity * 0.5 * fps
-    return bool((ahead < 0).any() or ahead[0] > width or ahead[1] > height)
+def look_difference(a: Floats32 | None, b: Floats32 | None) -> float:
+    """Colour difference as in ``appearance.difference``; 0 where one is unknown."""
+    if a is None or b is None or np.isnan(a).any() or np.isnan(b).any():
+        return 0.0
+    return float(np.sqrt(((a - b).reshape(-1, 3) ** 2).sum(-1)).mean() / FULL_DIFFERENCE)
+
+
+def _center(box: Floats) -> Floats:
+    return (box[:2] + box[2:]) / 2
+
+
+def _outside(box: Floats, width: int, height: int) -> bool:
+    """Whether a box has left the picture: its far edge is (almost) out."""
+    margin = 0.005
+    return bool(
+        box[2] < margin * width
+        or box[3] < margin * height
+        or box[0] > (1 - margin) * width
+        or box[1] > (1 - margin) * height
+    )
 
 
 def _class_similarity(a: dict[int, float], b: dict[int, float]) -> float:

@@ -8,6 +8,9 @@ import numpy as np
 
 from ml_backend.types import FloatArray, IntArray
 
+LOOK_UPDATE = 0.2  # share of a confident new look in the running mean
+FIRST_LOOKS = 8  # detections that make up the look at the beginning
+
 
 class Tracklet:
     """Boxes of one object in frame order; compact, because a parked car may stay for hours.
@@ -16,12 +19,15 @@ class Tracklet:
         track_id: given by the assembler, in order of appearance.
         tracker_ids: ids under which the tracker still may continue it.
         votes: sum of confidence per class id.
+        first_look, last_look: colours at the beginning and at the end (see ``models/appearance.py``), if known.
     """
 
     def __init__(self, track_id: int) -> None:
         self.track_id = track_id
         self.tracker_ids: set[int] = set()
         self.votes: dict[int, float] = {}
+        self.first_look: FloatArray | None = None
+        self.last_look: FloatArray | None = None
         self._frames = array("q")
         self._boxes = array("f")
         self._conf = array("f")
@@ -59,8 +65,13 @@ class Tracklet:
         """Class id with the most votes; ties go to the smallest."""
         return min(self.votes, key=lambda c: (-self.votes[c], c))
 
-    def append(self, frame: int, xyxy: FloatArray, conf: float, class_id: int) -> None:
+    def append(self, frame: int, xyxy: FloatArray, conf: float, class_id: int, look: FloatArray | None = None) -> None:
         """Add a box in a frame later than all before."""
+        if look is not None:
+            share = LOOK_UPDATE * min(1.0, 2 * conf)  # weakly detected: half hidden, and not its own colours
+            self.last_look = look if self.last_look is None else (1 - share) * self.last_look + share * look
+            if len(self) < FIRST_LOOKS:
+                self.first_look = self.last_look
         self._frames.append(frame)
         self._boxes.extend(float(v) for v in xyxy)
         self._conf.append(conf)
@@ -76,6 +87,10 @@ class Tracklet:
 
     def absorb(self, other: Tracklet) -> None:
         """Take over another tracklet of the same object; where both have a box, the more confident stays."""
+        if other.start < self.start and other.first_look is not None:
+            self.first_look = other.first_look
+        if other.end > self.end and other.last_look is not None:
+            self.last_look = other.last_look
         frames = np.concatenate([self.frames, other.frames])
         xyxy = np.concatenate([self.xyxy, other.xyxy])
         conf = np.concatenate([self.conf, other.conf])
