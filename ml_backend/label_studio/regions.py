@@ -96,7 +96,12 @@ def track_to_region(
                 )
     if not sequence:
         return None
-    value = {"framesCount": count, "duration": timeline.duration, "labels": [track.label] if track.label else [], "sequence": sequence}
+    value = {
+        "framesCount": count,
+        "duration": timeline.duration,
+        "labels": [track.label] if track.label else [],
+        "sequence": sequence,
+    }
     region: Region = {
         "from_name": control.from_name,
         "to_name": control.to_name,
@@ -119,7 +124,8 @@ def region_boxes(
         frames: ``(n,)`` 1-based frames of Label Studio's timeline; all of them if ``None``.
 
     Returns:
-        ``(frames (n,) int64, xyxy (n, 4) float64 pixels, visible (n,) bool)``; boxes of invisible frames are 0.
+        ``(frames (n,) int64, xyxy (n, 4) float64 pixels, visible (n,) bool)``; boxes of invisible frames are 0. Of
+        a rotated box it is the upright box around it.
     """
     value = region["value"]
     sequence = sorted(value.get("sequence") or [], key=lambda key: int(key["frame"]))
@@ -134,8 +140,28 @@ def region_boxes(
     previous = np.searchsorted(keys, at, side="right") - 1
     visible: BoolArray = (previous >= 0) & (enabled[previous] | (keys[previous] == at))
     xyxy = percent_to_xyxy(interpolate(keys, percent, at), width, height)
+    rotation = np.array([float(key.get("rotation") or 0.0) for key in sequence])
+    if rotation.any():
+        xyxy = _upright(xyxy, _interpolate_rotation(keys, rotation, at))
     xyxy[~visible] = 0.0
     return at, xyxy, visible
+
+
+def _interpolate_rotation(keys: IntArray, degrees: Float64Array, at: IntArray) -> Float64Array:
+    """Degrees on frames ``at``, from each keyframe to the next the short way round, as the player turns."""
+    out: Float64Array = np.interp(at, keys, np.unwrap(degrees, period=360.0))
+    return out
+
+
+def _upright(xyxy: Float64Array, degrees: Float64Array) -> Float64Array:
+    """Upright boxes around boxes that are turned clockwise about their top left corners."""
+    angle = np.radians(degrees)[:, None]
+    width, height = (xyxy[:, 2:] - xyxy[:, :2]).T
+    across = np.stack([0 * width, width, width, 0 * width], axis=1)
+    down = np.stack([0 * height, 0 * height, height, height], axis=1)
+    x = xyxy[:, :1] + across * np.cos(angle) - down * np.sin(angle)
+    y = xyxy[:, 1:2] + across * np.sin(angle) + down * np.cos(angle)
+    return np.stack([x.min(axis=1), y.min(axis=1), x.max(axis=1), y.max(axis=1)], axis=1)
 
 
 def visible_frames(region: Mapping[str, Any]) -> int:
