@@ -150,7 +150,7 @@ def make_sample(
     background = cv2.resize(_background(photo), size, interpolation=cv2.INTER_AREA).astype(np.float32)
     actors = _cast(photo, np.random.default_rng(seed).uniform(0, 2 * np.pi, 8))
     seen: list[list[tuple[int, _Float, float]]] = [[] for _ in actors]
-    with VideoWriter(path, width, height, fps, crf=21, preset="medium") as writer:
+    with VideoWriter(path, width, height, fps, crf=21) as writer:
         for frame in range(count):
             writer.write(_draw(frame, frame / count, frame / fps, scale, background, actors, seen))
     return SampleTruth(fps, width, height, count, tuple(_tracks(actors, seen)))
@@ -217,7 +217,7 @@ def _clean_bus(photo: Image) -> Image:
 def _cast(photo: Image, phases: npt.NDArray[np.float64]) -> list[_Actor]:
     """All objects, the farthest first."""
     light, dark = _cut(photo, *_LIGHT_COAT), _cut(photo, *_DARK_COAT)
-    light_right, dark_right = _cut(photo, *_LIGHT_COAT, flip=True), _cut(photo, *_DARK_COAT, flip=True)
+    dark_right = _cut(photo, *_DARK_COAT, flip=True)
     bus = _cut(_clean_bus(photo), *_BUS)
 
     def person(cutout: _Cutout, phase: float, *way: tuple[float, float, float]) -> _Actor:
@@ -226,8 +226,8 @@ def _cast(photo: Image, phases: npt.NDArray[np.float64]) -> list[_Actor]:
     return [
         # backs in and drives off again
         _Actor("bus", bus, 270, ((0.06, -170, 440), (0.34, 108, 440), (0.5, 108, 440), (0.72, -180, 440)), walks=False),
-        person(_tint(light_right, (1.0, 0.86, 0.62)), phases[0], (0.16, -70, 478), (1.0, 640, 478)),
-        person(_tint(dark, (1.12, 1.12, 1.2)), phases[1], (0.45, 1340, 505), (1.0, 850, 505)),
+        person(_tint(light, (1.0, 0.86, 0.62)), phases[0], (0.05, 1340, 478), (1.0, 430, 478)),
+        person(_tint(dark, (1.12, 1.12, 1.2)), phases[1], (0.5, 1340, 505), (1.0, 880, 505)),
         person(dark_right, phases[2], (0.04, -80, 575), (0.9, 1370, 575)),
         person(light, phases[3], (0.1, 1400, 684), (0.86, -130, 684)),
     ]
