@@ -50,11 +50,14 @@ check_venv_module() {
         "Install it (Debian, Ubuntu: sudo apt install python$version-venv) and try again."
 }
 
-# Hash of a lock and of the Python that it was installed for; a change of either means: install again.
+# Raised when the way in which locks are installed changes.
+RECIPE=2
+
+# Hash of a lock, the Python that it was installed for, and how; a change of any means: install again.
 lock_stamp() { # venv, lock
     "$1/bin/python" -c '
 import hashlib, pathlib, sys
-print(hashlib.sha256(pathlib.Path(sys.argv[1]).read_bytes()).hexdigest(), "%d.%d" % sys.version_info[:2])' "$2" 2>/dev/null
+print(hashlib.sha256(pathlib.Path(sys.argv[1]).read_bytes()).hexdigest(), "%d.%d" % sys.version_info[:2], sys.argv[2])' "$2" "$RECIPE" 2>/dev/null
 }
 
 installed() { # venv, lock name
@@ -93,6 +96,13 @@ install_lock() { # venv, lock name, further lock names that this one contains
     # --no-deps: a lock is complete, so there is nothing to resolve. --no-compile: Python does it when it imports.
     "$venv/bin/python" -m pip install --no-deps --no-compile --no-input --disable-pip-version-check \
         --progress-bar off --retries 5 --timeout 60 -r "$ROOT/$lock" >"$SETUP_LOGS/$lock.log" 2>&1 || return 1
+    if grep -q '^opencv-python==' "$ROOT/$lock"; then
+        # Both OpenCV packages write the same files, in no certain order. The headless ones must be the last:
+        # the others need libGL, which servers and containers lack.
+        "$venv/bin/python" -m pip install --no-deps --no-compile --no-input --disable-pip-version-check --progress-bar off \
+            --force-reinstall "$(grep -o '^opencv-python-headless==[0-9.]*' "$ROOT/$lock")" \
+            >"$SETUP_LOGS/opencv.log" 2>&1 || { cat "$SETUP_LOGS/opencv.log" >>"$SETUP_LOGS/$lock.log"; return 1; }
+    fi
     for name in "$@"; do
         lock_stamp "$venv" "$ROOT/$name" >"$venv/.installed-$name"
     done

@@ -11,25 +11,29 @@ import numpy as np
 from ml_backend.geometry import iou_pairs
 from ml_backend.label_studio.regions import region_boxes
 from ml_backend.types import Track
+from ml_backend.video.sample import SampleTruth
 
 #: Boxes of moving cut-outs are not pixel-exact, and the motion detector's are coarser; a wrong frame offset of a few
 #: frames or a wrong scale still falls below this.
 MIN_IOU = 0.5
-#: Share of an object's frames on which its best region must overlap it so.
+#: Frames on which less of an object is to be seen, because it enters or is covered, do not count.
+MIN_VISIBLE = 0.4
+#: Share of an object's other frames on which a region must overlap it so.
 MIN_COVERAGE = 0.6
 #: Share of the objects that must be found. The fallback may merge objects that pass each other.
 MIN_FOUND = {"yolo": 1.0, "motion": 0.6}
-#: More regions than this for each object would be flicker.
-MAX_REGIONS_PER_OBJECT = 2.0
+#: More regions than this for each object would be flicker. The fallback also sees shadows and breaks objects up.
+MAX_REGIONS_PER_OBJECT = {"yolo": 2.0, "motion": 3.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One object of the truth and the region that follows it best.
+    """One object of the truth and what follows it.
 
     Attributes:
         coverage: share of the object's frames with IoU of at least MIN_IOU.
-        iou: mean IoU over the frames on which both are visible.
+        iou: mean IoU over those frames.
+        label: of the region that follows it best.
     """
 
     truth: str
@@ -75,19 +79,12 @@ class Report:
         return [f"{self.regions} regions by {self.model_version}", *rows, verdict, *(f"  {p}" for p in self.problems)]
 
 
-def check_prediction(
-    task: Mapping[str, Any], truth: Sequence[Track], *, width: int, height: int, fps: float, frames: int
-) -> Report:
-    """Compare a task, as Label Studio's API returns it, with the objects that are in its video.
-
-    Args:
-        truth: labelled tracks in decoded frames of a constant-rate video.
-        width, height, fps, frames: of that video.
-    """
+def check_prediction(task: Mapping[str, Any], truth: SampleTruth) -> Report:
+    """Compare a task, as Label Studio's API returns it, with what is known of its video."""
     problems: list[str] = []
     data = task["data"]
-    if abs(float(data.get("fps") or 0.0) - fps) > 0.01:
-        problems.append(f"the task's fps is {data.get('fps')!r}, the video's {fps:g}: boxes would drift")
+    if abs(float(data.get("fps") or 0.0) - truth.fps) > 0.01:
+        problems.append(f"the task's fps is {data.get('fps')!r}, the video's {truth.fps:g}: boxes would drift")
     predictions = task.get("predictions") or []
     if not predictions:
         return Report("", "", 0, (), (*problems, "the task has no prediction"))
@@ -96,15 +93,15 @@ def check_prediction(
     detector = "motion" if "motion" in version else "yolo"
     regions = [item for item in prediction["result"] if item["type"] == "videorectangle"]
     for region in regions:
-        if region["value"]["framesCount"] != frames:
-            problems.append(f"framesCount is {region['value']['framesCount']}, the video has {frames} frames")
+        if region["value"]["framesCount"] != truth.frames:
+            problems.append(f"framesCount is {region['value']['framesCount']}, the video has {truth.frames} frames")
             break
-    matches = tuple(_best_match(track, regions, width, height) for track in truth)
+    matches = tuple(_match(track, regions, truth, whole=detector == "yolo") for track in truth.tracks)
     lost = [match for match in matches if match.coverage < MIN_COVERAGE]
     if len(matches) - len(lost) < MIN_FOUND[detector] * len(matches):
         problems.append(f"not found: {', '.join(match.truth for match in lost)}")
-    if len(regions) > MAX_REGIONS_PER_OBJECT * len(truth):
-        problems.append(f"{len(regions)} regions for {len(truth)} objects")
+    if len(regions) > MAX_REGIONS_PER_OBJECT[detector] * len(truth.tracks):
+        problems.append(f"{len(regions)} regions for {len(truth.tracks)} objects")
     if detector == "yolo":  # the motion detector does not know what it sees
         problems += [
             f"{match.truth} is labelled {match.label or 'nothing'}"
@@ -114,15 +111,20 @@ def check_prediction(
     return Report(detector, version, len(regions), matches, tuple(problems))
 
 
-def _best_match(track: Track, regions: Sequence[Mapping[str, Any]], width: int, height: int) -> Match:
-    truth = track.label or track.top_class
-    best = Match(truth, "", 0.0, 0.0)
-    for region in regions:
+def _match(track: Track, regions: Sequence[Mapping[str, Any]], truth: SampleTruth, *, whole: bool) -> Match:
+    """How well one region (``whole``), or all of them together, follow an object."""
+    name = track.label or track.top_class
+    shown = track.conf >= MIN_VISIBLE
+    frames, xyxy = track.frames[shown], track.xyxy[shown]
+    overlaps = np.zeros((len(regions), len(frames)))
+    for row, region in zip(overlaps, regions, strict=True):
         # The task's fps is the video's, so Label Studio's frame f shows the decoded frame f - 1.
-        _, xyxy, visible = region_boxes(region, width, height, track.frames + 1)
-        overlap = iou_pairs(xyxy.astype(np.float32), track.xyxy) * visible
-        coverage = float(np.mean(overlap >= MIN_IOU)) if len(track) else 0.0
-        if coverage > best.coverage:
-            labels = region["value"].get("labels") or [""]
-            best = Match(truth, str(labels[0]), coverage, float(overlap[visible].mean()))
-    return best
+        _, boxes, visible = region_boxes(region, truth.width, truth.height, frames + 1)
+        row[:] = np.where(visible, iou_pairs(boxes, xyxy), 0.0)
+    if not overlaps.size:
+        return Match(name, "", 0.0, 0.0)
+    best = int((overlaps >= MIN_IOU).mean(axis=1).argmax())
+    overlap = overlaps[best] if whole else overlaps.max(axis=0)
+    hit = overlap >= MIN_IOU
+    labels = regions[best]["value"].get("labels") or [""]
+    return Match(name, str(labels[0]), float(hit.mean()), float(overlap[hit].mean()) if hit.any() else 0.0)
