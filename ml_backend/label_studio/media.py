@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 CLOUD_SCHEMES = frozenset({"s3", "gs", "azure-blob", "azure_spi", "dbfs", "gcs"})
 ATTEMPTS = 4
-CHUNK = 1 << 18
 #: Room that a download leaves on the disk for databases and logs.
 SPARE_BYTES = 256 << 20
+_OWN_SUFFIXES = (".lock", ".json", ".part")
 
 
 class Authenticated(Protocol):
@@ -152,7 +152,8 @@ class MediaStore:
     def _target(self, uri: str) -> Path:
         suffix = PurePosixPath(urlsplit(uri).path).suffix
         # The name is a hash: nothing of a request becomes part of a path but a plain suffix.
-        safe = suffix.lower() if suffix[1:].isalnum() and len(suffix) <= 6 else ".media"
+        plain = suffix[1:].isascii() and suffix[1:].isalnum() and len(suffix) <= 6
+        safe = suffix.lower() if plain and suffix.lower() not in _OWN_SUFFIXES else ".media"
         return self._dir / (hashlib.sha256(uri.encode()).hexdigest()[:40] + safe)
 
     def _make_dir(self) -> None:
@@ -179,17 +180,21 @@ class MediaStore:
         self._evict(keep=target)
 
     def _stream(self, source: _Source, part: Path, meta: Path) -> None:
-        done = part.stat().st_size if part.is_file() and meta.is_file() else 0
+        validator = _read_validator(meta)
+        done = part.stat().st_size if validator and part.is_file() else 0
         headers = {"Accept-Encoding": "identity"}
         if done:
-            headers["Range"] = f"bytes={done}-"
-            headers["If-Range"] = json.loads(meta.read_text()).get("validator", "")
+            headers |= {"Range": f"bytes={done}-", "If-Range": validator}
         timeout = httpx.Timeout(self._settings.media_timeout_s)
         try:
             with httpx.Client(timeout=timeout) as http, self._request(http, source, headers) as response:
+                if response.status_code == 416 or not _goes_on(response, done):
+                    meta.unlink(missing_ok=True)  # the next try begins anew
+                    raise MediaUnavailable(f"{urlsplit(source.url).netloc} does not resume the download.")
                 self._check_status(response)
-                resumed = response.status_code == 206 and done
-                self._receive(response, part, meta, done if resumed else 0)
+                self._receive(response, part, meta, done if response.status_code == 206 else 0)
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise MediaError(f"The address {source.url[:200]!r} is malformed: {error}.") from error
         except httpx.HTTPError as error:
             where = urlsplit(source.url).netloc
             raise MediaUnavailable(
@@ -204,10 +209,12 @@ class MediaStore:
         for _hop in range(6):
             auth = self._client.auth_headers() if source.send_auth and _same_host(url, self._client.url) else {}
             with http.stream("GET", url, headers={**headers, **auth}) as response:
-                if not response.is_redirect:
+                if not response.has_redirect_location:
                     yield response
                     return
-                url = urljoin(url, response.headers["location"])
+                location = response.headers["location"]
+            _split(location)
+            url = urljoin(url, location)
             if urlsplit(url).scheme not in ("http", "https"):
                 break
             if not source.any_host_after_redirect:
@@ -252,9 +259,11 @@ class MediaStore:
             else:
                 meta.unlink(missing_ok=True)
             with part.open("ab" if done else "wb") as file:
-                for chunk in response.iter_raw(CHUNK):
+                for chunk in response.iter_raw():
                     done += len(chunk)
                     if done > limit:
+                        part.unlink()
+                        meta.unlink(missing_ok=True)
                         raise self._too_large()
                     file.write(chunk)
         except OSError as error:
@@ -289,7 +298,7 @@ def _split(uri: str) -> SplitResult:
         parts.port  # noqa: B018 - read for its check
         uri.encode()
     except ValueError as error:
-        raise MediaError(f"The video address {uri[:200]!r} is malformed: {error}.", "Correct it in the task.") from error
+        raise MediaError(f"The address {uri[:200]!r} is malformed: {error}.", "Correct it in the task.") from error
     return parts
 
 
@@ -300,10 +309,30 @@ def _same_host(url: str, base: str) -> bool:
 
 def _inside(root: Path, relative: str) -> Path | None:
     """``root/relative`` if that is a file below ``root`` after all links are followed, else ``None``."""
-    if not relative or "\0" in relative:
+    try:
+        path = (root / relative.lstrip("/")).resolve()
+        return path if path.is_relative_to(root.resolve()) and path.is_file() else None
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, links in a circle
+        log.debug("Not a file: %r: %s", relative[:200], error)
         return None
-    path = (root / relative.lstrip("/")).resolve()
-    return path if path.is_relative_to(root.resolve()) and path.is_file() else None
+
+
+def _read_validator(meta: Path) -> str:
+    """The validator of a partial download, empty where there is none (a process was killed while writing it)."""
+    try:
+        validator = json.loads(meta.read_text(encoding="utf-8"))["validator"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.debug("No partial download beside %s: %s", meta, error)
+        return ""
+    return validator if isinstance(validator, str) and validator.isascii() and validator.isprintable() else ""
+
+
+def _goes_on(response: httpx.Response, done: int) -> bool:
+    """Whether a partial answer begins exactly at ``done``: some caches round ranges down."""
+    if response.status_code != 206:
+        return True
+    answered: str = response.headers.get("content-range", "")
+    return answered.replace(" ", "").startswith(f"bytes{done}-")
 
 
 @contextlib.contextmanager
