@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def test_many_threads_write_and_read_at_once(storage: Storage) -> None:
             storage.save_prediction(f"{repeat}", 1, prediction())  # all the same keys
             storage.save_prediction(f"{number}-{repeat}", 1, prediction())
             storage.add_event(Event("TASKS_CREATED", number, (repeat,)))
-            storage.get_predictions([f"{repeat}", f"{number}-{repeat}"])
+            storage.prediction_bodies([f"{repeat}", f"{number}-{repeat}"])
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))  # raises what a thread raised

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -86,23 +87,27 @@ json_values = st.recursive(
 
 @given(video=json_values | st.from_regex(r"(https?|s3|file)?:?/{0,3}[\[\]@:a-z0-9\\/?#%.-]{0,20}"), fps=json_values)
 def test_any_task_data_is_planned_or_refused_with_a_reason(video: Any, fps: Any) -> None:
-    try:
-        planned = plan({"video": video, "fps": fps})
-    except BackendError as error:
-        assert error.message
-    else:
-        assert planned.key == plan({"video": video, "fps": fps}).key
+    with contextlib.suppress(BackendError):
+        assert plan({"video": video, "fps": fps}).key == plan({"video": video, "fps": fps}).key
 
 
-@pytest.mark.parametrize("video", ["http://[", "http://[::1", "//[/x", "/tasks/1/resolve/?fileuri=%ff", "\ud800", "a\0b"])
+ODD_ADDRESSES = ["http://[", "http://[::1", "//[/x", "http://h:port/", "http://h:99999/", "\ud800"]
+
+
+@pytest.mark.parametrize("video", ODD_ADDRESSES)
 def test_addresses_that_break_parsers(video: str) -> None:
-    try:
+    with pytest.raises(MediaError, match="malformed"):
         plan({"video": video, "fps": 1})
-    except BackendError as error:
-        assert error.message
 
 
-@pytest.mark.parametrize("fps", [10**400, -(10**400), float("nan"), float("inf"), "1e999", True, [10**400], {"a": 1}])
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    "fps",
+    [HUGE, -HUGE, [HUGE], float("nan"), float("inf"), "1e999", True, {"a": 1}],
+    ids=lambda value: str(value)[:8],
+)
 def test_numbers_that_break_arithmetic(fps: Any) -> None:
     rate = plan({"video": "a", "fps": fps}).parts[0].frame_rate
     assert rate is not None

@@ -1,0 +1,696 @@
+"""From a task's video field to a local file, with real web servers that behave and misbehave."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.server
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from ml_backend.errors import BackendError, MediaError, MediaUnavailable, StorageError
+from ml_backend.label_studio.media import MediaStore, canonical_uri
+from ml_backend.settings import Settings
+from tests.builders import ROOT, Outside, outside
+
+MB = random.Random(0).randbytes(1 << 20)
+
+
+class Client:
+    """Stands for the API client: a host and what authenticates there."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def auth_headers(self) -> dict[str, str]:
+        return {"Authorization": "Token secret"}
+
+
+@pytest.fixture
+def site() -> Iterator[Outside]:
+    """Stands where Label Studio does. The name differs from that of :func:`foreign`, hence the host."""
+    with outside("localhost") as running:
+        yield running
+
+
+@pytest.fixture
+def foreign() -> Iterator[Outside]:
+    with outside("127.0.0.1") as running:
+        yield running
+
+
+@pytest.fixture
+def store(site: Outside, settings: Callable[..., Settings]) -> Callable[..., MediaStore]:
+    return lambda **values: MediaStore(settings(**values), Client(site.url))
+
+
+def read(store: MediaStore, uri: str, task_id: int = 1) -> bytes:
+    with store.open(uri, task_id) as path:
+        return path.read_bytes()
+
+
+def cached(store: MediaStore) -> set[str]:
+    folder = store._settings.media_dir
+    return {file.name for file in folder.iterdir() if file.suffix != ".lock"} if folder.is_dir() else set()
+
+
+# -- names
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        (" /data/upload/1/a.mp4 ", "/data/upload/1/a.mp4"),
+        ("http://ls/data/upload/1/a.mp4", "/data/upload/1/a.mp4"),
+        ("http://ls.example/data/upload/1/a.mp4", "http://ls.example/data/upload/1/a.mp4"),
+        ("/tasks/7/resolve/?fileuri=" + base64.urlsafe_b64encode(b"s3://b/k.mp4").decode(), "s3://b/k.mp4"),
+        (
+            "http://ls/tasks/7/presign/?fileuri=" + base64.urlsafe_b64encode(b"gs://b/k").decode().rstrip("="),
+            "gs://b/k",
+        ),
+        ("/tasks/7/resolve/?fileuri=%ff%ff", "/tasks/7/resolve/?fileuri=%ff%ff"),
+        ("s3://bucket/a b.mp4", "s3://bucket/a b.mp4"),
+    ],
+)
+def test_one_video_has_one_name(uri: str, name: str) -> None:
+    assert canonical_uri(uri, "http://ls") == name
+
+
+# -- in place
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    for name in ("media/upload/1/ein film.mp4", "local/sub/a.mp4", "secret.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "local" / "out").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "local" / "inside").symlink_to(tmp_path / "local" / "sub" / "a.mp4")
+    (tmp_path / "local" / "circle").symlink_to(tmp_path / "local" / "circle")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("uri", "file"),
+    [
+        ("/data/upload/1/ein%20film.mp4", "media/upload/1/ein film.mp4"),
+        ("/data/local-files/?d=sub/a.mp4", "local/sub/a.mp4"),
+        ("/data/local-files?d=sub%2Fa.mp4", "local/sub/a.mp4"),
+        ("/data/local-files/?d=/sub/a.mp4", "local/sub/a.mp4"),
+        ("/data/local-files/?d=inside", "local/sub/a.mp4"),
+    ],
+)
+def test_visible_files_are_used_in_place(
+    folders: Path, store: Callable[..., MediaStore], site: Outside, uri: str, file: str
+) -> None:
+    media = store(uploads_root=folders / "media", local_files_root=folders / "local")
+    for spelling in (uri, site.url + uri):
+        with media.open(spelling, 1) as path:
+            assert path == folders / file
+    assert site.requests == []
+    assert cached(media) == set()
+
+
+TRAVERSALS = [
+    "/data/local-files/?d=../secret.txt",
+    "/data/local-files/?d=sub/../../secret.txt",
+    "/data/local-files/?d=%2e%2e%2fsecret.txt",
+    "/data/local-files/?d=%252e%252e%252fsecret.txt",
+    "/data/local-files/?d={folder}/secret.txt",
+    "/data/local-files/?d=%2F{folder}%2Fsecret.txt",
+    "/data/local-files/?d=..\u2215secret.txt",
+    "/data/local-files/?d=\uff0e\uff0e/secret.txt",
+    "/data/local-files/?d=..\\secret.txt",
+    "/data/local-files/?d=out",
+    "/data/local-files/?d=circle",
+    "/data/local-files/?d=sub",
+    "/data/local-files/?d=",
+    "/data/local-files/?d=%00",
+    "/data/local-files/?d=a%00/../../secret.txt",
+    "/data/local-files/?d=" + "a" * 5000,
+    "/data/local-files/",
+    "/data/upload/../../secret.txt",
+    "/data/upload/%2e%2e/%2e%2e/secret.txt",
+    "/data/upload/1/..%2f..%2f..%2fsecret.txt",
+    "/data/upload//etc/passwd",
+    "/data/upload/%2Fetc%2Fpasswd",
+    "/data/upload/",
+    "/data/upload/" + "a" * 5000,
+]
+
+
+@pytest.mark.parametrize("uri", TRAVERSALS, ids=lambda uri: uri[:50])
+def test_nothing_outside_the_visible_folders_is_used(
+    folders: Path, store: Callable[..., MediaStore], site: Outside, uri: str
+) -> None:
+    media = store(uploads_root=folders / "media", local_files_root=folders / "local")
+    with pytest.raises(MediaError, match=r"does not exist \(404\)"):  # it is Label Studio that is asked, and says no
+        read(media, uri.replace("{folder}", str(folders)))
+    assert len(site.requests) == 1
+
+
+def test_hidden_folders_are_downloaded_from_label_studio(store: Callable[..., MediaStore], site: Outside) -> None:
+    site.files["/data/upload/1/a.mp4"] = MB
+    assert read(store(), "/data/upload/1/a.mp4") == MB
+    assert site.asked("/data/upload/1/a.mp4")[0]["authorization"] == "Token secret"
+
+
+# -- which hosts, and who gets the token
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:///etc/passwd",
+        "ftp://h/x",
+        "data:video/mp4;base64,AAAA",
+        "/etc/passwd",
+        "etc/passwd",
+        "//evil.example/x.mp4",
+        "javascript:alert(1)",
+        "",
+        "   ",
+        "\0",
+        "http:///x",
+        "unix:///run/docker.sock",
+    ],
+)
+def test_other_kinds_of_addresses_are_not_fetched(store: Callable[..., MediaStore], uri: str) -> None:
+    with pytest.raises(MediaError):
+        read(store(), uri)
+
+
+def test_foreign_hosts_need_permission(store: Callable[..., MediaStore], foreign: Outside) -> None:
+    foreign.files["/a.mp4"] = MB
+    with pytest.raises(MediaError, match=r"not fetched from the host '127\.0\.0\.1'") as failure:
+        read(store(), foreign.url + "/a.mp4")
+    assert "MEDIA_ALLOWED_HOSTS" in failure.value.cure
+    assert not failure.value.retryable
+    assert foreign.requests == []
+    assert read(store(media_allowed_hosts="127.0.0.1"), foreign.url + "/a.mp4") == MB
+
+
+def test_label_studio_s_name_in_disguise_is_another_host(
+    store: Callable[..., MediaStore], site: Outside, foreign: Outside
+) -> None:
+    port = foreign.url.rsplit(":", 1)[1]
+    for uri in (
+        f"{site.url}@127.0.0.1:{port}/a.mp4",
+        f"{site.url}\\@127.0.0.1:{port}/a.mp4",
+        f"http://localhost@127.0.0.1:{port}/a.mp4",
+        f"http://localhost:{port}/a.mp4",  # same name, other port: another server
+        f"http://localhost.:{port}/a.mp4",
+        f"http://127.0.0.1:{port}/a.mp4#{site.url}/",
+        f"http://2130706433:{port}/a.mp4",
+        f"http://ⓛocalhost:{port}/a.mp4",
+        f"https://localhost:{port}/a.mp4",
+    ):
+        with pytest.raises(MediaError):
+            read(store(), uri)
+    assert foreign.requests == []
+
+
+def test_token_goes_to_label_studio_only(store: Callable[..., MediaStore], site: Outside, foreign: Outside) -> None:
+    foreign.files["/a.mp4"] = MB
+    site.redirect("/data/upload/1/a.mp4", foreign.url + "/a.mp4")
+    assert read(store(media_allowed_hosts="127.0.0.1"), "/data/upload/1/a.mp4") == MB
+    assert "authorization" in site.requests[0][1]
+    assert len(foreign.requests) == 1
+    assert "authorization" not in foreign.requests[0][1]
+    assert "secret" not in json.dumps(foreign.requests)
+
+
+def test_direct_foreign_address_gets_no_token(store: Callable[..., MediaStore], foreign: Outside) -> None:
+    foreign.files["/a.mp4"] = MB
+    read(store(media_allowed_hosts="127.0.0.1"), foreign.url + "/a.mp4")
+    assert "authorization" not in foreign.requests[0][1]
+
+
+def test_foreign_host_cannot_send_the_token_after_label_studio(
+    store: Callable[..., MediaStore], site: Outside, foreign: Outside
+) -> None:
+    """A redirect from outside into Label Studio would make it hand out what only the token may see."""
+    foreign.redirect("/a.mp4", site.url + "/api/projects")
+    site.files["/api/projects"] = b"private"
+    read(store(media_allowed_hosts="127.0.0.1"), foreign.url + "/a.mp4")
+    assert "authorization" not in site.requests[0][1]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirect_to_a_host_that_is_not_allowed(
+    store: Callable[..., MediaStore], site: Outside, foreign: Outside, status: int
+) -> None:
+    foreign.files["/a.mp4"] = MB
+    site.redirect("/data/upload/1/a.mp4", foreign.url + "/a.mp4", status)
+    with pytest.raises(MediaError, match="not fetched from the host"):
+        read(store(), "/data/upload/1/a.mp4")
+    assert foreign.requests == []
+
+
+@pytest.mark.parametrize(
+    "location", ["file:///etc/passwd", "ftp://localhost/x", "/data/upload/1/a.mp4", "data:,x", "javascript:0"]
+)
+def test_redirects_in_circles_or_to_other_kinds(store: Callable[..., MediaStore], site: Outside, location: str) -> None:
+    site.redirect("/data/upload/1/a.mp4", location)
+    with pytest.raises(MediaError, match=r"redirects in circles or to something|malformed") as failure:
+        read(store(), "/data/upload/1/a.mp4")
+    assert not failure.value.retryable
+    assert len(site.requests) < 10
+
+
+@pytest.mark.parametrize(
+    "location", ["http://[", "http://localhost:port/", "http://h\x7f/", "http://localhost:99999/x"]
+)
+def test_malformed_redirects(store: Callable[..., MediaStore], site: Outside, location: str) -> None:
+    site.redirect("/data/upload/1/a.mp4", location)
+    with pytest.raises(MediaError):
+        read(store(), "/data/upload/1/a.mp4")
+
+
+@pytest.mark.parametrize("status", [300, 301, 304, 204, 418])
+def test_status_without_a_video(store: Callable[..., MediaStore], site: Outside, status: int) -> None:
+    site.answer("/data/upload/1/a.mp4", status)
+    with pytest.raises(MediaError):
+        read(store(), "/data/upload/1/a.mp4")
+    assert cached(store()) == set()
+
+
+def test_cloud_addresses_go_through_label_studio_s_resolver(
+    store: Callable[..., MediaStore], site: Outside, foreign: Outside
+) -> None:
+    foreign.files["/bucket/k.mp4?signature=x"] = MB
+    encoded = base64.urlsafe_b64encode(b"s3://bucket/k.mp4").decode()
+    resolver = f"/tasks/5/resolve/?fileuri={encoded}"
+    site.redirect(
+        resolver.replace("=", "%3D").replace("fileuri%3D", "fileuri="), foreign.url + "/bucket/k.mp4?signature=x"
+    )
+    media = store()
+    assert read(media, "s3://bucket/k.mp4", 5) == MB
+    assert "authorization" in site.requests[0][1]
+    assert "authorization" not in foreign.requests[0][1]
+    assert read(media, f"/tasks/6/resolve/?fileuri={encoded}", 6) == MB  # another task, the same video
+    assert len(foreign.requests) == 1
+
+
+address = st.one_of(
+    st.text(max_size=30),
+    st.from_regex(r"(https?|HTTP|s3|file|ftp)?:?[/\\]{0,3}[\[\]@:a-zA-Z0-9\\/?#%.\x00-\x20-]{0,25}", fullmatch=True),
+    st.from_regex(r"/data/(local-files/\?d=|upload/)[\x00-\x7f\u2215\uff0e]{0,25}", fullmatch=True),
+    st.binary(max_size=30).map(lambda b: "/tasks/1/resolve/?fileuri=" + base64.urlsafe_b64encode(b).decode()),
+)
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of all hosts that a connection is looked up for."""
+    import socket
+
+    hosts: list[str] = []
+    real = socket.getaddrinfo
+
+    def note(host: Any, *args: Any, **kwargs: Any) -> Any:
+        hosts.append(host.decode() if isinstance(host, bytes) else host)
+        return real("127.0.0.1", *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", note)
+    return hosts
+
+
+@hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(uri=address)
+def test_no_address_reaches_another_host_or_breaks_the_store(
+    uri: str, folders_once: Path, site_once: Outside, tried: list[str], tmp_path: Path
+) -> None:
+    values = Settings(
+        _env_file=None,
+        data_dir=tmp_path / "data",
+        local_files_root=folders_once / "local",
+        uploads_root=folders_once / "media",
+    )
+    with contextlib.suppress(BackendError):
+        content = read(MediaStore(values, Client(site_once.url)), uri)
+        assert b"secret" not in content
+    assert set(tried) <= {"localhost"}
+
+
+@pytest.fixture(scope="module")
+def site_once() -> Iterator[Outside]:
+    with outside("localhost") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def folders_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("visible")
+    for name in ("media/upload/1/a.mp4", "local/sub/a.mp4", "secret.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+# -- refusals
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "text"),
+    [(401, MediaError, "refuses access"), (403, MediaError, "refuses access"), (404, MediaError, "does not exist")],
+)
+def test_refusals_are_final_and_say_why(
+    store: Callable[..., MediaStore], site: Outside, status: int, kind: type[BackendError], text: str
+) -> None:
+    site.answer("/data/upload/1/a.mp4", status)
+    with pytest.raises(kind, match=text) as failure:
+        read(store(), "/data/upload/1/a.mp4")
+    assert not failure.value.retryable
+    assert failure.value.cure
+    assert "secret" not in str(failure.value)
+    assert len(site.requests) == 1
+
+
+def test_server_s_trouble_is_tried_again_and_then_retryable(store: Callable[..., MediaStore], site: Outside) -> None:
+    site.answer("/data/upload/1/a.mp4", 503)
+    with pytest.raises(MediaUnavailable, match="fails") as failure:
+        read(store(), "/data/upload/1/a.mp4")
+    assert failure.value.retryable
+    assert len(site.requests) > 1
+
+
+def test_nobody_there(store: Callable[..., MediaStore], settings: Callable[..., Settings]) -> None:
+    with outside("localhost") as gone:
+        pass
+    with pytest.raises(MediaUnavailable, match="cannot be fetched"):
+        read(MediaStore(settings(), Client(gone.url)), "/data/upload/1/a.mp4")
+
+
+def test_silent_server_is_given_up(store: Callable[..., MediaStore], site: Outside) -> None:
+    site.special["/data/upload/1/a.mp4"] = lambda handler: time.sleep(3)
+    started = time.monotonic()
+    with pytest.raises(MediaUnavailable):
+        read(store(media_timeout_s=0.1), "/data/upload/1/a.mp4")
+    assert time.monotonic() - started < 30
+
+
+def test_login_page_is_not_a_video(store: Callable[..., MediaStore], site: Outside) -> None:
+    site.files["/data/upload/1/a.mp4"] = b"<html>please log in</html>"
+    site.content_types["/data/upload/1/a.mp4"] = "text/html; charset=utf-8"
+    with pytest.raises(MediaError, match="web page instead of a video") as failure:
+        read(store(), "/data/upload/1/a.mp4")
+    assert "token" in failure.value.cure
+    assert cached(store()) == set()
+
+
+# -- resuming
+
+
+def test_broken_connection_goes_on_where_it_stopped(store: Callable[..., MediaStore], site: Outside) -> None:
+    path = "/data/upload/1/a.mp4"
+    site.files[path], site.etags[path] = MB, '"v1"'
+    site.break_after[path] = [300_000, 400_000]
+    assert read(store(), path) == MB
+    asked = site.asked(path)
+    assert "range" not in asked[0]
+    assert [headers["if-range"] for headers in asked[1:]] == ['"v1"'] * 2
+    starts = [int(headers["range"][6:-1]) for headers in asked[1:]]
+    assert 0 < starts[0] <= 300_000 < starts[1] <= 700_000
+    assert len(cached(store())) == 1
+
+
+def test_file_that_changed_meanwhile_is_begun_anew(store: Callable[..., MediaStore], site: Outside) -> None:
+    path, new = "/data/upload/1/a.mp4", MB[::-1]
+    site.files[path], site.etags[path] = MB, '"v1"'
+
+    def first(handler: http.server.BaseHTTPRequestHandler) -> None:
+        del site.special[path]
+        site.break_after[path] = [300_000]
+        site._serve(handler)
+        site.files[path], site.etags[path] = new, '"v2"'
+
+    site.special[path] = first
+    assert read(store(), path) == new
+
+
+def test_without_validator_nothing_is_glued_together(store: Callable[..., MediaStore], site: Outside) -> None:
+    path = "/data/upload/1/a.mp4"
+    site.files[path] = MB
+    site.break_after[path] = [300_000]
+    assert read(store(), path) == MB
+    assert "range" not in site.asked(path)[1]
+
+
+def test_weak_validator_is_no_validator(store: Callable[..., MediaStore], site: Outside) -> None:
+    path = "/data/upload/1/a.mp4"
+    site.files[path], site.etags[path] = MB, 'W/"v1"'
+    site.break_after[path] = [300_000]
+    assert read(store(), path) == MB
+    assert "range" not in site.asked(path)[1]
+
+
+def test_server_that_answers_another_range(store: Callable[..., MediaStore], site: Outside) -> None:
+    """Some servers and caches round ranges down; what they send must not be appended as if they had not."""
+    path = "/data/upload/1/a.mp4"
+    site.files[path], site.etags[path] = MB, '"v1"'
+    site.break_after[path] = [300_000]
+
+    def rounded(handler: http.server.BaseHTTPRequestHandler) -> None:
+        if "Range" not in handler.headers:
+            del site.special[path]
+            site._serve(handler)
+            site.special[path] = rounded
+            return
+        start = 262_144
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes {start}-{len(MB) - 1}/{len(MB)}")
+        handler.send_header("Content-Length", str(len(MB) - start))
+        handler.send_header("ETag", '"v1"')
+        handler.end_headers()
+        handler.wfile.write(MB[start:])
+
+    site.special[path] = rounded
+    with contextlib.suppress(MediaUnavailable):  # giving up is fine, garbage is not
+        assert read(store(), path) == MB
+
+
+@pytest.fixture(scope="module")
+def half_a_download(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache after a download that broke off again and again until it was given up."""
+    folder, path = tmp_path_factory.mktemp("half"), "/data/upload/1/a.mp4"
+    with outside("localhost") as site:
+        site.files[path], site.etags[path] = MB, '"v1"'
+        site.break_after[path] = [100_000] * 10
+        with pytest.raises(MediaUnavailable):
+            read(MediaStore(Settings(_env_file=None, data_dir=folder), Client(site.url)), path)
+    return folder / "media"
+
+
+@pytest.fixture
+def interrupted(half_a_download: Path, store: Callable[..., MediaStore], site: Outside) -> tuple[MediaStore, Path]:
+    """A store that finds half of a download, and the partial file."""
+    path = "/data/upload/1/a.mp4"
+    site.files[path], site.etags[path] = MB, '"v1"'
+    media = store()
+    shutil.copytree(half_a_download, media._settings.media_dir)
+    (part,) = media._settings.media_dir.glob("*.part")
+    assert 0 < part.stat().st_size < len(MB)
+    return media, part
+
+
+def test_next_process_goes_on(interrupted: tuple[MediaStore, Path], site: Outside) -> None:
+    media, part = interrupted
+    size = part.stat().st_size
+    assert read(media, "/data/upload/1/a.mp4") == MB
+    assert [headers.get("range") for _, headers in site.requests] == [f"bytes={size}-"]
+
+
+@pytest.mark.parametrize("note", [b"", b"{", b"[]", b"\xff\xfe", b'{"validator": 7}', b"{}"])
+def test_damaged_note_beside_a_partial_file_is_no_obstacle(interrupted: tuple[MediaStore, Path], note: bytes) -> None:
+    media, part = interrupted
+    part.with_name(part.name + ".json").write_bytes(note)
+    assert read(media, "/data/upload/1/a.mp4") == MB
+
+
+def test_killed_between_the_last_byte_and_the_rename(interrupted: tuple[MediaStore, Path], site: Outside) -> None:
+    media, part = interrupted
+    part.write_bytes(MB)  # complete: the server can only answer 416 to a request for the rest
+    assert read(media, "/data/upload/1/a.mp4") == MB
+
+
+def test_longer_partial_file_than_the_video(interrupted: tuple[MediaStore, Path]) -> None:
+    media, part = interrupted
+    part.write_bytes(MB + b"too much")
+    assert read(media, "/data/upload/1/a.mp4") == MB
+
+
+# -- room
+
+
+def test_size_cap_by_announcement(store: Callable[..., MediaStore], site: Outside) -> None:
+    site.files["/data/upload/1/a.mp4"] = MB
+    with pytest.raises(MediaError, match="larger than") as failure:
+        read(store(media_max_gb=0.0005), "/data/upload/1/a.mp4")
+    assert "MEDIA_MAX_GB" in failure.value.cure
+    assert cached(store()) == set()
+
+
+def test_size_cap_for_servers_that_do_not_say(store: Callable[..., MediaStore], site: Outside) -> None:
+    def endless(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("ETag", '"v"')
+        handler.end_headers()  # no length: until the connection closes
+        while True:
+            handler.wfile.write(MB)
+
+    site.special["/data/upload/1/a.mp4"] = endless
+    with pytest.raises(MediaError, match="larger than"):
+        read(store(media_max_gb=0.01), "/data/upload/1/a.mp4")
+    assert cached(store()) == set()  # what is never used takes no room
+
+
+def test_least_recently_used_goes_first(store: Callable[..., MediaStore], site: Outside) -> None:
+    media = store(media_cache_gb=2.5 / 1024)
+    for name in "abc":
+        site.files[f"/data/upload/{name}.mp4"] = MB
+    read(media, "/data/upload/a.mp4")
+    read(media, "/data/upload/b.mp4")
+    for number, file in enumerate(sorted(media._settings.media_dir.glob("*.mp4"), key=lambda f: f.stat().st_mtime)):
+        os.utime(file, (number, number))  # time passes
+    read(media, "/data/upload/a.mp4")  # used again
+    read(media, "/data/upload/c.mp4")
+    site.requests.clear()
+    read(media, "/data/upload/a.mp4")
+    read(media, "/data/upload/c.mp4")
+    assert site.requests == []
+    read(media, "/data/upload/b.mp4")
+    assert len(site.requests) == 1
+
+
+def test_files_in_use_stay(store: Callable[..., MediaStore], site: Outside) -> None:
+    media = store(media_cache_gb=1.5 / 1024)
+    for name in "ab":
+        site.files[f"/data/upload/{name}.mp4"] = MB
+    with media.open("/data/upload/a.mp4", 1) as in_use:
+        read(media, "/data/upload/b.mp4")
+        assert in_use.read_bytes() == MB
+
+
+def test_files_in_use_by_another_process_stay(store: Callable[..., MediaStore], site: Outside) -> None:
+    media = store(media_cache_gb=1.5 / 1024)
+    for name in "ab":
+        site.files[f"/data/upload/{name}.mp4"] = MB
+    with reader(media, site, "/data/upload/a.mp4", hold=True) as process:
+        assert process.stdout is not None
+        path = Path(process.stdout.readline().decode().strip())
+        read(media, "/data/upload/b.mp4")
+        assert path.read_bytes() == MB
+        process.kill()
+
+
+@contextlib.contextmanager
+def reader(media: MediaStore, site: Outside, uri: str, *, hold: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that opens a video and prints its path, then waits (``hold``) or its size."""
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from ml_backend.label_studio.media import MediaStore
+from ml_backend.settings import Settings
+class Client:
+    url = {site.url!r}
+    def auth_headers(self): return {{}}
+store = MediaStore(Settings(_env_file=None, data_dir={str(media._settings.data_dir)!r}), Client())
+with store.open({uri!r}, 1) as path:
+    print(path, path.stat().st_size, sep="\\n", flush=True)
+    if {hold}: time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_processes_that_want_the_same_video_share_one_download(store: Callable[..., MediaStore], site: Outside) -> None:
+    path, media = "/data/upload/a.mp4", store()
+    site.files[path] = MB
+
+    def slow(handler: http.server.BaseHTTPRequestHandler) -> None:
+        time.sleep(1)
+        del site.special[path]
+        site._serve(handler)
+
+    site.special[path] = slow
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(reader(media, site, path)) for _ in range(3)]
+        sizes = [process.communicate(timeout=60)[0].split()[-1] for process in processes]
+    assert sizes == [str(len(MB)).encode()] * 3
+    assert len(site.asked(path)) == 2  # `slow` counts itself twice
+
+
+def test_disk_that_is_too_small(store: Callable[..., MediaStore], site: Outside) -> None:
+    def huge(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(1 << 60))
+        handler.end_headers()
+
+    site.special["/data/upload/1/a.mp4"] = huge
+    with pytest.raises(StorageError, match="No room") as failure:
+        read(store(media_max_gb=2e9), "/data/upload/1/a.mp4")
+    assert failure.value.http_status == 507
+
+
+def test_disk_that_fills_up(settings: Callable[..., Settings], site: Outside, tmp_path: Path) -> None:
+    """A limit on file sizes makes the kernel refuse writes as a full disk does."""
+    site.files["/data/upload/a.mp4"] = MB
+    code = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+from ml_backend.errors import StorageError
+from ml_backend.label_studio.media import MediaStore
+from ml_backend.settings import Settings
+class Client:
+    url = {site.url!r}
+    def auth_headers(self): return {{}}
+try:
+    with MediaStore(Settings(_env_file=None, data_dir={str(tmp_path)!r}), Client()).open("/data/upload/a.mp4", 1): pass
+except StorageError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "cannot be written" in done.stdout, done.stderr
+    assert "Free some disk space" in done.stdout
+
+
+def test_folder_that_cannot_be_made(store: Callable[..., MediaStore], site: Outside, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be made"):
+        read(store(data_dir=tmp_path / "file"), "/data/upload/1/a.mp4")
+
+
+def test_odd_suffixes_do_not_reach_the_disk(store: Callable[..., MediaStore], site: Outside) -> None:
+    for uri in (
+        "/data/upload/a.lock",
+        "/data/upload/b.json",
+        "/data/upload/c.part",
+        "/data/upload/d.m%00",
+        "/data/upload/e",
+    ):
+        site.files[uri] = MB
+        media = store()
+        assert read(media, uri) == MB
+        assert read(media, uri) == MB
+        assert len(site.asked(quote(uri, safe="/%"))) == 1, "the second time it comes from the cache"
