@@ -29,6 +29,8 @@ KNOWN = frozenset(f"yolo11{size}.pt" for size in "nsmlx")
 #: After a failed download nobody waits for the same time-out again for a while.
 RETRY_AFTER_S = 600.0
 MAX_BYTES = 1 << 30
+#: Bytes per second on average, once the time-out is over: a byte now and then would keep a download alive for ever.
+MIN_RATE = 4096
 
 Progress = Callable[[int, int], None]
 
@@ -153,10 +155,13 @@ def _download(url: str, target: Path, timeout: float, progress: Progress | None)
         with httpx.stream("GET", url, timeout=timeout, follow_redirects=True) as response:
             response.raise_for_status()
             total = int(response.headers.get("content-length", 0))
-            done = 0
+            done, started = 0, time.monotonic()
             with part.open("wb") as file:
-                for chunk in response.iter_bytes(1 << 18):
+                for chunk in response.iter_bytes():
                     done += len(chunk)
+                    elapsed = time.monotonic() - started
+                    if elapsed > timeout and done < MIN_RATE * elapsed:
+                        raise WeightsError(f"the download is too slow ({done} bytes in {elapsed:.0f} s)")
                     if done > MAX_BYTES:
                         raise WeightsError(f"{url} is larger than a checkpoint can be.")
                     file.write(chunk)
