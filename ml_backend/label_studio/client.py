@@ -142,6 +142,12 @@ class LabelStudioClient:
             pager = self._sdk.tasks.list(project=project_id, fields="task_only", include=["id"])
             return [int(task.id) for task in pager]
 
+    def list_task_data(self, project_id: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Id and data of every task of a project, page by page."""
+        with self._translated(f"list the tasks of project {project_id}"):
+            for task in self._sdk.tasks.list(project=project_id, fields="task_only", include=["id", "data"]):
+                yield int(task.id), dict(task.data or {})
+
     def update_task_data(self, task_id: int, data: Mapping[str, Any]) -> None:
         """Replace the task's data; send all fields, not only the changed ones."""
         with self._translated(f"update the data of task {task_id}"):
@@ -191,6 +197,19 @@ class LabelStudioClient:
             upload = httpx.get(f"{self.url}/api/import/file-upload/{ids[0]}", headers=headers, timeout=self._timeout)
             upload.raise_for_status()
         return "/data/" + quote(str(upload.json()["file"]).lstrip("/"))
+
+    def ensure_local_files_storage(self, project_id: int, folder: Path) -> None:
+        """Allow Label Studio to serve a folder (below its LOCAL_FILES_DOCUMENT_ROOT) for a project's tasks.
+
+        The storage is not synchronised: it makes no tasks by itself.
+        """
+        with self._translated(f"serve {folder} for project {project_id}"):
+            for storage in self._sdk.import_storage.local.list(project=project_id):
+                if storage.path and folder.is_relative_to(storage.path):
+                    return
+            self._sdk.import_storage.local.create(
+                project=project_id, path=str(folder), title=folder.name, use_blob_urls=True
+            )
 
     # -- connecting a backend
 

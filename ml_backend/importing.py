@@ -1,0 +1,228 @@
+"""From video files to Label Studio tasks: probe, make playable where needed, upload or serve in place, create."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from urllib.parse import quote
+
+from ml_backend.errors import BackendError, ConfigError, LabelStudioUnavailable, MediaError, StorageError
+from ml_backend.jobs.plan import rate_field
+from ml_backend.label_studio.client import Project
+from ml_backend.label_studio.schema import VideoControl, parse_label_config
+from ml_backend.label_studio.timeline import recommended_fps
+from ml_backend.settings import Settings
+from ml_backend.video.normalise import file_sha256, normalise, plan
+from ml_backend.video.probe import scan
+
+log = logging.getLogger(__name__)
+
+#: What is taken from a folder; a file that is named itself is tried whatever its name.
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
+    | {".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
+)
+#: Task field that says which file a task was made of; what makes importing twice harmless.
+SOURCE_FIELD = "source_sha256"
+#: Folder of the playable copies, below the data folder or, for local files, below Label Studio's document root.
+COPIES = "playable"
+
+Status = Literal["imported", "skipped", "failed"]
+Progress = Callable[[str, int, int], None]
+
+
+class Destination(Protocol):
+    """What importing needs of Label Studio's API."""
+
+    def get_project(self, project_id: int) -> Project: ...
+    def list_task_data(self, project_id: int) -> Iterator[tuple[int, dict[str, Any]]]: ...
+    def upload_file(self, project_id: int, path: Path) -> str: ...
+    def create_task(self, project_id: int, data: Mapping[str, Any]) -> int: ...
+    def ensure_local_files_storage(self, project_id: int, folder: Path) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one file: a new task, nothing because it was there already, or a failure; and details."""
+
+    path: Path
+    status: Status
+    detail: str
+    task_id: int | None = None
+
+
+def find_videos(paths: Iterable[Path]) -> list[Path]:
+    """Files as given, and all videos below folders (hidden ones not), sorted, each once.
+
+    Raises:
+        MediaError: a path is not there.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.exists():
+            raise MediaError(f"{path} does not exist.", "Check the path.")
+        found.update(dict.fromkeys(_below(path) if path.is_dir() else [path.absolute()]))
+    return list(found)
+
+
+def _below(folder: Path) -> list[Path]:
+    found = []
+    for root, folders, names in os.walk(folder.absolute()):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(root, name)
+            for name in sorted(names)
+            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES
+        ]
+    return found
+
+
+class Importer:
+    """Makes tasks of one project.
+
+    Args:
+        local_files: serve the files in place through a local-files storage instead of uploading them. They must lie
+            below ``settings.local_files_root``; copies are made there too.
+        dry_run: say what would be done, change nothing.
+
+    Raises:
+        ConfigError: the project's label config has no video; ``local_files`` without a root.
+        LabelStudioError: the project cannot be read.
+    """
+
+    def __init__(
+        self,
+        client: Destination,
+        project_id: int,
+        settings: Settings,
+        *,
+        local_files: bool = False,
+        dry_run: bool = False,
+    ) -> None:
+        self._client, self._project_id, self._settings = client, project_id, settings
+        self._local, self._dry_run = local_files, dry_run
+        if local_files and settings.local_files_root is None:
+            raise ConfigError(
+                "Serving files in place needs to know Label Studio's LOCAL_FILES_DOCUMENT_ROOT.",
+                "Set LOCAL_FILES_ROOT to that folder as it is seen from here.",
+            )
+        self._control = _first_control(client.get_project(project_id))
+        self._known = {
+            str(data[SOURCE_FIELD]): task_id
+            for task_id, data in client.list_task_data(project_id)
+            if data.get(SOURCE_FIELD)
+        }
+
+    def run(self, paths: Sequence[Path], progress: Progress | None = None) -> Iterator[Outcome]:
+        """Import one file after the other; a bad file does not stop the others.
+
+        Args:
+            progress: called with the file's name, frames converted and frames in all, while a copy is made.
+
+        Raises:
+            LabelStudioUnavailable: Label Studio is gone, so that no further file can succeed.
+        """
+        for path in paths:
+            try:
+                yield self._import(path, progress)
+            except LabelStudioUnavailable:
+                raise
+            except BackendError as error:
+                log.info("%s was not imported", path, exc_info=True)
+                yield Outcome(path, "failed", str(error))
+            except OSError as error:
+                log.info("%s was not imported", path, exc_info=True)
+                yield Outcome(path, "failed", f"It cannot be read: {error.strerror or error}.")
+
+    def _import(self, path: Path, progress: Progress | None) -> Outcome:
+        facts = scan(path)  # first, since it refuses what is no video at all
+        digest = file_sha256(path)
+        if digest in self._known:
+            return Outcome(path, "skipped", f"already task {self._known[digest]}", self._known[digest])
+        reason = plan(path).reason
+        if self._local:
+            self._served_path(path if not reason else self._copy_path(path, digest))
+        if self._dry_run:
+            self._known[digest] = 0
+            return Outcome(path, "imported", f"would be imported{_why(reason)}")
+        playable = path
+        if reason:
+            playable = self._copy_path(path, digest)
+            normalise(path, playable, None if progress is None else lambda a, b: progress(path.name, a, b))
+            facts = scan(playable)
+        url = self._serve(playable) if self._local else self._client.upload_file(self._project_id, playable)
+        fps = recommended_fps(facts.times, facts.playback_s)
+        data: dict[str, Any] = {
+            "fps": fps,
+            "frames": facts.info.frames,
+            "width": facts.info.width,
+            "height": facts.info.height,
+            "duration": round(facts.playback_s, 6),
+            "source": path.name,
+            SOURCE_FIELD: digest,
+        }
+        if field := rate_field(self._control):
+            data[field] = fps
+        data[self._control.value_key] = url
+        task_id = self._client.create_task(self._project_id, data)
+        self._known[digest] = task_id
+        if reason and not self._local:
+            self._forget(playable)
+        return Outcome(path, "imported", f"task {task_id}{_why(reason)}", task_id)
+
+    def _copy_path(self, path: Path, digest: str) -> Path:
+        root = self._settings.local_files_root if self._local else None
+        # A folder of its own for each content: the copy keeps its readable name.
+        return (root or self._settings.data_dir) / COPIES / digest[:16] / f"{path.stem}.mp4"
+
+    def _forget(self, copy: Path) -> None:
+        """Label Studio has it now."""
+        try:
+            copy.unlink()
+            copy.parent.rmdir()
+        except OSError as error:
+            log.warning("The copy %s stays: %s", copy, error)
+
+    # -- local files
+
+    def _served_path(self, path: Path) -> Path:
+        """Path relative to Label Studio's document root.
+
+        Raises:
+            MediaError: Label Studio could not serve it.
+        """
+        root = (self._settings.local_files_root or Path()).resolve()
+        target = path.resolve()
+        if not target.is_relative_to(root):
+            raise MediaError(f"{path} lies outside {root}, so Label Studio cannot serve it.", "Move or link it there.")
+        relative = target.relative_to(root)
+        if len(relative.parts) < 2:
+            raise MediaError(f"{path} lies directly in {root}.", "Label Studio serves only folders below: move it.")
+        return relative
+
+    def _serve(self, path: Path) -> str:
+        relative = self._served_path(path)
+        root = self._settings.local_files_root or Path()
+        try:
+            self._client.ensure_local_files_storage(self._project_id, root / relative.parts[0])
+        except OSError as error:
+            raise StorageError(f"{root} cannot be used: {error}.") from error
+        return "/data/local-files/?d=" + quote(relative.as_posix())
+
+
+def _first_control(project: Project) -> VideoControl:
+    controls = parse_label_config(project.label_config).video_controls
+    fields = sorted({control.value_key for control in controls})
+    if len(fields) > 1:
+        log.warning(
+            "Project %s shows several videos (%s); only %s is filled.", project.id, fields, controls[0].value_key
+        )
+    return controls[0]
+
+
+def _why(reason: str) -> str:
+    return f", as a playable copy, since {reason}" if reason else ""
