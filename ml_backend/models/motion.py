@@ -12,11 +12,16 @@ from ml_backend.types import Detections, FloatArray, Image
 
 WIDTH = 640  # pixels that frames are reduced to: fragments merge, noise averages out, and it is 9 times faster
 HISTORY_S = 20.0  # memory of the background model: what stands still for longer becomes background
-VAR_THRESHOLD = 25.0  # squared distance, in variances, at which a pixel differs from the background
-WARM_UP_S = 0.4  # until the background is known nothing is reported
+VAR_THRESHOLD = 20.0  # squared distance, in variances, at which a pixel differs from the background
+# Darkening down to this share is a shadow. OpenCV's 0.5 takes dark coats on a grey street for shadows.
+SHADOW = 0.8
+WARM_UP_S = 0.2  # until the background is known nothing is reported
 GLOBAL_CHANGE = 0.35  # share of the picture that no set of objects covers: light switched, camera moved
-MIN_AREA = 2.2e-4  # share of the picture; smaller blobs are leaves and noise
-MIN_FILL = 0.15  # share of a box that must be moving
+MAX_AREA = 0.5  # likewise for a single box
+MIN_AREA = 3e-4  # share of the picture; smaller blobs are leaves and noise
+MIN_FILL = 0.2  # share of a box that must be moving
+# Width and height of what fragments are closed with: people are tall, and it is coats and legs that come apart.
+CLOSE = (5, 25)
 
 Mask = npt.NDArray[np.uint8]
 
@@ -43,7 +48,27 @@ class MotionDetector:
         """Forget the background: another video begins."""
         history = max(10, round(HISTORY_S * self._fps))
         self._model = cv2.createBackgroundSubtractorMOG2(history, VAR_THRESHOLD, detectShadows=True)
-        self._seen = 0
+        self._model.setShadowThreshold(SHADOW)
+        self._warm_up = WARM_UP_S * self._fps
+
+    def prime(self, images: Sequence[Image]) -> None:
+        """Learn the background from frames taken all over the video, before the first :meth:`detect`.
+
+        Optional: without it, objects of the first seconds leave ghosts behind and are seen a little later.
+
+        Args:
+            images: at least 5, better 20, far enough apart that objects have moved on; held in memory, reduced.
+        """
+        reduced = [self._reduce(image) for image in images]
+        if len(reduced) < 5 or len({image.shape for image in reduced}) > 1:
+            return
+        self.reset()
+        background = np.median(np.stack(reduced), axis=0).astype(np.uint8)
+        for _ in range(10):
+            self._model.apply(background, learningRate=0.5)
+        for image in reduced:
+            self._model.apply(image, learningRate=0.01)  # how much each pixel varies
+        self._warm_up = 0.0
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """Moving objects of consecutive frames.
@@ -56,26 +81,27 @@ class MotionDetector:
         """
         return [self._detect(image) for image in images]
 
-    def _detect(self, image: Image) -> Detections:
+    @staticmethod
+    def _reduce(image: Image) -> Image:
         height, width = image.shape[:2]
         scale = min(1.0, WIDTH / width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        small = cv2.GaussianBlur(cv2.resize(image, size, interpolation=cv2.INTER_AREA), (5, 5), 0)
-        raw = self._model.apply(small)
-        self._seen += 1
-        foreground = (raw == 255).astype(np.uint8)  # 127 marks shadows
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        return np.asarray(cv2.GaussianBlur(small, (5, 5), 0), np.uint8)
+
+    def _detect(self, image: Image) -> Detections:
+        small = self._reduce(image)
+        foreground = (self._model.apply(small) == 255).astype(np.uint8)  # 127 marks shadows
+        if self._warm_up > 0:
+            self._warm_up -= 1
+            return Detections.empty()
         if float(foreground.mean()) > GLOBAL_CHANGE:
             self.reset()
             self._model.apply(small)
-            self._seen = 1
             return Detections.empty()
-        if self._seen <= WARM_UP_S * self._fps:
-            return Detections.empty()
-        foreground = cv2.morphologyEx(foreground, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-        # People are taller than wide: close more along the vertical, where coats and legs come apart.
-        foreground = cv2.morphologyEx(foreground, cv2.MORPH_CLOSE, np.ones((15, 7), np.uint8))
+        foreground = cv2.morphologyEx(foreground, cv2.MORPH_CLOSE, np.ones(CLOSE[::-1], np.uint8))
         boxes, fill = _blobs(foreground)
-        boxes /= np.array([size[0] / width, size[1] / height] * 2, np.float32)
+        boxes *= np.array([image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]] * 2, np.float32)
         return Detections(boxes, fill, np.zeros(len(boxes), np.int64))
 
 
@@ -85,5 +111,6 @@ def _blobs(foreground: Mask) -> tuple[FloatArray, FloatArray]:
     stats = stats[1:].astype(np.float32)  # the first is the background
     x, y, w, h, area = stats.T
     fill = area / np.maximum(w * h, 1)
-    good = (area >= MIN_AREA * foreground.size) & (fill >= MIN_FILL)
+    share = area / foreground.size
+    good = (share >= MIN_AREA) & (fill >= MIN_FILL) & (w * h <= MAX_AREA * foreground.size)
     return np.stack([x, y, x + w, y + h], axis=1)[good].astype(np.float32), fill[good].clip(0, 1).astype(np.float32)

@@ -18,8 +18,8 @@ from ml_backend.types import FloatArray, Track
 
 STITCH_S = 2.0  # pieces of one life are joined over gaps up to this
 SILENT_S = 1.2  # a track unseen for so long will not be continued by the tracker itself
-MIN_STRENGTH = 0.3  # of anything that is kept
-MIN_STRENGTH_STILL = 0.4  # of what never moves: posters, dummies, reflections are weak *and* still
+MIN_STRENGTH = 0.4  # of anything that is kept
+MIN_STRENGTH_STILL = 0.5  # of what never moves: posters, dummies, reflections are weak *and* still
 MOVES = 0.5  # box sizes; less is standing still
 SAME_BOX = 0.7  # IoU at which two tracks of one class are one object ...
 SAME_BOX_CLASSES = 0.8  # ... and of two classes: car and truck, but never a rider and the bicycle
@@ -221,11 +221,12 @@ class TrackAssembler:
         settings = self._settings
         if len(tracklet) < max(2, settings.min_track_s * self._fps):
             return None
-        strength = credibility.strength(tracklet.conf)
-        if not self._motion:
-            still = credibility.travelled(tracklet.xyxy) < MOVES
-            if strength < (MIN_STRENGTH_STILL if still else MIN_STRENGTH):
-                return None
+        still = credibility.travelled(tracklet.xyxy) < MOVES
+        if self._motion:
+            if still:
+                return None  # leaves, a screen, a flag
+        elif credibility.strength(tracklet.conf) < (MIN_STRENGTH_STILL if still else MIN_STRENGTH):
+            return None
         frames, xyxy, conf = fill_and_smooth(
             tracklet.frames,
             tracklet.xyxy,

@@ -14,10 +14,10 @@ Floats32 = npt.NDArray[np.float32]
 
 FIT_S = 0.5  # motion before and after a gap is fitted to this much
 BASE_ERROR = 0.45  # allowed distance between prediction and box, in box sizes, for no gap ...
-ERROR_PER_S = 0.45  # ... and more of it for each second of gap: people turn and slow down
+ERROR_PER_S = 0.3  # ... and more of it for each second of gap: people turn and slow down
 MAX_LOG_SIZE = 0.5  # heights and widths may change by a factor of 1.65 across a gap (part of the body hidden)
 SHRINK_S = 0.1  # velocities are trusted once the fitted part is much longer than this
-MAX_LOOK = 0.6  # colour difference beyond which it is someone else (1: black coat against white)
+MAX_LOOK = 0.5  # colour difference beyond which it is someone else (1: black coat against white)
 FULL_DIFFERENCE = 60.0  # Lab units
 MIN_CLASS_SIMILARITY = 0.5
 OVERLAP_S = 0.2  # a new piece may begin this long before the old one fades
