@@ -174,7 +174,6 @@ set_up() { # lock for .venv, further locks that it contains
         (cd "$ROOT" && "$PYTHON" -m ml_backend.local.preflight install) || exit 1
         say "Setting up .venv and .venv-label-studio with $PYTHON (downloads about 3 GB once, mostly PyTorch) ..."
         make_venv "$VENV"
-        make_venv "$LS_VENV"
         mkdir -p "$SETUP_LOGS"
         check_index
         # Each install in a process group of its own, so that Ctrl-C or a failure of one can end the other's pip too.
@@ -203,6 +202,7 @@ set_up() { # lock for .venv, further locks that it contains
 # start from a copy of it. Without it they make their own, so a failure here is only logged.
 install_label_studio() {
     local database="$LS_VENV/database"
+    make_venv "$LS_VENV" 2>"$SETUP_LOGS/requirements-label-studio.lock.log"
     install_lock "$LS_VENV" requirements-label-studio.lock || return 1
     rm -rf "$database" "$database.new"
     if COLLECT_ANALYTICS=false LATEST_VERSION_CHECK=false SENTRY_DSN='' HOST='' DJANGO_DB=sqlite \

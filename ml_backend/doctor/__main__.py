@@ -1,0 +1,92 @@
+"""``python -m ml_backend.doctor``, also as ``scripts/doctor.py``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ml_backend.cli import fail_clearly
+from ml_backend.doctor import machine, services
+from ml_backend.doctor.checks import Check, Finding, Target
+from ml_backend.local.state import running_stack
+from ml_backend.settings import Settings
+
+CHECKS = (
+    Check("python", "Python", machine.python),
+    Check("packages", "Packages", machine.packages),
+    Check("torch", "PyTorch", machine.torch),
+    Check("codecs", "Codecs", machine.codecs),
+    Check("disk", "Data folder", machine.disk),
+    Check("database", "Database", services.database),
+    Check("queue", "Queue", services.queue),
+    Check("weights", "Detector", machine.weights),
+    Check("backend", "ML backend", services.backend),
+    Check("label-studio", "Token", services.label_studio),
+)
+#: Only on request: it makes sense where a worker must run.
+EXTRA = (Check("worker-here", "Worker on this machine", services.worker_here),)
+
+STYLES = {"ok": "green", "note": "yellow", "skipped": "dim", "failed": "bold red"}
+
+
+def settings_in_force() -> tuple[Settings, str]:
+    """The settings, with those of a stack that runs here where the environment has none; and the backend's address."""
+    settings = Settings()
+    stack = running_stack(settings.data_dir)
+    if stack is None:
+        return settings, "http://localhost:9090"
+    chosen = {name.upper() for name in settings.model_fields_set}
+    missing = {name.lower(): value for name, value in stack.environment.items() if name not in chosen}
+    return Settings(**missing), stack.backend_url  # type: ignore[arg-type]
+
+
+def examine(target: Target, names: Sequence[str] = ()) -> list[Finding]:
+    """Run checks side by side: the slowest, not their sum, is what one waits for."""
+    chosen = [check for check in (*CHECKS, *EXTRA) if check.name in names] if names else list(CHECKS)
+    with ThreadPoolExecutor(max(1, len(chosen))) as pool:
+        return [finding for findings in pool.map(lambda check: check.run(target), chosen) for finding in findings]
+
+
+def show(findings: Sequence[Finding], console: Console) -> None:
+    """A table, cures below what they cure."""
+    table = Table("check", "result", "found, and what to do", show_lines=False, pad_edge=False)
+    for finding in findings:
+        text = finding.found + (f"\n-> {finding.cure}" if finding.cure else "")
+        style = STYLES[finding.status]
+        table.add_row(finding.check, f"[{style}]{finding.status}[/{style}]", text.replace("[", r"\["))
+    console.print(table)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--quiet", is_flag=True, help="Print only what has failed.")
+@click.option(
+    "--only", multiple=True, type=click.Choice([c.name for c in (*CHECKS, *EXTRA)]), help="Run only this check."
+)
+@click.option("--backend-url", help="Where the ML backend answers.  [default: of the running stack, else port 9090]")
+@fail_clearly
+def main(as_json: bool, quiet: bool, only: Sequence[str], backend_url: str | None) -> None:
+    """Examine this installation: what was looked at, the result, and the cure. Ends with 1 if anything has failed."""
+    logging.disable(logging.WARNING)
+    settings, found_url = settings_in_force()
+    url = (backend_url or os.environ.get("BACKEND_URL") or found_url).rstrip("/")
+    findings = examine(Target(settings, url), only)
+    failed = [finding for finding in findings if finding.status == "failed"]
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+    elif failed or not quiet:
+        show(failed if quiet else findings, Console(width=None if sys.stdout.isatty() else 140))
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

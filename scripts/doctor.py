@@ -1,0 +1,12 @@
+#!/usr/bin/env python3
+"""Says in plain words what is misconfigured, and how to cure it: python scripts/doctor.py [--json]."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ml_backend.doctor.__main__ import main
+
+if __name__ == "__main__":
+    main()
