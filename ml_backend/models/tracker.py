@@ -89,6 +89,7 @@ class Tracker:
         options: dict[str, Any] = dict(YAML.load(check_yaml(f"{kind}.yaml")))
         options.update(_MOTION if motion else _YOLO, **_EXTRA[kind])
         options.update(gmc_method="none", with_reid=False, track_buffer=max(1, round(BUFFER_S * fps)))
+        options.update(occ_reappear_window=options["track_buffer"])  # FastTracker's second buffer
         self._tracker: Any = TRACKER_MAP[kind](args=SimpleNamespace(**options))
         self._camera = CameraMotion()
         if hasattr(self._tracker, "gmc"):

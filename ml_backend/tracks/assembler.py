@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import lap
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.geometry import clip_xyxy
 from ml_backend.settings import Settings
 from ml_backend.tracks import credibility
 from ml_backend.tracks.smooth import fill_and_smooth
-from ml_backend.tracks.stitch import stitch_cost
+from ml_backend.tracks.stitch import best_pairs
 from ml_backend.tracks.tracklet import Tracklet
 from ml_backend.types import FloatArray, Track
 
@@ -24,6 +24,8 @@ MOVES = 0.5  # box sizes; less is standing still
 SAME_BOX = 0.7  # IoU at which two tracks of one class are one object ...
 SAME_BOX_CLASSES = 0.8  # ... and of two classes: car and truck, but never a rider and the bicycle
 INSIDE = 0.85  # share of a box inside another at which it may be a part of it
+PART_LIFE = 0.8  # a part is inside for this share of its life ...
+PART_STRENGTH = 0.6  # ... and that much less sure than the whole
 SAME_LIFE = 0.6  # duplicates coincide in at least this share of the frames that show both
 
 # As a tracker gives it out; see models/tracker.py.
@@ -76,6 +78,8 @@ class TrackAssembler:
         self._settings = settings
         self._motion = motion
         self._next_id = 1
+        self._first: int | None = None
+        self._last = 0
         self._by_tracker_id: dict[int, Tracklet] = {}
         self._live: dict[int, Tracklet] = {}  # by track id; seen lately or waiting for a continuation
         self._overlaps: dict[tuple[int, int], _Overlap] = {}
@@ -84,6 +88,10 @@ class TrackAssembler:
     def buffered(self) -> int:
         """Number of boxes held in memory."""
         return sum(len(tracklet) for tracklet in self._live.values())
+
+    @property
+    def _frames_seen(self) -> int:
+        return 0 if self._first is None else self._last - self._first + 1
 
     def push(self, frame: int, tracked: Sequence[TrackedBox]) -> list[Track]:
         """Add one frame.
@@ -95,6 +103,8 @@ class TrackAssembler:
         Returns:
             Tracks that are finished by now.
         """
+        self._first = frame if self._first is None else self._first
+        self._last = frame
         present: list[Tracklet] = []
         for tracker_id, xyxy, conf, class_id, *look in tracked:
             tracklet = self._by_tracker_id.get(tracker_id)
@@ -142,43 +152,30 @@ class TrackAssembler:
             return []
         self._stitch(due)
         tracks = []
-        for tracklet in due:
+        # The weakest first: what is only a part of something else is to go before that is given out.
+        for tracklet in sorted(due, key=lambda t: (credibility.strength(t.conf), t.track_id)):
             if self._live.get(tracklet.track_id) is not tracklet or (now is not None and now - tracklet.end <= wait):
                 continue  # has become part of another, or lives on
             if not self._is_duplicate(tracklet):
                 track = self._complete(tracklet)
                 if track is not None:
                     tracks.append(track)
+                    self._note_parts(tracklet)
             self._drop(tracklet)
+        tracks.sort(key=lambda t: t.track_id)
         return tracks
 
     def _stitch(self, due: list[Tracklet]) -> None:
-        """Join tails that are due with heads that continue them, best first (Hungarian)."""
-        while True:
+        """Join tails that are due with heads that continue them; a joined one may be continued in turn."""
+        waiting = {t.track_id for t in due}
+        merged = True
+        while merged:
+            merged = False
             everything = sorted(self._live.values(), key=lambda t: t.track_id)
-            cost = np.array(
-                [
-                    [
-                        np.inf if a is b else stitch_cost(a, b, self._fps, STITCH_S, self._width, self._height)
-                        for b in everything
-                    ]
-                    for a in everything
-                ]
-            )
-            if not np.isfinite(cost).any():
-                return
-            _, columns, _ = lap.lapjv(np.where(np.isfinite(cost), cost, 1e6), extend_cost=True, cost_limit=2.0)
-            pairs = sorted(
-                (cost[r, c], everything[r].track_id, everything[c].track_id) for r, c in enumerate(columns) if c >= 0
-            )
-            due_ids = {t.track_id for t in due}
-            for _, first, second in pairs:
-                if first in due_ids:
-                    self._merge(self._live[first], self._live[second])
-                    break
-            else:
-                return
-            due = [t for t in due if t.track_id in self._live]
+            for tail, head in best_pairs(everything, self._fps, STITCH_S, self._width, self._height):
+                if tail.track_id in waiting and tail.track_id in self._live and head.track_id in self._live:
+                    self._merge(tail, head)
+                    merged = True
 
     def _merge(self, keep: Tracklet, gone: Tracklet) -> None:
         keep.absorb(gone)
@@ -201,25 +198,33 @@ class TrackAssembler:
         for pair in [p for p in self._overlaps if tracklet.track_id in p]:
             del self._overlaps[pair]
 
+    def _related(self, tracklet: Tracklet) -> list[tuple[Tracklet, _Overlap]]:
+        """The live tracks that came close to this one, and how close; in order of their ids."""
+        pairs = sorted(pair for pair in self._overlaps if tracklet.track_id in pair)
+        return [(self._live[b if a == tracklet.track_id else a], self._overlaps[a, b]) for a, b in pairs]
+
     def _is_duplicate(self, tracklet: Tracklet) -> bool:
-        """Whether another track shows the same object; that one then has taken over this one's boxes."""
-        for pair in sorted(p for p in self._overlaps if tracklet.track_id in p):
-            other = self._live[pair[0] if pair[1] == tracklet.track_id else pair[1]]
-            overlap = self._overlaps[pair]
+        """Whether another track shows the same object; where it is as good, it has taken over this one's boxes."""
+        inside = tracklet.inside
+        for other, overlap in self._related(tracklet):
             common = len(np.intersect1d(tracklet.frames, other.frames, assume_unique=True))
-            needed = max(3.0, SAME_LIFE * common)
-            same_class = tracklet.top_class == other.top_class
-            if (overlap.same if same_class else overlap.same_classes) >= needed:
+            same = overlap.same if tracklet.top_class == other.top_class else overlap.same_classes
+            if same >= max(3.0, SAME_LIFE * common):
                 other.absorb(tracklet)
                 return True
-            weaker = credibility.strength(tracklet.conf) < 0.6 * credibility.strength(other.conf)
-            if same_class and weaker and overlap.inside >= 0.8 * len(tracklet):
-                return True  # an arm, a reflection: part of the other
-        return False
+            if _is_part(tracklet, other):
+                inside += overlap.inside
+        return inside >= PART_LIFE * len(tracklet)
+
+    def _note_parts(self, tracklet: Tracklet) -> None:
+        for other, overlap in self._related(tracklet):
+            if _is_part(other, tracklet):
+                other.inside += overlap.inside
 
     def _complete(self, tracklet: Tracklet) -> Track | None:
         settings = self._settings
-        if len(tracklet) < max(2, settings.min_track_s * self._fps):
+        # In a video of a few frames nothing can be seen for long.
+        if len(tracklet) < min(max(1.0, settings.min_track_s * self._fps), self._frames_seen):
             return None
         still = credibility.travelled(tracklet.xyxy) < MOVES
         if self._motion:
@@ -227,15 +232,15 @@ class TrackAssembler:
                 return None  # leaves, a screen, a flag
         elif credibility.strength(tracklet.conf) < (MIN_STRENGTH_STILL if still else MIN_STRENGTH):
             return None
+        kept = credibility.core(tracklet.frames, tracklet.conf, self._fps)
         frames, xyxy, conf = fill_and_smooth(
-            tracklet.frames,
-            tracklet.xyxy,
-            tracklet.conf,
+            tracklet.frames[kept],
+            tracklet.xyxy[kept],
+            tracklet.conf[kept],
             round(settings.max_gap_s * self._fps),
             settings.smooth_s * self._fps,
         )
-        xyxy[:, 0::2] = xyxy[:, 0::2].clip(0, self._width)
-        xyxy[:, 1::2] = xyxy[:, 1::2].clip(0, self._height)
+        xyxy = clip_xyxy(xyxy, self._width, self._height).astype(np.float32)
         visible = (xyxy[:, 2] - xyxy[:, 0] >= 1) & (xyxy[:, 3] - xyxy[:, 1] >= 1)
         if not visible.any():
             return None
@@ -248,6 +253,12 @@ class TrackAssembler:
             None,
             credibility.track_score(tracklet),
         )
+
+
+def _is_part(small: Tracklet, whole: Tracklet) -> bool:
+    """Whether a track that stays inside another can be a part of the same object: an arm, the legs, a reflection."""
+    weaker = credibility.strength(small.conf) < PART_STRENGTH * credibility.strength(whole.conf)
+    return weaker and small.top_class == whole.top_class
 
 
 def _overlap_matrices(boxes: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import lap
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.models import appearance
 from ml_backend.tracks.tracklet import Tracklet
 
 Floats = npt.NDArray[np.float64]
@@ -18,8 +21,8 @@ ERROR_PER_S = 0.3  # ... and more of it for each second of gap: people turn and 
 MAX_LOG_SIZE = 0.5  # heights and widths may change by a factor of 1.65 across a gap (part of the body hidden)
 SHRINK_S = 0.1  # velocities are trusted once the fitted part is much longer than this
 MAX_LOOK = 0.5  # colour difference beyond which it is someone else (1: black coat against white)
-FULL_DIFFERENCE = 60.0  # Lab units
 MIN_CLASS_SIMILARITY = 0.5
+_NEVER = 1e6  # cost of an impossible pair
 OVERLAP_S = 0.2  # a new piece may begin this long before the old one fades
 
 
@@ -68,7 +71,7 @@ def stitch_cost(tail: Tracklet, head: Tracklet, fps: float, max_gap_s: float, wi
         return np.inf
     if _class_similarity(tail.votes, head.votes) < MIN_CLASS_SIMILARITY:
         return np.inf
-    unlike = look_difference(tail.last_look, head.first_look)
+    unlike = _unlike(tail.last_look, head.first_look)
     if unlike > MAX_LOOK:
         return np.inf
     a, b = motion_at(tail, fps, tail=True), motion_at(head, fps, tail=False)
@@ -85,11 +88,30 @@ def stitch_cost(tail: Tracklet, head: Tracklet, fps: float, max_gap_s: float, wi
     return 0.6 * position + 0.2 * size + 0.2 * unlike / MAX_LOOK
 
 
-def look_difference(a: Floats32 | None, b: Floats32 | None) -> float:
-    """Colour difference as in ``appearance.difference``; 0 where one is unknown."""
-    if a is None or b is None or np.isnan(a).any() or np.isnan(b).any():
+def _unlike(a: Floats32 | None, b: Floats32 | None) -> float:
+    """Colour difference; 0 where one is unknown."""
+    if a is None or b is None:
         return 0.0
-    return float(np.sqrt(((a - b).reshape(-1, 3) ** 2).sum(-1)).mean() / FULL_DIFFERENCE)
+    return float(np.nan_to_num(appearance.difference(a[None], b[None]))[0, 0])
+
+
+def best_pairs(
+    tracklets: Sequence[Tracklet], fps: float, max_gap_s: float, width: int, height: int
+) -> list[tuple[Tracklet, Tracklet]]:
+    """Which tracklet continues which, by the cheapest assignment over all (Hungarian); most certain first."""
+    starts = np.array([t.start for t in tracklets], np.int64)
+    ends = np.array([t.end for t in tracklets], np.int64)
+    gaps = starts[None] - ends[:, None]
+    possible = (gaps <= max_gap_s * fps) & (gaps >= -OVERLAP_S * fps)
+    np.fill_diagonal(possible, False)
+    cost = np.full(gaps.shape, np.inf)
+    for i, j in np.argwhere(possible):
+        cost[i, j] = stitch_cost(tracklets[i], tracklets[j], fps, max_gap_s, width, height)
+    if not np.isfinite(cost).any():
+        return []
+    _, columns, _ = lap.lapjv(np.where(np.isfinite(cost), cost, _NEVER), extend_cost=True, cost_limit=_NEVER / 2)
+    pairs = sorted((float(cost[i, j]), i, int(j)) for i, j in enumerate(columns) if j >= 0)
+    return [(tracklets[i], tracklets[j]) for _, i, j in pairs]
 
 
 def _center(box: Floats) -> Floats:

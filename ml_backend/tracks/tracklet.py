@@ -19,6 +19,7 @@ class Tracklet:
         track_id: given by the assembler, in order of appearance.
         tracker_ids: ids under which the tracker still may continue it.
         votes: sum of confidence per class id.
+        inside: number of boxes within stronger tracks that are finished already.
         first_look, last_look: colours at the beginning and at the end (see ``models/appearance.py``), if known.
     """
 
@@ -26,6 +27,7 @@ class Tracklet:
         self.track_id = track_id
         self.tracker_ids: set[int] = set()
         self.votes: dict[int, float] = {}
+        self.inside = 0
         self.first_look: FloatArray | None = None
         self.last_look: FloatArray | None = None
         self._frames = array("q")
@@ -102,6 +104,7 @@ class Tracklet:
         for class_id, vote in other.votes.items():
             self.votes[class_id] = self.votes.get(class_id, 0.0) + vote
         self.tracker_ids |= other.tracker_ids
+        self.inside += other.inside
 
 
 def _arrays(frames: array[int], boxes: array[float], conf: array[float]) -> tuple[IntArray, FloatArray, FloatArray]:
