@@ -1,0 +1,41 @@
+"""The linters have nothing to say, and the shell scripts parse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ml_backend.local.preflight import ROOT
+
+
+@pytest.mark.parametrize("command", [["ruff", "check", "."], ["mypy"]], ids=["ruff", "mypy"])
+def test_linters(command: list[str]) -> None:
+    result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("script", [*ROOT.glob("scripts/*.sh"), ROOT / ".ci" / "run"], ids=lambda path: path.name)
+def test_shell_scripts_parse(script: Path) -> None:
+    result = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_no_file_is_too_long() -> None:
+    """A file that passes 400 lines does too much."""
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for folder in ("ml_backend", "scripts")
+        for path in (ROOT / folder).rglob("*.py")
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    }
+    assert long == {}
+
+
+def test_importing_the_app_loads_no_heavy_library() -> None:
+    """The web process answers in milliseconds because it never loads a model, nor what models need."""
+    code = "import sys, ml_backend.app; print([n for n in ('torch', 'ultralytics', 'torchvision') if n in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,213 @@
+"""The compose files: valid by the Compose Specification, and consistent with the code they run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from ml_backend.doctor.__main__ import CHECKS, EXTRA
+from ml_backend.local.preflight import ROOT
+from ml_backend.settings import Settings
+
+FILES = ("docker-compose.yml", "docker-compose.gpu.yml")
+#: ``${NAME:-default}``, ``${NAME:?message}``, ``${NAME}``
+VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?:(?P<kind>:-|:\?)(?P<text>[^}]*))?\}")
+
+
+def load(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+    return loaded
+
+
+def interpolate(value: Any, environment: Mapping[str, str]) -> Any:
+    """Variables replaced as docker compose does it; a missing required one is a KeyError with its message."""
+    if isinstance(value, dict):
+        return {key: interpolate(item, environment) for key, item in value.items()}
+    if isinstance(value, list):
+        return [interpolate(item, environment) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        given = environment.get(match["name"], "")
+        if not given and match["kind"] == ":?":
+            raise KeyError(f"{match['name']}: {match['text']}")
+        return given or (match["text"] or "" if match["kind"] == ":-" else "")
+
+    return VARIABLE.sub(replace, value)
+
+
+def texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from texts(item)
+    elif isinstance(value, str):
+        yield value
+
+
+@pytest.fixture(scope="module")
+def filled() -> dict[str, str]:
+    """The required variables, as .env.example asks for them."""
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    required = [line[:-1] for line in lines if re.fullmatch(r"[A-Z_]+=", line)]
+    assert required
+    return {name: f"value of {name}" for name in required}
+
+
+@pytest.fixture(scope="module")
+def compose(filled: dict[str, str]) -> dict[str, Any]:
+    loaded: dict[str, Any] = interpolate(load(FILES[0]), filled)
+    return loaded
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_valid_by_the_compose_specification(name: str, filled: dict[str, str]) -> None:
+    schema = json.loads((ROOT / "tests" / "data" / "compose-spec.json").read_text(encoding="utf-8"))
+    # Interpolated values arrive as text; the specification lets compose turn them into numbers.
+    document = interpolate(load(name), filled)
+    jsonschema.Draft7Validator(schema).validate(document)
+
+
+def test_the_schema_would_notice_a_mistake(filled: dict[str, str]) -> None:
+    schema = json.loads((ROOT / "tests" / "data" / "compose-spec.json").read_text(encoding="utf-8"))
+    document = interpolate(load(FILES[0]), filled)
+    document["services"]["redis"]["helthcheck"] = {}
+    with pytest.raises(jsonschema.ValidationError, match="helthcheck"):
+        jsonschema.Draft7Validator(schema).validate(document)
+
+
+def test_the_topology(compose: dict[str, Any]) -> None:
+    assert set(compose["services"]) == {"label-studio", "postgres", "redis", "backend", "worker"}
+
+
+def test_every_service_is_watched_and_comes_back(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL"), name
+        assert service["restart"] == "unless-stopped", name
+        for other, condition in service.get("depends_on", {}).items():
+            assert other in compose["services"], name
+            assert condition == {"condition": "service_healthy"}, name
+
+
+def test_state_is_on_declared_volumes(compose: dict[str, Any]) -> None:
+    used = set()
+    for name, service in compose["services"].items():
+        for volume in service.get("volumes", []):
+            source, target = volume.split(":")[:2]
+            assert target.startswith("/"), name
+            if not source.startswith("."):
+                used.add(source)
+    assert used == set(compose["volumes"])
+
+
+def test_images_are_pinned(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        tag = service["image"].partition(":")[2]
+        assert "build" in service or (tag and tag != "latest"), name
+    server = (ROOT / "requirements-label-studio.txt").read_text(encoding="utf-8")
+    assert f"label-studio=={compose['services']['label-studio']['image'].partition(':')[2]}\n" in server
+
+
+def test_no_secret_is_written_down() -> None:
+    for name in FILES:
+        for key, value in environments(load(name)):
+            if re.search("PASS|SECRET|TOKEN|KEY", key) and value not in ("true", "false"):
+                match = VARIABLE.fullmatch(value)
+                assert match, f"{key} has a fixed value"
+                assert match["kind"] == ":?" or not match["text"], f"{key} has a default"
+
+
+def environments(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for service in document["services"].values():
+        for key, value in service.get("environment", {}).items():
+            yield key, str(value)
+
+
+def test_required_variables_are_asked_for_by_name(filled: dict[str, str]) -> None:
+    asked = {
+        match["name"] for text in texts(load(FILES[0])) for match in VARIABLE.finditer(text) if match["kind"] == ":?"
+    }
+    assert asked == set(filled), ".env.example names exactly what is required"
+    for name in asked:
+        with pytest.raises(KeyError, match=name):
+            interpolate(load(FILES[0]), {key: value for key, value in filled.items() if key != name})
+
+
+def test_the_example_names_only_what_is_used() -> None:
+    used = {match["name"] for name in FILES for text in texts(load(name)) for match in VARIABLE.finditer(text)}
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    assert set(re.findall(r"^#?([A-Z_]+)=", example, re.M)) <= used
+
+
+@pytest.mark.parametrize("service", ["backend", "worker"])
+def test_the_settings_exist_and_are_valid(service: str, compose: dict[str, Any]) -> None:
+    values = dict(compose["services"][service]["environment"])
+    values |= interpolate(load(FILES[1])["services"]["worker"]["environment"], {})
+    unknown = {name for name in values if name.lower() not in Settings.model_fields}
+    assert not unknown
+    settings = Settings(_env_file=None, **{name.lower(): value for name, value in values.items() if value})
+    assert settings.label_studio_url == "http://label-studio:8080"
+    assert settings.redis_url.startswith("redis://redis:")
+
+
+def test_addresses_lead_to_services(compose: dict[str, Any]) -> None:
+    server = compose["services"]["label-studio"]
+    assert server["environment"]["POSTGRE_HOST"] in compose["services"]
+    # Without both, Label Studio refuses a backend with a private address.
+    assert server["environment"]["SSRF_PROTECTION_ENABLED"] == "false"
+    assert server["environment"]["ML_BLOCK_LOCAL_IP"] == "false"
+    # Published ports are for this machine only, until somebody decides otherwise.
+    for service in compose["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+def test_uploads_are_shared_read_only(compose: dict[str, Any]) -> None:
+    for name in ("backend", "worker"):
+        service = compose["services"][name]
+        assert "label-studio-data:/label-studio/data:ro" in service["volumes"]
+        assert service["environment"]["UPLOADS_ROOT"].startswith("/label-studio/data/")
+
+
+def test_health_checks_call_checks_that_exist(compose: dict[str, Any]) -> None:
+    names = {check.name for check in (*CHECKS, *EXTRA)}
+    for service in ("backend", "worker"):
+        command = compose["services"][service]["healthcheck"]["test"]
+        assert command[1:4] == ["python", "-m", "ml_backend.doctor"]
+        assert command[command.index("--only") + 1] in names
+
+
+def test_workers_can_be_multiplied(filled: dict[str, str]) -> None:
+    assert interpolate(load(FILES[0]), filled)["services"]["worker"]["deploy"]["replicas"] == "1"
+    document = interpolate(load(FILES[0]), filled | {"WORKERS": "4"})
+    assert document["services"]["worker"]["deploy"]["replicas"] == "4"
+    assert "ports" not in document["services"]["worker"], "two workers could not have the same port"
+
+
+def test_the_gpu_file_only_adds_to_the_worker() -> None:
+    services = load(FILES[1])["services"]
+    assert set(services) == {"worker"}
+    (device,) = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+
+
+def test_what_the_dockerfile_copies_is_sent_to_the_build() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    sources = [
+        source for line in re.findall(r"^COPY (?!--from)(.*)$", dockerfile, re.M) for source in line.split()[:-1]
+    ]
+    assert sources
+    sent = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    for source in sources:
+        assert (ROOT / source).exists()
+        assert f"!{source}" in sent
+    assert re.search(r"^USER (?!root|0)", dockerfile, re.M), "it must not run as root"
+    assert Path("/data") == Path(re.search(r"DATA_DIR=(\S+)", dockerfile)[1])  # type: ignore[index]
