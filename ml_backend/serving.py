@@ -60,6 +60,8 @@ class Serving:
         """Legacy tokens handed over by Label Studio serve where no other is configured."""
         if self._settings.label_studio_api_key.get_secret_value() or not isinstance(token, str) or not token:
             return
+        if not token.isascii():  # could not be sent in a header
+            return
         try:
             self._queue.remember_token(token[:4096])
         except QueueUnavailable as error:

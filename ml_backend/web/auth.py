@@ -17,7 +17,7 @@ def require_basic_auth(app: Flask, settings: Settings) -> None:
 
     @app.before_request
     def check() -> Response | None:
-        auth = request.authorization
+        auth = request.authorization if request.authorization and request.authorization.type == "basic" else None
         given_user = (auth.username or "") if auth else ""
         given_password = (auth.password or "") if auth else ""
         # Bytes: compare_digest refuses text outside ASCII. Both are compared, so that time tells nothing.

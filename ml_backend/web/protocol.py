@@ -24,7 +24,10 @@ def services() -> Services:
 
 
 def _body() -> dict[str, Any]:
-    body = request.get_json(force=True, silent=True)
+    try:
+        body = request.get_json(force=True, silent=True)
+    except RecursionError:  # brackets without end
+        body = None
     if not isinstance(body, dict):
         raise RequestError("The body must be a JSON object.", _PROTOCOL)
     return body
