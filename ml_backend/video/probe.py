@@ -150,11 +150,9 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
         fps = count / duration
         if not variable and count > 1:
             # Containers round times, Matroska to 1 ms: the rate that fits them all is the better figure.
-            for standard in STANDARD_RATES:
-                if abs((count - 1) / float(standard) - float(times[-1] - times[0])) <= 1.5 * float(tick):
-                    fps = float(standard)
-                    duration = count / fps
-                    break
+            standard = _standard_rate(count, float(times[-1] - times[0]), float(tick), rate)
+            if standard is not None:
+                fps, duration = float(standard), count / float(standard)
         times.setflags(write=False)
         note = ""
         if broken or (count + hidden < expected and container.format.name.startswith("mov")):
@@ -279,6 +277,17 @@ def _packets(container: Any, stream: Any) -> tuple[list[tuple[Any, int]], int, b
         logger.warning("%s cannot be read to its end: %s", Path(container.name).name, error)
         return found, hidden, True
     return found, hidden, False
+
+
+def _standard_rate(count: int, span: float, tick: float, stated: Fraction | None) -> Fraction | None:
+    """The usual rate at which ``count`` frames begin within ``span`` seconds, give or take the rounding of times."""
+
+    def error(rate: Fraction) -> float:
+        return abs((count - 1) / float(rate) - span)
+
+    fitting = [rate for rate in STANDARD_RATES if error(rate) <= 1.5 * tick]
+    # In a short clip 30 and 29.97 both fit: then the file's own word counts.
+    return stated if stated in fitting else min(fitting, key=error, default=None)
 
 
 def _is_variable(times: TimesArray, tick: float) -> bool:

@@ -100,10 +100,10 @@ def _tone(output: Any, stream: Any, seconds: float, start: float) -> None:
     output.mux(stream.encode(None))
 
 
-def make_audio(path: Path, seconds: float = 1.0) -> Path:
+def make_audio(path: Path, seconds: float = 1.0, codec: str = "aac") -> Path:
     """A file without any video stream."""
     with av.open(str(path), "w") as output:
-        _tone(output, output.add_stream("aac", rate=44_100), seconds, 0.0)
+        _tone(output, output.add_stream(codec, rate=44_100), seconds, 0.0)
     return path
 
 
@@ -114,7 +114,7 @@ def truncate(source: Path, target: Path, share: float) -> Path:
     return target
 
 
-def drop_frames_before(source: Path, target: Path, first_pts_s: float) -> Path:
+def cut_start(source: Path, target: Path, first_pts_s: float) -> Path:
     """Stream copy that starts ``first_pts_s`` later, as a player's "cut without re-encoding" makes it: MP4 keeps
     the packets from the key frame on and hides those before the cut with an edit list."""
     with av.open(str(source)) as inp, av.open(str(target), "w") as out:

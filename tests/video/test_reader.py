@@ -1,0 +1,153 @@
+"""Decoding: the right pictures, upright, in order, in constant memory."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ml_backend.errors import VideoError
+from ml_backend.video.probe import frame_times, probe
+from ml_backend.video.reader import read_frames
+from tests.video.builders import cut_start, make_video, numbered_image, read_number
+
+BFRAMES = {"bf": "3", "g": "12"}
+
+
+def numbers(path: Path, **given: Any) -> list[tuple[int, int]]:
+    return [(frame.index, read_number(frame.image)) for frame in read_frames(path, **given)]
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("bframes.mp4", {"options": BFRAMES}),
+        ("mpeg4.avi", {"codec": "mpeg4", "options": {"bf": "2"}}),
+        ("h264.avi", {"options": BFRAMES}),
+        ("tenbit.mkv", {"pix_fmt": "yuv420p10le", "options": BFRAMES}),
+        ("altref.webm", {"codec": "libvpx", "options": {"auto-alt-ref": "1", "lag-in-frames": "12"}}),
+        ("vfr.mp4", {"pts": [n * n for n in range(40)], "time_base": Fraction(1, 600)}),
+    ],
+)
+def test_pictures_come_in_display_order(tmp_path: Path, name: str, made: dict[str, Any]) -> None:
+    path = make_video(tmp_path / name, frames=40, **made)
+    assert numbers(path) == [(n, n) for n in range(40)]
+
+
+def test_hidden_frames_before_an_edit_are_left_out(tmp_path: Path) -> None:
+    whole = make_video(tmp_path / "whole.mp4", frames=30, options=BFRAMES)
+    path = cut_start(whole, tmp_path / "cut.mp4", 8 / 30)
+    assert numbers(path) == [(n, n + 8) for n in range(22)]
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_pictures_are_upright_and_bgr(tmp_path: Path, rotation: int) -> None:
+    path = make_video(tmp_path / "turned.mp4", frames=4, size=(320, 192), rotation=rotation, options={"crf": "8"})
+    for frame in read_frames(path):
+        wanted = numbered_image(frame.index, 320, 192)
+        assert frame.image.shape == wanted.shape
+        assert frame.image.dtype == np.uint8
+        assert np.abs(frame.image.astype(int) - wanted).mean() < 6
+
+
+def test_pixels_are_square(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "wide.mp4", frames=3, aspect=Fraction(4, 3))
+    images = [frame.image for frame in read_frames(path)]
+    assert {image.shape for image in images} == {(240, 427, 3)}
+    assert [read_number(image) for image in images] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("size", "rotation"), [((160, 120), 0), ((160, 120), 90), ((640, 480), 0)])
+def test_scaling(tmp_path: Path, size: tuple[int, int], rotation: int) -> None:
+    path = make_video(tmp_path / "clip.mp4", frames=3, rotation=rotation)
+    images = [frame.image for frame in read_frames(path, size=size)]
+    assert {image.shape for image in images} == {(size[1], size[0], 3)}
+    assert [read_number(image) for image in images] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("start", [0, 1, 11, 12, 13, 39])
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.avi", "clip.h264"])
+def test_start_gives_the_same_frames_as_reading_from_the_beginning(tmp_path: Path, start: int, name: str) -> None:
+    path = make_video(tmp_path / name, frames=40, options=BFRAMES)
+    times = frame_times(path)
+    got = list(read_frames(path, start=start))
+    assert [(frame.index, frame.time, read_number(frame.image)) for frame in got] == [
+        (n, times[n], n) for n in range(start, 40)
+    ]
+
+
+def test_start_outside_the_video(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "clip.mp4", frames=4)
+    with pytest.raises(ValueError, match=r"0\.\.3"):
+        next(read_frames(path, start=4))
+
+
+def test_damage_in_the_middle_keeps_later_indices(tmp_path: Path) -> None:
+    import av
+
+    path = make_video(tmp_path / "clip.mp4", frames=40, options={"bf": "0", "g": "10"})
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        hurt = packets[10:14]  # a key frame and three that build on it
+        data = bytearray(path.read_bytes())
+        for packet in hurt:
+            data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(data)
+    got = numbers(path)
+    assert got[:10] == [(n, n) for n in range(10)]
+    assert got[-20:] == [(n, n) for n in range(20, 40)]
+
+
+def test_broken_tail_ends_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import av
+
+    path = make_video(tmp_path / "clip.mp4", frames=40, options={"bf": "0", "g": "10"})
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        data = bytearray(path.read_bytes())
+        for packet in packets[30:]:
+            data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        assert numbers(path) == [(n, n) for n in range(30)]
+    assert "decoding ended after frame 30 of 40" in caplog.text
+    with pytest.raises(VideoError, match="no frame from 30 on"):
+        list(read_frames(path, start=30))
+
+
+def test_info_of_another_state_of_the_file_is_refused(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "clip.mp4", frames=10)
+    info = probe(path)
+    make_video(path, frames=25)
+    with pytest.raises(VideoError, match="changed"):
+        next(read_frames(path, info))
+
+
+def test_stopping_early_releases_the_file(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "clip.mp4", frames=40)
+    frames = read_frames(path)
+    next(frames)
+    frames.close()  # type: ignore[attr-defined]
+    open_files = [link.resolve() for link in Path("/proc/self/fd").iterdir()]
+    assert path.resolve() not in open_files
+
+
+def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
+    """In processes of their own, since a process' peak never falls."""
+    peaks = []
+    for frames in (60, 600):
+        path = make_video(tmp_path / f"{frames}.mp4", frames=frames, size=(640, 480))
+        code = (
+            "import resource, sys; from ml_backend.video.reader import read_frames\n"
+            "assert sum(1 for _ in read_frames(sys.argv[1])) == int(sys.argv[2])\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        command = [sys.executable, "-c", code, str(path), str(frames)]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    assert peaks[1] < 1.1 * peaks[0]

@@ -1,0 +1,164 @@
+"""H.264 output: complete and playable, or not there at all."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from ml_backend.errors import StorageError, VideoError
+from ml_backend.video.container import mp4_layout
+from ml_backend.video.normalise import needs_normalising
+from ml_backend.video.probe import frame_times, probe
+from ml_backend.video.reader import read_frames
+from ml_backend.video.writer import VideoWriter
+from tests.video.builders import numbered_image, read_number
+
+
+def write(path: Path, *, frames: int = 30, size: tuple[int, int] = (320, 240), fps: float = 25) -> Path:
+    with VideoWriter(path, *size, fps) as writer:
+        for number in range(frames):
+            writer.write(numbered_image(number, *size))
+    return path
+
+
+def fail_while_writing(path: Path) -> None:
+    with VideoWriter(path, 64, 64, 25) as writer:
+        writer.write(np.zeros((64, 64, 3), np.uint8))
+        raise KeyError("stop")
+
+
+@pytest.mark.parametrize("fps", [25, 29.97, 30000 / 1001, 12.5, 59.94, 1, 0.5])
+def test_what_is_written_is_read(tmp_path: Path, fps: float) -> None:
+    path = write(tmp_path / "new" / "clip.mp4", fps=fps)
+    info = probe(path)
+    assert (info.codec, info.pix_fmt, info.frames) == ("h264", "yuv420p", 30)
+    assert info.fps == pytest.approx(fps, rel=1e-5)
+    assert needs_normalising(path) is None
+    assert [read_number(frame.image) for frame in read_frames(path)] == list(range(30))
+
+
+def test_index_is_in_front(tmp_path: Path) -> None:
+    layout = mp4_layout(write(tmp_path / "clip.mp4"))
+    assert not layout.index_at_end
+    assert not layout.fragmented
+
+
+@pytest.mark.parametrize("size", [(321, 241), (320, 241), (321, 240), (2, 2), (17, 9)])
+def test_odd_sizes_are_padded_on_the_right_and_below(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "odd.mp4"
+    image = np.full((size[1], size[0], 3), 200, np.uint8)
+    with VideoWriter(path, *size, 25, crf=5) as writer:
+        writer.write(image)
+    frame = next(read_frames(path))
+    assert frame.image.shape[:2] == (size[1] + size[1] % 2, size[0] + size[0] % 2)
+    assert np.abs(frame.image.astype(int) - 200).max() < 12, "the padding repeats the picture"
+
+
+@pytest.mark.parametrize("size", [(320, 240), (1280, 720)])
+def test_colours_survive(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "colours.mp4"
+    wanted = numbered_image(5, *size)
+    with VideoWriter(path, *size, 25, crf=5) as writer:
+        writer.write(wanted)
+    got = next(read_frames(path)).image.astype(int)
+    assert np.abs(got - wanted).mean() < 4
+    assert abs((got - wanted).mean()) < 3
+    with av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.colorspace, context.color_range) == (1, 1), "players must not guess"
+
+
+def test_explicit_times(tmp_path: Path) -> None:
+    path = tmp_path / "vfr.mp4"
+    with VideoWriter(path, 64, 64, Fraction(10)) as writer:
+        for pts in (0, 1, 5, 6):
+            writer.write(np.zeros((64, 64, 3), np.uint8), pts)
+    np.testing.assert_allclose(frame_times(path), [0, 0.1, 0.5, 0.6], atol=1e-6)
+
+
+def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        fail_while_writing(tmp_path / "clip.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exception_keeps_the_file_that_was_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.mp4", frames=5)
+    before = path.read_bytes()
+    with pytest.raises(KeyError):
+        fail_while_writing(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_appears_only_when_complete(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    with VideoWriter(path, 64, 64, 25) as writer:
+        writer.write(np.zeros((64, 64, 3), np.uint8))
+        assert not path.exists()
+    assert probe(path).frames == 1
+
+
+def test_no_frames(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match="No frame"), VideoWriter(tmp_path / "clip.mp4", 64, 64, 25):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((64, 60, 3), np.uint8), r"expected \(64, 64, 3\) uint8, got \(64, 60, 3\)"),
+        (np.zeros((64, 64, 3), np.float32), "float32"),
+        (np.zeros((64, 64), np.uint8), r"got \(64, 64\)"),
+    ],
+)
+def test_wrong_images(tmp_path: Path, image: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message), VideoWriter(tmp_path / "clip.mp4", 64, 64, 25) as writer:
+        writer.write(image)
+
+
+@pytest.mark.parametrize(("width", "height", "fps"), [(0, 64, 25), (64, -2, 25), (64, 64, 0), (64, 64, float("nan"))])
+def test_wrong_arguments(tmp_path: Path, width: int, height: int, fps: float) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        VideoWriter(tmp_path / "clip.mp4", width, height, fps)
+
+
+@pytest.mark.parametrize("limit", [1_000, 100_000, 1_500_000])
+def test_a_disk_that_takes_no_more(tmp_path: Path, limit: int) -> None:
+    """The system refuses writes past ``limit`` bytes: before the header, in the middle, when the index moves."""
+    code = """
+import resource, signal, sys
+import numpy as np
+from ml_backend.errors import StorageError
+from ml_backend.video.writer import VideoWriter
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+noise = np.random.default_rng(0)
+try:
+    with VideoWriter(sys.argv[1], 320, 240, 25) as writer:
+        for _ in range(60):
+            writer.write(noise.integers(0, 255, (240, 320, 3), dtype=np.uint8))
+except StorageError as error:
+    print(error)
+    sys.exit(3)
+"""
+    assert hasattr(signal, "SIGXFSZ")
+    command = [sys.executable, "-c", code, str(tmp_path / "clip.mp4"), str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "clip.mp4" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError), VideoWriter(tmp_path / "file" / "clip.mp4", 64, 64, 25):
+        pass
