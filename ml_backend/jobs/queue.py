@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,6 +123,50 @@ class JobQueue:
             return Job.fetch(job_id, connection=self.connection, serializer=JSONSerializer)
         except NoSuchJobError:
             return None
+
+    def recover_lost(self, after_s: float = 20.0) -> list[str]:
+        """Put jobs back that are in no list.
+
+        A worker takes a job's name from the queue and then notes that it began. Killed in between, it leaves a job
+        that calls itself queued (or scheduled for another try), is nowhere, and blocks every new request for the same
+        work. What is seen so twice, ``after_s`` apart, is lost; workers call this all the time.
+
+        Returns:
+            Ids of the jobs that were put back.
+        """
+        recovered = []
+        with self._guard():
+            prefix = Job.redis_job_namespace_prefix
+            keys = [key.decode() for key in self.connection.scan_iter(f"{prefix}*", count=1000)]
+            pipeline = self.connection.pipeline(transaction=False)
+            for key in keys:
+                pipeline.type(key)
+            kinds = pipeline.execute()
+            hashes = [key for key, kind in zip(keys, kinds, strict=True) if kind == b"hash"]
+            for key in hashes:
+                pipeline.hget(key, "status")
+            states = pipeline.execute()
+            pending = {
+                key.removeprefix(prefix)
+                for key, state in zip(hashes, states, strict=True)
+                if state in (b"queued", b"scheduled")
+            }
+            for queue in self._queues.values():
+                pending -= {*queue.get_job_ids(), *queue.scheduled_job_registry.get_job_ids(cleanup=False)}
+            for job_id in pending:
+                mark, now = f"video:lost:{job_id}", time.time()
+                if self.connection.set(mark, now, nx=True, ex=int(10 * after_s) + 10):
+                    continue
+                seen = self.connection.get(mark)
+                if seen is None or now - float(seen) < after_s:
+                    continue
+                job = self._fetch(job_id)
+                still = job is not None and job.get_status() in (JobStatus.QUEUED, JobStatus.SCHEDULED)
+                if job and still and self.connection.delete(mark):
+                    log.warning("Job %s was lost by a worker that ended; it is queued again.", job_id)
+                    self._queues[job.origin].enqueue_job(job)
+                    recovered.append(job_id)
+        return recovered
 
     # -- targets of a prediction
 

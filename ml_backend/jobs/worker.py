@@ -19,9 +19,9 @@ from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
 
-from ml_backend.errors import BackendError
+from ml_backend.errors import BackendError, QueueUnavailable
 from ml_backend.jobs.context import get_context
-from ml_backend.jobs.queue import QUEUES, connect
+from ml_backend.jobs.queue import QUEUES, JobQueue, connect
 from ml_backend.settings import Settings, get_settings
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
 
     lease_s = 30
     stop_event: threading.Event | None = None
+    job_queue: JobQueue | None = None
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return self.lease_s
@@ -65,6 +66,11 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
             scheduler.enqueue_scheduled_jobs()
         finally:
             scheduler.release_locks()
+        if self.job_queue is not None:
+            try:
+                self.job_queue.recover_lost()
+            except QueueUnavailable as error:  # next time, then
+                log.warning("Lost jobs were not looked for: %s", error)
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """First signal: the job stops at its next frame, is put back, and the worker ends."""
@@ -93,6 +99,7 @@ def make_worker(settings: Settings) -> LeaseWorker:
     )
     worker.lease_s = settings.job_lease_s
     worker.stop_event = context.stop
+    worker.job_queue = context.queue
     return worker
 
 
