@@ -1,0 +1,231 @@
+"""Idempotent requests, with a real Redis."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
+
+from ml_backend.errors import QueueUnavailable
+from ml_backend.jobs.queue import JobQueue
+from ml_backend.settings import Settings
+
+
+@pytest.fixture
+def queue(settings: Callable[..., Settings], redis_url: str) -> JobQueue:
+    return JobQueue(settings(redis_url=redis_url))
+
+
+def fetch(queue: JobQueue, job_id: str) -> Job:
+    return Job.fetch(job_id, connection=queue.connection, serializer=JSONSerializer)
+
+
+def test_same_request_makes_one_job(queue: JobQueue) -> None:
+    assert queue.request_prepare(7, 1).created
+    again = queue.request_prepare(7, 1)
+    assert (again.created, again.failure) == (False, "")
+    assert queue.request_prepare(7, 2).created
+    assert queue.request_prediction("k", 7, 1).created
+    assert not queue.request_prediction("k", 7, 2).created
+    assert queue.request_prepare_many(7, [1, 2], "x").created
+    assert not queue.request_prepare_many(7, [1, 2], "x").created
+    depths = queue.depths()
+    assert depths["prepare"]["queued"] == 3
+    assert depths["predict"]["queued"] == 1
+
+
+def test_fifty_at_once_make_one_job(queue: JobQueue) -> None:
+    barrier = threading.Barrier(50)
+
+    def ask(number: int) -> bool:
+        barrier.wait()
+        return queue.request_prediction("k", 7, number).created
+
+    with ThreadPoolExecutor(50) as pool:
+        assert sum(pool.map(ask, range(50))) == 1
+    assert queue.depths()["predict"]["queued"] == 1
+    assert {queue.pop_target("k") for _ in range(50)} == set(range(50))
+    assert queue.pop_target("k") is None
+
+
+def test_arguments_are_plain_json(queue: JobQueue) -> None:
+    """A pickle in Redis would be code for whoever can write there."""
+    queue.request_prediction("k", 7, 1)
+    raw = queue.connection.hget("rq:job:predict-k", "data")
+    import json
+    import zlib
+
+    assert isinstance(raw, bytes)
+    with_code = json.loads(zlib.decompress(raw))
+    assert with_code == ["ml_backend.jobs.tasks.predict", None, ["k", 7, 1], {}]
+
+
+def test_targets_are_taken_once_and_may_be_put_back(queue: JobQueue) -> None:
+    queue.add_targets("k", [])
+    assert queue.pop_target("k") is None
+    queue.add_targets("k", [3, 3, 4])
+    assert {queue.pop_target("k"), queue.pop_target("k")} == {3, 4}
+    assert queue.pop_target("k") is None
+
+
+def end(queue: JobQueue, job_id: str, status: JobStatus, error: str = "") -> Job:
+    """As a worker would leave a job that is over."""
+    job = fetch(queue, job_id)
+    queue._queues[job.origin].remove(job)
+    job.set_status(status)
+    if error:
+        job.meta["error"] = error
+    from rq.utils import now
+
+    job.ended_at = now()
+    job.save()
+    if status == JobStatus.FAILED:
+        job.failed_job_registry.add(job, ttl=100)
+    return job
+
+
+def test_failed_job_says_why_and_is_not_repeated_at_once(queue: JobQueue) -> None:
+    queue.request_prepare(7, 1)
+    end(queue, "prepare-1", JobStatus.FAILED, "It is broken. Mend it.")
+    again = queue.request_prepare(7, 1)
+    assert (again.created, again.failure) == (False, "It is broken. Mend it.")
+    assert [job["error"] for job in queue.failed_jobs()] == ["It is broken. Mend it."]
+    assert queue.depths()["prepare"] == {"queued": 0, "started": 0, "scheduled": 0, "failed": 1}
+
+
+def test_failed_job_is_repeated_after_the_pause(queue: JobQueue) -> None:
+    queue.request_prepare(7, 1)
+    end(queue, "prepare-1", JobStatus.FAILED, "It is broken.")
+    queue.connection.hset("rq:job:prepare-1", "ended_at", "2020-01-01T00:00:00.000000Z")
+    assert queue.request_prepare(7, 1).created
+    assert queue.depths()["prepare"] == {"queued": 1, "started": 0, "scheduled": 0, "failed": 0}
+    job = fetch(queue, "prepare-1")
+    assert job.meta == {}
+    assert job.retries_left == 3
+
+
+@pytest.mark.parametrize("status", [JobStatus.STOPPED, JobStatus.CANCELED, JobStatus.FINISHED])
+def test_job_that_is_over_otherwise_does_not_block(queue: JobQueue, status: JobStatus) -> None:
+    queue.request_prepare(7, 1)
+    job = end(queue, "prepare-1", status)
+    job.connection.hset(job.key, "ended_at", "2020-01-01T00:00:00.000000Z")
+    assert queue.request_prepare(7, 1).created
+
+
+def test_job_that_fell_out_of_every_list_is_put_back(queue: JobQueue) -> None:
+    """A worker that is killed between taking a job's name and noting that it began leaves it "queued" nowhere."""
+    for number in range(3):
+        queue.request_prepare(7, number)
+    queue.request_prediction("k", 7, 1)
+    queue.connection.lpop("rq:queue:prepare")
+    assert not queue.request_prepare(7, 0).created  # it blocks
+    assert queue.recover_lost(after_s=0.1) == []  # somebody may be about to begin it
+    assert queue.recover_lost(after_s=0.1) == []
+    time.sleep(0.15)
+    assert queue.recover_lost(after_s=0.1) == ["prepare-0"]
+    assert queue.recover_lost(after_s=0.1) == []
+    assert queue.depths()["prepare"]["queued"] == 3
+    assert queue._queues["prepare"].get_job_ids() == ["prepare-1", "prepare-2", "prepare-0"]
+
+
+def test_job_whose_next_try_was_not_noted_is_put_back(queue: JobQueue) -> None:
+    queue.request_prepare(7, 1)
+    job = fetch(queue, "prepare-1")
+    queue._queues["prepare"].remove(job)
+    job.set_status(JobStatus.SCHEDULED)
+    assert queue.recover_lost(after_s=0) == []
+    assert queue.recover_lost(after_s=0) == ["prepare-1"]
+    assert queue.depths()["prepare"]["queued"] == 1
+
+
+def test_jobs_that_are_somewhere_are_left_alone(queue: JobQueue) -> None:
+    for number in range(4):
+        queue.request_prepare(7, number)
+    end(queue, "prepare-1", JobStatus.FAILED, "x")
+    end(queue, "prepare-3", JobStatus.STARTED)
+    job = fetch(queue, "prepare-2")
+    queue._queues["prepare"].remove(job)
+    queue._queues["prepare"].schedule_job(job, datetime.now(timezone.utc) + timedelta(hours=1))
+    for _ in range(3):
+        assert queue.recover_lost(after_s=0) == []
+
+
+def test_one_attempt_only(settings: Callable[..., Settings], redis_url: str) -> None:
+    queue = JobQueue(settings(redis_url=redis_url, job_attempts=1))
+    queue.request_prepare(7, 1)
+    assert not fetch(queue, "prepare-1").retries_left
+
+
+def test_delivery_lock_lets_one_in(queue: JobQueue) -> None:
+    inside: list[int] = []
+    overlaps: list[int] = []
+
+    def enter(number: int) -> None:
+        with queue.delivery_lock(5):
+            inside.append(number)
+            overlaps.append(len(inside))
+            time.sleep(0.02)
+            inside.remove(number)
+
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(enter, range(5)))
+    assert overlaps == [1] * 5
+    with queue.delivery_lock(6), queue.delivery_lock(7):
+        pass
+
+
+def test_counters_and_job_state(queue: JobQueue) -> None:
+    queue.count("frames", 3)
+    queue.count("frames", 0.5)
+    assert queue.counters() == {"frames": 3.5}
+    assert queue.job("none") is None
+    queue.request_prepare(7, 1)
+    assert queue.job("prepare-1") == {"id": "prepare-1", "state": "queued", "progress": None, "error": ""}
+    assert queue.workers() == []
+
+
+def test_everything_says_when_redis_is_away(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    queue = JobQueue(settings(redis_url=f"unix://{tmp_path}/none"))
+    calls: list[Callable[[], object]] = [
+        queue.ping,
+        lambda: queue.request_prepare(7, 1),
+        lambda: queue.request_prediction("k", 7, 1),
+        lambda: queue.pop_target("k"),
+        lambda: queue.add_targets("k", [1]),
+        lambda: queue.delivery_lock(1).__enter__(),
+        lambda: queue.remember_token("x"),
+        queue.remembered_token,
+        lambda: queue.count("x"),
+        queue.counters,
+        queue.depths,
+        queue.workers,
+        lambda: queue.job("x"),
+        queue.failed_jobs,
+    ]
+    for call in calls:
+        started = time.monotonic()
+        with pytest.raises(QueueUnavailable) as failure:
+            call()
+        assert failure.value.retryable
+        assert "REDIS_URL" in failure.value.cure
+        assert time.monotonic() - started < 5
+
+
+def test_redis_that_refuses_writes(queue: JobQueue, redis_url: str) -> None:
+    """Out of memory, read-only replica, disk full with append-only file: an answer, but no."""
+    with Redis.from_url(redis_url) as connection:
+        connection.config_set("maxmemory", "1")
+        try:
+            with pytest.raises(QueueUnavailable):
+                queue.request_prepare(7, 1)
+        finally:
+            connection.config_set("maxmemory", "0")
+    assert queue.request_prepare(7, 1).created

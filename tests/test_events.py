@@ -1,0 +1,151 @@
+"""Webhook events: what is taken from them, and that none is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis import Redis
+from rq import Queue
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from ml_backend.errors import QueueUnavailable, RequestError
+from ml_backend.events import EventLog, parse_event
+from ml_backend.jobs.queue import JobQueue
+from ml_backend.settings import Settings
+from ml_backend.storage import Event, Storage
+from tests.builders import wait_for
+
+
+@pytest.mark.parametrize(
+    ("body", "tasks", "annotations"),
+    [
+        ({"action": "TASKS_CREATED", "tasks": [{"id": 1, "data": {}}, {"id": 2}]}, (1, 2), ()),
+        ({"action": "TASKS_CREATED", "tasks": [3, 4, 3]}, (3, 4), ()),
+        ({"action": "ANNOTATION_CREATED", "task": {"id": 5}, "annotation": {"id": 6, "task": 5}}, (5,), (6,)),
+        (
+            {"action": "ANNOTATIONS_CREATED", "annotations": [{"id": 7, "task": 8}, {"id": 9, "task": 10}]},
+            (8, 10),
+            (7, 9),
+        ),
+        ({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 11}, {"id": 12}]}, (), (11, 12)),
+        ({"action": "START_TRAINING"}, (), ()),
+        ({"action": "TASKS_CREATED", "tasks": [None, "1", True, -1, 0, 1.5, {"id": "2"}, [], 2**40, {}]}, (), ()),
+        ({"action": "TASKS_CREATED", "tasks": {"id": 1}}, (), ()),
+        ({"action": "ANNOTATION_CREATED", "annotation": {"id": 1, "task": {"id": 2}}}, (2,), (1,)),
+    ],
+    ids=lambda value: value["action"] if isinstance(value, dict) else "",
+)
+def test_what_an_event_points_at(body: dict[str, Any], tasks: tuple[int, ...], annotations: tuple[int, ...]) -> None:
+    event = parse_event({**body, "project": {"id": 7, "title": "x"}})
+    assert (event.action, event.project_id) == (body["action"], 7)
+    assert (event.task_ids, event.annotation_ids) == (tasks, annotations)
+
+
+@pytest.mark.parametrize(("project", "number"), [({"id": 7}, 7), (7, 7), ("7", None), (None, None), ([], None)])
+def test_project(project: Any, number: int | None) -> None:
+    assert parse_event({"action": "TASKS_CREATED", "project": project}).project_id == number
+
+
+@pytest.mark.parametrize(
+    "body", [None, [], "x", 7, {}, {"action": None}, {"action": ""}, {"action": 7}, {"actio": "x"}]
+)
+def test_not_an_event(body: Any) -> None:
+    with pytest.raises(RequestError, match="'action'"):
+        parse_event(body)
+
+
+json_value = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
+@given(
+    body=st.fixed_dictionaries(
+        {"action": st.text(min_size=1)},
+        optional=dict.fromkeys(("project", "task", "tasks", "annotation", "annotations"), json_value),
+    )
+)
+def test_any_event_becomes_something_that_can_be_stored(body: dict[str, Any]) -> None:
+    event = parse_event(body)
+    assert all(0 < number < 2**31 for number in (*event.task_ids, *event.annotation_ids))
+    assert event.project_id is None or 0 < event.project_id < 2**31
+    assert len(event.action) <= 64
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(f"sqlite:///{tmp_path}/db")
+
+
+@pytest.fixture
+def log(storage: Storage, settings: Callable[..., Settings], redis_url: str) -> EventLog:
+    return EventLog(storage, JobQueue(settings(redis_url=redis_url)))
+
+
+def jobs(url: str) -> list[tuple[Any, ...]]:
+    with Redis.from_url(url) as connection:
+        queue = Queue("prepare", connection=connection, serializer=JSONSerializer)
+        fetched = Job.fetch_many(queue.get_job_ids(), connection=connection, serializer=JSONSerializer)
+        return [tuple(job.args) for job in fetched if job]
+
+
+def test_outcomes(log: EventLog, storage: Storage) -> None:
+    assert log.receive(parse_event({"action": "PROJECT_UPDATED"})) == "ignored"
+    assert log.receive(parse_event({"action": "ANNOTATION_UPDATED", "annotation": {"id": 1}})) == "recorded"
+    assert [event.action for event in storage.list_events("recorded")] == ["ANNOTATION_UPDATED"]
+    assert log.receive(parse_event({"action": "TASKS_CREATED", "project": {"id": 1}})) == "queued"
+    wait_for(lambda: not storage.list_events("pending"))
+    assert storage.list_events("recorded")[0].annotation_ids == (1,)
+
+
+def test_handed_over_in_order_and_once(log: EventLog, storage: Storage, redis_url: str) -> None:
+    for number in range(3):
+        storage.add_event(Event("TASKS_CREATED", 7, (number + 1,)))
+    assert log.hand_over() == 3
+    assert log.hand_over() == 0
+    assert jobs(redis_url) == [(7, [1]), (7, [2]), (7, [3])]
+    assert len(storage.list_events("done")) == 3
+
+
+def test_killed_between_handing_over_and_noting_it(log: EventLog, storage: Storage, redis_url: str) -> None:
+    event = storage.add_event(Event("TASKS_CREATED", 7, (1,)))
+    log.hand_over()
+    storage.set_event_state(event, "pending")
+    assert log.hand_over() == 1
+    assert jobs(redis_url) == [(7, [1])]
+
+
+def test_event_without_project_does_not_block_the_others(log: EventLog, storage: Storage, redis_url: str) -> None:
+    storage.add_event(Event("TASKS_CREATED", None, (1,)))
+    storage.add_event(Event("TASKS_CREATED", 7, (2,)))
+    assert log.hand_over() == 2
+    assert jobs(redis_url) == [(7, [2])]
+
+
+def test_more_events_than_one_reading(log: EventLog, storage: Storage, redis_url: str) -> None:
+    for number in range(130):
+        storage.add_event(Event("TASKS_CREATED", 7, (number + 1,)))
+    log.start()
+    wait_for(lambda: not storage.list_events("pending"))
+    assert len(jobs(redis_url)) == 130
+
+
+def test_events_of_the_last_run_are_handed_over_at_the_start(log: EventLog, storage: Storage, redis_url: str) -> None:
+    storage.add_event(Event("TASKS_CREATED", 7, (1,)))
+    log.start()
+    wait_for(lambda: jobs(redis_url))
+
+
+def test_without_redis_events_stay_pending(storage: Storage, settings: Callable[..., Settings], tmp_path: Path) -> None:
+    log = EventLog(storage, JobQueue(settings(redis_url=f"unix://{tmp_path}/none")))
+    storage.add_event(Event("TASKS_CREATED", 7, (1,)))
+    with pytest.raises(QueueUnavailable):
+        log.hand_over()
+    assert len(storage.list_events("pending")) == 1
