@@ -206,7 +206,7 @@ install_label_studio() {
     install_lock "$LS_VENV" requirements-label-studio.lock || return 1
     rm -rf "$database" "$database.new"
     if COLLECT_ANALYTICS=false LATEST_VERSION_CHECK=false SENTRY_DSN='' HOST='' DJANGO_DB=sqlite \
-        LABEL_STUDIO_BASE_DATA_DIR="$database.new" "$LS_VENV/bin/label-studio" user --username nobody@localhost \
+        LABEL_STUDIO_BASE_DATA_DIR="$database.new" "$LS_VENV/bin/python" "$LS_VENV/bin/label-studio" user --username nobody@localhost \
         >"$SETUP_LOGS/label-studio-database.log" 2>&1 </dev/null; then
         rm -f "$database.new/.env" # a secret key; every server makes its own
         mv "$database.new" "$database"

@@ -102,7 +102,8 @@ class LabelStudioClient:
             ) from error
 
     def _refused(self, what: str, status: int, body: object) -> LabelStudioError:
-        detail = body.get("detail") if isinstance(body, Mapping) else body
+        # "detail" is only "Validation error." where "validation_errors" says which.
+        detail = (body.get("validation_errors") or body.get("detail")) if isinstance(body, Mapping) else body
         if status in (401, 403):
             return LabelStudioError(f"Label Studio refuses the token ({status}) when asked to {what}.", TOKEN_CURE)
         if status == 404:

@@ -110,6 +110,7 @@ def announce(stack: Stack, demo: Demo | None) -> None:
         f"  ML backend    {stack.backend.url}   (connect it to other projects under Settings > Model)",
         f"  data, logs    {stack.data_dir}",
         "",
+        *(["The task's tracks can be edited; new videos in this project get theirs by themselves."] if demo else []),
         "Ctrl-C stops everything and keeps all state.",
     ]
     print("\n".join(lines), flush=True)

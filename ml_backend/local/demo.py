@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ml_backend.errors import LabelStudioError
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
 from ml_backend.local.preflight import ROOT
 from ml_backend.local.processes import StartError
@@ -72,8 +73,15 @@ def make_demo(stack: Stack, video: Path) -> Demo:
 
 
 def connect(stack: Stack, client: LabelStudioClient, project_id: int) -> None:
-    """Connect the backend to a project, or repair the connection (ports may have changed)."""
-    client.connect_backend(project_id, stack.backend.url, stack.basic_auth)
+    """Connect the backend to a project, or repair the connection (ports may have changed).
+
+    Raises:
+        StartError: Label Studio refuses it; it does not say what the backend answered, so the backend's log does.
+    """
+    try:
+        client.connect_backend(project_id, stack.backend.url, stack.basic_auth)
+    except LabelStudioError as error:
+        raise StartError(error.message, f"The end of {stack.backend.log_path}:\n{stack.backend.tail(5)}") from error
 
 
 def wait_for_prediction(

@@ -275,7 +275,7 @@ class LabelStudioServer(ManagedProcess):
         self.username = username
         self.password = password
         self.url = f"http://localhost:{port}"
-        self._program = venv / "bin" / "label-studio"
+        self._venv = venv
         self._template = venv / "database" / DATABASE
         self.environment.update(label_studio_environment(folder, local_files))
         for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
@@ -288,7 +288,8 @@ class LabelStudioServer(ManagedProcess):
 
     def command(self) -> Sequence[str]:
         return [
-            *(str(self._program), "start", "--no-browser"),
+            # Through its Python: the script's first line is wrong after the project's folder was moved.
+            *(str(self._venv / "bin" / "python"), str(self._venv / "bin" / "label-studio"), "start", "--no-browser"),
             *("--internal-host", "127.0.0.1", "--port", str(self.port)),
             *("--username", self.username, "--password", self.password),
         ]

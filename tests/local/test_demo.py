@@ -1,0 +1,63 @@
+"""The demo project on a stack that asks for Basic auth, and what is kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ml_backend.local.demo import Demo, connect, find_demo, make_demo, wait_for_prediction, was_made
+from ml_backend.local.smoke import read_task
+from ml_backend.local.stack import Stack
+from ml_backend.local.verify import check_prediction
+from ml_backend.video.sample import SampleTruth, make_sample
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture(scope="module")
+def stack(make_stack: Callable[..., Stack]) -> Stack:
+    return make_stack(detector="motion", basic_auth_user="someone", basic_auth_pass="p:ss word")
+
+
+@pytest.fixture(scope="module")
+def truth(stack: Stack) -> SampleTruth:
+    return make_sample(stack.data_dir / "sample.mp4", seconds=6, size=(640, 360))
+
+
+@pytest.fixture(scope="module")
+def demo(stack: Stack, truth: SampleTruth) -> Demo:
+    assert not was_made(stack)
+    assert find_demo(stack) is None
+    return make_demo(stack, stack.data_dir / "sample.mp4")
+
+
+def test_the_sample_gets_tracks_although_the_backend_asks_for_a_password(
+    stack: Stack, demo: Demo, truth: SampleTruth
+) -> None:
+    """Label Studio's webhook brings no credentials of its own, so this needs the header that connecting adds."""
+    wait_for_prediction(stack, demo, lambda: None)
+    report = check_prediction(read_task(stack, demo), truth)
+    assert report.ok, report.lines()
+    assert report.detector == "motion"
+
+
+def test_it_is_found_again(stack: Stack, demo: Demo) -> None:
+    assert find_demo(stack) == demo
+    assert demo.url(stack.label_studio.url).endswith(f"/projects/{demo.project_id}/data?task={demo.task_id}")
+
+
+def test_connecting_again_changes_nothing(stack: Stack, demo: Demo) -> None:
+    connect(stack, stack.client(), demo.project_id)
+    with httpx.Client(base_url=stack.label_studio.url, headers=stack.client().auth_headers()) as session:
+        for path in ("/api/ml", "/api/webhooks/"):
+            assert len(session.get(path, params={"project": demo.project_id}).json()) == 1
+
+
+def test_a_demo_that_was_deleted_stays_deleted(stack: Stack, demo: Demo, tmp_path: Path) -> None:
+    headers = stack.client().auth_headers()
+    httpx.delete(f"{stack.label_studio.url}/api/projects/{demo.project_id}/", headers=headers).raise_for_status()
+    assert find_demo(stack) is None
+    assert was_made(stack)

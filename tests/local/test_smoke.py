@@ -1,0 +1,53 @@
+"""``up.sh --smoke``, as a stranger runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ml_backend.local.preflight import ROOT
+
+pytestmark = pytest.mark.stack
+
+STAGES = {"install", "redis", "label_studio", "backend", "demo", "prediction", "check", "total"}
+
+
+def smoke(tmp_path: Path, **environment: str) -> tuple[int, dict[str, object], str]:
+    result = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "up.sh"), "--smoke"],
+        env=os.environ | {"TMPDIR": str(tmp_path), "WEIGHTS_TIMEOUT_S": "1"} | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    return result.returncode, json.loads(result.stdout.splitlines()[-1]), result.stderr
+
+
+def test_without_weights(tmp_path: Path) -> None:
+    code, outcome, log = smoke(tmp_path, DETECTOR="motion")
+    assert code == 0, log
+    assert outcome["ok"] is True
+    assert set(outcome) >= STAGES
+    assert str(outcome["model_version"]).startswith("motion.")
+    assert list(tmp_path.iterdir()) == [], "everything is cleaned up"
+
+
+def test_with_real_weights(tmp_path: Path, yolo_weights: Path) -> None:
+    code, outcome, log = smoke(tmp_path, DETECTOR="yolo", YOLO_WEIGHTS=str(yolo_weights))
+    assert code == 0, log
+    assert outcome["found"] == outcome["objects"]
+    assert str(outcome["model_version"]).startswith(f"{yolo_weights.stem}-")
+
+
+def test_a_failure_ends_with_1_and_says_why(tmp_path: Path) -> None:
+    code, outcome, log = smoke(tmp_path, DETECTOR="yolo", YOLO_WEIGHTS=str(tmp_path / "missing.pt"))
+    assert code == 1
+    assert outcome["ok"] is False
+    assert "missing.pt" in log
+    assert list(tmp_path.iterdir()) == []
