@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What up.sh and test.sh share: find Python, make the two virtual environments, install the locks into them.
 # Sourced, never run. Works with bash 3.2 (macOS) and nothing else installed than Python.
 
