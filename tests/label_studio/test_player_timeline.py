@@ -1,6 +1,6 @@
 """Which picture a real Chromium shows where Label Studio's player seeks, against :class:`Timeline`.
 
-Every picture carries its number as 16 black or white bars. The page seeks as the player does and reads the bars.
+The page seeks as the player does and reads the number that every picture carries.
 """
 
 from __future__ import annotations
@@ -9,41 +9,30 @@ import functools
 import http.server
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 
 from ml_backend.label_studio.timeline import Timeline, recommended_fps
+from tests.label_studio.numbered import PICTURES, READ_NUMBER, steady, write_video
 
 pytestmark = pytest.mark.browser
 
-WIDTH, HEIGHT, BITS, BAR = 320, 64, 16, 20
-PICTURES = 50
-
 # After "seeked" the new picture may take a moment to arrive, for which the player redraws on later events.
-PAGE = """<!doctype html><video id="video" muted preload="auto"></video><script>
-const video = document.getElementById("video"), canvas = document.createElement("canvas");
-[canvas.width, canvas.height] = [320, 64];
-const context = canvas.getContext("2d", {willReadFrequently: true});
-function number() {
-  context.drawImage(video, 0, 0, 320, 64);
-  let n = 0;
-  for (let bit = 0; bit < 16; bit++) if (context.getImageData(bit * 20 + 10, 32, 1, 1).data[0] > 127) n |= 1 << bit;
-  return n;
-}
+PAGE = """<!doctype html><video id="video" muted preload="auto"></video><script>READ_NUMBER
+const video = document.getElementById("video");
 const load = src => new Promise((resolve, reject) => {
   video.onloadeddata = () => resolve(video.duration);
   video.onerror = () => reject(new Error(video.error.message));
   video.src = src;
 });
 const seek = time => new Promise(resolve => {
-  video.addEventListener("seeked", () => setTimeout(() => resolve(number()), 30), {once: true});
+  video.addEventListener("seeked", () => setTimeout(() => resolve(readNumber(video)), 30), {once: true});
   video.currentTime = time;
 });
 async function watch(times) { const seen = []; for (const time of times) seen.push(await seek(time)); return seen; }
@@ -99,7 +88,7 @@ class Player:
 @pytest.fixture(scope="module")
 def player(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Player]:
     folder = tmp_path_factory.mktemp("player")
-    (folder / "page.html").write_text(PAGE)
+    (folder / "page.html").write_text(PAGE.replace("READ_NUMBER", READ_NUMBER))
     handler = functools.partial(_RangeHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -111,40 +100,6 @@ def player(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         page.close()
         server.shutdown()
         thread.join()
-
-
-def picture(number: int) -> np.ndarray[Any, Any]:
-    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    for bit in range(BITS):
-        image[:, bit * BAR : (bit + 1) * BAR] = 255 * (number >> bit & 1)
-    return image
-
-
-def write_video(path: Path, pts: Sequence[int], tick: Fraction, *, b_frames: int = 2, audio_s: float = 0) -> Path:
-    """Numbered pictures at ``pts * tick`` seconds, perhaps beside ``audio_s`` seconds of silence from 0 on."""
-    usual = tick * round(float(np.median(np.diff(pts))))  # so the last picture lasts as long as the others
-    options = {"preset": "veryfast", "g": "25", "bf": str(b_frames)}
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=1 / usual, options=options)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        stream.time_base = stream.codec_context.time_base = tick
-        audio = container.add_stream("aac", rate=48000) if audio_s else None
-        for number, at in enumerate(pts):
-            frame = av.VideoFrame.from_ndarray(picture(number), "rgb24")
-            frame.pts, frame.time_base = int(at), tick
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-        if audio:
-            for start in range(0, int(audio_s * 48000), 1024):
-                sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-                sound.sample_rate, sound.pts, sound.time_base = 48000, start, Fraction(1, 48000)
-                container.mux(audio.encode(sound))
-            container.mux(audio.encode(None))
-    return path
-
-
-def steady(ticks: int = 1, first: int = 0) -> list[int]:
-    return [first + n * ticks for n in range(PICTURES)]
 
 
 # Some intervals end on a step of the player's 2 ms grid and some do not.
