@@ -21,7 +21,7 @@ def test_configuration_table_is_that_of_the_settings() -> None:
 def test_every_file_that_is_named_exists() -> None:
     named = set(re.findall(r"\bscripts/\w+\.(?:py|sh)\b", README))
     named |= set(re.findall(r"\]\(([^)#:]+)\)", README))
-    assert {"scripts/up.sh", "scripts/test.sh", "docs/task.png"} <= named
+    assert {"scripts/up.sh", "scripts/test.sh", "docs/task.jpg"} <= named
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
