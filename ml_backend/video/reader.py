@@ -15,7 +15,7 @@ from av.video.reformatter import Colorspace, VideoReformatter
 from ..errors import VideoError
 from ..types import Frame, Image, VideoInfo
 from .container import open_video
-from .probe import Scan, clockwise, decode, scan
+from .probe import Scan, decode, scan
 
 logger = logging.getLogger(__name__)
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
@@ -120,5 +120,4 @@ class _Converter:
             threads=1,
         )
         image = np.asarray(scaled.to_ndarray(), np.uint8)
-        rotation = clockwise(picture) if picture.rotation else self._rotation
-        return image if rotation == 0 else np.asarray(cv2.rotate(image, _TURN[rotation]), np.uint8)
+        return image if self._rotation == 0 else np.asarray(cv2.rotate(image, _TURN[self._rotation]), np.uint8)

@@ -46,7 +46,7 @@ def make_video(
     rotation: int = 0,
     aspect: Fraction | None = None,
     audio_s: float = 0.0,
-    audio_from_s: float = 0.0,
+    audio_silence_s: float = 0.0,
     audio_codec: str = "aac",
     container: str | None = None,
     options: dict[str, str] | None = None,
@@ -59,7 +59,7 @@ def make_video(
         rotation: degrees clockwise that a player turns it by (display matrix); the stored pictures are turned back,
             so that it looks upright.
         aspect: sample aspect ratio.
-        audio_s: seconds of a 440 Hz tone, starting at ``audio_from_s``; 0: no audio stream.
+        audio_s: seconds of sound, a 440 Hz tone after ``audio_silence_s`` of silence; 0: no audio stream.
     """
     fps, width, height = Fraction(fps), *size
     stored = (height, width) if rotation in (90, 270) else (width, height)
@@ -83,18 +83,19 @@ def make_video(
             output.mux(stream.encode(picture))
         output.mux(stream.encode(None))
         if sound is not None:
-            _tone(output, sound, audio_s, audio_from_s)
+            _tone(output, sound, audio_s, audio_silence_s)
     return path
 
 
-def _tone(output: Any, stream: Any, seconds: float, start: float) -> None:
+def _tone(output: Any, stream: Any, seconds: float, silence: float) -> None:
     rate = stream.rate
     step = 1024
     for first in range(0, int(seconds * rate), step):
-        wave = 0.2 * np.sin(2 * np.pi * 440 * np.arange(first, first + step) / rate)
+        at = np.arange(first, first + step) / rate
+        wave = 0.2 * np.sin(2 * np.pi * 440 * at) * (at >= silence)
         sound = av.AudioFrame.from_ndarray(wave.astype(np.float32)[None], format="fltp", layout="mono")
         sound.sample_rate = rate
-        sound.pts = first + int(start * rate)
+        sound.pts = first
         sound.time_base = Fraction(1, rate)
         output.mux(stream.encode(sound))
     output.mux(stream.encode(None))

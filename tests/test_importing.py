@@ -1,0 +1,198 @@
+"""Importing videos into a real Label Studio: playable, each once, with the facts that its timeline needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ml_backend.errors import ConfigError, MediaError
+from ml_backend.importing import Importer, Outcome, find_videos
+from ml_backend.label_studio.client import LabelStudioClient, NotFound
+from ml_backend.settings import Settings
+from ml_backend.video.normalise import needs_normalising
+from ml_backend.video.probe import probe
+from tests.builders import ROOT, label_config
+from tests.video.builders import make_audio, make_video
+
+FRONT = {"movflags": "+faststart"}
+
+
+@pytest.fixture
+def client(label_studio: Any) -> LabelStudioClient:
+    found: LabelStudioClient = label_studio.client()
+    return found
+
+
+@pytest.fixture
+def project(client: LabelStudioClient) -> int:
+    return client.create_project("import", label_config("person"))
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """One that plays, one that does not, one that is none, and things to pass over."""
+    folder = tmp_path / "videos"
+    (folder / "more" / ".hidden").mkdir(parents=True)
+    make_video(folder / "fine ünï.mp4", frames=10, fps=25, container_options=FRONT)
+    make_video(folder / "more" / "old.avi", frames=20, codec="mpeg4")
+    make_audio(folder / "more" / "sound.mp4")
+    make_video(folder / "more" / ".hidden" / "no.mp4", frames=5)
+    (folder / "notes.txt").write_text("not to be imported")
+    return folder
+
+
+def by_name(outcomes: list[Outcome]) -> dict[str, Outcome]:
+    return {outcome.path.name: outcome for outcome in outcomes}
+
+
+def test_folders_and_files_are_found_once(videos: Path) -> None:
+    found = find_videos([videos, videos / "more" / "old.avi", videos / "notes.txt"])
+    assert [path.name for path in found] == ["fine ünï.mp4", "old.avi", "sound.mp4", "notes.txt"]
+    with pytest.raises(MediaError, match="does not exist"):
+        find_videos([videos / "nowhere"])
+
+
+def test_import_by_upload(
+    client: LabelStudioClient, project: int, videos: Path, settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    done = by_name(list(Importer(client, project, settings()).run(find_videos([videos]))))
+    assert {name: outcome.status for name, outcome in done.items()} == {
+        "fine ünï.mp4": "imported",
+        "old.avi": "imported",
+        "sound.mp4": "failed",
+    }
+    assert "only audio" in done["sound.mp4"].detail
+    assert "browsers do not play mpeg4" in done["old.avi"].detail
+
+    for name, fps, frames in (("fine ünï.mp4", 25, 10), ("old.avi", 30, 20)):
+        data = client.get_task(done[name].task_id or 0).data
+        assert (data["fps"], data["frames"], data["width"], data["height"]) == (fps, frames, 320, 240)
+        assert data["duration"] == pytest.approx(frames / fps, abs=1e-3)
+        served = httpx.get(client.url + data["video"], headers=client.auth_headers())
+        copy = tmp_path / "served.mp4"
+        copy.write_bytes(served.raise_for_status().content)
+        assert needs_normalising(copy) is None
+        assert probe(copy).frames == frames
+    assert not list((tmp_path / "data").rglob("*.mp4")), "uploaded copies are not kept"
+
+    again = by_name(list(Importer(client, project, settings()).run(find_videos([videos]))))
+    assert again["fine ünï.mp4"].status == again["old.avi"].status == "skipped"
+    assert len(client.list_task_ids(project)) == 2
+
+
+def test_same_content_twice_is_one_task(
+    client: LabelStudioClient, project: int, tmp_path: Path, settings: Callable[..., Settings]
+) -> None:
+    make_video(tmp_path / "a.mp4", frames=5, container_options=FRONT)
+    shutil.copy(tmp_path / "a.mp4", tmp_path / "b.mp4")
+    done = list(Importer(client, project, settings()).run(find_videos([tmp_path])))
+    assert [outcome.status for outcome in done] == ["imported", "skipped"]
+    assert done[0].task_id == done[1].task_id
+
+
+def test_dry_run_changes_nothing(
+    client: LabelStudioClient, project: int, videos: Path, settings: Callable[..., Settings]
+) -> None:
+    done = by_name(list(Importer(client, project, settings(), dry_run=True).run(find_videos([videos]))))
+    assert "playable copy" in done["old.avi"].detail
+    assert done["sound.mp4"].status == "failed"
+    assert client.list_task_ids(project) == []
+    assert not settings().data_dir.exists()
+
+
+def test_local_files_are_served_in_place(
+    client: LabelStudioClient, project: int, label_studio: Any, settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    root: Path = label_studio.local_files
+    folder = root / "street & co" / "deep"
+    folder.mkdir(parents=True, exist_ok=True)
+    fine = make_video(folder / "fine #1.mp4", frames=10, container_options=FRONT)
+    old = make_video(folder / "old.avi", frames=20, codec="mpeg4")
+    outside = make_video(tmp_path / "outside.mp4", frames=30, container_options=FRONT)
+    top = make_video(root / "top.mp4", frames=40, container_options=FRONT)
+    importer = Importer(client, project, settings(local_files_root=root), local_files=True)
+    done = by_name(list(importer.run([fine, old, outside, top])))
+    assert [done[path.name].status for path in (fine, old, outside, top)] == [
+        "imported",
+        "imported",
+        "failed",
+        "failed",
+    ]
+    assert "lies outside" in done["outside.mp4"].detail
+    assert "lies directly in" in done["top.mp4"].detail
+    for path, frames in ((fine, 10), (old, 20)):
+        url = client.get_task(done[path.name].task_id or 0).data["video"]
+        assert url.startswith("/data/local-files/?d=")
+        served = httpx.get(client.url + url, headers=client.auth_headers(), follow_redirects=True).raise_for_status()
+        (tmp_path / "served.mp4").write_bytes(served.content)
+        assert probe(tmp_path / "served.mp4").frames == frames
+        if path == fine:
+            assert served.content == fine.read_bytes()
+
+
+def test_local_files_need_a_root(client: LabelStudioClient, project: int, settings: Callable[..., Settings]) -> None:
+    with pytest.raises(ConfigError, match="LOCAL_FILES_DOCUMENT_ROOT"):
+        Importer(client, project, settings(), local_files=True)
+
+
+def test_projects_that_cannot_take_videos(client: LabelStudioClient, settings: Callable[..., Settings]) -> None:
+    with pytest.raises(NotFound):
+        Importer(client, 999_999, settings())
+    text = '<View><Text name="t" value="$text"/><Choices name="c" toName="t"><Choice value="a"/></Choices></View>'
+    with pytest.raises(ConfigError):
+        Importer(client, client.create_project("texts", text), settings())
+
+
+def test_fields_are_named_by_the_label_config(
+    client: LabelStudioClient, tmp_path: Path, settings: Callable[..., Settings]
+) -> None:
+    config = label_config("person", frame_rate="$speed").replace("$video", "$film")
+    project = client.create_project("other fields", config)
+    make_video(tmp_path / "a.mp4", frames=5, fps=25, container_options=FRONT)
+    (done,) = Importer(client, project, settings()).run(find_videos([tmp_path]))
+    data = client.get_task(done.task_id or 0).data
+    assert data["speed"] == data["fps"] == 25
+    assert data["film"].startswith("/data/upload/")
+
+
+def run_script(label_studio: Any, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "LABEL_STUDIO_URL": label_studio.url,
+        "LABEL_STUDIO_API_KEY": label_studio.token,
+        "DATA_DIR": str(tmp_path / "data"),
+    }
+    command = [sys.executable, str(ROOT / "scripts" / "import_videos.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+
+
+def test_script(label_studio: Any, project: int, videos: Path, tmp_path: Path) -> None:
+    done = run_script(label_studio, tmp_path, str(videos), "--project", str(project))
+    assert done.returncode == 1, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"imported": 2, "skipped": 0, "failed": 1}
+    assert "only audio" in done.stdout
+
+    (videos / "more" / "sound.mp4").unlink()
+    done = run_script(label_studio, tmp_path, str(videos), "--project", str(project))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"imported": 0, "skipped": 2, "failed": 0}
+
+
+def test_script_without_a_server(label_studio: Any, videos: Path, tmp_path: Path) -> None:
+    class Nowhere:
+        url = "http://127.0.0.1:9"
+        token = label_studio.token
+
+    done = run_script(Nowhere, tmp_path, str(videos), "--project", "1")
+    assert done.returncode == 1
+    assert "does not answer" in done.stderr
+    assert "Cure:" in done.stderr
+    assert "Traceback" not in done.stderr
