@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import Interrupted
+from ml_backend.errors import ConfigError, Interrupted
 from ml_backend.label_studio.regions import track_to_region
 from ml_backend.label_studio.schema import LabelMapper, VideoControl
 from ml_backend.label_studio.timeline import Timeline
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+
+#: Frames of Label Studio's timeline: 46 hours at 30 a second. A typing error in a task must not fill the memory.
+MAX_TIMELINE = 5_000_000
 
 
 @dataclass(slots=True)
@@ -137,6 +140,7 @@ def predict_video(
 
     Raises:
         VideoError: the file cannot be used.
+        ConfigError: the frame rate is absurd.
         WeightsError: the detector cannot be loaded.
         Interrupted: ``should_stop`` said so.
     """
@@ -144,6 +148,11 @@ def predict_video(
     from ml_backend.tracks import TrackAssembler
 
     info = probe(path)
+    if info.duration * frame_rate > MAX_TIMELINE:
+        raise ConfigError(
+            f"At {frame_rate:g} frames a second, {info.duration:g} s of video are more frames than can be handled.",
+            "Correct the task's frame rate, or the label config's frameRate.",
+        )
     timeline = Timeline(frame_rate, frame_times(path), info.duration)
     resolved = resolved or resolve_detector(settings)
     motion = resolved.kind == "motion"

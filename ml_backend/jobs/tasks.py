@@ -67,8 +67,16 @@ def prepare_task(context: Context, project_id: int, task_id: int) -> None:
     label_config = context.client.get_project(task.project_id).label_config
     if not task.annotations:
         task = _with_video_facts(context, task, label_config)
-    plan = _plan(context, task, label_config)
-    context.queue.request_prediction(plan.key, plan.project_id, task_id)
+    _request_prediction(context, _plan(context, task, label_config))
+
+
+def _request_prediction(context: Context, plan: TaskPlan) -> None:
+    requested = context.queue.request_prediction(plan.key, plan.project_id, plan.task_id)
+    if not requested.created:
+        # The job that exists may have served its last target a moment ago and be about to end.
+        prediction = context.storage.get_prediction(plan.key)
+        if prediction is not None:
+            _deliver(context, plan.key, prediction, [plan.task_id])
 
 
 def _with_video_facts(context: Context, task: Task, label_config: str) -> Task:
@@ -123,19 +131,29 @@ def _plan(context: Context, task: Task, label_config: str, *, download: bool = F
 def predict(context: Context, key: str, project_id: int, task_id: int) -> None:
     """Make the prediction that ``key`` stands for and give it to every task that waits for it."""
     prediction = context.storage.get_prediction(key)
-    if prediction is None:
+    if prediction is not None:
+        _deliver(context, key, prediction, [task_id])
+        return
+    task = _living_task(context, key, task_id)
+    if task is not None:
+        _predict_for(context, key, task)
+
+
+def _living_task(context: Context, key: str, task_id: int) -> Task | None:
+    """The task, or another one that waits for the same video where it was deleted meanwhile."""
+    candidate: int | None = task_id
+    while candidate is not None:
         try:
-            task = context.client.get_task(task_id)
+            task = context.client.get_task(candidate)
         except NotFound:
-            # Another task may wait for the same video.
-            other = context.queue.pop_target(key)
-            if other is not None and other != task_id:
-                context.queue.add_targets(key, [other])
-                return _predict_for(context, key, context.client.get_task(other))
-            log.info("Task %s is gone; nothing to predict.", task_id)
-            return None
-        return _predict_for(context, key, task)
-    _deliver(context, key, prediction, [task_id])
+            log.info("Task %s is gone; it needs no prediction.", candidate)
+            candidate = context.queue.pop_target(key)
+        except LabelStudioError:
+            context.queue.add_targets(key, [candidate])
+            raise
+        else:
+            context.queue.add_targets(key, [candidate])  # stays until it is served
+            return task
     return None
 
 
@@ -151,7 +169,7 @@ def _predict_for(context: Context, key: str, task: Task) -> None:
         waiting = [task.id, *_drain(context, key)]
         for other in sorted(set(waiting) - {task.id}):
             context.queue.request_prepare(task.project_id, other)
-        context.queue.request_prediction(plan.key, task.project_id, task.id)
+        _request_prediction(context, plan)
         return
     prediction = _run(context, plan)
     context.storage.save_prediction(key, plan.project_id, prediction)
