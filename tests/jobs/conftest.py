@@ -1,0 +1,141 @@
+"""A project in a real Label Studio, a real Redis, and a worker in this process."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from label_studio_sdk import LabelStudio as Sdk
+from redis import Redis
+from rq.job import Job
+from rq.registry import ScheduledJobRegistry
+from rq.serializers import JSONSerializer
+
+from ml_backend.jobs.context import Context, get_context
+from ml_backend.jobs.queue import QUEUES, JobQueue
+from ml_backend.jobs.worker import make_worker
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.serving import Serving
+from ml_backend.settings import Settings, get_settings
+from ml_backend.storage import Storage
+from tests.builders import CONFIG, environment, make_clip
+
+
+@dataclass
+class Site:
+    """What the tests act with.
+
+    Attributes:
+        videos: folder of local files that the worker sees; ``/data/local-files/?d=NAME``.
+    """
+
+    settings: Settings
+    videos: Path
+    client: LabelStudioClient
+    sdk: Any
+
+    @property
+    def queue(self) -> JobQueue:
+        return JobQueue(self.settings)
+
+    @property
+    def serving(self) -> Serving:
+        return Serving(self.settings, Storage(self.settings.database), self.queue)
+
+    def project(self, config: str = CONFIG) -> int:
+        return self.client.create_project("test", config)
+
+    def task(self, project: int, **data: Any) -> int:
+        return self.client.create_task(project, data)
+
+    def clip(self, name: str = "clip.mp4", **values: Any) -> str:
+        """A clip among the local files; returns its address."""
+        if not (self.videos / name).exists():
+            make_clip(self.videos / name, **values)
+        return f"/data/local-files/?d={name}"
+
+    def data(self, task: int) -> dict[str, Any]:
+        return self.client.get_task(task).data
+
+    def predictions(self, task: int) -> list[Any]:
+        return list(self.sdk.predictions.list(task=task))
+
+    def predict(self, project: int, *tasks: int, config: str = CONFIG) -> list[Any]:
+        """As /predict would."""
+        bodies = [{"id": task, "data": self.data(task), "annotations": []} for task in tasks]
+        return self.serving.predict(project, config, bodies)
+
+    def annotate(self, task: int) -> None:
+        self.sdk.annotations.create(id=task, result=[])
+
+    def hurry(self) -> None:
+        """Time passes: whatever waits for its next try is due."""
+        for name in QUEUES:
+            registry = ScheduledJobRegistry(name, connection=self.queue.connection, serializer=JSONSerializer)
+            for job_id in registry.get_job_ids(cleanup=False):
+                self.queue.connection.zadd(registry.key, {job_id: 1})
+
+    def jobs(self) -> dict[str, str]:
+        """State of every job that Redis knows."""
+        with Redis.from_url(self.settings.redis_url) as connection:
+            names = [key.decode()[len("rq:job:") :] for key in connection.keys("rq:job:*")]
+            found = Job.fetch_many(names, connection=connection, serializer=JSONSerializer)
+            return {job.id: job.get_status().value for job in found if job}
+
+    def job(self, job_id: str) -> Job:
+        return Job.fetch(job_id, connection=self.queue.connection, serializer=JSONSerializer)
+
+    def error(self) -> str:
+        """Why the only failed job failed."""
+        (failed,) = self.queue.failed_jobs()
+        return str(failed["error"])
+
+
+@pytest.fixture
+def site(
+    label_studio: Any, redis_url: str, settings: Callable[..., Settings], tmp_path: Path
+) -> Callable[..., Site]:
+    """Factory of a :class:`Site`; keyword arguments are settings of the worker."""
+
+    def make(**values: Any) -> Site:
+        videos = tmp_path / "videos"
+        videos.mkdir(exist_ok=True)
+        defaults = {
+            "label_studio_url": label_studio.url,
+            "label_studio_api_key": label_studio.token,
+            "redis_url": redis_url,
+            "detector": "motion",
+            "local_files_root": videos,
+            "job_lease_s": 5,
+        }
+        chosen = settings(**(defaults | values))
+        sdk = Sdk(base_url=label_studio.url, api_key=label_studio.token)
+        return Site(chosen, videos, label_studio.client(), sdk)
+
+    return make
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Site], Context]]:
+    """Do all jobs that are due, as a worker process would, and end when there are none."""
+
+    def run(site: Site) -> Context:
+        for name, value in environment(site.settings).items():
+            monkeypatch.setenv(name, value)
+        get_settings.cache_clear()
+        get_context.cache_clear()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+        try:
+            make_worker(get_settings()).work(burst=True, logging_level="ERROR")
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return get_context()
+
+    yield run
+    get_settings.cache_clear()
+    get_context.cache_clear()

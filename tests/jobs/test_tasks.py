@@ -1,0 +1,437 @@
+"""The jobs, done by a worker in this process against a real Label Studio, Redis and database."""
+
+from __future__ import annotations
+
+import http.server
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml_backend.errors import PredictionFailed
+from ml_backend.jobs.context import Context
+from tests.builders import CONFIG, NO_RECTANGLE, TWO_VIDEOS, Gate, Outside, label_config, make_clip, outside
+from tests.jobs.conftest import Site
+from tests.video.builders import make_audio, make_video, truncate
+
+Make = Callable[..., Site]
+Work = Callable[[Site], Context]
+FACTS = {"fps": 20, "frames": 40, "width": 320, "height": 240, "duration": 2.0}
+
+
+@pytest.fixture
+def foreign() -> Iterator[Outside]:
+    with outside("127.0.0.1") as running:
+        yield running
+
+
+def test_from_a_new_task_to_its_prediction(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project()
+    task = here.task(project, video=here.clip(), note="mine")
+    assert here.predict(project, task) == [[]]
+    work(here)
+    assert here.data(task) == {"video": here.clip(), "note": "mine", **FACTS}
+    (prediction,) = here.predictions(task)
+    assert prediction.model_version == here.serving.version()
+    (region,) = prediction.result
+    assert (region["from_name"], region["to_name"], region["type"]) == ("box", "video", "videorectangle")
+    assert region["value"]["framesCount"] == 40
+    assert region["value"]["labels"] == ["thing"]
+    assert here.jobs() == {}
+    (answer,) = here.predict(project, task)
+    assert (answer["result"], answer["model_version"]) == (prediction.result, prediction.model_version)
+
+
+def test_done_twice_without_harm(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project()
+    task = here.task(project, video=here.clip())
+    for _ in range(3):
+        here.queue.request_prepare(project, task)
+        work(here)
+    assert len(here.predictions(task)) == 1
+    assert here.queue.counters()["videos"] == 1
+    assert here.queue.counters()["delivered"] == 1
+
+
+def test_prediction_of_another_version_does_not_count(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project()
+    task = here.task(project, video=here.clip())
+    here.sdk.predictions.create(task=task, result=[], model_version="older")
+    here.queue.request_prepare(project, task)
+    work(here)
+    assert {p.model_version for p in here.predictions(task)} == {"older", here.serving.version()}
+
+
+def test_label_studio_fetched_it_first(site: Make, work: Work) -> None:
+    """Somebody opens the task while the worker computes: Label Studio asks /predict and stores the answer itself."""
+    here = site()
+    project = here.project()
+    task = here.task(project, video=here.clip(), fps=20)
+    here.sdk.predictions.create(task=task, result=[], model_version=here.serving.version())
+    here.predict(project, task)
+    work(here)
+    assert len(here.predictions(task)) == 1
+
+
+def test_what_a_person_wrote_is_kept(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project()
+    given = {"fps": "12.5", "width": 1, "duration": "unknown", "cover": "s3://bucket/cover.png", "meta": {"a": [1]}}
+    task = here.task(project, video=here.clip(), **given)
+    here.queue.request_prepare(project, task)
+    work(here)
+    assert here.data(task) == {"video": here.clip(), "frames": 40, "height": 240, **given}
+    (prediction,) = here.predictions(task)
+    assert prediction.result[0]["value"]["framesCount"] == 25  # 2 s at 12.5
+
+
+def test_annotated_task_is_never_written_to(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project()
+    task = here.task(project, video=here.clip())
+    here.annotate(task)
+    here.queue.request_prepare(project, task)
+    work(here)
+    assert here.data(task) == {"video": here.clip()}
+    (prediction,) = here.predictions(task)
+    assert prediction.result[0]["value"]["framesCount"] == 48  # Label Studio's own 24 frames a second
+
+
+def test_two_videos_of_one_task(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project(TWO_VIDEOS)
+    task = here.task(project, left=here.clip("left.mp4"), right=here.clip("right.mp4", frames=30, fps=10))
+    here.queue.request_prepare(project, task)
+    work(here)
+    data = here.data(task)
+    assert (data["fps"], data["right_fps"], data["frames"]) == (20, 10, 40)
+    (prediction,) = here.predictions(task)
+    regions = {(r["from_name"], r["to_name"], *r["value"]["labels"]): r["value"] for r in prediction.result}
+    assert {name: value["framesCount"] for name, value in regions.items()} == {
+        ("left-box", "left", "thing"): 40,
+        ("kästchen", "right", "ding"): 30,
+    }
+
+
+def test_many_tasks_with_the_same_video_are_one_computation(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project()
+    imported = [{"data": {"video": here.clip(), "number": number, **FACTS}} for number in range(15)]
+    here.sdk.projects.import_tasks(id=project, request=imported)
+    tasks = sorted(here.client.list_task_ids(project))
+    assert len(tasks) == 15
+    here.queue.request_prepare_many(project, [], "all")
+    work(here)
+    assert here.queue.counters()["videos"] == 1
+    versions = [here.client.get_task(task).prediction_versions for task in tasks]
+    assert versions == [frozenset({here.serving.version()})] * 15
+    assert here.queue.counters()["delivered"] == 15
+    assert here.jobs() == {}
+
+
+def test_requests_of_one_project_do_not_serve_another(site: Make, work: Work) -> None:
+    here = site()
+    for _ in range(2):
+        project = here.project()
+        here.queue.request_prepare(project, here.task(project, video=here.clip()))
+    work(here)
+    assert here.queue.counters()["videos"] == 2
+
+
+def test_task_that_asks_when_the_job_is_in_its_last_moment(site: Make, work: Work) -> None:
+    """All targets are served, the job is about to vanish, and another task asks for the same video."""
+    here = site()
+    project = here.project()
+    first, second = (here.task(project, video=here.clip(), **FACTS) for _ in range(2))
+    here.predict(project, first)
+    (name,) = here.jobs()
+    work(here)
+    # The job as another worker sees it then.
+    here.predict(project, here.task(project, video=here.clip("other.mp4"), **FACTS))
+    (other,) = here.jobs()
+    connection = here.queue.connection
+    connection.rename(f"rq:job:{other}", f"rq:job:{name}")
+    connection.hset(f"rq:job:{name}", "status", "started")
+    connection.delete("rq:queue:predict")
+    here.queue.request_prepare(project, second)
+    work(here)
+    assert len(here.predictions(second)) == 1
+
+
+# -- what changes meanwhile
+
+
+def test_task_deleted_before_it_is_prepared(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project()
+    task = here.task(project, video=here.clip())
+    here.queue.request_prepare(project, task)
+    here.sdk.tasks.delete(str(task))
+    work(here)
+    assert here.jobs() == {}
+
+
+def test_tasks_deleted_before_they_are_predicted(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project()
+    tasks = [here.task(project, video=here.clip(), **FACTS) for _ in range(5)]
+    here.predict(project, *tasks)
+    for task in tasks[:3]:
+        here.sdk.tasks.delete(str(task))
+    work(here)
+    assert here.jobs() == {}
+    assert [len(here.predictions(task)) for task in tasks[3:]] == [1, 1]
+
+
+def test_all_tasks_deleted_before_they_are_predicted(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project()
+    tasks = [here.task(project, video=here.clip(), **FACTS) for _ in range(3)]
+    here.predict(project, *tasks)
+    for task in tasks:
+        here.sdk.tasks.delete(str(task))
+    work(here)
+    assert here.jobs() == {}
+    assert here.queue.counters().get("videos", 0) == 0
+
+
+def test_project_deleted(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project()
+    task = here.task(project, video=here.clip())
+    here.queue.request_prepare(project, task)
+    here.queue.request_prepare_many(project, [], "all")
+    here.sdk.projects.delete(id=project)
+    work(here)
+    assert all("404" in job["error"] for job in here.queue.failed_jobs())
+
+
+def test_label_config_changed_meanwhile(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project()
+    task = here.task(project, video=here.clip(), **FACTS)
+    here.predict(project, task)
+    changed = label_config("something else")
+    here.sdk.projects.update(id=project, label_config=changed)
+    work(here)
+    (prediction,) = here.predictions(task)
+    assert prediction.result[0]["value"]["labels"] == ["something else"]
+    assert here.predict(project, task, config=changed) != [[]]
+
+
+def test_annotation_made_while_the_video_is_probed(site: Make, work: Work, foreign: Outside, tmp_path: Path) -> None:
+    here = site(media_allowed_hosts="127.0.0.1")
+    project = here.project()
+    body = make_clip(tmp_path / "a.mp4").read_bytes()
+    task = here.task(project, video=foreign.url + "/a.mp4")
+
+    def serve(handler: http.server.BaseHTTPRequestHandler) -> None:
+        here.annotate(task)
+        del foreign.special["/a.mp4"]
+        foreign._serve(handler)
+
+    foreign.files["/a.mp4"] = body
+    foreign.special["/a.mp4"] = serve
+    here.queue.request_prepare(project, task)
+    work(here)
+    assert here.data(task) == {"video": foreign.url + "/a.mp4"}
+    assert len(here.predictions(task)) == 1
+
+
+# -- bad input
+
+
+def test_config_without_rectangles(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project(NO_RECTANGLE)
+    here.queue.request_prepare(project, here.task(project, video=here.clip()))
+    work(here)
+    assert "VideoRectangle" in here.error()
+
+
+def _bad(name: str, folder: Path) -> Path:
+    path = folder / f"{name}.mp4"
+    if name == "corrupt":
+        path.write_bytes(b"\0\0\0\x20ftypisom" + bytes(range(256)) * 100)
+    elif name == "empty":
+        path.write_bytes(b"")
+    elif name == "audio":
+        make_audio(path)
+    elif name == "text":
+        path.write_text("this is no video")
+    elif name == "headless":
+        truncate(make_video(folder / "whole.mp4"), path, 0.5)
+    return path
+
+
+@pytest.mark.parametrize("name", ["corrupt", "empty", "audio", "text", "headless"])
+def test_unusable_video_fails_once_with_a_reason(site: Make, work: Work, name: str) -> None:
+    here = site()
+    project = here.project()
+    _bad(name, here.videos)
+    task = here.task(project, video=f"/data/local-files/?d={name}.mp4")
+    here.predict(project, task)
+    work(here)
+    assert set(here.jobs().values()) == {"failed"}
+    reason = here.error()
+    assert len(reason) > 20
+    assert "Traceback" not in reason
+    assert here.data(task) == {"video": f"/data/local-files/?d={name}.mp4"}
+    with pytest.raises(PredictionFailed) as failure:
+        here.predict(project, task)
+    assert reason in str(failure.value)
+
+
+def test_video_of_one_frame(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project()
+    make_video(here.videos / "one.mp4", frames=1)
+    task = here.task(project, video="/data/local-files/?d=one.mp4")
+    here.predict(project, task)
+    work(here)
+    assert here.data(task)["frames"] == 1
+    (prediction,) = here.predictions(task)
+    assert prediction.result == []
+
+
+def test_video_with_a_broken_tail(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project()
+    whole = make_clip(here.videos / "whole.mp4", frames=60)  # its index comes first
+    truncate(whole, here.videos / "cut.mp4", 0.7)
+    task = here.task(project, video="/data/local-files/?d=cut.mp4")
+    here.predict(project, task)
+    work(here)
+    assert here.jobs() == {}
+    assert len(here.predictions(task)) == 1
+
+
+@pytest.mark.parametrize("fps", [1e9, "1e12", 1e300])
+def test_absurd_frame_rate_is_refused_not_allocated(site: Make, work: Work, fps: Any) -> None:
+    here = site()
+    project = here.project()
+    task = here.task(project, video=here.clip(), fps=fps)
+    here.predict(project, task)
+    work(here)
+    assert "frame" in here.error()
+
+
+@pytest.mark.parametrize(("status", "text"), [(401, "refuses access"), (404, "does not exist")])
+def test_video_that_is_refused(site: Make, work: Work, foreign: Outside, status: int, text: str) -> None:
+    here = site(media_allowed_hosts="127.0.0.1")
+    project = here.project()
+    foreign.answer("/a.mp4", status)
+    here.queue.request_prepare(project, here.task(project, video=foreign.url + "/a.mp4"))
+    work(here)
+    assert text in here.error()
+    assert len(foreign.requests) == 1
+
+
+def test_uploads_are_downloaded_with_the_token(site: Make, work: Work, tmp_path: Path) -> None:
+    here = site()
+    project = here.project()
+    task = here.task(project, video=here.client.upload_file(project, make_clip(tmp_path / "ein film.mp4")))
+    here.queue.request_prepare(project, task)
+    work(here)
+    assert len(here.predictions(task)) == 1
+
+
+def test_task_without_video(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project('<View><Video name="v" value="$other"/></View>')
+    here.sdk.projects.update(id=project, label_config=CONFIG)
+    task = here.task(project, video=" ")
+    here.queue.request_prepare(project, task)
+    work(here)
+    assert "'video'" in here.error()
+
+
+def test_unknown_task(site: Make, work: Work) -> None:
+    here = site()
+    here.queue.request_prepare(1, 999_999)
+    here.queue.request_prediction("k", 1, 999_999)
+    work(here)
+    assert here.jobs() == {}
+
+
+@pytest.mark.parametrize("token", ["wrong", "a.b.c", "0" * 40, ""])
+def test_wrong_token(site: Make, work: Work, token: str) -> None:
+    here = site()
+    task = here.task(here.project(), video=here.clip())
+    wrong = site(label_studio_api_key=token)
+    wrong.queue.request_prepare(1, task)
+    work(wrong)
+    assert set(wrong.jobs().values()) == {"failed"}
+    assert "LABEL_STUDIO_API_KEY" in wrong.error()
+
+
+# -- parts that are away
+
+
+@pytest.fixture
+def gate(label_studio: Any) -> Iterator[Gate]:
+    relay = Gate(label_studio.url)
+    yield relay
+    relay.close()
+
+
+def test_label_studio_down_while_delivering(
+    site: Make, work: Work, gate: Gate, foreign: Outside, tmp_path: Path
+) -> None:
+    here = site(label_studio_url=gate.url, media_allowed_hosts="127.0.0.1")
+    project = here.project()
+    foreign.files["/a.mp4"] = make_clip(tmp_path / "a.mp4").read_bytes()
+    task = here.task(project, video=foreign.url + "/a.mp4", **FACTS)
+
+    def serve(handler: http.server.BaseHTTPRequestHandler) -> None:
+        gate.shut()
+        del foreign.special["/a.mp4"]
+        foreign._serve(handler)
+
+    foreign.special["/a.mp4"] = serve
+    here.predict(project, task)
+    work(here)
+    assert set(here.jobs().values()) == {"scheduled"}
+    (answer,) = here.predict(project, task)  # computed, so it can be handed out already
+    assert answer["result"]
+    here.hurry()
+    work(here)  # still down
+    assert set(here.jobs().values()) == {"scheduled"}
+    assert here.predictions(task) == []
+    gate.open()
+    here.hurry()
+    work(here)
+    assert here.jobs() == {}
+    assert len(here.predictions(task)) == 1
+    assert here.queue.counters()["videos"] == 1
+    assert len([path for path, _ in foreign.requests]) == 2  # `serve` counts itself twice
+
+
+def test_label_studio_down_for_too_long(site: Make, work: Work, gate: Gate) -> None:
+    here = site(label_studio_url=gate.url, job_attempts=2)
+    project = here.project()
+    task = here.task(project, video=here.clip())
+    here.queue.request_prepare(project, task)
+    gate.shut()
+    work(here)
+    here.hurry()
+    work(here)
+    assert set(here.jobs().values()) == {"failed"}
+    assert "Label Studio does not answer" in here.error()
+
+
+def test_one_of_many_targets_fails(site: Make, work: Work) -> None:
+    """A task that cannot take its prediction keeps none of the others from theirs."""
+    here = site()
+    project = here.project()
+    tasks = [here.task(project, video=here.clip(), **FACTS) for _ in range(3)]
+    here.predict(project, *tasks)
+    (name,) = here.jobs()
+    here.queue.add_targets(name.removeprefix("predict-"), [999_999])
+    work(here)
+    assert [len(here.predictions(task)) for task in tasks] == [1, 1, 1]
+    assert here.jobs() == {}
