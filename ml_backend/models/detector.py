@@ -46,13 +46,12 @@ class YoloDetector:
     Args:
         path: checkpoint (``.pt``) or a model exported by ultralytics. A checkpoint is code: trusted paths only.
         settings: ``device``, ``imgsz``, ``batch`` and ``conf`` are used.
-        with_features: also give each detection an appearance vector taken from the network's feature maps.
 
     Raises:
         WeightsError: the file is missing, unreadable, or not a detection model; the device does not exist.
     """
 
-    def __init__(self, path: str | Path, settings: Settings, *, with_features: bool = False) -> None:
+    def __init__(self, path: str | Path, settings: Settings) -> None:
         path = Path(path)
         if not path.exists():
             raise WeightsError(f"No model weights at {path}.", "Set YOLO_WEIGHTS to an existing checkpoint.")
@@ -62,8 +61,6 @@ class YoloDetector:
         self._imgsz = settings.imgsz
         self._batch = settings.batch
         self._device = _select_device(settings.device)
-        self._feature_maps: list[torch.Tensor] | None = None
-        self._with_features = with_features
         self._backend = self._load(self._device)
         self.names: dict[int, str] = {int(i): str(name) for i, name in self._backend.names.items()}
 
@@ -93,7 +90,6 @@ class YoloDetector:
         return results
 
     def _load(self, device: torch.device) -> Any:
-        import torch
         from ultralytics.nn.autobackend import AutoBackend
 
         try:
@@ -113,21 +109,12 @@ class YoloDetector:
                 "Set YOLO_WEIGHTS to a detection checkpoint such as yolo11n.pt.",
             )
         backend.eval()
-        if self._with_features:
-            network: Any = backend.model
-            head = network.model[-1] if isinstance(network, torch.nn.Module) else None
-            if head is not None and not getattr(head, "end2end", False):
-                head.register_forward_pre_hook(self._keep_feature_maps)
         return backend
-
-    def _keep_feature_maps(self, _module: Any, inputs: tuple[list[torch.Tensor]]) -> None:
-        self._feature_maps = list(inputs[0])  # a new list: the head replaces the entries of its own
 
     def _detect_batch(self, images: Sequence[Image]) -> list[Detections]:
         import torch
         import torchvision  # noqa: F401 - once imported, ultralytics' NMS uses its faster kernel
         from ultralytics.data.augment import LetterBox
-        from ultralytics.models.yolo.detect import DetectionPredictor
         from ultralytics.utils import nms, ops
 
         backend = self._backend
@@ -138,15 +125,11 @@ class YoloDetector:
             tensor = pixels.permute(0, 3, 1, 2).contiguous().flip(1)  # BGR to RGB
             tensor = (tensor.half() if backend.fp16 else tensor.float()).div_(255)
             raw = backend(tensor)
-            boxes, kept = nms.non_max_suppression(
-                raw, self._conf, NMS_IOU, max_det=MAX_DETECTIONS, end2end=backend.end2end, return_idxs=True
-            )
-            maps, self._feature_maps = self._feature_maps, None
-            features = DetectionPredictor.get_obj_feats(maps, kept) if maps is not None else [None] * len(images)
+            boxes = nms.non_max_suppression(raw, self._conf, NMS_IOU, max_det=MAX_DETECTIONS, end2end=backend.end2end)
             results = []
-            for image, found, vectors in zip(images, boxes, features, strict=True):
+            for image, found in zip(images, boxes, strict=True):
                 ops.scale_boxes(tensor.shape[2:], found[:, :4], image.shape)
-                results.append(_to_detections(found, vectors))
+                results.append(_to_detections(found))
             return results
 
     def _input_size(self) -> list[int]:
@@ -182,17 +165,10 @@ def _same_shape(images: Sequence[Image], start: int, limit: int) -> Sequence[Ima
     return images[start:end]
 
 
-def _to_detections(found: torch.Tensor, vectors: Any) -> Detections:
+def _to_detections(found: torch.Tensor) -> Detections:
     rows = found.float().cpu().numpy()
-    features = None
-    if vectors is not None:
-        features = vectors.float().cpu().numpy() if len(vectors) else np.zeros((0, 1), np.float32)
-    return Detections(
-        np.ascontiguousarray(rows[:, :4], np.float32),
-        np.ascontiguousarray(rows[:, 4], np.float32),
-        rows[:, 5].astype(np.int64),
-        features,
-    )
+    xyxy, conf = np.ascontiguousarray(rows[:, :4], np.float32), np.ascontiguousarray(rows[:, 4], np.float32)
+    return Detections(xyxy, conf, rows[:, 5].astype(np.int64))
 
 
 def _select_device(name: str) -> torch.device:
@@ -215,5 +191,7 @@ def _select_device(name: str) -> torch.device:
 def _is_out_of_memory(error: RuntimeError) -> bool:
     import torch
 
-    # CPU and MPS allocators raise a bare RuntimeError.
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower()
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    text = str(error).lower()  # CPU and MPS allocators raise a bare RuntimeError
+    return "out of memory" in text or "can't allocate memory" in text

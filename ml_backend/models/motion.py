@@ -11,7 +11,9 @@ import numpy.typing as npt
 from ml_backend.types import Detections, FloatArray, Image
 
 WIDTH = 640  # pixels that frames are reduced to: fragments merge, noise averages out, and it is 9 times faster
-HISTORY_S = 20.0  # memory of the background model: what stands still for longer becomes background
+HISTORY_S = 60.0  # memory of the background model: what stands still for a tenth of it becomes background
+# Fastest learning, share of the memory a second. OpenCV's own schedule swallows walkers in the first seconds.
+MAX_RATE = 0.4
 VAR_THRESHOLD = 20.0  # squared distance, in variances, at which a pixel differs from the background
 # Darkening down to this share is a shadow. OpenCV's 0.5 takes dark coats on a grey street for shadows.
 SHADOW = 0.8
@@ -46,9 +48,9 @@ class MotionDetector:
 
     def reset(self) -> None:
         """Forget the background: another video begins."""
-        history = max(10, round(HISTORY_S * self._fps))
-        self._model = cv2.createBackgroundSubtractorMOG2(history, VAR_THRESHOLD, detectShadows=True)
+        self._model = cv2.createBackgroundSubtractorMOG2(500, VAR_THRESHOLD, detectShadows=True)
         self._model.setShadowThreshold(SHADOW)
+        self._learned = 0  # frames
         self._warm_up = WARM_UP_S * self._fps
 
     def prime(self, images: Sequence[Image]) -> None:
@@ -68,6 +70,7 @@ class MotionDetector:
             self._model.apply(background, learningRate=0.5)
         for image in reduced:
             self._model.apply(image, learningRate=0.01)  # how much each pixel varies
+        self._learned = len(reduced)
         self._warm_up = 0.0
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
@@ -81,6 +84,12 @@ class MotionDetector:
         """
         return [self._detect(image) for image in images]
 
+    def _rate(self) -> float:
+        """How much the next frame counts: a lot in the beginning, when the first frame is all that is known."""
+        self._learned += 1
+        slowest, fastest = 1 / (HISTORY_S * self._fps), min(0.5, MAX_RATE / self._fps)
+        return float(min(max(1 / (2 * self._learned), slowest), fastest)) if self._learned > 1 else 1.0
+
     @staticmethod
     def _reduce(image: Image) -> Image:
         height, width = image.shape[:2]
@@ -91,13 +100,13 @@ class MotionDetector:
 
     def _detect(self, image: Image) -> Detections:
         small = self._reduce(image)
-        foreground = (self._model.apply(small) == 255).astype(np.uint8)  # 127 marks shadows
+        foreground = (self._model.apply(small, learningRate=self._rate()) == 255).astype(np.uint8)  # 127 marks shadows
         if self._warm_up > 0:
             self._warm_up -= 1
             return Detections.empty()
         if float(foreground.mean()) > GLOBAL_CHANGE:
             self.reset()
-            self._model.apply(small)
+            self._model.apply(small, learningRate=self._rate())
             return Detections.empty()
         foreground = cv2.morphologyEx(foreground, cv2.MORPH_CLOSE, np.ones(CLOSE[::-1], np.uint8))
         boxes, fill = _blobs(foreground)
