@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from redis.exceptions import RedisError
 from rq import get_current_job
 
-from ml_backend.errors import BackendError, Interrupted, LabelStudioError
+from ml_backend.errors import BackendError, Interrupted, LabelStudioError, QueueUnavailable
 from ml_backend.jobs.context import Context, get_context
 from ml_backend.jobs.plan import TaskPlan, VideoPart, plan_task, rate_field
 from ml_backend.label_studio.client import NotFound, Task
@@ -196,11 +197,22 @@ def _run_part(context: Context, plan: TaskPlan, part: VideoPart, number: int) ->
         result = predict_video(
             path, part.control, part.frame_rate, context.settings, progress=report, should_stop=context.stop.is_set
         )
-    context.queue.count("videos")
-    context.queue.count("frames", result.frames)
-    context.queue.count("inference_seconds", result.seconds)
-    context.queue.count("tracks", len(result.regions))
+    for name, amount in (
+        ("videos", 1),
+        ("frames", result.frames),
+        ("inference_seconds", result.seconds),
+        ("tracks", len(result.regions)),
+    ):
+        _count(context, name, amount)
     return result.regions
+
+
+def _count(context: Context, name: str, amount: float = 1) -> None:
+    """A counter is not worth the work that it counts: without Redis it is left out."""
+    try:
+        context.queue.count(name, amount)
+    except QueueUnavailable as error:
+        log.warning("Not counted: %s", error)
 
 
 class _Progress:
@@ -225,7 +237,10 @@ class _Progress:
             "fps": round(rate, 1),
             "eta_s": round((total - done) / rate) if rate and total > done else 0,
         }
-        job.save_meta()
+        try:
+            job.save_meta()
+        except RedisError as error:  # hours of work must not end for a progress report
+            log.warning("Progress was not reported: %s", error)
 
 
 def _drain(context: Context, key: str) -> list[int]:
@@ -272,5 +287,5 @@ def _deliver_one(context: Context, task_id: int, prediction: dict[str, Any]) -> 
         except NotFound:
             log.info("Task %s is gone; its prediction is not needed.", task_id)
             return
-    context.queue.count("delivered")
+    _count(context, "delivered")
     log.info("Task %s has a prediction of %s with %d regions.", task_id, version, len(prediction["result"]))

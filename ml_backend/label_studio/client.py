@@ -17,7 +17,7 @@ from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
 
-TOKEN_CURE = (  # noqa: S105 - a text about tokens
+LOGIN_CURE = (
     "Set LABEL_STUDIO_API_KEY to a token from Label Studio's Account & Settings page "
     "(a personal access token, or a legacy token where these are enabled)."
 )
@@ -76,7 +76,7 @@ class LabelStudioClient:
     def _sdk(self) -> Any:
         if self._cached_sdk is None:
             if not self._token:
-                raise LabelStudioError("There is no token for Label Studio.", TOKEN_CURE)
+                raise LabelStudioError("There is no token for Label Studio.", LOGIN_CURE)
             from label_studio_sdk import LabelStudio  # 1 s of imports, not needed to answer requests
 
             self._cached_sdk = LabelStudio(base_url=self.url, api_key=self._token, timeout=self._timeout)
@@ -105,7 +105,7 @@ class LabelStudioClient:
         # "detail" is only "Validation error." where "validation_errors" says which.
         detail = (body.get("validation_errors") or body.get("detail")) if isinstance(body, Mapping) else body
         if status in (401, 403):
-            return LabelStudioError(f"Label Studio refuses the token ({status}) when asked to {what}.", TOKEN_CURE)
+            return LabelStudioError(f"Label Studio refuses the token ({status}) when asked to {what}.", LOGIN_CURE)
         if status == 404:
             return NotFound(f"Label Studio does not know it (404) when asked to {what}.", "It may have been deleted.")
         if status >= 500 or status == 429:
