@@ -152,7 +152,8 @@ def interpolate(key_frames: npt.ArrayLike, key_xyxy: npt.ArrayLike, frames: npt.
     after = np.clip(np.searchsorted(keys, at, side="right"), 1, len(keys) - 1)
     start, end = boxes[after - 1], boxes[after]
     ratio = (at - keys[after - 1]) / (keys[after] - keys[after - 1])
-    out: Float64Array = start + (end - start) * np.clip(ratio, 0.0, 1.0)[:, None]
+    between = start + (end - start) * np.maximum(ratio, 0.0)[:, None]
+    out: Float64Array = np.where((ratio < 1.0)[:, None], between, end)  # on a keyframe its very box, to the last bit
     return out
 
 
