@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Both environments take 6.6 GB; pip's cache and the sample come on top.
 INSTALL_GB = 9.0
+# Most packages stay as they are when a lock changes.
+UPDATE_GB = 4.0
 # pip keeps all downloads in the temporary folder until they are installed.
 DOWNLOAD_GB = 3.5
 # Enough for Label Studio's database, logs and the sample; a video project needs what its videos need.
@@ -125,7 +127,8 @@ def check_writable(folder: Path) -> None:
 def check_install() -> None:
     """Room and rights for the virtual environments."""
     check_writable(ROOT)
-    check_disk(ROOT, float(os.environ.get("INSTALL_GB", INSTALL_GB)), "Installing")
+    needed = UPDATE_GB if any(ROOT.glob(".venv/.installed-*")) else INSTALL_GB
+    check_disk(ROOT, float(os.environ.get("INSTALL_GB", needed)), "Installing")
     temporary = Path(tempfile.gettempdir())
     if temporary.stat().st_dev != ROOT.stat().st_dev:
         check_disk(
