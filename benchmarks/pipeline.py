@@ -77,20 +77,18 @@ def run_plain(video: Path, weights: Path, tracker: str) -> dict[str, Any]:
 def run_ours(video: Path, weights: Path) -> dict[str, Any]:
     from ml_backend.label_studio.regions import region_boxes
     from ml_backend.label_studio.schema import parse_label_config
-    from ml_backend.label_studio.timeline import Timeline, recommended_fps
-    from ml_backend.pipeline import predict_video
+    from ml_backend.pipeline import predict_video, video_timeline
     from ml_backend.settings import Settings
     from ml_backend.types import Track
-    from ml_backend.video.probe import frame_times, probe
+    from ml_backend.video.probe import probe
 
     control = parse_label_config((ROOT / "label_config.xml").read_text()).video_controls[0]
     info = probe(video)
-    rate = recommended_fps(frame_times(video), info.duration)
+    shown = video_timeline(video)
     settings = Settings(yolo_weights=str(weights))
     tracks: list[Track] = []
-    result = predict_video(video, control, rate, settings, on_track=tracks.append)
+    result = predict_video(video, control, shown.frame_rate, settings, on_track=tracks.append)
     memory = peak_mb()  # before the comparison below, which holds everything at once
-    shown = Timeline(rate, frame_times(video), info.duration)
     lowest = 1.0
     for track in tracks:
         lowest = min(

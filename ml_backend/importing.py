@@ -11,13 +11,14 @@ from typing import Any, Literal, Protocol
 from urllib.parse import quote
 
 from ml_backend.errors import BackendError, ConfigError, LabelStudioUnavailable, MediaError, StorageError
+from ml_backend.files import file_sha256
 from ml_backend.jobs.plan import rate_field
 from ml_backend.label_studio.client import Project
 from ml_backend.label_studio.schema import VideoControl, parse_label_config
-from ml_backend.label_studio.timeline import recommended_fps
+from ml_backend.pipeline import video_facts
 from ml_backend.settings import Settings
-from ml_backend.video.normalise import file_sha256, normalise, plan
-from ml_backend.video.probe import scan
+from ml_backend.video.normalise import normalise, plan
+from ml_backend.video.probe import probe
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class Importer:
                 yield Outcome(path, "failed", f"It cannot be read: {error.strerror or error}.")
 
     def _import(self, path: Path, progress: Progress | None) -> Outcome:
-        facts = scan(path)  # first, since it refuses what is no video at all
+        probe(path)  # first, since it refuses what is no video at all
         digest = file_sha256(path)
         if digest in self._known:
             return Outcome(path, "skipped", f"already task {self._known[digest]}", self._known[digest])
@@ -153,20 +154,11 @@ class Importer:
         if reason:
             playable = self._copy_path(path, digest)
             normalise(path, playable, None if progress is None else lambda a, b: progress(path.name, a, b))
-            facts = scan(playable)
         url = self._serve(playable) if self._local else self._client.upload_file(self._project_id, playable)
-        fps = recommended_fps(facts.times, facts.playback_s)
-        data: dict[str, Any] = {
-            "fps": fps,
-            "frames": facts.info.frames,
-            "width": facts.info.width,
-            "height": facts.info.height,
-            "duration": round(facts.playback_s, 6),
-            "source": path.name,
-            SOURCE_FIELD: digest,
-        }
+        facts = video_facts(playable)
+        data: dict[str, Any] = {**facts, "source": path.name, SOURCE_FIELD: digest}
         if field := rate_field(self._control):
-            data[field] = fps
+            data[field] = facts["fps"]
         data[self._control.value_key] = url
         task_id = self._client.create_task(self._project_id, data)
         self._known[digest] = task_id

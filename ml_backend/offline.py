@@ -13,13 +13,11 @@ from typing import IO, Any
 from ml_backend.errors import ConfigError, StorageError
 from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.schema import parse_label_config
-from ml_backend.label_studio.timeline import recommended_fps
 from ml_backend.models.weights import resolve_detector
-from ml_backend.pipeline import predict_video
+from ml_backend.pipeline import predict_video, video_timeline
 from ml_backend.settings import Settings
 from ml_backend.types import Track
 from ml_backend.versions import model_version
-from ml_backend.video.probe import frame_times, probe
 
 
 def predict_file(
@@ -50,8 +48,7 @@ def predict_file(
         control = parse_label_config(config.read_text(encoding="utf-8")).video_controls[0]
     except OSError as error:
         raise ConfigError(f"The label config {config} cannot be read: {error.strerror}.", "Give --config.") from error
-    info = probe(video)  # before the model is loaded: a wrong file is refused at once
-    rate = frame_rate or recommended_fps(frame_times(video), info.duration)
+    rate = video_timeline(video, frame_rate).frame_rate  # before the model is loaded: a wrong file is refused at once
     resolved = resolve_detector(settings, download=True)
     version = model_version(settings, resolved)
     with _atomic(out) as target, _atomic(tracks_out) if tracks_out else contextlib.nullcontext() as mot:

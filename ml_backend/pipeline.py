@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from ml_backend.errors import ConfigError, Interrupted
 from ml_backend.label_studio.regions import track_to_region
 from ml_backend.label_studio.schema import LabelMapper, VideoControl
-from ml_backend.label_studio.timeline import Timeline
+from ml_backend.label_studio.timeline import Timeline, recommended_fps
 from ml_backend.models.weights import ResolvedDetector, resolve_detector
 from ml_backend.settings import Settings
 from ml_backend.types import UNLABELLED, Frame, Track, VideoInfo
-from ml_backend.video.probe import frame_times, probe
+from ml_backend.video.probe import frame_times, playback_duration, probe
 from ml_backend.video.reader import read_frames
 
 if TYPE_CHECKING:
@@ -116,6 +116,39 @@ def load_detector(resolved: ResolvedDetector, settings: Settings, fps: float) ->
 _loaded: dict[str, Any] = {}
 
 
+def video_timeline(path: Path | str, frame_rate: float | None = None) -> Timeline:
+    """Label Studio's timeline of a file, at ``frame_rate`` or at the rate that suits the file best.
+
+    Raises:
+        VideoError: the file cannot be used.
+        ConfigError: the rate makes more frames than can be handled.
+    """
+    times, duration = frame_times(path), playback_duration(path)
+    rate = frame_rate or recommended_fps(times, duration)
+    if duration * rate > MAX_TIMELINE:
+        raise ConfigError(
+            f"At {rate:g} frames a second, {duration:g} s of video are more frames than can be handled.",
+            "Correct the task's frame rate, or the label config's frameRate.",
+        )
+    return Timeline(rate, times, duration)
+
+
+def video_facts(path: Path | str) -> dict[str, float | int]:
+    """What a task's data says of its video: ``fps`` of Label Studio's timeline, frames, width, height, duration.
+
+    Raises:
+        VideoError: the file cannot be used.
+    """
+    info, timeline = probe(path), video_timeline(path)
+    return {
+        "fps": timeline.frame_rate,
+        "frames": info.frames,
+        "width": info.width,
+        "height": info.height,
+        "duration": round(timeline.duration, 6),
+    }
+
+
 def predict_video(
     path: Path | str,
     control: VideoControl,
@@ -148,12 +181,7 @@ def predict_video(
     from ml_backend.tracks import TrackAssembler
 
     info = probe(path)
-    if info.duration * frame_rate > MAX_TIMELINE:
-        raise ConfigError(
-            f"At {frame_rate:g} frames a second, {info.duration:g} s of video are more frames than can be handled.",
-            "Correct the task's frame rate, or the label config's frameRate.",
-        )
-    timeline = Timeline(frame_rate, frame_times(path), info.duration)
+    timeline = video_timeline(path, frame_rate)
     resolved = resolved or resolve_detector(settings)
     motion = resolved.kind == "motion"
     detector = load_detector(resolved, settings, info.fps)

@@ -81,25 +81,15 @@ def _request_prediction(context: Context, plan: TaskPlan) -> None:
 
 
 def _with_video_facts(context: Context, task: Task, label_config: str) -> Task:
-    from ml_backend.label_studio.timeline import recommended_fps
-    from ml_backend.video.probe import frame_times, probe
+    from ml_backend.pipeline import video_facts
 
     added: dict[str, Any] = {}
     for number, part in enumerate(_plan(context, task, label_config).parts):
         with context.media.open(part.uri, task.id) as path:
-            info = probe(path)
-            fps = recommended_fps(frame_times(path), info.duration)
-        facts: dict[str, Any] = {}
-        if number == 0:
-            facts = {
-                "fps": fps,
-                "frames": info.frames,
-                "width": info.width,
-                "height": info.height,
-                "duration": round(info.duration, 6),
-            }
+            video = video_facts(path)
+        facts: dict[str, Any] = dict(video) if number == 0 else {}  # the common names describe the first video
         if field := rate_field(part.control):
-            facts[field] = fps
+            facts[field] = video["fps"]
         # What somebody put there on purpose stays.
         added.update({name: value for name, value in facts.items() if task.data.get(name) in (None, "")})
     if not added:

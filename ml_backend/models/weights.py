@@ -6,19 +6,18 @@ detector's own release page into our cache. No request can name one.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import httpx
 
 from ml_backend.errors import StorageError, WeightsError
+from ml_backend.files import file_sha256
 from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -55,22 +54,6 @@ class ResolvedDetector:
 
 
 MOTION = ResolvedDetector("motion", "motion")
-
-
-@lru_cache(maxsize=32)
-def _sha256(path: str, size: int, mtime_ns: int) -> str:
-    # Size and time are part of the cache's key: a replaced file is hashed again.
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file; remembered until the file changes."""
-    stat = path.stat()
-    return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
 
 
 def _resolved(path: Path) -> ResolvedDetector:

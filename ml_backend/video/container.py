@@ -13,7 +13,7 @@ from typing import Any
 import av
 import av.error
 
-from ..errors import VideoError
+from ml_backend.errors import VideoError
 
 # Demuxers that read nothing but the file itself. Playlists (hls, concat, dash, sdp, ...) are left out on purpose:
 # an upload that is one could make the server read other files or call other hosts.

@@ -7,7 +7,6 @@ container is wrong the video packets are copied as they are; otherwise the copy 
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import logging
 import os
@@ -22,12 +21,13 @@ import av
 import av.error
 import numpy as np
 
-from ..errors import VideoError
-from ..types import Image, VideoInfo
-from .container import Mp4Layout, mp4_layout, open_video
-from .probe import STANDARD_RATES, Scan, decode, scan
-from .reader import read_frames
-from .writer import VideoWriter, storage_error
+from ml_backend.errors import VideoError
+from ml_backend.files import file_sha256
+from ml_backend.types import Image, VideoInfo
+from ml_backend.video.container import Mp4Layout, mp4_layout, open_video
+from ml_backend.video.probe import STANDARD_RATES, Scan, decode, scan
+from ml_backend.video.reader import read_frames
+from ml_backend.video.writer import VideoWriter, storage_error
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -153,15 +153,6 @@ def normalise(path: str | os.PathLike[str], out: str | os.PathLike[str], progres
     except OSError as error:
         raise storage_error(target, error) from error
     return scan(target).info
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Hexadecimal SHA-256 of a file's content, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as handle:
-        while piece := handle.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _finished(target: Path, mark: str) -> VideoInfo | None:

@@ -25,9 +25,9 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import VideoError
-from ..types import IntArray, VideoInfo
-from .container import check_file, open_video
+from ml_backend.errors import VideoError
+from ml_backend.types import IntArray, VideoInfo
+from ml_backend.video.container import check_file, open_video
 
 logger = logging.getLogger(__name__)
 TimesArray = npt.NDArray[np.float64]

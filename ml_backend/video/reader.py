@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 from av.video.reformatter import Colorspace, VideoReformatter
 
-from ..errors import VideoError
-from ..types import Frame, Image, VideoInfo
-from .container import open_video
-from .probe import Scan, decode, scan
+from ml_backend.errors import VideoError
+from ml_backend.types import Frame, Image, VideoInfo
+from ml_backend.video.container import open_video
+from ml_backend.video.probe import Scan, decode, scan
 
 logger = logging.getLogger(__name__)
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED

@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import StorageError
-from ..types import Image, Track
-from .writer import VideoWriter
+from ml_backend.errors import StorageError
+from ml_backend.types import Image, Track
+from ml_backend.video.writer import VideoWriter
 
 _Float = npt.NDArray[np.float32]
 _Points = tuple[tuple[float, float], ...]

@@ -14,8 +14,8 @@ import av.error
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from ..errors import StorageError, VideoError
-from ..types import Image
+from ml_backend.errors import StorageError, VideoError
+from ml_backend.types import Image
 
 
 class VideoWriter:

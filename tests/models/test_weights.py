@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from ml_backend.errors import StorageError, WeightsError
+from ml_backend.files import file_sha256
 from ml_backend.models import weights
-from ml_backend.models.weights import file_sha256, resolve_detector
+from ml_backend.models.weights import resolve_detector
 from ml_backend.settings import Settings
 from tests.builders import ROOT, Outside, outside
 
