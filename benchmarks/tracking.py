@@ -1,0 +1,178 @@
+"""Plain ``YOLO.track`` loops beside our tracking of the same clip, in one run.
+
+    python benchmarks/tracking.py VIDEO --weights yolo11n.pt [--ground-truth gt.txt] [--wide] [--out FOLDER]
+
+Frames per second count decoding, detection and tracking, from the first frame to the last track; loading the model
+and a first warm-up frame are left out on both sides. "ours, tracking only" is the share of tracker and assembler.
+With a MOTChallenge file of ground truth for one class, HOTA, IDF1 and MOTA are computed for that class. Prints a
+table and, as the last line, JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.mot_metrics import Rows, read_mot, score, write_mot  # noqa: E402
+from ml_backend.models._ultralytics import setup_ultralytics  # noqa: E402
+from ml_backend.models.detector import YoloDetector  # noqa: E402
+from ml_backend.models.motion import MotionDetector  # noqa: E402
+from ml_backend.models.tracker import Tracker  # noqa: E402
+from ml_backend.settings import Settings  # noqa: E402
+from ml_backend.tracks import TrackAssembler  # noqa: E402
+from ml_backend.types import Frame, Track  # noqa: E402
+from ml_backend.video.probe import probe  # noqa: E402
+from ml_backend.video.reader import read_frames  # noqa: E402
+
+Found = tuple[Rows, dict[str, float]]
+
+
+def plain(video: Path, weights: Path, class_name: str, device: str, **options: Any) -> Found:
+    """The loop of the ultralytics documentation."""
+    setup_ultralytics()
+    from ultralytics import YOLO
+
+    model = YOLO(weights)
+    options = {"verbose": False, **({} if device == "auto" else {"device": device}), **options}
+    model.predict(next(read_frames(video)).image, **{k: v for k, v in options.items() if k != "tracker"})
+    rows: list[tuple[float, ...]] = []
+    started, frames = time.perf_counter(), 0
+    for frame, result in enumerate(model.track(video, stream=True, **options)):
+        frames += 1
+        boxes = result.boxes.cpu().numpy()
+        if boxes.id is None:
+            continue
+        for track_id, xyxy, class_id in zip(boxes.id, boxes.xyxy, boxes.cls, strict=True):
+            if class_name in ("", model.names[int(class_id)]):
+                rows.append((frame, track_id, *xyxy))
+    return _rows(rows), {"fps": frames / (time.perf_counter() - started)}
+
+
+def ours(video: Path, weights: Path | None, class_name: str, settings: Settings) -> Found:
+    """Detector, tracker and assembler as the pipeline chains them; without weights the motion detector."""
+    info = probe(video)
+    detector = YoloDetector(weights, settings) if weights else MotionDetector(info.fps)
+    if weights:
+        detector.detect([next(read_frames(video, info)).image])
+    motion = weights is None
+    tracker = Tracker(settings.tracker, info.fps, motion=motion)
+    assembler = TrackAssembler(info.fps, detector.names, info.width, info.height, settings, motion=motion)
+    tracks: list[Track] = []
+    frames, tracking, buffered = 0, 0.0, 0
+    started = time.perf_counter()
+    for batch in _batches(read_frames(video, info), settings.batch):
+        for frame, found in zip(batch, detector.detect([f.image for f in batch]), strict=True):
+            begun = time.perf_counter()
+            tracks += assembler.push(frame.index, tracker.update(found, frame.image))
+            tracking += time.perf_counter() - begun
+            buffered = max(buffered, assembler.buffered)
+        frames += len(batch)
+    begun = time.perf_counter()
+    tracks += assembler.close()
+    ended = time.perf_counter()
+    rows = [
+        (frame, track.track_id, *xyxy)
+        for track in tracks
+        if motion or class_name in ("", track.top_class)
+        for frame, xyxy in zip(track.frames, track.xyxy, strict=True)
+    ]
+    seconds = ended - started
+    tracking += ended - begun
+    return _rows(rows), {
+        "fps": frames / seconds,
+        "tracking_ms": 1000 * tracking / frames,
+        "tracking_share": tracking / seconds,
+        "most_boxes_held": float(buffered),
+    }
+
+
+def _batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
+    while batch := list(islice(frames, size)):
+        yield batch
+
+
+def _rows(rows: list[tuple[float, ...]]) -> Rows:
+    return np.array(rows, np.float64).reshape(-1, 6)
+
+
+@click.command(help=__doc__)
+@click.argument("video", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--weights", required=True, type=click.Path(exists=True, path_type=Path), help="YOLO checkpoint.")
+@click.option("--ground-truth", type=click.Path(exists=True, path_type=Path), help="MOTChallenge gt.txt.")
+@click.option("--class-name", default="person", show_default=True, help="Class that is compared; empty: all.")
+@click.option("--wide", is_flag=True, help="Also at 960 pixels, and every tracker.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write each result as a MOT file here.")
+def main(
+    video: Path,
+    weights: Path,
+    ground_truth: Path | None,
+    class_name: str,
+    wide: bool,
+    device: str,
+    out: Path | None,
+) -> None:
+    settings = Settings(_env_file=None, device=device)
+    runs = {
+        "YOLO.track, botsort": lambda: plain(video, weights, class_name, device, tracker="botsort.yaml"),
+        "YOLO.track, tracktrack": lambda: plain(
+            video, weights, class_name, device, tracker="tracktrack.yaml", conf=settings.conf
+        ),
+        "ours": lambda: ours(video, weights, class_name, settings),
+        "ours, motion detector": lambda: ours(video, None, class_name, settings),
+    }
+    if wide:
+        runs["YOLO.track, tracktrack, 960 px"] = lambda: plain(
+            video, weights, class_name, device, tracker="tracktrack.yaml", conf=settings.conf, imgsz=960
+        )
+        runs["ours, 960 px"] = lambda: ours(video, weights, class_name, settings.model_copy(update={"imgsz": 960}))
+        for kind in ("botsort", "bytetrack", "ocsort", "deepocsort", "fasttrack"):
+            runs[f"ours, {kind}"] = lambda kind=kind: ours(
+                video, weights, class_name, settings.model_copy(update={"tracker": kind})
+            )
+    truth = read_mot(ground_truth) if ground_truth else None
+    results: dict[str, dict[str, float]] = {}
+    for name, run in runs.items():
+        rows, figures = run()
+        figures["tracks"] = float(len(np.unique(rows[:, 1])))
+        figures["boxes"] = float(len(rows))
+        if truth is not None:
+            figures.update(score(truth, rows))
+        results[name] = {key: round(value, 4) for key, value in figures.items()}
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+            write_mot(out / f"{name.replace(', ', '-').replace(' ', '_')}.txt", rows)
+    _show(results, truth is not None)
+    print(json.dumps({"video": video.name, "class": class_name, "results": results}))
+
+
+def _show(results: dict[str, dict[str, float]], with_truth: bool) -> None:
+    columns = ["fps", "tracking_ms", "tracks", "boxes"]
+    if with_truth:
+        columns += ["HOTA", "DetA", "AssA", "IDF1", "MOTA", "IDSW"]
+    table = Table("", *columns)
+    for name, figures in results.items():
+        cells = []
+        for column in columns:
+            value = figures.get(column)
+            whole = column in ("tracks", "boxes", "IDSW")
+            cells.append("" if value is None else f"{value:.0f}" if whole else f"{value:.3f}")
+        table.add_row(name, *cells)
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
