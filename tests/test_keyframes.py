@@ -56,11 +56,12 @@ any_boxes = st.integers(1, 40).flatmap(lambda n: arrays(np.float64, (n, 4), elem
 
 @st.composite
 def proper_tracks(draw: st.DrawFn, most: int = 9) -> tuple[npt.NDArray[np.int64], Boxes]:
-    """A few boxes that move a little, on frames that may be some steps apart."""
+    """A few boxes that jitter a little or much, on frames that may be some steps apart."""
     n = draw(st.integers(1, most))
     steps = draw(st.lists(st.integers(1, 3), min_size=n, max_size=n))
-    moves = draw(arrays(np.float64, (n, 4), elements=st.floats(-2, 2)))
-    boxes = np.array([20.0, 20, 50, 60]) + np.cumsum(moves, axis=0)
+    reach = draw(st.sampled_from([2.0, 10.0, 25.0]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    boxes = np.array([20.0, 20, 50, 60]) + rng.uniform(-reach, reach, (n, 4))
     return np.cumsum(steps), np.concatenate([boxes[:, :2], np.maximum(boxes[:, 2:], boxes[:, :2] + 1)], axis=1)
 
 
@@ -85,6 +86,17 @@ def test_no_choice_among_the_boxes_has_fewer(track: tuple[npt.NDArray[np.int64],
     assert len(keys) == fewest(frames, boxes, min_iou)
     np.testing.assert_array_equal(key_boxes, boxes[np.isin(frames, keys)])
     assert len(simplify(frames, boxes, min_iou)[0]) <= len(keys)
+
+
+def test_side_further_out_than_it_could_be_further_in_is_no_reason_for_a_keyframe() -> None:
+    boxes = np.array([[0.0, 0, 110.5, 10], [0, 0, 100, 10], [0, 0, 110.5, 10]])  # 100 / 110.5 is more than 0.9
+    assert simplify(np.arange(3), boxes, own_boxes=True)[0].tolist() == [0, 2]
+
+
+def test_way_over_a_farther_keyframe_is_found_where_the_nearer_leads_nowhere() -> None:
+    shift = np.array([12.0, 15, 21, 12, 18, 11])
+    boxes = np.stack([shift, 0 * shift + 20, shift + 30, 0 * shift + 60], axis=1)
+    assert len(simplify(np.arange(6), boxes, 0.7, own_boxes=True)[0]) == fewest(np.arange(6), boxes, 0.7) == 4
 
 
 @pytest.mark.parametrize("seed", range(4))

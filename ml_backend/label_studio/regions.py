@@ -38,8 +38,6 @@ def _keyframes(frames: IntArray, percent_xyxy: Float64Array, min_iou: float) -> 
         rounded = np.round(exact, decimals)
         if (rounded[:, 2:] <= 0).any():
             continue
-        # x + width may pass 100 by half a unit of rounding; Label Studio's own boxes never do.
-        rounded[:, 2:] = np.minimum(rounded[:, 2:], np.round(100.0 - rounded[:, :2], decimals))
         corners = np.concatenate([rounded[:, :2], rounded[:, :2] + rounded[:, 2:]], axis=1)
         if (iou_pairs(interpolate(keys, corners, frames), percent_xyxy) >= min_iou).all():
             return keys, rounded
