@@ -115,6 +115,7 @@ class JobQueue:
                         return Requested(job_id, False)
                     if job.ended_at and datetime.now(timezone.utc) - _aware(job.ended_at) < FAILED_PAUSE:
                         return Requested(job_id, False, failure_text(job))
+                    forget_executions(job)
                     job.delete()
         return Requested(job_id, False)
 
@@ -262,6 +263,17 @@ class JobQueue:
                     if job := self._fetch(job_id):
                         found.append({"id": job_id, "ended_at": str(job.ended_at), "error": failure_text(job)})
         return sorted(found, key=lambda item: item["ended_at"], reverse=True)
+
+
+def forget_executions(job: Job, keep: str = "") -> None:
+    """Strike executions of workers that died from a job's list, all but ``keep``.
+
+    RQ keeps them there for a minute longer than it keeps what they point to, and cannot delete the job meanwhile.
+    """
+    registry = job.execution_registry
+    dead = [name for name in registry.get_execution_ids() if name != keep]
+    if dead:
+        registry.connection.zrem(registry.key, *dead)
 
 
 def failure_text(job: Job) -> str:

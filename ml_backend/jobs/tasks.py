@@ -28,12 +28,14 @@ def _job(function: Job) -> Job:
     def run(*args: Any) -> Any:
         job = get_current_job()
         context = get_context()
+        if job and "retry_intervals" in job.meta:
+            job.retry_intervals = job.meta.pop("retry_intervals")
         try:
             return function(context, *args)
         except Interrupted:
             if job:
                 job.retries_left = (job.retries_left or 0) + 1  # being asked to stop is no failure
-                job.retry_intervals = [1]
+                job.meta["retry_intervals"], job.retry_intervals = job.retry_intervals, [1]
             raise
         except BackendError as error:
             log.error("%s%s failed: %s", function.__name__, args, error)

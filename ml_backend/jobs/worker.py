@@ -21,7 +21,7 @@ from rq.worker import SimpleWorker
 
 from ml_backend.errors import BackendError, QueueUnavailable
 from ml_backend.jobs.context import get_context
-from ml_backend.jobs.queue import QUEUES, JobQueue, connect
+from ml_backend.jobs.queue import QUEUES, JobQueue, connect, forget_executions
 from ml_backend.settings import Settings, get_settings
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         execution = self.prepare_execution(job)
+        forget_executions(job, keep=execution.id)
         over = threading.Event()
         keeper = threading.Thread(target=self._keep_lease, args=(job, execution, over), daemon=True)
         keeper.start()
