@@ -77,7 +77,7 @@ class Site:
         for name in QUEUES:
             registry = ScheduledJobRegistry(name, connection=self.queue.connection, serializer=JSONSerializer)
             for job_id in registry.get_job_ids(cleanup=False):
-                self.queue.connection.zadd(registry.key, {job_id: 1})
+                self.queue.connection.zadd(registry.key, {job_id: 1}, xx=True)
 
     def jobs(self) -> dict[str, str]:
         """State of every job that Redis knows."""

@@ -112,6 +112,15 @@ def test_failed_job_is_repeated_after_the_pause(queue: JobQueue) -> None:
     assert job.retries_left == 3
 
 
+def test_failed_job_whose_worker_was_killed_can_be_made_anew(queue: JobQueue) -> None:
+    """RQ lists the dead worker's execution for a minute longer than it exists."""
+    queue.request_prepare(7, 1)
+    job = end(queue, "prepare-1", JobStatus.FAILED, "killed")
+    queue.connection.zadd(job.execution_registry.key, {"dead": time.time() + 60})
+    queue.connection.hset(job.key, "ended_at", "2020-01-01T00:00:00.000000Z")
+    assert queue.request_prepare(7, 1).created
+
+
 @pytest.mark.parametrize("status", [JobStatus.STOPPED, JobStatus.CANCELED, JobStatus.FINISHED])
 def test_job_that_is_over_otherwise_does_not_block(queue: JobQueue, status: JobStatus) -> None:
     queue.request_prepare(7, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from ml_backend.errors import PredictionFailed
-from ml_backend.jobs.context import Context
+from ml_backend.jobs.context import Context, get_context
 from tests.builders import CONFIG, NO_RECTANGLE, TWO_VIDEOS, Gate, Outside, label_config, make_clip, outside
 from tests.jobs.conftest import Site
 from tests.video.builders import make_audio, make_video, truncate
@@ -409,6 +410,39 @@ def test_label_studio_down_while_delivering(
     assert len(here.predictions(task)) == 1
     assert here.queue.counters()["videos"] == 1
     assert len([path for path, _ in foreign.requests]) == 2  # `serve` counts itself twice
+
+
+def test_being_stopped_costs_no_attempt_and_leaves_the_pauses_between_them(
+    site: Make, work: Work, gate: Gate, foreign: Outside, tmp_path: Path
+) -> None:
+    here = site(label_studio_url=gate.url, media_allowed_hosts="127.0.0.1")
+    project = here.project()
+    foreign.files["/a.mp4"] = make_clip(tmp_path / "a.mp4").read_bytes()
+    task = here.task(project, video=foreign.url + "/a.mp4", **FACTS)
+    here.predict(project, task)
+    (name,) = here.jobs()
+    before = here.job(name)
+
+    def serve(handler: http.server.BaseHTTPRequestHandler) -> None:
+        get_context().stop.set()  # what SIGTERM does
+        del foreign.special["/a.mp4"]
+        foreign._serve(handler)
+
+    for _ in range(before.retries_left + 1):
+        foreign.special["/a.mp4"] = serve
+        shutil.rmtree(here.settings.media_dir, ignore_errors=True)
+        work(here)
+        assert here.jobs() == {name: "scheduled"}
+        assert here.job(name).retries_left == before.retries_left
+        here.hurry()
+    gate.shut()
+    work(here)
+    assert here.job(name).retries_left == before.retries_left - 1
+    assert here.job(name).retry_intervals == before.retry_intervals
+    gate.open()
+    here.hurry()
+    work(here)
+    assert len(here.predictions(task)) == 1
 
 
 def test_label_studio_down_for_too_long(site: Make, work: Work, gate: Gate) -> None:

@@ -1,0 +1,227 @@
+"""Worker processes that are killed, stopped, and lose their Redis; real processes, real Label Studio."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from ml_backend.local.processes import RedisServer
+from ml_backend.settings import Settings
+from tests.builders import Outside, make_clip, outside, wait_for, worker_process
+from tests.jobs.conftest import Site
+
+
+def repeat_clip(source: Path, target: Path, times: int) -> Path:
+    """A long video at the cost of a copy: the packets of ``source`` again and again."""
+    with av.open(str(target), "w") as out:
+        stream = None
+        for turn in range(times):
+            with av.open(str(source)) as inp:
+                video = inp.streams.video[0]
+                stream = stream or out.add_stream_from_template(video)
+                length = video.duration or 0
+                for packet in inp.demux(video):
+                    if packet.dts is None:
+                        continue
+                    packet.pts += turn * length
+                    packet.dts += turn * length
+                    packet.stream = stream
+                    out.mux(packet)
+    return target
+
+
+@pytest.fixture
+def long_task(site: Callable[..., Site], tmp_path: Path) -> tuple[Site, int]:
+    """A requested prediction that takes some seconds to make."""
+    here = site()
+    make_clip(tmp_path / "short.mp4", frames=100, size=(640, 480))
+    repeat_clip(tmp_path / "short.mp4", here.videos / "long.mp4", 8)
+    project = here.project()
+    task = here.task(project, video="/data/local-files/?d=long.mp4", fps=20)
+    assert here.predict(project, task) == [[]]
+    return here, task
+
+
+def frames_done(here: Site) -> int:
+    """How far the only job is."""
+    for name in here.jobs():
+        progress = (here.queue.job(name) or {}).get("progress")
+        if progress:
+            return int(progress["frames"])
+    return 0
+
+
+def delivered(here: Site, task: int) -> bool:
+    here.hurry()
+    return here.jobs() == {} and len(here.predictions(task)) == 1
+
+
+def test_killed_in_the_middle_of_a_video(long_task: tuple[Site, int], tmp_path: Path) -> None:
+    here, task = long_task
+    with worker_process(here.settings, tmp_path / "first.log") as worker:
+        wait_for(lambda: frames_done(here), what="first progress")
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait()
+    assert set(here.jobs().values()) == {"started"}  # nobody could say that it ended
+    with worker_process(here.settings, tmp_path / "second.log"):
+        wait_for(lambda: delivered(here, task), 120, "the second worker's delivery")
+    assert here.queue.counters()["videos"] == 1
+    assert here.queue.counters()["frames"] == 800
+    assert len(here.predictions(task)) == 1
+
+
+def test_asked_to_end_in_the_middle_of_a_video(long_task: tuple[Site, int], tmp_path: Path) -> None:
+    here, task = long_task
+    (name,) = here.jobs()
+    attempts = here.job(name).retries_left
+    with worker_process(here.settings, tmp_path / "first.log") as worker:
+        wait_for(lambda: frames_done(here), what="first progress")
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(timeout=30) == 0
+    assert here.jobs() == {name: "scheduled"}
+    assert here.job(name).retries_left == attempts
+    assert here.queue.workers() == []
+    with worker_process(here.settings, tmp_path / "second.log"):
+        wait_for(lambda: delivered(here, task), 120, "the second worker's delivery")
+    assert here.queue.counters()["videos"] == 1
+
+
+def test_idle_worker_ends_at_once(site: Callable[..., Site], tmp_path: Path) -> None:
+    here = site()
+    with worker_process(here.settings, tmp_path / "log") as worker:
+        wait_for(lambda: here.queue.workers())
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(timeout=30) == 0
+    assert here.queue.workers() == []
+
+
+@pytest.fixture
+def slow_site() -> Iterator[Outside]:
+    with outside("127.0.0.1") as running:
+        yield running
+
+
+def test_long_job_keeps_its_lease(site: Callable[..., Site], slow_site: Outside, tmp_path: Path) -> None:
+    """With two workers and a job that is silent for longer than the lease, nothing is done twice."""
+    here = site(media_allowed_hosts="127.0.0.1")
+    slow_site.files["/a.mp4"] = make_clip(tmp_path / "a.mp4").read_bytes()
+
+    def slowly(handler: http.server.BaseHTTPRequestHandler) -> None:
+        time.sleep(here.settings.job_lease_s * 1.8)
+        del slow_site.special["/a.mp4"]
+        slow_site._serve(handler)
+
+    slow_site.special["/a.mp4"] = slowly
+    project = here.project()
+    task = here.task(project, video=slow_site.url + "/a.mp4", fps=20)
+    here.predict(project, task)
+    with worker_process(here.settings, tmp_path / "1.log"), worker_process(here.settings, tmp_path / "2.log"):
+        wait_for(lambda: len(here.queue.workers()) == 2)
+        wait_for(lambda: delivered(here, task), 120)
+    assert here.queue.counters()["videos"] == 1
+    assert len(slow_site.asked("/a.mp4")) == 2  # `slowly` counts itself twice
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis that a test may restart."""
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    server = RedisServer(folder, log_dir=folder, environment=os.environ)
+    server.start()
+    server.wait_ready(30)
+    yield server
+    server.stop()
+
+
+def restart(server: RedisServer) -> None:
+    server.stop()
+    time.sleep(1)
+    server.start()
+    server.wait_ready(30)
+
+
+def test_redis_restarts_while_the_worker_waits(
+    site: Callable[..., Site], own_redis: RedisServer, tmp_path: Path
+) -> None:
+    here = site(redis_url=own_redis.url)
+    project = here.project()
+    task = here.task(project, video=here.clip(), fps=20)
+    with worker_process(here.settings, tmp_path / "log") as worker:
+        wait_for(lambda: here.queue.workers())
+        restart(own_redis)
+        here.predict(project, task)
+        wait_for(lambda: delivered(here, task), 120)
+        assert worker.poll() is None
+
+
+def test_redis_restarts_in_the_middle_of_a_video(
+    site: Callable[..., Site], own_redis: RedisServer, tmp_path: Path
+) -> None:
+    here = site(redis_url=own_redis.url)
+    make_clip(tmp_path / "short.mp4", frames=100, size=(640, 480))
+    repeat_clip(tmp_path / "short.mp4", here.videos / "long.mp4", 8)
+    project = here.project()
+    task = here.task(project, video="/data/local-files/?d=long.mp4", fps=20)
+    here.predict(project, task)
+    started: list[subprocess.Popen[bytes]] = []
+    with worker_process(here.settings, tmp_path / "log") as worker:
+        wait_for(lambda: frames_done(here))
+        restart(own_redis)
+        # It may go on or give up; somebody finishes the job, be it a worker that is started in its stead.
+        deadline = time.monotonic() + 15
+        while time.monotonic() < deadline and worker.poll() is None and not delivered(here, task):
+            time.sleep(0.2)
+        started.append(worker)
+    if not delivered(here, task):
+        with worker_process(here.settings, tmp_path / "second.log"):
+            wait_for(lambda: delivered(here, task), 120)
+    assert len(here.predictions(task)) == 1
+
+
+def test_no_redis_at_the_start(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    values = settings(redis_url=f"unix://{tmp_path}/none.sock", detector="motion")
+    with worker_process(values, tmp_path / "log") as worker:
+        assert worker.wait(timeout=60) == 1
+    log = (tmp_path / "log").read_text()
+    assert "queue does not answer" in log
+    assert "Traceback" not in log
+
+
+def test_missing_weights_are_said_by_the_job_and_the_worker_stays(
+    site: Callable[..., Site], tmp_path: Path
+) -> None:
+    here = site(detector="yolo", yolo_weights=str(tmp_path / "no.pt"))
+    project = here.project()
+    task = here.task(project, video=here.clip(), fps=20)
+    here.queue.request_prepare(project, task)
+    with worker_process(here.settings, tmp_path / "log") as worker:
+        wait_for(lambda: here.queue.failed_jobs())
+        assert "no.pt" in here.error()
+        assert worker.poll() is None
+    assert "no.pt" in (tmp_path / "log").read_text()
+
+
+def test_events_become_predictions_without_anybody_asking(site: Callable[..., Site], tmp_path: Path) -> None:
+    """Webhook in, prediction out: web process and worker only share Redis and the database."""
+    from ml_backend.app import create_app
+
+    here = site()
+    project = here.project()
+    tasks = [here.task(project, video=here.clip()) for _ in range(2)]
+    web = create_app(here.settings).test_client()
+    body: dict[str, Any] = {"action": "TASKS_CREATED", "project": {"id": project}, "tasks": [{"id": t} for t in tasks]}
+    with worker_process(here.settings, tmp_path / "log"):
+        assert web.post("/webhook", json=body).status_code == 201
+        wait_for(lambda: all(here.predictions(task) for task in tasks), 120)
+    assert [len(here.predictions(task)) for task in tasks] == [1, 1]
+    assert here.data(tasks[0])["fps"] == 20
