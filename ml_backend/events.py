@@ -52,8 +52,11 @@ def parse_event(body: Any) -> Event:
 def _items(body: Mapping[str, Any], one: str, many: str) -> list[Any]:
     found = body.get(many)
     items = list(found) if isinstance(found, list) else []
-    if body.get(one) is not None:
-        items.append(body[one])
+    single = body.get(one)
+    if isinstance(single, list):  # Label Studio's bulk events use the singular name too
+        items += single
+    elif single is not None:
+        items.append(single)
     return items
 
 

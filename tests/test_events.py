@@ -38,6 +38,15 @@ from tests.builders import wait_for
         ({"action": "TASKS_CREATED", "tasks": [None, "1", True, -1, 0, 1.5, {"id": "2"}, [], 2**40, {}]}, (), ()),
         ({"action": "TASKS_CREATED", "tasks": {"id": 1}}, (), ()),
         ({"action": "ANNOTATION_CREATED", "annotation": {"id": 1, "task": {"id": 2}}}, (2,), (1,)),
+        (
+            {
+                "action": "ANNOTATIONS_CREATED",
+                "annotation": [{"id": 1, "task": 3}, {"id": 2, "task": 4}],
+                "task": [{"id": 3}, {"id": 4}],
+            },
+            (3, 4),
+            (1, 2),
+        ),
     ],
     ids=lambda value: value["action"] if isinstance(value, dict) else "",
 )
