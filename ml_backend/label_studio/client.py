@@ -77,6 +77,8 @@ class LabelStudioClient:
         if self._cached_sdk is None:
             if not self._token:
                 raise LabelStudioError("There is no token for Label Studio.", LOGIN_CURE)
+            if not self._token.isascii():
+                raise LabelStudioError("The token for Label Studio has characters that no token has.", LOGIN_CURE)
             from label_studio_sdk import LabelStudio  # 1 s of imports, not needed to answer requests
 
             self._cached_sdk = LabelStudio(base_url=self.url, api_key=self._token, timeout=self._timeout)
@@ -86,6 +88,7 @@ class LabelStudioClient:
     def _translated(self, what: str) -> Iterator[None]:
         """Turn the SDK's and httpx's errors into ours; ``what`` completes "Label Studio ... when asked to"."""
         from label_studio_sdk.core.api_error import ApiError
+        from label_studio_sdk.core.parse_error import ParsingError
 
         try:
             yield
@@ -100,8 +103,19 @@ class LabelStudioClient:
                 f"Label Studio does not answer at {self.url} ({error.__class__.__name__}) when asked to {what}.",
                 "Start it, or set LABEL_STUDIO_URL to where it is reachable from this process.",
             ) from error
+        except (ParsingError, ValueError, TypeError, AttributeError, httpx.InvalidURL) as error:
+            # What answers is not Label Studio: the SDK and we find something else than we look for.
+            log.debug("Not Label Studio's answer", exc_info=error)
+            raise self._somebody_else(what) from error
+
+    def _somebody_else(self, what: str) -> LabelStudioError:
+        return LabelStudioError(
+            f"What answers at {self.url} is not Label Studio's API (asked to {what}).", "Correct LABEL_STUDIO_URL."
+        )
 
     def _refused(self, what: str, status: int, body: object) -> LabelStudioError:
+        if status < 400:
+            return self._somebody_else(what)
         # "detail" is only "Validation error." where "validation_errors" says which.
         detail = (body.get("validation_errors") or body.get("detail")) if isinstance(body, Mapping) else body
         if status in (401, 403):
@@ -133,9 +147,10 @@ class LabelStudioClient:
             # Unresolved: cloud URIs stay what they are, so that the data can be written back.
             raw = {"additional_query_parameters": {"resolve_uri": "false"}}
             task = self._sdk.tasks.get(str(task_id), request_options=raw)
-        annotations = [a for a in task.annotations or [] if not _get(a, "was_cancelled")]
-        versions = frozenset(str(_get(p, "model_version")) for p in task.predictions or [] if _get(p, "model_version"))
-        return Task(task_id, int(task.project), dict(task.data or {}), len(annotations), versions)
+            annotations = [a for a in task.annotations or [] if not _get(a, "was_cancelled")]
+            versions = [_get(p, "model_version") for p in task.predictions or []]
+            known = frozenset(str(version) for version in versions if version)
+            return Task(task_id, int(task.project), dict(task.data or {}), len(annotations), known)
 
     def list_task_ids(self, project_id: int) -> list[int]:
         """Ids of all tasks of a project, page by page."""
