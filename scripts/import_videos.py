@@ -18,7 +18,7 @@ from ml_backend.cli import fail_clearly, progress_bar
 from ml_backend.errors import BackendError
 from ml_backend.importing import Importer, find_videos
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.settings import Settings
+from ml_backend.local.discover import settings_in_force
 
 COLOURS = {"imported": "green", "skipped": "yellow", "failed": "red"}
 
@@ -39,7 +39,7 @@ def main(paths: tuple[Path, ...], project: int, local_files: bool, dry_run: bool
     A copy is made only of what browsers do not play. Files that the project already has are skipped. The exit code
     is 1 if a file failed; the last line of stdout is JSON: imported, skipped, failed.
     """
-    settings = Settings()
+    settings, _ = settings_in_force()
     console = Console(soft_wrap=True)
     videos = find_videos(paths)
     importer = Importer(

@@ -17,8 +17,7 @@ from rich.table import Table
 from ml_backend.cli import fail_clearly
 from ml_backend.doctor import machine, services
 from ml_backend.doctor.checks import Check, Finding, Target
-from ml_backend.local.state import running_stack
-from ml_backend.settings import Settings
+from ml_backend.local.discover import settings_in_force
 
 CHECKS = (
     Check("python", "Python", machine.python),
@@ -36,17 +35,6 @@ CHECKS = (
 EXTRA = (Check("worker-here", "Worker on this machine", services.worker_here),)
 
 STYLES = {"ok": "green", "note": "yellow", "skipped": "dim", "failed": "bold red"}
-
-
-def settings_in_force() -> tuple[Settings, str]:
-    """The settings, with those of a stack that runs here where the environment has none; and the backend's address."""
-    settings = Settings()
-    stack = running_stack(settings.data_dir)
-    if stack is None:
-        return settings, "http://localhost:9090"
-    chosen = {name.upper() for name in settings.model_fields_set}
-    missing = {name.lower(): value for name, value in stack.environment.items() if name not in chosen}
-    return Settings(**missing), stack.backend_url  # type: ignore[arg-type]
 
 
 def examine(target: Target, names: Sequence[str] = ()) -> list[Finding]:

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from ml_backend.local.discover import settings_in_force
 from ml_backend.local.state import StackState, login_password, running_stack, state_path, write_private
 
 
@@ -49,3 +52,17 @@ def test_a_damaged_state_is_no_running_stack(tmp_path: Path) -> None:
     for text in ("", "{", "[]", '{"pid": 1, "unknown": 2}'):
         state_path(tmp_path).write_text(text)
         assert running_stack(tmp_path) is None
+
+
+def test_commands_find_a_running_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    assert settings_in_force()[0].redis_url == "redis://localhost:6379/0"
+    state = make_state(os.getpid())
+    state.environment = {"REDIS_URL": "unix:///stack", "LABEL_STUDIO_URL": "http://localhost:1"}
+    state.save(tmp_path)
+    monkeypatch.setenv("LABEL_STUDIO_URL", "http://chosen")
+    settings, backend_url = settings_in_force()
+    assert settings.redis_url == "unix:///stack"
+    assert settings.label_studio_url == "http://chosen", "what the environment says wins"
+    assert backend_url == "http://localhost:2"
