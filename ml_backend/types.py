@@ -52,7 +52,7 @@ class Frame:
 
     Attributes:
         index: 0-based position among the decoded frames.
-        time: presentation time in seconds on the browser's clock (the file's first timestamp is 0).
+        time: presentation time in seconds on the browser's clock, which a late first picture does not start at 0.
         image: ``(height, width, 3)`` uint8, BGR, upright.
     """
 
