@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, parse_qs, quote, unquote, urljoin, urlspli
 
 import httpx
 
-from ml_backend.errors import MediaError, MediaUnavailable, StorageError
+from ml_backend.errors import MediaError, MediaUnavailable, StorageError, VideoError
 from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -102,16 +102,24 @@ class MediaStore:
             return
         source = self._source(uri, task_id)
         target = self._target(uri)
+        lock = target.with_suffix(".lock")
         self._make_dir()
-        with _locked(target.with_suffix(".lock"), exclusive=True):
-            if not target.is_file():
-                self._download(source, target)
-            os.utime(target)
-        # Shared: others may read it too, but the clean-up of the cache passes it over.
-        with _locked(target.with_suffix(".lock"), exclusive=False):
-            if not target.is_file():  # removed in the moment between the two locks
-                raise MediaUnavailable(f"{uri} left the cache while it was opened.", "Raise MEDIA_CACHE_GB.")
-            yield target
+        for _ in range(3):
+            # Shared: others read it too, possibly for hours, and the clean-up of the cache passes it over.
+            with _locked(lock, exclusive=False):
+                if target.is_file():
+                    os.utime(target)
+                    try:
+                        yield target
+                    except VideoError:
+                        target.unlink(missing_ok=True)  # mended at its source, it is to be fetched anew
+                        raise
+                    return
+            with _locked(lock, exclusive=True):
+                if not target.is_file():
+                    self._download(source, target)
+        # Removed again and again in the moment between the two locks.
+        raise MediaUnavailable(f"{uri} left the cache while it was opened.", "Raise MEDIA_CACHE_GB.")
 
     def local_path(self, uri: str) -> Path | None:
         """The file itself, if it lies under a folder that the operator made visible; else ``None``."""

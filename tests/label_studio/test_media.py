@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ml_backend.errors import BackendError, MediaError, MediaUnavailable, StorageError
+from ml_backend.errors import BackendError, MediaError, MediaUnavailable, StorageError, VideoError
 from ml_backend.label_studio.media import MediaStore, canonical_uri
 from ml_backend.settings import Settings
 from tests.builders import ROOT, Outside, outside
@@ -596,6 +596,25 @@ def test_files_in_use_by_another_process_stay(store: Callable[..., MediaStore], 
         read(media, "/data/upload/b.mp4")
         assert path.read_bytes() == MB
         process.kill()
+
+
+def test_one_reader_does_not_wait_for_another(store: Callable[..., MediaStore], site: Outside) -> None:
+    """A video is read for as long as its prediction takes; meanwhile other tasks may show the same one."""
+    path, media = "/data/upload/a.mp4", store()
+    site.files[path] = MB
+    with media.open(path, 1), reader(media, site, path) as process:
+        assert process.communicate(timeout=60)[0].split()[-1] == str(len(MB)).encode()
+    assert len(site.asked(path)) == 1
+
+
+def test_unusable_video_is_not_kept(store: Callable[..., MediaStore], site: Outside) -> None:
+    path, media = "/data/upload/a.mp4", store()
+    site.files[path] = b"broken"
+    with pytest.raises(VideoError), media.open(path, 1):
+        raise VideoError("It is corrupt.")
+    assert cached(media) == set()
+    site.files[path] = MB  # mended under the same address
+    assert read(media, path) == MB
 
 
 @contextlib.contextmanager
