@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 #: In order of priority: preparing a task is short and lets people open it with the right frame rate.
 QUEUES = ("prepare", "predict")
-RETRY_INTERVALS_S = [5, 30, 120, 600]
+#: Pauses before each further try: a moment, then long enough for a server to be restarted, then to be repaired.
+RETRY_INTERVALS_S = [5, 60, 600]
 #: A failed job is not repeated sooner, however often Label Studio asks.
 FAILED_PAUSE = timedelta(seconds=30)
 FAILURE_TTL_S = 7 * 24 * 3600
@@ -91,7 +92,7 @@ class JobQueue:
 
     def _request(self, queue: str, function: str, args: list[Any], job_id: str) -> Requested:
         repeats = self._settings.job_attempts - 1
-        retry = Retry(max=repeats, interval=RETRY_INTERVALS_S) if repeats else None
+        retry = Retry(max=repeats, interval=RETRY_INTERVALS_S[:repeats]) if repeats else None
         with self._guard():
             for _ in range(3):
                 try:

@@ -167,6 +167,20 @@ def test_jobs_that_are_somewhere_are_left_alone(queue: JobQueue) -> None:
         assert queue.recover_lost(after_s=0) == []
 
 
+@pytest.mark.parametrize(("attempts", "pauses"), [(2, [5]), (3, [5, 60]), (4, [5, 60, 600]), (6, [5, 5, 5, 60, 600])])
+def test_pauses_between_attempts_grow(
+    settings: Callable[..., Settings], redis_url: str, attempts: int, pauses: list[int]
+) -> None:
+    queue = JobQueue(settings(redis_url=redis_url, job_attempts=attempts))
+    queue.request_prepare(7, 1)
+    job = fetch(queue, "prepare-1")
+    seen = []
+    while job.retries_left:
+        seen.append(job.get_retry_interval())
+        job.retries_left -= 1
+    assert seen == pauses
+
+
 def test_one_attempt_only(settings: Callable[..., Settings], redis_url: str) -> None:
     queue = JobQueue(settings(redis_url=redis_url, job_attempts=1))
     queue.request_prepare(7, 1)
