@@ -48,6 +48,8 @@ def predict_file(
         control = parse_label_config(config.read_text(encoding="utf-8")).video_controls[0]
     except OSError as error:
         raise ConfigError(f"The label config {config} cannot be read: {error.strerror}.", "Give --config.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The label config {config} is not UTF-8: {error}.", "Save it as UTF-8.") from error
     rate = video_timeline(video, frame_rate).frame_rate  # before the model is loaded: a wrong file is refused at once
     resolved = resolve_detector(settings, download=True)
     version = model_version(settings, resolved)

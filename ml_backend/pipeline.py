@@ -121,10 +121,12 @@ def video_timeline(path: Path | str, frame_rate: float | None = None) -> Timelin
 
     Raises:
         VideoError: the file cannot be used.
-        ConfigError: the rate makes more frames than can be handled.
+        ConfigError: the rate is none, or makes more frames than can be handled.
     """
     times, duration = frame_times(path), playback_duration(path)
-    rate = frame_rate or recommended_fps(times, duration)
+    rate = recommended_fps(times, duration) if frame_rate is None else frame_rate
+    if not rate > 0:
+        raise ConfigError(f"{rate:g} is no frame rate.", "Give frames per second, such as 25.")
     if duration * rate > MAX_TIMELINE:
         raise ConfigError(
             f"At {rate:g} frames a second, {duration:g} s of video are more frames than can be handled.",
