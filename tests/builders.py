@@ -77,8 +77,8 @@ def make_tiny_yolo(path: Path, names: Mapping[int, str]) -> Path:
     model.names = dict(names)
     head = model.model[-1]
     with torch.no_grad():
-        for branch in head.cv3:
-            branch[-1].bias[:] = -1.0  # sigmoid 0.27: some of the boxes pass a threshold of 0.25
+        for branch, bias in zip(head.cv3, (-9.0, -9.0, 1.5), strict=True):
+            branch[-1].bias[:] = bias - torch.arange(len(names))  # the coarse grid is sure of the first class
     yolo = YOLO(folder / "yolo11.yaml", task="detect", verbose=False)
     yolo.model = model
     yolo.ckpt = {"train_args": {"task": "detect"}}

@@ -1,0 +1,123 @@
+"""``python scripts/predict_video.py`` as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.builders import CONFIG, NO_RECTANGLE, ROOT, label_config, make_clip
+
+SCRIPT = ROOT / "scripts" / "predict_video.py"
+
+
+def run(*arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False
+    )
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return make_clip(tmp_path / "ein film.mp4")
+
+
+def test_writes_a_prediction_that_label_studio_can_import(clip: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.xml"
+    config.write_text(CONFIG)
+    out, mot = tmp_path / "new" / "folder" / "p.json", tmp_path / "tracks.txt"
+    done = run(clip, "--out", out, "--config", config, "--detector", "motion", "--tracks", mot, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.strip().splitlines()[-1])
+    assert {"frames", "seconds", "fps", "tracks", "keyframes", "model_version"} <= set(summary)
+    assert (summary["frames"], summary["tracks"], summary["detector"]) == (40, 1, "motion")
+    prediction = json.loads(out.read_text())
+    assert set(prediction) == {"result", "score", "model_version"}
+    assert prediction["model_version"] == summary["model_version"]
+    (region,) = prediction["result"]
+    assert len(region["value"]["sequence"]) == summary["keyframes"]
+    assert region["value"]["framesCount"] == 40
+    rows = [line.split(",") for line in mot.read_text().splitlines()]
+    assert len(rows) == summary["boxes"]
+    assert {len(row) for row in rows} == {10}
+    assert [int(row[0]) for row in rows] == sorted({int(row[0]) for row in rows})
+    assert not [file for file in out.parent.iterdir() if file != out]
+    assert "40/40" in done.stderr
+
+
+def test_frame_rate_and_default_config(clip: Path, tmp_path: Path) -> None:
+    done = run(clip, "--out", "p.json", "--detector", "motion", "--frame-rate", "10", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (region,) = json.loads((tmp_path / "p.json").read_text())["result"]
+    assert region["value"]["framesCount"] == 20
+    assert region["value"]["labels"] == ["object"]
+
+
+def test_real_weights(clip: Path, tmp_path: Path, yolo_weights: Path) -> None:
+    done = run(clip, "--out", "p.json", "--weights", yolo_weights, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["model_version"].startswith(yolo_weights.stem)
+
+
+def fails(done: subprocess.CompletedProcess[str], *texts: str) -> None:
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Error: " in done.stderr
+    for text in texts:
+        assert text in done.stderr
+
+
+@pytest.mark.parametrize("content", [None, b"", b"this is no video"])
+def test_unusable_video(tmp_path: Path, content: bytes | None) -> None:
+    video, out = tmp_path / "v.mp4", tmp_path / "p.json"
+    if content is not None:
+        video.write_bytes(content)
+    out.write_text("from earlier")
+    fails(run(video, "--out", out, "--detector", "motion", cwd=tmp_path), "v.mp4", "Cure: ")
+    assert out.read_text() == "from earlier"
+    assert sorted(file.name for file in tmp_path.iterdir()) in (["p.json"], ["p.json", "v.mp4"])
+
+
+def test_missing_weights(clip: Path, tmp_path: Path) -> None:
+    fails(run(clip, "--out", "p.json", "--weights", "no.pt", cwd=tmp_path), "no.pt", "YOLO_WEIGHTS")
+
+
+@pytest.mark.parametrize("config", [None, NO_RECTANGLE, "<View", label_config("a").replace("$video", "video")])
+def test_unusable_config(clip: Path, tmp_path: Path, config: str | None) -> None:
+    path = tmp_path / "config.xml"
+    if config:
+        path.write_text(config)
+    done = run(clip, "--out", "p.json", "--config", path, "--detector", "motion", cwd=tmp_path)
+    fails(done, "Cure: ")
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_config_in_another_encoding(clip: Path, tmp_path: Path) -> None:
+    path = tmp_path / "config.xml"
+    path.write_bytes(CONFIG.replace("thing", "dïng").encode("latin-1"))
+    fails(run(clip, "--out", "p.json", "--config", path, "--detector", "motion", cwd=tmp_path), "config.xml")
+
+
+def test_wrong_setting(clip: Path, tmp_path: Path) -> None:
+    fails(run(clip, "--out", "p.json", cwd=tmp_path, CONF="high"), "CONF")
+
+
+@pytest.mark.parametrize("rate", ["0", "-5", "nan", "1e12"])
+def test_frame_rate_that_is_none(clip: Path, tmp_path: Path, rate: str) -> None:
+    done = run(clip, "--out", "p.json", "--detector", "motion", "--frame-rate", rate, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert "frame" in done.stderr.lower()
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_place_that_cannot_be_written(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run(clip, "--out", tmp_path / "file" / "p.json", "--detector", "motion", cwd=tmp_path)
+    fails(done, "cannot be written", "--out")
