@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -93,14 +94,20 @@ class Timeline:
             raise ValueError(f"expected xyxy of shape ({len(have)}, 4), got {boxes.shape}")
         if not len(have):
             return []
-        ls_frames = np.arange(1, self.frames_count + 1, dtype=np.int64)
-        shown = self.decoded_index(ls_frames)
+        # Only the part of the timeline that shows the track: a long video has thousands of short ones.
+        begin, end = np.searchsorted(self._shown, have[0]), np.searchsorted(self._shown, have[-1], side="right")
+        shown = self._shown[begin:end]
         at = np.minimum(np.searchsorted(have, shown), len(have) - 1)
         visible = np.flatnonzero(have[at] == shown)
         if not len(visible):
             return []
         spans = np.split(visible, np.flatnonzero(np.diff(visible) > 1) + 1)
-        return [(ls_frames[span], boxes[at[span]]) for span in spans]
+        return [(begin + 1 + span, boxes[at[span]]) for span in spans]
+
+    @cached_property
+    def _shown(self) -> IntArray:
+        """Index of the picture on screen at each frame of the timeline, ascending; ``(frames_count,)``."""
+        return self.decoded_index(np.arange(1, self.frames_count + 1))
 
 
 def recommended_fps(times: Sequence[float] | npt.NDArray[Any], duration: float) -> float:

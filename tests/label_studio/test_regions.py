@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from label_studio_sdk.label_interface import LabelInterface
 from label_studio_sdk.label_interface.objects import PredictionValue
 
 from ml_backend.geometry import clip_xyxy, iou_pairs
-from ml_backend.label_studio.regions import make_prediction, region_boxes, track_to_region
+from ml_backend.label_studio.regions import make_prediction, region_boxes, track_to_region, visible_frames
 from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.label_studio.timeline import Timeline
 from ml_backend.types import Track, VideoInfo
@@ -140,6 +141,28 @@ def test_ids_are_stable_short_and_differ() -> None:
     assert first.isalnum()
     others = [make_track(range(10, 30), track_id=2), make_track(range(10, 31)), make_track(range(10, 30), label="car")]
     assert len({first, *(region_of(other)["id"] for other in others)}) == 4
+
+
+@given(
+    keys=st.dictionaries(st.integers(1, 30), st.booleans(), max_size=8),
+    count=st.none() | st.integers(1, 40),
+)
+def test_visible_frames_are_those_that_are_drawn(keys: dict[int, bool], count: int | None) -> None:
+    box = {"x": 1, "y": 1, "width": 2, "height": 2, "rotation": 0}
+    region = {"value": {"framesCount": count, "sequence": [{"frame": k, "enabled": v, **box} for k, v in keys.items()]}}
+    assert visible_frames(region) == len(frames_drawn(region))
+
+
+def test_short_tracks_of_a_long_video_cost_little() -> None:
+    """An hour has thousands of tracks: none may cost as much as the hour is long (then this takes half a minute)."""
+    hour = 108_000
+    timeline = Timeline(30, np.arange(hour) / 30, hour / 30)
+    started = time.perf_counter()
+    still = np.full((3, 4), [100, 50, 160, 200])
+    regions = [region_of(make_track(range(at, at + 3), still), timeline) for at in range(0, hour, 120)]
+    make_prediction(regions, "v")
+    assert len(regions) == 900
+    assert time.perf_counter() - started < 10
 
 
 def test_prediction_score_is_the_mean_over_frames() -> None:
