@@ -200,6 +200,23 @@ def test_a_part_that_is_seen_weakly_goes() -> None:
     assert [t.track_id for t in assemble(rows)] == [1]
 
 
+def test_a_thing_seen_whole_and_in_part_is_one_and_keeps_the_better_boxes() -> None:
+    whole = walk(1, range(90), start=(100, 100, 200, 200), class_id=1, conf=0.6)
+    part = walk(2, range(20, 80), start=(100, 130, 185, 200), class_id=1, conf=0.5)  # IoU 0.6
+    for frame in range(30, 60):
+        part[frame] = [(*part[frame][0][:2], 0.65, 1)]  # at times the surer one
+    (track,) = assemble(both(whole, part))
+    assert np.abs(track.xyxy - np.stack([whole[f][0][1] for f in range(90)])).max() < 1
+
+
+def test_who_passes_close_behind_somebody_is_not_swallowed() -> None:
+    rows = both(
+        walk(1, range(120), start=(100, 100, 140, 200), velocity=(3, 0)),
+        walk(2, range(120), start=(190, 104, 230, 204), velocity=(1.5, 0)),  # overtaken: IoU over 0.5 for 16 frames
+    )
+    assert [len(t) for t in assemble(rows)] == [120, 120]
+
+
 def test_car_and_truck_on_one_box_are_one_vehicle_named_by_the_vote() -> None:
     rows = both(
         walk(1, range(80), start=(100, 100, 220, 180), class_id=2, conf=0.5),

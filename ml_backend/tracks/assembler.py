@@ -24,6 +24,11 @@ MOVES = 0.5  # box sizes; less is standing still
 SAME_BOX = 0.7  # IoU at which two tracks of one class are one object ...
 SAME_BOX_CLASSES = 0.8  # ... and of two classes: car and truck, but never a rider and the bicycle
 INSIDE = 0.85  # share of a box inside another at which it may be a part of it
+# Two tracks of one class are also one object where they are less alike, but for longer: all their common life. (People
+# who walk together overlap less; who cross, more briefly.)
+CLOSE = 0.5
+CLOSE_LIFE = 0.65
+CLOSE_S = 0.3
 PART_LIFE = 0.8  # a part is inside for this share of its life ...
 PART_STRENGTH = 0.6  # ... and that much less sure than the whole
 SAME_LIFE = 0.6  # duplicates coincide in at least this share of the frames that show both
@@ -36,11 +41,13 @@ TrackedBox = tuple[int, FloatArray, float, int] | tuple[int, FloatArray, float, 
 class _Overlap:
     """In how many frames two tracks were close: IoU over each bound, and one inside the other."""
 
+    close: int = 0
     same: int = 0
     same_classes: int = 0
     inside: int = 0
 
     def add(self, other: _Overlap) -> None:
+        self.close += other.close
         self.same += other.same
         self.same_classes += other.same_classes
         self.inside += other.inside
@@ -137,9 +144,10 @@ class TrackAssembler:
             return
         boxes = np.concatenate([t.tail(1)[1] for t in present]).astype(np.float64)
         iou, ios = _overlap_matrices(boxes)
-        for i, j in np.argwhere(np.triu((iou >= SAME_BOX) | (ios >= INSIDE), 1)):
+        for i, j in np.argwhere(np.triu((iou >= CLOSE) | (ios >= INSIDE), 1)):
             a, b = sorted((present[i].track_id, present[j].track_id))
             overlap = self._overlaps.setdefault((a, b), _Overlap())
+            overlap.close += int(iou[i, j] >= CLOSE)
             overlap.same += int(iou[i, j] >= SAME_BOX)
             overlap.same_classes += int(iou[i, j] >= SAME_BOX_CLASSES)
             overlap.inside += int(ios[i, j] >= INSIDE)
@@ -156,7 +164,9 @@ class TrackAssembler:
         for tracklet in sorted(due, key=lambda t: (credibility.strength(t.conf), t.track_id)):
             if self._live.get(tracklet.track_id) is not tracklet or (now is not None and now - tracklet.end <= wait):
                 continue  # has become part of another, or lives on
-            if not self._is_duplicate(tracklet):
+            if self._merge_duplicate(tracklet):
+                continue
+            if not self._is_part_of_others(tracklet):
                 track = self._complete(tracklet)
                 if track is not None:
                     tracks.append(track)
@@ -177,8 +187,8 @@ class TrackAssembler:
                     self._merge(tail, head)
                     merged = True
 
-    def _merge(self, keep: Tracklet, gone: Tracklet) -> None:
-        keep.absorb(gone)
+    def _merge(self, keep: Tracklet, gone: Tracklet, first: Tracklet | None = None) -> None:
+        keep.absorb(gone, first)
         for tracker_id in gone.tracker_ids:
             if self._by_tracker_id.get(tracker_id) is gone:
                 self._by_tracker_id[tracker_id] = keep
@@ -203,17 +213,23 @@ class TrackAssembler:
         pairs = sorted(pair for pair in self._overlaps if tracklet.track_id in pair)
         return [(self._live[b if a == tracklet.track_id else a], self._overlaps[a, b]) for a, b in pairs]
 
-    def _is_duplicate(self, tracklet: Tracklet) -> bool:
-        """Whether another track shows the same object; where it is as good, it has taken over this one's boxes."""
-        inside = tracklet.inside
+    def _merge_duplicate(self, tracklet: Tracklet) -> bool:
+        """Whether another track shows the same object; that one has taken over this one's boxes then."""
         for other, overlap in self._related(tracklet):
             common = len(np.intersect1d(tracklet.frames, other.frames, assume_unique=True))
-            same = overlap.same if tracklet.top_class == other.top_class else overlap.same_classes
-            if same >= max(3.0, SAME_LIFE * common):
-                other.absorb(tracklet)
+            same_class = tracklet.top_class == other.top_class
+            if (overlap.same if same_class else overlap.same_classes) >= max(3.0, SAME_LIFE * common):
+                self._merge(other, tracklet)
                 return True
-            if _is_part(tracklet, other):
-                inside += overlap.inside
+            if same_class and overlap.close >= max(CLOSE_S * self._fps, CLOSE_LIFE * common):
+                # Boxes of the whole and of a part: taking now these, now those would make the track tremble.
+                self._merge(other, tracklet, first=max(other, tracklet, key=lambda t: sum(t.votes.values())))
+                return True
+        return False
+
+    def _is_part_of_others(self, tracklet: Tracklet) -> bool:
+        inside = tracklet.inside
+        inside += sum(o.inside for other, o in self._related(tracklet) if _is_part(tracklet, other))
         return inside >= PART_LIFE * len(tracklet)
 
     def _note_parts(self, tracklet: Tracklet) -> None:

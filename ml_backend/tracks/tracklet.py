@@ -87,8 +87,11 @@ class Tracklet:
         """Frames, boxes and confidences of the last ``n`` boxes."""
         return _arrays(self._frames[-n:], self._boxes[-4 * n :], self._conf[-n:])
 
-    def absorb(self, other: Tracklet) -> None:
-        """Take over another tracklet of the same object; where both have a box, the more confident stays."""
+    def absorb(self, other: Tracklet, first: Tracklet | None = None) -> None:
+        """Take over another tracklet of the same object.
+
+        Where both have a box, that of ``first`` (one of the two) stays; by default the more confident one.
+        """
         if other.start < self.start and other.first_look is not None:
             self.first_look = other.first_look
         if other.end > self.end and other.last_look is not None:
@@ -96,7 +99,10 @@ class Tracklet:
         frames = np.concatenate([self.frames, other.frames])
         xyxy = np.concatenate([self.xyxy, other.xyxy])
         conf = np.concatenate([self.conf, other.conf])
-        order = np.lexsort((-conf, frames))
+        rank = -conf
+        if first is not None:
+            rank = np.repeat([0.0 if t is first else 1.0 for t in (self, other)], [len(self), len(other)])
+        order = np.lexsort((rank, frames))
         order = order[np.unique(frames[order], return_index=True)[1]]
         self._frames = array("q", frames[order].tolist())
         self._boxes = array("f", xyxy[order].ravel().tolist())
