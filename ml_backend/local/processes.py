@@ -30,7 +30,7 @@ __all__ = ["Backend", "LabelStudioServer", "ManagedProcess", "RedisServer", "Sta
 SOCKET_PATH_MAX = 100
 DATABASE = "label_studio.sqlite3"
 #: RQ needs streams and blocking moves.
-REDIS_MIN_VERSION = (5, 0)
+REDIS_MIN_VERSION = (6, 2)  # for set-proc-title
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +192,8 @@ class RedisServer(ManagedProcess):
             "save": "",
             "daemonize": "no",
             "maxmemory-policy": "noeviction",
+            # The title is written over the environment, and with it the mark by which the guardian finds its processes.
+            "set-proc-title": "no",
         }
         return [redis_executable(), *(word for name, value in options.items() for word in (f"--{name}", value))]
 
@@ -239,7 +241,7 @@ def redis_executable() -> str:
         executable = Path(folder) / "bin" / "redis-server"
         if executable.is_file():
             return str(executable)
-    raise StartError("There is no redis-server.", "Install Redis 5 or newer, or set REDIS_URL to a running one.")
+    raise StartError("There is no redis-server.", "Install Redis 6.2 or newer, or set REDIS_URL to a running one.")
 
 
 def redis_version(executable: str) -> tuple[int, int]:

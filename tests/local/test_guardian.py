@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 
 from ml_backend.local.guardian import MARK, marked, start_guardian, sweep
+from ml_backend.local.processes import RedisServer, redis_answers
 
 #: Has a child in a session of its own and ignores the polite signal, as the worst process would.
 STUBBORN = """
@@ -61,3 +62,17 @@ def test_sweep_without_grace_kills_at_once(tmp_path: Path) -> None:
     process.wait(timeout=10)
     assert process.returncode == -signal.SIGKILL
     assert marked(mark) == []
+
+
+def test_every_process_of_a_stack_can_be_found(tmp_path: Path) -> None:
+    """Redis would write its title over the environment that holds the mark."""
+    mark = uuid.uuid4().hex
+    server = RedisServer(tmp_path / "redis", log_dir=tmp_path, environment=os.environ | {MARK: mark})
+    server.start()
+    try:
+        server.wait_ready(30)
+        assert len(marked(mark)) == 1
+        assert sweep(mark) == 1
+        assert not redis_answers(server.url)
+    finally:
+        server.stop()
