@@ -19,6 +19,7 @@ class Context:
         self.settings = settings
         #: Set when the process is asked to end: long work stops at the next frame and is taken up again later.
         self.stop = threading.Event()
+        self._client = lru_cache(maxsize=1)(self._make_client)
 
     @cached_property
     def storage(self) -> Storage:
@@ -28,15 +29,18 @@ class Context:
     def queue(self) -> JobQueue:
         return JobQueue(self.settings, connect(self.settings, timeout=10.0))
 
-    @cached_property
+    @property
     def client(self) -> LabelStudioClient:
         configured = self.settings.label_studio_api_key.get_secret_value()
-        # Without a configured token, the one that Label Studio handed over in /setup may do (legacy tokens).
-        return LabelStudioClient.from_settings(self.settings, configured or self.queue.remembered_token())
+        # Without a configured token, the one that Label Studio handed over in the last /setup may do (legacy tokens).
+        return self._client(configured or self.queue.remembered_token())
 
-    @cached_property
+    @property
     def media(self) -> MediaStore:
         return MediaStore(self.settings, self.client)
+
+    def _make_client(self, token: str) -> LabelStudioClient:
+        return LabelStudioClient.from_settings(self.settings, token)
 
 
 @lru_cache(maxsize=1)

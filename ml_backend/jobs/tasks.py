@@ -15,6 +15,9 @@ from ml_backend.errors import BackendError, Interrupted, LabelStudioError, Queue
 from ml_backend.jobs.context import Context, get_context
 from ml_backend.jobs.plan import TaskPlan, VideoPart, plan_task, rate_field
 from ml_backend.label_studio.client import NotFound, Task
+from ml_backend.label_studio.media import public_uri
+from ml_backend.models.weights import ResolvedDetector, resolve_detector
+from ml_backend.versions import model_version
 
 log = logging.getLogger(__name__)
 
@@ -104,11 +107,8 @@ def _with_video_facts(context: Context, task: Task, label_config: str) -> Task:
     return Task(task.id, task.project_id, data, 0, fresh.prediction_versions)
 
 
-def _plan(context: Context, task: Task, label_config: str, *, download: bool = False) -> TaskPlan:
-    from ml_backend.models.weights import resolve_detector
-    from ml_backend.versions import model_version
-
-    detector = resolve_detector(context.settings, download=download)
+def _plan(context: Context, task: Task, label_config: str, detector: ResolvedDetector | None = None) -> TaskPlan:
+    detector = detector or resolve_detector(context.settings)
     return plan_task(
         task.project_id,
         task.id,
@@ -152,7 +152,8 @@ def _living_task(context: Context, key: str, task_id: int) -> Task | None:
 
 def _predict_for(context: Context, key: str, task: Task) -> None:
     label_config = context.client.get_project(task.project_id).label_config
-    plan = _plan(context, task, label_config, download=True)
+    detector = resolve_detector(context.settings, download=True)
+    plan = _plan(context, task, label_config, detector)
     if plan.needs_probe:
         context.queue.request_prepare(task.project_id, task.id)
         return
@@ -164,22 +165,24 @@ def _predict_for(context: Context, key: str, task: Task) -> None:
             context.queue.request_prepare(task.project_id, other)
         _request_prediction(context, plan)
         return
-    prediction = _run(context, plan)
+    prediction = _run(context, plan, detector)
     context.storage.save_prediction(key, plan.project_id, prediction)
     _deliver(context, key, prediction, [task.id])
 
 
-def _run(context: Context, plan: TaskPlan) -> dict[str, Any]:
+def _run(context: Context, plan: TaskPlan, detector: ResolvedDetector) -> dict[str, Any]:
     from ml_backend.label_studio.regions import make_prediction
 
-    log.info("Task %s: pre-annotating %s", plan.task_id, ", ".join(part.uri for part in plan.parts))
+    log.info("Task %s: pre-annotating %s", plan.task_id, ", ".join(public_uri(part.uri) for part in plan.parts))
     regions: list[dict[str, Any]] = []
     for number, part in enumerate(plan.parts):
-        regions.extend(_run_part(context, plan, part, number))
+        regions.extend(_run_part(context, plan, detector, part, number))
     return make_prediction(regions, plan.version)
 
 
-def _run_part(context: Context, plan: TaskPlan, part: VideoPart, number: int) -> Iterable[dict[str, Any]]:
+def _run_part(
+    context: Context, plan: TaskPlan, detector: ResolvedDetector, part: VideoPart, number: int
+) -> Iterable[dict[str, Any]]:
     from ml_backend.pipeline import predict_video
 
     if part.frame_rate is None:
@@ -187,7 +190,13 @@ def _run_part(context: Context, plan: TaskPlan, part: VideoPart, number: int) ->
     report = _Progress(number, len(plan.parts))
     with context.media.open(part.uri, plan.task_id) as path:
         result = predict_video(
-            path, part.control, part.frame_rate, context.settings, progress=report, should_stop=context.stop.is_set
+            path,
+            part.control,
+            part.frame_rate,
+            context.settings,
+            resolved=detector,  # the one that the version names, whatever has appeared since
+            progress=report,
+            should_stop=context.stop.is_set,
         )
     for name, amount in (
         ("videos", 1),

@@ -10,6 +10,7 @@ import logging
 import sys
 import threading
 from types import FrameType
+from typing import Any
 
 from redis.exceptions import RedisError
 from rq import Queue
@@ -72,6 +73,11 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
                 self.job_queue.recover_lost()
             except QueueUnavailable as error:  # next time, then
                 log.warning("Lost jobs were not looked for: %s", error)
+
+    def handle_exception(self, job: Job, *exc_info: Any) -> None:
+        """Known errors have said in one line what is wrong; RQ would add a hundred lines of where."""
+        if not isinstance(exc_info[1], BackendError):
+            super().handle_exception(job, *exc_info)
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """First signal: the job stops at its next frame, is put back, and the worker ends."""

@@ -44,7 +44,8 @@ class Task:
 
     Attributes:
         data: the task's data, storage URIs as they were imported.
-        annotations: number of annotations, drafts not counted.
+        annotations: how many annotations and drafts the task's timeline is in use by; those that were skipped and
+            drafts do not count while they are empty.
         prediction_versions: model versions of the predictions that the task has.
     """
 
@@ -147,10 +148,11 @@ class LabelStudioClient:
             # Unresolved: cloud URIs stay what they are, so that the data can be written back.
             raw = {"additional_query_parameters": {"resolve_uri": "false"}}
             task = self._sdk.tasks.get(str(task_id), request_options=raw)
-            annotations = [a for a in task.annotations or [] if not _get(a, "was_cancelled")]
+            annotations = [a for a in task.annotations or [] if _get(a, "result") or not _get(a, "was_cancelled")]
+            drafts = [draft for draft in task.drafts or [] if _get(draft, "result")]
             versions = [_get(p, "model_version") for p in task.predictions or []]
             known = frozenset(str(version) for version in versions if version)
-            return Task(task_id, int(task.project), dict(task.data or {}), len(annotations), known)
+            return Task(task_id, int(task.project), dict(task.data or {}), len(annotations) + len(drafts), known)
 
     def list_task_ids(self, project_id: int) -> list[int]:
         """Ids of all tasks of a project, page by page."""

@@ -64,6 +64,14 @@ def canonical_uri(uri: str, label_studio_url: str = "") -> str:
     return uri
 
 
+def public_uri(uri: str) -> str:
+    """A media address without what may be secret in it, for messages and logs: credentials and signatures."""
+    parts = urlsplit(uri)
+    if not parts.netloc:
+        return uri
+    return f"{parts.scheme}://{_server(uri)}{parts.path}"
+
+
 @dataclass(frozen=True, slots=True)
 class _Source:
     """Where the bytes of a media URI come from."""
@@ -119,7 +127,7 @@ class MediaStore:
                 if not target.is_file():
                     self._download(source, target)
         # Removed again and again in the moment between the two locks.
-        raise MediaUnavailable(f"{uri} left the cache while it was opened.", "Raise MEDIA_CACHE_GB.")
+        raise MediaUnavailable(f"{public_uri(uri)} left the cache while it was opened.", "Raise MEDIA_CACHE_GB.")
 
     def local_path(self, uri: str) -> Path | None:
         """The file itself, if it lies under a folder that the operator made visible; else ``None``."""
@@ -146,7 +154,7 @@ class MediaStore:
         if not parts.scheme and parts.path.startswith("/data/"):
             return _Source(base + uri, True)
         raise MediaError(
-            f"The video address {uri[:200]!r} is of a kind that is not fetched.",
+            f"The video address {public_uri(uri)[:200]!r} is of a kind that is not fetched.",
             "Use an upload, a local-files or cloud storage of Label Studio, or an http(s) URL.",
         )
 
@@ -198,13 +206,13 @@ class MediaStore:
             with httpx.Client(timeout=timeout) as http, self._request(http, source, headers) as response:
                 if response.status_code == 416 or not _goes_on(response, done):
                     meta.unlink(missing_ok=True)  # the next try begins anew
-                    raise MediaUnavailable(f"{urlsplit(source.url).netloc} does not resume the download.")
+                    raise MediaUnavailable(f"{_server(source.url)} does not resume the download.")
                 self._check_status(response)
                 self._receive(response, part, meta, done if response.status_code == 206 else 0)
         except (httpx.InvalidURL, UnicodeError) as error:
-            raise MediaError(f"The address {source.url[:200]!r} is malformed: {error}.") from error
+            raise MediaError(f"The address {public_uri(source.url)[:200]!r} is malformed: {error}.") from error
         except httpx.HTTPError as error:
-            where = urlsplit(source.url).netloc
+            where = _server(source.url)
             raise MediaUnavailable(
                 f"The video cannot be fetched from {where}: {error.__class__.__name__}.",
                 "Check that the host is reachable from this machine.",
@@ -233,8 +241,7 @@ class MediaStore:
         status = response.status_code
         if status in (200, 206):
             return
-        where = urlsplit(str(response.url))
-        name = f"{where.netloc}{where.path}"
+        name = _server(str(response.url)) + urlsplit(str(response.url)).path
         if status in (401, 403):
             raise MediaError(
                 f"{name} refuses access ({status}).", "Check LABEL_STUDIO_API_KEY and the storage's rights."
@@ -253,7 +260,7 @@ class MediaStore:
             raise self._too_large()
         if "text/html" in response.headers.get("content-type", ""):
             raise MediaError(
-                f"{urlsplit(str(response.url)).netloc} answers with a web page instead of a video.",
+                f"{_server(str(response.url))} answers with a web page instead of a video.",
                 "Check the address and the token; a login page looks like this.",
             )
         try:
@@ -308,6 +315,11 @@ def _split(uri: str) -> SplitResult:
     except ValueError as error:
         raise MediaError(f"The address {uri[:200]!r} is malformed: {error}.", "Correct it in the task.") from error
     return parts
+
+
+def _server(url: str) -> str:
+    """Host and port, without user and password."""
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def _same_host(url: str, base: str) -> bool:

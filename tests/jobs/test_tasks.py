@@ -8,11 +8,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from ml_backend.errors import PredictionFailed
+from ml_backend.errors import LabelStudioError, PredictionFailed
 from ml_backend.jobs.context import Context, get_context
-from tests.builders import CONFIG, NO_RECTANGLE, TWO_VIDEOS, Gate, Outside, label_config, make_clip, outside
+from tests.builders import (
+    CONFIG,
+    NO_RECTANGLE,
+    TWO_VIDEOS,
+    Gate,
+    Outside,
+    label_config,
+    make_clip,
+    make_tiny_yolo,
+    outside,
+)
 from tests.jobs.conftest import Site
 from tests.video.builders import make_audio, make_video, truncate
 
@@ -241,6 +252,67 @@ def test_annotation_made_while_the_video_is_probed(site: Make, work: Work, forei
     work(here)
     assert here.data(task) == {"video": foreign.url + "/a.mp4"}
     assert len(here.predictions(task)) == 1
+
+
+def test_draft_keeps_its_timeline(site: Make, work: Work) -> None:
+    """Who draws without having submitted yet has work to lose, too."""
+    here = site()
+    task = here.task(here.project(), video=here.clip())
+    region = {"id": "a", "type": "videorectangle", "from_name": "box", "to_name": "video", "value": {"sequence": []}}
+    url = f"{here.client.url}/api/tasks/{task}/drafts"
+    httpx.post(url, json={"result": [region]}, headers=here.client.auth_headers()).raise_for_status()
+    here.queue.request_prepare(1, task)
+    work(here)
+    assert here.data(task) == {"video": here.clip()}
+    assert here.predictions(task)[0].result[0]["value"]["framesCount"] == 48
+
+
+def test_weights_that_appear_meanwhile(site: Make, work: Work, foreign: Outside, tmp_path: Path) -> None:
+    """The prediction is by the detector that its version names."""
+    here = site(media_allowed_hosts="127.0.0.1", detector="auto")
+    project = here.project()
+    foreign.files["/a.mp4"] = make_clip(tmp_path / "a.mp4").read_bytes()
+    tiny = make_tiny_yolo(tmp_path / "tiny.pt", {0: "thing"})
+    task = here.task(project, video=foreign.url + "/a.mp4", **FACTS)
+
+    def serve(handler: http.server.BaseHTTPRequestHandler) -> None:
+        here.settings.weights_dir.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tiny, here.settings.weights_dir / "yolo11n.pt")
+        del foreign.special["/a.mp4"]
+        foreign._serve(handler)
+
+    foreign.special["/a.mp4"] = serve
+    here.predict(project, task)
+    work(here)
+    (prediction,) = here.predictions(task)
+    assert prediction.model_version.startswith("motion.")
+    assert {region["meta"]["original_class"] for region in prediction.result} == {"object"}
+    assert here.serving.version().startswith("yolo11n-")
+
+
+def test_token_that_is_handed_over_later(site: Make, label_studio: Any) -> None:
+    here = site(label_studio_api_key="")
+    context = Context(here.settings)
+    with pytest.raises(LabelStudioError, match="no token"):
+        context.client.whoami()
+    here.serving.remember_token(label_studio.token)
+    assert context.client.whoami() == label_studio.username
+    assert context.client is context.client
+
+
+def test_secrets_of_an_address_stay_out_of_the_log(site: Make, work: Work, caplog: pytest.LogCaptureFixture) -> None:
+    here = site(media_allowed_hosts="127.0.0.1")
+    project = here.project()
+    task = here.task(project, video="http://bob:s3cret@127.0.0.1:9/a.mp4?X-Amz-Signature=s3cret", **FACTS)
+    here.predict(project, task)
+    with caplog.at_level("INFO"):
+        work(here)
+    lines = [record.getMessage() for record in caplog.records]
+    assert any("127.0.0.1:9/a.mp4" in line for line in lines)
+    assert not any("s3cret" in line for line in lines)
+    assert not any("Traceback" in line for line in lines), "a known error is one line"
+    (name,) = here.jobs()
+    assert "s3cret" not in here.job(name).meta["error"]
 
 
 # -- bad input

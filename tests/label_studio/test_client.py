@@ -37,10 +37,7 @@ def test_token_of_either_kind(label_studio: Any, client: LabelStudioClient) -> N
 def test_expired_access_token_is_refreshed(label_studio: Any, client: LabelStudioClient) -> None:
     client.whoami()
     tokens = client._sdk._client_wrapper._tokens_client
-    expired = (
-        "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJ0b2tlbl90eXBlIjoiYWNjZXNzIiwiZXhwIjoxMDAwMDAwMDAwfQ."
-        "c2lnbmF0dXJl"
-    )
+    expired = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJ0b2tlbl90eXBlIjoiYWNjZXNzIiwiZXhwIjoxMDAwMDAwMDAwfQ.c2lnbmF0dXJl"
     stale = [name for name, value in vars(tokens).items() if isinstance(value, str) and value.count(".") == 2]
     for name in stale:
         if getattr(tokens, name) != label_studio.token:
@@ -78,6 +75,22 @@ def test_cancelled_annotations_do_not_count(client: LabelStudioClient, sdk: Any)
     assert client.get_task(task).annotations == 1
 
 
+REGION = {"id": "a", "type": "videorectangle", "from_name": "box", "to_name": "video", "value": {"sequence": []}}
+
+
+@pytest.mark.parametrize(("result", "number"), [([], 0), ([REGION], 1)])
+def test_drafts_and_skipped_annotations_with_work_in_them_do(
+    client: LabelStudioClient, sdk: Any, result: list[Any], number: int
+) -> None:
+    task = client.create_task(client.create_project("test", CONFIG), {"video": "a.mp4"})
+    draft = {"result": result, "lead_time": 1}
+    answer = httpx.post(f"{client.url}/api/tasks/{task}/drafts", json=draft, headers=client.auth_headers())
+    assert answer.status_code == 201
+    assert client.get_task(task).annotations == number
+    sdk.annotations.create(id=task, result=result, was_cancelled=True)
+    assert client.get_task(task).annotations == 2 * number
+
+
 def test_prediction_once_per_version(client: LabelStudioClient, sdk: Any) -> None:
     task = client.create_task(client.create_project("test", CONFIG), {"video": "a.mp4"})
     for version in ("one", "one", "two"):
@@ -86,9 +99,7 @@ def test_prediction_once_per_version(client: LabelStudioClient, sdk: Any) -> Non
     assert client.get_task(task).prediction_versions == {"one", "two"}
 
 
-def test_upload_keeps_odd_names_and_makes_no_task(
-    client: LabelStudioClient, label_studio: Any, tmp_path: Path
-) -> None:
+def test_upload_keeps_odd_names_and_makes_no_task(client: LabelStudioClient, label_studio: Any, tmp_path: Path) -> None:
     project = client.create_project("test", CONFIG)
     clip = make_clip(tmp_path / "Straße & Co (1).mp4", frames=5)
     address = client.upload_file(project, clip)
