@@ -11,13 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import ConfigError, Interrupted
+from ml_backend.errors import ConfigError, Interrupted, VideoError
 from ml_backend.label_studio.regions import track_to_region
 from ml_backend.label_studio.schema import LabelMapper, VideoControl
 from ml_backend.label_studio.timeline import Timeline, recommended_fps
 from ml_backend.models.weights import ResolvedDetector, resolve_detector
 from ml_backend.settings import Settings
-from ml_backend.types import UNLABELLED, Frame, Track, VideoInfo
+from ml_backend.types import UNLABELLED, Frame, Image, Track, VideoInfo
 from ml_backend.video.probe import frame_times, playback_duration, probe
 from ml_backend.video.reader import read_frames
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ml_backend.models.detector import Detector
 
 log = logging.getLogger(__name__)
+
+PRIMING_S = 60.0
+PRIMING_FRAMES = 20
 
 Progress = Callable[[int, int], None]
 
@@ -91,7 +94,7 @@ class Labeller:
         return True
 
 
-def load_detector(resolved: ResolvedDetector, settings: Settings, fps: float) -> Detector:
+def load_detector(resolved: ResolvedDetector, settings: Settings, info: VideoInfo) -> Detector:
     """The detector itself. Loading takes seconds; the last one stays loaded for the next video.
 
     Raises:
@@ -100,7 +103,9 @@ def load_detector(resolved: ResolvedDetector, settings: Settings, fps: float) ->
     if resolved.kind == "motion":
         from ml_backend.models.motion import MotionDetector
 
-        return MotionDetector(fps)  # keeps a model of one video's background
+        motion = MotionDetector(info.fps)  # keeps a model of one video's background, hence a new one each time
+        motion.prime(_early_frames(info))
+        return motion
     key = (str(resolved.path), resolved.sha256, settings.device, settings.imgsz, settings.conf, settings.batch)
     if _loaded.get("key") != key:
         from ml_backend.models.detector import YoloDetector
@@ -186,7 +191,7 @@ def predict_video(
     timeline = video_timeline(path, frame_rate)
     resolved = resolved or resolve_detector(settings)
     motion = resolved.kind == "motion"
-    detector = load_detector(resolved, settings, info.fps)
+    detector = load_detector(resolved, settings, info)
     labeller = Labeller(control, detector.names, class_agnostic=motion)
     tracker = Tracker(settings.tracker, info.fps, motion=motion)
     assembler = TrackAssembler(info.fps, detector.names, info.width, info.height, settings, motion=motion)
@@ -224,6 +229,20 @@ def predict_video(
         what = ", ".join(f"{count} x {name}" for name, count in labeller.unmapped.most_common())
         log.info("Tracks that no label of the config covers were left out: %s", what)
     return result
+
+
+def _early_frames(info: VideoInfo) -> Iterator[Image]:
+    """Frames spread over the beginning, from which the background shows before the first object is to be found.
+
+    Later light is left out: the background model follows it as it changes.
+    """
+    last = min(info.frames, round(PRIMING_S * info.fps))
+    for index in range(0, last, max(1, last // PRIMING_FRAMES)):
+        try:
+            yield next(read_frames(info.path, info, start=index)).image
+        except VideoError as error:  # a broken tail; what comes before it is still worth searching
+            log.info("The background is learned from fewer frames: %s", error)
+            return
 
 
 def _batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -53,7 +53,7 @@ class MotionDetector:
         self._learned = 0  # frames
         self._warm_up = WARM_UP_S * self._fps
 
-    def prime(self, images: Sequence[Image]) -> None:
+    def prime(self, images: Iterable[Image]) -> None:
         """Learn the background from frames taken all over the video, before the first :meth:`detect`.
 
         Optional: without it, objects of the first seconds leave ghosts behind and are seen a little later.
