@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from ml_backend.errors import BackendError
+from ml_backend.settings import LogLevel, wrong_settings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -25,7 +26,10 @@ def fail_clearly(function: Function) -> Function:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        logging.basicConfig(level=os.environ.get("LOG_LEVEL", "WARNING"), format="%(levelname)s %(name)s: %(message)s")
+        level = os.environ.get("LOG_LEVEL", "").upper()
+        if level not in get_args(LogLevel):  # scripts that need the settings say what is wrong with it
+            level = "WARNING"
+        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
         try:
             return function(*args, **kwargs)
         except BackendError as error:
@@ -34,9 +38,7 @@ def fail_clearly(function: Function) -> Function:
                 print(f"Cure:  {error.cure}", file=sys.stderr)
             sys.exit(1)
         except ValidationError as error:
-            for problem in error.errors():
-                name = ".".join(map(str, problem["loc"])).upper()
-                print(f"Error: the setting {name} is wrong: {problem['msg']}.", file=sys.stderr)
+            print(f"Error: {wrong_settings(error)}", file=sys.stderr)
             sys.exit(1)
 
     return run  # type: ignore[return-value]

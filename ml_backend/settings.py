@@ -10,11 +10,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from ml_backend.errors import ConfigError
 
 Mode = Literal["yolo"]
 DetectorKind = Literal["auto", "yolo", "motion"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 TrackerKind = Literal["tracktrack", "botsort", "bytetrack", "ocsort", "deepocsort", "fasttrack"]
 
 
@@ -37,7 +40,7 @@ class Settings(BaseSettings):
     database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in DATA_DIR.")
     data_dir: Path = Field(Path("data"), description="Databases, caches, weights, embedded servers' files.")
     max_request_mb: int = Field(64, gt=0, description="Largest request body accepted.")
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_level: LogLevel = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     job_attempts: int = Field(4, ge=1, description="How often a job is tried before it stays failed.")
     job_lease_s: int = Field(30, ge=5, description="A job whose worker is silent for so long is taken up again.")
     job_timeout_s: int = Field(24 * 3600, gt=0, description="Longest that one job may run.")
@@ -77,7 +80,21 @@ class Settings(BaseSettings):
     @field_validator("label_studio_url")
     @classmethod
     def _no_trailing_slash(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("it begins with http:// or https://")
         return value.rstrip("/")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        if not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("it begins with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
 
     @field_validator("media_allowed_hosts", mode="before")
     @classmethod
@@ -108,5 +125,21 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The process's settings, read from the environment on first use."""
-    return Settings()
+    """The process's settings, read from the environment on first use.
+
+    Raises:
+        ConfigError: naming every setting that is wrong.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigError(wrong_settings(error), "Correct it in the environment or in the file .env.") from error
+
+
+def wrong_settings(error: ValidationError) -> str:
+    """One sentence for each setting that is wrong."""
+    return " ".join(
+        f"The setting {'.'.join(map(str, problem['loc'])).upper()} is wrong: "
+        f"{problem['msg'].removeprefix('Value error, ')}."
+        for problem in error.errors()
+    )

@@ -159,6 +159,12 @@ def test_the_settings_exist_and_are_valid(service: str, compose: dict[str, Any])
     assert settings.redis_url.startswith("redis://redis:")
 
 
+@pytest.mark.parametrize("service", ["backend", "worker"])
+def test_every_setting_can_be_made_in_the_env_file(service: str, compose: dict[str, Any]) -> None:
+    """Both services get the same ones: versions are told by the one and made by the other."""
+    assert set(compose["services"][service]["environment"]) == {name.upper() for name in Settings.model_fields}
+
+
 def test_addresses_lead_to_services(compose: dict[str, Any]) -> None:
     server = compose["services"]["label-studio"]
     assert server["environment"]["POSTGRE_HOST"] in compose["services"]

@@ -123,7 +123,11 @@ def fetch_weights(settings: Settings) -> None:
 
 
 def main() -> int:
-    settings = get_settings()
+    try:
+        settings = get_settings()
+    except BackendError as error:
+        print(error, file=sys.stderr)
+        return 1
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("httpx", "rq.worker", "rq.scheduler"):  # the jobs say themselves what they did
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,51 @@
+"""What is wrong with a setting is said in one sentence, before anything is started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ml_backend.errors import ConfigError
+from ml_backend.settings import Settings, get_settings
+from tests.builders import ROOT
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("IMGSZ", "abc", "The setting IMGSZ is wrong: Input should be a valid integer"),
+        ("LOG_LEVEL", "loud", "The setting LOG_LEVEL is wrong"),
+        ("REDIS_URL", "localhost:6379", "The setting REDIS_URL is wrong: it begins with redis://"),
+        ("LABEL_STUDIO_URL", "localhost:8080", "The setting LABEL_STUDIO_URL is wrong: it begins with http://"),
+    ],
+)
+def test_wrong_setting(name: str, value: str, text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, value)
+    get_settings.cache_clear()
+    with pytest.raises(ConfigError, match=text):
+        get_settings()
+
+
+def test_log_level_in_small_letters(settings: Callable[..., Settings]) -> None:
+    assert settings(log_level="debug").log_level == "DEBUG"
+
+
+def test_worker_says_it_in_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ml_backend.jobs.worker"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "REDIS_URL": "localhost:6379"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("The setting REDIS_URL is wrong")
+    assert done.stderr.count("\n") == 1
