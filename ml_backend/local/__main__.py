@@ -63,7 +63,12 @@ def run(stack: Stack, *, demo: bool) -> None:
     try:
         with ThreadPoolExecutor(1) as background, stack:
             sample = background.submit(make_sample_video, stack.data_dir) if demo and not was_made(stack) else None
-            shown = prepare_demo(stack, sample) if demo else None
+            shown = None
+            if demo:
+                try:
+                    shown = prepare_demo(stack, sample)
+                except BackendError as error:  # the stack is of use without it
+                    reporter.say(f"There is no demo project: {error}")
             reporter.seconds["total"] = round(reporter.seconds["install"] + time.monotonic() - started, 2)
             announce(stack, shown)
             stack.watch()

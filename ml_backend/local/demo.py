@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ml_backend.errors import LabelStudioError
+from ml_backend.jobs.queue import JobQueue
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
 from ml_backend.local.preflight import ROOT
 from ml_backend.local.processes import StartError
 from ml_backend.local.stack import Stack
 from ml_backend.local.state import write_private
+from ml_backend.settings import Settings
 
 TITLE = "Video demo"
 #: Eight seconds of 720p take a small machine well under a minute; the first import of the models comes on top.
@@ -90,9 +92,11 @@ def wait_for_prediction(
     """Wait until the task carries a prediction.
 
     Raises:
-        StartError: there is none in time, with the end of the worker's log.
+        StartError: its job has failed for good, or there is none in time; with the end of the worker's log.
     """
     client = stack.client()
+    jobs = JobQueue(Settings(_env_file=None, redis_url=stack.redis_url))
+    earlier = {job["id"] for job in jobs.failed_jobs()} - {f"prepare-{demo.task_id}"}
     deadline = time.monotonic() + timeout
     next_look = 0.0
     while True:
@@ -100,11 +104,15 @@ def wait_for_prediction(
             if client.get_task(demo.task_id).prediction_versions:
                 return
             next_look = time.monotonic() + 0.5
+            for job in jobs.failed_jobs():
+                if job["id"] not in earlier:
+                    raise _no_prediction(stack, f"The sample video's job has failed: {job['error']}")
         if time.monotonic() > deadline:
-            raise StartError(
-                f"The sample video has no prediction after {timeout:.0f} s.",
-                f"The end of {stack.worker.log_path}:\n{stack.worker.tail()}",
-            )
+            raise _no_prediction(stack, f"The sample video has no prediction after {timeout:.0f} s.")
         stack.revive()
         tick()
         time.sleep(0.1)
+
+
+def _no_prediction(stack: Stack, message: str) -> StartError:
+    return StartError(message, f"The end of {stack.worker.log_path}:\n{stack.worker.tail()}")

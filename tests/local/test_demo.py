@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from ml_backend.local.demo import Demo, connect, find_demo, make_demo, wait_for_prediction, was_made
+from ml_backend.local.processes import StartError
 from ml_backend.local.smoke import read_task
 from ml_backend.local.stack import Stack
 from ml_backend.local.verify import check_prediction
@@ -61,3 +62,11 @@ def test_a_demo_that_was_deleted_stays_deleted(stack: Stack, demo: Demo, tmp_pat
     httpx.delete(f"{stack.label_studio.url}/api/projects/{demo.project_id}/", headers=headers).raise_for_status()
     assert find_demo(stack) is None
     assert was_made(stack)
+
+
+def test_a_sample_that_cannot_be_used_is_said_at_once(stack: Stack, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video at all" * 1000)
+    with pytest.raises(StartError, match="The sample video's job has failed: ") as caught:
+        wait_for_prediction(stack, make_demo(stack, broken), lambda: None)
+    assert "worker.log" in caught.value.cure
