@@ -62,6 +62,7 @@ def frames_done(here: Site) -> int:
 
 def delivered(here: Site, task: int) -> bool:
     here.hurry()
+    assert here.queue.failed_jobs() == []
     return here.jobs() == {} and len(here.predictions(task)) == 1
 
 
