@@ -172,11 +172,14 @@ class JobQueue:
 
     # -- targets of a prediction
 
-    def pop_target(self, key: str) -> int | None:
-        """Take one task that waits for this prediction."""
+    def targets(self, key: str) -> set[int]:
+        """Tasks that wait for this prediction; each until it is served, so that none is lost with a worker."""
         with self._guard():
-            value = self.connection.spop(_targets_key(key))
-        return None if value is None else int(value)  # type: ignore[arg-type]
+            return {int(value) for value in self.connection.smembers(_targets_key(key))}
+
+    def remove_target(self, key: str, task_id: int) -> None:
+        with self._guard():
+            self.connection.srem(_targets_key(key), task_id)
 
     def add_targets(self, key: str, task_ids: Sequence[int]) -> None:
         if task_ids:

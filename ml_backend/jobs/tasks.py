@@ -134,19 +134,14 @@ def predict(context: Context, key: str, project_id: int, task_id: int) -> None:
 
 def _living_task(context: Context, key: str, task_id: int) -> Task | None:
     """The task, or another one that waits for the same video where it was deleted meanwhile."""
-    candidate: int | None = task_id
-    while candidate is not None:
+    candidates = [task_id]
+    while candidates:
         try:
-            task = context.client.get_task(candidate)
+            return context.client.get_task(candidates[0])
         except NotFound:
-            log.info("Task %s is gone; it needs no prediction.", candidate)
-            candidate = context.queue.pop_target(key)
-        except LabelStudioError:
-            context.queue.add_targets(key, [candidate])
-            raise
-        else:
-            context.queue.add_targets(key, [candidate])  # stays until it is served
-            return task
+            log.info("Task %s is gone; it needs no prediction.", candidates[0])
+            context.queue.remove_target(key, candidates[0])
+            candidates = sorted(context.queue.targets(key))
     return None
 
 
@@ -160,10 +155,11 @@ def _predict_for(context: Context, key: str, task: Task) -> None:
     if plan.key != key:
         # The task, the label config or the weights changed since the request: work for the present state.
         log.info("The request for task %s is outdated; it is asked anew.", task.id)
-        waiting = [task.id, *_drain(context, key)]
-        for other in sorted(set(waiting) - {task.id}):
-            context.queue.request_prepare(task.project_id, other)
         _request_prediction(context, plan)
+        for other in sorted(context.queue.targets(key)):
+            if other != task.id:
+                context.queue.request_prepare(task.project_id, other)
+            context.queue.remove_target(key, other)
         return
     prediction = _run(context, plan, detector)
     context.storage.save_prediction(key, plan.project_id, prediction)
@@ -244,37 +240,25 @@ class _Progress:
             log.warning("Progress was not reported: %s", error)
 
 
-def _drain(context: Context, key: str) -> list[int]:
-    found = []
-    while (task_id := context.queue.pop_target(key)) is not None:
-        found.append(task_id)
-    return found
-
-
 def _deliver(context: Context, key: str, prediction: dict[str, Any], task_ids: list[int]) -> None:
     """Push a prediction to all tasks that wait for it, each once.
 
-    Raises the first error that may pass, after the tasks that it concerns were put back.
+    Raises the first error after all others are served; the tasks that it concerns go on waiting.
     """
-    failed: list[int] = []
     first: LabelStudioError | None = None
     done: set[int] = set()
-    waiting = list(task_ids)
-    while True:
-        task_id = waiting.pop() if waiting else context.queue.pop_target(key)
-        if task_id is None:
-            break
-        if task_id in done:
-            continue
-        done.add(task_id)
-        try:
-            _deliver_one(context, task_id, prediction)
-        except LabelStudioError as error:
-            log.warning("The prediction for task %s was not delivered: %s", task_id, error)
-            failed.append(task_id)
-            first = first or error
+    context.queue.add_targets(key, task_ids)
+    while waiting := context.queue.targets(key) - done:  # others may ask meanwhile
+        for task_id in sorted(waiting):
+            done.add(task_id)
+            try:
+                _deliver_one(context, task_id, prediction)
+            except LabelStudioError as error:
+                log.warning("The prediction for task %s was not delivered: %s", task_id, error)
+                first = first or error
+            else:
+                context.queue.remove_target(key, task_id)
     if first:
-        context.queue.add_targets(key, failed)
         raise first
 
 

@@ -52,8 +52,7 @@ def test_fifty_at_once_make_one_job(queue: JobQueue) -> None:
     with ThreadPoolExecutor(50) as pool:
         assert sum(pool.map(ask, range(50))) == 1
     assert queue.depths()["predict"]["queued"] == 1
-    assert {queue.pop_target("k") for _ in range(50)} == set(range(50))
-    assert queue.pop_target("k") is None
+    assert queue.targets("k") == set(range(50))
 
 
 def test_arguments_are_plain_json(queue: JobQueue) -> None:
@@ -68,12 +67,14 @@ def test_arguments_are_plain_json(queue: JobQueue) -> None:
     assert with_code == ["ml_backend.jobs.tasks.predict", None, ["k", 7, 1], {}]
 
 
-def test_targets_are_taken_once_and_may_be_put_back(queue: JobQueue) -> None:
+def test_targets_wait_until_they_are_removed(queue: JobQueue) -> None:
     queue.add_targets("k", [])
-    assert queue.pop_target("k") is None
+    assert queue.targets("k") == set()
     queue.add_targets("k", [3, 3, 4])
-    assert {queue.pop_target("k"), queue.pop_target("k")} == {3, 4}
-    assert queue.pop_target("k") is None
+    assert queue.targets("k") == {3, 4}
+    queue.remove_target("k", 3)
+    queue.remove_target("k", 5)
+    assert queue.targets("k") == {4}
 
 
 def end(queue: JobQueue, job_id: str, status: JobStatus, error: str = "") -> Job:
@@ -221,7 +222,8 @@ def test_everything_says_when_redis_is_away(settings: Callable[..., Settings], t
         queue.ping,
         lambda: queue.request_prepare(7, 1),
         lambda: queue.request_prediction("k", 7, 1),
-        lambda: queue.pop_target("k"),
+        lambda: queue.targets("k"),
+        lambda: queue.remove_target("k", 1),
         lambda: queue.add_targets("k", [1]),
         lambda: queue.delivery_lock(1).__enter__(),
         lambda: queue.remember_token("x"),

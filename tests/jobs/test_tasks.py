@@ -11,8 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.errors import LabelStudioError, PredictionFailed
+from ml_backend.errors import LabelStudioError, PredictionFailed, QueueUnavailable
 from ml_backend.jobs.context import Context, get_context
+from ml_backend.label_studio.client import LabelStudioClient
 from tests.builders import (
     CONFIG,
     NO_RECTANGLE,
@@ -528,6 +529,29 @@ def test_label_studio_down_for_too_long(site: Make, work: Work, gate: Gate) -> N
     work(here)
     assert set(here.jobs().values()) == {"failed"}
     assert "Label Studio does not answer" in here.error()
+
+
+def test_interrupted_delivery_forgets_nobody(site: Make, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker ends between two of the tasks that wait: the job's next run serves the rest."""
+    here = site()
+    project = here.project()
+    tasks = [here.task(project, video=here.clip(), **FACTS) for _ in range(3)]
+    here.predict(project, *tasks)
+    create = LabelStudioClient.create_prediction
+
+    def create_one(client: LabelStudioClient, task: int, prediction: Any) -> None:
+        if here.queue.counters().get("delivered"):
+            raise QueueUnavailable("The worker is killed.")
+        create(client, task, prediction)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelStudioClient, "create_prediction", create_one)
+        work(here)
+    assert sorted(len(here.predictions(task)) for task in tasks) == [0, 0, 1]
+    here.hurry()
+    work(here)
+    assert [len(here.predictions(task)) for task in tasks] == [1, 1, 1]
+    assert here.queue.counters()["videos"] == 1
 
 
 def test_one_of_many_targets_fails(site: Make, work: Work) -> None:
