@@ -36,7 +36,7 @@ def predict_file(
         config: label config file; its first video control is used.
         frame_rate: of Label Studio's timeline; by default the one that ``import_videos.py`` would write for the file.
         tracks_out: MOT text of the final tracks, before keyframes were chosen: 1-based decoded frame, track, left,
-            top, width, height in pixels, confidence, -1, -1, -1.
+            top, width, height in pixels, confidence (the track's where the box was filled in), -1, -1, -1.
 
     Returns:
         Summary: frames, seconds, fps, tracks, boxes, keyframes, keyframe_share, model_version, detector, note.
@@ -62,7 +62,9 @@ def predict_file(
             if mot is not None:
                 for frame, (x1, y1, x2, y2), conf in zip(track.frames, track.xyxy, track.conf, strict=True):
                     mot.write(
-                        f"{frame + 1},{number},{x1:.3f},{y1:.3f},{x2 - x1:.3f},{y2 - y1:.3f},{conf:.4f},-1,-1,-1\n"
+                        f"{frame + 1},{number},{x1:.3f},{y1:.3f},{x2 - x1:.3f},{y2 - y1:.3f},"
+                        # Readers of MOT text take a confidence of 0 for "ignore this box".
+                        f"{conf or track.score:.4f},-1,-1,-1\n"
                     )
 
         result = predict_video(

@@ -73,7 +73,7 @@ class Settings(BaseSettings):
 
     # -- from tracks to regions
     min_track_s: float = Field(0.27, ge=0, description="Tracks seen for less are flicker and dropped.")
-    max_gap_s: float = Field(1.0, ge=0, description="Gaps up to this are filled by interpolation; longer ones hide.")
+    max_gap_s: float = Field(2.0, ge=0, description="Gaps up to this are filled by interpolation; longer ones hide.")
     smooth_s: float = Field(0.1, ge=0, description="Standard deviation of the temporal smoothing; 0: none.")
     keyframe_iou: float = Field(0.9, gt=0, lt=1, description="Interpolated boxes overlap the track's at least so.")
 
