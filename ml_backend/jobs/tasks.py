@@ -88,15 +88,17 @@ def _request_prediction(context: Context, plan: TaskPlan) -> None:
 def _with_video_facts(context: Context, task: Task, label_config: str) -> Task:
     from ml_backend.pipeline import video_facts
 
-    added: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    rates: dict[str, Any] = {}
     for number, part in enumerate(_plan(context, task, label_config).parts):
         with context.media.open(part.uri, task.id) as path:
             video = video_facts(path)
-        facts: dict[str, Any] = dict(video) if number == 0 else {}  # the common names describe the first video
+        if number == 0:
+            facts.update(video)  # the common names describe the first video
         if field := rate_field(part.control):
-            facts[field] = video["fps"]
-        # What somebody put there on purpose stays.
-        added.update({name: value for name, value in facts.items() if task.data.get(name) in (None, "")})
+            rates.setdefault(field, video["fps"])  # of several videos with one field the first has it
+    # What somebody put there on purpose stays.
+    added = {name: value for name, value in (facts | rates).items() if task.data.get(name) in (None, "")}
     if not added:
         return task
     fresh = context.client.get_task(task.id)  # downloads take time: somebody may have begun to annotate

@@ -130,6 +130,18 @@ def test_two_videos_of_one_task(site: Make, work: Work) -> None:
     }
 
 
+@pytest.mark.parametrize(("left", "right", "fps"), [("fps", "fps", 20), ("left_fps", "fps", 10), ("fps", "x", 20)])
+def test_frame_rates_of_two_videos(site: Make, work: Work, left: str, right: str, fps: float) -> None:
+    """A field describes the first video whose timeline it makes; only a free one describes the task's first video."""
+    here = site()
+    config = TWO_VIDEOS.replace('"$fps"', f'"${left}"').replace('"$right_fps"', f'"${right}"')
+    task = here.task(here.project(config), left=here.clip("left.mp4"), right=here.clip("right.mp4", frames=30, fps=10))
+    here.queue.request_prepare(1, task)
+    work(here)
+    data = here.data(task)
+    assert (data["fps"], data[left], data["frames"]) == (fps, 20, 40)
+
+
 def test_many_tasks_with_the_same_video_are_one_computation(site: Make, work: Work) -> None:
     here = site()
     project = here.project()
