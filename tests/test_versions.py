@@ -41,9 +41,7 @@ def test_other_settings_that_shape_boxes_are_another_version(
 
 
 @pytest.mark.parametrize("change", [{"batch": 1}, {"device": "cpu"}, {"redis_url": "redis://x"}])
-def test_settings_that_do_not_shape_boxes_are_not(
-    settings: Callable[..., Settings], change: dict[str, object]
-) -> None:
+def test_settings_that_do_not_shape_boxes_are_not(settings: Callable[..., Settings], change: dict[str, object]) -> None:
     assert model_version(settings(**change), YOLO) == model_version(settings(), YOLO)
 
 

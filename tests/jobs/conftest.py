@@ -96,9 +96,7 @@ class Site:
 
 
 @pytest.fixture
-def site(
-    label_studio: Any, redis_url: str, settings: Callable[..., Settings], tmp_path: Path
-) -> Callable[..., Site]:
+def site(label_studio: Any, redis_url: str, settings: Callable[..., Settings], tmp_path: Path) -> Callable[..., Site]:
     """Factory of a :class:`Site`; keyword arguments are settings of the worker."""
 
     def make(**values: Any) -> Site:

@@ -549,7 +549,9 @@ def test_database_that_cannot_be_made(settings: Callable[..., Settings], tmp_pat
 
 
 def test_web_process_loads_no_heavy_library(settings: Callable[..., Settings], redis_url: str) -> None:
-    code = f"CONFIG = {CONFIG!r}" + """
+    code = (
+        f"CONFIG = {CONFIG!r}"
+        + """
 import sys
 from ml_backend.wsgi import app
 client = app.test_client()
@@ -565,6 +567,7 @@ statuses = [
 heavy = ("torch", "ultralytics", "cv2", "av", "scipy", "pandas", "label_studio_sdk", "matplotlib")
 print(statuses, [name for name in heavy if name in sys.modules])
 """
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
