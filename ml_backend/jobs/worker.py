@@ -62,7 +62,12 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
     def run_maintenance_tasks(self) -> None:
         """Also move retries that are due; RQ's own scheduler is a separate process that would outlive a kill."""
         super().run_maintenance_tasks()
-        scheduler = RQScheduler(self.queues, connection=self.connection, serializer=self.serializer)
+        scheduler = RQScheduler(
+            self.queues,
+            connection=self.connection,
+            serializer=self.serializer,
+            logging_level="WARNING",  # it sets its logger's level itself, and would tell of its locks each time
+        )
         scheduler.acquire_locks()
         try:
             scheduler.enqueue_scheduled_jobs()
@@ -129,7 +134,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("httpx", "rq.worker", "rq.scheduler"):  # the jobs say themselves what they did
+    for chatty in ("httpx", "rq.worker"):  # the jobs say themselves what they did
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         worker = make_worker(settings)

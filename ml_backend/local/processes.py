@@ -280,6 +280,8 @@ class LabelStudioServer(ManagedProcess):
         self._venv = venv
         self._template = venv / "database" / DATABASE
         self.environment.update(label_studio_environment(folder, local_files))
+        # Not as arguments, which every user of the machine can read.
+        self.environment.update(LABEL_STUDIO_USERNAME=username, LABEL_STUDIO_PASSWORD=password)
         for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
             self.environment.pop(name, None)
 
@@ -293,7 +295,6 @@ class LabelStudioServer(ManagedProcess):
             # Through its Python: the script's first line is wrong after the project's folder was moved.
             *(str(self._venv / "bin" / "python"), str(self._venv / "bin" / "label-studio"), "start", "--no-browser"),
             *("--internal-host", "127.0.0.1", "--port", str(self.port)),
-            *("--username", self.username, "--password", self.password),
         ]
 
     @property

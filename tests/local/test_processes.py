@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from ml_backend.local.processes import ManagedProcess, RedisServer, StartError, redis_answers, redis_version
+from ml_backend.local.processes import (
+    LabelStudioServer,
+    ManagedProcess,
+    RedisServer,
+    StartError,
+    redis_answers,
+    redis_version,
+)
 
 
 class Script(ManagedProcess):
@@ -76,6 +83,15 @@ def test_a_missing_program_is_a_clear_error(tmp_path: Path) -> None:
 
     with pytest.raises(StartError, match="could not be started"):
         Missing("", tmp_path).start()
+
+
+def test_the_password_is_not_shown_to_other_users(tmp_path: Path) -> None:
+    """Everybody on a machine can list its processes with their arguments."""
+    server = LabelStudioServer(
+        tmp_path, port=1, username="me@example.org", password="a secret", log_dir=tmp_path, environment={}
+    )
+    assert not any("a secret" in word for word in server.command())
+    assert server.environment["LABEL_STUDIO_PASSWORD"] == "a secret"
 
 
 def test_redis_keeps_what_it_was_given_over_a_kill(tmp_path: Path) -> None:
