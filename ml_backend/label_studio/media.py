@@ -323,8 +323,11 @@ def _server(url: str) -> str:
 
 
 def _same_host(url: str, base: str) -> bool:
-    a, b = urlsplit(url), urlsplit(base)
-    return (a.scheme, a.hostname, a.port) == (b.scheme, b.hostname, b.port)
+    def place(address: str) -> tuple[str, str | None, int | None]:
+        parts = urlsplit(address)
+        return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+    return place(url) == place(base)
 
 
 def _inside(root: Path, relative: str) -> Path | None:

@@ -23,7 +23,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ml_backend.errors import BackendError, MediaError, MediaUnavailable, StorageError, VideoError
-from ml_backend.label_studio.media import MediaStore, canonical_uri
+from ml_backend.label_studio.media import MediaStore, _same_host, canonical_uri
 from ml_backend.settings import Settings
 from tests.builders import ROOT, Outside, outside
 
@@ -202,6 +202,20 @@ def test_foreign_hosts_need_permission(store: Callable[..., MediaStore], foreign
     assert not failure.value.retryable
     assert foreign.requests == []
     assert read(store(media_allowed_hosts="127.0.0.1"), foreign.url + "/a.mp4") == MB
+
+
+@pytest.mark.parametrize(
+    ("url", "base", "same"),
+    [
+        ("http://ls:80/a.mp4", "http://ls", True),
+        ("https://ls/a.mp4", "https://ls:443", True),
+        ("http://LS/a.mp4", "http://ls", True),
+        ("http://ls:443/a.mp4", "https://ls", False),
+        ("http://ls:8080/a.mp4", "http://ls", False),
+    ],
+)
+def test_a_port_that_goes_without_saying(url: str, base: str, same: bool) -> None:
+    assert _same_host(url, base) == same
 
 
 def test_label_studio_s_name_in_disguise_is_another_host(
