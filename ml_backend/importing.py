@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 from ml_backend.errors import BackendError, ConfigError, LabelStudioUnavailable, MediaError, StorageError
 from ml_backend.files import file_sha256
-from ml_backend.jobs.plan import rate_field
 from ml_backend.label_studio.client import Project
 from ml_backend.label_studio.schema import VideoControl, parse_label_config
 from ml_backend.pipeline import video_facts
@@ -157,7 +156,7 @@ class Importer:
         url = self._serve(playable) if self._local else self._client.upload_file(self._project_id, playable)
         facts = video_facts(playable)
         data: dict[str, Any] = {**facts, "source": path.name, SOURCE_FIELD: digest}
-        if field := rate_field(self._control):
+        if field := self._control.frame_rate.field:
             data[field] = facts["fps"]
         data[self._control.value_key] = url
         task_id = self._client.create_task(self._project_id, data)

@@ -140,8 +140,11 @@ def video_timeline(path: Path | str, frame_rate: float | None = None) -> Timelin
     return Timeline(rate, times, duration)
 
 
+VIDEO_FIELDS = ("fps", "frames", "width", "height", "duration")
+
+
 def video_facts(path: Path | str) -> dict[str, float | int]:
-    """What a task's data says of its video: ``fps`` of Label Studio's timeline, frames, width, height, duration.
+    """What a task's data says of its video, by ``VIDEO_FIELDS``; ``fps`` is of Label Studio's timeline.
 
     Raises:
         VideoError: the file cannot be used.

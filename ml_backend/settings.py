@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     basic_auth_user: str = Field("", description="With BASIC_AUTH_PASS: every route asks for these.")
     basic_auth_pass: SecretStr = Field(SecretStr(""), description="See BASIC_AUTH_USER.")
     redis_url: str = Field("redis://localhost:6379/0", description="Queue; `unix:///path.sock` works too.")
-    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in DATA_DIR.")
+    database_url: str = Field("", description="SQLAlchemy URL, its driver to be installed; empty: SQLite in DATA_DIR.")
     data_dir: Path = Field(Path("data"), description="Databases, caches, weights, embedded servers' files.")
     max_request_mb: int = Field(64, gt=0, description="Largest request body accepted.")
     log_level: LogLevel = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")

@@ -37,7 +37,7 @@ class Context:
 
     @property
     def media(self) -> MediaStore:
-        return MediaStore(self.settings, self.client)
+        return MediaStore(self.settings, self.client, self.stop.is_set)
 
     def _make_client(self, token: str) -> LabelStudioClient:
         return LabelStudioClient.from_settings(self.settings, token)

@@ -46,15 +46,15 @@ class TaskPlan:
         described = {
             "project": self.project_id,
             "version": self.version,
-            "parts": [[part.uri, part.frame_rate, repr(part.control)] for part in self.parts],
+            "parts": [[part.uri, part.frame_rate, *_shaping(part.control)] for part in self.parts],
         }
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:40]
 
 
-def rate_field(control: VideoControl) -> str | None:
-    """The task field that the ``Video`` tag's ``frameRate="$field"`` names, if it names a plain one."""
-    text = control.frame_rate.text
-    return text[1:] if text.startswith("$") and text[1:].isidentifier() else None
+def _shaping(control: VideoControl) -> list[Any]:
+    """What of a control shows in predictions; a label's colour, for example, does not."""
+    labels = [[label.value, *label.predicted_values] for label in control.labels]
+    return [control.from_name, control.to_name, labels]
 
 
 @lru_cache(maxsize=64)
@@ -88,7 +88,7 @@ def plan_task(
         uri = control.media(data)
         if uri is None:
             continue
-        field = rate_field(control)
+        field = control.frame_rate.field
         open_rate = field is not None and not annotated and data.get(field) in (None, "")
         rate = None if open_rate else control.frame_rate_for(data)
         parts.append(VideoPart(control, canonical_uri(uri, label_studio_url), rate))

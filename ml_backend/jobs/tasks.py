@@ -13,7 +13,7 @@ from rq import get_current_job
 
 from ml_backend.errors import BackendError, Interrupted, LabelStudioError, QueueUnavailable
 from ml_backend.jobs.context import Context, get_context
-from ml_backend.jobs.plan import TaskPlan, VideoPart, plan_task, rate_field
+from ml_backend.jobs.plan import TaskPlan, VideoPart, plan_task
 from ml_backend.label_studio.client import NotFound, Task
 from ml_backend.label_studio.media import public_uri
 from ml_backend.models.weights import ResolvedDetector, resolve_detector
@@ -86,21 +86,23 @@ def _request_prediction(context: Context, plan: TaskPlan) -> None:
 
 
 def _with_video_facts(context: Context, task: Task, label_config: str) -> Task:
-    from ml_backend.pipeline import video_facts
+    from ml_backend.pipeline import VIDEO_FIELDS, video_facts
 
+    parts = _plan(context, task, label_config).parts
+    fields = {*VIDEO_FIELDS, *filter(None, (part.control.frame_rate.field for part in parts))}
+    if all(task.data.get(name) not in (None, "") for name in fields):
+        return task  # imported with them: no need to fetch the video now
     facts: dict[str, Any] = {}
     rates: dict[str, Any] = {}
-    for number, part in enumerate(_plan(context, task, label_config).parts):
+    for number, part in enumerate(parts):
         with context.media.open(part.uri, task.id) as path:
             video = video_facts(path)
         if number == 0:
             facts.update(video)  # the common names describe the first video
-        if field := rate_field(part.control):
+        if field := part.control.frame_rate.field:
             rates.setdefault(field, video["fps"])  # of several videos with one field the first has it
     # What somebody put there on purpose stays.
     added = {name: value for name, value in (facts | rates).items() if task.data.get(name) in (None, "")}
-    if not added:
-        return task
     fresh = context.client.get_task(task.id)  # downloads take time: somebody may have begun to annotate
     if fresh.annotations:
         return fresh

@@ -7,8 +7,10 @@ dies, the lease runs out and any other worker (or this one, restarted) takes the
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -28,12 +30,20 @@ from ml_backend.settings import Settings, get_settings
 log = logging.getLogger(__name__)
 
 
+class LeaseQueue(Queue):  # type: ignore[misc]
+    """A queue whose maintenance is not put off for RQ's 15 minutes when a worker is killed in the middle of it."""
+
+    def acquire_maintenance_lock(self) -> bool:
+        return bool(self.connection.set(self.registry_cleaning_key, 1, nx=True, ex=60))
+
+
 class LeaseWorker(SimpleWorker):  # type: ignore[misc]
     """A worker that keeps its models and whose jobs survive its death."""
 
     lease_s = 30
     stop_event: threading.Event | None = None
     job_queue: JobQueue | None = None
+    _recovered = -math.inf
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return self.lease_s
@@ -73,7 +83,10 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
             scheduler.enqueue_scheduled_jobs()
         finally:
             scheduler.release_locks()
-        if self.job_queue is not None:
+        now = time.monotonic()
+        # It looks at every job, so less often than the rest.
+        if self.job_queue is not None and now - self._recovered >= 2 * self.lease_s:
+            self._recovered = now
             try:
                 self.job_queue.recover_lost()
             except QueueUnavailable as error:  # next time, then
@@ -102,7 +115,7 @@ def make_worker(settings: Settings) -> LeaseWorker:
     # Blocking reads wait for jobs, hence no socket time-out.
     connection = connect(settings, timeout=None)
     worker = LeaseWorker(
-        [Queue(name, connection=connection, serializer=JSONSerializer) for name in QUEUES],
+        [LeaseQueue(name, connection=connection, serializer=JSONSerializer) for name in QUEUES],
         connection=connection,
         serializer=JSONSerializer,
         maintenance_interval=max(1, settings.job_lease_s // 3),

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, parse_qs, quote, unquote, urljoin, urlspli
 
 import httpx
 
-from ml_backend.errors import MediaError, MediaUnavailable, StorageError, VideoError
+from ml_backend.errors import Interrupted, MediaError, MediaUnavailable, StorageError, VideoError
 from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,10 @@ class _Source:
 class MediaStore:
     """Finds or downloads media. Files of the cache are shared by all processes on one ``data_dir``."""
 
-    def __init__(self, settings: Settings, client: Authenticated) -> None:
+    def __init__(
+        self, settings: Settings, client: Authenticated, should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._should_stop = should_stop
         self._settings = settings
         self._client = client
         self._dir = settings.media_dir
@@ -101,6 +104,7 @@ class MediaStore:
             MediaError: not allowed, refused (401, 403), not there (404), too large.
             MediaUnavailable: no answer or a server's error, after several tries.
             StorageError: the disk does not take it.
+            Interrupted: ``should_stop`` said so during a download.
         """
         if not isinstance(uri, str) or not uri.strip():
             raise MediaError("The task's video field is empty.", "Put a URL or an upload there.")
@@ -281,6 +285,8 @@ class MediaStore:
                         meta.unlink(missing_ok=True)
                         raise self._too_large()
                     file.write(chunk)
+                    if self._should_stop():
+                        raise Interrupted(f"Stopped after {done} bytes.", "The download goes on from there.")
         except OSError as error:
             raise StorageError(f"{part} cannot be written: {error.strerror}.", "Free some disk space.") from error
         if expected and done != expected:

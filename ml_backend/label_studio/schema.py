@@ -48,6 +48,12 @@ class FrameRate:
 
     text: str = ""
 
+    @property
+    def field(self) -> str | None:
+        """The task field that ``"$field"`` names, if it names a plain one."""
+        name = self.text[1:]
+        return name if self.text.startswith("$") and name.isidentifier() else None
+
     def resolve(self, task_data: Mapping[str, Any]) -> float:
         """Frames per second of Label Studio's timeline for one task, found as its player does."""
         match = _FIELD.fullmatch(self.text)

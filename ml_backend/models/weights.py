@@ -96,9 +96,9 @@ def resolve_detector(
         try:
             _download(f"{RELEASE}/{wanted}", cached, settings.weights_timeout_s, progress)
             return _resolved(cached)
-        except WeightsError as error:
-            reason = error.message
-            _failure_file(cached).write_text(reason, encoding="utf-8")
+        except (WeightsError, StorageError) as error:
+            reason = error.message.rstrip(".")
+            _remember_failure(cached, reason)
     note = (
         f"{wanted} is not here{f' ({reason})' if reason else ' yet'}: the motion detector is used, which finds "
         f"moving objects without naming them. To provide the weights, put the file at {cached} or set YOLO_WEIGHTS."
@@ -110,6 +110,13 @@ def resolve_detector(
 
 def _failure_file(target: Path) -> Path:
     return target.with_name(target.name + ".unavailable")
+
+
+def _remember_failure(target: Path, reason: str) -> None:
+    try:
+        _failure_file(target).write_text(reason, encoding="utf-8")
+    except OSError as error:  # a full disk is one of the reasons; then the next job tries again
+        log.debug("The failed download of %s is not remembered: %s", target.name, error)
 
 
 def _recent_failure(target: Path) -> str | None:

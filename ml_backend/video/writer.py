@@ -17,6 +17,10 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from ml_backend.errors import StorageError, VideoError
 from ml_backend.types import Image
 
+# Without accurate rounding every colour comes out one step too green, again on each copy of a copy. FFmpeg's number
+# for it (SWS_ACCURATE_RND), because PyAV 17, the last one for Python 3.10, has no name for it.
+_SCALING = int(Interpolation.BILINEAR) | 0x40000
+
 
 class VideoWriter:
     """Write BGR images as H.264 in MP4. Use as a context manager.
@@ -102,8 +106,7 @@ class VideoWriter:
             format="yuv420p",
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
-            # Without it every colour comes out one step too green, again on each copy of a copy.
-            interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND,
+            interpolation=_SCALING,
             threads=1,
         )
         picture.pts = self._frames if pts is None else pts

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml_backend.errors import BackendError, ConfigError, MediaError
-from ml_backend.jobs.plan import TaskPlan, plan_task, rate_field
+from ml_backend.jobs.plan import TaskPlan, plan_task
 from ml_backend.label_studio.schema import parse_label_config
 from tests.builders import CONFIG, NO_RECTANGLE, TWO_VIDEOS, label_config
 
@@ -77,7 +77,7 @@ def test_config_without_rectangles() -> None:
 @pytest.mark.parametrize(("rate", "field"), [("$fps", "fps"), ("25", None), ("", None), ("$a.b", None), ("$a$b", None)])
 def test_only_plain_fields_are_written(rate: str, field: str | None) -> None:
     control = parse_label_config(label_config("a", frame_rate=rate)).video_controls[0]
-    assert rate_field(control) == field
+    assert control.frame_rate.field == field
 
 
 json_values = st.recursive(

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ml_backend.errors import BackendError, MediaError, MediaUnavailable, StorageError, VideoError
+from ml_backend.errors import BackendError, Interrupted, MediaError, MediaUnavailable, StorageError, VideoError
 from ml_backend.label_studio.media import MediaStore, _same_host, canonical_uri
 from ml_backend.settings import Settings
 from tests.builders import ROOT, Outside, outside
@@ -520,6 +520,16 @@ def interrupted(half_a_download: Path, store: Callable[..., MediaStore], site: O
     (part,) = media._settings.media_dir.glob("*.part")
     assert 0 < part.stat().st_size < len(MB)
     return media, part
+
+
+def test_request_to_stop_is_obeyed_during_a_download(settings: Callable[..., Settings], site: Outside) -> None:
+    """A worker that is told to end does not wait for gigabytes; what is there is kept for the next one."""
+    path = "/data/upload/1/a.mp4"
+    site.files[path], site.etags[path] = MB, '"v1"'
+    with pytest.raises(Interrupted):
+        read(MediaStore(settings(), Client(site.url), lambda: True), path)
+    assert read(MediaStore(settings(), Client(site.url)), path) == MB
+    assert "range" in site.asked(path)[-1]
 
 
 def test_next_process_goes_on(interrupted: tuple[MediaStore, Path], site: Outside) -> None:

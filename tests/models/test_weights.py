@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.errors import StorageError, WeightsError
+from ml_backend.errors import WeightsError
 from ml_backend.files import file_sha256
 from ml_backend.models import weights
 from ml_backend.models.weights import resolve_detector
@@ -181,9 +181,12 @@ def test_nobody_there(settings: Callable[..., Settings], monkeypatch: pytest.Mon
 
 def test_folder_that_cannot_be_made(settings: Callable[..., Settings], hub: Outside, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be made") as failure:
-        resolve_detector(settings(data_dir=tmp_path / "file"), download=True)
-    assert "DATA_DIR" in failure.value.cure
+    """A disk that takes no weights is as good a reason for the fallback as a missing network."""
+    resolved = resolve_detector(settings(data_dir=tmp_path / "file"), download=True)
+    assert resolved.kind == "motion"
+    assert "cannot be made" in resolved.note
+    with pytest.raises(WeightsError, match="cannot be made"):
+        resolve_detector(settings(data_dir=tmp_path / "file", detector="yolo"), download=True)
 
 
 def test_processes_that_download_at_once_end_with_one_whole_file(hub: Outside, tmp_path: Path) -> None:
