@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from redis import Redis
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.local.access import create_token
 from ml_backend.local.environment import base_environment
+from ml_backend.local.guardian import MARK, start_guardian
 from ml_backend.local.preflight import free_port
 from ml_backend.local.processes import LabelStudioServer, RedisServer
 from ml_backend.local.stack import LABEL_STUDIO_TIMEOUT, Stack, StackOptions
@@ -80,10 +82,21 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+def mark() -> Iterator[dict[str, str]]:
+    """Environment by which a guardian finds the servers of this run, to end them also when the run is killed."""
+    mark = uuid.uuid4().hex
+    guardian = start_guardian(mark)
+    yield {MARK: mark}
+    assert guardian.stdin is not None
+    guardian.stdin.close()
+    guardian.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory, mark: dict[str, str]) -> Iterator[RedisServer]:
     """A real Redis on a unix socket. Tests use ``redis_url``."""
     folder = tmp_path_factory.mktemp("redis")
-    server = RedisServer(folder, log_dir=folder, environment=os.environ)
+    server = RedisServer(folder, log_dir=folder, environment=os.environ | mark)
     server.start()
     try:
         server.wait_ready(30)
@@ -122,7 +135,7 @@ class LabelStudio:
 
 
 @pytest.fixture(scope="session")
-def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
+def label_studio(tmp_path_factory: pytest.TempPathFactory, mark: dict[str, str]) -> Iterator[LabelStudio]:
     """A real Label Studio with an empty database, shared by all tests: each makes projects of its own."""
     if not (ROOT / ".venv-label-studio" / "bin" / "label-studio").exists():
         pytest.skip("Label Studio is not installed; bash scripts/test.sh installs it into .venv-label-studio")
@@ -135,7 +148,7 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStud
         username="tester@example.org",
         password="a password for tests",
         log_dir=folder,
-        environment=base_environment(folder, isolated=True),
+        environment=base_environment(folder, isolated=True) | mark,
         local_files=local_files,
     )
     server.start()
