@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     weights_timeout_s: float = Field(10.0, gt=0, description="Seconds to wait for a weights server before giving up.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps.")
     imgsz: int = Field(640, ge=64, description="Longer side of the network's input in pixels.")
-    batch: int = Field(8, ge=1, description="Frames per network call.")
+    batch: int = Field(8, ge=1, description="Frames per network call on a GPU; a CPU takes 2 at most.")
     conf: float = Field(0.1, gt=0, lt=1, description="Lowest detection confidence that reaches the tracker.")
     tracker: TrackerKind = Field("tracktrack", description="Any tracker of ultralytics.")
 

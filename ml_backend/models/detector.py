@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 NMS_IOU = 0.7  # ultralytics' own default for predict and track
 MAX_DETECTIONS = 300  # likewise
 
+#: On a CPU the layers' outputs of more frames no longer fit into its cache: 8 at once are a tenth slower than 2.
+CPU_BATCH = 2
+
 
 class Detector(Protocol):
     """What finds objects in single frames.
@@ -59,8 +62,8 @@ class YoloDetector:
         self._path = path
         self._conf = settings.conf
         self._imgsz = settings.imgsz
-        self._batch = settings.batch
         self._device = _select_device(settings.device)
+        self._batch = settings.batch if self._device.type != "cpu" else min(settings.batch, CPU_BATCH)
         self._backend = self._load(self._device)
         self.names: dict[int, str] = {int(i): str(name) for i, name in self._backend.names.items()}
 
