@@ -15,7 +15,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ml_backend.errors import ConfigError
 
-Mode = Literal["yolo"]
+Mode = Literal["yolo", "yolo_dinov2", "yolo_clip", "universal"]
+EmbedderKind = Literal["auto", "dinov2", "fallback"]
 DetectorKind = Literal["auto", "yolo", "motion"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 TrackerKind = Literal["tracktrack", "botsort", "bytetrack", "ocsort", "deepocsort", "fasttrack"]
@@ -61,13 +62,26 @@ class Settings(BaseSettings):
     )
 
     # -- models
-    mode: Mode = Field("yolo", description="How tracks get their labels.")
+    mode: Mode = Field(
+        "yolo_dinov2",
+        description="How tracks get their labels, where a project has no mode of its own: yolo (the detector's "
+        "classes), yolo_dinov2 (patterns learned from annotations), yolo_clip (label names), universal (both).",
+    )
     detector: DetectorKind = Field("auto", description="auto: YOLO where weights can be had, else motion.")
     yolo_weights: str = Field("yolo11n.pt", description="A local path, or a name that ultralytics can download.")
     weights_timeout_s: float = Field(10.0, gt=0, description="Seconds to wait for a weights server before giving up.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps.")
     imgsz: int = Field(640, ge=64, description="Longer side of the network's input in pixels.")
     batch: int = Field(8, ge=1, description="Frames per network call on a GPU; a CPU takes 2 at most.")
+    embedder: EmbedderKind = Field("auto", description="auto: DINOv2 where its weights can be had, else fallback.")
+    dinov2_model: str = Field("facebook/dinov2-base", description="A local folder, or a model of the hub.")
+    clip_model: str = Field(
+        "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", description="A local folder in open_clip's format, or one of the hub."
+    )
+    embed_batch: int = Field(32, ge=1, description="Crops per network call on a GPU; a CPU takes 8 at most.")
+    views: int = Field(4, ge=1, le=32, description="Boxes of a track that are looked at to give it a label.")
+    model_memory_gb: float = Field(0.0, ge=0, description="Main memory for loaded models; 0: half of the machine's.")
+    gpu_memory_gb: float = Field(0.0, ge=0, description="GPU memory for loaded models; 0: four fifths of the card's.")
     conf: float = Field(0.1, gt=0, lt=1, description="Lowest detection confidence that reaches the tracker.")
     tracker: TrackerKind = Field("tracktrack", description="Any tracker of ultralytics.")
 
