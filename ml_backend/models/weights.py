@@ -91,14 +91,14 @@ def resolve_detector(
     cached = settings.weights_dir / wanted
     if cached.is_file():
         return _resolved(cached)
-    reason = _recent_failure(cached)
+    reason = recent_failure(cached)
     if download and reason is None:
         try:
             _download(f"{RELEASE}/{wanted}", cached, settings.weights_timeout_s, progress)
             return _resolved(cached)
         except (WeightsError, StorageError) as error:
             reason = error.message.rstrip(".")
-            _remember_failure(cached, reason)
+            remember_failure(cached, reason)
     note = (
         f"{wanted} is not here{f' ({reason})' if reason else ' yet'}: the motion detector is used, which finds "
         f"moving objects without naming them. To provide the weights, put the file at {cached} or set YOLO_WEIGHTS."
@@ -112,14 +112,16 @@ def _failure_file(target: Path) -> Path:
     return target.with_name(target.name + ".unavailable")
 
 
-def _remember_failure(target: Path, reason: str) -> None:
+def remember_failure(target: Path, reason: str) -> None:
+    """Note beside ``target`` why it could not be downloaded, for the other processes too."""
     try:
         _failure_file(target).write_text(reason, encoding="utf-8")
     except OSError as error:  # a full disk is one of the reasons; then the next job tries again
         log.debug("The failed download of %s is not remembered: %s", target.name, error)
 
 
-def _recent_failure(target: Path) -> str | None:
+def recent_failure(target: Path) -> str | None:
+    """Why ``target`` could not be downloaded within the last ``RETRY_AFTER_S``; ``None`` where it may be tried."""
     marker = _failure_file(target)
     try:
         if time.time() - marker.stat().st_mtime < RETRY_AFTER_S:
@@ -130,10 +132,39 @@ def _recent_failure(target: Path) -> str | None:
 
 
 def _download(url: str, target: Path, timeout: float, progress: Progress | None) -> None:
-    """Stream ``url`` to ``target`` atomically.
+    """Stream a checkpoint to ``target`` atomically. Raises as :func:`fetch` does."""
+
+    def check(part: Path) -> None:
+        with part.open("rb") as file:
+            if file.read(2) != b"PK":  # torch saves zip archives; a proxy's login page is not one
+                raise WeightsError(f"{url} did not answer with a checkpoint (a proxy's page?).")
+
+    fetch(url, target, timeout, check=check, progress=progress)
+
+
+def fetch(
+    url: str,
+    target: Path,
+    timeout: float,
+    *,
+    check: Callable[[Path], None] = lambda part: None,
+    progress: Progress | None = None,
+    max_bytes: int = MAX_BYTES,
+    min_rate: int = MIN_RATE,
+) -> None:
+    """Stream ``url`` to ``target`` atomically and in bounded time.
+
+    Args:
+        url: http(s).
+        target: what is there is replaced; the folder is made.
+        timeout: seconds to wait for a connection, and between bytes.
+        check: called with the whole file before it becomes ``target``; raises if that is not what was meant.
+        progress: called with (bytes so far, bytes in total or 0).
+        max_bytes: more is an error.
+        min_rate: bytes per second; less on average, once ``timeout`` is over, is an error.
 
     Raises:
-        WeightsError: no network, an error status, or not a checkpoint.
+        WeightsError: no network, an error status, too slow, too large, or what ``check`` says.
         StorageError: the disk does not take it.
     """
     try:
@@ -150,21 +181,19 @@ def _download(url: str, target: Path, timeout: float, progress: Progress | None)
                 for chunk in response.iter_bytes():
                     done += len(chunk)
                     elapsed = time.monotonic() - started
-                    if elapsed > timeout and done < MIN_RATE * elapsed:
+                    if elapsed > timeout and done < min_rate * elapsed:
                         raise WeightsError(f"the download is too slow ({done} bytes in {elapsed:.0f} s)")
-                    if done > MAX_BYTES:
-                        raise WeightsError(f"{url} is larger than a checkpoint can be.")
+                    if done > max_bytes:
+                        raise WeightsError(f"{url} is larger than it can be.")
                     file.write(chunk)
                     if progress:
                         progress(done, total)
-        with part.open("rb") as file:
-            if file.read(2) != b"PK":  # torch saves zip archives; a proxy's login page is not one
-                raise WeightsError(f"{url} did not answer with a checkpoint (a proxy's page?).")
+        check(part)
         part.replace(target)
         log.info("Downloaded %s (%.1f MB)", target, done / 1e6)
     except httpx.HTTPStatusError as error:
         raise WeightsError(f"download refused with status {error.response.status_code}") from error
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise WeightsError(f"no network: {error.__class__.__name__}") from error
     except OSError as error:
         raise StorageError(f"{target} cannot be written: {error.strerror}.", "Free some disk space.") from error

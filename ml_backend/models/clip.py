@@ -1,0 +1,113 @@
+"""CLIP (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_backend.errors import WeightsError
+from ml_backend.models.embedder import TorchEmbedder
+from ml_backend.models.model_folder import ModelFolder, read_clip_folder
+from ml_backend.settings import Settings
+from ml_backend.types import FloatArray
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ClipEmbedder(TorchEmbedder):
+    """A CLIP model of open_clip: pictures and texts in one space.
+
+    Args:
+        path: folder with ``open_clip_config.json`` and ``open_clip_model.safetensors``, as open_clip saves it.
+        settings: ``device`` and ``embed_batch`` are used.
+
+    Attributes:
+        logit_scale: what cosines are multiplied by before the softmax over labels (the inverse temperature).
+
+    Raises:
+        WeightsError: the folder is missing, damaged, or another kind of model; the device does not exist.
+    """
+
+    logit_scale: float
+
+    def __init__(self, path: str | Path, settings: Settings) -> None:
+        folder = read_clip_folder(Path(path).expanduser())
+        model, self._tokenizer = _load(folder)
+        self.model_id = folder.model_id
+        self.dim = int(folder.config["model_cfg"]["embed_dim"])
+        self.logit_scale = float(model.logit_scale.exp())
+        if not math.isfinite(self.logit_scale):
+            raise WeightsError(f"The weights in {folder.path} are no numbers.", "Download the folder again.")
+        input_ = model.visual.preprocess_cfg
+        size = input_["size"]
+        sides = {int(size)} if isinstance(size, int) else {int(side) for side in size}
+        if len(sides) != 1:
+            raise WeightsError(f"{folder.path} is a model for pictures of {size} pixels, not square ones.")
+        mean, std = ([255 * float(value) for value in input_[key]] for key in ("mean", "std"))
+        self._set_up(model, settings, sides.pop(), mean, std)
+
+    def embed_text(self, prompts: Sequence[str]) -> FloatArray:
+        """Embed texts, to be compared with crops by :attr:`logit_scale` times their dot product.
+
+        Args:
+            prompts: e.g. ``"a photo of a fallen person"``; what exceeds the model's context is cut off.
+
+        Returns:
+            ``(n, dim)`` float32, each row of length 1; ``(0, dim)`` for none.
+
+        Raises:
+            WeightsError: the network's output is not finite.
+        """
+        model: Any = self._model
+        return self._in_batches(prompts, lambda some: model.encode_text(self._tokenizer(list(some)).to(self._device)))
+
+    def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        model: Any = self._model
+        features: torch.Tensor = model.encode_image(pixels)
+        return features
+
+
+def _load(folder: ModelFolder) -> tuple[Any, Any]:
+    """Model and tokeniser."""
+    import open_clip  # type: ignore[import-untyped]
+    from open_clip.factory import load_checkpoint  # type: ignore[import-untyped]
+
+    source = f"local-dir:{folder.path}"
+    try:
+        with _root_logger_silenced():
+            # The weights are loaded apart from the model, because open_clip would choose among the folder's files
+            # by itself, and not by the order of which we took the model's identity.
+            model = open_clip.create_model(source, load_weights=False, pretrained_text=False)
+            load_checkpoint(model, str(folder.weights[0]), weights_only=True)
+            tokenizer = open_clip.get_tokenizer(source)
+            tokenizer(["a"])
+    except MemoryError:
+        raise
+    except Exception as error:  # a foreign folder makes it raise anything
+        raise WeightsError(
+            f"{folder.path} cannot be loaded as a CLIP model of open_clip ({type(error).__name__}: {error}).",
+            "The folder may be damaged or lack its tokeniser's files; download it again.",
+        ) from error
+    return model, tokenizer
+
+
+@contextlib.contextmanager
+def _root_logger_silenced() -> Iterator[None]:
+    """Keep open_clip from telling each step to the root logger, and from giving that a handler if it has none."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+
+    def only_errors(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    root.addHandler(handler)
+    root.addFilter(only_errors)
+    try:
+        yield
+    finally:
+        root.removeFilter(only_errors)
+        root.removeHandler(handler)

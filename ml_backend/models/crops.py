@@ -1,0 +1,91 @@
+"""Pictures of single objects, cut out of frames."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ml_backend.types import Image
+
+#: Margin around a box, as a share of its longer side, on each of the four sides.
+CONTEXT = 0.1
+
+#: Pixels of the longer side at which sharpness is measured: about what an embedder sees of a crop.
+FOCUS_SIZE = 128
+
+
+def cut(image: Image, xyxy: npt.ArrayLike, context: float = CONTEXT) -> Image | None:
+    """The box and some of what is around it.
+
+    Args:
+        image: ``(height, width, 3)`` uint8 BGR.
+        xyxy: left, top, right, bottom in pixels of ``image``; may reach beyond its edges.
+        context: margin on each side, as a share of the box's longer side.
+
+    Returns:
+        ``(h, w, 3)`` with h, w >= 1, clipped to the frame: a copy, which does not keep the whole frame in memory.
+        ``None`` for a box that lies outside the frame, has no area, or is not finite.
+    """
+    box = np.asarray(xyxy, np.float64)
+    if box.shape != (4,):
+        raise ValueError(f"expected xyxy of shape (4,), got {box.shape}")
+    if not np.isfinite(box).all():
+        return None
+    height, width = image.shape[:2]
+    left, top, right, bottom = box.tolist()
+    if right <= left or bottom <= top or right <= 0 or bottom <= 0 or left >= width or top >= height:
+        return None
+    margin = context * max(right - left, bottom - top)
+    x1, y1 = max(int(np.floor(left - margin)), 0), max(int(np.floor(top - margin)), 0)
+    x2, y2 = min(int(np.ceil(right + margin)), width), min(int(np.ceil(bottom + margin)), height)
+    return image[y1:y2, x1:x2].copy()
+
+
+def letterbox(crop: Image, size: int, fill: tuple[int, int, int]) -> Image:
+    """The whole crop in a square, undistorted.
+
+    Args:
+        crop: ``(h, w, 3)`` uint8 BGR.
+        size: pixels of each side of the result.
+        fill: BGR of what is added. A model's mean colour becomes 0 in its input, which says the least.
+
+    Returns:
+        ``(size, size, 3)`` uint8.
+
+    Raises:
+        ValueError: the crop has no pixels, or not three channels.
+    """
+    if crop.ndim != 3 or crop.shape[2] != 3 or crop.size == 0:
+        raise ValueError(f"expected a crop of shape (h, w, 3) with h, w >= 1, got {crop.shape}")
+    height, width = crop.shape[:2]
+    scale = size / max(height, width)
+    h, w = max(round(height * scale), 1), max(round(width * scale), 1)
+    # Averaging keeps fine patterns from flickering when it shrinks; cubic keeps edges when it enlarges.
+    scaled = cv2.resize(crop, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    square = np.empty((size, size, 3), np.uint8)
+    square[:] = fill
+    top, left = (size - h) // 2, (size - w) // 2
+    square[top : top + h, left : left + w] = scaled
+    return square
+
+
+def sharpness(crop: Image) -> float:
+    """How well a crop is in focus: variance of the Laplacian, at a fixed size so that near and far compare.
+
+    See Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000.
+
+    Args:
+        crop: ``(h, w, 3)`` uint8 BGR.
+
+    Returns:
+        0 for a crop of one colour or without pixels; higher is sharper. Comparable between crops of like content.
+    """
+    if crop.size == 0:
+        return 0.0
+    height, width = crop.shape[:2]
+    scale = FOCUS_SIZE / max(height, width)
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    grey = cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY)
+    fixed = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    return float(cv2.Laplacian(fixed, cv2.CV_32F).var())

@@ -1,0 +1,103 @@
+"""DINOv2 (Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", 2023) as an embedder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_backend.errors import WeightsError
+from ml_backend.models.embedder import TorchEmbedder
+from ml_backend.models.model_folder import ModelFolder, read_dinov2_folder, read_json
+from ml_backend.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+#: Pixels of the input's sides: what the models were made for; more costs time by the square.
+INPUT_SIZE = 224
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+#: Initialised at random where a checkpoint lacks it, and used in training only.
+UNUSED = frozenset({"embeddings.mask_token"})
+
+
+class Dinov2Embedder(TorchEmbedder):
+    """A DINOv2 model, with or without registers, of any size.
+
+    An embedding is the class token (what the object is) beside the mean of the patch tokens (what its parts look
+    like), each brought to length 1 before: the paper's own choice for linear classification.
+
+    Args:
+        path: folder with ``config.json`` and ``model.safetensors``, as transformers saves it.
+        settings: ``device`` and ``embed_batch`` are used.
+
+    Raises:
+        WeightsError: the folder is missing, damaged, or another kind of model; the device does not exist.
+    """
+
+    def __init__(self, path: str | Path, settings: Settings) -> None:
+        folder = read_dinov2_folder(Path(path).expanduser())
+        model = _load(folder)
+        config = model.config
+        self.model_id = folder.model_id
+        self.dim = 2 * int(config.hidden_size)
+        self._patches_from = 1 + int(getattr(config, "num_register_tokens", 0))
+        patch = int(config.patch_size)
+        mean, std = _normalisation(folder.path)
+        self._set_up(model, settings, max(INPUT_SIZE // patch, 1) * patch, mean, std)
+
+    def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        import torch
+        from torch.nn.functional import normalize
+
+        tokens = self._model(pixel_values=pixels).last_hidden_state.float()
+        whole, parts = tokens[:, 0], tokens[:, self._patches_from :].mean(1)
+        return torch.cat([normalize(whole, dim=-1), normalize(parts, dim=-1)], -1)
+
+
+def _load(folder: ModelFolder) -> Any:
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    noisy = logging.getLogger("transformers.modeling_utils")
+    before, noisy.level = noisy.level, logging.ERROR  # what it would warn of is checked below
+    try:
+        model, info = transformers.AutoModel.from_pretrained(
+            str(folder.path),
+            local_files_only=True,
+            use_safetensors=True,  # a pickle is code
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # a foreign folder makes it raise anything
+        raise WeightsError(
+            f"{folder.path} cannot be loaded as a DINOv2 model ({type(error).__name__}: {error}).",
+            "The folder may be damaged; download it again.",
+        ) from error
+    finally:
+        noisy.level = before
+    missing = sorted(set(info["missing_keys"]) - UNUSED)
+    if missing:
+        raise WeightsError(
+            f"The weights in {folder.path} lack {len(missing)} tensors, the first of them {missing[0]}.",
+            "The folder may mix two models; download it again.",
+        )
+    return model
+
+
+def _normalisation(path: Path) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of RGB on the scale 0..255: the folder's own, else ImageNet's."""
+    file = path / "preprocessor_config.json"
+    config = read_json(file) if file.is_file() else {}
+    mean, std = config.get("image_mean", IMAGENET_MEAN), config.get("image_std", IMAGENET_STD)
+    try:
+        scaled = [255 * float(value) for value in mean], [255 * float(value) for value in std]
+    except (TypeError, ValueError):
+        scaled = [], []
+    if len(scaled[0]) != 3 or len(scaled[1]) != 3 or not all(value > 0 for value in scaled[1]):
+        raise WeightsError(f"{file} has no usable image_mean and image_std.", "Delete it or download it again.")
+    return scaled

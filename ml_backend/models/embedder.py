@@ -1,0 +1,175 @@
+"""Embeddings of crops: vectors whose angles say how much two objects look alike."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
+
+from ml_backend.errors import WeightsError
+from ml_backend.models.crops import letterbox
+from ml_backend.models.detector import _is_out_of_memory, _select_device
+from ml_backend.settings import Settings
+from ml_backend.types import FloatArray, Image
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+#: More crops at once make a CPU no faster, and need more memory.
+CPU_BATCH = 8
+
+T = TypeVar("T")
+
+
+class Embedder(Protocol):
+    """What turns pictures of objects into comparable vectors.
+
+    Attributes:
+        model_id: equal exactly where embeddings may be compared: name, weights and recipe.
+        dim: length of an embedding.
+    """
+
+    model_id: str
+    dim: int
+
+    def embed(self, crops: Sequence[Image]) -> FloatArray:
+        """Embed crops.
+
+        Args:
+            crops: ``(h, w, 3)`` uint8 BGR each, h, w >= 1; sizes may differ.
+
+        Returns:
+            ``(n, dim)`` float32, each row of length 1, in the crops' order; ``(0, dim)`` for none.
+
+        Raises:
+            WeightsError: the network's output is not finite.
+        """
+        ...
+
+
+class TorchEmbedder:
+    """What embedders of torch have in common: batches, devices, precision, and going on when memory is short.
+
+    A subclass sets ``model_id`` and ``dim``, gives the network to :meth:`_set_up`, and defines :meth:`_forward`.
+    """
+
+    model_id: str
+    dim: int
+
+    def _set_up(
+        self, model: torch.nn.Module, settings: Settings, input_size: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        """Bring the network to its device.
+
+        Args:
+            model: on the CPU in float32.
+            settings: ``device`` and ``embed_batch`` are used.
+            input_size: pixels of each side of the network's input.
+            mean, std: of RGB, on the scale 0..255.
+
+        Raises:
+            WeightsError: the device does not exist.
+        """
+        import torch
+
+        self._model = model.eval().requires_grad_(False)
+        self._input_size = input_size
+        self._mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
+        red, green, blue = (round(value) for value in mean)
+        self._fill = (blue, green, red)
+        self._batch = settings.embed_batch
+        device = _select_device(settings.device)
+        try:
+            # fp16 halves time and memory on CUDA; elsewhere it is slower or lacks operations.
+            self._move(device, torch.float16 if device.type == "cuda" else torch.float32)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error) or device.type == "cpu":
+                raise
+            log.warning("%s does not fit into the memory of %s: going on with the CPU.", self.model_id, device)
+            self._move(torch.device("cpu"), torch.float32)
+
+    @property
+    def device(self) -> str:
+        """Where the network runs now: ``"cpu"``, ``"cuda:0"``, ``"mps"``."""
+        return str(self._device)
+
+    def embed(self, crops: Sequence[Image]) -> FloatArray:
+        """See :meth:`Embedder.embed`."""
+        return self._in_batches(crops, lambda some: self._forward(self._to_input(some)))
+
+    def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """``(n, 3, size, size)`` normalised RGB to ``(n, dim)``, not yet of length 1."""
+        raise NotImplementedError
+
+    def _move(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._model.to(device=device, dtype=dtype)
+        self._device, self._dtype = device, dtype
+        if device.type == "cpu":
+            self._batch = min(self._batch, CPU_BATCH)
+
+    def _to_input(self, crops: Sequence[Image]) -> torch.Tensor:
+        import torch
+
+        squares = np.stack([letterbox(crop, self._input_size, self._fill) for crop in crops])
+        pixels = torch.from_numpy(squares).to(self._device).permute(0, 3, 1, 2).flip(1)  # BGR to RGB
+        mean, std = self._mean.to(self._device), self._std.to(self._device)
+        return pixels.float().sub_(mean).div_(std).to(self._dtype)
+
+    def _in_batches(self, items: Sequence[T], run: Callable[[Sequence[T]], torch.Tensor]) -> FloatArray:
+        """Run all items, with what memory there is, and make each row of the result one of length 1."""
+        rows: list[FloatArray] = []
+        done = 0
+        while done < len(items):
+            some = items[done : done + self._batch]
+            try:
+                rows.append(self._run(some, run))
+                done += len(some)
+                continue
+            except RuntimeError as error:
+                if not _is_out_of_memory(error) or (self._device.type == "cpu" and self._batch == 1):
+                    raise
+            # Not within the except block: while it lasts, the error keeps the failed call's tensors alive.
+            self._shrink()
+        return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
+
+    def _run(self, items: Sequence[T], run: Callable[[Sequence[T]], torch.Tensor]) -> FloatArray:
+        import torch
+
+        with torch.inference_mode():
+            result = _normalised(run(items))
+            if result is None and self._dtype is torch.float16:
+                log.warning("%s exceeds the range of half precision: going on with single.", self.model_id)
+                self._move(self._device, torch.float32)
+                result = _normalised(run(items))
+        if result is None:
+            raise WeightsError(f"{self.model_id} gives results that are no numbers.", "Its weights may be damaged.")
+        return result
+
+    def _shrink(self) -> None:
+        """Make the next try need less memory: half the batch, then the CPU."""
+        import torch
+
+        if self._batch > 1:
+            self._batch //= 2
+            log.warning("Out of memory on %s: going on with %d crops per call.", self._device, self._batch)
+        else:
+            log.warning("Out of memory on %s with a single crop: going on with the CPU.", self._device)
+            self._move(torch.device("cpu"), torch.float32)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _normalised(rows: torch.Tensor) -> FloatArray | None:
+    """Rows of length 1, or ``None`` where one has no direction: not finite, or all zero."""
+    import torch
+
+    rows = rows.float()
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    if not bool((torch.isfinite(length) & (length > 0)).all()):
+        return None
+    return np.ascontiguousarray((rows / length).cpu().numpy(), np.float32)
