@@ -40,7 +40,7 @@ class ClipEmbedder(TorchEmbedder):
         model, self._tokenizer = _load(folder)
         self.model_id = folder.model_id
         self.dim = int(folder.config["model_cfg"]["embed_dim"])
-        self.logit_scale = float(model.logit_scale.exp())
+        self.logit_scale = float(model.logit_scale.detach().exp())
         if not math.isfinite(self.logit_scale):
             raise WeightsError(f"The weights in {folder.path} are no numbers.", "Download the folder again.")
         input_ = model.visual.preprocess_cfg
