@@ -84,7 +84,9 @@ def _load(folder: ModelFolder) -> tuple[Any, Any]:
             # by itself, and not by the order of which we took the model's identity.
             model = open_clip.create_model(source, load_weights=False, pretrained_text=False)
             load_checkpoint(model, str(folder.weights[0]), weights_only=True)
-            tokenizer = open_clip.get_tokenizer(source)
+            hub_format = bool(folder.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"))
+            options = {"local_files_only": True, "trust_remote_code": False} if hub_format else {}
+            tokenizer = open_clip.get_tokenizer(source, **options)
             tokenizer(["a"])
     except MemoryError:
         raise

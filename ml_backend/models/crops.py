@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from ml_backend.types import Image
 
-#: Margin around a box, as a share of its longer side, on each of the four sides.
+#: Margin around a box, as a share of its longer side, on each of the four sides. It forgives boxes that are a little
+#: off. From 0 to 0.15 people of a street video are known again equally well; from 0.25 on worse, by their background.
 CONTEXT = 0.1
 
 #: Pixels of the longer side at which sharpness is measured: about what an embedder sees of a crop.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +60,13 @@ def _load(folder: ModelFolder) -> Any:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    noisy = logging.getLogger("transformers.modeling_utils")
-    before, noisy.level = noisy.level, logging.ERROR  # what it would warn of is checked below
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what matters is checked below
     try:
         model, info = transformers.AutoModel.from_pretrained(
             str(folder.path),
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,  # a pickle is code
             dtype=torch.float32,
             output_loading_info=True,
@@ -79,7 +79,7 @@ def _load(folder: ModelFolder) -> Any:
             "The folder may be damaged; download it again.",
         ) from error
     finally:
-        noisy.level = before
+        transformers.utils.logging.set_verbosity(verbosity)
     missing = sorted(set(info["missing_keys"]) - UNUSED)
     if missing:
         raise WeightsError(

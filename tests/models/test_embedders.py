@@ -1,0 +1,529 @@
+"""Embedders: the same numbers as the libraries' own models, whatever the batch, the crop and the memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from ml_backend.errors import WeightsError
+from ml_backend.models.clip import ClipEmbedder
+from ml_backend.models.crops import letterbox
+from ml_backend.models.dinov2 import Dinov2Embedder
+from ml_backend.models.efficientnet import EfficientNetEmbedder
+from ml_backend.models.embedder import TorchEmbedder
+from ml_backend.models.model_folder import RECIPE
+from ml_backend.settings import Settings
+from tests.builders import ROOT
+from tests.model_builders import CLIP_MEAN, CLIP_STD, make_tiny_clip, make_tiny_dinov2
+
+MakeSettings = Callable[..., Settings]
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "dinov2": make_tiny_dinov2(root / "dinov2"),
+        "registers": make_tiny_dinov2(root / "registers", registers=3),
+        "clip": make_tiny_clip(root / "clip"),
+    }
+
+
+KINDS = ["dinov2", "registers", "clip", "fallback"]
+
+
+def load(kind: str, folders: dict[str, Path], settings: Settings) -> TorchEmbedder:
+    if kind == "fallback":
+        return EfficientNetEmbedder(settings)
+    return (ClipEmbedder if kind == "clip" else Dinov2Embedder)(folders[kind], settings)
+
+
+def crops(n: int, height: int = 80, width: int = 60, seed: int = 0) -> list[np.ndarray]:
+    """Coloured blocks: something to see for a network of random weights."""
+    blocks = np.random.default_rng(seed).integers(0, 255, (n, height // 20, width // 20, 3), np.uint8)
+    return [np.kron(b, np.ones((20, 20, 1), np.uint8)) for b in blocks]
+
+
+def unit(rows: Any) -> np.ndarray:
+    rows = np.asarray(rows, np.float64)
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def network_input(images: list[np.ndarray], size: int, mean: Any, std: Any) -> Any:
+    """What the libraries' own preprocessing makes of an image that is already padded to a square."""
+    import torch
+
+    fill = tuple(round(255 * value) for value in mean)
+    squares = [letterbox(image, size, fill[::-1])[..., ::-1] / 255 for image in images]  # type: ignore[arg-type]
+    return torch.tensor(np.stack([(s - mean) / std for s in squares]).transpose(0, 3, 1, 2), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "registers"])
+def test_dinov2_is_transformers_own_forward(kind: str, folders: dict[str, Path], settings: MakeSettings) -> None:
+    import torch
+    from transformers import Dinov2Model, Dinov2WithRegistersModel
+
+    embedder = Dinov2Embedder(folders[kind], settings(device="cpu"))
+    images = crops(3)
+    library = (Dinov2WithRegistersModel if kind == "registers" else Dinov2Model).from_pretrained(folders[kind]).eval()
+    with torch.no_grad():
+        tokens = library(network_input(images, 224, *IMAGENET)).last_hidden_state.numpy()
+    registers = 3 if kind == "registers" else 0
+    assert tokens.shape == (3, 1 + registers + 16 * 16, 32)
+    whole, parts = unit(tokens[:, 0]), unit(tokens[:, 1 + registers :].mean(1))
+    assert embedder.dim == 64
+    assert np.allclose(embedder.embed(images), unit(np.concatenate([whole, parts], 1)), atol=1e-4)
+
+
+def test_clip_is_open_clips_own(folders: dict[str, Path], settings: MakeSettings) -> None:
+    import open_clip
+    import torch
+
+    embedder = ClipEmbedder(folders["clip"], settings(device="cpu"))
+    source = f"local-dir:{folders['clip']}"
+    library, tokenizer = open_clip.create_model(source).eval(), open_clip.get_tokenizer(source)
+    images, prompts = crops(3), ["a photo of a dog", "", "Hundötter 🐕", "word " * 200]
+    with torch.no_grad():
+        seen = library.encode_image(network_input(images, 32, CLIP_MEAN, CLIP_STD), normalize=True).numpy()
+        read = library.encode_text(tokenizer(prompts), normalize=True).numpy()
+    assert embedder.dim == 24
+    assert np.allclose(embedder.embed(images), seen, atol=1e-4)
+    assert np.allclose(embedder.embed_text(prompts), read, atol=1e-5)
+    assert embedder.logit_scale == pytest.approx(1 / 0.07, rel=1e-3)
+    assert embedder.embed_text([]).shape == (0, 24)
+
+
+def test_a_square_picture_is_preprocessed_as_open_clip_does(folders: dict[str, Path], settings: MakeSettings) -> None:
+    import open_clip
+    from PIL import Image as Pillow
+
+    square = cv2.resize(crops(1, 80, 80)[0], (320, 320), interpolation=cv2.INTER_CUBIC)
+    _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folders['clip']}")
+    theirs = transform(Pillow.fromarray(square[..., ::-1])).numpy()
+    ours = ClipEmbedder(folders["clip"], settings(device="cpu"))._to_input([square])[0].numpy()
+    assert np.abs(ours - theirs).mean() < 0.05  # area against bicubic scaling
+
+
+def bus() -> np.ndarray:
+    import ultralytics
+
+    image = cv2.imread(str(Path(ultralytics.__file__).parent / "assets" / "bus.jpg"))
+    assert image is not None
+    return image
+
+
+def test_the_small_embedders_weights_are_where_they_belong(settings: MakeSettings) -> None:
+    """ImageNet's classes by number: 654 minibus, 779 school bus, 829 streetcar, 874 trolleybus."""
+    import torch
+
+    embedder = EfficientNetEmbedder(settings(device="cpu"))
+    with torch.inference_mode():
+        logits = embedder._model(embedder._to_input([bus()]))[0]
+    assert int(logits.argmax()) in (654, 779, 874)
+    assert {654, 829, 874} <= set(logits.topk(5).indices.tolist())
+
+
+def test_the_small_embedder_knows_a_thing_again(settings: MakeSettings) -> None:
+    embedder = EfficientNetEmbedder(settings(device="cpu"))
+    image = bus()
+    coach, people = image[220:760, 10:800], image[390:900, 50:250]
+    smaller = cv2.resize(coach, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    a, b, c, d = embedder.embed([coach, smaller, coach[:, ::-1], people])
+    assert min(a @ b, a @ c) > 0.8 > a @ d
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neither_batch_nor_neighbours_matter(kind: str, folders: dict[str, Path], settings: MakeSettings) -> None:
+    images = [*crops(3), *crops(2, 200, 40), *crops(2, 40, 120)]
+    embedder = load(kind, folders, settings(device="cpu", embed_batch=3))
+    together = embedder.embed(images)
+    assert together.shape == (7, embedder.dim)
+    assert together.dtype == np.float32
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+    alone = np.concatenate([embedder.embed([image]) for image in images])
+    assert np.allclose(together, alone, atol=1e-4)
+    assert np.allclose(embedder.embed(images[::-1]), alone[::-1], atol=1e-4)
+    assert len(np.unique(together.round(3), axis=0)) == 7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_crops_of_every_kind(kind: str, folders: dict[str, Path], settings: MakeSettings) -> None:
+    embedder = load(kind, folders, settings(device="cpu"))
+    empty = embedder.embed([])
+    assert (empty.shape, empty.dtype) == ((0, embedder.dim), np.float32)
+    odd = [
+        np.full((1, 1, 3), 200, np.uint8),
+        np.zeros((50, 50, 3), np.uint8),
+        np.full((70, 30, 3), 128, np.uint8),  # grey: nothing to see
+        np.full((30, 70, 3), 255, np.uint8),
+        np.zeros((4000, 3000, 3), np.uint8),
+        crops(1, 1000, 20)[0],
+        np.asfortranarray(crops(1)[0]),
+        crops(1)[0][:, ::-1],  # a view that runs backwards
+    ]
+    found = embedder.embed(odd)
+    assert np.isfinite(found).all()
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert np.allclose(found[6], embedder.embed(crops(1))[0], atol=1e-5)
+    with pytest.raises(ValueError, match="expected a crop of shape"):
+        embedder.embed([np.zeros((0, 4, 3), np.uint8)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_identity(kind: str, folders: dict[str, Path], settings: MakeSettings, tmp_path: Path) -> None:
+    import hashlib
+    import shutil
+
+    embedder = load(kind, folders, settings(device="cpu"))
+    name = {"dinov2": "dinov2-32", "registers": "dinov2-reg-32", "clip": "clip-24", "fallback": "efficientnet_lite0"}
+    if kind == "fallback":
+        assert embedder.model_id == f"efficientnet_lite0-57934424-{RECIPE}"
+        return
+    weights = next(folders[kind].glob("*.safetensors")).read_bytes()
+    assert embedder.model_id == f"{name[kind]}-{hashlib.sha256(weights).hexdigest()[:8]}-{RECIPE}"
+    elsewhere = {kind: Path(shutil.copytree(folders[kind], tmp_path / "elsewhere"))}
+    assert load(kind, elsewhere, settings(device="cpu")).model_id == embedder.model_id
+    make = make_tiny_clip if kind == "clip" else make_tiny_dinov2
+    assert load(kind, {kind: make(tmp_path / "other", seed=1)}, settings(device="cpu")).model_id != embedder.model_id
+
+
+class FullDevice:
+    """A network on a device with room for a few pictures only."""
+
+    def __init__(self, run: Callable[..., Any], room: int, message: str = "CUDA out of memory. Tried 2 GiB") -> None:
+        self._run, self._room, self._message = run, room, message
+        self.sizes: list[int] = []
+
+    def __call__(self, pixels: Any) -> Any:
+        self.sizes.append(len(pixels))
+        if len(pixels) > self._room:
+            raise RuntimeError(self._message)
+        return self._run(pixels)
+
+
+def test_a_full_device_gets_smaller_batches(folders: dict[str, Path], settings: MakeSettings) -> None:
+    embedder = Dinov2Embedder(folders["dinov2"], settings(device="cpu", embed_batch=8))
+    images = crops(9)
+    expected = embedder.embed(images)
+    device = FullDevice(embedder._forward, room=2)
+    embedder._forward = device  # type: ignore[method-assign]
+    assert np.allclose(embedder.embed(images), expected, atol=1e-4)
+    assert device.sizes == [8, 4, 2, 2, 2, 2, 1]
+
+
+def test_a_device_without_any_room_is_left_for_the_cpu(
+    folders: dict[str, Path], settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    embedder = Dinov2Embedder(folders["dinov2"], settings(device="cpu", embed_batch=2))
+    images = crops(3)
+    expected = embedder.embed(images)
+    # "meta" stands for a GPU: a device of torch that is not the CPU and exists everywhere.
+    monkeypatch.setattr(embedder, "_device", torch.device("meta"))
+    forward = embedder._forward
+
+    def full_until_moved(pixels: Any) -> Any:
+        if pixels.device.type == "meta":
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return forward(pixels)
+
+    embedder._forward = full_until_moved  # type: ignore[method-assign]
+    assert np.allclose(embedder.embed(images), expected, atol=1e-4)
+    assert embedder.device == "cpu"
+
+
+def test_texts_need_memory_too(folders: dict[str, Path], settings: MakeSettings) -> None:
+    embedder = ClipEmbedder(folders["clip"], settings(device="cpu", embed_batch=8))
+    prompts = [f"number {i}" for i in range(5)]
+    expected = embedder.embed_text(prompts)
+    model: Any = embedder._model
+    device = FullDevice(model.encode_text, room=2)
+    model.encode_text = device
+    assert np.allclose(embedder.embed_text(prompts), expected, atol=1e-5)
+    assert device.sizes == [5, 4, 2, 2, 1]
+
+
+@pytest.mark.parametrize("message", ["shape mismatch", "can't allocate memory: you tried to allocate 9 bytes"])
+def test_what_a_smaller_batch_cannot_cure_comes_through(
+    message: str, folders: dict[str, Path], settings: MakeSettings
+) -> None:
+    embedder = Dinov2Embedder(folders["dinov2"], settings(device="cpu"))
+    embedder._forward = FullDevice(embedder._forward, room=0, message=message)  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match=message):
+        embedder.embed(crops(2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_says_the_same(kind: str, folders: dict[str, Path], settings: MakeSettings) -> None:
+    """As on a GPU, but computed by the CPU."""
+    import torch
+
+    embedder = load(kind, folders, settings(device="cpu"))
+    images = crops(3)
+    expected = embedder.embed(images)
+    embedder._move(torch.device("cpu"), torch.float16)
+    assert embedder._to_input(images).dtype is torch.float16
+    found = embedder.embed(images)
+    assert found.dtype == np.float32
+    assert (found * expected).sum(1).min() > 0.999
+    if isinstance(embedder, ClipEmbedder):
+        assert np.isfinite(embedder.embed_text(["a dog"])).all()
+
+
+def test_what_half_precision_cannot_hold_is_computed_in_single(
+    folders: dict[str, Path], settings: MakeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+
+    embedder = Dinov2Embedder(folders["dinov2"], settings(device="cpu"))
+    images = crops(2)
+    expected = embedder.embed(images)
+    forward = embedder._forward
+    embedder._move(torch.device("cpu"), torch.float16)
+
+    def overflowing(pixels: Any) -> Any:
+        return forward(pixels) * (float("inf") if pixels.dtype is torch.float16 else 1)
+
+    embedder._forward = overflowing  # type: ignore[method-assign]
+    with caplog.at_level(logging.WARNING):
+        assert (embedder.embed(images) * expected).sum(1).min() > 0.999
+        embedder.embed(images)
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        f"{embedder.model_id} exceeds the range of half precision"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "clip"])
+def test_damaged_numbers_are_never_passed_on(
+    kind: str, folders: dict[str, Path], settings: MakeSettings, tmp_path: Path
+) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(folders[kind], tmp_path / kind))
+    file = next(folder.glob("*.safetensors"))
+    state = load_file(file)
+    for tensor in state.values():
+        if tensor.ndim > 1:
+            tensor[:] = float("nan")
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(WeightsError, match="no numbers"):
+        load(kind, {kind: folder}, settings(device="cpu")).embed(crops(1))
+
+
+def test_rows_without_a_direction_are_an_error(folders: dict[str, Path], settings: MakeSettings) -> None:
+    embedder = ClipEmbedder(folders["clip"], settings(device="cpu"))
+    embedder._forward = lambda pixels: pixels.new_zeros(len(pixels), 24)  # type: ignore[method-assign]
+    with pytest.raises(WeightsError, match="no numbers"):
+        embedder.embed(crops(1))
+
+
+def change_json(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def drop_tensors(file: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(file)
+    save_file(dict(list(state.items())[:-3]), file, {"format": "pt"})
+
+
+DAMAGE: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
+    "no config": (lambda config, _: config.unlink(), "has no .*config.json"),
+    "config of nonsense": (lambda config, _: config.write_text("<html>"), "is damaged"),
+    "config of a list": (lambda config, _: config.write_text("[]"), "no JSON object"),
+    "no weights": (lambda _, weights: weights.unlink(), "has no weights"),
+    "empty weights": (lambda _, weights: weights.write_bytes(b""), "not a safetensors file"),
+    "a web page": (lambda _, weights: weights.write_text("<html>404</html>" * 99), "not a safetensors file"),
+    "half of it": (lambda _, weights: weights.write_bytes(weights.read_bytes()[:90_000]), "is damaged: it has 90000"),
+    "a pointer": (
+        lambda _, weights: weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        "pointer of Git LFS",
+    ),
+    "tensors missing": (lambda _, weights: drop_tensors(weights), "lack 3 tensors|Missing key"),
+}
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "clip"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_folders(
+    kind: str, damage: str, folders: dict[str, Path], settings: MakeSettings, tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(folders[kind], tmp_path / kind))
+    config = folder / ("open_clip_config.json" if kind == "clip" else "config.json")
+    change, message = DAMAGE[damage]
+    change(config, next(folder.glob("*.safetensors")))
+    with pytest.raises(WeightsError, match=message) as failure:
+        load(kind, {kind: folder}, settings(device="cpu"))
+    assert failure.value.cure
+    assert str(folder) in failure.value.message
+
+
+def test_folders_of_another_kind(folders: dict[str, Path], settings: MakeSettings, tmp_path: Path) -> None:
+    import shutil
+
+    with pytest.raises(WeightsError, match=r"has no config\.json.*DINOV2_MODEL"):
+        Dinov2Embedder(folders["clip"], settings())
+    with pytest.raises(WeightsError, match=r"has no open_clip_config\.json.*CLIP_MODEL"):
+        ClipEmbedder(folders["dinov2"], settings())
+    with pytest.raises(WeightsError, match=r"does not exist.*DINOV2_MODEL"):
+        Dinov2Embedder(tmp_path / "gone", settings())
+    with pytest.raises(WeightsError, match=r"is a file.*CLIP_MODEL"):
+        ClipEmbedder(folders["clip"] / "open_clip_config.json", settings())
+    other = Path(shutil.copytree(folders["dinov2"], tmp_path / "bert"))
+    change_json(other / "config.json", model_type="bert")
+    with pytest.raises(WeightsError, match="type 'bert', not DINOv2"):
+        Dinov2Embedder(other, settings())
+    other = Path(shutil.copytree(folders["clip"], tmp_path / "roberta"))
+    change_json(other / "open_clip_config.json", model_cfg={"vision_cfg": {}, "text_cfg": {"hf_model_name": "roberta"}})
+    with pytest.raises(WeightsError, match=r"text tower .* built from roberta, which would have to be downloaded"):
+        ClipEmbedder(other, settings())
+    change_json(other / "open_clip_config.json", model_cfg=3)
+    with pytest.raises(WeightsError, match="describes no CLIP model"):
+        ClipEmbedder(other, settings())
+
+
+def test_weights_of_another_size(folders: dict[str, Path], settings: MakeSettings, tmp_path: Path) -> None:
+    import shutil
+
+    for kind, config, values in (
+        ("dinov2", "config.json", {"hidden_size": 64}),
+        ("clip", "open_clip_config.json", {"model_cfg": {**_clip_config(folders), "embed_dim": 16}}),
+    ):
+        folder = Path(shutil.copytree(folders[kind], tmp_path / kind))
+        change_json(folder / config, **values)
+        with pytest.raises(WeightsError, match="cannot be loaded"):
+            load(kind, {kind: folder}, settings(device="cpu"))
+
+
+def _clip_config(folders: dict[str, Path]) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folders["clip"] / "open_clip_config.json").read_text())["model_cfg"]
+    return config
+
+
+class Explosive:
+    """What unpickling would run."""
+
+    def __reduce__(self) -> Any:
+        return (exec, ("raise SystemExit('code of a pickle was run')",))
+
+
+def test_pickles_are_never_run(folders: dict[str, Path], settings: MakeSettings, tmp_path: Path) -> None:
+    import shutil
+
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save({"w": Explosive()}, buffer)
+    for kind, name, message in (
+        ("dinov2", "pytorch_model.bin", "are a pickle, which is code"),
+        ("clip", "open_clip_pytorch_model.bin", "cannot be loaded as a CLIP model"),
+    ):
+        folder = Path(shutil.copytree(folders[kind], tmp_path / kind))
+        next(folder.glob("*.safetensors")).unlink()
+        (folder / name).write_bytes(buffer.getvalue())
+        with pytest.raises(WeightsError, match=message):
+            load(kind, {kind: folder}, settings(device="cpu"))
+
+
+def test_a_pickle_of_nothing_but_tensors_is_fine_for_clip(
+    folders: dict[str, Path], settings: MakeSettings, tmp_path: Path
+) -> None:
+    pickled = ClipEmbedder(make_tiny_clip(tmp_path / "pickled", pickle=True), settings(device="cpu"))
+    safe = ClipEmbedder(folders["clip"], settings(device="cpu"))
+    assert np.array_equal(pickled.embed(crops(2)), safe.embed(crops(2)))
+
+
+def test_a_tokeniser_of_its_own(folders: dict[str, Path], settings: MakeSettings, tmp_path: Path) -> None:
+    import shutil
+
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = Path(shutil.copytree(folders["clip"], tmp_path / "clip"))
+    text = {**_clip_config(folders)["text_cfg"], "hf_tokenizer_name": "somebody/elses"}
+    change_json(folder / "open_clip_config.json", model_cfg={**_clip_config(folders), "text_cfg": text})
+    with pytest.raises(WeightsError, match="cannot be loaded") as failure:
+        ClipEmbedder(folder, settings(device="cpu"))
+    assert "tokeniser" in failure.value.cure
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "dog": 2, "cat": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    dog, cat, mouse, house = ClipEmbedder(folder, settings(device="cpu")).embed_text(["dog", "cat", "mouse", "house"])
+    assert np.array_equal(mouse, house)
+    assert not np.allclose(dog, cat, atol=1e-3)
+
+
+def test_sharded_weights(folders: dict[str, Path], settings: MakeSettings, tmp_path: Path) -> None:
+    from transformers import Dinov2Model
+
+    Dinov2Model.from_pretrained(folders["dinov2"]).save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 1
+    sharded = Dinov2Embedder(tmp_path / "shards", settings(device="cpu"))
+    whole = Dinov2Embedder(folders["dinov2"], settings(device="cpu"))
+    assert np.allclose(sharded.embed(crops(2)), whole.embed(crops(2)), atol=1e-6)
+    next((tmp_path / "shards").glob("model-*.safetensors")).unlink()
+    with pytest.raises(WeightsError, match=r"incomplete: model-00001-of-.* is missing"):
+        Dinov2Embedder(tmp_path / "shards", settings(device="cpu"))
+
+
+def test_the_folders_own_normalisation(folders: dict[str, Path], settings: MakeSettings, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(folders["dinov2"], tmp_path / "half"))
+    usual = Dinov2Embedder(folder, settings(device="cpu")).embed(crops(1))
+    file = folder / "preprocessor_config.json"
+    change_json(file, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    embedder = Dinov2Embedder(folder, settings(device="cpu"))
+    assert np.allclose(embedder._to_input(crops(1)).numpy(), network_input(crops(1), 224, [0.5] * 3, [0.5] * 3))
+    assert not np.allclose(embedder.embed(crops(1)), usual, atol=1e-3)
+    file.unlink()
+    assert np.array_equal(Dinov2Embedder(folder, settings(device="cpu")).embed(crops(1)), usual)
+    for wrong in ({"image_mean": [0.5]}, {"image_std": [0, 0, 0]}, {"image_mean": "x"}, {"image_mean": 3}):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(WeightsError, match="no usable image_mean"):
+            Dinov2Embedder(folder, settings(device="cpu"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("device", "message"), [("cuda:63", "not available"), ("toaster", "not a device name")])
+def test_a_device_that_is_not_there(
+    device: str, message: str, kind: str, folders: dict[str, Path], settings: MakeSettings
+) -> None:
+    with pytest.raises(WeightsError, match=message):
+        load(kind, folders, settings(device=device))
+
+
+def test_loading_and_embedding_is_silent(folders: dict[str, Path]) -> None:
+    code = f"""
+import numpy as np
+from ml_backend.settings import Settings
+from ml_backend.models.clip import ClipEmbedder
+from ml_backend.models.dinov2 import Dinov2Embedder
+from ml_backend.models.efficientnet import EfficientNetEmbedder
+import logging
+settings = Settings(_env_file=None, device="cpu")
+crops = [np.zeros((9, 9, 3), np.uint8)]
+Dinov2Embedder({str(folders["dinov2"])!r}, settings).embed(crops)
+ClipEmbedder({str(folders["clip"])!r}, settings).embed_text(["a dog"])
+EfficientNetEmbedder(settings).embed(crops)
+assert logging.getLogger().handlers == [] and logging.getLogger().filters == []
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
