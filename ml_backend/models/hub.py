@@ -231,7 +231,7 @@ def _download(wanted: _Wanted, target: Path, timeout: float, progress: Progress 
         fetch(f"{constants.ENDPOINT}/api/models/{wanted.value}?blobs=true", listing, timeout)
         revision, files = _wanted_files(wanted, listing)
         listing.unlink()
-        total = sum(int(file.get("size") or 0) for file in files)
+        total = sum(_size(file) or 0 for file in files)
         done = 0
         for file in files:
             name, before = file["rfilename"], done
@@ -271,7 +271,7 @@ def _wanted_files(wanted: _Wanted, listing: Path) -> tuple[str, list[dict[str, A
     files = {
         entry["rfilename"]: entry
         for entry in siblings
-        if isinstance(entry, dict) and _FILE_NAME.fullmatch(str(entry.get("rfilename")))
+        if isinstance(entry, dict) and _FILE_NAME.fullmatch(str(entry.get("rfilename", "")))
     }
     weights = wanted.weights(set(files))
     if not weights:
@@ -284,16 +284,21 @@ def _matches(entry: dict[str, Any]) -> Callable[[Path], None]:
     """A check that a file is what the hub's listing says."""
     lfs = entry.get("lfs")
     digest = lfs.get("sha256") if isinstance(lfs, dict) else None
-    size = entry.get("size")
+    size = _size(entry)
 
     def check(part: Path) -> None:
         actual = part.stat().st_size
-        if isinstance(size, int) and actual != size:
+        if size is not None and actual != size:
             raise WeightsError(f"{entry['rfilename']} came with {actual} bytes instead of {size}")
         if digest is not None and file_sha256(part) != digest:
             raise WeightsError(f"{entry['rfilename']} came damaged")
 
     return check
+
+
+def _size(entry: dict[str, Any]) -> int | None:
+    size = entry.get("size")
+    return size if isinstance(size, int) else None
 
 
 def _publish(part: Path, target: Path) -> None:
