@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
 from ml_backend.errors import VideoError
+from ml_backend.video import reader
 from ml_backend.video.probe import frame_times, probe
-from ml_backend.video.reader import read_frames
+from ml_backend.video.reader import read_at, read_frames
 from tests.video.builders import cut_start, make_video, numbered_image, read_number
 
 BFRAMES = {"bf": "3", "g": "12"}
@@ -22,6 +26,31 @@ BFRAMES = {"bf": "3", "g": "12"}
 
 def numbers(path: Path, **given: Any) -> list[tuple[int, int]]:
     return [(frame.index, read_number(frame.image)) for frame in read_frames(path, **given)]
+
+
+def damage(path: Path, packets: slice) -> None:
+    """Overwrite the content of some packets; what tells where they are stays whole."""
+    with av.open(str(path)) as container:
+        hurt = [packet for packet in container.demux(video=0) if packet.size][packets]
+        data = bytearray(path.read_bytes())
+        for packet in hurt:
+            data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by an entry with each picture that is decoded."""
+    counted: list[int] = []
+    decode = reader.decode
+
+    def counting(*args: Any, **given: Any) -> Iterator[Any]:
+        for picture in decode(*args, **given):
+            counted.append(len(counted))
+            yield picture
+
+    monkeypatch.setattr(reader, "decode", counting)
+    return counted
 
 
 @pytest.mark.parametrize(
@@ -72,7 +101,7 @@ def test_scaling(tmp_path: Path, size: tuple[int, int], rotation: int) -> None:
 
 
 @pytest.mark.parametrize("start", [0, 1, 11, 12, 13, 39])
-@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.avi", "clip.h264"])
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.avi", "clip.h264", "clip.ts", "clip.flv"])
 def test_start_gives_the_same_frames_as_reading_from_the_beginning(tmp_path: Path, start: int, name: str) -> None:
     path = make_video(tmp_path / name, frames=40, options=BFRAMES)
     times = frame_times(path)
@@ -89,31 +118,16 @@ def test_start_outside_the_video(tmp_path: Path) -> None:
 
 
 def test_damage_in_the_middle_keeps_later_indices(tmp_path: Path) -> None:
-    import av
-
     path = make_video(tmp_path / "clip.mp4", frames=40, options={"bf": "0", "g": "10"})
-    with av.open(str(path)) as container:
-        packets = [packet for packet in container.demux(video=0) if packet.size]
-        hurt = packets[10:14]  # a key frame and three that build on it
-        data = bytearray(path.read_bytes())
-        for packet in hurt:
-            data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
-    path.write_bytes(data)
+    damage(path, slice(10, 14))  # a key frame and three that build on it
     got = numbers(path)
     assert got[:10] == [(n, n) for n in range(10)]
     assert got[-20:] == [(n, n) for n in range(20, 40)]
 
 
 def test_broken_tail_ends_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    import av
-
     path = make_video(tmp_path / "clip.mp4", frames=40, options={"bf": "0", "g": "10"})
-    with av.open(str(path)) as container:
-        packets = [packet for packet in container.demux(video=0) if packet.size]
-        data = bytearray(path.read_bytes())
-        for packet in packets[30:]:
-            data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
-    path.write_bytes(data)
+    damage(path, slice(30, None))
     with caplog.at_level(logging.WARNING):
         assert numbers(path) == [(n, n) for n in range(30)]
     assert "decoding ended after frame 30 of 40" in caplog.text
@@ -151,3 +165,129 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
         command = [sys.executable, "-c", code, str(path), str(frames)]
         peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     assert peaks[1] < 1.1 * peaks[0]
+
+
+OPEN_GOP = {"x264-params": "open-gop=1:keyint=24:bframes=3:scenecut=0"}  # pictures shown before their key frame
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("bframes.mp4", {"options": {"bf": "3", "g": "24"}}),
+        ("bframes.mkv", {"options": {"bf": "3", "g": "24"}}),
+        ("bframes.ts", {"options": {"bf": "3", "g": "24"}}),
+        ("one_key.mp4", {"options": {"bf": "3", "g": "999"}}),
+        ("opengop.mp4", {"options": OPEN_GOP}),
+        ("opengop.ts", {"options": OPEN_GOP}),
+        ("refresh.mp4", {"options": {"x264-params": "intra-refresh=1:keyint=24"}}),  # no whole key frame but the first
+        ("mpeg2.mpg", {"codec": "mpeg2video", "options": {"bf": "2", "g": "24", "b": "4M"}}),
+        ("altref.webm", {"codec": "libvpx", "options": {"auto-alt-ref": "1", "lag-in-frames": "12", "g": "24"}}),
+        ("bframes.avi", {"options": {"bf": "3", "g": "24"}}),  # without timestamps that can be sought
+        ("vfr.mp4", {"pts": [n * n for n in range(120)], "time_base": Fraction(1, 6000), "options": {"g": "24"}}),
+        ("turned.mp4", {"rotation": 90, "options": {"bf": "3", "g": "24"}}),
+        ("wide.mp4", {"aspect": Fraction(4, 3), "options": {"g": "24"}}),
+    ],
+)
+def test_single_frames_are_those_of_reading_all(tmp_path: Path, name: str, made: dict[str, Any]) -> None:
+    path = make_video(tmp_path / name, frames=120, **made)
+    whole = list(read_frames(path))
+    info, choose = probe(path), random.Random(7)
+    for indices in (
+        [0],
+        [119],
+        [0, 119],
+        [22, 23, 24, 25],
+        *(sorted(choose.sample(range(120), n)) for n in (3, 9, 40)),
+    ):
+        got = list(read_at(path, info, indices))
+        assert [frame.index for frame in got] == indices
+        for frame in got:
+            assert frame.time == whole[frame.index].time
+            assert np.array_equal(frame.image, whole[frame.index].image)
+
+
+def test_single_frames_after_a_cut(tmp_path: Path) -> None:
+    whole = make_video(tmp_path / "whole.mp4", frames=90, options=BFRAMES)
+    path = cut_start(whole, tmp_path / "cut.mp4", 8 / 30)
+    got = read_at(path, None, [0, 3, 40, 81])
+    assert [(frame.index, read_number(frame.image)) for frame in got] == [(0, 8), (3, 11), (40, 48), (81, 89)]
+
+
+def test_far_frames_are_sought_and_near_ones_are_not(tmp_path: Path, decoded: list[int]) -> None:
+    path = make_video(tmp_path / "clip.mp4", frames=600, options={"bf": "0", "g": "50"})
+    assert [frame.index for frame in read_at(path, None, [3, 305, 308, 570])] == [3, 305, 308, 570]
+    assert len(decoded) < 60  # 4 + 9 + 21, and what comes out with the last
+    decoded.clear()
+    assert len(list(read_at(path, None, range(300, 350)))) == 50
+    assert len(decoded) == 50
+
+
+def test_within_one_key_frame_nothing_is_decoded_twice(tmp_path: Path, decoded: list[int]) -> None:
+    path = make_video(tmp_path / "clip.mp4", frames=300, options={"bf": "2", "g": "999"})
+    assert len(list(read_at(path, None, range(0, 300, 30)))) == 10
+    assert len(decoded) == 271
+
+
+def test_only_wanted_pictures_are_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_video(tmp_path / "clip.mp4", frames=60)
+    converted: list[int] = []
+    convert = reader._Converter.__call__
+
+    def counting(self: Any, picture: Any) -> Any:
+        converted.append(picture.pts)
+        return convert(self, picture)
+
+    monkeypatch.setattr(reader._Converter, "__call__", counting)
+    assert len(list(read_at(path, None, [5, 40]))) == 2
+    assert len(converted) == 2
+
+
+def test_no_single_frames(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "clip.mp4", frames=4)
+    assert list(read_at(path, None, [])) == []
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([2, 1], "strictly increasing"),
+        ([1, 1], "strictly increasing"),
+        ([-1, 2], r"0\.\.3"),
+        ([0, 4], r"0\.\.3"),
+        ([0.5], "integer"),
+        ([[0, 1]], "shape"),
+    ],
+)
+def test_wrong_single_frames(tmp_path: Path, indices: Any, message: str) -> None:
+    path = make_video(tmp_path / "clip.mp4", frames=4)
+    with pytest.raises(ValueError, match=message):
+        list(read_at(path, None, indices))
+
+
+def test_single_frames_of_a_damaged_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = make_video(tmp_path / "clip.mp4", frames=120, options={"bf": "0", "g": "30"})
+    damage(path, slice(30, 60))
+    damage(path, slice(90, None))
+    with caplog.at_level(logging.WARNING):
+        got = [(frame.index, read_number(frame.image)) for frame in read_at(path, None, [0, 29, 40, 75, 95, 119])]
+    assert got == [(0, 0), (29, 29), (75, 75)]
+    assert "3 of 6 wanted frames cannot be decoded, the first is 40" in caplog.text
+    with pytest.raises(VideoError, match="none of the 2 wanted frames can be decoded"):
+        list(read_at(path, None, [95, 119]))
+
+
+def test_single_frames_of_another_state_of_the_file_are_refused(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "clip.mp4", frames=10)
+    info = probe(path)
+    make_video(path, frames=25)
+    with pytest.raises(VideoError, match="changed"):
+        list(read_at(path, info, [3]))
+
+
+def test_stopping_single_frames_early_releases_the_file(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "clip.mp4", frames=40)
+    frames = read_at(path, None, [3, 20])
+    next(frames)
+    frames.close()  # type: ignore[attr-defined]
+    open_files = [link.resolve() for link in Path("/proc/self/fd").iterdir()]
+    assert path.resolve() not in open_files
