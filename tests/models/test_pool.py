@@ -1,0 +1,428 @@
+"""One budget for all loaded models: loaded once, shared, protected while in use, unloaded in order."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+
+from ml_backend.models import pool as pool_module
+from ml_backend.models.pool import ModelPool, get_pool
+from ml_backend.settings import Settings
+
+MakeSettings = Callable[..., Settings]
+WAIT = 30.0  # a generous bound that only keeps a broken test from hanging
+MB = 1_000_000
+
+
+class Network(torch.nn.Module):
+    """A real module of so many bytes."""
+
+    def __init__(self, size: int = MB) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(size // 4), requires_grad=False)
+
+
+class OnCard:
+    """A model that says it lies on a card, which not every machine has."""
+
+    def __init__(self, size: int, device: str = "cuda:0") -> None:
+        self.device = device
+        self._size = size
+
+    @property
+    def memory_bytes(self) -> Mapping[str, int]:
+        return {self.device: self._size}
+
+
+class Loads:
+    """Loaders by name, and what they have been asked for."""
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+        self.alive: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+
+    def __call__(self, name: str, make: Callable[[], Any] = Network) -> Callable[[], Any]:
+        def load() -> Any:
+            self.loaded.append(name)
+            model = make()
+            self.alive[name] = model
+            return model
+
+        return load
+
+    def use(self, pool: ModelPool, name: str, make: Callable[[], Any] = Network) -> None:
+        """Load or take it, and let it go at once."""
+        with pool.use(name, self(name, make), name=name):
+            pass
+
+
+@pytest.fixture
+def loads() -> Loads:
+    return Loads()
+
+
+def names(pool: ModelPool) -> list[str]:
+    return [model["name"] for model in pool.status()["models"]]
+
+
+def sized(size: int) -> Callable[[], Network]:
+    return lambda: Network(size)
+
+
+def test_a_model_is_loaded_once(loads: Loads) -> None:
+    pool = ModelPool(10 * MB)
+    with pool.use("a", loads("a"), name="a") as first:
+        pass
+    with pool.use("a", loads("a"), name="a") as second:
+        assert second is first
+    assert loads.loaded == ["a"]
+
+
+def test_the_least_recently_used_goes_first(loads: Loads) -> None:
+    pool = ModelPool(3 * MB)
+    for name in "abcad":
+        loads.use(pool, name)
+    assert loads.loaded == ["a", "b", "c", "d"]
+    assert names(pool) == ["c", "a", "d"]
+    gc.collect()
+    assert set(loads.alive) == {"a", "c", "d"}
+
+
+def test_exactly_the_budget_is_not_over_it(loads: Loads) -> None:
+    pool = ModelPool(2 * MB)
+    loads.use(pool, "a")
+    loads.use(pool, "b")
+    assert names(pool) == ["a", "b"]
+
+
+def test_only_as_many_go_as_must(loads: Loads) -> None:
+    pool = ModelPool(4 * MB)
+    for name in "abcd":
+        loads.use(pool, name)
+    loads.use(pool, "two", sized(2 * MB))
+    assert names(pool) == ["c", "d", "two"]
+
+
+def test_models_in_use_stay(loads: Loads, caplog: pytest.LogCaptureFixture) -> None:
+    pool = ModelPool(2 * MB)
+    with ExitStack() as stack, caplog.at_level(logging.WARNING):
+        for name in "abcd":
+            stack.enter_context(pool.use(name, loads(name), name=name))
+        assert names(pool) == ["a", "b", "c", "d"]
+        assert set(loads.alive) == {"a", "b", "c", "d"}
+    assert len(names(pool)) == 2  # as soon as they are idle, the budget holds again
+    assert caplog.text == ""  # each alone fits
+
+
+def test_one_user_of_many_keeps_a_model(loads: Loads) -> None:
+    pool = ModelPool(MB)
+    with pool.use("a", loads("a"), name="a"):
+        with pool.use("a", loads("a"), name="a"):
+            pass
+        loads.use(pool, "b")
+        assert "a" in names(pool)
+        assert pool.status()["models"][0]["in_use"] == 1
+
+
+def test_a_model_larger_than_the_budget_is_used_with_a_warning(loads: Loads, caplog: pytest.LogCaptureFixture) -> None:
+    pool = ModelPool(MB)
+    loads.use(pool, "small")
+    with caplog.at_level(logging.WARNING):
+        loads.use(pool, "large", sized(5 * MB))
+    assert "large alone takes 0.00 GB" in caplog.text
+    assert "MODEL_MEMORY_GB" in caplog.text
+    assert names(pool) == ["large"]
+    loads.use(pool, "large")  # and is not loaded anew for each use
+    assert loads.loaded == ["small", "large"]
+
+
+def test_room_is_made_before_a_model_of_known_size_is_loaded(loads: Loads) -> None:
+    pool = ModelPool(3 * MB)
+    loads.use(pool, "two", sized(2 * MB))
+    loads.use(pool, "a")
+    loads.use(pool, "b")  # "two" goes
+    loads.use(pool, "c")
+    seen: list[set[str]] = []
+
+    def make() -> Network:
+        gc.collect()
+        seen.append(set(loads.alive))
+        return Network(2 * MB)
+
+    loads.use(pool, "two", make)
+    assert seen == [{"c"}]
+    assert names(pool) == ["c", "two"]
+
+
+def test_a_model_of_unknown_size_is_loaded_first(loads: Loads) -> None:
+    pool = ModelPool(2 * MB)
+    loads.use(pool, "a")
+    loads.use(pool, "b")
+    seen: list[list[str]] = []
+    loads.use(pool, "two", lambda: (seen.append(names(pool)), Network(2 * MB))[1])
+    assert seen == [["a", "b", "two"]]  # the last one as being loaded
+    assert names(pool) == ["two"]
+
+
+def test_a_failed_load_leaves_nothing_behind(loads: Loads) -> None:
+    pool = ModelPool(10 * MB)
+
+    def fail() -> Any:
+        raise ValueError("damaged")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="damaged"):
+            loads.use(pool, "a", fail)
+        assert names(pool) == []
+    loads.use(pool, "a")
+    assert loads.loaded == ["a", "a", "a"]
+    assert names(pool) == ["a"]
+
+
+def test_an_error_of_the_user_gives_the_model_back(loads: Loads) -> None:
+    pool = ModelPool(10 * MB)
+    with pytest.raises(ValueError, match="mine"), pool.use("a", loads("a"), name="a"):
+        raise ValueError("mine")
+    assert pool.status()["models"][0]["in_use"] == 0
+
+
+def test_loading_that_needs_itself_is_an_error_and_no_deadlock() -> None:
+    pool = ModelPool(10 * MB)
+
+    def load() -> Any:
+        with pool.use("a", load, name="a") as model:
+            return model
+
+    with pytest.raises(RuntimeError, match="itself"), pool.use("a", load, name="a"):
+        pass
+    assert names(pool) == []
+
+
+def test_loading_may_use_another_model(loads: Loads) -> None:
+    pool = ModelPool(10 * MB)
+
+    def load() -> Any:
+        with pool.use("b", loads("b"), name="b") as other:
+            return torch.nn.Sequential(other)
+
+    with pool.use("a", load, name="a"):
+        assert names(pool) == ["b", "a"]
+
+
+def test_many_threads_share_one_load() -> None:
+    pool, count = ModelPool(10 * MB), 16
+    begun, go_on, together = threading.Event(), threading.Event(), threading.Barrier(count, timeout=WAIT)
+    calls: list[int] = []
+
+    def load() -> Network:
+        calls.append(1)
+        begun.set()
+        assert go_on.wait(WAIT)
+        return Network()
+
+    def work() -> int:
+        with pool.use("a", load, name="a") as model:
+            together.wait()  # all of them at once
+            assert pool.status()["models"][0]["in_use"] == count
+            together.wait()
+            return id(model)
+
+    with ThreadPoolExecutor(count) as threads:
+        results = [threads.submit(work) for _ in range(count)]
+        assert begun.wait(WAIT)
+        assert pool.status()["models"][0]["loading"] is True
+        go_on.set()
+        assert len({result.result(WAIT) for result in results}) == 1
+    assert calls == [1]
+    assert pool.status()["models"][0]["in_use"] == 0
+
+
+def test_those_who_waited_for_a_load_that_failed_try_themselves() -> None:
+    pool, count = ModelPool(10 * MB), 6
+    ready, begun = threading.Barrier(count + 1, timeout=WAIT), threading.Event()
+    go_on = threading.Event()
+    calls: list[int] = []
+
+    def load() -> Network:
+        calls.append(1)
+        if len(calls) < 3:
+            begun.set()
+            assert go_on.wait(WAIT)
+            raise OSError("not yet")
+        return Network()
+
+    def work() -> str:
+        ready.wait()
+        try:
+            with pool.use("a", load, name="a"):
+                return "used"
+        except OSError:
+            return "failed"
+
+    with ThreadPoolExecutor(count) as threads:
+        results = [threads.submit(work) for _ in range(count)]
+        ready.wait()
+        assert begun.wait(WAIT)
+        go_on.set()
+        assert sorted(result.result(WAIT) for result in results) == ["failed"] * 2 + ["used"] * 4
+    assert len(calls) == 3
+
+
+def test_loading_one_holds_up_nobody_who_wants_another(loads: Loads) -> None:
+    pool = ModelPool(10 * MB)
+    loads.use(pool, "there")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> Network:
+        begun.set()
+        assert go_on.wait(WAIT)
+        return Network()
+
+    with ThreadPoolExecutor(1) as threads:
+        loading = threads.submit(loads.use, pool, "slow", slow)
+        assert begun.wait(WAIT)
+        loads.use(pool, "there")
+        loads.use(pool, "new")
+        assert pool.optimize()["unloaded"] != []
+        assert names(pool) == ["slow"]  # what is being loaded stays
+        go_on.set()
+        loading.result(WAIT)
+
+
+def test_threads_that_fight_for_room_get_whole_models(loads: Loads) -> None:
+    """Many threads, more models than fit: nobody gets a model that has been unloaded, and the budget holds at last."""
+    pool, count = ModelPool(3 * MB), 8
+    start = threading.Barrier(count, timeout=WAIT)
+
+    def work(thread: int) -> None:
+        start.wait()
+        for turn in range(25):
+            name = f"model {(thread * 7 + turn * 3) % 6}"
+            with pool.use(name, Network, name=name) as model:
+                assert model.weight.shape == (MB // 4,)
+                assert name in names(pool)
+
+    with ThreadPoolExecutor(count) as threads:
+        for result in [threads.submit(work, thread) for thread in range(count)]:
+            result.result(WAIT)
+    status = pool.status()
+    assert status["ram"]["models"] <= 3 * MB
+    assert all(model["in_use"] == 0 and not model["loading"] for model in status["models"])
+
+
+def test_cards_have_budgets_of_their_own(loads: Loads, caplog: pytest.LogCaptureFixture) -> None:
+    pool = ModelPool(2 * MB, 3 * MB)
+    loads.use(pool, "ram")
+    for name in "abc":
+        loads.use(pool, name, lambda: OnCard(MB))
+    loads.use(pool, "other card", lambda: OnCard(3 * MB, "cuda:1"))
+    loads.use(pool, "d", lambda: OnCard(MB))
+    assert names(pool) == ["ram", "b", "c", "other card", "d"]
+    with caplog.at_level(logging.WARNING):
+        loads.use(pool, "large", lambda: OnCard(4 * MB))
+    assert "GPU_MEMORY_GB" in caplog.text
+    assert names(pool) == ["ram", "other card", "large"]
+
+
+def test_a_model_that_moved_to_the_cpu_counts_there(loads: Loads) -> None:
+    pool = ModelPool(2 * MB, 2 * MB)
+    with pool.use("a", loads("a", lambda: OnCard(2 * MB)), name="a") as model:
+        assert pool.status()["gpu"]["models"] == 2 * MB
+        model.device = "cpu"
+        status = pool.status()
+        assert (status["ram"]["models"], status["gpu"]) == (2 * MB, None)
+        assert status["models"][0]["device"] == "cpu"
+    loads.use(pool, "b", lambda: OnCard(2 * MB))  # the card is free
+    assert names(pool) == ["a", "b"]
+    loads.use(pool, "c")  # main memory is not
+    assert names(pool) == ["b", "c"]
+    loads.use(pool, "b")
+    assert pool._sizes["a"] == {"cpu": 2 * MB}  # remembered as it was last
+
+
+def test_a_model_that_finds_no_memory_is_loaded_again_without_the_idle_ones(loads: Loads) -> None:
+    pool = ModelPool(10 * MB)
+    loads.use(pool, "idle")
+    with pool.use("used", loads("used"), name="used"):
+
+        def make() -> Network:
+            gc.collect()
+            if "idle" in loads.alive:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+            return Network()
+
+        loads.use(pool, "new", make)
+        assert names(pool) == ["used", "new"]
+        assert loads.loaded == ["idle", "used", "new", "new"]
+
+    def never() -> Any:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 TiB")
+
+    pool.optimize()
+    with pytest.raises(RuntimeError, match="2 TiB"):
+        loads.use(pool, "huge", never)
+    assert names(pool) == []
+
+
+def test_optimize_unloads_what_is_idle(loads: Loads) -> None:
+    pool = ModelPool(10 * MB)
+    for name in "ab":
+        loads.use(pool, name)
+    with pool.use("c", loads("c"), name="c"):
+        done = pool.optimize()
+        assert done["unloaded"] == [{"name": name, "device": "cpu", "bytes": MB} for name in "ab"]
+        assert (done["before"]["ram"]["models"], done["after"]["ram"]["models"]) == (3 * MB, MB)
+        assert names(pool) == ["c"]
+        assert set(loads.alive) == {"c"}
+    assert pool.optimize()["unloaded"] != []
+    assert pool.optimize()["unloaded"] == []
+    assert len(loads.alive) == 0
+
+
+def test_status_is_plain_and_complete(loads: Loads) -> None:
+    pool = ModelPool(10 * MB)
+    empty = pool.status()
+    assert (empty["models"], empty["gpu"]) == ([], None)
+    loads.use(pool, "a")
+    status = json.loads(json.dumps(pool.status()))
+    (model,) = status["models"]
+    assert model.pop("idle_seconds") >= 0
+    assert model == {"name": "a", "device": "cpu", "bytes": MB, "in_use": 0, "loading": False}
+    ram = status["ram"]
+    assert (ram["budget"], ram["models"]) == (10 * MB, MB)
+    assert 0 < ram["process"] < ram["total"]
+    assert 0 < ram["available"] <= ram["total"]
+
+
+@pytest.mark.parametrize("budget", [(0, 0), (-1, 0), (1, -1)])
+def test_wrong_budgets(budget: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="expected ram_bytes"):
+        ModelPool(*budget)
+
+
+def test_a_smaller_budget_holds_from_the_next_use_on(loads: Loads) -> None:
+    pool = ModelPool(10 * MB)
+    for name in "abc":
+        loads.use(pool, name)
+    pool.set_budget(MB)
+    loads.use(pool, "a")
+    assert names(pool) == ["a"]
+
+
+def test_the_process_has_one_pool(settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "_pool", None)
+    first = get_pool(settings(model_memory_gb=1.5))
+    assert first.status()["ram"]["budget"] == 3 << 29
+    assert get_pool(settings()) is first
+    ram = first.status()["ram"]
+    assert ram["budget"] == ram["total"] // 2
