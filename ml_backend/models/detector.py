@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,13 +11,12 @@ import numpy as np
 
 from ml_backend.errors import WeightsError
 from ml_backend.models._ultralytics import setup_ultralytics
+from ml_backend.models.memory import FitsMemory, is_out_of_memory, model_memory
 from ml_backend.settings import Settings
 from ml_backend.types import Detections, Image
 
 if TYPE_CHECKING:
     import torch
-
-log = logging.getLogger(__name__)
 
 NMS_IOU = 0.7  # ultralytics' own default for predict and track
 MAX_DETECTIONS = 300  # likewise
@@ -40,7 +39,7 @@ class Detector(Protocol):
         ...
 
 
-class YoloDetector:
+class YoloDetector(FitsMemory):
     """A YOLO detection model behind :class:`Detector`.
 
     The input keeps the video's aspect ratio (384 x 640 for 16:9), which costs 40 % less than a square. Results equal
@@ -54,6 +53,8 @@ class YoloDetector:
         WeightsError: the file is missing, unreadable, or not a detection model; the device does not exist.
     """
 
+    _items = "frames"
+
     def __init__(self, path: str | Path, settings: Settings) -> None:
         path = Path(path)
         if not path.exists():
@@ -62,15 +63,14 @@ class YoloDetector:
         self._path = path
         self._conf = settings.conf
         self._imgsz = settings.imgsz
-        self._device = _select_device(settings.device)
-        self._batch = settings.batch if self._device.type != "cpu" else min(settings.batch, CPU_BATCH)
-        self._backend = self._load(self._device)
+        self._batch = settings.batch
+        self._placed(_select_device(settings.device), self._move)
         self.names: dict[int, str] = {int(i): str(name) for i, name in self._backend.names.items()}
 
     @property
-    def device(self) -> str:
-        """Where the network runs now: ``"cpu"``, ``"cuda:0"``, ``"mps"``."""
-        return str(self._device)
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes that the network takes, by device; of an export, whose runtime does not tell, the file's size."""
+        return model_memory(self._backend) or {self.device: sum(f.stat().st_size for f in _files(self._path))}
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """Detect objects.
@@ -83,14 +83,19 @@ class YoloDetector:
         """
         results: list[Detections] = []
         while len(results) < len(images):
-            chunk = _same_shape(images, len(results), self._batch)
-            try:
-                results.extend(self._detect_batch(chunk))
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
-                self._shrink(error)
+            results += self._fitting(partial(self._detect_from, images, len(results)))
         return results
+
+    def _move(self, device: torch.device) -> None:
+        self._backend = self._load(device)
+        self._device = device
+        if device.type == "cpu":
+            self._batch = min(self._batch, CPU_BATCH)
+
+    def _to_cpu(self) -> None:
+        import torch
+
+        self._move(torch.device("cpu"))
 
     def _load(self, device: torch.device) -> Any:
         from ultralytics.nn.autobackend import AutoBackend
@@ -99,7 +104,7 @@ class YoloDetector:
             # fp16 halves time and memory on CUDA; elsewhere it is slower or breaks models.
             backend = AutoBackend(str(self._path), device=device, fp16=device.type == "cuda", verbose=False)
         except Exception as error:  # unpickling foreign files raises anything
-            if isinstance(error, RuntimeError) and _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             raise WeightsError(
                 f"{self._path} cannot be loaded as a YOLO model ({type(error).__name__}: {error}).",
@@ -113,6 +118,9 @@ class YoloDetector:
             )
         backend.eval()
         return backend
+
+    def _detect_from(self, images: Sequence[Image], start: int, limit: int) -> list[Detections]:
+        return self._detect_batch(_same_shape(images, start, limit))
 
     def _detect_batch(self, images: Sequence[Image]) -> list[Detections]:
         import torch
@@ -143,22 +151,6 @@ class YoloDetector:
             return list(fixed)
         return list(check_imgsz(self._imgsz, stride=self._backend.stride, min_dim=2))
 
-    def _shrink(self, error: RuntimeError) -> None:
-        """Make the next try need less memory: half the batch, then the CPU."""
-        import torch
-
-        if self._device.type == "cpu" and self._batch == 1:
-            raise error
-        if self._batch > 1:
-            self._batch //= 2
-            log.warning("Out of memory on %s: going on with %d frames per call.", self._device, self._batch)
-        else:
-            log.warning("Out of memory on %s with a single frame: going on with the CPU.", self._device)
-            self._device = torch.device("cpu")
-            self._backend = self._load(self._device)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
 
 def _same_shape(images: Sequence[Image], start: int, limit: int) -> Sequence[Image]:
     """The longest run of equally sized images from ``start``, at most ``limit``."""
@@ -166,6 +158,11 @@ def _same_shape(images: Sequence[Image], start: int, limit: int) -> Sequence[Ima
     while end < min(len(images), start + limit) and images[end].shape == images[start].shape:
         end += 1
     return images[start:end]
+
+
+def _files(path: Path) -> list[Path]:
+    """Some exports are folders."""
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
 
 
 def _to_detections(found: torch.Tensor) -> Detections:
@@ -189,12 +186,3 @@ def _select_device(name: str) -> torch.device:
     if not there:
         raise WeightsError(f"DEVICE={name!r} is not available on this machine.", "Set DEVICE=auto.")
     return device
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    import torch
-
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return True
-    text = str(error).lower()  # CPU and MPS allocators raise a bare RuntimeError
-    return "out of memory" in text or "can't allocate memory" in text

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
 from ml_backend.errors import WeightsError
 from ml_backend.models.crops import letterbox
-from ml_backend.models.detector import _is_out_of_memory, _select_device
+from ml_backend.models.detector import _select_device
+from ml_backend.models.memory import FitsMemory
 from ml_backend.settings import Settings
 from ml_backend.types import FloatArray, Image
 
@@ -51,7 +53,7 @@ class Embedder(Protocol):
         ...
 
 
-class TorchEmbedder:
+class TorchEmbedder(FitsMemory):
     """What embedders of torch have in common: batches, devices, precision, and going on when memory is short.
 
     A subclass sets ``model_id`` and ``dim``, gives the network to :meth:`_set_up`, and defines :meth:`_forward`.
@@ -59,6 +61,7 @@ class TorchEmbedder:
 
     model_id: str
     dim: int
+    _items = "crops"
 
     def _set_up(
         self, model: torch.nn.Module, settings: Settings, input_size: int, mean: Sequence[float], std: Sequence[float]
@@ -83,20 +86,7 @@ class TorchEmbedder:
         red, green, blue = (round(value) for value in mean)
         self._fill = (blue, green, red)
         self._batch = settings.embed_batch
-        device = _select_device(settings.device)
-        try:
-            # fp16 halves time and memory on CUDA; elsewhere it is slower or lacks operations.
-            self._move(device, torch.float16 if device.type == "cuda" else torch.float32)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error) or device.type == "cpu":
-                raise
-            log.warning("%s does not fit into the memory of %s: going on with the CPU.", self.model_id, device)
-            self._move(torch.device("cpu"), torch.float32)
-
-    @property
-    def device(self) -> str:
-        """Where the network runs now: ``"cpu"``, ``"cuda:0"``, ``"mps"``."""
-        return str(self._device)
+        self._placed(_select_device(settings.device), self._to)
 
     def embed(self, crops: Sequence[Image]) -> FloatArray:
         """See :meth:`Embedder.embed`."""
@@ -105,6 +95,17 @@ class TorchEmbedder:
     def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """``(n, 3, size, size)`` normalised RGB to ``(n, dim)``, not yet of length 1."""
         raise NotImplementedError
+
+    def _to(self, device: torch.device) -> None:
+        import torch
+
+        # fp16 halves time and memory on CUDA; elsewhere it is slower or lacks operations.
+        self._move(device, torch.float16 if device.type == "cuda" else torch.float32)
+
+    def _to_cpu(self) -> None:
+        import torch
+
+        self._to(torch.device("cpu"))
 
     def _move(self, device: torch.device, dtype: torch.dtype) -> None:
         self._model.to(device=device, dtype=dtype)
@@ -125,17 +126,14 @@ class TorchEmbedder:
         rows: list[FloatArray] = []
         done = 0
         while done < len(items):
-            some = items[done : done + self._batch]
-            try:
-                rows.append(self._run(some, run))
-                done += len(some)
-                continue
-            except RuntimeError as error:
-                if not _is_out_of_memory(error) or (self._device.type == "cpu" and self._batch == 1):
-                    raise
-            # Not within the except block: while it lasts, the error keeps the failed call's tensors alive.
-            self._shrink()
+            rows.append(self._fitting(partial(self._run_from, items, done, run)))
+            done += len(rows[-1])
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
+
+    def _run_from(
+        self, items: Sequence[T], start: int, run: Callable[[Sequence[T]], torch.Tensor], limit: int
+    ) -> FloatArray:
+        return self._run(items[start : start + limit], run)
 
     def _run(self, items: Sequence[T], run: Callable[[Sequence[T]], torch.Tensor]) -> FloatArray:
         import torch
@@ -149,19 +147,6 @@ class TorchEmbedder:
         if result is None:
             raise WeightsError(f"{self.model_id} gives results that are no numbers.", "Its weights may be damaged.")
         return result
-
-    def _shrink(self) -> None:
-        """Make the next try need less memory: half the batch, then the CPU."""
-        import torch
-
-        if self._batch > 1:
-            self._batch //= 2
-            log.warning("Out of memory on %s: going on with %d crops per call.", self._device, self._batch)
-        else:
-            log.warning("Out of memory on %s with a single crop: going on with the CPU.", self._device)
-            self._move(torch.device("cpu"), torch.float32)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def _normalised(rows: torch.Tensor) -> FloatArray | None:
