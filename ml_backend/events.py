@@ -13,7 +13,7 @@ from ml_backend.storage import Event, Storage
 
 log = logging.getLogger(__name__)
 
-#: Kept for retraining. Label Studio sends these names.
+#: Kept for retraining once their labels are learned. Label Studio sends these names.
 ANNOTATION_EVENTS = frozenset(
     {
         "ANNOTATION_CREATED",
@@ -25,7 +25,7 @@ ANNOTATION_EVENTS = frozenset(
         "START_TRAINING",
     }
 )
-QUEUED_EVENTS = frozenset({"TASKS_CREATED"})
+QUEUED_EVENTS = frozenset({"TASKS_CREATED", "TASKS_DELETED"}) | ANNOTATION_EVENTS
 
 
 def parse_event(body: Any) -> Event:
@@ -39,13 +39,11 @@ def parse_event(body: Any) -> Event:
     action = body["action"]
     annotations = _items(body, "annotation", "annotations")
     tasks = _ids(_items(body, "task", "tasks")) + _ids([a.get("task") for a in annotations if isinstance(a, Mapping)])
-    state = "pending" if action in QUEUED_EVENTS else "recorded"
     return Event(
         action=action[:64],
         project_id=_id(body.get("project")),
         task_ids=tuple(dict.fromkeys(tasks)),
         annotation_ids=tuple(dict.fromkeys(_ids(annotations))),
-        state=state,
     )
 
 
@@ -82,15 +80,13 @@ class EventLog:
         self._lock = threading.Lock()
 
     def receive(self, event: Event) -> str:
-        """Record an event; returns what happens with it: ``"ignored"``, ``"recorded"`` or ``"queued"``.
+        """Record an event; returns what happens with it: ``"ignored"`` or ``"queued"``.
 
         The queue is told from a thread: a webhook must be answered at once even when Redis is slow to refuse.
         """
-        if event.action not in ANNOTATION_EVENTS | QUEUED_EVENTS:
+        if event.action not in QUEUED_EVENTS:
             return "ignored"
         self._storage.add_event(event)
-        if event.state != "pending":
-            return "recorded"
         self.start()
         self._wake.set()
         return "queued"
@@ -106,11 +102,26 @@ class EventLog:
         """Hand all pending events to the queue; returns how many. Doing it twice makes no second job."""
         number = 0
         for event in self._storage.list_events("pending"):
-            if event.project_id is not None:
-                self._queue.request_prepare_many(event.project_id, event.task_ids, f"event-{event.id}")
-            self._storage.set_event_state(event.id, "done")
+            if event.action == "TASKS_CREATED":
+                if event.project_id is not None:
+                    self._queue.request_prepare_many(event.project_id, event.task_ids, f"event-{event.id}")
+            elif event.action == "START_TRAINING":
+                if event.project_id is not None:
+                    self._queue.request_learning(event.project_id, None)
+            else:
+                self._learn(event)
+            self._storage.set_event_state(event.id, "recorded" if event.action in ANNOTATION_EVENTS else "done")
             number += 1
         return number
+
+    def _learn(self, event: Event) -> None:
+        """What people annotate, change or delete changes what is known of their labels."""
+        # Events of deletions name annotations only, and maybe no project.
+        tasks = self._storage.tasks_of_annotations(event.annotation_ids)
+        if event.project_id is not None:
+            tasks |= dict.fromkeys(event.task_ids, event.project_id)
+        for project_id in sorted(set(tasks.values())):
+            self._queue.request_learning(project_id, sorted(t for t, p in tasks.items() if p == project_id))
 
     def _run(self) -> None:
         while True:

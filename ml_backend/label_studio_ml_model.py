@@ -39,7 +39,8 @@ class VideoBackend(LabelStudioMLBase):  # type: ignore[misc]
 
     def setup(self) -> None:
         """Tell the version that predictions made now would carry."""
-        self.set("model_version", _services().serving.version())
+        project = str(self.project_id or "")
+        self.set("model_version", _services().serving.version(int(project) if project.isdecimal() else None))
 
     def predict(
         self, tasks: Sequence[Mapping[str, Any]], context: Mapping[str, Any] | None = None, **kwargs: Any

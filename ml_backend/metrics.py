@@ -16,7 +16,9 @@ from ml_backend.storage import Storage
 WORKER_COUNTERS = {
     "videos": "Videos pre-annotated.",
     "frames": "Frames decoded and searched.",
-    "inference_seconds": "Seconds spent from decoding to regions.",
+    "inference_seconds": "Seconds spent from decoding to tracks.",
+    "labelling_seconds": "Seconds spent on giving tracks their labels.",
+    "learned": "Tasks whose annotations were learned from.",
     "tracks": "Regions made.",
     "delivered": "Predictions pushed to Label Studio.",
 }

@@ -6,14 +6,19 @@ import contextlib
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from ml_backend.errors import ConfigError, StorageError
+from ml_backend.hybrid import Hybrid, hybrid_models, mode_part, require_embedder
 from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.models.weights import resolve_detector
+from ml_backend.patterns.bank import PatternBank
+from ml_backend.patterns.store import Source
+from ml_backend.patterns.transfer import read_bank
 from ml_backend.pipeline import predict_video, video_timeline
 from ml_backend.settings import Settings
 from ml_backend.types import Track
@@ -28,6 +33,7 @@ def predict_file(
     *,
     frame_rate: float | None = None,
     tracks_out: Path | None = None,
+    patterns: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Pre-annotate one file and write ``{"result", "score", "model_version"}``.
@@ -37,9 +43,11 @@ def predict_file(
         frame_rate: of Label Studio's timeline; by default the one that ``import_videos.py`` would write for the file.
         tracks_out: MOT text of the final tracks, before keyframes were chosen: 1-based decoded frame, track, left,
             top, width, height in pixels, confidence (the track's where the box was filled in), -1, -1, -1.
+        patterns: a pattern bank that was exported from a project; see :mod:`ml_backend.patterns.transfer`.
 
     Returns:
-        Summary: frames, seconds, fps, tracks, boxes, keyframes, keyframe_share, model_version, detector, note.
+        Summary: frames, seconds, fps, tracks, boxes, keyframes, keyframe_share, model_version, detector, labels
+        (tracks by label), note.
 
     Raises:
         VideoError, ConfigError, WeightsError, StorageError: each with its cure.
@@ -52,7 +60,8 @@ def predict_file(
         raise ConfigError(f"The label config {config} is not UTF-8: {error}.", "Save it as UTF-8.") from error
     rate = video_timeline(video, frame_rate).frame_rate  # before the model is loaded: a wrong file is refused at once
     resolved = resolve_detector(settings, download=True)
-    version = model_version(settings, resolved)
+    hybrid, part, notes = _hybrid(settings, patterns)
+    version = model_version(settings, resolved, part)
     with _atomic(out) as target, _atomic(tracks_out) if tracks_out else contextlib.nullcontext() as mot:
         number = 0
 
@@ -68,7 +77,14 @@ def predict_file(
                     )
 
         result = predict_video(
-            video, control, rate, settings, resolved=resolved, progress=progress, on_track=write_track
+            video,
+            control,
+            rate,
+            settings,
+            resolved=resolved,
+            hybrid=hybrid,
+            progress=progress,
+            on_track=write_track,
         )
         json.dump(make_prediction(result.regions, version), target, ensure_ascii=False)
         target.write("\n")
@@ -82,8 +98,28 @@ def predict_file(
         "keyframe_share": round(result.keyframes / result.boxes, 4) if result.boxes else 0.0,
         "model_version": version,
         "detector": resolved.name,
-        "note": resolved.note,
+        "labels": dict(Counter(decision.label for _, decision in result.labelled.kept)),
+        "note": " ".join(filter(None, (resolved.note, *notes))),
     }
+
+
+def _hybrid(settings: Settings, patterns: Path | None) -> tuple[Hybrid | None, str, tuple[str, ...]]:
+    """What gives labels beside the detector, its part of the version, and what is to be said of it."""
+    models = hybrid_models(settings, settings.mode, download=True)
+    bank: PatternBank | None = None
+    sources: dict[int, Source] = {}
+    digests: dict[str, str | None] = {}
+    if patterns is not None:
+        model_id = require_embedder(models).model_id
+        file = read_bank(patterns, model_id)
+        exemplars, sources = file.exemplars()
+        bank = PatternBank.fit(exemplars)
+        digests[model_id] = file.origin
+    notes = models.notes
+    if bank is None and models.embedder and not models.clip:
+        notes = ("No patterns were given (--patterns): labels are the detector's.",)
+    part = mode_part(models, digests)
+    return (Hybrid(settings, models, bank, sources) if bank or models.clip else None), part, notes
 
 
 @contextlib.contextmanager

@@ -6,22 +6,28 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import ConfigError, Interrupted, VideoError
-from ml_backend.label_studio.regions import track_to_region
-from ml_backend.label_studio.schema import LabelMapper, VideoControl
+from ml_backend.label_studio.regions import track_to_value
+from ml_backend.label_studio.schema import VideoControl
 from ml_backend.label_studio.timeline import Timeline, recommended_fps
+from ml_backend.labelling import LabelledTracks, label_tracks
+from ml_backend.looks import MemoryLooks
 from ml_backend.models.weights import ResolvedDetector, resolve_detector
 from ml_backend.settings import Settings
-from ml_backend.types import UNLABELLED, Frame, Image, Track, VideoInfo
+from ml_backend.tracks.record import TrackRecord, TrackSet
+from ml_backend.tracks.views import candidate_views
+from ml_backend.types import Frame, Image, Track, VideoInfo
 from ml_backend.video.probe import frame_times, playback_duration, probe
 from ml_backend.video.reader import read_frames
 
 if TYPE_CHECKING:
+    from ml_backend.hybrid import Hybrid
     from ml_backend.models.detector import Detector
 
 log = logging.getLogger(__name__)
@@ -35,67 +41,48 @@ Progress = Callable[[int, int], None]
 MAX_TIMELINE = 5_000_000
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class VideoResult:
     """What :func:`predict_video` found.
 
     Attributes:
-        regions: ``videorectangle`` results, in order of first appearance.
         info: the video.
+        detector: what detected.
         frames: decoded frames.
         seconds: wall time from the first frame's decoding to the last region, model loading not included.
-        boxes: boxes of all kept tracks, one per track and frame.
-        keyframes: keyframes of all regions.
-        unmapped: tracks per detector class that no label of the config covers; they were left out.
-        detector: what detected.
+        labelled: regions, and what was left out.
     """
 
-    regions: list[dict[str, Any]]
     info: VideoInfo
     detector: ResolvedDetector
-    frames: int = 0
-    seconds: float = 0.0
-    boxes: int = 0
-    keyframes: int = 0
-    unmapped: Counter[str] = field(default_factory=Counter)
+    frames: int
+    seconds: float
+    labelled: LabelledTracks
+
+    @property
+    def regions(self) -> list[dict[str, Any]]:
+        """``videorectangle`` results, in order of first appearance."""
+        return self.labelled.regions
+
+    @property
+    def boxes(self) -> int:
+        """Boxes of all kept tracks, one per track and frame."""
+        return sum(record.boxes for record, _ in self.labelled.kept)
+
+    @property
+    def keyframes(self) -> int:
+        """Keyframes of all regions."""
+        return sum(len(region["value"]["sequence"]) for region in self.regions)
+
+    @property
+    def unmapped(self) -> Counter[str]:
+        """Tracks per detector class that no label of the config covers; they were left out."""
+        return self.labelled.unmapped
 
 
-class Labeller:
-    """Gives tracks the label with most votes of their whole life.
-
-    Args:
-        class_agnostic: the detector cannot tell classes apart. Its tracks are kept in any case: with the project's
-            label where there is only one, else unlabelled, which takes the annotator one key press to complete.
-    """
-
-    def __init__(self, control: VideoControl, names: Mapping[int, str], class_agnostic: bool) -> None:
-        self._mapper = LabelMapper(control.labels, names.values())
-        self._default: str | None = None
-        if class_agnostic:
-            self._default = control.labels[0].value if len(control.labels) == 1 else UNLABELLED
-        self.unmapped: Counter[str] = Counter()
-
-    def __call__(self, track: Track) -> bool:
-        """Set ``track.label``; whether the track is to be kept."""
-        votes: Counter[str | tuple[str]] = Counter()
-        for name, score in track.class_scores.items():
-            label = self._mapper.map(name)
-            if label is None:
-                label = self._default
-            # A class without label votes too: what is mostly a chair must not become a person.
-            votes[label if label is not None else (name,)] += score  # type: ignore[assignment]
-        if not votes:
-            return False
-        winner = min(votes, key=lambda vote: (-votes[vote], str(vote)))
-        if isinstance(winner, tuple):
-            self.unmapped[winner[0]] += 1
-            return False
-        track.label = winner
-        return True
-
-
-def load_detector(resolved: ResolvedDetector, settings: Settings, info: VideoInfo) -> Detector:
-    """The detector itself. Loading takes seconds; the last one stays loaded for the next video.
+@contextmanager
+def use_detector(resolved: ResolvedDetector, settings: Settings, info: VideoInfo) -> Iterator[Detector]:
+    """The detector itself. Loading takes seconds; it stays loaded for the next video while memory allows.
 
     Raises:
         WeightsError: the checkpoint cannot be loaded.
@@ -105,20 +92,17 @@ def load_detector(resolved: ResolvedDetector, settings: Settings, info: VideoInf
 
         motion = MotionDetector(info.fps)  # keeps a model of one video's background, hence a new one each time
         motion.prime(_early_frames(info))
-        return motion
-    key = (str(resolved.path), resolved.sha256, settings.device, settings.imgsz, settings.conf, settings.batch)
-    if _loaded.get("key") != key:
-        from ml_backend.models.detector import YoloDetector
+        yield motion
+        return
+    from ml_backend.models.detector import YoloDetector
+    from ml_backend.models.pool import get_pool
 
-        if resolved.path is None:
-            raise ValueError("a YOLO detector needs a path")
-        _loaded.clear()  # the old one's memory goes before the new one comes
-        _loaded.update(key=key, detector=YoloDetector(resolved.path, settings))
-    detector: Detector = _loaded["detector"]
-    return detector
-
-
-_loaded: dict[str, Any] = {}
+    if resolved.path is None:
+        raise ValueError("a YOLO detector needs a path")
+    path = resolved.path
+    key = ("yolo", str(path), resolved.sha256, settings.device, settings.imgsz, settings.conf, settings.batch)
+    with get_pool(settings).use(key, lambda: YoloDetector(path, settings), name=resolved.name) as detector:
+        yield detector
 
 
 def video_timeline(path: Path | str, frame_rate: float | None = None) -> Timeline:
@@ -159,27 +143,24 @@ def video_facts(path: Path | str) -> dict[str, float | int]:
     }
 
 
-def predict_video(
+def detect_tracks(
     path: Path | str,
-    control: VideoControl,
     frame_rate: float,
     settings: Settings,
+    resolved: ResolvedDetector,
     *,
-    resolved: ResolvedDetector | None = None,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
     on_track: Callable[[Track], None] | None = None,
-) -> VideoResult:
-    """Detect, track, label and simplify one video, streaming: memory does not grow with its length.
+) -> TrackSet:
+    """Detect and track everything in one video, streaming: memory does not grow with its length.
 
     Args:
         path: local video file.
-        control: names and labels of the regions.
         frame_rate: of Label Studio's timeline, which need not be the file's.
-        resolved: the detector; by default what the settings mean, without downloading.
         progress: called with (frames done, frames in total) after each batch.
         should_stop: asked after each batch.
-        on_track: sees each final, labelled track, before it is simplified.
+        on_track: sees each final track, with its boxes on every frame.
 
     Raises:
         VideoError: the file cannot be used.
@@ -192,46 +173,93 @@ def predict_video(
 
     info = probe(path)
     timeline = video_timeline(path, frame_rate)
-    resolved = resolved or resolve_detector(settings)
     motion = resolved.kind == "motion"
-    detector = load_detector(resolved, settings, info)
-    labeller = Labeller(control, detector.names, class_agnostic=motion)
-    tracker = Tracker(settings.tracker, info.fps, motion=motion)
-    assembler = TrackAssembler(info.fps, detector.names, info.width, info.height, settings, motion=motion)
-    result = VideoResult([], info, resolved, unmapped=labeller.unmapped)
-    starts: list[int] = []
+    records: list[TrackRecord] = []
+    done = 0
+    with use_detector(resolved, settings, info) as detector:
+        tracker = Tracker(settings.tracker, info.fps, motion=motion)
+        assembler = TrackAssembler(info.fps, detector.names, info.width, info.height, settings, motion=motion)
 
-    def keep(tracks: list[Track]) -> None:
-        for track in tracks:
-            if not labeller(track):
-                continue
-            if on_track:
-                on_track(track)
-            region = track_to_region(track, timeline, control, info, settings.keyframe_iou)
-            if region is not None:
-                result.regions.append(region)
-                starts.append(int(track.frames[0]))
-                result.boxes += len(track)
-                result.keyframes += len(region["value"]["sequence"])
+        def keep(tracks: list[Track]) -> None:
+            for track in tracks:
+                value = track_to_value(track, timeline, info, settings.keyframe_iou)
+                if value is None:
+                    continue
+                records.append(_record(track, value, info, settings.views))
+                if on_track:
+                    on_track(track)
 
+        started = time.perf_counter()
+        for batch in _batches(read_frames(path, info), settings.batch):
+            images = [frame.image for frame in batch]
+            for frame, detections in zip(batch, detector.detect(images), strict=True):
+                keep(assembler.push(frame.index, tracker.update(detections, frame.image)))
+            done += len(batch)
+            if progress:
+                progress(done, info.frames)
+            if should_stop and should_stop():
+                raise Interrupted(f"Stopped at frame {done} of {info.frames}.", "The job is taken up again.")
+        keep(assembler.close())
+        seconds = time.perf_counter() - started
+        names = tuple(detector.names.values())
+    records.sort(key=lambda record: (record.first, record.track_id))
+    return TrackSet(tuple(records), names, motion, info.width, info.height, done, seconds)
+
+
+def _record(track: Track, value: Mapping[str, Any], info: VideoInfo, views: int) -> TrackRecord:
+    return TrackRecord(
+        track.track_id,
+        int(track.frames[0]),
+        len(track),
+        float(track.score),
+        dict(track.class_scores),
+        value,
+        tuple(candidate_views(track.frames, track.xyxy, track.conf, info.width, info.height, views)),
+    )
+
+
+def predict_video(
+    path: Path | str,
+    control: VideoControl,
+    frame_rate: float,
+    settings: Settings,
+    *,
+    resolved: ResolvedDetector | None = None,
+    hybrid: Hybrid | None = None,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    on_track: Callable[[Track], None] | None = None,
+) -> VideoResult:
+    """Detect, track, label and simplify one video, streaming: memory does not grow with its length.
+
+    Args:
+        control: names and labels of the regions.
+        resolved: the detector; by default what the settings mean, without downloading.
+        hybrid: what else gives labels; by default the detector's classes do.
+        on_track: sees each labelled track with its boxes on every frame; only then they are all kept to the end.
+
+    The other arguments, and what is raised, are :func:`detect_tracks`'.
+    """
+    resolved = resolved or resolve_detector(settings)
+    whole: dict[int, Track] = {}
+    tracks = detect_tracks(
+        path,
+        frame_rate,
+        settings,
+        resolved,
+        progress=progress,
+        should_stop=should_stop,
+        on_track=(lambda track: whole.update({track.track_id: track})) if on_track else None,
+    )
     started = time.perf_counter()
-    for batch in _batches(read_frames(path, info), settings.batch):
-        images = [frame.image for frame in batch]
-        for frame, detections in zip(batch, detector.detect(images), strict=True):
-            keep(assembler.push(frame.index, tracker.update(detections, frame.image)))
-        result.frames += len(batch)
-        if progress:
-            progress(result.frames, info.frames)
-        if should_stop and should_stop():
-            raise Interrupted(f"Stopped at frame {result.frames} of {info.frames}.", "The job is taken up again.")
-    keep(assembler.close())
-    result.seconds = time.perf_counter() - started
-    order = sorted(range(len(starts)), key=lambda i: (starts[i], result.regions[i]["id"]))
-    result.regions = [result.regions[i] for i in order]
-    if labeller.unmapped:
-        what = ", ".join(f"{count} x {name}" for name, count in labeller.unmapped.most_common())
-        log.info("Tracks that no label of the config covers were left out: %s", what)
-    return result
+    labelled = label_tracks(tracks, control, hybrid, MemoryLooks(), lambda: nullcontext(Path(path)), should_stop)
+    if on_track:
+        for record, decision in labelled.kept:
+            track = whole[record.track_id]
+            track.label, track.score = decision.label, decision.score
+            on_track(track)
+    seconds = tracks.seconds + time.perf_counter() - started
+    return VideoResult(probe(path), resolved, tracks.frames, seconds, labelled)
 
 
 def _early_frames(info: VideoInfo) -> Iterator[Image]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ml_backend.events import EventLog
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.metrics import Metrics
+from ml_backend.projects import Projects
 from ml_backend.serving import Serving
 from ml_backend.settings import Settings
 from ml_backend.storage import Storage
@@ -19,6 +20,7 @@ class Services:
     settings: Settings
     storage: Storage
     queue: JobQueue
+    projects: Projects
     serving: Serving
     events: EventLog
     metrics: Metrics
@@ -32,11 +34,13 @@ class Services:
         """
         storage = Storage(settings.database)
         queue = JobQueue(settings)
+        projects = Projects(settings, storage)
         return cls(
             settings,
             storage,
             queue,
-            Serving(settings, storage, queue),
+            projects,
+            Serving(settings, storage, queue, projects),
             EventLog(storage, queue),
             Metrics(queue, storage),
         )

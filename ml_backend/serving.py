@@ -14,10 +14,10 @@ from typing import Any
 from ml_backend.errors import BackendError, PredictionFailed, QueueUnavailable, RequestError
 from ml_backend.jobs.plan import TaskPlan, cached_label_config, plan_task
 from ml_backend.jobs.queue import JobQueue
-from ml_backend.models.weights import resolve_detector
+from ml_backend.projects import ProjectModels, Projects
 from ml_backend.settings import Settings
 from ml_backend.storage import Storage
-from ml_backend.versions import model_version
+from ml_backend.versions import same_kind
 
 log = logging.getLogger(__name__)
 
@@ -30,23 +30,37 @@ ANSWER_BYTES = 32 << 20
 class Serving:
     """Answers for Label Studio. Safe across threads."""
 
-    def __init__(self, settings: Settings, storage: Storage, queue: JobQueue) -> None:
+    def __init__(self, settings: Settings, storage: Storage, queue: JobQueue, projects: Projects) -> None:
         self._settings = settings
         self._storage = storage
         self._queue = queue
+        self._projects = projects
 
-    def version(self) -> str:
+    def version(self, project_id: int | None = None) -> str:
         """The version that predictions made now would carry. Takes milliseconds.
 
         Raises:
             WeightsError: the configured weights do not exist.
         """
-        return model_version(self._settings, resolve_detector(self._settings))
+        return self._projects.models(project_id).version
 
     def versions(self, project_id: int | None = None) -> list[str]:
         """The present version first, then earlier ones that made predictions."""
-        present = self.version()
+        present = self.version(project_id)
         return [present, *(version for version in self._storage.versions(project_id) if version != present)]
+
+    def setup(self, project_id: int, extra_params: Any) -> str:
+        """Take over what Label Studio's extra parameters ask for; the version from now on.
+
+        Raises:
+            ConfigError: they name a mode that does not exist.
+        """
+        if self._projects.setup_mode(project_id, extra_params):
+            try:
+                self._queue.request_refresh(project_id)
+            except QueueUnavailable as error:  # tasks that are opened get their labels all the same
+                log.warning("Project %s is not refreshed: %s", project_id, error)
+        return self.version(project_id)
 
     def check_label_config(self, label_config: str) -> None:
         """Refuse a label config that cannot hold video tracks.
@@ -83,17 +97,22 @@ class Serving:
         """
         if not tasks:
             return []
-        version = self.version()
+        models = self._projects.models(project_id)
         self.check_label_config(label_config)
         plans: list[TaskPlan | BackendError] = []
         for task in tasks:
             try:
-                plans.append(self._plan(task, project_id, label_config, version))
+                plans.append(self._plan(task, project_id, label_config, models))
             except BackendError as error:
                 plans.append(error)
         found = self._finished(plans)
         errors = [plan for plan in plans if isinstance(plan, BackendError)]
-        missing = [plan for plan in plans if isinstance(plan, TaskPlan) and plan.key not in found]
+        missing = [
+            plan
+            for plan, task in zip(plans, tasks, strict=True)
+            # People's work is not predicted anew for what was learned since: a part of it was learned from them.
+            if isinstance(plan, TaskPlan) and plan.key not in found and not _is_settled(plan, task)
+        ]
         if missing:
             try:
                 errors += self._request(project_id, missing, found)
@@ -107,7 +126,7 @@ class Serving:
             raise errors[0]
         return [b"[]" if isinstance(plan, BackendError) else found.get(plan.key, b"[]") for plan in plans]
 
-    def _plan(self, task: Mapping[str, Any], project_id: int, label_config: str, version: str) -> TaskPlan:
+    def _plan(self, task: Mapping[str, Any], project_id: int, label_config: str, models: ProjectModels) -> TaskPlan:
         task_id = task.get("id")
         if not isinstance(task_id, int) or isinstance(task_id, bool):
             raise RequestError("A task lacks its id.", "See the Label Studio ML protocol.")
@@ -118,7 +137,7 @@ class Serving:
             task_id,
             data if isinstance(data, dict) else {},
             label_config,
-            version,
+            models.version,
             annotated=bool(annotations) if isinstance(annotations, list) else False,
             label_studio_url=self._settings.label_studio_url,
         )
@@ -157,3 +176,12 @@ class Serving:
                 # The job may have ended between the look-up and the request.
                 found.update(self._storage.prediction_bodies([plan.key]))
         return errors
+
+
+def _is_settled(plan: TaskPlan, task: Mapping[str, Any]) -> bool:
+    """Whether a task has annotations, and a prediction that differs only in what was learned since."""
+    predictions = task.get("predictions")
+    if not task.get("annotations") or not isinstance(predictions, list):
+        return False
+    versions = [item.get("model_version") for item in predictions if isinstance(item, Mapping)]
+    return any(same_kind(plan.version, version) for version in versions if isinstance(version, str))

@@ -17,34 +17,9 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from ml_backend.errors import StorageError
+from ml_backend.tables import annotation_tasks, events, exemplars, metadata, predictions
 
 log = logging.getLogger(__name__)
-
-metadata = sa.MetaData()
-
-predictions = sa.Table(
-    "predictions",
-    metadata,
-    sa.Column("key", sa.String(64), primary_key=True),
-    sa.Column("project_id", sa.Integer, nullable=False),
-    sa.Column("model_version", sa.String(255), nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),  # gzip of the prediction's JSON
-    sa.Column("bytes", sa.Integer, nullable=False),  # of the JSON before compression
-    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-)
-
-events = sa.Table(
-    "events",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
-    sa.Column("action", sa.String(64), nullable=False),
-    sa.Column("project_id", sa.Integer),
-    sa.Column("task_ids", sa.JSON, nullable=False),
-    sa.Column("annotation_ids", sa.JSON, nullable=False),
-    # pending: still to be handed to the queue; done: handed over; recorded: kept for retraining
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +64,7 @@ class Storage:
         # Two processes may start at once; the loser of the race finds the tables made.
         for attempt in (1, 2):
             try:
-                with self._guard():
+                with self.guard():
                     metadata.create_all(self.engine)
                 return
             except StorageError as error:
@@ -97,7 +72,8 @@ class Storage:
                     raise
 
     @contextmanager
-    def _guard(self) -> Iterator[None]:
+    def guard(self) -> Iterator[None]:
+        """Turn the database's errors into StorageError."""
         try:
             yield
         except SQLAlchemyError as error:
@@ -109,7 +85,7 @@ class Storage:
 
     def ping(self) -> None:
         """Raise StorageError unless the database answers."""
-        with self._guard(), self.engine.connect() as connection:
+        with self.guard(), self.engine.connect() as connection:
             connection.execute(sa.select(1))
 
     # -- predictions
@@ -126,14 +102,14 @@ class Storage:
             "created_at": datetime.now(timezone.utc),
         }
         try:
-            with self._guard(), self.engine.begin() as connection:
+            with self.guard(), self.engine.begin() as connection:
                 connection.execute(sa.insert(predictions).values(**row))
         except StorageError as error:
             if not isinstance(error.__cause__, IntegrityError):
                 raise
 
     def has_prediction(self, key: str) -> bool:
-        with self._guard(), self.engine.connect() as connection:
+        with self.guard(), self.engine.connect() as connection:
             return connection.scalar(sa.select(predictions.c.key).where(predictions.c.key == key)) is not None
 
     def get_prediction(self, key: str) -> dict[str, Any] | None:
@@ -144,7 +120,7 @@ class Storage:
         """JSON bytes of those predictions that are there."""
         columns = (predictions.c.key, predictions.c.bytes)
         found: dict[str, int] = {}
-        with self._guard(), self.engine.connect() as connection:
+        with self.guard(), self.engine.connect() as connection:
             for start in range(0, len(keys), 500):  # SQLite limits the number of bound values
                 part = keys[start : start + 500]
                 found.update(
@@ -157,7 +133,7 @@ class Storage:
         """Those predictions that are there, by key, as JSON text: a long video's is passed on without parsing it."""
         columns = (predictions.c.key, predictions.c.body)
         found: dict[str, bytes] = {}
-        with self._guard(), self.engine.connect() as connection:
+        with self.guard(), self.engine.connect() as connection:
             for start in range(0, len(keys), 500):
                 part = keys[start : start + 500]
                 for row in connection.execute(sa.select(*columns).where(predictions.c.key.in_(part))):
@@ -170,18 +146,18 @@ class Storage:
         query = sa.select(predictions.c.model_version).group_by(predictions.c.model_version).order_by(newest.desc())
         if project_id is not None:
             query = query.where(predictions.c.project_id == project_id)
-        with self._guard(), self.engine.connect() as connection:
+        with self.guard(), self.engine.connect() as connection:
             return list(connection.scalars(query))
 
     def count_predictions(self) -> int:
-        with self._guard(), self.engine.connect() as connection:
+        with self.guard(), self.engine.connect() as connection:
             return connection.scalar(sa.select(sa.func.count()).select_from(predictions)) or 0
 
     # -- events
 
     def add_event(self, event: Event) -> int:
         """Write an event down before anything is done about it; returns its id."""
-        with self._guard(), self.engine.begin() as connection:
+        with self.guard(), self.engine.begin() as connection:
             result = connection.execute(
                 sa.insert(events).values(
                     received_at=datetime.now(timezone.utc),
@@ -192,19 +168,43 @@ class Storage:
                     state=event.state,
                 )
             )
+            self._note_annotations(connection, event)
             key = result.inserted_primary_key
             if key is None:  # pragma: no cover - every supported database returns it
                 raise StorageError("The database did not return the new event's id.")
             return int(key[0])
 
+    def _note_annotations(self, connection: sa.Connection, event: Event) -> None:
+        """Remember whose task an annotation is, for the day on which its deletion names nothing else."""
+        if event.project_id is None or len(event.task_ids) != 1:
+            pairs = []
+        else:
+            pairs = [(annotation_id, event.task_ids[0]) for annotation_id in event.annotation_ids]
+        for annotation_id, task_id in pairs:
+            of = annotation_tasks.c.annotation_id == annotation_id
+            values = {"project_id": event.project_id, "task_id": task_id}
+            if not connection.execute(sa.update(annotation_tasks).where(of).values(**values)).rowcount:
+                connection.execute(sa.insert(annotation_tasks).values(annotation_id=annotation_id, **values))
+
+    def tasks_of_annotations(self, annotation_ids: Sequence[int]) -> dict[int, int]:
+        """Project by task of annotations that events or exemplars have named."""
+        found: dict[int, int] = {}
+        with self.guard(), self.engine.connect() as connection:
+            for table in (annotation_tasks, exemplars):
+                for start in range(0, len(annotation_ids), 500):
+                    part = list(annotation_ids[start : start + 500])
+                    query = sa.select(table.c.task_id, table.c.project_id).where(table.c.annotation_id.in_(part))
+                    found.update((row.task_id, row.project_id) for row in connection.execute(query.distinct()))
+        return found
+
     def set_event_state(self, event_id: int, state: str) -> None:
-        with self._guard(), self.engine.begin() as connection:
+        with self.guard(), self.engine.begin() as connection:
             connection.execute(sa.update(events).where(events.c.id == event_id).values(state=state))
 
     def list_events(self, state: str, limit: int = 100) -> list[Event]:
         """Oldest first."""
         query = sa.select(events).where(events.c.state == state).order_by(events.c.id).limit(limit)
-        with self._guard(), self.engine.connect() as connection:
+        with self.guard(), self.engine.connect() as connection:
             return [
                 Event(
                     action=row.action,

@@ -137,7 +137,12 @@ class Track:
 
     @property
     def top_class(self) -> str:
-        """The detector class with the most votes; ties go to the alphabetically first."""
-        if not self.class_scores:
-            return "object"
-        return min(self.class_scores, key=lambda name: (-self.class_scores[name], name))
+        """The detector class with the most votes."""
+        return top_class(self.class_scores)
+
+
+def top_class(class_scores: Mapping[str, float]) -> str:
+    """The detector class with the most votes; ties go to the alphabetically first; ``"object"`` without votes."""
+    if not class_scores:
+        return "object"
+    return min(class_scores, key=lambda name: (-class_scores[name], name))

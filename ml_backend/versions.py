@@ -18,6 +18,7 @@ _SHAPING = (
     "max_gap_s",
     "smooth_s",
     "keyframe_iou",
+    "views",
 )
 #: Raised when the code itself makes other boxes from the same input.
 PIPELINE = 1
@@ -29,11 +30,29 @@ def settings_digest(settings: Settings) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:4]
 
 
-def model_version(settings: Settings, detector: ResolvedDetector, registry: str = "base") -> str:
-    """For example ``yolo11n-3f2a91c0.tracktrack-9c1e.yolo.base``.
-
-    Detector and the first digits of its weights' SHA-256, tracker and a digest of the settings, mode, registry version.
-    """
+def base_version(settings: Settings, detector: ResolvedDetector) -> str:
+    """What made the tracks, whatever gave them their labels: ``yolo11n-3f2a91c0.tracktrack-9c1e``."""
     name = re.sub(r"[^A-Za-z0-9_]+", "_", detector.name)
     weights = f"-{detector.sha256[:8]}" if detector.sha256 else ""
-    return f"{name}{weights}.{settings.tracker}-{settings_digest(settings)}.{settings.mode}.{registry}"
+    return f"{name}{weights}.{settings.tracker}-{settings_digest(settings)}"
+
+
+def model_version(
+    settings: Settings, detector: ResolvedDetector, mode: str | None = None, registry: str = "base"
+) -> str:
+    """For example ``yolo11n-3f2a91c0.tracktrack-9c1e.yolo_dinov2-1b2c3d4e.base``.
+
+    Detector and the first digits of its weights' SHA-256, tracker and a digest of the settings, mode and a digest of
+    what was learned (see :func:`ml_backend.hybrid.mode_part`), registry version.
+    """
+    return f"{base_version(settings, detector)}.{mode or settings.mode}.{registry}"
+
+
+def same_kind(version: str, other: str) -> bool:
+    """Whether ``other`` differs from ``version`` only in what was learned from annotations."""
+
+    def kind(text: str) -> list[str]:
+        parts = text.split(".")
+        return [*parts[:2], parts[2].split("-")[0], *parts[3:]] if len(parts) == 4 else []
+
+    return version != other and bool(kind(version)) and kind(version) == kind(other)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -13,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ml_backend.cli import fail_clearly, progress_bar
 from ml_backend.offline import predict_file
-from ml_backend.settings import Settings
+from ml_backend.settings import Mode, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,7 +26,12 @@ ROOT = Path(__file__).resolve().parent.parent
 @click.option(
     "--config", type=click.Path(path_type=Path, dir_okay=False), help="Label config.  [default: label_config.xml]"
 )
-@click.option("--mode", type=click.Choice(["yolo"]), help="How tracks get their labels.  [default: MODE]")
+@click.option("--mode", type=click.Choice(get_args(Mode)), help="How tracks get their labels.  [default: MODE]")
+@click.option(
+    "--patterns",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Pattern bank with learned labels, from `scripts/patterns.py export`.",
+)
 @click.option("--detector", type=click.Choice(["auto", "yolo", "motion"]), help="[default: DETECTOR]")
 @click.option("--frame-rate", type=float, help="Of Label Studio's timeline.  [default: the video's]")
 @click.option(
@@ -40,6 +46,7 @@ def main(
     weights: str | None,
     config: Path | None,
     mode: str | None,
+    patterns: Path | None,
     detector: str | None,
     frame_rate: float | None,
     tracks: Path | None,
@@ -55,6 +62,7 @@ def main(
             settings,
             frame_rate=frame_rate,
             tracks_out=tracks,
+            patterns=patterns,
             progress=progress,
         )
     print(json.dumps(summary))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
 from ml_backend.errors import ConfigError, Interrupted, VideoError, WeightsError
 from ml_backend.label_studio.schema import VideoControl, parse_label_config
+from ml_backend.labelling import DetectorLabels
 from ml_backend.models.weights import resolve_detector
-from ml_backend.pipeline import Labeller, predict_video
+from ml_backend.pipeline import predict_video
 from ml_backend.settings import Settings
-from ml_backend.types import Track
+from ml_backend.types import UNLABELLED, Track
 from tests.builders import label_config, make_clip, make_tiny_yolo
 from tests.video.builders import make_audio, make_video
 
@@ -22,8 +23,8 @@ def control(*labels: str, **predicted: str) -> VideoControl:
     return parse_label_config(label_config(*labels, predicted=predicted)).video_controls[0]
 
 
-def track(**votes: float) -> Track:
-    return Track(1, np.arange(2), np.zeros((2, 4), np.float32), np.ones(2, np.float32), votes)
+def labels(*names: str, classes: Mapping[int, str] | None = None, agnostic: bool = False, **predicted: str) -> Any:
+    return DetectorLabels(control(*names, **predicted), tuple((classes or NAMES).values()), agnostic)
 
 
 NAMES = {0: "person", 1: "chair", 2: "car", 3: "truck"}
@@ -33,43 +34,39 @@ NAMES = {0: "person", 1: "chair", 2: "car", 3: "truck"}
 
 
 def test_label_is_a_vote_over_the_whole_life() -> None:
-    labeller = Labeller(control("person", "vehicle", vehicle="car,truck"), NAMES, class_agnostic=False)
-    mostly_person = track(person=3.0, car=2.9)
-    assert labeller(mostly_person)
-    assert mostly_person.label == "person"
-    together = track(person=3.0, car=2.0, truck=2.0)  # two classes of one label vote together
-    assert labeller(together)
-    assert together.label == "vehicle"
+    label = labels("person", "vehicle", vehicle="car,truck")
+    assert label({"person": 3.0, "car": 2.9}) == "person"
+    assert label({"person": 3.0, "car": 2.0, "truck": 2.0}) == "vehicle"  # two classes of one label vote together
 
 
 def test_class_without_label_votes_too() -> None:
-    labeller = Labeller(control("person"), NAMES, class_agnostic=False)
-    assert not labeller(track(chair=5.0, person=1.0))
-    assert labeller(track(chair=1.0, person=5.0))
-    assert not labeller(track(chair=5.0))
-    assert labeller.unmapped == {"chair": 2}
+    label = labels("person")
+    assert label({"chair": 5.0, "person": 1.0}) is None
+    assert label({"chair": 1.0, "person": 5.0}) == "person"
+    assert label({"chair": 5.0}) is None
 
 
 def test_track_without_votes_has_no_label() -> None:
-    assert not Labeller(control("person"), NAMES, class_agnostic=False)(track())
+    assert labels("person")({}) is None
 
 
 def test_ties_are_broken_the_same_way_every_time() -> None:
-    labeller = Labeller(control("car", "person"), NAMES, class_agnostic=False)
     for votes in ({"car": 1.0, "person": 1.0}, {"person": 1.0, "car": 1.0}):
-        one = track(**votes)
-        assert labeller(one)
-        assert one.label == "car"
+        assert labels("car", "person")(votes) == "car"
 
 
 def test_class_agnostic_tracks_are_kept() -> None:
-    one = track(object=1.0)
-    assert Labeller(control("person"), {0: "object"}, class_agnostic=True)(one)
-    assert one.label == "person"
-    assert Labeller(control("person", "car"), {0: "object"}, class_agnostic=True)(one)
-    assert not one.label  # whoever annotates chooses
-    assert Labeller(control("person", "thing", thing="object"), {0: "object"}, class_agnostic=True)(one)
-    assert one.label == "thing"
+    one = {"object": 1.0}
+    assert labels("person", classes={0: "object"}, agnostic=True)(one) == "person"
+    assert labels("person", "car", classes={0: "object"}, agnostic=True)(one) == UNLABELLED  # a person chooses
+    assert labels("person", "thing", classes={0: "object"}, agnostic=True, thing="object")(one) == "thing"
+
+
+def test_shares_of_votes() -> None:
+    label = labels("person", "vehicle", vehicle="car,truck")
+    assert label.known == ("person", "vehicle")
+    assert label.shares({"person": 1.0, "car": 1.0, "truck": 1.0, "chair": 1.0}) == {"person": 0.25, "vehicle": 0.5}
+    assert label.shares({}) == {}
 
 
 # -- videos
@@ -142,12 +139,12 @@ def test_unmapped_classes_are_left_out_counted_and_logged_once(
 ) -> None:
     values = settings(yolo_weights=str(tiny_yolo), conf=0.25, imgsz=320, device="cpu", min_track_s=0)
     whole = predict_video(clip, control("person", "chair"), 20, values)
-    with caplog.at_level("INFO", logger="ml_backend.pipeline"):
+    with caplog.at_level("INFO", logger="ml_backend.labelling"):
         none = predict_video(clip, control("elephant"), 20, values)
     assert none.regions == []
     assert sum(none.unmapped.values()) == len(whole.regions) > 0
     assert set(none.unmapped) == {"person"}
-    assert len([record for record in caplog.records if record.name == "ml_backend.pipeline"]) == 1
+    assert len([record for record in caplog.records if record.name == "ml_backend.labelling"]) == 1
 
 
 def test_asked_to_stop(clip: Path, settings: Callable[..., Settings]) -> None:

@@ -93,7 +93,7 @@ def test_annotation_events_are_recorded(runner: FlaskClient, values: Settings) -
         "annotation": {"id": 5, "task": 1},
     }
     answer = runner.post("/webhook", json=body)
-    assert (answer.status_code, answer.json) == (201, {"result": {"result": "recorded"}, "status": "ok"})
+    assert (answer.status_code, answer.json) == (201, {"result": {"result": "queued"}, "status": "ok"})
     (event,) = create_app(values).extensions["services"].storage.list_events("recorded")
     assert (event.action, event.project_id, event.task_ids, event.annotation_ids) == (
         "ANNOTATION_CREATED",

@@ -10,14 +10,15 @@ import pytest
 
 from ml_backend.models.weights import MOTION, ResolvedDetector
 from ml_backend.settings import Settings
-from ml_backend.versions import model_version
+from ml_backend.versions import model_version, same_kind
 
 YOLO = ResolvedDetector("yolo", "yolo11n", Path("/w/yolo11n.pt"), "3f2a91c0" + "0" * 56)
 
 
 def test_names_what_made_the_prediction(settings: Callable[..., Settings]) -> None:
-    version = model_version(settings(), YOLO)
+    version = model_version(settings(mode="yolo"), YOLO)
     assert re.fullmatch(r"yolo11n-3f2a91c0\.tracktrack-[0-9a-f]{4}\.yolo\.base", version)
+    assert model_version(settings(), YOLO, "universal-1a2b3c4d").endswith(".universal-1a2b3c4d.base")
     assert model_version(settings(), MOTION).startswith("motion.tracktrack-")
     assert model_version(settings(), YOLO, registry="p7-v3").endswith(".p7-v3")
 
@@ -32,6 +33,7 @@ def test_names_what_made_the_prediction(settings: Callable[..., Settings]) -> No
         {"max_gap_s": 3.0},
         {"smooth_s": 0.0},
         {"keyframe_iou": 0.95},
+        {"views": 8},
     ],
 )
 def test_other_settings_that_shape_boxes_are_another_version(
@@ -56,3 +58,19 @@ def test_odd_file_names_stay_readable(settings: Callable[..., Settings]) -> None
     assert re.fullmatch(r"[A-Za-z0-9_.\-]+", version)
     assert len(version) < 255
     assert version.count(".") == 3
+
+
+def test_same_kind_differs_only_in_what_was_learned() -> None:
+    version = "yolo11n-a.tracktrack-b.yolo_dinov2-1234.base"
+    for other in ("yolo11n-a.tracktrack-b.yolo_dinov2.base", "yolo11n-a.tracktrack-b.yolo_dinov2-5678.base"):
+        assert same_kind(version, other)
+    for other in (
+        version,
+        "yolo11n-a.tracktrack-b.yolo.base",
+        "yolo11n-a.tracktrack-b.yolo_clip-1234.base",
+        "yolo11n-a.tracktrack-c.yolo_dinov2-1.base",
+        "yolo11n-a.tracktrack-b.yolo_dinov2-1.v2",
+        "somebody else's",
+        "",
+    ):
+        assert not same_kind(version, other)

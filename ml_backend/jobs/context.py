@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
+from collections.abc import Callable
 from functools import cached_property, lru_cache
+from typing import Any
 
+from rq import get_current_job
+
+from ml_backend.errors import BackendError, Interrupted
 from ml_backend.jobs.queue import JobQueue, connect
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.media import MediaStore
+from ml_backend.projects import Projects
 from ml_backend.settings import Settings, get_settings
 from ml_backend.storage import Storage
+
+log = logging.getLogger(__name__)
 
 
 class Context:
@@ -24,6 +34,10 @@ class Context:
     @cached_property
     def storage(self) -> Storage:
         return Storage(self.settings.database)
+
+    @cached_property
+    def projects(self) -> Projects:
+        return Projects(self.settings, self.storage)
 
     @cached_property
     def queue(self) -> JobQueue:
@@ -47,3 +61,31 @@ class Context:
 def get_context() -> Context:
     """The process's context."""
     return Context(get_settings())
+
+
+def job(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors of jobs become what a person reads, and decide whether another try makes sense."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        current = get_current_job()
+        context = get_context()
+        if current and "retry_intervals" in current.meta:
+            current.retry_intervals = current.meta.pop("retry_intervals")
+        try:
+            return function(context, *args)
+        except Interrupted:
+            if current:
+                current.retries_left = (current.retries_left or 0) + 1  # being asked to stop is no failure
+                current.meta["retry_intervals"], current.retry_intervals = current.retry_intervals, [1]
+            raise
+        except BackendError as error:
+            log.error("%s%s failed: %s", function.__name__, args, error)
+            if current:
+                current.meta["error"] = str(error)
+                if not error.retryable:
+                    current.retries_left = 0
+                current.save()
+            raise
+
+    return run

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_backend.errors import MediaError
 from ml_backend.label_studio.media import canonical_uri
-from ml_backend.label_studio.schema import LabelConfig, VideoControl, parse_label_config
+from ml_backend.label_studio.schema import LabelConfig, VideoControl, own_prompts, parse_label_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,18 @@ class TaskPlan:
 
 def _shaping(control: VideoControl) -> list[Any]:
     """What of a control shows in predictions; a label's colour, for example, does not."""
-    labels = [[label.value, *label.predicted_values] for label in control.labels]
+    labels = [[label.value, *label.predicted_values, *own_prompts(label)] for label in control.labels]
     return [control.from_name, control.to_name, labels]
+
+
+def tracks_key(project_id: int, uri: str, frame_rate: float, base: str) -> str:
+    """Names the tracks of one video under one detector, tracker and timeline; 40 hex digits.
+
+    Args:
+        base: see :func:`ml_backend.versions.base_version`.
+    """
+    described = [project_id, uri, frame_rate, base]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:40]
 
 
 @lru_cache(maxsize=64)

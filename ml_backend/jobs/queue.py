@@ -23,14 +23,21 @@ from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: In order of priority: preparing a task is short and lets people open it with the right frame rate.
-QUEUES = ("prepare", "predict")
+#: In order of priority: preparing a task is short and lets people open it with the right frame rate; what people
+#: teach shows within seconds; labels of known tracks are renewed when nobody waits for anything.
+QUEUES = ("prepare", "patterns", "predict", "refresh")
 #: Pauses before each further try: a moment, then long enough for a server to be restarted, then to be repaired.
 RETRY_INTERVALS_S = [5, 60, 600]
 #: A failed job is not repeated sooner, however often Label Studio asks.
 FAILED_PAUSE = timedelta(seconds=30)
 FAILURE_TTL_S = 7 * 24 * 3600
 TARGETS_TTL_S = 7 * 24 * 3600
+#: After so long a lock whose holder died is free again.
+LOCK_S = 120
+#: Stands for all tasks of a project among those to be learned from.
+ALL_TASKS = "all"
+
+_STRIKE = "if redis.call('hget', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('hdel', KEYS[1], ARGV[1]) end"
 
 _OVER = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
 
@@ -82,22 +89,73 @@ class JobQueue:
         """One job that requests many; ``name`` makes it idempotent."""
         return self._request("prepare", "prepare_many", [project_id, list(task_ids)], f"prepare-many-{name}")
 
-    def request_prediction(self, key: str, project_id: int, task_id: int) -> Requested:
+    def request_prediction(self, key: str, project_id: int, task_id: int, queue: str = "predict") -> Requested:
         """One job per key; every task that asks meanwhile is served by it."""
         with self._guard():
             targets = _targets_key(key)
             self.connection.sadd(targets, task_id)
             self.connection.expire(targets, TARGETS_TTL_S)
-        return self._request("predict", "predict", [key, project_id, task_id], f"predict-{key}")
+        return self._request(queue, "predict", [key, project_id, task_id], f"predict-{key}")
 
-    def _request(self, queue: str, function: str, args: list[Any], job_id: str) -> Requested:
+    def request_learning(self, project_id: int, task_ids: Sequence[int] | None) -> Requested:
+        """Learn labels from what people annotated in these tasks; ``None``: in all tasks of the project.
+
+        Any number of requests make one job; what is asked while it runs makes exactly one more.
+        """
+        with self._guard():
+            if task_ids is None:
+                self.connection.hset(_dirty_key(project_id), ALL_TASKS, self._ticket())
+            elif task_ids:
+                ticket = self._ticket()
+                self.connection.hset(_dirty_key(project_id), mapping={str(task_id): ticket for task_id in task_ids})
+            generation = int(self.connection.get(_generation_key(project_id)) or 0)
+        name = f"learn-{project_id}-{generation}"
+        return self._request("patterns", "learn", [project_id], name, module="learning")
+
+    def begin_learning(self, project_id: int) -> None:
+        """From now on requests make another job."""
+        with self._guard():
+            self.connection.incr(_generation_key(project_id))
+
+    def dirty_tasks(self, project_id: int) -> dict[str, bytes]:
+        """What is still to be learned from: ticket by task id, or by ``ALL_TASKS``."""
+        with self._guard():
+            found = self.connection.hgetall(_dirty_key(project_id))
+        return {name.decode(): ticket for name, ticket in found.items()}  # type: ignore[union-attr,misc]
+
+    def learned(self, project_id: int, task: str, ticket: bytes) -> None:
+        """Strike a task off, unless somebody has asked for it again since ``ticket``."""
+        with self._guard():
+            self.connection.eval(_STRIKE, 1, _dirty_key(project_id), task, ticket)
+
+    def _ticket(self) -> str:
+        return str(self.connection.incr("video:tickets"))
+
+    def request_refresh(self, project_id: int) -> Requested:
+        """Renew the predictions of all tasks that nobody has annotated, since their labels may have changed."""
+        with self._guard():
+            generation = int(self.connection.get(_refresh_key(project_id)) or 0)
+        return self._request("refresh", "refresh", [project_id], f"refresh-{project_id}-{generation}", "learning")
+
+    def begin_refresh(self, project_id: int) -> None:
+        """From now on requests make another job."""
+        with self._guard():
+            self.connection.incr(_refresh_key(project_id))
+
+    @contextmanager
+    def learning_lock(self, task_id: int) -> Iterator[None]:
+        """Only one process at a time reads a task's annotations and writes down what they teach."""
+        with self._lock(f"video:learn:task:{task_id}", f"Task {task_id}"):
+            yield
+
+    def _request(self, queue: str, function: str, args: list[Any], job_id: str, module: str = "tasks") -> Requested:
         repeats = self._settings.job_attempts - 1
         retry = Retry(max=repeats, interval=RETRY_INTERVALS_S[:repeats]) if repeats else None
         with self._guard():
             for _ in range(3):
                 try:
                     self._queues[queue].enqueue_call(
-                        f"ml_backend.jobs.tasks.{function}",
+                        f"ml_backend.jobs.{module}.{function}",
                         args=args,
                         job_id=job_id,
                         unique=True,
@@ -189,17 +247,22 @@ class JobQueue:
     @contextmanager
     def delivery_lock(self, task_id: int) -> Iterator[None]:
         """Only one process at a time compares a task's predictions and adds one."""
+        with self._lock(f"video:deliver:{task_id}", f"Task {task_id}"):
+            yield
+
+    @contextmanager
+    def _lock(self, name: str, what: str) -> Iterator[None]:
         with self._guard():
-            lock = self.connection.lock(f"video:deliver:{task_id}", timeout=120, blocking_timeout=130)
+            lock = self.connection.lock(name, timeout=LOCK_S, blocking_timeout=LOCK_S + 10)
             if not lock.acquire():
-                raise QueueUnavailable(f"Task {task_id} is locked by another worker.", "It is tried again later.")
+                raise QueueUnavailable(f"{what} is locked by another worker.", "It is tried again later.")
         try:
             yield
         finally:
             try:
                 lock.release()
             except RedisError as error:  # expired or Redis went away: the time-out frees it
-                log.warning("The delivery lock of task %s was not released: %s", task_id, error)
+                log.warning("The lock %s was not released: %s", name, error)
 
     # -- the token that Label Studio hands over in /setup
 
@@ -288,6 +351,18 @@ def failure_text(job: Job) -> str:
     result = job.latest_result() if job.get_status(refresh=False) == JobStatus.FAILED else None
     trace = (result.exc_string or "").strip() if result else ""
     return trace.rsplit("\n", 1)[-1]
+
+
+def _dirty_key(project_id: int) -> str:
+    return f"video:learn:{project_id}"
+
+
+def _generation_key(project_id: int) -> str:
+    return f"video:learn:generation:{project_id}"
+
+
+def _refresh_key(project_id: int) -> str:
+    return f"video:refresh:generation:{project_id}"
 
 
 def _targets_key(key: str) -> str:

@@ -2,64 +2,38 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 from rq import get_current_job
 
-from ml_backend.errors import BackendError, Interrupted, LabelStudioError, QueueUnavailable
-from ml_backend.jobs.context import Context, get_context
-from ml_backend.jobs.plan import TaskPlan, VideoPart, plan_task
+from ml_backend.errors import LabelStudioError, QueueUnavailable
+from ml_backend.jobs.context import Context, job
+from ml_backend.jobs.plan import TaskPlan, VideoPart, plan_task, tracks_key
 from ml_backend.label_studio.client import NotFound, Task
 from ml_backend.label_studio.media import public_uri
-from ml_backend.models.weights import ResolvedDetector, resolve_detector
-from ml_backend.versions import model_version
+from ml_backend.patterns.store import video_key
+from ml_backend.projects import ProjectModels
+from ml_backend.versions import same_kind
+
+if TYPE_CHECKING:
+    from ml_backend.hybrid import Hybrid
+    from ml_backend.tracks.record import TrackSet
 
 log = logging.getLogger(__name__)
 
-Job = Callable[..., Any]
 
-
-def _job(function: Job) -> Job:
-    """Errors of jobs become what a person reads, and decide whether another try makes sense."""
-
-    @functools.wraps(function)
-    def run(*args: Any) -> Any:
-        job = get_current_job()
-        context = get_context()
-        if job and "retry_intervals" in job.meta:
-            job.retry_intervals = job.meta.pop("retry_intervals")
-        try:
-            return function(context, *args)
-        except Interrupted:
-            if job:
-                job.retries_left = (job.retries_left or 0) + 1  # being asked to stop is no failure
-                job.meta["retry_intervals"], job.retry_intervals = job.retry_intervals, [1]
-            raise
-        except BackendError as error:
-            log.error("%s%s failed: %s", function.__name__, args, error)
-            if job:
-                job.meta["error"] = str(error)
-                if not error.retryable:
-                    job.retries_left = 0
-                job.save()
-            raise
-
-    return run
-
-
-@_job
+@job
 def prepare_many(context: Context, project_id: int, task_ids: list[int]) -> None:
     """Request the preparation of many tasks; an empty list means all of the project."""
     for task_id in task_ids or context.client.list_task_ids(project_id):
         context.queue.request_prepare(project_id, task_id)
 
 
-@_job
+@job
 def prepare_task(context: Context, project_id: int, task_id: int) -> None:
     """Write what is known of a task's videos into the task, then request its prediction.
 
@@ -111,20 +85,20 @@ def _with_video_facts(context: Context, task: Task, label_config: str) -> Task:
     return Task(task.id, task.project_id, data, 0, fresh.prediction_versions)
 
 
-def _plan(context: Context, task: Task, label_config: str, detector: ResolvedDetector | None = None) -> TaskPlan:
-    detector = detector or resolve_detector(context.settings)
+def _plan(context: Context, task: Task, label_config: str, models: ProjectModels | None = None) -> TaskPlan:
+    models = models or context.projects.models(task.project_id)
     return plan_task(
         task.project_id,
         task.id,
         task.data,
         label_config,
-        model_version(context.settings, detector),
+        models.version,
         annotated=task.annotations > 0,
         label_studio_url=context.settings.label_studio_url,
     )
 
 
-@_job
+@job
 def predict(context: Context, key: str, project_id: int, task_id: int) -> None:
     """Make the prediction that ``key`` stands for and give it to every task that waits for it."""
     prediction = context.storage.get_prediction(key)
@@ -151,8 +125,9 @@ def _living_task(context: Context, key: str, task_id: int) -> Task | None:
 
 def _predict_for(context: Context, key: str, task: Task) -> None:
     label_config = context.client.get_project(task.project_id).label_config
-    detector = resolve_detector(context.settings, download=True)
-    plan = _plan(context, task, label_config, detector)
+    models = context.projects.models(task.project_id, download=True)
+    _read_annotations_once(context, task.project_id, models)
+    plan = _plan(context, task, label_config, models)
     if plan.needs_probe:
         context.queue.request_prepare(task.project_id, task.id)
         return
@@ -165,47 +140,74 @@ def _predict_for(context: Context, key: str, task: Task) -> None:
                 context.queue.request_prepare(task.project_id, other)
             context.queue.remove_target(key, other)
         return
-    prediction = _run(context, plan, detector)
+    prediction = _run(context, plan, models)
     context.storage.save_prediction(key, plan.project_id, prediction)
     _deliver(context, key, prediction, [task.id])
 
 
-def _run(context: Context, plan: TaskPlan, detector: ResolvedDetector) -> dict[str, Any]:
+def _read_annotations_once(context: Context, project_id: int, models: ProjectModels) -> None:
+    """What a project's people annotated before it had this mode, or this embedder, is worth learning too."""
+    if any(digest is None for digest in context.projects.hybrids.digests(project_id, models.hybrid).values()):
+        context.queue.request_learning(project_id, None)
+
+
+def _run(context: Context, plan: TaskPlan, models: ProjectModels) -> dict[str, Any]:
     from ml_backend.label_studio.regions import make_prediction
 
-    log.info("Task %s: pre-annotating %s", plan.task_id, ", ".join(public_uri(part.uri) for part in plan.parts))
+    hybrid = context.projects.hybrids.get(plan.project_id, models.hybrid)
     regions: list[dict[str, Any]] = []
     for number, part in enumerate(plan.parts):
-        regions.extend(_run_part(context, plan, detector, part, number))
+        regions.extend(_run_part(context, plan, models, hybrid, part, number))
     return make_prediction(regions, plan.version)
 
 
 def _run_part(
-    context: Context, plan: TaskPlan, detector: ResolvedDetector, part: VideoPart, number: int
+    context: Context, plan: TaskPlan, models: ProjectModels, hybrid: Hybrid | None, part: VideoPart, number: int
 ) -> Iterable[dict[str, Any]]:
-    from ml_backend.pipeline import predict_video
+    from ml_backend.labelling import label_tracks
+
+    tracks = _tracks(context, plan, models, part, number)
+    looks = context.projects.patterns.looks(video_key(part.uri))
+    started = time.perf_counter()
+    labelled = label_tracks(
+        tracks,
+        part.control,
+        hybrid,
+        looks,
+        lambda: context.media.open(part.uri, plan.task_id),
+        context.stop.is_set,
+    )
+    _count(context, "labelling_seconds", time.perf_counter() - started)
+    _count(context, "tracks", len(labelled.regions))
+    return labelled.regions
+
+
+def _tracks(context: Context, plan: TaskPlan, models: ProjectModels, part: VideoPart, number: int) -> TrackSet:
+    """The video's tracks: those that are known, whatever gave them labels then, else new ones."""
+    from ml_backend.pipeline import detect_tracks
 
     if part.frame_rate is None:
         raise ValueError("a part without frame rate must be probed before it is predicted")
+    store = context.projects.patterns
+    key = tracks_key(plan.project_id, part.uri, part.frame_rate, models.base)
+    known = store.get_tracks(key)
+    if known is not None:
+        return known
+    log.info("Task %s: pre-annotating %s", plan.task_id, public_uri(part.uri))
     report = _Progress(number, len(plan.parts))
     with context.media.open(part.uri, plan.task_id) as path:
-        result = predict_video(
+        tracks = detect_tracks(
             path,
-            part.control,
             part.frame_rate,
             context.settings,
-            resolved=detector,  # the one that the version names, whatever has appeared since
+            models.detector,  # the one that the version names, whatever has appeared since
             progress=report,
             should_stop=context.stop.is_set,
         )
-    for name, amount in (
-        ("videos", 1),
-        ("frames", result.frames),
-        ("inference_seconds", result.seconds),
-        ("tracks", len(result.regions)),
-    ):
+    store.save_tracks(key, plan.project_id, plan.task_id, number, part.uri, tracks)
+    for name, amount in (("videos", 1), ("frames", tracks.frames), ("inference_seconds", tracks.seconds)):
         _count(context, name, amount)
-    return result.regions
+    return tracks
 
 
 def _count(context: Context, name: str, amount: float = 1) -> None:
@@ -270,9 +272,13 @@ def _deliver_one(context: Context, task_id: int, prediction: dict[str, Any]) -> 
     version = prediction["model_version"]
     with context.queue.delivery_lock(task_id):
         try:
-            if version in context.client.get_task(task_id).prediction_versions:
+            task = context.client.get_task(task_id)
+            if version in task.prediction_versions:
                 return
             context.client.create_prediction(task_id, prediction)
+            if not task.annotations and any(same_kind(version, other) for other in task.prediction_versions):
+                # What was learned since is in the new one; people would have to find it among dozens.
+                context.client.delete_predictions(task_id, lambda other: same_kind(version, other))
         except NotFound:
             log.info("Task %s is gone; its prediction is not needed.", task_id)
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,28 @@ class Task:
     data: dict[str, Any]
     annotations: int = 0
     prediction_versions: frozenset[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """A task as lists show it: ``annotations`` does not count drafts and skipped ones."""
+
+    id: int
+    data: dict[str, Any]
+    annotations: int
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What a person submitted.
+
+    Attributes:
+        result: regions and other results, as in Label Studio's JSON.
+    """
+
+    id: int
+    task_id: int
+    result: list[dict[str, Any]]
 
 
 class LabelStudioClient:
@@ -165,6 +187,35 @@ class LabelStudioClient:
         with self._translated(f"list the tasks of project {project_id}"):
             for task in self._sdk.tasks.list(project=project_id, fields="task_only", include=["id", "data"]):
                 yield int(task.id), dict(task.data or {})
+
+    def list_task_states(self, project_id: int) -> Iterator[TaskState]:
+        """Every task of a project with its number of annotations, page by page."""
+        with self._translated(f"list the tasks of project {project_id}"):
+            wanted = ["id", "data", "total_annotations"]
+            for task in self._sdk.tasks.list(project=project_id, fields="task_only", include=wanted):
+                yield TaskState(int(task.id), dict(task.data or {}), int(_get(task, "total_annotations") or 0))
+
+    def get_annotation(self, task_id: int) -> tuple[Task, Annotation | None]:
+        """A task and the annotation that counts for it: a ground truth if there is one, else the latest.
+
+        Skipped (cancelled) ones and drafts do not count.
+        """
+        task = self.get_task(task_id)
+        with self._translated(f"read the annotations of task {task_id}"):
+            found = [a for a in self._sdk.annotations.list(id=task_id) if not a.was_cancelled]
+        if not found:
+            return task, None
+        best = max(found, key=lambda a: (bool(a.ground_truth), str(a.updated_at or a.created_at or ""), a.id))
+        result = [dict(item) if isinstance(item, Mapping) else item.dict() for item in best.result or []]
+        return task, Annotation(int(best.id), task_id, result)
+
+    def delete_predictions(self, task_id: int, outdated: Callable[[str], bool]) -> int:
+        """Remove a task's predictions whose model version is ``outdated``; returns how many went."""
+        with self._translated(f"remove outdated predictions of task {task_id}"):
+            gone = [p.id for p in self._sdk.predictions.list(task=task_id) if outdated(str(p.model_version or ""))]
+            for prediction_id in gone:
+                self._sdk.predictions.delete(prediction_id)
+        return len(gone)
 
     def update_task_data(self, task_id: int, data: Mapping[str, Any]) -> None:
         """Replace the task's data; send all fields, not only the changed ones."""

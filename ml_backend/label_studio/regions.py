@@ -45,26 +45,21 @@ def _keyframes(frames: IntArray, percent_xyxy: Float64Array, min_iou: float) -> 
     return keys, exact
 
 
-def track_to_region(
-    track: Track, timeline: Timeline, control: VideoControl, video: VideoInfo, min_iou: float = 0.9
-) -> Region | None:
-    """One track as a ``videorectangle`` result.
+def track_to_value(track: Track, timeline: Timeline, video: VideoInfo, min_iou: float = 0.9) -> Region | None:
+    """What a ``videorectangle`` says of a track, but for its labels.
 
-    On each frame of Label Studio's timeline the region shows the track's box on the picture that is on screen then,
-    with IoU >= ``min_iou``, and is hidden wherever the track has none.
+    On each frame of Label Studio's timeline it shows the track's box on the picture that is on screen then, with
+    IoU >= ``min_iou``, and is hidden wherever the track has none.
 
     Args:
-        track: frames are decoded indices, boxes pixels of the displayed video; needs a label.
+        track: frames are decoded indices, boxes pixels of the displayed video.
         timeline: of this video, with the frame rate that applies to the task.
-        control: gives the names.
         video: gives the displayed size.
         min_iou: bound of the keyframe simplification.
 
     Returns:
-        The result, or ``None`` where the track has no label or is on none of Label Studio's frames.
+        ``{"framesCount", "duration", "sequence"}``, or ``None`` where the track is on none of Label Studio's frames.
     """
-    if track.label is None:
-        return None
     limit = [100.0, 100.0]
     count = timeline.frames_count
     sequence: list[dict[str, Any]] = []
@@ -95,21 +90,61 @@ def track_to_region(
                 )
     if not sequence:
         return None
-    value = {
-        "framesCount": count,
-        "duration": timeline.duration,
-        "labels": [track.label] if track.label else [],
-        "sequence": sequence,
-    }
+    return {"framesCount": count, "duration": timeline.duration, "sequence": sequence}
+
+
+def make_region(
+    value: Mapping[str, Any],
+    control: VideoControl,
+    track_id: int,
+    label: str,
+    score: float,
+    original_class: str,
+    why: Mapping[str, Any] | None = None,
+) -> Region:
+    """A ``videorectangle`` result.
+
+    Args:
+        value: what :func:`track_to_value` made.
+        control: gives the names.
+        label: of the project, or ``UNLABELLED``.
+        score: 0..1.
+        original_class: the detector's class.
+        why: more for the region's ``meta``: how it came to its label. The id does not depend on it.
+    """
     region: Region = {
         "from_name": control.from_name,
         "to_name": control.to_name,
         "type": "videorectangle",
-        "value": value,
-        "score": round(float(track.score), 4),
-        "meta": {"original_class": track.top_class},
+        "value": {
+            "framesCount": value["framesCount"],
+            "duration": value["duration"],
+            "labels": [label] if label else [],
+            "sequence": value["sequence"],
+        },
+        "score": round(float(score), 4),
+        "meta": {"original_class": original_class},
     }
-    return {"id": _region_id([track.track_id, region]), **region}
+    identified = {"id": _region_id([track_id, region]), **region}
+    if why:
+        identified["meta"] = {**region["meta"], **why}
+    return identified
+
+
+def track_to_region(
+    track: Track, timeline: Timeline, control: VideoControl, video: VideoInfo, min_iou: float = 0.9
+) -> Region | None:
+    """One labelled track as a ``videorectangle`` result; see :func:`track_to_value`.
+
+    Returns:
+        The result, or ``None`` where the track has no label or is on none of Label Studio's frames.
+    """
+    if track.label is None:
+        return None
+    value = track_to_value(track, timeline, video, min_iou)
+    if value is None:
+        return None
+    return make_region(value, control, track.track_id, track.label, track.score, track.top_class)
 
 
 def region_boxes(

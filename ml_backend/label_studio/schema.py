@@ -42,6 +42,16 @@ class LabelSpec:
     attrs: Mapping[str, str] = field(default_factory=dict)
 
 
+#: Attribute of ``<Label>`` that says in words what the label looks like; several descriptions are separated by ``|``.
+PROMPT_ATTRIBUTE = "clip_prompt"
+
+
+def own_prompts(label: LabelSpec) -> tuple[str, ...]:
+    """What a label's ``clip_prompt`` says; empty without one."""
+    text = next((value for name, value in label.attrs.items() if name.lower() == PROMPT_ATTRIBUTE), "")
+    return tuple(part.strip() for part in text.split("|") if part.strip())
+
+
 @dataclass(frozen=True, slots=True)
 class FrameRate:
     """The ``frameRate`` attribute as written: ``"25"``, ``"$fps"``; empty where absent."""

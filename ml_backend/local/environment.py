@@ -11,8 +11,26 @@ from ml_backend.settings import Settings
 
 #: Settings that describe models and machine, not where things are: an isolated stack takes them over, and only them.
 MODEL_SETTINGS = frozenset(
-    {"mode", "detector", "yolo_weights", "weights_timeout_s", "device", "imgsz", "batch", "tracker"}
+    {
+        "mode",
+        "detector",
+        "yolo_weights",
+        "embedder",
+        "dinov2_model",
+        "clip_model",
+        "embed_batch",
+        "views",
+        "model_memory_gb",
+        "gpu_memory_gb",
+        "weights_timeout_s",
+        "device",
+        "imgsz",
+        "batch",
+        "tracker",
+    }
 )
+#: Settings that name a file or a folder, or else something to download.
+_PLACES = ("YOLO_WEIGHTS", "DINOV2_MODEL", "CLIP_MODEL")
 
 
 def base_environment(data_dir: Path, *, isolated: bool) -> dict[str, str]:
@@ -27,9 +45,10 @@ def base_environment(data_dir: Path, *, isolated: bool) -> dict[str, str]:
         for name in set(Settings.model_fields) - MODEL_SETTINGS:
             environment.pop(name.upper(), None)
             environment.pop(name, None)
-    weights = environment.get("YOLO_WEIGHTS", "")
-    if weights and Path(weights).is_file():
-        environment["YOLO_WEIGHTS"] = str(Path(weights).absolute())  # processes have other working directories
+    for name in _PLACES:
+        place = environment.get(name, "")
+        if place and Path(place).exists():
+            environment[name] = str(Path(place).absolute())  # processes have other working directories
     environment |= {
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",

@@ -16,7 +16,7 @@ from typing import IO
 
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.local.access import create_token, token_works
-from ml_backend.local.environment import backend_settings, base_environment
+from ml_backend.local.environment import MODEL_SETTINGS, backend_settings, base_environment
 from ml_backend.local.guardian import MARK, start_guardian, sweep
 from ml_backend.local.preflight import ROOT
 from ml_backend.local.processes import (
@@ -172,8 +172,10 @@ class Stack:
             process.start()
 
     def settings_environment(self, token: str = "") -> dict[str, str]:
-        """Settings by which a process finds this stack."""
-        return dict(
+        """Settings by which a process finds this stack, and uses the same models as it does."""
+        chosen = {name.upper() for name in MODEL_SETTINGS} & self.backend.environment.keys()
+        models = {name: self.backend.environment[name] for name in sorted(chosen)}
+        return models | dict(
             backend_settings(
                 data_dir=self.data_dir,
                 label_studio_url=self.label_studio.url,

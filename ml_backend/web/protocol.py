@@ -55,12 +55,12 @@ def health() -> Response:
 def setup() -> Response:
     """Tell the version; refuse a label config that cannot hold video tracks, so that the person connecting sees it."""
     body = _body()
-    project_id(body.get("project"))
+    project = project_id(body.get("project"))
     schema = body.get("schema")
     if isinstance(schema, str) and schema.strip():
         services().serving.check_label_config(schema)
     services().serving.remember_token(body.get("access_token"))
-    return jsonify({"model_version": services().serving.version()})
+    return jsonify({"model_version": services().serving.setup(project, body.get("extra_params"))})
 
 
 @blueprint.post("/predict")

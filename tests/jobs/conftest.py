@@ -19,9 +19,9 @@ from ml_backend.jobs.context import Context, get_context
 from ml_backend.jobs.queue import QUEUES, JobQueue
 from ml_backend.jobs.worker import make_worker
 from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.services import Services
 from ml_backend.serving import Serving
 from ml_backend.settings import Settings, get_settings
-from ml_backend.storage import Storage
 from tests.builders import CONFIG, environment, make_clip
 
 
@@ -44,7 +44,7 @@ class Site:
 
     @property
     def serving(self) -> Serving:
-        return Serving(self.settings, Storage(self.settings.database), self.queue)
+        return Services.build(self.settings).serving
 
     def project(self, config: str = CONFIG) -> int:
         return self.client.create_project("test", config)

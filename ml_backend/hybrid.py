@@ -1,0 +1,258 @@
+"""What gives labels beside the detector: a project's learned patterns, and the names of its labels.
+
+Hybrid modes: ``yolo_dinov2`` (patterns), ``yolo_clip`` (names), ``universal`` (patterns where there are exemplars,
+names where there are none).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ml_backend.errors import WeightsError
+from ml_backend.label_studio.schema import VideoControl
+from ml_backend.labelling import DetectorLabels, Opinion, look_at_tracks, views_of
+from ml_backend.looks import Look, Looks, OpenVideo
+from ml_backend.models.hub import ResolvedModel, Unavailable, load_clip, load_embedder, resolve_clip, resolve_embedder
+from ml_backend.models.zero_shot import ZeroShot, label_prompts, with_detector
+from ml_backend.patterns.bank import Exemplars, PatternBank
+from ml_backend.patterns.store import PatternStore, Source
+from ml_backend.settings import Mode, Settings
+from ml_backend.tracks.record import TrackSet
+from ml_backend.types import UNLABELLED, FloatArray
+
+if TYPE_CHECKING:
+    pass
+
+log = logging.getLogger(__name__)
+
+#: Raised when the same looks and exemplars lead to other labels.
+RECIPE = 1
+#: Modes that learn from annotations.
+LEARNING: frozenset[str] = frozenset({"yolo_dinov2", "yolo_clip", "universal"})
+
+
+@dataclass(frozen=True, slots=True)
+class HybridModels:
+    """The models that a mode looks with, as far as they are here.
+
+    Attributes:
+        notes: what is missing or replaced, and how to provide it; for people.
+    """
+
+    mode: Mode
+    embedder: ResolvedModel | None = None
+    clip: ResolvedModel | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the models for which exemplars are kept."""
+        return tuple(model.model_id for model in (self.embedder, self.clip) if model)
+
+
+def hybrid_models(settings: Settings, mode: Mode, *, download: bool = False) -> HybridModels:
+    """Resolve a mode's models. Without ``download`` this takes milliseconds.
+
+    Raises:
+        WeightsError: a configured folder does not exist.
+    """
+    embedder: ResolvedModel | None = None
+    clip: ResolvedModel | None = None
+    notes: list[str] = []
+    if mode in ("yolo_dinov2", "universal"):
+        embedder = resolve_embedder(settings, download=download)
+        notes += [embedder.note] if embedder.note else []
+    if mode in ("yolo_clip", "universal"):
+        found = resolve_clip(settings, download=download)
+        if isinstance(found, Unavailable):
+            notes.append(found.note)
+        else:
+            clip = found
+    return HybridModels(mode, embedder, clip, tuple(notes))
+
+
+def mode_part(models: HybridModels, digests: Mapping[str, str | None]) -> str:
+    """A mode's part of the model version: changes exactly when labels would.
+
+    Args:
+        digests: digest of the project's bank by model id; empty or ``None`` where there is nothing learned.
+    """
+    facts: list[Any] = []
+    if models.embedder and digests.get(models.embedder.model_id):
+        facts.append([models.embedder.model_id, digests[models.embedder.model_id]])
+    if models.clip:
+        facts.append([models.clip.model_id, digests.get(models.clip.model_id) or ""])
+    if not facts:
+        return models.mode  # labels are the detector's
+    text = json.dumps([RECIPE, models.mode, facts])
+    return f"{models.mode}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+@contextmanager
+def use_embedder(resolved: ResolvedModel, settings: Settings) -> Iterator[Any]:
+    """A loaded embedder, kept for the next time while memory allows.
+
+    Raises:
+        WeightsError: it cannot be loaded.
+    """
+    from ml_backend.models.pool import get_pool
+
+    load = load_clip if resolved.kind == "clip" else load_embedder
+    key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device, settings.embed_batch)
+    with get_pool(settings).use(key, lambda: load(resolved, settings), name=resolved.name) as embedder:
+        yield embedder
+
+
+@dataclass(frozen=True, slots=True)
+class Hybrid:
+    """One project's learned labels and label names, ready to judge tracks.
+
+    Attributes:
+        bank: ``None`` while nothing is learned.
+        sources: of the bank's exemplars, by id.
+        taught: label and views of annotated objects as CLIP sees them, for its temperature.
+    """
+
+    settings: Settings
+    models: HybridModels
+    bank: PatternBank | None = None
+    sources: Mapping[int, Source] = field(default_factory=dict)
+    taught: Sequence[tuple[str, FloatArray]] = ()
+
+    def opinions(
+        self,
+        tracks: TrackSet,
+        control: VideoControl,
+        detector: DetectorLabels,
+        looks: Looks,
+        open_video: OpenVideo,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Opinion]:
+        """What is thought of each track, in the order of ``tracks``."""
+        allowed = {label.value for label in control.labels}
+        verdicts: list[Any] = [None] * len(tracks.tracks)
+        texts: list[dict[str, float]] = [{} for _ in tracks.tracks]
+
+        def look(model: ResolvedModel) -> list[list[Look]]:
+            opener = _opener(model, self.settings)
+            k = self.settings.views
+            return look_at_tracks(tracks, model.model_id, opener, looks, open_video, k, should_stop)
+
+        if self.bank and self.models.embedder and allowed & set(self.bank.labels):
+            for number, found in enumerate(look(self.models.embedder)):
+                views = views_of(found)
+                verdicts[number] = self.bank.classify(views, allowed) if views is not None else None
+        if self.models.clip:
+            zero_shot = self._zero_shot(control)
+            for number, found in enumerate(look(self.models.clip)):
+                views = views_of(found)
+                if views is not None:
+                    shares = detector.shares(tracks.tracks[number].class_scores)
+                    texts[number] = with_detector(zero_shot.probabilities(views), shares, detector.known)
+        return [Opinion(v, self._nearest(v), text) for v, text in zip(verdicts, texts, strict=True)]
+
+    def _zero_shot(self, control: VideoControl) -> ZeroShot:
+        clip = self.models.clip
+        if clip is None:
+            raise ValueError("no CLIP to ask")
+        prompts = tuple((label.value, label_prompts(label)) for label in control.labels)
+        known = _known_texts(clip.model_id, prompts)
+        if not known:
+            with use_embedder(clip, self.settings) as model:
+                known.append(ZeroShot.from_prompts(model, control.labels))
+        return known[0].calibrate(self.taught)
+
+    def _nearest(self, verdict: Any) -> dict[str, Any] | None:
+        source = self.sources.get(verdict.nearest) if verdict and verdict.nearest is not None else None
+        if source is None:
+            return None
+        if not source.task_id:
+            return {"label": source.label, "origin": source.origin}
+        return {
+            "label": source.label,
+            "task": source.task_id,
+            "region": source.region_id,
+            "frame": source.frame,
+        }
+
+
+@lru_cache(maxsize=16)
+def _known_texts(model_id: str, prompts: tuple[tuple[str, tuple[str, ...]], ...]) -> list[ZeroShot]:
+    """Where the text embeddings of a label config are kept: empty at first."""
+    return []
+
+
+def _opener(model: ResolvedModel, settings: Settings) -> Callable[[], Any]:
+    return lambda: use_embedder(model, settings)
+
+
+class HybridSource:
+    """Makes :class:`Hybrid` objects from the database; keeps the bank that was fitted last for each project."""
+
+    def __init__(self, settings: Settings, store: PatternStore) -> None:
+        self._settings, self._store = settings, store
+        self._fitted: dict[tuple[int, str], tuple[str, PatternBank | None, Mapping[int, Source]]] = {}
+
+    def digests(self, project_id: int, models: HybridModels) -> dict[str, str | None]:
+        """Digest of the project's bank by model."""
+        return {model_id: self._store.digest(project_id, model_id) for model_id in models.ids}
+
+    def get(self, project_id: int, models: HybridModels) -> Hybrid | None:
+        """``None`` where labels are the detector's alone."""
+        bank: PatternBank | None = None
+        sources: Mapping[int, Source] = {}
+        taught: Sequence[tuple[str, FloatArray]] = ()
+        if models.embedder:
+            bank, sources = self.bank(project_id, models.embedder.model_id)
+        if models.clip:
+            taught = objects_of(self._store.exemplars(project_id, models.clip.model_id)[0])
+        if bank is None and models.clip is None:
+            return None
+        return Hybrid(self._settings, models, bank, sources, taught)
+
+    def bank(self, project_id: int, model_id: str) -> tuple[PatternBank | None, Mapping[int, Source]]:
+        """The bank of a project and the sources of its exemplars; fitted anew only where exemplars changed."""
+        digest = self._store.digest(project_id, model_id) or ""
+        known = self._fitted.get((project_id, model_id))
+        if known and known[0] == digest:
+            return known[1], known[2]
+        bank: PatternBank | None = None
+        sources: Mapping[int, Source] = {}
+        if digest:
+            exemplars, sources = self._store.exemplars(project_id, model_id)
+            if set(exemplars.labels) - {UNLABELLED}:
+                bank = PatternBank.fit(exemplars)
+        if len(self._fitted) >= 8:
+            self._fitted.pop(next(iter(self._fitted)))
+        self._fitted[project_id, model_id] = (digest, bank, sources)
+        return bank, sources
+
+
+def objects_of(exemplars: Exemplars) -> list[tuple[str, FloatArray]]:
+    """Label and ``(m, d)`` views of each annotated object."""
+    found = []
+    for group in np.unique(exemplars.groups):
+        rows = np.flatnonzero(exemplars.groups == group)
+        if label := exemplars.labels[rows[0]]:
+            found.append((label, exemplars.embeddings[rows]))
+    return found
+
+
+def require_embedder(models: HybridModels) -> ResolvedModel:
+    """The model whose patterns a project has.
+
+    Raises:
+        WeightsError: the mode has none.
+    """
+    if models.embedder is None:
+        raise WeightsError(f"Mode {models.mode} learns no patterns.", "Switch the project to yolo_dinov2 or universal.")
+    return models.embedder

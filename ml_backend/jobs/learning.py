@@ -1,0 +1,237 @@
+"""Jobs that learn labels from annotations, and renew what was predicted before.
+
+What people annotate is read through the API; events only say where to look. Every job may be run twice without harm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ml_backend.errors import BackendError
+from ml_backend.hybrid import HybridModels, use_embedder
+from ml_backend.jobs.context import Context, job
+from ml_backend.jobs.plan import VideoPart, plan_task
+from ml_backend.jobs.queue import ALL_TASKS
+from ml_backend.label_studio.client import Annotation, NotFound, Task
+from ml_backend.models.hub import ResolvedModel
+from ml_backend.patterns.store import NewExemplar, video_key
+from ml_backend.types import UNLABELLED
+
+if TYPE_CHECKING:
+    from ml_backend.patterns.annotated import AnnotatedObject
+    from ml_backend.tracks.record import TrackRecord
+
+log = logging.getLogger(__name__)
+
+#: Looks of a track that was left out: what it shows matters less than what is labelled.
+BACKGROUND_VIEWS = 1
+#: How often an annotation may change while it is being learned from, before the job is put back.
+CHANGES = 5
+
+Wanted = dict[str, list[NewExemplar]]
+
+
+@job
+def learn(context: Context, project_id: int) -> None:
+    """Learn from the tasks of a project that were annotated, changed or deleted since the last time.
+
+    A task whose video is gone or damaged keeps what it taught. Where a server is away the others come first.
+    """
+    context.queue.begin_learning(project_id)
+    models = context.projects.models(project_id, download=True).hybrid
+    if not models.ids:
+        # Without a mode that learns nothing is looked at; when there is one again, all annotations are read.
+        context.projects.patterns.forget_project(project_id)
+        for task, ticket in context.queue.dirty_tasks(project_id).items():
+            context.queue.learned(project_id, task, ticket)
+        return
+    changed, later = False, None
+    tried: set[tuple[str, bytes]] = set()
+    try:
+        while waiting := [item for item in _dirty(context, project_id, models).items() if item not in tried]:
+            for task, ticket in waiting:
+                tried.add((task, ticket))
+                try:
+                    changed |= _learn(context, project_id, models, task)
+                except BackendError as error:
+                    log.warning("Nothing was learned from task %s of project %s: %s", task, project_id, error)
+                    if error.retryable:
+                        later = later or error
+                        continue
+                context.queue.learned(project_id, task, ticket)
+    finally:
+        if changed:
+            context.queue.request_refresh(project_id)
+    if later:
+        raise later
+
+
+def _dirty(context: Context, project_id: int, models: HybridModels) -> Mapping[str, bytes]:
+    digests = context.projects.hybrids.digests(project_id, models)
+    if any(digest is None for digest in digests.values()):
+        context.queue.request_learning(project_id, None)
+    dirty = context.queue.dirty_tasks(project_id)
+    return {ALL_TASKS: dirty[ALL_TASKS]} if ALL_TASKS in dirty else dirty
+
+
+def _learn(context: Context, project_id: int, models: HybridModels, task: str) -> bool:
+    if task == ALL_TASKS:
+        return _read_all(context, project_id, models)
+    return _learn_task(context, project_id, models, int(task))
+
+
+def _read_all(context: Context, project_id: int, models: HybridModels) -> bool:
+    """Note all annotated tasks for learning; whether others had taught something."""
+    try:
+        tasks = [state.id for state in context.client.list_task_states(project_id) if state.annotations]
+    except NotFound:
+        log.info("Project %s is gone; nothing is learned from it.", project_id)
+        tasks = []
+    context.queue.request_learning(project_id, tasks)
+    changed = [context.projects.patterns.mark_read(project_id, model_id, tasks) for model_id in models.ids]
+    return any(changed)
+
+
+def _learn_task(context: Context, project_id: int, models: HybridModels, task_id: int) -> bool:
+    """Make what the task's annotation shows the task's exemplars; whether that changed anything."""
+    for _ in range(CHANGES):
+        task, annotation = _annotation(context, task_id)
+        wanted = _exemplars(context, task, annotation, models) if task and annotation else {}
+        with context.queue.learning_lock(task_id):
+            # Looking takes time. What is written down is what is true now, and nobody else writes meanwhile.
+            if _annotation(context, task_id)[1] != annotation:
+                continue
+            store = context.projects.patterns
+            number = annotation.id if annotation else 0
+            changed = [
+                store.replace_task(project_id, model_id, task_id, number, wanted.get(model_id, []))
+                for model_id in models.ids
+            ]
+        _report(context, task_id, wanted)
+        return any(changed)
+    log.info("Task %s changes faster than it can be learned from; it is tried again.", task_id)
+    context.queue.request_learning(project_id, [task_id])
+    return False
+
+
+def _annotation(context: Context, task_id: int) -> tuple[Task | None, Annotation | None]:
+    try:
+        return context.client.get_annotation(task_id)
+    except NotFound:
+        return None, None
+
+
+def _report(context: Context, task_id: int, wanted: Wanted) -> None:
+    objects = {(item.region_id, item.label) for items in wanted.values() for item in items if item.label}
+    labels = sorted({label for _, label in objects})
+    log.info("Task %s taught %d objects (%s).", task_id, len(objects), ", ".join(labels) or "no label")
+    context.queue.count("learned")
+
+
+def _exemplars(context: Context, task: Task, annotation: Annotation, models: HybridModels) -> Wanted:
+    label_config = context.client.get_project(task.project_id).label_config
+    plan = plan_task(
+        task.project_id,
+        task.id,
+        task.data,
+        label_config,
+        "",
+        annotated=True,
+        label_studio_url=context.settings.label_studio_url,
+    )
+    wanted: Wanted = {}
+    for number, part in enumerate(plan.parts):
+        if any(region.get("to_name") == part.control.to_name for region in annotation.result):
+            _exemplars_of_part(context, task, annotation, part, number, models, wanted)
+    return wanted
+
+
+def _exemplars_of_part(
+    context: Context,
+    task: Task,
+    annotation: Annotation,
+    part: VideoPart,
+    number: int,
+    models: HybridModels,
+    wanted: Wanted,
+) -> None:
+    from ml_backend.patterns.annotated import annotated_objects, left_out
+    from ml_backend.pipeline import video_timeline
+    from ml_backend.video.probe import probe
+
+    video, store = video_key(part.uri), context.projects.patterns
+    with context.media.open(part.uri, task.id) as path:
+        info, timeline = probe(path), video_timeline(path, part.frame_rate)
+        size = (info.width, info.height)
+        objects = annotated_objects(annotation.result, part.control, timeline, *size, context.settings.views)
+        known = next(store.tracks_of_project(task.project_id, video), None)
+        background = left_out(known.tracks, objects) if known and objects else []
+        for model in filter(None, (models.embedder, models.clip)):
+            wanted.setdefault(model.model_id, []).extend(
+                _look(context, path, video, model, objects, background, f"part-{number}-track")
+            )
+
+
+def _look(
+    context: Context,
+    path: Any,
+    video: str,
+    model: ResolvedModel,
+    objects: Sequence[AnnotatedObject],
+    background: Sequence[TrackRecord],
+    prefix: str,
+) -> list[NewExemplar]:
+    from ml_backend.looks import look_at
+    from ml_backend.patterns.annotated import with_known
+
+    looks, k = context.projects.patterns.looks(video), context.settings.views
+    known = looks.known(model.model_id)
+    groups = [(item.region_id, item.label, with_known(item, known, k), k) for item in objects]
+    groups += [(f"{prefix}-{r.track_id}", UNLABELLED, r.views, BACKGROUND_VIEWS) for r in background]
+    found: list[NewExemplar] = []
+    for views in sorted({views for *_, views in groups}):
+        chosen = [group for group in groups if group[3] == views]
+        seen = look_at(
+            [candidates for _, _, candidates, _ in chosen],
+            lambda: use_embedder(model, context.settings),
+            model.model_id,
+            looks,
+            lambda: contextlib.nullcontext(path),
+            views,
+            context.stop.is_set,
+        )
+        for (region_id, label, _, _), mine in zip(chosen, seen, strict=True):
+            found += [NewExemplar(region_id, label, look.key(video, model.model_id)) for look in mine]
+    return found
+
+
+@job
+def refresh(context: Context, project_id: int) -> None:
+    """Ask for new predictions of every task that nobody has annotated; those of known tracks take milliseconds."""
+    context.queue.begin_refresh(project_id)
+    try:
+        label_config = context.client.get_project(project_id).label_config
+        version = context.projects.models(project_id).version
+        for state in context.client.list_task_states(project_id):
+            if state.annotations:
+                continue
+            try:
+                plan = plan_task(
+                    project_id,
+                    state.id,
+                    state.data,
+                    label_config,
+                    version,
+                    annotated=False,
+                    label_studio_url=context.settings.label_studio_url,
+                )
+            except BackendError as error:
+                log.warning("Task %s is not refreshed: %s", state.id, error)
+                continue
+            if not plan.needs_probe:  # else it is being prepared
+                context.queue.request_prediction(plan.key, project_id, state.id, queue="refresh")
+    except NotFound:
+        log.info("Project %s is gone; it is not refreshed.", project_id)

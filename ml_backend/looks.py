@@ -1,0 +1,244 @@
+"""What models see in boxes of a video: embedded once, kept, and used again.
+
+A *look* is one box's embedding by one model. Looks are kept per video, so that a changed label, another pattern or a
+mode that is switched back costs no decoding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ml_backend.errors import Interrupted
+from ml_backend.geometry import iou_pairs
+from ml_backend.tracks.views import View, best_views
+from ml_backend.types import FloatArray, Image
+
+if TYPE_CHECKING:
+    from ml_backend.models.embedder import Embedder
+
+OpenVideo = Callable[[], AbstractContextManager[Path]]
+
+#: Crops wait at this size (px, longer side) for the end of their track; embedders look at 224.
+MAX_CROP = 320
+#: Longer side of what people are shown, px.
+THUMBNAIL = 96
+#: Boxes that overlap so on one frame show the same: a person accepted a track, and keyframes moved its edges a little.
+SAME_LOOK_IOU = 0.85
+#: Crops that wait for the network; more at once are no faster.
+WAITING = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One embedded box.
+
+    Attributes:
+        frame: 0-based decoded frame.
+        xyxy: pixels of the displayed video, rounded to 0.1.
+        vector: ``(d,)`` float32, L2-normalised, in the precision in which it is kept.
+        thumbnail: JPEG.
+    """
+
+    frame: int
+    xyxy: tuple[float, float, float, float]
+    vector: FloatArray = field(compare=False)
+    thumbnail: bytes = field(compare=False)
+
+    def key(self, video: str, model_id: str) -> str:
+        """Digest of what was looked at, and by which model; 40 hex digits."""
+        return hashlib.sha256(f"{video}|{model_id}|{self.frame}|{self.xyxy}".encode()).hexdigest()[:40]
+
+
+class Looks(Protocol):
+    """Looks of one video."""
+
+    def known(self, model_id: str) -> list[Look]:
+        """All that this model has seen of the video."""
+        ...
+
+    def add(self, model_id: str, looks: Sequence[Look]) -> None:
+        """Keep what is new."""
+        ...
+
+
+class MemoryLooks:
+    """Kept as long as the object lives."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, list[Look]] = {}
+
+    def known(self, model_id: str) -> list[Look]:
+        return list(self._known.get(model_id, []))
+
+    def add(self, model_id: str, looks: Sequence[Look]) -> None:
+        self._known.setdefault(model_id, []).extend(looks)
+
+
+def to_half(vectors: FloatArray) -> bytes:
+    """``(d,)`` or ``(n, d)`` as they are kept: little-endian half precision."""
+    return vectors.astype("<f2").tobytes()
+
+
+def from_half(blobs: Sequence[bytes]) -> FloatArray:
+    """``(n, d)`` float32, normalised again, of ``n`` kept vectors; ``(0, 0)`` of none."""
+    if not blobs:
+        return np.zeros((0, 0), np.float32)
+    vectors = np.frombuffer(b"".join(blobs), "<f2").reshape(len(blobs), -1).astype(np.float32)
+    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(norm > 0, norm, 1.0), np.float32)
+
+
+def look_at(
+    wanted: Sequence[Sequence[View]],
+    embedder: Callable[[], AbstractContextManager[Embedder]],
+    model_id: str,
+    looks: Looks,
+    open_video: OpenVideo,
+    k: int,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[list[Look]]:
+    """The looks of tracks: those that are known, else new ones from a sparse pass over the video.
+
+    Neither the model nor the video is touched where everything is known. Memory holds the crops of the tracks that
+    are on screen, not the video's.
+
+    Args:
+        wanted: candidates of each track, from :func:`ml_backend.tracks.views.candidate_views`.
+        embedder: opens the embedder; ``model_id`` is its.
+        open_video: opens the local file.
+        k: looks per track.
+
+    Returns:
+        At most ``k`` looks for each track, in order of time; none for a track whose pictures cannot be decoded.
+
+    Raises:
+        VideoError: nothing of the file can be decoded.
+        Interrupted: ``should_stop`` said so; what is finished is kept.
+    """
+    found = _known_looks(wanted, looks.known(model_id), k)
+    missing = [i for i, candidates in enumerate(wanted) if candidates and not found[i]]
+    if not missing:
+        return found
+    with embedder() as model, open_video() as path:
+        queue = _Queue(model, model_id, looks, found)
+        for number, crops in _crops_of_tracks(path, {i: wanted[i] for i in missing}, should_stop):
+            queue.put(number, _choose(crops, k))
+        queue.flush()
+    return found
+
+
+def _known_looks(wanted: Sequence[Sequence[View]], known: Sequence[Look], k: int) -> list[list[Look]]:
+    by_frame: dict[int, list[Look]] = {}
+    for look in known:
+        by_frame.setdefault(look.frame, []).append(look)
+    return [_known_of(candidates, by_frame, k) for candidates in wanted]
+
+
+def _known_of(candidates: Sequence[View], by_frame: dict[int, list[Look]], k: int) -> list[Look]:
+    """``k`` (or, of a shorter track, all its) known looks among the candidates' frames; else none."""
+    chosen = []
+    for view in candidates:
+        near = by_frame.get(view.frame)
+        if not near:
+            continue
+        overlap = iou_pairs([view.xyxy] * len(near), [look.xyxy for look in near])
+        best = int(overlap.argmax())
+        if overlap[best] >= SAME_LOOK_IOU:
+            chosen.append(near[best])
+    if len(chosen) < min(k, len(candidates)):
+        return []
+    if len(chosen) <= k:
+        return chosen
+    spread = np.unique(np.linspace(0, len(chosen) - 1, k).round().astype(int))
+    return [chosen[i] for i in spread.tolist()]
+
+
+@dataclass(slots=True)
+class _Crop:
+    view: View
+    image: Image
+    sharpness: float
+
+
+def _crops_of_tracks(
+    path: Path, wanted: dict[int, Sequence[View]], should_stop: Callable[[], bool] | None
+) -> Iterator[tuple[int, list[_Crop]]]:
+    """Each track's crops, as soon as its last candidate has passed."""
+    from ml_backend.models.crops import cut, sharpness
+    from ml_backend.video.probe import probe
+    from ml_backend.video.reader import read_at
+
+    at: dict[int, list[tuple[int, View]]] = {}
+    for number, candidates in wanted.items():
+        for view in candidates:
+            at.setdefault(view.frame, []).append((number, view))
+    last = {number: candidates[-1].frame for number, candidates in wanted.items()}
+    open_tracks: dict[int, list[_Crop]] = {}
+    for frame in read_at(path, probe(path), sorted(at)):
+        if should_stop and should_stop():
+            raise Interrupted(f"Stopped at frame {frame.index}.", "The job is taken up again.")
+        for number, view in at[frame.index]:
+            image = cut(frame.image, view.xyxy)
+            if image is not None:
+                small = _shrink(image, MAX_CROP)
+                open_tracks.setdefault(number, []).append(_Crop(view, small, sharpness(small)))
+        # Frames that cannot be decoded are left out, so a track's last one may have been before this.
+        for number in [n for n in open_tracks if last[n] <= frame.index]:
+            yield number, open_tracks.pop(number)
+    yield from open_tracks.items()
+
+
+def _choose(crops: list[_Crop], k: int) -> list[_Crop]:
+    indices = best_views([crop.view for crop in crops], [crop.sharpness for crop in crops], k)
+    return [crops[i] for i in indices]
+
+
+class _Queue:
+    """Collects crops of several tracks for one call of the network."""
+
+    def __init__(self, model: Embedder, model_id: str, looks: Looks, found: list[list[Look]]) -> None:
+        self._model, self._model_id, self._looks, self._found = model, model_id, looks, found
+        self._waiting: list[tuple[int, _Crop]] = []
+
+    def put(self, number: int, crops: list[_Crop]) -> None:
+        self._waiting += [(number, crop) for crop in crops]
+        if len(self._waiting) >= WAITING:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._waiting:
+            return
+        exact = self._model.embed([crop.image for _, crop in self._waiting])
+        vectors = from_half([to_half(vector) for vector in exact])  # what a later reader will find
+        new = []
+        for (number, crop), vector in zip(self._waiting, vectors, strict=True):
+            look = Look(crop.view.frame, crop.view.xyxy, vector, _thumbnail(crop.image))
+            self._found[number].append(look)
+            new.append(look)
+        self._looks.add(self._model_id, new)
+        self._waiting.clear()
+
+
+def _shrink(image: Image, longest: int) -> Image:
+    import cv2
+
+    height, width = image.shape[:2]
+    scale = longest / max(height, width)
+    if scale >= 1:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _thumbnail(image: Image) -> bytes:
+    import cv2
+
+    _, data = cv2.imencode(".jpg", _shrink(image, THUMBNAIL), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return bytes(data)

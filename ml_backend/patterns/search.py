@@ -1,0 +1,167 @@
+"""Find more like this: the tracks of a project that are most similar to what a label has been taught."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ml_backend.errors import BackendError, ConfigError
+from ml_backend.looks import Look, look_at
+from ml_backend.patterns.bank import PatternBank
+from ml_backend.patterns.store import PatternStore, StoredTracks
+from ml_backend.tracks.record import TrackRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Similar:
+    """A track that may show a label.
+
+    Attributes:
+        score: 0..1, calibrated.
+        safe: the score is above the bank's threshold for labels that are given without asking.
+        frame: 0-based decoded frame of the look that is most typical.
+        ls_frame: that frame on Label Studio's timeline, 1-based.
+        time: seconds.
+        xyxy: the box there, in pixels.
+        thumbnail: JPEG.
+    """
+
+    task_id: int
+    part: int
+    track_id: int
+    score: float
+    safe: bool
+    frame: int
+    ls_frame: int
+    time: float
+    xyxy: tuple[float, float, float, float]
+    original_class: str
+    thumbnail: bytes
+
+    def summary(self) -> dict[str, Any]:
+        """For JSON: without the picture."""
+        return {
+            "task": self.task_id,
+            "part": self.part,
+            "track": self.track_id,
+            "score": round(self.score, 4),
+            "safe": self.safe,
+            "frame": self.ls_frame,
+            "time": round(self.time, 3),
+            "bbox": [round(value, 1) for value in self.xyxy],
+            "original_class": self.original_class,
+        }
+
+
+def find_similar(
+    store: PatternStore,
+    project_id: int,
+    label: str,
+    bank: PatternBank,
+    model_id: str,
+    *,
+    embedder: Callable[[], AbstractContextManager[Any]],
+    open_video: Callable[[StoredTracks], AbstractContextManager[Path]],
+    views: int,
+    annotated: Collection[int] = (),
+    limit: int = 50,
+    on_skip: Callable[[StoredTracks, BackendError], None] | None = None,
+) -> list[Similar]:
+    """The un-annotated tracks of a project that are most like a label's exemplars, best first.
+
+    Tracks that the model has not seen yet are looked at now; memory holds one video's looks at a time.
+
+    Args:
+        embedder, open_video: called only where something has to be looked at.
+        views: looks per track.
+        annotated: tasks to leave out.
+        limit: how many.
+        on_skip: told of videos that cannot be looked at; without it the error is raised.
+
+    Raises:
+        ConfigError: the label has no exemplars.
+    """
+    if label not in bank.labels:
+        known = ", ".join(bank.labels) or "none yet"
+        raise ConfigError(f"The label {label!r} has no exemplars.", f"Annotate some. Labels with exemplars: {known}.")
+    best: list[tuple[float, int, Similar]] = []
+    for number, found in enumerate(
+        _all(store, project_id, label, bank, model_id, embedder, open_video, views, annotated, on_skip)
+    ):
+        entry = (found.score, -number, found)
+        if len(best) < limit:
+            heapq.heappush(best, entry)
+        else:
+            heapq.heappushpop(best, entry)
+    return [item for *_, item in sorted(best, key=lambda entry: (-entry[0], -entry[1]))]
+
+
+def _all(
+    store: PatternStore,
+    project_id: int,
+    label: str,
+    bank: PatternBank,
+    model_id: str,
+    embedder: Callable[[], AbstractContextManager[Any]],
+    open_video: Callable[[StoredTracks], AbstractContextManager[Path]],
+    views: int,
+    annotated: Collection[int],
+    on_skip: Callable[[StoredTracks, BackendError], None] | None,
+) -> Iterator[Similar]:
+    threshold = bank.safe_thresholds[label]
+    for stored in store.tracks_of_project(project_id):
+        if stored.task_id in annotated:
+            continue
+        records = stored.tracks.tracks
+        looks = store.looks(stored.video)
+
+        def opened(stored: StoredTracks = stored) -> AbstractContextManager[Path]:
+            return open_video(stored)
+
+        try:
+            seen = look_at([record.views for record in records], embedder, model_id, looks, opened, views)
+        except BackendError as error:
+            if on_skip is None:
+                raise
+            on_skip(stored, error)
+            continue
+        pairs = [(record, mine) for record, mine in zip(records, seen, strict=True) if mine]
+        if not pairs:
+            continue
+        scores = bank.rank(label, [np.stack([look.vector for look in mine]) for _, mine in pairs])
+        for (record, mine), score in zip(pairs, scores.tolist(), strict=True):
+            yield _similar(stored, record, mine, bank, label, float(score), score >= threshold)
+
+
+def _similar(
+    stored: StoredTracks,
+    record: TrackRecord,
+    looks: list[Look],
+    bank: PatternBank,
+    label: str,
+    score: float,
+    safe: bool,
+) -> Similar:
+    each = bank.rank(label, [look.vector[None] for look in looks])
+    look = looks[int(np.argmax(each))]
+    duration, count = float(record.value["duration"]), int(record.value["framesCount"])
+    time = look.frame / max(stored.tracks.frames, 1) * duration
+    return Similar(
+        stored.task_id,
+        stored.part,
+        record.track_id,
+        score,
+        safe,
+        look.frame,
+        min(count, int(time / duration * count + 0.5) + 1) if duration > 0 else 1,
+        time,
+        look.xyxy,
+        record.top_class,
+        look.thumbnail,
+    )

@@ -1,0 +1,143 @@
+"""What people and programs do with learned labels, in one place: scripts and the web call it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from ml_backend.errors import BackendError, ConfigError
+from ml_backend.hybrid import require_embedder, use_embedder
+from ml_backend.jobs.context import Context
+from ml_backend.models.hub import ResolvedModel
+from ml_backend.patterns.search import Similar, find_similar
+from ml_backend.patterns.store import StoredTracks
+from ml_backend.patterns.transfer import export_bank, import_bank, read_bank
+from ml_backend.projects import Projects
+from ml_backend.settings import Settings
+
+
+class Patterns:
+    """The learned labels of all projects. Long work is left to the worker, but for :meth:`similar`."""
+
+    def __init__(self, settings: Settings, context: Context | None = None) -> None:
+        self._context = context or Context(settings)
+        self._settings = settings
+
+    @property
+    def projects(self) -> Projects:
+        """Modes and versions."""
+        return self._context.projects
+
+    def info(self, project_id: int) -> dict[str, Any]:
+        """Mode, models, version, and per label: exemplars, objects, tasks, clusters, thresholds.
+
+        Raises:
+            WeightsError, StorageError: see :class:`ml_backend.projects.Projects`.
+        """
+        models = self.projects.models(project_id)
+        report: dict[str, Any] = {
+            "project": project_id,
+            "mode": models.mode,
+            "model_version": models.version,
+            "embedder": models.hybrid.embedder.model_id if models.hybrid.embedder else None,
+            "clip": models.hybrid.clip.model_id if models.hybrid.clip else None,
+            "notes": [note for note in (models.detector.note, *models.hybrid.notes) if note],
+            "labels": {},
+        }
+        if models.hybrid.embedder is None:
+            return report
+        model_id = models.hybrid.embedder.model_id
+        labels: dict[str, dict[str, Any]] = dict(self.projects.patterns.counts(project_id, model_id))
+        bank, _ = self.projects.hybrids.bank(project_id, model_id)
+        if bank:
+            for label in bank.labels:
+                labels[label]["clusters"] = len(bank.clusters[label].centroids)
+                labels[label]["threshold"] = round(bank.thresholds[label], 4)
+                labels[label]["safe_threshold"] = round(bank.safe_thresholds[label], 4)
+        report["labels"] = labels
+        return report
+
+    def switch(self, project_id: int, mode: str) -> bool:
+        """Change a project's mode (empty: the settings'); tasks without annotations are labelled anew.
+
+        Raises:
+            ConfigError: there is no such mode.
+            QueueUnavailable: the mode is switched, but old predictions stay until their tasks are opened.
+        """
+        changed = self.projects.set_mode(project_id, mode)
+        if changed:
+            self._context.queue.request_refresh(project_id)
+        return changed
+
+    def learn(self, project_id: int) -> None:
+        """Have all annotations of a project read anew."""
+        self._context.queue.request_learning(project_id, None)
+
+    def export(self, project_id: int, out: Path) -> int:
+        """Write the project's bank to a file; returns the number of exemplars."""
+        return export_bank(self.projects.patterns, project_id, self._embedder(project_id).model_id, out)
+
+    def import_file(self, project_id: int, path: Path) -> int:
+        """Add a file's exemplars to the project's; returns their number.
+
+        Raises:
+            ConfigError: the file is unusable, or made with another embedder.
+        """
+        model_id = self._embedder(project_id).model_id
+        bank = read_bank(path, model_id)
+        unread = self.projects.patterns.digest(project_id, model_id) is None
+        number = import_bank(self.projects.patterns, project_id, bank)
+        if unread:  # the import must not pass for having read the project's own annotations
+            self._context.queue.request_learning(project_id, None)
+        self._context.queue.request_refresh(project_id)
+        return number
+
+    def remove_imported(self, project_id: int) -> None:
+        """Remove the exemplars that were imported."""
+        self.projects.patterns.remove_imported(project_id, self._embedder(project_id).model_id)
+        self._context.queue.request_refresh(project_id)
+
+    def similar(
+        self, project_id: int, label: str, *, limit: int = 50, safe_only: bool = False
+    ) -> tuple[list[Similar], list[str]]:
+        """Un-annotated tracks that are most like a label's exemplars, and what had to be left out.
+
+        Args:
+            safe_only: only tracks that may be given the label without asking.
+
+        Raises:
+            ConfigError: the label has no exemplars.
+        """
+        embedder = self._embedder(project_id)
+        bank, _ = self.projects.hybrids.bank(project_id, embedder.model_id)
+        if bank is None:
+            raise ConfigError(
+                f"Project {project_id} has learned no label yet.", "Annotate some tracks and submit them."
+            )
+        annotated = {state.id for state in self._context.client.list_task_states(project_id) if state.annotations}
+        skipped: list[str] = []
+
+        def skip(stored: StoredTracks, error: BackendError) -> None:
+            skipped.append(f"task {stored.task_id}: {error}")
+
+        def open_video(stored: StoredTracks) -> AbstractContextManager[Path]:
+            return self._context.media.open(stored.uri, stored.task_id)
+
+        found = find_similar(
+            self.projects.patterns,
+            project_id,
+            label,
+            bank,
+            embedder.model_id,
+            embedder=lambda: use_embedder(embedder, self._settings),
+            open_video=open_video,
+            views=self._settings.views,
+            annotated=annotated,
+            limit=limit,
+            on_skip=skip,
+        )
+        return [item for item in found if item.safe or not safe_only], skipped
+
+    def _embedder(self, project_id: int) -> ResolvedModel:
+        return require_embedder(self.projects.models(project_id, download=True).hybrid)

@@ -1,0 +1,348 @@
+"""What is kept of learned labels: exemplars by project, looks by video, track sets by what they were made of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
+
+from ml_backend.errors import StorageError
+from ml_backend.looks import Look, from_half, to_half
+from ml_backend.patterns.bank import Exemplars
+from ml_backend.storage import Storage
+from ml_backend.tables import banks, embeddings, exemplars, track_sets
+from ml_backend.tracks.record import TrackSet
+
+#: SQLite limits the number of bound values in one statement.
+_CHUNK = 500
+
+
+@dataclass(frozen=True, slots=True)
+class NewExemplar:
+    """One view of an annotated object that is to be kept; ``label`` may be ``UNLABELLED``: background."""
+
+    region_id: str
+    label: str
+    look: str
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an exemplar comes from. ``task_id`` is 0 and ``origin`` set where it was imported."""
+
+    label: str
+    task_id: int
+    region_id: str
+    frame: int
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTracks:
+    """A track set and the task that it was made for."""
+
+    task_id: int
+    part: int
+    video: str
+    uri: str
+    tracks: TrackSet
+
+
+def video_key(uri: str) -> str:
+    """A video is known by its (canonical) address; 40 hex digits."""
+    return hashlib.sha256(uri.encode()).hexdigest()[:40]
+
+
+class PatternStore:
+    """Access to the tables of learned labels; safe across threads and processes."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with self._storage.guard(), self._storage.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with self._storage.guard(), self._storage.engine.begin() as connection:
+            yield connection
+
+    # -- looks
+
+    def looks(self, video: str) -> StoredLooks:
+        """The looks of one video."""
+        return StoredLooks(self, video)
+
+    def known_looks(self, video: str, model: str) -> list[Look]:
+        query = (
+            sa.select(embeddings)
+            .where(embeddings.c.video == video, embeddings.c.model == model)
+            .order_by(embeddings.c.frame, embeddings.c.key)
+        )
+        with self._read() as connection:
+            rows = connection.execute(query).all()
+        vectors = from_half([row.vector for row in rows])
+        return [
+            Look(row.frame, (row.x1, row.y1, row.x2, row.y2), vector, row.thumbnail)
+            for row, vector in zip(rows, vectors, strict=True)
+        ]
+
+    def add_looks(self, video: str, model: str, looks: Sequence[Look]) -> None:
+        """Keep what is new; another worker may have added the same meanwhile."""
+        rows = {
+            look.key(video, model): {
+                "key": look.key(video, model),
+                "video": video,
+                "model": model,
+                "frame": look.frame,
+                **dict(zip(("x1", "y1", "x2", "y2"), look.xyxy, strict=True)),
+                "vector": to_half(look.vector),
+                "thumbnail": look.thumbnail,
+            }
+            for look in looks
+        }
+        if not rows:
+            return
+        try:
+            with self._write() as connection:
+                known = _existing(connection, embeddings.c.key, list(rows))
+                new = [row for key, row in rows.items() if key not in known]
+                if new:
+                    connection.execute(sa.insert(embeddings), new)
+        except StorageError as error:
+            if not isinstance(error.__cause__, IntegrityError):
+                raise
+            for look in looks:  # one of them came in between: the others one by one
+                self._add_look(rows[look.key(video, model)])
+
+    def _add_look(self, row: dict[str, Any]) -> None:
+        try:
+            with self._write() as connection:
+                connection.execute(sa.insert(embeddings).values(**row))
+        except StorageError as error:
+            if not isinstance(error.__cause__, IntegrityError):
+                raise
+
+    # -- exemplars
+
+    def digest(self, project_id: int, model: str) -> str | None:
+        """Digest of a project's exemplars; empty where it has none, ``None`` where its annotations were not read."""
+        query = sa.select(banks.c.digest).where(banks.c.project_id == project_id, banks.c.model == model)
+        with self._read() as connection:
+            value = connection.scalar(query)
+        return None if value is None else str(value)
+
+    def replace_task(
+        self, project_id: int, model: str, task_id: int, annotation_id: int, wanted: Sequence[NewExemplar]
+    ) -> bool:
+        """Make ``wanted`` the exemplars of a task; whether that changed the bank."""
+        goal = {(item.region_id, item.look): item for item in wanted}
+        mine = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model, exemplars.c.task_id == task_id)
+        with self._changed(project_id, model) as (connection, before):
+            present = _present(connection, mine)
+            gone = [row.id for key, row in present.items() if key not in goal]
+            for start in range(0, len(gone), _CHUNK):
+                connection.execute(sa.delete(exemplars).where(exemplars.c.id.in_(gone[start : start + _CHUNK])))
+            _put(connection, project_id, model, task_id, annotation_id, goal, present)
+            after = _refresh_digest(connection, project_id, model)
+        return after != before
+
+    def add_imported(self, project_id: int, model: str, items: Sequence[NewExemplar]) -> bool:
+        """Add exemplars that belong to no task; those that are there already stay. Whether that changed the bank."""
+        goal = {(item.region_id, item.look): item for item in items}
+        imported = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model, exemplars.c.task_id == 0)
+        with self._changed(project_id, model) as (connection, before):
+            _put(connection, project_id, model, 0, 0, goal, _present(connection, imported))
+            after = _refresh_digest(connection, project_id, model)
+        return after != before
+
+    def remove_imported(self, project_id: int, model: str) -> bool:
+        """Remove all exemplars that were imported; whether there were any."""
+        imported = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model, exemplars.c.task_id == 0)
+        with self._changed(project_id, model) as (connection, before):
+            connection.execute(sa.delete(exemplars).where(imported))
+            after = _refresh_digest(connection, project_id, model)
+        return after != before
+
+    def forget_project(self, project_id: int) -> None:
+        """Its annotations are to be read anew when they are needed again; the exemplars stay until then."""
+        with self._write() as connection:
+            connection.execute(sa.delete(banks).where(banks.c.project_id == project_id))
+
+    def mark_read(self, project_id: int, model: str, tasks: Sequence[int]) -> bool:
+        """All annotations have been read: exemplars of tasks that are not among ``tasks`` go. Whether any did."""
+        with self._changed(project_id, model) as (connection, before):
+            of = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model, exemplars.c.task_id != 0)
+            known = set(connection.scalars(sa.select(exemplars.c.task_id).where(of).distinct()))
+            for task_id in known - set(tasks):
+                connection.execute(sa.delete(exemplars).where(of, exemplars.c.task_id == task_id))
+            after = _refresh_digest(connection, project_id, model)
+        return after != before
+
+    @contextmanager
+    def _changed(self, project_id: int, model: str) -> Iterator[tuple[Connection, str | None]]:
+        """A transaction that has the write lock from its beginning, so that what it reads stays true."""
+        row = sa.and_(banks.c.project_id == project_id, banks.c.model == model)
+        try:
+            with self._write() as connection:
+                connection.execute(
+                    sa.insert(banks).values(
+                        project_id=project_id, model=model, digest="", updated_at=datetime.now(timezone.utc)
+                    )
+                )
+        except StorageError as error:
+            if not isinstance(error.__cause__, IntegrityError):
+                raise
+        with self._write() as connection:
+            # Written before it is read: SQLite would refuse to turn a reader into a writer beside another one.
+            connection.execute(sa.update(banks).where(row).values(updated_at=datetime.now(timezone.utc)))
+            yield connection, connection.scalar(sa.select(banks.c.digest).where(row))
+
+    def exemplars(self, project_id: int, model: str) -> tuple[Exemplars, dict[int, Source]]:
+        """All exemplars of a project by one model, and by id where each comes from."""
+        with self._read() as connection:
+            rows = connection.execute(_of_project(project_id, model, embeddings.c.vector)).all()
+        groups: dict[tuple[int, str, str], int] = {}
+        numbers = [groups.setdefault((row.task_id, row.region_id, row.origin), len(groups)) for row in rows]
+        vectors = from_half([row.vector for row in rows])
+        sources = {row.id: Source(row.label, row.task_id, row.region_id, row.frame, row.origin) for row in rows}
+        ids, labels = [row.id for row in rows], tuple(row.label for row in rows)
+        found = Exemplars(np.array(ids, np.int64), vectors, labels, np.array(numbers, np.int64))
+        return found, sources
+
+    def thumbnails(self, project_id: int, model: str) -> dict[int, bytes]:
+        """JPEG by exemplar id."""
+        with self._read() as connection:
+            rows = connection.execute(_of_project(project_id, model, embeddings.c.thumbnail))
+            return {row.id: row.thumbnail for row in rows}
+
+    def counts(self, project_id: int, model: str) -> dict[str, dict[str, int]]:
+        """Per label: number of exemplars, annotated objects, and tasks."""
+        columns = (exemplars.c.label, exemplars.c.task_id, exemplars.c.region_id, exemplars.c.origin)
+        query = sa.select(*columns).where(exemplars.c.project_id == project_id, exemplars.c.model == model)
+        found: dict[str, list[Any]] = {}
+        with self._read() as connection:
+            for row in connection.execute(query):
+                found.setdefault(row.label, []).append(row)
+        return {
+            label: {
+                "exemplars": len(rows),
+                "objects": len({(row.task_id, row.region_id, row.origin) for row in rows}),
+                "tasks": len({row.task_id for row in rows if row.task_id}),
+            }
+            for label, rows in sorted(found.items())
+        }
+
+    # -- track sets
+
+    def save_tracks(self, key: str, project_id: int, task_id: int, part: int, uri: str, tracks: TrackSet) -> None:
+        row = {
+            "project_id": project_id,
+            "task_id": task_id,
+            "part": part,
+            "video": video_key(uri),
+            "uri": uri,
+            "body": tracks.dump(),
+            "created_at": datetime.now(timezone.utc),
+        }
+        with self._write() as connection:
+            # One that an earlier release wrote, or another worker a moment ago, is replaced.
+            connection.execute(sa.delete(track_sets).where(track_sets.c.key == key))
+            connection.execute(sa.insert(track_sets).values(key=key, **row))
+
+    def get_tracks(self, key: str) -> TrackSet | None:
+        with self._read() as connection:
+            body = connection.scalar(sa.select(track_sets.c.body).where(track_sets.c.key == key))
+        return None if body is None else TrackSet.load(body)
+
+    def tracks_of_project(self, project_id: int, video: str = "") -> Iterator[StoredTracks]:
+        """The newest track set of each video of a project (or of one video), one in memory at a time."""
+        columns = (track_sets.c.key, track_sets.c.task_id, track_sets.c.part, track_sets.c.video, track_sets.c.uri)
+        query = sa.select(*columns).where(track_sets.c.project_id == project_id).order_by(track_sets.c.created_at)
+        if video:
+            query = query.where(track_sets.c.video == video)
+        with self._read() as connection:
+            newest = {row.video: row for row in connection.execute(query)}
+        for row in sorted(newest.values(), key=lambda row: (row.task_id, row.part)):
+            tracks = self.get_tracks(row.key)
+            if tracks is not None:
+                yield StoredTracks(row.task_id, row.part, row.video, row.uri, tracks)
+
+
+class StoredLooks:
+    """Looks of one video in the database; see :class:`ml_backend.looks.Looks`."""
+
+    def __init__(self, store: PatternStore, video: str) -> None:
+        self._store, self._video = store, video
+
+    def known(self, model_id: str) -> list[Look]:
+        return self._store.known_looks(self._video, model_id)
+
+    def add(self, model_id: str, looks: Sequence[Look]) -> None:
+        self._store.add_looks(self._video, model_id, looks)
+
+
+def _of_project(project_id: int, model: str, *columns: sa.Column[Any]) -> sa.Select[Any]:
+    return (
+        sa.select(exemplars, embeddings.c.frame, *columns)
+        .join(embeddings, embeddings.c.key == exemplars.c.embedding)
+        .where(exemplars.c.project_id == project_id, exemplars.c.model == model)
+        .order_by(exemplars.c.id)
+    )
+
+
+def _existing(connection: Connection, column: sa.Column[str], keys: Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    for start in range(0, len(keys), _CHUNK):
+        found.update(connection.scalars(sa.select(column).where(column.in_(keys[start : start + _CHUNK]))))
+    return found
+
+
+def _present(connection: Connection, which: sa.ColumnElement[bool]) -> dict[tuple[str, str], Any]:
+    rows = connection.execute(sa.select(exemplars).where(which))
+    return {(row.region_id, row.embedding): row for row in rows}
+
+
+def _put(
+    connection: Connection,
+    project_id: int,
+    model: str,
+    task_id: int,
+    annotation_id: int,
+    goal: Mapping[tuple[str, str], NewExemplar],
+    present: Mapping[tuple[str, str], Any],
+) -> None:
+    """Insert what is missing, and give the others the label that they have now."""
+    new = []
+    for (region, look), item in goal.items():
+        values = {"label": item.label, "annotation_id": annotation_id, "origin": item.origin}
+        row = present.get((region, look))
+        if row is None:
+            of = {"project_id": project_id, "model": model, "task_id": task_id}
+            new.append({**of, "region_id": region, "embedding": look, **values})
+        elif (row.label, row.annotation_id) != (item.label, annotation_id):
+            connection.execute(sa.update(exemplars).where(exemplars.c.id == row.id).values(**values))
+    if new:
+        connection.execute(sa.insert(exemplars), new)
+
+
+def _refresh_digest(connection: Connection, project_id: int, model: str) -> str:
+    """Note the digest of what is there now: the same exemplars have the same, whichever way they came."""
+    columns = (exemplars.c.label, exemplars.c.task_id, exemplars.c.region_id, exemplars.c.embedding)
+    of = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model)
+    rows = sorted(tuple(row) for row in connection.execute(sa.select(*columns).where(of)))
+    digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:40] if rows else ""
+    row = sa.and_(banks.c.project_id == project_id, banks.c.model == model)
+    connection.execute(sa.update(banks).where(row).values(digest=digest))
+    return digest

@@ -1,0 +1,195 @@
+"""A pattern bank as a file, to be used in another project, on another machine, or without Label Studio.
+
+The format is safetensors: arrays and text, no code. Only a bank of the same model can be used, so the file says which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ml_backend.errors import ConfigError, StorageError
+from ml_backend.looks import Look, from_half
+from ml_backend.patterns.bank import Exemplars
+from ml_backend.patterns.store import NewExemplar, PatternStore, Source
+from ml_backend.types import FloatArray, IntArray
+
+FORMAT = "video-pattern-bank"
+VERSION = "1"
+#: Far above what people annotate: 200,000 looks of 1,536 numbers with their pictures.
+MAX_BYTES = 2 << 30
+#: What the database keeps of a label.
+MAX_LABEL = 255
+
+
+@dataclass(frozen=True, slots=True)
+class BankFile:
+    """What a file holds.
+
+    Attributes:
+        model_id: of the embedder; other ones' embeddings cannot be compared with these.
+        labels: ``(n,)``; ``UNLABELLED`` is background.
+        vectors: ``(n, d)`` float32, L2-normalised.
+        groups: ``(n,)`` int64, one number per annotated object.
+        thumbnails: ``(n,)`` JPEGs.
+        origin: name of the file's content.
+    """
+
+    model_id: str
+    labels: tuple[str, ...]
+    vectors: FloatArray
+    groups: IntArray
+    thumbnails: tuple[bytes, ...]
+    origin: str
+
+    def exemplars(self) -> tuple[Exemplars, dict[int, Source]]:
+        """As :meth:`PatternStore.exemplars` gives them."""
+        ids = np.arange(1, len(self.labels) + 1, dtype=np.int64)
+        rows = zip(ids.tolist(), self.labels, self.groups.tolist(), strict=True)
+        sources = {i: Source(label, 0, f"{self.origin}-{group}", i - 1, self.origin) for i, label, group in rows}
+        return Exemplars(ids, self.vectors, self.labels, self.groups), sources
+
+
+def export_bank(store: PatternStore, project_id: int, model_id: str, out: Path) -> int:
+    """Write a project's exemplars by one model; returns how many.
+
+    Raises:
+        ConfigError: the project has none.
+        StorageError: the file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    exemplars, sources = store.exemplars(project_id, model_id)
+    if not len(exemplars):
+        raise ConfigError(
+            f"Project {project_id} has no exemplars by {model_id}.", "Annotate some tracks and submit them first."
+        )
+    pictures = store.thumbnails(project_id, model_id)
+    blobs = [pictures.get(number, b"") for number in exemplars.ids.tolist()]
+    tensors: dict[str, Any] = {
+        "embeddings": exemplars.embeddings.astype(np.float16),
+        "groups": exemplars.groups,
+        "thumbnails": np.frombuffer(b"".join(blobs), np.uint8),
+        "thumbnail_ends": np.cumsum([len(blob) for blob in blobs], dtype=np.int64),
+    }
+    of = [sources[number] for number in exemplars.ids.tolist()]
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": model_id,
+        "labels": json.dumps(exemplars.labels, ensure_ascii=False),
+        "sources": json.dumps([[source.task_id, source.region_id, source.frame] for source in of]),
+    }
+    _write(out, save(tensors, metadata))
+    return len(exemplars)
+
+
+def _write(out: Path, data: bytes) -> None:
+    temporary: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        temporary.chmod(0o644)
+        temporary.replace(out)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written: {error.strerror}.", "Choose another place.") from error
+    finally:
+        if temporary:
+            temporary.unlink(missing_ok=True)
+
+
+def read_bank(path: Path, model_id: str) -> BankFile:
+    """Read a file that :func:`export_bank` has written. Nothing in it is executed.
+
+    Args:
+        model_id: of the embedder in use.
+
+    Raises:
+        ConfigError: not such a file, damaged, too large, or made with another embedder.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise _unusable(path, f"it has {size} bytes, more than the {MAX_BYTES} that are read")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"The pattern bank {path} cannot be read: {error.strerror}.", "Check its name.") from error
+    metadata, tensors = _parse(path, data)
+    made_with = str(metadata.get("model"))
+    if made_with != model_id:
+        raise ConfigError(
+            f"The pattern bank {path} was made with the embedder {made_with}; this one is {model_id}.",
+            "Embeddings of different models cannot be compared: set EMBEDDER and DINOV2_MODEL to the same model, or "
+            "annotate some tracks here.",
+        )
+    try:
+        return _checked(metadata, tensors, data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unusable(path, str(error) or type(error).__name__) from error
+
+
+def _parse(path: Path, data: bytes) -> tuple[dict[str, str], dict[str, Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {}) if 8 + length <= len(data) else {}
+        if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+            raise _unusable(path, "its header names another format")
+        return metadata, load(data)
+    except (SafetensorError, ValueError, AttributeError, RecursionError) as error:
+        raise _unusable(path, "it is not a safetensors file, or damaged") from error
+
+
+def _checked(metadata: dict[str, str], tensors: dict[str, Any], data: bytes) -> BankFile:
+    labels = json.loads(metadata["labels"])
+    if not isinstance(labels, list) or not all(isinstance(x, str) and len(x) <= MAX_LABEL for x in labels):
+        raise ValueError(f"expected labels of up to {MAX_LABEL} characters")
+    n = len(labels)
+    half, groups, ends = tensors["embeddings"], tensors["groups"], tensors["thumbnail_ends"]
+    if half.dtype != np.float16 or half.ndim != 2 or len(half) != n or not half.shape[1]:
+        raise ValueError(f"expected embeddings of shape ({n}, d), got {half.shape}")
+    if groups.dtype != np.int64 or groups.shape != (n,) or ends.dtype != np.int64 or ends.shape != (n,):
+        raise ValueError(f"expected groups and thumbnail_ends of shape ({n},)")
+    vectors = from_half([row.astype("<f2").tobytes() for row in half])
+    if not np.isfinite(vectors).all():
+        raise ValueError("expected finite embeddings")
+    pictures = tensors["thumbnails"].tobytes()
+    bounds = [0, *ends.tolist()]
+    if bounds != sorted(bounds) or bounds[-1] != len(pictures):
+        raise ValueError("the thumbnails do not fit their lengths")
+    thumbnails = tuple(pictures[a:b] for a, b in pairwise(bounds))
+    origin = hashlib.sha256(data).hexdigest()[:16]
+    return BankFile(str(metadata["model"]), tuple(labels), vectors, groups, thumbnails, origin)
+
+
+def _unusable(path: Path, why: str) -> ConfigError:
+    return ConfigError(f"{path} cannot be used as a pattern bank: {why}.", "Export it again.")
+
+
+def import_bank(store: PatternStore, project_id: int, bank: BankFile) -> int:
+    """Add a file's exemplars to a project's; doing it twice changes nothing. Returns how many the file has."""
+    video = f"bank-{bank.origin}"
+    looks = [
+        Look(number, (0.0, 0.0, 0.0, 0.0), vector, picture)
+        for number, (vector, picture) in enumerate(zip(bank.vectors, bank.thumbnails, strict=True))
+    ]
+    store.add_looks(video, bank.model_id, looks)
+    wanted = [
+        NewExemplar(f"{bank.origin}-{group}", label, look.key(video, bank.model_id), bank.origin)
+        for label, group, look in zip(bank.labels, bank.groups.tolist(), looks, strict=True)
+    ]
+    store.add_imported(project_id, bank.model_id, wanted)
+    return len(wanted)

@@ -1,0 +1,131 @@
+"""Per project, at run time: which mode gives labels, and the version that predictions made now would carry."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import sqlalchemy as sa
+
+from ml_backend.errors import ConfigError
+from ml_backend.hybrid import HybridModels, HybridSource, hybrid_models, mode_part
+from ml_backend.models.weights import ResolvedDetector, resolve_detector
+from ml_backend.patterns.store import PatternStore
+from ml_backend.settings import Mode, Settings
+from ml_backend.storage import Storage
+from ml_backend.tables import projects
+from ml_backend.versions import base_version, model_version
+
+log = logging.getLogger(__name__)
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectModels:
+    """What would make a project's predictions now.
+
+    Attributes:
+        base: names detector, tracker and settings: tracks of one base are the same whatever gives their labels.
+        version: of predictions.
+    """
+
+    mode: Mode
+    detector: ResolvedDetector
+    hybrid: HybridModels
+    base: str
+    version: str
+
+
+class Projects:
+    """Knows every project's mode; safe across threads and processes, which see a switch at once."""
+
+    def __init__(self, settings: Settings, storage: Storage) -> None:
+        self._settings, self._storage = settings, storage
+        self.patterns = PatternStore(storage)
+        self.hybrids = HybridSource(settings, self.patterns)
+
+    def mode(self, project_id: int | None) -> Mode:
+        """The project's own mode, else the one in the settings."""
+        if project_id is None:
+            return self._settings.mode
+        stored = self._row(project_id)
+        return stored[0] if stored and stored[0] in MODES else self._settings.mode
+
+    def set_mode(self, project_id: int, mode: str) -> bool:
+        """Switch a project; whether that changed anything. An empty mode gives it back to the settings.
+
+        Raises:
+            ConfigError: there is no such mode.
+        """
+        if mode:
+            _check(mode)
+        before = self.mode(project_id)
+        self._save(project_id, mode=mode)
+        return self.mode(project_id) != before
+
+    def setup_mode(self, project_id: int, extra_params: Any) -> bool:
+        """Take the mode from the extra parameters that Label Studio sends along (``{"mode": "universal"}``).
+
+        They come with every call, so only what differs from the last time counts: a switch made elsewhere since then
+        stays. Returns whether the project's mode changed.
+
+        Raises:
+            ConfigError: there is no such mode.
+        """
+        mode = _mode_of(extra_params)
+        stored = self._row(project_id)
+        if mode == (stored[1] if stored else ""):
+            return False
+        if mode:
+            _check(mode)
+        before = self.mode(project_id)
+        self._save(project_id, mode=mode, setup_mode=mode)
+        return self.mode(project_id) != before
+
+    def models(
+        self, project_id: int | None, *, download: bool = False, detector: ResolvedDetector | None = None
+    ) -> ProjectModels:
+        """What would make predictions now; without ``download`` in milliseconds.
+
+        Raises:
+            WeightsError: configured weights do not exist.
+        """
+        mode = self.mode(project_id)
+        detector = detector or resolve_detector(self._settings, download=download)
+        hybrid = hybrid_models(self._settings, mode, download=download)
+        digests = self.hybrids.digests(project_id, hybrid) if project_id is not None else {}
+        part = mode_part(hybrid, digests)
+        base = base_version(self._settings, detector)
+        return ProjectModels(mode, detector, hybrid, base, model_version(self._settings, detector, part))
+
+    def _row(self, project_id: int) -> tuple[str, str] | None:
+        query = sa.select(projects.c.mode, projects.c.setup_mode).where(projects.c.project_id == project_id)
+        with self._storage.guard(), self._storage.engine.connect() as connection:
+            row = connection.execute(query).first()
+        return (row.mode, row.setup_mode) if row else None
+
+    def _save(self, project_id: int, **values: str) -> None:
+        with self._storage.guard(), self._storage.engine.begin() as connection:
+            of = projects.c.project_id == project_id
+            if not connection.execute(sa.update(projects).where(of).values(**values)).rowcount:
+                defaults = {"mode": "", "setup_mode": ""}
+                connection.execute(sa.insert(projects).values(project_id=project_id, **(defaults | values)))
+        log.info("Project %s: mode %s", project_id, values["mode"] or f"of the settings ({self._settings.mode})")
+
+
+def _check(mode: str) -> None:
+    if mode not in MODES:
+        raise ConfigError(f"There is no mode {mode[:80]!r}.", f"Use one of {', '.join(MODES)}.")
+
+
+def _mode_of(extra_params: Any) -> str:
+    if isinstance(extra_params, str):
+        try:
+            extra_params = json.loads(extra_params)
+        except ValueError:
+            return ""
+    mode = extra_params.get("mode") if isinstance(extra_params, dict) else None
+    return mode if isinstance(mode, str) else ""

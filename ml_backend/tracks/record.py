@@ -1,0 +1,82 @@
+"""Finished tracks before they have a label: what is kept between detection and labelling."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ml_backend.tracks.views import View
+from ml_backend.types import top_class
+
+#: Raised when the content of stored track sets changes: older ones are made again.
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TrackRecord:
+    """One track, with its keyframes, but without its boxes on every frame.
+
+    Attributes:
+        track_id: unique within its set.
+        first: first decoded frame.
+        boxes: number of frames that it is on.
+        score: 0..1, how sure its existence is.
+        class_scores: sum of confidence per detector class.
+        value: of its region, without labels; see :func:`ml_backend.label_studio.regions.track_to_value`.
+        views: boxes worth looking at, in order of time.
+    """
+
+    track_id: int
+    first: int
+    boxes: int
+    score: float
+    class_scores: Mapping[str, float]
+    value: Mapping[str, Any]
+    views: tuple[View, ...]
+
+    @property
+    def top_class(self) -> str:
+        """The detector class with the most votes."""
+        return top_class(self.class_scores)
+
+
+@dataclass(frozen=True, slots=True)
+class TrackSet:
+    """All tracks of one video, in order of first appearance.
+
+    Attributes:
+        class_names: what the detector can tell apart.
+        class_agnostic: the detector only says that something is there.
+        width, height: displayed size in pixels.
+        frames: decoded frames.
+        seconds: that detection and tracking took.
+    """
+
+    tracks: tuple[TrackRecord, ...]
+    class_names: tuple[str, ...]
+    class_agnostic: bool
+    width: int
+    height: int
+    frames: int
+    seconds: float = field(default=0.0, compare=False)
+
+    def dump(self) -> bytes:
+        """Compressed JSON."""
+        body = {**asdict(self), "format": FORMAT}
+        return gzip.compress(json.dumps(body, separators=(",", ":")).encode(), 6)
+
+    @classmethod
+    def load(cls, data: bytes) -> TrackSet | None:
+        """The inverse of :meth:`dump`; ``None`` for what an earlier release has written."""
+        body = json.loads(gzip.decompress(data))
+        if body.pop("format", None) != FORMAT:
+            return None
+        tracks = []
+        for item in body.pop("tracks"):
+            views = tuple(View(v["frame"], tuple(v["xyxy"]), v["conf"]) for v in item.pop("views"))
+            tracks.append(TrackRecord(views=views, **item))
+        names = tuple(body.pop("class_names"))
+        return cls(tracks=tuple(tracks), class_names=names, **body)
