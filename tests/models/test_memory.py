@@ -1,0 +1,308 @@
+"""Memory: what there is, what models take, and going on when it is not enough."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from ml_backend.models.detector import YoloDetector
+from ml_backend.models.memory import (
+    FitsMemory,
+    gpu_memory,
+    is_out_of_memory,
+    machine_memory,
+    model_memory,
+    process_memory,
+)
+from ml_backend.settings import Settings
+from tests.builders import ROOT, make_tiny_yolo
+
+MakeSettings = Callable[..., Settings]
+WAIT = 30.0  # a generous bound that only keeps a broken test from hanging
+MB = 1 << 20
+
+
+# -- readings
+
+
+def test_without_limits_the_machines_memory_counts(tmp_path: Path) -> None:
+    memory = machine_memory(tmp_path)
+    assert memory.total == psutil.virtual_memory().total
+    assert 0 < memory.available <= memory.total
+    assert 0 < process_memory() < memory.total
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    return root
+
+
+V2 = "sys/fs/cgroup"
+V1 = "sys/fs/cgroup/memory"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param(  # a container sees its own group as the top
+            {
+                "proc/self/cgroup": "0::/\n",
+                f"{V2}/memory.max": f"{64 * MB}\n",
+                f"{V2}/memory.current": f"{40 * MB}\n",
+                f"{V2}/memory.stat": f"anon {10 * MB}\ninactive_file {8 * MB}\n",
+            },
+            (64 * MB, 32 * MB),
+            id="v2 container",
+        ),
+        pytest.param(  # the limit is set on the group above
+            {
+                "proc/self/cgroup": "0::/user.slice/app.scope\n",
+                f"{V2}/user.slice/memory.max": f"{64 * MB}\n",
+                f"{V2}/user.slice/memory.current": f"{60 * MB}\n",
+                f"{V2}/user.slice/app.scope/memory.max": "max\n",
+                f"{V2}/user.slice/app.scope/memory.current": f"{1 * MB}\n",
+            },
+            (64 * MB, 4 * MB),
+            id="v2 slice",
+        ),
+        pytest.param(  # the path is the host's, and not there within the container
+            {
+                "proc/self/cgroup": "5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n1:name=systemd:/docker/abc\n",
+                f"{V1}/memory.limit_in_bytes": f"{48 * MB}\n",
+                f"{V1}/memory.usage_in_bytes": f"{50 * MB}\n",
+                f"{V1}/memory.stat": f"cache 1\ntotal_inactive_file {6 * MB}\n",
+            },
+            (48 * MB, 4 * MB),
+            id="v1 container",
+        ),
+        pytest.param(  # used up
+            {
+                "proc/self/cgroup": "4:memory:/a\n0::/a\n",
+                f"{V1}/a/memory.limit_in_bytes": f"{48 * MB}\n",
+                f"{V1}/a/memory.usage_in_bytes": f"{50 * MB}\n",
+            },
+            (48 * MB, 0),
+            id="v1 full",
+        ),
+    ],
+)
+def test_a_containers_limit_counts(tmp_path: Path, files: dict[str, str], expected: tuple[int, int]) -> None:
+    memory = machine_memory(write(tmp_path, files))
+    assert (memory.total, memory.available) == expected
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"proc/self/cgroup": "0::/\n", f"{V2}/memory.max": "max\n", f"{V2}/memory.current": "1\n"},
+        {
+            "proc/self/cgroup": "4:memory:/\n",
+            f"{V1}/memory.limit_in_bytes": "9223372036854771712\n",
+            f"{V1}/memory.usage_in_bytes": "1\n",
+        },
+        {"proc/self/cgroup": "0::/gone\n"},
+    ],
+)
+def test_groups_without_a_limit(tmp_path: Path, files: dict[str, str]) -> None:
+    assert machine_memory(write(tmp_path, files)).total == psutil.virtual_memory().total
+
+
+def test_readings_do_not_load_torch() -> None:
+    code = (
+        "import sys; from ml_backend.models.memory import *; from ml_backend.models.pool import ModelPool;"
+        "pool = ModelPool(10**9); pool.use('a', dict, name='a').__enter__(); print(pool.status(), pool.optimize());"
+        "assert gpu_memory() is None and not is_out_of_memory(ValueError()) and model_memory([1]) == {};"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_card_in_use_is_no_memory() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        pytest.skip("another test uses the card")
+    assert gpu_memory() is None
+
+
+# -- models' sizes
+
+
+class Wrapper:
+    """A model as ours are: the network lies within attributes, beside what is none."""
+
+    def __init__(self) -> None:
+        self._model = torch.nn.Linear(10, 10)
+        self._model.register_buffer("seen", torch.zeros(5, dtype=torch.int64))
+        self._again = {"model": self._model, "weight": self._model.weight}
+        self._mean = torch.zeros(3)
+        self._self = self
+        self._words = {str(i): i for i in range(50_000)}
+
+
+def test_parameters_buffers_and_tensors_are_counted_once() -> None:
+    assert model_memory(Wrapper()) == {"cpu": 4 * (100 + 10) + 8 * 5 + 4 * 3}
+    assert model_memory(Wrapper()._model.half()) == {"cpu": 2 * (100 + 10) + 8 * 5}
+
+
+def test_sizes_are_by_device() -> None:
+    model = torch.nn.ModuleList([torch.nn.Linear(10, 10, bias=False), torch.nn.Linear(5, 2, device="meta")])
+    assert model_memory(model) == {"cpu": 400, "meta": 48}
+
+
+def test_what_a_model_says_of_itself_counts() -> None:
+    model = Wrapper()
+    model.memory_bytes = 7  # type: ignore[attr-defined]
+    assert model_memory(model) == {"cpu": 7}
+    model.device = "cuda:0"  # type: ignore[attr-defined]
+    assert model_memory(model) == {"cuda:0": 7}
+    model.memory_bytes = {"cpu": 1, "cuda:0": 2}  # type: ignore[attr-defined]
+    assert model_memory(model) == {"cpu": 1, "cuda:0": 2}
+
+
+@pytest.mark.parametrize("thing", [None, 3, "text", object(), [], {}])
+def test_what_is_no_model_takes_nothing(thing: object) -> None:
+    assert model_memory(thing) == {}
+
+
+def test_a_detector_is_as_large_as_its_network(tmp_path: Path, settings: MakeSettings) -> None:
+    detector = YoloDetector(make_tiny_yolo(tmp_path / "tiny.pt", {0: "cat"}), settings(device="cpu"))
+    network = detector._backend.model
+    expected = sum(t.nelement() * t.element_size() for t in (*network.parameters(), *network.buffers()))
+    assert 0.98 * expected < model_memory(detector)["cpu"] < 1.02 * expected  # a few tensors are no parameters
+
+
+# -- running out
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (MemoryError(), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_errors_that_say_memory_is_short(error: BaseException, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+class Network(FitsMemory):
+    """Runs where there is room for ``room`` items of a device; the CPU has room for ``cpu_room``."""
+
+    _items = "words"
+
+    def __init__(self, batch: int, room: int, cpu_room: int = 1, device: str = "meta") -> None:
+        self._batch, self._device = batch, torch.device(device)
+        self.room, self.cpu_room = room, cpu_room
+        self.calls: list[tuple[str, int]] = []
+        self.error: Callable[[str], BaseException] = RuntimeError
+
+    def run(self) -> int:
+        return self._fitting(self._call)
+
+    def _call(self, batch: int) -> int:
+        self.calls.append((self.device, batch))
+        if batch > (self.cpu_room if self.device == "cpu" else self.room):
+            raise self.error("out of memory")
+        return batch
+
+    def _to_cpu(self) -> None:
+        self._device = torch.device("cpu")
+
+
+def test_batches_shrink_until_they_fit_and_stay_small(caplog: pytest.LogCaptureFixture) -> None:
+    network = Network(batch=8, room=3)
+    with caplog.at_level(logging.WARNING):
+        assert (network.run(), network.run()) == (2, 2)
+    assert network.calls == [("meta", 8), ("meta", 4), ("meta", 2), ("meta", 2)]
+    assert "going on with 4 words per call" in caplog.text
+
+
+def test_then_comes_the_cpu() -> None:
+    network = Network(batch=2, room=0)
+    network.error = lambda text: MemoryError(text)
+    assert network.run() == 1
+    assert network.calls == [("meta", 2), ("meta", 1), ("cpu", 1)]
+    assert network.device == "cpu"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError])
+def test_a_cpu_without_room_for_one_is_an_error(error: Any) -> None:
+    network = Network(batch=2, room=0, cpu_room=0)
+    network.error = error
+    with pytest.raises(error, match="out of memory"):
+        network.run()
+    assert network.calls[-1] == ("cpu", 1)
+
+
+def test_other_errors_come_through_at_once() -> None:
+    network = Network(batch=8, room=0)
+    network.error = lambda text: ValueError(text)
+    with pytest.raises(ValueError, match="memory"):
+        network.run()
+    assert network.calls == [("meta", 8)]
+
+
+def test_a_network_that_does_not_fit_is_placed_on_the_cpu(caplog: pytest.LogCaptureFixture) -> None:
+    network = Network(batch=1, room=1)
+
+    def put(device: torch.device) -> str:
+        if device.type != "cpu":
+            raise RuntimeError("CUDA out of memory")
+        return "here"
+
+    with caplog.at_level(logging.WARNING):
+        assert network._placed(torch.device("meta"), put) == "here"
+    assert "no room" in caplog.text
+
+
+def test_placing_fails_for_other_reasons_and_on_the_cpu() -> None:
+    network = Network(batch=1, room=1)
+    tried: list[str] = []
+
+    def put(device: torch.device) -> None:
+        tried.append(device.type)
+        raise RuntimeError("out of memory" if device.type == "cpu" else "broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        network._placed(torch.device("meta"), put)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        network._placed(torch.device("cpu"), put)
+    assert tried == ["meta", "cpu"]
+
+
+def test_threads_take_turns() -> None:
+    network, count = Network(batch=1, room=1), 6
+    start, running, most = threading.Barrier(count, timeout=WAIT), threading.Semaphore(1), []
+
+    def call(batch: int) -> int:
+        most.append(running.acquire(blocking=False))  # false where another call is under way
+        running.release()
+        return batch
+
+    def work() -> None:
+        start.wait()
+        for _ in range(200):
+            network._fitting(call)
+
+    with ThreadPoolExecutor(count) as threads:
+        for result in [threads.submit(work) for _ in range(count)]:
+            result.result(WAIT)
+    assert len(most) == 200 * count
+    assert all(most)
