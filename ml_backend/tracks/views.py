@@ -128,10 +128,12 @@ def _quality(sides: Floats, conf: Floats) -> Floats:
 
 
 def _best_of_each(order: IntArray, quality: Floats, parts: int) -> IntArray:
-    """The best of each of ``parts`` equally long parts of ``order`` (not empty), or all where it is shorter.
+    """The best of each of ``parts`` equally long parts of ``order``, or all where it is shorter.
 
     Parts are counted in boxes, not in frames: while an object is hidden there is nothing to choose.
     """
+    if len(order) == 0:
+        return order
     chosen = []
     for part in np.array_split(order, min(parts, len(order))):
         # Of equals the middle one, which is far from the neighbours' choice.
