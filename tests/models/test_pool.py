@@ -306,7 +306,7 @@ def test_threads_that_fight_for_room_get_whole_models(loads: Loads) -> None:
 
     def work(thread: int) -> None:
         start.wait()
-        for turn in range(25):
+        for turn in range(8):
             name = f"model {(thread * 7 + turn * 3) % 6}"
             with pool.use(name, Network, name=name) as model:
                 assert model.weight.shape == (MB // 4,)
