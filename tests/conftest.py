@@ -34,6 +34,7 @@ def _bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         for name in Settings.model_fields:
             patch.delenv(name.upper(), raising=False)
         patch.setenv("YOLO_AUTOINSTALL", "false")
+        patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("YOLO_CONFIG_DIR", str(home / "ultralytics"))
         patch.setenv("MPLCONFIGDIR", str(home / "matplotlib"))
         yield

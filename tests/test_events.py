@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 
 from ml_backend.errors import QueueUnavailable, RequestError
 from ml_backend.events import EventLog, parse_event
-from ml_backend.jobs.queue import JobQueue
+from ml_backend.jobs.queue import ALL_TASKS, JobQueue
 from ml_backend.settings import Settings
 from ml_backend.storage import Event, Storage
 from tests.builders import wait_for
@@ -98,20 +98,65 @@ def log(storage: Storage, settings: Callable[..., Settings], redis_url: str) -> 
     return EventLog(storage, JobQueue(settings(redis_url=redis_url)))
 
 
-def jobs(url: str) -> list[tuple[Any, ...]]:
+def jobs(url: str, name: str = "prepare") -> list[tuple[Any, ...]]:
     with Redis.from_url(url) as connection:
-        queue = Queue("prepare", connection=connection, serializer=JSONSerializer)
+        queue = Queue(name, connection=connection, serializer=JSONSerializer)
         fetched = Job.fetch_many(queue.get_job_ids(), connection=connection, serializer=JSONSerializer)
         return [tuple(job.args) for job in fetched if job]
 
 
 def test_outcomes(log: EventLog, storage: Storage) -> None:
     assert log.receive(parse_event({"action": "PROJECT_UPDATED"})) == "ignored"
-    assert log.receive(parse_event({"action": "ANNOTATION_UPDATED", "annotation": {"id": 1}})) == "recorded"
-    assert [event.action for event in storage.list_events("recorded")] == ["ANNOTATION_UPDATED"]
+    assert log.receive(parse_event({"action": "ANNOTATION_UPDATED", "annotation": {"id": 1}})) == "queued"
     assert log.receive(parse_event({"action": "TASKS_CREATED", "project": {"id": 1}})) == "queued"
     wait_for(lambda: not storage.list_events("pending"))
-    assert storage.list_events("recorded")[0].annotation_ids == (1,)
+    (kept,) = storage.list_events("recorded")  # for retraining
+    assert (kept.action, kept.annotation_ids) == ("ANNOTATION_UPDATED", (1,))
+
+
+def annotation_event(action: str, annotation: int, task: int | None = None, project: int | None = 7) -> Event:
+    body: dict[str, Any] = {"action": action, "annotation": {"id": annotation, "task": task}}
+    return parse_event(body | ({"project": {"id": project}} if project else {}))
+
+
+def test_annotations_are_learned_from(log: EventLog, storage: Storage) -> None:
+    for number in range(1000):
+        storage.add_event(annotation_event("ANNOTATION_UPDATED", number % 10 + 1, number % 3 + 1))
+    while log.hand_over():
+        pass
+    assert set(log._queue.dirty_tasks(7)) == {"1", "2", "3"}
+    assert jobs(log._queue._settings.redis_url, "patterns") == [(7,)]
+    assert not storage.list_events("pending")
+
+
+def test_deletion_names_the_annotation_only(log: EventLog, storage: Storage) -> None:
+    log._queue.connection.flushall()
+    storage.add_event(annotation_event("ANNOTATION_CREATED", 5, 3))
+    storage.add_event(parse_event({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 5}, {"id": 6}]}))
+    log.hand_over()
+    assert set(log._queue.dirty_tasks(7)) == {"3"}
+
+
+def test_start_training_reads_everything(log: EventLog, storage: Storage, redis_url: str) -> None:
+    storage.add_event(parse_event({"action": "START_TRAINING", "project": {"id": 7}}))
+    log.hand_over()
+    assert set(log._queue.dirty_tasks(7)) == {ALL_TASKS}
+    assert jobs(redis_url, "patterns") == [(7,)]
+
+
+def test_what_comes_while_learning_makes_exactly_one_more_job(log: EventLog, storage: Storage, redis_url: str) -> None:
+    queue = log._queue
+    queue.request_learning(7, [1])
+    queue.begin_learning(7)  # the job begins
+    (ticket,) = queue.dirty_tasks(7).values()
+    for _ in range(5):
+        queue.request_learning(7, [1, 2])
+    queue.learned(7, "1", ticket)  # asked for again since: it stays
+    assert set(queue.dirty_tasks(7)) == {"1", "2"}
+    assert len(jobs(redis_url, "patterns")) == 2
+    for task, newest in queue.dirty_tasks(7).items():
+        queue.learned(7, task, newest)
+    assert queue.dirty_tasks(7) == {}
 
 
 def test_handed_over_in_order_and_once(log: EventLog, storage: Storage, redis_url: str) -> None:

@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 
 from ml_backend.app import create_app
 from ml_backend.settings import Settings, get_settings
-from tests.builders import CONFIG, NO_RECTANGLE, ROOT, environment
+from tests.builders import CONFIG, NO_RECTANGLE, ROOT, environment, wait_for
 
 STAND_IN = Path(__file__).parent / "stand_in"
 TASK = {"id": 1, "data": {"video": "/data/upload/7/a.mp4", "fps": 25}, "annotations": [], "predictions": []}
@@ -94,7 +94,8 @@ def test_annotation_events_are_recorded(runner: FlaskClient, values: Settings) -
     }
     answer = runner.post("/webhook", json=body)
     assert (answer.status_code, answer.json) == (201, {"result": {"result": "queued"}, "status": "ok"})
-    (event,) = create_app(values).extensions["services"].storage.list_events("recorded")
+    storage = create_app(values).extensions["services"].storage
+    (event,) = wait_for(lambda: storage.list_events("recorded"))
     assert (event.action, event.project_id, event.task_ids, event.annotation_ids) == (
         "ANNOTATION_CREATED",
         7,

@@ -1,0 +1,371 @@
+"""Labels learned from annotations, by a worker in this process against a real Label Studio, Redis and database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import ultralytics
+
+from ml_backend.errors import LabelStudioUnavailable, MediaError
+from ml_backend.jobs.context import Context
+from ml_backend.patterns.service import Patterns
+from ml_backend.projects import Projects
+from ml_backend.video.writer import VideoWriter
+from tests.builders import Gate, label_config
+from tests.jobs.conftest import Site
+
+Make = Callable[..., Site]
+Work = Callable[[Site], Context]
+
+ASSETS = Path(ultralytics.__file__).parent / "assets"
+#: Photographed people and a bus: what moves through the clips; left, top, right, bottom in bus.jpg.
+CUTS = {
+    "woman": (48, 398, 245, 902),
+    "man": (669, 392, 809, 877),
+    "girl": (221, 405, 344, 857),
+    "bus": (22, 231, 805, 756),
+}
+CONFIG = label_config("walker", "vehicle", "unused")
+
+
+def make_scene(path: Path, objects: list[tuple[str, int]], frames: int = 40, fps: int = 20) -> Path:
+    """A clip through which cut-outs move one after the other, each in a row of its own.
+
+    Args:
+        objects: name of the cut-out and its top edge.
+    """
+    width, height, tall = 480, 360, 110
+    photo = cv2.imread(str(ASSETS / "bus.jpg"))
+    background = np.random.default_rng(1).integers(90, 140, (height // 8, width // 8, 3), np.uint8)
+    background = np.kron(background, np.ones((8, 8, 1), np.uint8))
+    cuts = []
+    for name, top in objects:
+        left, upper, right, lower = CUTS[name]
+        cut = photo[upper:lower, left:right]
+        cuts.append((cv2.resize(cut, (round(cut.shape[1] * tall / cut.shape[0]), tall)), top))
+    with VideoWriter(path, width, height, fps) as writer:
+        for number in range(frames):
+            image = background.copy()
+            for cut, top in cuts:
+                x = 5 + number * (width - cut.shape[1] - 10) // frames
+                if number >= 8:
+                    image[top : top + tall, x : x + cut.shape[1]] = cut
+            writer.write(image)
+    return path
+
+
+def prediction(here: Site, task: int) -> Any:
+    (found,) = here.predictions(task)
+    return found
+
+
+def by_row(regions: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Regions by where they are: ``top`` or ``bottom``."""
+    return {"top" if r["value"]["sequence"][0]["y"] < 35 else "bottom": r for r in regions}
+
+
+def labelled(region: dict[str, Any], label: str) -> dict[str, Any]:
+    return {**region, "value": {**region["value"], "labels": [label]}}
+
+
+def patterns(here: Site) -> Patterns:
+    return Patterns(here.settings)
+
+
+def counts(here: Site, project: int) -> dict[str, int]:
+    return {label: facts["objects"] for label, facts in patterns(here).info(project)["labels"].items()}
+
+
+@pytest.fixture
+def two(site: Make, work: Work) -> tuple[Site, int, int, int]:
+    """A project with two predicted tasks: (site, project, first task, second task)."""
+    here = site()
+    project = here.project(CONFIG)
+    make_scene(here.videos / "first.mp4", [("woman", 20), ("bus", 200)])
+    make_scene(here.videos / "second.mp4", [("bus", 20), ("man", 200)])
+    tasks = [here.task(project, video=f"/data/local-files/?d={name}.mp4") for name in ("first", "second")]
+    for task in tasks:
+        here.queue.request_prepare(project, task)
+    work(here)
+    return here, project, tasks[0], tasks[1]
+
+
+def teach(here: Site, project: int, task: int, **labels: str) -> Any:
+    """Submit a task's prediction with these labels, by row; tell the backend as the webhook would."""
+    rows = by_row(prediction(here, task).result)
+    result = [labelled(rows[row], label) for row, label in labels.items()]
+    annotation = here.sdk.annotations.create(id=task, result=result)
+    here.queue.request_learning(project, [task])
+    return annotation
+
+
+def test_a_label_of_one_video_appears_on_the_right_track_of_another(
+    two: tuple[Site, int, int, int], work: Work
+) -> None:
+    here, project, first, second = two
+    before = prediction(here, second)
+    assert before.model_version.endswith(".yolo_dinov2.base")
+    assert [region["value"]["labels"] for region in before.result] == [[], []]  # the motion detector knows no names
+    annotation = teach(here, project, first, top="walker", bottom="vehicle")
+    work(here)
+    after = prediction(here, second)  # the outdated one is gone
+    assert after.model_version == here.serving.version(project) != before.model_version
+    rows = by_row(after.result)
+    assert {row: region["value"]["labels"] for row, region in rows.items()} == {
+        "top": ["vehicle"],
+        "bottom": ["walker"],
+    }
+    meta = rows["top"]["meta"]
+    assert (meta["original_class"], meta["label_source"], meta["pattern_label"]) == ("object", "patterns", "vehicle")
+    nearest = meta["nearest_exemplar"]
+    assert (nearest["task"], nearest["label"]) == (first, "vehicle")
+    assert nearest["region"] in {region["id"] for region in annotation.result}
+    assert 0.5 <= meta["pattern_score"] == rows["top"]["score"] <= 1
+    assert 0 < meta["detector_score"] <= 1
+    assert "vehicle" in meta["text"]
+    assert here.queue.failed_jobs() == []
+
+
+def test_nothing_is_detected_or_embedded_twice(two: tuple[Site, int, int, int], work: Work) -> None:
+    here, project, first, _second = two
+    annotation = teach(here, project, first, top="walker", bottom="vehicle")
+    work(here)
+    assert here.queue.counters()["videos"] == 2
+    context = work(here)
+    model = patterns(here).info(project)["embedder"]
+    videos = [stored.video for stored in context.projects.patterns.tracks_of_project(project)]
+    looks = [context.projects.patterns.known_looks(video, model) for video in videos]
+    here.sdk.annotations.update(annotation.id, result=[labelled(r, "unused") for r in annotation.result])
+    here.queue.request_learning(project, [first])
+    work(here)
+    assert counts(here, project) == {"unused": 2}  # re-labelling moved them
+    assert [context.projects.patterns.known_looks(video, model) for video in videos] == looks
+    assert here.queue.counters()["videos"] == 2
+
+
+def test_deleting_the_annotation_unlearns_it(two: tuple[Site, int, int, int], work: Work) -> None:
+    here, project, first, second = two
+    before = prediction(here, second)
+    annotation = teach(here, project, first, top="walker", bottom="vehicle")
+    work(here)
+    assert counts(here, project) == {"vehicle": 1, "walker": 1}
+    here.sdk.annotations.delete(annotation.id)
+    here.queue.request_learning(project, [first])
+    work(here)
+    assert counts(here, project) == {}
+    again = prediction(here, second)
+    assert (again.model_version, again.result) == (before.model_version, before.result)
+
+
+def test_tasks_with_annotations_keep_their_prediction(two: tuple[Site, int, int, int], work: Work) -> None:
+    here, project, first, second = two
+    before = {task: prediction(here, task) for task in (first, second)}
+    here.annotate(second)
+    teach(here, project, first, top="walker", bottom="vehicle")
+    work(here)
+    for task in (first, second):
+        assert prediction(here, task).id == before[task].id
+    # Label Studio asks when somebody opens it: nothing is made anew for what was learned since.
+    body = {"id": second, "data": here.data(second), "annotations": [{}]}
+    body["predictions"] = [{"model_version": before[second].model_version}]
+    assert here.serving.predict(project, CONFIG, [body]) == [[]]
+    assert here.jobs() == {}
+
+
+def test_which_annotation_counts(two: tuple[Site, int, int, int], work: Work) -> None:
+    """Ground truth first, then the latest; skipped ones never."""
+    here, project, first, _ = two
+    teach(here, project, first, top="walker")
+    work(here)
+    later = teach(here, project, first, top="vehicle")
+    work(here)
+    assert counts(here, project)["vehicle"] == 1
+    result = [labelled(region, "unused") for region in later.result]
+    here.sdk.annotations.create(id=first, result=result, was_cancelled=True)
+    here.queue.request_learning(project, [first])
+    work(here)
+    assert set(counts(here, project)) == {"", "vehicle"}
+    truth = here.sdk.annotations.create(id=first, result=result, ground_truth=True)
+    teach(here, project, first, top="walker")
+    work(here)
+    assert set(counts(here, project)) == {"", "unused"}
+    here.sdk.annotations.delete(truth.id)
+    here.queue.request_learning(project, [first])
+    work(here)
+    assert set(counts(here, project)) == {"", "walker"}
+
+
+def test_tracks_that_were_left_out_are_background(two: tuple[Site, int, int, int], work: Work) -> None:
+    here, project, first, _ = two
+    teach(here, project, first, bottom="vehicle")
+    work(here)
+    assert counts(here, project) == {"": 1, "vehicle": 1}
+
+
+def test_annotations_from_before_are_read_once(two: tuple[Site, int, int, int], work: Work) -> None:
+    """The mode is switched on in a project that has annotations already."""
+    here, project, first, second = two
+    service = patterns(here)
+    service.switch(project, "yolo")
+    work(here)
+    teach(here, project, first, top="walker", bottom="vehicle")
+    work(here)
+    assert here.serving.version(project).endswith(".yolo.base")
+    assert service.info(project)["labels"] == {}
+    service.switch(project, "yolo_dinov2")
+    work(here)
+    assert counts(here, project) == {"vehicle": 1, "walker": 1}
+    newest = max(here.predictions(second), key=lambda p: p.id)
+    assert newest.model_version == here.serving.version(project)
+    assert {label for region in newest.result for label in region["value"]["labels"]} == {"vehicle", "walker"}
+    assert here.queue.counters()["videos"] == 2
+
+
+def test_video_that_is_gone_keeps_what_it_taught(two: tuple[Site, int, int, int], work: Work) -> None:
+    here, project, first, second = two
+    teach(here, project, first, top="walker")
+    work(here)
+    (here.videos / "first.mp4").unlink()
+    teach(here, project, first, top="vehicle")
+    teach(here, project, second, bottom="unused")
+    work(here)
+    known = counts(here, project)
+    assert (known["walker"], known["unused"]) == (1, 1)
+    assert here.queue.dirty_tasks(project) == {}
+
+
+def test_label_studio_away_loses_nothing(two: tuple[Site, int, int, int], work: Work) -> None:
+    here, project, first, _ = two
+    teach(here, project, first, top="walker", bottom="vehicle")
+    gate = Gate(here.settings.label_studio_url.replace("localhost", "127.0.0.1"))
+    try:
+        gate.shut()
+        behind = Site(here.settings.model_copy(update={"label_studio_url": gate.url}), here.videos, here.client, here.sdk)
+        with pytest.raises(LabelStudioUnavailable):
+            Patterns(behind.settings)._context.client.get_project(project)
+        work(behind)
+        assert set(here.queue.dirty_tasks(project)) == {"all"}
+        assert counts(here, project) == {}
+        gate.open()
+        behind.hurry()
+        work(behind)
+    finally:
+        gate.close()
+    assert counts(here, project) == {"vehicle": 1, "walker": 1}
+    assert here.queue.dirty_tasks(project) == {}
+
+
+def test_task_and_project_that_are_gone(two: tuple[Site, int, int, int], work: Work) -> None:
+    here, project, first, second = two
+    teach(here, project, first, top="walker")
+    teach(here, project, second, bottom="walker")
+    work(here)
+    here.sdk.tasks.delete(first)
+    here.queue.request_learning(project, [first])
+    work(here)
+    assert counts(here, project)["walker"] == 1
+    here.sdk.projects.delete(project)
+    here.queue.request_learning(project, None)
+    work(here)
+    assert counts(here, project) == {}
+    assert here.queue.failed_jobs() == []
+
+
+def test_label_that_left_the_config(two: tuple[Site, int, int, int], work: Work) -> None:
+    """Its exemplars wait; meanwhile nothing gets a label that nobody could choose."""
+    here, project, first, second = two
+    teach(here, project, first, top="walker", bottom="vehicle")
+    work(here)
+    config = label_config("walker", "other")
+    here.sdk.projects.update(project, label_config=config)
+    here.queue.request_refresh(project)
+    work(here)
+    newest = max(here.predictions(second), key=lambda p: p.id)
+    assert {label for region in newest.result for label in region["value"]["labels"]} <= {"walker"}
+
+
+@pytest.mark.parametrize(
+    "sequence",
+    [
+        [],
+        [{"frame": 1, "enabled": True, "x": 150, "y": 10, "width": 20, "height": 20, "rotation": 0, "time": 0}],
+        [{"frame": 5, "enabled": True, "x": 10, "y": 10, "width": 0, "height": 0, "rotation": 0, "time": 0}],
+        [{"frame": 9000, "enabled": True, "x": 10, "y": 10, "width": 20, "height": 20, "rotation": 0, "time": 0}],
+    ],
+    ids=["no keyframes", "outside the frame", "no area", "after the end"],
+)
+def test_regions_that_teach_nothing(
+    two: tuple[Site, int, int, int], work: Work, sequence: list[dict[str, Any]]
+) -> None:
+    here, project, first, _ = two
+    region = prediction(here, first).result[0]
+    value = {**region["value"], "labels": ["walker"], "sequence": sequence}
+    here.sdk.annotations.create(id=first, result=[{**region, "value": value}])
+    here.queue.request_learning(project, [first])
+    work(here)
+    assert set(counts(here, project)) <= {""}
+    assert here.queue.failed_jobs() == []
+
+
+def test_find_more_like_this(two: tuple[Site, int, int, int], work: Work) -> None:
+    here, project, first, second = two
+    teach(here, project, first, top="walker", bottom="vehicle")
+    work(here)
+    found, skipped = patterns(here).similar(project, "vehicle", limit=10)
+    assert skipped == []
+    assert {item.task_id for item in found} == {second}  # the annotated task is left out
+    rows = by_row(prediction(here, second).result)
+    best = found[0]
+    assert best.score > found[1].score
+    assert best.xyxy[1] < 100  # the bus drives in the upper row
+    assert rows["top"]["value"]["labels"] == ["vehicle"]
+    assert best.thumbnail.startswith(b"\xff\xd8")
+    (here.videos / "second.mp4").unlink()
+    assert patterns(here).similar(project, "vehicle", limit=10)[0] == found  # nothing needs to be looked at again
+
+
+def test_a_bank_serves_another_project(two: tuple[Site, int, int, int], work: Work, tmp_path: Path) -> None:
+    here, project, first, second = two
+    teach(here, project, first, top="walker", bottom="vehicle")
+    work(here)
+    service = patterns(here)
+    assert service.export(project, tmp_path / "bank") == 8
+    other = here.project(CONFIG)
+    task = here.task(other, video=here.data(second)["video"])
+    assert service.import_file(other, tmp_path / "bank") == 8
+    here.queue.request_prepare(other, task)
+    work(here)
+    newest = max(here.predictions(task), key=lambda p: p.id)
+    assert {label for region in newest.result for label in region["value"]["labels"]} == {"vehicle", "walker"}
+    assert newest.result[0]["meta"]["nearest_exemplar"]["origin"]
+    service.remove_imported(other)
+    assert Projects.models(service.projects, other).version.endswith(".yolo_dinov2.base")
+
+
+def test_thousand_events_make_two_jobs_at_most(two: tuple[Site, int, int, int], work: Work) -> None:
+    here, project, first, second = two
+    teach(here, project, first, top="walker", bottom="vehicle")
+    for number in range(1000):
+        here.queue.request_learning(project, [(first, second)[number % 2]])
+    assert sum(name.startswith("learn-") for name in here.jobs()) == 1
+    work(here)
+    # Both tasks once, and the first reading of all annotations, which found the first again.
+    assert here.queue.counters()["learned"] <= 3
+
+
+def test_media_error_is_no_failure_of_the_others(two: tuple[Site, int, int, int], work: Work) -> None:
+    here, project, first, _ = two
+    broken = here.task(project, video="/data/local-files/?d=missing.mp4", fps=20)
+    region = prediction(here, first).result[0]
+    here.sdk.annotations.create(id=broken, result=[labelled(region, "walker")])
+    teach(here, project, first, top="walker", bottom="vehicle")
+    here.queue.request_learning(project, [broken])
+    context = work(here)
+    with pytest.raises(MediaError), context.media.open("/data/local-files/?d=missing.mp4", broken):
+        pass
+    assert counts(here, project) == {"vehicle": 1, "walker": 1}
