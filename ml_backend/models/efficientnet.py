@@ -62,6 +62,7 @@ class EfficientNetEmbedder(TorchEmbedder):
     """
 
     dim = DIM
+    cpu_batch = 4  # a fifth faster than 8, whose layers' outputs no longer fit into the cache
 
     def __init__(self, settings: Settings) -> None:
         self.model_id = model_id()
@@ -89,4 +90,6 @@ def _load(path: Path) -> torch.nn.Module:
     if shapes != expected:
         raise WeightsError(f"{path} has other tensors than timm's tf_efficientnet_lite0.", "Install the pinned timm.")
     model.load_state_dict(dict(zip(own, loaded.values(), strict=True)))
+    # A quarter faster on a CPU, and as our pixels lie anyway.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model

@@ -61,6 +61,7 @@ class TorchEmbedder(FitsMemory):
 
     model_id: str
     dim: int
+    cpu_batch: int = CPU_BATCH
     _items = "crops"
 
     def _set_up(
@@ -111,7 +112,7 @@ class TorchEmbedder(FitsMemory):
         self._model.to(device=device, dtype=dtype)
         self._device, self._dtype = device, dtype
         if device.type == "cpu":
-            self._batch = min(self._batch, CPU_BATCH)
+            self._batch = min(self._batch, self.cpu_batch)
 
     def _to_input(self, crops: Sequence[Image]) -> torch.Tensor:
         import torch
