@@ -28,6 +28,7 @@ CHECKS = (
     Check("database", "Database", services.database),
     Check("queue", "Queue", services.queue),
     Check("weights", "Detector", machine.weights),
+    Check("labels", "Labels", machine.labels),
     Check("backend", "ML backend", services.backend),
     Check("label-studio", "Token", services.label_studio),
 )

@@ -19,7 +19,22 @@ REINSTALL = "Run `bash scripts/up.sh` (or `pip install --no-deps -r requirements
 LOW_DISK_GB = 5.0
 FULL_DISK_GB = 0.5
 
-PACKAGES = ("av", "flask", "gunicorn", "label-studio-sdk", "lap", "numpy", "redis", "rq", "sqlalchemy", "ultralytics")
+PACKAGES = (
+    "av",
+    "flask",
+    "gunicorn",
+    "label-studio-sdk",
+    "lap",
+    "numpy",
+    "open-clip-torch",
+    "redis",
+    "rq",
+    "scikit-learn",
+    "sqlalchemy",
+    "timm",
+    "transformers",
+    "ultralytics",
+)
 
 # In a process of its own: a broken build of PyTorch may crash instead of raising.
 _IMPORT_TORCH = """
@@ -159,6 +174,15 @@ def disk(target: Target) -> Iterator[Finding]:
         yield Finding("Data folder", "note", found, "Free some space or lower MEDIA_CACHE_GB.")
     else:
         yield Finding("Data folder", "ok", found)
+
+
+def labels(target: Target) -> Iterator[Finding]:
+    """Which models would give labels beside the detector."""
+    from ml_backend.hybrid import hybrid_models
+
+    models = hybrid_models(target.settings, target.settings.mode)
+    found = [f"mode {models.mode}", *(model.model_id for model in (models.embedder, models.clip) if model)]
+    yield Finding("Labels", "note" if models.notes else "ok", ", ".join(found), " ".join(models.notes))
 
 
 def weights(target: Target) -> Iterator[Finding]:

@@ -24,6 +24,7 @@ from rq.worker import SimpleWorker
 
 from ml_backend.errors import BackendError, QueueUnavailable
 from ml_backend.jobs.context import get_context
+from ml_backend.jobs.memory_board import MemoryBoard
 from ml_backend.jobs.queue import QUEUES, JobQueue, connect, forget_executions
 from ml_backend.settings import Settings, get_settings
 
@@ -43,6 +44,7 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
     lease_s = 30
     stop_event: threading.Event | None = None
     job_queue: JobQueue | None = None
+    memory: MemoryBoard | None = None
     _recovered = -math.inf
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
@@ -83,6 +85,8 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
             scheduler.enqueue_scheduled_jobs()
         finally:
             scheduler.release_locks()
+        if self.memory is not None:
+            self.memory.tick(self.name, self.lease_s)
         now = time.monotonic()
         # It looks at every job, so less often than the rest.
         if self.job_queue is not None and now - self._recovered >= 2 * self.lease_s:
@@ -125,19 +129,28 @@ def make_worker(settings: Settings) -> LeaseWorker:
     worker.lease_s = settings.job_lease_s
     worker.stop_event = context.stop
     worker.job_queue = context.queue
+    worker.memory = MemoryBoard(context.queue.connection)
     return worker
 
 
 def fetch_weights(settings: Settings) -> None:
-    """Have the weights before the first job, and say which detector is in use."""
+    """Have the weights before the first job, and say which models are in use."""
+    from ml_backend.hybrid import hybrid_models
     from ml_backend.models.weights import resolve_detector
 
     try:
         detector = resolve_detector(settings, download=True)
+        models = hybrid_models(settings, settings.mode, download=True)
     except BackendError as error:
         log.error("%s", error)  # jobs say so again; the worker stays up for when it is cured
         return
     log.info("Detector: %s%s", detector.name, f" ({detector.note})" if detector.note else "")
+    names = [model.name for model in (models.embedder, models.clip) if model]
+    log.info("Labels: mode %s%s%s", models.mode, "".join(f", {name}" for name in names), _in_brackets(models.notes))
+
+
+def _in_brackets(notes: tuple[str, ...]) -> str:
+    return f" ({' '.join(notes)})" if notes else ""
 
 
 def main() -> int:

@@ -312,3 +312,8 @@ def get_pool(settings: Settings) -> ModelPool:
         else:
             _pool.set_budget(ram, gpu)
         return _pool
+
+
+def current_pool() -> ModelPool | None:
+    """The process's pool, if anything has been loaded yet."""
+    return _pool

@@ -87,7 +87,7 @@ def two(site: Make, work: Work) -> tuple[Site, int, int, int]:
     here = site()
     project = here.project(CONFIG)
     make_scene(here.videos / "first.mp4", [("woman", 20), ("bus", 200)])
-    make_scene(here.videos / "second.mp4", [("bus", 20), ("man", 200)])
+    make_scene(here.videos / "second.mp4", [("bus", 20), ("woman", 200)])
     tasks = [here.task(project, video=f"/data/local-files/?d={name}.mp4") for name in ("first", "second")]
     for task in tasks:
         here.queue.request_prepare(project, task)
@@ -245,7 +245,9 @@ def test_label_studio_away_loses_nothing(two: tuple[Site, int, int, int], work: 
     gate = Gate(here.settings.label_studio_url.replace("localhost", "127.0.0.1"))
     try:
         gate.shut()
-        behind = Site(here.settings.model_copy(update={"label_studio_url": gate.url}), here.videos, here.client, here.sdk)
+        behind = Site(
+            here.settings.model_copy(update={"label_studio_url": gate.url}), here.videos, here.client, here.sdk
+        )
         with pytest.raises(LabelStudioUnavailable):
             Patterns(behind.settings)._context.client.get_project(project)
         work(behind)

@@ -1,0 +1,59 @@
+"""What workers hold is seen from outside, and let go on request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from redis import Redis
+
+from ml_backend.errors import QueueUnavailable
+from ml_backend.jobs.memory_board import MemoryBoard
+from ml_backend.models.pool import get_pool
+from ml_backend.settings import Settings
+
+
+class Model:
+    device = "cpu"
+    memory_bytes = 1000
+
+
+def test_status_and_optimize(settings: Callable[..., Settings], redis_url: str) -> None:
+    with Redis.from_url(redis_url) as connection:
+        worker, outside = MemoryBoard(connection), MemoryBoard(connection)
+        pool = get_pool(settings())
+        pool.optimize()
+        worker.tick("one", 5)
+        with pool.use("a", Model, name="a"):
+            worker.tick("one", 5)
+            (model,) = outside.status()["one"]["models"]
+            assert (model["name"], model["bytes"], model["in_use"]) == ("a", 1000, 1)
+            outside.optimize()
+            worker.tick("one", 5)
+            assert [m["name"] for m in outside.status()["one"]["models"]] == ["a"]  # in use
+        worker.tick("one", 5)  # nothing was asked since
+        assert [m["in_use"] for m in outside.status()["one"]["models"]] == [0]
+        outside.optimize()
+        worker.tick("one", 5)
+        assert outside.status()["one"]["models"] == []
+
+
+def test_what_was_asked_before_a_worker_began_is_not_for_it(settings: Callable[..., Settings], redis_url: str) -> None:
+    with Redis.from_url(redis_url) as connection:
+        MemoryBoard(connection).optimize()
+        pool = get_pool(settings())
+        with pool.use("b", Model, name="b"):
+            pass
+        worker = MemoryBoard(connection)
+        worker.tick("two", 5)
+        assert "b" in [m["name"] for m in MemoryBoard(connection).status()["two"]["models"]]
+        pool.optimize()
+
+
+def test_redis_away(tmp_path: object) -> None:
+    board = MemoryBoard(Redis.from_url(f"unix://{tmp_path}/none.sock"))
+    with pytest.raises(QueueUnavailable):
+        board.status()
+    with pytest.raises(QueueUnavailable):
+        board.optimize()
+    board.tick("three", 5)  # a worker goes on
