@@ -1,0 +1,472 @@
+"""Boxes are looked at once, and the looks are found again."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NoReturn
+
+import av
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ml_backend import looks as looks_module
+from ml_backend.errors import Interrupted, VideoError
+from ml_backend.looks import (
+    MAX_CROP,
+    SAME_LOOK_IOU,
+    THUMBNAIL,
+    WAITING,
+    Look,
+    Looks,
+    MemoryLooks,
+    from_half,
+    look_at,
+    to_half,
+)
+from ml_backend.patterns.store import PatternStore
+from ml_backend.storage import Storage
+from ml_backend.tracks.views import View
+from ml_backend.types import FloatArray, Image
+from ml_backend.video.writer import VideoWriter
+from tests.video.builders import make_video
+
+Box = tuple[float, float, float, float]
+
+WIDTH, HEIGHT, FRAMES = 320, 240, 100
+#: Inside each quadrant of the picture, and far enough from the others for the margin around a crop; BGR.
+RED, GREEN, BLUE = (20.0, 20.0, 120.0, 100.0), (200.0, 20.0, 300.0, 100.0), (20.0, 140.0, 120.0, 220.0)
+COLOURS = {RED: (20, 20, 220), GREEN: (20, 200, 20), BLUE: (220, 40, 20)}
+TEXTURE = (200.0, 140.0, 300.0, 220.0)
+SHARP = {2, 9}
+
+
+class MeanColour:
+    """An embedder whose answers are known: the mean colour's direction."""
+
+    model_id = "mean-colour"
+    dim = 3
+
+    def __init__(self) -> None:
+        self.crops: list[Image] = []
+
+    def embed(self, crops: Sequence[Image]) -> FloatArray:
+        self.crops += crops
+        means = np.array([crop.reshape(-1, 3).mean(axis=0) for crop in crops], np.float32).reshape(-1, 3)
+        return np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), np.float32)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three quadrants of one colour each; the fourth has a texture, which is clear on the frames ``SHARP`` only."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    noise = np.random.default_rng(0).integers(-100, 100, (HEIGHT // 8, WIDTH // 8, 1)).repeat(3, axis=2)
+    texture = np.kron(noise, np.ones((4, 4, 1)))
+    with VideoWriter(path, WIDTH, HEIGHT, 25) as writer:
+        for number in range(FRAMES):
+            image = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
+            for (left, top, *_), colour in COLOURS.items():
+                x, y = int(left >= 160) * 160, int(top >= 120) * 120
+                image[y : y + 120, x : x + 160] = colour
+            image[120:, 160:] = 128 + (texture if number in SHARP else texture / 5)
+            writer.write(image)
+    return path
+
+
+@pytest.fixture(params=["memory", "database"])
+def looks(request: pytest.FixtureRequest, tmp_path: Path) -> Looks:
+    if request.param == "memory":
+        return MemoryLooks()
+    return PatternStore(Storage(f"sqlite:///{tmp_path / 'db'}")).looks("video")
+
+
+def views(box: Box, frames: Sequence[int], conf: float = 0.9) -> list[View]:
+    return [View(frame, box, conf) for frame in frames]
+
+
+def refuse() -> NoReturn:
+    raise AssertionError("opened although everything is known")
+
+
+def look(
+    wanted: Sequence[Sequence[View]],
+    looks: Looks,
+    path: Path,
+    k: int = 4,
+    model: MeanColour | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[list[Look]]:
+    embedder: AbstractContextManager[Any] = nullcontext(model or MeanColour())
+    return look_at(
+        wanted, lambda: embedder, MeanColour.model_id, looks, lambda: nullcontext(path), k, should_stop=should_stop
+    )
+
+
+def look_only_at_known(wanted: Sequence[Sequence[View]], looks: Looks, k: int = 4) -> list[list[Look]]:
+    return look_at(wanted, refuse, MeanColour.model_id, looks, refuse, k)
+
+
+def frames_of(found: Sequence[Look]) -> list[int]:
+    return [look.frame for look in found]
+
+
+def same(first: list[list[Look]], second: list[list[Look]]) -> bool:
+    """Boxes and frames are equal; vectors but for the last digit that is kept."""
+    return first == second and all(
+        np.abs(a.vector - b.vector).max() < 1e-3 and a.thumbnail == b.thumbnail
+        for one, other in zip(first, second, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+# -- looking
+
+
+def test_a_look_is_what_the_model_sees_in_the_box(clip: Path, looks: Looks) -> None:
+    wanted = [views(RED, range(0, 12)), views(GREEN, range(30, 42)), views(BLUE, range(5, 90, 7))]
+    found = look(wanted, looks, clip)
+    assert [len(mine) for mine in found] == [4, 4, 4]
+    for candidates, mine in zip(wanted, found, strict=True):
+        assert frames_of(mine) == sorted(set(frames_of(mine)))
+        assert {(look.frame, look.xyxy) for look in mine} <= {(view.frame, view.xyxy) for view in candidates}
+        colour = np.array(COLOURS[mine[0].xyxy], float)
+        for item in mine:
+            assert item.vector.dtype == np.float32
+            assert np.linalg.norm(item.vector) == pytest.approx(1, abs=1e-6)
+            assert item.vector == pytest.approx(colour / np.linalg.norm(colour), abs=0.05)
+
+
+def test_nothing_to_look_at(looks: Looks) -> None:
+    assert look_only_at_known([], looks) == []
+    assert look_only_at_known([[], []], looks) == [[], []]
+    assert looks.known(MeanColour.model_id) == []
+
+
+def test_known_looks_are_used_again(clip: Path, looks: Looks) -> None:
+    wanted = [views(RED, range(0, 12)), [], views(GREEN, [7]), views(BLUE, range(40, 52))]
+    first = look(wanted, looks, clip)
+    assert same(look_only_at_known(wanted, looks), first)
+    assert same(look_only_at_known(wanted[::-1], looks), first[::-1])
+
+
+def test_only_what_is_missing_is_looked_at(clip: Path, looks: Looks) -> None:
+    red, green = views(RED, range(0, 12)), views(GREEN, range(0, 12))
+    first = look([red], looks, clip)
+    model = MeanColour()
+    both = look([red, green], looks, clip, model=model)
+    assert same(both[:1], first)
+    assert len(model.crops) == 4
+    assert all(crop[..., 1].mean() > crop[..., 2].mean() for crop in model.crops)
+
+
+def test_each_box_is_embedded_once(clip: Path, looks: Looks) -> None:
+    model = MeanColour()
+    wanted = [views(box, range(start, start + 12)) for start in range(0, 88, 4) for box in (RED, BLUE)]
+    found = look(wanted[:20], looks, clip, model=model)
+    assert len(model.crops) == 20 * 4
+    found += look(wanted[20:], looks, clip, model=model)
+    boxes = [(item.frame, item.xyxy) for item in looks.known(MeanColour.model_id)]
+    assert len(model.crops) >= len(set(boxes))
+    look(wanted, looks, clip, model=model)
+    before = len(model.crops)
+    look_only_at_known(wanted, looks)
+    assert len(model.crops) == before
+    assert all(len(mine) == 4 for mine in found)
+
+
+def test_looks_of_another_model_say_nothing(clip: Path, looks: Looks) -> None:
+    wanted = [views(RED, range(4))]
+    look(wanted, looks, clip)
+    with pytest.raises(AssertionError, match="opened although"):
+        look_at(wanted, refuse, "another", looks, refuse, 4)
+    assert looks.known("another") == []
+
+
+def test_the_sharpest_of_each_part_is_chosen(clip: Path) -> None:
+    (mine,) = look([views(TEXTURE, range(12))], MemoryLooks(), clip, k=2)
+    assert frames_of(mine) == sorted(SHARP)
+
+
+def test_the_surest_is_chosen_where_all_are_equally_sharp(clip: Path) -> None:
+    candidates = [View(frame, RED, 0.9 if frame in (14, 27) else 0.3) for frame in range(10, 30)]
+    (mine,) = look([candidates], MemoryLooks(), clip, k=2)
+    assert frames_of(mine) == [14, 27]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_tracks_of_fewer_views_than_wanted(clip: Path, looks: Looks, count: int) -> None:
+    wanted = [views(GREEN, range(50, 50 + count))]
+    first = look(wanted, looks, clip)
+    assert frames_of(first[0]) == list(range(50, 50 + count))
+    assert same(look_only_at_known(wanted, looks), first)
+
+
+def test_fewer_looks_than_are_known(clip: Path, looks: Looks) -> None:
+    wanted = [views(RED, range(0, 60, 5))]
+    (four,) = look(wanted, looks, clip)
+    (two,) = look_only_at_known(wanted, looks, k=2)
+    assert frames_of(two) == [four[0].frame, four[-1].frame]
+    (one,) = look_only_at_known(wanted, looks, k=1)
+    assert len(one) == 1
+
+
+def test_more_looks_than_are_known_are_looked_at(clip: Path, looks: Looks) -> None:
+    wanted = [views(RED, range(0, 60, 5))]
+    look(wanted, looks, clip, k=2)
+    (found,) = look(wanted, looks, clip, k=4)
+    assert len(found) == 4
+
+
+def test_one_frame_shows_several_tracks(clip: Path, looks: Looks) -> None:
+    wanted = [views(box, [33]) for box in (GREEN, RED, BLUE)]
+    found = look(wanted, looks, clip)
+    for box, (mine,) in zip((GREEN, RED, BLUE), found, strict=True):
+        assert mine.xyxy == box
+        assert int(np.argmax(mine.vector)) == int(np.argmax(COLOURS[box]))
+
+
+def test_boxes_without_pixels_are_no_looks(clip: Path) -> None:
+    outside, flat = (400.0, 10.0, 500.0, 60.0), (50.0, 50.0, 50.0, 90.0)
+    assert look([views(outside, [1]), views(flat, [2])], MemoryLooks(), clip) == [[], []]
+    mixed = [View(1, outside, 0.9), View(2, RED, 0.9)]
+    assert frames_of(look([mixed], MemoryLooks(), clip)[0]) == [2]
+
+
+# -- which boxes show the same
+
+
+def shifted(by: float) -> list[View]:
+    """A box of 100 x 80 pixels, moved to the right."""
+    left, top, right, bottom = RED
+    return [View(20, (left + by, top, right + by, bottom), 0.9)]
+
+
+def test_nearly_the_same_box_is_the_same_look(clip: Path, looks: Looks) -> None:
+    first = look([shifted(0)], looks, clip)
+    assert (100 - 8) / (100 + 8) > SAME_LOOK_IOU > (100 - 8.2) / (100 + 8.2)
+    (near,) = look_only_at_known([shifted(8)], looks)
+    assert near == first[0]
+    with pytest.raises(AssertionError, match="opened although"):
+        look_only_at_known([shifted(8.2)], looks)
+    with pytest.raises(AssertionError, match="opened although"):
+        look_only_at_known([[View(21, RED, 0.9)]], looks)
+
+
+def test_the_nearest_of_several_known_boxes_is_taken(clip: Path, looks: Looks) -> None:
+    for by in (0.0, 4.0, 9.0):
+        looks.add(MeanColour.model_id, [Look(20, shifted(by)[0].xyxy, np.float32([1, 0, 0]), b"")])
+    for by, expected in ((0.5, 0.0), (3.0, 4.0), (10.0, 9.0)):
+        (mine,) = look_only_at_known([shifted(by)], looks)[0]
+        assert mine.xyxy == shifted(expected)[0].xyxy
+
+
+# -- keys
+
+
+def test_a_key_names_what_was_looked_at() -> None:
+    base = Look(3, RED, np.float32([1, 0, 0]), b"")
+    assert base.key("v", "m") == Look(3, RED, np.float32([0, 1, 0]), b"x").key("v", "m")
+    keys = {
+        base.key("v", "m"),
+        base.key("w", "m"),
+        base.key("v", "n"),
+        Look(4, RED, base.vector, b"").key("v", "m"),
+        Look(3, GREEN, base.vector, b"").key("v", "m"),
+    }
+    assert len(keys) == 5
+    assert all(len(key) == 40 and set(key) <= set("0123456789abcdef") for key in keys)
+
+
+def test_keys_are_the_same_after_the_database(clip: Path, tmp_path: Path) -> None:
+    looks = PatternStore(Storage(f"sqlite:///{tmp_path / 'db'}")).looks("video")
+    wanted = [[View(3, (0.0, 0.1, 100.3, 99.9), 0.5), View(4, (33.3, 0.0, 319.7, 240.0), 0.5)]]
+    first = look(wanted, looks, clip)
+    again = look_only_at_known(wanted, looks)
+    assert [item.key("v", "m") for item in first[0]] == [item.key("v", "m") for item in again[0]]
+
+
+# -- damaged videos
+
+
+def damage(path: Path, packets: slice) -> None:
+    """Overwrite the content of some packets; what tells where they are stays whole."""
+    with av.open(str(path)) as container:
+        hurt = [packet for packet in container.demux(video=0) if packet.size][packets]
+        data = bytearray(path.read_bytes())
+        for packet in hurt:
+            data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frames 20 to 29 and from 50 on cannot be decoded."""
+    path = make_video(tmp_path_factory.mktemp("bad") / "a.mp4", frames=60, options={"bf": "0", "g": "10"})
+    damage(path, slice(20, 30))
+    damage(path, slice(50, None))
+    return path
+
+
+def test_frames_that_cannot_be_decoded_are_left_out(damaged: Path) -> None:
+    whole, gone, partly, tail = range(0, 4), range(21, 25), [19, 22, 31, 33], [40, 48, 55, 59]
+    wanted = [views(RED, frames) for frames in (whole, gone, partly, tail)]
+    found = look(wanted, MemoryLooks(), damaged)
+    assert [frames_of(mine) for mine in found] == [[0, 1, 2, 3], [], [19, 31, 33], [40, 48]]
+
+
+def test_a_video_of_which_nothing_can_be_decoded(damaged: Path, looks: Looks, tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match="none of the 4 wanted frames"):
+        look([views(RED, range(21, 25))], looks, damaged)
+    empty = tmp_path / "empty.mp4"
+    empty.write_bytes(b"")
+    with pytest.raises(VideoError):
+        look([views(RED, [1])], looks, empty)
+    assert looks.known(MeanColour.model_id) == []
+
+
+# -- being stopped
+
+
+def test_asked_to_stop_keeps_what_is_finished(clip: Path, looks: Looks) -> None:
+    wanted = [views(RED, range(4 * n, 4 * n + 4)) for n in range(25)]
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(len(asked))
+        return len(asked) > 90
+
+    with pytest.raises(Interrupted, match="frame 90") as failure:
+        look(wanted, looks, clip, should_stop=stop)
+    assert failure.value.retryable
+    kept = looks.known(MeanColour.model_id)
+    assert len(kept) >= WAITING
+    model = MeanColour()
+    found = look(wanted, looks, clip, model=model)
+    assert len(model.crops) == 100 - len(kept)
+    assert [frames_of(mine) for mine in found] == [list(range(4 * n, 4 * n + 4)) for n in range(25)]
+
+
+def test_the_first_frame_may_be_the_last(clip: Path, looks: Looks) -> None:
+    with pytest.raises(Interrupted):
+        look([views(RED, [5])], looks, clip, should_stop=lambda: True)
+    assert looks.known(MeanColour.model_id) == []
+    assert look_only_at_known([[]], looks) == [[]]
+
+
+def test_a_failing_model_keeps_what_was_finished(clip: Path, looks: Looks) -> None:
+    class Failing(MeanColour):
+        def embed(self, crops: Sequence[Image]) -> FloatArray:
+            if self.crops:
+                raise RuntimeError("out of order")
+            return super().embed(crops)
+
+    wanted = [views(RED, range(4 * n, 4 * n + 4)) for n in range(25)]
+    with pytest.raises(RuntimeError, match="out of order"):
+        look(wanted, looks, clip, model=Failing())
+    assert len(looks.known(MeanColour.model_id)) == WAITING
+
+
+# -- memory
+
+
+def crops_alive() -> int:
+    return sum(type(item) is looks_module._Crop for item in gc.get_objects())
+
+
+def test_memory_does_not_hold_the_crops_of_all_tracks(clip: Path) -> None:
+    """What waits are the crops of tracks on screen, and those for the next call of the network."""
+    wanted = [views(RED, range(n, n + 12)) for n in range(0, 88)]  # 12 tracks at a time, 1056 boxes
+    most: list[int] = []
+
+    def count() -> bool:
+        most.append(crops_alive())
+        return False
+
+    found = look(wanted, MemoryLooks(), clip, should_stop=count)
+    assert all(len(mine) == 4 for mine in found)
+    on_screen = sum(range(1, 13))
+    assert 0 < max(most) <= WAITING + on_screen + 12
+    assert len(most) == 99
+
+
+def test_large_crops_are_made_smaller_before_they_wait(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "large.mp4", frames=3, size=(1280, 720))
+    model = MeanColour()
+    large, small = (100.0, 100.0, 1100.0, 600.0), (100.0, 100.0, 140.0, 120.0)
+    look([views(large, [0]), views(small, [1])], MemoryLooks(), path, model=model)
+    assert [max(crop.shape) for crop in model.crops] == [MAX_CROP, 48]
+    height, width = model.crops[0].shape[:2]
+    assert width / height == pytest.approx(1200 / 700, abs=0.01)
+
+
+def test_thumbnails_are_small_jpegs(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "large.mp4", frames=2, size=(1280, 720))
+    boxes = {
+        (100.0, 100.0, 1100.0, 600.0): (56, THUMBNAIL),
+        (600.0, 10.0, 700.0, 710.0): (THUMBNAIL, 32),
+        (100.0, 100.0, 140.0, 120.0): (28, 48),
+        (10.0, 10.0, 11.0, 11.0): (3, 3),
+    }
+    found = look([views(box, [0]) for box in boxes], MemoryLooks(), path)
+    for (mine,), shape in zip(found, boxes.values(), strict=True):
+        assert mine.thumbnail.startswith(b"\xff\xd8\xff")
+        picture = cv2.imdecode(np.frombuffer(mine.thumbnail, np.uint8), cv2.IMREAD_COLOR)
+        assert picture.shape == (*shape, 3)
+        assert max(picture.shape) <= THUMBNAIL
+
+
+def test_a_thumbnail_shows_the_box(clip: Path) -> None:
+    ((mine,),) = look([views(GREEN, [10])], MemoryLooks(), clip)
+    picture = cv2.imdecode(np.frombuffer(mine.thumbnail, np.uint8), cv2.IMREAD_COLOR)
+    assert picture.reshape(-1, 3).mean(axis=0) == pytest.approx(np.array(COLOURS[GREEN]), abs=15)
+
+
+# -- half precision
+
+
+def unit(*shape: int, seed: int = 0) -> FloatArray:
+    rows = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), np.float32)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 24, 768, 1536])
+def test_half_precision_there_and_back(dim: int) -> None:
+    rows = unit(20, dim)
+    blobs = [to_half(row) for row in rows]
+    assert {len(blob) for blob in blobs} == {2 * dim}
+    assert b"".join(blobs) == to_half(rows)
+    back = from_half(blobs)
+    assert (back.shape, back.dtype) == ((20, dim), np.float32)
+    assert np.abs(back - rows).max() < 1e-3
+    assert np.linalg.norm(back, axis=1) == pytest.approx(np.ones(20), abs=1e-6)
+
+
+@pytest.mark.parametrize("dim", [24, 768, 1536])
+def test_what_was_kept_once_is_kept_as_it_is(dim: int) -> None:
+    """The vectors that are used at first are those that a later reader finds."""
+    once = from_half([to_half(row) for row in unit(200, dim)])
+    twice = from_half([to_half(row) for row in once])
+    assert np.array_equal(once, twice)
+
+
+def test_half_precision_of_nothing() -> None:
+    assert from_half([]).shape == (0, 0)
+    assert to_half(np.zeros((0, 5), np.float32)) == b""
+    zero = from_half([to_half(np.zeros(4, np.float32))])
+    assert np.array_equal(zero, np.zeros((1, 4)))
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=64).filter(lambda row: np.linalg.norm(row) > 0.1))
+def test_directions_survive_half_precision(row: list[float]) -> None:
+    vector = np.array(row, np.float32) / np.float32(np.linalg.norm(row))
+    (back,) = from_half([to_half(vector)])
+    assert float(back @ vector) > 1 - 1e-5
+
+
+def test_bytes_are_little_endian() -> None:
+    assert to_half(np.float32([1.0, -2.0])) == b"\x00\x3c\x00\xc0"
