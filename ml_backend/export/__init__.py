@@ -1,0 +1,1 @@
+"""What leaves the house: annotated tasks, read once, to files that other programs take."""
