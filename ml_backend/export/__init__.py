@@ -1,1 +1,1 @@
-"""What leaves the house: annotated tasks, read once, to files that other programs take."""
+"""Annotations on their way out: one reader of annotated tasks, one file for each format that they are written in."""

@@ -309,6 +309,33 @@ class LabelStudioClient:
                 if headers and hook.headers != headers:
                     self._sdk.webhooks.update(hook.id, url=hook_url, headers=headers)
 
+    # -- exporting
+
+    def list_full_tasks(self, project_id: int) -> Iterator[dict[str, Any]]:
+        """Every task as Label Studio's JSON export has it: ``id``, ``data``, ``annotations`` and ``predictions``.
+
+        Ids come page by page and each task by a request of its own: only one task's results are in memory at a time.
+        Tasks that are deleted meanwhile are left out.
+        """
+        raw = {"additional_query_parameters": {"resolve_uri": "false"}}
+        for state in self.list_task_states(project_id):
+            try:
+                with self._translated(f"read task {state.id}"):
+                    task = self._sdk.tasks.get(str(state.id), request_options=raw)
+                    full = {
+                        "id": state.id,
+                        "data": dict(task.data or {}),
+                        "annotations": [_plain(item) for item in task.annotations or []],
+                        "predictions": [_plain(item) for item in task.predictions or []],
+                    }
+            except NotFound:
+                continue
+            yield full
+
+
+def _plain(item: Any) -> dict[str, Any]:
+    return dict(item) if isinstance(item, Mapping) else dict(item.dict())
+
 
 def _get(item: Any, name: str) -> Any:
     return item.get(name) if isinstance(item, Mapping) else getattr(item, name, None)
