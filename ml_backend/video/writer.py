@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Generator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 
 from ml_backend.errors import StorageError, VideoError
 from ml_backend.types import Image
+from ml_backend.video.sound import Sound, Timed, add_sound, has_sound
 
 # Without accurate rounding every colour comes out one step too green, again on each copy of a copy. FFmpeg's number
 # for it (SWS_ACCURATE_RND), because PyAV 17, the last one for Python 3.10, has no name for it.
@@ -35,9 +37,13 @@ class VideoWriter:
         crf: quality, 0 (lossless) to 51; 18 looks like the original, 23 is half the size.
         preset: speed against size, a name that x264 knows.
         comment: text that is kept in the file's metadata.
+        time_base: seconds per unit of the times that :meth:`write` is given, for pictures at uneven intervals;
+            ``1 / fps`` when omitted.
+        sound: what is to be heard; it goes on after the last picture where it is longer.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
+        VideoError: the sound's file is no video.
     """
 
     def __init__(
@@ -50,6 +56,8 @@ class VideoWriter:
         crf: int = 20,
         preset: str = "veryfast",
         comment: str = "",
+        time_base: Fraction | None = None,
+        sound: Sound | None = None,
     ) -> None:
         if width < 1 or height < 1:
             raise ValueError(f"expected a positive size, got {width}x{height}")
@@ -58,12 +66,18 @@ class VideoWriter:
         self.path = Path(path)
         self.width, self.height = width, height
         self.fps = Fraction(fps).limit_denominator(1001)
+        if time_base is not None and not time_base > 0:
+            raise ValueError(f"expected time_base > 0, got {time_base}")
+        self.time_base = time_base or 1 / self.fps
         self._options = {"crf": str(crf), "preset": preset}
         self._comment = comment
         self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix or '.mp4'}")
         self._scaler = VideoReformatter()
         self._container: Any = None
         self._stream: Any = None
+        self._sound = sound
+        self._heard: Generator[Timed, None, None] | None = None
+        self._waiting: Timed | None = None
         self._frames = 0
 
     def __enter__(self) -> VideoWriter:
@@ -81,17 +95,25 @@ class VideoWriter:
         self._stream.height = self.height + self.height % 2
         self._stream.pix_fmt = "yuv420p"
         codec = self._stream.codec_context
-        codec.time_base = 1 / self.fps
+        codec.time_base = self.time_base
         # Untagged video is shown with colours that depend on its height and the player; BT.709 is what all assume
         # for HD, and the tags make it true for small videos too.
         codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range = 1, 1, 1, 1
+        try:
+            if self._sound is not None and has_sound(self._sound):
+                self._heard = add_sound(self._sound, self._container)
+                self._waiting = next(self._heard, None)
+        except BaseException:
+            self._close_quietly()
+            self._temporary.unlink(missing_ok=True)
+            raise
         return self
 
     def write(self, bgr: Image, pts: int | None = None) -> None:
         """Append one image, ``(height, width, 3)`` uint8 BGR.
 
         Args:
-            pts: position in units of ``1 / fps``, strictly increasing; the next one when omitted.
+            pts: time in units of ``time_base``, strictly increasing; one unit after the last when omitted.
 
         Raises:
             ValueError: wrong shape or type.
@@ -110,9 +132,10 @@ class VideoWriter:
             threads=1,
         )
         picture.pts = self._frames if pts is None else pts
-        picture.time_base = 1 / self.fps
+        picture.time_base = self.time_base
         self._frames = picture.pts + 1
         self._mux(picture)
+        self._mux_sound(float(picture.pts * self.time_base))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -128,6 +151,7 @@ class VideoWriter:
         if self._frames == 0:
             raise VideoError(f"No frame was written to {self.path}.", "Check that the source has frames.")
         self._mux(None)
+        self._mux_sound(float("inf"))
         try:
             # Closing writes the index; if the disk is full it is here that it shows.
             container, self._container = self._container, None
@@ -142,7 +166,20 @@ class VideoWriter:
         except OSError as error:
             raise storage_error(self.path, error) from error
 
+    def _mux_sound(self, until: float) -> None:
+        """Sound goes along with the pictures, as players (and the muxer's memory) like it."""
+        while self._heard is not None and self._waiting is not None and self._waiting[0] <= until:
+            try:
+                self._container.mux_one(self._waiting[1])
+                self._waiting = next(self._heard, None)
+            except OSError as error:
+                raise storage_error(self.path, error) from error
+            except av.error.FFmpegError as error:
+                raise VideoError(f"The sound cannot be kept: {error}.", "Leave it out.") from error
+
     def _close_quietly(self) -> None:
+        if self._heard is not None:
+            self._heard.close()
         if self._container is None:
             return
         container, self._container = self._container, None

@@ -17,8 +17,9 @@ from ml_backend.video.container import mp4_layout
 from ml_backend.video.normalise import needs_normalising
 from ml_backend.video.probe import frame_times, probe
 from ml_backend.video.reader import read_frames
+from ml_backend.video.sound import Sound
 from ml_backend.video.writer import VideoWriter
-from tests.video.builders import numbered_image, read_number
+from tests.video.builders import make_video, numbered_image, read_number
 
 
 def write(path: Path, *, frames: int = 30, size: tuple[int, int] = (320, 240), fps: float = 25) -> Path:
@@ -81,6 +82,55 @@ def test_explicit_times(tmp_path: Path) -> None:
         for pts in (0, 1, 5, 6):
             writer.write(np.zeros((64, 64, 3), np.uint8), pts)
     np.testing.assert_allclose(frame_times(path), [0, 0.1, 0.5, 0.6], atol=1e-6)
+
+
+def test_times_in_units_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "vfr.mp4"
+    with VideoWriter(path, 64, 64, 30, time_base=Fraction(1, 90_000)) as writer:
+        for pts in (0, 3003, 12_000, 12_001):
+            writer.write(np.zeros((64, 64, 3), np.uint8), pts)
+    np.testing.assert_allclose(frame_times(path) * 90_000, [0, 3003, 12_000, 12_001], atol=0.01)
+
+
+def tone_begins(path: Path) -> tuple[float, float]:
+    """Seconds at which a file's sound becomes a tone, and ends."""
+    with av.open(str(path)) as container:
+        pieces = list(container.decode(container.streams.audio[0]))
+    wave = np.concatenate([piece.to_ndarray()[0] for piece in pieces])
+    rate = pieces[0].sample_rate
+    begin = float(pieces[0].time)
+    return begin + int(np.argmax(np.abs(wave) > 0.05)) / rate, begin + len(wave) / rate
+
+
+@pytest.mark.parametrize(("name", "codec"), [("s.mp4", "aac"), ("s.mkv", "pcm_s16le"), ("s.mkv", "libopus")])
+@pytest.mark.parametrize(("start", "end"), [(0.0, None), (0.4, None), (0.4, 0.9)])
+def test_sound(tmp_path: Path, name: str, codec: str, start: float, end: float | None) -> None:
+    source = make_video(tmp_path / name, audio_s=2.0, audio_silence_s=0.5, audio_codec=codec)
+    path = tmp_path / "heard.mp4"
+    with VideoWriter(path, 320, 240, 30, sound=Sound(source, start, end)) as writer:
+        for number in range(15):
+            writer.write(numbered_image(number))
+    assert needs_normalising(path) is None
+    assert probe(path).frames == 15
+    tone, ends = tone_begins(path)
+    assert tone == pytest.approx(0.5 - start, abs=0.03)
+    assert ends == pytest.approx((end or 2.0) - start, abs=0.06)
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_sound_of_a_silent_video(tmp_path: Path) -> None:
+    silent = write(tmp_path / "silent.mp4", frames=5)
+    path = tmp_path / "clip.mp4"
+    with VideoWriter(path, 320, 240, 25, sound=Sound(silent)) as writer:
+        writer.write(numbered_image(0))
+    assert not probe(path).has_audio
+
+
+def test_sound_that_is_no_video(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no video")
+    with pytest.raises(VideoError), VideoWriter(tmp_path / "o.mp4", 64, 64, 25, sound=Sound(tmp_path / "text")):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["text"]
 
 
 def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
