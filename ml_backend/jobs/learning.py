@@ -69,10 +69,14 @@ def learn(context: Context, project_id: int) -> None:
         raise later
 
 
-def _dirty(context: Context, project_id: int, models: HybridModels) -> Mapping[str, bytes]:
-    digests = context.projects.hybrids.digests(project_id, models)
-    if any(digest is None for digest in digests.values()):
+def read_annotations_once(context: Context, project_id: int, models: HybridModels) -> None:
+    """What a project's people annotated before it had this mode, or this embedder, is worth learning too."""
+    if any(digest is None for digest in context.projects.hybrids.digests(project_id, models).values()):
         context.queue.request_learning(project_id, None)
+
+
+def _dirty(context: Context, project_id: int, models: HybridModels) -> Mapping[str, bytes]:
+    read_annotations_once(context, project_id, models)
     dirty = context.queue.dirty_tasks(project_id)
     return {ALL_TASKS: dirty[ALL_TASKS]} if ALL_TASKS in dirty else dirty
 
@@ -214,7 +218,8 @@ def refresh(context: Context, project_id: int) -> None:
     context.queue.begin_refresh(project_id)
     try:
         label_config = context.client.get_project(project_id).label_config
-        version = context.projects.models(project_id).version
+        models = context.projects.models(project_id, download=True)
+        read_annotations_once(context, project_id, models.hybrid)
         for state in context.client.list_task_states(project_id):
             if state.annotations:
                 continue
@@ -224,7 +229,7 @@ def refresh(context: Context, project_id: int) -> None:
                     state.id,
                     state.data,
                     label_config,
-                    version,
+                    models.version,
                     annotated=False,
                     label_studio_url=context.settings.label_studio_url,
                 )

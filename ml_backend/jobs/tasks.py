@@ -12,6 +12,7 @@ from rq import get_current_job
 
 from ml_backend.errors import LabelStudioError, QueueUnavailable
 from ml_backend.jobs.context import Context, job
+from ml_backend.jobs.learning import read_annotations_once
 from ml_backend.jobs.plan import TaskPlan, VideoPart, plan_task, tracks_key
 from ml_backend.label_studio.client import NotFound, Task
 from ml_backend.label_studio.media import public_uri
@@ -126,7 +127,7 @@ def _living_task(context: Context, key: str, task_id: int) -> Task | None:
 def _predict_for(context: Context, key: str, task: Task) -> None:
     label_config = context.client.get_project(task.project_id).label_config
     models = context.projects.models(task.project_id, download=True)
-    _read_annotations_once(context, task.project_id, models)
+    read_annotations_once(context, task.project_id, models.hybrid)
     plan = _plan(context, task, label_config, models)
     if plan.needs_probe:
         context.queue.request_prepare(task.project_id, task.id)
@@ -143,12 +144,6 @@ def _predict_for(context: Context, key: str, task: Task) -> None:
     prediction = _run(context, plan, models)
     context.storage.save_prediction(key, plan.project_id, prediction)
     _deliver(context, key, prediction, [task.id])
-
-
-def _read_annotations_once(context: Context, project_id: int, models: ProjectModels) -> None:
-    """What a project's people annotated before it had this mode, or this embedder, is worth learning too."""
-    if any(digest is None for digest in context.projects.hybrids.digests(project_id, models.hybrid).values()):
-        context.queue.request_learning(project_id, None)
 
 
 def _run(context: Context, plan: TaskPlan, models: ProjectModels) -> dict[str, Any]:
