@@ -374,3 +374,56 @@ def test_media_error_is_no_failure_of_the_others(two: tuple[Site, int, int, int]
     with pytest.raises(MediaError), context.media.open("/data/local-files/?d=missing.mp4", broken):
         pass
     assert counts(here, project) == {"vehicle": 1, "walker": 1}
+
+
+def test_another_embedder_looks_at_all_annotations_anew(
+    two: tuple[Site, int, int, int], work: Work, tmp_path: Path
+) -> None:
+    """A bank of one model is of no use to another; what people annotated is."""
+    from tests.model_builders import make_tiny_dinov2
+
+    here, project, first, second = two
+    teach(here, project, first, top="walker", bottom="vehicle")
+    work(here)
+    old = patterns(here).info(project)
+    folder = make_tiny_dinov2(tmp_path / "dinov2")
+    changed = here.settings.model_copy(update={"dinov2_model": str(folder)})
+    there = Site(changed, here.videos, here.client, here.sdk)
+    new = patterns(there).info(project)
+    assert new["embedder"] != old["embedder"]
+    assert new["labels"] == {}
+    assert new["model_version"].endswith(".yolo_dinov2.base")
+    there.queue.request_refresh(project)
+    work(there)
+    assert counts(there, project) == {"vehicle": 1, "walker": 1}
+    assert prediction(there, second).model_version == there.serving.version(project)
+    assert counts(here, project) == {"vehicle": 1, "walker": 1}  # the first model's are there still
+    assert here.queue.counters()["videos"] == 2
+
+
+def test_annotation_without_regions_teaches_nothing(two: tuple[Site, int, int, int], work: Work) -> None:
+    """Neither labels nor background: an empty annotation may only say that somebody has been here."""
+    here, project, first, _ = two
+    here.annotate(first)
+    here.queue.request_learning(project, [first])
+    work(here)
+    assert counts(here, project) == {}
+    assert here.queue.failed_jobs() == []
+
+
+def test_names_give_labels_without_any_example(two: tuple[Site, int, int, int], work: Work, tmp_path: Path) -> None:
+    """CLIP of random weights knows nothing, but every track is asked about, and says what was thought of it."""
+    from tests.model_builders import make_tiny_clip
+
+    here, project, _, second = two
+    clip = make_tiny_clip(tmp_path / "clip")
+    there = Site(here.settings.model_copy(update={"clip_model": str(clip)}), here.videos, here.client, here.sdk)
+    patterns(there).switch(project, "yolo_clip")
+    work(there)
+    found = prediction(there, second)
+    assert found.model_version.split(".")[2].startswith("yolo_clip-")
+    for region in found.result:
+        assert region["meta"]["label_source"] in ("text", "detector")
+        assert region["meta"]["text_label"] in ("walker", "vehicle", "unused")
+        assert 0 <= region["meta"]["text_score"] <= 1
+    assert here.queue.counters()["videos"] == 2
