@@ -1,0 +1,114 @@
+"""The boxes of Label Studio's regions on decoded pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ml_backend.geometry import Float64Array, clip_xyxy
+from ml_backend.label_studio.regions import region_boxes
+from ml_backend.label_studio.timeline import Timeline
+from ml_backend.types import IntArray
+
+
+class Pictures:
+    """Label Studio's player turned round: what it draws on each decoded picture of one video.
+
+    Where several frames of its timeline show one picture, the first on which the region is visible counts. A picture
+    that the timeline passes over (a ``frameRate`` below the file's) gets the box between those of its neighbours, by
+    time, if the region is visible on both: a training picture without it would teach that nothing is there.
+
+    Args:
+        timeline: of the video, at the task's frame rate.
+        width, height: displayed size in pixels.
+    """
+
+    def __init__(self, timeline: Timeline, width: int, height: int) -> None:
+        self.timeline = timeline
+        self.width, self.height = width, height
+        self.count = len(timeline.times)
+        self._shown = timeline.decoded_index(np.arange(1, timeline.frames_count + 1))
+
+    def span(self, region: Mapping[str, Any]) -> tuple[int, int] | None:
+        """First and last picture on which a region may be drawn, found without going through them; or ``None``."""
+        first, last, stays = _life(region)
+        if not 1 <= first <= len(self._shown):
+            return None
+        if stays or last >= len(self._shown):
+            return int(self._shown[first - 1]), self.count - 1
+        return int(self._shown[first - 1]), int(self._shown[last - 1])
+
+    def keyframes(self, region: Mapping[str, Any]) -> IntArray:
+        """``(n,)`` ascending pictures on which the keyframes lie."""
+        at = np.array([int(key["frame"]) for key in region["value"].get("sequence") or []], np.int64)
+        out: IntArray = np.unique(self._shown[at[(at >= 1) & (at <= len(self._shown))] - 1])
+        return out
+
+    def boxes(
+        self, region: Mapping[str, Any], first: int = 0, last: int | None = None
+    ) -> tuple[IntArray, Float64Array]:
+        """Where a region is visible.
+
+        Args:
+            region: a ``videorectangle`` result.
+            first, last: pictures to look at, both included; by default all.
+
+        Returns:
+            ``(pictures (n,), xyxy (n, 4))``: ascending decoded indices and pixels, cut off at the edges. What lies
+            outside or has no area is left out.
+
+        Raises:
+            KeyError, TypeError, ValueError: the region is damaged.
+        """
+        last = self.count - 1 if last is None else last
+        life = self.span(region)
+        if life is None or life[0] > last or life[1] < first:
+            return np.zeros(0, np.int64), np.zeros((0, 4))
+        low, high = max(first, life[0]), min(last, life[1])
+        # One frame more on either side: a picture between two frames needs both.
+        begin = max(int(np.searchsorted(self._shown, low)) - 1, 0)
+        end = min(int(np.searchsorted(self._shown, high, side="right")) + 1, len(self._shown))
+        at, xyxy, visible = region_boxes(region, self.width, self.height, np.arange(begin + 1, end + 1))
+        shown = self._shown[at - 1]
+        seen = np.flatnonzero(visible)
+        pictures, where = np.unique(shown[seen], return_index=True)
+        boxes = xyxy[seen[where]]
+        passed, between = self._passed_over(shown, xyxy, visible, end, _life(region)[2])
+        if len(passed):
+            pictures, boxes = np.concatenate([pictures, passed]), np.concatenate([boxes, between])
+            order = np.argsort(pictures, kind="stable")
+            pictures, boxes = pictures[order], boxes[order]
+        boxes = clip_xyxy(boxes, self.width, self.height)
+        kept = (pictures >= low) & (pictures <= high) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        return pictures[kept].astype(np.int64), boxes[kept]
+
+    def _passed_over(
+        self, shown: IntArray, xyxy: Float64Array, visible: Any, end: int, stays: bool
+    ) -> tuple[IntArray, Float64Array]:
+        """Boxes on pictures that no frame of the timeline shows."""
+        times = self.timeline.times
+        before = np.flatnonzero((np.diff(shown) > 1) & visible[:-1] & visible[1:])
+        counts = shown[before + 1] - shown[before] - 1
+        start = np.repeat(before, counts)
+        within = np.arange(len(start)) - np.repeat(np.cumsum(counts) - counts, counts)
+        pictures = shown[start] + 1 + within
+        t0, t1 = times[shown[start]], times[shown[start + 1]]
+        ratio = np.divide(times[pictures] - t0, t1 - t0, out=np.zeros(len(pictures)), where=t1 > t0)[:, None]
+        boxes = xyxy[start] + (xyxy[start + 1] - xyxy[start]) * ratio
+        if end == len(self._shown) and len(shown) and visible[-1] and stays:
+            # An object that stays does so to the last picture, which a short timeline may not reach.
+            rest = np.arange(shown[-1] + 1, self.count)
+            pictures = np.concatenate([pictures, rest])
+            boxes = np.concatenate([boxes, np.repeat(xyxy[-1:], len(rest), axis=0)])
+        return pictures, boxes
+
+
+def _life(region: Mapping[str, Any]) -> tuple[int, int, bool]:
+    """First and last keyframe, and whether the box stays after the last."""
+    keys = [(int(key["frame"]), bool(key.get("enabled", True))) for key in region["value"].get("sequence") or []]
+    if not keys:
+        return 0, 0, False
+    (first, _), (last, stays) = min(keys), max(keys)
+    return first, last, stays

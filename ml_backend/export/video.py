@@ -1,0 +1,200 @@
+"""A video file with annotated objects on it: their boxes, picture by picture, without holding them all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ml_backend.export.boxes import Pictures
+from ml_backend.geometry import Float64Array
+from ml_backend.label_studio.schema import VideoControl
+from ml_backend.label_studio.timeline import Timeline
+from ml_backend.pipeline import video_timeline
+from ml_backend.types import IntArray, VideoInfo
+from ml_backend.video.probe import probe
+
+if TYPE_CHECKING:
+    from ml_backend.export.source import Part
+
+log = logging.getLogger(__name__)
+
+#: Pictures whose boxes are in memory at once.
+_CHUNK = 1024
+
+#: What a region may raise that Label Studio would not have written.
+_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoObject:
+    """One region: an object over its life.
+
+    Attributes:
+        track: unique in its video, from 1 in order of appearance.
+        region_id: Label Studio's.
+        label: of the project; empty for a region without one.
+        source: ``"manual"`` for what a person drew or changed, ``"auto"`` for a prediction, also one accepted
+            untouched.
+        confidence: 0..1, only of ``"auto"``; ``None`` where the prediction does not say.
+        original_class: the detector's class, only of ``"auto"``; the label where the prediction does not say.
+        annotator: who submitted it.
+        region: Label Studio's JSON.
+        first, last: pictures between which it may be visible.
+    """
+
+    track: int
+    region_id: str
+    label: str
+    source: Literal["manual", "auto"]
+    confidence: float | None
+    original_class: str | None
+    annotator: str
+    region: Mapping[str, Any]
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class FrameBoxes:
+    """What is visible on one picture.
+
+    Attributes:
+        index: 0-based decoded frame.
+        time: seconds.
+        objects: ``n`` objects in order of their tracks.
+        xyxy: ``(n, 4)`` pixels.
+    """
+
+    index: int
+    time: float
+    objects: tuple[VideoObject, ...]
+    xyxy: Float64Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnnotatedVideo:
+    """A video with objects.
+
+    Attributes:
+        part: what the task says.
+        path: local file.
+        timeline: Label Studio's, at the task's frame rate.
+        objects: in order of their first picture. Those that are never visible are left out.
+    """
+
+    part: Part
+    path: Path
+    info: VideoInfo
+    timeline: Timeline
+    pictures: Pictures
+    objects: tuple[VideoObject, ...]
+
+    @classmethod
+    def make(cls, part: Part, path: Path) -> AnnotatedVideo:
+        """Read the facts of the file and find the objects; see :meth:`Part.open`."""
+        info, timeline = probe(path), video_timeline(path, part.frame_rate)
+        pictures = Pictures(timeline, info.width, info.height)
+        labels = {label.value for label in part.control.labels}
+        found = []
+        for region in part.regions:
+            try:
+                life = pictures.span(region)
+                pictures.boxes(region, *((life[0], life[0]) if life else (0, 0)))  # damage shows at once
+                if life:
+                    found.append((life, _describe(part, region, labels), region))
+            except _DAMAGED as error:
+                log.warning("Region %s of task %d cannot be read: %r", region.get("id"), part.task_id, error)
+        found.sort(key=lambda item: item[0][0])
+        objects = tuple(
+            VideoObject(track=n, region=region, first=life[0], last=life[1], **facts)
+            for n, (life, facts, region) in enumerate(found, start=1)
+        )
+        return cls(part, path, info, timeline, pictures, objects)
+
+    @property
+    def task_id(self) -> int:
+        return self.part.task_id
+
+    @property
+    def name(self) -> str:
+        """File name without Label Studio's upload prefix; of a prediction file, which names none, the file's own."""
+        return self.part.name if self.part.uri else self.path.name
+
+    @property
+    def stem(self) -> str:
+        return Path(self.name).stem or "video"
+
+    @property
+    def control(self) -> VideoControl:
+        return self.part.control
+
+    def boxes(self, item: VideoObject, first: int = 0, last: int | None = None) -> tuple[IntArray, Float64Array]:
+        """Decoded pictures ``(n,)`` on which an object is visible and its boxes ``(n, 4)`` in pixels."""
+        return self.pictures.boxes(item.region, first, last)
+
+    def keyframes(self, objects: Sequence[VideoObject] | None = None) -> IntArray:
+        """``(n,)`` ascending pictures that carry a keyframe of any of the objects."""
+        chosen = self.objects if objects is None else objects
+        each = [self.pictures.keyframes(item.region) for item in chosen]
+        return np.unique(np.concatenate(each)) if each else np.zeros(0, np.int64)
+
+    def frames(
+        self, wanted: npt.ArrayLike | None = None, objects: Sequence[VideoObject] | None = None
+    ) -> Iterator[FrameBoxes]:
+        """What is visible on each picture, in order; also of pictures on which nothing is.
+
+        Args:
+            wanted: ``(n,)`` strictly increasing decoded indices; all by default.
+            objects: only these; all by default.
+        """
+        at = np.arange(self.info.frames) if wanted is None else np.asarray(wanted, dtype=np.int64)
+        chosen = self.objects if objects is None else tuple(objects)
+        begin = 0
+        while begin < len(at):
+            end = int(np.searchsorted(at, at[begin] + _CHUNK))
+            yield from self._chunk(at[begin:end], chosen)
+            begin = end
+
+    def _chunk(self, at: IntArray, objects: Sequence[VideoObject]) -> Iterator[FrameBoxes]:
+        low, high = int(at[0]), int(at[-1])
+        present: list[list[tuple[VideoObject, Any]]] = [[] for _ in at]
+        for item in objects:
+            if item.first > high or item.last < low:
+                continue
+            pictures, xyxy = self.boxes(item, low, high)
+            where = np.minimum(np.searchsorted(at, pictures), len(at) - 1)
+            for index in np.flatnonzero(at[where] == pictures).tolist():
+                present[where[index]].append((item, xyxy[index]))
+        for picture, found in zip(at.tolist(), present, strict=True):
+            boxes = np.array([box for _, box in found], np.float64).reshape(-1, 4)
+            yield FrameBoxes(picture, float(self.timeline.times[picture]), tuple(item for item, _ in found), boxes)
+
+
+def _describe(part: Part, region: Mapping[str, Any], labels: set[str]) -> dict[str, Any]:
+    submission = part.submission
+    region_id = str(region.get("id", ""))
+    given = [str(label) for label in region["value"].get("labels") or []]
+    label = next((name for name in given if name in labels), given[0] if given else "")
+    auto = submission.is_prediction or region.get("origin") == "prediction"
+    facts: dict[str, Any] = {
+        "region_id": region_id,
+        "label": label,
+        "source": "auto" if auto else "manual",
+        "confidence": None,
+        "original_class": None,
+        "annotator": submission.annotator,
+    }
+    if auto:
+        # Label Studio keeps the id of a region that was accepted, but not in each version what else was in it.
+        sources = [region, submission.predicted.get(region_id, {})]
+        scores = [source["score"] for source in sources if isinstance(source.get("score"), int | float)]
+        classes = [meta["original_class"] for s in sources if (meta := s.get("meta") or {}).get("original_class")]
+        facts["confidence"] = float(scores[0]) if scores else submission.score
+        facts["original_class"] = str(classes[0]) if classes else label
+    return facts
