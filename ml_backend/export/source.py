@@ -12,11 +12,13 @@ Memory holds one task at a time, and of its boxes those of some hundred frames.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ml_backend.errors import BackendError, ConfigError, LabelStudioUnavailable, MediaError, StorageError
 from ml_backend.export.control import found_controls, inferred_rate
@@ -204,7 +206,7 @@ class Source:
             with store.open(uri, task_id) as path:
                 yield path
 
-        return cls(lambda: client.list_full_tasks(project_id), find, config, **options)
+        return cls(_Spool(lambda: client.list_full_tasks(project_id)), find, config, **options)
 
     def parts(self) -> Iterator[Part]:
         """Everything to export, task by task. Nothing of the videos is read yet."""
@@ -254,6 +256,39 @@ class Source:
                 rate = inferred_rate(data, regions)
             name = video_name(uri) if uri else "video"
             yield Part(task["id"], name, uri or "", control, rate, submission, data, self._find)
+
+
+class _Spool:
+    """Passes over tasks of which only the first asks Label Studio; the others read what it has kept on disk.
+
+    So all passes see the same tasks, whatever people do in Label Studio meanwhile.
+    """
+
+    def __init__(self, fetch: Callable[[], Iterator[RawTask]]) -> None:
+        self._fetch = fetch
+        self._file: IO[str] | None = None
+
+    def __call__(self) -> Iterator[RawTask]:
+        if self._file is None:
+            yield from self._first()
+            return
+        at = 0
+        while True:
+            self._file.seek(at)  # another pass may stand elsewhere
+            line = self._file.readline()
+            if not line:
+                return
+            at = self._file.tell()
+            yield json.loads(line)
+
+    def _first(self) -> Iterator[RawTask]:
+        file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with the last reference to it
+        for task in self._fetch():
+            # Dates become text here, as they are in an export file.
+            line = json.dumps(task, default=str)
+            file.write(line + "\n")
+            yield json.loads(line)
+        self._file = file
 
 
 class _NoServer:

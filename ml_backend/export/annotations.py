@@ -1,0 +1,184 @@
+"""``annotations.json``: a JSON array with a row for each box. ``docs/annotations.schema.json`` is its schema.
+
+    {"frame": "2.133", "label": "fallen_person", "bbox": [x, y, width, height],
+     "confidence": 0.85, "source": "auto", "original_class": "person"}
+
+``frame`` is the picture's time in seconds with three decimals, ``bbox`` whole pixels of the displayed video.
+``confidence`` and ``original_class`` are there only where ``source`` is ``"auto"``; the first not where the prediction
+did not say. Rows are in order of time, then of track; videos in one file follow each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ml_backend.errors import BackendError, ConfigError
+from ml_backend.export.files import writing
+from ml_backend.export.names import UniqueNames
+from ml_backend.export.source import Source
+from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.types import IntArray
+
+Row = dict[str, Any]
+Progress = Callable[[int, int], None]
+
+#: How the pictures are chosen: all, each track's keyframes, or a number of pictures a second.
+Sample = Literal["all", "keyframes"] | float
+
+
+@dataclass(slots=True)
+class Written:
+    """What :func:`export_annotations` wrote: files, videos and rows, and how many objects have no label (left out)."""
+
+    files: list[Path] = field(default_factory=list)
+    videos: int = 0
+    rows: int = 0
+    unlabelled: int = 0
+
+
+def parse_sample(text: str) -> Sample:
+    """``all``, ``keyframes`` or a number a second.
+
+    Raises:
+        ConfigError: something else.
+    """
+    if text in ("all", "keyframes"):
+        return text  # type: ignore[return-value]
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise ConfigError(f"{text!r} is no sampling.", "Give all, keyframes, or a number of pictures a second.")
+    return rate
+
+
+def pictures_per_second(times: npt.NDArray[np.float64], rate: float) -> IntArray:
+    """``(n,)`` pictures that begin a step of ``1 / rate`` seconds: the first at or after each multiple of it.
+
+    Args:
+        times: ``(frames,)`` ascending seconds.
+    """
+    # A microsecond: 0.333333 s in a file is meant to be a third.
+    step = np.floor((times + 1e-6) * rate).astype(np.int64)
+    return np.flatnonzero(np.diff(step, prepend=step[0] - 1) > 0).astype(np.int64)
+
+
+def annotation_rows(video: AnnotatedVideo, sample: Sample = "all") -> Iterator[Row]:
+    """The rows of one video, streaming."""
+    labelled = [item for item in video.objects if item.label]
+    keys: dict[int, set[int]] = {}
+    wanted: IntArray
+    if sample == "all":
+        wanted = np.arange(video.info.frames)
+    elif sample == "keyframes":
+        keys = {item.track: set(video.keyframes([item]).tolist()) for item in labelled}
+        wanted = video.keyframes(labelled)
+    else:
+        wanted = pictures_per_second(video.timeline.times, float(sample))
+    for frame in video.frames(wanted, labelled):
+        for item, box in zip(frame.objects, frame.xyxy, strict=True):
+            if sample == "keyframes" and frame.index not in keys[item.track]:
+                continue
+            yield _row(item, frame.time, whole_pixels(box, video.info.width, video.info.height))
+
+
+def whole_pixels(xyxy: npt.ArrayLike, width: int, height: int) -> list[int]:
+    """A box as x, y, width, height in whole pixels inside the picture, at least one pixel large."""
+    x1, y1, x2, y2 = np.floor(np.asarray(xyxy, np.float64) + 0.5).astype(int).tolist()
+    x, y = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
+    return [x, y, max(min(x2, width) - x, 1), max(min(y2, height) - y, 1)]
+
+
+def _row(item: VideoObject, time: float, bbox: list[int]) -> Row:
+    row: Row = {"frame": f"{time:.3f}", "label": item.label, "bbox": bbox}
+    if item.source == "auto" and item.confidence is not None:
+        row["confidence"] = round(item.confidence, 4)
+    row["source"] = item.source
+    if item.source == "auto":
+        row["original_class"] = item.original_class
+    return row
+
+
+def export_annotations(
+    source: Source,
+    out: Path,
+    *,
+    sample: Sample = "all",
+    with_video: bool = False,
+    with_annotator: bool = False,
+    per_video: bool = False,
+    progress: Progress | None = None,
+) -> Written:
+    """Write the annotations of every task.
+
+    Args:
+        out: the file, or with ``per_video`` a folder for one file a video.
+        with_video: add the video's name to each row, as ``video``.
+        with_annotator: add who submitted the annotation, as ``annotator``.
+        progress: called with videos done and videos in all.
+
+    Raises:
+        StorageError: the disk is full, or ``out`` cannot be written. Files that are complete stay.
+        LabelStudioUnavailable: Label Studio is gone.
+    """
+    total = sum(1 for _ in source.parts())
+    written, names = Written(), UniqueNames()
+    with contextlib.nullcontext() if per_video else writing(out) as shared:
+        rows = _Array(shared) if shared else None
+        for done, part in enumerate(source.parts(), start=1):
+            # Also names of videos that turn out to be gone are used up: the others keep theirs when it comes back.
+            name = names.take(part.stem, part.task_id)
+            try:
+                with part.open() as video:
+                    extra = {"video": video.name} if with_video else {}
+                    if with_annotator:
+                        extra["annotator"] = part.submission.annotator
+                    if rows:
+                        written.rows += _add(rows, video, sample, extra)
+                    else:
+                        target = out / f"{name if part.uri else video.stem}.json"
+                        with writing(target) as file:
+                            own = _Array(file)
+                            written.rows += _add(own, video, sample, extra)
+                            own.close()
+                        written.files.append(target)
+                    written.videos += 1
+                    written.unlabelled += sum(not item.label for item in video.objects)
+            except BackendError as error:
+                source.skip(part, error)
+            if progress:
+                progress(done, total)
+        if rows:
+            rows.close()
+            written.files.append(out)
+    return written
+
+
+def _add(rows: _Array, video: AnnotatedVideo, sample: Sample, extra: Row) -> int:
+    before = rows.count
+    for row in annotation_rows(video, sample):
+        rows.add(row | extra)
+    return rows.count - before
+
+
+class _Array:
+    """A JSON array that is written element by element, one a line."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file, self.count = file, 0
+
+    def add(self, item: Any) -> None:
+        self._file.write(("[\n" if self.count == 0 else ",\n") + json.dumps(item, ensure_ascii=False))
+        self.count += 1
+
+    def close(self) -> None:
+        self._file.write("\n]\n" if self.count else "[]\n")

@@ -1,0 +1,106 @@
+"""What the export scripts share: where tasks come from, and how they end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ml_backend.errors import ConfigError
+from ml_backend.export.source import Source
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.schema import LabelConfig, parse_label_config
+from ml_backend.local.discover import settings_in_force
+
+#: Exit code of an export that is complete but for videos that could not be had.
+SKIPPED = 3
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def source_options(predictions: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options that say which tasks are exported; :func:`open_source` takes them.
+
+    Args:
+        predictions: default of ``--predictions``.
+    """
+    options = (
+        click.option("--project", type=int, help="Id of a project: the number in its address."),
+        click.option(
+            "--from-json",
+            type=_FILE,
+            help="Label Studio's JSON or JSON-MIN export, or a prediction of predict_video.py.",
+        ),
+        click.option(
+            "--videos",
+            type=click.Path(path_type=Path),
+            help="Folder with the videos, found by name with or without Label Studio's upload prefix; or one video.",
+        ),
+        click.option("--config", type=_FILE, help="Label config of the export file.  [default: inferred from it]"),
+        click.option("--task", "tasks", type=int, multiple=True, help="Only this task; may be given several times."),
+        click.option(
+            "--predictions",
+            type=click.Choice(["none", "missing", "only"]),
+            default=predictions,
+            help="Use predictions: never, for tasks that nobody has annotated, or instead of annotations.",
+        ),
+        click.option("--model-version", default="", help="Of the predictions.  [default: the newest]"),
+    )
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+def open_source(
+    project: int | None,
+    from_json: Path | None,
+    videos: Path | None,
+    config: Path | None,
+    tasks: tuple[int, ...],
+    **options: Any,
+) -> Source:
+    """The source that :func:`source_options` describe.
+
+    Raises:
+        ConfigError: not exactly one of project and file, or they cannot be used.
+        LabelStudioError, MediaError: see :class:`~ml_backend.export.source.Source`.
+    """
+    settings, _ = settings_in_force()
+    if project is not None and from_json is None:
+        client = LabelStudioClient.from_settings(settings)
+        return Source.from_project(client, project, settings, videos=videos, only=tasks, **options)
+    if from_json is not None and project is None:
+        parsed = read_config(config) if config else None
+        return Source.from_file(from_json, videos=videos, config=parsed, settings=settings, only=tasks, **options)
+    raise ConfigError("One source is needed.", "Give either --project or --from-json.")
+
+
+def read_config(path: Path) -> LabelConfig:
+    """A label config from a file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return parse_label_config(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The label config {path} cannot be read: {error.strerror}.", "Give --config.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The label config {path} is not UTF-8: {error}.", "Save it as UTF-8.") from error
+
+
+def finish(source: Source) -> None:
+    """List on stderr what was skipped, and end with :data:`SKIPPED` if anything was."""
+    if not source.skipped:
+        return
+    print(f"Skipped, {len(source.skipped)}:", file=sys.stderr)
+    for item in source.skipped:
+        print(f"  {item}", file=sys.stderr)
+    sys.exit(SKIPPED)

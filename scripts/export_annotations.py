@@ -1,0 +1,62 @@
+#!/usr/bin/env python
+"""Write annotations.json: every box with its time, label, pixels and origin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ml_backend.cli import fail_clearly, progress_bar
+from ml_backend.export.annotations import export_annotations, parse_sample
+from ml_backend.export.command import finish, open_source, source_options
+
+
+@click.command(context_settings={"show_default": True})
+@source_options(predictions="missing")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write; a folder with --per-video.")
+@click.option("--sample", default="all", metavar="all|keyframes|N", help="Every frame, keyframes, or N a second.")
+@click.option("--per-video", is_flag=True, help="One file for each video.")
+@click.option("--with-video", is_flag=True, help='Add the field "video" to each row.')
+@click.option("--all-annotators", is_flag=True, help='Every submitted annotation; adds the field "annotator".')
+@fail_clearly
+def main(out: Path, sample: str, per_video: bool, with_video: bool, all_annotators: bool, **where: Any) -> None:
+    """Export the annotations of a project as rows of JSON.
+
+    Of a task's annotations the ground truth counts, else the latest. The last line of stdout is JSON. The exit code is
+    3 if everything was exported but some videos could not be found or read; they are listed.
+    """
+    chosen = parse_sample(sample)
+    source = open_source(**where, all_annotators=all_annotators)
+    with progress_bar("Exporting videos") as progress:
+        written = export_annotations(
+            source,
+            out,
+            sample=chosen,
+            with_video=with_video,
+            with_annotator=all_annotators,
+            per_video=per_video,
+            progress=progress,
+        )
+    if written.unlabelled:
+        print(f"{written.unlabelled} objects without a label were left out.", file=sys.stderr)
+    print(
+        json.dumps(
+            {
+                "videos": written.videos,
+                "rows": written.rows,
+                "files": [str(path) for path in written.files],
+                "skipped": len(source.skipped),
+            }
+        )
+    )
+    finish(source)
+
+
+if __name__ == "__main__":
+    main()
