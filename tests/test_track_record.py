@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ml_backend.models.weights import MOTION
@@ -97,6 +98,7 @@ def test_top_class(scores: dict[str, float], expected: str) -> None:
 coordinate = st.floats(0, 4000).map(lambda value: round(value, 1))
 
 
+@hypothesis_settings(deadline=None)
 @given(
     st.lists(
         st.builds(

@@ -1,0 +1,509 @@
+"""What is thought of tracks beside the detector: with tiny real models, a real clip and a real database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+
+from ml_backend.errors import Interrupted, WeightsError
+from ml_backend.hybrid import (
+    LEARNING,
+    Hybrid,
+    HybridModels,
+    HybridSource,
+    hybrid_models,
+    mode_part,
+    objects_of,
+    require_embedder,
+    use_embedder,
+)
+from ml_backend.label_studio.schema import VideoControl, parse_label_config
+from ml_backend.labelling import DetectorLabels, Opinion, label_tracks
+from ml_backend.looks import Look, Looks, MemoryLooks, look_at
+from ml_backend.models.hub import ResolvedModel
+from ml_backend.patterns.bank import Exemplars, PatternBank
+from ml_backend.patterns.store import NewExemplar, PatternStore
+from ml_backend.settings import Mode, Settings
+from ml_backend.storage import Storage
+from ml_backend.tracks.record import TrackRecord, TrackSet
+from ml_backend.tracks.views import View
+from ml_backend.types import UNLABELLED, FloatArray
+from ml_backend.video.writer import VideoWriter
+from tests.builders import label_config
+from tests.model_builders import make_tiny_clip, make_tiny_dinov2
+
+MakeSettings = Callable[..., Settings]
+WIDTH, HEIGHT, FRAMES = 320, 240, 16
+
+
+@pytest.fixture(scope="module")
+def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_dinov2(tmp_path_factory.mktemp("models") / "dinov2")
+
+
+@pytest.fixture(scope="module")
+def clip_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_clip(tmp_path_factory.mktemp("models") / "clip")
+
+
+@pytest.fixture
+def make(settings: MakeSettings, dinov2: Path, clip_model: Path) -> MakeSettings:
+    """Settings with the tiny models, on the CPU."""
+
+    def build(**values: Any) -> Settings:
+        given = {"dinov2_model": str(dinov2), "clip_model": str(clip_model), "device": "cpu"}
+        return settings(**(given | values))
+
+    return build
+
+
+# -- which models
+
+
+def kinds(models: HybridModels) -> tuple[str | None, str | None]:
+    return tuple(model.kind if model else None for model in (models.embedder, models.clip))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("yolo", (None, None)),
+        ("yolo_dinov2", ("dinov2", None)),
+        ("yolo_clip", (None, "clip")),
+        ("universal", ("dinov2", "clip")),
+    ],
+)
+def test_models_of_each_mode(make: MakeSettings, mode: Mode, expected: tuple[str | None, str | None]) -> None:
+    models = hybrid_models(make(), mode)
+    assert (models.mode, kinds(models), models.notes) == (mode, expected, ())
+    assert len(models.ids) == sum(kind is not None for kind in expected)
+    assert (mode in LEARNING) == bool(models.ids)
+
+
+def test_what_replaces_dinov2_is_noted(make: MakeSettings) -> None:
+    values = make(dinov2_model="facebook/dinov2-base")
+    for mode in ("yolo_dinov2", "universal"):
+        models = hybrid_models(values, mode)
+        assert models.embedder is not None
+        assert models.embedder.kind == "fallback"
+        (note,) = models.notes
+        assert "facebook/dinov2-base is not here" in note
+        assert "DINOV2_MODEL" in note
+    assert hybrid_models(values, "yolo_clip").notes == ()
+    assert hybrid_models(make(embedder="fallback"), "yolo_dinov2").notes == ()  # it is what was asked for
+
+
+def test_a_missing_clip_is_noted(make: MakeSettings) -> None:
+    values = make(clip_model="someone/clip")
+    for mode, ids in (("yolo_clip", 0), ("universal", 1)):
+        models = hybrid_models(values, mode)
+        assert models.clip is None
+        assert len(models.ids) == ids
+        (note,) = models.notes
+        assert "someone/clip is not here" in note
+        assert "CLIP_MODEL" in note
+    assert hybrid_models(values, "yolo_dinov2").notes == ()
+
+
+def test_a_configured_folder_that_is_not_there(make: MakeSettings, tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    with pytest.raises(WeightsError, match="does not exist"):
+        hybrid_models(make(dinov2_model=missing), "universal")
+    with pytest.raises(WeightsError, match="does not exist"):
+        hybrid_models(make(clip_model=missing), "yolo_clip")
+    assert hybrid_models(make(dinov2_model=missing, clip_model=missing), "yolo").ids == ()
+
+
+def test_patterns_need_a_mode_that_has_them(make: MakeSettings) -> None:
+    models = hybrid_models(make(), "universal")
+    assert require_embedder(models) == models.embedder
+    for mode in ("yolo", "yolo_clip"):
+        with pytest.raises(WeightsError, match=f"Mode {mode} learns no patterns") as failure:
+            require_embedder(hybrid_models(make(), mode))
+        assert "universal" in failure.value.cure
+
+
+# -- a mode's part of the version
+
+EMBEDDER, CLIP = ResolvedModel("dinov2", "d", "dinov2-1"), ResolvedModel("clip", "c", "clip-1")
+ALL = {
+    "yolo": HybridModels("yolo"),
+    "yolo_dinov2": HybridModels("yolo_dinov2", EMBEDDER),
+    "yolo_clip": HybridModels("yolo_clip", None, CLIP),
+    "universal": HybridModels("universal", EMBEDDER, CLIP),
+    "universal without clip": HybridModels("universal", EMBEDDER),
+}
+
+
+@pytest.mark.parametrize("nothing", [{}, {"dinov2-1": "", "clip-1": ""}, {"dinov2-1": None, "clip-1": None}])
+def test_the_mode_alone_while_labels_are_the_detector_s(nothing: dict[str, str | None]) -> None:
+    for name in ("yolo", "yolo_dinov2", "universal without clip"):
+        assert mode_part(ALL[name], nothing) == ALL[name].mode
+    for name in ("yolo_clip", "universal"):  # CLIP gives labels without having learned any
+        assert mode_part(ALL[name], nothing) == mode_part(ALL[name], {}) != name
+
+
+def test_the_part_changes_with_what_matters() -> None:
+    parts = {
+        mode_part(models, digests)
+        for models in ALL.values()
+        for digests in ({"dinov2-1": "x", "clip-1": "y"}, {"dinov2-1": "z", "clip-1": "y"}, {"dinov2-1": "x"})
+    }
+    # yolo 1, yolo_dinov2 2, yolo_clip 2, universal 3, universal without CLIP 2
+    assert len(parts) == 10
+    other = replace(EMBEDDER, model_id="dinov2-2")
+    assert mode_part(HybridModels("yolo_dinov2", other), {"dinov2-2": "x"}) not in parts
+    other = replace(CLIP, model_id="clip-2")
+    assert mode_part(HybridModels("yolo_clip", None, other), {"clip-2": "y"}) not in parts
+
+
+def test_the_part_does_not_change_with_what_does_not() -> None:
+    digests: dict[str, str | None] = {"dinov2-1": "x", "clip-1": "y"}
+    for models in ALL.values():
+        same = replace(models, notes=("a note",))
+        assert mode_part(same, {**digests, "another": "z"}) == mode_part(models, digests)
+        assert mode_part(models, dict(reversed(digests.items()))) == mode_part(models, digests)
+    moved = replace(EMBEDDER, name="renamed", path=Path("/elsewhere"), note="x")
+    assert mode_part(HybridModels("yolo_dinov2", moved), digests) == mode_part(ALL["yolo_dinov2"], digests)
+    assert mode_part(ALL["yolo_dinov2"], {**digests, "clip-1": "other"}) == mode_part(ALL["yolo_dinov2"], digests)
+
+
+def test_the_part_is_one_of_a_version() -> None:
+    part = mode_part(ALL["universal"], {"dinov2-1": "x"})
+    mode, digest = part.split("-")
+    assert mode == "universal"
+    assert len(digest) == 8
+    assert "." not in part
+
+
+# -- a clip with a red and a striped object
+
+RED, STRIPES = (20.0, 20.0, 120.0, 100.0), (200.0, 140.0, 300.0, 220.0)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    image = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
+    image[:120, :160] = (20, 20, 220)
+    image[120:, 160:] = np.tile(np.repeat([[0], [255]], 8, axis=0), (8, 3))[:120, None, :]
+    with VideoWriter(path, WIDTH, HEIGHT, 8) as writer:
+        for _ in range(FRAMES):
+            writer.write(image)
+    return path
+
+
+def record(track_id: int, box: tuple[float, ...], *frames: int, **scores: float) -> TrackRecord:
+    key = {"frame": 1, "enabled": True, "x": 0, "y": 0, "width": 9, "height": 9, "rotation": 0, "time": 0.1}
+    value = {"framesCount": 16, "duration": 2.0, "sequence": [key]}
+    views = tuple(View(frame, (box[0], box[1], box[2], box[3]), 0.9) for frame in frames)
+    return TrackRecord(track_id, 0, FRAMES, 0.6, scores or {"person": 2.0, "chair": 2.0}, value, views)
+
+
+def make_set(*records: TrackRecord) -> TrackSet:
+    return TrackSet(records, ("person", "chair"), False, WIDTH, HEIGHT, FRAMES)
+
+
+TRACKS = make_set(record(1, RED, 0, 5, 9), record(2, STRIPES, 2, 7, 12), record(3, RED), record(4, STRIPES, 3))
+
+
+def control(*labels: str) -> VideoControl:
+    return parse_label_config(label_config(*labels)).video_controls[0]
+
+
+def refuse() -> NoReturn:
+    raise AssertionError("opened although everything is known")
+
+
+def opinions(
+    hybrid: Hybrid, where: VideoControl, clip: Path | None, looks: Looks | None = None, **changes: Any
+) -> list[Opinion]:
+    def open_video() -> AbstractContextManager[Path]:
+        return nullcontext(clip) if clip else refuse()
+
+    detector = DetectorLabels(where, TRACKS.class_names, class_agnostic=False)
+    return hybrid.opinions(TRACKS, where, detector, looks or MemoryLooks(), open_video, **changes)
+
+
+def see(values: Settings, model: ResolvedModel, clip: Path) -> dict[int, FloatArray]:
+    """What a model sees in each track."""
+    found = look_at(
+        [item.views for item in TRACKS.tracks],
+        lambda: use_embedder(model, values),
+        model.model_id,
+        MemoryLooks(),
+        lambda: nullcontext(clip),
+        values.views,
+    )
+    pairs = zip(TRACKS.tracks, found, strict=True)
+    return {item.track_id: np.stack([look.vector for look in mine]) for item, mine in pairs if mine}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PatternStore:
+    return PatternStore(Storage(f"sqlite:///{tmp_path / 'db'}"))
+
+
+def teach(
+    store: PatternStore, model: ResolvedModel, vectors: dict[str, FloatArray], *, project: int = 1, task: int = 10
+) -> None:
+    """One object a label, of these views."""
+    wanted = []
+    for number, (label, rows) in enumerate(vectors.items()):
+        looks = [Look(n, (float(number), 0.0, 50.0, 50.0), row, b"") for n, row in enumerate(rows)]
+        store.add_looks(f"taught-{task}", model.model_id, looks)
+        keys = [look.key(f"taught-{task}", model.model_id) for look in looks]
+        wanted += [NewExemplar(f"r-{label}", label, key) for key in keys]
+    store.replace_task(project, model.model_id, task, 1, wanted)
+
+
+@pytest.mark.parametrize("embedder", ["dinov2", "fallback"])
+def test_opinions_of_patterns(make: MakeSettings, store: PatternStore, clip: Path, embedder: str) -> None:
+    values = make(embedder=embedder)
+    models = hybrid_models(values, "yolo_dinov2")
+    assert models.embedder is not None
+    assert models.embedder.kind == embedder
+    seen = see(values, models.embedder, clip)
+    teach(store, models.embedder, {"alarm": seen[1], "zebra": seen[2]})
+    hybrid = HybridSource(values, store).get(1, models)
+    assert hybrid is not None
+    looks = MemoryLooks()
+    found = opinions(hybrid, control("alarm", "zebra", "person"), clip, looks)
+    best = [opinion.patterns.best if opinion.patterns else None for opinion in found]
+    assert best == ["alarm", "zebra", None, "zebra"]
+    assert all(opinion.text == {} for opinion in found)
+    assert found[2] == Opinion()  # nothing to look at
+    for opinion, label in ((found[0], "alarm"), (found[1], "zebra")):
+        assert opinion.patterns is not None
+        assert opinion.patterns.similarity > 0.99
+        assert opinion.nearest is not None
+        assert {name: opinion.nearest[name] for name in ("label", "task", "region")} == {
+            "label": label,
+            "task": 10,
+            "region": f"r-{label}",
+        }
+        assert opinion.nearest["frame"] in range(3)
+    again = opinions(hybrid, control("alarm", "zebra", "person"), None, looks)  # now without the video
+    assert [o.patterns for o in again] == [o.patterns for o in found]
+
+
+def test_only_labels_of_the_config_are_given(make: MakeSettings, store: PatternStore, clip: Path) -> None:
+    values = make()
+    models = hybrid_models(values, "yolo_dinov2")
+    assert models.embedder is not None
+    seen = see(values, models.embedder, clip)
+    teach(store, models.embedder, {"alarm": seen[1], "zebra": seen[2]})
+    hybrid = HybridSource(values, store).get(1, models)
+    assert hybrid is not None
+    found = opinions(hybrid, control("zebra", "person"), clip)
+    assert found[0].patterns is not None
+    assert set(found[0].patterns.probabilities) == {"zebra"}
+    assert opinions(hybrid, control("person"), None) == [Opinion()] * 4  # none of them: nothing is looked at
+
+
+def test_imported_exemplars_name_their_origin(make: MakeSettings, store: PatternStore, clip: Path) -> None:
+    values = make()
+    models = hybrid_models(values, "yolo_dinov2")
+    assert models.embedder is not None
+    seen = see(values, models.embedder, clip)
+    look = Look(0, (0.0, 0.0, 0.0, 0.0), seen[1][0], b"")
+    store.add_looks("bank-f", models.embedder.model_id, [look])
+    item = NewExemplar("f-1", "alarm", look.key("bank-f", models.embedder.model_id), "f")
+    store.add_imported(1, models.embedder.model_id, [item])
+    hybrid = HybridSource(values, store).get(1, models)
+    assert hybrid is not None
+    assert opinions(hybrid, control("alarm"), clip)[0].nearest == {"label": "alarm", "origin": "f"}
+
+
+def test_opinions_of_names(make: MakeSettings, clip: Path) -> None:
+    values = make()
+    models = hybrid_models(values, "yolo_clip")
+    looks, where = MemoryLooks(), control("alarm", "zebra", "person")
+    found = opinions(Hybrid(values, models), where, clip, looks)
+    assert [opinion.patterns for opinion in found] == [None] * 4
+    assert [sorted(opinion.text) for opinion in found] == [
+        ["alarm", "person", "zebra"],
+        ["alarm", "person", "zebra"],
+        [],
+        ["alarm", "person", "zebra"],
+    ]
+    for opinion in found:
+        assert all(0 <= chance <= 1 for chance in opinion.text.values())
+        assert sum(opinion.text.values()) <= 1
+    assert opinions(Hybrid(values, models), where, None, looks) == found
+
+
+def test_what_the_detector_saw_counts_for_names_that_it_knows(make: MakeSettings, clip: Path) -> None:
+    values = make()
+    models = hybrid_models(values, "yolo_clip")
+    where, looks = control("alarm", "person"), MemoryLooks()
+    detector = DetectorLabels(where, TRACKS.class_names, class_agnostic=False)
+    chances = []
+    for scores in ({"person": 1.0}, {"chair": 1.0}):
+        tracks = make_set(record(1, RED, 0, 5, 9, **scores))
+        (opinion,) = Hybrid(values, models).opinions(tracks, where, detector, looks, lambda: nullcontext(clip))
+        chances.append(opinion.text)
+    assert chances[0]["person"] > chances[1]["person"]
+    assert chances[0]["alarm"] < chances[1]["alarm"]
+
+
+def test_what_was_taught_sets_the_temperature_of_names(make: MakeSettings, clip: Path) -> None:
+    values, where = make(), control("alarm", "zebra")
+    models = hybrid_models(values, "yolo_clip")
+    assert models.clip is not None
+    seen, looks = see(values, models.clip, clip), MemoryLooks()
+    plain = opinions(Hybrid(values, models), where, clip, looks)
+    best = max(plain[0].text, key=lambda label: plain[0].text[label])
+    other = next(label for label in plain[0].text if label != best)
+    right = opinions(Hybrid(values, models, taught=[(best, seen[1])] * 30), where, None, looks)
+    wrong = opinions(Hybrid(values, models, taught=[(other, seen[1])] * 30), where, None, looks)
+    assert right[0].text[best] >= plain[0].text[best]
+    assert abs(wrong[0].text[best] - wrong[0].text[other]) <= abs(plain[0].text[best] - plain[0].text[other])
+    assert right != wrong
+
+
+def test_universal_asks_both(make: MakeSettings, store: PatternStore, clip: Path) -> None:
+    values, where = make(), control("alarm", "zebra", "person")
+    models = hybrid_models(values, "universal")
+    assert models.embedder is not None
+    assert models.clip is not None
+    source = HybridSource(values, store)
+    untaught = source.get(1, models)
+    assert untaught is not None
+    looks = MemoryLooks()
+    assert all(opinion.patterns is None for opinion in opinions(untaught, where, clip, looks))
+    teach(store, models.embedder, {"alarm": see(values, models.embedder, clip)[1]})
+    hybrid = source.get(1, models)
+    assert hybrid is not None
+    found = opinions(hybrid, where, clip, looks)
+    assert found[0].patterns is not None
+    assert found[0].patterns.best == "alarm"
+    assert found[0].text
+    assert {len(looks.known(model_id)) for model_id in models.ids} == {7}
+    labelled = label_tracks(TRACKS, where, hybrid, looks, refuse)
+    assert [track.track_id for track, _ in labelled.kept]
+    for region in labelled.regions:
+        if region["meta"]["original_class"] and "text_score" in region["meta"]:
+            assert region["meta"]["text_label"] != "alarm"  # it has exemplars
+
+
+def test_asked_to_stop(make: MakeSettings, clip: Path) -> None:
+    hybrid = Hybrid(make(), hybrid_models(make(), "yolo_clip"))
+    with pytest.raises(Interrupted):
+        opinions(hybrid, control("alarm"), clip, should_stop=lambda: True)
+
+
+def test_a_model_that_cannot_be_loaded(make: MakeSettings, clip_model: Path, clip: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = shutil.copytree(clip_model, tmp_path / "clip")
+    models = hybrid_models(make(clip_model=str(folder)), "yolo_clip")
+    shutil.rmtree(folder)
+    with pytest.raises(WeightsError):
+        opinions(Hybrid(make(), models), control("never asked before"), clip)
+
+
+# -- from the database
+
+
+def unit(*rows: list[float]) -> FloatArray:
+    out = np.array(rows, np.float32)
+    return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+
+def bank_of(source: HybridSource, project: int = 1) -> PatternBank | None:
+    return source.bank(project, EMBEDDER.model_id)[0]
+
+
+def test_nobody_to_ask(make: MakeSettings, store: PatternStore) -> None:
+    source = HybridSource(make(), store)
+    assert source.get(1, HybridModels("yolo")) is None
+    assert source.get(1, HybridModels("yolo_dinov2", EMBEDDER)) is None
+    store.mark_read(1, EMBEDDER.model_id, [])
+    assert source.get(1, HybridModels("yolo_dinov2", EMBEDDER)) is None
+    with_clip = source.get(1, HybridModels("universal", EMBEDDER, CLIP))
+    assert with_clip is not None
+    assert (with_clip.bank, dict(with_clip.sources), list(with_clip.taught)) == (None, {}, [])
+
+
+def test_background_alone_is_no_bank(make: MakeSettings, store: PatternStore) -> None:
+    teach(store, EMBEDDER, {UNLABELLED: unit([1, 0, 0])})
+    assert HybridSource(make(), store).get(1, HybridModels("yolo_dinov2", EMBEDDER)) is None
+
+
+def test_a_bank_is_fitted_anew_only_when_the_exemplars_change(make: MakeSettings, store: PatternStore) -> None:
+    source = HybridSource(make(), store)
+    assert bank_of(source) is None
+    teach(store, EMBEDDER, {"a": unit([1, 0, 0])})
+    first = bank_of(source)
+    assert first is not None
+    assert bank_of(source) is first
+    teach(store, EMBEDDER, {"a": unit([1, 0, 0])})  # the same again
+    teach(store, EMBEDDER, {"z": unit([0, 0, 1])}, project=2)
+    teach(store, CLIP, {"z": unit([0, 0, 1])})
+    assert bank_of(source) is first
+    teach(store, EMBEDDER, {"a": unit([1, 0, 0]), "b": unit([0, 1, 0])})
+    second = bank_of(source)
+    assert second is not None
+    assert second is not first
+    assert second.labels == ("a", "b")
+    assert bank_of(HybridSource(make(), store)) is not second
+    store.replace_task(1, EMBEDDER.model_id, 10, 1, [])
+    assert bank_of(source) is None
+    teach(store, EMBEDDER, {"a": unit([1, 0, 0])})
+    assert bank_of(source) is not None
+
+
+def test_every_project_has_its_own_bank(make: MakeSettings, store: PatternStore) -> None:
+    source = HybridSource(make(), store)
+    for project in range(1, 13):
+        teach(store, EMBEDDER, {f"label-{project}": unit([1, 0, 0])}, project=project)
+    banks = {project: bank_of(source, project) for project in range(1, 13)}
+    assert [bank.labels for bank in banks.values() if bank] == [(f"label-{n}",) for n in range(1, 13)]
+    assert bank_of(source, 12) is banks[12]  # kept
+    assert len(source._fitted) <= 8  # not all of them for ever
+
+
+def test_sources_of_the_bank(make: MakeSettings, store: PatternStore) -> None:
+    teach(store, EMBEDDER, {"a": unit([1, 0, 0], [0.9, 0.1, 0]), UNLABELLED: unit([0, 1, 0])}, task=42)
+    bank, sources = HybridSource(make(), store).bank(1, EMBEDDER.model_id)
+    assert bank is not None
+    verdict = bank.classify(unit([1, 0, 0]))
+    assert verdict.nearest is not None
+    assert (sources[verdict.nearest].task_id, sources[verdict.nearest].label) == (42, "a")
+
+
+def test_digests(make: MakeSettings, store: PatternStore) -> None:
+    source, models = HybridSource(make(), store), HybridModels("universal", EMBEDDER, CLIP)
+    assert source.digests(1, models) == {"dinov2-1": None, "clip-1": None}
+    teach(store, EMBEDDER, {"a": unit([1, 0, 0])})
+    store.mark_read(1, CLIP.model_id, [])
+    assert source.digests(1, models) == {"dinov2-1": store.digest(1, "dinov2-1"), "clip-1": ""}
+    assert source.digests(1, HybridModels("yolo")) == {}
+
+
+def test_objects_that_were_taught(make: MakeSettings, store: PatternStore) -> None:
+    teach(store, CLIP, {"a": unit([1, 0, 0], [0, 1, 0]), UNLABELLED: unit([0, 0, 1]), "b": unit([1, 1, 0])})
+    hybrid = HybridSource(make(), store).get(1, HybridModels("yolo_clip", None, CLIP))
+    assert hybrid is not None
+    assert [(label, views.shape) for label, views in hybrid.taught] == [("a", (2, 3)), ("b", (1, 3))]
+    nothing = Exemplars(np.zeros(0, np.int64), np.zeros((0, 0), np.float32), (), np.zeros(0, np.int64))
+    assert objects_of(nothing) == []
+
+
+def test_a_model_is_loaded_once(make: MakeSettings, clip_model: Path) -> None:
+    values = make()
+    models = hybrid_models(values, "universal")
+    for model in (models.embedder, models.clip):
+        assert model is not None
+        with use_embedder(model, values) as first, use_embedder(model, values) as second:
+            assert first is second
+            assert first.model_id == model.model_id
+        with use_embedder(model, values) as third:
+            assert third is first
