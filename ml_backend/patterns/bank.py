@@ -1,7 +1,7 @@
 """The pattern bank: which of a project's labels a track shows, from a handful of annotated objects.
 
-Two views of a label are combined: the nearest exemplar (right from one exemplar on) and a regularised linear head
-(better once there are several). What counts as close enough is learned by leaving annotated objects out one by one.
+Two heads score a view (:mod:`.heads`); what counts as close enough, and which label it is when two are close, is
+learned by leaving annotated objects out (:mod:`.calibration`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.patterns.calibration import Platt, fit_platt
+from ml_backend.patterns.calibration import Acceptance, Evidence, fit_acceptance, fit_temperature
 from ml_backend.patterns.clusters import LabelClusters, find_clusters
+from ml_backend.patterns.heads import Heads
+from ml_backend.patterns.sampling import Sample, take_sample
 from ml_backend.types import UNLABELLED, FloatArray, IntArray
 
 Floats = npt.NDArray[np.float64]
 
 ACCEPT = 0.5  # a label is given when it is more likely right than wrong
 SAFE = 0.9  # precision that pseudo-labels are to have
+MAX_OBJECTS = 10  # of one label that calibration listens to
 TIE = 0.02  # two labels whose probabilities differ by less are a tie
 
 
@@ -88,9 +91,11 @@ class PatternBank:
     Attributes:
         labels: with at least one exemplar, sorted.
         clusters: by label.
-        thresholds: by label, the cosine to the nearest exemplar at which the label is as likely right as wrong, for
-            display.
-        safe_thresholds: by label, score of :meth:`rank` from which pseudo-labels are safe.
+        thresholds: by label, the cosine to the nearest exemplar at which a view is as likely right as wrong, for
+            display; decisions are made on the score of both heads.
+        safe_thresholds: by label, score of :meth:`rank` from which pseudo-labels are safe. With few exemplars nothing
+            reaches it.
+        dimension: of embeddings.
     """
 
     def __init__(
@@ -98,19 +103,17 @@ class PatternBank:
         labels: tuple[str, ...],
         clusters: Mapping[str, LabelClusters],
         dimension: int,
-        embeddings: FloatArray,
-        of: IntArray,
-        ids: IntArray,
-        platt: Platt,
+        learned: _Learned | None,
     ) -> None:
         self.labels = labels
         self.clusters = clusters
         self.dimension = dimension
-        self._embeddings, self._of, self._ids, self._platt = embeddings, of, ids, platt
-        self.safe_thresholds: Mapping[str, float] = dict.fromkeys(labels, SAFE)
-        slope = float(platt.slope[0])
-        cosine = float(np.clip(-platt.offset / slope, -1.0, 1.0)) if slope > 0 else 1.0
-        self.thresholds: Mapping[str, float] = dict.fromkeys(labels, cosine)
+        self._learned = learned
+        self.thresholds: Mapping[str, float] = {}
+        self.safe_thresholds: Mapping[str, float] = {}
+        if learned:
+            self.thresholds = dict(zip(labels, learned.cosine.thresholds.clip(-1, 1).tolist(), strict=True))
+            self.safe_thresholds = dict(zip(labels, learned.safe.tolist(), strict=True))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -118,28 +121,19 @@ class PatternBank:
     @classmethod
     def fit(cls, exemplars: Exemplars) -> PatternBank:
         """Learn from exemplars, in about a second for 5,000 of 1,536 dimensions; their order does not matter."""
-        order = np.lexsort((exemplars.groups, exemplars.ids, np.array(exemplars.labels)))
-        names = np.array(exemplars.labels)[order]
-        embeddings, ids = exemplars.embeddings[order].astype(np.float32), exemplars.ids[order]
-        groups = exemplars.groups[order]
         labels = tuple(sorted(set(exemplars.labels) - {UNLABELLED}))
+        dimension = exemplars.embeddings.shape[1]
+        if not labels:
+            return cls((), {}, dimension, None)
         number = {label: i for i, label in enumerate(labels)}
-        of = np.array([number.get(str(name), -1) for name in names], np.int64)
+        of = np.array([number.get(label, -1) for label in exemplars.labels], np.int64)
+        order = np.lexsort((exemplars.ids, exemplars.groups, of))
+        of, ids, groups = of[order], exemplars.ids[order], exemplars.groups[order]
+        embeddings = exemplars.embeddings[order].astype(np.float32, copy=False)
         clusters = {
             label: find_clusters(embeddings[of == i], ids[of == i], groups[of == i]) for i, label in enumerate(labels)
         }
-        rows, genuine = [], []
-        for i in range(len(embeddings)):
-            others = groups != groups[i]
-            for label in range(len(labels)):
-                inside = others & (of == label)
-                if inside.any():
-                    rows.append(float((embeddings[inside] @ embeddings[i]).max()))
-                    genuine.append(bool(of[i] == label))
-        # Where nothing was measured: half-way to the exemplar itself.
-        x = np.array([*rows, 1.0, 0.0])[:, None]
-        platt = fit_platt(x, np.array([*genuine, True, False]), np.ones(len(x)))
-        return cls(labels, clusters, embeddings.shape[1], embeddings, of, ids, platt)
+        return cls(labels, clusters, dimension, _learn(take_sample(embeddings, of, ids, groups), len(labels)))
 
     def classify(self, views: FloatArray, allowed: Collection[str] | None = None) -> Verdict:
         """What one track shows.
@@ -152,27 +146,26 @@ class PatternBank:
             ValueError: wrong dimension, no view, or values that are not finite.
         """
         self._check(views)
-        probabilities = {
-            label: self._probability(i, views)
-            for i, label in enumerate(self.labels)
-            if allowed is None or label in allowed
-        }
-        if not probabilities:
+        numbers = [i for i, label in enumerate(self.labels) if allowed is None or label in allowed]
+        if self._learned is None or not numbers:
             return NOTHING
-        ranked = sorted(probabilities, key=lambda label: (-probabilities[label], label))
-        best, probability = ranked[0], probabilities[ranked[0]]
-        margin = probability - (probabilities[ranked[1]] if len(ranked) > 1 else 0.0)
-        inside = np.flatnonzero(self._of == self.labels.index(best))
-        similar = (self._embeddings[inside] @ views.T).max(axis=1)
+        probability = self._learned.probabilities(views, np.array([0]), numbers)[0]
+        ranked = np.argsort(-probability, kind="stable")
+        best = int(ranked[0])
+        p = float(probability[best])
+        margin = p - (float(probability[ranked[1]]) if len(ranked) > 1 else 0.0)
+        cosines, ids = self._learned.heads.similarities(views, numbers[best])
+        similar = cosines.max(axis=0)
         nearest = int(np.argmax(similar))
+        name = self.labels[numbers[best]]
         return Verdict(
-            label=best if probability >= ACCEPT and margin >= TIE else None,
-            probability=probability,
-            best=best,
-            probabilities=probabilities,
-            similarity=float(similar[nearest]),
+            label=name if p >= ACCEPT and margin >= TIE else None,
+            probability=p,
+            best=name,
+            probabilities={self.labels[i]: float(value) for i, value in zip(numbers, probability, strict=True)},
+            similarity=float(np.clip(similar[nearest], -1.0, 1.0)),
             margin=margin,
-            nearest=int(self._ids[inside[nearest]]),
+            nearest=int(ids[nearest]),
         )
 
     def rank(self, label: str, tracks: Sequence[FloatArray]) -> FloatArray:
@@ -183,19 +176,85 @@ class PatternBank:
         Raises:
             ValueError: an unknown label, or views as for :meth:`classify`.
         """
-        if label not in self.labels:
+        if self._learned is None or label not in self.labels:
             raise ValueError(f"expected one of {self.labels}, got {label!r}")
         for views in tracks:
             self._check(views)
-        number = self.labels.index(label)
-        return np.array([self._probability(number, views) for views in tracks], np.float32)
-
-    def _probability(self, number: int, views: FloatArray) -> float:
-        similar = (self._embeddings[self._of == number] @ views.T).max(axis=0)
-        return float(self._platt(np.array([[float(similar.mean())]]))[0])
+        if not len(tracks):
+            return np.zeros(0, np.float32)
+        starts = np.cumsum([0, *(len(views) for views in tracks[:-1])])
+        found = self._learned.probabilities(np.concatenate(tracks), starts, list(range(len(self.labels))))
+        return found[:, self.labels.index(label)].astype(np.float32)
 
     def _check(self, views: FloatArray) -> None:
         if views.ndim != 2 or views.shape[1] != self.dimension or not len(views):
             raise ValueError(f"expected views of shape (m >= 1, {self.dimension}), got {views.shape}")
         if not np.isfinite(views).all():
             raise ValueError("expected finite views")
+
+
+@dataclass(frozen=True, slots=True)
+class _Learned:
+    """Heads and calibration; ``cosine`` is an acceptance by the nearest exemplar alone, ``safe`` ``(k,)``."""
+
+    heads: Heads
+    acceptance: Acceptance
+    temperature: float
+    cosine: Acceptance
+    safe: Floats
+
+    def probabilities(self, views: FloatArray, starts: IntArray, numbers: Sequence[int]) -> Floats:
+        """``(t, len(numbers))`` of tracks whose views begin at ``starts``; only ``numbers`` compete."""
+        total = self.heads.total(self.heads.score(views))[:, numbers]
+        counts = np.diff(np.append(starts, len(views)))
+        total = np.add.reduceat(total, starts, axis=0) / counts[:, None]
+        return _probabilities(total, np.array(numbers, np.int64), self.acceptance, self.temperature)
+
+
+def _probabilities(total: Floats, numbers: IntArray, acceptance: Acceptance, temperature: float) -> Floats:
+    """Is it any of the labels, times which one: ``(t, k)`` scores of the labels ``numbers``; NaN is no candidate."""
+    z = np.where(np.isfinite(total), total, -np.inf) / temperature
+    z = np.exp(z - z.max(axis=1, keepdims=True))
+    chosen = z / z.sum(axis=1, keepdims=True)
+    accepted = acceptance(np.nan_to_num(total, nan=-np.inf), np.broadcast_to(numbers, total.shape))
+    out: Floats = chosen * accepted
+    return out
+
+
+def _learn(sample: Sample, count: int) -> _Learned:
+    """Fit the heads, and calibrate on left-out objects and left-out labels."""
+    heads = Heads(sample, count)
+    known = sample.of >= 0
+    own = np.where(known, sample.of, 0)
+    # In objects. A label with hundreds of them is heard no more than one with ten.
+    weight = sample.weight.copy()
+    for label in np.unique(sample.of):
+        mine = sample.of == label
+        weight[mine] *= min(len(np.unique(sample.folds[mine])), MAX_OBJECTS)
+    left, unknown = heads.left_out(), heads.left_out(np.where(known, sample.of, -1))
+    total, foreign = heads.total(left), heads.total(unknown)
+    rows = np.arange(len(own))
+    measured = known & np.isfinite(total[rows, own])
+    impostor = np.isfinite(foreign).any(axis=1)
+    claim = np.zeros(len(own), np.int64)
+    claim[impostor] = np.nanargmax(foreign[impostor], axis=1)
+
+    def evidence(genuine: Floats, other: Floats) -> Evidence:
+        return Evidence(
+            np.concatenate([genuine[measured, own[measured]], other[impostor, claim[impostor]]]),
+            np.repeat([True, False], [measured.sum(), impostor.sum()]),
+            np.concatenate([own[measured], claim[impostor]]),
+            np.concatenate([weight[measured], weight[impostor]]),
+            np.concatenate([np.zeros(measured.sum(), bool), ~known[impostor]]),
+        )
+
+    itself = heads.total(heads.score(sample.embeddings[known]))
+    copy = float(np.average(itself[np.arange(len(itself)), sample.of[known]], weights=sample.weight[known]))
+    acceptance = fit_acceptance(evidence(total, foreign), count, copy)
+    temperature = fit_temperature(total, sample.of, weight)
+    cosine = fit_acceptance(evidence(left.nearest, unknown.nearest), count, 1.0)
+    everyone = np.arange(count)
+    found = _probabilities(foreign[impostor & known], everyone, acceptance, temperature)
+    # No object of another label may have been given this one.
+    safe = np.maximum(SAFE, found.max(axis=0)) if len(found) else np.full(count, SAFE)
+    return _Learned(heads, acceptance, temperature, cosine, safe)
