@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ml_backend.errors import WeightsError
 from ml_backend.label_studio.schema import VideoControl
 from ml_backend.labelling import DetectorLabels, Opinion, look_at_tracks, views_of
 from ml_backend.looks import Look, Looks, OpenVideo
@@ -181,7 +180,7 @@ class Hybrid:
             "label": source.label,
             "task": source.task_id,
             "region": source.region_id,
-            "frame": source.frame,
+            "frame": source.frame + 1,  # as Label Studio counts, where its frame rate is the file's
         }
 
 
@@ -251,8 +250,8 @@ def require_embedder(models: HybridModels) -> ResolvedModel:
     """The model whose patterns a project has.
 
     Raises:
-        WeightsError: the mode has none.
+        ConfigError: the mode has none.
     """
     if models.embedder is None:
-        raise WeightsError(f"Mode {models.mode} learns no patterns.", "Switch the project to yolo_dinov2 or universal.")
+        raise ConfigError(f"Mode {models.mode} learns no patterns.", "Switch the project to yolo_dinov2 or universal.")
     return models.embedder

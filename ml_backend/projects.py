@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 
 from ml_backend.errors import ConfigError
 from ml_backend.hybrid import HybridModels, HybridSource, hybrid_models, mode_part
@@ -110,9 +112,10 @@ class Projects:
     def _save(self, project_id: int, **values: str) -> None:
         with self._storage.guard(), self._storage.engine.begin() as connection:
             of = projects.c.project_id == project_id
-            if not connection.execute(sa.update(projects).where(of).values(**values)).rowcount:
-                defaults = {"mode": "", "setup_mode": ""}
-                connection.execute(sa.insert(projects).values(project_id=project_id, **(defaults | values)))
+            if not connection.execute(sa.select(projects.c.project_id).where(of)).first():
+                with contextlib.suppress(IntegrityError), connection.begin_nested():  # another process was faster
+                    connection.execute(sa.insert(projects).values(project_id=project_id, mode="", setup_mode=""))
+            connection.execute(sa.update(projects).where(of).values(**values))
         log.info("Project %s: mode %s", project_id, values["mode"] or f"of the settings ({self._settings.mode})")
 
 

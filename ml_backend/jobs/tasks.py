@@ -270,10 +270,12 @@ def _deliver_one(context: Context, task_id: int, prediction: dict[str, Any]) -> 
             task = context.client.get_task(task_id)
             if version in task.prediction_versions:
                 return
-            context.client.create_prediction(task_id, prediction)
-            if not task.annotations and any(same_kind(version, other) for other in task.prediction_versions):
-                # What was learned since is in the new one; people would have to find it among dozens.
-                context.client.delete_predictions(task_id, lambda other: same_kind(version, other))
+            # What was learned since is in the new one; people would have to find it among dozens of older ones.
+            renewed = not task.annotations and context.client.renew_prediction(
+                task_id, prediction, lambda other: same_kind(version, other)
+            )
+            if not renewed:
+                context.client.create_prediction(task_id, prediction)
         except NotFound:
             log.info("Task %s is gone; its prediction is not needed.", task_id)
             return

@@ -209,13 +209,24 @@ class LabelStudioClient:
         result = [dict(item) if isinstance(item, Mapping) else item.dict() for item in best.result or []]
         return task, Annotation(int(best.id), task_id, result)
 
-    def delete_predictions(self, task_id: int, outdated: Callable[[str], bool]) -> int:
-        """Remove a task's predictions whose model version is ``outdated``; returns how many went."""
-        with self._translated(f"remove outdated predictions of task {task_id}"):
-            gone = [p.id for p in self._sdk.predictions.list(task=task_id) if outdated(str(p.model_version or ""))]
-            for prediction_id in gone:
-                self._sdk.predictions.delete(prediction_id)
-        return len(gone)
+    def renew_prediction(self, task_id: int, prediction: Mapping[str, Any], outdated: Callable[[str], bool]) -> bool:
+        """Write a prediction over the newest one whose model version is ``outdated``; whether there was one.
+
+        It must not be removed instead: somebody may have the task open, and Label Studio refuses an annotation that
+        was begun from a prediction which is gone.
+        """
+        with self._translated(f"renew a prediction of task {task_id}"):
+            found = [p.id for p in self._sdk.predictions.list(task=task_id) if outdated(str(p.model_version or ""))]
+            if not found:
+                return False
+            self._sdk.predictions.update(
+                max(found),
+                task=task_id,
+                result=prediction["result"],
+                score=prediction.get("score"),
+                model_version=prediction["model_version"],
+            )
+        return True
 
     def update_task_data(self, task_id: int, data: Mapping[str, Any]) -> None:
         """Replace the task's data; send all fields, not only the changed ones."""

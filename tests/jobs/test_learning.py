@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import httpx
 import numpy as np
 import pytest
 import ultralytics
@@ -131,6 +132,21 @@ def test_a_label_of_one_video_appears_on_the_right_track_of_another(
     assert 0 < meta["detector_score"] <= 1
     assert "vehicle" in meta["text"]
     assert here.queue.failed_jobs() == []
+
+
+def test_task_that_is_open_while_its_prediction_is_renewed_can_be_submitted(
+    two: tuple[Site, int, int, int], work: Work
+) -> None:
+    """Label Studio refuses an annotation that was begun from a prediction which is gone."""
+    here, project, first, second = two
+    opened = prediction(here, second)
+    teach(here, project, first, top="walker", bottom="vehicle")
+    work(here)
+    assert prediction(here, second).model_version != opened.model_version
+    address = f"{here.settings.label_studio_url}/api/tasks/{second}/annotations/"
+    body = {"result": opened.result, "parent_prediction": opened.id}
+    answer = httpx.post(address, json=body, headers=here.client.auth_headers())
+    assert answer.status_code == 201, answer.text[:500]
 
 
 def test_nothing_is_detected_or_embedded_twice(two: tuple[Site, int, int, int], work: Work) -> None:
