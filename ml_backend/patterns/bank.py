@@ -130,10 +130,16 @@ class PatternBank:
         order = np.lexsort((exemplars.ids, exemplars.groups, of))
         of, ids, groups = of[order], exemplars.ids[order], exemplars.groups[order]
         embeddings = exemplars.embeddings[order].astype(np.float32, copy=False)
-        clusters = {
-            label: find_clusters(embeddings[of == i], ids[of == i], groups[of == i]) for i, label in enumerate(labels)
-        }
-        return cls(labels, clusters, dimension, _learn(take_sample(embeddings, of, ids, groups), len(labels)))
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped,unused-ignore]
+
+        # Many small products: on a busy machine, threads that wait for each other make them ten times slower.
+        with threadpool_limits(1):
+            clusters = {
+                label: find_clusters(embeddings[of == i], ids[of == i], groups[of == i])
+                for i, label in enumerate(labels)
+            }
+            learned = _learn(take_sample(embeddings, of, ids, groups), len(labels))
+        return cls(labels, clusters, dimension, learned)
 
     def classify(self, views: FloatArray, allowed: Collection[str] | None = None) -> Verdict:
         """What one track shows.

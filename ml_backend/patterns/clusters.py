@@ -11,7 +11,8 @@ from ml_backend.types import FloatArray, IntArray
 MAX_CLUSTERS = 8
 # Kaufman & Rousseeuw, Finding Groups in Data (1990): an average silhouette below 0.25 means no substantial structure.
 MIN_SILHOUETTE = 0.25
-MAX_UNITS = 400  # silhouettes compare all pairs; more objects than this change no choice of k
+MAX_UNITS = 200  # silhouettes compare all pairs; more objects than this change no choice of k
+STARTS = 3  # of k-means, which keeps the best
 MIN_GROUPS = 3  # with fewer objects than this, their views are clustered instead
 
 
@@ -56,7 +57,7 @@ def find_clusters(embeddings: FloatArray, ids: IntArray, groups: IntArray) -> La
         from sklearn.metrics import silhouette_score  # type: ignore[import-untyped,unused-ignore]
 
         for k in range(2, min(MAX_CLUSTERS, distinct - 1) + 1):
-            found = KMeans(k, n_init=4, random_state=0).fit_predict(units).astype(np.int64)
+            found = KMeans(k, n_init=STARTS, random_state=0).fit_predict(units).astype(np.int64)
             if len(np.unique(found)) < 2:
                 continue
             score = float(silhouette_score(units, found, metric="cosine"))

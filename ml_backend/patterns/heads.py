@@ -79,6 +79,8 @@ class Heads:
         weights = (centred.T @ dual) * self._ridge  # (d, k)
         self._offset = mean @ weights
         self._weights: FloatArray = weights.astype(np.float32)
+        # One matrix product serves both heads.
+        self._stacked: FloatArray = np.ascontiguousarray(np.concatenate([self._known.T, self._weights], axis=1))
 
     def _fit_scale(self) -> float:
         """What makes the linear head's spread over the labels that of the look head."""
@@ -96,8 +98,8 @@ class Heads:
 
     def score(self, views: FloatArray) -> Scores:
         """Scores of ``(m, d)`` views."""
-        similar = (views @ self._known.T).astype(np.float64)
-        linear = (views @ self._weights).astype(np.float64) - self._offset
+        both = (views @ self._stacked).astype(np.float64)
+        similar, linear = both[:, : len(self._known)], both[:, len(self._known) :] - self._offset
         return Scores(self._soft(similar, self._known_weight), linear, self._nearest(similar, self._known_weight))
 
     def similarities(self, views: FloatArray, label: int) -> tuple[FloatArray, IntArray]:

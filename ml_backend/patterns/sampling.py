@@ -11,10 +11,10 @@ from ml_backend.types import FloatArray, IntArray
 
 Floats = npt.NDArray[np.float64]
 
-MAX_VIEWS = 1024  # of all labels: comparing with 1,024 of 1,536 dimensions takes a CPU under a millisecond
+MAX_VIEWS = 512  # of all labels: comparing with 512 of 1,536 dimensions takes a CPU under a millisecond
 VIEWS_PER_OBJECT = 12  # more views of one object say little more
 COARSE = 4  # times the number that is wanted: a cheap first choice before the careful one
-MIN_PER_LABEL = 16  # however many labels there are
+MIN_PER_LABEL = 12  # however many labels there are
 
 
 @dataclass(frozen=True, slots=True)
