@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from ml_backend.errors import Interrupted, WeightsError
+from ml_backend.errors import ConfigError, Interrupted, WeightsError
 from ml_backend.hybrid import (
     LEARNING,
     Hybrid,
@@ -124,7 +124,7 @@ def test_patterns_need_a_mode_that_has_them(make: MakeSettings) -> None:
     models = hybrid_models(make(), "universal")
     assert require_embedder(models) == models.embedder
     for mode in ("yolo", "yolo_clip"):
-        with pytest.raises(WeightsError, match=f"Mode {mode} learns no patterns") as failure:
+        with pytest.raises(ConfigError, match=f"Mode {mode} learns no patterns") as failure:
             require_embedder(hybrid_models(make(), mode))
         assert "universal" in failure.value.cure
 
