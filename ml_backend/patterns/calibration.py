@@ -81,14 +81,18 @@ class Acceptance:
     Attributes:
         slope: more than 0.
         offset: ``(k,)``.
+        ceiling: what probabilities above a half are squeezed under: a curve through few objects must not promise
+            near certainty beyond them.
     """
 
     slope: float
     offset: Floats
+    ceiling: float
 
     def __call__(self, score: Floats, label: IntArray) -> Floats:
         """``(n,)`` scores for ``(n,)`` labels to probabilities."""
-        return _sigmoid(self.slope * score + self.offset[label])
+        p = _sigmoid(self.slope * score + self.offset[label])
+        return p - np.maximum(p - 0.5, 0.0) * 2 * (1 - self.ceiling)
 
     @property
     def thresholds(self) -> Floats:
@@ -180,7 +184,8 @@ def _fit(evidence: Evidence, count: int) -> Acceptance:
     offset -= slope * center
     z = slope * score + offset
     shift = np.array([_shift(z[label == i], target[label == i], weight[label == i]) for i in range(count)])
-    return Acceptance(slope, offset + shift)
+    # Laplace's rule of succession: so sure one may be after as many objects, all of which were right.
+    return Acceptance(slope, offset + shift, (positive + 1) / (positive + 2))
 
 
 def _platt(x: Floats, target: Floats, weight: Floats) -> tuple[float, float]:

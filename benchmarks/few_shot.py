@@ -1,0 +1,263 @@
+"""Labels from 1, 2, 5, 10 and 20 exemplars: the pattern bank beside what it must not lose to.
+
+    python benchmarks/few_shot.py [--data FOLDER] [--draws 50] [--embedder fallback,dinov2]
+
+Two tasks on real crops (``few_shot_crops.py``). *kinds*: person, fallen_person, upper_body, lower_body, bicycle;
+exemplars and test crops come from different objects. *identity*: each person is a label; exemplars come from the first
+half of its life, test crops from the end. A draw chooses objects and exemplars by chance, the same for all methods, so
+that differences are paired. Baselines: the nearest exemplar (cosine), and scikit-learn's LogisticRegression with its
+default C and with C = 30. Forced choice is on all test crops, clean and changed. Open set: objects of none of the
+labels (kinds: whatever else was found; identity: people without exemplars) must be abstained on. DINOv2 takes part
+where the environment's DINOV2_MODEL is a folder. Prints tables and, as the last line, JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.few_shot_crops import CONDITIONS, Crop, change, find_crops  # noqa: E402
+from ml_backend.models.crops import cut  # noqa: E402
+from ml_backend.models.embedder import Embedder  # noqa: E402
+from ml_backend.models.hub import load_embedder, resolve_embedder  # noqa: E402
+from ml_backend.patterns.bank import Exemplars, PatternBank  # noqa: E402
+from ml_backend.settings import Settings  # noqa: E402
+
+COUNTS = (1, 2, 5, 10, 20)
+KINDS = ("person", "fallen_person", "upper_body", "lower_body", "bicycle")
+DERIVED = ("fallen_person", "upper_body", "lower_body")
+PEOPLE = 10  # labels of the task "identity"; the other people are unknown
+TESTED = {"kinds": 8, "identity": 4}  # test crops a label and condition
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """All crops, embedded.
+
+    Attributes:
+        kind, track, age, tested: ``(n,)``; see ``Crop`` and ``Source``.
+        views: by condition ``(n, d)``; NaN where a crop was not shown under it.
+    """
+
+    kind: np.ndarray
+    track: np.ndarray
+    age: np.ndarray
+    tested: np.ndarray
+    views: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One chance choice: exemplars ``x`` with labels ``y`` and objects ``group``, known test crops, unknown ones."""
+
+    x: np.ndarray
+    y: np.ndarray
+    group: np.ndarray
+    query: np.ndarray
+    truth: np.ndarray
+    condition: np.ndarray
+    unknown: np.ndarray
+
+
+def embed_all(crops: list[Crop], embedder: Embedder) -> Pool:
+    """Each crop once, and each test crop under each condition."""
+    rng = np.random.default_rng(1)
+    tested = np.array([crop.source.tested for crop in crops])
+    views = {}
+    for condition in CONDITIONS:
+        rows = np.arange(len(crops)) if condition == "clean" else np.flatnonzero(tested)
+        views[condition] = np.full((len(crops), embedder.dim), np.nan, np.float32)
+        views[condition][rows] = embedder.embed([change(crops[i].image, condition, rng) for i in rows])
+    return Pool(
+        np.array([crop.kind for crop in crops]),
+        np.array([crop.source.track for crop in crops]),
+        np.array([crop.source.age for crop in crops]),
+        tested,
+        views,
+    )
+
+
+def draw_kinds(pool: Pool, rng: np.random.Generator, count: int) -> Draw:
+    """Half of the objects of each kind teach, the others test."""
+    teachers: set[int] = set()
+    for kind in set(KINDS) - set(DERIVED):
+        tracks = rng.permutation(np.unique(pool.track[pool.kind == kind]))
+        teachers |= set(tracks[: len(tracks) // 2].tolist())
+    teaches = np.isin(pool.track, sorted(teachers))
+    learned = [_pick(pool, rng, (pool.kind == kind) & teaches, count) for kind in KINDS]
+    asked = [(pool.kind == kind) & ~teaches & pool.tested for kind in KINDS]
+    unknown = ~np.isin(pool.kind, KINDS) & pool.tested
+    return _assemble(pool, rng, learned, asked, [unknown], TESTED["kinds"], 2 * TESTED["kinds"])
+
+
+def draw_identity(pool: Pool, rng: np.random.Generator, count: int) -> Draw:
+    """The first half of each person's life teaches, the end tests; some people are unknown."""
+    person = pool.kind == "person"
+    early, late = person & (pool.age < 0.5), person & (pool.age > 0.55) & pool.tested
+    usable = [t for t in np.unique(pool.track[person]) if (early & (pool.track == t)).sum() >= 10]
+    people = rng.permutation([t for t in usable if (late & (pool.track == t)).sum() >= 3])
+    known, others = people[:PEOPLE], people[PEOPLE:]
+    learned = [_pick(pool, rng, early & (pool.track == t), count) for t in known]
+    asked = [late & (pool.track == t) for t in known]
+    unknown = [late & (pool.track == t) for t in others]
+    return _assemble(pool, rng, learned, asked, unknown, TESTED["identity"], TESTED["identity"])
+
+
+def _pick(pool: Pool, rng: np.random.Generator, among: np.ndarray, count: int) -> np.ndarray:
+    """Rows by chance, spread over as many objects as there are."""
+    rows = rng.permutation(np.flatnonzero(among))
+    turn = np.zeros(len(rows), int)
+    for track in np.unique(pool.track[rows]):
+        mine = pool.track[rows] == track
+        turn[mine] = np.arange(mine.sum())
+    return rows[np.argsort(turn, kind="stable")][:count]
+
+
+def _assemble(
+    pool: Pool,
+    rng: np.random.Generator,
+    learned: list[np.ndarray],
+    asked: list[np.ndarray],
+    unknown: list[np.ndarray],
+    per_label: int,
+    per_unknown: int,
+) -> Draw:
+    y = np.repeat(np.arange(len(learned)), [len(rows) for rows in learned])
+    rows = np.concatenate(learned)
+    query, truth, condition, none = [], [], [], []
+    for c, name in enumerate(CONDITIONS):
+        for label, among in enumerate(asked):
+            some = _pick(pool, rng, among, per_label)
+            query.append(pool.views[name][some])
+            truth += [label] * len(some)
+            condition += [c] * len(some)
+        none += [pool.views[name][_pick(pool, rng, among, per_unknown)] for among in unknown]
+    return Draw(
+        pool.views["clean"][rows],
+        y,
+        # Two labels never share an annotated object, though kinds are cut from the same people.
+        pool.track[rows] * len(learned) + y,
+        np.concatenate(query),
+        np.array(truth),
+        np.array(condition),
+        np.concatenate(none),
+    )
+
+
+def run_draw(draw: Draw) -> dict[str, float]:
+    """All figures of one draw."""
+    from sklearn.linear_model import LogisticRegression
+
+    count = int(draw.y.max()) + 1
+    names = tuple(f"{label:02d}" for label in range(count))
+    cosine = draw.query @ draw.x.T
+    choices = {"nearest": np.stack([cosine[:, draw.y == i].max(axis=1) for i in range(count)], axis=1).argmax(axis=1)}
+    for name, c in (("logistic", 1.0), ("logistic C=30", 30.0)):
+        choices[name] = LogisticRegression(C=c, max_iter=1000).fit(draw.x, draw.y).predict(draw.query)
+    started = time.perf_counter()
+    bank = PatternBank.fit(
+        Exemplars(np.arange(len(draw.y)), draw.x, tuple(names[label] for label in draw.y), draw.group.astype(np.int64))
+    )
+    fitted = time.perf_counter()
+    verdicts = [bank.classify(view[None]) for view in draw.query]
+    classified = time.perf_counter()
+    strangers = [bank.classify(view[None]) for view in draw.unknown]
+    choices["bank"] = np.array([names.index(v.best or "") for v in verdicts])
+    figures: dict[str, float] = {}
+    for name, choice in choices.items():
+        figures[name] = float((choice == draw.truth).mean())
+        for c, condition in enumerate(CONDITIONS):
+            inside = draw.condition == c
+            figures[f"{name} {condition}"] = float((choice[inside] == draw.truth[inside]).mean())
+    right = choices["bank"] == draw.truth
+    accepted = np.array([v.label is not None for v in verdicts])
+    clean = draw.condition == 0
+    sure = np.array([v.probability for v in verdicts + strangers])
+    figures["abstained on unknown"] = float(np.mean([v.label is None for v in strangers]))
+    figures["abstained on known"] = float(1 - accepted.mean())
+    figures["abstained on known, clean"] = float(1 - accepted[clean].mean())
+    figures["right when accepted"] = float(right[accepted].mean()) if accepted.any() else np.nan
+    figures["brier"] = float(np.mean((sure - np.append(right, np.zeros(len(strangers)))) ** 2))
+    figures["fit_ms"] = 1000 * (fitted - started)
+    figures["classify_ms"] = 1000 * (classified - fitted) / len(verdicts)
+    return figures
+
+
+TASKS: dict[str, Callable[[Pool, np.random.Generator, int], Draw]] = {"kinds": draw_kinds, "identity": draw_identity}
+
+
+def run_task(pool: Pool, task: str, count: int, draws: int) -> dict[str, float]:
+    """Means over draws, and paired differences of the bank to the baselines with their standard errors."""
+    runs = [run_draw(TASKS[task](pool, np.random.default_rng([2, d, count]), count)) for d in range(draws)]
+    table = {name: np.array([run[name] for run in runs]) for name in runs[0]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # nothing was accepted in any draw
+        out = {name: float(np.nanmean(values)) for name, values in table.items()}
+    for name in ("nearest", "logistic", "logistic C=30"):
+        gain = table["bank"] - table[name]
+        out[f"bank - {name}"] = float(gain.mean())
+        out[f"bank - {name}, error"] = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else np.nan
+    return out
+
+
+@click.command(help=__doc__)
+@click.option("--data", default=ROOT.parent / "shared" / "data", type=click.Path(path_type=Path), help="people.mp4.")
+@click.option("--draws", default=50, show_default=True, type=click.IntRange(2))
+@click.option("--embedder", default="", help="fallback, dinov2; by default those whose weights are here.")
+def main(data: Path, draws: int, embedder: str) -> None:
+    video, weights = data / "people.mp4", data / "yolo11n.pt"
+    for path in (video, weights):
+        if not path.is_file():
+            raise click.ClickException(f"{path} is not there; give the folder that holds it with --data.")
+    import ultralytics
+
+    assets = Path(ultralytics.__file__).parent / "assets"
+    crops = find_crops(video, weights, [assets / "bus.jpg", assets / "zidane.jpg"], cut)
+    have_dino = Path(Settings().dinov2_model).is_dir()
+    kinds = embedder.split(",") if embedder else ["fallback", *(["dinov2"] if have_dino else [])]
+    if "dinov2" in kinds and not have_dino:
+        raise click.ClickException("DINOV2_MODEL is no folder.")
+    results: dict[str, Any] = {}
+    for kind in kinds:
+        settings = Settings(embedder=kind)
+        pool = embed_all(crops, load_embedder(resolve_embedder(settings), settings))
+        for task in TASKS:
+            found = {count: run_task(pool, task, count, draws) for count in COUNTS}
+            _show(f"{kind}, {task}, {draws} draws", found)
+            results.setdefault(kind, {})[task] = {
+                count: {name: round(value, 4) for name, value in figures.items() if np.isfinite(value)}
+                for count, figures in found.items()
+            }
+    print(json.dumps({"draws": draws, "crops": len(crops), "results": results}))
+
+
+def _show(title: str, found: dict[int, dict[str, float]]) -> None:
+    table = Table("exemplars a label", *(str(count) for count in found), title=title)
+    for name in next(iter(found.values())):
+        if name.endswith(", error"):
+            continue
+        signed = name.startswith("bank - ")
+        cells = []
+        for figures in found.values():
+            error = figures.get(f"{name}, error")
+            cells.append(f"{figures[name]:+.3f} ± {error:.3f}" if signed else f"{figures[name]:.3f}")
+        table.add_row(name, *cells)
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
