@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,20 @@ from PIL import ImageColor
 from supervision.annotators.base import BaseAnnotator
 
 from ml_backend.export.fonts import Fonts
-from ml_backend.export.tiles import DARK, WHITE, Canvas, Colour, Tile, rounded, text_colour
+from ml_backend.export.legend import Legend
+from ml_backend.export.tiles import (
+    DARK,
+    PLATE_ALPHA,
+    UNLABELLED_COLOUR,
+    WHITE,
+    Canvas,
+    Colour,
+    Scale,
+    Tile,
+    dashes,
+    short,
+    text_colour,
+)
 from ml_backend.geometry import Float64Array
 from ml_backend.types import BoolArray, Image, IntArray
 
@@ -31,9 +43,6 @@ PALETTE: tuple[Colour, ...] = (
     (216, 27, 96), (124, 179, 66), (94, 53, 177), (0, 137, 123), (255, 112, 67), (109, 76, 65), (192, 202, 51),
     (57, 73, 171), (236, 64, 122),
 )  # fmt: skip
-UNLABELLED_COLOUR: Colour = (158, 158, 158)
-#: Of a dark plate, 0..255: the picture stays to be guessed behind it.
-_PLATE_ALPHA = 200
 
 
 def label_colours(labels: Sequence[str], wanted: Mapping[str, str] | None = None) -> dict[str, Colour]:
@@ -60,40 +69,6 @@ def label_colours(labels: Sequence[str], wanted: Mapping[str, str] | None = None
         colours[label] = next((colour for colour in ring if colour not in taken), ring[0])
         taken.add(colours[label])
     return colours
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """Sizes in pixels that suit a picture.
-
-    Attributes:
-        line: thickness of boxes.
-        font: size of letters.
-        pad: between letters and a plate's edge.
-        dash: usual length of a dash.
-    """
-
-    line: int
-    font: int
-    pad: int
-    dash: int
-
-    @classmethod
-    def of(cls, width: int, height: int) -> Scale:
-        """For a picture of this size; letters stay readable in small ones."""
-        side = min(width, height)
-        font = max(11, round(side / 57))
-        line = max(2, round(side / 360))
-        return cls(line=line, font=font, pad=max(2, round(font / 4)), dash=5 * line)
-
-
-@lru_cache(maxsize=4096)
-def _dashes(length: int, dash: int) -> BoolArray:
-    """Which pixels of an edge are drawn: dashes of about ``dash`` px, one at each end, so that corners are whole."""
-    gaps = max(1, round((length / dash - 1) / 2))
-    out: BoolArray = np.arange(length) * (2 * gaps + 1) // max(length, 1) % 2 == 0
-    out.setflags(write=False)
-    return out
 
 
 class DashedBoxAnnotator(BaseAnnotator):
@@ -133,7 +108,7 @@ class DashedBoxAnnotator(BaseAnnotator):
 def _strip(scene: Image, row: int, start: int, end: int, thickness: int, dash: int) -> tuple[Image, BoolArray]:
     """The rows ``row...`` from column ``start`` to ``end``, as far as they are in the picture, and the dashes there."""
     height, width = scene.shape[:2]
-    pattern = _dashes(max(end - start, 0), dash)
+    pattern = dashes(max(end - start, 0), dash)
     rows = scene[max(row, 0) : max(min(row + thickness, height), 0)]
     left, right = max(start, 0), max(min(end, width), max(start, 0))
     return rows[:, left:right], pattern[left - start : right - start]
@@ -176,8 +151,8 @@ class PlateAnnotator(BaseAnnotator):
         # Longest known first: who was there keeps its place when somebody comes.
         for number, row in enumerate(sorted(range(len(boxes)), key=lambda i: tracks[i])):
             tile = self._tile(texts[row], labels[row], bool(manual[row]))
-            spots = self._spots(boxes[row].tolist(), tile, scene.shape[1], scene.shape[0])
-            best = self._choose(spots, placed[:number], self._side.get(tracks[row], 0))
+            spots, fits = self._spots(boxes[row].tolist(), tile, scene.shape[1], scene.shape[0])
+            best = self._choose(spots, fits, placed[:number], self._side.get(tracks[row], 0))
             placed[number] = spots[best]
             sides[tracks[row]] = best
             tile.lay_on(scene, int(spots[best][0]), int(spots[best][1]))
@@ -195,7 +170,7 @@ class PlateAnnotator(BaseAnnotator):
     def _made(self, text: str, colour: Colour, manual: bool) -> Tile:
         pad, mask = self._scale.pad, self._fonts.mask(text, self._scale.font)
         bar = 0 if manual else max(2, pad)
-        ground, alpha = (colour, 240) if manual else (DARK, _PLATE_ALPHA)
+        ground, alpha = (colour, 240) if manual else (DARK, PLATE_ALPHA)
         height = mask.shape[0] + 2 * max(1, pad // 3)
         canvas = Canvas(mask.shape[1] + 2 * pad + bar, height, ground, alpha, pad)
         if bar:
@@ -203,8 +178,11 @@ class PlateAnnotator(BaseAnnotator):
         canvas.put(mask, bar + pad, (height - mask.shape[0]) // 2, text_colour(colour) if manual else WHITE)
         return canvas.tile()
 
-    def _spots(self, box: list[int], tile: Tile, width: int, height: int) -> IntArray:
-        """``(n, 4)`` int64 boxes where a plate may lie, best first, inside the picture as far as it fits."""
+    def _spots(self, box: list[int], tile: Tile, width: int, height: int) -> tuple[IntArray, BoolArray]:
+        """Where a plate may lie: ``(n, 4)`` int64 boxes inside the picture, and ``(n,)`` which hide nothing of the box.
+
+        Above and below, flush left, then flush right; then inside.
+        """
         x1, y1, x2, y2 = box
         gap = self._scale.line // 2 + 1
         w, h = tile.width, tile.height
@@ -220,99 +198,18 @@ class PlateAnnotator(BaseAnnotator):
             np.int64,
         )
         spots[:, 0] = np.clip(spots[:, 0], 0, max(width - w, 0))
-        fits = (spots[:, 1] >= 0) & (spots[:, 1] + h <= height)
-        # A place above the picture's edge falls on the box itself: it is kept in the picture, and chosen last.
+        fits: BoolArray = (spots[:, 1] >= 0) & (spots[:, 1] + h <= height)
+        fits[4:] = False
         spots[:, 1] = np.clip(spots[:, 1], 0, max(height - h, 0))
-        out: IntArray = np.concatenate([spots, spots + np.array([w, h])], axis=1)
-        out[~fits] = out[4]
-        return out
+        return np.concatenate([spots, spots + np.array([w, h])], axis=1), fits
 
     @staticmethod
-    def _choose(spots: IntArray, placed: IntArray, before: int) -> int:
+    def _choose(spots: IntArray, fits: BoolArray, placed: IntArray, before: int) -> int:
         """Index of the spot that hides least; the one of the picture before if it is as good as any."""
-        if not len(placed):
-            return before
-        shared = np.minimum(spots[:, None, 2:], placed[None, :, 2:]) - np.maximum(
-            spots[:, None, :2], placed[None, :, :2]
-        )
-        hidden = np.clip(shared, 0, None).prod(axis=2).sum(axis=1)
+        low = np.maximum(spots[:, None, :2], placed[None, :, :2])
+        high = np.minimum(spots[:, None, 2:], placed[None, :, 2:])
+        hidden = np.clip(high - low, 0, None).prod(axis=2).sum(axis=1) + ~fits
         return before if hidden[before] == hidden.min() else int(np.argmin(hidden))
-
-
-class Legend:
-    """A panel in the top left corner: labels with how many of each are to be seen, and what solid and dashed mean.
-
-    Args:
-        labels, colours: by ``class_id``.
-        kinds: whether the boxes are a human's: one or two of ``True`` and ``False``.
-    """
-
-    #: Rows; further labels are counted together.
-    ROWS = 12
-
-    def __init__(
-        self, labels: Sequence[str], colours: Sequence[Colour], kinds: Sequence[bool], scale: Scale, fonts: Fonts
-    ) -> None:
-        self._scale, self._fonts = scale, fonts
-        self._colours = colours
-        self._kinds = kinds
-        self._names = [fonts.mask(_short(label) or "(no label)", scale.font) for label in labels[: self.ROWS]]
-        if len(labels) > self.ROWS:
-            self._names.append(fonts.mask(f"{len(labels) - self.ROWS} more labels", scale.font))
-        self._keys = [(kind, fonts.mask("by hand" if kind else "by model", scale.font)) for kind in kinds]
-        self._tiles: dict[tuple[int, ...], Tile] = {}
-
-    def draw(self, image: Image, class_id: IntArray) -> None:
-        """Draw on a BGR image, in place.
-
-        Args:
-            class_id: ``(n,)`` labels of the boxes in the picture.
-        """
-        counts = np.bincount(class_id, minlength=len(self._colours)).tolist()
-        key = (*counts[: self.ROWS], *([sum(counts[self.ROWS :])] if len(counts) > self.ROWS else []))
-        if key not in self._tiles:
-            if len(self._tiles) >= 64:
-                self._tiles.clear()
-            self._tiles[key] = self._made(key)
-        margin = max(4, self._scale.font // 2)
-        self._tiles[key].lay_on(image, margin, margin)
-
-    def _made(self, counts: Sequence[int]) -> Tile:
-        scale = self._scale
-        numbers = [self._fonts.mask(str(count), scale.font) for count in counts]
-        step = round(scale.font * 1.5)
-        key = 2 * scale.font  # width of the line that shows how boxes are drawn
-        swatch = round(scale.font * 0.8)
-        edge = round(scale.font * 0.6)
-        # As wide as three digits need from the beginning, so that the panel does not breathe with the counts.
-        digits = max(self._fonts.mask("000", scale.font).shape[1], *(n.shape[1] for n in numbers), 0)
-        names = max((name.shape[1] for name in self._names), default=0)
-        keys = max((key + edge + text.shape[1] for _, text in self._keys), default=0)
-        width = max(2 * edge + swatch + names + edge + digits, keys + edge) + edge
-        height = step * (len(self._names) + len(self._keys)) + edge
-        canvas = Canvas(width, height, DARK, _PLATE_ALPHA, scale.pad * 2)
-        middle = edge // 2 + step // 2
-        for row, (name, number) in enumerate(zip(self._names, numbers, strict=True)):
-            y = middle + row * step
-            colour = self._colours[row] if row < self.ROWS else UNLABELLED_COLOUR
-            canvas.put(rounded(swatch, swatch, scale.pad), edge, y - swatch // 2, colour)
-            shade = WHITE if counts[row] else (140, 140, 145)
-            canvas.put(name, 2 * edge + swatch, y - name.shape[0] // 2, shade)
-            canvas.put(number, width - edge - number.shape[1], y - number.shape[0] // 2, shade)
-        for row, (kind, text) in enumerate(self._keys, len(self._names)):
-            y = middle + row * step
-            line = scale.line + 1
-            if kind:
-                canvas.fill(edge, y - line // 2, key, line, WHITE)
-            else:
-                dashes = np.where(_dashes(key, max(2, key // 5)), np.uint8(255), np.uint8(0))
-                canvas.put(np.repeat(dashes[None], line, axis=0), edge, y - line // 2, WHITE)
-            canvas.put(text, 2 * edge + key, y - text.shape[0] // 2, WHITE)
-        return canvas.tile()
-
-
-def _short(text: str, limit: int = 32) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +253,7 @@ class Painter:
         scale = Scale.of(*size)
         rgb = [colours[label] for label in labels]
         palette = sv.ColorPalette([sv.Color(*colour) for colour in rgb] or [sv.Color(*UNLABELLED_COLOUR)])
-        self._labels = [_short(label) for label in labels]
+        self._labels = [short(label) for label in labels]
         self._look = look
         self._edge = sv.BoxAnnotator(sv.Color(*DARK), scale.line + 2)
         self._solid = sv.BoxAnnotator(palette, scale.line)
@@ -366,7 +263,9 @@ class Painter:
         if look.trails > 0:
             length = max(2, round(look.trails * fps))
             self._trails = sv.TraceAnnotator(palette, sv.Position.BOTTOM_CENTER, length, scale.line)
-        self._legend = Legend(labels, rgb, kinds, scale, fonts) if look.legend else None
+        # In a small picture the panel must leave something to be seen.
+        rows = min(12, max(3, size[1] // (3 * scale.font)))
+        self._legend = Legend(labels, rgb, kinds, scale, fonts, rows) if look.legend else None
 
     def paint(self, image: Image, detections: sv.Detections) -> None:
         """Draw on a BGR image, in place; see the module for what ``detections`` carries."""

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.types import Image
+from ml_backend.types import BoolArray, Image
 
 Colour = tuple[int, int, int]
 DARK: Colour = (18, 18, 22)
 WHITE: Colour = (255, 255, 255)
+UNLABELLED_COLOUR: Colour = (158, 158, 158)
+#: Of a dark plate, 0..255: the picture stays to be guessed behind it.
+PLATE_ALPHA = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Sizes in pixels that suit a picture.
+
+    Attributes:
+        line: thickness of boxes.
+        font: size of letters.
+        pad: between letters and a plate's edge.
+        dash: usual length of a dash.
+    """
+
+    line: int
+    font: int
+    pad: int
+    dash: int
+
+    @classmethod
+    def of(cls, width: int, height: int) -> Scale:
+        """For a picture of this size; letters stay readable in small ones."""
+        side = min(width, height)
+        font = max(11, round(side / 57))
+        line = max(2, round(side / 360))
+        return cls(line=line, font=font, pad=max(2, round(font / 4)), dash=5 * line)
 
 
 class Tile:
@@ -89,3 +119,18 @@ class Canvas:
     def tile(self) -> Tile:
         """What has been put together."""
         return Tile(np.rint(self._rgb), np.rint(self._alpha))
+
+
+@lru_cache(maxsize=4096)
+def dashes(length: int, dash: int) -> BoolArray:
+    """Which pixels of an edge are drawn: dashes of about ``dash`` px, one at each end, so that corners are whole."""
+    # An edge too short for a gap is drawn through.
+    gaps = max(1, round((length / dash - 1) / 2)) if length >= 6 else 0
+    out: BoolArray = np.arange(length) * (2 * gaps + 1) // max(length, 1) % 2 == 0
+    out.setflags(write=False)
+    return out
+
+
+def short(text: str, limit: int = 32) -> str:
+    """The beginning of a text that is too long."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,139 @@
+"""Rendering of one video beside decoding and encoding it alone, in one run; and of the video repeated, for memory.
+
+    python benchmarks/render.py VIDEO [--prediction FILE] [--repeat 10] [--rounds 3]
+
+Without a prediction, as many objects as ``--objects`` says walk through the whole video. Each variant runs in a
+process of its own, so that its peak memory is its own; the rounds take turns, so that what else the machine does
+meets both, and the best of each counts. Prints a table and, as the last line, JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.pipeline import peak_mb, repeat_video  # noqa: E402
+
+
+def walking(frames: int, fps: float, objects: int) -> dict[str, Any]:
+    """A prediction of objects on circles, all of them to be seen on every frame, with a keyframe every half second."""
+    step = max(1, round(fps / 2))
+    result = []
+    for number in range(objects):
+        sequence = []
+        for frame in range(1, frames + 1, step):
+            angle = frame / fps + number
+            x, y = 45 + 40 * math.cos(angle) * (number + 1) / objects, 40 + 35 * math.sin(angle)
+            box = {"x": x, "y": y, "width": 5, "height": 15, "rotation": 0}
+            sequence.append({"frame": frame, "enabled": True, "time": frame / fps, **box})
+        value = {"framesCount": frames, "duration": frames / fps, "sequence": sequence}
+        result.append(
+            {
+                "id": f"object{number}",
+                "from_name": "box",
+                "to_name": "video",
+                "type": "videorectangle",
+                "score": 0.5 + number / objects / 2,
+                "value": {**value, "labels": [("person", "bicycle", "fallen_person")[number % 3]]},
+            }
+        )
+    return {"model_version": "walking", "score": 1.0, "result": result}
+
+
+def repeated(prediction: dict[str, Any], times: int, frames: int) -> dict[str, Any]:
+    """The same objects again in each repetition of the clip."""
+    result = []
+    for turn in range(times):
+        for region in prediction["result"]:
+            value = region["value"]
+            sequence = [{**key, "frame": key["frame"] + turn * frames} for key in value["sequence"]]
+            sequence[-1]["enabled"] = False
+            total = {"framesCount": frames * times, "duration": value["duration"] * times, "sequence": sequence}
+            result.append({**region, "id": f"{region['id']}-{turn}", "value": {**value, **total}})
+    return {**prediction, "result": result}
+
+
+def run_plain(video: Path, out: Path) -> tuple[int, float]:
+    """Decode and encode, nothing else."""
+    from ml_backend.video.probe import probe
+    from ml_backend.video.reader import read_frames
+    from ml_backend.video.writer import VideoWriter
+
+    info = probe(video)
+    started = time.perf_counter()
+    with VideoWriter(out, info.width, info.height, Fraction(info.fps).limit_denominator(1001)) as writer:
+        for frame in read_frames(video, info):
+            writer.write(frame.image)
+    return info.frames, time.perf_counter() - started
+
+
+def run_render(video: Path, out: Path, prediction: Path) -> tuple[int, float]:
+    from ml_backend.export.draw import Look
+    from ml_backend.export.layers import Export, file_layer
+    from ml_backend.export.render import Options, render
+
+    started = time.perf_counter()
+    layer = file_layer(video, Export(prediction))
+    summary = render(video, out, [layer], Options(Look(trails=2.0, legend=True)))
+    return int(summary["frames"]), time.perf_counter() - started
+
+
+@click.command()
+@click.argument("video", type=click.Path(exists=True, path_type=Path))
+@click.option("--prediction", type=click.Path(exists=True, path_type=Path))
+@click.option("--objects", default=24)
+@click.option("--repeat", default=10, help="Also render the video so many times over; 0: do not.")
+@click.option("--rounds", default=3)
+@click.option("--variant", hidden=True)
+def main(video: Path, prediction: Path | None, objects: int, repeat: int, rounds: int, variant: str | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        if variant:
+            out = Path(folder) / "out.mp4"
+            run = run_plain(video, out) if variant == "plain" else run_render(video, out, prediction or Path())
+            print(json.dumps({"frames": run[0], "seconds": run[1], "peak_mb": peak_mb()}))
+            return
+        from ml_backend.video.probe import probe
+
+        info = probe(video)
+        boxes = json.loads(prediction.read_text()) if prediction else walking(info.frames, info.fps, objects)
+        given = Path(folder) / "boxes.json"
+        given.write_text(json.dumps(boxes))
+        plans = [("decode + encode", "plain", video, given), ("rendered", "render", video, given)] * rounds
+        if repeat > 1:
+            long, many = Path(folder) / f"long{video.suffix}", Path(folder) / "many.json"
+            repeat_video(video, long, repeat)
+            many.write_text(json.dumps(repeated(boxes, repeat, info.frames)))
+            plans.append((f"rendered, {repeat}x", "render", long, many))
+        rows: dict[str, dict[str, Any]] = {}
+        for name, kind, file, shown in plans:
+            command = [sys.executable, __file__, str(file), "--prediction", str(shown), "--variant", kind]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            row = json.loads(done.stdout.strip().rsplit("\n", 1)[-1])
+            row["fps"] = row["frames"] / row["seconds"]
+            print(
+                f"{name:16} {row['frames']:6} frames {row['fps']:6.1f} frames/s  peak {row['peak_mb']:.0f} MB",
+                flush=True,
+            )
+            if name not in rows or row["fps"] > rows[name]["fps"]:
+                rows[name] = row
+    plain, ours = rows["decode + encode"], rows["rendered"]
+    summary: dict[str, Any] = {"rows": rows, "speed_ratio": round(ours["fps"] / plain["fps"], 3)}
+    if repeat > 1:
+        summary["memory_ratio"] = round(rows[f"rendered, {repeat}x"]["peak_mb"] / ours["peak_mb"], 3)
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

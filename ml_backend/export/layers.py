@@ -1,0 +1,197 @@
+"""What is drawn on a video: annotations or predictions of a file, or what a model finds now."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_backend.errors import ConfigError
+from ml_backend.export.locate import VideoFolder
+from ml_backend.export.select import Predictions
+from ml_backend.export.source import Part, Source
+from ml_backend.export.video import AnnotatedVideo
+from ml_backend.label_studio.schema import LabelConfig, parse_label_config
+from ml_backend.offline import predict_file
+from ml_backend.settings import Settings
+
+ANNOTATIONS, PREDICTIONS = "annotations", "predictions"
+#: Tasks that an error message lists.
+_LISTED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Boxes for one pane.
+
+    Attributes:
+        title: where they come from, for people.
+        video: the file with the objects on it.
+        note: what is to be said of how they came about, else empty.
+    """
+
+    title: str
+    video: AnnotatedVideo
+    note: str = ""
+
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """How a model looks at a video now.
+
+    Attributes:
+        config: label config file: names and labels.
+        settings: detector, mode and so on.
+        patterns: a pattern bank that was exported from a project.
+        progress: gives what is called with frames done and in all, by a title; one for each video that is looked at.
+    """
+
+    config: Path
+    settings: Settings
+    patterns: Path | None = None
+    progress: Callable[[str], AbstractContextManager[Progress | None]] = lambda _: nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A task in a file.
+
+    Attributes:
+        path: see :class:`~ml_backend.export.source.Source`.
+        task: its id; ``None``: the one whose video has the file's name, or the only one.
+        config: of the project; frame rates are inferred from the regions without one.
+    """
+
+    path: Path
+    task: int | None = None
+    config: LabelConfig | None = None
+
+
+def file_layer(video: Path, export: Export, show: str = "") -> Layer:
+    """What an export of Label Studio, or a prediction file, says of a video.
+
+    Args:
+        show: ``"annotations"``, ``"predictions"``, or a model version; empty: annotations, where there are none the
+            newest prediction.
+
+    Raises:
+        ConfigError: the file is unusable, or has no such task or nothing to show of it.
+        VideoError: the video is unusable.
+    """
+    wanted: Predictions = {"": "missing", ANNOTATIONS: "none"}.get(show, "only")  # type: ignore[assignment]
+    version = show if show not in ("", ANNOTATIONS, PREDICTIONS) else ""
+
+    def part(by: LabelConfig | None) -> Part:
+        only = [] if export.task is None else [export.task]
+        source = Source.from_file(
+            export.path, videos=video, config=by, predictions=wanted, model_version=version, only=only
+        )
+        return _choose(source.parts(), video, export, show)
+
+    found = part(export.config)
+    if export.config is not None and not found.regions:
+        # A config that is given for its colours may name the controls otherwise than the file does.
+        found = part(None)
+    kind = "prediction" if found.submission.is_prediction else "annotation"
+    title = " ".join(filter(None, (kind, found.submission.annotator, f"({export.path.name})")))
+    return Layer(title, AnnotatedVideo.make(found, video))
+
+
+def _choose(parts: Iterator[Part], video: Path, export: Export, show: str) -> Part:
+    """The part that belongs to the video. Only what fits is kept: an export may be large."""
+    path, task, by_name = export.path, export.task, VideoFolder(video)
+    first: Part | None = None
+    fitting: list[Part] = []
+    others: list[str] = []
+    for part in parts:
+        first = first or part
+        if task is not None or not part.uri or by_name.find(part.uri) is not None:
+            fitting.append(part)
+        else:
+            others.append(f"{part.task_id} ({part.name})")
+    if len({part.task_id for part in fitting}) > 1:
+        ids = ", ".join(str(part.task_id) for part in fitting[:_LISTED])
+        raise ConfigError(f"{path.name} has several tasks with {video.name}: {ids}.", "Choose one with --task.")
+    if fitting:
+        # Of a task with several videos the one whose name fits.
+        return next((part for part in fitting if part.uri and by_name.find(part.uri)), fitting[0])
+    if first is not None and len(others) == 1:
+        return first  # there is no choice, so it is meant, whatever its name
+    what = show or "annotations or predictions"
+    of = f"of task {task}" if task is not None else f"of {video.name}"
+    if others:
+        more = ", ..." if len(others) > _LISTED else ""
+        cure = f"Choose one with --task: {', '.join(others[:_LISTED])}{more}."
+    else:
+        cure = "Export the project again, or name another task or file."
+    raise ConfigError(f"{path.name} has no {what} {of}.", cure)
+
+
+def model_layer(video: Path, weights: str | None, model: Model, **changes: Any) -> Layer:
+    """What a model finds in a video now; takes as long as pre-annotation.
+
+    Args:
+        weights: YOLO checkpoint or its name; by default that of the settings.
+        changes: further settings.
+
+    Raises:
+        VideoError, ConfigError, WeightsError, StorageError: as :func:`ml_backend.offline.predict_file`.
+    """
+    if weights is not None:
+        changes |= {"yolo_weights": weights}
+    settings = model.settings.model_copy(update=changes)
+    with tempfile.TemporaryDirectory(prefix="prediction-") as folder:
+        path = Path(folder) / "prediction.json"
+        with model.progress(f"Pre-annotating {video.name}") as progress:
+            summary = predict_file(video, path, model.config, settings, patterns=model.patterns, progress=progress)
+        layer = file_layer(video, Export(path))
+    return Layer(str(summary["model_version"]), layer.video, str(summary["note"]))
+
+
+def named_layer(video: Path, name: str, model: Model, export: Export | None = None) -> Layer:
+    """The layer that a word of the command line means.
+
+    Args:
+        name: a JSON file; of ``export``: ``annotations``, ``predictions`` or a model version; weights: a checkpoint
+            file, or its name where there is no export; ``motion``: the detector without weights.
+
+    Raises:
+        VideoError, ConfigError, WeightsError, StorageError: as :func:`file_layer` and :func:`model_layer`.
+    """
+    path = Path(name)
+    if path.suffix.lower() == ".json":
+        same = export is not None and export.path == path
+        of = export if export and same else Export(path, config=export.config if export else None)
+        return file_layer(video, of)
+    if name in (ANNOTATIONS, PREDICTIONS) and export is None:
+        raise ConfigError(f"It is not said whose {name} are meant.", "Name the export with --from-json.")
+    if name == "motion":
+        return model_layer(video, None, model, detector="motion")
+    if export is not None and not path.is_file() and path.suffix != ".pt":
+        return file_layer(video, export, name)
+    return model_layer(video, name, model)
+
+
+def read_config(path: Path) -> LabelConfig:
+    """Read a label config file.
+
+    Raises:
+        ConfigError: not readable, or without what annotation of video needs.
+    """
+    try:
+        return parse_label_config(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The label config {path} cannot be read: {error.strerror}.", "Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The label config {path} is not UTF-8: {error}.", "Save it as UTF-8.") from error
+
+
+def css_colours(config: LabelConfig) -> dict[str, str]:
+    """Colours that a config gives its labels, in its order; empty for a label without one."""
+    return {label.value: label.background for control in config.video_controls for label in control.labels}

@@ -1,0 +1,232 @@
+"""Annotated video to look at: the pictures with what was drawn or found on them, the sound as it was."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import supervision as sv
+
+from ml_backend.errors import ConfigError
+from ml_backend.export.compare import Layout, fitting_size
+from ml_backend.export.draw import Look, Painter, label_colours
+from ml_backend.export.fonts import Fonts
+from ml_backend.export.layers import Layer
+from ml_backend.export.tiles import Scale
+from ml_backend.export.video import FrameBoxes, VideoObject
+from ml_backend.types import IntArray, VideoInfo
+from ml_backend.video.container import check_file
+from ml_backend.video.probe import Scan, scan
+from ml_backend.video.reader import read_frames
+from ml_backend.video.sound import Sound
+from ml_backend.video.writer import VideoWriter
+
+Progress = Callable[[int, int], None]
+
+#: Units a second of the times of pictures at uneven intervals, as MPEG counts.
+_TICKS = 90_000
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a video is rendered.
+
+    Attributes:
+        look: what is drawn.
+        colours: CSS colours by label; other labels get colours that follow from their names.
+        start, end: seconds of the video between which it is rendered; by default all.
+        height: of the pictures, px; the video's own when ``None``, which a larger one never exceeds.
+        sound: whether the sound is kept.
+        font: a font file that is to be preferred.
+        crf, preset: of the encoder; see :class:`~ml_backend.video.writer.VideoWriter`.
+    """
+
+    look: Look = field(default_factory=Look)
+    colours: Mapping[str, str] = field(default_factory=dict)
+    start: float | None = None
+    end: float | None = None
+    height: int | None = None
+    sound: bool = True
+    font: Path | None = None
+    crf: int = 20
+    preset: str = "veryfast"
+
+
+def check_out(out: Path, video: Path, force: bool) -> None:
+    """Refuse an output that could not or should not be written, before any work is done.
+
+    Raises:
+        ConfigError: not an MP4, the video itself, or there already and ``force`` not given.
+        VideoError: the video is no file that can be read.
+    """
+    source = check_file(video)
+    if out.suffix.lower() != ".mp4":
+        raise ConfigError(f"{out.name} is not the name of an MP4 file.", "End it with .mp4.")
+    if not out.exists():
+        return
+    if out.samefile(source):
+        raise ConfigError(f"{out} is the video itself.", "Choose another --out.")
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder.", "Choose another --out.")
+    if not force:
+        raise ConfigError(f"{out} exists already.", "Choose another --out, or overwrite it with --force.")
+
+
+def render(
+    video: str | os.PathLike[str],
+    out: Path,
+    layers: Sequence[Layer],
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a video with boxes, one picture in memory at a time.
+
+    Each picture of the source becomes one of the output, at the same moment, upright and in square pixels; several
+    layers are shown side by side. The output appears under its name only when it is complete.
+
+    Args:
+        out: target, ending in ``.mp4``; one that is there is replaced.
+        layers: one or more, of this video.
+        progress: called with pictures done and in all.
+
+    Returns:
+        Summary: frames, seconds, fps, width, height, tracks and labels (of each layer), note.
+
+    Raises:
+        VideoError: the video cannot be used.
+        ConfigError: the stretch of time or the font is none.
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    options = options or Options()
+    facts = scan(video)
+    first, last = _stretch(facts, options)
+    fonts = Fonts(options.font)
+    size = fitting_size(facts.info.width, facts.info.height, len(layers), options.height)
+    layout = Layout(size, [layer.title for layer in layers], Scale.of(*size).font, fonts)
+    labels = _labels(layers, options.colours)
+    colours = label_colours(labels, options.colours)
+    painters = [_Pane(layer, labels, colours, size, facts.info, options.look, fonts, first, last) for layer in layers]
+    base, stamps = _stamps(facts, first, last)
+    total = last + 1 - first
+    started = time.perf_counter()
+    done = 0
+    with VideoWriter(
+        out,
+        layout.width,
+        layout.height,
+        Fraction(facts.info.fps).limit_denominator(1001),
+        crf=options.crf,
+        preset=options.preset,
+        time_base=base,
+        sound=_sound(facts, first, options) if options.sound and facts.info.has_audio else None,
+    ) as writer:
+        for frame in read_frames(video, facts.info, start=first, size=size):
+            if frame.index > last:
+                break
+            picture = layout.spread(frame.image)
+            for pane, painter in zip(layout.panes, painters, strict=True):
+                painter.paint(pane.of(picture), frame.index)
+            writer.write(picture, int(stamps[frame.index - first]))
+            done += 1
+            if progress is not None:
+                progress(frame.index - first + 1, total)
+    seconds = time.perf_counter() - started
+    return {
+        "frames": done,
+        "seconds": round(seconds, 3),
+        "fps": round(done / seconds, 2) if seconds else 0.0,
+        "width": layout.width,
+        "height": layout.height,
+        "tracks": [len(pane.objects) for pane in painters],
+        "labels": [dict(Counter(item.label for item in pane.objects)) for pane in painters],
+        "note": " ".join(filter(None, [*(layer.note for layer in layers), fonts.note()])),
+    }
+
+
+class _Pane:
+    """The boxes of one layer, picture by picture."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        labels: Sequence[str],
+        colours: Mapping[str, tuple[int, int, int]],
+        size: tuple[int, int],
+        info: VideoInfo,
+        look: Look,
+        fonts: Fonts,
+        first: int,
+        last: int,
+    ) -> None:
+        # The legend names what may be seen between start and end, not the rest of the video's labels.
+        self.objects = tuple(item for item in layer.video.objects if item.last >= first and item.first <= last)
+        present = {item.label for item in self.objects}
+        shown = [label for label in labels if label in present]
+        self._index = {label: n for n, label in enumerate(shown)}
+        self._scale = np.array([size[0] / info.width, size[1] / info.height] * 2)
+        kinds = sorted({item.source == "manual" for item in self.objects}, reverse=True)
+        self._painter = Painter(shown, colours, size, info.fps, look, fonts, kinds)
+        self._boxes: Iterator[FrameBoxes] = layer.video.frames(np.arange(first, last + 1), self.objects)
+
+    def paint(self, image: Any, index: int) -> None:
+        """Draw what is to be seen on a picture. To be asked in increasing order."""
+        for boxes in self._boxes:
+            if boxes.index == index:
+                self._painter.paint(image, self._detections(boxes.objects, boxes.xyxy))
+                return
+
+    def _detections(self, objects: Sequence[VideoObject], xyxy: Any) -> sv.Detections:
+        return sv.Detections(
+            xyxy=xyxy * self._scale,
+            class_id=np.array([self._index[item.label] for item in objects], np.int64),
+            tracker_id=np.array([item.track for item in objects], np.int64),
+            confidence=np.array([np.nan if item.confidence is None else item.confidence for item in objects], float),
+            data={"manual": np.array([item.source == "manual" for item in objects], bool)},
+        )
+
+
+def _labels(layers: Sequence[Layer], wanted: Mapping[str, str]) -> list[str]:
+    """Labels of all layers: in the order of those that have a colour of their own, then by name."""
+    present = {item.label for layer in layers for item in layer.video.objects}
+    known = [label for label in wanted if label in present]
+    return [*known, *sorted(present - set(known), key=lambda label: (label.casefold(), label))]
+
+
+def _stretch(facts: Scan, options: Options) -> tuple[int, int]:
+    """Indices of the first and the last picture that are rendered."""
+    end_s = float(facts.times[0]) + facts.info.duration
+    start = 0.0 if options.start is None else options.start
+    end = end_s if options.end is None else options.end
+    if not 0 <= start < end_s:
+        raise ConfigError(f"The video has no second {start:g}: it ends at {end_s:.3f}.", "Choose another --start.")
+    if not end > start:
+        raise ConfigError(f"The end, second {end:g}, is not after the start, {start:g}.", "Choose another --end.")
+    # Microseconds are what players tell apart: a time that was copied from one must find its picture.
+    first = max(0, int(np.searchsorted(facts.times, start + 1e-6, side="right")) - 1)
+    last = max(first, int(np.searchsorted(facts.times, end - 1e-6, side="left")) - 1)
+    return first, last
+
+
+def _stamps(facts: Scan, first: int, last: int) -> tuple[Fraction | None, IntArray]:
+    """Unit (``None``: one picture) and ``(n,)`` times of the pictures in it, from 0, strictly increasing."""
+    count = np.arange(last + 1 - first)
+    if not facts.info.variable_frame_rate:
+        return None, count
+    exact = np.rint((facts.times[first : last + 1] - facts.times[first]) * _TICKS).astype(np.int64)
+    # Pictures that share a time follow each other by one unit.
+    out: IntArray = np.maximum.accumulate(exact - count) + count
+    return Fraction(1, _TICKS), out
+
+
+def _sound(facts: Scan, first: int, options: Options) -> Sound:
+    # The browser's clock is not the file's where a stream begins before 0.
+    origin = 0.0 if facts.pts is None else float(facts.pts[0] * facts.time_base) - float(facts.times[0])
+    end = None if options.end is None else options.end + origin
+    return Sound(facts.info.path, float(facts.times[first]) + origin, end)

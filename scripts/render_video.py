@@ -1,0 +1,100 @@
+#!/usr/bin/env python
+"""A video with boxes that plays in every browser: from annotations, a prediction, or a model that looks at it now."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ml_backend.cli import fail_clearly, progress_bar
+from ml_backend.export.draw import Look
+from ml_backend.export.layers import Export, Model, css_colours, file_layer, model_layer, named_layer, read_config
+from ml_backend.export.render import Options, check_out, render
+from ml_backend.settings import Mode, Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("video", type=click.Path(path_type=Path))
+@click.option("--out", type=FILE, required=True, help="MP4 to write.")
+@click.option("--from-json", type=FILE, help="Export of Label Studio (JSON or JSON_MIN).")
+@click.option("--task", type=int, help="Id of the task in it.  [default: the one whose video has this name]")
+@click.option("--show", metavar="WHAT", help="Of the export: annotations, predictions, or a model version.")
+@click.option("--prediction", type=FILE, help="Prediction, as predict_video.py writes it.")
+@click.option("--weights", help="Let a model look at the video now: a .pt file, or a name such as yolo11n.pt.")
+@click.option(
+    "--compare",
+    nargs=2,
+    metavar="A B",
+    help="Two side by side: each a JSON file, weights, or with --from-json: annotations, predictions, a model version.",
+)
+@click.option("--config", type=FILE, help="Label config: colours; with weights also the labels.")
+@click.option("--mode", type=click.Choice(get_args(Mode)), help="With weights: how tracks get their labels.")
+@click.option("--patterns", type=FILE, help="With weights: learned labels, from `scripts/patterns.py export`.")
+@click.option("--detector", type=click.Choice(["auto", "yolo", "motion"]), help="Without --weights, too.")
+@click.option("--trails", is_flag=True, help="Draw the way that objects have come.")
+@click.option("--trail-seconds", type=click.FloatRange(0.1, 60), default=2.0)
+@click.option("--legend", is_flag=True, help="List the labels with live counts.")
+@click.option(
+    "--hide", type=click.Choice(["labels", "ids", "confidence"]), multiple=True, help="Leave out; may be repeated."
+)
+@click.option("--start", type=click.FloatRange(0), help="Second at which to begin.")
+@click.option("--end", type=click.FloatRange(0), help="Second at which to end.")
+@click.option("--height", type=click.IntRange(16, 8640), help="Of the pictures, at most, px.  [default: the video's]")
+@click.option("--no-sound", is_flag=True)
+@click.option("--font", type=FILE, help="Font file for the names.")
+@click.option("--force", is_flag=True, help="Overwrite.")
+@fail_clearly
+def main(video: Path, out: Path, **given: Any) -> None:
+    """Render VIDEO with the boxes of one source, or of two side by side."""
+    # Ended from outside, leave nothing half-done either.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sources = [name for name in ("from_json", "prediction", "weights", "detector") if given[name] is not None]
+    if given["compare"] is None and (not sources or (len(sources) > 1 and sources != ["weights", "detector"])):
+        raise click.UsageError("Name one source: --from-json, --prediction, --weights, --detector, or --compare A B.")
+    check_out(out, video, given["force"])
+    wanted = {name: given[name] for name in ("mode", "detector") if given[name] is not None}
+    config = read_config(given["config"]) if given["config"] else None
+    model = Model(given["config"] or ROOT / "label_config.xml", Settings(**wanted), given["patterns"], progress_bar)
+    export = Export(given["from_json"], given["task"], config) if given["from_json"] else None
+    if given["compare"]:
+        layers = [named_layer(video, name, model, export) for name in given["compare"]]
+    elif given["prediction"]:
+        layers = [file_layer(video, Export(given["prediction"], config=config))]
+    elif export:
+        layers = [file_layer(video, export, given["show"] or "")]
+    else:
+        layers = [model_layer(video, given["weights"], model)]
+    options = Options(
+        look=Look(
+            names="labels" not in given["hide"],
+            numbers="ids" not in given["hide"],
+            confidence="confidence" not in given["hide"],
+            trails=given["trail_seconds"] if given["trails"] else 0.0,
+            legend=given["legend"],
+        ),
+        colours=css_colours(config) if config else {},
+        start=given["start"],
+        end=given["end"],
+        height=given["height"],
+        sound=not given["no_sound"],
+        font=given["font"],
+    )
+    with progress_bar(f"Rendering {video.name}") as progress:
+        summary = render(video, out, layers, options, progress)
+    if summary["note"]:
+        click.echo(f"Note: {summary['note']}", err=True)
+    print(json.dumps(summary, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
