@@ -145,7 +145,7 @@ def export_annotations(
                     if rows:
                         written.rows += _add(rows, video, sample, extra)
                     else:
-                        target = out / f"{name if part.uri else video.stem}.json"
+                        target = out / f"{name}.json"
                         with writing(target) as file:
                             own = _Array(file)
                             written.rows += _add(own, video, sample, extra)

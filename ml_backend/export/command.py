@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ml_backend.cli import progress_bar
 from ml_backend.errors import ConfigError
-from ml_backend.export.source import Source
+from ml_backend.export.back import BackResult, ResultKind, to_tasks
+from ml_backend.export.coco import read_coco
+from ml_backend.export.cvat import read_cvat
+from ml_backend.export.files import writing
+from ml_backend.export.locate import VideoFolder
+from ml_backend.export.mot import read_mot
+from ml_backend.export.source import Skipped, Source
+from ml_backend.export.yolo import read_yolo
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.schema import LabelConfig, parse_label_config
+from ml_backend.label_studio.schema import LabelConfig, VideoControl, parse_label_config
 from ml_backend.local.discover import settings_in_force
 
 #: Exit code of an export that is complete but for videos that could not be had.
@@ -98,9 +107,65 @@ def read_config(path: Path) -> LabelConfig:
 
 def finish(source: Source) -> None:
     """List on stderr what was skipped, and end with :data:`SKIPPED` if anything was."""
-    if not source.skipped:
+    _end(source.skipped)
+
+
+def _end(skipped: Sequence[Skipped]) -> None:
+    if not skipped:
         return
-    print(f"Skipped, {len(source.skipped)}:", file=sys.stderr)
-    for item in source.skipped:
+    print(f"Skipped, {len(skipped)}:", file=sys.stderr)
+    for item in skipped:
         print(f"  {item}", file=sys.stderr)
     sys.exit(SKIPPED)
+
+
+def bring_back(
+    format_name: str,
+    dataset: Path,
+    out: Path,
+    *,
+    videos: Path | None,
+    config: Path | None,
+    kind: ResultKind,
+    min_iou: float,
+    url_prefix: str,
+) -> None:
+    """Write Label Studio tasks of a foreign dataset, print a summary, and end as :func:`finish` does.
+
+    Args:
+        videos: folder with the videos; by default the dataset's own.
+        config: label config whose names the regions get; by default those of the documentation's example.
+
+    Raises:
+        ConfigError: a format without tracks, or files that are not of it.
+        StorageError: ``out`` cannot be written.
+    """
+    readers = {"mot": read_mot, "cvat": read_cvat, "yolo-track": read_yolo, "coco": read_coco}
+    if format_name not in readers:
+        raise ConfigError(f"Labels of the format {format_name} have no tracks.", f"Use one of {', '.join(readers)}.")
+    if not 0 < min_iou < 1:
+        raise ConfigError(f"{min_iou:g} cannot bound an IoU.", "Give --min-iou between 0 and 1.")
+    control = read_config(config).video_controls[0] if config else VideoControl("box", "video", "video", "label", ())
+    folder = VideoFolder(videos or (dataset if dataset.is_dir() else dataset.parent))
+    result = BackResult()
+    found = list(readers[format_name](dataset))
+    with progress_bar("Reading videos") as progress, writing(out) as file:
+        tasks = to_tasks(found, folder, control, result, kind=kind, min_iou=min_iou, url_prefix=url_prefix)
+        file.write("[")
+        for number, task in enumerate(tasks):
+            file.write((",\n" if number else "\n") + json.dumps(task, ensure_ascii=False))
+            progress(result.tasks + len(result.skipped), len(found))
+        file.write("\n]\n")
+    known = {label.value for label in control.labels}
+    missing = sorted(set(result.labels) - known) if known else []
+    if missing:
+        print(f"The label config lacks these labels: {', '.join(missing)}.", file=sys.stderr)
+    summary = {
+        "tasks": result.tasks,
+        "regions": result.regions,
+        "keyframes": result.keyframes,
+        "labels": dict(result.labels),
+        "skipped": len(result.skipped),
+    }
+    print(json.dumps(summary, ensure_ascii=False))
+    _end(result.skipped)

@@ -82,6 +82,15 @@ class VideoFolder:
                 return best
         return None
 
+    def find_stem(self, stem: str) -> Path | None:
+        """The file whose name without its suffix this is; Label Studio's prefix does not matter."""
+        wanted = _key(stem)
+        for paths in self._by_key.values():
+            for path in paths:
+                if wanted in (_key(path.stem), _key(_UPLOAD_PREFIX.sub("", path.stem))):
+                    return path
+        return None
+
 
 def _files(folder: Path) -> list[Path]:
     found = []

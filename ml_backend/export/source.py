@@ -112,6 +112,7 @@ class Source:
         all_annotators: every submitted annotation of a task, instead of the one that counts.
         only: ids of the tasks wanted; all where empty.
         model_version: of the predictions wanted; the newest where empty.
+        default_name: of a video whose task has no address for it (a prediction file).
 
     Attributes:
         skipped: what could not be exported so far; scripts list it and end with exit code 3.
@@ -127,8 +128,10 @@ class Source:
         all_annotators: bool = False,
         only: Collection[int] = (),
         model_version: str = "",
+        default_name: str = "video",
     ) -> None:
         self._tasks, self._find, self.config = tasks, find, config
+        self._default_name = default_name
         self._predictions, self._all, self._version = predictions, all_annotators, model_version
         self._only = frozenset(only)
         self.skipped: list[Skipped] = []
@@ -157,6 +160,7 @@ class Source:
         single = is_prediction_file(path)
         if single:
             options["predictions"] = "only"
+            options["default_name"] = getattr(folder.only(), "name", "video")
         store = MediaStore(settings, _NoServer()) if settings else None
         # A single file that is named itself is meant whatever its name, where there is no choice of tasks.
         any_name = single or bool(folder.single and len(options.get("only") or ()) == 1)
@@ -237,7 +241,11 @@ class Source:
         if isinstance(error, LabelStudioUnavailable | StorageError):
             raise error
         log.info("Task %d is skipped", part.task_id, exc_info=error)
-        self.skipped.append(Skipped(part.task_id, part.name, str(error)))
+        self._note(Skipped(part.task_id, part.name, str(error)))
+
+    def _note(self, item: Skipped) -> None:
+        if item not in self.skipped:  # each pass over the tasks finds the same
+            self.skipped.append(item)
 
     def _parts(self, task: RawTask, submission: Submission) -> Iterator[Part]:
         data: Mapping[str, Any] = task["data"]
@@ -247,14 +255,14 @@ class Source:
             if uri is None and data:
                 if any(_is_of(region, control) for region in submission.result):
                     reason = f'The task has no field "{control.value_key}" with a video.'
-                    self.skipped.append(Skipped(task["id"], control.to_name, reason))
+                    self._note(Skipped(task["id"], control.to_name, reason))
                 continue
             regions = [region for region in submission.result if _is_of(region, control)]
             if self.config and data:
                 rate: float | None = control.frame_rate_for(data)
             else:
                 rate = inferred_rate(data, regions)
-            name = video_name(uri) if uri else "video"
+            name = video_name(uri) if uri else self._default_name
             yield Part(task["id"], name, uri or "", control, rate, submission, data, self._find)
 
 

@@ -123,12 +123,12 @@ class AnnotatedVideo:
 
     @property
     def name(self) -> str:
-        """File name without Label Studio's upload prefix; of a prediction file, which names none, the file's own."""
-        return self.part.name if self.part.uri else self.path.name
+        """File name without Label Studio's upload prefix."""
+        return self.part.name
 
     @property
     def stem(self) -> str:
-        return Path(self.name).stem or "video"
+        return self.part.stem
 
     @property
     def control(self) -> VideoControl:

@@ -1,0 +1,182 @@
+"""Old work on its way into Label Studio: boxes of other formats to tracks, and tracks to tasks with results."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ml_backend.errors import BackendError, VideoError
+from ml_backend.export.locate import VideoFolder
+from ml_backend.export.source import Skipped
+from ml_backend.geometry import Float64Array
+from ml_backend.keyframes import interpolate
+from ml_backend.label_studio.regions import make_prediction, track_to_region
+from ml_backend.label_studio.schema import VideoControl
+from ml_backend.pipeline import video_facts, video_timeline
+from ml_backend.types import IntArray, Track
+from ml_backend.video.probe import probe
+
+log = logging.getLogger(__name__)
+
+ResultKind = Literal["predictions", "annotations"]
+
+#: Bound of the keyframe simplification: what people have drawn comes back all but unchanged.
+MIN_IOU = 0.995
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTrack:
+    """One object of a foreign file: ascending decoded ``frames`` ``(n,)`` and ``xyxy`` ``(n, 4)`` in pixels."""
+
+    track_id: int
+    label: str
+    frames: IntArray
+    xyxy: Float64Array
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBoxes:
+    """The tracks of one video, and the pictures that were looked at.
+
+    Attributes:
+        samples: ``(m,)`` ascending decoded pictures. Between two that follow each other, a track that is on both is
+            there too; one that misses a sample is hidden. ``None``: all pictures were looked at.
+    """
+
+    tracks: tuple[ReadTrack, ...]
+    samples: IntArray | None = None
+
+    @classmethod
+    def make(
+        cls, rows: Sequence[tuple[int, int, str]], xyxy: npt.ArrayLike, samples: Iterable[int] | None
+    ) -> ReadBoxes:
+        """From boxes in any order.
+
+        Args:
+            rows: ``n`` times (decoded picture, track, label). Of several boxes of one track and label on one picture
+                the first counts.
+            xyxy: ``(n, 4)`` pixels.
+            samples: pictures that were looked at.
+        """
+        boxes = np.asarray(xyxy, np.float64).reshape(-1, 4)
+        groups: dict[tuple[int, str], list[int]] = {}
+        for index, (_, track, label) in enumerate(rows):
+            groups.setdefault((track, label), []).append(index)
+        tracks = []
+        for (track, label), members in groups.items():
+            frames, first = np.unique([rows[index][0] for index in members], return_index=True)
+            tracks.append(ReadTrack(track, label, frames.astype(np.int64), boxes[np.array(members)[first]]))
+        looked = None if samples is None else np.unique(np.fromiter(samples, np.int64))
+        return cls(tuple(tracks), looked)
+
+    def dense(self, track: ReadTrack) -> ReadTrack:
+        """The track on every picture between samples on which it is, interpolated."""
+        if self.samples is None or len(track.frames) < 2:
+            return track
+        place = np.searchsorted(self.samples, track.frames)
+        parts = np.split(np.arange(len(track.frames)), np.flatnonzero(np.diff(place) > 1) + 1)
+        frames = [np.arange(track.frames[part[0]], track.frames[part[-1]] + 1) for part in parts]
+        boxes = [interpolate(track.frames[part], track.xyxy[part], at) for part, at in zip(parts, frames, strict=True)]
+        return ReadTrack(track.track_id, track.label, np.concatenate(frames), np.concatenate(boxes))
+
+
+@dataclass(frozen=True, slots=True)
+class ReadVideo:
+    """One video of a foreign dataset.
+
+    Attributes:
+        name: its file name, with or without suffix.
+        read: given the displayed width and height in pixels, its boxes.
+    """
+
+    name: str
+    read: Callable[[int, int], ReadBoxes]
+
+
+@dataclass(slots=True)
+class BackResult:
+    """What :func:`to_tasks` did: counts, and the videos that were not found or not usable."""
+
+    tasks: int = 0
+    regions: int = 0
+    keyframes: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def to_tasks(
+    videos: Iterable[ReadVideo],
+    folder: VideoFolder,
+    control: VideoControl,
+    result: BackResult,
+    *,
+    kind: ResultKind = "predictions",
+    min_iou: float = MIN_IOU,
+    url_prefix: str = "",
+) -> Iterator[dict[str, Any]]:
+    """Label Studio tasks, one a video, to be imported.
+
+    Args:
+        folder: where the videos are: size and frame times are theirs.
+        control: names of the regions.
+        result: is added to.
+        kind: whether the regions are predictions (to be reviewed) or an annotation (as good as drawn by hand).
+        min_iou: bound of the keyframe simplification.
+        url_prefix: put before the video's file name in the task, such as ``/data/local-files/?d=videos/``.
+    """
+    for each in videos:
+        try:
+            path = folder.find(each.name) or folder.find_stem(each.name)
+            if path is None:
+                raise VideoError(f"There is no video of this name in {folder.folder}.", "Put it there.")
+            regions = _regions(each, path, control, min_iou)
+        except BackendError as error:
+            log.info("%s is skipped", each.name, exc_info=error)
+            result.skipped.append(Skipped(0, each.name, str(error)))
+            continue
+        result.tasks += 1
+        result.regions += len(regions)
+        result.keyframes += sum(len(region["value"]["sequence"]) for region in regions)
+        result.labels.update(region["value"]["labels"][0] for region in regions)
+        yield {"data": {control.value_key: url_prefix + path.name, **video_facts(path)}} | _results(regions, kind)
+
+
+def _regions(each: ReadVideo, path: Path, control: VideoControl, min_iou: float) -> list[dict[str, Any]]:
+    info, timeline = probe(path), video_timeline(path)
+    read = each.read(info.width, info.height)
+    regions = []
+    for number, track in enumerate(sorted(read.tracks, key=lambda t: (int(t.frames[0]), t.track_id)), start=1):
+        dense = read.dense(track)
+        inside = (dense.frames >= 0) & (dense.frames < info.frames)
+        region = track_to_region(
+            Track(
+                number,
+                dense.frames[inside],
+                dense.xyxy[inside].astype(np.float32),
+                np.ones(int(inside.sum()), np.float32),
+                {dense.label: 1.0},
+                dense.label,
+                1.0,
+            ),
+            timeline,
+            control,
+            info,
+            min_iou,
+        )
+        if region is not None:
+            regions.append(region)
+    return regions
+
+
+def _results(regions: list[dict[str, Any]], kind: ResultKind) -> dict[str, Any]:
+    if kind == "predictions":
+        return {"predictions": [make_prediction(regions, "imported")]}
+    kept = ("id", "from_name", "to_name", "type", "value")
+    return {"annotations": [{"result": [{name: r[name] for name in kept} | {"origin": "manual"} for r in regions]}]}

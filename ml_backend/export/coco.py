@@ -1,0 +1,184 @@
+"""COCO detection datasets with the fields of COCO video; and reading them.
+
+``annotations/instances_{train,val,test}.json`` with ``images``, ``annotations`` and ``categories`` as COCO defines
+them. Beyond that ``videos``; in images ``video_id`` and ``frame_id`` (the decoded frame, from 0); in annotations
+``video_id``, ``track_id`` (unique in the dataset), ``source`` and, of predictions, ``confidence``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ml_backend.errors import ConfigError
+from ml_backend.export.back import ReadBoxes, ReadVideo
+from ml_backend.export.files import writing
+from ml_backend.export.layout import Finished, Format, Picked, remove_named
+from ml_backend.export.sampling import SPLITS
+from ml_backend.export.state import state_folder
+
+
+class Coco(Format):
+    """Each video's boxes are kept as lines of JSON; the files of the parts are put together from them at the end."""
+
+    def write_labels(self, picked: Picked) -> None:
+        video = picked.video
+        with writing(self._lines(picked.name)) as file:
+            size = {"width": video.info.width, "height": video.info.height}
+            head = {"name": video.name, **size, "fps": video.info.fps, "tracks": len(video.objects)}
+            file.write(json.dumps(head) + "\n")
+            for frame, split in zip(video.frames(picked.pictures, picked.objects), picked.splits, strict=True):
+                boxes = [
+                    {
+                        "class": self.class_ids[item.label],
+                        "track": item.track,
+                        "xyxy": [round(value, 3) for value in box],
+                        "source": item.source,
+                        "confidence": item.confidence,
+                    }
+                    for item, box in zip(frame.objects, frame.xyxy.tolist(), strict=True)
+                ]
+                row = {"split": split, "frame": frame.index, "time": round(frame.time, 6), "boxes": boxes}
+                file.write(json.dumps(row) + "\n")
+
+    def _lines(self, name: str) -> Path:
+        return state_folder(self.out) / f"{name}.coco.jsonl"
+
+    def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
+        for split in SPLITS:
+            remove_named(self.out / "images" / split, name, keep)
+        self._lines(name).unlink(missing_ok=True)
+
+    def finish(self, videos: Sequence[Finished]) -> list[str]:
+        for split in SPLITS:
+            path = self.out / "annotations" / f"instances_{split}.json"
+            # An empty list of images is a valid file; only test is left out where nobody wants one.
+            if split == "test" and not any(video.counts.get(split) for video in videos):
+                path.unlink(missing_ok=True)
+                continue
+            categories = [
+                {"id": number, "name": name, "supercategory": ""} for number, name in enumerate(self.classes, start=1)
+            ]
+            with writing(path) as file:
+                file.write('{"info": {"description": "Annotated video"}, "licenses": [],\n"categories": ')
+                file.write(json.dumps(categories, ensure_ascii=False))
+                for key, items in (
+                    ("videos", self._videos(videos, split)),
+                    ("images", self._images(videos, split)),
+                    ("annotations", self._annotations(videos, split)),
+                ):
+                    file.write(f',\n"{key}": [')
+                    for number, item in enumerate(items):
+                        file.write((",\n" if number else "\n") + json.dumps(item, ensure_ascii=False))
+                    file.write("]")
+                file.write("}\n")
+        return []
+
+    def _videos(self, videos: Sequence[Finished], split: str) -> Iterator[dict[str, Any]]:
+        for number, video in enumerate(videos, start=1):
+            if video.counts.get(split):
+                head = next(_read_lines(self._lines(video.name)))
+                size = {"width": head["width"], "height": head["height"], "fps": head["fps"]}
+                yield {"id": number, "name": video.name, "file_name": head["name"], **size}
+
+    def _rows(self, videos: Sequence[Finished], split: str) -> Iterator[tuple[int, int, dict[str, Any], Any]]:
+        """(image id, video id, line, head of the video): the same numbers on each pass.
+
+        Tracks are numbered through the dataset, so that one that lies in two parts has one number in both.
+        """
+        image = tracks = 0
+        for number, video in enumerate(videos, start=1):
+            lines = _read_lines(self._lines(video.name))
+            head = next(lines)
+            head |= {"video": video.name, "first_track": tracks}
+            tracks += head["tracks"]
+            for line in lines:
+                if line["split"] == split:
+                    image += 1
+                    yield image, number, line, head
+
+    def _images(self, videos: Sequence[Finished], split: str) -> Iterator[dict[str, Any]]:
+        for image, number, line, head in self._rows(videos, split):
+            yield {
+                "id": image,
+                "file_name": self.image_name(head["video"], line["frame"]),
+                "width": head["width"],
+                "height": head["height"],
+                "video_id": number,
+                "frame_id": line["frame"],
+                "time": line["time"],
+            }
+
+    def _annotations(self, videos: Sequence[Finished], split: str) -> Iterator[dict[str, Any]]:
+        annotation = 0
+        for image, number, line, head in self._rows(videos, split):
+            for box in line["boxes"]:
+                annotation += 1
+                x1, y1, x2, y2 = box["xyxy"]
+                width, height = round(x2 - x1, 3), round(y2 - y1, 3)
+                item: dict[str, Any] = {
+                    "id": annotation,
+                    "image_id": image,
+                    "category_id": box["class"] + 1,
+                    "bbox": [x1, y1, width, height],
+                    "area": round(width * height, 3),
+                    "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],
+                    "iscrowd": 0,
+                    "video_id": number,
+                    "track_id": head["first_track"] + box["track"],
+                    "source": box["source"],
+                }
+                if box["source"] == "auto" and box["confidence"] is not None:
+                    item["confidence"] = round(box["confidence"], 4)
+                yield item
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def read_coco(path: Path) -> Iterator[ReadVideo]:
+    """The videos of COCO files whose annotations have ``track_id`` and whose images have ``video_id``, ``frame_id``.
+
+    Args:
+        path: a JSON file, or a dataset with ``annotations/*.json``; a video that is in several is put together.
+
+    Raises:
+        ConfigError: not readable, or without these fields.
+    """
+    files = sorted((path / "annotations").glob("*.json")) if path.is_dir() else [path]
+    found: dict[str, tuple[list[int], list[tuple[int, int, str]], list[list[float]]]] = {}
+    for file in files:
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            names = {item["id"]: str(item["name"]) for item in data["categories"]}
+            videos = {item["id"]: str(item.get("file_name") or item["name"]) for item in data["videos"]}
+            images = {item["id"]: (videos[item["video_id"]], int(item["frame_id"])) for item in data["images"]}
+            for name, frame in images.values():
+                found.setdefault(name, ([], [], []))[0].append(frame)
+            for item in data["annotations"]:
+                name, frame = images[item["image_id"]]
+                x, y, width, height = (float(value) for value in item["bbox"])
+                found[name][1].append((frame, int(item["track_id"]), names[item["category_id"]]))
+                found[name][2].append([x, y, x + width, y + height])
+        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{file} is no COCO file with tracks: {error!r}.", "Export it with videos, frame_id and track_id."
+            ) from error
+    if not files:
+        raise ConfigError(f"{path} has no annotations/*.json.", "Give the file or the dataset's folder.")
+    for name, (frames, rows, boxes) in sorted(found.items()):
+        yield ReadVideo(name, partial(_boxes, rows, boxes, frames))
+
+
+def _boxes(
+    rows: list[tuple[int, int, str]], boxes: list[list[float]], frames: list[int], _width: int, _height: int
+) -> ReadBoxes:
+    return ReadBoxes.make(rows, np.array(boxes, np.float64).reshape(-1, 4), frames)

@@ -1,0 +1,331 @@
+"""Datasets of pictures and labels: which videos, in what order, on how many threads; continued where it stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ml_backend.errors import BackendError, ConfigError, Interrupted
+from ml_backend.export.coco import Coco
+from ml_backend.export.cvat import Cvat
+from ml_backend.export.images import ImageFormat, ImageSaver, crop
+from ml_backend.export.layout import Finished, Format, Picked
+from ml_backend.export.mot import Mot
+from ml_backend.export.names import UniqueNames, safe_name
+from ml_backend.export.sampling import (
+    NearDuplicates,
+    Sampling,
+    pictures_of,
+    split_pictures,
+    split_videos,
+)
+from ml_backend.export.source import Part, Source
+from ml_backend.export.state import State, fingerprint
+from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.export.yolo import Yolo, YoloTrack
+from ml_backend.video.reader import read_at
+
+log = logging.getLogger(__name__)
+
+FORMATS: dict[str, type[Format]] = {"yolo": Yolo, "yolo-track": YoloTrack, "coco": Coco, "mot": Mot, "cvat": Cvat}
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetOptions:
+    """Everything that decides what is written.
+
+    Attributes:
+        format: a name of ``FORMATS``.
+        classes: labels in the order of their class numbers; others are left out. Empty: all, in the config's order.
+        crops: also write what is in each box, to ``crops/<label>/``: a dataset for a classifier.
+        images: whether pictures are written where the format has them.
+    """
+
+    format: str = "yolo"
+    sampling: Sampling = field(default_factory=Sampling)
+    image_format: ImageFormat = field(default_factory=ImageFormat)
+    classes: tuple[str, ...] = ()
+    crops: bool = False
+    images: bool = True
+
+
+@dataclass(slots=True)
+class DatasetResult:
+    """What was written.
+
+    Attributes:
+        videos: complete, from this run or an earlier one; ``continued`` of them needed nothing.
+        pictures: by part: train, val, test.
+        boxes: by label.
+        left_out: objects by label that is no class; those without label under the empty name.
+        notes: for the user.
+    """
+
+    classes: tuple[str, ...] = ()
+    videos: int = 0
+    continued: int = 0
+    pictures: Counter[str] = field(default_factory=Counter)
+    boxes: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A video's name in the dataset, and the part that it belongs to as a whole (``None``: its pictures are split)."""
+
+    name: str
+    split: str | None
+
+
+def export_dataset(
+    source: Source,
+    out: Path,
+    options: DatasetOptions,
+    *,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> DatasetResult:
+    """Write a dataset. Run again after an interruption it goes on, and afterwards it only does what has changed.
+
+    Args:
+        out: folder; new, empty, or of an earlier run with the same options.
+        workers: videos at once, and threads that encode; 0: one for each core.
+        progress: called with videos done and videos in all; for a single video with its pictures.
+
+    Raises:
+        ConfigError: nothing to export, options that do not fit the format, or ``out`` holds something else.
+        StorageError: the disk is full. What is complete stays.
+        LabelStudioUnavailable: Label Studio is gone.
+    """
+    workers = workers or os.cpu_count() or 1
+    plan, found = _plan(source, options)
+    if not plan:
+        raise ConfigError(
+            "Nothing has been annotated." if not source.skipped else "No task has a video.",
+            "Annotate something, or use predictions (--predictions missing).",
+        )
+    classes = options.classes or found
+    target = FORMATS[options.format](out, classes, options.image_format, options.sampling)
+    state = State(out, asdict(options) | {"classes": list(classes)})
+    result = DatasetResult(classes)
+    run = _Run(target, state, options, workers, len(plan), progress)
+    _remove_stale(target, state, {planned.name for planned in plan})
+    finished: dict[str, Finished] = {}
+    for name, outcome in run.all(source, plan):
+        finished[name] = Finished(name, outcome["counts"])
+        result.videos += 1
+        result.continued += outcome["continued"]
+        result.pictures.update(outcome["counts"])
+        result.boxes.update(outcome["boxes"])
+        result.left_out.update(outcome["left_out"])
+    # In the plan's order, not in that in which threads came to an end: numbers stay the same.
+    result.notes = target.finish([finished[planned.name] for planned in plan if planned.name in finished])
+    return result
+
+
+def _plan(source: Source, options: DatasetOptions) -> tuple[list[_Planned], tuple[str, ...]]:
+    """All videos with their names and parts, and all labels: those of the config, then others as they appear."""
+    names, labels = UniqueNames(), dict[str, None]()
+    if source.config:
+        labels.update(dict.fromkeys(source.config.labels))
+    taken = []
+    for part in source.parts():
+        taken.append(names.take(part.stem, part.task_id))
+        if not source.config:
+            labels.update(dict.fromkeys(label for label in part.labels if label))
+    by = options.sampling.for_videos(len(taken))
+    splits: Sequence[str | None] = [None] * len(taken)
+    if FORMATS[options.format].whole_videos and options.sampling.split != "video":
+        splits = ["train"] * len(taken)
+    elif by == "video":
+        splits = split_videos(len(taken), options.sampling)
+    return [_Planned(name, split) for name, split in zip(taken, splits, strict=True)], tuple(labels)
+
+
+def _remove_stale(target: Format, state: State, names: set[str]) -> None:
+    for name in state.names():
+        if name not in names:
+            log.info("%s is not part of the export any more", name)
+            target.remove(name)
+            state.remove(name)
+
+
+class _Run:
+    """The work on all videos."""
+
+    def __init__(
+        self,
+        target: Format,
+        state: State,
+        options: DatasetOptions,
+        workers: int,
+        videos: int,
+        progress: Progress | None,
+    ) -> None:
+        self._target, self._state, self._options, self._workers = target, state, options, workers
+        self._videos = videos
+        self._progress = progress or (lambda done, total: None)
+        self._stop = threading.Event()
+
+    def all(self, source: Source, plan: Sequence[_Planned]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each video's name and outcome, as they are done. Parts are read only as fast as they are worked on."""
+        at_once = min(self._workers, self._videos)
+        with ThreadPoolExecutor(at_once) as videos, ThreadPoolExecutor(self._workers) as encoders:
+            running: dict[Future[dict[str, Any]], tuple[str, Part]] = {}
+            try:
+                done = 0
+                pairs = zip(plan, source.parts(), strict=True)
+                more = True
+                while more or running:
+                    while more and len(running) <= at_once:
+                        pair = next(pairs, None)
+                        more = pair is not None
+                        if pair is not None:
+                            future = videos.submit(self._video, *pair, encoders)
+                            running[future] = (pair[0].name, pair[1])
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        name, part = running.pop(future)
+                        done += 1
+                        try:
+                            yield name, future.result()
+                        except Interrupted:
+                            raise
+                        except BackendError as error:
+                            source.skip(part, error)
+                        if self._videos > 1:
+                            self._progress(done, self._videos)
+            except BaseException:
+                self._stop.set()
+                for future in running:
+                    future.cancel()
+                raise
+
+    def _video(self, planned: _Planned, part: Part, encoders: ThreadPoolExecutor) -> dict[str, Any]:
+        with part.open() as video:
+            objects = tuple(item for item in video.objects if item.label in self._target.class_ids)
+            made_from = {
+                "file": _identity(video),
+                "regions": fingerprint([dict(item.region) for item in objects]),
+                "frame_rate": video.timeline.frame_rate,
+                "split": planned.split,
+            }
+            before = self._state.read(planned.name)
+            if before.get("complete") and before.get("made_from") == made_from:
+                return {**before["outcome"], "continued": True}
+            same_pictures = before.get("made_from", {}).get("file") == made_from["file"]
+            pictures = pictures_of(video, objects, planned.name, self._options.sampling)
+            picked = self._split(planned, video, objects, pictures)
+            if before:
+                keep = self._paths(picked) if same_pictures else frozenset()
+                self._target.remove(planned.name, keep)
+                self._remove_crops(planned.name)
+            self._state.write(planned.name, {"made_from": made_from, "complete": False})
+            picked = self._save_pictures(picked, encoders)
+            self._target.write_labels(picked)
+            others = [item.label for item in video.objects if item.label not in self._target.class_ids]
+            outcome = {
+                "counts": dict(Counter(picked.splits)),
+                "boxes": dict(self._count_boxes(picked)),
+                "left_out": dict(
+                    Counter(item.label for item in video.objects if item.label not in self._target.class_ids)
+                ),
+            }
+            self._state.write(planned.name, {"made_from": made_from, "complete": True, "outcome": outcome})
+            return outcome | {"continued": False}
+
+    def _split(
+        self, planned: _Planned, video: AnnotatedVideo, objects: tuple[VideoObject, ...], pictures: Any
+    ) -> Picked:
+        if planned.split is not None:
+            splits = [planned.split] * len(pictures)
+        else:
+            by = self._options.sampling.for_videos(self._videos)
+            splits = split_pictures(pictures, planned.name, by, self._options.sampling)
+        return Picked(planned.name, video, objects, pictures, splits)
+
+    def _paths(self, picked: Picked) -> frozenset[Path]:
+        pairs = zip(picked.splits, picked.pictures.tolist(), strict=True)
+        return frozenset(self._target.image_path(picked.name, split, picture) for split, picture in pairs)
+
+    def _save_pictures(self, picked: Picked, encoders: ThreadPoolExecutor) -> Picked:
+        """Write the pictures that are not there yet. Returns what is left without those that cannot be decoded, and
+        without near duplicates."""
+        options, target, video = self._options, self._target, picked.video
+        write = target.has_images and options.images
+        duplicates = None if options.sampling.near_duplicates else NearDuplicates()
+        if not (write or options.crops or duplicates) or not len(picked.pictures):
+            return picked
+        split_of = dict(zip(picked.pictures.tolist(), picked.splits, strict=True))
+        # An interrupted run left whole pictures only: they are files that appear when they are complete.
+        there = {
+            picture
+            for picture, split in split_of.items()
+            if write and target.image_path(picked.name, split, picture).exists()
+        }
+        look_at_all = bool(duplicates or options.crops)
+        wanted = [picture for picture in split_of if look_at_all or picture not in there]
+        boxes = video.frames(wanted, picked.objects) if look_at_all else iter(())
+        kept = set() if look_at_all else set(there)
+        with ImageSaver(options.image_format, encoders, self._workers) as saver:
+            for frame in read_at(video.path, video.info, wanted) if wanted else ():
+                if self._stop.is_set():
+                    raise Interrupted(f"Stopped at picture {frame.index} of {video.name}.", "Run it again to go on.")
+                if self._videos == 1:
+                    self._progress(frame.index + 1, video.info.frames)
+                split = split_of[frame.index]
+                path = target.image_path(picked.name, split, frame.index)
+                if look_at_all:
+                    shown = next(found for found in boxes if found.index == frame.index)
+                    if duplicates and duplicates(frame.image, shown):
+                        path.unlink(missing_ok=True)
+                        continue
+                    if options.crops:
+                        for item, box in zip(shown.objects, shown.xyxy, strict=True):
+                            name = f"{picked.name}_{frame.index:06d}_{item.track}.{options.image_format.suffix}"
+                            saver.save(self._crops / split / safe_name(item.label) / name, crop(frame.image, box))
+                kept.add(frame.index)
+                if write and frame.index not in there:
+                    saver.save(path, frame.image)
+        if self._videos == 1:
+            self._progress(video.info.frames, video.info.frames)
+        if len(kept) == len(picked.pictures):
+            return picked
+        chosen = np.array([picture in kept for picture in picked.pictures.tolist()], bool)
+        splits = [split for split, keep in zip(picked.splits, chosen, strict=True) if keep]
+        return Picked(picked.name, video, picked.objects, picked.pictures[chosen], splits)
+
+    @property
+    def _crops(self) -> Path:
+        return self._target.out / "crops"
+
+    def _remove_crops(self, name: str) -> None:
+        for folder in self._crops.glob("*/*"):
+            for path in folder.glob("*"):
+                stem, _, track = path.stem.rpartition("_")
+                video, _, picture = stem.rpartition("_")
+                if video == name and picture.isdigit() and track.isdigit():
+                    path.unlink(missing_ok=True)
+
+    def _count_boxes(self, picked: Picked) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for item in picked.objects:
+            counts[item.label] += int(np.isin(picked.video.boxes(item)[0], picked.pictures, assume_unique=True).sum())
+        return counts
+
+
+def _identity(video: AnnotatedVideo) -> list[Any]:
+    """Tells whether a file is still the same: pictures of another must not be taken for its."""
+    stat = video.path.stat()
+    return [video.name, stat.st_size, stat.st_mtime_ns, video.info.frames, video.info.width, video.info.height]

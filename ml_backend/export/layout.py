@@ -1,0 +1,108 @@
+"""What a dataset format is: where pictures lie, and how the labels of a video and of the whole are written."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_backend.errors import ConfigError
+from ml_backend.export.images import ImageFormat
+from ml_backend.export.sampling import Sampling
+from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.types import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """What of a video is exported.
+
+    Attributes:
+        name: of its files; unique in the dataset.
+        video: the video.
+        objects: those whose label is a class of the dataset.
+        pictures: ``(n,)`` ascending decoded indices.
+        splits: ``n`` names of the parts that they belong to.
+    """
+
+    name: str
+    video: AnnotatedVideo
+    objects: tuple[VideoObject, ...]
+    pictures: IntArray
+    splits: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A video of the dataset, from this run or an earlier one: its name, and how many pictures each part got."""
+
+    name: str
+    counts: dict[str, int]
+
+
+class Format(ABC):
+    """Writes one dataset. Nothing is kept in memory between videos; methods are called from several threads.
+
+    Args:
+        out: folder of the dataset.
+        classes: label names in the order of their numbers.
+    """
+
+    #: Whether pictures belong to it.
+    has_images = True
+    #: Whether a video must lie in one part as a whole.
+    whole_videos = False
+
+    def __init__(self, out: Path, classes: Sequence[str], image_format: ImageFormat, sampling: Sampling) -> None:
+        self.out, self.classes = out, tuple(classes)
+        self.image_format, self.sampling = image_format, sampling
+        self.class_ids = {name: number for number, name in enumerate(self.classes)}
+        self.check()
+
+    def check(self) -> None:
+        """Refuse what the format cannot express.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        if self.whole_videos:
+            sampling = self.sampling
+            if sampling.keyframes or sampling.negatives is not None or not sampling.near_duplicates:
+                raise ConfigError(
+                    "This format has sequences of evenly spaced pictures: none of them can be left out.",
+                    "Use --stride only.",
+                )
+
+    def image_folder(self, name: str, split: str) -> Path:
+        """Where pictures of a video in one part lie."""
+        return self.out / "images" / split
+
+    def image_name(self, name: str, picture: int) -> str:
+        """File name of a picture: ``<video>_<0-based decoded frame>``."""
+        return f"{name}_{picture:06d}.{self.image_format.suffix}"
+
+    def image_path(self, name: str, split: str, picture: int) -> Path:
+        return self.image_folder(name, split) / self.image_name(name, picture)
+
+    @abstractmethod
+    def write_labels(self, picked: Picked) -> None:
+        """Write everything that is known of one video, but for the pictures."""
+
+    @abstractmethod
+    def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
+        """Remove a video's pictures and labels from an earlier export, except the pictures to ``keep``."""
+
+    @abstractmethod
+    def finish(self, videos: Sequence[Finished]) -> list[str]:
+        """Write what needs all videos. Returns notes for the user."""
+
+
+def remove_named(folder: Path, name: str, keep: frozenset[Path] = frozenset()) -> None:
+    """Remove files called ``<name>_<digits>.<suffix>`` in a folder."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        stem, _, digits = path.stem.rpartition("_")
+        if stem == name and digits.isdigit() and path not in keep:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,168 @@
+"""The layout of MOT17: ``<part>/<video>/{gt/gt.txt, img1/000001.jpg, seqinfo.ini}``; and reading it.
+
+A line of gt.txt is ``frame,track,left,top,width,height,confidence,class,visibility``: frames and tracks from 1,
+pixels, 1 for "counts". ``gt/labels.txt`` has the class names, as CVAT writes them. ``seqinfo.ini`` says in two fields
+of our own which video the sequence is of and at which stride: picture n is decoded frame (n - 1) * stride.
+"""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ml_backend.errors import ConfigError
+from ml_backend.export.back import ReadBoxes, ReadVideo
+from ml_backend.export.files import write_text, writing
+from ml_backend.export.layout import Finished, Format, Picked
+from ml_backend.export.sampling import SPLITS
+
+#: The classes of MOT16, MOT17 and MOT20, by number.
+MOT_CLASSES = {
+    1: "pedestrian",
+    2: "person on vehicle",
+    3: "car",
+    4: "bicycle",
+    5: "motorbike",
+    6: "non motorized vehicle",
+    7: "static person",
+    8: "distractor",
+    9: "occluder",
+    10: "occluder on the ground",
+    11: "occluder full",
+    12: "reflection",
+    13: "crowd",
+}
+
+
+class Mot(Format):
+    """One sequence a video. Pictures are numbered without gaps, as trackers expect."""
+
+    whole_videos = True
+
+    def image_folder(self, name: str, split: str) -> Path:
+        return self.out / split / name / "img1"
+
+    def image_name(self, name: str, picture: int) -> str:
+        return f"{self._number(picture):06d}.{self.image_format.suffix}"
+
+    def _number(self, picture: int) -> int:
+        return picture // self.sampling.stride + 1
+
+    def write_labels(self, picked: Picked) -> None:
+        video, stride = picked.video, self.sampling.stride
+        split = picked.splits[0] if picked.splits else "train"
+        folder = self.out / split / picked.name
+        with writing(folder / "gt" / "gt.txt") as file:
+            for frame in video.frames(picked.pictures, picked.objects):
+                number = self._number(frame.index)
+                for item, (x1, y1, x2, y2) in zip(frame.objects, frame.xyxy.tolist(), strict=True):
+                    size = f"{x1:.3f},{y1:.3f},{x2 - x1:.3f},{y2 - y1:.3f}"
+                    file.write(f"{number},{item.track},{size},1,{self.class_ids[item.label] + 1},1\n")
+        write_text(folder / "gt" / "labels.txt", "".join(f"{_one_line(name)}\n" for name in self.classes))
+        info = {
+            "name": picked.name,
+            "imDir": "img1",
+            "frameRate": f"{video.info.fps / stride:.6g}",
+            "seqLength": str(-(-video.info.frames // stride)),
+            "imWidth": str(video.info.width),
+            "imHeight": str(video.info.height),
+            "imExt": f".{self.image_format.suffix}",
+            "videoFile": _one_line(video.name),
+            "stride": str(stride),
+        }
+        lines = "".join(f"{key}={value}\n" for key, value in info.items())
+        write_text(folder / "seqinfo.ini", f"[Sequence]\n{lines}")
+
+    def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
+        for split in SPLITS:
+            folder = self.out / split / name
+            for path in folder.glob("img1/*") if folder.is_dir() else ():
+                if path not in keep:
+                    path.unlink()
+            if folder.is_dir() and not any(folder.glob("img1/*")):
+                shutil.rmtree(folder)
+
+    def finish(self, videos: Sequence[Finished]) -> list[str]:
+        for split in SPLITS:
+            names = [video.name for video in videos if split in video.counts]
+            if names or split == "train":
+                # TrackEval's list of sequences; its first line is a heading.
+                write_text(self.out / "seqmaps" / f"{split}.txt", "".join(f"{name}\n" for name in ("name", *names)))
+            else:
+                (self.out / "seqmaps" / f"{split}.txt").unlink(missing_ok=True)
+        return []
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def read_mot(path: Path, default_label: str = "object") -> Iterator[ReadVideo]:
+    """The sequences of a MOT dataset.
+
+    Args:
+        path: a dataset, a sequence, or a single gt.txt or text of tracks (named after its sequence or video).
+        default_label: of boxes without class.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    files = [path] if path.is_file() else sorted(path.rglob("gt/gt.txt"))
+    if not files:
+        raise ConfigError(f"{path} has no gt/gt.txt.", "Give a dataset, a sequence, or a text file of tracks.")
+    for file in files:
+        sequence = file.parent.parent if file.parent.name == "gt" else file.with_suffix("")
+        info = _sequence_info(sequence / "seqinfo.ini")
+        name = info.get("videofile") or info.get("name") or sequence.name
+        yield ReadVideo(name, partial(_read_boxes, file, int(info.get("stride", "1")), default_label))
+
+
+def _sequence_info(path: Path) -> dict[str, str]:
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    try:
+        parser.read(path, encoding="utf-8")
+        info = dict(parser["Sequence"]) if "Sequence" in parser else {}
+        if int(info.get("stride", "1")) < 1:
+            raise ValueError("stride")
+    except (configparser.Error, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.", "Correct it.") from error
+    return info
+
+
+def _class_names(path: Path) -> dict[int, str]:
+    if not path.is_file():
+        return MOT_CLASSES
+    names = path.read_text(encoding="utf-8").splitlines()
+    return {number: name for number, name in enumerate(names, start=1) if name.strip()}
+
+
+def _read_boxes(path: Path, stride: int, default_label: str, _width: int, _height: int) -> ReadBoxes:
+    rows: list[tuple[int, int, str]] = []
+    boxes: list[list[float]] = []
+    try:
+        names = _class_names(path.parent / "labels.txt")
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                fields = line.replace(",", " ").split()
+                if not fields:
+                    continue
+                if len(fields) < 6:
+                    raise ConfigError(f"{path}, line {number}, has {len(fields)} fields instead of six to ten.")
+                frame, track = int(float(fields[0])), int(float(fields[1]))
+                left, top, width, height = (float(field) for field in fields[2:6])
+                if len(fields) > 6 and float(fields[6]) == 0:
+                    continue  # ground truth that is to be ignored
+                # Results of trackers have -1 there, and end in a position in space.
+                class_id = int(float(fields[7])) if 8 <= len(fields) <= 9 else -1
+                label = names.get(class_id, f"class {class_id}") if class_id > 0 else default_label
+                rows.append(((frame - 1) * stride, track, label))
+                boxes.append([left, top, left + width, top + height])
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.", "Correct the file.") from error
+    last = max((row[0] for row in rows), default=0)
+    return ReadBoxes.make(rows, np.array(boxes, np.float64).reshape(-1, 4), range(0, last + 1, stride))

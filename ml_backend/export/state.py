@@ -1,0 +1,83 @@
+"""What an export has done so far, kept beside it, so that one that was interrupted goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from ml_backend.errors import ConfigError
+from ml_backend.export.files import write_text
+
+log = logging.getLogger(__name__)
+
+_FOLDER = ".export"
+
+
+def state_folder(out: Path) -> Path:
+    """Folder of an export's own files; it can be removed once the export is complete."""
+    return out / _FOLDER
+
+
+def fingerprint(content: Any) -> str:
+    """The same for the same JSON, whatever the order of its keys."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class State:
+    """Records of one export: its options, and of each video what it was made from.
+
+    Args:
+        out: folder of the export.
+        options: everything that decides what is written.
+
+    Raises:
+        ConfigError: the folder holds something else, or an export with other options.
+    """
+
+    def __init__(self, out: Path, options: dict[str, Any]) -> None:
+        self._dir = state_folder(out)
+        file = self._dir / "options.json"
+        before = _read(file)
+        if before is None:
+            if out.exists() and (not out.is_dir() or any(path.name != _FOLDER for path in out.iterdir())):
+                raise ConfigError(f"{out} holds something else.", "Choose a new or empty folder as --out.")
+            write_text(file, json.dumps(options, indent=1, ensure_ascii=False, default=str) + "\n")
+        elif fingerprint(before) != fingerprint(json.loads(json.dumps(options, default=str))):
+            changed = sorted(key for key in {*before, *options} if str(before.get(key)) != str(options.get(key)))
+            raise ConfigError(
+                f"{out} holds an export with other options ({', '.join(changed)}).",
+                "Choose another --out, remove that folder, or use the same options to continue.",
+            )
+
+    def read(self, name: str) -> dict[str, Any]:
+        """The record of a video; empty where there is none."""
+        return _read(self._path(name)) or {}
+
+    def write(self, name: str, record: dict[str, Any]) -> None:
+        write_text(self._path(name), json.dumps(record, default=str) + "\n")
+
+    def names(self) -> list[str]:
+        """Videos that have a record."""
+        suffix = ".video.json"
+        return sorted(path.name.removesuffix(suffix) for path in self._dir.glob(f"*{suffix}"))
+
+    def remove(self, name: str) -> None:
+        self._path(name).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self._dir / f"{name}.video.json"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s is damaged and not used: %s", path, error)
+        return None
+    return record if isinstance(record, dict) else None

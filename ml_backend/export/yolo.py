@@ -1,0 +1,139 @@
+"""YOLO datasets: ``images/{train,val,test}``, ``labels/{train,val,test}`` and ``data.yaml``; and reading them.
+
+A label file has a line ``class x y width height`` for each box: the centre and the size as shares of the picture.
+Without boxes it is empty. With tracking each line ends in the track's number, as ultralytics writes it when it tracks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ml_backend.errors import ConfigError
+from ml_backend.export.back import ReadBoxes, ReadVideo
+from ml_backend.export.files import make_folder, write_text
+from ml_backend.export.layout import Finished, Format, Picked, remove_named
+from ml_backend.export.sampling import SPLITS
+from ml_backend.export.video import FrameBoxes
+from ml_backend.video.writer import storage_error
+
+
+class Yolo(Format):
+    """What ultralytics trains on as it is."""
+
+    with_ids = False
+
+    def write_labels(self, picked: Picked) -> None:
+        info = picked.video.info
+        made: set[Path] = set()
+        for frame, split in zip(picked.video.frames(picked.pictures, picked.objects), picked.splits, strict=True):
+            folder = self.out / "labels" / split
+            if folder not in made:
+                make_folder(folder)
+                made.add(folder)
+            path = folder / f"{picked.name}_{frame.index:06d}.txt"
+            try:
+                # Not by way of a temporary file: an export that breaks off here writes the video's labels again.
+                path.write_text(self._lines(frame, info.width, info.height), encoding="ascii", newline="\n")
+            except OSError as error:
+                raise storage_error(path, error) from error
+
+    def _lines(self, frame: FrameBoxes, width: int, height: int) -> str:
+        size = np.array([width, height])
+        centre = (frame.xyxy[:, :2] + frame.xyxy[:, 2:]) / 2 / size
+        extent = (frame.xyxy[:, 2:] - frame.xyxy[:, :2]) / size
+        lines = []
+        for item, (x, y), (w, h) in zip(frame.objects, centre.tolist(), extent.tolist(), strict=True):
+            number = f" {item.track}" if self.with_ids else ""
+            lines.append(f"{self.class_ids[item.label]} {x:.6f} {y:.6f} {w:.6f} {h:.6f}{number}\n")
+        return "".join(lines)
+
+    def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
+        for split in SPLITS:
+            remove_named(self.out / "images" / split, name, keep)
+            remove_named(self.out / "labels" / split, name)
+
+    def finish(self, videos: Sequence[Finished]) -> list[str]:
+        counts = {split: sum(video.counts.get(split, 0) for video in videos) for split in SPLITS}
+        notes = []
+        places = {split: f"images/{split}" for split in SPLITS if counts[split] or split != "test"}
+        for split, other in (("train", "val"), ("val", "train")):
+            make_folder(self.out / "images" / split)
+            make_folder(self.out / "labels" / split)
+            if not counts[split] and counts[other]:
+                places[split] = places[other]
+                notes.append(f"No picture is for {split}: data.yaml names those of {other} instead.")
+        # Without `path`, ultralytics starts from this file's folder: the data set can be moved.
+        lines = [f"{split}: {place}" for split, place in places.items()]
+        lines += [f"nc: {len(self.classes)}", "names:" if self.classes else "names: {}"]
+        # JSON's strings are YAML's, whatever is in a label.
+        lines += [f"  {number}: {json.dumps(name, ensure_ascii=False)}" for number, name in enumerate(self.classes)]
+        write_text(self.out / "data.yaml", "\n".join(lines) + "\n")
+        return notes
+
+
+class YoloTrack(Yolo):
+    """With the track's number at the end of each line. ultralytics does not train on such lines."""
+
+    with_ids = True
+
+
+def read_yolo(folder: Path) -> Iterator[ReadVideo]:
+    """The videos of a YOLO dataset with track numbers.
+
+    Args:
+        folder: with ``data.yaml`` and ``labels``; label files are called ``<video>_<frame>.txt``.
+
+    Raises:
+        ConfigError: there is no such dataset, or a line without a track number.
+    """
+    names = _class_names(folder / "data.yaml")
+    files: dict[str, list[tuple[int, Path]]] = {}
+    for path in (folder / "labels").rglob("*.txt"):
+        video, _, digits = path.stem.rpartition("_")
+        if video and digits.isdigit():
+            files.setdefault(video, []).append((int(digits), path))
+    if not files:
+        raise ConfigError(f"{folder} has no labels/**/<video>_<frame>.txt.", "Give the folder with data.yaml.")
+    for video, found in sorted(files.items()):
+        yield ReadVideo(video, partial(_read_boxes, sorted(found), names))
+
+
+def _class_names(path: Path) -> dict[int, str]:
+    try:
+        names = yaml.safe_load(path.read_text(encoding="utf-8"))["names"]
+        pairs = names.items() if isinstance(names, dict) else enumerate(names)
+        return {int(number): str(name) for number, name in pairs}
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.", "Give the folder with data.yaml.") from error
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} has no class names: {error}.", "List them under `names`.") from error
+
+
+def _read_boxes(files: Sequence[tuple[int, Path]], names: dict[int, str], width: int, height: int) -> ReadBoxes:
+    rows: list[tuple[int, int, str]] = []
+    boxes: list[list[float]] = []
+    for frame, path in files:
+        try:
+            for number, line in enumerate(path.read_text(encoding="ascii").splitlines(), start=1):
+                fields = line.split()
+                if not fields:
+                    continue
+                if len(fields) not in (6, 7):  # with a confidence before or after the track, as trackers write it
+                    raise ConfigError(
+                        f"{path}, line {number}, has {len(fields)} fields instead of six: class, box and track.",
+                        "Only datasets with track numbers (--format yolo-track) can become tracks.",
+                    )
+                class_id = int(fields[0])
+                rows.append((frame, int(fields[-1]), names.get(class_id, f"class {class_id}")))
+                boxes.append([float(value) for value in fields[1:5]])
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}.", "Correct the file.") from error
+    shares = np.array(boxes, np.float64).reshape(-1, 4)
+    corners = np.concatenate([shares[:, :2] - shares[:, 2:] / 2, shares[:, :2] + shares[:, 2:] / 2], axis=1)
+    return ReadBoxes.make(rows, corners * [width, height, width, height], [frame for frame, _ in files])
