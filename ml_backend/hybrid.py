@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ml_backend.errors import ConfigError
 from ml_backend.label_studio.schema import VideoControl
 from ml_backend.labelling import DetectorLabels, Opinion, look_at_tracks, views_of
 from ml_backend.looks import Look, Looks, OpenVideo
@@ -79,17 +80,18 @@ def hybrid_models(settings: Settings, mode: Mode, *, download: bool = False) -> 
     return HybridModels(mode, embedder, clip, tuple(notes))
 
 
-def mode_part(models: HybridModels, digests: Mapping[str, str | None]) -> str:
+def mode_part(models: HybridModels, digests: Mapping[str, str | None], prompts: str = "") -> str:
     """A mode's part of the model version: changes exactly when labels would.
 
     Args:
         digests: digest of the project's bank by model id; empty or ``None`` where there is nothing learned.
+        prompts: digest of what CLIP is asked.
     """
     facts: list[Any] = []
     if models.embedder and digests.get(models.embedder.model_id):
         facts.append([models.embedder.model_id, digests[models.embedder.model_id]])
     if models.clip:
-        facts.append([models.clip.model_id, digests.get(models.clip.model_id) or ""])
+        facts.append([models.clip.model_id, digests.get(models.clip.model_id) or "", prompts])
     if not facts:
         return models.mode  # labels are the detector's
     text = json.dumps([RECIPE, models.mode, facts])
@@ -212,7 +214,7 @@ class HybridSource:
         taught: Sequence[tuple[str, FloatArray]] = ()
         if models.embedder:
             bank, sources = self.bank(project_id, models.embedder.model_id)
-        if models.clip:
+        if models.clip and self._store.digest(project_id, models.clip.model_id):
             taught = objects_of(self._store.exemplars(project_id, models.clip.model_id)[0])
         if bank is None and models.clip is None:
             return None
@@ -253,5 +255,5 @@ def require_embedder(models: HybridModels) -> ResolvedModel:
         ConfigError: the mode has none.
     """
     if models.embedder is None:
-        raise ConfigError(f"Mode {models.mode} learns no patterns.", "Switch the project to yolo_dinov2 or universal.")
+        raise ConfigError(f"Mode {models.mode} learns no patterns.", "Switch to yolo_dinov2 or universal.")
     return models.embedder

@@ -39,8 +39,12 @@ class VideoBackend(LabelStudioMLBase):  # type: ignore[misc]
 
     def setup(self) -> None:
         """Tell the version that predictions made now would carry."""
-        project = str(self.project_id or "")
-        self.set("model_version", _services().serving.version(int(project) if project.isdecimal() else None))
+        project, serving = str(self.project_id or ""), _services().serving
+        if project.isdecimal():
+            version = serving.setup(int(project), "", self.get("extra_params"))
+        else:
+            version = serving.version()
+        self.set("model_version", version)
 
     def predict(
         self, tasks: Sequence[Mapping[str, Any]], context: Mapping[str, Any] | None = None, **kwargs: Any

@@ -7,6 +7,7 @@ mode that is switched back costs no decoding.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -15,13 +16,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ml_backend.errors import Interrupted
+from ml_backend.errors import Interrupted, VideoError
 from ml_backend.geometry import iou_pairs
 from ml_backend.tracks.views import View, best_views
-from ml_backend.types import FloatArray, Image
+from ml_backend.types import FloatArray, Frame, Image
 
 if TYPE_CHECKING:
     from ml_backend.models.embedder import Embedder
+
+log = logging.getLogger(__name__)
 
 OpenVideo = Callable[[], AbstractContextManager[Path]]
 
@@ -119,7 +122,7 @@ def look_at(
         At most ``k`` looks for each track, in order of time; none for a track whose pictures cannot be decoded.
 
     Raises:
-        VideoError: nothing of the file can be decoded.
+        VideoError: the file cannot be used.
         Interrupted: ``should_stop`` said so; what is finished is kept.
     """
     found = _known_looks(wanted, looks.known(model_id), k)
@@ -128,9 +131,11 @@ def look_at(
         return found
     with embedder() as model, open_video() as path:
         queue = _Queue(model, model_id, looks, found)
-        for number, crops in _crops_of_tracks(path, {i: wanted[i] for i in missing}, should_stop):
-            queue.put(number, _choose(crops, k))
-        queue.flush()
+        try:
+            for number, crops in _crops_of_tracks(path, {i: wanted[i] for i in missing}, should_stop):
+                queue.put(number, _choose(crops, k))
+        finally:
+            queue.flush()  # of a job that is stopped, and taken up again, too
     return found
 
 
@@ -181,7 +186,7 @@ def _crops_of_tracks(
             at.setdefault(view.frame, []).append((number, view))
     last = {number: candidates[-1].frame for number, candidates in wanted.items()}
     open_tracks: dict[int, list[_Crop]] = {}
-    for frame in read_at(path, probe(path), sorted(at)):
+    for frame in _readable(read_at(path, probe(path), sorted(at))):
         if should_stop and should_stop():
             raise Interrupted(f"Stopped at frame {frame.index}.", "The job is taken up again.")
         for number, view in at[frame.index]:
@@ -193,6 +198,14 @@ def _crops_of_tracks(
         for number in [n for n in open_tracks if last[n] <= frame.index]:
             yield number, open_tracks.pop(number)
     yield from open_tracks.items()
+
+
+def _readable(frames: Iterator[Frame]) -> Iterator[Frame]:
+    """A file that can be read, but not where these tracks are, ends with what there is."""
+    try:
+        yield from frames
+    except VideoError as error:
+        log.warning("Some tracks cannot be looked at: %s", error)
 
 
 def _choose(crops: list[_Crop], k: int) -> list[_Crop]:

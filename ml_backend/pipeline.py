@@ -169,7 +169,7 @@ def detect_tracks(
         Interrupted: ``should_stop`` said so.
     """
     from ml_backend.models.tracker import Tracker
-    from ml_backend.tracks import TrackAssembler
+    from ml_backend.tracks.assembler import TrackAssembler
 
     info = probe(path)
     timeline = video_timeline(path, frame_rate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 import sqlalchemy as sa
@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ml_backend.errors import ConfigError
 from ml_backend.hybrid import HybridModels, HybridSource, hybrid_models, mode_part
+from ml_backend.label_studio.schema import LabelConfig, prompts_digest
 from ml_backend.models.weights import ResolvedDetector, resolve_detector
 from ml_backend.patterns.store import PatternStore
 from ml_backend.settings import Mode, Settings
@@ -41,6 +42,16 @@ class ProjectModels:
     version: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    mode: str = ""
+    setup_mode: str = ""
+    prompts: str = ""
+
+
+_NO_ROW = _Row()
+
+
 class Projects:
     """Knows every project's mode; safe across threads and processes, which see a switch at once."""
 
@@ -53,8 +64,10 @@ class Projects:
         """The project's own mode, else the one in the settings."""
         if project_id is None:
             return self._settings.mode
-        stored = self._row(project_id)
-        return stored[0] if stored and stored[0] in MODES else self._settings.mode
+        return self._mode(self._row(project_id))
+
+    def _mode(self, row: _Row) -> Mode:
+        return row.mode if row.mode in MODES else self._settings.mode
 
     def set_mode(self, project_id: int, mode: str) -> bool:
         """Switch a project; whether that changed anything. An empty mode gives it back to the settings.
@@ -79,13 +92,21 @@ class Projects:
         """
         mode = _mode_of(extra_params)
         stored = self._row(project_id)
-        if mode == (stored[1] if stored else ""):
+        if mode == stored.setup_mode:
             return False
         if mode:
             _check(mode)
-        before = self.mode(project_id)
+        before = self._mode(stored)
         self._save(project_id, mode=mode, setup_mode=mode)
         return self.mode(project_id) != before
+
+    def remember_labels(self, project_id: int, config: LabelConfig) -> bool:
+        """Note the project's labels; whether what CLIP is asked for has changed since the last time."""
+        digest = prompts_digest(config)
+        if self._row(project_id).prompts == digest:
+            return False
+        self._save(project_id, prompts=digest)
+        return True
 
     def models(
         self, project_id: int | None, *, download: bool = False, detector: ResolvedDetector | None = None
@@ -95,28 +116,30 @@ class Projects:
         Raises:
             WeightsError: configured weights do not exist.
         """
-        mode = self.mode(project_id)
+        row = self._row(project_id) if project_id is not None else _NO_ROW
+        mode = self._mode(row)
         detector = detector or resolve_detector(self._settings, download=download)
         hybrid = hybrid_models(self._settings, mode, download=download)
         digests = self.hybrids.digests(project_id, hybrid) if project_id is not None else {}
-        part = mode_part(hybrid, digests)
+        part = mode_part(hybrid, digests, row.prompts)
         base = base_version(self._settings, detector)
         return ProjectModels(mode, detector, hybrid, base, model_version(self._settings, detector, part))
 
-    def _row(self, project_id: int) -> tuple[str, str] | None:
-        query = sa.select(projects.c.mode, projects.c.setup_mode).where(projects.c.project_id == project_id)
+    def _row(self, project_id: int) -> _Row:
+        query = sa.select(projects).where(projects.c.project_id == project_id)
         with self._storage.guard(), self._storage.engine.connect() as connection:
             row = connection.execute(query).first()
-        return (row.mode, row.setup_mode) if row else None
+        return _Row(row.mode, row.setup_mode, row.prompts) if row else _NO_ROW
 
     def _save(self, project_id: int, **values: str) -> None:
         with self._storage.guard(), self._storage.engine.begin() as connection:
             of = projects.c.project_id == project_id
             if not connection.execute(sa.select(projects.c.project_id).where(of)).first():
                 with contextlib.suppress(IntegrityError), connection.begin_nested():  # another process was faster
-                    connection.execute(sa.insert(projects).values(project_id=project_id, mode="", setup_mode=""))
+                    connection.execute(sa.insert(projects).values(project_id=project_id, **asdict(_NO_ROW)))
             connection.execute(sa.update(projects).where(of).values(**values))
-        log.info("Project %s: mode %s", project_id, values["mode"] or f"of the settings ({self._settings.mode})")
+        if "mode" in values:
+            log.info("Project %s: mode %s", project_id, values["mode"] or f"of the settings ({self._settings.mode})")
 
 
 def _check(mode: str) -> None:
@@ -128,7 +151,7 @@ def _mode_of(extra_params: Any) -> str:
     if isinstance(extra_params, str):
         try:
             extra_params = json.loads(extra_params)
-        except ValueError:
+        except (ValueError, RecursionError):
             return ""
     mode = extra_params.get("mode") if isinstance(extra_params, dict) else None
     return mode if isinstance(mode, str) else ""

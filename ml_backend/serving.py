@@ -49,26 +49,30 @@ class Serving:
         present = self.version(project_id)
         return [present, *(version for version in self._storage.versions(project_id) if version != present)]
 
-    def setup(self, project_id: int, extra_params: Any) -> str:
-        """Take over what Label Studio's extra parameters ask for; the version from now on.
+    def setup(self, project_id: int, label_config: str, extra_params: Any) -> str:
+        """Take over what Label Studio says of the project; the version from now on.
+
+        Args:
+            label_config: may be empty.
+            extra_params: see :meth:`ml_backend.projects.Projects.setup_mode`.
 
         Raises:
-            ConfigError: they name a mode that does not exist.
+            ConfigError: the label config cannot hold video tracks, or there is no such mode.
         """
-        if self._projects.setup_mode(project_id, extra_params):
+        changed = bool(label_config) and self._remember_labels(project_id, label_config)
+        changed |= self._projects.setup_mode(project_id, extra_params)
+        if changed:
             try:
                 self._queue.request_refresh(project_id)
             except QueueUnavailable as error:  # tasks that are opened get their labels all the same
                 log.warning("Project %s is not refreshed: %s", project_id, error)
         return self.version(project_id)
 
-    def check_label_config(self, label_config: str) -> None:
-        """Refuse a label config that cannot hold video tracks.
-
-        Raises:
-            ConfigError: with what is missing and how to add it.
-        """
-        cached_label_config(label_config)
+    def _remember_labels(self, project_id: int, label_config: str) -> bool:
+        """Whether other labels mean another version."""
+        before = self.version(project_id)
+        noted = self._projects.remember_labels(project_id, cached_label_config(label_config))
+        return noted and self.version(project_id) != before
 
     def remember_token(self, token: Any) -> None:
         """Legacy tokens handed over by Label Studio serve where no other is configured."""
@@ -97,8 +101,8 @@ class Serving:
         """
         if not tasks:
             return []
+        self._projects.remember_labels(project_id, cached_label_config(label_config))
         models = self._projects.models(project_id)
-        self.check_label_config(label_config)
         plans: list[TaskPlan | BackendError] = []
         for task in tasks:
             try:

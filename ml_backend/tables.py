@@ -45,6 +45,7 @@ projects = sa.Table(
     sa.Column("project_id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("mode", sa.String(32), nullable=False),  # empty: the setting's
     sa.Column("setup_mode", sa.String(32), nullable=False),  # what Label Studio's extra parameters said last
+    sa.Column("prompts", sa.String(40), nullable=False),  # digest of the label config, as far as CLIP reads it
 )
 
 # Tracks of a video before they have labels, so that other labels need no other detection.

@@ -290,3 +290,7 @@ def test_asking_takes_no_time(projects: Projects) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, timeout=60, check=True)
     assert done.stdout.strip() == b"False"
+
+
+def test_extra_parameters_without_end(projects: Projects) -> None:
+    assert not projects.setup_mode(1, "[" * 200_000)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ml_backend.geometry import iou_pairs
 from ml_backend.settings import Settings
-from ml_backend.tracks import TrackAssembler
+from ml_backend.tracks.assembler import TrackAssembler
 from ml_backend.tracks.credibility import core
 from ml_backend.tracks.smooth import fill_and_smooth, split_spans
 from ml_backend.types import Track

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ml_backend.errors import BackendError
 from ml_backend.hybrid import HybridModels, use_embedder
 from ml_backend.jobs.context import Context, job
-from ml_backend.jobs.plan import VideoPart, plan_task
+from ml_backend.jobs.plan import VideoPart, cached_label_config, plan_task
 from ml_backend.jobs.queue import ALL_TASKS
 from ml_backend.label_studio.client import Annotation, NotFound, Task
 from ml_backend.models.hub import ResolvedModel
@@ -218,6 +218,7 @@ def refresh(context: Context, project_id: int) -> None:
     context.queue.begin_refresh(project_id)
     try:
         label_config = context.client.get_project(project_id).label_config
+        context.projects.remember_labels(project_id, cached_label_config(label_config))
         models = context.projects.models(project_id, download=True)
         read_annotations_once(context, project_id, models.hybrid)
         for state in context.client.list_task_states(project_id):

@@ -13,7 +13,7 @@ from rq import get_current_job
 from ml_backend.errors import LabelStudioError, QueueUnavailable
 from ml_backend.jobs.context import Context, job
 from ml_backend.jobs.learning import read_annotations_once
-from ml_backend.jobs.plan import TaskPlan, VideoPart, plan_task, tracks_key
+from ml_backend.jobs.plan import TaskPlan, VideoPart, cached_label_config, plan_task, tracks_key
 from ml_backend.label_studio.client import NotFound, Task
 from ml_backend.label_studio.media import public_uri
 from ml_backend.patterns.store import video_key
@@ -87,7 +87,9 @@ def _with_video_facts(context: Context, task: Task, label_config: str) -> Task:
 
 
 def _plan(context: Context, task: Task, label_config: str, models: ProjectModels | None = None) -> TaskPlan:
-    models = models or context.projects.models(task.project_id)
+    if models is None:
+        context.projects.remember_labels(task.project_id, cached_label_config(label_config))
+        models = context.projects.models(task.project_id)
     return plan_task(
         task.project_id,
         task.id,
@@ -126,6 +128,7 @@ def _living_task(context: Context, key: str, task_id: int) -> Task | None:
 
 def _predict_for(context: Context, key: str, task: Task) -> None:
     label_config = context.client.get_project(task.project_id).label_config
+    context.projects.remember_labels(task.project_id, cached_label_config(label_config))
     models = context.projects.models(task.project_id, download=True)
     read_annotations_once(context, task.project_id, models.hybrid)
     plan = _plan(context, task, label_config, models)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections import Counter
@@ -50,6 +52,12 @@ def own_prompts(label: LabelSpec) -> tuple[str, ...]:
     """What a label's ``clip_prompt`` says; empty without one."""
     text = next((value for name, value in label.attrs.items() if name.lower() == PROMPT_ATTRIBUTE), "")
     return tuple(part.strip() for part in text.split("|") if part.strip())
+
+
+def prompts_digest(config: LabelConfig) -> str:
+    """Digest of the labels' names and prompts; 40 hex digits."""
+    described = [[[label.value, *own_prompts(label)] for label in c.labels] for c in config.video_controls]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:40]
 
 
 @dataclass(frozen=True, slots=True)

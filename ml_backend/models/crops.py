@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -57,6 +56,8 @@ def letterbox(crop: Image, size: int, fill: tuple[int, int, int]) -> Image:
     Raises:
         ValueError: the crop has no pixels, or not three channels.
     """
+    import cv2
+
     if crop.ndim != 3 or crop.shape[2] != 3 or crop.size == 0:
         raise ValueError(f"expected a crop of shape (h, w, 3) with h, w >= 1, got {crop.shape}")
     height, width = crop.shape[:2]
@@ -82,6 +83,8 @@ def sharpness(crop: Image) -> float:
     Returns:
         0 for a crop of one colour or without pixels; higher is sharper. Comparable between crops of like content.
     """
+    import cv2
+
     if crop.size == 0:
         return 0.0
     height, width = crop.shape[:2]

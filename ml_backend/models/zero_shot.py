@@ -45,7 +45,7 @@ def label_prompts(label: LabelSpec) -> tuple[str, ...]:
     return tuple(template.format(readable) for template in TEMPLATES)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ZeroShot:
     """Compares looks of a track with labels.
 

@@ -96,8 +96,9 @@ def _decoded_boxes(
     region: Mapping[str, Any], timeline: Timeline, width: int, height: int
 ) -> tuple[IntArray, Float64Array, Any]:
     """Decoded frames, boxes and certainty of a region; of several timeline frames on one picture the first counts."""
-    at, xyxy, visible = region_boxes(region, width, height)
-    shown = np.flatnonzero(visible & (at <= timeline.frames_count))
+    # Not what the region says of its length: a damaged one may claim billions of frames.
+    at, xyxy, visible = region_boxes(region, width, height, np.arange(1, timeline.frames_count + 1))
+    shown = np.flatnonzero(visible)
     frames, first = np.unique(timeline.decoded_index(at[shown]), return_index=True)
     keyframes = [int(key["frame"]) for key in region["value"].get("sequence") or []]
     conf = np.where(np.isin(at[shown][first], keyframes), 1.0, INTERPOLATED).astype(np.float32)

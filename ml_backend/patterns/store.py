@@ -338,11 +338,15 @@ def _put(
 
 
 def _refresh_digest(connection: Connection, project_id: int, model: str) -> str:
-    """Note the digest of what is there now: the same exemplars have the same, whichever way they came."""
+    """Note the digest of what is there now: the same exemplars have the same, whichever way they came.
+
+    It is empty where no exemplar has a label.
+    """
     columns = (exemplars.c.label, exemplars.c.task_id, exemplars.c.region_id, exemplars.c.embedding)
     of = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model)
     rows = sorted(tuple(row) for row in connection.execute(sa.select(*columns).where(of)))
-    digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:40] if rows else ""
+    # Background alone gives nothing a label.
+    digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:40] if any(row[0] for row in rows) else ""
     row = sa.and_(banks.c.project_id == project_id, banks.c.model == model)
     connection.execute(sa.update(banks).where(row).values(digest=digest))
     return digest

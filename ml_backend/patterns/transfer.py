@@ -134,8 +134,8 @@ def read_bank(path: Path, model_id: str) -> BankFile:
             "annotate some tracks here.",
         )
     try:
-        return _checked(metadata, tensors, data)
-    except (KeyError, TypeError, ValueError) as error:
+        return _checked(metadata, tensors)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise _unusable(path, str(error) or type(error).__name__) from error
 
 
@@ -149,14 +149,17 @@ def _parse(path: Path, data: bytes) -> tuple[dict[str, str], dict[str, Any]]:
         if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
             raise _unusable(path, "its header names another format")
         return metadata, load(data)
-    except (SafetensorError, ValueError, AttributeError, RecursionError) as error:
+    except (SafetensorError, KeyError, ValueError, AttributeError, RecursionError) as error:
         raise _unusable(path, "it is not a safetensors file, or damaged") from error
 
 
-def _checked(metadata: dict[str, str], tensors: dict[str, Any], data: bytes) -> BankFile:
+def _checked(metadata: dict[str, str], tensors: dict[str, Any]) -> BankFile:
     labels = json.loads(metadata["labels"])
     if not isinstance(labels, list) or not all(isinstance(x, str) and len(x) <= MAX_LABEL for x in labels):
         raise ValueError(f"expected labels of up to {MAX_LABEL} characters")
+    if any("\0" in label for label in labels):
+        raise ValueError("expected labels without NUL characters")
+    "".join(labels).encode()  # lone surrogates: no database takes them
     n = len(labels)
     half, groups, ends = tensors["embeddings"], tensors["groups"], tensors["thumbnail_ends"]
     if half.dtype != np.float16 or half.ndim != 2 or len(half) != n or not half.shape[1]:
@@ -171,7 +174,10 @@ def _checked(metadata: dict[str, str], tensors: dict[str, Any], data: bytes) -> 
     if bounds != sorted(bounds) or bounds[-1] != len(pictures):
         raise ValueError("the thumbnails do not fit their lengths")
     thumbnails = tuple(pictures[a:b] for a, b in pairwise(bounds))
-    origin = hashlib.sha256(data).hexdigest()[:16]
+    # Of the content: the order of a file's header is not always the same.
+    content = hashlib.sha256(repr((metadata["model"], labels, groups.tolist(), bounds)).encode())
+    content.update(half.tobytes() + pictures)
+    origin = content.hexdigest()[:16]
     return BankFile(str(metadata["model"]), tuple(labels), vectors, groups, thumbnails, origin)
 
 

@@ -57,10 +57,10 @@ def setup() -> Response:
     body = _body()
     project = project_id(body.get("project"))
     schema = body.get("schema")
-    if isinstance(schema, str) and schema.strip():
-        services().serving.check_label_config(schema)
+    label_config = schema if isinstance(schema, str) and schema.strip() else ""
+    version = services().serving.setup(project, label_config, body.get("extra_params"))
     services().serving.remember_token(body.get("access_token"))
-    return jsonify({"model_version": services().serving.setup(project, body.get("extra_params"))})
+    return jsonify({"model_version": version})
 
 
 @blueprint.post("/predict")

@@ -368,3 +368,10 @@ def test_the_best_tracks_are_background_enough() -> None:
     assert len(chosen) == MAX_BACKGROUND
     assert chosen == sorted(chosen)
     assert set(range(31, 70)) < set(chosen)
+
+
+@pytest.mark.parametrize("absurd", [10**9, 10**13])
+def test_a_region_may_claim_any_length(absurd: int) -> None:
+    """Nothing as long as that is made room for."""
+    (item,) = read(make_region(key(11), key(absurd), count=absurd))
+    assert item.frames.tolist() == list(range(10, 100))

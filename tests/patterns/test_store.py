@@ -232,12 +232,17 @@ def test_a_digest_names_the_content_whichever_way_it_came(store: PatternStore) -
     assert store.digest(1, MODEL) == store.digest(2, MODEL)
 
 
+def test_background_alone_gives_nothing_a_label(store: PatternStore) -> None:
+    store.replace_task(1, MODEL, 10, 1, objects(store, ("r1", "", 1), ("r2", "", 2)))
+    assert store.digest(1, MODEL) == ""
+
+
 def test_every_difference_is_another_digest(store: PatternStore) -> None:
     variants: list[list[tuple[int, Sequence[tuple[str, str, int]]]]] = [
         [],
         [(10, [("r1", "a", 1)])],
         [(10, [("r1", "b", 1)])],
-        [(10, [("r1", "", 1)])],
+        [(10, [("r1", "a", 1), ("r2", "", 2)])],
         [(10, [("r1", "a", 2)])],
         [(10, [("r2", "a", 1)])],
         [(11, [("r1", "a", 1)])],

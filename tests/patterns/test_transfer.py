@@ -375,3 +375,27 @@ def test_a_file_holds_no_code(exported: Path) -> None:
         "thumbnails": "uint8",
         "thumbnail_ends": "int64",
     }
+
+
+def test_hostile_labels_are_refused(tmp_path: Path) -> None:
+    for labels in ("[" * 200_000, json.dumps(["\ud800"] * 2), json.dumps(["a\0b"] * 2)):
+        assert refused(write(tmp_path / "x", arrays(), metadata(labels=labels)))
+
+
+def test_kinds_of_numbers_that_numpy_lacks_are_refused(tmp_path: Path) -> None:
+    header = {"__metadata__": metadata(), "embeddings": {"dtype": "BF16", "shape": [1, 4], "data_offsets": [0, 8]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "x").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    assert refused(tmp_path / "x")
+
+
+def test_the_same_bank_has_one_origin_however_often_it_is_written(store: PatternStore, tmp_path: Path) -> None:
+    fill(store)
+    origins = set()
+    for number in range(8):  # the order of the header's entries is not always the same
+        export_bank(store, 1, MODEL, tmp_path / str(number))
+        bank = read_bank(tmp_path / str(number), MODEL)
+        origins.add(bank.origin)
+        import_bank(store, 2, bank)
+    assert len(origins) == 1
+    assert len(content(store, 2)) == 4
