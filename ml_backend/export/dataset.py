@@ -118,7 +118,7 @@ def export_dataset(
         )
     classes = options.classes or found
     target = FORMATS[options.format](out, classes, options.image_format, options.sampling)
-    state = State(out, asdict(options) | {"classes": list(classes)})
+    state = State(out, asdict(options))
     result = DatasetResult(classes)
     run = _Run(target, state, options, workers, len(plan), progress)
     _remove_stale(target, state, {planned.name for planned in plan})
@@ -219,6 +219,7 @@ class _Run:
                 "file": _identity(video),
                 "regions": fingerprint([dict(item.region) for item in objects]),
                 "frame_rate": video.timeline.frame_rate,
+                "classes": list(self._target.classes),
                 "split": planned.split,
             }
             before = self._state.read(planned.name)
@@ -238,9 +239,7 @@ class _Run:
             outcome = {
                 "counts": dict(Counter(picked.splits)),
                 "boxes": dict(self._count_boxes(picked)),
-                "left_out": dict(
-                    Counter(item.label for item in video.objects if item.label not in self._target.class_ids)
-                ),
+                "left_out": dict(Counter(others)),
             }
             self._state.write(planned.name, {"made_from": made_from, "complete": True, "outcome": outcome})
             return outcome | {"continued": False}

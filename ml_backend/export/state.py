@@ -42,12 +42,13 @@ class State:
         self._dir = state_folder(out)
         file = self._dir / "options.json"
         before = _read(file)
+        options = json.loads(json.dumps(options, default=str))  # as they will be read again
         if before is None:
             if out.exists() and (not out.is_dir() or any(path.name != _FOLDER for path in out.iterdir())):
                 raise ConfigError(f"{out} holds something else.", "Choose a new or empty folder as --out.")
-            write_text(file, json.dumps(options, indent=1, ensure_ascii=False, default=str) + "\n")
-        elif fingerprint(before) != fingerprint(json.loads(json.dumps(options, default=str))):
-            changed = sorted(key for key in {*before, *options} if str(before.get(key)) != str(options.get(key)))
+            write_text(file, json.dumps(options, indent=1, ensure_ascii=False) + "\n")
+        elif before != options:
+            changed = sorted(key for key in {*before, *options} if before.get(key) != options.get(key))
             raise ConfigError(
                 f"{out} holds an export with other options ({', '.join(changed)}).",
                 "Choose another --out, remove that folder, or use the same options to continue.",
