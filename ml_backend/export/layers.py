@@ -15,7 +15,6 @@ from ml_backend.export.select import Predictions
 from ml_backend.export.source import Part, Source
 from ml_backend.export.video import AnnotatedVideo
 from ml_backend.label_studio.schema import LabelConfig, parse_label_config
-from ml_backend.offline import predict_file
 from ml_backend.settings import Settings
 
 ANNOTATIONS, PREDICTIONS = "annotations", "predictions"
@@ -143,6 +142,8 @@ def model_layer(video: Path, weights: str | None, model: Model, **changes: Any) 
     Raises:
         VideoError, ConfigError, WeightsError, StorageError: as :func:`ml_backend.offline.predict_file`.
     """
+    from ml_backend.offline import predict_file  # with all that models need, which files do not
+
     if weights is not None:
         changes |= {"yolo_weights": weights}
     settings = model.settings.model_copy(update=changes)

@@ -1,0 +1,96 @@
+"""Chromium plays and seeks what was rendered, with the boxes on its pictures and the sound."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ml_backend.export.draw import Look
+from ml_backend.export.layers import Export, file_layer
+from ml_backend.export.render import Options, render
+from ml_backend.label_studio.regions import region_boxes
+from tests.export.drawing import COLOURS, make_region, write_prediction
+from tests.video.builders import make_video
+
+pytestmark = pytest.mark.browser
+
+# Plays for a moment; then seeks, waits until the picture has been painted, and measures what is green in it.
+PLAYER = """async ([content, times]) => {
+  const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
+  const video = document.createElement('video');
+  const within = (promise, ms) => Promise.race([promise, new Promise(done => setTimeout(done, ms))]);
+  video.muted = true;
+  document.body.replaceChildren(video);
+  const loaded = new Promise((done, fail) => {
+    video.onloadeddata = done; video.onerror = () => fail(new Error(video.error.message)); });
+  video.src = URL.createObjectURL(new Blob([bytes], {type: 'video/mp4'}));
+  await loaded;
+  await video.play();
+  const ended = new Promise(done => { video.onended = done; });
+  await within(ended, 10000);
+  const played = video.currentTime, heard = video.webkitAudioDecodedByteCount;
+  const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
+  const context = canvas.getContext('2d', {willReadFrequently: true});
+  const seen = [];
+  for (const time of times) {
+    const painted = new Promise(done => video.requestVideoFrameCallback(done));
+    const sought = new Promise(done => { video.onseeked = done; });
+    video.currentTime = time;
+    await within(sought, 5000);
+    await within(painted, 500);
+    context.drawImage(video, 0, 0);
+    const data = context.getImageData(0, 0, canvas.width, canvas.height).data;
+    let box = [1e9, 1e9, -1, -1];
+    for (let at = 0; at < data.length; at += 4) {
+      if (data[at] > 80 || data[at + 1] < 175 || data[at + 2] > 80) continue;
+      const x = at / 4 % canvas.width, y = Math.floor(at / 4 / canvas.width);
+      box = [Math.min(box[0], x), Math.min(box[1], y), Math.max(box[2], x), Math.max(box[3], y)];
+    }
+    seen.push(box[2] < 0 ? null : box);
+  }
+  return {width: video.videoWidth, height: video.videoHeight, duration: video.duration, played, heard, seen};
+}"""
+
+
+@pytest.fixture(scope="module")
+def page(chromium: Any) -> Iterator[Any]:
+    opened = chromium.new_page()
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"audio_s": 1.0, "options": {"bf": "3", "g": "12"}},
+        {"rotation": 90, "size": (240, 320)},
+        {"size": (321, 241), "pix_fmt": "yuv444p"},
+        {"codec": "mpeg4"},
+    ],
+    ids=["sound", "turned", "odd", "another codec"],
+)
+def test_plays_and_seeks(tmp_path: Path, page: Any, made: dict[str, Any]) -> None:
+    source = make_video(tmp_path / "source.mp4", **made)
+    region = make_region([(4, 20, 50, 10, 20, True), (25, 60, 40, 20, 30, False)], count=30, fps=30)
+    out = tmp_path / "out.mp4"
+    look = Look(names=False, numbers=False, confidence=False)
+    layer = file_layer(source, Export(write_prediction(tmp_path / "p.json", [region])))
+    render(source, out, [layer], Options(look, COLOURS, crf=2))
+    width, height = layer.video.info.width, layer.video.info.height
+    numbers = [0, 3, 10, 17, 24, 25, 29, 5]
+    times = [(number + 0.5) / 30 for number in numbers]
+    shown = page.evaluate(PLAYER, [base64.b64encode(out.read_bytes()).decode(), times])
+    assert (shown["width"], shown["height"]) == (width + width % 2, height + height % 2)
+    assert shown["duration"] == pytest.approx(1.0, abs=0.05)
+    assert shown["played"] == pytest.approx(shown["duration"], abs=0.1)
+    assert (shown["heard"] > 0) == bool(made.get("audio_s"))
+    _, xyxy, visible = region_boxes(region, width, height, np.array(numbers) + 1)
+    for found, wanted, there in zip(shown["seen"], xyxy, visible, strict=True):
+        assert (found is not None) == there
+        if there:
+            assert np.abs(np.array(found) - wanted).max() <= 3
