@@ -143,8 +143,7 @@ def _plan(source: Source, options: DatasetOptions) -> tuple[list[_Planned], tupl
     taken = []
     for part in source.parts():
         taken.append(names.take(part.stem, part.task_id))
-        if not source.config:
-            labels.update(dict.fromkeys(label for label in part.labels if label))
+        labels.update(dict.fromkeys(part.labels))
     by = options.sampling.for_videos(len(taken))
     splits: Sequence[str | None] = [None] * len(taken)
     if FORMATS[options.format].whole_videos and options.sampling.split != "video":

@@ -81,11 +81,10 @@ class Part:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Labels of the config, or without one those that the regions carry, in order of appearance."""
-        if self.control.labels:
-            return tuple(label.value for label in self.control.labels)
-        given = (region.get("value", {}).get("labels") or [] for region in self.regions)
-        return tuple(dict.fromkeys(str(label) for labels in given for label in labels))
+        """Labels of the config, then those that only regions carry (of a label that was renamed since)."""
+        given = ((region.get("value") or {}).get("labels") or [] for region in self.regions)
+        found = (str(label) for labels in given for label in labels if label)
+        return tuple(dict.fromkeys((*(label.value for label in self.control.labels), *found)))
 
     @contextlib.contextmanager
     def open(self) -> Iterator[AnnotatedVideo]:
