@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ml_backend.cli import fail_clearly, progress_bar
 from ml_backend.export.annotations import export_annotations, parse_sample
 from ml_backend.export.command import finish, open_source, source_options
+from ml_backend.export.statistics import as_table, collect, write_csv
 
 
 @click.command(context_settings={"show_default": True})
@@ -24,8 +26,19 @@ from ml_backend.export.command import finish, open_source, source_options
 @click.option("--per-video", is_flag=True, help="One file for each video.")
 @click.option("--with-video", is_flag=True, help='Add the field "video" to each row.')
 @click.option("--all-annotators", is_flag=True, help='Every submitted annotation; adds the field "annotator".')
+@click.option("--statistics", is_flag=True, help="Also print a table of what has been annotated.")
+@click.option("--statistics-csv", type=click.Path(path_type=Path, dir_okay=False), help="Also write that table.")
 @fail_clearly
-def main(out: Path, sample: str, per_video: bool, with_video: bool, all_annotators: bool, **where: Any) -> None:
+def main(
+    out: Path,
+    sample: str,
+    per_video: bool,
+    with_video: bool,
+    all_annotators: bool,
+    statistics: bool,
+    statistics_csv: Path | None,
+    **where: Any,
+) -> None:
     """Export the annotations of a project as rows of JSON.
 
     Of a task's annotations the ground truth counts, else the latest. The last line of stdout is JSON. The exit code is
@@ -45,6 +58,13 @@ def main(out: Path, sample: str, per_video: bool, with_video: bool, all_annotato
         )
     if written.unlabelled:
         print(f"{written.unlabelled} objects without a label were left out.", file=sys.stderr)
+    if statistics or statistics_csv:
+        with progress_bar("Counting") as progress:
+            counted = collect(source, progress)
+        if statistics_csv:
+            write_csv(counted, statistics_csv)
+        if statistics:
+            Console(width=None if sys.stdout.isatty() else 140).print(as_table(counted))
     print(
         json.dumps(
             {
