@@ -1,0 +1,218 @@
+"""A contact sheet: what a project's label looks like, at a glance."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Pictures
+from PIL import UnidentifiedImageError
+
+from ml_backend.errors import ConfigError, StorageError
+from ml_backend.export.fonts import Fonts
+from ml_backend.export.tiles import rounded, short
+from ml_backend.patterns.store import PatternStore
+
+#: Formats by suffix, as Pillow names them.
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+BACKGROUND_NAME = "(background)"
+_GROUND, _CARD, _EMPTY = (236, 237, 241), (255, 255, 255), (206, 208, 214)
+_TEXT, _FAINT = (28, 28, 34), (112, 114, 124)
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One picture of the sheet.
+
+    Attributes:
+        thumbnail: JPEG; a grey card where it cannot be read.
+        caption: a line or two below it.
+    """
+
+    thumbnail: bytes
+    caption: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Exemplars:
+    """What there is of a label.
+
+    Attributes:
+        cards: in order of task, object and frame; of every object the first ones where there are too many.
+        total, objects, tasks: counts of all of them.
+    """
+
+    label: str
+    cards: tuple[Card, ...]
+    total: int
+    objects: int
+    tasks: int
+
+
+def exemplar_cards(store: PatternStore, project_id: int, model_id: str, label: str, limit: int = 200) -> Exemplars:
+    """The exemplars of a label, as they were learned from annotations.
+
+    Args:
+        model_id: of the embedder with which they were learned.
+        label: of the project; ``UNLABELLED`` for background.
+        limit: cards wanted at most; every object gets one before any gets a second.
+
+    Raises:
+        ConfigError: the project has learned no such label.
+        StorageError: the database cannot be read.
+    """
+    _, sources = store.exemplars(project_id, model_id)
+    mine = {id_: source for id_, source in sources.items() if source.label == label}
+    if not mine:
+        known = sorted({source.label or BACKGROUND_NAME for source in sources.values()})
+        named = label or BACKGROUND_NAME
+        if not known:
+            raise ConfigError(
+                f"Project {project_id} has learned no label yet.", "Annotate some tracks and submit them."
+            )
+        raise ConfigError(f'Project {project_id} has learned no label "{named}".', f"It knows: {', '.join(known)}.")
+    thumbnails = store.thumbnails(project_id, model_id)
+    groups: dict[tuple[int, str, str], list[int]] = {}
+    for id_, source in sorted(mine.items(), key=lambda item: (item[1].frame, item[0])):
+        groups.setdefault((source.task_id, source.region_id, source.origin), []).append(id_)
+    ordered = sorted(groups)
+    # Which view of its object each is: the first of all objects come before the second of any.
+    turns = [(turn, at, id_) for at, key in enumerate(ordered) for turn, id_ in enumerate(groups[key])]
+    chosen = {id_ for _, _, id_ in sorted(turns)[:limit]}
+    cards = []
+    for key in ordered:
+        for id_ in groups[key]:
+            if id_ in chosen:
+                source = mine[id_]
+                where = f"task {source.task_id}" if source.task_id else "imported"
+                cards.append(Card(thumbnails.get(id_, b""), (where, f"frame {source.frame + 1}")))
+    tasks = len({task for task, _, _ in ordered if task})
+    return Exemplars(label, tuple(cards), len(mine), len(ordered), tasks)
+
+
+def sheet_title(found: Exemplars) -> str:
+    """What stands above the sheet: ``fallen_person: 12 exemplars of 4 objects in 3 tasks``."""
+
+    def counted(number: int, name: str) -> str:
+        return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
+    text = f"{found.label or BACKGROUND_NAME}: {counted(found.total, 'exemplar')} of {counted(found.objects, 'object')}"
+    if found.tasks:
+        text += f" in {counted(found.tasks, 'task')}"
+    return text + (f", {len(found.cards)} shown" if len(found.cards) < found.total else "")
+
+
+def contact_sheet(
+    cards: Sequence[Card], title: str, fonts: Fonts, *, columns: int | None = None, size: int = 144
+) -> Pictures.Image:
+    """A grid of pictures with captions.
+
+    Args:
+        columns: by default as many as make the sheet a little wider than high.
+        size: of the cell for one picture, px; thumbnails keep their proportions in it.
+    """
+    letters = max(10, round(size / 12))
+    gap = max(4, size // 12)
+    line = round(letters * 1.35)
+    lines = max((len(card.caption) for card in cards), default=0)
+    height = size + lines * line + gap
+    if columns is None:
+        columns = max(1, min(len(cards), round(math.sqrt(1.5 * len(cards)))))
+    rows = math.ceil(len(cards) / columns)
+    heading = round(letters * 1.5)
+    mask = fonts.mask(title, heading)
+    head = mask.shape[0] + 2 * gap
+    width = max(columns * (size + gap) + gap, mask.shape[1] + 2 * gap)
+    sheet = Pictures.new("RGB", (width, head + rows * (height + gap) + gap), _GROUND)
+    sheet.paste(_TEXT, (gap, gap), Pictures.fromarray(mask))
+    ground = Pictures.fromarray(rounded(size, height, gap))
+    for number, card in enumerate(cards):
+        x, y = gap + number % columns * (size + gap), head + number // columns * (height + gap)
+        sheet.paste(_CARD, (x, y), ground)
+        picture = _opened(card.thumbnail, size - gap)
+        left, top = x + (size - picture.width) // 2, y + (size - picture.height) // 2
+        corners = Pictures.fromarray(rounded(picture.width, picture.height, gap // 2))
+        sheet.paste(picture, (left, top), corners)
+        for row, text in enumerate(card.caption):
+            words = fonts.mask(short(text), letters)[:, : size - gap]
+            place = (x + (size - words.shape[1]) // 2, y + size + row * line)
+            sheet.paste(_FAINT if row else _TEXT, place, Pictures.fromarray(np.ascontiguousarray(words)))
+    return sheet
+
+
+def _opened(jpeg: bytes, size: int) -> Pictures.Image:
+    """A thumbnail, enlarged or shrunk to have ``size`` as its longer side."""
+    try:
+        with Pictures.open(io.BytesIO(jpeg)) as opened:
+            picture: Pictures.Image = opened.convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, Pictures.DecompressionBombError):
+        return Pictures.new("RGB", (size, size), _EMPTY)
+    share = size / max(picture.size)
+    shape = max(1, round(picture.width * share)), max(1, round(picture.height * share))
+    resized: Pictures.Image = picture.resize(shape, Pictures.Resampling.LANCZOS)
+    return resized
+
+
+def check_picture(out: Path, force: bool) -> str:
+    """The format of a picture that may be written, as Pillow names it.
+
+    Raises:
+        ConfigError: another kind of file, or there already and ``force`` not given.
+    """
+    form = FORMATS.get(out.suffix.lower())
+    if form is None:
+        raise ConfigError(f"{out.name} is not the name of a picture.", f"End it with {', '.join(FORMATS)}.")
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder.", "Choose another --out.")
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists already.", "Choose another --out, or overwrite it with --force.")
+    return form
+
+
+def write_whole(out: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written: {error.strerror}.", "Choose another --out.") from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        temporary.chmod(0o644)
+        temporary.replace(out)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written: {error.strerror}.", "Free some disk space.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_sheet(sheet: Pictures.Image, out: Path, form: str) -> None:
+    """Write a sheet.
+
+    Args:
+        form: from :func:`check_picture`.
+
+    Raises:
+        StorageError: as :func:`write_whole`.
+        ConfigError: the sheet is too large for the format.
+    """
+    buffer = io.BytesIO()
+    try:
+        # 4:4:4: letters have coloured fringes otherwise.
+        sheet.save(buffer, form, **({"quality": 92, "subsampling": 0} if form == "JPEG" else {}))
+    except (OSError, ValueError) as error:
+        size = f"{sheet.width} x {sheet.height}"
+        raise ConfigError(f"{out.name} cannot hold {size} pixels: {error}.", "Lower --limit, or take PNG.") from error
+    write_whole(out, buffer.getvalue())
