@@ -146,7 +146,8 @@ def bring_back(
     if not 0 < min_iou < 1:
         raise ConfigError(f"{min_iou:g} cannot bound an IoU.", "Give --min-iou between 0 and 1.")
     control = read_config(config).video_controls[0] if config else VideoControl("box", "video", "video", "label", ())
-    folder = VideoFolder(videos or (dataset if dataset.is_dir() else dataset.parent))
+    near = dataset if dataset.is_dir() else dataset.absolute().parent
+    folder = VideoFolder(videos) if videos else VideoFolder(near, recursive=False)
     result = BackResult()
     found = list(readers[format_name](dataset))
     with progress_bar("Reading videos") as progress, writing(out) as file:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.errors import BackendError, ConfigError, Interrupted
+from ml_backend.errors import BackendError, ConfigError, Interrupted, VideoError
 from ml_backend.export.coco import Coco
 from ml_backend.export.cvat import Cvat
 from ml_backend.export.images import ImageFormat, ImageSaver, crop
@@ -32,6 +32,7 @@ from ml_backend.export.source import Part, Source
 from ml_backend.export.state import State, fingerprint
 from ml_backend.export.video import AnnotatedVideo, VideoObject
 from ml_backend.export.yolo import Yolo, YoloTrack
+from ml_backend.types import Frame
 from ml_backend.video.reader import read_at
 
 log = logging.getLogger(__name__)
@@ -277,7 +278,7 @@ class _Run:
         boxes = video.frames(wanted, picked.objects) if look_at_all else iter(())
         kept = set() if look_at_all else set(there)
         with ImageSaver(options.image_format, encoders, self._workers) as saver:
-            for frame in read_at(video.path, video.info, wanted) if wanted else ():
+            for frame in _decoded(video, wanted, bool(there)):
                 if self._stop.is_set():
                     raise Interrupted(f"Stopped at picture {frame.index} of {video.name}.", "Run it again to go on.")
                 if self._videos == 1:
@@ -321,6 +322,18 @@ class _Run:
         for item in picked.objects:
             counts[item.label] += int(np.isin(picked.video.boxes(item)[0], picked.pictures, assume_unique=True).sum())
         return counts
+
+
+def _decoded(video: AnnotatedVideo, wanted: Sequence[int], others: bool) -> Iterator[Frame]:
+    """The wanted pictures, without those that cannot be decoded; with ``others`` that may be all of them."""
+    if not wanted:
+        return
+    try:
+        yield from read_at(video.path, video.info, wanted)
+    except VideoError as error:
+        if not others:
+            raise
+        log.warning("%s", error)
 
 
 def _identity(video: AnnotatedVideo) -> list[Any]:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ml_backend.errors import MediaError
+from ml_backend.importing import VIDEO_SUFFIXES
 from ml_backend.label_studio.media import canonical_uri
 
 log = logging.getLogger(__name__)
@@ -49,24 +50,28 @@ class VideoFolder:
 
     Args:
         folder: a folder, or a single file.
+        recursive: whether subfolders are looked into.
 
     Raises:
         MediaError: it is not there.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, recursive: bool = True) -> None:
         if not folder.exists():
             raise MediaError(f"{folder} does not exist.", "Give the folder with the videos as --videos.")
         self.folder = folder
         self.single = folder if folder.is_file() else None
         self._by_key: dict[str, list[Path]] = {}
-        for path in [folder] if self.single else _files(folder):
+        for path in [folder] if self.single else _files(folder, recursive):
             self._by_key.setdefault(_key(path.name), []).append(path)
 
     def only(self) -> Path | None:
-        """The file itself, or the only one of the folder."""
-        paths = [path for paths in self._by_key.values() for path in paths]
+        """The file itself, or the only video of the folder."""
+        paths = [self.single] if self.single else self._videos()
         return paths[0] if len(paths) == 1 else None
+
+    def _videos(self) -> list[Path]:
+        return [path for paths in self._by_key.values() for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
 
     def find(self, uri: str) -> Path | None:
         """The file of a media address, or ``None``. Of several with one name, the one whose folders fit best."""
@@ -83,19 +88,18 @@ class VideoFolder:
         return None
 
     def find_stem(self, stem: str) -> Path | None:
-        """The file whose name without its suffix this is; Label Studio's prefix does not matter."""
+        """The video whose name without its suffix this is; Label Studio's prefix does not matter."""
         wanted = _key(stem)
-        for paths in self._by_key.values():
-            for path in paths:
-                if wanted in (_key(path.stem), _key(_UPLOAD_PREFIX.sub("", path.stem))):
-                    return path
+        for path in self._videos():
+            if wanted in (_key(path.stem), _key(_UPLOAD_PREFIX.sub("", path.stem))):
+                return path
         return None
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path, recursive: bool) -> list[Path]:
     found = []
     for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
         found += [Path(root, name) for name in sorted(names) if not name.startswith(".")]
     return found
 

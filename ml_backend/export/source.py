@@ -155,7 +155,8 @@ class Source:
         Raises:
             ConfigError, MediaError: file or folder cannot be read.
         """
-        folder = VideoFolder(videos or path.absolute().parent)
+        # Below the export's own folder could be anything, a whole home even.
+        folder = VideoFolder(videos) if videos else VideoFolder(path.absolute().parent, recursive=False)
         single = is_prediction_file(path)
         if single:
             options["predictions"] = "only"

@@ -26,6 +26,7 @@ from ml_backend.label_studio.schema import parse_label_config
 from tests.builders import ROOT, label_config, make_tiny_yolo, wait_for
 from tests.export.builders import key, make_annotation, make_region, make_task, write_export
 from tests.video.builders import make_video, read_number
+from tests.video.test_reader import damage
 
 SCRIPT = ROOT / "scripts" / "export_dataset.py"
 MOVING = make_region(key(1, 10), key(11, 30), key(21, 30, enabled=False))
@@ -273,6 +274,18 @@ def test_an_export_that_was_killed_goes_on(tmp_path: Path) -> None:
     done = run(*arguments, cwd=tmp_path)
     assert json.loads(done.stdout.splitlines()[-1])["unchanged"] == 1
     assert time.monotonic() - started < 60
+
+
+def test_pictures_that_cannot_be_decoded_are_left_out(tmp_path: Path) -> None:
+    """The end of a recording is damaged: what can be decoded is exported, also when that is continued."""
+    damage(make_video(tmp_path / "clip.mp4", options={"bf": "0", "g": "10"}), slice(20, None))
+    task = make_task("clip.mp4", make_annotation(MOVING))
+    result = export(tmp_path, [task])
+    assert result.pictures["train"] == len(pictures(tmp_path / "out")) == 20
+    assert len(list((tmp_path / "out" / "labels").rglob("*.txt"))) == 20
+    task["annotations"][0]["result"] = []
+    result = export(tmp_path, [task])
+    assert (result.pictures["train"], result.boxes.total()) == (20, 0)
 
 
 def test_interrupting_says_so_and_leaves_whole_files(tmp_path: Path) -> None:

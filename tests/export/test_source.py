@@ -208,6 +208,9 @@ def test_a_prediction_file_and_its_video(folder: Path) -> None:
         video = only_video(Source.from_file(path, videos=videos))
         assert (video.name, video.stem, video.part.frame_rate) == ("clip.mp4", "clip", 30)
         assert [item.source for item in video.objects] == ["auto"]
+    beside = folder / "p.json"
+    beside.write_text(path.read_text())
+    assert only_video(Source.from_file(beside)).name == "clip.mp4"
     make_video(folder / "other.mp4")
     source = Source.from_file(path, videos=folder)
     assert list(source.videos()) == []
@@ -334,6 +337,11 @@ def test_files_are_found_by_name_only(tmp_path: Path) -> None:
     assert folder.find("/data/upload/1/35deac95-ein_film_1.mp4") == inside / "ein film (1).mp4"
     for uri in ("../secret.mp4", f"{tmp_path}/secret.mp4", "/data/local-files/?d=../secret.mp4", "", "sub", "a.mp4\0"):
         assert folder.find(uri) is None
+    assert VideoFolder(inside, recursive=False).find("b.mp4") is None
+    (inside / "a.txt").write_text("")
+    assert folder.find_stem("35deac95-b") == inside / "sub" / "35deac95-b.mp4"
+    assert VideoFolder(inside).find_stem("a") == inside / "a.mp4"
+    assert folder.find_stem("absent") is None
 
 
 def test_decomposed_unicode_is_the_same_name(tmp_path: Path) -> None:
