@@ -237,7 +237,7 @@ def test_videos_of_one_name_are_told_apart(tmp_path: Path) -> None:
     tasks = [make_task("x", make_annotation(), task_id=n) for n in (3, 8)]
     for task, folder in zip(tasks, "ab", strict=True):
         task["data"]["video"] = f"/data/local-files/?d={folder}/clip.mp4"
-    export(tmp_path, tasks)
+    export(tmp_path, tasks, videos=tmp_path)
     names = pictures(tmp_path / "out")
     assert names == [f"clip-8_{n:06d}.jpg" for n in range(5)] + [f"clip_{n:06d}.jpg" for n in range(4)]
 
