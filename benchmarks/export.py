@@ -127,6 +127,8 @@ def measure(name: str, video: Path, stride: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--run", name, "--stride", str(stride), str(video)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    # An hour takes its time: what is known is said at once.
+    print(f"{name} {video.stem}: {result}", file=sys.stderr, flush=True)
     return result
 
 
