@@ -86,6 +86,11 @@ class Fonts:
             x += font.getlength(run)
         return np.asarray(picture, np.uint8)
 
+    def file_for(self, text: str) -> Path:
+        """A font file for others to draw ``readable(text)`` with: of the first character that DejaVu has not."""
+        used = [path for path, _ in self._runs(self.readable(text))]
+        return next((path for path in used if path != self._known[0]), self._known[0])
+
     def note(self) -> str:
         """What to tell the reader of characters that could not be drawn; empty where all could."""
         if not self.missing:

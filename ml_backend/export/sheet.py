@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,8 @@ import numpy as np
 from PIL import Image as Pictures
 from PIL import UnidentifiedImageError
 
-from ml_backend.errors import ConfigError, StorageError
+from ml_backend.errors import ConfigError
+from ml_backend.export.files import make_folder, write_bytes
 from ml_backend.export.fonts import Fonts
 from ml_backend.export.tiles import rounded, short
 from ml_backend.patterns.store import PatternStore
@@ -175,29 +174,6 @@ def check_picture(out: Path, force: bool) -> str:
     return form
 
 
-def write_whole(out: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all.
-
-    Raises:
-        StorageError: the disk is full, or the folder cannot be written.
-    """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-    except OSError as error:
-        raise StorageError(f"{out} cannot be written: {error.strerror}.", "Choose another --out.") from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        temporary.chmod(0o644)
-        temporary.replace(out)
-    except OSError as error:
-        raise StorageError(f"{out} cannot be written: {error.strerror}.", "Free some disk space.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_sheet(sheet: Pictures.Image, out: Path, form: str) -> None:
     """Write a sheet.
 
@@ -205,7 +181,7 @@ def write_sheet(sheet: Pictures.Image, out: Path, form: str) -> None:
         form: from :func:`check_picture`.
 
     Raises:
-        StorageError: as :func:`write_whole`.
+        StorageError: the disk is full, or the folder cannot be written.
         ConfigError: the sheet is too large for the format.
     """
     buffer = io.BytesIO()
@@ -215,4 +191,5 @@ def write_sheet(sheet: Pictures.Image, out: Path, form: str) -> None:
     except (OSError, ValueError) as error:
         size = f"{sheet.width} x {sheet.height}"
         raise ConfigError(f"{out.name} cannot hold {size} pixels: {error}.", "Lower --limit, or take PNG.") from error
-    write_whole(out, buffer.getvalue())
+    make_folder(out.parent)
+    write_bytes(out, buffer.getvalue())

@@ -22,7 +22,6 @@ from ml_backend.export.sheet import (
     exemplar_cards,
     sheet_title,
     write_sheet,
-    write_whole,
 )
 from ml_backend.hybrid import require_embedder
 from ml_backend.looks import Look
@@ -146,7 +145,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
             check_picture(tmp_path / name, True)
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
-        write_whole(tmp_path / "file" / "x.png", b"")
+        write_sheet(Pictures.new("RGB", (9, 9)), tmp_path / "file" / "x.png", "PNG")
     huge = Pictures.new("RGB", (70_000, 1))
     with pytest.raises(ConfigError, match="70000 x 1"):
         write_sheet(huge, tmp_path / "x.jpg", "JPEG")
