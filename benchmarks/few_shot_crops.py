@@ -19,7 +19,7 @@ from ml_backend.models._ultralytics import setup_ultralytics
 from ml_backend.models.detector import YoloDetector
 from ml_backend.models.tracker import Tracker
 from ml_backend.settings import Settings
-from ml_backend.tracks import TrackAssembler
+from ml_backend.tracks.assembler import TrackAssembler
 from ml_backend.types import Image, Track
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames

@@ -32,7 +32,7 @@ from ml_backend.models.detector import YoloDetector  # noqa: E402
 from ml_backend.models.motion import MotionDetector  # noqa: E402
 from ml_backend.models.tracker import Tracker  # noqa: E402
 from ml_backend.settings import Settings  # noqa: E402
-from ml_backend.tracks import TrackAssembler  # noqa: E402
+from ml_backend.tracks.assembler import TrackAssembler  # noqa: E402
 from ml_backend.types import Frame, Track  # noqa: E402
 from ml_backend.video.probe import probe  # noqa: E402
 from ml_backend.video.reader import read_frames  # noqa: E402

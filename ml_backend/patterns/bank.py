@@ -16,6 +16,7 @@ from ml_backend.patterns.calibration import Acceptance, Evidence, fit_acceptance
 from ml_backend.patterns.clusters import LabelClusters, find_clusters
 from ml_backend.patterns.heads import Heads
 from ml_backend.patterns.sampling import Sample, take_sample
+from ml_backend.patterns.twins import Twins, find_twins
 from ml_backend.types import UNLABELLED, FloatArray, IntArray
 
 Floats = npt.NDArray[np.float64]
@@ -201,20 +202,30 @@ class PatternBank:
 
 @dataclass(frozen=True, slots=True)
 class _Learned:
-    """Heads and calibration; ``cosine`` is an acceptance by the nearest exemplar alone, ``safe`` ``(k,)``."""
+    """Heads and calibration; ``cosine`` is an acceptance by the nearest exemplar alone, ``safe`` ``(k,)``.
+
+    ``twins`` tells annotated objects again, where that can be told.
+    """
 
     heads: Heads
+    count: int
     acceptance: Acceptance
     temperature: float
     cosine: Acceptance
     safe: Floats
+    twins: Twins | None
 
     def probabilities(self, views: FloatArray, starts: IntArray, numbers: Sequence[int]) -> Floats:
         """``(t, len(numbers))`` of tracks whose views begin at ``starts``; only ``numbers`` compete."""
         total = self.heads.total(self.heads.score(views))[:, numbers]
         counts = np.diff(np.append(starts, len(views)))
         total = np.add.reduceat(total, starts, axis=0) / counts[:, None]
-        return _probabilities(total, np.array(numbers, np.int64), self.acceptance, self.temperature)
+        found = _probabilities(total, np.array(numbers, np.int64), self.acceptance, self.temperature)
+        if self.twins is None:
+            return found
+        again = self.twins.probabilities(views, starts, self.count)[:, numbers]
+        found = np.maximum(found, np.minimum(again, self.acceptance.ceiling))
+        return found / np.maximum(found.sum(axis=1, keepdims=True), 1.0)
 
 
 def _probabilities(total: Floats, numbers: IntArray, acceptance: Acceptance, temperature: float) -> Floats:
@@ -263,4 +274,4 @@ def _learn(sample: Sample, count: int) -> _Learned:
     found = _probabilities(foreign[impostor & known], everyone, acceptance, temperature)
     # No object of another label may have been given this one.
     safe = np.maximum(SAFE, found.max(axis=0)) if len(found) else np.full(count, SAFE)
-    return _Learned(heads, acceptance, temperature, cosine, safe)
+    return _Learned(heads, count, acceptance, temperature, cosine, safe, find_twins(sample))

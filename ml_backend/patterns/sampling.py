@@ -25,6 +25,7 @@ class Sample:
         embeddings: ``(p, d)`` float32, L2-normalised.
         of: ``(p,)`` int64, number of the label; -1 for background.
         ids: ``(p,)`` int64.
+        groups: ``(p,)`` int64, number of the object.
         folds: ``(p,)`` int64, what is left out together: an object, or half the views of a label's only object.
         weight: ``(p,)``: an object's views share its weight, a label's objects share 1.
     """
@@ -32,6 +33,7 @@ class Sample:
     embeddings: FloatArray
     of: IntArray
     ids: IntArray
+    groups: IntArray
     folds: IntArray
     weight: Floats
 
@@ -67,7 +69,7 @@ def take_sample(embeddings: FloatArray, of: IntArray, ids: IntArray, groups: Int
         mine = np.flatnonzero(of == label)
         _, object_of, views = np.unique(groups[mine], return_inverse=True, return_counts=True)
         weight[mine] = 1.0 / views[object_of] / len(views)
-    return Sample(embeddings, of, ids, folds, weight)
+    return Sample(embeddings, of, ids, groups, folds, weight)
 
 
 def _distinct(embeddings: FloatArray, rows: IntArray) -> IntArray:
