@@ -81,7 +81,7 @@ def find_twins(sample: Sample) -> Twins | None:
         if len(others) >= MIN_OTHERS:
             # The nearest of all other objects: that is what a stranger is compared with.
             foreign.append(max(float(similar[np.ix_(mine, number == j)].max(axis=1).mean()) for j in others))
-    if not own or len(foreign) < MIN_OTHERS:
+    if not own or not foreign:
         return None
     low, high = float(np.mean(foreign)), float(np.mean(own))
     squares = sum((x - high) ** 2 for x in own) + sum((x - low) ** 2 for x in foreign)
