@@ -27,6 +27,11 @@ from ml_backend.export.statistics import as_table, collect, write_csv
 @click.option("--with-video", is_flag=True, help='Add the field "video" to each row.')
 @click.option("--all-annotators", is_flag=True, help='Every submitted annotation; adds the field "annotator".')
 @click.option("--statistics", is_flag=True, help="Also print a table of what has been annotated.")
+@click.option(
+    "--statistics-plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also draw it: a PNG, SVG or PDF file.",
+)
 @click.option("--statistics-csv", type=click.Path(path_type=Path, dir_okay=False), help="Also write that table.")
 @fail_clearly
 def main(
@@ -37,6 +42,7 @@ def main(
     all_annotators: bool,
     statistics: bool,
     statistics_csv: Path | None,
+    statistics_plot: Path | None,
     **where: Any,
 ) -> None:
     """Export the annotations of a project as rows of JSON.
@@ -58,11 +64,16 @@ def main(
         )
     if written.unlabelled:
         print(f"{written.unlabelled} objects without a label were left out.", file=sys.stderr)
-    if statistics or statistics_csv:
+    if statistics or statistics_csv or statistics_plot:
         with progress_bar("Counting") as progress:
             counted = collect(source, progress)
         if statistics_csv:
             write_csv(counted, statistics_csv)
+        if statistics_plot:
+            from ml_backend.export.plots import plot_statistics
+
+            if note := plot_statistics(counted, statistics_plot):
+                print(note, file=sys.stderr)
         if statistics:
             Console(width=None if sys.stdout.isatty() else 140).print(as_table(counted))
     print(
