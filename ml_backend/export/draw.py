@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,12 +127,12 @@ class PlateAnnotator(BaseAnnotator):
         fonts: draw the text.
     """
 
-    #: Plates that are kept; confidence and labels make few.
-    KEPT = 2048
+    #: Plates that are kept: those of the objects in sight, and some more.
+    KEPT = 256
 
     def __init__(self, colours: Sequence[Colour], scale: Scale, fonts: Fonts) -> None:
         self._colours, self._scale, self._fonts = colours, scale, fonts
-        self._tiles: dict[tuple[str, int, bool], Tile] = {}
+        self._tiles: OrderedDict[tuple[str, int, bool], Tile] = OrderedDict()
         self._side: dict[int, int] = {}
 
     def annotate(self, scene: Image, detections: sv.Detections, texts: Sequence[str] = ()) -> Image:
@@ -161,10 +162,12 @@ class PlateAnnotator(BaseAnnotator):
 
     def _tile(self, text: str, label: int, manual: bool) -> Tile:
         key = (text, label, manual)
-        tile = self._tiles.pop(key, None) or self._made(text, self._colours[label], manual)
-        self._tiles[key] = tile  # last in the dictionary: used last
-        if len(self._tiles) > self.KEPT:
-            del self._tiles[next(iter(self._tiles))]
+        tile = self._tiles.get(key)
+        if tile is None:
+            tile = self._tiles[key] = self._made(text, self._colours[label], manual)
+            if len(self._tiles) > self.KEPT:
+                self._tiles.popitem(last=False)
+        self._tiles.move_to_end(key)
         return tile
 
     def _made(self, text: str, colour: Colour, manual: bool) -> Tile:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image as Pictures
-from PIL import UnidentifiedImageError
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.files import make_folder, write_bytes
@@ -147,11 +147,11 @@ def contact_sheet(
 
 def _opened(jpeg: bytes, size: int) -> Pictures.Image:
     """A thumbnail, enlarged or shrunk to have ``size`` as its longer side."""
-    try:
-        with Pictures.open(io.BytesIO(jpeg)) as opened:
-            picture: Pictures.Image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Pictures.DecompressionBombError):
+    # By OpenCV: where ultralytics is loaded it replaces Pillow's open(), which then wants to install packages.
+    pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if jpeg else None
+    if pixels is None:
         return Pictures.new("RGB", (size, size), _EMPTY)
+    picture = Pictures.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
     share = size / max(picture.size)
     shape = max(1, round(picture.width * share)), max(1, round(picture.height * share))
     resized: Pictures.Image = picture.resize(shape, Pictures.Resampling.LANCZOS)
