@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +28,6 @@ from ml_backend.patterns.store import PatternStore, Source
 from ml_backend.settings import Mode, Settings
 from ml_backend.tracks.record import TrackSet
 from ml_backend.types import UNLABELLED, FloatArray
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from ml_backend.errors import ConfigError, StorageError
-from ml_backend.hybrid import Hybrid, hybrid_models, mode_part, require_embedder
+from ml_backend.hybrid import Hybrid, hybrid_models, mode_part, require_embedder, use_embedder
 from ml_backend.label_studio.regions import make_prediction
-from ml_backend.label_studio.schema import parse_label_config
+from ml_backend.label_studio.schema import parse_label_config, prompts_digest
 from ml_backend.models.weights import resolve_detector
 from ml_backend.patterns.bank import PatternBank
 from ml_backend.patterns.store import Source
-from ml_backend.patterns.transfer import read_bank
+from ml_backend.patterns.transfer import check_dimension, read_bank
 from ml_backend.pipeline import predict_video, video_timeline
 from ml_backend.settings import Settings
 from ml_backend.types import Track
@@ -53,14 +53,15 @@ def predict_file(
         VideoError, ConfigError, WeightsError, StorageError: each with its cure.
     """
     try:
-        control = parse_label_config(config.read_text(encoding="utf-8")).video_controls[0]
+        parsed = parse_label_config(config.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The label config {config} cannot be read: {error.strerror}.", "Give --config.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"The label config {config} is not UTF-8: {error}.", "Save it as UTF-8.") from error
+    control = parsed.video_controls[0]
     rate = video_timeline(video, frame_rate).frame_rate  # before the model is loaded: a wrong file is refused at once
     resolved = resolve_detector(settings, download=True)
-    hybrid, part, notes = _hybrid(settings, patterns)
+    hybrid, part, notes = _hybrid(settings, patterns, prompts_digest(parsed))
     version = model_version(settings, resolved, part)
     with _atomic(out) as target, _atomic(tracks_out) if tracks_out else contextlib.nullcontext() as mot:
         number = 0
@@ -103,7 +104,7 @@ def predict_file(
     }
 
 
-def _hybrid(settings: Settings, patterns: Path | None) -> tuple[Hybrid | None, str, tuple[str, ...]]:
+def _hybrid(settings: Settings, patterns: Path | None, prompts: str) -> tuple[Hybrid | None, str, tuple[str, ...]]:
     """What gives labels beside the detector, its part of the version, and what is to be said of it."""
     models = hybrid_models(settings, settings.mode, download=True)
     bank: PatternBank | None = None
@@ -112,13 +113,15 @@ def _hybrid(settings: Settings, patterns: Path | None) -> tuple[Hybrid | None, s
     if patterns is not None:
         model_id = require_embedder(models).model_id
         file = read_bank(patterns, model_id)
+        with use_embedder(require_embedder(models), settings) as model:
+            check_dimension(file, patterns, model.dim)
         exemplars, sources = file.exemplars()
         bank = PatternBank.fit(exemplars)
         digests[model_id] = file.origin
     notes = models.notes
     if bank is None and models.embedder and not models.clip:
         notes = ("No patterns were given (--patterns): labels are the detector's.",)
-    part = mode_part(models, digests)
+    part = mode_part(models, digests, prompts)
     return (Hybrid(settings, models, bank, sources) if bank or models.clip else None), part, notes
 
 

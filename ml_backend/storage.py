@@ -6,7 +6,7 @@ import gzip
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -184,7 +184,8 @@ class Storage:
             of = annotation_tasks.c.annotation_id == annotation_id
             values = {"project_id": event.project_id, "task_id": task_id}
             if not connection.execute(sa.update(annotation_tasks).where(of).values(**values)).rowcount:
-                connection.execute(sa.insert(annotation_tasks).values(annotation_id=annotation_id, **values))
+                with suppress(IntegrityError), connection.begin_nested():  # another process was faster
+                    connection.execute(sa.insert(annotation_tasks).values(annotation_id=annotation_id, **values))
 
     def tasks_of_annotations(self, annotation_ids: Sequence[int]) -> dict[int, int]:
         """Project by task of annotations that events or exemplars have named."""

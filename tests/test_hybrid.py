@@ -425,7 +425,7 @@ def test_nobody_to_ask(make: MakeSettings, store: PatternStore) -> None:
     source = HybridSource(make(), store)
     assert source.get(1, HybridModels("yolo")) is None
     assert source.get(1, HybridModels("yolo_dinov2", EMBEDDER)) is None
-    store.mark_read(1, EMBEDDER.model_id, [])
+    store.mark_read(1, EMBEDDER.model_id)
     assert source.get(1, HybridModels("yolo_dinov2", EMBEDDER)) is None
     with_clip = source.get(1, HybridModels("universal", EMBEDDER, CLIP))
     assert with_clip is not None
@@ -483,7 +483,7 @@ def test_digests(make: MakeSettings, store: PatternStore) -> None:
     source, models = HybridSource(make(), store), HybridModels("universal", EMBEDDER, CLIP)
     assert source.digests(1, models) == {"dinov2-1": None, "clip-1": None}
     teach(store, EMBEDDER, {"a": unit([1, 0, 0])})
-    store.mark_read(1, CLIP.model_id, [])
+    store.mark_read(1, CLIP.model_id)
     assert source.digests(1, models) == {"dinov2-1": store.digest(1, "dinov2-1"), "clip-1": ""}
     assert source.digests(1, HybridModels("yolo")) == {}
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import BackendError
+from ml_backend.errors import BackendError, Interrupted
 from ml_backend.hybrid import HybridModels, use_embedder
 from ml_backend.jobs.context import Context, job
 from ml_backend.jobs.plan import VideoPart, cached_label_config, plan_task
@@ -42,29 +42,30 @@ def learn(context: Context, project_id: int) -> None:
     """
     context.queue.begin_learning(project_id)
     models = context.projects.models(project_id, download=True).hybrid
+    # What is learned from now on passes other models by; they read everything anew when they are needed again.
+    context.projects.patterns.forget_project(project_id, keep=models.ids)
     if not models.ids:
-        # Without a mode that learns nothing is looked at; when there is one again, all annotations are read.
-        context.projects.patterns.forget_project(project_id)
         for task, ticket in context.queue.dirty_tasks(project_id).items():
             context.queue.learned(project_id, task, ticket)
         return
-    changed, later = False, None
-    tried: set[tuple[str, bytes]] = set()
-    try:
-        while waiting := [item for item in _dirty(context, project_id, models).items() if item not in tried]:
-            for task, ticket in waiting:
-                tried.add((task, ticket))
-                try:
-                    changed |= _learn(context, project_id, models, task)
-                except BackendError as error:
-                    log.warning("Nothing was learned from task %s of project %s: %s", task, project_id, error)
-                    if error.retryable:
-                        later = later or error
-                        continue
-                context.queue.learned(project_id, task, ticket)
-    finally:
-        if changed:
-            context.queue.request_refresh(project_id)
+    read_annotations_once(context, project_id, models)
+    later: BackendError | None = None
+    failed: set[str] = set()  # they wait for the job's next try, however often they are asked for meanwhile
+    while waiting := [item for item in _dirty(context, project_id).items() if item[0] not in failed]:
+        for task, ticket in waiting:
+            try:
+                if _learn(context, project_id, models, task):
+                    # Before the task is struck off: whoever takes the job up would find nothing changed.
+                    context.queue.request_refresh(project_id)
+            except Interrupted:  # asked to stop: the others wait for whoever takes the job up
+                raise
+            except BackendError as error:
+                log.warning("Nothing was learned from task %s of project %s: %s", task, project_id, error)
+                if error.retryable:
+                    later = later or error
+                    failed.add(task)
+                    continue
+            context.queue.learned(project_id, task, ticket)
     if later:
         raise later
 
@@ -75,8 +76,8 @@ def read_annotations_once(context: Context, project_id: int, models: HybridModel
         context.queue.request_learning(project_id, None)
 
 
-def _dirty(context: Context, project_id: int, models: HybridModels) -> Mapping[str, bytes]:
-    read_annotations_once(context, project_id, models)
+def _dirty(context: Context, project_id: int) -> Mapping[str, bytes]:
+    """What is still to be learned from; the list of all tasks first, because it makes more of it."""
     dirty = context.queue.dirty_tasks(project_id)
     return {ALL_TASKS: dirty[ALL_TASKS]} if ALL_TASKS in dirty else dirty
 
@@ -88,25 +89,29 @@ def _learn(context: Context, project_id: int, models: HybridModels, task: str) -
 
 
 def _read_all(context: Context, project_id: int, models: HybridModels) -> bool:
-    """Note all annotated tasks for learning; whether others had taught something."""
+    """Note all annotated tasks for learning, and those that have taught something; whether a bank is in use again.
+
+    Nothing is unlearned here: the list may be older than what another worker has learned meanwhile.
+    """
     try:
-        tasks = [state.id for state in context.client.list_task_states(project_id) if state.annotations]
+        tasks = {state.id for state in context.client.list_task_states(project_id) if state.annotations}
     except NotFound:
         log.info("Project %s is gone; nothing is learned from it.", project_id)
-        tasks = []
-    context.queue.request_learning(project_id, tasks)
-    changed = [context.projects.patterns.mark_read(project_id, model_id, tasks) for model_id in models.ids]
+        tasks = set()
+    store = context.projects.patterns
+    context.queue.request_learning(project_id, sorted(tasks | store.taught_tasks(project_id)))
+    changed = [store.mark_read(project_id, model_id) for model_id in models.ids]
     return any(changed)
 
 
 def _learn_task(context: Context, project_id: int, models: HybridModels, task_id: int) -> bool:
     """Make what the task's annotation shows the task's exemplars; whether that changed anything."""
     for _ in range(CHANGES):
-        task, annotation = _annotation(context, task_id)
+        task, annotation = _annotation(context, project_id, task_id)
         wanted = _exemplars(context, task, annotation, models) if task and annotation else {}
         with context.queue.learning_lock(task_id):
             # Looking takes time. What is written down is what is true now, and nobody else writes meanwhile.
-            if _annotation(context, task_id)[1] != annotation:
+            if _annotation(context, project_id, task_id)[1] != annotation:
                 continue
             store = context.projects.patterns
             number = annotation.id if annotation else 0
@@ -121,11 +126,13 @@ def _learn_task(context: Context, project_id: int, models: HybridModels, task_id
     return False
 
 
-def _annotation(context: Context, task_id: int) -> tuple[Task | None, Annotation | None]:
+def _annotation(context: Context, project_id: int, task_id: int) -> tuple[Task | None, Annotation | None]:
+    """Nothing where the task is gone, or of another project than an event said."""
     try:
-        return context.client.get_annotation(task_id)
+        task, annotation = context.client.get_annotation(task_id)
     except NotFound:
         return None, None
+    return (task, annotation) if task.project_id == project_id else (None, None)
 
 
 def _report(context: Context, task_id: int, wanted: Wanted) -> None:

@@ -137,16 +137,26 @@ def _predict_for(context: Context, key: str, task: Task) -> None:
         return
     if plan.key != key:
         # The task, the label config or the weights changed since the request: work for the present state.
-        log.info("The request for task %s is outdated; it is asked anew.", task.id)
-        _request_prediction(context, plan)
-        for other in sorted(context.queue.targets(key)):
-            if other != task.id:
-                context.queue.request_prepare(task.project_id, other)
-            context.queue.remove_target(key, other)
+        _ask_anew(context, plan, key)
         return
     prediction = _run(context, plan, models)
+    present = _plan(context, task, label_config, context.projects.models(task.project_id, detector=models.detector))
+    if present.key != key:
+        # Something was learned meanwhile, and may be in it: it must not pass for what its version says.
+        _ask_anew(context, present, key)
+        return
     context.storage.save_prediction(key, plan.project_id, prediction)
     _deliver(context, key, prediction, [task.id])
+
+
+def _ask_anew(context: Context, plan: TaskPlan, key: str) -> None:
+    """Request ``plan`` in place of ``key``, for every task that waits for that."""
+    log.info("The request for task %s is outdated; it is asked anew.", plan.task_id)
+    _request_prediction(context, plan)
+    for other in sorted(context.queue.targets(key)):
+        if other != plan.task_id:
+            context.queue.request_prepare(plan.project_id, other)
+        context.queue.remove_target(key, other)
 
 
 def _run(context: Context, plan: TaskPlan, models: ProjectModels) -> dict[str, Any]:
@@ -273,11 +283,14 @@ def _deliver_one(context: Context, task_id: int, prediction: dict[str, Any]) -> 
             task = context.client.get_task(task_id)
             if version in task.prediction_versions:
                 return
+            outdated = any(same_kind(version, other) for other in task.prediction_versions)
+            if task.annotations and outdated:
+                return  # somebody annotated it meanwhile: what was learned since is not for it
             # What was learned since is in the new one; people would have to find it among dozens of older ones.
-            renewed = not task.annotations and context.client.renew_prediction(
-                task_id, prediction, lambda other: same_kind(version, other)
-            )
-            if not renewed:
+            if not (
+                outdated
+                and context.client.renew_prediction(task_id, prediction, lambda other: same_kind(version, other))
+            ):
                 context.client.create_prediction(task_id, prediction)
         except NotFound:
             log.info("Task %s is gone; its prediction is not needed.", task_id)

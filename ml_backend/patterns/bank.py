@@ -225,7 +225,8 @@ class _Learned:
             return found
         again = self.twins.probabilities(views, starts, self.count)[:, numbers]
         found = np.maximum(found, np.minimum(again, self.acceptance.ceiling))
-        return found / np.maximum(found.sum(axis=1, keepdims=True), 1.0)
+        out: Floats = found / np.maximum(found.sum(axis=1, keepdims=True), 1.0)
+        return out
 
 
 def _probabilities(total: Floats, numbers: IntArray, acceptance: Acceptance, temperature: float) -> Floats:

@@ -69,7 +69,7 @@ def find_similar(
     embedder: Callable[[], AbstractContextManager[Any]],
     open_video: Callable[[StoredTracks], AbstractContextManager[Path]],
     views: int,
-    annotated: Collection[int] = (),
+    tasks: Collection[int] | None = None,
     limit: int = 50,
     on_skip: Callable[[StoredTracks, BackendError], None] | None = None,
 ) -> list[Similar]:
@@ -80,7 +80,7 @@ def find_similar(
     Args:
         embedder, open_video: called only where something has to be looked at.
         views: looks per track.
-        annotated: tasks to leave out.
+        tasks: those to look through, normally the ones without annotations; by default all that have tracks.
         limit: how many.
         on_skip: told of videos that cannot be looked at; without it the error is raised.
 
@@ -92,7 +92,7 @@ def find_similar(
         raise ConfigError(f"The label {label!r} has no exemplars.", f"Annotate some. Labels with exemplars: {known}.")
     best: list[tuple[float, int, Similar]] = []
     for number, found in enumerate(
-        _all(store, project_id, label, bank, model_id, embedder, open_video, views, annotated, on_skip)
+        _all(store, project_id, label, bank, model_id, embedder, open_video, views, tasks, on_skip)
     ):
         entry = (found.score, -number, found)
         if len(best) < limit:
@@ -111,12 +111,12 @@ def _all(
     embedder: Callable[[], AbstractContextManager[Any]],
     open_video: Callable[[StoredTracks], AbstractContextManager[Path]],
     views: int,
-    annotated: Collection[int],
+    tasks: Collection[int] | None,
     on_skip: Callable[[StoredTracks, BackendError], None] | None,
 ) -> Iterator[Similar]:
     threshold = bank.safe_thresholds[label]
     for stored in store.tracks_of_project(project_id):
-        if stored.task_id in annotated:
+        if tasks is not None and stored.task_id not in tasks:
             continue
         records = stored.tracks.tracks
         looks = store.looks(stored.video)

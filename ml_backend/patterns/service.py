@@ -12,7 +12,7 @@ from ml_backend.jobs.context import Context
 from ml_backend.models.hub import ResolvedModel
 from ml_backend.patterns.search import Similar, find_similar
 from ml_backend.patterns.store import StoredTracks
-from ml_backend.patterns.transfer import export_bank, import_bank, read_bank
+from ml_backend.patterns.transfer import check_dimension, export_bank, import_bank, read_bank
 from ml_backend.projects import Projects
 from ml_backend.settings import Settings
 
@@ -84,8 +84,11 @@ class Patterns:
         Raises:
             ConfigError: the file is unusable, or made with another embedder.
         """
-        model_id = self._embedder(project_id).model_id
+        embedder = self._embedder(project_id)
+        model_id = embedder.model_id
         bank = read_bank(path, model_id)
+        with use_embedder(embedder, self._settings) as model:
+            check_dimension(bank, path, model.dim)
         unread = self.projects.patterns.digest(project_id, model_id) is None
         number = import_bank(self.projects.patterns, project_id, bank)
         if unread:  # the import must not pass for having read the project's own annotations
@@ -95,7 +98,11 @@ class Patterns:
 
     def remove_imported(self, project_id: int) -> None:
         """Remove the exemplars that were imported."""
-        self.projects.patterns.remove_imported(project_id, self._embedder(project_id).model_id)
+        model_id = self._embedder(project_id).model_id
+        unread = self.projects.patterns.digest(project_id, model_id) is None
+        self.projects.patterns.remove_imported(project_id, model_id)
+        if unread:
+            self._context.queue.request_learning(project_id, None)
         self._context.queue.request_refresh(project_id)
 
     def similar(
@@ -115,7 +122,8 @@ class Patterns:
             raise ConfigError(
                 f"Project {project_id} has learned no label yet.", "Annotate some tracks and submit them."
             )
-        annotated = {state.id for state in self._context.client.list_task_states(project_id) if state.annotations}
+        states = self._context.client.list_task_states(project_id)
+        open_tasks = {state.id for state in states if not state.annotations}
         skipped: list[str] = []
 
         def skip(stored: StoredTracks, error: BackendError) -> None:
@@ -133,7 +141,7 @@ class Patterns:
             embedder=lambda: use_embedder(embedder, self._settings),
             open_video=open_video,
             views=self._settings.views,
-            annotated=annotated,
+            tasks=open_tasks,
             limit=limit,
             on_skip=skip,
         )

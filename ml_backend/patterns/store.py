@@ -175,18 +175,25 @@ class PatternStore:
             after = _refresh_digest(connection, project_id, model)
         return after != before
 
-    def forget_project(self, project_id: int) -> None:
-        """Its annotations are to be read anew when they are needed again; the exemplars stay until then."""
-        with self._write() as connection:
-            connection.execute(sa.delete(banks).where(banks.c.project_id == project_id))
+    def forget_project(self, project_id: int, keep: Sequence[str] = ()) -> None:
+        """Annotations are to be read anew when they are needed again; the exemplars stay until then.
 
-    def mark_read(self, project_id: int, model: str, tasks: Sequence[int]) -> bool:
-        """All annotations have been read: exemplars of tasks that are not among ``tasks`` go. Whether any did."""
+        Args:
+            keep: models for which they need not be.
+        """
+        with self._write() as connection:
+            of = sa.and_(banks.c.project_id == project_id, banks.c.model.not_in(list(keep)))
+            connection.execute(sa.delete(banks).where(of))
+
+    def taught_tasks(self, project_id: int) -> set[int]:
+        """Tasks that exemplars of the project come from."""
+        query = sa.select(exemplars.c.task_id).where(exemplars.c.project_id == project_id, exemplars.c.task_id != 0)
+        with self._read() as connection:
+            return set(connection.scalars(query.distinct()))
+
+    def mark_read(self, project_id: int, model: str) -> bool:
+        """Note that all annotations are read, or noted to be read; whether that changed the digest."""
         with self._changed(project_id, model) as (connection, before):
-            of = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model, exemplars.c.task_id != 0)
-            known = set(connection.scalars(sa.select(exemplars.c.task_id).where(of).distinct()))
-            for task_id in known - set(tasks):
-                connection.execute(sa.delete(exemplars).where(of, exemplars.c.task_id == task_id))
             after = _refresh_digest(connection, project_id, model)
         return after != before
 

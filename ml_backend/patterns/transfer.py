@@ -185,6 +185,16 @@ def _unusable(path: Path, why: str) -> ConfigError:
     return ConfigError(f"{path} cannot be used as a pattern bank: {why}.", "Export it again.")
 
 
+def check_dimension(bank: BankFile, path: Path, dim: int) -> None:
+    """Refuse a bank whose vectors are not as long as the embedder's, whatever its header says.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if bank.vectors.shape[1] != dim:
+        raise _unusable(path, f"it has {bank.vectors.shape[1]} numbers a look where {bank.model_id} makes {dim}")
+
+
 def import_bank(store: PatternStore, project_id: int, bank: BankFile) -> int:
     """Add a file's exemplars to a project's; doing it twice changes nothing. Returns how many the file has."""
     video = f"bank-{bank.origin}"

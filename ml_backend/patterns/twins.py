@@ -68,19 +68,22 @@ class Twins:
 
 def find_twins(sample: Sample) -> Twins | None:
     """Learn to tell objects again; ``None`` where too little is known, or where objects resemble others too much."""
-    objects, number = np.unique(sample.groups, return_inverse=True)
-    of = np.array([sample.of[number == i][0] for i in range(len(objects))])
-    similar = (sample.embeddings @ sample.embeddings.T).astype(np.float64)
+    order = np.argsort(sample.groups, kind="stable")
+    _, starts = np.unique(sample.groups[order], return_index=True)
+    of, rows = sample.of[order][starts], sample.embeddings[order]
+    counts = np.diff(np.append(starts, len(rows)))
+    similar = (rows @ rows.T).astype(np.float64)
+    nearest = np.maximum.reduceat(similar, starts, axis=1)
+    likeness = np.add.reduceat(nearest, starts, axis=0) / counts[:, None]  # (q, q) of objects
     own, foreign = [], []
-    for i in range(len(objects)):
-        mine = np.flatnonzero(number == i)
-        if of[i] >= 0 and len(mine) > 1:
-            among = similar[np.ix_(mine, mine)] - 2 * np.eye(len(mine))
-            own.append(float(among.max(axis=1).mean()))
-        others = np.flatnonzero((of != of[i]) | (of[i] < 0) & (np.arange(len(objects)) != i))
-        if len(others) >= MIN_OTHERS:
+    for i, (start, count) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True)):
+        if of[i] >= 0 and count > 1:
+            mine = slice(start, start + count)
+            own.append(float((similar[mine, mine] - 2 * np.eye(count)).max(axis=1).mean()))
+        others = (of != of[i]) | ((of[i] < 0) & (np.arange(len(of)) != i))
+        if others.sum() >= MIN_OTHERS:
             # The nearest of all other objects: that is what a stranger is compared with.
-            foreign.append(max(float(similar[np.ix_(mine, number == j)].max(axis=1).mean()) for j in others))
+            foreign.append(float(likeness[i][others].max()))
     if not own or not foreign:
         return None
     low, high = float(np.mean(foreign)), float(np.mean(own))
@@ -88,11 +91,10 @@ def find_twins(sample: Sample) -> Twins | None:
     spread = max(float(np.sqrt(squares / max(len(own) + len(foreign) - 2, 1))), MIN_SPREAD)
     if high - low < spread:
         return None
-    known = np.flatnonzero(sample.of >= 0)
-    order = known[np.argsort(number[known], kind="stable")]
-    _, starts = np.unique(number[order], return_index=True)
-    labels = of[number[order][starts]]
+    labelled = np.repeat(of >= 0, counts)
+    known = of >= 0
+    firsts = np.concatenate([[0], np.cumsum(counts[known])[:-1]]).astype(np.int64)
     slope = (high - low) / spread**2
     # Nearer to itself than to strangers is not enough where strangers are far: it must look like itself.
     middle = max((high + low) / 2, high - TYPICAL * spread)
-    return Twins(sample.embeddings[order], starts.astype(np.int64), labels, middle, slope)
+    return Twins(rows[labelled], firsts, of[known], middle, slope)

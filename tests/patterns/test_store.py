@@ -211,7 +211,7 @@ def test_counts(store: PatternStore) -> None:
 
 def test_a_digest_is_none_before_anything_was_read(store: PatternStore) -> None:
     assert store.digest(1, MODEL) is None
-    assert not store.mark_read(1, MODEL, [])
+    assert not store.mark_read(1, MODEL)
     assert store.digest(1, MODEL) == ""
     assert store.digest(2, MODEL) is None
     assert store.digest(1, "model-2") is None
@@ -221,14 +221,14 @@ def test_a_digest_names_the_content_whichever_way_it_came(store: PatternStore) -
     first, second = objects(store, ("r1", "a", 1), ("r2", "b", 2)), objects(store, ("r1", "c", 3))
     store.replace_task(1, MODEL, 10, 1, first)
     store.replace_task(1, MODEL, 11, 2, second)
-    store.mark_read(1, MODEL, [10, 11])
+    store.mark_read(1, MODEL)
 
-    store.mark_read(2, MODEL, [])
+    store.mark_read(2, MODEL)
     store.replace_task(2, MODEL, 11, 7, objects(store, ("r1", "b", 3), ("r9", "b", 9)))
     store.replace_task(2, MODEL, 12, 8, first)
     store.replace_task(2, MODEL, 10, 9, first[::-1])
     store.replace_task(2, MODEL, 11, 7, second)
-    store.mark_read(2, MODEL, [10, 11])
+    store.mark_read(2, MODEL)
     assert store.digest(1, MODEL) == store.digest(2, MODEL)
 
 
@@ -252,7 +252,7 @@ def test_every_difference_is_another_digest(store: PatternStore) -> None:
     ]
     digests = []
     for project, variant in enumerate(variants, start=1):
-        store.mark_read(project, MODEL, [])
+        store.mark_read(project, MODEL)
         for task, given_objects in variant:
             store.replace_task(project, MODEL, task, 1, objects(store, *given_objects))
         digests.append(store.digest(project, MODEL))
@@ -298,23 +298,33 @@ def test_exemplars_of_tasks_that_are_gone_go(store: PatternStore) -> None:
         store.replace_task(1, MODEL, task, 1, objects(store, ("r1", "a", task)))
     store.replace_task(2, MODEL, 13, 1, objects(store, ("r1", "a", 1)))
     store.add_imported(1, MODEL, objects(store, ("f-1", "b", 6), origin="f"))
-    assert store.mark_read(1, MODEL, [11, 12, 99])
-    assert rows(store) == [(0, "f-1", "b"), (11, "r1", "a"), (12, "r1", "a")]
-    assert not store.mark_read(1, MODEL, [11, 12])
-    assert rows(store, 2) == [(13, "r1", "a")]
-    assert store.mark_read(1, MODEL, [])
-    assert rows(store) == [(0, "f-1", "b")]
+    assert store.taught_tasks(1) == {10, 11, 12}
+    assert store.taught_tasks(2) == {13}
+    digest = store.digest(1, MODEL)
+    assert not store.mark_read(1, MODEL)  # nothing is unlearned by it
+    assert store.digest(1, MODEL) == digest
+    assert store.replace_task(1, MODEL, 10, 0, [])
+    assert store.taught_tasks(1) == {11, 12}
+
+
+def test_models_that_are_passed_by_read_everything_anew(store: PatternStore) -> None:
+    for model in (MODEL, "model-2"):
+        store.mark_read(1, model)
+    store.mark_read(2, MODEL)
+    store.forget_project(1, keep=[MODEL])
+    assert store.digest(1, MODEL) == store.digest(2, MODEL) == ""
+    assert store.digest(1, "model-2") is None
 
 
 def test_a_forgotten_project_is_read_anew(store: PatternStore) -> None:
     store.replace_task(1, MODEL, 10, 1, objects(store, ("r1", "a", 1)))
-    store.mark_read(2, MODEL, [])
+    store.mark_read(2, MODEL)
     digest = store.digest(1, MODEL)
     store.forget_project(1)
     assert store.digest(1, MODEL) is None
     assert store.digest(2, MODEL) == ""
     assert rows(store) == [(10, "r1", "a")]
-    store.mark_read(1, MODEL, [10])
+    store.mark_read(1, MODEL)
     assert store.digest(1, MODEL) == digest
 
 
@@ -356,7 +366,7 @@ def test_imported_and_own_exemplars_do_not_touch(store: PatternStore) -> None:
 
 
 def test_nothing_imported(store: PatternStore) -> None:
-    store.mark_read(1, MODEL, [])
+    store.mark_read(1, MODEL)
     assert not store.add_imported(1, MODEL, [])
     assert store.digest(1, MODEL) == ""
 
@@ -411,7 +421,7 @@ for repeat in range(15):
     for task in (number, 100 + number):
         store.replace_task(1, MODEL, task, 1, [NewExemplar(f"r{repeat}", "a", key) for key in keys])
     store.add_imported(1, MODEL, [NewExemplar(f"p{number}-{repeat}", "b", keys[0], "f")])
-    store.mark_read(3, MODEL, [])
+    store.mark_read(3, MODEL)
 print("fine")
 """
 
@@ -429,7 +439,7 @@ def test_processes_write_at_once_and_nothing_is_lost(store: PatternStore, path: 
     imported = [(0, f"p{n}-{repeat}", "b") for n in (1, 2, 3) for repeat in range(15)]
     assert rows(store) == sorted([(task, "r14", "a") for task in tasks for _ in range(10)] + imported)
     digest = store.digest(1, MODEL)
-    assert not store.mark_read(1, MODEL, tasks)  # the digest is that of what is there
+    assert not store.mark_read(1, MODEL)  # the digest is that of what is there
     assert store.digest(1, MODEL) == digest
 
 
