@@ -34,8 +34,10 @@ class Pictures:
     def span(self, region: Mapping[str, Any]) -> tuple[int, int] | None:
         """First and last picture on which a region may be drawn, found without going through them; or ``None``."""
         first, last, stays = _life(region)
-        if not 1 <= first <= len(self._shown):
+        if first > len(self._shown) or (last < 1 and not stays):
             return None
+        # Other tools count from 0: the player shows such a region from its first frame on.
+        first, last = max(first, 1), max(last, 1)
         if stays or last >= len(self._shown):
             return int(self._shown[first - 1]), self.count - 1
         return int(self._shown[first - 1]), int(self._shown[last - 1])

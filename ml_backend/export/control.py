@@ -61,7 +61,9 @@ def inferred_rate(data: Mapping[str, Any], regions: Iterable[Mapping[str, Any]])
     """
     stated = [rate for field in _RATE_FIELDS if (rate := _number(data.get(field))) > 0]
     for region in regions:
-        value = region.get("value") or {}
+        value = region.get("value")
+        if not isinstance(value, Mapping):
+            continue
         duration, count = _number(value.get("duration")), _number(value.get("framesCount"))
         if not (duration > 0 and count > 0):
             continue

@@ -32,6 +32,7 @@ from ml_backend.export.source import Part, Source
 from ml_backend.export.state import State, fingerprint
 from ml_backend.export.video import AnnotatedVideo, VideoObject
 from ml_backend.export.yolo import Yolo, YoloTrack
+from ml_backend.files import file_sha256
 from ml_backend.types import Frame
 from ml_backend.video.reader import read_at
 
@@ -117,12 +118,12 @@ def export_dataset(
             "Nothing has been annotated." if not source.skipped else "No task has a video.",
             "Annotate something, or use predictions (--predictions missing).",
         )
-    classes = options.classes or found
+    classes = tuple(dict.fromkeys(options.classes)) or found
     target = FORMATS[options.format](out, classes, options.image_format, options.sampling)
     state = State(out, asdict(options))
     result = DatasetResult(classes)
     run = _Run(target, state, options, workers, len(plan), progress)
-    _remove_stale(target, state, {planned.name for planned in plan})
+    _remove_stale(run, state, {planned.name for planned in plan})
     finished: dict[str, Finished] = {}
     for name, outcome in run.all(source, plan):
         finished[name] = Finished(name, outcome["counts"])
@@ -154,12 +155,11 @@ def _plan(source: Source, options: DatasetOptions) -> tuple[list[_Planned], tupl
     return [_Planned(name, split) for name, split in zip(taken, splits, strict=True)], tuple(labels)
 
 
-def _remove_stale(target: Format, state: State, names: set[str]) -> None:
+def _remove_stale(run: _Run, state: State, names: set[str]) -> None:
     for name in state.names():
         if name not in names:
             log.info("%s is not part of the export any more", name)
-            target.remove(name)
-            state.remove(name)
+            run.remove(name)
 
 
 class _Run:
@@ -204,6 +204,7 @@ class _Run:
                             raise
                         except BackendError as error:
                             source.skip(part, error)
+                            self._discard_half(name)
                         if self._videos > 1:
                             self._progress(done, self._videos)
             except BaseException:
@@ -217,7 +218,7 @@ class _Run:
             objects = tuple(item for item in video.objects if item.label in self._target.class_ids)
             made_from = {
                 "file": _identity(video),
-                "regions": fingerprint([dict(item.region) for item in objects]),
+                "regions": fingerprint([[dict(item.region), item.source, item.confidence] for item in objects]),
                 "frame_rate": video.timeline.frame_rate,
                 "classes": list(self._target.classes),
                 "split": planned.split,
@@ -317,6 +318,18 @@ class _Run:
                 if video == name and picture.isdigit() and track.isdigit():
                     path.unlink(missing_ok=True)
 
+    def _discard_half(self, name: str) -> None:
+        """Pictures without labels would teach that nothing is on them."""
+        before = self._state.read(name)
+        if before and not before.get("complete"):
+            self.remove(name)
+
+    def remove(self, name: str) -> None:
+        """Take a video out of the dataset: its pictures, labels and crops."""
+        self._target.remove(name)
+        self._remove_crops(name)
+        self._state.remove(name)
+
     def _count_boxes(self, picked: Picked) -> Counter[str]:
         counts: Counter[str] = Counter()
         for item in picked.objects:
@@ -338,5 +351,5 @@ def _decoded(video: AnnotatedVideo, wanted: Sequence[int], others: bool) -> Iter
 
 def _identity(video: AnnotatedVideo) -> list[Any]:
     """Tells whether a file is still the same: pictures of another must not be taken for its."""
-    stat = video.path.stat()
-    return [video.name, stat.st_size, stat.st_mtime_ns, video.info.frames, video.info.width, video.info.height]
+    # Not the file's time: the cache of downloaded media sets it whenever a file is used.
+    return [video.name, file_sha256(video.path), video.info.frames, video.info.width, video.info.height]

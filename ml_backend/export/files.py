@@ -27,7 +27,8 @@ def writing(path: Path, mode: str = "w") -> Iterator[IO[str]]:
         raise storage_error(path, error) from error
     temporary = Path(name)
     try:
-        with os.fdopen(handle, mode, encoding="utf-8", newline="\n") as file:
+        # A lone surrogate, which JSON may hold, becomes its escape.
+        with os.fdopen(handle, mode, encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             yield file
         temporary.chmod(0o644)
         temporary.replace(path)

@@ -90,10 +90,12 @@ class VideoFolder:
     def find_stem(self, stem: str) -> Path | None:
         """The video whose name without its suffix this is; Label Studio's prefix does not matter."""
         wanted = _key(stem)
-        for path in self._videos():
-            if wanted in (_key(path.stem), _key(_UPLOAD_PREFIX.sub("", path.stem))):
-                return path
-        return None
+        videos = list(self._videos())
+        found = [path for path in videos if _key(path.stem) == wanted]
+        found = found or [path for path in videos if _key(_UPLOAD_PREFIX.sub("", path.stem)) == wanted]
+        if len(found) > 1:
+            log.warning("%d videos are named %s; %s is taken", len(found), stem, found[0])
+        return found[0] if found else None
 
 
 def _files(folder: Path, recursive: bool) -> list[Path]:

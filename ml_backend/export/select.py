@@ -57,7 +57,7 @@ def submissions(
         return []
     newest = max(predicted, key=lambda p: (str(p.get("created_at") or p.get("updated_at") or ""), _id(p)))
     version = str(newest.get("model_version") or "")
-    return [Submission(_result(newest), {}, version, True, _score(newest.get("score")))]
+    return [Submission(_result(newest), {}, version, True, valid_score(newest.get("score")))]
 
 
 def _cancelled(annotation: Mapping[str, Any]) -> bool:
@@ -85,5 +85,15 @@ def _person(completed_by: Any) -> str:
     return "" if completed_by is None else str(completed_by)
 
 
-def _score(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+def valid_score(value: Any) -> float | None:
+    """A score as results carry it; ``None`` for anything else."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if 0 <= value <= 1 else None  # neither NaN nor numbers beyond any float
+
+
+def region_labels(region: Mapping[str, Any]) -> list[str]:
+    """Labels of a result; none where it is damaged."""
+    value = region.get("value")
+    given = value.get("labels") if isinstance(value, Mapping) else None
+    return [str(label) for label in given if label] if isinstance(given, list) else []

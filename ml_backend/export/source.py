@@ -23,7 +23,7 @@ from typing import IO, Any
 from ml_backend.errors import BackendError, ConfigError, LabelStudioUnavailable, MediaError, StorageError
 from ml_backend.export.control import found_controls, inferred_rate
 from ml_backend.export.locate import VideoFolder, video_name
-from ml_backend.export.select import Predictions, Submission, submissions
+from ml_backend.export.select import Predictions, Submission, region_labels, submissions
 from ml_backend.export.tasks import RawTask, is_prediction_file, read_tasks
 from ml_backend.export.video import AnnotatedVideo
 from ml_backend.label_studio.client import LabelStudioClient
@@ -82,8 +82,7 @@ class Part:
     @property
     def labels(self) -> tuple[str, ...]:
         """Labels of the config, then those that only regions carry (of a label that was renamed since)."""
-        given = ((region.get("value") or {}).get("labels") or [] for region in self.regions)
-        found = (str(label) for labels in given for label in labels if label)
+        found = (label for region in self.regions for label in region_labels(region))
         return tuple(dict.fromkeys((*(label.value for label in self.control.labels), *found)))
 
     @contextlib.contextmanager

@@ -130,6 +130,8 @@ def _items(file: IO[str], path: Path) -> Iterator[Any]:
         yield json.loads("".join(chain([text], iter(lambda: file.read(_CHUNK), ""))))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON: {error}.", _CURE) from error
+    except (RecursionError, ValueError) as error:  # brackets or digits without end
+        raise ConfigError(f"{path} cannot be read: {type(error).__name__}.", _CURE) from error
 
 
 def _elements(file: IO[str], text: str, path: Path) -> Iterator[Any]:
@@ -147,4 +149,6 @@ def _elements(file: IO[str], text: str, path: Path) -> Iterator[Any]:
             more = file.read(max(_CHUNK, len(text) - at))
             text, at, ended = text[at:] + more, 0, not more
             continue
+        except (RecursionError, ValueError) as error:  # brackets or digits without end
+            raise ConfigError(f"{path} cannot be read: {type(error).__name__}.", _CURE) from error
         yield item

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.export.boxes import Pictures
+from ml_backend.export.select import region_labels, valid_score
 from ml_backend.geometry import Float64Array
 from ml_backend.label_studio.schema import VideoControl
 from ml_backend.label_studio.timeline import Timeline
@@ -179,7 +180,7 @@ class AnnotatedVideo:
 def _describe(part: Part, region: Mapping[str, Any], labels: set[str]) -> dict[str, Any]:
     submission = part.submission
     region_id = str(region.get("id", ""))
-    given = [str(label) for label in region["value"].get("labels") or []]
+    given = region_labels(region)
     label = next((name for name in given if name in labels), given[0] if given else "")
     auto = submission.is_prediction or region.get("origin") == "prediction"
     facts: dict[str, Any] = {
@@ -193,8 +194,8 @@ def _describe(part: Part, region: Mapping[str, Any], labels: set[str]) -> dict[s
     if auto:
         # Label Studio keeps the id of a region that was accepted, but not in each version what else was in it.
         sources = [region, submission.predicted.get(region_id, {})]
-        scores = [source["score"] for source in sources if isinstance(source.get("score"), int | float)]
+        scores = [score for source in sources if (score := valid_score(source.get("score"))) is not None]
         classes = [meta["original_class"] for s in sources if (meta := s.get("meta") or {}).get("original_class")]
-        facts["confidence"] = float(scores[0]) if scores else submission.score
+        facts["confidence"] = scores[0] if scores else submission.score
         facts["original_class"] = str(classes[0]) if classes else label
     return facts

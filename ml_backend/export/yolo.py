@@ -7,6 +7,7 @@ Without boxes it is empty. With tracking each line ends in the track's number, a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -71,10 +72,15 @@ class Yolo(Format):
         # Without `path`, ultralytics starts from this file's folder: the data set can be moved.
         lines = [f"{split}: {place}" for split, place in places.items()]
         lines += [f"nc: {len(self.classes)}", "names:" if self.classes else "names: {}"]
-        # JSON's strings are YAML's, whatever is in a label.
-        lines += [f"  {number}: {json.dumps(name, ensure_ascii=False)}" for number, name in enumerate(self.classes)]
+        lines += [f"  {number}: {_yaml(name)}" for number, name in enumerate(self.classes)]
         write_text(self.out / "data.yaml", "\n".join(lines) + "\n")
         return notes
+
+
+def _yaml(name: str) -> str:
+    """JSON's strings are YAML's, but for control characters that JSON leaves as they are."""
+    text = json.dumps(name, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\ufffe\uffff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class YoloTrack(Yolo):
