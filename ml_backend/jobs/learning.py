@@ -48,7 +48,8 @@ def learn(context: Context, project_id: int) -> None:
         for task, ticket in context.queue.dirty_tasks(project_id).items():
             context.queue.learned(project_id, task, ticket)
         return
-    read_annotations_once(context, project_id, models)
+    if _is_unread(context, project_id, models):
+        context.queue.note_for_learning(project_id, None)
     later: BackendError | None = None
     failed: set[str] = set()  # they wait for the job's next try, however often they are asked for meanwhile
     while waiting := [item for item in _dirty(context, project_id).items() if item[0] not in failed]:
@@ -72,8 +73,12 @@ def learn(context: Context, project_id: int) -> None:
 
 def read_annotations_once(context: Context, project_id: int, models: HybridModels) -> None:
     """What a project's people annotated before it had this mode, or this embedder, is worth learning too."""
-    if any(digest is None for digest in context.projects.hybrids.digests(project_id, models).values()):
+    if _is_unread(context, project_id, models):
         context.queue.request_learning(project_id, None)
+
+
+def _is_unread(context: Context, project_id: int, models: HybridModels) -> bool:
+    return any(digest is None for digest in context.projects.hybrids.digests(project_id, models).values())
 
 
 def _dirty(context: Context, project_id: int) -> Mapping[str, bytes]:
@@ -99,7 +104,7 @@ def _read_all(context: Context, project_id: int, models: HybridModels) -> bool:
         log.info("Project %s is gone; nothing is learned from it.", project_id)
         tasks = set()
     store = context.projects.patterns
-    context.queue.request_learning(project_id, sorted(tasks | store.taught_tasks(project_id)))
+    context.queue.note_for_learning(project_id, sorted(tasks | store.taught_tasks(project_id)))
     changed = [store.mark_read(project_id, model_id) for model_id in models.ids]
     return any(changed)
 
@@ -122,7 +127,7 @@ def _learn_task(context: Context, project_id: int, models: HybridModels, task_id
         _report(context, task_id, wanted)
         return any(changed)
     log.info("Task %s changes faster than it can be learned from; it is tried again.", task_id)
-    context.queue.request_learning(project_id, [task_id])
+    context.queue.note_for_learning(project_id, [task_id])
     return False
 
 

@@ -102,15 +102,18 @@ class JobQueue:
 
         Any number of requests make one job; what is asked while it runs makes exactly one more.
         """
+        self.note_for_learning(project_id, task_ids)
         with self._guard():
-            if task_ids is None:
-                self.connection.hset(_dirty_key(project_id), ALL_TASKS, self._ticket())
-            elif task_ids:
-                ticket = self._ticket()
-                self.connection.hset(_dirty_key(project_id), mapping={str(task_id): ticket for task_id in task_ids})
             generation = int(self.connection.get(_generation_key(project_id)) or 0)
         name = f"learn-{project_id}-{generation}"
         return self._request("patterns", "learn", [project_id], name, module="learning")
+
+    def note_for_learning(self, project_id: int, task_ids: Sequence[int] | None) -> None:
+        """As :meth:`request_learning`, for the job itself: it goes on with these before it ends."""
+        names = [ALL_TASKS] if task_ids is None else [str(task_id) for task_id in task_ids]
+        with self._guard():
+            if names:
+                self.connection.hset(_dirty_key(project_id), mapping=dict.fromkeys(names, self._ticket()))
 
     def begin_learning(self, project_id: int) -> None:
         """From now on requests make another job."""
