@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from ml_backend.errors import StorageError
 from ml_backend.tables import annotation_tasks, events, exemplars, metadata, predictions
 
 log = logging.getLogger(__name__)
+
+#: One for each table that another process may make at the same moment, and some for locks.
+CREATE_ATTEMPTS = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +65,17 @@ class Storage:
         self._create_tables()
 
     def _create_tables(self) -> None:
-        # Two processes may start at once; the loser of the race finds the tables made.
-        for attempt in (1, 2):
+        # Processes may start at once; whoever loses a race for a table, or meets another's lock, finds it made later.
+        for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
                 with self.guard():
                     metadata.create_all(self.engine)
                 return
             except StorageError as error:
-                if attempt == 2 or "exists" not in str(error.__cause__):
+                cause = str(error.__cause__)
+                if attempt == CREATE_ATTEMPTS or not ("exists" in cause or "locked" in cause):
                     raise
+                time.sleep(0.02 * attempt)
 
     @contextmanager
     def guard(self) -> Iterator[None]:

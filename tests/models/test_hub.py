@@ -367,7 +367,7 @@ from ml_backend.models.hub import resolve_embedder
 from ml_backend.settings import Settings
 print(resolve_embedder(Settings(_env_file=None, data_dir={str(tmp_path)!r}), download=True).model_id)
 """
-    environment = {**os.environ, "HF_ENDPOINT": site.url, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": site.url, "PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, cwd=ROOT)
         for _ in range(3)
