@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import sys
 import threading
 import time
@@ -46,6 +47,15 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
     job_queue: JobQueue | None = None
     memory: MemoryBoard | None = None
     _recovered = -math.inf
+
+    def bootstrap(self, *args: Any, **kwargs: Any) -> None:
+        """Registers the worker. Asked to end from then on, it does so in order: RQ's own handlers come only later."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop_before_work)
+        super().bootstrap(*args, **kwargs)
+
+    def _stop_before_work(self, signum: int, frame: FrameType | None) -> None:
+        self._stop_requested = True  # seen before the first job is looked for
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return self.lease_s
