@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ml_backend.errors import ConfigError, StorageError
+from ml_backend.errors import StorageError
 from ml_backend.hybrid import Hybrid, hybrid_models, mode_part, require_embedder, use_embedder
 from ml_backend.label_studio.regions import make_prediction
-from ml_backend.label_studio.schema import parse_label_config, prompts_digest
+from ml_backend.label_studio.schema import prompts_digest, read_label_config
 from ml_backend.models.weights import resolve_detector
 from ml_backend.patterns.bank import PatternBank
 from ml_backend.patterns.store import Source
@@ -52,12 +52,7 @@ def predict_file(
     Raises:
         VideoError, ConfigError, WeightsError, StorageError: each with its cure.
     """
-    try:
-        parsed = parse_label_config(config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"The label config {config} cannot be read: {error.strerror}.", "Give --config.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"The label config {config} is not UTF-8: {error}.", "Save it as UTF-8.") from error
+    parsed = read_label_config(config)
     control = parsed.video_controls[0]
     rate = video_timeline(video, frame_rate).frame_rate  # before the model is loaded: a wrong file is refused at once
     resolved = resolve_detector(settings, download=True)

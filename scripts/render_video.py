@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ml_backend.cli import fail_clearly, progress_bar
 from ml_backend.export.draw import Look
-from ml_backend.export.layers import Export, Model, css_colours, file_layer, model_layer, named_layer, read_config
+from ml_backend.export.layers import Export, Model, css_colours, file_layer, model_layer, named_layer
 from ml_backend.export.render import Options, check_out, render
+from ml_backend.label_studio.schema import read_label_config
 from ml_backend.settings import Mode, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +64,7 @@ def main(video: Path, out: Path, **given: Any) -> None:
         raise click.UsageError("Name one source: --from-json, --prediction, --weights, --detector, or --compare A B.")
     check_out(out, video, given["force"])
     wanted = {name: given[name] for name in ("mode", "detector") if given[name] is not None}
-    config = read_config(given["config"]) if given["config"] else None
+    config = read_label_config(given["config"], "Check the path.") if given["config"] else None
     model = Model(given["config"] or ROOT / "label_config.xml", Settings(**wanted), given["patterns"], progress_bar)
     export = Export(given["from_json"], given["task"], config) if given["from_json"] else None
     if given["compare"]:

@@ -21,7 +21,7 @@ from ml_backend.export.mot import read_mot
 from ml_backend.export.source import Skipped, Source
 from ml_backend.export.yolo import read_yolo
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.schema import LabelConfig, VideoControl, parse_label_config
+from ml_backend.label_studio.schema import VideoControl, read_label_config
 from ml_backend.local.discover import settings_in_force
 
 #: Exit code of an export that is complete but for videos that could not be had.
@@ -86,23 +86,9 @@ def open_source(
         client = LabelStudioClient.from_settings(settings)
         return Source.from_project(client, project, settings, videos=videos, only=tasks, **options)
     if from_json is not None and project is None:
-        parsed = read_config(config) if config else None
+        parsed = read_label_config(config) if config else None
         return Source.from_file(from_json, videos=videos, config=parsed, settings=settings, only=tasks, **options)
     raise ConfigError("One source is needed.", "Give either --project or --from-json.")
-
-
-def read_config(path: Path) -> LabelConfig:
-    """A label config from a file.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        return parse_label_config(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"The label config {path} cannot be read: {error.strerror}.", "Give --config.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"The label config {path} is not UTF-8: {error}.", "Save it as UTF-8.") from error
 
 
 def finish(source: Source) -> None:
@@ -145,7 +131,9 @@ def bring_back(
         raise ConfigError(f"Labels of the format {format_name} have no tracks.", f"Use one of {', '.join(readers)}.")
     if not 0 < min_iou < 1:
         raise ConfigError(f"{min_iou:g} cannot bound an IoU.", "Give --min-iou between 0 and 1.")
-    control = read_config(config).video_controls[0] if config else VideoControl("box", "video", "video", "label", ())
+    control = (
+        read_label_config(config).video_controls[0] if config else VideoControl("box", "video", "video", "label", ())
+    )
     near = dataset if dataset.is_dir() else dataset.absolute().parent
     folder = VideoFolder(videos) if videos else VideoFolder(near, recursive=False)
     result = BackResult()

@@ -14,7 +14,7 @@ from ml_backend.export.locate import VideoFolder
 from ml_backend.export.select import Predictions
 from ml_backend.export.source import Part, Source
 from ml_backend.export.video import AnnotatedVideo
-from ml_backend.label_studio.schema import LabelConfig, parse_label_config
+from ml_backend.label_studio.schema import LabelConfig
 from ml_backend.settings import Settings
 
 ANNOTATIONS, PREDICTIONS = "annotations", "predictions"
@@ -177,20 +177,6 @@ def named_layer(video: Path, name: str, model: Model, export: Export | None = No
     if export is not None and not path.is_file() and path.suffix != ".pt":
         return file_layer(video, export, name)
     return model_layer(video, name, model)
-
-
-def read_config(path: Path) -> LabelConfig:
-    """Read a label config file.
-
-    Raises:
-        ConfigError: not readable, or without what annotation of video needs.
-    """
-    try:
-        return parse_label_config(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"The label config {path} cannot be read: {error.strerror}.", "Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"The label config {path} is not UTF-8: {error}.", "Save it as UTF-8.") from error
 
 
 def css_colours(config: LabelConfig) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rq import get_current_job
 
-from ml_backend.errors import BackendError, Interrupted
+from ml_backend.errors import BackendError, Interrupted, QueueUnavailable
 from ml_backend.jobs.queue import JobQueue, connect
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.media import MediaStore
@@ -52,6 +52,13 @@ class Context:
     @property
     def media(self) -> MediaStore:
         return MediaStore(self.settings, self.client, self.stop.is_set)
+
+    def count(self, name: str, amount: float = 1) -> None:
+        """A counter is not worth the work that it counts: without Redis it is left out."""
+        try:
+            self.queue.count(name, amount)
+        except QueueUnavailable as error:
+            log.warning("Not counted: %s", error)
 
     def _make_client(self, token: str) -> LabelStudioClient:
         return LabelStudioClient.from_settings(self.settings, token)

@@ -144,7 +144,7 @@ def _report(context: Context, task_id: int, wanted: Wanted) -> None:
     objects = {(item.region_id, item.label) for items in wanted.values() for item in items if item.label}
     labels = sorted({label for _, label in objects})
     log.info("Task %s taught %d objects (%s).", task_id, len(objects), ", ".join(labels) or "no label")
-    context.queue.count("learned")
+    context.count("learned")
 
 
 def _exemplars(context: Context, task: Task, annotation: Annotation, models: HybridModels) -> Wanted:

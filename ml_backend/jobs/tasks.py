@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 from rq import get_current_job
 
-from ml_backend.errors import LabelStudioError, QueueUnavailable
+from ml_backend.errors import LabelStudioError
 from ml_backend.jobs.context import Context, job
 from ml_backend.jobs.learning import read_annotations_once
 from ml_backend.jobs.plan import TaskPlan, VideoPart, cached_label_config, plan_task, tracks_key
@@ -185,8 +185,8 @@ def _run_part(
         lambda: context.media.open(part.uri, plan.task_id),
         context.stop.is_set,
     )
-    _count(context, "labelling_seconds", time.perf_counter() - started)
-    _count(context, "tracks", len(labelled.regions))
+    context.count("labelling_seconds", time.perf_counter() - started)
+    context.count("tracks", len(labelled.regions))
     return labelled.regions
 
 
@@ -214,16 +214,8 @@ def _tracks(context: Context, plan: TaskPlan, models: ProjectModels, part: Video
         )
     store.save_tracks(key, plan.project_id, plan.task_id, number, part.uri, tracks)
     for name, amount in (("videos", 1), ("frames", tracks.frames), ("inference_seconds", tracks.seconds)):
-        _count(context, name, amount)
+        context.count(name, amount)
     return tracks
-
-
-def _count(context: Context, name: str, amount: float = 1) -> None:
-    """A counter is not worth the work that it counts: without Redis it is left out."""
-    try:
-        context.queue.count(name, amount)
-    except QueueUnavailable as error:
-        log.warning("Not counted: %s", error)
 
 
 class _Progress:
@@ -295,5 +287,5 @@ def _deliver_one(context: Context, task_id: int, prediction: dict[str, Any]) -> 
         except NotFound:
             log.info("Task %s is gone; its prediction is not needed.", task_id)
             return
-    _count(context, "delivered")
+    context.count("delivered")
     log.info("Task %s has a prediction of %s with %d regions.", task_id, version, len(prediction["result"]))

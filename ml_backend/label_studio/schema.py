@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
 
@@ -272,6 +273,23 @@ def parse_label_config(xml: str) -> LabelConfig:
             frame_rate=FrameRate(video.get("framerate", "")),
         )
     return LabelConfig(tuple(controls.values()))
+
+
+def read_label_config(path: Path, cure: str = "Give --config.") -> LabelConfig:
+    """Read a label config from a file.
+
+    Args:
+        cure: what to do where the file cannot be read.
+
+    Raises:
+        ConfigError: not readable, not UTF-8, or as :func:`parse_label_config`.
+    """
+    try:
+        return parse_label_config(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The label config {path} cannot be read: {error.strerror}.", cure) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The label config {path} is not UTF-8: {error}.", "Save it as UTF-8.") from error
 
 
 def _normal(name: str) -> str:

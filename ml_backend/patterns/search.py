@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,31 +90,40 @@ def find_similar(
     if label not in bank.labels:
         known = ", ".join(bank.labels) or "none yet"
         raise ConfigError(f"The label {label!r} has no exemplars.", f"Annotate some. Labels with exemplars: {known}.")
-    best: list[tuple[float, int, Similar]] = []
-    for number, found in enumerate(
-        _all(store, project_id, label, bank, model_id, embedder, open_video, views, tasks, on_skip)
-    ):
-        entry = (found.score, -number, found)
-        if len(best) < limit:
-            heapq.heappush(best, entry)
-        else:
-            heapq.heappushpop(best, entry)
-    return [item for *_, item in sorted(best, key=lambda entry: (-entry[0], -entry[1]))]
+    best: list[tuple[float, int, _Seen]] = []
+    number = 0
+    for found in _seen(store, project_id, model_id, embedder, open_video, views, tasks, on_skip):
+        scores = bank.rank(label, [np.stack([look.vector for look in item.looks]) for item in found])
+        for item, score in zip(found, scores.tolist(), strict=True):
+            entry = (float(score), -number, item)
+            number += 1
+            if len(best) < limit:
+                heapq.heappush(best, entry)
+            else:
+                heapq.heappushpop(best, entry)
+    return [_similar(item, bank, label, score) for score, _, item in sorted(best, key=lambda e: (-e[0], -e[1]))]
 
 
-def _all(
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A track and its looks; ``video`` is what it is of, without the other tracks."""
+
+    video: StoredTracks
+    record: TrackRecord
+    looks: list[Look]
+
+
+def _seen(
     store: PatternStore,
     project_id: int,
-    label: str,
-    bank: PatternBank,
     model_id: str,
     embedder: Callable[[], AbstractContextManager[Any]],
     open_video: Callable[[StoredTracks], AbstractContextManager[Path]],
     views: int,
     tasks: Collection[int] | None,
     on_skip: Callable[[StoredTracks, BackendError], None] | None,
-) -> Iterator[Similar]:
-    threshold = bank.safe_thresholds[label]
+) -> Iterator[list[_Seen]]:
+    """Tracks with looks, video by video; never an empty list."""
     for stored in store.tracks_of_project(project_id):
         if tasks is not None and stored.task_id not in tasks:
             continue
@@ -131,33 +140,24 @@ def _all(
                 raise
             on_skip(stored, error)
             continue
-        pairs = [(record, mine) for record, mine in zip(records, seen, strict=True) if mine]
-        if not pairs:
-            continue
-        scores = bank.rank(label, [np.stack([look.vector for look in mine]) for _, mine in pairs])
-        for (record, mine), score in zip(pairs, scores.tolist(), strict=True):
-            yield _similar(stored, record, mine, bank, label, float(score), score >= threshold)
+        video = replace(stored, tracks=replace(stored.tracks, tracks=()))
+        found = [_Seen(video, record, mine) for record, mine in zip(records, seen, strict=True) if mine]
+        if found:
+            yield found
 
 
-def _similar(
-    stored: StoredTracks,
-    record: TrackRecord,
-    looks: list[Look],
-    bank: PatternBank,
-    label: str,
-    score: float,
-    safe: bool,
-) -> Similar:
-    each = bank.rank(label, [look.vector[None] for look in looks])
-    look = looks[int(np.argmax(each))]
+def _similar(found: _Seen, bank: PatternBank, label: str, score: float) -> Similar:
+    video, record = found.video, found.record
+    each = bank.rank(label, [look.vector[None] for look in found.looks])
+    look = found.looks[int(np.argmax(each))]
     duration, count = float(record.value["duration"]), int(record.value["framesCount"])
-    time = look.frame / max(stored.tracks.frames, 1) * duration
+    time = look.frame / max(video.tracks.frames, 1) * duration
     return Similar(
-        stored.task_id,
-        stored.part,
+        video.task_id,
+        video.part,
         record.track_id,
         score,
-        safe,
+        score >= bank.safe_thresholds[label],
         look.frame,
         min(count, int(time / duration * count + 0.5) + 1) if duration > 0 else 1,
         time,

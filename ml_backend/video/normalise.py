@@ -25,8 +25,9 @@ from ml_backend.errors import VideoError
 from ml_backend.files import file_sha256
 from ml_backend.types import Image, VideoInfo
 from ml_backend.video.container import Mp4Layout, mp4_layout, open_video
-from ml_backend.video.probe import STANDARD_RATES, Scan, decode, scan
+from ml_backend.video.probe import STANDARD_RATES, Scan, scan
 from ml_backend.video.reader import read_frames
+from ml_backend.video.sound import Sound, add_sound, has_sound
 from ml_backend.video.writer import VideoWriter, storage_error
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,6 @@ _PLAYABLE = {
     "vp9": {"yuv420p"},
     "av1": {"yuv420p", "yuv420p10le"},
 }
-_MP4_AUDIO = {"aac", "mp3", "opus", "flac"}
 # More frames than this a second help nobody to annotate, and a burst of close timestamps must not multiply the file.
 _MAX_RATE = Fraction(60)
 _RECIPE = 1  # part of the mark in each copy: raise it when copies made before should be made again
@@ -246,19 +246,17 @@ def _mux(facts: Scan, picture: Path, out: Path, mark: str, progress: Progress | 
         copy = output.add_stream_from_template(video)
         # Only the packet copy of the source itself still has its old start and its container's rounding.
         start, rate = (start_s, _exact_rate(facts)) if picture == sound else (0.0, None)
-        streams = [_video_packets(video_in, video, copy, start, rate)]
-        with open_video(sound) as (sound_in, _):
-            if sound_in.streams.audio and sound_in.streams.audio[0].codec_context is not None:
-                track = sound_in.streams.audio[0]
-                plain = track.codec_context.codec.canonical_name in _MP4_AUDIO
-                streams.append((_copied_sound if plain else _encoded_sound)(sound_in, track, output, start_s))
-            done = 0
-            # Interleaved by time, as players (and the muxer's memory) like it.
-            for _, packet in heapq.merge(*streams, key=lambda item: item[0]):
-                output.mux_one(packet)
-                if progress is not None and packet.stream is copy:
-                    done += 1
-                    progress(min(done, frames), frames)
+        streams: list[Iterator[tuple[float, Any]]] = [_video_packets(video_in, video, copy, start, rate)]
+        track = Sound(sound, start_s)
+        if has_sound(track):
+            streams.append(add_sound(track, output))
+        done = 0
+        # Interleaved by time, as players (and the muxer's memory) like it.
+        for _, packet in heapq.merge(*streams, key=lambda item: item[0]):
+            output.mux_one(packet)
+            if progress is not None and packet.stream is copy:
+                done += 1
+                progress(min(done, frames), frames)
 
 
 def _video_packets(
@@ -297,46 +295,3 @@ def _with_dts(container: Any, stream: Any) -> Iterator[Any]:
         yield packet
     if waiting:
         raise VideoError("The file has packets without times.", "It must be encoded anew.")
-
-
-def _copied_sound(container: Any, track: Any, output: Any, start_s: float) -> Iterator[tuple[float, Any]]:
-    copy = output.add_stream_from_template(track)
-
-    def packets() -> Iterator[tuple[float, Any]]:
-        shift = round(Fraction(start_s) / track.time_base)
-        for packet in container.demux(track):
-            if packet.size == 0 or packet.pts is None or packet.is_corrupt:
-                continue
-            packet.pts -= shift
-            packet.dts = packet.pts
-            if packet.pts + (packet.duration or 0) <= 0:
-                continue
-            packet.stream = copy
-            yield float(packet.pts * packet.time_base), packet
-
-    return packets()
-
-
-def _encoded_sound(container: Any, track: Any, output: Any, start_s: float) -> Iterator[tuple[float, Any]]:
-    rate = track.rate if track.rate in (32_000, 44_100, 48_000) else 48_000
-    aac = output.add_stream("aac", rate=rate, layout="stereo" if track.codec_context.layout.nb_channels > 1 else "mono")
-
-    def packets() -> Iterator[tuple[float, Any]]:
-        resampler = av.AudioResampler(format="fltp", layout=aac.codec_context.layout, rate=rate)
-        origin: int | None = None
-        written = 0
-        for frame in decode(container, track):
-            if origin is None:
-                origin = round((float(frame.time or 0) - start_s) * rate)
-            for piece in resampler.resample(frame):
-                # Counted on rather than copied: gaps in damaged sound must not stop the encoder.
-                piece.pts, piece.time_base = origin + written, Fraction(1, rate)
-                written += piece.samples
-                if piece.pts + piece.samples <= 0:
-                    continue
-                for packet in aac.encode(piece):
-                    yield float(packet.pts * packet.time_base), packet
-        for packet in aac.encode(None):
-            yield float(packet.pts * packet.time_base), packet
-
-    return packets()

@@ -14,9 +14,10 @@ import pytest
 
 from ml_backend.errors import ConfigError, StorageError, VideoError
 from ml_backend.export.draw import Look
-from ml_backend.export.layers import Export, Model, file_layer, named_layer, read_config
+from ml_backend.export.layers import Export, Model, file_layer, named_layer
 from ml_backend.export.render import Options, check_out, render
 from ml_backend.label_studio.regions import region_boxes
+from ml_backend.label_studio.schema import read_label_config
 from ml_backend.pipeline import video_timeline
 from ml_backend.settings import Settings
 from ml_backend.video.normalise import needs_normalising
@@ -319,7 +320,7 @@ def test_a_config_with_other_names_is_good_for_colours(tmp_path: Path) -> None:
     for text in (CONFIG, CONFIG.replace('"video"', '"v"').replace('"box"', '"b"')):
         config.write_text(text)
         export = Export(
-            write_export(tmp_path / "e.json", "clip.mp4", [still("thing", 10, "a")]), None, read_config(config)
+            write_export(tmp_path / "e.json", "clip.mp4", [still("thing", 10, "a")]), None, read_label_config(config)
         )
         assert len(file_layer(source, export).video.objects) == 1
 
