@@ -107,3 +107,15 @@ class Interrupted(BackendError):
 
     http_status = 503
     retryable = True
+
+
+class Postponed(Interrupted):
+    """The work cannot be done just now, because somebody else is at it; it is taken up again a little later."""
+
+    delay_s: int = 15
+
+
+class TrainingFailed(BackendError):
+    """A training came to nothing: bad data, too little memory, a crash."""
+
+    http_status = 422

@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_backend.errors import BackendError, QueueUnavailable, RequestError
 from ml_backend.jobs.queue import JobQueue
+from ml_backend.jobs.training_queue import TrainingQueue
 from ml_backend.storage import Event, Storage
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class EventLog:
     def __init__(self, storage: Storage, queue: JobQueue, retry_s: float = 5.0) -> None:
         self._storage = storage
         self._queue = queue
+        self._trainings = TrainingQueue(queue)
         self._retry_s = retry_s
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -108,6 +110,7 @@ class EventLog:
             elif event.action == "START_TRAINING":
                 if event.project_id is not None:
                     self._queue.request_learning(event.project_id, None)
+                    self._trainings.request(event.project_id, "Start training")
             else:
                 self._learn(event)
             self._storage.set_event_state(event.id, "recorded" if event.action in ANNOTATION_EVENTS else "done")

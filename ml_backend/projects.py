@@ -19,7 +19,10 @@ from ml_backend.patterns.store import PatternStore
 from ml_backend.settings import Mode, Settings
 from ml_backend.storage import Storage
 from ml_backend.tables import projects
-from ml_backend.versions import base_version, model_version
+from ml_backend.training.artifacts import Artifacts
+from ml_backend.training.policy import Policies
+from ml_backend.training.registry import Registry, Version
+from ml_backend.versions import BASE, base_version, model_version
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ class ProjectModels:
     Attributes:
         base: names detector, tracker and settings: tracks of one base are the same whatever gives their labels.
         version: of predictions.
+        trained: the version in use; ``None``: the detector of the settings.
     """
 
     mode: Mode
@@ -40,6 +44,7 @@ class ProjectModels:
     hybrid: HybridModels
     base: str
     version: str
+    trained: Version | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,9 @@ class Projects:
         self._settings, self._storage = settings, storage
         self.patterns = PatternStore(storage)
         self.hybrids = HybridSource(settings, self.patterns)
+        self.registry = Registry(storage)
+        self.policies = Policies(settings, storage)
+        self.artifacts = Artifacts(settings)
 
     def mode(self, project_id: int | None) -> Mode:
         """The project's own mode, else the one in the settings."""
@@ -109,21 +117,49 @@ class Projects:
         return True
 
     def models(
-        self, project_id: int | None, *, download: bool = False, detector: ResolvedDetector | None = None
+        self, project_id: int | None, *, download: bool = False, pinned: ProjectModels | None = None
     ) -> ProjectModels:
         """What would make predictions now; without ``download`` in milliseconds.
 
+        Args:
+            pinned: keep its detector, unless the project has switched to another version since.
+
         Raises:
-            WeightsError: configured weights do not exist.
+            WeightsError: configured weights do not exist, or those of the version in use are gone.
+            StorageError: they cannot be fetched now.
         """
         row = self._row(project_id) if project_id is not None else _NO_ROW
         mode = self._mode(row)
-        detector = detector or resolve_detector(self._settings, download=download)
+        trained = self.trained(project_id) if project_id is not None else None
+        if pinned is not None and _id(pinned.trained) == _id(trained):
+            detector = pinned.detector
+        elif trained is not None:
+            detector = self.detector_of(trained, download=download)
+        else:
+            detector = resolve_detector(self._settings, download=download)
         hybrid = hybrid_models(self._settings, mode, download=download)
         digests = self.hybrids.digests(project_id, hybrid) if project_id is not None else {}
         part = mode_part(hybrid, digests, row.prompts)
         base = base_version(self._settings, detector)
-        return ProjectModels(mode, detector, hybrid, base, model_version(self._settings, detector, part))
+        version = model_version(self._settings, detector, part, trained.name if trained else BASE)
+        return ProjectModels(mode, detector, hybrid, base, version, trained)
+
+    def trained(self, project_id: int) -> Version | None:
+        """The version that the project uses; ``None``: the detector of the settings, which may be forced to be it."""
+        return None if self._settings.detector == "motion" else self.registry.current(project_id)
+
+    def detector_of(self, version: Version, *, download: bool = False) -> ResolvedDetector:
+        """A version's detector; with ``download`` its weights are on this machine afterwards.
+
+        Raises:
+            WeightsError: they are gone or damaged.
+            StorageError: they cannot be fetched now.
+        """
+        if download:
+            path = self.artifacts.fetch(version.artifact, version.weights_sha256)
+        else:
+            path = self.artifacts.local_path(version.artifact, version.weights_sha256)
+        return ResolvedDetector("yolo", version.detector, path, version.weights_sha256)
 
     def _row(self, project_id: int) -> _Row:
         query = sa.select(projects).where(projects.c.project_id == project_id)
@@ -140,6 +176,10 @@ class Projects:
             connection.execute(sa.update(projects).where(of).values(**values))
         if "mode" in values:
             log.info("Project %s: mode %s", project_id, values["mode"] or f"of the settings ({self._settings.mode})")
+
+
+def _id(version: Version | None) -> int | None:
+    return version.id if version else None
 
 
 def _check(mode: str) -> None:

@@ -57,10 +57,11 @@ class Serving:
             extra_params: see :meth:`ml_backend.projects.Projects.setup_mode`.
 
         Raises:
-            ConfigError: the label config cannot hold video tracks, or there is no such mode.
+            ConfigError: the label config cannot hold video tracks, or there is no such mode or training policy.
         """
         changed = bool(label_config) and self._remember_labels(project_id, label_config)
         changed |= self._projects.setup_mode(project_id, extra_params)
+        self._projects.policies.setup(project_id, extra_params)
         if changed:
             try:
                 self._queue.request_refresh(project_id)

@@ -6,6 +6,7 @@ A ``.env`` file in the working directory is read too; the environment wins.
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,6 +20,10 @@ Mode = Literal["yolo", "yolo_dinov2", "yolo_clip", "universal"]
 EmbedderKind = Literal["auto", "dinov2", "fallback"]
 DetectorKind = Literal["auto", "yolo", "motion"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+#: Queues of jobs in order of priority: preparing a task is short and lets people open it with the right frame rate;
+#: what people teach shows within seconds; labels of known tracks are renewed when nobody waits for anything; a
+#: training, which takes minutes, comes last.
+QUEUES = ("prepare", "patterns", "predict", "refresh", "train")
 TrackerKind = Literal["tracktrack", "botsort", "bytetrack", "ocsort", "deepocsort", "fasttrack"]
 
 
@@ -91,6 +96,30 @@ class Settings(BaseSettings):
     smooth_s: float = Field(0.1, ge=0, description="Standard deviation of the temporal smoothing; 0: none.")
     keyframe_iou: float = Field(0.9, gt=0, lt=1, description="Interpolated boxes overlap the track's at least so.")
 
+    # -- retraining
+    train_auto: bool = Field(True, description="Retrain when people have annotated enough; false: on request only.")
+    train_min_tracks: int = Field(10, ge=0, description="New or changed annotated tracks that make a training.")
+    train_quiet_s: float = Field(60.0, ge=0, description="Seconds without annotations before a training begins.")
+    train_every_s: float = Field(900.0, ge=0, description="Least seconds from one training's start to the next.")
+    train_pseudo_labels: bool = Field(
+        False, description="Also train on sure predictions of tasks that nobody has annotated."
+    )
+    train_per_second: float = Field(2.0, gt=0, description="Pictures a second that are trained on, beside keyframes.")
+    train_epochs: int = Field(0, ge=0, description="Most epochs of a training; 0: by the size of the data.")
+    train_imgsz: int = Field(0, ge=0, description="Pixels of the longer side while training; 0: as IMGSZ.")
+    train_args: str = Field(
+        "{}",
+        description="JSON object with further arguments of ultralytics' training, such as augmentations: "
+        '{"mosaic": 0.5, "degrees": 5}.',
+    )
+    gate_frames: int = Field(900, ge=30, description="Most held-out frames on which two versions are compared.")
+    artifacts_url: str = Field(
+        "", description="Folder or fsspec URL for trained weights, shared by all workers; empty: in DATA_DIR."
+    )
+    worker_queues: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Comma-separated queues that a worker serves, in order; empty: all."
+    )
+
     @field_validator("label_studio_url")
     @classmethod
     def _no_trailing_slash(cls, value: str) -> str:
@@ -110,9 +139,27 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("media_allowed_hosts", mode="before")
+    @field_validator("train_args")
     @classmethod
-    def _split_hosts(cls, value: object) -> object:
+    def _json_object(cls, value: str) -> str:
+        try:
+            found = json.loads(value or "{}")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"it is not JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise ValueError("it is a JSON object")
+        return value
+
+    @field_validator("worker_queues")
+    @classmethod
+    def _known_queues(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := sorted(set(value) - set(QUEUES)):
+            raise ValueError(f"there is no queue {', '.join(unknown)}; they are {', '.join(QUEUES)}")
+        return value
+
+    @field_validator("media_allowed_hosts", "worker_queues", mode="before")
+    @classmethod
+    def _split_list(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(host.strip().lower() for host in value.split(",") if host.strip())
         return value

@@ -105,3 +105,74 @@ banks = sa.Table(
     sa.Column("digest", sa.String(40), nullable=False),  # of all exemplars; empty: there are none
     sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
 )
+
+# The registry: every training run is a version, also those that came to nothing.
+model_versions = sa.Table(
+    "model_versions",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("project_id", sa.Integer, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),  # v1, v2, ... within the project
+    sa.Column("state", sa.String(16), nullable=False, index=True),  # see ml_backend.training.registry
+    sa.Column("owner", sa.String(64), nullable=False),  # whoever works on it; empty once it is over
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("parent_id", sa.Integer),  # the version whose weights it started from; none: the detector of the settings
+    sa.Column("trigger", sa.String(255), nullable=False),  # who or what asked for it
+    sa.Column("detector", sa.String(64), nullable=False),  # name of the network, which all its descendants keep
+    sa.Column("start_sha256", sa.String(64), nullable=False),  # of the weights it started from; empty: from scratch
+    sa.Column("weights_sha256", sa.String(64), nullable=False),
+    sa.Column("artifact", sa.String(255), nullable=False),
+    sa.Column("dataset", sa.String(64), nullable=False),  # digests
+    sa.Column("held_out", sa.String(64), nullable=False),
+    sa.Column("classes", sa.JSON, nullable=False),
+    sa.Column("lineage", sa.JSON, nullable=False),  # annotation by task, and what was made of them
+    sa.Column("config", sa.JSON, nullable=False),  # arguments of the training
+    sa.Column("metrics", sa.JSON, nullable=False),  # of candidate and incumbent on the held-out part
+    sa.Column("history", sa.JSON, nullable=False),  # epoch by epoch
+    sa.Column("reason", sa.Text, nullable=False),  # why it was promoted, refused, or failed
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("finished_at", sa.DateTime(timezone=True)),
+    sa.UniqueConstraint("project_id", "number", name="version_once"),
+)
+
+# Which version a project uses: the last row counts, the others are its history.
+activations = sa.Table(
+    "activations",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("project_id", sa.Integer, nullable=False, index=True),
+    sa.Column("version_id", sa.Integer),  # none: the detector of the settings
+    sa.Column("by", sa.String(255), nullable=False),
+    sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+)
+
+# When a project retrains, where it differs from the settings.
+training_policies = sa.Table(
+    "training_policies",
+    metadata,
+    sa.Column("project_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("policy", sa.JSON, nullable=False),
+    sa.Column("setup_policy", sa.JSON, nullable=False),  # what Label Studio's extra parameters said last
+)
+
+# What people did with a task's prediction: numbers of its regions; see ml_backend.corrections.
+corrections = sa.Table(
+    "corrections",
+    metadata,
+    sa.Column("project_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("task_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("annotation_id", sa.Integer, nullable=False, index=True),
+    sa.Column("model_version", sa.String(255), nullable=False),  # of the prediction; empty: there was none
+    sa.Column("tracks", sa.Integer, nullable=False),  # labelled objects in the annotation
+    sa.Column("accepted", sa.Integer, nullable=False),
+    sa.Column("undecided", sa.Integer, nullable=False),  # without a label, and left so
+    sa.Column("moved", sa.Integer, nullable=False),
+    sa.Column("relabelled", sa.Integer, nullable=False),
+    sa.Column("deleted", sa.Integer, nullable=False),
+    sa.Column("merged", sa.Integer, nullable=False),
+    sa.Column("added", sa.Integer, nullable=False),
+    sa.Column("hard", sa.JSON, nullable=False),  # ids of regions that the model did not get right
+    sa.Column("fingerprint", sa.String(64), nullable=False),  # of the annotation's regions
+    sa.Column("submitted_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
+)

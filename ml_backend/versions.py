@@ -20,6 +20,8 @@ _SHAPING = (
     "keyframe_iou",
     "views",
 )
+#: Registry part of versions whose detector is that of the settings.
+BASE = "base"
 #: Raised when the code itself makes other boxes from the same input.
 PIPELINE = 1
 
@@ -37,9 +39,7 @@ def base_version(settings: Settings, detector: ResolvedDetector) -> str:
     return f"{name}{weights}.{settings.tracker}-{settings_digest(settings)}"
 
 
-def model_version(
-    settings: Settings, detector: ResolvedDetector, mode: str | None = None, registry: str = "base"
-) -> str:
+def model_version(settings: Settings, detector: ResolvedDetector, mode: str | None = None, registry: str = BASE) -> str:
     """For example ``yolo11n-3f2a91c0.tracktrack-9c1e.yolo_dinov2-1b2c3d4e.base``.
 
     Detector and the first digits of its weights' SHA-256, tracker and a digest of the settings, mode and a digest of
@@ -49,10 +49,10 @@ def model_version(
 
 
 def same_kind(version: str, other: str) -> bool:
-    """Whether ``other`` differs from ``version`` only in what was learned from annotations."""
-
-    def kind(text: str) -> list[str]:
-        parts = text.split(".")
-        return [*parts[:2], parts[2].split("-")[0], *parts[3:]] if len(parts) == 4 else []
-
-    return version != other and bool(kind(version)) and kind(version) == kind(other)
+    """Whether ``other`` differs from ``version`` only in what was learned: labels, or retrained weights."""
+    mine, others = version.split("."), other.split(".")
+    if version == other or len(mine) != 4 or len(others) != 4:
+        return False
+    retrained = mine[3] != BASE or others[3] != BASE
+    same_detector = mine[0] == others[0] or retrained
+    return same_detector and mine[1] == others[1] and mine[2].split("-")[0] == others[2].split("-")[0]

@@ -125,7 +125,7 @@ def test_annotations_are_learned_from(log: EventLog, storage: Storage) -> None:
     while log.hand_over():
         pass
     assert set(log._queue.dirty_tasks(7)) == {"1", "2", "3"}
-    assert jobs(log._queue._settings.redis_url, "patterns") == [(7,)]
+    assert jobs(log._queue.settings.redis_url, "patterns") == [(7,)]
     assert not storage.list_events("pending")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -257,11 +258,18 @@ def test_without_a_project(projects: Projects) -> None:
     assert models.mode == "yolo_dinov2"
 
 
-def test_a_detector_may_be_given(projects: Projects, tmp_path: Path) -> None:
+def test_a_detector_may_be_pinned_until_the_project_has_another_version(projects: Projects, tmp_path: Path) -> None:
     detector = ResolvedDetector("yolo", "yolo11n", tmp_path / "x.pt", "ab" * 32)
-    models = projects.models(1, detector=detector)
+    before = dataclasses.replace(projects.models(1), detector=detector)
+    models = projects.models(1, pinned=before)
     assert models.detector == detector
     assert models.version.startswith("yolo11n-abababab.")
+    run = projects.registry.begin(1, "me", "test", None)
+    run = projects.registry.advance(run, detector="yolo11n", weights_sha256="cd" * 32, artifact="x/v1.pt")
+    projects.registry.promote(run, "better", "test")
+    models = projects.models(1, pinned=before)
+    assert models.version.startswith("yolo11n-cdcdcdcd.")
+    assert models.version.endswith(".v1")
 
 
 def test_what_is_missing_is_told(make: Callable[..., Projects]) -> None:

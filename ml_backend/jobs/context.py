@@ -11,8 +11,9 @@ from typing import Any
 
 from rq import get_current_job
 
-from ml_backend.errors import BackendError, Interrupted, QueueUnavailable
+from ml_backend.errors import BackendError, Interrupted, Postponed, QueueUnavailable
 from ml_backend.jobs.queue import JobQueue, connect
+from ml_backend.jobs.training_queue import TrainingQueue
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.media import MediaStore
 from ml_backend.projects import Projects
@@ -42,6 +43,10 @@ class Context:
     @cached_property
     def queue(self) -> JobQueue:
         return JobQueue(self.settings, connect(self.settings, timeout=10.0))
+
+    @cached_property
+    def trainings(self) -> TrainingQueue:
+        return TrainingQueue(self.queue)
 
     @property
     def client(self) -> LabelStudioClient:
@@ -81,10 +86,11 @@ def job(function: Callable[..., Any]) -> Callable[..., Any]:
             current.retry_intervals = current.meta.pop("retry_intervals")
         try:
             return function(context, *args)
-        except Interrupted:
+        except Interrupted as error:
             if current:
                 current.retries_left = (current.retries_left or 0) + 1  # being asked to stop is no failure
-                current.meta["retry_intervals"], current.retry_intervals = current.retry_intervals, [1]
+                pause = error.delay_s if isinstance(error, Postponed) else 1
+                current.meta["retry_intervals"], current.retry_intervals = current.retry_intervals, [pause]
             raise
         except BackendError as error:
             log.error("%s%s failed: %s", function.__name__, args, error)

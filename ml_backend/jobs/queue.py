@@ -19,13 +19,10 @@ from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
 from ml_backend.errors import QueueUnavailable
-from ml_backend.settings import Settings
+from ml_backend.settings import QUEUES, Settings
 
 log = logging.getLogger(__name__)
 
-#: In order of priority: preparing a task is short and lets people open it with the right frame rate; what people
-#: teach shows within seconds; labels of known tracks are renewed when nobody waits for anything.
-QUEUES = ("prepare", "patterns", "predict", "refresh")
 #: Pauses before each further try: a moment, then long enough for a server to be restarted, then to be repaired.
 RETRY_INTERVALS_S = [5, 60, 600]
 #: A failed job is not repeated sooner, however often Label Studio asks.
@@ -60,42 +57,43 @@ class JobQueue:
     """Requests for background work. Every method raises QueueUnavailable when Redis does not answer."""
 
     def __init__(self, settings: Settings, connection: Redis | None = None) -> None:
-        self._settings = settings
+        self.settings = settings
         self.connection = connection or connect(settings)
-        self._queues = {name: Queue(name, connection=self.connection, serializer=JSONSerializer) for name in QUEUES}
+        self.queues = {name: Queue(name, connection=self.connection, serializer=JSONSerializer) for name in QUEUES}
 
     @contextmanager
-    def _guard(self) -> Iterator[None]:
+    def guard(self) -> Iterator[None]:
+        """Turn Redis' errors into QueueUnavailable."""
         try:
             yield
         except (RedisError, RedisTimeout, OSError) as error:
             raise QueueUnavailable(
-                f"The queue does not answer at {self._settings.redis_url.rsplit('@', 1)[-1]} "
+                f"The queue does not answer at {self.settings.redis_url.rsplit('@', 1)[-1]} "
                 f"({error.__class__.__name__}).",
                 "Start Redis, or set REDIS_URL to where it is reachable. Nothing is lost: ask again then.",
             ) from error
 
     def ping(self) -> None:
-        with self._guard():
+        with self.guard():
             self.connection.ping()
 
     # -- requests
 
     def request_prepare(self, project_id: int, task_id: int) -> Requested:
         """Probe a task's videos, write their frame rate into the task, then request its prediction."""
-        return self._request("prepare", "prepare_task", [project_id, task_id], f"prepare-{task_id}")
+        return self.request("prepare", "prepare_task", [project_id, task_id], f"prepare-{task_id}")
 
     def request_prepare_many(self, project_id: int, task_ids: Sequence[int], name: str) -> Requested:
         """One job that requests many; ``name`` makes it idempotent."""
-        return self._request("prepare", "prepare_many", [project_id, list(task_ids)], f"prepare-many-{name}")
+        return self.request("prepare", "prepare_many", [project_id, list(task_ids)], f"prepare-many-{name}")
 
     def request_prediction(self, key: str, project_id: int, task_id: int, queue: str = "predict") -> Requested:
         """One job per key; every task that asks meanwhile is served by it."""
-        with self._guard():
+        with self.guard():
             targets = _targets_key(key)
             self.connection.sadd(targets, task_id)
             self.connection.expire(targets, TARGETS_TTL_S)
-        return self._request(queue, "predict", [key, project_id, task_id], f"predict-{key}")
+        return self.request(queue, "predict", [key, project_id, task_id], f"predict-{key}")
 
     def request_learning(self, project_id: int, task_ids: Sequence[int] | None) -> Requested:
         """Learn labels from what people annotated in these tasks; ``None``: in all tasks of the project.
@@ -103,32 +101,32 @@ class JobQueue:
         Any number of requests make one job; what is asked while it runs makes exactly one more.
         """
         self.note_for_learning(project_id, task_ids)
-        with self._guard():
+        with self.guard():
             generation = int(self.connection.get(_generation_key(project_id)) or 0)
         name = f"learn-{project_id}-{generation}"
-        return self._request("patterns", "learn", [project_id], name, module="learning")
+        return self.request("patterns", "learn", [project_id], name, module="learning")
 
     def note_for_learning(self, project_id: int, task_ids: Sequence[int] | None) -> None:
         """As :meth:`request_learning`, for the job itself: it goes on with these before it ends."""
         names = [ALL_TASKS] if task_ids is None else [str(task_id) for task_id in task_ids]
-        with self._guard():
+        with self.guard():
             if names:
                 self.connection.hset(_dirty_key(project_id), mapping=dict.fromkeys(names, self._ticket()))
 
     def begin_learning(self, project_id: int) -> None:
         """From now on requests make another job."""
-        with self._guard():
+        with self.guard():
             self.connection.incr(_generation_key(project_id))
 
     def dirty_tasks(self, project_id: int) -> dict[str, bytes]:
         """What is still to be learned from: ticket by task id, or by ``ALL_TASKS``."""
-        with self._guard():
+        with self.guard():
             found = self.connection.hgetall(_dirty_key(project_id))
         return {name.decode(): ticket for name, ticket in found.items()}  # type: ignore[union-attr,misc]
 
     def learned(self, project_id: int, task: str, ticket: bytes) -> None:
         """Strike a task off, unless somebody has asked for it again since ``ticket``."""
-        with self._guard():
+        with self.guard():
             self.connection.eval(_STRIKE, 1, _dirty_key(project_id), task, ticket)
 
     def _ticket(self) -> str:
@@ -136,13 +134,13 @@ class JobQueue:
 
     def request_refresh(self, project_id: int) -> Requested:
         """Renew the predictions of all tasks that nobody has annotated, since their labels may have changed."""
-        with self._guard():
+        with self.guard():
             generation = int(self.connection.get(_refresh_key(project_id)) or 0)
-        return self._request("refresh", "refresh", [project_id], f"refresh-{project_id}-{generation}", "learning")
+        return self.request("refresh", "refresh", [project_id], f"refresh-{project_id}-{generation}", "learning")
 
     def begin_refresh(self, project_id: int) -> None:
         """From now on requests make another job."""
-        with self._guard():
+        with self.guard():
             self.connection.incr(_refresh_key(project_id))
 
     @contextmanager
@@ -151,18 +149,19 @@ class JobQueue:
         with self._lock(f"video:learn:task:{task_id}", f"Task {task_id}"):
             yield
 
-    def _request(self, queue: str, function: str, args: list[Any], job_id: str, module: str = "tasks") -> Requested:
-        repeats = self._settings.job_attempts - 1
+    def request(self, queue: str, function: str, args: list[Any], job_id: str, module: str = "tasks") -> Requested:
+        """A job ``ml_backend.jobs.<module>.<function>``, unless there is one of this id that is not over."""
+        repeats = self.settings.job_attempts - 1
         retry = Retry(max=repeats, interval=RETRY_INTERVALS_S[:repeats]) if repeats else None
-        with self._guard():
+        with self.guard():
             for _ in range(3):
                 try:
-                    self._queues[queue].enqueue_call(
+                    self.queues[queue].enqueue_call(
                         f"ml_backend.jobs.{module}.{function}",
                         args=args,
                         job_id=job_id,
                         unique=True,
-                        timeout=self._settings.job_timeout_s,
+                        timeout=self.settings.job_timeout_s,
                         result_ttl=0,  # the result is in the database; a finished job must not block a new one
                         failure_ttl=FAILURE_TTL_S,
                         retry=retry,
@@ -170,7 +169,7 @@ class JobQueue:
                     )
                     return Requested(job_id, True)
                 except DuplicateJobError:
-                    job = self._fetch(job_id)
+                    job = self.fetch(job_id)
                     if job is None:
                         continue  # it ended between the two calls
                     if job.get_status(refresh=False) not in _OVER:
@@ -181,7 +180,8 @@ class JobQueue:
                     job.delete()
         return Requested(job_id, False)
 
-    def _fetch(self, job_id: str) -> Job | None:
+    def fetch(self, job_id: str) -> Job | None:
+        """RQ's job; call it within :meth:`guard`."""
         try:
             return Job.fetch(job_id, connection=self.connection, serializer=JSONSerializer)
         except NoSuchJobError:
@@ -198,7 +198,7 @@ class JobQueue:
             Ids of the jobs that were put back.
         """
         recovered = []
-        with self._guard():
+        with self.guard():
             prefix = Job.redis_job_namespace_prefix
             keys = [key.decode() for key in self.connection.scan_iter(f"{prefix}*", count=1000)]
             pipeline = self.connection.pipeline(transaction=False)
@@ -214,7 +214,7 @@ class JobQueue:
                 for key, state in zip(hashes, states, strict=True)
                 if state in (b"queued", b"scheduled")
             }
-            for queue in self._queues.values():
+            for queue in self.queues.values():
                 pending -= {*queue.get_job_ids(), *queue.scheduled_job_registry.get_job_ids(cleanup=False)}
             for job_id in pending:
                 mark, now = f"video:lost:{job_id}", time.time()
@@ -223,11 +223,11 @@ class JobQueue:
                 seen = self.connection.get(mark)
                 if seen is None or now - float(seen) < after_s:
                     continue
-                job = self._fetch(job_id)
+                job = self.fetch(job_id)
                 still = job is not None and job.get_status() in (JobStatus.QUEUED, JobStatus.SCHEDULED)
                 if job and still and self.connection.delete(mark):
                     log.warning("Job %s was lost by a worker that ended; it is queued again.", job_id)
-                    self._queues[job.origin].enqueue_job(job)
+                    self.queues[job.origin].enqueue_job(job)
                     recovered.append(job_id)
         return recovered
 
@@ -235,16 +235,16 @@ class JobQueue:
 
     def targets(self, key: str) -> set[int]:
         """Tasks that wait for this prediction; each until it is served, so that none is lost with a worker."""
-        with self._guard():
+        with self.guard():
             return {int(value) for value in self.connection.smembers(_targets_key(key))}
 
     def remove_target(self, key: str, task_id: int) -> None:
-        with self._guard():
+        with self.guard():
             self.connection.srem(_targets_key(key), task_id)
 
     def add_targets(self, key: str, task_ids: Sequence[int]) -> None:
         if task_ids:
-            with self._guard():
+            with self.guard():
                 self.connection.sadd(_targets_key(key), *task_ids)
 
     @contextmanager
@@ -255,7 +255,7 @@ class JobQueue:
 
     @contextmanager
     def _lock(self, name: str, what: str) -> Iterator[None]:
-        with self._guard():
+        with self.guard():
             lock = self.connection.lock(name, timeout=LOCK_S, blocking_timeout=LOCK_S + 10)
             if not lock.acquire():
                 raise QueueUnavailable(f"{what} is locked by another worker.", "It is tried again later.")
@@ -270,11 +270,11 @@ class JobQueue:
     # -- the token that Label Studio hands over in /setup
 
     def remember_token(self, token: str) -> None:
-        with self._guard():
+        with self.guard():
             self.connection.set("video:setup-token", token)
 
     def remembered_token(self) -> str:
-        with self._guard():
+        with self.guard():
             value = self.connection.get("video:setup-token")
         return value.decode() if isinstance(value, bytes) else ""
 
@@ -282,17 +282,17 @@ class JobQueue:
 
     def count(self, name: str, amount: float = 1) -> None:
         """Add to a counter that /metrics shows; workers have no HTTP of their own."""
-        with self._guard():
+        with self.guard():
             self.connection.hincrbyfloat("video:counters", name, amount)
 
     def counters(self) -> dict[str, float]:
-        with self._guard():
+        with self.guard():
             values = self.connection.hgetall("video:counters")
         return {name.decode(): float(value) for name, value in values.items()}  # type: ignore[union-attr]
 
     def depths(self) -> dict[str, dict[str, int]]:
         """Number of jobs by queue and state."""
-        with self._guard():
+        with self.guard():
             return {
                 name: {
                     "queued": queue.count,
@@ -300,20 +300,20 @@ class JobQueue:
                     "scheduled": queue.scheduled_job_registry.get_job_count(cleanup=False),
                     "failed": queue.failed_job_registry.get_job_count(cleanup=False),
                 }
-                for name, queue in self._queues.items()
+                for name, queue in self.queues.items()
             }
 
     def workers(self) -> list[str]:
         """Names of the workers that gave a sign of life lately."""
         from rq import Worker
 
-        with self._guard():
+        with self.guard():
             return sorted(str(key).rsplit(":", 1)[-1] for key in Worker.all_keys(connection=self.connection))
 
     def job(self, job_id: str) -> dict[str, Any] | None:
         """State, progress and error of a job."""
-        with self._guard():
-            job = self._fetch(job_id)
+        with self.guard():
+            job = self.fetch(job_id)
             if job is None:
                 return None
             status = job.get_status()
@@ -327,10 +327,10 @@ class JobQueue:
     def failed_jobs(self) -> list[dict[str, Any]]:
         """Dead jobs with their error, newest first."""
         found = []
-        with self._guard():
-            for queue in self._queues.values():
+        with self.guard():
+            for queue in self.queues.values():
                 for job_id in queue.failed_job_registry.get_job_ids(cleanup=False):
-                    if job := self._fetch(job_id):
+                    if job := self.fetch(job_id):
                         found.append({"id": job_id, "ended_at": str(job.ended_at), "error": failure_text(job)})
         return sorted(found, key=lambda item: item["ended_at"], reverse=True)
 

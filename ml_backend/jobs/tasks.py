@@ -140,7 +140,7 @@ def _predict_for(context: Context, key: str, task: Task) -> None:
         _ask_anew(context, plan, key)
         return
     prediction = _run(context, plan, models)
-    present = _plan(context, task, label_config, context.projects.models(task.project_id, detector=models.detector))
+    present = _plan(context, task, label_config, context.projects.models(task.project_id, pinned=models))
     if present.key != key:
         # Something was learned meanwhile, and may be in it: it must not pass for what its version says.
         _ask_anew(context, present, key)

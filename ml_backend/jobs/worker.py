@@ -26,8 +26,9 @@ from rq.worker import SimpleWorker
 from ml_backend.errors import BackendError, QueueUnavailable
 from ml_backend.jobs.context import get_context
 from ml_backend.jobs.memory_board import MemoryBoard
-from ml_backend.jobs.queue import QUEUES, JobQueue, connect, forget_executions
-from ml_backend.settings import Settings, get_settings
+from ml_backend.jobs.queue import JobQueue, connect, forget_executions
+from ml_backend.jobs.trainer import Trainer
+from ml_backend.settings import QUEUES, Settings, get_settings
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
     stop_event: threading.Event | None = None
     job_queue: JobQueue | None = None
     memory: MemoryBoard | None = None
+    trainer: Trainer | None = None
     _recovered = -math.inf
 
     def bootstrap(self, *args: Any, **kwargs: Any) -> None:
@@ -97,6 +99,8 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
             scheduler.release_locks()
         if self.memory is not None:
             self.memory.tick(self.name, self.lease_s)
+        if self.trainer is not None:
+            self.trainer.tick()
         now = time.monotonic()
         # It looks at every job, so less often than the rest.
         if self.job_queue is not None and now - self._recovered >= 2 * self.lease_s:
@@ -118,8 +122,13 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
         super().request_stop(signum, frame)
 
 
+def queues_of(settings: Settings) -> tuple[str, ...]:
+    """The queues that a worker with these settings serves."""
+    return settings.worker_queues or QUEUES
+
+
 def make_worker(settings: Settings) -> LeaseWorker:
-    """A worker on all queues.
+    """A worker on the queues of the settings.
 
     Raises:
         QueueUnavailable: Redis does not answer.
@@ -129,7 +138,7 @@ def make_worker(settings: Settings) -> LeaseWorker:
     # Blocking reads wait for jobs, hence no socket time-out.
     connection = connect(settings, timeout=None)
     worker = LeaseWorker(
-        [LeaseQueue(name, connection=connection, serializer=JSONSerializer) for name in QUEUES],
+        [LeaseQueue(name, connection=connection, serializer=JSONSerializer) for name in queues_of(settings)],
         connection=connection,
         serializer=JSONSerializer,
         maintenance_interval=max(1, settings.job_lease_s // 3),
@@ -140,6 +149,7 @@ def make_worker(settings: Settings) -> LeaseWorker:
     worker.stop_event = context.stop
     worker.job_queue = context.queue
     worker.memory = MemoryBoard(context.queue.connection)
+    worker.trainer = Trainer(context)
     return worker
 
 
@@ -177,8 +187,10 @@ def main() -> int:
     except BackendError as error:
         log.error("%s", error)
         return 1
-    fetch_weights(settings)
-    log.info("Ready: listening on %s", ", ".join(QUEUES))
+    queues = queues_of(settings)
+    if set(queues) != {"train"}:
+        fetch_weights(settings)
+    log.info("Ready: listening on %s", ", ".join(queues))
     worker.work(logging_level="WARNING")
     return 0
 

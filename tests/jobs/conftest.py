@@ -16,12 +16,12 @@ from rq.registry import ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 
 from ml_backend.jobs.context import Context, get_context
-from ml_backend.jobs.queue import QUEUES, JobQueue
+from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.worker import make_worker
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.services import Services
 from ml_backend.serving import Serving
-from ml_backend.settings import Settings, get_settings
+from ml_backend.settings import QUEUES, Settings, get_settings
 from tests.builders import CONFIG, environment, make_clip
 
 

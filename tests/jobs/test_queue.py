@@ -80,7 +80,7 @@ def test_targets_wait_until_they_are_removed(queue: JobQueue) -> None:
 def end(queue: JobQueue, job_id: str, status: JobStatus, error: str = "") -> Job:
     """As a worker would leave a job that is over."""
     job = fetch(queue, job_id)
-    queue._queues[job.origin].remove(job)
+    queue.queues[job.origin].remove(job)
     job.set_status(status)
     if error:
         job.meta["error"] = error
@@ -143,13 +143,13 @@ def test_job_that_fell_out_of_every_list_is_put_back(queue: JobQueue) -> None:
     assert queue.recover_lost(after_s=0.1) == ["prepare-0"]
     assert queue.recover_lost(after_s=0.1) == []
     assert queue.depths()["prepare"]["queued"] == 3
-    assert queue._queues["prepare"].get_job_ids() == ["prepare-1", "prepare-2", "prepare-0"]
+    assert queue.queues["prepare"].get_job_ids() == ["prepare-1", "prepare-2", "prepare-0"]
 
 
 def test_job_whose_next_try_was_not_noted_is_put_back(queue: JobQueue) -> None:
     queue.request_prepare(7, 1)
     job = fetch(queue, "prepare-1")
-    queue._queues["prepare"].remove(job)
+    queue.queues["prepare"].remove(job)
     job.set_status(JobStatus.SCHEDULED)
     assert queue.recover_lost(after_s=0) == []
     assert queue.recover_lost(after_s=0) == ["prepare-1"]
@@ -162,8 +162,8 @@ def test_jobs_that_are_somewhere_are_left_alone(queue: JobQueue) -> None:
     end(queue, "prepare-1", JobStatus.FAILED, "x")
     end(queue, "prepare-3", JobStatus.STARTED)
     job = fetch(queue, "prepare-2")
-    queue._queues["prepare"].remove(job)
-    queue._queues["prepare"].schedule_job(job, datetime.now(timezone.utc) + timedelta(hours=1))
+    queue.queues["prepare"].remove(job)
+    queue.queues["prepare"].schedule_job(job, datetime.now(timezone.utc) + timedelta(hours=1))
     for _ in range(3):
         assert queue.recover_lost(after_s=0) == []
 

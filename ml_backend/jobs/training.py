@@ -1,0 +1,399 @@
+"""The job that retrains a project's detector, from its annotations to the gate. It may be run twice without harm."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+from rq import get_current_job
+
+from ml_backend.corrections_store import CorrectionStore
+from ml_backend.errors import BackendError, ConfigError, Interrupted, MediaError, TrainingFailed, VideoError
+from ml_backend.jobs.context import Context, job
+from ml_backend.jobs.training_queue import TrainingLock
+from ml_backend.jobs.training_watch import Watch
+from ml_backend.training.gate import decide
+from ml_backend.training.registry import MEASURED, RunLost, Version
+
+if TYPE_CHECKING:
+    from ml_backend.training.dataset import TrainingDataset
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two copies of the checkpoint to where other workers find it.
+CHECKPOINT_S = 30.0
+#: How often the gate is repeated when somebody switches versions meanwhile.
+GATES = 3
+
+
+@job
+def train(context: Context, project_id: int, trigger: str) -> None:
+    """Retrain a project's detector if there is something new to learn from; use the result if it is not worse."""
+    with context.trainings.lock(project_id) as lock:
+        context.trainings.begin(project_id)
+        _Training(context, project_id, trigger, lock).run()
+
+
+class _Training:
+    """One run, new or taken over from a worker that died."""
+
+    def __init__(self, context: Context, project_id: int, trigger: str, lock: TrainingLock) -> None:
+        self._context, self._project, self._trigger, self._lock = context, project_id, trigger, lock
+        self._settings, self._registry = context.settings, context.projects.registry
+        self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"[:64]
+        self._folder = context.settings.data_dir / "training" / f"project-{project_id}"
+        self._watch = Watch(context, project_id, lock)
+
+    def run(self) -> None:
+        version = self._begin()
+        if version is None:
+            return
+        try:
+            with self._watch:
+                self._steps(version)
+        except RunLost:
+            log.warning("Project %s: another worker has taken %s over.", self._project, version.name)
+        except Interrupted:
+            if not self._watch.cancelled:
+                raise
+            self._end(version, "cancelled", "Cancelled on request.")
+            self._context.trainings.clear_cancelled(self._project)
+        except BackendError as error:
+            if error.retryable and _tries_left():
+                raise
+            self._end(version, "failed", str(error))
+            raise
+        except Exception as error:
+            self._end(version, "failed", f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            # Whatever happened: if another version is in use now, the tasks have to follow, also after a crash
+            # between the promotion and this line in an earlier try.
+            self._refresh(version)
+
+    def _begin(self) -> Version | None:
+        if self._settings.detector == "motion":
+            raise ConfigError(
+                "DETECTOR=motion is set: there is no network that could be trained.", "Set DETECTOR=auto or yolo."
+            )
+        active = self._registry.active(self._project)
+        cancelled = self._context.trainings.is_cancelled(self._project)
+        self._context.trainings.clear_cancelled(self._project)
+        if active is None:
+            parent = self._registry.current(self._project)
+            return self._registry.begin(self._project, self._owner, self._trigger, parent)
+        version = self._registry.take_over(active, self._owner)
+        if cancelled:
+            self._end(version, "cancelled", "Cancelled on request.")
+            return None
+        if active.attempts >= self._settings.job_attempts:
+            reason = f"Its worker died {active.attempts} times while it was in state {active.state!r}."
+            self._end(version, "failed", f"{reason} The worker's log, or the machine's, may say why.")
+            return None
+        log.info("Project %s: %s is taken up again in state %s", self._project, version.name, version.state)
+        return version
+
+    def _end(self, version: Version, state: str, reason: str) -> None:
+        try:
+            self._registry.finish(self._registry.get(version.id) or version, state, reason)
+        except RunLost:
+            log.info("Project %s: %s had ended already.", self._project, version.name)
+        self._tidy_up(version)
+
+    def _refresh(self, version: Version) -> None:
+        last = self._registry.get(version.id)
+        if last is not None and last.state == "promoted":
+            self._context.queue.request_refresh(self._project)
+
+    # -- the steps
+
+    def _steps(self, version: Version) -> None:
+        if version.state in ("dataset", "training"):
+            trained = self._train(version)
+            if trained is None:
+                return
+            version = trained
+        self._gate(version)
+
+    def _train(self, version: Version) -> Version | None:
+        """Weights for the gate; ``None`` where there is nothing new to learn from."""
+        seen = {task: s.fingerprint for task, s in CorrectionStore(self._context.storage).tasks(self._project).items()}
+        try:
+            data = self._dataset(version)
+        except TrainingFailed:
+            raise
+        except ConfigError:  # the annotations cannot be trained on: they are not tried again before they change
+            self._registry.advance(version, lineage={"seen": _keys(seen)})
+            raise
+        arguments = json.loads(self._settings.train_args or "{}")
+        made_of = _digest([data.digest, arguments, self._settings.train_epochs, self._imgsz])
+        if self._is_known(version, made_of):
+            log.info("Project %s: nothing has been annotated since the last training.", self._project)
+            self._report(stage="unchanged")
+            self._registry.discard(version, _keys(seen))
+            return None
+        run = self._folder / "runs" / version.name
+        checkpoint = self._checkpoint(version, run) if version.dataset == made_of else None
+        if checkpoint is None:
+            shutil.rmtree(run, ignore_errors=True)
+            version = self._registry.advance(version, history=[])
+        start = self._start(version)
+        version = self._registry.advance(
+            version,
+            state="training",
+            dataset=made_of,
+            held_out=data.held_out_digest,
+            classes=list(data.classes),
+            lineage=_lineage(data, seen),
+            detector=start["name"],
+            start_sha256=start["sha256"],
+        )
+        plan = {
+            "kind": "train",
+            "data": str(data.data_yaml),
+            "classes": list(data.classes),
+            "taught": list(data.taught),
+            "start": start["path"],
+            "start_from": data.start_from,
+            "run": str(run),
+            "resume": str(checkpoint) if checkpoint else None,
+            "pictures": data.pictures.get("train", 0),
+            "boxes": sum(data.boxes.values()),
+            "tracks": data.tracks,
+            "device": self._settings.device,
+            "imgsz": self._imgsz,
+            "epochs": self._settings.train_epochs,
+            "args": arguments,
+        }
+        self._make_room()
+        done = self._child(plan, run, self._on_epoch(version))
+        name = f"projects/{self._project}/{version.name}-{version.id}.pt"
+        sha256 = self._context.projects.artifacts.put(Path(done["weights"]), name)
+        return self._registry.advance(
+            version, state="gate", weights_sha256=sha256, artifact=name, config=done.get("args") or arguments
+        )
+
+    def _dataset(self, version: Version) -> TrainingDataset:
+        from ml_backend.export.source import Source
+        from ml_backend.training.dataset import DatasetPlan, build_dataset
+        from ml_backend.training.splits import SplitStore
+
+        policy = self._context.projects.policies.get(self._project)
+        plan = DatasetPlan(
+            per_second=self._settings.train_per_second,
+            held_out_frames=self._settings.gate_frames,
+            hard=CorrectionStore(self._context.storage).hard(self._project),
+            pseudo_labels=policy.pseudo_labels,
+        )
+        options = {"predictions": "missing"} if policy.pseudo_labels else {}
+        source = Source.from_project(self._context.client, self._project, self._settings, **options)
+        return build_dataset(
+            source,
+            self._folder / "dataset",
+            SplitStore(self._context.storage),
+            self._project,
+            plan,
+            lambda done, of: self._report(stage="dataset", done=done, of=of),
+            self._watch.should_stop,
+        )
+
+    @property
+    def _imgsz(self) -> int:
+        return self._settings.train_imgsz or self._settings.imgsz
+
+    def _is_known(self, version: Version, made_of: str) -> bool:
+        """Whether the last training that was measured had the same data and settings."""
+        measured = [v for v in self._registry.versions(self._project) if v.state in MEASURED and v.id != version.id]
+        return bool(measured) and measured[0].dataset == made_of and not self._trigger.startswith("force")
+
+    def _start(self, version: Version) -> dict[str, str | None]:
+        """The weights to start from: those in use when the run began, or the settings' detector, or none."""
+        projects = self._context.projects
+        parent = self._registry.get(version.parent_id) if version.parent_id else None
+        detector = (
+            projects.detector_of(parent, download=True) if parent else projects.models(None, download=True).detector
+        )
+        if detector.kind == "motion":
+            log.warning("Project %s is trained from scratch. %s", self._project, detector.note)
+            return {"name": "yolo11n", "sha256": "", "path": None}
+        return {"name": detector.name, "sha256": detector.sha256 or "", "path": str(detector.path)}
+
+    def _checkpoint(self, version: Version, run: Path) -> Path | None:
+        """The last epoch's checkpoint of a run that is taken up again: from here, or from where its worker put it."""
+        here = run / "weights" / "last.pt"
+        if here.is_file() and len(version.history) > 0:
+            return here
+        name, artifacts = _checkpoint_name(version), self._context.projects.artifacts
+        if not artifacts.exists(name):
+            return None
+        here.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(artifacts.fetch(name), here)
+        return here
+
+    def _on_epoch(self, version: Version) -> Callable[[Mapping[str, Any]], None]:
+        history = list(version.history)
+        copied = time.monotonic()
+
+        def on_event(event: Mapping[str, Any]) -> None:
+            nonlocal copied
+            if event.get("event") != "epoch":
+                return
+            facts = {name: value for name, value in event.items() if name not in ("event", "checkpoint")}
+            history[:] = [item for item in history if item.get("epoch", 0) < facts.get("epoch", 0)] + [facts]
+            self._registry.record_epoch(version, history)
+            self._report(stage="training", **facts)
+            checkpoint = event.get("checkpoint")
+            if checkpoint and time.monotonic() - copied >= CHECKPOINT_S:
+                copied = time.monotonic()
+                try:
+                    self._context.projects.artifacts.put(Path(checkpoint), _checkpoint_name(version))
+                except BackendError as error:  # it only saves time if this worker dies
+                    log.warning("The checkpoint was not copied: %s", error)
+
+        return on_event
+
+    def _gate(self, version: Version) -> None:
+        """Measure candidate and incumbent on the held-out part; promote or refuse."""
+        projects = self._context.projects
+        candidate = projects.artifacts.fetch(version.artifact, version.weights_sha256)
+        held_out = self._folder / "dataset" / "held_out.json"
+        if not held_out.is_file():  # another worker built it, elsewhere
+            self._dataset(version)
+        for _ in range(GATES):
+            incumbent = self._registry.current(self._project)
+            measured = self._measure(version, candidate, incumbent, held_out)
+            if _id(self._registry.current(self._project)) == _id(incumbent):
+                break
+            log.info("Project %s: versions were switched meanwhile; the gate is repeated.", self._project)
+        metrics = {**measured, "against": incumbent.name if incumbent else "base"}
+        verdict = decide(measured["candidate"], measured["incumbent"])
+        self._report(stage="gate", verdict=verdict.reason)
+        if not verdict.promote:
+            self._registry.finish(version, "refused", verdict.reason, metrics=metrics)
+        else:
+            version = self._registry.advance(version, state="promoting", metrics=metrics)
+            self._watch.check()
+            self._registry.promote(version, verdict.reason, f"gate: {version.trigger}")
+        self._tidy_up(version)
+
+    def _measure(
+        self, version: Version, candidate: Path, incumbent: Version | None, held_out: Path
+    ) -> dict[str, dict[str, Any]]:
+        projects = self._context.projects
+        described = json.loads(held_out.read_text(encoding="utf-8"))
+        base = projects.detector_of(incumbent, download=True) if incumbent else None
+        detector = base or projects.models(None, download=True).detector
+        config = self._context.client.get_project(self._project).label_config
+        labels = {name: name for name in version.classes}
+        models = [
+            {"name": "candidate", "kind": "yolo", "path": str(candidate), "labels": labels, "default": ""},
+            {
+                "name": "incumbent",
+                "kind": detector.kind,
+                "path": str(detector.path) if detector.path else None,
+                # What the settings' detector calls its classes is known once it is loaded.
+                "labels": {name: name for name in incumbent.classes} if incumbent else None,
+                "label_config": config,
+                "default": version.classes[0] if len(version.classes) == 1 else "",
+            },
+        ]
+        with ExitStack() as stack:
+            videos: dict[str, str] = {}
+            for video in described["videos"]:
+                try:
+                    opened = self._context.media.open(video["uri"], video["task_id"])
+                    videos[video["name"]] = str(stack.enter_context(opened))
+                except (MediaError, VideoError) as error:
+                    if error.retryable:
+                        raise
+                    log.warning("Nothing is measured on %s: %s", video["name"], error)
+            if not videos:
+                raise TrainingFailed("None of the held-out videos can be read.", "Restore them, or annotate others.")
+            plan = {"kind": "evaluate", "held_out": str(held_out), "videos": videos, "models": models}
+            done = self._child(plan, self._folder / "gate" / version.name, self._on_progress)
+        results: dict[str, dict[str, Any]] = done["results"]
+        return results
+
+    def _on_progress(self, event: Mapping[str, Any]) -> None:
+        if event.get("event") == "progress":
+            self._report(stage="gate", **{name: value for name, value in event.items() if name != "event"})
+
+    # -- the rest
+
+    def _child(
+        self, plan: Mapping[str, Any], folder: Path, on_event: Callable[[Mapping[str, Any]], None]
+    ) -> dict[str, Any]:
+        from ml_backend.training.process import run_child
+
+        return run_child(plan, folder, on_event=on_event, should_stop=self._watch.should_stop)
+
+    def _make_room(self) -> None:
+        """Idle models leave the card; one budget is shared by serving and training."""
+        from ml_backend.jobs.memory_board import MemoryBoard
+        from ml_backend.models.pool import current_pool
+
+        if self._settings.device not in ("cpu", "mps") and Path("/dev/nvidia0").exists():
+            MemoryBoard(self._context.queue.connection).optimize()
+            if pool := current_pool():
+                pool.optimize()
+
+    def _report(self, **facts: Any) -> None:
+        current = get_current_job()
+        if current is None:
+            return
+        current.meta["progress"] = facts
+        try:
+            current.save_meta()
+        except RedisError as error:  # a training must not end for a report
+            log.warning("Progress was not reported: %s", error)
+
+    def _tidy_up(self, version: Version) -> None:
+        for name in ("runs", "gate"):
+            shutil.rmtree(self._folder / name / version.name, ignore_errors=True)
+        self._context.projects.artifacts.remove(_checkpoint_name(version))
+
+
+def _tries_left() -> bool:
+    current = get_current_job()
+    return bool(current and current.retries_left)
+
+
+def _checkpoint_name(version: Version) -> str:
+    return f"projects/{version.project_id}/{version.name}-{version.id}-last.pt"
+
+
+def _lineage(data: TrainingDataset, seen: Mapping[int, str]) -> dict[str, Any]:
+    return {
+        "seen": _keys(seen),
+        "annotations": _keys(data.annotations),
+        "fingerprints": _keys(data.fingerprints),
+        "pictures": dict(data.pictures),
+        "boxes": dict(data.boxes),
+        "tracks": data.tracks,
+        "taught": list(data.taught),
+        "notes": list(data.notes),
+    }
+
+
+def _keys(values: Mapping[int, Any]) -> dict[str, Any]:
+    """JSON's keys are strings."""
+    return {str(key): value for key, value in values.items()}
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _id(version: Version | None) -> int | None:
+    return version.id if version else None

@@ -1,0 +1,137 @@
+"""Requests to retrain a project, and what its worker shares with others through Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis.exceptions import RedisError
+from redis.lock import Lock
+
+from ml_backend.errors import Interrupted, Postponed
+from ml_backend.jobs.queue import JobQueue, Requested, forget_executions
+
+#: A request to cancel that nobody has seen for so long concerns nobody any more.
+CANCEL_S = 600
+
+
+class TrainingQueue:
+    """Every method raises QueueUnavailable when Redis does not answer."""
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue, self._redis = queue, queue.connection
+        self._lock_s = 2 * queue.settings.job_lease_s
+
+    def request(self, project_id: int, trigger: str) -> Requested:
+        """Retrain a project's detector.
+
+        Any number of requests make one job; what is asked while it runs makes exactly one more.
+
+        Args:
+            trigger: who or what asks; of several the first one's is written down.
+        """
+        with self._queue.guard():
+            generation = int(self._redis.get(_generation_key(project_id)) or 0)
+        name = f"{_prefix(project_id)}{generation}"
+        return self._queue.request("train", "train", [project_id, trigger[:200]], name, "training")
+
+    def begin(self, project_id: int) -> None:
+        """From now on requests make another job."""
+        with self._queue.guard():
+            self._redis.incr(_generation_key(project_id))
+
+    @contextmanager
+    def lock(self, project_id: int) -> Iterator[TrainingLock]:
+        """Only one worker trains a project at a time.
+
+        Raises:
+            Postponed: another one does.
+        """
+        with self._queue.guard():
+            lock = self._redis.lock(_lock_key(project_id), timeout=self._lock_s)
+            if not lock.acquire(blocking=False):
+                raise Postponed(f"Project {project_id} is being trained by another worker.", "It is tried again.")
+        held = TrainingLock(self._queue, lock)
+        try:
+            yield held
+        finally:
+            held.release()
+
+    def is_wanted(self, project_id: int) -> bool:
+        """Whether a job for the project waits or runs."""
+        queue = self._queue.queues["train"]
+        with self._queue.guard():
+            ids = [
+                *queue.get_job_ids(),
+                *queue.started_job_registry.get_job_ids(cleanup=False),
+                *queue.scheduled_job_registry.get_job_ids(cleanup=False),
+            ]
+            held = bool(self._redis.exists(_lock_key(project_id)))
+        return held or any(name.startswith(_prefix(project_id)) for name in ids)
+
+    def my_turn(self, name: str, seconds: int) -> bool:
+        """Whether this process is to do something that one of all does every so many seconds."""
+        with self._queue.guard():
+            return bool(self._redis.set(f"video:turn:{name}", 1, nx=True, ex=max(1, seconds)))
+
+    def cancel(self, project_id: int) -> None:
+        """Ask whoever trains the project to give up, and take waiting requests back."""
+        queue = self._queue.queues["train"]
+        with self._queue.guard():
+            self._redis.set(_cancel_key(project_id), 1, ex=CANCEL_S)
+            for name in (*queue.get_job_ids(), *queue.scheduled_job_registry.get_job_ids(cleanup=False)):
+                if name.startswith(_prefix(project_id)) and (job := self._queue.fetch(name)):
+                    forget_executions(job)
+                    job.delete()
+
+    def is_cancelled(self, project_id: int) -> bool:
+        """Whether somebody has asked for the training's end."""
+        with self._queue.guard():
+            return bool(self._redis.exists(_cancel_key(project_id)))
+
+    def clear_cancelled(self, project_id: int) -> None:
+        """Trainings may run again."""
+        with self._queue.guard():
+            self._redis.delete(_cancel_key(project_id))
+
+
+class TrainingLock:
+    """A lock that expires by itself when its holder dies."""
+
+    def __init__(self, queue: JobQueue, lock: Lock) -> None:
+        self._queue, self._lock = queue, lock
+
+    def renew(self) -> None:
+        """Keep it for another while. While Redis is away it is kept in the hope that it will be back in time.
+
+        Raises:
+            Interrupted: it has expired and somebody else may hold it.
+        """
+        try:
+            self._lock.reacquire()
+        except RedisError as error:
+            if "no longer owned" in str(error) or "unlocked" in str(error):
+                raise Interrupted("The lock on the training was lost.", "Another worker goes on with it.") from error
+
+    def release(self) -> None:
+        """Give it back; if it is lost, or Redis away, it goes by itself."""
+        try:
+            self._lock.release()
+        except RedisError:
+            return
+
+
+def _prefix(project_id: int) -> str:
+    return f"train-{project_id}-"
+
+
+def _generation_key(project_id: int) -> str:
+    return f"video:train:generation:{project_id}"
+
+
+def _lock_key(project_id: int) -> str:
+    return f"video:train:lock:{project_id}"
+
+
+def _cancel_key(project_id: int) -> str:
+    return f"video:train:cancel:{project_id}"

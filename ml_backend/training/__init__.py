@@ -1,0 +1,1 @@
+"""Retraining: dataset, fine-tuning, gate, and the registry of versions."""

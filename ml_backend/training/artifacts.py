@@ -1,0 +1,157 @@
+"""Where weights are kept: a folder, or any place that fsspec knows, shared by all workers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from ml_backend.errors import ConfigError, StorageError, WeightsError
+from ml_backend.files import file_sha256
+from ml_backend.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 1 << 20
+
+
+class Artifacts:
+    """Files by name below one location. A name appears when its file is complete, and never changes afterwards.
+
+    Args:
+        settings: ``artifacts_url`` is the location; empty: a folder in ``data_dir``.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.artifacts_url or str(settings.data_dir / "artifacts")
+        self._cache = settings.data_dir / "artifact-cache"
+        self._fs: Any = None
+        self._root = ""
+
+    def _connect(self) -> Any:
+        if self._fs is None:
+            import fsspec  # 0.1 s, not needed to answer requests
+
+            try:
+                self._fs, self._root = fsspec.core.url_to_fs(self._url)
+            except (ImportError, ValueError, OSError) as error:
+                raise ConfigError(
+                    f"ARTIFACTS_URL {self._url!r} cannot be used: {error}.",
+                    "Give a folder, or an fsspec URL such as s3://bucket/folder with its package installed.",
+                ) from error
+        return self._fs
+
+    @property
+    def _local_root(self) -> Path | None:
+        """The location as a folder of this machine, without connecting to anything."""
+        text = self._url.removeprefix("file://")
+        return Path(text) if "://" not in text and "::" not in text else None
+
+    def local_path(self, name: str, sha256: str) -> Path:
+        """Where the file is, or will be once :meth:`fetch` has brought it. Takes no time."""
+        root = self._local_root
+        return root / name if root else self._cache / f"{sha256}{Path(name).suffix}"
+
+    def put(self, path: Path, name: str) -> str:
+        """Store a file; returns its SHA-256. What has that name is replaced, at once and as a whole.
+
+        Raises:
+            StorageError: the place is full, read-only or away.
+        """
+        digest = file_sha256(path)
+        fs = self._connect()
+        target = f"{self._root}/{name}"
+        part = f"{target}.{uuid.uuid4().hex[:8]}.part" if self._local_root else target
+        try:
+            fs.makedirs(os.path.dirname(target), exist_ok=True)
+            if self._local_root:
+                self._copy(path, Path(part))
+                os.replace(part, target)
+            else:
+                fs.put_file(str(path), target)  # stores of objects show whole ones only
+        except Exception as error:
+            if self._local_root:
+                with contextlib.suppress(OSError):
+                    Path(part).unlink(missing_ok=True)
+            raise StorageError(
+                f"{name} could not be stored at {self._url}: {error}.",
+                "Free disk space, or check ARTIFACTS_URL; the training goes on from there when it is tried again.",
+            ) from error
+        return digest
+
+    @staticmethod
+    def _copy(source: Path, target: Path) -> None:
+        with source.open("rb") as file, target.open("wb") as out:
+            while chunk := file.read(_CHUNK):
+                out.write(chunk)
+            out.flush()
+            os.fsync(out.fileno())  # a version that is registered must survive a power cut
+
+    def fetch(self, name: str, sha256: str = "") -> Path:
+        """The file on this machine, checked against its digest where that is known.
+
+        Raises:
+            WeightsError: it is gone or damaged.
+            StorageError: the disk here is full.
+        """
+        root = self._local_root
+        path = self.local_path(name, sha256 or hashlib.sha256(name.encode()).hexdigest())
+        if root is None and not (sha256 and path.is_file()):
+            self._download(name, path)
+        try:
+            found = file_sha256(path)
+        except OSError as error:
+            raise WeightsError(
+                f"{name} is not at {self._url}: {error.strerror}.",
+                "Restore it, check ARTIFACTS_URL, or switch to another version with scripts/versions.py.",
+            ) from error
+        if sha256 and found != sha256:
+            if root is None:
+                path.unlink(missing_ok=True)
+            raise WeightsError(
+                f"{name} at {self._url} is damaged: it is not what was registered.",
+                "Restore it, or switch to another version with scripts/versions.py.",
+            )
+        return path
+
+    def _download(self, name: str, path: Path) -> None:
+        fs = self._connect()
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fs.get_file(f"{self._root}/{name}", str(part))
+            part.replace(path)
+        except FileNotFoundError as error:
+            raise WeightsError(
+                f"{name} is not at {self._url}.", "Restore it, or switch to another version with scripts/versions.py."
+            ) from error
+        except Exception as error:
+            raise StorageError(f"{name} could not be fetched from {self._url}: {error}.") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file.
+
+        Raises:
+            StorageError: the place is away.
+        """
+        fs = self._connect()
+        try:
+            return bool(fs.exists(f"{self._root}/{name}"))
+        except Exception as error:
+            raise StorageError(f"{self._url} does not answer: {error}.", "Check ARTIFACTS_URL.") from error
+
+    def remove(self, name: str) -> None:
+        """Remove a file that is of no use any more; one that is gone already, or cannot be removed, does no harm."""
+        fs = self._connect()
+        try:
+            fs.rm_file(f"{self._root}/{name}")
+        except FileNotFoundError:
+            return
+        except Exception as error:  # noqa: BLE001 - every store raises its own
+            log.warning("%s was not removed from %s: %s", name, self._url, error)

@@ -1,0 +1,189 @@
+"""When a project retrains: after enough new annotations, once people pause, and not too often."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from ml_backend.errors import ConfigError, StorageError
+from ml_backend.settings import Settings
+from ml_backend.storage import Storage
+from ml_backend.tables import training_policies
+
+_YEAR = 366 * 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPolicy:
+    """A project's policy.
+
+    Attributes:
+        auto: whether annotations lead to trainings by themselves; "Start training" always does.
+        min_tracks: so many annotated tracks must be new or changed since the last training.
+        quiet_s: seconds without any annotation that must have passed.
+        every_s: seconds between the starts of two trainings, at least.
+        pseudo_labels: whether sure predictions of tasks that nobody has annotated are trained on, too.
+    """
+
+    auto: bool = True
+    min_tracks: int = 10
+    quiet_s: float = 60.0
+    every_s: float = 900.0
+    pseudo_labels: bool = False
+
+    @classmethod
+    def of_settings(cls, settings: Settings) -> TrainingPolicy:
+        return cls(
+            settings.train_auto,
+            settings.train_min_tracks,
+            settings.train_quiet_s,
+            settings.train_every_s,
+            settings.train_pseudo_labels,
+        )
+
+    def changed(self, values: Mapping[str, Any]) -> TrainingPolicy:
+        """With other values.
+
+        Raises:
+            ConfigError: there is no such value, or it is none that makes sense.
+        """
+        return TrainingPolicy(**(asdict(self) | checked(values)))
+
+
+def checked(values: Any) -> dict[str, Any]:
+    """Values of a policy that somebody sent.
+
+    Raises:
+        ConfigError: naming what is wrong.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError("A training policy is a JSON object.", f"Its names are {', '.join(_KINDS)}.")
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        kind = _KINDS.get(str(name))
+        if kind is None:
+            raise ConfigError(
+                f"A training policy has no {str(name)[:40]!r}.", f"Its names are {', '.join(sorted(_KINDS))}."
+            )
+        if kind == "bool":
+            if not isinstance(value, bool):
+                raise ConfigError(f"{name} of a training policy is true or false, not {value!r}.")
+            out[name] = value
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _YEAR:
+            raise ConfigError(f"{name} of a training policy is a number from 0 on, not {str(value)[:40]}.")
+        if not math.isfinite(value):
+            raise ConfigError(f"{name} of a training policy is a finite number.")
+        out[name] = int(value) if kind == "int" else float(value)
+    return out
+
+
+_KINDS = {field.name: str(field.type) for field in fields(TrainingPolicy)}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """What a decision depends on.
+
+    Attributes:
+        new_tracks: annotated tracks of tasks that are new or changed since the last training.
+        changed_at: when the last annotation came; ``None``: never.
+        started_at: when the last training began; ``None``: never.
+    """
+
+    new_tracks: int
+    changed_at: datetime | None
+    started_at: datetime | None
+
+
+def is_due(policy: TrainingPolicy, state: TrainingState, now: datetime | None = None) -> bool:
+    """Whether a training is to start by itself now."""
+    now = now or datetime.now(timezone.utc)
+    return (
+        policy.auto
+        and state.new_tracks > 0
+        and state.new_tracks >= policy.min_tracks
+        and _passed(state.changed_at, policy.quiet_s, now)
+        and _passed(state.started_at, policy.every_s, now)
+    )
+
+
+def _passed(moment: datetime | None, seconds: float, now: datetime) -> bool:
+    if moment is None:
+        return True
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    elapsed = (now - moment).total_seconds()
+    # A moment in the future was written by a clock that has been set back since: nobody waits for it to come again.
+    return elapsed >= seconds or elapsed < 0
+
+
+class Policies:
+    """The policies of all projects."""
+
+    def __init__(self, settings: Settings, storage: Storage) -> None:
+        self._default = TrainingPolicy.of_settings(settings)
+        self._storage = storage
+
+    def get(self, project_id: int) -> TrainingPolicy:
+        """The project's policy: the settings', but for what it has of its own."""
+        try:
+            return self._default.changed(self._row(project_id)[0])
+        except ConfigError:  # written by another version of this program
+            return self._default
+
+    def set(self, project_id: int, values: Mapping[str, Any]) -> TrainingPolicy:
+        """Give a project values of its own; those not named keep the settings'.
+
+        Raises:
+            ConfigError: see :func:`checked`.
+        """
+        self._save(project_id, policy=checked(values))
+        return self.get(project_id)
+
+    def setup(self, project_id: int, extra_params: Any) -> None:
+        """Take over ``{"training": {...}}`` of the extra parameters that Label Studio sends with every call.
+
+        Only what differs from the last time counts, so that a change made elsewhere stays.
+
+        Raises:
+            ConfigError: see :func:`checked`.
+        """
+        values = checked(_training_of(extra_params))
+        if values != self._row(project_id)[1]:
+            self._save(project_id, policy=values, setup_policy=values)
+
+    def _row(self, project_id: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        query = sa.select(training_policies).where(training_policies.c.project_id == project_id)
+        with self._storage.guard(), self._storage.engine.connect() as connection:
+            row = connection.execute(query).first()
+        return (dict(row.policy or {}), dict(row.setup_policy or {})) if row else ({}, {})
+
+    def _save(self, project_id: int, **values: Any) -> None:
+        of = training_policies.c.project_id == project_id
+        for _ in range(2):
+            try:
+                with self._storage.guard(), self._storage.engine.begin() as connection:
+                    if not connection.execute(sa.update(training_policies).where(of).values(**values)).rowcount:
+                        row = {"policy": {}, "setup_policy": {}, **values}
+                        connection.execute(sa.insert(training_policies).values(project_id=project_id, **row))
+                return
+            except StorageError as error:
+                if not isinstance(error.__cause__, IntegrityError):  # another process was faster: its row is there now
+                    raise
+
+
+def _training_of(extra_params: Any) -> Mapping[str, Any]:
+    if isinstance(extra_params, str):
+        try:
+            extra_params = json.loads(extra_params)
+        except (ValueError, RecursionError):
+            return {}
+    found = extra_params.get("training") if isinstance(extra_params, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
