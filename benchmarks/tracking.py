@@ -26,13 +26,13 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.mot_metrics import Rows, read_mot, score, write_mot  # noqa: E402
 from ml_backend.models._ultralytics import setup_ultralytics  # noqa: E402
 from ml_backend.models.detector import YoloDetector  # noqa: E402
 from ml_backend.models.motion import MotionDetector  # noqa: E402
 from ml_backend.models.tracker import Tracker  # noqa: E402
 from ml_backend.settings import Settings  # noqa: E402
 from ml_backend.tracks.assembler import TrackAssembler  # noqa: E402
+from ml_backend.tracks.metrics import Rows, read_mot, score, write_mot  # noqa: E402
 from ml_backend.types import Frame, Track  # noqa: E402
 from ml_backend.video.probe import probe  # noqa: E402
 from ml_backend.video.reader import read_frames  # noqa: E402

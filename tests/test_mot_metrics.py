@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.mot_metrics import read_mot, score, write_mot
+from ml_backend.tracks.metrics import Counts, count, read_mot, score, write_mot
 
 
 def line(track_id: int, frames: range, y: float = 0.0) -> np.ndarray:
@@ -60,3 +60,18 @@ def test_files_are_read_as_written_and_ignored_rows_are_left_out(tmp_path: Path)
     with (tmp_path / "gt.txt").open("a") as file:
         file.write("9,5,0,0,5,5,0,1,1\n".replace("\n", ",-1\n"))
     assert len(read_mot(tmp_path / "gt.txt")) == 2
+
+
+def test_sequences_are_added_up_as_trackeval_does() -> None:
+    """By hand: one perfect sequence of 10 boxes, and one of 30 that is found in two halves."""
+    perfect, halves = line(1, range(10)), np.vstack([line(1, range(15)), line(2, range(15, 30))])
+    found = (Counts.nothing() + count(perfect, perfect) + count(line(1, range(30)), halves)).scores()
+    assert found["DetA"] == pytest.approx(1)
+    assert found["AssA"] == pytest.approx((10 * 1.0 + 30 * 0.5) / 40)  # weighted by matched boxes
+    assert found["HOTA"] == pytest.approx((25 / 40) ** 0.5)
+    assert found["IDF1"] == pytest.approx((10 + 15) / 40)
+    assert (found["IDSW"], found["tracks"], found["truth_tracks"]) == (1, 3, 2)  # equal ids are different objects
+
+
+def test_nothing_at_all() -> None:
+    assert Counts.nothing().scores()["HOTA"] == 0
