@@ -11,6 +11,7 @@ from ml_backend.projects import Projects
 from ml_backend.serving import Serving
 from ml_backend.settings import Settings
 from ml_backend.storage import Storage
+from ml_backend.training.service import Trainings
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Services:
     serving: Serving
     events: EventLog
     metrics: Metrics
+    trainings: Trainings
 
     @classmethod
     def build(cls, settings: Settings) -> Services:
@@ -43,4 +45,5 @@ class Services:
             Serving(settings, storage, queue, projects),
             EventLog(storage, queue),
             Metrics(queue, storage),
+            Trainings(projects, queue, storage),
         )

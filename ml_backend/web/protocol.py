@@ -86,8 +86,29 @@ def webhook() -> tuple[Response, int]:
 
 @blueprint.get("/versions")
 def versions() -> Response:
+    """Model versions; of a project also its registry, its history, and what people accepted."""
     project = request.args.get("project")
-    return jsonify({"versions": services().serving.versions(project_id(project) if project else None)})
+    found: dict[str, Any] = {"versions": services().serving.versions(project_id(project) if project else None)}
+    if project:
+        registry = services().trainings.versions(project_id(project))
+        found |= {"registry": registry.pop("versions"), **registry}
+    return jsonify(found)
+
+
+@blueprint.post("/versions")
+def use_version() -> Response:
+    """Switch a project to a version, or back: ``{"project": 7, "version": "v2"}``; ``base`` is the settings' detector.
+
+    Only as ``application/json``: a page of another site cannot send that without asking first.
+    """
+    if not request.is_json:
+        raise RequestError("The body must be of the type application/json.", 'Send {"project": 7, "version": "v2"}.')
+    body = _body()
+    name = body.get("version")
+    if not isinstance(name, str):
+        raise RequestError("'version' must be the name of a version.", "GET /versions?project=7 lists them.")
+    used = services().trainings.activate(project_id(body.get("project")), name, "POST /versions")
+    return jsonify({"model_version": used})
 
 
 @blueprint.get("/metrics")

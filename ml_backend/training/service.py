@@ -1,0 +1,131 @@
+"""What people and programs do with trainings and versions, in one place: scripts and the web call it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ml_backend.errors import QueueUnavailable
+from ml_backend.jobs.training_queue import TrainingQueue
+from ml_backend.training.policy import TrainingPolicy
+from ml_backend.training.registry import Version
+from ml_backend.versions import BASE
+
+if TYPE_CHECKING:
+    from ml_backend.corrections_store import VersionAcceptance
+    from ml_backend.jobs.queue import JobQueue
+    from ml_backend.projects import Projects
+    from ml_backend.storage import Storage
+
+log = logging.getLogger(__name__)
+
+
+class Trainings:
+    """The trainings and versions of all projects. Long work is left to workers."""
+
+    def __init__(self, projects: Projects, queue: JobQueue, storage: Storage) -> None:
+        self._projects, self._queue, self._storage = projects, queue, storage
+        self._requests = TrainingQueue(queue)
+
+    def start(self, project_id: int, by: str, *, force: bool = False) -> bool:
+        """Request a training now, whatever the policy says; whether that made a new job.
+
+        Args:
+            by: who asks.
+            force: train even if nothing has changed since the last time.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        return self._requests.request(project_id, f"force: {by}" if force else by).created
+
+    def cancel(self, project_id: int) -> None:
+        """Stop the training that runs, and take waiting ones back. What it had reached is lost.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        self._requests.cancel(project_id)
+
+    def versions(self, project_id: int) -> dict[str, Any]:
+        """Everything that is known of a project's versions, newest first; plain JSON."""
+        registry = self._projects.registry
+        current = registry.current(project_id)
+        versions = registry.versions(project_id)
+        numbers = {version.id: version.name for version in versions}
+        return {
+            "project": project_id,
+            "current": current.name if current else BASE,
+            "model_version": self._projects.models(project_id).version,
+            "policy": asdict(self.policy(project_id)),
+            "versions": [_described(version, numbers) for version in versions],
+            "activations": [{**item, "at": item["at"].isoformat()} for item in registry.activations(project_id)],
+            "acceptance": [_accepted(item) for item in self.acceptance(project_id)],
+        }
+
+    def activate(self, project_id: int, name: str, by: str) -> str:
+        """Switch a project to a version (``v2``) or to the settings' detector (``base``): roll back, or forward again.
+
+        Tasks that nobody has annotated are predicted anew in the background.
+
+        Returns:
+            the model version from now on.
+
+        Raises:
+            ConfigError: there is no such version, or it has no weights that were measured.
+            WeightsError: its weights are gone.
+        """
+        version = self._projects.registry.find(project_id, name)
+        if version is not None and version.artifact:
+            self._projects.detector_of(version, download=True)  # a switch to weights that are gone would stop all work
+        if self._projects.registry.activate(project_id, version, by):
+            try:
+                self._queue.request_refresh(project_id)
+            except QueueUnavailable as error:  # tasks that are opened get their new predictions all the same
+                log.warning("Project %s is not refreshed: %s", project_id, error)
+        return self._projects.models(project_id).version
+
+    def policy(self, project_id: int) -> TrainingPolicy:
+        """When the project retrains."""
+        return self._projects.policies.get(project_id)
+
+    def set_policy(self, project_id: int, values: Mapping[str, Any]) -> TrainingPolicy:
+        """Change that; see :meth:`ml_backend.training.policy.Policies.set`."""
+        return self._projects.policies.set(project_id, values)
+
+    def acceptance(self, project_id: int) -> list[VersionAcceptance]:
+        """What people did with the predictions of each model version, oldest first."""
+        from ml_backend.corrections_store import CorrectionStore
+
+        return CorrectionStore(self._storage).by_version(project_id)
+
+
+def _described(version: Version, names: Mapping[int, str]) -> dict[str, Any]:
+    return {
+        "version": version.name,
+        "state": version.state,
+        "reason": version.reason,
+        "trigger": version.trigger,
+        "parent": names.get(version.parent_id or 0, BASE),
+        "created_at": version.created_at.isoformat(),
+        "finished_at": version.finished_at.isoformat() if version.finished_at else None,
+        "weights_sha256": version.weights_sha256,
+        "dataset": version.dataset,
+        "held_out": version.held_out,
+        "classes": list(version.classes),
+        "annotations": (version.lineage.get("annotations") or {}),
+        "pictures": version.lineage.get("pictures"),
+        "tracks": version.lineage.get("tracks"),
+        "notes": version.lineage.get("notes") or [],
+        "config": version.config,
+        "metrics": version.metrics,
+        "history": version.history,
+    }
+
+
+def _accepted(item: VersionAcceptance) -> dict[str, Any]:
+    facts = asdict(item)
+    facts |= {"first": item.first.isoformat(), "last": item.last.isoformat()}
+    return {**facts, "decided": item.decided, "acceptance_rate": item.rate}
