@@ -18,7 +18,7 @@ from ml_backend.errors import BackendError, ConfigError, Interrupted, VideoError
 from ml_backend.export.coco import Coco
 from ml_backend.export.cvat import Cvat
 from ml_backend.export.images import ImageFormat, ImageSaver, crop
-from ml_backend.export.layout import Finished, Format, Picked
+from ml_backend.export.layout import Finished, Format, Picked, Picker
 from ml_backend.export.mot import Mot
 from ml_backend.export.names import UniqueNames, safe_name
 from ml_backend.export.sampling import (
@@ -72,6 +72,7 @@ class DatasetResult:
         boxes: by label.
         left_out: objects by label that is no class; those without label under the empty name.
         notes: for the user.
+        picked: by name of the video, what the picker noted of it.
     """
 
     classes: tuple[str, ...] = ()
@@ -81,6 +82,7 @@ class DatasetResult:
     boxes: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    picked: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,8 @@ def export_dataset(
     *,
     workers: int = 0,
     progress: Progress | None = None,
+    picker: Picker | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> DatasetResult:
     """Write a dataset. Run again after an interruption it goes on, and afterwards it only does what has changed.
 
@@ -105,14 +109,18 @@ def export_dataset(
         out: folder; new, empty, or of an earlier run with the same options.
         workers: videos at once, and threads that encode; 0: one for each core.
         progress: called with videos done and videos in all; for a single video with its pictures.
+        picker: chooses pictures and parts; ``None``: as ``options.sampling`` says. With one the classes may differ
+            from those of an earlier run.
+        should_stop: asked for each video and each picture, by several threads.
 
     Raises:
         ConfigError: nothing to export, options that do not fit the format, or ``out`` holds something else.
         StorageError: the disk is full. What is complete stays.
         LabelStudioUnavailable: Label Studio is gone.
+        Interrupted: ``should_stop`` said so.
     """
     workers = workers or os.cpu_count() or 1
-    plan, found = _plan(source, options)
+    plan, found = _plan(source, options, picker)
     if not plan:
         raise ConfigError(
             "Nothing has been annotated." if not source.skipped else "No task has a video.",
@@ -120,9 +128,9 @@ def export_dataset(
         )
     classes = tuple(dict.fromkeys(options.classes)) or found
     target = FORMATS[options.format](out, classes, options.image_format, options.sampling)
-    state = State(out, asdict(options))
+    state = State(out, state_options(options, picker))
     result = DatasetResult(classes)
-    run = _Run(target, state, options, workers, len(plan), progress)
+    run = _Run(target, state, options, workers, len(plan), progress, picker, should_stop)
     _remove_stale(run, state, {planned.name for planned in plan})
     finished: dict[str, Finished] = {}
     for name, outcome in run.all(source, plan):
@@ -132,23 +140,31 @@ def export_dataset(
         result.pictures.update(outcome["counts"])
         result.boxes.update(outcome["boxes"])
         result.left_out.update(outcome["left_out"])
+        result.picked[name] = outcome.get("picked", {})
     # In the plan's order, not in that in which threads came to an end: numbers stay the same.
     result.notes = target.finish([finished[planned.name] for planned in plan if planned.name in finished])
     return result
 
 
-def _plan(source: Source, options: DatasetOptions) -> tuple[list[_Planned], tuple[str, ...]]:
+def state_options(options: DatasetOptions, picker: Picker | None = None) -> dict[str, Any]:
+    """What must not change when an export is continued."""
+    return asdict(options) | ({"classes": "of each video"} if picker else {})
+
+
+def _plan(source: Source, options: DatasetOptions, picker: Picker | None) -> tuple[list[_Planned], tuple[str, ...]]:
     """All videos with their names and parts, and all labels: those of the config, then others as they appear."""
     names, labels = UniqueNames(), dict[str, None]()
     if source.config:
         labels.update(dict.fromkeys(source.config.labels))
     taken = []
     for part in source.parts():
-        taken.append(names.take(part.stem, part.task_id))
+        taken.append(names.take(picker.name(part) if picker else part.stem, part.task_id))
         labels.update(dict.fromkeys(part.labels))
     by = options.sampling.for_videos(len(taken))
     splits: Sequence[str | None] = [None] * len(taken)
-    if FORMATS[options.format].whole_videos and options.sampling.split != "video":
+    if picker:
+        pass  # it says for each picture
+    elif FORMATS[options.format].whole_videos and options.sampling.split != "video":
         splits = ["train"] * len(taken)
     elif by == "video":
         splits = split_videos(len(taken), options.sampling)
@@ -173,10 +189,13 @@ class _Run:
         workers: int,
         videos: int,
         progress: Progress | None,
+        picker: Picker | None,
+        should_stop: Callable[[], bool] | None,
     ) -> None:
         self._target, self._state, self._options, self._workers = target, state, options, workers
         self._videos = videos
         self._progress = progress or (lambda done, total: None)
+        self._picker, self._should_stop = picker, should_stop or (lambda: False)
         self._stop = threading.Event()
 
     def all(self, source: Source, plan: Sequence[_Planned]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -214,6 +233,7 @@ class _Run:
                 raise
 
     def _video(self, planned: _Planned, part: Part, encoders: ThreadPoolExecutor) -> dict[str, Any]:
+        self._check_stop(planned.name)
         with part.open() as video:
             objects = tuple(item for item in video.objects if item.label in self._target.class_ids)
             made_from = {
@@ -222,13 +242,13 @@ class _Run:
                 "frame_rate": video.timeline.frame_rate,
                 "classes": list(self._target.classes),
                 "split": planned.split,
+                **({"picker": self._picker.made_from(video)} if self._picker else {}),
             }
             before = self._state.read(planned.name)
             if before.get("complete") and before.get("made_from") == made_from:
                 return {**before["outcome"], "continued": True}
             same_pictures = before.get("made_from", {}).get("file") == made_from["file"]
-            pictures = pictures_of(video, objects, planned.name, self._options.sampling)
-            picked = self._split(planned, video, objects, pictures)
+            picked = self._pick(planned, video, objects)
             if before:
                 keep = self._paths(picked) if same_pictures else frozenset()
                 self._target.remove(planned.name, keep)
@@ -241,13 +261,20 @@ class _Run:
                 "counts": dict(Counter(picked.splits)),
                 "boxes": dict(self._count_boxes(picked)),
                 "left_out": dict(Counter(others)),
+                **({"picked": self._picker.notes(picked)} if self._picker else {}),
             }
             self._state.write(planned.name, {"made_from": made_from, "complete": True, "outcome": outcome})
             return outcome | {"continued": False}
 
-    def _split(
-        self, planned: _Planned, video: AnnotatedVideo, objects: tuple[VideoObject, ...], pictures: Any
-    ) -> Picked:
+    def _check_stop(self, where: str) -> None:
+        if self._stop.is_set() or self._should_stop():
+            raise Interrupted(f"Stopped at {where}.", "Run it again to go on.")
+
+    def _pick(self, planned: _Planned, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> Picked:
+        if self._picker:
+            return Picked(planned.name, video, objects, *self._picker.pick(video, objects))
+        pictures = pictures_of(video, objects, planned.name, self._options.sampling)
+        splits: Sequence[str]
         if planned.split is not None:
             splits = [planned.split] * len(pictures)
         else:
@@ -280,8 +307,7 @@ class _Run:
         kept = set() if look_at_all else set(there)
         with ImageSaver(options.image_format, encoders, self._workers) as saver:
             for frame in _decoded(video, wanted, bool(there)):
-                if self._stop.is_set():
-                    raise Interrupted(f"Stopped at picture {frame.index} of {video.name}.", "Run it again to go on.")
+                self._check_stop(f"picture {frame.index} of {video.name}")
                 if self._videos == 1:
                     self._progress(frame.index + 1, video.info.frames)
                 split = split_of[frame.index]

@@ -6,12 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.images import ImageFormat
 from ml_backend.export.sampling import Sampling
 from ml_backend.export.video import AnnotatedVideo, VideoObject
 from ml_backend.types import IntArray
+
+if TYPE_CHECKING:
+    from ml_backend.export.source import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,22 @@ class Finished:
 
     name: str
     counts: dict[str, int]
+
+
+class Picker(Protocol):
+    """Chooses pictures and their parts in place of the sampling options. Called from several threads."""
+
+    def name(self, part: Part) -> str:
+        """What a video's files are called. The same whatever other videos there are, or they are written again."""
+
+    def made_from(self, video: AnnotatedVideo) -> dict[str, Any]:
+        """What the choice depends on, beyond the file and its objects that have a class; as JSON gives it back."""
+
+    def pick(self, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> tuple[IntArray, Sequence[str]]:
+        """Pictures ``(n,)``, ascending, and their ``n`` parts."""
+
+    def notes(self, picked: Picked) -> dict[str, Any]:
+        """JSON to be kept of a video once its pictures are written; a continued run gets it back as it was."""
 
 
 class Format(ABC):

@@ -21,6 +21,7 @@ class Submission:
         annotator: e-mail address or id of who submitted it; of a prediction its model version.
         is_prediction: whether nobody has looked at it.
         score: of a prediction as a whole.
+        annotation_id: Label Studio's; ``None`` for predictions and where the file does not say.
     """
 
     result: list[Mapping[str, Any]]
@@ -28,6 +29,7 @@ class Submission:
     annotator: str
     is_prediction: bool
     score: float | None = None
+    annotation_id: int | None = None
 
 
 def submissions(
@@ -49,7 +51,9 @@ def submissions(
         regions = {str(region.get("id")): region for p in task["predictions"] for region in _result(p)}
         chosen = sorted(submitted, key=_rank)
         return [
-            Submission(_result(item), regions, _person(item.get("completed_by")), False)
+            Submission(
+                _result(item), regions, _person(item.get("completed_by")), False, annotation_id=_id(item) or None
+            )
             for item in (chosen if all_annotators else chosen[-1:])
         ]
     # A task that everybody has skipped is not one whose prediction is wanted instead.

@@ -114,6 +114,7 @@ class Source:
 
     Attributes:
         skipped: what could not be exported so far; scripts list it and end with exit code 3.
+        url: of Label Studio, for a live project; else empty.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Source:
         self._predictions, self._all, self._version = predictions, all_annotators, model_version
         self._only = frozenset(only)
         self.skipped: list[Skipped] = []
+        self.url = ""
 
     @classmethod
     def from_file(
@@ -184,12 +186,14 @@ class Source:
         settings: Settings,
         *,
         videos: Path | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
         **options: Any,
     ) -> Source:
         """From a live project, page by page.
 
         Args:
             videos: folder that is looked into before a video is fetched from Label Studio.
+            should_stop: asked during downloads.
             options: as of the class.
 
         Raises:
@@ -198,7 +202,7 @@ class Source:
         """
         config = parse_label_config(client.get_project(project_id).label_config)
         folder = VideoFolder(videos) if videos else None
-        store = MediaStore(settings, client)
+        store = MediaStore(settings, client, should_stop)
 
         @contextlib.contextmanager
         def find(uri: str, task_id: int) -> Iterator[Path]:
@@ -209,7 +213,9 @@ class Source:
             with store.open(uri, task_id) as path:
                 yield path
 
-        return cls(_Spool(lambda: client.list_full_tasks(project_id)), find, config, **options)
+        source = cls(_Spool(lambda: client.list_full_tasks(project_id)), find, config, **options)
+        source.url = client.url
+        return source
 
     def parts(self) -> Iterator[Part]:
         """Everything to export, task by task. Nothing of the videos is read yet."""
