@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import unicodedata
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -16,6 +17,8 @@ from ml_backend.label_studio.media import canonical_uri
 log = logging.getLogger(__name__)
 
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
+#: Eight digits before a name are rather a day than a prefix, where the address does not say that it is an upload.
+_DAY = re.compile(r"^(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])-")
 
 
 def media_parts(uri: str) -> tuple[str, ...]:
@@ -35,9 +38,19 @@ def media_parts(uri: str) -> tuple[str, ...]:
 
 
 def video_name(uri: str) -> str:
-    """File name of a media address without Label Studio's upload prefix: ``35deac95-a.mp4`` is ``a.mp4``."""
+    """File name of a media address; of an upload (``/data/upload/1/35deac95-a.mp4``) without the prefix: ``a.mp4``."""
     names = media_parts(uri)
-    return _UPLOAD_PREFIX.sub("", names[-1]) if names else "video"
+    if not names:
+        return "video"
+    return _UPLOAD_PREFIX.sub("", names[-1]) if _is_upload(names) else names[-1]
+
+
+def _is_upload(names: tuple[str, ...]) -> bool:
+    return ("data", "upload") in pairwise(names[:-1])  # a server may have a path of its own before it
+
+
+def _without_prefix(name: str) -> str:
+    return name if _DAY.match(name) else _UPLOAD_PREFIX.sub("", name)
 
 
 def _key(name: str) -> str:
@@ -62,8 +75,11 @@ class VideoFolder:
         self.folder = folder
         self.single = folder if folder.is_file() else None
         self._by_key: dict[str, list[Path]] = {}
+        self._prefixed: dict[str, list[Path]] = {}
         for path in [folder] if self.single else _files(folder, recursive):
             self._by_key.setdefault(_key(path.name), []).append(path)
+            if (rest := _without_prefix(path.name)) != path.name:
+                self._prefixed.setdefault(_key(rest), []).append(path)
 
     def only(self) -> Path | None:
         """The file itself, or the only video of the folder."""
@@ -74,28 +90,46 @@ class VideoFolder:
         return [path for paths in self._by_key.values() for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
 
     def find(self, uri: str) -> Path | None:
-        """The file of a media address, or ``None``. Of several with one name, the one whose folders fit best."""
+        """The file of a media address, or ``None``.
+
+        The exact name comes first, then the name without Label Studio's prefix; last, for an address without prefix,
+        a file that has one. Of several with one name it is that whose folders fit best.
+        """
         names = media_parts(uri)
         if not names:
             return None
-        for name in dict.fromkeys((names[-1], _UPLOAD_PREFIX.sub("", names[-1]))):
-            found = self._by_key.get(_key(name), [])
+        name, bare = names[-1], video_name(uri)
+        # Also copies of the upload folder behind other addresses.
+        bare = bare if bare != name else _without_prefix(name)
+        for wanted in dict.fromkeys((name, bare)):
+            found = self._by_key.get(_key(wanted), [])
             if found:
-                best = max(found, key=lambda path: (path.name == name, _common_tail(path.parts, names)))
+                best = max(found, key=lambda path: (path.name == wanted, _common_tail(path.parts, names)))
                 if len(found) > 1:
-                    log.info("%d files are named %s; %s is taken", len(found), name, best)
+                    log.info("%d files are named %s; %s is taken", len(found), wanted, best)
                 return best
-        return None
+        # A file with another prefix than the address has would be another upload.
+        return self._only_prefixed(name) if bare == name else None
+
+    def _only_prefixed(self, name: str) -> Path | None:
+        found = self._prefixed.get(_key(name), [])
+        if len({path.name for path in found}) > 1:
+            log.warning("%d uploads were called %s; none is taken: %s", len(found), name, ", ".join(map(str, found)))
+            return None
+        return found[0] if found else None
 
     def find_stem(self, stem: str) -> Path | None:
         """The video whose name without its suffix this is; Label Studio's prefix does not matter."""
-        wanted = _key(stem)
         videos = list(self._videos())
-        found = [path for path in videos if _key(path.stem) == wanted]
-        found = found or [path for path in videos if _key(_UPLOAD_PREFIX.sub("", path.stem)) == wanted]
-        if len(found) > 1:
-            log.warning("%d videos are named %s; %s is taken", len(found), stem, found[0])
-        return found[0] if found else None
+        for wanted in dict.fromkeys((stem, _without_prefix(stem))):
+            key = _key(wanted)
+            found = [path for path in videos if _key(path.stem) == key]
+            found = found or [path for path in videos if _key(_without_prefix(path.stem)) == key]
+            if len(found) > 1:
+                log.warning("%d videos are named %s; %s is taken", len(found), stem, found[0])
+            if found:
+                return found[0]
+        return None
 
 
 def _files(folder: Path, recursive: bool) -> list[Path]:

@@ -308,7 +308,11 @@ def test_frame_rate_without_a_label_config(data: dict[str, Any], duration: Any, 
         ("/data/upload/3/35deac95-people.mp4", "people.mp4"),
         ("/data/upload/3/35deac95-stra%C3%9Fe.mp4", "straße.mp4"),
         ("http://host:8080/data/upload/3/35deac95-people.mp4?x=1", "people.mp4"),
+        ("/data/upload/20240131-cam.mp4", "cam.mp4"),
+        ("/label-studio/data/upload/3/35deac95-people.mp4", "people.mp4"),
         ("/data/local-files/?d=a/b%20c.mp4", "b c.mp4"),
+        ("/data/local-files/?d=videos/20240131-cam.mp4", "20240131-cam.mp4"),
+        ("s3://bucket/35deac95-people.mp4", "35deac95-people.mp4"),
         ("s3://bucket/key/a.mp4", "a.mp4"),
         ("/tasks/7/resolve/?fileuri=czM6Ly9idWNrZXQvYS5tcDQ=", "a.mp4"),
         ("../../etc/passwd", "passwd"),
@@ -342,6 +346,30 @@ def test_files_are_found_by_name_only(tmp_path: Path) -> None:
     assert folder.find_stem("35deac95-b") == inside / "sub" / "35deac95-b.mp4"
     assert VideoFolder(inside).find_stem("a") == inside / "a.mp4"
     assert folder.find_stem("absent") is None
+
+
+def test_files_have_the_prefix_of_uploads_or_not(tmp_path: Path) -> None:
+    for name in ("35deac95-people.mp4", "both.mp4", "35deac95-both.mp4", "20240131-cam.mp4", "cut.mp4"):
+        (tmp_path / name).write_text("")
+    folder = VideoFolder(tmp_path)
+
+    def found(uri: str) -> str | None:
+        path = folder.find(uri)
+        return path.name if path else None
+
+    assert found("/data/local-files/?d=people.mp4") == found("people.mp4") == "35deac95-people.mp4"
+    assert found("/data/upload/1/35deac95-people.mp4") == "35deac95-people.mp4"
+    assert found("/data/upload/1/00000001-people.mp4") is None  # another upload of that name
+    assert found("both.mp4") == "both.mp4"
+    assert found("/data/upload/1/35deac95-both.mp4") == "35deac95-both.mp4"
+    assert found("s3://bucket/abcdef01-cut.mp4") == "cut.mp4"
+    # A day is part of the name, except where it cannot be one.
+    assert found("cam.mp4") is None
+    assert found("/data/local-files/?d=20240131-cut.mp4") is None
+    assert found("/data/upload/1/20240131-cut.mp4") == "cut.mp4"
+    (tmp_path / "11111111-people.mp4").write_text("")
+    assert VideoFolder(tmp_path).find("people.mp4") is None  # which of the two, nobody knows
+    assert folder.find_stem("abcdef01-cut") == tmp_path / "cut.mp4"
 
 
 def test_decomposed_unicode_is_the_same_name(tmp_path: Path) -> None:
