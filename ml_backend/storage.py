@@ -18,7 +18,7 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from ml_backend.errors import StorageError
-from ml_backend.tables import annotation_tasks, events, exemplars, metadata, predictions
+from ml_backend.tables import annotation_tasks, corrections, events, exemplars, metadata, predictions
 
 log = logging.getLogger(__name__)
 
@@ -194,10 +194,10 @@ class Storage:
                     connection.execute(sa.insert(annotation_tasks).values(annotation_id=annotation_id, **values))
 
     def tasks_of_annotations(self, annotation_ids: Sequence[int]) -> dict[int, int]:
-        """Project by task of annotations that events or exemplars have named."""
+        """Project by task of annotations that events have named, or that were read."""
         found: dict[int, int] = {}
         with self.guard(), self.engine.connect() as connection:
-            for table in (annotation_tasks, exemplars):
+            for table in (annotation_tasks, exemplars, corrections):
                 for start in range(0, len(annotation_ids), 500):
                     part = list(annotation_ids[start : start + 500])
                     query = sa.select(table.c.task_id, table.c.project_id).where(table.c.annotation_id.in_(part))

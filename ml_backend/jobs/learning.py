@@ -10,9 +10,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ml_backend.corrections_store import CorrectionStore
 from ml_backend.errors import BackendError, Interrupted
 from ml_backend.hybrid import HybridModels, use_embedder
 from ml_backend.jobs.context import Context, job
+from ml_backend.jobs.corrections import read_annotation, record_corrections
 from ml_backend.jobs.plan import VideoPart, cached_label_config, plan_task
 from ml_backend.jobs.queue import ALL_TASKS
 from ml_backend.label_studio.client import Annotation, NotFound, Task
@@ -38,16 +40,13 @@ Wanted = dict[str, list[NewExemplar]]
 def learn(context: Context, project_id: int) -> None:
     """Learn from the tasks of a project that were annotated, changed or deleted since the last time.
 
+    What people did with predictions is written down in every mode; labels are learned where the mode has models.
     A task whose video is gone or damaged keeps what it taught. Where a server is away the others come first.
     """
     context.queue.begin_learning(project_id)
     models = context.projects.models(project_id, download=True).hybrid
     # What is learned from now on passes other models by; they read everything anew when they are needed again.
     context.projects.patterns.forget_project(project_id, keep=models.ids)
-    if not models.ids:
-        for task, ticket in context.queue.dirty_tasks(project_id).items():
-            context.queue.learned(project_id, task, ticket)
-        return
     if _is_unread(context, project_id, models):
         context.queue.note_for_learning(project_id, None)
     later: BackendError | None = None
@@ -90,11 +89,13 @@ def _dirty(context: Context, project_id: int) -> Mapping[str, bytes]:
 def _learn(context: Context, project_id: int, models: HybridModels, task: str) -> bool:
     if task == ALL_TASKS:
         return _read_all(context, project_id, models)
-    return _learn_task(context, project_id, models, int(task))
+    # First, and without the video: that may be gone.
+    record_corrections(context, project_id, int(task))
+    return _learn_task(context, project_id, models, int(task)) if models.ids else False
 
 
 def _read_all(context: Context, project_id: int, models: HybridModels) -> bool:
-    """Note all annotated tasks for learning, and those that have taught something; whether a bank is in use again.
+    """Note all annotated tasks for learning, and those that were once; whether a bank is in use again.
 
     Nothing is unlearned here: the list may be older than what another worker has learned meanwhile.
     """
@@ -104,7 +105,8 @@ def _read_all(context: Context, project_id: int, models: HybridModels) -> bool:
         log.info("Project %s is gone; nothing is learned from it.", project_id)
         tasks = set()
     store = context.projects.patterns
-    context.queue.note_for_learning(project_id, sorted(tasks | store.taught_tasks(project_id)))
+    known = store.taught_tasks(project_id) | set(CorrectionStore(context.storage).fingerprints(project_id))
+    context.queue.note_for_learning(project_id, sorted(tasks | known))
     changed = [store.mark_read(project_id, model_id) for model_id in models.ids]
     return any(changed)
 
@@ -112,11 +114,11 @@ def _read_all(context: Context, project_id: int, models: HybridModels) -> bool:
 def _learn_task(context: Context, project_id: int, models: HybridModels, task_id: int) -> bool:
     """Make what the task's annotation shows the task's exemplars; whether that changed anything."""
     for _ in range(CHANGES):
-        task, annotation = _annotation(context, project_id, task_id)
+        task, annotation = read_annotation(context, project_id, task_id)
         wanted = _exemplars(context, task, annotation, models) if task and annotation else {}
         with context.queue.learning_lock(task_id):
             # Looking takes time. What is written down is what is true now, and nobody else writes meanwhile.
-            if _annotation(context, project_id, task_id)[1] != annotation:
+            if read_annotation(context, project_id, task_id)[1] != annotation:
                 continue
             store = context.projects.patterns
             number = annotation.id if annotation else 0
@@ -129,15 +131,6 @@ def _learn_task(context: Context, project_id: int, models: HybridModels, task_id
     log.info("Task %s changes faster than it can be learned from; it is tried again.", task_id)
     context.queue.note_for_learning(project_id, [task_id])
     return False
-
-
-def _annotation(context: Context, project_id: int, task_id: int) -> tuple[Task | None, Annotation | None]:
-    """Nothing where the task is gone, or of another project than an event said."""
-    try:
-        task, annotation = context.client.get_annotation(task_id)
-    except NotFound:
-        return None, None
-    return (task, annotation) if task.project_id == project_id else (None, None)
 
 
 def _report(context: Context, task_id: int, wanted: Wanted) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -71,11 +72,26 @@ class Annotation:
 
     Attributes:
         result: regions and other results, as in Label Studio's JSON.
+        parent_prediction: id of the prediction that it was begun from, where Label Studio knows.
+        created_at, updated_at: when it was submitted, and changed last; with time zone.
     """
 
     id: int
     task_id: int
     result: list[dict[str, Any]]
+    parent_prediction: int | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model said of a task; see :class:`Annotation`. ``model_version`` may be empty."""
+
+    id: int
+    model_version: str
+    result: list[dict[str, Any]]
+    created_at: datetime | None = None
 
 
 class LabelStudioClient:
@@ -203,11 +219,26 @@ class LabelStudioClient:
         task = self.get_task(task_id)
         with self._translated(f"read the annotations of task {task_id}"):
             found = [a for a in self._sdk.annotations.list(id=task_id) if not a.was_cancelled]
-        if not found:
-            return task, None
-        best = max(found, key=lambda a: (bool(a.ground_truth), str(a.updated_at or a.created_at or ""), a.id))
-        result = [dict(item) if isinstance(item, Mapping) else item.dict() for item in best.result or []]
-        return task, Annotation(int(best.id), task_id, result)
+            if not found:
+                return task, None
+            best = max(found, key=lambda a: (bool(a.ground_truth), str(a.updated_at or a.created_at or ""), a.id))
+            parent = best.parent_prediction
+            result = [_plain(item) for item in best.result or []]
+            moments = _moment(best.created_at), _moment(best.updated_at)
+            return task, Annotation(int(best.id), task_id, result, int(parent) if parent else None, *moments)
+
+    def list_predictions(self, task_id: int) -> list[Prediction]:
+        """The predictions of a task with their results; none where the task is gone."""
+        with self._translated(f"read the predictions of task {task_id}"):
+            return [
+                Prediction(
+                    int(item.id),
+                    str(item.model_version or ""),
+                    [_plain(region) for region in item.result or []],
+                    _moment(item.created_at),
+                )
+                for item in self._sdk.predictions.list(task=task_id)
+            ]
 
     def renew_prediction(self, task_id: int, prediction: Mapping[str, Any], outdated: Callable[[str], bool]) -> bool:
         """Write a prediction over the newest one whose model version is ``outdated``; whether there was one.
@@ -342,6 +373,12 @@ class LabelStudioClient:
             except NotFound:
                 continue
             yield full
+
+
+def _moment(value: Any) -> datetime | None:
+    if not isinstance(value, datetime):
+        return None
+    return value if value.tzinfo else value.replace(tzinfo=timezone.utc)
 
 
 def _plain(item: Any) -> dict[str, Any]:
