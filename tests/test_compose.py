@@ -14,7 +14,7 @@ import yaml
 
 from ml_backend.doctor.__main__ import CHECKS, EXTRA
 from ml_backend.local.preflight import ROOT
-from ml_backend.settings import Settings
+from ml_backend.settings import QUEUES, Settings
 
 FILES = ("docker-compose.yml", "docker-compose.gpu.yml")
 #: ``${NAME:-default}``, ``${NAME:?message}``, ``${NAME}``
@@ -86,7 +86,7 @@ def test_the_schema_would_notice_a_mistake(filled: dict[str, str]) -> None:
 
 
 def test_the_topology(compose: dict[str, Any]) -> None:
-    assert set(compose["services"]) == {"label-studio", "postgres", "redis", "backend", "worker"}
+    assert set(compose["services"]) == {"label-studio", "postgres", "redis", "backend", "worker", "trainer"}
 
 
 def test_every_service_is_watched_and_comes_back(compose: dict[str, Any]) -> None:
@@ -148,7 +148,7 @@ def test_the_example_names_only_what_is_used() -> None:
     assert set(re.findall(r"^#?([A-Z_]+)=", example, re.M)) <= used
 
 
-@pytest.mark.parametrize("service", ["backend", "worker"])
+@pytest.mark.parametrize("service", ["backend", "worker", "trainer"])
 def test_the_settings_exist_and_are_valid(service: str, compose: dict[str, Any]) -> None:
     values = dict(compose["services"][service]["environment"])
     values |= interpolate(load(FILES[1])["services"]["worker"]["environment"], {})
@@ -159,7 +159,7 @@ def test_the_settings_exist_and_are_valid(service: str, compose: dict[str, Any])
     assert settings.redis_url.startswith("redis://redis:")
 
 
-@pytest.mark.parametrize("service", ["backend", "worker"])
+@pytest.mark.parametrize("service", ["backend", "worker", "trainer"])
 def test_every_setting_can_be_made_in_the_env_file(service: str, compose: dict[str, Any]) -> None:
     """Both services get the same ones: versions are told by the one and made by the other."""
     assert set(compose["services"][service]["environment"]) == {name.upper() for name in Settings.model_fields}
@@ -177,7 +177,7 @@ def test_addresses_lead_to_services(compose: dict[str, Any]) -> None:
 
 
 def test_uploads_are_shared_read_only(compose: dict[str, Any]) -> None:
-    for name in ("backend", "worker"):
+    for name in ("backend", "worker", "trainer"):
         service = compose["services"][name]
         assert "label-studio-data:/label-studio/data:ro" in service["volumes"]
         assert service["environment"]["UPLOADS_ROOT"].startswith("/label-studio/data/")
@@ -185,10 +185,16 @@ def test_uploads_are_shared_read_only(compose: dict[str, Any]) -> None:
 
 def test_health_checks_call_checks_that_exist(compose: dict[str, Any]) -> None:
     names = {check.name for check in (*CHECKS, *EXTRA)}
-    for service in ("backend", "worker"):
+    for service in ("backend", "worker", "trainer"):
         command = compose["services"][service]["healthcheck"]["test"]
         assert command[1:4] == ["python", "-m", "ml_backend.doctor"]
         assert command[command.index("--only") + 1] in names
+
+
+def test_every_queue_is_served_once(compose: dict[str, Any]) -> None:
+    commands = [compose["services"][name]["command"] for name in ("worker", "trainer")]
+    served = [queue for command in commands for queue in command[command.index("--queues") + 1].split(",")]
+    assert served == list(QUEUES)
 
 
 def test_workers_can_be_multiplied(filled: dict[str, str]) -> None:
@@ -198,11 +204,12 @@ def test_workers_can_be_multiplied(filled: dict[str, str]) -> None:
     assert "ports" not in document["services"]["worker"], "two workers could not have the same port"
 
 
-def test_the_gpu_file_only_adds_to_the_worker() -> None:
+def test_the_gpu_file_only_adds_to_those_that_use_it() -> None:
     services = load(FILES[1])["services"]
-    assert set(services) == {"worker"}
-    (device,) = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
-    assert device["capabilities"] == ["gpu"]
+    assert set(services) == {"worker", "trainer"}
+    for service in services.values():
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert device["capabilities"] == ["gpu"]
 
 
 def test_what_the_dockerfile_copies_is_sent_to_the_build() -> None:

@@ -62,14 +62,21 @@ def test_odd_file_names_stay_readable(settings: Callable[..., Settings]) -> None
 
 def test_same_kind_differs_only_in_what_was_learned() -> None:
     version = "yolo11n-a.tracktrack-b.yolo_dinov2-1234.base"
-    for other in ("yolo11n-a.tracktrack-b.yolo_dinov2.base", "yolo11n-a.tracktrack-b.yolo_dinov2-5678.base"):
+    for other in (
+        "yolo11n-a.tracktrack-b.yolo_dinov2.base",
+        "yolo11n-a.tracktrack-b.yolo_dinov2-5678.base",
+        "yolo11n-c.tracktrack-b.yolo_dinov2-1.v2",
+    ):
         assert same_kind(version, other)
+        assert same_kind(other, version)
+    assert same_kind("motion.tracktrack-b.yolo_dinov2.base", "yolo11n-c.tracktrack-b.yolo_dinov2-1.v2")
     for other in (
         version,
         "yolo11n-a.tracktrack-b.yolo.base",
         "yolo11n-a.tracktrack-b.yolo_clip-1234.base",
         "yolo11n-a.tracktrack-c.yolo_dinov2-1.base",
-        "yolo11n-a.tracktrack-b.yolo_dinov2-1.v2",
+        "yolo11n-c.tracktrack-b.yolo_dinov2-1.base",
+        "motion.tracktrack-b.yolo_dinov2-1.base",
         "somebody else's",
         "",
     ):

@@ -53,7 +53,7 @@ def queue(target: Target) -> Iterator[Finding]:
 
 
 def _workers(settings: Settings) -> Iterator[Finding]:
-    from ml_backend.local.processes import live_workers
+    from ml_backend.jobs.workers import live_workers
 
     workers = live_workers(settings.redis_url)
     if workers:
@@ -65,7 +65,7 @@ def _workers(settings: Settings) -> Iterator[Finding]:
 
 def worker_here(target: Target) -> Iterator[Finding]:
     """Whether a worker of this very machine or container is registered; for health checks."""
-    from ml_backend.local.processes import live_workers
+    from ml_backend.jobs.workers import live_workers
 
     here = [worker for worker in live_workers(target.settings.redis_url) if worker.hostname == socket.gethostname()]
     if here:

@@ -1,4 +1,4 @@
-"""The worker: ``python -m ml_backend.jobs.worker``. Run as many as there are machines and GPUs for.
+"""The worker: ``python -m ml_backend.jobs.worker [--queues train]``. Run as many as there are machines and GPUs for.
 
 Jobs run in this process, so that loaded models stay loaded. A thread renews the job's lease meanwhile; if the process
 dies, the lease runs out and any other worker (or this one, restarted) takes the job up again.
@@ -6,8 +6,10 @@ dies, the lease runs out and any other worker (or this one, restarted) takes the
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -174,6 +176,11 @@ def _in_brackets(notes: tuple[str, ...]) -> str:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m ml_backend.jobs.worker", description="Does the queued work.")
+    parser.add_argument("--queues", help=f"served, in this order; of {','.join(QUEUES)}  [WORKER_QUEUES, else all]")
+    queues = parser.parse_args().queues
+    if queues is not None:
+        os.environ["WORKER_QUEUES"] = queues
     try:
         settings = get_settings()
     except BackendError as error:
@@ -187,10 +194,10 @@ def main() -> int:
     except BackendError as error:
         log.error("%s", error)
         return 1
-    queues = queues_of(settings)
-    if set(queues) != {"train"}:
+    served = queues_of(settings)
+    if set(served) != {"train"}:
         fetch_weights(settings)
-    log.info("Ready: listening on %s", ", ".join(queues))
+    log.info("Ready: listening on %s", ", ".join(served))
     worker.work(logging_level="WARNING")
     return 0
 

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
@@ -22,6 +21,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from ml_backend.errors import BackendError
+from ml_backend.jobs.workers import live_workers
 from ml_backend.local.preflight import ROOT, free_port
 
 __all__ = ["Backend", "LabelStudioServer", "ManagedProcess", "RedisServer", "StartError", "Worker", "free_port"]
@@ -31,15 +31,6 @@ SOCKET_PATH_MAX = 100
 DATABASE = "label_studio.sqlite3"
 #: RQ needs streams and blocking moves.
 REDIS_MIN_VERSION = (6, 2)  # for set-proc-title
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """A worker as it has registered itself."""
-
-    name: str
-    pid: int
-    hostname: str
 
 
 class StartError(BackendError):
@@ -360,30 +351,33 @@ class Backend(ManagedProcess):
 
 
 class Worker(ManagedProcess):
-    """One RQ worker. On SIGTERM its job stops at the next frame and is put back into the queue."""
+    """One RQ worker. On SIGTERM its job stops at the next frame and is put back into the queue.
+
+    Args:
+        queues: that it serves.
+    """
 
     grace = 20.0
 
-    def __init__(self, *, redis_url: str, log_dir: Path, environment: Mapping[str, str], cwd: Path = ROOT) -> None:
-        super().__init__("worker", log_dir=log_dir, environment=environment, cwd=cwd)
+    def __init__(
+        self,
+        name: str,
+        queues: Sequence[str],
+        *,
+        redis_url: str,
+        log_dir: Path,
+        environment: Mapping[str, str],
+        cwd: Path = ROOT,
+    ) -> None:
+        super().__init__(name, log_dir=log_dir, environment=environment, cwd=cwd)
+        self.queues = tuple(queues)
         self.redis_url = redis_url
 
     def command(self) -> Sequence[str]:
-        return [sys.executable, "-m", "ml_backend.jobs.worker"]
+        return [sys.executable, "-m", "ml_backend.jobs.worker", "--queues", ",".join(self.queues)]
 
     def ready(self) -> bool:
         return any(worker.pid == self.pid for worker in live_workers(self.redis_url))
-
-
-def live_workers(redis_url: str) -> list[WorkerInfo]:
-    """Workers that are registered in the queue and have not missed their heartbeat; empty when Redis is away."""
-    from rq import Worker as RQWorker
-
-    try:
-        with Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=1) as connection:
-            return [WorkerInfo(w.name, int(w.pid or 0), str(w.hostname or "")) for w in RQWorker.all(connection)]
-    except (RedisError, OSError):
-        return []
 
 
 def answers(url: str, statuses: Sequence[int] = (200,)) -> bool:

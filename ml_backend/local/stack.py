@@ -1,4 +1,4 @@
-"""The whole stack on one machine: Redis, Label Studio, backend and one worker, watched over."""
+"""The whole stack on one machine: Redis, Label Studio, backend, a worker and a trainer, watched over."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from ml_backend.local.state import (
     token_path,
     write_private,
 )
-from ml_backend.settings import Settings
+from ml_backend.settings import QUEUES, Settings
 
 #: Creating the database takes 20 to 45 s, on a slow disk more.
 LABEL_STUDIO_TIMEOUT = 300.0
@@ -102,7 +102,11 @@ class Stack:
         )
         environment |= options.environment
         self.backend = Backend(port=options.port, log_dir=self.log_dir, environment=environment, cwd=self._cwd)
-        self.worker = Worker(redis_url=self.redis_url, log_dir=self.log_dir, environment=environment, cwd=self._cwd)
+        # Two of them: a training takes minutes, in which people want their predictions.
+        self.worker, self.trainer = (
+            Worker(name, queues, redis_url=self.redis_url, log_dir=self.log_dir, environment=environment, cwd=self._cwd)
+            for name, queues in (("worker", QUEUES[:-1]), ("trainer", QUEUES[-1:]))
+        )
 
     # -- life
 
@@ -122,7 +126,7 @@ class Stack:
     @property
     def processes(self) -> list[ManagedProcess]:
         """All processes that this stack runs, in the order in which they must stop."""
-        own: list[ManagedProcess] = [self.worker, self.backend, self.label_studio]
+        own: list[ManagedProcess] = [self.worker, self.trainer, self.backend, self.label_studio]
         return [*own, self.redis] if self.redis else own
 
     def start(self) -> None:
@@ -149,10 +153,12 @@ class Stack:
         with self.reporter.stage("backend", "Starting backend and worker") as tick:
             if self.token != token:
                 self.worker.stop()
+                self.trainer.stop()
                 self.backend.stop()
                 self._start_backend(self.token)
             self.backend.wait_ready(BACKEND_TIMEOUT, tick)
             self.worker.wait_ready(BACKEND_TIMEOUT, tick)
+            self.trainer.wait_ready(BACKEND_TIMEOUT, tick)
         self.save_state()
 
     def _start_redis(self, tick: Callable[[], None]) -> None:
@@ -167,7 +173,7 @@ class Stack:
 
     def _start_backend(self, token: str) -> None:
         settings = self.settings_environment(token)
-        for process in (self.worker, self.backend):
+        for process in (self.worker, self.trainer, self.backend):
             process.environment.update(settings)
             process.start()
 

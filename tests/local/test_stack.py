@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ml_backend.jobs.workers import live_workers
 from ml_backend.local.access import create_token, token_works
 from ml_backend.local.preflight import ROOT, free_port
-from ml_backend.local.processes import answers, live_workers
+from ml_backend.local.processes import answers
 from ml_backend.local.state import StackState, read_text, running_stack, token_path, write_private
 from tests.conftest import LabelStudio
 
@@ -104,9 +105,11 @@ def test_a_clean_stop_keeps_state_and_leaves_no_process(command: Command) -> Non
 
 def test_a_worker_that_is_killed_comes_back(command: Command) -> None:
     state = running_stack(command.data_dir) or command.start()
-    (worker,) = live_workers(state.redis_url)
+    before = live_workers(state.redis_url)
+    assert sorted(len(worker.queues) for worker in before) == [1, 4], "one for trainings, one for all else"
+    worker = max(before, key=lambda worker: len(worker.queues))
     os.kill(worker.pid, signal.SIGKILL)
-    wait_until(lambda: any(other.pid != worker.pid for other in live_workers(state.redis_url)))
+    wait_until(lambda: {other.pid for other in live_workers(state.redis_url)} - {other.pid for other in before})
     assert "worker ended unexpectedly" in command.output.read_text()
 
 
