@@ -30,6 +30,39 @@ ResultKind = Literal["predictions", "annotations"]
 #: Bound of the keyframe simplification: what people have drawn comes back all but unchanged.
 MIN_IOU = 0.995
 
+#: Beyond any video (46 hours at 60 frames a second): larger numbers are damage that would cost memory without end.
+MAX_FRAME = 10_000_000
+
+
+def frame_number(value: str | float) -> int:
+    """A whole number from 0 to :data:`MAX_FRAME`; some write it as ``1.0``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond any float
+        number = np.inf
+    if not 0 <= number <= MAX_FRAME or number != int(number):
+        raise ValueError(f"{str(value)[:40]} is no frame number")
+    return int(number)
+
+
+def finite(values: Iterable[Any]) -> list[float]:
+    """Numbers as floats.
+
+    Raises:
+        ValueError, TypeError: one is no number, or infinite.
+    """
+    try:
+        numbers = [float(value) for value in values]
+    except OverflowError as error:
+        raise ValueError("a number is beyond any picture") from error
+    if not np.isfinite(numbers).all():
+        raise ValueError("a number is not finite")
+    return numbers
+
 
 @dataclass(frozen=True, slots=True)
 class ReadTrack:

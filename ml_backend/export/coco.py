@@ -8,6 +8,7 @@ them. Beyond that ``videos``; in images ``video_id`` and ``frame_id`` (the decod
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ml_backend.errors import ConfigError
-from ml_backend.export.back import ReadBoxes, ReadVideo
+from ml_backend.export.back import ReadBoxes, ReadVideo, finite, frame_number
 from ml_backend.export.files import writing
 from ml_backend.export.layout import Finished, Format, Picked, remove_named
 from ml_backend.export.sampling import SPLITS
@@ -154,28 +155,39 @@ def read_coco(path: Path) -> Iterator[ReadVideo]:
         ConfigError: not readable, or without these fields.
     """
     files = sorted((path / "annotations").glob("*.json")) if path.is_dir() else [path]
-    found: dict[str, tuple[list[int], list[tuple[int, int, str]], list[list[float]]]] = {}
+    found: dict[_Key, tuple[list[int], list[tuple[int, int, str]], list[list[float]]]] = {}
     for file in files:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             names = {item["id"]: str(item["name"]) for item in data["categories"]}
-            videos = {item["id"]: str(item.get("file_name") or item["name"]) for item in data["videos"]}
-            images = {item["id"]: (videos[item["video_id"]], int(item["frame_id"])) for item in data["images"]}
-            for name, frame in images.values():
-                found.setdefault(name, ([], [], []))[0].append(frame)
+            videos = _videos_by_id(data["videos"])
+            images = {i["id"]: (videos[i["video_id"]], frame_number(i["frame_id"])) for i in data["images"]}
+            for key, frame in images.values():
+                found.setdefault(key, ([], [], []))[0].append(frame)
             for item in data["annotations"]:
-                name, frame = images[item["image_id"]]
-                x, y, width, height = (float(value) for value in item["bbox"])
-                found[name][1].append((frame, int(item["track_id"]), names[item["category_id"]]))
-                found[name][2].append([x, y, x + width, y + height])
-        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+                key, frame = images[item["image_id"]]
+                x, y, width, height = finite(item["bbox"])
+                found[key][1].append((frame, int(item["track_id"]), names[item["category_id"]]))
+                found[key][2].append([x, y, x + width, y + height])
+        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise ConfigError(
                 f"{file} is no COCO file with tracks: {error!r}.", "Export it with videos, frame_id and track_id."
             ) from error
     if not files:
         raise ConfigError(f"{path} has no annotations/*.json.", "Give the file or the dataset's folder.")
-    for name, (frames, rows, boxes) in sorted(found.items()):
+    for (name, *_), (frames, rows, boxes) in sorted(found.items()):
         yield ReadVideo(name, partial(_boxes, rows, boxes, frames))
+
+
+#: Of a video: the name of its file, the dataset's name for it, and its id where neither tells it apart.
+_Key = tuple[str, str, str]
+
+
+def _videos_by_id(videos: list[dict[str, Any]]) -> dict[Any, _Key]:
+    """Ids count for one file only: in the next part of a dataset they may mean other videos."""
+    pairs = {item["id"]: (str(item.get("file_name") or item["name"]), str(item.get("name", ""))) for item in videos}
+    counts = Counter(pairs.values())
+    return {number: (*pair, str(number) if counts[pair] > 1 else "") for number, pair in pairs.items()}
 
 
 def _boxes(

@@ -19,11 +19,13 @@ from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
 from ml_backend.errors import ConfigError
-from ml_backend.export.back import ReadBoxes, ReadVideo
+from ml_backend.export.back import ReadBoxes, ReadTrack, ReadVideo, finite, frame_number
 from ml_backend.export.files import writing
 from ml_backend.export.layout import Finished, Format, Picked
 from ml_backend.export.video import VideoObject
+from ml_backend.geometry import Float64Array
 from ml_backend.keyframes import simplify
+from ml_backend.types import IntArray
 
 #: Between keyframes CVAT shows boxes that overlap ours so.
 KEYFRAME_IOU = 0.99
@@ -198,8 +200,7 @@ def _source_name(path: Path) -> str:
 
 
 def _read_boxes(path: Path, _width: int, _height: int) -> ReadBoxes:
-    rows: list[tuple[int, int, str]] = []
-    boxes: list[tuple[float, ...]] = []
+    tracks: list[ReadTrack] = []
     step = 1
     number = 0
     for element in _events(path):
@@ -210,13 +211,14 @@ def _read_boxes(path: Path, _width: int, _height: int) -> ReadBoxes:
         if element.tag != "track":
             continue
         number += 1
+        name = element.attrib.get("id", number)
         try:
-            for frame, box in _shown(element, step):
-                rows.append((frame, number, str(element.attrib["label"])))
-                boxes.append(box)
+            frames, xyxy = _shown(element, step)
+            tracks.append(ReadTrack(number, str(element.attrib["label"]), frames, xyxy))
         except (KeyError, ValueError) as error:
-            raise ConfigError(f"{path}: track {element.attrib.get('id')} cannot be read: {error!r}.") from error
-    return ReadBoxes.make(rows, np.array(boxes, np.float64).reshape(-1, 4), None)
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ConfigError(f"{path}, track {name}: {reason}.", "Correct the file.") from error
+    return ReadBoxes(tuple(track for track in tracks if len(track.frames)))
 
 
 def _step(text: str) -> int:
@@ -224,26 +226,34 @@ def _step(text: str) -> int:
     return int(match.group(1)) if match else 0
 
 
-def _shown(track: Any, step: int) -> Iterator[tuple[int, tuple[float, ...]]]:
+def _shown(track: Any, step: int) -> tuple[IntArray, Float64Array]:
     """Every picture on which a track is drawn, interpolated between the boxes that the file has."""
-    found = sorted((int(box.attrib["frame"]), box.attrib) for box in track.iter("box"))
-    for (frame, at), following in zip(found, [*found[1:], None], strict=True):
-        if at.get("outside") == "1":
+    keys: dict[int, tuple[list[float], bool]] = {}
+    for box in track.iter("box"):
+        at = frame_number(box.attrib["frame"])
+        if at in keys:
+            raise ValueError(f"it has two boxes on frame {at}")
+        try:
+            corners = finite(box.attrib[name] for name in ("xtl", "ytl", "xbr", "ybr"))
+        except ValueError as error:
+            raise ValueError(f"frame {at}: {error}") from error
+        keys[at] = corners, box.attrib.get("outside") == "1"
+    found = sorted(keys.items())
+    frames: list[IntArray] = [np.zeros(0, np.int64)]
+    boxes: list[Float64Array] = [np.zeros((0, 4))]
+    for (at, (corners, outside)), following in zip(found, [*found[1:], None], strict=True):
+        if outside:
             continue
-        box = _corners(at)
-        yield frame, box
         # In a file that has keyframes only, what follows is reached step by step; a box that ends the stretch is not
         # moved to. After the last box CVAT holds it to the end of the video; other writers mean that it is gone.
-        end = following[0] if following else frame
-        gone = following is not None and following[1].get("outside") == "1"
-        target = box if following is None or gone else _corners(following[1])
-        last = end - step if gone else end
-        for between in range(frame + 1, last if gone else end):
-            share = (between - frame) / (end - frame)
-            yield between, tuple(a + (b - a) * share for a, b in zip(box, target, strict=True))
-        if gone and last > frame:
-            yield last, box
-
-
-def _corners(attributes: Any) -> tuple[float, ...]:
-    return tuple(float(attributes[name]) for name in ("xtl", "ytl", "xbr", "ybr"))
+        if following is None:
+            end, target = at + 1, corners
+        elif following[1][1]:
+            end, target = max(following[0] - step, at) + 1, corners
+        else:
+            end, target = following[0], following[1][0]
+        between = np.arange(at, end)
+        share = ((between - at) / max(end - at, 1))[:, None]
+        frames.append(between)
+        boxes.append(np.asarray(corners) * (1 - share) + np.asarray(target) * share)
+    return np.concatenate(frames), np.concatenate(boxes)

@@ -93,6 +93,11 @@ class Format(ABC):
                     "This format has sequences of evenly spaced pictures: none of them can be left out.",
                     "Use --stride only.",
                 )
+            if sampling.split not in ("auto", "video"):
+                raise ConfigError(
+                    f"This format has whole videos: they cannot be split by {sampling.split}.",
+                    "Use --split video, or leave it out: then all are in train.",
+                )
 
     def image_folder(self, name: str, split: str) -> Path:
         """Where pictures of a video in one part lie."""

@@ -8,6 +8,7 @@ of our own which video the sequence is of and at which stride: picture n is deco
 from __future__ import annotations
 
 import configparser
+import csv
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ml_backend.errors import ConfigError
-from ml_backend.export.back import ReadBoxes, ReadVideo
+from ml_backend.export.back import ReadBoxes, ReadVideo, finite, frame_number
 from ml_backend.export.files import write_text, writing
 from ml_backend.export.layout import Finished, Format, Picked
 from ml_backend.export.sampling import SPLITS
@@ -92,7 +93,8 @@ class Mot(Format):
             names = [video.name for video in videos if split in video.counts]
             if names or split == "train":
                 # TrackEval's list of sequences; its first line is a heading.
-                write_text(self.out / "seqmaps" / f"{split}.txt", "".join(f"{name}\n" for name in ("name", *names)))
+                with writing(self.out / "seqmaps" / f"{split}.txt") as file:
+                    csv.writer(file, lineterminator="\n").writerows([[name] for name in ("name", *names)])
             else:
                 (self.out / "seqmaps" / f"{split}.txt").unlink(missing_ok=True)
         return []
@@ -137,32 +139,50 @@ def _sequence_info(path: Path) -> dict[str, str]:
 def _class_names(path: Path) -> dict[int, str]:
     if not path.is_file():
         return MOT_CLASSES
-    names = path.read_text(encoding="utf-8").splitlines()
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.", "Correct the file.") from error
     return {number: name for number, name in enumerate(names, start=1) if name.strip()}
 
 
 def _read_boxes(path: Path, stride: int, default_label: str, _width: int, _height: int) -> ReadBoxes:
-    rows: list[tuple[int, int, str]] = []
-    boxes: list[list[float]] = []
+    names = _class_names(path.parent / "labels.txt")
+    found: dict[tuple[int, int, str], list[float]] = {}
     try:
-        names = _class_names(path.parent / "labels.txt")
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 fields = line.replace(",", " ").split()
                 if not fields:
                     continue
-                if len(fields) < 6:
-                    raise ConfigError(f"{path}, line {number}, has {len(fields)} fields instead of six to ten.")
-                frame, track = int(float(fields[0])), int(float(fields[1]))
-                left, top, width, height = (float(field) for field in fields[2:6])
-                if len(fields) > 6 and float(fields[6]) == 0:
-                    continue  # ground truth that is to be ignored
-                # Results of trackers have -1 there, and end in a position in space.
-                class_id = int(float(fields[7])) if 8 <= len(fields) <= 9 else -1
-                label = names.get(class_id, f"class {class_id}") if class_id > 0 else default_label
-                rows.append(((frame - 1) * stride, track, label))
-                boxes.append([left, top, left + width, top + height])
-    except (OSError, ValueError) as error:
+                try:
+                    row, box = _read_line(fields, stride, names, default_label)
+                    if row in found and box:
+                        raise ValueError(f"track {row[1]} has a second box on frame {fields[0]}")
+                except (ValueError, OverflowError) as error:
+                    raise ConfigError(f"{path}, line {number}: {error}.", "Correct the file.") from error
+                if box:
+                    found[row] = box
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.", "Correct the file.") from error
-    last = max((row[0] for row in rows), default=0)
-    return ReadBoxes.make(rows, np.array(boxes, np.float64).reshape(-1, 4), range(0, last + 1, stride))
+    last = max((row[0] for row in found), default=0)
+    boxes = np.array(list(found.values()), np.float64).reshape(-1, 4)
+    return ReadBoxes.make(list(found), boxes, range(0, last + 1, stride))
+
+
+def _read_line(
+    fields: list[str], stride: int, names: dict[int, str], default_label: str
+) -> tuple[tuple[int, int, str], list[float] | None]:
+    """(decoded picture, track, label) and corners in pixels; no corners where ground truth is to be ignored."""
+    if len(fields) < 6:
+        raise ValueError(f"{len(fields)} fields instead of six to ten")
+    frame, track = frame_number(fields[0]), int(float(fields[1]))
+    if frame == 0:
+        raise ValueError("frame 0; MOT counts from 1")
+    picture = frame_number((frame - 1) * stride)
+    left, top, width, height = finite(fields[2:6])
+    # Results of trackers have -1 there, and end in a position in space.
+    class_id = int(float(fields[7])) if 8 <= len(fields) <= 9 else -1
+    label = names.get(class_id, f"class {class_id}") if class_id > 0 else default_label
+    ignored = len(fields) > 6 and float(fields[6]) == 0
+    return (picture, track, label), None if ignored else [left, top, left + width, top + height]

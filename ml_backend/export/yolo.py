@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from ml_backend.errors import ConfigError
-from ml_backend.export.back import ReadBoxes, ReadVideo
+from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadVideo, finite
 from ml_backend.export.files import make_folder, write_text
 from ml_backend.export.layout import Finished, Format, Picked, remove_named
 from ml_backend.export.sampling import SPLITS
@@ -102,7 +102,9 @@ def read_yolo(folder: Path) -> Iterator[ReadVideo]:
     files: dict[str, list[tuple[int, Path]]] = {}
     for path in (folder / "labels").rglob("*.txt"):
         video, _, digits = path.stem.rpartition("_")
-        if video and digits.isdigit():
+        if video and digits.isdecimal():
+            if int(digits) > MAX_FRAME:
+                raise ConfigError(f"{path}: {digits} is no frame number.", "Correct the name.")
             files.setdefault(video, []).append((int(digits), path))
     if not files:
         raise ConfigError(f"{folder} has no labels/**/<video>_<frame>.txt.", "Give the folder with data.yaml.")
@@ -137,7 +139,7 @@ def _read_boxes(files: Sequence[tuple[int, Path]], names: dict[int, str], width:
                     )
                 class_id = int(fields[0])
                 rows.append((frame, int(fields[-1]), names.get(class_id, f"class {class_id}")))
-                boxes.append([float(value) for value in fields[1:5]])
+                boxes.append(finite(fields[1:5]))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read: {error}.", "Correct the file.") from error
     shares = np.array(boxes, np.float64).reshape(-1, 4)

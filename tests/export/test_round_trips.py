@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import csv
 import json
 import sys
 from fractions import Fraction
@@ -355,6 +356,91 @@ def test_files_that_are_something_else(tmp_path: Path, name: str, files: dict[st
         path.write_text(text)
     with pytest.raises(ConfigError, match=str(tmp_path)):
         [video.read(100, 100) for video in READERS[name](tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("mot", "1,1,0,0,9,9\n1e400,1,0,0,9,9\n", "line 2.*1e400"),
+        ("mot", "99999999999999999999,1,0,0,9,9\n", "line 1.*99999"),
+        ("mot", "1,1e400,0,0,9,9\n", "line 1"),
+        ("mot", "1.5,1,0,0,9,9\n", "line 1.*1.5"),
+        ("mot", "0,1,0,0,9,9\n", "line 1.*counts from 1"),
+        ("mot", "-3,1,0,0,9,9\n", "line 1.*-3"),
+        ("mot", "1,1,inf,0,9,9\n", "line 1.*finite"),
+        ("mot", "1,1,0,0,9,9\n2,1,0,0,9,9\n2,1,4,4,9,9\n", "line 3.*second box on frame 2"),
+        ("cvat", cvat_text(box(4, 0), box(4, 5)), "track 0.*two boxes on frame 4"),
+        ("cvat", cvat_text(box(0, 0), box(10**12, 5)), "track 0.*1000000000000"),
+        ("cvat", cvat_text(f'<box frame="{"9" * 5000}" xtl="0" ytl="0" xbr="1" ybr="1"/>'), "track 0.*999"),
+        ("cvat", cvat_text('<box frame="3" xtl="nan" ytl="0" xbr="1" ybr="1"/>'), "track 0.*frame 3.*finite"),
+        ("cvat", cvat_text('<box frame="3" xtl="0" ytl="0" xbr="1"/>'), "track 0.*ybr.*missing"),
+    ],
+)
+def test_absurd_numbers_are_named_where_they_stand(tmp_path: Path, name: str, text: str, said: str) -> None:
+    path = tmp_path / {"mot": "clip.txt", "cvat": "clip.xml"}[name]
+    path.write_text(text)
+    (video,) = READERS[name](path)
+    with pytest.raises(ConfigError, match=said):
+        video.read(100, 100)
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "20000000"])
+def test_absurd_frames_of_coco_and_yolo(tmp_path: Path, number: str) -> None:
+    image = f'{{"id": 1, "video_id": 1, "frame_id": {number}}}'
+    text = f'{{"videos": [{{"id": 1, "name": "a"}}], "images": [{image}], "annotations": [], "categories": []}}'
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"a.json.*frame"):
+        list(read_coco(tmp_path / "a.json"))
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "data.yaml").write_text("names: [a]")
+    (tmp_path / "labels" / f"a_{number[:100]}.txt").write_text("")
+    with pytest.raises(ConfigError, match=r"no frame number|no labels" if len(number) < 100 else "no frame number"):
+        list(read_yolo(tmp_path))
+
+
+def test_coco_videos_of_one_file_name_stay_apart(tmp_path: Path) -> None:
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        make_video(tmp_path / folder / "clip.mp4", frames=10)
+    tasks = [make_task("x", make_annotation(*regions(10, 1 / 3)), task_id=n) for n in (3, 8)]
+    for task, folder in zip(tasks, "ab", strict=True):
+        task["data"]["video"] = f"/data/local-files/?d={folder}/clip.mp4"
+    source = Source.from_file(write_export(tmp_path / "e.json", tasks), videos=tmp_path)
+    parts: list[Any] = ["time", "video"]
+    for split in parts:
+        out = tmp_path / split
+        export_dataset(source, out, DatasetOptions("coco", Sampling(split=split), images=False))
+        found = list(read_coco(out))
+        assert [video.name for video in found] == ["clip.mp4", "clip.mp4"]
+        assert [np.size(video.read(320, 240).samples) for video in found] == [10, 10]
+    # Of others: nothing but the id tells them apart, and only within a file.
+    videos = [{"id": n, "file_name": "clip.mp4"} for n in (1, 2)]
+    images = [{"id": n, "video_id": n, "frame_id": 0} for n in (1, 2)]
+    boxes = [{"image_id": n, "bbox": [n, 0, 5, 5], "track_id": 1, "category_id": 1} for n in (1, 2)]
+    data = {"videos": videos, "images": images, "annotations": boxes, "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "of.json").write_text(json.dumps(data))
+    read = [video.read(320, 240).tracks[0].xyxy[0, 0] for video in read_coco(tmp_path / "of.json")]
+    assert read == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["mot", "cvat"])
+@pytest.mark.parametrize("split", ["time", "ratio"])
+def test_whole_videos_are_not_split_by_pictures(tmp_path: Path, name: str, split: Any) -> None:
+    make_video(tmp_path / "clip.mp4", frames=4)
+    source = Source.from_file(write_export(tmp_path / "e.json", [make_task("clip.mp4", make_annotation())]))
+    sampling = Sampling(split=split)
+    with pytest.raises(ConfigError, match=f"{split}.*--split video"):
+        export_dataset(source, tmp_path / "out", DatasetOptions(name, sampling))
+    assert not (tmp_path / "out").exists()
+
+
+def test_sequence_names_with_commas(tmp_path: Path) -> None:
+    make_video(tmp_path / "a, b.mp4", frames=4)
+    task = make_task("a, b.mp4", make_annotation())
+    export_dataset(Source.from_file(write_export(tmp_path / "e.json", [task])), tmp_path / "out", DatasetOptions("mot"))
+    with (tmp_path / "out" / "seqmaps" / "train.txt").open(newline="") as file:
+        assert list(csv.reader(file)) == [["name"], ["a, b"]]
+    assert (tmp_path / "out" / "train" / "a, b").is_dir()
 
 
 def test_mot_of_others(tmp_path: Path) -> None:
