@@ -32,8 +32,8 @@ ROUNDING = 0.002
 COVERS_IOU = 0.5
 #: Frames of a deleted region that are looked at for what covers it.
 SAMPLE = 25
-#: Deleted regions that are looked at together, which bounds the memory.
-_CHUNK = 32
+#: Deleted regions that are looked at together.
+_CHUNK = 128
 #: Beyond these, numbers are damage: no video has so many frames, and no box lies so far outside the picture.
 _MAX_FRAME, _MAX_PERCENT = 1 << 31, 1e6
 

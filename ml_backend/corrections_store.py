@@ -149,7 +149,12 @@ class CorrectionStore:
         with self._read() as connection:
             return {row.task_id: frozenset(row.hard) for row in connection.execute(query) if row.hard}
 
-    def fingerprints(self, project_id: int) -> dict[int, AnnotatedTask]:
+    def projects(self) -> list[int]:
+        """Projects that have annotated tasks."""
+        with self._read() as connection:
+            return sorted(connection.scalars(sa.select(corrections.c.project_id).distinct()))
+
+    def tasks(self, project_id: int) -> dict[int, AnnotatedTask]:
         """The state of every annotated task, by its id."""
         columns = (corrections.c.task_id, corrections.c.fingerprint, corrections.c.tracks, corrections.c.changed_at)
         query = sa.select(*columns).where(corrections.c.project_id == project_id).order_by(corrections.c.task_id)

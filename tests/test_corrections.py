@@ -349,6 +349,7 @@ def test_acceptance_of_each_version(store: CorrectionStore, path: Path, settings
     assert (second.decided, second.rate, third.decided, third.rate) == (10, 0.9, 0, None)
     assert acceptance(1, settings(database_url=f"sqlite:///{path}")) == [first, second, third]
     assert store.by_version(3) == []
+    assert store.projects() == [1, 2]
     assert (store.tracks(1), store.tracks(2), store.tracks(3)) == (23, 1, 0)
 
 
@@ -359,12 +360,12 @@ def test_a_task_has_one_row(store: CorrectionStore) -> None:
     store.put(1, 10, correction("v2", 1, annotation=2, moved=1, deleted=2, tracks=4))
     assert [item.model_version for item in store.by_version(1)] == ["v2"]
     assert store.hard(1) == {10: frozenset({"a0", "p0", "p1"})}
-    assert store.fingerprints(1) == {10: ("print-2", 4, NOON + timedelta(hours=1))}
+    assert store.tasks(1) == {10: ("print-2", 4, NOON + timedelta(hours=1))}
     store.remove(2, 10)
     assert store.tracks(1) == 4
     store.remove(1, 10)
     store.remove(1, 10)
-    assert (store.hard(1), store.fingerprints(1), store.by_version(1), store.tracks(1)) == ({}, {}, [], 0)
+    assert (store.hard(1), store.tasks(1), store.by_version(1), store.tracks(1)) == ({}, {}, [], 0)
 
 
 def test_which_state_is_known(store: CorrectionStore) -> None:
@@ -409,4 +410,4 @@ def test_processes_write_one_task_at_once(store: CorrectionStore, path: Path) ->
         assert process.returncode == 0, errors.decode()
     assert store.tracks(1) <= 5
     store.put(1, 0, correction(accepted=1))
-    assert 0 in store.fingerprints(1)
+    assert 0 in store.tasks(1)

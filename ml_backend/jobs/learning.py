@@ -105,7 +105,7 @@ def _read_all(context: Context, project_id: int, models: HybridModels) -> bool:
         log.info("Project %s is gone; nothing is learned from it.", project_id)
         tasks = set()
     store = context.projects.patterns
-    known = store.taught_tasks(project_id) | set(CorrectionStore(context.storage).fingerprints(project_id))
+    known = store.taught_tasks(project_id) | set(CorrectionStore(context.storage).tasks(project_id))
     context.queue.note_for_learning(project_id, sorted(tasks | known))
     changed = [store.mark_read(project_id, model_id) for model_id in models.ids]
     return any(changed)

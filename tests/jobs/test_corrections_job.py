@@ -111,7 +111,7 @@ def test_each_kind_of_correction(here: Site, project: int, work: Work) -> None:
     (found,) = store(here).by_version(project)
     assert (found.rate, found.decided, found.tasks, found.tracks) == (0.25, 4, 1, 4)
     assert store(here).hard(project) == {task: {"bbbbbbbbbb", "cccccccccc", "dddddddddd", "eeeeeeeeee"}}
-    state = store(here).fingerprints(project)[task]
+    state = store(here).tasks(project)[task]
     _, kept = here.client.get_annotation(task)
     assert kept
     assert kept.parent_prediction == prediction
@@ -123,13 +123,13 @@ def test_each_kind_of_correction(here: Site, project: int, work: Work) -> None:
     here.sdk.annotations.update(annotation, result=halves)
     learn(here, work, project, task)
     assert counts(here, project) == {"accepted": 2, "deleted": 1, "merged": 1, "added": 1}
-    after = store(here).fingerprints(project)[task]
+    after = store(here).tasks(project)[task]
     assert after.changed_at > state.changed_at
     assert after.fingerprint != state.fingerprint
 
     here.sdk.annotations.delete(annotation)
     learn(here, work, project, task)
-    assert store(here).fingerprints(project) == {}
+    assert store(here).tasks(project) == {}
     assert counts(here, project) == {}
 
 
@@ -182,7 +182,7 @@ def test_skipped_tasks_and_empty_annotations(here: Site, project: int, work: Wor
     submit(here, cleared, [], prediction)
     learn(here, work, project)
     assert counts(here, project) == {"deleted": 4}
-    assert set(store(here).fingerprints(project)) == {empty, cleared}
+    assert set(store(here).tasks(project)) == {empty, cleared}
 
 
 def test_damaged_regions_do_not_stop_the_others(here: Site, project: int, work: Work) -> None:
@@ -203,7 +203,7 @@ def test_deletion_whose_event_names_the_annotation_only(here: Site, project: int
     storage.add_event(parse_event({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": annotation}]}))
     assert EventLog(storage, here.queue).hand_over() == 1
     work(here)
-    assert store(here).fingerprints(project) == {}
+    assert store(here).tasks(project) == {}
 
 
 def test_tasks_and_projects_that_are_gone(here: Site, project: int, work: Work) -> None:
@@ -215,10 +215,10 @@ def test_tasks_and_projects_that_are_gone(here: Site, project: int, work: Work) 
     learn(here, work, project)
     here.sdk.tasks.delete(tasks[0])
     learn(here, work, project)  # also where the event was lost
-    assert set(store(here).fingerprints(project)) == {tasks[1]}
+    assert set(store(here).tasks(project)) == {tasks[1]}
     here.sdk.projects.delete(project)
     learn(here, work, project)
-    assert store(here).fingerprints(project) == {}
+    assert store(here).tasks(project) == {}
 
 
 def test_label_studio_away_loses_nothing(here: Site, project: int, work: Work) -> None:
