@@ -1,0 +1,116 @@
+"""Entry of the training subprocess: ``python -m ml_backend.training.child PLAN.json``.
+
+Events go to standard output, one JSON object a line; everything else to standard error. The process ends at once,
+with all that it started, when its standard input reaches its end: then whoever started it is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_backend.errors import BackendError, ConfigError
+
+#: Serving answers people, who wait; a training may take a little longer.
+NICENESS = 10
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str]) -> int:
+    """Do what a plan says. Exit status: 0 after ``done``, 1 after ``error``."""
+    events = _Events()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    faulthandler.enable()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with contextlib.suppress(OSError):  # not allowed everywhere
+        os.nice(NICENESS)
+    try:
+        events.emit("done", **_work(_read(arguments), events.emit))
+    except BackendError as error:
+        log.error("%s", error, exc_info=True)
+        events.emit("error", message=error.message, cure=error.cure, retryable=error.retryable)
+        return 1
+    return 0
+
+
+def _read(arguments: list[str]) -> dict[str, Any]:
+    try:
+        (path,) = arguments
+        plan = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {"kind": plan["kind"], **plan}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"The plan cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def _work(plan: Mapping[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
+    try:
+        if plan["kind"] == "train":
+            from ml_backend.training.fine_tune import TrainingPlan, fine_tune
+
+            training = TrainingPlan.from_json(plan)
+        elif plan["kind"] == "evaluate":
+            from ml_backend.training.evaluate import EvaluationPlan, evaluate
+
+            evaluation = EvaluationPlan.from_json(plan)
+        else:
+            raise ConfigError(f"There is no plan of the kind {plan['kind']!r}.")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"The plan lacks something ({type(error).__name__}: {error}).") from error
+    return fine_tune(training, emit) if plan["kind"] == "train" else evaluate(evaluation, emit)
+
+
+class _Events:
+    """The way to the parent. Whatever else prints to standard output, here or in a library, goes to the log."""
+
+    def __init__(self) -> None:
+        sys.stdout.flush()
+        self._file = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+        self._lock = threading.Lock()
+
+    def emit(self, event: str, **values: Any) -> None:
+        line = json.dumps(_finite({"event": event, **values}), allow_nan=False)
+        with self._lock:
+            try:
+                self._file.write(line + "\n")
+                self._file.flush()
+            except BrokenPipeError:
+                _end()
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity, and no number that is none."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _end_with_parent() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    _end()
+
+
+def _end() -> None:
+    # The leader of its own process group takes what it has started along, such as loaders of pictures.
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

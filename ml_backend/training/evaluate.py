@@ -1,0 +1,286 @@
+"""Measuring detectors on held-out parts of annotated videos; runs in the training subprocess.
+
+Each model runs as it does in predictions: the same detector, tracker and assembler. Frames are streamed: memory does
+not depend on how long the parts are.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ml_backend.errors import ConfigError, VideoError
+from ml_backend.models.detector import Detector, YoloDetector
+from ml_backend.models.tracker import Tracker
+from ml_backend.models.weights import MOTION
+from ml_backend.pipeline import use_detector
+from ml_backend.settings import Settings, get_settings
+from ml_backend.tracks.assembler import TrackAssembler
+from ml_backend.tracks.metrics import Counts, Rows, count
+from ml_backend.training.precision import AveragePrecision
+from ml_backend.types import Detections, Frame, IntArray, Track, VideoInfo
+from ml_backend.video.probe import probe
+from ml_backend.video.reader import read_frames
+
+Emit = Callable[..., None]
+
+#: Average precision looks at weak detections too.
+CONF = 0.01
+#: Predictions come to a frame through all before it; the background model has then seen so many seconds at least.
+RUN_UP_S = 5.0
+#: Seconds between two reports of progress.
+REPORT_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredModel:
+    """A model to measure.
+
+    Attributes:
+        name: for the results.
+        kind: what detects.
+        path: checkpoint, for ``"yolo"``.
+        labels: class name -> label; other classes are left out.
+        default: label of what the motion detector finds; empty: none, so only its tracks are measured.
+    """
+
+    name: str
+    kind: Literal["yolo", "motion"]
+    path: Path | None
+    labels: Mapping[str, str]
+    default: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutVideo:
+    """Held-out parts of a video.
+
+    Attributes:
+        name: names the local file.
+        spans: first and last decoded frame of each part.
+        pictures: frames on which detections are measured.
+        boxes: ``(n, 7)``: frame, track, index of the label, x1, y1, x2, y2 in pixels; on every frame of the parts.
+    """
+
+    name: str
+    spans: tuple[tuple[int, int], ...]
+    pictures: frozenset[int]
+    boxes: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPlan:
+    """What to measure, and on what.
+
+    Attributes:
+        classes: the project's labels.
+        videos: held-out parts.
+        files: local file by video name.
+        models: each is measured on all parts.
+        settings: how predictions are made.
+    """
+
+    classes: tuple[str, ...]
+    videos: tuple[HeldOutVideo, ...]
+    files: Mapping[str, Path]
+    models: tuple[MeasuredModel, ...]
+    settings: Settings = field(default_factory=get_settings)
+
+    @classmethod
+    def from_json(cls, plan: Mapping[str, Any]) -> EvaluationPlan:
+        """From the subprocess' plan; its ``settings`` are those that differ from this process' own.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+            ConfigError: the held-out part cannot be read, or a video has no file.
+        """
+        try:
+            held = json.loads(Path(plan["held_out"]).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{plan['held_out']} cannot be read ({error}).", "Build the dataset anew.") from error
+        videos = tuple(_video(video) for video in held["videos"])
+        files = {name: Path(path) for name, path in plan["videos"].items()}
+        if missing := sorted({video.name for video in videos} - set(files)):
+            raise ConfigError(f"There is no file for the held-out videos {', '.join(missing)}.")
+        models = tuple(_model(model) for model in plan["models"])
+        settings = get_settings().model_copy(update=dict(plan.get("settings") or {}))
+        return cls(tuple(held["classes"]), videos, files, models, settings)
+
+
+def _video(video: Mapping[str, Any]) -> HeldOutVideo:
+    return HeldOutVideo(
+        str(video["name"]),
+        tuple((int(first), int(last)) for first, last in video["spans"]),
+        frozenset(int(frame) for frame in video["pictures"]),
+        np.array(video["boxes"], np.float64).reshape(-1, 7),
+    )
+
+
+def _model(model: Mapping[str, Any]) -> MeasuredModel:
+    kind, path = model["kind"], model.get("path")
+    if kind not in ("yolo", "motion") or (kind == "yolo" and not path):
+        raise ConfigError(f"The model {model['name']} cannot be measured: its kind is {kind!r}, its path {path!r}.")
+    labels = {str(name): str(label) for name, label in (model.get("labels") or {}).items()}
+    return MeasuredModel(str(model["name"]), kind, Path(path) if path else None, labels, model.get("default") or "")
+
+
+def evaluate(plan: EvaluationPlan, emit: Emit) -> dict[str, Any]:
+    """Measure each model.
+
+    Args:
+        plan: what to measure.
+        emit: gets the events ``progress`` with their fields.
+
+    Returns:
+        fields of the event ``done``: ``results`` by model name, each with ``map50``, ``map50_95``, ``labels``
+        (``ap50``, ``ap50_95``, ``boxes`` of each label that has boxes on the pictures), ``hota``, ``idf1``,
+        ``pictures`` and ``frames``. Measures of nothing are ``None``.
+
+    Raises:
+        WeightsError: a model cannot be loaded.
+        VideoError: a video cannot be used.
+    """
+    of = sum(last - first + 1 for video in plan.videos for first, last in video.spans)
+    results = {}
+    for model in plan.models:
+        measured = _Measurement(model, plan)
+        done, reported = 0, -REPORT_S
+        for done in measured.run():
+            now = time.monotonic()
+            if now - reported >= REPORT_S or done == of:
+                emit("progress", model=model.name, done=done, of=of)
+                reported = now
+        if done != of:  # frames that cannot be decoded
+            emit("progress", model=model.name, done=of, of=of)
+        results[model.name] = measured.result()
+    return {"results": results}
+
+
+class _Measurement:
+    """One model on all parts."""
+
+    def __init__(self, model: MeasuredModel, plan: EvaluationPlan) -> None:
+        self._model, self._plan = model, plan
+        self._motion = model.kind == "motion"
+        self._settings = plan.settings.model_copy(update={"conf": min(CONF, plan.settings.conf)})
+        self._precision = AveragePrecision(plan.classes)
+        self._counts = Counts.nothing()
+        self._frames = self._pictures = 0
+
+    def run(self) -> Iterator[int]:
+        """Measure; yields the number of frames done from time to time."""
+        yolo: YoloDetector | None = None
+        if self._model.path is not None and not self._motion:
+            yolo = YoloDetector(self._model.path, self._settings)
+        for video in self._plan.videos:
+            info = probe(self._plan.files[video.name])
+            for span in video.spans:
+                if yolo is not None:
+                    yield from self._span(yolo, video, info, span)
+                else:
+                    with use_detector(MOTION, self._settings, info) as detector:
+                        yield from self._span(detector, video, info, span)
+
+    def result(self) -> dict[str, Any]:
+        """What has been measured."""
+        known = self._counts.truth_boxes > 0
+        scores = self._counts.scores()
+        return {
+            **self._precision.result(),
+            "hota": scores["HOTA"] if known else None,
+            "idf1": scores["IDF1"] if known else None,
+            "pictures": self._pictures,
+            "frames": self._frames,
+        }
+
+    def _span(self, detector: Detector, video: HeldOutVideo, info: VideoInfo, span: tuple[int, int]) -> Iterator[int]:
+        first, last = span
+        if not 0 <= first <= last < info.frames:
+            raise VideoError(
+                f"{info.path} has {info.frames} frames, but frames {first} to {last} were annotated.",
+                "The video has changed since: build the dataset anew.",
+            )
+        settings, motion = self._settings, self._motion
+        to_class, to_track = self._class_indices(detector.names)
+        tracker = Tracker(settings.tracker, info.fps, motion=motion)
+        assembler = TrackAssembler(info.fps, detector.names, info.width, info.height, settings, motion=motion)
+        start = max(0, first - round(RUN_UP_S * info.fps)) if motion else first
+        truth = video.boxes[(video.boxes[:, 0] >= first) & (video.boxes[:, 0] <= last)]
+        tracks: list[Track] = []
+        seen: list[int] = []
+        for batch in _batches(read_frames(info.path, info, start=start), last, settings.batch):
+            found = detector.detect([frame.image for frame in batch])
+            for frame, detections in zip(batch, found, strict=True):
+                if frame.index < first:
+                    continue
+                seen.append(frame.index)
+                if frame.index in video.pictures:
+                    self._pictures += 1
+                    boxes = truth[truth[:, 0] == frame.index]
+                    self._precision.add(_labelled(detections, to_class), boxes[:, 3:], boxes[:, 2].astype(np.int64))
+                sure = detections if motion else _at_least(detections, self._plan.settings.conf)
+                tracks += assembler.push(frame.index, tracker.update(sure, frame.image))
+            self._frames += sum(frame.index >= first for frame in batch)
+            yield self._frames
+        tracks += assembler.close()
+        result = _rows([track for track in tracks if track.top_class in to_track])
+        truth_rows = truth[:, [0, 1, 3, 4, 5, 6]]
+        self._counts += count(*(rows[np.isin(rows[:, 0], seen)] for rows in (truth_rows, result)))
+
+    def _class_indices(self, names: Mapping[int, str]) -> tuple[IntArray, set[str]]:
+        """By class id of the detector the index of the label, -1 for none; and the classes whose tracks count."""
+        labels = dict.fromkeys(names.values(), self._model.default) if self._motion else self._model.labels
+        index = {label: i for i, label in enumerate(self._plan.classes)}
+        to_class = np.full(max(names, default=-1) + 1, -1, np.int64)
+        for class_id, name in names.items():
+            to_class[class_id] = index.get(labels.get(name, ""), -1)
+        counted = {name for name in names.values() if self._motion or labels.get(name) in index}
+        return to_class, counted
+
+
+def _batches(frames: Iterator[Frame], last: int, size: int) -> Iterator[list[Frame]]:
+    """Frames up to one, some at a time."""
+    while batch := [frame for frame in islice(frames, size) if frame.index <= last]:
+        yield batch
+        if batch[-1].index == last:
+            return
+
+
+def _at_least(detections: Detections, conf: float) -> Detections:
+    good = detections.conf >= conf
+    return Detections(detections.xyxy[good], detections.conf[good], detections.class_id[good])
+
+
+def _labelled(detections: Detections, to_class: IntArray) -> Detections:
+    """Detections with labels' indices for classes, the most confident first; those without a label are left out.
+
+    Classes that share a label find the same object several times; the most confident of these boxes stays, as within
+    one class.
+    """
+    import torch
+    from torchvision.ops import batched_nms
+
+    from ml_backend.models.detector import NMS_IOU
+
+    classes = to_class[detections.class_id]
+    kept = np.flatnonzero(classes >= 0)
+    kept = kept[np.argsort(-detections.conf[kept], kind="stable")]
+    counts = np.bincount(to_class[to_class >= 0])
+    if len(kept) and counts.max() > 1:
+        xyxy, conf, index = (torch.from_numpy(a[kept]) for a in (detections.xyxy, detections.conf, classes))
+        kept = kept[batched_nms(xyxy, conf, index, NMS_IOU).numpy()]
+    return Detections(detections.xyxy[kept], detections.conf[kept], classes[kept])
+
+
+def _rows(tracks: list[Track]) -> Rows:
+    """(frame, id, x1, y1, x2, y2) of all boxes."""
+    rows = [np.column_stack([t.frames, np.full(len(t), t.track_id), t.xyxy]) for t in tracks]
+    return np.concatenate([np.zeros((0, 6)), *rows])

@@ -1,0 +1,316 @@
+"""Fine-tuning a YOLO detector on a dataset; runs in the training subprocess."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import re
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ml_backend.errors import BackendError, StorageError, TrainingFailed, WeightsError
+from ml_backend.models._ultralytics import setup_ultralytics
+from ml_backend.models.detector import YoloDetector, _select_device
+from ml_backend.models.memory import is_out_of_memory
+from ml_backend.settings import get_settings
+from ml_backend.training.arguments import FREEZE_NORM, check_overrides, training_args
+
+__all__ = ["OutOfMemory", "TrainingPlan", "fine_tune", "training_args"]
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[..., None]
+
+SCRATCH = "yolo11n.yaml"
+#: The time that is left is told from so many epochs: the first take longer, and so do those with mosaics.
+RECENT = 5
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: How torch says that a file could not be written.
+_TORCH_WRITE = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos")
+
+
+class OutOfMemory(TrainingFailed):
+    """Memory did not suffice just now: something else may have taken it."""
+
+    http_status = 507
+    retryable = True
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """What to train.
+
+    Attributes:
+        data: ``data.yaml`` of a YOLO dataset, with an absolute ``path``.
+        classes: labels, in the dataset's order.
+        taught: those with boxes to learn from.
+        run: folder for checkpoints, made if need be.
+        start: checkpoint to begin with; ``None``: random weights.
+        start_from: label -> class of the start checkpoint that it is most like.
+        resume: ``last.pt`` of an interrupted training; the arguments are then that one's.
+        args: ultralytics' arguments as :func:`training_args` gives them, and ``device``.
+    """
+
+    data: Path
+    classes: tuple[str, ...]
+    taught: tuple[str, ...]
+    run: Path
+    start: Path | None = None
+    start_from: Mapping[str, str] = field(default_factory=dict)
+    resume: Path | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, plan: Mapping[str, Any]) -> TrainingPlan:
+        """From the subprocess' plan.
+
+        Raises:
+            KeyError, TypeError: it is none.
+            ConfigError: arguments that cannot be set.
+        """
+
+        def path(name: str) -> Path | None:
+            return Path(plan[name]).absolute() if plan.get(name) else None
+
+        args = dict(plan.get("args") or {})
+        device = args.pop("device", "auto")
+        return cls(
+            Path(plan["data"]).absolute(),
+            tuple(plan["classes"]),
+            tuple(plan["taught"]),
+            Path(plan["run"]).absolute(),
+            path("start"),
+            dict(plan.get("start_from") or {}),
+            path("resume"),
+            {**check_overrides(args), "device": device},
+        )
+
+
+def fine_tune(plan: TrainingPlan, emit: Emit) -> dict[str, Any]:
+    """Train, resume a training, or finish one that has only to be finished.
+
+    Args:
+        plan: what to train.
+        emit: gets the events ``start`` and ``epoch`` with their fields.
+
+    Returns:
+        fields of the event ``done``: ``weights`` (a stripped checkpoint that has been loaded as a proof), ``epochs``
+        and ``seconds`` of training.
+
+    Raises:
+        TrainingFailed: the data or the arguments are unusable, memory is short, or the loss is not finite.
+        WeightsError: a checkpoint cannot be used.
+        StorageError: the disk is full.
+    """
+    setup_ultralytics()
+    seconds = 0.0
+    with _explained(plan):
+        if plan.resume is None or not _finished(plan, plan.resume):
+            seconds = _train(plan, emit)
+        weights, epochs = _finish(plan)
+    return {"weights": str(weights), "epochs": epochs, "seconds": round(seconds, 3)}
+
+
+def _train(plan: TrainingPlan, emit: Emit) -> float:
+    from ml_backend.training.trainer import FineTuner, check_detector
+
+    if plan.start and not plan.resume:
+        check_detector(_read(plan.start)[0], str(plan.start))
+    device = _select_device(str(plan.args.get("device", "auto")))
+    fixed: dict[str, Any] = {
+        "data": str(plan.data),
+        "save_dir": str(plan.run),
+        "device": str(device.index or 0) if device.type == "cuda" else device.type,
+        "plots": False,
+        "val": True,
+        "workers": plan.args.get("workers", 0),
+    }
+    if plan.resume:
+        overrides = {**fixed, "resume": str(plan.resume), "model": str(plan.resume)}
+    else:
+        model = {"model": str(plan.start or SCRATCH), "pretrained": plan.start is not None, "cls_remap": False}
+        overrides = {**plan.args, **fixed, **model, "exist_ok": True, "verbose": False, "mode": "train"}
+    # From random weights there are no statistics to keep.
+    freeze_norm = bool(overrides.pop(FREEZE_NORM, plan.args.get(FREEZE_NORM))) and plan.start is not None
+    trainer = FineTuner(overrides, plan.start_from, plan.taught, freeze_norm=freeze_norm)
+    watch = _Watch(emit)
+    trainer.add_callback("on_train_start", watch.start)
+    trainer.add_callback("on_train_epoch_end", watch.losses)
+    trainer.add_callback("on_fit_epoch_end", watch.epoch)
+    trainer.train()
+    return watch.seconds
+
+
+class _Watch:
+    """Tells what happens in a training."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self.seconds = 0.0
+
+    def start(self, trainer: Any) -> None:
+        self._emit(
+            "start",
+            device=str(trainer.device),
+            batch=int(trainer.batch_size),
+            pictures=len(trainer.train_loader.dataset),
+            epochs=int(trainer.epochs),
+            began=trainer.began,
+        )
+
+    def losses(self, trainer: Any) -> None:
+        # Later epochs are taken up again from the last checkpoint; in the first one there is none.
+        if trainer.epoch == trainer.start_epoch and not bool(trainer.loss.isfinite()):
+            raise _diverged()
+
+    def epoch(self, trainer: Any) -> None:
+        self.seconds += trainer.epoch_time
+        self._recent.append(trainer.epoch_time)
+        losses = {_LOSSES.get(name, name): float(value) for name, value in (trainer.tloss or {}).items()}
+        left = 0 if trainer.stop else max(0, trainer.epochs - trainer.epoch - 1)
+        self._emit(
+            "epoch",
+            epoch=trainer.epoch + 1,
+            epochs=int(trainer.epochs),
+            losses={name: round(value, 5) for name, value in losses.items()},
+            map50=_rounded(trainer.metrics.get("metrics/mAP50(B)")),
+            map50_95=_rounded(trainer.metrics.get("metrics/mAP50-95(B)")),
+            seconds=round(trainer.epoch_time, 3),
+            eta_s=round(left * sum(self._recent) / len(self._recent), 1),
+            checkpoint=str(trainer.last),
+        )
+
+
+#: Models without a distribution of box edges have another loss in its place.
+_LOSSES = {"box_loss": "box", "cls_loss": "cls", "dfl_loss": "dfl", "l1_loss": "dfl"}
+
+
+def _rounded(value: object) -> float | None:
+    return round(float(value), 5) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _finished(plan: TrainingPlan, last: Path) -> bool:
+    """Whether nothing is left to train: that checkpoint is of the last epoch, or of the one that patience ended with.
+
+    Raises:
+        WeightsError: it cannot be read.
+        TrainingFailed: it is of other labels.
+    """
+    model, checkpoint = _read(last)
+    names = tuple(str(model.names[i]) for i in sorted(model.names))
+    if names != plan.classes:
+        raise TrainingFailed(
+            f"The interrupted training was for the labels {', '.join(names)}, which have changed since.",
+            "Start the training anew.",
+        )
+    weights = plan.run / "weights"
+    best = last.with_name("best.pt")
+    if best.exists() and not (weights / "best.pt").exists():
+        weights.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(best, weights / "best.part")
+        os.replace(weights / "best.part", weights / "best.pt")
+    if last.parent != weights and not (weights / "last.pt").exists():
+        weights.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(last, weights / "last.part")
+        os.replace(weights / "last.part", weights / "last.pt")
+    epoch, args = int(checkpoint.get("epoch", -1)), checkpoint.get("train_args") or {}
+    if epoch < 0:  # ultralytics marks finished trainings so
+        return True
+    best_epoch, patience = (checkpoint.get("stopper") or {}).get("best_epoch"), args.get("patience") or math.inf
+    waited = epoch + 1 - best_epoch if best_epoch is not None else 0
+    return bool(epoch + 1 >= args.get("epochs", math.inf) or waited >= patience)
+
+
+def _finish(plan: TrainingPlan) -> tuple[Path, int]:
+    """Strip the best checkpoint and load it as predictions will; its path, and the number of epochs.
+
+    Raises:
+        TrainingFailed: what has been written is not what was to be trained.
+    """
+    from ultralytics.utils.torch_utils import strip_optimizer
+
+    folder = plan.run / "weights"
+    last, best, part = folder / "last.pt", folder / "best.pt", folder / "stripped.part"
+    epochs = int(_read(last)[1].get("epoch", -1)) + 1
+    if not strip_optimizer(best if best.exists() else last, str(part)):
+        raise TrainingFailed("The trained checkpoint cannot be read.", "Start the training anew.")
+    os.replace(part, best)
+    names = YoloDetector(best, get_settings().model_copy(update={"device": "cpu"})).names
+    if [names.get(i) for i in range(len(names))] != list(plan.classes):
+        raise TrainingFailed(f"The trained detector knows {', '.join(names.values())}.", "Start the training anew.")
+    return best, epochs
+
+
+def _read(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Model and content of a checkpoint.
+
+    Raises:
+        WeightsError: missing or unreadable.
+    """
+    from ultralytics.nn.tasks import load_checkpoint
+
+    if not path.is_file():
+        raise WeightsError(f"No checkpoint at {path}.", "Start the training anew, or set YOLO_WEIGHTS to a checkpoint.")
+    try:
+        model, checkpoint = load_checkpoint(str(path))
+    except Exception as error:  # unpickling foreign files raises anything
+        if is_out_of_memory(error):
+            raise
+        raise WeightsError(
+            f"{path} cannot be loaded as a YOLO model ({type(error).__name__}: {error}).",
+            "The file may be damaged or of another kind; download it again, or start the training anew.",
+        ) from error
+    return model, checkpoint
+
+
+def _diverged() -> TrainingFailed:
+    return TrainingFailed(
+        "The training's loss is not a finite number any more.",
+        "Lower lr0, or set amp to false; TRAIN_ARGS takes both.",
+    )
+
+
+@contextmanager
+def _explained(plan: TrainingPlan) -> Iterator[None]:
+    """Say what went wrong in terms of what can be done about it."""
+    try:
+        yield
+    except BackendError:
+        raise
+    except (RuntimeError, OSError, MemoryError, ValueError, TypeError, AssertionError, SyntaxError, KeyError) as error:
+        known = _known(error, plan)
+        if known is None:
+            raise
+        raise known from error
+
+
+def _known(error: BaseException, plan: TrainingPlan) -> BackendError | None:
+    text = str(error)
+    if is_out_of_memory(error) or any(word in text for word in ("CUBLAS_STATUS_ALLOC", "no usable batch size")):
+        return OutOfMemory(
+            "There is too little memory to train.",
+            f"Free some, or lower batch or imgsz, now {plan.args.get('imgsz', 640)} pixels; TRAIN_ARGS takes both.",
+        )
+    if (isinstance(error, OSError) and error.errno in _FULL) or _TORCH_WRITE.search(text):
+        return StorageError(f"The training's weights cannot be written to {plan.run}: the disk is full.", "Free space.")
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return StorageError(f"{error.filename or plan.run} cannot be written: {error.strerror}.", "Check permissions.")
+    if "NaN" in text:
+        return _diverged()
+    if text.startswith("Dataset ") or isinstance(error, FileNotFoundError) or "No valid images" in text:
+        return TrainingFailed(f"The dataset {plan.data} cannot be used: {text}", "Build it anew.")
+    if isinstance(error, (ValueError, TypeError, AssertionError)) and "'" in text and _names(text, plan.args):
+        return TrainingFailed(f"ultralytics refuses a training argument: {text}", "Correct TRAIN_ARGS.")
+    return None
+
+
+def _names(text: str, args: Sequence[str] | Mapping[str, Any]) -> bool:
+    return any(f"{name}=" in text or f"'{name}'" in text or f"{name} " in text for name in args)

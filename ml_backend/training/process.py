@@ -1,0 +1,202 @@
+"""The parent's side of the training subprocess: a crash, a leak or a full card there harms nobody else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import ml_backend
+from ml_backend.errors import Interrupted, StorageError, TrainingFailed
+
+log = logging.getLogger(__name__)
+
+#: Seconds between the questions whether to stop.
+TICK = 0.2
+#: Seconds from the polite signal to the kill. Checkpoints are whole at any time, hence few.
+GRACE = 3.0
+#: Seconds that the process may take to end after it has said that it is done.
+ENDING = 30.0
+#: Seconds in which the last events of a process that has ended are still read.
+DRAIN = 2.0
+LOG = "child.log"
+_TAIL_LINES, _TAIL_BYTES = 15, 20_000
+
+
+class TrainingRetryable(TrainingFailed):
+    """A training came to nothing for a reason that may pass: memory, disk, a kill from outside."""
+
+    http_status = 503
+    retryable = True
+
+
+def run_child(
+    plan: Mapping[str, Any],
+    folder: Path,
+    *,
+    on_event: Callable[[dict[str, Any]], None],
+    should_stop: Callable[[], bool],
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Do in a process of its own what a plan says, and wait for it.
+
+    Args:
+        plan: see :mod:`ml_backend.training.child`.
+        folder: gets the plan and the log ``child.log``, which is appended to.
+        on_event: gets every event but the last; what it raises ends the process and is raised on.
+        should_stop: asked several times a second.
+        environment: whole environment of the process; by default this one's.
+
+    Returns:
+        the event ``done``.
+
+    Raises:
+        TrainingFailed: it came to nothing; the message is the process' own, or comes with the end of its log.
+        Interrupted: ``should_stop`` said so. Nothing that was started is left.
+        StorageError: the folder cannot be written.
+    """
+    folder = folder.absolute()
+    path = folder / f"{plan['kind']}-plan.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(dict(plan), ensure_ascii=False, default=str), encoding="utf-8")
+        with (folder / LOG).open("ab") as log_file:
+            log_start = log_file.tell()
+            process = _spawn(path, folder, log_file, environment)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error.strerror}.", "Check space and permissions.") from error
+    lines: queue.Queue[bytes | None] = queue.Queue()
+    reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
+    reader.start()
+    last: dict[str, Any] | None = None
+    try:
+        last = _follow(process, lines, on_event, should_stop)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(ENDING)
+    finally:
+        _end(process, reader)
+    if last and last["event"] == "done":
+        return last
+    if last:
+        kind = TrainingRetryable if last.get("retryable") else TrainingFailed
+        raise kind(str(last.get("message", "The training failed.")), str(last.get("cure", "")))
+    raise _death(process.returncode, folder / LOG, log_start)
+
+
+def _spawn(
+    plan: Path, folder: Path, log_file: IO[bytes], environment: Mapping[str, str] | None
+) -> subprocess.Popen[bytes]:
+    values = dict(os.environ if environment is None else environment)
+    root = str(Path(ml_backend.__file__).parents[1])
+    values["PYTHONPATH"] = os.pathsep.join(filter(None, [root, values.get("PYTHONPATH", "")]))
+    # Libraries keep settings and caches; in the home directory they would be nobody's.
+    values.setdefault("YOLO_CONFIG_DIR", str(folder / ".ultralytics"))
+    values.setdefault("MPLCONFIGDIR", str(folder / ".matplotlib"))
+    return subprocess.Popen(
+        [sys.executable, "-m", "ml_backend.training.child", str(plan)],
+        stdin=subprocess.PIPE,  # kept open as long as this process lives: see child.py
+        stdout=subprocess.PIPE,
+        stderr=log_file,
+        env=values,
+        start_new_session=True,
+    )
+
+
+def _follow(
+    process: subprocess.Popen[bytes],
+    lines: queue.Queue[bytes | None],
+    on_event: Callable[[dict[str, Any]], None],
+    should_stop: Callable[[], bool],
+) -> dict[str, Any] | None:
+    """Pass events on until ``done`` or ``error``, which is returned, or until the process is gone."""
+    gone_at: float | None = None
+    while True:
+        if should_stop():
+            raise Interrupted("The training was stopped.", "It goes on from its last checkpoint.")
+        try:
+            line = lines.get(timeout=TICK)
+        except queue.Empty:
+            # The end of the pipe may never come: something that it has started may hold it open.
+            if gone_at is None and process.poll() is not None:
+                gone_at = time.monotonic()
+            if gone_at is not None and time.monotonic() - gone_at > DRAIN:
+                return None
+            continue
+        if line is None:
+            return None
+        event = _parse(line)
+        if event is None:
+            continue
+        if event["event"] in ("done", "error"):
+            return event
+        on_event(event)
+
+
+def _read(stream: IO[bytes] | None, lines: queue.Queue[bytes | None]) -> None:
+    for line in stream or ():
+        lines.put(line)
+    lines.put(None)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    if not line.strip():
+        return None
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        event = None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        log.warning("The training process wrote what is no event: %.200r", line)
+        return None
+    return event
+
+
+def _end(process: subprocess.Popen[bytes], reader: threading.Thread) -> None:
+    """End the process and everything that it started."""
+    if process.poll() is None:
+        _signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+    _signal(process, signal.SIGKILL)
+    process.wait()
+    if process.stdin:
+        with contextlib.suppress(OSError):  # nothing has been written to it
+            process.stdin.close()
+    reader.join(DRAIN)
+    if process.stdout and not reader.is_alive():  # else it is waited for, and closing would wait too
+        process.stdout.close()
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _death(status: int, log_path: Path, log_start: int) -> TrainingFailed:
+    """What to raise for a process that has ended without saying why."""
+    end = f"The end of {log_path}:\n{_tail(log_path, log_start)}"
+    if status < 0:
+        hint = " (out of memory?)" if -status == signal.SIGKILL else ""
+        return TrainingRetryable(f"The training process was killed by signal {-status}{hint}.", end)
+    return TrainingFailed(f"The training process ended unexpectedly (exit status {status}).", end)
+
+
+def _tail(path: Path, start: int) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(start, path.stat().st_size - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError as error:
+        return f"(it cannot be read: {error.strerror})"
+    return "\n".join(text.splitlines()[-_TAIL_LINES:])

@@ -1,0 +1,204 @@
+"""ultralytics' detection trainer, made to begin with what a detector knows and to keep it.
+
+Imports ultralytics: import this only after :func:`ml_backend.models._ultralytics.setup_ultralytics`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.data import utils as data_utils
+from ultralytics.engine import trainer as engine
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn.modules import Detect
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.torch_utils import unwrap_model
+
+from ml_backend.errors import WeightsError
+from ml_backend.training.arguments import BACKBONE
+
+log = logging.getLogger(__name__)
+
+#: Heads of the class scores: the usual one, and that of models which also learn without suppression of duplicates.
+BRANCHES = ("cv3", "one2one_cv3")
+#: Class probabilities in half precision differ from those in full by less, on cards where it works.
+AMP_TOLERANCE = 0.1
+
+
+class FineTuner(DetectionTrainer):  # type: ignore[misc]
+    """Trains a detector for other classes without forgetting those it knows.
+
+    Args:
+        overrides: ultralytics' training arguments.
+        start_from: label -> class of the start checkpoint; a label that is a class of it itself starts from that.
+        taught: labels that have boxes in the data. The others are left alone: where nobody has annotated a label,
+            its objects are not background.
+        freeze_norm: normalise with the start checkpoint's statistics in all layers, not only in the frozen ones. Those
+            of a few pictures, mosaics at that, say little about the next video.
+    """
+
+    def __init__(
+        self,
+        overrides: Mapping[str, Any],
+        start_from: Mapping[str, str],
+        taught: Sequence[str],
+        *,
+        freeze_norm: bool = False,
+    ) -> None:
+        _keep_offline()
+        self.freeze_norm = freeze_norm
+        self.start_from = dict(start_from)
+        self.taught = frozenset(taught)
+        #: Label -> class of the start checkpoint whose row it got.
+        self.began: dict[str, str] = {}
+        super().__init__(overrides=dict(overrides))
+
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+        if weights is not None:
+            check_detector(weights, str(self.args.model))
+        model = super().get_model(cfg, weights, verbose)
+        if self.args.freeze == BACKBONE:
+            self.args.freeze = len(model.yaml["backbone"])
+        if weights is not None and not self.resume:
+            names = [str(self.data["names"][i]) for i in range(self.data["nc"])]
+            self.began = begin_rows(model, weights, names, self.start_from)
+        return model
+
+    def set_class_weights(self) -> None:
+        super().set_class_weights()
+        taught = [float(str(self.data["names"][i]) in self.taught) for i in range(self.data["nc"])]
+        if all(taught):
+            return
+        model = unwrap_model(self.model)
+        mask = torch.tensor(taught, device=self.device)
+        weights = getattr(model, "class_weights", None)
+        model.class_weights = mask if weights is None else weights.to(mask) * mask
+
+    def _model_train(self) -> None:
+        super()._model_train()  # keeps the statistics of frozen layers
+        if self.freeze_norm:
+            for module in self.model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
+    def auto_batch(self) -> int:
+        # What fits is far more than what teaches most: of few pictures it would make one step an epoch.
+        return min(int(self.args.nbs), int(super().auto_batch()))
+
+    def save_model(self) -> bool:
+        """Checkpoints appear as a whole, the best one first: whenever the process ends, training can be resumed."""
+        last: Path = self.wdir / "last.pt"
+        best: Path = self.wdir / "best.pt"
+        self.last, self.best = last.with_suffix(".part"), best.with_suffix(".part")
+        try:
+            saved = super().save_model()
+            for part, path in ((self.best, best), (self.last, last)):
+                if part.exists():
+                    os.replace(part, path)
+        finally:
+            self.last, self.best = last, best
+        return bool(saved)
+
+    def final_eval(self) -> None:
+        """Leave out one more validation, and keep the last checkpoint as it is, so that all can be resumed."""
+
+
+def begin_rows(model: Any, start: Any, names: Sequence[str], start_from: Mapping[str, str]) -> dict[str, str]:
+    """Give each class of a model's head the weights that a class of another model has, or fresh ones.
+
+    Args:
+        model: with the other one's weights, except for the classes'.
+        start: the other model.
+        names: of the model's classes.
+        start_from: name -> name of the other's class; a name that the other has too stands for itself.
+
+    Returns:
+        name -> the other's class, for those that begin with what it knows.
+    """
+    rows = {_plain(name): index for index, name in reversed(start.names.items())}
+    rows.update({str(name): index for index, name in start.names.items()})
+    pairs: dict[int, int] = {}
+    for index, name in enumerate(names):
+        for candidate in (start_from.get(name), name):
+            row = None if candidate is None else rows.get(candidate, rows.get(_plain(candidate)))
+            if row is not None:
+                pairs[index] = row
+                break
+    head, source = model.model[-1], start.model[-1]
+    with torch.no_grad():
+        for attribute in BRANCHES:
+            for level, branch in enumerate(getattr(head, attribute, None) or ()):
+                last = branch[-1]
+                # Also where both have as many classes, and their rows have been copied in order: they mean others.
+                last.reset_parameters()
+                last.bias[:] = _prior(len(names), float(head.stride[level]))
+                known = getattr(source, attribute, None)
+                if known is None or known[level][-1].weight.shape[1:] != last.weight.shape[1:]:
+                    continue
+                for index, row in pairs.items():
+                    last.weight[index] = known[level][-1].weight[row].to(last.weight)
+                    last.bias[index] = known[level][-1].bias[row].to(last.bias)
+    return {names[index]: str(start.names[row]) for index, row in pairs.items()}
+
+
+def _plain(name: object) -> str:
+    return str(name).strip().casefold()
+
+
+def _prior(classes: int, stride: float) -> float:
+    """Bias of a class that nothing is known of: one object in a hundred places (as ultralytics begins)."""
+    return math.log(5 / classes / (640 / stride) ** 2)
+
+
+def check_detector(model: Any, path: str) -> None:
+    """Refuse what cannot be trained as a detector.
+
+    Raises:
+        WeightsError: saying what it is.
+    """
+    if type(model) is not DetectionModel or not isinstance(model.model[-1], Detect):
+        raise WeightsError(
+            f"{path} is no YOLO detection model that can be trained.",
+            "Set YOLO_WEIGHTS to a detection checkpoint such as yolo11n.pt.",
+        )
+    if model.is_fused():
+        raise WeightsError(
+            f"{path} has been simplified for prediction and cannot be trained any more.",
+            "Set YOLO_WEIGHTS to the checkpoint it was made from.",
+        )
+
+
+def _keep_offline() -> None:
+    """Replace what would download something: a font for plots that are not made, a model to test a card with."""
+    data_utils.check_font = lambda *_: None
+    engine.check_amp = amp_works
+
+
+def amp_works(model: Any) -> bool:
+    """Whether a model gives about the same in half precision; some cards compute nonsense in it."""
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return False
+    copied = deepcopy(model).train()  # as in training: raw class scores, before any selection
+    picture = torch.rand(2, 3, 256, 256, device=device, generator=torch.Generator(device).manual_seed(0))
+    with torch.no_grad():
+        whole = _scores(copied(picture))
+        with torch.autocast("cuda"):
+            half = _scores(copied(picture))
+    works = bool(torch.isfinite(half).all()) and bool(((whole - half).abs() < AMP_TOLERANCE).all())
+    if not works:
+        log.warning("This card computes wrongly in half precision: training in full precision.")
+    return works
+
+
+def _scores(output: Any) -> torch.Tensor:
+    branch = output.get("one2many", output)
+    return torch.as_tensor(branch["scores"]).float().sigmoid()
