@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ml_backend.geometry import Float64Array, clip_xyxy
-from ml_backend.label_studio.regions import region_boxes
+from ml_backend.label_studio.regions import RegionKeys
 from ml_backend.label_studio.timeline import Timeline
 from ml_backend.types import IntArray
 
@@ -31,9 +30,11 @@ class Pictures:
         self.count = len(timeline.times)
         self._shown = timeline.decoded_index(np.arange(1, timeline.frames_count + 1))
 
-    def span(self, region: Mapping[str, Any]) -> tuple[int, int] | None:
+    def span(self, keys: RegionKeys) -> tuple[int, int] | None:
         """First and last picture on which a region may be drawn, found without going through them; or ``None``."""
-        first, last, stays = _life(region)
+        if not len(keys.frames):
+            return None
+        first, last, stays = int(keys.frames[0]), int(keys.frames[-1]), _stays(keys)
         if first > len(self._shown) or (last < 1 and not stays):
             return None
         # Other tools count from 0: the player shows such a region from its first frame on.
@@ -42,42 +43,37 @@ class Pictures:
             return int(self._shown[first - 1]), self.count - 1
         return int(self._shown[first - 1]), int(self._shown[last - 1])
 
-    def keyframes(self, region: Mapping[str, Any]) -> IntArray:
+    def keyframes(self, keys: RegionKeys) -> IntArray:
         """``(n,)`` ascending pictures on which the keyframes lie."""
-        at = np.array([int(key["frame"]) for key in region["value"].get("sequence") or []], np.int64)
+        at = keys.frames
         out: IntArray = np.unique(self._shown[at[(at >= 1) & (at <= len(self._shown))] - 1])
         return out
 
-    def boxes(
-        self, region: Mapping[str, Any], first: int = 0, last: int | None = None
-    ) -> tuple[IntArray, Float64Array]:
+    def boxes(self, keys: RegionKeys, first: int = 0, last: int | None = None) -> tuple[IntArray, Float64Array]:
         """Where a region is visible.
 
         Args:
-            region: a ``videorectangle`` result.
+            keys: of the region.
             first, last: pictures to look at, both included; by default all.
 
         Returns:
             ``(pictures (n,), xyxy (n, 4))``: ascending decoded indices and pixels, cut off at the edges. What lies
             outside or has no area is left out.
-
-        Raises:
-            KeyError, TypeError, ValueError: the region is damaged.
         """
         last = self.count - 1 if last is None else last
-        life = self.span(region)
+        life = self.span(keys)
         if life is None or life[0] > last or life[1] < first:
             return np.zeros(0, np.int64), np.zeros((0, 4))
         low, high = max(first, life[0]), min(last, life[1])
         # One frame more on either side: a picture between two frames needs both.
         begin = max(int(np.searchsorted(self._shown, low)) - 1, 0)
         end = min(int(np.searchsorted(self._shown, high, side="right")) + 1, len(self._shown))
-        at, xyxy, visible = region_boxes(region, self.width, self.height, np.arange(begin + 1, end + 1))
-        shown = self._shown[at - 1]
+        xyxy, visible = keys.boxes(self.width, self.height, np.arange(begin + 1, end + 1))
+        shown = self._shown[begin:end]
         seen = np.flatnonzero(visible)
         pictures, where = np.unique(shown[seen], return_index=True)
         boxes = xyxy[seen[where]]
-        passed, between = self._passed_over(shown, xyxy, visible, end, _life(region)[2])
+        passed, between = self._passed_over(shown, xyxy, visible, end, _stays(keys))
         if len(passed):
             pictures, boxes = np.concatenate([pictures, passed]), np.concatenate([boxes, between])
             order = np.argsort(pictures, kind="stable")
@@ -107,10 +103,6 @@ class Pictures:
         return pictures, boxes
 
 
-def _life(region: Mapping[str, Any]) -> tuple[int, int, bool]:
-    """First and last keyframe, and whether the box stays after the last."""
-    keys = [(int(key["frame"]), bool(key.get("enabled", True))) for key in region["value"].get("sequence") or []]
-    if not keys:
-        return 0, 0, False
-    (first, _), (last, stays) = min(keys), max(keys)
-    return first, last, stays
+def _stays(keys: RegionKeys) -> bool:
+    """Whether the box stays after the last keyframe; where that frame has two, one is enough."""
+    return bool(keys.enabled[keys.frames == keys.frames[-1:]].any())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ml_backend.export.boxes import Pictures
 from ml_backend.export.select import region_labels, valid_score
 from ml_backend.geometry import Float64Array
+from ml_backend.label_studio.regions import RegionKeys
 from ml_backend.label_studio.schema import VideoControl
 from ml_backend.label_studio.timeline import Timeline
 from ml_backend.pipeline import video_timeline
@@ -46,6 +47,7 @@ class VideoObject:
         original_class: the detector's class, only of ``"auto"``; the label where the prediction does not say.
         annotator: who submitted it.
         region: Label Studio's JSON.
+        keys: its keyframes.
         first, last: pictures between which it may be visible.
     """
 
@@ -57,6 +59,7 @@ class VideoObject:
     original_class: str | None
     annotator: str
     region: Mapping[str, Any]
+    keys: RegionKeys = field(repr=False, compare=False)
     first: int
     last: int
 
@@ -105,16 +108,15 @@ class AnnotatedVideo:
         found = []
         for region in part.regions:
             try:
-                life = pictures.span(region)
-                pictures.boxes(region, *((life[0], life[0]) if life else (0, 0)))  # damage shows at once
+                keys = RegionKeys.read(region)
+                life = pictures.span(keys)
                 if life:
-                    found.append((life, _describe(part, region, labels), region))
+                    found.append((life, _describe(part, region, labels) | {"region": region, "keys": keys}))
             except _DAMAGED as error:
                 log.warning("Region %s of task %d cannot be read: %r", region.get("id"), part.task_id, error)
         found.sort(key=lambda item: item[0][0])
         objects = tuple(
-            VideoObject(track=n, region=region, first=life[0], last=life[1], **facts)
-            for n, (life, facts, region) in enumerate(found, start=1)
+            VideoObject(track=n, first=life[0], last=life[1], **facts) for n, (life, facts) in enumerate(found, start=1)
         )
         return cls(part, path, info, timeline, pictures, objects)
 
@@ -137,12 +139,12 @@ class AnnotatedVideo:
 
     def boxes(self, item: VideoObject, first: int = 0, last: int | None = None) -> tuple[IntArray, Float64Array]:
         """Decoded pictures ``(n,)`` on which an object is visible and its boxes ``(n, 4)`` in pixels."""
-        return self.pictures.boxes(item.region, first, last)
+        return self.pictures.boxes(item.keys, first, last)
 
     def keyframes(self, objects: Sequence[VideoObject] | None = None) -> IntArray:
         """``(n,)`` ascending pictures that carry a keyframe of any of the objects."""
         chosen = self.objects if objects is None else objects
-        each = [self.pictures.keyframes(item.region) for item in chosen]
+        each = [self.pictures.keyframes(item.keys) for item in chosen]
         return np.unique(np.concatenate(each)) if each else np.zeros(0, np.int64)
 
     def frames(

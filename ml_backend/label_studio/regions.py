@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -147,6 +148,53 @@ def track_to_region(
     return make_region(value, control, track.track_id, track.label, track.score, track.top_class)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RegionKeys:
+    """A region's keyframes as arrays: who asks for its boxes piece by piece need not read its JSON each time.
+
+    Attributes:
+        frames: ``(m,)`` ascending, 1-based.
+        enabled: ``(m,)``.
+        percent: ``(m, 4)`` x, y, width, height.
+        rotation: ``(m,)`` degrees, each the short way round from the one before; ``None`` where nothing is turned.
+    """
+
+    frames: IntArray
+    enabled: BoolArray
+    percent: Float64Array
+    rotation: Float64Array | None
+
+    @classmethod
+    def read(cls, region: Mapping[str, Any]) -> RegionKeys:
+        """The keyframes of a ``videorectangle`` result.
+
+        Raises:
+            KeyError, TypeError, ValueError, OverflowError: it is damaged.
+        """
+        sequence = sorted(region["value"].get("sequence") or [], key=lambda key: int(key["frame"]))
+        names = ("x", "y", "width", "height")
+        rotation = np.array([float(key.get("rotation") or 0.0) for key in sequence])
+        return cls(
+            np.array([int(key["frame"]) for key in sequence], dtype=np.int64),
+            np.array([bool(key.get("enabled", True)) for key in sequence], dtype=np.bool_),
+            np.array([[float(key[name]) for name in names] for key in sequence]).reshape(-1, 4),
+            np.unwrap(rotation, period=360.0) if rotation.any() else None,
+        )
+
+    def boxes(self, width: float, height: float, at: IntArray) -> tuple[Float64Array, BoolArray]:
+        """``(n, 4)`` pixels and ``(n,)`` whether visible, on 1-based frames ``(n,)``; see :func:`region_boxes`."""
+        if not len(self.frames):
+            return np.zeros((len(at), 4)), np.zeros(len(at), bool)
+        previous = np.searchsorted(self.frames, at, side="right") - 1
+        visible: BoolArray = (previous >= 0) & (self.enabled[previous] | (self.frames[previous] == at))
+        xyxy = percent_to_xyxy(interpolate(self.frames, self.percent, at), width, height)
+        if self.rotation is not None:
+            # Between keyframes the player turns the short way round.
+            xyxy = _upright(xyxy, np.interp(at, self.frames, self.rotation))
+        xyxy[~visible] = 0.0
+        return xyxy, visible
+
+
 def region_boxes(
     region: Mapping[str, Any], width: float, height: float, frames: npt.ArrayLike | None = None
 ) -> tuple[IntArray, Float64Array, BoolArray]:
@@ -161,30 +209,10 @@ def region_boxes(
         ``(frames (n,) int64, xyxy (n, 4) float64 pixels, visible (n,) bool)``; boxes of invisible frames are 0. Of
         a rotated box it is the upright box around it.
     """
-    value = region["value"]
-    sequence = sorted(value.get("sequence") or [], key=lambda key: int(key["frame"]))
-    last = max([int(value.get("framesCount") or 0), *(int(key["frame"]) for key in sequence)])
+    keys = RegionKeys.read(region)
+    last = max([int(region["value"].get("framesCount") or 0), *keys.frames[-1:].tolist()])
     at = np.arange(1, last + 1, dtype=np.int64) if frames is None else np.asarray(frames, dtype=np.int64)
-    if not sequence:
-        return at, np.zeros((len(at), 4)), np.zeros(len(at), bool)
-    keys = np.array([int(key["frame"]) for key in sequence], dtype=np.int64)
-    enabled = np.array([bool(key.get("enabled", True)) for key in sequence])
-    names = ("x", "y", "width", "height")
-    percent = np.array([[float(key[name]) for name in names] for key in sequence])
-    previous = np.searchsorted(keys, at, side="right") - 1
-    visible: BoolArray = (previous >= 0) & (enabled[previous] | (keys[previous] == at))
-    xyxy = percent_to_xyxy(interpolate(keys, percent, at), width, height)
-    rotation = np.array([float(key.get("rotation") or 0.0) for key in sequence])
-    if rotation.any():
-        xyxy = _upright(xyxy, _interpolate_rotation(keys, rotation, at))
-    xyxy[~visible] = 0.0
-    return at, xyxy, visible
-
-
-def _interpolate_rotation(keys: IntArray, degrees: Float64Array, at: IntArray) -> Float64Array:
-    """Degrees on frames ``at``, from each keyframe to the next the short way round, as the player turns."""
-    out: Float64Array = np.interp(at, keys, np.unwrap(degrees, period=360.0))
-    return out
+    return at, *keys.boxes(width, height, at)
 
 
 def _upright(xyxy: Float64Array, degrees: Float64Array) -> Float64Array:

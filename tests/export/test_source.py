@@ -21,7 +21,7 @@ from ml_backend.export.locate import VideoFolder, media_parts, video_name
 from ml_backend.export.source import Source
 from ml_backend.export.tasks import read_tasks
 from ml_backend.export.video import AnnotatedVideo
-from ml_backend.label_studio.regions import region_boxes
+from ml_backend.label_studio.regions import RegionKeys, region_boxes
 from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.label_studio.timeline import Timeline
 from tests.builders import CONFIG, TWO_VIDEOS
@@ -100,7 +100,8 @@ def test_pictures_show_what_the_player_shows(keys: dict[int, tuple[float, bool]]
     timeline = Timeline(rate, times, 1.6)
     region = make_region(*(key(frame, x, on) for frame, (x, on) in keys.items()), frames_count=timeline.frames_count)
     pictures = Pictures(timeline, 200, 100)
-    frames, xyxy = pictures.boxes(region)
+    keys_read = RegionKeys.read(region)
+    frames, xyxy = pictures.boxes(keys_read)
     at, wanted, visible = region_boxes(region, 200, 100, np.arange(1, timeline.frames_count + 1))
     shown = timeline.decoded_index(at)
     expected = {}
@@ -113,25 +114,44 @@ def test_pictures_show_what_the_player_shows(keys: dict[int, tuple[float, bool]]
             assert got[picture].tolist() == pytest.approx(expected[picture].tolist())
         else:
             assert picture not in got
-    life = pictures.span(region)
+    life = pictures.span(keys_read)
     if len(frames):
         assert life is not None
         assert life[0] <= frames[0] <= frames[-1] <= life[1]
     for first, last in ((0, 12), (13, 27), (28, 39)):
-        piece, boxes = pictures.boxes(region, first, last)
+        piece, boxes = pictures.boxes(keys_read, first, last)
         inside = (frames >= first) & (frames <= last)
         assert piece.tolist() == frames[inside].tolist()
         assert boxes == pytest.approx(xyxy[inside])
 
 
+def test_a_keyframe_on_every_frame_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the JSON for each piece of a long video takes time that grows with the square of its length."""
+    reads = []
+    read = RegionKeys.read
+
+    def counted(region: Any) -> RegionKeys:
+        reads.append(region)
+        return read(region)
+
+    monkeypatch.setattr(RegionKeys, "read", counted)
+    monkeypatch.setattr("ml_backend.export.video._CHUNK", 4)
+    region = make_region(*(key(n, n) for n in range(1, 31)))
+    source = Source.from_file(write_export(folder / "e.json", [make_task("clip.mp4", make_annotation(region))]))
+    for video in source.videos():
+        assert sum(len(frame.objects) for frame in video.frames()) == 30
+        assert video.keyframes().tolist() == list(range(30))
+    assert len(reads) == 1
+
+
 def test_pictures_that_the_timeline_passes_over_are_between_their_neighbours() -> None:
     timeline = Timeline(10, np.arange(30) / 30, 1.0)
     region = make_region(key(1, 0), key(4, 30), key(8, 30, enabled=False), frames_count=10)
-    frames, xyxy = Pictures(timeline, 100, 100).boxes(region)
+    frames, xyxy = Pictures(timeline, 100, 100).boxes(RegionKeys.read(region))
     assert frames.tolist() == list(range(22))
     assert xyxy[:10, 0] == pytest.approx(np.arange(10) * 10 / 3)
     stays = make_region(key(1, 0), frames_count=10)
-    assert Pictures(timeline, 100, 100).boxes(stays)[0].tolist() == list(range(30))
+    assert Pictures(timeline, 100, 100).boxes(RegionKeys.read(stays))[0].tolist() == list(range(30))
 
 
 # -- which annotation
