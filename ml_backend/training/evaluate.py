@@ -7,8 +7,9 @@ not depend on how long the parts are.
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.errors import ConfigError, VideoError
+from ml_backend.label_studio.schema import LabelMapper, parse_label_config
 from ml_backend.models.detector import Detector, YoloDetector
 from ml_backend.models.tracker import Tracker
 from ml_backend.models.weights import MOTION
@@ -29,6 +31,8 @@ from ml_backend.training.precision import AveragePrecision
 from ml_backend.types import Detections, Frame, IntArray, Track, VideoInfo
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
+
+log = logging.getLogger(__name__)
 
 Emit = Callable[..., None]
 
@@ -48,15 +52,31 @@ class MeasuredModel:
         name: for the results.
         kind: what detects.
         path: checkpoint, for ``"yolo"``.
-        labels: class name -> label; other classes are left out.
+        labels: class name -> label; other classes are left out. ``None``: as the label config has it.
         default: label of what the motion detector finds; empty: none, so only its tracks are measured.
     """
 
     name: str
     kind: Literal["yolo", "motion"]
     path: Path | None
-    labels: Mapping[str, str]
+    labels: Mapping[str, str] | None
     default: str = ""
+    label_config: str = ""
+
+    def labels_of(self, names: Iterable[str]) -> Mapping[str, str]:
+        """Class name -> label of a detector with these classes.
+
+        Raises:
+            ConfigError: the label config cannot be read.
+        """
+        names = tuple(names)
+        if self.kind == "motion":
+            return dict.fromkeys(names, self.default)
+        if self.labels is not None:
+            return self.labels
+        controls = parse_label_config(self.label_config).video_controls
+        mapper = LabelMapper([label for control in controls for label in control.labels], names)
+        return {name: label for name in names if (label := mapper.map(name)) is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +103,7 @@ class EvaluationPlan:
     Attributes:
         classes: the project's labels.
         videos: held-out parts.
-        files: local file by video name.
+        files: local file by video name; those of all videos.
         models: each is measured on all parts.
         settings: how predictions are made.
     """
@@ -98,9 +118,11 @@ class EvaluationPlan:
     def from_json(cls, plan: Mapping[str, Any]) -> EvaluationPlan:
         """From the subprocess' plan; its ``settings`` are those that differ from this process' own.
 
+        Videos without a file are left out.
+
         Raises:
             KeyError, TypeError, ValueError: it is none.
-            ConfigError: the held-out part cannot be read, or a video has no file.
+            ConfigError: the held-out part cannot be read.
         """
         try:
             held = json.loads(Path(plan["held_out"]).read_text(encoding="utf-8"))
@@ -109,7 +131,8 @@ class EvaluationPlan:
         videos = tuple(_video(video) for video in held["videos"])
         files = {name: Path(path) for name, path in plan["videos"].items()}
         if missing := sorted({video.name for video in videos} - set(files)):
-            raise ConfigError(f"There is no file for the held-out videos {', '.join(missing)}.")
+            log.warning("Nothing is measured on %s: there is no file.", ", ".join(missing))
+            videos = tuple(video for video in videos if video.name in files)
         models = tuple(_model(model) for model in plan["models"])
         settings = get_settings().model_copy(update=dict(plan.get("settings") or {}))
         return cls(tuple(held["classes"]), videos, files, models, settings)
@@ -128,8 +151,17 @@ def _model(model: Mapping[str, Any]) -> MeasuredModel:
     kind, path = model["kind"], model.get("path")
     if kind not in ("yolo", "motion") or (kind == "yolo" and not path):
         raise ConfigError(f"The model {model['name']} cannot be measured: its kind is {kind!r}, its path {path!r}.")
-    labels = {str(name): str(label) for name, label in (model.get("labels") or {}).items()}
-    return MeasuredModel(str(model["name"]), kind, Path(path) if path else None, labels, model.get("default") or "")
+    labels, config = model.get("labels"), model.get("label_config")
+    if labels is None and not config and kind == "yolo":
+        raise ConfigError(f"The model {model['name']} cannot be measured: nothing says what its classes mean.")
+    return MeasuredModel(
+        str(model["name"]),
+        kind,
+        Path(path) if path else None,
+        None if labels is None else {str(name): str(label) for name, label in labels.items()},
+        model.get("default") or "",
+        config or "",
+    )
 
 
 def evaluate(plan: EvaluationPlan, emit: Emit) -> dict[str, Any]:
@@ -237,7 +269,7 @@ class _Measurement:
 
     def _class_indices(self, names: Mapping[int, str]) -> tuple[IntArray, set[str]]:
         """By class id of the detector the index of the label, -1 for none; and the classes whose tracks count."""
-        labels = dict.fromkeys(names.values(), self._model.default) if self._motion else self._model.labels
+        labels = self._model.labels_of(names.values())
         index = {label: i for i, label in enumerate(self._plan.classes)}
         to_class = np.full(max(names, default=-1) + 1, -1, np.int64)
         for class_id, name in names.items():

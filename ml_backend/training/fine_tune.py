@@ -31,6 +31,8 @@ Emit = Callable[..., None]
 SCRATCH = "yolo11n.yaml"
 #: The time that is left is told from so many epochs: the first take longer, and so do those with mosaics.
 RECENT = 5
+#: Where a checkpoint says which labels it has been taught.
+LEARNT = "taught"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: How torch says that a file could not be written.
 _TORCH_WRITE = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos")
@@ -55,7 +57,8 @@ class TrainingPlan:
         start: checkpoint to begin with; ``None``: random weights.
         start_from: label -> class of the start checkpoint that it is most like.
         resume: ``last.pt`` of an interrupted training; the arguments are then that one's.
-        args: ultralytics' arguments as :func:`training_args` gives them, and ``device``.
+        args: ultralytics' arguments as :func:`training_args` gives them.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:0``, ``mps``.
     """
 
     data: Path
@@ -66,21 +69,32 @@ class TrainingPlan:
     start_from: Mapping[str, str] = field(default_factory=dict)
     resume: Path | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
 
     @classmethod
     def from_json(cls, plan: Mapping[str, Any]) -> TrainingPlan:
         """From the subprocess' plan.
 
+        With ``pictures``, ``boxes`` and ``tracks`` its ``args`` are overrides of what suits so much data and the
+        device; ``epochs`` and ``imgsz`` then hold where ``args`` has none.
+
         Raises:
             KeyError, TypeError: it is none.
             ConfigError: arguments that cannot be set.
+            WeightsError: the device is not there.
         """
 
         def path(name: str) -> Path | None:
             return Path(plan[name]).absolute() if plan.get(name) else None
 
         args = dict(plan.get("args") or {})
-        device = args.pop("device", "auto")
+        device = str(args.pop("device", None) or plan.get("device") or "auto")
+        if "pictures" in plan:
+            if plan.get("epochs"):
+                args.setdefault("epochs", plan["epochs"])
+            size = [int(plan[name]) for name in ("pictures", "boxes", "tracks")]
+            imgsz = int(plan.get("imgsz") or 640)
+            args = training_args(size[0], size[1], size[2], _select_device(device).type, imgsz, args)
         return cls(
             Path(plan["data"]).absolute(),
             tuple(plan["classes"]),
@@ -89,7 +103,8 @@ class TrainingPlan:
             path("start"),
             dict(plan.get("start_from") or {}),
             path("resume"),
-            {**check_overrides(args), "device": device},
+            check_overrides(args),
+            device,
         )
 
 
@@ -102,7 +117,7 @@ def fine_tune(plan: TrainingPlan, emit: Emit) -> dict[str, Any]:
 
     Returns:
         fields of the event ``done``: ``weights`` (a stripped checkpoint that has been loaded as a proof), ``epochs``
-        and ``seconds`` of training.
+        and ``seconds`` of training, and its ``args``.
 
     Raises:
         TrainingFailed: the data or the arguments are unusable, memory is short, or the loss is not finite.
@@ -115,7 +130,7 @@ def fine_tune(plan: TrainingPlan, emit: Emit) -> dict[str, Any]:
         if plan.resume is None or not _finished(plan, plan.resume):
             seconds = _train(plan, emit)
         weights, epochs = _finish(plan)
-    return {"weights": str(weights), "epochs": epochs, "seconds": round(seconds, 3)}
+    return {"weights": str(weights), "epochs": epochs, "seconds": round(seconds, 3), "args": dict(plan.args)}
 
 
 def _train(plan: TrainingPlan, emit: Emit) -> float:
@@ -123,7 +138,7 @@ def _train(plan: TrainingPlan, emit: Emit) -> float:
 
     if plan.start and not plan.resume:
         check_detector(_read(plan.start)[0], str(plan.start))
-    device = _select_device(str(plan.args.get("device", "auto")))
+    device = _select_device(plan.device)
     fixed: dict[str, Any] = {
         "data": str(plan.data),
         "save_dir": str(plan.run),
@@ -139,7 +154,9 @@ def _train(plan: TrainingPlan, emit: Emit) -> float:
         overrides = {**plan.args, **fixed, **model, "exist_ok": True, "verbose": False, "mode": "train"}
     # From random weights there are no statistics to keep.
     freeze_norm = bool(overrides.pop(FREEZE_NORM, plan.args.get(FREEZE_NORM))) and plan.start is not None
-    trainer = FineTuner(overrides, plan.start_from, plan.taught, freeze_norm=freeze_norm)
+    learnt = _learnt(plan)
+    start_from = {label: name for label, name in plan.start_from.items() if label not in learnt}
+    trainer = FineTuner(overrides, start_from, plan.taught, freeze_norm=freeze_norm)
     watch = _Watch(emit)
     trainer.add_callback("on_train_start", watch.start)
     trainer.add_callback("on_train_epoch_end", watch.losses)
@@ -240,13 +257,21 @@ def _finish(plan: TrainingPlan) -> tuple[Path, int]:
     folder = plan.run / "weights"
     last, best, part = folder / "last.pt", folder / "best.pt", folder / "stripped.part"
     epochs = int(_read(last)[1].get("epoch", -1)) + 1
-    if not strip_optimizer(best if best.exists() else last, str(part)):
+    marks = {LEARNT: sorted(_learnt(plan) | set(plan.taught))}
+    if not strip_optimizer(best if best.exists() else last, str(part), updates=marks):
         raise TrainingFailed("The trained checkpoint cannot be read.", "Start the training anew.")
     os.replace(part, best)
     names = YoloDetector(best, get_settings().model_copy(update={"device": "cpu"})).names
     if [names.get(i) for i in range(len(names))] != list(plan.classes):
         raise TrainingFailed(f"The trained detector knows {', '.join(names.values())}.", "Start the training anew.")
     return best, epochs
+
+
+def _learnt(plan: TrainingPlan) -> set[str]:
+    """Labels that the start checkpoint has been taught before, which it knows better than any class it had then."""
+    if plan.start is None or (plan.resume and not plan.start.is_file()):
+        return set()
+    return set(_read(plan.start)[1].get(LEARNT) or ())
 
 
 def _read(path: Path) -> tuple[Any, dict[str, Any]]:
