@@ -219,16 +219,20 @@ def _look(
 
 @job
 def refresh(context: Context, project_id: int) -> None:
-    """Ask for new predictions of every task that nobody has annotated; those of known tracks take milliseconds."""
+    """Ask for new predictions of every task that nobody has annotated, the most uncertain first.
+
+    Those of known tracks take milliseconds.
+    """
     context.queue.begin_refresh(project_id)
     try:
         label_config = context.client.get_project(project_id).label_config
         context.projects.remember_labels(project_id, cached_label_config(label_config))
         models = context.projects.models(project_id, download=True)
         read_annotations_once(context, project_id, models.hybrid)
-        for state in context.client.list_task_states(project_id):
-            if state.annotations:
-                continue
+        open_tasks = [state for state in context.client.list_task_states(project_id) if not state.annotations]
+        # What a model is sure of changes least; tasks without any prediction are being predicted anyway.
+        open_tasks.sort(key=lambda state: (state.score is None, state.score or 0.0, state.id))
+        for state in open_tasks:
             try:
                 plan = plan_task(
                     project_id,

@@ -59,11 +59,17 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class TaskState:
-    """A task as lists show it: ``annotations`` does not count drafts and skipped ones."""
+    """A task as lists show it.
+
+    Attributes:
+        annotations: without drafts and skipped ones.
+        score: mean score of its predictions; ``None`` where it has none.
+    """
 
     id: int
     data: dict[str, Any]
     annotations: int
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +213,15 @@ class LabelStudioClient:
     def list_task_states(self, project_id: int) -> Iterator[TaskState]:
         """Every task of a project with its number of annotations, page by page."""
         with self._translated(f"list the tasks of project {project_id}"):
-            wanted = ["id", "data", "total_annotations"]
+            wanted = ["id", "data", "total_annotations", "predictions_score"]
             for task in self._sdk.tasks.list(project=project_id, fields="task_only", include=wanted):
-                yield TaskState(int(task.id), dict(task.data or {}), int(_get(task, "total_annotations") or 0))
+                score = _get(task, "predictions_score")
+                yield TaskState(
+                    int(task.id),
+                    dict(task.data or {}),
+                    int(_get(task, "total_annotations") or 0),
+                    float(score) if isinstance(score, (int, float)) else None,
+                )
 
     def get_annotation(self, task_id: int) -> tuple[Task, Annotation | None]:
         """A task and the annotation that counts for it: a ground truth if there is one, else the latest.

@@ -315,9 +315,85 @@ def test_versions(client: FlaskClient) -> None:
     present = services(client).serving.version()
     assert client.get("/versions").json == {"versions": [present]}
     services(client).storage.save_prediction("k", 7, {"result": [], "model_version": "earlier"})
-    assert client.get("/versions?project=7.17").json == {"versions": [present, "earlier"]}
-    assert client.get("/versions?project=8").json == {"versions": [present]}
+    assert versions_of(client, "7.17")["versions"] == [present, "earlier"]
+    assert versions_of(client, "8")["versions"] == [present]
     assert client.get("/versions?project=x").status_code == 400
+
+
+def versions_of(client: FlaskClient, project: str) -> dict[str, Any]:
+    found = client.get(f"/versions?project={project}").json
+    assert isinstance(found, dict)
+    return found
+
+
+def promoted(client: FlaskClient, tmp_path: Path, content: bytes) -> None:
+    """Another version of project 7 that passed the gate."""
+    weights = tmp_path / "best.pt"
+    weights.write_bytes(content)
+    registry = services(client).projects.registry
+    run = registry.begin(7, "me", "a test", registry.current(7))
+    name = f"projects/7/{run.name}.pt"
+    sha256 = services(client).projects.artifacts.put(weights, name)
+    run = registry.advance(run, detector="yolo11n", weights_sha256=sha256, artifact=name, classes=["person"])
+    registry.promote(run, "better", "gate")
+
+
+@pytest.fixture
+def auto_client(settings: Callable[..., Settings], redis_url: str) -> FlaskClient:
+    """The detector is not forced to be the motion detector, so that versions are used."""
+    return create_app(settings(redis_url=redis_url, detector="auto")).test_client()
+
+
+def test_a_promoted_version_is_what_setup_tells_and_one_call_rolls_back(
+    auto_client: FlaskClient, tmp_path: Path
+) -> None:
+    client = auto_client
+    before = client.post("/setup", json={"project": "7.1", "schema": ""}).json["model_version"]
+    for content in (b"PK first", b"PK second"):
+        promoted(client, tmp_path, content)
+    told = client.post("/setup", json={"project": "7.1", "schema": ""}).json["model_version"]
+    assert told.endswith(".v2")
+    found = versions_of(client, "7")
+    assert (found["current"], found["versions"][0]) == ("v2", told)
+    assert [item["version"] for item in found["registry"]] == ["v2", "v1"]
+    assert found["registry"][0]["parent"] == "v1"
+    answer = client.post("/versions", json={"project": 7, "version": "v1"})
+    assert answer.status_code == 200
+    assert answer.json["model_version"].endswith(".v1")
+    assert client.post("/versions", json={"project": 7, "version": "base"}).json["model_version"] == before
+    assert client.post("/setup", json={"project": "7.1", "schema": ""}).json["model_version"] == before
+    assert client.post("/setup", json={"project": "8.1", "schema": ""}).json["model_version"] == before
+
+
+def test_a_version_whose_weights_are_gone_is_not_switched_to(auto_client: FlaskClient, tmp_path: Path) -> None:
+    client = auto_client
+    promoted(client, tmp_path, b"PK")
+    client.post("/versions", json={"project": 7, "version": "base"})
+    version = services(client).projects.registry.find(7, "v1")
+    services(client).projects.artifacts.remove(version.artifact)
+    answer = client.post("/versions", json={"project": 7, "version": "v1"})
+    assert answer.status_code == 503
+    assert "is not at" in answer.json["error"]
+    assert versions_of(client, "7")["current"] == "base"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"project": 7, "version": "v1"}, 422),
+        ({"project": 7}, 400),
+        ({"project": "x", "version": "base"}, 400),
+        ({"version": "base"}, 400),
+        ([], 400),
+    ],
+)
+def test_wrong_switches(auto_client: FlaskClient, body: Any, status: int) -> None:
+    assert auto_client.post("/versions", json=body).status_code == status
+
+
+def test_pages_of_other_sites_cannot_switch(auto_client: FlaskClient) -> None:
+    answer = auto_client.post("/versions", data='{"project": 7, "version": "base"}', content_type="text/plain")
+    assert answer.status_code == 400
 
 
 def test_metrics(client: FlaskClient) -> None:
@@ -509,23 +585,28 @@ def test_event_that_came_while_redis_was_away(settings: Callable[..., Settings],
 
 
 @pytest.fixture
-def full(client: FlaskClient) -> FlaskClient:
+def full(client: FlaskClient) -> Iterator[FlaskClient]:
     """The database takes no more: SQLite's own limit makes it answer exactly as on a full disk."""
+    import sqlalchemy as sa
+
     engine = services(client).storage.engine
     with engine.connect() as connection:
         connection.exec_driver_sql("CREATE TABLE filler (x)")
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
-    import sqlalchemy as sa
 
-    sa.event.listen(
-        engine, "connect", lambda raw, _: raw.execute(f"PRAGMA max_page_count={pages}"), insert=False, once=False
-    )
+    def limit(raw: Any, _: Any) -> None:
+        raw.execute(f"PRAGMA max_page_count={pages}")
+
+    sa.event.listen(engine, "connect", limit)
     engine.dispose()
     for number in range(200):
         answer = client.post("/webhook", json={"action": "ANNOTATION_CREATED", "annotation": {"id": number + 1}})
         if answer.status_code != 201:
             break
-    return client
+    yield client
+    # There is room again, and the events that were taken in can be handed over.
+    sa.event.remove(engine, "connect", limit)
+    engine.dispose()
 
 
 def test_full_disk(full: FlaskClient) -> None:

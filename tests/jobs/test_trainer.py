@@ -1,0 +1,130 @@
+"""Trainings that begin by themselves, and requests that come in crowds; on a real Redis and database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from ml_backend.corrections import Comparison
+from ml_backend.corrections_store import Correction, CorrectionStore
+from ml_backend.errors import Interrupted, Postponed
+from ml_backend.events import EventLog
+from ml_backend.jobs.context import Context
+from ml_backend.jobs.trainer import Trainer
+from ml_backend.settings import Settings
+from ml_backend.storage import Event
+
+
+@pytest.fixture
+def context(settings: Callable[..., Settings], redis_url: str) -> Context:
+    return Context(settings(redis_url=redis_url, job_lease_s=5, train_quiet_s=30, train_min_tracks=5, detector="auto"))
+
+
+def annotate(context: Context, task: int, tracks: int = 5, seconds_ago: float = 60, fingerprint: str = "a") -> None:
+    changed = datetime.now(timezone.utc) - timedelta(seconds=seconds_ago)
+    facts = Correction(task, "version", Comparison(tracks=tracks), fingerprint, changed, changed)
+    CorrectionStore(context.storage).put(1, task, facts)
+
+
+def jobs(context: Context) -> list[str]:
+    return list(context.queue.queues["train"].get_job_ids())
+
+
+def test_annotations_lead_to_one_training(context: Context) -> None:
+    trainer = Trainer(context)
+    annotate(context, 1, tracks=3)
+    assert trainer.look() == []
+    annotate(context, 2, tracks=2)
+    assert trainer.look() == [1]
+    assert trainer.look() == [], "it waits already"
+    assert jobs(context) == ["train-1-0"]
+
+
+def test_while_people_work_nothing_begins(context: Context) -> None:
+    annotate(context, 1, seconds_ago=10)
+    assert Trainer(context).look() == []
+
+
+def test_only_what_is_new_since_the_last_training_counts(context: Context) -> None:
+    annotate(context, 1)
+    registry = context.projects.registry
+    run = registry.advance(registry.begin(1, "me", "t", None), lineage={"seen": {"1": "a"}})
+    registry.finish(run, "refused", "worse")
+    trainer = Trainer(context)
+    assert trainer.state(1).new_tracks == 0
+    annotate(context, 1, fingerprint="b")
+    assert trainer.state(1).new_tracks == 5
+    assert trainer.look() == [], "too soon after the last one"
+    context.projects.policies.set(1, {"every_s": 0})
+    assert trainer.look() == [1]
+
+
+def test_a_run_that_the_queue_forgot_is_taken_up_again(context: Context) -> None:
+    context.projects.registry.begin(1, "a worker that died", "Start training", None)
+    context.queue.connection.flushall()
+    assert Trainer(context).look() == [1]
+    (job,) = jobs(context)
+    assert context.queue.fetch(job).args == [1, "Start training"]  # type: ignore[union-attr]
+
+
+def test_workers_take_turns(context: Context) -> None:
+    annotate(context, 1)
+    assert context.trainings.my_turn("trainer", 10)
+    Trainer(context).tick()
+    assert jobs(context) == []
+
+
+def test_without_redis_it_is_quiet(context: Context, settings: Callable[..., Settings]) -> None:
+    away = Context(settings(redis_url="redis://127.0.0.1:1/0", detector="auto"))
+    Trainer(away).tick()
+
+
+def test_a_thousand_requests_make_one_job_and_one_more_while_it_runs(context: Context) -> None:
+    for _ in range(1000):
+        context.trainings.request(1, "Start training")
+    assert jobs(context) == ["train-1-0"]
+    context.trainings.begin(1)
+    for _ in range(1000):
+        context.trainings.request(1, "Start training")
+    assert jobs(context) == ["train-1-0", "train-1-1"]
+
+
+def test_the_button_is_written_down_and_handed_over(context: Context) -> None:
+    log = EventLog(context.storage, context.queue)
+    for _ in range(3):
+        context.storage.add_event(Event("START_TRAINING", 1))
+    assert log.hand_over() == 3
+    assert jobs(context) == ["train-1-0"]
+
+
+def test_two_workers_never_train_one_project(context: Context, settings: Callable[..., Settings]) -> None:
+    with context.trainings.lock(1) as lock:
+        with pytest.raises(Postponed, match="another worker"), context.trainings.lock(1):
+            pass
+        with context.trainings.lock(2):
+            pass
+        lock.renew()
+        # Its holder sleeps for too long: the lock expires, and he finds that somebody else may have it.
+        context.queue.connection.delete("video:train:lock:1")
+        with context.trainings.lock(1), pytest.raises(Interrupted, match="lost"):
+            lock.renew()
+
+
+def test_a_lock_expires(context: Context) -> None:
+    with context.trainings.lock(1):
+        left: Any = context.queue.connection.pttl("video:train:lock:1")
+    assert 0 < left <= 10_000
+
+
+def test_cancelling_takes_waiting_requests_back(context: Context) -> None:
+    context.trainings.request(1, "somebody")
+    context.trainings.request(2, "somebody")
+    context.trainings.cancel(1)
+    assert jobs(context) == ["train-2-0"]
+    assert context.trainings.is_cancelled(1)
+    assert not context.trainings.is_cancelled(2)
+    context.trainings.clear_cancelled(1)
+    assert not context.trainings.is_cancelled(1)

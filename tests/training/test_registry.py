@@ -1,0 +1,132 @@
+"""The registry of versions, on a real database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ml_backend.errors import ConfigError
+from ml_backend.storage import Storage
+from ml_backend.training.registry import Registry, RunLost, Version
+
+Make = Callable[[], Registry]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """The registry as one process has it; all share one database."""
+    return lambda: Registry(Storage(f"sqlite:///{tmp_path / 'db'}"))
+
+
+def trained(registry: Registry, project: int = 1, parent: Version | None = None) -> Version:
+    """A run that is about to be promoted."""
+    run = registry.begin(project, "me", "a test", parent)
+    facts = {"detector": "yolo11n", "weights_sha256": f"{run.number:02}" * 32, "artifact": f"v{run.number}.pt"}
+    return registry.advance(run, state="promoting", **facts)
+
+
+def test_numbers_count_within_a_project(make: Make) -> None:
+    registry = make()
+    assert [registry.begin(p, "me", "a test", None).name for p in (1, 1, 2)] == ["v1", "v2", "v1"]
+    assert [version.number for version in registry.versions(1)] == [2, 1]
+    assert registry.last(1).number == 2  # type: ignore[union-attr]
+    assert registry.versions(3) == []
+
+
+def test_processes_that_begin_at_once_get_different_numbers(make: Make) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        numbers = list(pool.map(lambda number: make().begin(1, f"w{number}", "t", None).number, range(4)))
+    assert sorted(numbers) == [1, 2, 3, 4]
+
+
+def test_a_promoted_version_is_in_use_for_every_process(make: Make) -> None:
+    registry, other = make(), make()
+    assert registry.current(1) is None
+    registry.promote(trained(registry), "better", "gate")
+    current = other.current(1)
+    assert current is not None
+    assert (current.name, current.state, current.owner) == ("v1", "promoted", "")
+    assert current.lineage == {}, "what only the registry's page shows is not read on each request"
+    assert other.current(2) is None
+
+
+def test_a_run_belongs_to_one_owner(make: Make) -> None:
+    registry = make()
+    run = trained(registry)
+    taken = registry.take_over(run, "another")
+    assert (taken.attempts, taken.owner) == (2, "another")
+    for late in (
+        lambda: registry.promote(run, "better", "gate"),
+        lambda: registry.advance(run, state="gate"),
+        lambda: registry.finish(run, "failed", "late"),
+        lambda: registry.record_epoch(run, []),
+        lambda: registry.discard(run, {}),
+    ):
+        with pytest.raises(RunLost, match="taken"):
+            late()
+    assert registry.current(1) is None
+    assert registry.promote(taken, "better", "gate").state == "promoted"
+    with pytest.raises(RunLost):
+        registry.finish(taken, "failed", "it is over")
+    assert registry.active(1) is None
+
+
+def test_a_refused_version_is_kept_with_its_reason(make: Make) -> None:
+    registry = make()
+    registry.finish(trained(registry), "refused", "worse", metrics={"candidate": {"map50": 0.1}})
+    (kept,) = registry.versions(1)
+    assert (kept.state, kept.reason, kept.metrics) == ("refused", "worse", {"candidate": {"map50": 0.1}})
+    assert kept.finished_at is not None
+    assert registry.current(1) is None
+
+
+def test_one_call_rolls_back_and_another_forward_again(make: Make) -> None:
+    registry = make()
+    first = registry.promote(trained(registry), "better", "gate")
+    second = registry.promote(trained(registry, parent=first), "better still", "gate")
+    assert second.parent_id == first.id
+    assert registry.activate(1, registry.find(1, "v1"), "somebody")
+    assert registry.current(1).name == "v1"  # type: ignore[union-attr]
+    assert not registry.activate(1, first, "somebody"), "it is in use already"
+    assert registry.activate(1, registry.find(1, "base"), "somebody")
+    assert registry.current(1) is None
+    assert registry.activate(1, second, "somebody else")
+    history = registry.activations(1)
+    assert [item["version"] for item in history] == ["v2", "base", "v1", "v2", "v1"]
+    assert history[0]["by"] == "somebody else"
+
+
+def test_what_cannot_be_used(make: Make) -> None:
+    registry = make()
+    run = registry.begin(1, "me", "t", None)
+    with pytest.raises(ConfigError, match="it is dataset"):
+        registry.activate(1, run, "somebody")
+    failed = registry.finish(run, "failed", "no luck")
+    with pytest.raises(ConfigError, match="it is failed"):
+        registry.activate(1, failed, "somebody")
+    foreign = registry.promote(trained(registry, project=2), "better", "gate")
+    with pytest.raises(ConfigError, match="project 2"):
+        registry.activate(1, foreign, "somebody")
+    for name in ("v9", "", "../v1", "v1e3", "9" * 40, "½"):
+        with pytest.raises(ConfigError, match="no version"):
+            registry.find(1, name)
+
+
+def test_a_run_with_nothing_new_leaves_no_trace_but_what_it_has_seen(make: Make) -> None:
+    registry = make()
+    first = registry.advance(registry.begin(1, "me", "t", None), lineage={"seen": {"7": "a"}, "tracks": 3})
+    registry.finish(first, "refused", "worse")
+    registry.discard(registry.begin(1, "me", "t", None), {"7": "b"})
+    (left,) = registry.versions(1)
+    assert left.lineage == {"seen": {"7": "b"}, "tracks": 3}
+
+
+def test_epochs_are_there_while_it_runs(make: Make) -> None:
+    registry = make()
+    run = registry.begin(1, "me", "t", None)
+    registry.record_epoch(run, [{"epoch": 1, "map50": 0.5}])
+    assert make().active(1).history == [{"epoch": 1, "map50": 0.5}]  # type: ignore[union-attr]
+    assert [version.id for version in make().all_active()] == [run.id]
