@@ -176,3 +176,15 @@ corrections = sa.Table(
     sa.Column("submitted_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
 )
+
+# What of a project's videos is trained on and what is kept to measure with: decided once, so that neither moves.
+training_splits = sa.Table(
+    "training_splits",
+    metadata,
+    sa.Column("project_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("video", sa.String(40), primary_key=True),
+    sa.Column("part", sa.String(16), nullable=False),  # train, held_out or blocks
+    sa.Column("phase", sa.Integer, nullable=False),  # where the pattern of blocks begins
+    sa.Column("content", sa.String(64), nullable=False),  # SHA-256 of the file: the same video under two addresses
+    sa.Column("decided_at", sa.DateTime(timezone=True), nullable=False),
+)

@@ -72,7 +72,8 @@ class DatasetResult:
         boxes: by label.
         left_out: objects by label that is no class; those without label under the empty name.
         notes: for the user.
-        picked: by name of the video, what the picker noted of it.
+        names: of the complete videos, in the source's order.
+        picked: what the picker noted of a video, by its name; read when asked for.
     """
 
     classes: tuple[str, ...] = ()
@@ -82,7 +83,8 @@ class DatasetResult:
     boxes: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
-    picked: dict[str, dict[str, Any]] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    picked: Callable[[str], dict[str, Any]] = lambda name: {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +142,10 @@ def export_dataset(
         result.pictures.update(outcome["counts"])
         result.boxes.update(outcome["boxes"])
         result.left_out.update(outcome["left_out"])
-        result.picked[name] = outcome.get("picked", {})
     # In the plan's order, not in that in which threads came to an end: numbers stay the same.
-    result.notes = target.finish([finished[planned.name] for planned in plan if planned.name in finished])
+    result.names = [planned.name for planned in plan if planned.name in finished]
+    result.notes = target.finish([finished[name] for name in result.names])
+    result.picked = lambda name: dict(state.read(name)["outcome"]["picked"])
     return result
 
 

@@ -1,0 +1,313 @@
+"""What of a project's videos is trained on, and what is kept to measure with.
+
+Neighbouring pictures of a video are nearly the same. A model that has trained on one of them is not measured by the
+other; so whole videos are held out, or, where there are too few, blocks of time with gaps between them. A video's
+part is decided when it is first trained with and kept in the database: what was trained on never becomes a measure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from ml_backend.errors import StorageError
+from ml_backend.geometry import Float64Array
+from ml_backend.storage import Storage
+from ml_backend.tables import training_splits
+from ml_backend.types import IntArray
+
+Part = Literal["train", "held_out", "blocks"]
+
+#: What a picture is for; the numbers are those of :meth:`Split.uses`.
+NEITHER, TRAIN, VAL, HELD_OUT = 0, 1, 2, 3
+
+#: Share of the videos that is held out.
+HELD_OUT_SHARE = 0.2
+#: Of a video in blocks: two fifths are trained on right beside the measured one, so that it sees the same scenes.
+_BLOCKS = (TRAIN, TRAIN, HELD_OUT, TRAIN, VAL)
+#: Of a video that is trained on: enough to see when training should end.
+_TRAINED = (TRAIN,) * 9 + (VAL,)
+#: Seconds of video for one round of blocks, and the most rounds: long blocks have few edges, at which pictures go.
+_ROUND_S, _MAX_ROUNDS = 20.0, 4
+#: Share of a block's length beside a block of another use whose pictures are not trained on.
+_GAP = 0.1
+#: A held-out video is measured at so many places.
+_PLACES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A video's part.
+
+    Attributes:
+        part: ``"train"`` and ``"held_out"`` are whole videos, ``"blocks"`` one that is cut in blocks of time.
+        phase: by how many blocks the pattern is shifted.
+        content: SHA-256 of the file.
+    """
+
+    part: Part
+    phase: int = 0
+    content: str = ""
+
+    def uses(self, times: Float64Array) -> IntArray:
+        """``(n,)``: what each picture is for, :data:`TRAIN` and so on; :data:`NEITHER` in the gaps.
+
+        Args:
+            times: ``(n,)`` seconds, ascending.
+        """
+        if self.part == "held_out":
+            return np.full(len(times), HELD_OUT, np.int64)
+        edges = self._edges(times)
+        block = _block_of(times, edges)
+        uses = self._pattern(len(edges) - 1)
+        out = uses[block]
+        gap = _GAP * (edges[1] - edges[0])
+        for side, beside in ((0, -1), (1, 1)):
+            other = np.clip(block + beside, 0, len(uses) - 1)
+            near = np.abs(times - edges[block + side]) < gap
+            out[(out == TRAIN) & near & (uses[other] != TRAIN)] = NEITHER
+        return out
+
+    def places(self, times: Float64Array) -> list[tuple[int, int]]:
+        """Where the video is measured: first and last picture of each block that is held out, or of each quarter of a
+        video that is held out; as many as there are."""
+        if self.part == "train":
+            return []
+        if self.part == "held_out":
+            edges = _even_edges(times, _PLACES)
+            held = np.ones(_PLACES, bool)
+        else:
+            edges = self._edges(times)
+            held = self._pattern(len(edges) - 1) == HELD_OUT
+        block = _block_of(times, edges)
+        found = [np.flatnonzero(block == number) for number in np.flatnonzero(held).tolist()]
+        return [(int(at[0]), int(at[-1])) for at in found if len(at)]
+
+    def _edges(self, times: Float64Array) -> Float64Array:
+        if self.part == "train":
+            return _even_edges(times, len(_TRAINED))
+        rounds = max(1, min(_MAX_ROUNDS, int(_length(times) // _ROUND_S)))
+        return _even_edges(times, rounds * len(_BLOCKS))
+
+    def _pattern(self, blocks: int) -> IntArray:
+        pattern = np.array(_TRAINED if self.part == "train" else _BLOCKS, np.int64)
+        out: IntArray = pattern[(np.arange(blocks) + self.phase) % len(pattern)]
+        return out
+
+
+def phases(part: Part) -> int:
+    """How many phases a part has."""
+    return {"train": len(_TRAINED), "blocks": len(_BLOCKS), "held_out": 1}[part]
+
+
+def _length(times: Float64Array) -> float:
+    """Seconds from the first picture to the end of the last."""
+    span = float(times[-1] - times[0])
+    return span * len(times) / (len(times) - 1) if len(times) > 1 else 1.0
+
+
+def _even_edges(times: Float64Array, blocks: int) -> Float64Array:
+    start = float(times[0])
+    return np.linspace(start, start + max(_length(times), 1e-6), blocks + 1, dtype=np.float64)
+
+
+def _block_of(times: Float64Array, edges: Float64Array) -> IntArray:
+    at = np.searchsorted(edges, times, side="right") - 1
+    out: IntArray = np.clip(at, 0, len(edges) - 2).astype(np.int64)
+    return out
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A video whose part is to be decided; the tasks on it add what they show.
+
+    Attributes:
+        video: its key.
+        content: SHA-256 of the file.
+        shown: by part, phase, and label: pictures ``(4,)`` for each use on which it would be visible.
+    """
+
+    video: str
+    content: str = ""
+    shown: dict[tuple[Part, int], dict[str, IntArray]] = field(default_factory=dict)
+
+    def add(self, times: Float64Array, visible: Mapping[str, npt.NDArray[np.bool_]], sampled: IntArray) -> None:
+        """What a task shows.
+
+        Args:
+            times: ``(n,)`` seconds of all pictures.
+            visible: by label, ``(n,)`` whether any such object is.
+            sampled: pictures that could be trained on. What is measured may be any.
+        """
+        parts: tuple[Part, ...] = ("train", "blocks")
+        for part in parts:
+            for phase in range(phases(part)):
+                uses = Split(part, phase).uses(times)
+                counts = self.shown.setdefault((part, phase), {})
+                for label, there in visible.items():
+                    found = np.bincount(uses[sampled[there[sampled]]], minlength=4)
+                    found[HELD_OUT] = int((uses[there] == HELD_OUT).sum())
+                    counts[label] = counts.get(label, np.zeros(4, np.int64)) + found
+
+    @property
+    def labels(self) -> frozenset[str]:
+        return frozenset(label for counts in self.shown.values() for label, found in counts.items() if found.any())
+
+    def best(self, part: Part) -> int:
+        """The phase with which most labels are both learned and measured (or watched); the first of several."""
+        order = _chance(self.video) if not self.labels else 0
+        count = phases(part)
+        return max(range(count), key=lambda phase: (*self._worth(part, phase), -((phase - order) % count)))
+
+    @property
+    def measures_itself(self) -> bool:
+        """Whether in blocks something of it can be learned and something measured."""
+        return self._worth("blocks", self.best("blocks"))[0] > 0
+
+    def _worth(self, part: Part, phase: int) -> tuple[int, ...]:
+        counts = self.shown.get((part, phase), {}).values()
+        learned, watched = [found[TRAIN] > 0 for found in counts], [found[VAL] > 0 for found in counts]
+        measured = [found[HELD_OUT] > 0 for found in counts] if part == "blocks" else watched
+        return (
+            int(any(learned) and any(measured)),
+            sum(a and b for a, b in zip(learned, measured, strict=True)),
+            sum(learned),
+            int(any(watched)),
+            sum(a and b for a, b in zip(learned, watched, strict=True)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A video whose part is decided.
+
+    Attributes:
+        labels: what is annotated on it now.
+        measures: whether anything is measured with it now: it may be gone, or its annotations.
+    """
+
+    split: Split
+    labels: frozenset[str]
+    measures: bool = True
+
+
+def decide(candidates: Iterable[Candidate], known: Mapping[str, Known]) -> dict[str, Split]:
+    """The parts of new videos. The same candidates and known videos give the same, in whatever order.
+
+    About a fifth of all videos is held out, such that what is measured is learned elsewhere. Where that cannot be
+    done and nothing is measured yet, the new videos are cut in blocks. One without objects is trained on.
+    """
+    groups = _by_content(candidates)
+    decided: dict[str, Split] = {}
+    new: list[Candidate] = []
+    for group in groups:
+        same = next((k.split for k in known.values() if group[0].content and k.split.content == group[0].content), None)
+        if same:
+            decided.update({item.video: same for item in group})
+        else:
+            new.append(group[0])
+    new.sort(key=lambda item: _chance(item.video))
+    objects = [item for item in new if item.labels]
+    learned = [k.labels for k in known.values() if k.split.part != "held_out"]
+    held = [k for k in known.values() if k.split.part == "held_out" and k.measures]
+    total = len(objects) + sum(bool(k.labels) for k in known.values())
+    chosen = _held_out(objects, learned, math.ceil(HELD_OUT_SHARE * total) - len(held))
+    nothing_measured = not chosen and not any(k.measures for k in known.values() if k.split.part != "train")
+    for item in new:
+        part: Part = "train"
+        if item.video in chosen:
+            part = "held_out"
+        elif nothing_measured and item.labels:
+            part = "blocks"
+        phase = 0 if part == "held_out" else item.best(part)
+        group = next(group for group in groups if group[0] is item)
+        decided.update({member.video: Split(part, phase, item.content) for member in group})
+    return decided
+
+
+def _by_content(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    """Candidates with the same file together; the first of each group stands for all of it."""
+    groups: dict[str, list[Candidate]] = {}
+    for item in sorted(candidates, key=lambda item: item.video):
+        groups.setdefault(item.content or item.video, []).append(item)
+    for first, *others in groups.values():
+        for other in others:
+            for key, counts in other.shown.items():
+                mine = first.shown.setdefault(key, {})
+                for label, found in counts.items():
+                    mine[label] = mine.get(label, np.zeros(4, np.int64)) + found
+    return list(groups.values())
+
+
+def _held_out(candidates: Sequence[Candidate], learned: Sequence[frozenset[str]], wanted: int) -> set[str]:
+    """Keys of up to ``wanted`` videos whose labels are all learned elsewhere; those that measure most come first."""
+    chosen: dict[str, frozenset[str]] = {}
+    left = Counter(label for labels in (*learned, *(item.labels for item in candidates)) for label in labels)
+    while len(chosen) < wanted:
+        measured = frozenset[str]().union(*chosen.values())
+        # Without it, each of its labels and of those that are held out must remain somewhere.
+        possible = [
+            item for item in candidates if item.video not in chosen and all(left[label] > 1 for label in item.labels)
+        ]
+        if not possible:
+            break
+        best = max(possible, key=lambda item: len(item.labels - measured))  # the first of several
+        chosen[best.video] = best.labels
+        left.subtract(best.labels)
+    return set(chosen)
+
+
+def reserved(video: str) -> Split:
+    """The part of a video of which only predictions are trained on; a person's annotations may follow.
+
+    A fifth is left alone, so that there will be videos to measure with that were never trained on.
+    """
+    return Split("held_out" if _chance(video) % round(1 / HELD_OUT_SHARE) == 0 else "train")
+
+
+def _chance(text: str) -> int:
+    """A number that depends on nothing but the text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+
+class SplitStore:
+    """Access to the parts of videos; safe across threads and processes: who decides first decides for all."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def splits(self, project_id: int) -> dict[str, Split]:
+        """All parts that are decided, by the video's key."""
+        query = sa.select(training_splits).where(training_splits.c.project_id == project_id)
+        with self._storage.guard(), self._storage.engine.connect() as connection:
+            return {row.video: Split(row.part, row.phase, row.content) for row in connection.execute(query)}
+
+    def add(self, project_id: int, decided: Mapping[str, Split]) -> bool:
+        """Keep decisions that belong together; ``False``, and none is kept, where one of the videos has its part
+        already: somebody else was faster, and the rest has to be decided anew."""
+        now = datetime.now(timezone.utc)
+        rows = [
+            {"project_id": project_id, "video": video, "decided_at": now}
+            | {"part": split.part, "phase": split.phase, "content": split.content}
+            for video, split in sorted(decided.items())
+        ]
+        if not rows:
+            return True
+        try:
+            with self._storage.guard(), self._storage.engine.begin() as connection:
+                connection.execute(sa.insert(training_splits), rows)
+        except StorageError as error:
+            if isinstance(error.__cause__, IntegrityError):
+                return False
+            raise
+        return True
