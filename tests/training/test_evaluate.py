@@ -1,0 +1,175 @@
+"""Measures of detectors on held-out parts of videos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ml_backend.errors import ConfigError, VideoError
+from ml_backend.models.detector import YoloDetector
+from ml_backend.models.weights import MOTION, ResolvedDetector
+from ml_backend.pipeline import detect_tracks, video_facts
+from ml_backend.settings import Settings
+from ml_backend.training.evaluate import EvaluationPlan, evaluate
+from ml_backend.training.precision import AveragePrecision
+from ml_backend.types import Detections, Track
+from ml_backend.video.reader import read_frames
+from ml_backend.video.writer import VideoWriter
+from tests.builders import label_config, make_clip, make_tiny_yolo
+
+Boxes = list[list[float]]
+
+
+def boxes_of(video: Path, settings: Settings, detector: ResolvedDetector, frames: int, label: int = 0) -> Boxes:
+    """What the pipeline itself finds, as held-out boxes."""
+    tracks: list[Track] = []
+    detect_tracks(video, 20, settings, detector, on_track=tracks.append)
+    return [
+        [int(frame), track.track_id, label, *map(float, xyxy)]
+        for track in tracks
+        for frame, xyxy in zip(track.frames, track.xyxy, strict=True)
+        if frame < frames
+    ]
+
+
+def hold_out(path: Path, boxes: Boxes, spans: list[list[int]], pictures: list[int], classes: list[str]) -> Path:
+    video = {"name": "v", "uri": "v", "task_id": 1, "spans": spans, "pictures": pictures, "boxes": boxes}
+    path.write_text(json.dumps({"classes": classes, "videos": [video]}))
+    return path
+
+
+def measure(
+    held_out: Path, video: Path, model: dict[str, Any], settings: Settings
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    plan = {"kind": "evaluate", "held_out": str(held_out), "videos": {"v": str(video)}}
+    changed = {"device": "cpu", "imgsz": settings.imgsz}
+    events: list[dict[str, Any]] = []
+    plan |= {"models": [{"name": "m", "path": None, "labels": {}, "default": ""} | model], "settings": changed}
+    done = evaluate(EvaluationPlan.from_json(plan), lambda event, **values: events.append(values))
+    return done["results"]["m"], events
+
+
+def test_what_the_pipeline_finds_is_measured_as_perfect(
+    tmp_path: Path, settings: Callable[..., Settings]
+) -> None:
+    video = make_clip(tmp_path / "clip.mp4")
+    boxes = boxes_of(video, settings(), MOTION, 40)
+    held_out = hold_out(tmp_path / "held_out.json", boxes, [[0, 39]], list(range(0, 40, 2)), ["other", "thing"])
+    result, events = measure(held_out, video, {"kind": "motion", "default": "other"}, settings())
+    assert result["hota"] == pytest.approx(1)
+    assert result["idf1"] == pytest.approx(1)
+    assert result["map50"] == pytest.approx(0.995, abs=0.01)
+    assert list(result["labels"]) == ["other"], "labels without held-out boxes do not count"
+    assert result["labels"]["other"]["boxes"] == len([b for b in boxes if b[0] % 2 == 0])
+    assert (result["pictures"], result["frames"]) == (20, 40)
+    assert events[-1] == {"model": "m", "done": 40, "of": 40}
+
+
+def test_motion_on_parts_of_a_clip(tmp_path: Path, settings: Callable[..., Settings]) -> None:
+    """Against where the block really is; the parts begin in the middle."""
+    video = make_clip(tmp_path / "clip.mp4", frames=80)
+    boxes: Boxes = [
+        [f, 7, 0, left, 80, left + 40, 160] for f in range(10, 80) if (left := 10 + (f - 10) * 250 // 70) or True
+    ]
+    held_out = hold_out(tmp_path / "held_out.json", boxes, [[20, 39], [60, 79]], [25, 30, 65], ["thing"])
+    result, _ = measure(held_out, video, {"kind": "motion", "default": "thing"}, settings())
+    assert result["hota"] > 0.7
+    assert result["idf1"] > 0.9
+    assert result["map50"] > 0.9
+    assert (result["pictures"], result["frames"]) == (3, 40)
+    unnamed, _ = measure(held_out, video, {"kind": "motion"}, settings())
+    assert unnamed["map50"] == 0
+    assert unnamed["hota"] == pytest.approx(result["hota"]), "tracks are compared whatever their label"
+
+
+def test_without_boxes_nothing_is_known(tmp_path: Path, settings: Callable[..., Settings]) -> None:
+    video = make_clip(tmp_path / "clip.mp4")
+    held_out = hold_out(tmp_path / "held_out.json", [], [[0, 9]], [0, 5], ["thing"])
+    result, _ = measure(held_out, video, {"kind": "motion", "default": "thing"}, settings())
+    assert [result[name] for name in ("map50", "map50_95", "hota", "idf1")] == [None] * 4
+    assert result["labels"] == {}
+    assert result["frames"] == 10
+
+
+def test_classes_get_their_labels_by_table_or_by_label_config(
+    tmp_path: Path, settings: Callable[..., Settings]
+) -> None:
+    video = make_clip(tmp_path / "clip.mp4")
+    weights = make_tiny_yolo(tmp_path / "tiny.pt", {0: "car", 1: "truck"})
+    boxes: Boxes = [[f, 1, 0, 40, 80, 200, 160] for f in range(4)]
+    held_out = hold_out(tmp_path / "held_out.json", boxes, [[0, 3]], [0, 1, 2, 3], ["vehicle", "tree"])
+    small = settings(imgsz=64)
+    model = {"kind": "yolo", "path": str(weights)}
+    table, _ = measure(held_out, video, model | {"labels": {"car": "vehicle", "truck": "vehicle"}}, small)
+    config = label_config("vehicle", "tree", predicted={"vehicle": "car,truck"})
+    by_config, _ = measure(held_out, video, model | {"labels": None, "label_config": config}, small)
+    assert table == by_config
+    assert list(table["labels"]) == ["vehicle"]
+    nothing, _ = measure(held_out, video, model | {"labels": {"car": "unheard of"}}, small)
+    assert (nothing["map50"], nothing["hota"]) == (0, 0)
+
+
+def test_real_detections_are_measured_as_perfect(
+    people_video: Path, yolo_weights: Path, tmp_path: Path, settings: Callable[..., Settings]
+) -> None:
+    clip = tmp_path / "people.mp4"
+    with VideoWriter(clip, 960, 540, 30) as writer:
+        for frame in read_frames(people_video, size=(960, 540)):
+            if frame.index == 12:
+                break
+            writer.write(frame.image)
+    assert video_facts(clip)["frames"] == 12
+    resolved = ResolvedDetector("yolo", "yolo11n", yolo_weights)
+    small = settings(imgsz=320, device="cpu")
+    boxes = boxes_of(clip, small, resolved, 12, label=1)
+    held_out = hold_out(tmp_path / "held_out.json", boxes, [[0, 11]], [5, 9], ["x", "anyone"])
+    labels = dict.fromkeys(YoloDetector(yolo_weights, small).names.values(), "anyone")
+    result, _ = measure(held_out, clip, {"kind": "yolo", "path": str(yolo_weights), "labels": labels}, small)
+    assert result["hota"] == pytest.approx(1)
+    assert result["idf1"] == pytest.approx(1)
+    assert result["map50"] > 0.6
+
+
+def test_broken_plans_and_videos(tmp_path: Path, settings: Callable[..., Settings]) -> None:
+    video = make_clip(tmp_path / "clip.mp4")
+    held_out = hold_out(tmp_path / "held_out.json", [], [[0, 99]], [0], ["thing"])
+    with pytest.raises(VideoError, match="40 frames"):
+        measure(held_out, video, {"kind": "motion"}, settings())
+    with pytest.raises(ConfigError, match="path None"):
+        measure(held_out, video, {"kind": "yolo"}, settings())
+    held_out.write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        measure(held_out, video, {"kind": "motion"}, settings())
+
+
+def found(*rows: list[float]) -> Detections:
+    """Detections of (x1, y1, x2, y2, conf, class)."""
+    table = np.array(rows, np.float32).reshape(-1, 6)
+    return Detections(table[:, :4], table[:, 4], table[:, 5].astype(np.int64))
+
+
+def test_average_precision_by_hand() -> None:
+    precision = AveragePrecision(["a", "b", "c"])
+    truth = np.array([[0, 0, 10, 10], [20, 0, 30, 10.0]])
+    precision.add(found([0, 0, 10, 10, 0.9, 0], [20, 0, 30, 10, 0.8, 1]), truth, np.array([0, 1]))
+    perfect = precision.result()
+    assert perfect["map50_95"] == pytest.approx(0.995)  # the curve's last step, as ultralytics integrates it
+    precision.add(found(), truth, np.array([1, 1]))
+    result = precision.result()
+    assert result["labels"]["a"] == {"ap50": pytest.approx(0.995), "ap50_95": pytest.approx(0.995), "boxes": 1}
+    assert result["labels"]["b"]["ap50"] == pytest.approx(1 / 3, abs=0.01)
+    assert result["labels"]["b"]["boxes"] == 3
+    assert "c" not in result["labels"]
+
+
+def test_a_second_box_on_the_same_object_is_wrong() -> None:
+    precision = AveragePrecision(["a"])
+    truth = np.array([[0, 0, 10, 10], [20, 0, 30, 10.0]])
+    boxes = [[0, 0, 10, 10, 0.9, 0], [0, 0, 10, 9, 0.8, 0], [20, 0, 30, 10, 0.7, 0]]
+    precision.add(found(*boxes), truth, np.array([0, 0]))
+    assert 0.8 < precision.result()["map50"] < 0.85  # precision 1, 1/2, 2/3

@@ -1,0 +1,200 @@
+"""What a fine-tuned detector begins with, and what it keeps."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ml_backend.errors import ConfigError, TrainingFailed, WeightsError
+from ml_backend.models.detector import YoloDetector
+from ml_backend.settings import Settings
+from ml_backend.training.fine_tune import LEARNT, TrainingPlan, fine_tune
+from tests.training.detection import LABELS, TAUGHT, make_dataset, make_start, train_plan
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_start(tmp_path_factory.mktemp("start") / "start.pt")
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Folder of a run of two epochs, and what came of it."""
+    run = tmp_path_factory.mktemp("run")
+    return run, train(train_plan(data, start, run))[1]
+
+
+def train(plan: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    done = fine_tune(TrainingPlan.from_json(plan), lambda event, **values: events.append({"event": event, **values}))
+    return events, done
+
+
+def load(path: Path | str) -> Any:
+    from ultralytics.nn.tasks import load_checkpoint
+
+    return load_checkpoint(str(path))
+
+
+def class_rows(model: Any, index: int) -> torch.Tensor:
+    """Weights and biases of one class on all levels."""
+    last = [branch[-1] for branch in model.model[-1].cv3]
+    return torch.cat([part[index].detach().flatten() for conv in last for part in (conv.weight, conv.bias)])
+
+
+def set_up(plan: dict[str, Any], **changes: Any) -> Any:
+    """A trainer just before its first epoch."""
+    from ml_backend.training.trainer import FineTuner
+
+    args = {name: value for name, value in plan["args"].items() if name != "freeze_norm"}
+    args |= {"data": plan["data"], "save_dir": plan["run"], "model": plan["start"], "plots": False, "cls_remap": False}
+    trainer = FineTuner(args | changes, plan["start_from"], plan["taught"], freeze_norm=True)
+    trainer._setup_train()
+    return trainer
+
+
+def test_labels_begin_with_what_the_detector_knows(data: Path, start: Path, tmp_path: Path) -> None:
+    plan = train_plan(data, start, tmp_path) | {"start_from": {"helper": "person", "担架": "gone"}}
+    trainer = set_up(plan)
+    assert trainer.began == {"helper": "person", "person": "person", "dog": "dog"}
+    before = load(start)[0]
+    assert torch.equal(class_rows(trainer.model, 0), class_rows(before, 0))
+    assert torch.equal(class_rows(trainer.model, 2), class_rows(before, 0)), "several may begin with one class"
+    assert torch.equal(class_rows(trainer.model, 3), class_rows(before, 2))
+    head = trainer.model.model[-1]
+    fresh = [float(branch[-1].bias[1].detach()) for branch in head.cv3]
+    assert fresh == sorted(fresh), "rarest where the grid is finest"
+    assert fresh[-1] < -5
+    backbone = len(trainer.model.yaml["backbone"])
+    frozen = {int(name.split(".")[1]) for name, p in trainer.model.named_parameters() if not p.requires_grad}
+    assert frozen == {*range(backbone)} - {0} | {0, backbone * 2 + 1}, "the last is the fixed sum over box edges"
+
+
+def test_as_many_classes_as_before_do_not_inherit_by_position(data: Path, tmp_path: Path) -> None:
+    from tests.builders import make_tiny_yolo
+
+    start = make_tiny_yolo(tmp_path / "start.pt", dict(enumerate(["dog", "cat", "cow", "person"])))
+    trainer = set_up(train_plan(data, start, tmp_path / "run", start_from={}))
+    before = load(start)[0]
+    assert trainer.began == {"person": "person", "dog": "dog"}
+    assert torch.equal(class_rows(trainer.model, 2), class_rows(before, 3))
+    assert not torch.equal(class_rows(trainer.model, 0), class_rows(before, 0))
+
+
+def test_labels_without_boxes_are_not_unlearned(data: Path, start: Path, tmp_path: Path) -> None:
+    trainer = set_up(train_plan(data, start, tmp_path), cls_pw=0.5)
+    trainer._model_train()
+    loss, _ = trainer.model(trainer.preprocess_batch(next(iter(trainer.train_loader))))
+    loss.sum().backward()
+    for branch in trainer.model.model[-1].cv3:
+        gradient = branch[-1].weight.grad.flatten(1).abs().sum(1) + branch[-1].bias.grad.abs()
+        assert float(gradient[3]) == 0
+        assert bool((gradient[:3] > 0).all())
+    assert not any(m.training for m in trainer.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_what_is_written_is_what_predictions_load(trained: tuple[Path, dict[str, Any]], start: Path) -> None:
+    run, done = trained
+    assert done["epochs"] == 2
+    detector = YoloDetector(done["weights"], Settings(_env_file=None, device="cpu", imgsz=64))
+    assert tuple(detector.names.values()) == LABELS
+    model, checkpoint = load(done["weights"])
+    assert checkpoint["optimizer"] is None
+    assert checkpoint[LEARNT] == sorted(TAUGHT)
+    before = load(start)[0]
+    assert torch.allclose(class_rows(model, 3), class_rows(before, 2), atol=2e-3), "half precision and weight decay"
+    assert not torch.allclose(class_rows(model, 0), class_rows(before, 0), atol=2e-3)
+    statistics = [(k, v) for k, v in model.state_dict().items() if "running" in k and ".cv3." not in k]
+    assert all(torch.allclose(v, before.state_dict()[k], atol=1e-3, rtol=1e-2) for k, v in statistics)
+    assert not list(run.rglob("*.part"))
+
+
+def test_a_finished_training_is_only_finished(
+    trained: tuple[Path, dict[str, Any]], data: Path, start: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "moved"
+    shutil.copytree(trained[0], run)
+    (run / "weights" / "best.pt").unlink()  # as if the process had ended just before
+    events, done = train(train_plan(data, start, run, resume=str(run / "weights" / "last.pt")))
+    assert events == []
+    assert done["epochs"] == 2
+    assert Path(done["weights"]).parent == run / "weights"
+
+
+def test_a_training_goes_on_in_another_folder(
+    trained: tuple[Path, dict[str, Any]], start: Path, tmp_path: Path
+) -> None:
+    last = tmp_path / "elsewhere" / "last.pt"
+    last.parent.mkdir()
+    checkpoint = torch.load(trained[0] / "weights" / "last.pt", weights_only=False)
+    checkpoint["train_args"]["epochs"] = checkpoint["ema"].args.epochs = 3  # as if it had been killed after two
+    torch.save(checkpoint, last)
+    moved = make_dataset(tmp_path / "moved data")
+    run = tmp_path / "run"
+    events, done = train(train_plan(moved, start, run, resume=str(last)))
+    assert [event["epoch"] for event in events if event["event"] == "epoch"] == [3]
+    assert done["epochs"] == 3
+    assert Path(done["weights"]) == run / "weights" / "best.pt"
+    model, before = load(done["weights"])[0], load(start)[0]
+    assert torch.allclose(class_rows(model, 3), class_rows(before, 2), atol=2e-3), "still left alone"
+
+
+def test_labels_that_have_changed_cannot_be_resumed(
+    trained: tuple[Path, dict[str, Any]], data: Path, start: Path, tmp_path: Path
+) -> None:
+    plan = train_plan(data, start, tmp_path, resume=str(trained[0] / "weights" / "last.pt"), classes=["a", "b"])
+    with pytest.raises(TrainingFailed, match="have changed"):
+        train(plan)
+
+
+def test_what_a_label_has_been_taught_is_not_replaced(
+    trained: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path
+) -> None:
+    again = train_plan(data, Path(trained[1]["weights"]), tmp_path, start_from={"helper": "person", "dog": "person"})
+    events, _ = train(again | {"args": again["args"] | {"epochs": 1}})
+    assert events[0]["began"] == {"helper": "helper", "担架": "担架", "person": "person", "dog": "person"}
+
+
+def test_other_models_are_refused(data: Path, start: Path, tmp_path: Path) -> None:
+    corrupt = tmp_path / "corrupt.pt"
+    corrupt.write_bytes(start.read_bytes()[:50_000])
+    with pytest.raises(WeightsError, match="cannot be loaded"):
+        train(train_plan(data, corrupt, tmp_path / "run"))
+    with pytest.raises(WeightsError, match="No checkpoint"):
+        train(train_plan(data, tmp_path / "none.pt", tmp_path / "run"))
+    fused = torch.load(start, weights_only=False)
+    fused["model"] = fused["model"].float().fuse(verbose=False)
+    torch.save(fused, tmp_path / "fused.pt")
+    with pytest.raises(WeightsError, match="simplified"):
+        train(train_plan(data, tmp_path / "fused.pt", tmp_path / "run"))
+
+
+def test_a_loss_that_is_not_finite(data: Path, start: Path, tmp_path: Path) -> None:
+    broken = torch.load(start, weights_only=False)
+    broken["model"].model[-1].cv2[0][-1].bias.data[:] = float("nan")
+    torch.save(broken, tmp_path / "nan.pt")
+    with pytest.raises(TrainingFailed, match="finite"):
+        train(train_plan(data, tmp_path / "nan.pt", tmp_path / "run"))
+
+
+def test_a_dataset_that_is_not_there(start: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailed, match="dataset"):
+        train(train_plan(tmp_path / "none.yaml", start, tmp_path / "run"))
+
+
+def test_forbidden_arguments_do_not_reach_the_training(data: Path, start: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="distill_model"):
+        train(train_plan(data, start, tmp_path, args={"distill_model": "x.pt"}))
+    sized = train_plan(data, start, tmp_path) | {"args": {"mosaic": 0.5}, "pictures": 8, "boxes": 24, "tracks": 3}
+    plan = TrainingPlan.from_json(sized | {"device": "cpu", "imgsz": 96, "epochs": 7})
+    assert (plan.args["epochs"], plan.args["imgsz"], plan.args["mosaic"]) == (7, 96, 0.5)
+    assert plan.device == "cpu"
