@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from ml_backend.errors import ConfigError
+from ml_backend.errors import ConfigError, StorageError
 from ml_backend.export.dataset import DatasetOptions, DatasetResult, Progress, export_dataset, state_options
 from ml_backend.export.files import write_text, writing
 from ml_backend.export.images import ImageFormat
@@ -111,7 +111,8 @@ def build_dataset(
     export = DatasetOptions(_OPTIONS.format, _OPTIONS.sampling, _OPTIONS.image_format, classes)
     _clear_foreign(folder, state_options(export, picker))
     result = export_dataset(source, folder, export, progress=progress, picker=picker, should_stop=stop)
-    return _Assembly(folder, classes, options, result).make(survey, [f"Left out: {item}" for item in source.skipped])
+    skipped = sorted(source.skipped, key=lambda item: item.task_id)
+    return _Assembly(folder, classes, options, result).make(survey, [f"Left out: {item}" for item in skipped])
 
 
 def _clear_foreign(folder: Path, options: dict[str, Any]) -> None:
@@ -122,7 +123,10 @@ def _clear_foreign(folder: Path, options: dict[str, Any]) -> None:
         State(folder, options)
     except ConfigError as error:
         log.info("The dataset is made anew: %s", error.message)
-        shutil.rmtree(folder)
+        try:
+            shutil.rmtree(folder)
+        except OSError as failed:
+            raise StorageError(f"{folder} cannot be removed: {failed.strerror}.", "Remove it yourself.") from failed
 
 
 @dataclass(slots=True)

@@ -96,7 +96,8 @@ class TrainingPicker:
         return {
             "rules": _RULES,
             "split": [split.part, split.phase] if split else None,
-            "plan": [plan.per_second, plan.max_pictures, plan.negatives, plan.held_out_frames],
+            "plan": [plan.per_second, plan.max_pictures, plan.negatives],
+            "span": plan.held_out_frames if split and split.part != "train" else 0,
             "pseudo": plan.pseudo_min_score if video.part.submission.is_prediction else None,
             "hard": sorted(self._hard(video)),
             "others": fingerprint(others) if others else "",
