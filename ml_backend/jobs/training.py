@@ -196,7 +196,7 @@ class _Training:
             hard=CorrectionStore(self._context.storage).hard(self._project),
             pseudo_labels=policy.pseudo_labels,
         )
-        options = {"predictions": "missing"} if policy.pseudo_labels else {}
+        options: dict[str, Any] = {"predictions": "missing"} if policy.pseudo_labels else {}
         source = Source.from_project(self._context.client, self._project, self._settings, **options)
         return build_dataset(
             source,

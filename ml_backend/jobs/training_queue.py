@@ -48,7 +48,8 @@ class TrainingQueue:
             Postponed: another one does.
         """
         with self._queue.guard():
-            lock = self._redis.lock(_lock_key(project_id), timeout=self._lock_s)
+            # Renewed by another thread than the one that took it.
+            lock = self._redis.lock(_lock_key(project_id), timeout=self._lock_s, thread_local=False)
             if not lock.acquire(blocking=False):
                 raise Postponed(f"Project {project_id} is being trained by another worker.", "It is tried again.")
         held = TrainingLock(self._queue, lock)

@@ -1,0 +1,131 @@
+"""Retraining from annotations to a version in use, by a worker in this process against a real Label Studio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml_backend.jobs.context import Context
+from ml_backend.services import Services
+from tests.builders import label_config
+from tests.jobs.conftest import Site
+from tests.jobs.scenes import FRAMES, make_walk, walk_regions
+
+Make = Callable[..., Site]
+Work = Callable[[Site], Context]
+
+CONFIG = label_config("walker", "vehicle")
+#: Small and short, so that a training takes seconds.
+FAST = {"imgsz": 256, "train_epochs": 4, "train_per_second": 10.0, "gate_frames": 100, "mode": "yolo"}
+
+
+def services(here: Site) -> Services:
+    return Services.build(here.settings)
+
+
+def annotated(here: Site, project: int, name: str = "walk", **labels: str) -> int:
+    """A task whose objects are all annotated."""
+    if not (here.videos / f"{name}.mp4").exists():
+        make_walk(here.videos / f"{name}.mp4")
+    task = here.task(project, video=f"/data/local-files/?d={name}.mp4", fps=20, width=480, height=360)
+    here.sdk.annotations.create(id=task, result=walk_regions(**labels))
+    return task
+
+
+@pytest.fixture
+def yolo_site(site: Make, yolo_weights: Path) -> Site:
+    return site(detector="yolo", yolo_weights=str(yolo_weights), **FAST)
+
+
+def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) -> None:
+    here = yolo_site
+    project = here.project(CONFIG)
+    annotated(here, project)
+    make_walk(here.videos / "other.mp4", seed=2)
+    open_task = here.task(project, video="/data/local-files/?d=other.mp4", fps=20)
+    here.queue.request_prepare(project, open_task)
+    work(here)
+    (before,) = here.predictions(open_task)
+    assert before.result == [], "the base model has no class that is called walker"
+
+    services(here).trainings.start(project, "a test")
+    context = work(here)
+    (version,) = context.projects.registry.versions(project)
+    assert (version.state, version.trigger, version.owner) == ("promoted", "a test", ""), version.reason
+    assert version.classes == ("walker", "vehicle")
+    assert version.metrics["incumbent"]["map50"] == 0.0
+    assert version.metrics["candidate"]["map50"] > 0.5
+    assert version.metrics["against"] == "base"
+    assert 1 <= len(version.history) <= 4
+    assert version.history[-1]["epoch"] == len(version.history)
+    assert list(version.lineage["annotations"]) == [str(task) for task in (before.task - 1,)]
+
+    (after,) = here.predictions(open_task)
+    assert after.model_version.endswith(".v1")
+    assert services(here).serving.version(project) == after.model_version
+    assert {region["value"]["labels"][0] for region in after.result} == {"walker", "vehicle"}
+    leftovers = here.settings.data_dir / "training" / f"project-{project}"
+    assert not list((leftovers / "runs").glob("*"))
+
+    # The same data is not trained on again; one call goes back, and the old predictions with it.
+    services(here).trainings.start(project, "a test")
+    work(here)
+    assert len(context.projects.registry.versions(project)) == 1
+    services(here).trainings.activate(project, "base", "a test")
+    work(here)
+    (again,) = here.predictions(open_task)
+    assert again.model_version == before.model_version
+
+
+def test_nothing_annotated_is_said_and_costs_no_further_try(yolo_site: Site, work: Work) -> None:
+    here = yolo_site
+    project = here.project(CONFIG)
+    make_walk(here.videos / "walk.mp4")
+    here.task(project, video="/data/local-files/?d=walk.mp4", fps=20)
+    services(here).trainings.start(project, "a test")
+    context = work(here)
+    (version,) = context.projects.registry.versions(project)
+    assert version.state == "failed"
+    assert "annotated" in version.reason
+    assert "annotated" in here.error()
+    assert context.projects.registry.current(project) is None
+
+
+def test_a_worse_one_is_refused_and_kept(yolo_site: Site, work: Work) -> None:
+    """What it has learned is right, but the incumbent knew it better: labels are exchanged for the second training."""
+    here = yolo_site
+    project = here.project(CONFIG)
+    annotated(here, project)
+    services(here).trainings.start(project, "a test")
+    context = work(here)
+    (first,) = context.projects.registry.versions(project)
+    assert first.state == "promoted", first.reason
+    # The held-out part stays what it is: the second video, wrongly annotated, is only trained on.
+    annotated(here, project, "other", walker="vehicle", vehicle="walker")
+    services(here).trainings.start(project, "a test")
+    work(here)
+    second, _ = context.projects.registry.versions(project)
+    assert second.held_out == first.held_out
+    assert second.parent_id == first.id
+    assert second.start_sha256 == first.weights_sha256
+    if second.state == "refused":  # four epochs of wrong labels spoil it; should they not, it is rightly promoted
+        assert "Worse than" in second.reason
+        assert context.projects.registry.current(project).name == "v1"  # type: ignore[union-attr]
+    assert context.projects.artifacts.exists(second.artifact)
+
+
+def test_motion_is_never_trained(site: Make, work: Work) -> None:
+    here = site(detector="motion", **FAST)
+    project = here.project(CONFIG)
+    services(here).trainings.start(project, "a test")
+    context = work(here)
+    assert "DETECTOR=motion" in here.error()
+    assert context.projects.registry.versions(project) == []
+
+
+def test_frames_of_the_scene_are_what_the_regions_say() -> None:
+    region: dict[str, Any] = walk_regions()[0]
+    assert region["value"]["framesCount"] == FRAMES
