@@ -21,6 +21,7 @@ import yaml
 from ml_backend.errors import ConfigError, Interrupted, StorageError
 from ml_backend.export.source import Source
 from ml_backend.label_studio.schema import parse_label_config
+from ml_backend.patterns.store import video_key
 from ml_backend.storage import Storage
 from ml_backend.training.dataset import DatasetPlan, NothingToTrain, TrainingDataset, build_dataset
 from ml_backend.training.splits import HELD_OUT, TRAIN, Split, SplitStore
@@ -239,6 +240,21 @@ def test_tasks_on_one_video_share_its_part(project: Project) -> None:
     assert len(held) == 3
     assert {number % 10 for number in held} == {min(held)}
     assert trained == set(data.annotations) - {min(held), min(held) + 10, min(held) + 20}
+
+
+def test_another_process_decides_first(project: Project) -> None:
+    tasks = project.videos(3)
+
+    class Late(SplitStore):
+        def add(self, project_id: int, decided: Mapping[str, Split]) -> bool:
+            others = dict.fromkeys(sorted(decided)[1:], Split("train")) | {min(decided): Split("held_out")}
+            assert project.store.add(project_id, others) == (not self.splits(project_id))
+            return super().add(project_id, decided)
+
+    late = Late(Storage(f"sqlite:///{project.folder / 'db.sqlite3'}"))
+    build_dataset(project.source(tasks), project.out, late, 1, DatasetPlan())
+    first = min(tasks, key=lambda task: video_key(task["data"]["video"]))
+    assert [video["task_id"] for video in project.held_out] == [first["id"]]
 
 
 def test_an_empty_task_shows_what_is_nothing(project: Project, clip: dict[str, Any]) -> None:
