@@ -221,8 +221,11 @@ def decide(candidates: Iterable[Candidate], known: Mapping[str, Known]) -> dict[
     learned = [k.labels for k in known.values() if k.split.part != "held_out"]
     held = [k for k in known.values() if k.split.part == "held_out" and k.measures]
     total = len(objects) + sum(bool(k.labels) for k in known.values())
-    chosen = _held_out(objects, learned, math.ceil(HELD_OUT_SHARE * total) - len(held))
-    nothing_measured = not chosen and not any(k.measures for k in known.values() if k.split.part != "train")
+    blocks = sum(k.split.part == "blocks" and k.measures for k in known.values())
+    # What measures now goes on doing so alone, as long as it is enough: versions stay comparable.
+    lacking = HELD_OUT_SHARE * (total - blocks) - len(held)
+    chosen = _held_out(objects, learned, math.floor(lacking + 1e-9) if held or blocks else math.ceil(lacking))
+    nothing_measured = not chosen and not (held or blocks)
     for item in new:
         part: Part = "train"
         if item.video in chosen:
