@@ -10,25 +10,28 @@ did not say. Rows are in order of time, then of track; videos in one file follow
 
 from __future__ import annotations
 
-import contextlib
-import json
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ml_backend.errors import BackendError, ConfigError
-from ml_backend.export.files import writing
 from ml_backend.export.names import UniqueNames
-from ml_backend.export.source import Source
+from ml_backend.export.pieces import FileOfEach, OneFile, Pieces
+from ml_backend.export.source import KEPT, Part, Source
+from ml_backend.export.state import part_fingerprint
 from ml_backend.export.video import AnnotatedVideo, VideoObject
 from ml_backend.types import IntArray
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
+
+#: Of the rows: those of an earlier program are not mixed with others.
+_VERSION = 1
 
 #: How the pictures are chosen: all, each track's keyframes, or a number of pictures a second.
 Sample = Literal["all", "keyframes"] | float
@@ -120,6 +123,9 @@ def export_annotations(
 ) -> Written:
     """Write the annotations of every task.
 
+    Interrupted and run again it goes on with the next video, and later it only does what has changed. A video that has
+    disappeared since it was exported keeps its rows as long as its annotations stay as they were; it is listed.
+
     Args:
         out: the file, or with ``per_video`` a folder for one file a video.
         with_video: add the video's name to each row, as ``video``.
@@ -127,58 +133,49 @@ def export_annotations(
         progress: called with videos done and videos in all.
 
     Raises:
-        StorageError: the disk is full, or ``out`` cannot be written. Files that are complete stay.
+        StorageError: the disk is full, or ``out`` cannot be written. Pieces that are complete stay.
         LabelStudioUnavailable: Label Studio is gone.
     """
     total = sum(1 for _ in source.parts())
-    written, names = Written(), UniqueNames()
-    with contextlib.nullcontext() if per_video else writing(out) as shared:
-        rows = _Array(shared) if shared else None
-        for done, part in enumerate(source.parts(), start=1):
-            # Also names of videos that turn out to be gone are used up: the others keep theirs when it comes back.
-            name = names.take(part.stem, part.task_id)
-            try:
-                with part.open() as video:
-                    extra = {"video": video.name} if with_video else {}
-                    if with_annotator:
-                        extra["annotator"] = part.submission.annotator
-                    if rows:
-                        written.rows += _add(rows, video, sample, extra)
-                    else:
-                        target = out / f"{name}.json"
-                        with writing(target) as file:
-                            own = _Array(file)
-                            written.rows += _add(own, video, sample, extra)
-                            own.close()
-                        written.files.append(target)
-                    written.videos += 1
-                    written.unlabelled += sum(not item.label for item in video.objects)
-            except BackendError as error:
-                source.skip(part, error)
-            if progress:
-                progress(done, total)
-        if rows:
-            rows.close()
-            written.files.append(out)
+    pieces: Pieces = FileOfEach(out) if per_video else OneFile(out)
+    options = [_VERSION, str(sample), with_video, with_annotator]
+    written, names, exported = Written(), UniqueNames(), []
+    for done, part in enumerate(source.parts(), start=1):
+        # Also names of videos that turn out to be gone are used up: the others keep theirs when it comes back.
+        name = names.take(part.stem, part.task_id)
+        record = pieces.record(name)
+        known: dict[str, Any] = {"options": options, "part": part_fingerprint(part)}
+        unchanged = bool(record) and record.items() >= known.items()
+        try:
+            with part.open() as video:
+                known["video"] = _facts(video)
+                if not unchanged or record["video"] != known["video"]:
+                    record = known
+                    with pieces.writing(name, record) as elements:
+                        for row in annotation_rows(video, sample):
+                            elements.add(row | _extra(part, with_video, with_annotator))
+                        record["rows"] = elements.count
+                        record["unlabelled"] = sum(not item.label for item in video.objects)
+        except BackendError as error:
+            source.skip(part, error, KEPT if unchanged else "")
+            record = pieces.record(name) if unchanged else {}
+        if record:
+            exported.append(name)
+            written.rows += record["rows"]
+            written.unlabelled += record["unlabelled"]
+        if progress:
+            progress(done, total)
+    written.videos = len(exported)
+    written.files = pieces.finish(exported)
     return written
 
 
-def _add(rows: _Array, video: AnnotatedVideo, sample: Sample, extra: Row) -> int:
-    before = rows.count
-    for row in annotation_rows(video, sample):
-        rows.add(row | extra)
-    return rows.count - before
+def _facts(video: AnnotatedVideo) -> list[Any]:
+    """All that rows take from the file. A hash of its content would take longer than the rows."""
+    times = hashlib.sha256(video.timeline.times.tobytes()).hexdigest()
+    return [video.info.frames, video.info.width, video.info.height, video.timeline.frame_rate, times]
 
 
-class _Array:
-    """A JSON array that is written element by element, one a line."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file, self.count = file, 0
-
-    def add(self, item: Any) -> None:
-        self._file.write(("[\n" if self.count == 0 else ",\n") + json.dumps(item, ensure_ascii=False))
-        self.count += 1
-
-    def close(self) -> None:
-        self._file.write("\n]\n" if self.count else "[]\n")
+def _extra(part: Part, with_video: bool, with_annotator: bool) -> Row:
+    extra = {"video": part.name} if with_video else {}
+    return extra | ({"annotator": part.submission.annotator} if with_annotator else {})

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ml_backend.errors import StorageError
 from ml_backend.video.writer import storage_error
 
 
 @contextlib.contextmanager
-def writing(path: Path, mode: str = "w") -> Iterator[IO[str]]:
-    """A text file that appears under its name only when the ``with`` block ends well; its folder is made.
+def writing_bytes(path: Path, temporary_in: Path | None = None) -> Iterator[IO[bytes]]:
+    """A file that appears under its name only when the ``with`` block ends well; its folder is made.
+
+    Args:
+        temporary_in: where it lies until then, on the same file system; by default beside its place.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
     """
     make_folder(path.parent)
+    folder = temporary_in or path.parent
+    make_folder(folder)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=folder)
     except OSError as error:
         raise storage_error(path, error) from error
     temporary = Path(name)
     try:
-        # A lone surrogate, which JSON may hold, becomes its escape.
-        with os.fdopen(handle, mode, encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        with os.fdopen(handle, "wb") as file:
             yield file
         temporary.chmod(0o644)
         temporary.replace(path)
@@ -37,6 +42,19 @@ def writing(path: Path, mode: str = "w") -> Iterator[IO[str]]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path, temporary_in: Path | None = None) -> Iterator[IO[str]]:
+    """As :func:`writing_bytes`, text in UTF-8."""
+    # A lone surrogate, which JSON may hold, becomes its escape.
+    how: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
+    with writing_bytes(path, temporary_in) as file:
+        text = io.TextIOWrapper(file, **how)
+        try:
+            yield text
+        finally:
+            text.detach()  # the file is closed by who has opened it
 
 
 def write_text(path: Path, text: str) -> None:

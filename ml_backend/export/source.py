@@ -33,6 +33,9 @@ from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
 
+#: Said of a video that has disappeared and had been exported before.
+KEPT = "What was exported of it before is kept."
+
 Find = Callable[[str, int], contextlib.AbstractContextManager[Path]]
 
 
@@ -241,12 +244,16 @@ class Source:
                     continue
                 yield video
 
-    def skip(self, part: Part, error: BackendError) -> None:
-        """Note that a part cannot be exported; raises ``error`` itself where no other part can either."""
+    def skip(self, part: Part, error: BackendError, note: str = "") -> None:
+        """Note that a part cannot be exported; raises ``error`` itself where no other part can either.
+
+        Args:
+            note: more to be said about it.
+        """
         if isinstance(error, LabelStudioUnavailable | StorageError):
             raise error
         log.info("Task %d is skipped", part.task_id, exc_info=error)
-        self._note(Skipped(part.task_id, part.name, str(error)))
+        self._note(Skipped(part.task_id, part.name, f"{error} {note}".strip()))
 
     def _note(self, item: Skipped) -> None:
         if item not in self.skipped:  # each pass over the tasks finds the same

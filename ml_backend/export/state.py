@@ -6,10 +6,13 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.files import write_text
+
+if TYPE_CHECKING:
+    from ml_backend.export.source import Part
 
 log = logging.getLogger(__name__)
 
@@ -27,36 +30,36 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class State:
-    """Records of one export: its options, and of each video what it was made from.
+def part_fingerprint(part: Part) -> str:
+    """The same as long as a task says the same of a video; what it says of another one does not matter."""
+    regions = part.regions
+    predicted = part.submission.predicted
+    return fingerprint(
+        {
+            "name": part.name,
+            "rate": part.frame_rate,
+            "labels": [label.value for label in part.control.labels],
+            "regions": [dict(region) for region in regions],
+            # Scores of accepted regions may be there.
+            "predicted": [dict(predicted.get(str(region.get("id")), {})) for region in regions],
+            "by": [part.submission.annotator, part.submission.is_prediction, part.submission.score],
+        }
+    )
+
+
+class Records:
+    """What each video of an export was made from.
 
     Args:
-        out: folder of the export.
-        options: everything that decides what is written.
-
-    Raises:
-        ConfigError: the folder holds something else, or an export with other options.
+        folder: of the records; made with the first one.
     """
 
-    def __init__(self, out: Path, options: dict[str, Any]) -> None:
-        self._dir = state_folder(out)
-        file = self._dir / "options.json"
-        before = _read(file)
-        options = json.loads(json.dumps(options, default=str))  # as they will be read again
-        if before is None:
-            if out.exists() and (not out.is_dir() or any(path.name != _FOLDER for path in out.iterdir())):
-                raise ConfigError(f"{out} holds something else.", "Choose a new or empty folder as --out.")
-            write_text(file, json.dumps(options, indent=1, ensure_ascii=False) + "\n")
-        elif before != options:
-            changed = sorted(key for key in {*before, *options} if before.get(key) != options.get(key))
-            raise ConfigError(
-                f"{out} holds an export with other options ({', '.join(changed)}).",
-                "Choose another --out, remove that folder, or use the same options to continue.",
-            )
+    def __init__(self, folder: Path) -> None:
+        self._dir = folder
 
     def read(self, name: str) -> dict[str, Any]:
         """The record of a video; empty where there is none."""
-        return _read(self._path(name)) or {}
+        return read_json(self._path(name)) or {}
 
     def write(self, name: str, record: dict[str, Any]) -> None:
         write_text(self._path(name), json.dumps(record, default=str) + "\n")
@@ -73,7 +76,36 @@ class State:
         return self._dir / f"{name}.video.json"
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+class State(Records):
+    """Records of a dataset, and its options.
+
+    Args:
+        out: folder of the export.
+        options: everything that decides what is written.
+
+    Raises:
+        ConfigError: the folder holds something else, or an export with other options.
+    """
+
+    def __init__(self, out: Path, options: dict[str, Any]) -> None:
+        super().__init__(state_folder(out))
+        file = self._dir / "options.json"
+        before = read_json(file)
+        options = json.loads(json.dumps(options, default=str))  # as they will be read again
+        if before is None:
+            if out.exists() and (not out.is_dir() or any(path.name != _FOLDER for path in out.iterdir())):
+                raise ConfigError(f"{out} holds something else.", "Choose a new or empty folder as --out.")
+            write_text(file, json.dumps(options, indent=1, ensure_ascii=False) + "\n")
+        elif before != options:
+            changed = sorted(key for key in {*before, *options} if before.get(key) != options.get(key))
+            raise ConfigError(
+                f"{out} holds an export with other options ({', '.join(changed)}).",
+                "Choose another --out, remove that folder, or use the same options to continue.",
+            )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object; ``None`` where there is none, or it is damaged."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

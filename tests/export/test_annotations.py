@@ -171,7 +171,10 @@ def test_the_script(tmp_path: Path) -> None:
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary == {"videos": 2, "rows": 3, "files": ["a.json"], "skipped": 1}
     done = run("--from-json", "e.json", "--videos", "videos", "--out", "each", "--per-video", "--task", 1, cwd=tmp_path)
-    assert (done.returncode, [path.name for path in (tmp_path / "each").iterdir()]) == (0, ["straße_1.json"])
+    assert (done.returncode, [path.name for path in (tmp_path / "each").glob("[!.]*")]) == (
+        0,
+        ["straße_1.json"],
+    )
 
 
 def test_the_script_with_a_label_config(tmp_path: Path) -> None:
