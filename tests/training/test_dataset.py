@@ -205,7 +205,7 @@ def test_many_pictures_are_thinned_evenly(project: Project, clip: dict[str, Any]
 
 
 def test_whole_videos_are_held_out_and_stay_so(project: Project) -> None:
-    tasks = project.videos(7)
+    tasks = project.videos(10)
     project.build(*tasks[:3])
     [held] = project.held_out
     assert {task for part in ("train", "val") for task, _ in project.listed(part)} == {
