@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -21,8 +20,10 @@ from rq import get_current_job
 from ml_backend.corrections_store import CorrectionStore
 from ml_backend.errors import BackendError, ConfigError, Interrupted, MediaError, TrainingFailed, VideoError
 from ml_backend.jobs.context import Context, job
+from ml_backend.jobs.training_facts import checkpoint_name, digest_of, lineage_of, with_text_keys
 from ml_backend.jobs.training_queue import TrainingLock
 from ml_backend.jobs.training_watch import Watch
+from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.training.gate import decide
 from ml_backend.training.registry import MEASURED, RunLost, Version
 
@@ -78,8 +79,8 @@ class _Training:
             self._end(version, "failed", f"{type(error).__name__}: {error}")
             raise
         finally:
-            # Whatever happened: if another version is in use now, the tasks have to follow, also after a crash
-            # between the promotion and this line in an earlier try.
+            # Whatever happened: if another version is in use now, the tasks have to follow. A worker that died between
+            # the promotion and this line leaves that to the next try, which finds nothing new to train on.
             self._refresh(version)
 
     def _begin(self) -> Version | None:
@@ -113,7 +114,8 @@ class _Training:
 
     def _refresh(self, version: Version) -> None:
         last = self._registry.get(version.id)
-        if last is not None and last.state == "promoted":
+        promoted = last.state == "promoted" if last else self._registry.current(self._project) is not None
+        if promoted:
             self._context.queue.request_refresh(self._project)
 
     # -- the steps
@@ -134,14 +136,14 @@ class _Training:
         except TrainingFailed:
             raise
         except ConfigError:  # the annotations cannot be trained on: they are not tried again before they change
-            self._registry.advance(version, lineage={"seen": _keys(seen)})
+            self._registry.advance(version, lineage={"seen": with_text_keys(seen)})
             raise
         arguments = json.loads(self._settings.train_args or "{}")
-        made_of = _digest([data.digest, arguments, self._settings.train_epochs, self._imgsz])
+        made_of = digest_of([data.digest, arguments, self._settings.train_epochs, self._imgsz])
         if self._is_known(version, made_of):
             log.info("Project %s: nothing has been annotated since the last training.", self._project)
             self._report(stage="unchanged")
-            self._registry.discard(version, _keys(seen))
+            self._registry.discard(version, with_text_keys(seen))
             return None
         run = self._folder / "runs" / version.name
         checkpoint = self._checkpoint(version, run) if version.dataset == made_of else None
@@ -155,7 +157,7 @@ class _Training:
             dataset=made_of,
             held_out=data.held_out_digest,
             classes=list(data.classes),
-            lineage=_lineage(data, seen),
+            lineage=lineage_of(data, seen),
             detector=start["name"],
             start_sha256=start["sha256"],
         )
@@ -165,7 +167,7 @@ class _Training:
             "classes": list(data.classes),
             "taught": list(data.taught),
             "start": start["path"],
-            "start_from": data.start_from,
+            "start_from": {**self._mapped(), **data.start_from},
             "run": str(run),
             "resume": str(checkpoint) if checkpoint else None,
             "pictures": data.pictures.get("train", 0),
@@ -197,6 +199,7 @@ class _Training:
             pseudo_labels=policy.pseudo_labels,
         )
         options: dict[str, Any] = {"predictions": "missing"} if policy.pseudo_labels else {}
+        options["should_stop"] = self._watch.should_stop
         source = Source.from_project(self._context.client, self._project, self._settings, **options)
         return build_dataset(
             source,
@@ -207,6 +210,12 @@ class _Training:
             lambda done, of: self._report(stage="dataset", done=done, of=of),
             self._watch.should_stop,
         )
+
+    def _mapped(self) -> dict[str, str]:
+        """By label the detector's class that the label config names for it."""
+        config = parse_label_config(self._context.client.get_project(self._project).label_config)
+        labels = [label for control in config.video_controls for label in control.labels]
+        return {label.value: label.predicted_values[0] for label in labels if label.predicted_values}
 
     @property
     def _imgsz(self) -> int:
@@ -234,7 +243,7 @@ class _Training:
         here = run / "weights" / "last.pt"
         if here.is_file() and len(version.history) > 0:
             return here
-        name, artifacts = _checkpoint_name(version), self._context.projects.artifacts
+        name, artifacts = checkpoint_name(version), self._context.projects.artifacts
         if not artifacts.exists(name):
             return None
         here.parent.mkdir(parents=True, exist_ok=True)
@@ -257,7 +266,7 @@ class _Training:
             if checkpoint and time.monotonic() - copied >= CHECKPOINT_S:
                 copied = time.monotonic()
                 try:
-                    self._context.projects.artifacts.put(Path(checkpoint), _checkpoint_name(version))
+                    self._context.projects.artifacts.put(Path(checkpoint), checkpoint_name(version))
                 except BackendError as error:  # it only saves time if this worker dies
                     log.warning("The checkpoint was not copied: %s", error)
 
@@ -361,38 +370,12 @@ class _Training:
     def _tidy_up(self, version: Version) -> None:
         for name in ("runs", "gate"):
             shutil.rmtree(self._folder / name / version.name, ignore_errors=True)
-        self._context.projects.artifacts.remove(_checkpoint_name(version))
+        self._context.projects.artifacts.remove(checkpoint_name(version))
 
 
 def _tries_left() -> bool:
     current = get_current_job()
     return bool(current and current.retries_left)
-
-
-def _checkpoint_name(version: Version) -> str:
-    return f"projects/{version.project_id}/{version.name}-{version.id}-last.pt"
-
-
-def _lineage(data: TrainingDataset, seen: Mapping[int, str]) -> dict[str, Any]:
-    return {
-        "seen": _keys(seen),
-        "annotations": _keys(data.annotations),
-        "fingerprints": _keys(data.fingerprints),
-        "pictures": dict(data.pictures),
-        "boxes": dict(data.boxes),
-        "tracks": data.tracks,
-        "taught": list(data.taught),
-        "notes": list(data.notes),
-    }
-
-
-def _keys(values: Mapping[int, Any]) -> dict[str, Any]:
-    """JSON's keys are strings."""
-    return {str(key): value for key, value in values.items()}
-
-
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _id(version: Version | None) -> int | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,10 @@ from urllib.parse import quote
 import httpx
 
 from ml_backend.errors import LabelStudioError, LabelStudioUnavailable
+from ml_backend.label_studio.records import Annotation, NotFound, Prediction, Project, Task, TaskState
 from ml_backend.settings import Settings
+
+__all__ = ["Annotation", "LabelStudioClient", "NotFound", "Prediction", "Project", "Task", "TaskState"]
 
 log = logging.getLogger(__name__)
 
@@ -22,82 +24,6 @@ LOGIN_CURE = (
     "Set LABEL_STUDIO_API_KEY to a token from Label Studio's Account & Settings page "
     "(a personal access token, or a legacy token where these are enabled)."
 )
-
-
-class NotFound(LabelStudioError):
-    """The project, task or file is not there (deleted, or of another organisation)."""
-
-    http_status = 404
-
-
-@dataclass(frozen=True, slots=True)
-class Project:
-    """What is needed of a project."""
-
-    id: int
-    title: str
-    label_config: str
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What is needed of a task.
-
-    Attributes:
-        data: the task's data, storage URIs as they were imported.
-        annotations: how many annotations and drafts the task's timeline is in use by; those that were skipped and
-            drafts do not count while they are empty.
-        prediction_versions: model versions of the predictions that the task has.
-    """
-
-    id: int
-    project_id: int
-    data: dict[str, Any]
-    annotations: int = 0
-    prediction_versions: frozenset[str] = field(default_factory=frozenset)
-
-
-@dataclass(frozen=True, slots=True)
-class TaskState:
-    """A task as lists show it.
-
-    Attributes:
-        annotations: without drafts and skipped ones.
-        score: mean score of its predictions; ``None`` where it has none.
-    """
-
-    id: int
-    data: dict[str, Any]
-    annotations: int
-    score: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Annotation:
-    """What a person submitted.
-
-    Attributes:
-        result: regions and other results, as in Label Studio's JSON.
-        parent_prediction: id of the prediction that it was begun from, where Label Studio knows.
-        created_at, updated_at: when it was submitted, and changed last; with time zone.
-    """
-
-    id: int
-    task_id: int
-    result: list[dict[str, Any]]
-    parent_prediction: int | None = None
-    created_at: datetime | None = None
-    updated_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a model said of a task; see :class:`Annotation`. ``model_version`` may be empty."""
-
-    id: int
-    model_version: str
-    result: list[dict[str, Any]]
-    created_at: datetime | None = None
 
 
 class LabelStudioClient:
@@ -298,6 +224,17 @@ class LabelStudioClient:
     def create_task(self, project_id: int, data: Mapping[str, Any]) -> int:
         with self._translated(f"create a task in project {project_id}"):
             return int(self._sdk.tasks.create(project=project_id, data=dict(data)).id)
+
+    def set_label_config(self, project_id: int, label_config: str) -> None:
+        """Replace a project's label config."""
+        with self._translated(f"change the label config of project {project_id}"):
+            self._sdk.projects.update(project_id, label_config=label_config)
+
+    def create_annotation(self, task_id: int, result: Sequence[Mapping[str, Any]], prediction: int | None) -> int:
+        """Submit an annotation, as a person does who began from a prediction; returns its id."""
+        with self._translated(f"annotate task {task_id}"):
+            of = {} if prediction is None else {"parent_prediction": prediction}
+            return int(self._sdk.annotations.create(id=task_id, result=[dict(item) for item in result], **of).id)
 
     def upload_file(self, project_id: int, path: Path) -> str:
         """Upload a file without making a task of it; returns its ``/data/upload/...`` path. Streams."""

@@ -106,13 +106,14 @@ def wait_for_prediction(
             next_look = time.monotonic() + 0.5
             for job in jobs.failed_jobs():
                 if job["id"] not in earlier:
-                    raise _no_prediction(stack, f"The sample video's job has failed: {job['error']}")
+                    raise no_prediction(stack, f"The sample video's job has failed: {job['error']}")
         if time.monotonic() > deadline:
-            raise _no_prediction(stack, f"The sample video has no prediction after {timeout:.0f} s.")
+            raise no_prediction(stack, f"The sample video has no prediction after {timeout:.0f} s.")
         stack.revive()
         tick()
         time.sleep(0.1)
 
 
-def _no_prediction(stack: Stack, message: str) -> StartError:
+def no_prediction(stack: Stack, message: str) -> StartError:
+    """What to raise where a prediction does not come: with the end of the worker's log."""
     return StartError(message, f"The end of {stack.worker.log_path}:\n{stack.worker.tail()}")

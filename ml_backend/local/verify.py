@@ -111,6 +111,16 @@ def check_prediction(task: Mapping[str, Any], truth: SampleTruth) -> Report:
     return Report(detector, version, len(regions), matches, tuple(problems))
 
 
+def follow(region: Mapping[str, Any], truth: SampleTruth) -> str | None:
+    """The object of the truth that a region follows on most of its frames; ``None``: none of them."""
+    best: tuple[float, str | None] = (0.0, None)
+    for track in truth.tracks:
+        _, boxes, visible = region_boxes(region, truth.width, truth.height, track.frames + 1)
+        hits = int((iou_pairs(boxes[visible], track.xyxy[visible]) >= MIN_IOU).sum())
+        best = max(best, (hits / max(int(visible.sum()), 1), track.label or track.top_class), key=lambda item: item[0])
+    return best[1] if best[0] >= MIN_COVERAGE / 2 else None
+
+
 def _match(track: Track, regions: Sequence[Mapping[str, Any]], truth: SampleTruth, *, whole: bool) -> Match:
     """How well one region (``whole``), or all of them together, follow an object."""
     name = track.label or track.top_class

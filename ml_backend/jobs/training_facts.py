@@ -1,0 +1,42 @@
+"""What is written down of a training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ml_backend.training.registry import Version
+
+if TYPE_CHECKING:
+    from ml_backend.training.dataset import TrainingDataset
+
+
+def checkpoint_name(version: Version) -> str:
+    """Where a run's last epoch is kept for whoever takes the run up."""
+    return f"projects/{version.project_id}/{version.name}-{version.id}-last.pt"
+
+
+def lineage_of(data: TrainingDataset, seen: Mapping[int, str]) -> dict[str, Any]:
+    """What the registry keeps of what a version was made from."""
+    return {
+        "seen": with_text_keys(seen),
+        "annotations": with_text_keys(data.annotations),
+        "fingerprints": with_text_keys(data.fingerprints),
+        "pictures": dict(data.pictures),
+        "boxes": dict(data.boxes),
+        "tracks": data.tracks,
+        "taught": list(data.taught),
+        "notes": list(data.notes),
+    }
+
+
+def with_text_keys(values: Mapping[int, Any]) -> dict[str, Any]:
+    """JSON's keys are strings."""
+    return {str(key): value for key, value in values.items()}
+
+
+def digest_of(facts: Any) -> str:
+    """SHA-256 of JSON."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,216 @@
+"""What may go wrong around a training: workers that are killed, servers that go away, disks that are full.
+
+Two worker processes share the queue, the database and the place for weights, nothing else.
+"""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml_backend.jobs.context import Context
+from ml_backend.services import Services
+from ml_backend.settings import Settings
+from ml_backend.training.registry import Registry, Version
+from tests.builders import Gate, label_config, wait_for, worker_process
+from tests.jobs.conftest import Site
+from tests.jobs.scenes import make_walk, walk_regions
+
+Make = Callable[..., Site]
+Work = Callable[[Site], Context]
+
+CONFIG = label_config("walker", "vehicle")
+FAST = {"imgsz": 256, "train_epochs": 4, "train_per_second": 10.0, "gate_frames": 100, "mode": "yolo"}
+
+
+@pytest.fixture
+def trained_site(site: Make, yolo_weights: Path) -> Callable[..., Site]:
+    """Factory of a site with one annotated and one open task; ``site.project`` is called already."""
+
+    def make(**values: Any) -> Site:
+        return site(detector="yolo", yolo_weights=str(yolo_weights), **(FAST | values))
+
+    return make
+
+
+def fill(here: Site, *, upload: bool = False) -> tuple[int, int]:
+    """A project with an annotated task and one that nobody has annotated: (project, open task)."""
+    project = here.project(CONFIG)
+    tasks = []
+    for name, seed in (("walk", 1), ("other", 2)):
+        path = make_walk(here.videos / f"{name}.mp4", seed)
+        address = here.client.upload_file(project, path) if upload else f"/data/local-files/?d={name}.mp4"
+        tasks.append(here.task(project, video=address, fps=20))
+    here.sdk.annotations.create(id=tasks[0], result=walk_regions())
+    return project, tasks[1]
+
+
+def services(here: Site) -> Services:
+    return Services.build(here.settings)
+
+
+def registry(here: Site) -> Registry:
+    return services(here).projects.registry
+
+
+def reached(here: Site, project: int, state: str, epochs: int = 0) -> Version | None:
+    """The version, once it is in this state and has so many epochs behind it."""
+    last = registry(here).last(project)
+    return last if last and last.state == state and len(last.history) >= epochs else None
+
+
+def test_killed_at_every_stage_it_goes_on_elsewhere(trained_site: Callable[..., Site], tmp_path: Path) -> None:
+    database = tmp_path / "shared.sqlite3"
+    shared = {
+        "database_url": f"sqlite:///{database}",
+        "artifacts_url": str(tmp_path / "artifacts"),
+        "job_attempts": 12,
+        "train_epochs": 6,
+        "local_files_root": None,
+    }
+    here = trained_site(**shared)
+    project, open_task = fill(here, upload=True)
+    machines: list[Settings] = []
+    for number in (1, 2):
+        folder = tmp_path / f"machine {number}"
+        folder.mkdir()
+        machines.append(here.settings.model_copy(update={"data_dir": folder}))
+    log = tmp_path / "worker.log"
+    services(here).trainings.start(project, "a test")
+
+    def killed(machine: Settings, state: str, epochs: int = 0) -> Version:
+        """Run a worker there until this state, and kill it."""
+        with worker_process(machine, log) as process:
+            found: Version = wait_for(lambda: reached(here, project, state, epochs), 240, f"{state}: {log}")
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        return found
+
+    killed(machines[0], "dataset")
+    before = killed(machines[1], "training", epochs=2)
+    gated = killed(machines[1], "gate")
+    epochs = [item["epoch"] for item in gated.history]
+    assert epochs == sorted(set(epochs)), "it went on from its last epoch"
+    assert gated.history[: len(before.history)][0]["seconds"] == before.history[0]["seconds"]
+    # Killed in the moment of the promotion: the database keeps it waiting there.
+    with worker_process(machines[0], log) as process:
+        blocker = sqlite3.connect(database, timeout=60)
+        wait_for(lambda: (machines[0].data_dir / "training" / f"project-{project}" / "gate").is_dir(), 240, str(log))
+        blocker.execute("BEGIN IMMEDIATE")
+        time.sleep(8)  # the gate is done by now, or writes its result next; both are lost
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        blocker.rollback()
+        blocker.close()
+    assert registry(here).current(project) is None, "never half promoted"
+    done = killed(machines[1], "promoted")
+    assert registry(here).current(project).id == done.id  # type: ignore[union-attr]
+    # Killed before the open task had its new prediction: another worker makes it.
+    with worker_process(machines[0], log):
+        wait_for(lambda: [p for p in here.predictions(open_task) if p.model_version.endswith(".v1")], 240, str(log))
+    (only,) = registry(here).versions(project)
+    assert only.attempts >= 5
+    assert here.queue.failed_jobs() == []
+
+
+def test_a_queue_that_forgets_everything_forgets_no_training(
+    trained_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    here = trained_site()
+    project, _ = fill(here)
+    services(here).trainings.start(project, "a test")
+    with worker_process(here.settings, tmp_path / "worker.log"):
+        wait_for(lambda: reached(here, project, "training", 1), 240, "the first epoch")
+        here.queue.connection.flushall()
+        wait_for(lambda: reached(here, project, "promoted"), 240, "the promotion")
+    assert len(registry(here).versions(project)) == 1
+
+
+def test_label_studio_away_for_a_while(
+    trained_site: Callable[..., Site], label_studio: Any, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(label_studio.url)
+    try:
+        here = trained_site(label_studio_url=gate.url, label_studio_timeout=5)
+        project, _ = fill(here)
+        services(here).trainings.start(project, "a test")
+        gate.shut()
+        work(here)
+        (version,) = registry(here).versions(project)
+        assert version.state == "dataset", "it waits for its next try"
+        gate.open()
+        here.hurry()
+        work(here)
+    finally:
+        gate.close()
+    (version,) = registry(here).versions(project)
+    assert (version.state, version.attempts) == ("promoted", 2), version.reason
+
+
+def test_no_room_for_the_weights(trained_site: Callable[..., Site], work: Work, tmp_path: Path) -> None:
+    place = tmp_path / "artifacts"
+    place.write_text("a file where a folder should be")
+    here = trained_site(artifacts_url=str(place))
+    project, _ = fill(here)
+    services(here).trainings.start(project, "a test")
+    work(here)
+    (version,) = registry(here).versions(project)
+    assert version.state == "training"
+    (waiting,) = (name for name in here.jobs() if name.startswith("train-"))
+    assert "could not be stored" in here.job(waiting).meta["error"]
+    assert registry(here).current(project) is None
+    epochs = version.history
+    place.unlink()
+    here.hurry()
+    work(here)
+    (version,) = registry(here).versions(project)
+    assert version.state == "promoted", version.reason
+    assert version.history == epochs, "no epoch was trained twice"
+
+
+def test_cancelled_for_good(trained_site: Callable[..., Site], tmp_path: Path) -> None:
+    here = trained_site(train_epochs=500)
+    project, _ = fill(here)
+    services(here).trainings.start(project, "a test")
+    with worker_process(here.settings, tmp_path / "worker.log"):
+        wait_for(lambda: reached(here, project, "training", 1), 240, "the first epoch")
+        services(here).trainings.cancel(project)
+        wait_for(lambda: reached(here, project, "cancelled"), 60, "its end")
+        wait_for(lambda: not [name for name in here.jobs() if name.startswith("train-")], 30, "no job is left")
+    assert registry(here).current(project) is None
+
+
+def test_a_worker_that_is_asked_to_end_puts_the_training_back(
+    trained_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    here = trained_site(train_epochs=6)
+    project, _ = fill(here)
+    services(here).trainings.start(project, "a test")
+    with worker_process(here.settings, tmp_path / "worker.log") as process:
+        wait_for(lambda: reached(here, project, "training", 1), 240, "the first epoch")
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    stopped = registry(here).active(project)
+    assert stopped is not None
+    with worker_process(here.settings, tmp_path / "worker.log"):
+        version = wait_for(lambda: reached(here, project, "promoted"), 240, "the promotion")
+    assert [item["epoch"] for item in version.history] == list(range(1, len(version.history) + 1))
+    assert version.history[0] == stopped.history[0]
+
+
+def test_the_video_of_an_annotated_task_is_gone(trained_site: Callable[..., Site], work: Work) -> None:
+    here = trained_site()
+    project, _ = fill(here)
+    lost = here.task(project, video="/data/local-files/?d=lost.mp4", fps=20)
+    here.sdk.annotations.create(id=lost, result=walk_regions())
+    services(here).trainings.start(project, "a test")
+    work(here)
+    (version,) = registry(here).versions(project)
+    assert version.state == "promoted", version.reason
+    assert any("lost.mp4" in note for note in version.lineage["notes"])
