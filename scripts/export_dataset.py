@@ -24,6 +24,11 @@ from ml_backend.export.sampling import Sampling, parse_ratio
 @click.option("--format", "format_name", type=click.Choice(list(FORMATS)), required=True)
 @source_options(predictions="none")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; a file on the way back.")
+@click.option(
+    "--all-annotators",
+    is_flag=True,
+    help="Every submitted annotation, as <video>-by-<annotator>, to compare people: not for the format yolo.",
+)
 @click.option("--stride", type=int, default=1, help="Every so many frames.")
 @click.option("--keyframes", is_flag=True, help="Only frames with a keyframe.")
 @click.option("--negatives", type=float, help="Most frames without objects, as a share of the others.  [default: all]")
@@ -54,6 +59,7 @@ from ml_backend.export.sampling import Sampling, parse_ratio
 def main(
     format_name: str,
     out: Path,
+    all_annotators: bool,
     stride: int,
     keyframes: bool,
     negatives: float | None,
@@ -93,7 +99,7 @@ def main(
     sampling = Sampling(stride, keyframes, negatives, not drop_near_duplicates, split, parse_ratio(ratio), seed)
     names = tuple(name.strip() for name in classes.split(",") if name.strip())
     options = DatasetOptions(format_name, sampling, ImageFormat(image_format, quality), names, crops, not no_images)
-    source = open_source(**where)
+    source = open_source(**where, all_annotators=all_annotators)
     with progress_bar("Exporting") as progress:
         result = export_dataset(source, out, options, workers=workers, progress=progress)
     for note in result.notes:

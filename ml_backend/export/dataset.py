@@ -16,20 +16,15 @@ import numpy as np
 
 from ml_backend.errors import BackendError, ConfigError, Interrupted, VideoError
 from ml_backend.export.coco import Coco
+from ml_backend.export.crops import Crops
 from ml_backend.export.cvat import Cvat
-from ml_backend.export.images import ImageFormat, ImageSaver, crop
+from ml_backend.export.images import ImageFormat, ImageSaver
 from ml_backend.export.layout import Finished, Format, Picked, Picker
 from ml_backend.export.mot import Mot
-from ml_backend.export.names import UniqueNames, safe_name
-from ml_backend.export.sampling import (
-    NearDuplicates,
-    Sampling,
-    pictures_of,
-    split_pictures,
-    split_videos,
-)
-from ml_backend.export.source import Part, Source
-from ml_backend.export.state import State, fingerprint
+from ml_backend.export.plan import Planned, plan_videos
+from ml_backend.export.sampling import NearDuplicates, Sampling, pictures_of, split_pictures
+from ml_backend.export.source import KEPT, Part, Source
+from ml_backend.export.state import State, fingerprint, part_fingerprint
 from ml_backend.export.video import AnnotatedVideo, VideoObject
 from ml_backend.export.yolo import Yolo, YoloTrack
 from ml_backend.files import file_sha256
@@ -87,14 +82,6 @@ class DatasetResult:
     picked: Callable[[str], dict[str, Any]] = lambda name: {}
 
 
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """A video's name in the dataset, and the part that it belongs to as a whole (``None``: its pictures are split)."""
-
-    name: str
-    split: str | None
-
-
 def export_dataset(
     source: Source,
     out: Path,
@@ -107,6 +94,9 @@ def export_dataset(
 ) -> DatasetResult:
     """Write a dataset. Run again after an interruption it goes on, and afterwards it only does what has changed.
 
+    A video that has disappeared since it was exported stays in the dataset as long as its annotations stay as they
+    were; it is listed in ``source.skipped``, too.
+
     Args:
         out: folder; new, empty, or of an earlier run with the same options.
         workers: videos at once, and threads that encode; 0: one for each core.
@@ -116,20 +106,28 @@ def export_dataset(
         should_stop: asked for each video and each picture, by several threads.
 
     Raises:
-        ConfigError: nothing to export, options that do not fit the format, or ``out`` holds something else.
+        ConfigError: nothing to export, options that do not fit the format, or ``out`` holds something else; or
+            every annotator's boxes in a format for training.
         StorageError: the disk is full. What is complete stays.
         LabelStudioUnavailable: Label Studio is gone.
         Interrupted: ``should_stop`` said so.
     """
     workers = workers or os.cpu_count() or 1
-    plan, found = _plan(source, options, picker)
+    format_class = FORMATS[options.format]
+    if source.all_annotators and format_class.one_truth:
+        several = ", ".join(name for name, each in FORMATS.items() if not each.one_truth)
+        raise ConfigError(
+            f"Labels of several people for the same pictures contradict each other: {options.format} is for training.",
+            f"To compare people, use one of {several}; else leave out --all-annotators.",
+        )
+    plan, found = plan_videos(source, options.sampling, format_class.whole_videos, picker)
     if not plan:
         raise ConfigError(
             "Nothing has been annotated." if not source.skipped else "No task has a video.",
             "Annotate something, or use predictions (--predictions missing).",
         )
     classes = tuple(dict.fromkeys(options.classes)) or found
-    target = FORMATS[options.format](out, classes, options.image_format, options.sampling)
+    target = format_class(out, classes, options.image_format, options.sampling)
     state = State(out, state_options(options, picker))
     result = DatasetResult(classes)
     run = _Run(target, state, options, workers, len(plan), progress, picker, should_stop)
@@ -152,26 +150,6 @@ def export_dataset(
 def state_options(options: DatasetOptions, picker: Picker | None = None) -> dict[str, Any]:
     """What must not change when an export is continued."""
     return asdict(options) | ({"classes": "of each video"} if picker else {})
-
-
-def _plan(source: Source, options: DatasetOptions, picker: Picker | None) -> tuple[list[_Planned], tuple[str, ...]]:
-    """All videos with their names and parts, and all labels: those of the config, then others as they appear."""
-    names, labels = UniqueNames(), dict[str, None]()
-    if source.config:
-        labels.update(dict.fromkeys(source.config.labels))
-    taken = []
-    for part in source.parts():
-        taken.append(names.take(picker.name(part) if picker else part.stem, part.task_id))
-        labels.update(dict.fromkeys(part.labels))
-    by = options.sampling.for_videos(len(taken))
-    splits: Sequence[str | None] = [None] * len(taken)
-    if picker:
-        pass  # it says for each picture
-    elif FORMATS[options.format].whole_videos and options.sampling.split != "video":
-        splits = ["train"] * len(taken)
-    elif by == "video":
-        splits = split_videos(len(taken), options.sampling)
-    return [_Planned(name, split) for name, split in zip(taken, splits, strict=True)], tuple(labels)
 
 
 def _remove_stale(run: _Run, state: State, names: set[str]) -> None:
@@ -199,13 +177,14 @@ class _Run:
         self._videos = videos
         self._progress = progress or (lambda done, total: None)
         self._picker, self._should_stop = picker, should_stop or (lambda: False)
+        self._crops = Crops(target.out, target.classes, options.image_format.suffix)
         self._stop = threading.Event()
 
-    def all(self, source: Source, plan: Sequence[_Planned]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def all(self, source: Source, plan: Sequence[Planned]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each video's name and outcome, as they are done. Parts are read only as fast as they are worked on."""
         at_once = min(self._workers, self._videos)
         with ThreadPoolExecutor(at_once) as videos, ThreadPoolExecutor(self._workers) as encoders:
-            running: dict[Future[dict[str, Any]], tuple[str, Part]] = {}
+            running: dict[Future[dict[str, Any]], tuple[Planned, Part]] = {}
             try:
                 done = 0
                 pairs = zip(plan, source.parts(), strict=True)
@@ -216,17 +195,21 @@ class _Run:
                         more = pair is not None
                         if pair is not None:
                             future = videos.submit(self._video, *pair, encoders)
-                            running[future] = (pair[0].name, pair[1])
+                            running[future] = pair
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        name, part = running.pop(future)
+                        planned, part = running.pop(future)
                         done += 1
                         try:
-                            yield name, future.result()
+                            yield planned.name, future.result()
                         except Interrupted:
                             raise
                         except BackendError as error:
-                            source.skip(part, error)
-                            self._discard_half(name)
+                            kept = self._kept(planned, part)
+                            source.skip(part, error, KEPT if kept else "")
+                            if kept:
+                                yield planned.name, kept
+                            else:
+                                self._discard(planned.name)
                         if self._videos > 1:
                             self._progress(done, self._videos)
             except BaseException:
@@ -235,7 +218,7 @@ class _Run:
                     future.cancel()
                 raise
 
-    def _video(self, planned: _Planned, part: Part, encoders: ThreadPoolExecutor) -> dict[str, Any]:
+    def _video(self, planned: Planned, part: Part, encoders: ThreadPoolExecutor) -> dict[str, Any]:
         self._check_stop(planned.name)
         with part.open() as video:
             objects = tuple(item for item in video.objects if item.label in self._target.class_ids)
@@ -244,19 +227,22 @@ class _Run:
                 "regions": fingerprint([[dict(item.region), item.source, item.confidence] for item in objects]),
                 "frame_rate": video.timeline.frame_rate,
                 "classes": list(self._target.classes),
-                "split": planned.split,
+                "split": None if self._picker else planned.rule,
                 **({"picker": self._picker.made_from(video)} if self._picker else {}),
             }
             before = self._state.read(planned.name)
+            record = {"made_from": made_from, "part": part_fingerprint(part)}
             if before.get("complete") and before.get("made_from") == made_from:
+                if before.get("part") != record["part"]:
+                    self._state.write(planned.name, before | record)
                 return {**before["outcome"], "continued": True}
             same_pictures = before.get("made_from", {}).get("file") == made_from["file"]
             picked = self._pick(planned, video, objects)
             if before:
                 keep = self._paths(picked) if same_pictures else frozenset()
                 self._target.remove(planned.name, keep)
-                self._remove_crops(planned.name)
-            self._state.write(planned.name, {"made_from": made_from, "complete": False})
+                self._crops.remove(planned.name)
+            self._state.write(planned.name, record | {"complete": False})
             picked = self._save_pictures(picked, encoders)
             self._target.write_labels(picked)
             others = [item.label for item in video.objects if item.label not in self._target.class_ids]
@@ -266,14 +252,14 @@ class _Run:
                 "left_out": dict(Counter(others)),
                 **({"picked": self._picker.notes(picked)} if self._picker else {}),
             }
-            self._state.write(planned.name, {"made_from": made_from, "complete": True, "outcome": outcome})
+            self._state.write(planned.name, record | {"complete": True, "outcome": outcome})
             return outcome | {"continued": False}
 
     def _check_stop(self, where: str) -> None:
         if self._stop.is_set() or self._should_stop():
             raise Interrupted(f"Stopped at {where}.", "Run it again to go on.")
 
-    def _pick(self, planned: _Planned, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> Picked:
+    def _pick(self, planned: Planned, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> Picked:
         if self._picker:
             return Picked(planned.name, video, objects, *self._picker.pick(video, objects))
         pictures = pictures_of(video, objects, planned.name, self._options.sampling)
@@ -281,8 +267,8 @@ class _Run:
         if planned.split is not None:
             splits = [planned.split] * len(pictures)
         else:
-            by = self._options.sampling.for_videos(self._videos)
-            splits = split_pictures(pictures, planned.name, by, self._options.sampling)
+            frames = video.info.frames if planned.shared else None
+            splits = split_pictures(pictures, planned.same_as, planned.by, self._options.sampling, frames)
         return Picked(planned.name, video, objects, pictures, splits)
 
     def _paths(self, picked: Picked) -> frozenset[Path]:
@@ -321,9 +307,7 @@ class _Run:
                         path.unlink(missing_ok=True)
                         continue
                     if options.crops:
-                        for item, box in zip(shown.objects, shown.xyxy, strict=True):
-                            name = f"{picked.name}_{frame.index:06d}_{item.track}.{options.image_format.suffix}"
-                            saver.save(self._crops / split / safe_name(item.label) / name, crop(frame.image, box))
+                        self._crops.save(saver, picked.name, split, shown, frame.image)
                 kept.add(frame.index)
                 if write and frame.index not in there:
                     saver.save(path, frame.image)
@@ -335,28 +319,28 @@ class _Run:
         splits = [split for split, keep in zip(picked.splits, chosen, strict=True) if keep]
         return Picked(picked.name, video, picked.objects, picked.pictures[chosen], splits)
 
-    @property
-    def _crops(self) -> Path:
-        return self._target.out / "crops"
+    def _kept(self, planned: Planned, part: Part) -> dict[str, Any] | None:
+        """The outcome of a video that was exported and has disappeared, if all but the file is as it was."""
+        before = self._state.read(planned.name)
+        if self._picker or not before.get("complete") or before.get("part") != part_fingerprint(part):
+            return None
+        made_from, classes = before["made_from"], list(self._target.classes)
+        # Further classes change no numbers.
+        if made_from["split"] != planned.rule or classes[: len(made_from["classes"])] != made_from["classes"]:
+            return None
+        return {**before["outcome"], "continued": True}
 
-    def _remove_crops(self, name: str) -> None:
-        for folder in self._crops.glob("*/*"):
-            for path in folder.glob("*"):
-                stem, _, track = path.stem.rpartition("_")
-                video, _, picture = stem.rpartition("_")
-                if video == name and picture.isdigit() and track.isdigit():
-                    path.unlink(missing_ok=True)
-
-    def _discard_half(self, name: str) -> None:
-        """Pictures without labels would teach that nothing is on them."""
+    def _discard(self, name: str) -> None:
+        """Pictures without labels would teach that nothing is on them, those with old labels what is known better."""
         before = self._state.read(name)
-        if before and not before.get("complete"):
+        # Who picks lists the pictures: others may stay, should the video come back.
+        if before and not (self._picker and before.get("complete")):
             self.remove(name)
 
     def remove(self, name: str) -> None:
         """Take a video out of the dataset: its pictures, labels and crops."""
         self._target.remove(name)
-        self._remove_crops(name)
+        self._crops.remove(name)
         self._state.remove(name)
 
     def _count_boxes(self, picked: Picked) -> Counter[str]:

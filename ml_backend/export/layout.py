@@ -73,6 +73,8 @@ class Format(ABC):
     has_images = True
     #: Whether a video must lie in one part as a whole.
     whole_videos = False
+    #: Whether it is made for training, so that two people's labels of one picture contradict each other.
+    one_truth = False
 
     def __init__(self, out: Path, classes: Sequence[str], image_format: ImageFormat, sampling: Sampling) -> None:
         self.out, self.classes = out, tuple(classes)

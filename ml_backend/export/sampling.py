@@ -110,15 +110,21 @@ def split_videos(count: int, sampling: Sampling) -> list[str]:
     return out
 
 
-def split_pictures(pictures: IntArray, name: str, by: SplitBy, sampling: Sampling) -> list[str]:
+def split_pictures(
+    pictures: IntArray, name: str, by: SplitBy, sampling: Sampling, frames: int | None = None
+) -> list[str]:
     """Which part each picture of one video belongs to, for a split by time or by ratio.
 
     Args:
         pictures: ``(n,)`` ascending.
         name: of the video; with the seed it decides a split by ratio, whatever else is exported.
+        frames: of the video: a split by time cuts where so much of it is over, not of the pictures. For videos that
+            are exported several times with different pictures.
     """
     edges = np.cumsum(sampling.shares)[:2]
-    if by == "time":
+    if by == "time" and frames is not None:
+        where = (pictures + 0.5) / frames
+    elif by == "time":
         where = (np.arange(len(pictures)) + 0.5) / max(len(pictures), 1)
     else:
         where = np.array([_chance(f"{sampling.seed}/{name}/{picture}") for picture in pictures.tolist()])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -94,6 +94,12 @@ def valid_score(value: Any) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     return float(value) if 0 <= value <= 1 else None  # neither NaN nor numbers beyond any float
+
+
+def chosen_label(region: Mapping[str, Any], labels: Collection[str]) -> str:
+    """The label of a result that counts: the first that the label config has, else the first; empty without one."""
+    given = region_labels(region)
+    return next((name for name in given if name in labels), given[0] if given else "")
 
 
 def region_labels(region: Mapping[str, Any]) -> list[str]:

@@ -116,6 +116,7 @@ class Source:
         default_name: of a video whose task has no address for it (a prediction file).
 
     Attributes:
+        all_annotators: as given.
         skipped: what could not be exported so far; scripts list it and end with exit code 3.
         url: of Label Studio, for a live project; else empty.
     """
@@ -134,7 +135,7 @@ class Source:
     ) -> None:
         self._tasks, self._find, self.config = tasks, find, config
         self._default_name = default_name
-        self._predictions, self._all, self._version = predictions, all_annotators, model_version
+        self._predictions, self.all_annotators, self._version = predictions, all_annotators, model_version
         self._only = frozenset(only)
         self.skipped: list[Skipped] = []
         self.url = ""
@@ -225,7 +226,7 @@ class Source:
         for task in self._tasks():
             if self._only and task["id"] not in self._only:
                 continue
-            chosen = submissions(task, self._predictions, self._all, self._version)
+            chosen = submissions(task, self._predictions, self.all_annotators, self._version)
             for submission in chosen:
                 yield from self._parts(task, submission)
 

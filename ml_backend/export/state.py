@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.files import write_text
+from ml_backend.export.select import chosen_label
 
 if TYPE_CHECKING:
     from ml_backend.export.source import Part
@@ -32,13 +33,13 @@ def fingerprint(content: Any) -> str:
 
 def part_fingerprint(part: Part) -> str:
     """The same as long as a task says the same of a video; what it says of another one does not matter."""
-    regions = part.regions
+    regions, labels = part.regions, {label.value for label in part.control.labels}
     predicted = part.submission.predicted
     return fingerprint(
         {
             "name": part.name,
             "rate": part.frame_rate,
-            "labels": [label.value for label in part.control.labels],
+            "labels": [chosen_label(region, labels) for region in regions],
             "regions": [dict(region) for region in regions],
             # Scores of accepted regions may be there.
             "predicted": [dict(predicted.get(str(region.get("id")), {})) for region in regions],

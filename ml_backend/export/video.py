@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.export.boxes import Pictures
-from ml_backend.export.select import region_labels, valid_score
+from ml_backend.export.select import chosen_label, valid_score
 from ml_backend.geometry import Float64Array
 from ml_backend.label_studio.regions import RegionKeys
 from ml_backend.label_studio.schema import VideoControl
@@ -182,8 +182,7 @@ class AnnotatedVideo:
 def _describe(part: Part, region: Mapping[str, Any], labels: set[str]) -> dict[str, Any]:
     submission = part.submission
     region_id = str(region.get("id", ""))
-    given = region_labels(region)
-    label = next((name for name in given if name in labels), given[0] if given else "")
+    label = chosen_label(region, labels)
     auto = submission.is_prediction or region.get("origin") == "prediction"
     facts: dict[str, Any] = {
         "region_id": region_id,

@@ -28,6 +28,7 @@ class Yolo(Format):
     """What ultralytics trains on as it is."""
 
     with_ids = False
+    one_truth = True
 
     def write_labels(self, picked: Picked) -> None:
         info = picked.video.info
@@ -87,6 +88,7 @@ class YoloTrack(Yolo):
     """With the track's number at the end of each line. ultralytics does not train on such lines."""
 
     with_ids = True
+    one_truth = False
 
 
 def read_yolo(folder: Path) -> Iterator[ReadVideo]:
