@@ -20,6 +20,8 @@ WORKER_COUNTERS = {
     "labelling_seconds": "Seconds spent on giving tracks their labels.",
     "learned": "Tasks whose annotations were learned from.",
     "tracks": "Regions made.",
+    "promotions": "Trained versions that passed the gate.",
+    "refusals": "Trained versions that the gate refused.",
     "delivered": "Predictions pushed to Label Studio.",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -107,10 +108,11 @@ class _Training:
 
     def _end(self, version: Version, state: str, reason: str) -> None:
         try:
-            self._registry.finish(self._registry.get(version.id) or version, state, reason)
-        except RunLost:
-            log.info("Project %s: %s had ended already.", self._project, version.name)
-        self._tidy_up(version)
+            self._registry.finish(dataclasses.replace(version, owner=self._owner), state, reason)
+        except RunLost:  # it has ended already, or is another worker's, who needs its files
+            log.info("Project %s: %s is not this worker's any more.", self._project, version.name)
+        else:
+            self._tidy_up(version)
 
     def _refresh(self, version: Version) -> None:
         last = self._registry.get(version.id)
@@ -294,6 +296,7 @@ class _Training:
             version = self._registry.advance(version, state="promoting", metrics=metrics)
             self._watch.check()
             self._registry.promote(version, verdict.reason, f"gate: {version.trigger}")
+        self._context.count("promotions" if verdict.promote else "refusals")
         self._tidy_up(version)
 
     def _measure(

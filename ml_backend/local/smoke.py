@@ -46,7 +46,7 @@ QUICKLY = {
     "TRAIN_MIN_TRACKS": "1",
     "TRAIN_QUIET_S": "1",
     "TRAIN_EVERY_S": "0",
-    "TRAIN_EPOCHS": "5",
+    "TRAIN_EPOCHS": "3",
     "GATE_FRAMES": "60",
 }
 

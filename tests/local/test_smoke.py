@@ -14,6 +14,7 @@ from ml_backend.local.preflight import ROOT
 pytestmark = pytest.mark.stack
 
 STAGES = {"install", "redis", "label_studio", "backend", "demo", "prediction", "check", "total"}
+STAGES |= {"second_video", "retraining", "new_prediction"}
 
 
 def smoke(tmp_path: Path, **environment: str) -> tuple[int, dict[str, object], str]:
@@ -23,7 +24,7 @@ def smoke(tmp_path: Path, **environment: str) -> tuple[int, dict[str, object], s
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
         check=False,
     )
     return result.returncode, json.loads(result.stdout.splitlines()[-1]), result.stderr
@@ -35,6 +36,8 @@ def test_without_weights(tmp_path: Path) -> None:
     assert outcome["ok"] is True
     assert set(outcome) >= STAGES
     assert str(outcome["model_version"]).startswith("motion.")
+    assert "nothing to train" in str(outcome["retrained"])
+    assert outcome["new_version"] != outcome["model_version"], "labels were learned all the same"
     assert list(tmp_path.iterdir()) == [], "everything is cleaned up"
 
 
@@ -43,6 +46,8 @@ def test_with_real_weights(tmp_path: Path, yolo_weights: Path) -> None:
     assert code == 0, log
     assert outcome["found"] == outcome["objects"]
     assert str(outcome["model_version"]).startswith(f"{yolo_weights.stem}-")
+    assert str(outcome["retrained"]).startswith("promoted: "), log
+    assert str(outcome["new_version"]).endswith(".v1")
 
 
 def test_a_failure_ends_with_1_and_says_why(tmp_path: Path) -> None:
