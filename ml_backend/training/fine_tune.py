@@ -127,7 +127,10 @@ def fine_tune(plan: TrainingPlan, emit: Emit) -> dict[str, Any]:
     setup_ultralytics()
     seconds = 0.0
     with _explained(plan):
-        if plan.resume is None or not _finished(plan, plan.resume):
+        finished = plan.resume is not None and _finished(plan, plan.resume)
+        if plan.resume is not None:
+            _adopt(plan, plan.resume)
+        if not finished:
             seconds = _train(plan, emit)
         weights, epochs = _finish(plan)
     return {"weights": str(weights), "epochs": epochs, "seconds": round(seconds, 3), "args": dict(plan.args)}
@@ -228,22 +231,24 @@ def _finished(plan: TrainingPlan, last: Path) -> bool:
             f"The interrupted training was for the labels {', '.join(names)}, which have changed since.",
             "Start the training anew.",
         )
-    weights = plan.run / "weights"
-    best = last.with_name("best.pt")
-    if best.exists() and not (weights / "best.pt").exists():
-        weights.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(best, weights / "best.part")
-        os.replace(weights / "best.part", weights / "best.pt")
-    if last.parent != weights and not (weights / "last.pt").exists():
-        weights.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(last, weights / "last.part")
-        os.replace(weights / "last.part", weights / "last.pt")
     epoch, args = int(checkpoint.get("epoch", -1)), checkpoint.get("train_args") or {}
     if epoch < 0:  # ultralytics marks finished trainings so
         return True
     best_epoch, patience = (checkpoint.get("stopper") or {}).get("best_epoch"), args.get("patience") or math.inf
     waited = epoch + 1 - best_epoch if best_epoch is not None else 0
     return bool(epoch + 1 >= args.get("epochs", math.inf) or waited >= patience)
+
+
+def _adopt(plan: TrainingPlan, last: Path) -> None:
+    """Bring the checkpoints of an interrupted training into this one's folder, if they lie elsewhere."""
+    weights = plan.run / "weights"
+    weights.mkdir(parents=True, exist_ok=True)
+    for source, name in ((last.with_name("best.pt"), "best.pt"), (last, "last.pt")):
+        target = weights / name
+        if source.exists() and not (target.exists() and target.samefile(source)):
+            part = target.with_suffix(".part")
+            shutil.copyfile(source, part)
+            os.replace(part, target)
 
 
 def _finish(plan: TrainingPlan) -> tuple[Path, int]:

@@ -1,4 +1,8 @@
-"""Average precision of labelled detections, as ultralytics' validation computes it."""
+"""Average precision of labelled detections, as ultralytics' validation computes it.
+
+Figures are still a little lower than that validation's: it lets a box count for several classes at once, while here
+each has one, as in predictions.
+"""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
 
 
 def begin_rows(model: Any, start: Any, names: Sequence[str], start_from: Mapping[str, str]) -> dict[str, str]:
-    """Give each class of a model's head the weights that a class of another model has, or fresh ones.
+    """Give each class of a model's head the weights that a class of another model has, or none.
 
     Args:
         model: with the other one's weights, except for the classes'.
@@ -138,7 +138,8 @@ def begin_rows(model: Any, start: Any, names: Sequence[str], start_from: Mapping
             for level, branch in enumerate(getattr(head, attribute, None) or ()):
                 last = branch[-1]
                 # Also where both have as many classes, and their rows have been copied in order: they mean others.
-                last.reset_parameters()
+                # From zero every class is equally rare everywhere; one that nobody has taught then stays unseen.
+                last.weight.zero_()
                 last.bias[:] = _prior(len(names), float(head.stride[level]))
                 known = getattr(source, attribute, None)
                 if known is None or known[level][-1].weight.shape[1:] != last.weight.shape[1:]:

@@ -72,6 +72,7 @@ def test_labels_begin_with_what_the_detector_knows(data: Path, start: Path, tmp_
     assert torch.equal(class_rows(trainer.model, 3), class_rows(before, 2))
     head = trainer.model.model[-1]
     fresh = [float(branch[-1].bias[1].detach()) for branch in head.cv3]
+    assert not any(bool(branch[-1].weight[1].any()) for branch in head.cv3), "equally rare everywhere"
     assert fresh == sorted(fresh), "rarest where the grid is finest"
     assert fresh[-1] < -5
     backbone = len(trainer.model.yaml["backbone"])
