@@ -142,7 +142,7 @@ def export_annotations(
     written, names, exported = Written(), UniqueNames(), []
     for done, part in enumerate(source.parts(), start=1):
         # Also names of videos that turn out to be gone are used up: the others keep theirs when it comes back.
-        name = names.take(part.stem, part.task_id)
+        name = names.take(source.file_stem(part), part.task_id)
         record = pieces.record(name)
         known: dict[str, Any] = {"options": options, "part": part_fingerprint(part)}
         unchanged = bool(record) and record.items() >= known.items()

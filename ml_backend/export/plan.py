@@ -55,7 +55,7 @@ def plan_videos(
     firsts: dict[str, str] = {}
     same_as: list[str] = []
     for part in source.parts():
-        name = picker.name(part) if picker else _name(part, source.all_annotators)
+        name = picker.name(part) if picker else source.file_stem(part)
         taken.append(names.take(name, part.task_id))
         same_as.append(firsts.setdefault(_video_key(part, source.url) or f"only {taken[-1]}", taken[-1]))
         labels.update(dict.fromkeys(part.labels))
@@ -72,12 +72,6 @@ def plan_videos(
         Planned(name, split_of[first], by, first, tasks[first] > 1) for name, first in zip(taken, same_as, strict=True)
     ]
     return plan, tuple(labels)
-
-
-def _name(part: Part, all_annotators: bool) -> str:
-    """With every annotator's version in one dataset each says whose it is, also where there is one only: with a second
-    one its pictures must not be written anew."""
-    return f"{part.stem}-by-{part.submission.annotator or 'unknown'}" if all_annotators else part.stem
 
 
 def _video_key(part: Part, label_studio_url: str) -> str:

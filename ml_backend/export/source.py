@@ -245,6 +245,14 @@ class Source:
                     continue
                 yield video
 
+    def file_stem(self, part: Part) -> str:
+        """What the files of a part are called, where that name is free.
+
+        With every annotator's version each says whose it is, also where there is one only: when a second one comes,
+        the files of the first keep their names.
+        """
+        return f"{part.stem}-by-{part.submission.annotator or 'unknown'}" if self.all_annotators else part.stem
+
     def skip(self, part: Part, error: BackendError, note: str = "") -> None:
         """Note that a part cannot be exported; raises ``error`` itself where no other part can either.
 

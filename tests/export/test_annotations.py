@@ -186,6 +186,10 @@ def test_the_script_with_a_label_config(tmp_path: Path) -> None:
     done = run("--from-json", "e.json", "--config", "config.xml", "--out", "a.json", "--all-annotators", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {row["annotator"] for row in rows_of(tmp_path / "a.json")} == {"1"}
+    arguments = ("--from-json", "e.json", "--config", "config.xml", "--out", "each", "--all-annotators", "--per-video")
+    assert run(*arguments, cwd=tmp_path).returncode == 0
+    names = sorted(path.name for path in (tmp_path / "each").glob("[!.]*"))
+    assert names == ["clip-by-1.json", "clip-by-b@c.d.json"]
 
 
 @pytest.mark.parametrize(
