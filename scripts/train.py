@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ml_backend.cli import fail_clearly
 from ml_backend.errors import TrainingFailed
-from ml_backend.jobs.training_queue import TrainingQueue
 from ml_backend.local.discover import settings_in_force
 from ml_backend.services import Services
 
@@ -43,8 +42,8 @@ def start(project: int, force: bool, no_wait: bool) -> None:
     services.trainings.start(project, f"{getpass.getuser()}, scripts/train.py", force=force)
     if no_wait:
         return
-    requests, told = TrainingQueue(services.queue), ""
-    while requests.is_wanted(project):
+    told = ""
+    while services.trainings.is_wanted(project):
         told = _tell(services, project, told)
         time.sleep(1.0)
     version = services.projects.registry.last(project)

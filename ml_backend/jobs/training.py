@@ -19,7 +19,15 @@ from redis.exceptions import RedisError
 from rq import get_current_job
 
 from ml_backend.corrections_store import CorrectionStore
-from ml_backend.errors import BackendError, ConfigError, Interrupted, MediaError, TrainingFailed, VideoError
+from ml_backend.errors import (
+    BackendError,
+    ConfigError,
+    Interrupted,
+    MediaError,
+    TrainingFailed,
+    VideoError,
+    WeightsError,
+)
 from ml_backend.jobs.context import Context, job
 from ml_backend.jobs.training_facts import checkpoint_name, digest_of, lineage_of, with_text_keys
 from ml_backend.jobs.training_queue import TrainingLock
@@ -135,8 +143,6 @@ class _Training:
         seen = {task: s.fingerprint for task, s in CorrectionStore(self._context.storage).tasks(self._project).items()}
         try:
             data = self._dataset(version)
-        except TrainingFailed:
-            raise
         except ConfigError:  # the annotations cannot be trained on: they are not tried again before they change
             self._registry.advance(version, lineage={"seen": with_text_keys(seen)})
             raise
@@ -181,7 +187,15 @@ class _Training:
             "args": arguments,
         }
         self._make_room()
-        done = self._child(plan, run, self._on_epoch(version))
+        try:
+            done = self._child(plan, run, self._on_epoch(version))
+        except (TrainingFailed, WeightsError) as error:
+            if checkpoint is None or error.retryable:
+                raise
+            log.warning("Project %s: %s cannot go on and begins anew: %s", self._project, version.name, error)
+            shutil.rmtree(run, ignore_errors=True)
+            version = self._registry.advance(version, history=[])
+            done = self._child({**plan, "resume": None}, run, self._on_epoch(version))
         name = f"projects/{self._project}/{version.name}-{version.id}.pt"
         sha256 = self._context.projects.artifacts.put(Path(done["weights"]), name)
         return self._registry.advance(

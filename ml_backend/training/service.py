@@ -15,7 +15,7 @@ from ml_backend.versions import BASE
 
 if TYPE_CHECKING:
     from ml_backend.corrections_store import VersionAcceptance
-    from ml_backend.jobs.queue import JobQueue
+    from ml_backend.jobs.queue import JobQueue, Requested
     from ml_backend.projects import Projects
     from ml_backend.storage import Storage
 
@@ -39,7 +39,19 @@ class Trainings:
         Raises:
             QueueUnavailable: Redis does not answer.
         """
-        return self._requests.request(project_id, f"force: {by}" if force else by).created
+        return self.request(project_id, by, force=force).created
+
+    def request(self, project_id: int, by: str, *, force: bool = False) -> Requested:
+        """As :meth:`start`; which job it is."""
+        return self._requests.request(project_id, f"force: {by}" if force else by)
+
+    def is_wanted(self, project_id: int) -> bool:
+        """Whether a training waits or runs.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        return self._requests.is_wanted(project_id)
 
     def cancel(self, project_id: int) -> None:
         """Stop the training that runs, and take waiting ones back. What it had reached is lost.
@@ -86,6 +98,12 @@ class Trainings:
             except QueueUnavailable as error:  # tasks that are opened get their new predictions all the same
                 log.warning("Project %s is not refreshed: %s", project_id, error)
         return self._projects.models(project_id).version
+
+    def before(self, project_id: int) -> str:
+        """The version that was in use before the present one; ``base`` where there was none."""
+        used = [item["version"] for item in self._projects.registry.activations(project_id)]
+        present, *earlier = [*used, BASE]
+        return next((name for name in earlier if name != present), BASE)
 
     def policy(self, project_id: int) -> TrainingPolicy:
         """When the project retrains."""

@@ -39,8 +39,7 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
     Args:
         overrides: ultralytics' training arguments.
         start_from: label -> class of the start checkpoint; a label that is a class of it itself starts from that.
-        taught: labels that have boxes in the data. The others are left alone: where nobody has annotated a label,
-            its objects are not background.
+        taught: labels that have boxes in the data. The others are left alone; see :class:`ClassLoss`.
         freeze_norm: normalise with the start checkpoint's statistics in all layers, not only in the frozen ones. Those
             of a few pictures, mosaics at that, say little about the next video.
     """
@@ -72,22 +71,23 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
             self.began = begin_rows(model, weights, names, self.start_from)
         return model
 
-    def set_class_weights(self) -> None:
-        super().set_class_weights()
-        taught = [float(str(self.data["names"][i]) in self.taught) for i in range(self.data["nc"])]
-        if all(taught):
-            return
-        model = unwrap_model(self.model)
-        mask = torch.tensor(taught, device=self.device)
-        weights = getattr(model, "class_weights", None)
-        model.class_weights = mask if weights is None else weights.to(mask) * mask
-
     def _model_train(self) -> None:
         super()._model_train()  # keeps the statistics of frozen layers
+        self._leave_alone_what_nobody_taught()
         if self.freeze_norm:
             for module in self.model.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
+
+    def _leave_alone_what_nobody_taught(self) -> None:
+        taught = [str(self.data["names"][i]) in self.taught for i in range(self.data["nc"])]
+        model = unwrap_model(self.model)
+        if getattr(model, "criterion", None) is None:
+            model.criterion = model.init_criterion()
+        both = (getattr(model.criterion, name, None) for name in ("one2many", "one2one"))
+        for criterion in [found for found in both if found is not None] or [model.criterion]:
+            if not all(taught) and not isinstance(criterion.bce, ClassLoss):
+                criterion.bce = ClassLoss(torch.tensor(taught, device=self.device))
 
     def auto_batch(self) -> int:
         # What fits is far more than what teaches most: of few pictures it would make one step an epoch.
@@ -109,6 +109,27 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
 
     def final_eval(self) -> None:
         """Leave out one more validation, and keep the last checkpoint as it is, so that all can be resumed."""
+
+
+class ClassLoss(nn.Module):
+    """Binary cross-entropy of class scores that leaves labels alone which nobody has annotated.
+
+    Where nothing is annotated they may be seen all the same: that is no background. But what is annotated has another
+    label, so there they are wrong: what was "person" and is "first_responder" now must not be found as both.
+
+    Args:
+        taught: ``(classes,)`` whether there are boxes of the label.
+    """
+
+    def __init__(self, taught: torch.Tensor) -> None:
+        super().__init__()
+        self._taught = taught
+
+    def forward(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Losses ``(batch, places, classes)`` of logits and wanted probabilities of the same shape."""
+        losses = nn.functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
+        annotated = targets.sum(-1, keepdim=True) > 0
+        return losses * (self._taught | annotated)
 
 
 def begin_rows(model: Any, start: Any, names: Sequence[str], start_from: Mapping[str, str]) -> dict[str, str]:

@@ -54,9 +54,7 @@ def measure(
     return done["results"]["m"], events
 
 
-def test_what_the_pipeline_finds_is_measured_as_perfect(
-    tmp_path: Path, settings: Callable[..., Settings]
-) -> None:
+def test_what_the_pipeline_finds_is_measured_as_perfect(tmp_path: Path, settings: Callable[..., Settings]) -> None:
     video = make_clip(tmp_path / "clip.mp4")
     boxes = boxes_of(video, settings(), MOTION, 40)
     held_out = hold_out(tmp_path / "held_out.json", boxes, [[0, 39]], list(range(0, 40, 2)), ["other", "thing"])

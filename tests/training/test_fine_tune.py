@@ -91,14 +91,35 @@ def test_as_many_classes_as_before_do_not_inherit_by_position(data: Path, tmp_pa
     assert not torch.equal(class_rows(trainer.model, 0), class_rows(before, 0))
 
 
+def test_labels_without_boxes_are_wrong_only_where_something_else_is_annotated() -> None:
+    """(places: annotated as the second label, not annotated) x (labels: nobody's, the second, the third)."""
+    from ml_backend.training.trainer import ClassLoss
+
+    scores = torch.zeros(1, 2, 3, requires_grad=True)
+    targets = torch.tensor([[[0.0, 0.8, 0.0], [0.0, 0.0, 0.0]]])
+    losses = ClassLoss(torch.tensor([False, True, True]))(scores, targets)
+    losses.sum().backward()
+    assert scores.grad is not None
+    assert torch.allclose(scores.grad, torch.tensor([[[0.5, -0.3, 0.5], [0.0, 0.5, 0.5]]]))
+
+
 def test_labels_without_boxes_are_not_unlearned(data: Path, start: Path, tmp_path: Path) -> None:
     trainer = set_up(train_plan(data, start, tmp_path), cls_pw=0.5)
     trainer._model_train()
-    loss, _ = trainer.model(trainer.preprocess_batch(next(iter(trainer.train_loader))))
-    loss.sum().backward()
-    for branch in trainer.model.model[-1].cv3:
-        gradient = branch[-1].weight.grad.flatten(1).abs().sum(1) + branch[-1].bias.grad.abs()
-        assert float(gradient[3]) == 0
+    batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
+
+    def gradients(batch: dict[str, Any]) -> list[torch.Tensor]:
+        trainer.model.zero_grad()
+        loss, _ = trainer.model(batch)
+        loss.sum().backward()
+        last = [branch[-1] for branch in trainer.model.model[-1].cv3]
+        return [conv.weight.grad.flatten(1).abs().sum(1) + conv.bias.grad.abs() for conv in last]
+
+    for gradient in gradients(batch):
+        assert bool((gradient[:3] > 0).all())
+    nothing = {"batch_idx": batch["batch_idx"][:0], "cls": batch["cls"][:0], "bboxes": batch["bboxes"][:0]}
+    for gradient in gradients(batch | nothing):
+        assert float(gradient[3]) == 0, "what is not annotated may show it"
         assert bool((gradient[:3] > 0).all())
     assert not any(m.training for m in trainer.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
@@ -112,7 +133,9 @@ def test_what_is_written_is_what_predictions_load(trained: tuple[Path, dict[str,
     assert checkpoint["optimizer"] is None
     assert checkpoint[LEARNT] == sorted(TAUGHT)
     before = load(start)[0]
-    assert torch.allclose(class_rows(model, 3), class_rows(before, 2), atol=2e-3), "half precision and weight decay"
+    # It is moved only by what is annotated as something else: far less than what is taught.
+    moved = [(class_rows(model, i) - class_rows(before, j)).abs().mean() for i, j in ((3, 2), (0, 0))]
+    assert moved[0] < moved[1]
     assert not torch.allclose(class_rows(model, 0), class_rows(before, 0), atol=2e-3)
     statistics = [(k, v) for k, v in model.state_dict().items() if "running" in k and ".cv3." not in k]
     assert all(torch.allclose(v, before.state_dict()[k], atol=1e-3, rtol=1e-2) for k, v in statistics)
@@ -145,8 +168,6 @@ def test_a_training_goes_on_in_another_folder(
     assert [event["epoch"] for event in events if event["event"] == "epoch"] == [3]
     assert done["epochs"] == 3
     assert Path(done["weights"]) == run / "weights" / "best.pt"
-    model, before = load(done["weights"])[0], load(start)[0]
-    assert torch.allclose(class_rows(model, 3), class_rows(before, 2), atol=2e-3), "still left alone"
 
 
 def test_labels_that_have_changed_cannot_be_resumed(
