@@ -14,6 +14,7 @@ import ultralytics
 
 from ml_backend.errors import LabelStudioUnavailable, MediaError
 from ml_backend.jobs.context import Context
+from ml_backend.jobs.learning import refresh
 from ml_backend.patterns.service import Patterns
 from ml_backend.projects import Projects
 from ml_backend.video.writer import VideoWriter
@@ -444,3 +445,16 @@ def test_names_give_labels_without_any_example(two: tuple[Site, int, int, int], 
         assert region["meta"]["text_label"] in ("walker", "vehicle", "unused")
         assert 0 <= region["meta"]["text_score"] <= 1
     assert here.queue.counters()["videos"] == 2
+
+
+def test_the_most_uncertain_tasks_are_renewed_first(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project(CONFIG)
+    tasks = [here.task(project, video=here.clip(f"{n}.mp4"), fps=20) for n in range(4)]
+    for task, score in zip(tasks, (0.9, 0.2, 0.5), strict=False):
+        here.sdk.predictions.create(task=task, result=[], score=score, model_version="earlier")
+    context = work(here)
+    refresh.__wrapped__(context, project)
+    queue = context.queue.queues["refresh"]
+    asked = [context.queue.fetch(name).args[2] for name in queue.get_job_ids()]  # type: ignore[union-attr]
+    assert asked == [tasks[1], tasks[2], tasks[0], tasks[3]], "what has no prediction is being predicted anyway"

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ml_backend.jobs.context import Context
+from ml_backend.local.processes import RedisServer
 from ml_backend.services import Services
 from ml_backend.settings import Settings
 from ml_backend.training.registry import Registry, Version
@@ -119,14 +120,18 @@ def test_killed_at_every_stage_it_goes_on_elsewhere(trained_site: Callable[..., 
     assert here.queue.failed_jobs() == []
 
 
-def test_a_queue_that_forgets_everything_forgets_no_training(
-    trained_site: Callable[..., Site], tmp_path: Path
+def test_redis_is_restarted_and_has_forgotten_everything(
+    trained_site: Callable[..., Site], redis_server: RedisServer, tmp_path: Path
 ) -> None:
     here = trained_site()
     project, _ = fill(here)
     services(here).trainings.start(project, "a test")
     with worker_process(here.settings, tmp_path / "worker.log"):
         wait_for(lambda: reached(here, project, "training", 1), 240, "the first epoch")
+        redis_server.stop()
+        time.sleep(2)
+        redis_server.start()
+        redis_server.wait_ready(30)
         here.queue.connection.flushall()
         wait_for(lambda: reached(here, project, "promoted"), 240, "the promotion")
     assert len(registry(here).versions(project)) == 1
