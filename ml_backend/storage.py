@@ -18,7 +18,7 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from ml_backend.errors import StorageError
-from ml_backend.tables import annotation_tasks, corrections, events, exemplars, metadata, predictions
+from ml_backend.tables import annotation_tasks, corrections, events, exemplars, metadata, predictions, task_scores
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +158,21 @@ class Storage:
     def count_predictions(self) -> int:
         with self.guard(), self.engine.connect() as connection:
             return connection.scalar(sa.select(sa.func.count()).select_from(predictions)) or 0
+
+    def note_score(self, project_id: int, task_id: int, score: float) -> None:
+        """Remember how sure the prediction is that a task was given, 0..1."""
+        of = (task_scores.c.project_id == project_id) & (task_scores.c.task_id == task_id)
+        with self.guard(), self.engine.begin() as connection:
+            if not connection.execute(sa.update(task_scores).where(of).values(score=score)).rowcount:
+                row = {"project_id": project_id, "task_id": task_id, "score": score}
+                with suppress(IntegrityError), connection.begin_nested():  # another process was faster
+                    connection.execute(sa.insert(task_scores).values(**row))
+
+    def scores(self, project_id: int) -> dict[int, float]:
+        """By task how sure its newest prediction is."""
+        query = sa.select(task_scores.c.task_id, task_scores.c.score).where(task_scores.c.project_id == project_id)
+        with self.guard(), self.engine.connect() as connection:
+            return {row.task_id: row.score for row in connection.execute(query)}
 
     # -- events
 

@@ -146,6 +146,15 @@ activations = sa.Table(
     sa.Column("at", sa.DateTime(timezone=True), nullable=False),
 )
 
+# How sure the newest prediction of a task is: what is least sure is renewed first.
+task_scores = sa.Table(
+    "task_scores",
+    metadata,
+    sa.Column("project_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("task_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("score", sa.Float, nullable=False),
+)
+
 # When a project retrains, where it differs from the settings.
 training_policies = sa.Table(
     "training_policies",

@@ -231,7 +231,8 @@ def refresh(context: Context, project_id: int) -> None:
         read_annotations_once(context, project_id, models.hybrid)
         open_tasks = [state for state in context.client.list_task_states(project_id) if not state.annotations]
         # What a model is sure of changes least; tasks without any prediction are being predicted anyway.
-        open_tasks.sort(key=lambda state: (state.score is None, state.score or 0.0, state.id))
+        sure = context.storage.scores(project_id)
+        open_tasks.sort(key=lambda state: (state.id not in sure, sure.get(state.id, 0.0), state.id))
         for state in open_tasks:
             try:
                 plan = plan_task(

@@ -287,5 +287,6 @@ def _deliver_one(context: Context, task_id: int, prediction: dict[str, Any]) -> 
         except NotFound:
             log.info("Task %s is gone; its prediction is not needed.", task_id)
             return
+    context.storage.note_score(task.project_id, task_id, float(prediction.get("score") or 0.0))
     context.count("delivered")
     log.info("Task %s has a prediction of %s with %d regions.", task_id, version, len(prediction["result"]))

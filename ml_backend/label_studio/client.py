@@ -139,15 +139,9 @@ class LabelStudioClient:
     def list_task_states(self, project_id: int) -> Iterator[TaskState]:
         """Every task of a project with its number of annotations, page by page."""
         with self._translated(f"list the tasks of project {project_id}"):
-            wanted = ["id", "data", "total_annotations", "predictions_score"]
+            wanted = ["id", "data", "total_annotations"]
             for task in self._sdk.tasks.list(project=project_id, fields="task_only", include=wanted):
-                score = _get(task, "predictions_score")
-                yield TaskState(
-                    int(task.id),
-                    dict(task.data or {}),
-                    int(_get(task, "total_annotations") or 0),
-                    float(score) if isinstance(score, (int, float)) else None,
-                )
+                yield TaskState(int(task.id), dict(task.data or {}), int(_get(task, "total_annotations") or 0))
 
     def get_annotation(self, task_id: int) -> tuple[Task, Annotation | None]:
         """A task and the annotation that counts for it: a ground truth if there is one, else the latest.

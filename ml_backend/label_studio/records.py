@@ -44,17 +44,11 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class TaskState:
-    """A task as lists show it.
-
-    Attributes:
-        annotations: without drafts and skipped ones.
-        score: mean score of its predictions; ``None`` where it has none.
-    """
+    """A task as lists show it: ``annotations`` does not count drafts and skipped ones."""
 
     id: int
     data: dict[str, Any]
     annotations: int
-    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -451,9 +451,9 @@ def test_the_most_uncertain_tasks_are_renewed_first(site: Make, work: Work) -> N
     here = site()
     project = here.project(CONFIG)
     tasks = [here.task(project, video=here.clip(f"{n}.mp4"), fps=20) for n in range(4)]
-    for task, score in zip(tasks, (0.9, 0.2, 0.5), strict=False):
-        here.sdk.predictions.create(task=task, result=[], score=score, model_version="earlier")
     context = work(here)
+    for task, score in zip(tasks, (0.9, 0.2, 0.5), strict=False):
+        context.storage.note_score(project, task, score)
     refresh.__wrapped__(context, project)
     queue = context.queue.queues["refresh"]
     asked = [context.queue.fetch(name).args[2] for name in queue.get_job_ids()]  # type: ignore[union-attr]
