@@ -10,6 +10,7 @@ trained and while something is. Prints a table and, as the last line, JSON.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -34,13 +35,17 @@ PATIENCE_S = 3000.0
 
 
 def wait(what: str, condition: Callable[[], Any], stack: Any) -> Any:
+    from ml_backend.errors import LabelStudioUnavailable
+
     deadline = time.monotonic() + PATIENCE_S
-    while not (value := condition()):
+    while True:
+        with contextlib.suppress(LabelStudioUnavailable):  # on a loaded machine it may take longer than it may
+            if value := condition():
+                return value
         if time.monotonic() > deadline:
             raise click.ClickException(f"not after {PATIENCE_S:.0f} s: {what}\n{stack.trainer.tail(20)}")
         stack.revive()
         time.sleep(0.1)
-    return value
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
