@@ -11,8 +11,11 @@ from werkzeug.exceptions import HTTPException
 from ml_backend.errors import BackendError
 from ml_backend.services import Services
 from ml_backend.settings import Settings, get_settings
-from ml_backend.web import protocol
+from ml_backend.web import control, protocol
 from ml_backend.web.auth import require_basic_auth
+from ml_backend.web.control_room import make_pulse
+from ml_backend.web.live import Listeners
+from ml_backend.web.problems import http_problem, is_api, known_problem, problem
 
 log = logging.getLogger(__name__)
 
@@ -27,29 +30,38 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_mb << 20
     app.extensions["services"] = Services.build(settings)
+    app.extensions["pulse"] = make_pulse(app.extensions["services"])
+    app.extensions["listeners"] = Listeners()
     _measure(app)
     require_basic_auth(app, settings)
     app.register_blueprint(protocol.blueprint)
+    app.register_blueprint(control.blueprint)
     app.register_error_handler(BackendError, _known_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unknown_error)
     return app
 
 
-def _known_error(error: BackendError) -> tuple[Response, int]:
+def _known_error(error: BackendError) -> Response | tuple[Response, int]:
     if error.http_status >= 500:
         log.error("%s: %s", request.path, error)
     else:
         log.warning("%s: %s", request.path, error)
+    if is_api():
+        return known_problem(error)
     return jsonify({"error": error.message, "cure": error.cure}), error.http_status
 
 
-def _http_error(error: HTTPException) -> tuple[Response, int]:
+def _http_error(error: HTTPException) -> Response | tuple[Response, int]:
+    if is_api():
+        return http_problem(error)
     return jsonify({"error": error.description or error.name, "cure": ""}), error.code or 500
 
 
-def _unknown_error(error: Exception) -> tuple[Response, int]:
+def _unknown_error(error: Exception) -> Response | tuple[Response, int]:
     log.exception("%s failed", request.path, exc_info=error)
+    if is_api():
+        return problem(500, "Internal error.", "The backend's log says more; please report it.")
     body = {"error": "Internal error.", "cure": "The backend's log says more; please report it."}
     return jsonify(body), 500
 

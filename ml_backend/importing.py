@@ -14,6 +14,7 @@ from ml_backend.errors import BackendError, ConfigError, LabelStudioUnavailable,
 from ml_backend.files import file_sha256
 from ml_backend.label_studio.client import Project
 from ml_backend.label_studio.schema import VideoControl, parse_label_config
+from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
 from ml_backend.pipeline import video_facts
 from ml_backend.settings import Settings
 from ml_backend.video.normalise import normalise, plan
@@ -21,11 +22,6 @@ from ml_backend.video.probe import probe
 
 log = logging.getLogger(__name__)
 
-#: What is taken from a folder; a file that is named itself is tried whatever its name.
-VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
-    | {".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
-)
 #: Task field that says which file a task was made of; what makes importing twice harmless.
 SOURCE_FIELD = "source_sha256"
 #: Folder of the playable copies, below the data folder or, for local files, below Label Studio's document root.

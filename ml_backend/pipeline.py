@@ -94,6 +94,13 @@ def use_detector(resolved: ResolvedDetector, settings: Settings, info: VideoInfo
         motion.prime(_early_frames(info))
         yield motion
         return
+    with yolo_detector(resolved, settings) as detector:
+        yield detector
+
+
+@contextmanager
+def yolo_detector(resolved: ResolvedDetector, settings: Settings) -> Iterator[Detector]:
+    """As :func:`use_detector`, for the detector that is the same for all videos."""
     from ml_backend.models.detector import YoloDetector
     from ml_backend.models.pool import get_pool
 

@@ -21,9 +21,10 @@ EmbedderKind = Literal["auto", "dinov2", "fallback"]
 DetectorKind = Literal["auto", "yolo", "motion"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 #: Queues of jobs in order of priority: preparing a task is short and lets people open it with the right frame rate;
-#: what people teach shows within seconds; labels of known tracks are renewed when nobody waits for anything; a
-#: training, which takes minutes, comes last.
-QUEUES = ("prepare", "patterns", "predict", "refresh", "train")
+#: what people teach shows within seconds; somebody waits for what is asked for in the control room (imports, exports,
+#: rendered videos), but not for a whole library's predictions; labels of known tracks are renewed when nobody waits
+#: for anything; a training, which takes minutes, comes last.
+QUEUES = ("prepare", "patterns", "control", "predict", "refresh", "train")
 TrackerKind = Literal["tracktrack", "botsort", "bytetrack", "ocsort", "deepocsort", "fasttrack"]
 
 
@@ -46,6 +47,10 @@ class Settings(BaseSettings):
     database_url: str = Field("", description="SQLAlchemy URL, its driver to be installed; empty: SQLite in DATA_DIR.")
     data_dir: Path = Field(Path("data"), description="Databases, caches, weights, embedded servers' files.")
     max_request_mb: int = Field(64, gt=0, description="Largest request body accepted.")
+    upload_max_gb: float = Field(10.0, gt=0, description="Largest video that the control room's API takes.")
+    outputs_gb: float = Field(
+        20.0, gt=0, description="Rendered videos and exports kept in DATA_DIR for download; the oldest go first."
+    )
     log_level: LogLevel = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     job_attempts: int = Field(4, ge=1, description="How often a job is tried before it stays failed.")
     job_lease_s: int = Field(30, ge=5, description="A job whose worker is silent for so long is taken up again.")
@@ -182,6 +187,16 @@ class Settings(BaseSettings):
     @property
     def media_dir(self) -> Path:
         return self.data_dir / "media"
+
+    @property
+    def outputs_dir(self) -> Path:
+        """What was made to be downloaded."""
+        return self.data_dir / "outputs"
+
+    @property
+    def uploads_dir(self) -> Path:
+        """Videos that were received and are not yet in Label Studio."""
+        return self.data_dir / "uploads"
 
 
 @lru_cache(maxsize=1)

@@ -79,11 +79,8 @@ def use(project: int, version: str) -> None:
 @fail_clearly
 def rollback(project: int) -> None:
     """Go back to the version that was in use before the present one."""
-    services = _services()
-    before = [item["version"] for item in services.projects.registry.activations(project)]
-    present, *earlier = [*before, "base"]
-    target = next((name for name in earlier if name != present), "base")
-    print(services.trainings.activate(project, target, f"{getpass.getuser()}, scripts/versions.py"))
+    trainings = _services().trainings
+    print(trainings.activate(project, trainings.before(project), f"{getpass.getuser()}, scripts/versions.py"))
 
 
 def _pair(before: Any, after: Any) -> str:

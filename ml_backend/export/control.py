@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ml_backend.export.locate import media_parts
-from ml_backend.importing import VIDEO_SUFFIXES
 from ml_backend.label_studio.schema import DEFAULT_FRAME_RATE, VideoControl
+from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
 
 #: Fields in which projects keep the frame rate of a video.
 _RATE_FIELDS = ("fps", "frame_rate", "frameRate", "framerate")

@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ml_backend.errors import MediaError
-from ml_backend.importing import VIDEO_SUFFIXES
 from ml_backend.label_studio.media import canonical_uri
+from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from typing import Any
 from rq import get_current_job
 
 from ml_backend.errors import BackendError, Interrupted, Postponed, QueueUnavailable
+from ml_backend.jobs.board import CANCELLED, CancelCheck, JobBoard
 from ml_backend.jobs.queue import JobQueue, connect
 from ml_backend.jobs.training_queue import TrainingQueue
 from ml_backend.label_studio.client import LabelStudioClient
@@ -47,6 +48,18 @@ class Context:
     @cached_property
     def trainings(self) -> TrainingQueue:
         return TrainingQueue(self.queue)
+
+    @cached_property
+    def board(self) -> JobBoard:
+        return JobBoard(self.queue)
+
+    def stopper(self) -> Callable[[], bool]:
+        """For long work of the present job: whether it has to end, since the process does or somebody cancelled it."""
+        current = get_current_job()
+        if current is None:
+            return self.stop.is_set
+        cancelled = CancelCheck(self.board, current.id)
+        return lambda: self.stop.is_set() or cancelled()
 
     @property
     def client(self) -> LabelStudioClient:
@@ -85,8 +98,12 @@ def job(function: Callable[..., Any]) -> Callable[..., Any]:
         if current and "retry_intervals" in current.meta:
             current.retry_intervals = current.meta.pop("retry_intervals")
         try:
+            if current and context.board.is_cancelled(current.id):  # while nobody worked on it
+                raise Interrupted("The job was cancelled.")
             return function(context, *args)
         except Interrupted as error:
+            if current and _is_given_up(context, current.id):
+                return None
             if current:
                 current.retries_left = (current.retries_left or 0) + 1  # being asked to stop is no failure
                 pause = error.delay_s if isinstance(error, Postponed) else 1
@@ -102,3 +119,17 @@ def job(function: Callable[..., Any]) -> Callable[..., Any]:
             raise
 
     return run
+
+
+def _is_given_up(context: Context, job_id: str) -> bool:
+    """Whether a job that was interrupted is not to be taken up again, since somebody has cancelled it."""
+    try:
+        if not context.board.is_cancelled(job_id):
+            return False
+        context.board.end(job_id, CANCELLED)
+        context.board.clear_cancelled(job_id)
+    except QueueUnavailable as error:  # it is taken up again, and asks then
+        log.warning("Whether job %s was cancelled is not known: %s", job_id, error)
+        return False
+    log.info("Job %s was cancelled.", job_id)
+    return True

@@ -183,7 +183,7 @@ def _run_part(
         hybrid,
         looks,
         lambda: context.media.open(part.uri, plan.task_id),
-        context.stop.is_set,
+        context.stopper(),
     )
     context.count("labelling_seconds", time.perf_counter() - started)
     context.count("tracks", len(labelled.regions))
@@ -210,7 +210,7 @@ def _tracks(context: Context, plan: TaskPlan, models: ProjectModels, part: Video
             context.settings,
             models.detector,  # the one that the version names, whatever has appeared since
             progress=report,
-            should_stop=context.stop.is_set,
+            should_stop=context.stopper(),
         )
     store.save_tracks(key, plan.project_id, plan.task_id, number, part.uri, tracks)
     for name, amount in (("videos", 1), ("frames", tracks.frames), ("inference_seconds", tracks.seconds)):

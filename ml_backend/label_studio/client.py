@@ -302,20 +302,26 @@ class LabelStudioClient:
         Ids come page by page and each task by a request of its own: only one task's results are in memory at a time.
         Tasks that are deleted meanwhile are left out.
         """
-        raw = {"additional_query_parameters": {"resolve_uri": "false"}}
         for state in self.list_task_states(project_id):
             try:
-                with self._translated(f"read task {state.id}"):
-                    task = self._sdk.tasks.get(str(state.id), request_options=raw)
-                    full = {
-                        "id": state.id,
-                        "data": dict(task.data or {}),
-                        "annotations": [_plain(item) for item in task.annotations or []],
-                        "predictions": [_plain(item) for item in task.predictions or []],
-                    }
+                full = self.get_full_task(state.id, project_id)
             except NotFound:
                 continue
             yield full
+
+    def get_full_task(self, task_id: int, project_id: int) -> dict[str, Any]:
+        """One task as :meth:`list_full_tasks` gives it; NotFound where it is of another project."""
+        raw = {"additional_query_parameters": {"resolve_uri": "false"}}
+        with self._translated(f"read task {task_id}"):
+            task = self._sdk.tasks.get(str(task_id), request_options=raw)
+            if int(task.project) == project_id:
+                return {
+                    "id": task_id,
+                    "data": dict(task.data or {}),
+                    "annotations": [_plain(item) for item in task.annotations or []],
+                    "predictions": [_plain(item) for item in task.predictions or []],
+                }
+        raise NotFound(f"Task {task_id} is not in project {project_id}.", "Look up its number in Label Studio.")
 
 
 def _moment(value: Any) -> datetime | None:

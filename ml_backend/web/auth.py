@@ -7,6 +7,7 @@ import hmac
 from flask import Flask, Response, request
 
 from ml_backend.settings import Settings
+from ml_backend.web.problems import is_api, problem
 
 
 def require_basic_auth(app: Flask, settings: Settings) -> None:
@@ -25,4 +26,9 @@ def require_basic_auth(app: Flask, settings: Settings) -> None:
         right &= hmac.compare_digest(given_password.encode(), password.encode())
         if right:
             return None
-        return Response("Unauthorized", 401, {"WWW-Authenticate": 'Basic realm="Login required"'})
+        if is_api():
+            answer = problem(401, "The credentials are missing or wrong.", "Send BASIC_AUTH_USER and BASIC_AUTH_PASS.")
+        else:
+            answer = Response("Unauthorized", 401)
+        answer.headers["WWW-Authenticate"] = 'Basic realm="Login required"'
+        return answer

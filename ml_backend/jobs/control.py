@@ -1,0 +1,155 @@
+"""Jobs of the control room: what takes longer than a request may. Each may be run twice without harm.
+
+Files appear under names of their own when they are complete; a job that is taken up again makes another.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ml_backend.errors import BackendError, Interrupted, MediaError, VideoError
+from ml_backend.hybrid import use_embedder
+from ml_backend.jobs.board import SPREAD
+from ml_backend.jobs.context import Context, job
+from ml_backend.jobs.control_names import patterns_name, similar_name, stats_name
+from ml_backend.jobs.control_work import Work, control_job
+
+log = logging.getLogger(__name__)
+
+#: Objects of which a "find more like this" is remembered for longer than its job.
+THUMBNAILS = 200
+
+
+@control_job
+def init_models(work: Work, project_id: int) -> dict[str, Any]:
+    """Load the models that a project's next prediction needs; they stay loaded while memory allows."""
+    from ml_backend.pipeline import yolo_detector
+
+    models = work.context.projects.models(project_id, download=True)
+    hybrid = models.hybrid
+    loaded = []
+    wanted = [item for item in (hybrid.embedder, hybrid.clip) if item]
+    report, total = work.step("loading"), len(wanted) + 1
+    if models.detector.kind == "yolo":
+        with yolo_detector(models.detector, work.settings):
+            loaded.append(models.detector.name)
+    report(1, total)
+    for number, item in enumerate(wanted, start=2):
+        with use_embedder(item, work.settings):
+            loaded.append(item.name)
+        report(number, total)
+    notes = [note for note in (models.detector.note, *hybrid.notes) if note]
+    return {"loaded": loaded, "mode": models.mode, "model_version": models.version, "notes": notes}
+
+
+@job
+def auto_label(context: Context, project_id: int, task_ids: list[int]) -> None:
+    """Request predictions of these tasks; an empty list means all that nobody has annotated."""
+    tasks = task_ids or [state.id for state in context.client.list_task_states(project_id) if not state.annotations]
+    work = Work(context)
+    report = work.step("requesting")
+    for number, task_id in enumerate(tasks, start=1):
+        context.queue.request_prepare(project_id, task_id)
+        report(number, len(tasks))
+    if work.id:
+        # From now on it is as far as their predictions are.
+        context.board.spread(work.id, tasks)
+        log.info("Job %s is %s over %d tasks.", work.id, SPREAD, len(tasks))
+
+
+@control_job
+def import_video(work: Work, project_id: int, folder: str, name: str) -> dict[str, Any]:
+    """Make an uploaded video playable and a task of it.
+
+    Args:
+        folder, name: of the file, below the folder of uploads; it is removed once nothing more can be done with it.
+    """
+    from ml_backend.importing import Importer
+
+    path = work.settings.uploads_dir / folder / name
+    if not path.is_file():
+        raise MediaError(
+            "The uploaded file is not on this machine.",
+            "Upload it again; a worker on another machine needs the same DATA_DIR.",
+        )
+    with _removed_at_the_end(path.parent):
+        report = work.step("importing")
+        importer = Importer(work.context.client, project_id, work.settings)
+        (outcome,) = importer.run([path], lambda _, done, of: report(done, of))
+        if outcome.status == "failed":
+            raise VideoError(outcome.detail)
+        return {"task": outcome.task_id, "status": outcome.status, "detail": outcome.detail}
+
+
+@contextmanager
+def _removed_at_the_end(folder: Path) -> Iterator[None]:
+    """Remove a folder unless the work in it is going to be taken up again."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except BackendError as error:
+        if not error.retryable:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@control_job
+def count_statistics(work: Work, project_id: int) -> dict[str, Any]:
+    """Count what has been annotated in a project, by label and by person."""
+    from ml_backend.export.statistics import collect
+
+    source = work.source(project_id)
+    counted = collect(source, work.step("counting"))
+    facts = {
+        "videos": counted.videos,
+        "video_seconds": round(counted.video_seconds, 3),
+        "rows": counted.rows(),
+        "skipped": [str(item) for item in source.skipped],
+    }
+    work.context.board.publish(stats_name(project_id), facts)
+    return {"videos": counted.videos}
+
+
+@control_job
+def describe_patterns(work: Work, project_id: int) -> dict[str, Any]:
+    """Clusters and thresholds of what a project has learned, for the state of its patterns at this moment."""
+    from ml_backend.patterns.service import Patterns
+
+    work.step("clustering")
+    info = Patterns(work.settings, work.context).info(project_id)
+    embedder = info["embedder"]
+    digest = work.context.projects.patterns.digest(project_id, embedder) if embedder else None
+    facts = {"digest": digest or "", "labels": info["labels"]}
+    work.context.board.publish(patterns_name(project_id), facts)
+    return {"labels": len(info["labels"])}
+
+
+@control_job
+def find_similar(work: Work, project_id: int, label: str, limit: int, safe: bool) -> dict[str, Any]:
+    """Find tracks that nobody has annotated and that look like a label's exemplars."""
+    from ml_backend.patterns.service import Patterns
+
+    work.step("searching")
+    patterns = Patterns(work.settings, work.context)
+    found, skipped = patterns.similar(project_id, label, limit=limit, safe_only=safe)
+    embedder = work.context.projects.models(project_id).hybrid.embedder
+    digest = work.context.projects.patterns.digest(project_id, embedder.model_id) if embedder else None
+    rows = [
+        item.summary() | {"thumbnail": _data_url(item.thumbnail) if number < THUMBNAILS else None}
+        for number, item in enumerate(found)
+    ]
+    facts = {"digest": digest or "", "tracks": rows, "skipped": skipped}
+    work.context.board.publish(similar_name(project_id, label, limit, safe), facts)
+    return {"tracks": len(rows)}
+
+
+def _data_url(jpeg: bytes) -> str | None:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode() if jpeg else None

@@ -1,0 +1,176 @@
+"""Jobs of the control room that make files to download: rendered videos and exports."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_backend.errors import ConfigError, StorageError
+from ml_backend.export.annotations import export_annotations
+from ml_backend.export.dataset import DatasetOptions, export_dataset
+from ml_backend.export.layers import Layer, Model, css_colours, model_layer
+from ml_backend.export.render import Options, render
+from ml_backend.jobs.control_work import Work, control_job
+from ml_backend.label_studio.schema import parse_label_config
+from ml_backend.patterns.transfer import export_bank
+from ml_backend.training.registry import MEASURED
+
+if TYPE_CHECKING:
+    from ml_backend.export.select import Predictions
+
+#: Zip does not make them smaller.
+_PACKED = frozenset({".jpg", ".jpeg", ".png", ".mp4"})
+
+
+@control_job
+def render_video(work: Work, project_id: int, task_id: int, what: str) -> dict[str, Any]:
+    """A video with the annotations or the newest prediction of a task, or with what the settings' detector finds.
+
+    Args:
+        what: ``annotations``, ``predictions`` or ``base``.
+    """
+    name = f"project-{project_id}-task-{task_id}-{what}"
+    if what == "base":
+        with work.video(project_id, task_id) as path:
+            # Its own classes: what it knows without the project.
+            return _render(work, _look_now(work, project_id, path, mode="yolo"), project_id, name)
+    wanted: Predictions = "none" if what == "annotations" else "only"
+    parts = list(work.source_of_task(project_id, task_id, predictions=wanted).parts())
+    if not parts:
+        raise ConfigError(f"Task {task_id} has no {what}.", "Annotate it, or request a prediction for it, first.")
+    part = next((part for part in parts if part.regions), parts[0])
+    with part.open() as video:
+        return _render(work, Layer(f"{what} {part.submission.annotator}".strip(), video), project_id, name)
+
+
+@control_job
+def render_custom_video(work: Work, project_id: int, task_id: int, version: str) -> dict[str, Any]:
+    """A video with what a version of the project finds in it now.
+
+    Args:
+        version: such as ``v2``; empty: the one in use.
+    """
+    projects = work.context.projects
+    chosen = projects.registry.find(project_id, version) if version else projects.registry.current(project_id)
+    if chosen is None:
+        raise ConfigError(
+            f"Project {project_id} has no trained version in use.", "Train one, or create an annotated video (base)."
+        )
+    if chosen.state not in MEASURED:
+        raise ConfigError(f"{chosen.name} is {chosen.state}: it has no weights.", "Choose another version.")
+    weights = str(projects.detector_of(chosen, download=True).path)
+    with (
+        work.video(project_id, task_id) as path,
+        tempfile.TemporaryDirectory(prefix="patterns-") as folder,
+    ):
+        bank = _bank(work, project_id, Path(folder))
+        mode = projects.mode(project_id)
+        layer = _look_now(work, project_id, path, weights, bank, mode=mode, detector="yolo")
+        return _render(work, layer, project_id, f"project-{project_id}-task-{task_id}-{chosen.name}")
+
+
+def _bank(work: Work, project_id: int, folder: Path) -> Path | None:
+    """The project's patterns as a file; ``None`` where it has learned none."""
+    projects = work.context.projects
+    embedder = projects.models(project_id, download=True).hybrid.embedder
+    if embedder is None or not projects.patterns.digest(project_id, embedder.model_id):
+        return None
+    path = folder / "patterns.npz"
+    export_bank(projects.patterns, project_id, embedder.model_id, path)
+    return path
+
+
+def _look_now(
+    work: Work, project_id: int, video: Path, weights: str | None = None, bank: Path | None = None, **changes: Any
+) -> Layer:
+    """What a model finds in a video now."""
+    with tempfile.TemporaryDirectory(prefix="config-") as folder:
+        config = Path(folder) / "label_config.xml"
+        config.write_text(work.label_config(project_id), encoding="utf-8")
+        return model_layer(video, weights, Model(config, work.settings, bank, work.bar), **changes)
+
+
+def _render(work: Work, layer: Layer, project_id: int, name: str) -> dict[str, Any]:
+    colours = css_colours(parse_label_config(work.label_config(project_id)))
+    out = work.outputs.new(name, suffix="mp4")
+    summary = render(layer.video.path, out, [layer], Options(colours=colours), work.step("rendering"))
+    kept = ("frames", "width", "height", "tracks", "labels", "note")
+    facts = {key: summary[key] for key in kept} | {"title": layer.title}
+    return _made(work, out) | facts | {"tracks": summary["tracks"][0], "labels": summary["labels"][0]}
+
+
+def _made(work: Work, path: Path) -> dict[str, Any]:
+    work.outputs.clean()
+    return {"file": path.name, "bytes": path.stat().st_size}
+
+
+@control_job
+def export_project(work: Work, project_id: int, format_name: str, predictions: Predictions) -> dict[str, Any]:
+    """A project's annotations as one file: rows of JSON, or a dataset in a zip archive.
+
+    Args:
+        format_name: ``annotations``, or a format of :data:`ml_backend.export.dataset.FORMATS`.
+        predictions: see :class:`ml_backend.export.source.Source`.
+    """
+    source = work.source(project_id, predictions=predictions)
+    words = ("project", project_id, format_name)
+    with _workshop(work) as folder:
+        if format_name == "annotations":
+            written = export_annotations(
+                source, folder / "annotations.json", with_video=True, progress=work.step("exporting")
+            )
+            out = work.outputs.new(*words, suffix="json")
+            os.replace(written.files[0], out)
+            facts: dict[str, Any] = {"videos": written.videos, "rows": written.rows}
+        else:
+            result = export_dataset(
+                source,
+                folder / "dataset",
+                DatasetOptions(format_name),
+                progress=work.step("exporting"),
+                should_stop=work.should_stop,
+            )
+            out = work.outputs.new(*words, suffix="zip")
+            _zip(work, folder / "dataset", out)
+            facts = {"videos": result.videos, "boxes": dict(result.boxes), "pictures": dict(result.pictures)}
+    return _made(work, out) | facts | {"skipped": [str(item) for item in source.skipped]}
+
+
+@contextmanager
+def _workshop(work: Work) -> Iterator[Path]:
+    """A folder that is gone afterwards, on the disk of the outputs: videos' pictures may not fit elsewhere."""
+    try:
+        work.outputs.folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".export-", dir=work.outputs.folder))
+    except OSError as error:
+        raise StorageError(f"{work.outputs.folder} cannot be written: {error.strerror}.", "Free disk space.") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _zip(work: Work, folder: Path, out: Path) -> None:
+    """Pack a dataset without the hidden files by which its export goes on."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(name.startswith(".") for name in path.relative_to(folder).parts)
+    )
+    part = folder.parent / "dataset.zip"
+    report = work.step("packing")
+    try:
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+            for number, path in enumerate(files, start=1):
+                kind = zipfile.ZIP_STORED if path.suffix.lower() in _PACKED else zipfile.ZIP_DEFLATED
+                archive.write(path, path.relative_to(folder).as_posix(), kind)
+                report(number, len(files))
+        os.replace(part, out)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written: {error.strerror}.", "Free some disk space.") from error

@@ -1,0 +1,24 @@
+"""Names under which jobs of the control room are known: the same request has the same name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+def digest(*values: Any) -> str:
+    """16 hex digits over plain JSON values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def stats_name(project_id: int) -> str:
+    return f"stats-{project_id}"
+
+
+def patterns_name(project_id: int) -> str:
+    return f"patterns-{project_id}"
+
+
+def similar_name(project_id: int, label: str, limit: int, safe: bool) -> str:
+    return f"similar-{project_id}-{digest(label, limit, safe)}"

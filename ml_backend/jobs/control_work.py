@@ -1,0 +1,138 @@
+"""What the jobs of the control room share: telling how far they are, stopping when they are cancelled, their result."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+from rq import get_current_job
+
+from ml_backend.errors import ConfigError, Interrupted
+from ml_backend.export.source import Source
+from ml_backend.jobs.board import FINISHED
+from ml_backend.jobs.context import Context, job
+from ml_backend.label_studio.media import MediaStore
+from ml_backend.label_studio.schema import parse_label_config
+from ml_backend.outputs import Outputs
+
+if TYPE_CHECKING:
+    from ml_backend.export.select import Predictions
+
+log = logging.getLogger(__name__)
+
+
+class Work:
+    """One job at work.
+
+    Attributes:
+        id: of the job; empty outside of a worker.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._job = get_current_job()
+        self.context = context
+        self.settings = context.settings
+        self.id = self._job.id if self._job else ""
+        self.outputs = Outputs(context.settings)
+        self.should_stop = context.stopper()
+        self._last = 0.0
+
+    def check(self) -> None:
+        """Raise Interrupted if the work is to end now."""
+        if self.should_stop():
+            raise Interrupted("The job was stopped.", "It is taken up again unless it was cancelled.")
+
+    def step(self, stage: str) -> Callable[[int, int], None]:
+        """What is called with steps done and in all of a stage; it raises Interrupted if the work is to end."""
+        started = time.monotonic()
+        self._tell({"stage": stage})
+
+        def report(done: int, of: int) -> None:
+            self.check()
+            now = time.monotonic()
+            if now - self._last < 1.0:
+                return
+            rate = done / (now - started) if now > started else 0.0
+            eta = round((of - done) / rate) if rate and of >= done else None
+            self._tell({"stage": stage, "done": done, "of": of, "eta_s": eta})
+
+        return report
+
+    @contextmanager
+    def bar(self, stage: str) -> Iterator[Callable[[int, int], None]]:
+        """As :meth:`step`, where a context is expected."""
+        yield self.step(stage)
+
+    def _tell(self, progress: Mapping[str, Any]) -> None:
+        self._last = time.monotonic()
+        if self._job is None:
+            return
+        self._job.meta["progress"] = dict(progress)
+        try:
+            self._job.save_meta()
+        except RedisError as error:  # minutes of work must not end for a progress report
+            log.warning("Progress was not reported: %s", error)
+
+    def label_config(self, project_id: int) -> str:
+        """A project's label config, as it is written in Label Studio."""
+        return self.context.client.get_project(project_id).label_config
+
+    def source(self, project_id: int, *, predictions: Predictions = "none") -> Source:
+        """A project's annotated tasks.
+
+        Raises:
+            LabelStudioError: it cannot be read.
+            ConfigError: the label config has no video.
+        """
+        client, settings = self.context.client, self.settings
+        return Source.from_project(client, project_id, settings, predictions=predictions, should_stop=self.should_stop)
+
+    def source_of_task(self, project_id: int, task_id: int, *, predictions: Predictions) -> Source:
+        """As :meth:`source`, of a single task, without reading the others.
+
+        Raises:
+            NotFound: the task is not in the project.
+        """
+        config = parse_label_config(self.label_config(project_id))
+        task = self.context.client.get_full_task(task_id, project_id)
+        return Source(lambda: iter([task]), self._store().open, config, predictions=predictions)
+
+    @contextmanager
+    def video(self, project_id: int, task_id: int) -> Iterator[Path]:
+        """The file of a task's first video, for the duration of the block.
+
+        Raises:
+            NotFound: the task is not in the project.
+            ConfigError: it has no video.
+            MediaError: the file is not to be had.
+        """
+        control = parse_label_config(self.label_config(project_id)).video_controls[0]
+        uri = control.media(self.context.client.get_full_task(task_id, project_id)["data"])
+        if uri is None:
+            raise ConfigError(
+                f'Task {task_id} has no field "{control.value_key}" with a video.', "Choose another task."
+            )
+        with self._store().open(uri, task_id) as path:
+            yield path
+
+    def _store(self) -> MediaStore:
+        return MediaStore(self.settings, self.context.client, self.should_stop)
+
+
+def control_job(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A job whose result is kept for whoever asked for it. The function gets its :class:`Work` first."""
+
+    @functools.wraps(function)
+    def run(context: Context, *args: Any) -> None:
+        work = Work(context)
+        result = function(work, *args)
+        if work.id:
+            context.board.end(work.id, FINISHED, result=result)
+
+    return job(run)

@@ -1,0 +1,223 @@
+"""What the API answers. The OpenAPI document's schemas are made of these types, which also bind the handlers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
+
+Iso = Annotated[str, Field(description="A moment in ISO 8601, with time zone.")]
+JobState = Literal["queued", "waiting", "running", "cancelling", "finished", "failed", "cancelled"]
+_CLOSED = ConfigDict(extra="forbid")
+
+
+@with_config(_CLOSED)
+class Job(TypedDict):
+    """A piece of long work."""
+
+    id: str
+    kind: Annotated[str, Field(description="What it does, such as render_video, predict or train.")]
+    project: int | None
+    task: int | None
+    queue: Annotated[str | None, Field(description="The queue it is in; null once it is over.")]
+    state: JobState
+    progress: Annotated[
+        dict[str, Any] | None,
+        Field(description="`share`, 0 to 1 or null, and what the kind of job tells: stage, done, of, frames, epoch."),
+    ]
+    eta_s: Annotated[int | float | None, Field(description="Seconds that are left, where that can be told.")]
+    error: Annotated[str, Field(description="Why it failed, or failed before it is tried again; else empty.")]
+    result: Annotated[Any, Field(description="What came of it; of files `file`, for /api/download/.")]
+    requested_at: Iso | None
+    started_at: Iso | None
+    ended_at: Iso | None
+
+
+@with_config(_CLOSED)
+class JobAnswer(TypedDict):
+    """The job that does what was asked for."""
+
+    job: Job
+
+
+@with_config(_CLOSED)
+class JobList(TypedDict):
+    """Running jobs, then waiting ones in order, then those that have ended, newest first."""
+
+    jobs: list[Job]
+    total: Annotated[int, Field(description="Jobs that were found; of long queues not all are looked at.")]
+
+
+@with_config(_CLOSED)
+class Part(TypedDict):
+    """Whether a part answers."""
+
+    up: bool
+    error: str
+
+
+@with_config(_CLOSED)
+class Worker(TypedDict):
+    """A process that does jobs."""
+
+    name: str
+    hostname: str
+    pid: int
+    queues: list[str]
+    memory: Annotated[dict[str, Any] | None, Field(description="Its models and memory; null where it tells nothing.")]
+
+
+@with_config(_CLOSED)
+class Models(TypedDict):
+    """What would make predictions now."""
+
+    mode: str
+    detector: Annotated[str | None, Field(description="null where it cannot be used; `notes` says why.")]
+    engine: Annotated[str | None, Field(description="What runs the detector: pytorch, or opencv for motion.")]
+    embedder: str | None
+    clip: str | None
+    version: Annotated[str | None, Field(description="Of the registry: base or such as v2.")]
+    model_version: Annotated[str | None, Field(description="That predictions carry.")]
+    notes: list[str]
+
+
+@with_config(_CLOSED)
+class Status(TypedDict):
+    """How things are."""
+
+    version: str
+    redis: Part
+    database: Part
+    label_studio: Annotated[str, Field(description="Its address; it is not asked.")]
+    models: Models
+    settings: dict[str, Any]
+    workers: list[Worker]
+    queues: Annotated[dict[str, dict[str, int]], Field(description="Jobs by queue and state.")]
+    versions: Annotated[dict[str, str], Field(description="Of Python and of what the models run on.")]
+
+
+@with_config(_CLOSED)
+class Project(TypedDict):
+    """A project of Label Studio, and how it is labelled here."""
+
+    id: int
+    title: str
+    url: str
+    tasks: int
+    annotated: Annotated[int, Field(description="Tasks with annotations.")]
+    annotations: int
+    predictions: int
+    mode: str
+    version: str
+    policy: dict[str, Any]
+
+
+@with_config(_CLOSED)
+class ProjectList(TypedDict):
+    """All projects that the configured token may see, newest first."""
+
+    projects: list[Project]
+
+
+@with_config(_CLOSED)
+class Switched(TypedDict):
+    """What a project uses from now on."""
+
+    project: int
+    mode: str
+    version: str
+    model_version: str
+    changed: bool
+
+
+@with_config(_CLOSED)
+class Loading(TypedDict):
+    """A version in use, and the job that loads it."""
+
+    version: str
+    model_version: str
+    job: Job
+
+
+@with_config(_CLOSED)
+class Patterns(TypedDict):
+    """What a project has learned."""
+
+    project: int
+    mode: str
+    model_version: str
+    embedder: str | None
+    clip: str | None
+    notes: list[str]
+    labels: Annotated[
+        dict[str, dict[str, Any]],
+        Field(
+            description="By label (empty: background): exemplars, objects and tasks; clusters, threshold and "
+            "safe_threshold, 0 to 1, as soon as `job` has found them out for the present state."
+        ),
+    ]
+    job: Annotated[Job | None, Field(description="Finds out what is missing; null where nothing is.")]
+
+
+@with_config(_CLOSED)
+class Versions(TypedDict):
+    """A project's registry."""
+
+    project: int
+    current: str
+    before: Annotated[str, Field(description="What a rollback would lead to.")]
+    model_version: str
+    policy: dict[str, Any]
+    versions: Annotated[list[dict[str, Any]], Field(description="Newest first, with metrics and epochs.")]
+    activations: list[dict[str, Any]]
+    acceptance: Annotated[list[dict[str, Any]], Field(description="What people did with each version's predictions.")]
+
+
+@with_config(_CLOSED)
+class Statistics(TypedDict):
+    """What has been annotated."""
+
+    project: int
+    counted_at: Annotated[Iso | None, Field(description="null: not yet; the job does it.")]
+    videos: int
+    video_seconds: float
+    rows: Annotated[
+        list[dict[str, Any]],
+        Field(description="By label and by annotator (`kind`, `name`): tracks, boxes, share, frames, seconds, sizes."),
+    ]
+    skipped: Annotated[list[str], Field(description="Videos that could not be read.")]
+    acceptance: list[dict[str, Any]]
+    job: Annotated[Job | None, Field(description="Counts anew; null where the numbers are new enough.")]
+
+
+@with_config(_CLOSED)
+class SimilarTracks(TypedDict):
+    """More like this."""
+
+    project: int
+    label: str
+    found_at: Annotated[Iso | None, Field(description="null: not yet; the job does it.")]
+    tracks: Annotated[
+        list[dict[str, Any]],
+        Field(description="Best first: score, safe, task, frame, time, bbox, original_class, thumbnail (a data URL)."),
+    ]
+    skipped: list[str]
+    job: Job | None
+
+
+@with_config(_CLOSED)
+class Memory(TypedDict):
+    """What workers hold."""
+
+    workers: Annotated[
+        dict[str, dict[str, Any]], Field(description="By worker: its models, and memory in bytes (ram, gpu or null).")
+    ]
+
+
+@with_config(_CLOSED)
+class Optimizing(TypedDict):
+    """Who was asked to unload what is idle."""
+
+    requested: bool
+    workers: list[str]

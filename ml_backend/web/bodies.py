@@ -1,0 +1,142 @@
+"""What requests to the API may contain. These models check requests, and make the schemas of the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ml_backend.settings import Mode
+
+ProjectId = Annotated[int, Field(ge=1, lt=1 << 31, description="Id of the Label Studio project.", examples=[1])]
+TaskId = Annotated[int, Field(ge=1, lt=1 << 31, description="Id of the Label Studio task.", examples=[1])]
+VersionName = Annotated[
+    str,
+    Field(pattern=r"^(base|v[0-9]{1,9})$", description="A version of the registry such as v2; base: the settings'."),
+]
+TrainedName = Annotated[
+    str, Field(pattern=r"^v[0-9]{1,9}$", description="A version of the registry, such as v2.", examples=["v2"])
+]
+#: Label Studio takes names of this length.
+LabelName = Annotated[str, Field(min_length=1, max_length=255, description="Name of a label.")]
+ExportFormat = Literal["annotations", "yolo", "yolo-track", "coco", "mot", "cvat"]
+
+
+class Model(BaseModel):
+    """Nothing is guessed: fields that are not known, or of another type, are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class NoQuery(Model):
+    """No parameters."""
+
+
+class OfProject(Model):
+    """Names a project."""
+
+    project: ProjectId
+
+
+class OfAnyProject(Model):
+    """May name a project."""
+
+    project: ProjectId | None = None
+
+
+class ListJobs(OfAnyProject):
+    """Which jobs."""
+
+    limit: Annotated[int, Field(ge=1, le=500, description="Most that are listed.")] = 100
+
+
+class SwitchModel(Model):
+    """Another mode, another version, or both."""
+
+    project: ProjectId
+    mode: Annotated[Mode | Literal["default"] | None, Field(description="default: the settings' mode.")] = None
+    version: VersionName | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> SwitchModel:
+        if self.mode is None and self.version is None:
+            raise ValueError("one of 'mode' and 'version' is needed")
+        return self
+
+
+class AutoLabel(Model):
+    """Which tasks are to be predicted."""
+
+    project: ProjectId
+    tasks: Annotated[
+        list[TaskId] | None, Field(min_length=1, max_length=10_000, description="All without annotations by default.")
+    ] = None
+
+
+class Train(Model):
+    """A training."""
+
+    project: ProjectId
+    force: Annotated[bool, Field(description="Also if nothing has changed since the last one.")] = False
+
+
+class LoadCustomModel(Model):
+    """A version that is to be used."""
+
+    project: ProjectId
+    version: TrainedName
+
+
+class Rollback(Model):
+    """Back to the version before."""
+
+    project: ProjectId
+    instead_of: Annotated[
+        VersionName, Field(description="The version in use: the same request sent twice goes back once.")
+    ]
+
+
+class AnnotatedVideo(Model):
+    """A video with boxes."""
+
+    project: ProjectId
+    task: TaskId
+    source: Annotated[
+        Literal["annotations", "predictions", "base"],
+        Field(description="What is drawn; base: what the settings' detector finds now."),
+    ] = "annotations"
+
+
+class CustomModelVideo(Model):
+    """A video with what a trained version finds now."""
+
+    project: ProjectId
+    task: TaskId
+    version: TrainedName | None = None
+
+
+class Export(Model):
+    """A project's annotations as a file."""
+
+    project: ProjectId
+    format: Annotated[ExportFormat, Field(description="annotations: JSON rows; the others: a zip archive.")]
+    predictions: Annotated[
+        Literal["none", "missing", "only"],
+        Field(description="Whether predictions are exported: never, of tasks without annotations, or only they."),
+    ] = "none"
+
+
+class FindSimilar(Model):
+    """Find more like this."""
+
+    project: ProjectId
+    label: LabelName
+    limit: Annotated[int, Field(ge=1, le=500, description="How many.")] = 50
+    safe: Annotated[bool, Field(description="Only those that may be given the label without asking.")] = False
+
+
+class Statistics(Model):
+    """Whose statistics."""
+
+    project: ProjectId
+    fresh: Annotated[bool, Field(description="Have them counted anew, however new they are.")] = False

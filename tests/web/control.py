@@ -1,0 +1,58 @@
+"""What tests of the control room's API share: a client that checks every answer against the OpenAPI document."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jsonschema
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from ml_backend.services import Services
+
+
+class Room:
+    """A client of the API; answers that the document does not describe fail the test."""
+
+    def __init__(self, app: Flask) -> None:
+        self.app = app
+        self.client: FlaskClient = app.test_client()
+        self.document: dict[str, Any] = self.client.get("/api/openapi.json").get_json()
+
+    @property
+    def services(self) -> Services:
+        found: Services = self.app.extensions["services"]
+        return found
+
+    def get(self, path: str, status: int = 200, **values: Any) -> Any:
+        return self.ask("GET", path, status, **values)
+
+    def post(self, path: str, body: Any = None, status: int = 200, **values: Any) -> Any:
+        return self.ask("POST", path, status, json=body, **values)
+
+    def delete(self, path: str, status: int = 200, **values: Any) -> Any:
+        return self.ask("DELETE", path, status, **values)
+
+    def ask(self, method: str, path: str, status: int, **values: Any) -> Any:
+        """The JSON of an answer, whose status is as expected."""
+        answer = self.client.open(path, method=method, **values)
+        assert answer.status_code == status, answer.get_data(as_text=True)
+        self.check(method, path, answer)
+        return answer.get_json()
+
+    def check(self, method: str, path: str, answer: TestResponse) -> None:
+        """The document describes this answer."""
+        path = path.split("?", 1)[0]
+        operation = next(
+            operations[method.lower()]
+            for pattern, operations in self.document["paths"].items()
+            if method.lower() in operations and re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", pattern), path)
+        )
+        described = operation["responses"][str(answer.status_code)]
+        media = answer.content_type.split(";")[0]
+        assert media in described.get("content", {media: None}), media
+        if media.endswith("json"):
+            schema = described["content"][media]["schema"] | {"components": self.document["components"]}
+            jsonschema.validate(answer.get_json(), schema, cls=jsonschema.Draft202012Validator)

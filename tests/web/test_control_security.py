@@ -1,0 +1,151 @@
+"""The control room's API and people who mean harm: pages of other sites, missing credentials, names with scripts."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ml_backend.web.control import ROUTES
+from tests.web.control import Room
+
+CHANGING = [route for route in ROUTES if route.changes]
+SCRIPT = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
+
+
+def _path(path: str) -> str:
+    return "/api" + path.replace("<job_id>", "x").replace("<filename>", "x.mp4")
+
+
+def _basic(user: str, password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+def test_every_route_asks_for_credentials(make_room: Callable[..., Room], route: Any) -> None:
+    client = make_room_without_document(make_room)
+    for headers in ({}, _basic("user", "wrong"), _basic("wrong", "secret"), {"Authorization": "Bearer secret"}):
+        answer = client.open(_path(route.path), method=route.method, headers=headers)
+        assert answer.status_code == 401
+        assert answer.content_type == "application/problem+json"
+        assert answer.headers["WWW-Authenticate"].startswith("Basic")
+        assert set(answer.get_json()) == {"type", "title", "status", "detail", "cure"}
+    answer = client.open(_path(route.path), method=route.method, headers=_basic("user", "secret"))
+    assert answer.status_code != 401
+    answer.close()
+
+
+def make_room_without_document(make_room: Callable[..., Room]) -> Any:
+    """A client that asks for credentials; the document cannot be read without them."""
+    from ml_backend.app import create_app
+
+    settings = make_room().services.settings.model_copy(
+        update={"basic_auth_user": "user", "basic_auth_pass": _secret("secret")}
+    )
+    return create_app(settings).test_client()
+
+
+def _secret(value: str) -> Any:
+    from pydantic import SecretStr
+
+    return SecretStr(value)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost.evil.example"},
+        {"Origin": "http://evil.example/localhost"},
+        {"Origin": "http://localhost:81"},
+        {"Origin": "http://localhost@evil.example"},
+        {"Origin": "file://localhost"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": ""},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("route", CHANGING, ids=lambda route: f"{route.method} {route.path}")
+def test_pages_of_other_sites_change_nothing(room: Room, route: Any, headers: dict[str, str]) -> None:
+    body: dict[str, Any] = {"json": {"project": 7}}
+    if route.form:
+        body = {"data": {"project": "7", "file": (io.BytesIO(b"x"), "a.mp4")}, "content_type": "multipart/form-data"}
+    problem = room.ask(route.method, _path(route.path), 403, headers=headers, **body)
+    assert "another site" in problem["detail"]
+    assert room.services.jobs.all() == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/get_patterns_info?project=7", "/api/stats?project=7", "/api/similar?project=7&label=a"]
+)
+def test_pages_of_other_sites_start_no_job_by_looking(room: Room, path: str) -> None:
+    room.get(path, 403, headers={"Sec-Fetch-Site": "cross-site"})
+    assert room.services.jobs.all() == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Origin": "http://localhost"}, {"Origin": "https://localhost", "Sec-Fetch-Site": "same-origin"}],
+    ids=str,
+)
+def test_its_own_pages_and_programs_may(room: Room, headers: dict[str, str]) -> None:
+    room.post("/api/init_models", {"project": 7}, 202, headers=headers)
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "text/json"]
+)
+def test_what_a_foreign_form_could_send_is_no_json(room: Room, kind: str) -> None:
+    for route in CHANGING:
+        if route.body:
+            room.ask("POST", _path(route.path), 415, data=b'{"project": 7}', content_type=kind)
+    assert room.services.jobs.all() == []
+
+
+def test_nobody_may_read_from_another_site(room: Room) -> None:
+    answer = room.client.get("/api/status", headers={"Origin": "http://evil.example"})
+    assert not any(name.lower().startswith("access-control") for name, _ in answer.headers)
+    options = room.client.options("/api/init_models", headers={"Origin": "http://evil.example"})
+    assert not any(name.lower().startswith("access-control") for name, _ in options.headers)
+
+
+def test_names_with_scripts_are_text(room: Room) -> None:
+    """In answers they are JSON, which no browser takes for a page."""
+    for path in (f"/api/similar?project=7&label={SCRIPT}", f"/api/versions?project={SCRIPT}", f"/api/jobs?{SCRIPT}=1"):
+        answer = room.client.get(path)
+        assert answer.status_code in (400, 422)
+        assert answer.content_type == "application/problem+json"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    name = "<img src=x onerror=alert(1)>.mp4"
+    data = {"project": "7", "file": (io.BytesIO(b"x"), name)}
+    job = room.ask("POST", "/api/upload_video", 202, data=data, content_type="multipart/form-data")["job"]
+    assert "<" not in room.services.queue.fetch(job["id"]).args[2]
+
+
+def test_names_with_scripts_are_escaped_in_the_page(room: Room) -> None:
+    from ml_backend.web import openapi
+
+    document = room.document | {"info": {"title": SCRIPT, "version": "1", "description": SCRIPT}}
+    document["components"] = {"schemas": {SCRIPT: {"description": SCRIPT, "enum": [SCRIPT]}}}
+    with room.app.test_request_context("/api/docs"):
+        page = openapi.page(document)
+    assert "<script" not in page
+    assert "<img" not in page
+
+
+def test_the_page_allows_no_script(room: Room) -> None:
+    answer = room.client.get("/api/docs")
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "script-src" not in answer.headers["Content-Security-Policy"]
+
+
+def test_secrets_are_not_told(make_room: Callable[..., Room]) -> None:
+    room = make_room(label_studio_api_key="geheim", redis_url="redis://user:geheim@127.0.0.1:1/0")
+    for path in ("/api/status", "/api/jobs", "/api/memory_status", "/api/projects"):
+        assert b"geheim" not in room.client.get(path).data
