@@ -41,12 +41,19 @@ from ml_backend.export.sampling import Sampling, parse_ratio
 )
 @click.option("--ratio", default="80:20", help="Shares of train, val and test.")
 @click.option("--seed", type=int, default=0, help="Of everything that is left to chance.")
-@click.option("--classes", default="", help="Comma-separated labels in the order of their numbers.  [default: all]")
+@click.option(
+    "--classes",
+    default="",
+    show_default=False,
+    help="Comma-separated labels in the order of their numbers.  [default: all]",
+)
 @click.option("--image-format", type=click.Choice(["jpg", "png"]), default="jpg")
 @click.option("--quality", type=int, default=95, help="Of JPEG, 1 to 100.")
 @click.option("--no-images", is_flag=True, help="Write labels only.")
 @click.option("--crops", is_flag=True, help="Also write each box's picture to crops/, for classifiers.")
-@click.option("--workers", type=int, default=0, help="Videos at once.  [default: one for each core]")
+@click.option(
+    "--workers", type=int, default=0, show_default=False, help="Videos at once.  [default: one for each core]"
+)
 @click.option(
     "--to-label-studio",
     type=click.Path(path_type=Path, exists=True),
@@ -54,7 +61,9 @@ from ml_backend.export.sampling import Sampling, parse_ratio
 )
 @click.option("--as", "kind", type=click.Choice(["predictions", "annotations"]), default="predictions")
 @click.option("--min-iou", type=float, default=MIN_IOU, help="Bound of the keyframe simplification.")
-@click.option("--url-prefix", default="", help="Put before file names in tasks: /data/local-files/?d=videos/")
+@click.option(
+    "--url-prefix", default="", show_default=False, help="Put before file names in tasks: /data/local-files/?d=videos/"
+)
 @fail_clearly
 def main(
     format_name: str,

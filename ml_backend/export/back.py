@@ -168,7 +168,7 @@ def to_tasks(
         try:
             path = folder.find(each.name) or folder.find_stem(each.name)
             if path is None:
-                raise VideoError(f"There is no video of this name in {folder.folder}.", "Put it there.")
+                raise VideoError(f"There is no video of this name in {folder.folder.absolute()}.", "Put it there.")
             regions = _regions(each, path, control, min_iou)
         except BackendError as error:
             log.info("%s is skipped", each.name, exc_info=error)

@@ -56,7 +56,9 @@ def source_options(predictions: str) -> Callable[[Callable[..., Any]], Callable[
             default=predictions,
             help="Use predictions: never, for tasks that nobody has annotated, or instead of annotations.",
         ),
-        click.option("--model-version", default="", help="Of the predictions.  [default: the newest]"),
+        click.option(
+            "--model-version", default="", show_default=False, help="Of the predictions.  [default: the newest]"
+        ),
     )
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -177,7 +177,9 @@ class Source:
                 found = store.local_path(uri)
             if found is None:
                 named = video_name(uri) if uri else "the video of the prediction"
-                raise MediaError(f"{named} is not in {folder.folder}.", "Put it there, or give another --videos.")
+                raise MediaError(
+                    f"{named} is not in {folder.folder.absolute()}.", "Put it there, or give another --videos."
+                )
             yield found
 
         return cls(lambda: read_tasks(path), find, config, **options)
