@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import quoteattr
 
 from ml_backend.errors import ConfigError, StorageError
 from ml_backend.export.annotations import export_annotations
@@ -18,7 +19,9 @@ from ml_backend.export.layers import Layer, Model, css_colours, model_layer
 from ml_backend.export.render import Options, render
 from ml_backend.jobs.control_work import Work, control_job
 from ml_backend.label_studio.schema import parse_label_config
+from ml_backend.models.weights import resolve_detector
 from ml_backend.patterns.transfer import export_bank
+from ml_backend.pipeline import yolo_detector
 from ml_backend.training.registry import MEASURED
 
 if TYPE_CHECKING:
@@ -39,7 +42,8 @@ def render_video(work: Work, project_id: int, task_id: int, what: str) -> dict[s
     if what == "base":
         with work.video(project_id, task_id) as path:
             # Its own classes: what it knows without the project.
-            return _render(work, _look_now(work, project_id, path, mode="yolo"), project_id, name)
+            layer = _look_now(work, _own_classes(work), path, mode="yolo")
+            return _render(work, layer, project_id, name)
     wanted: Predictions = "none" if what == "annotations" else "only"
     parts = list(work.source_of_task(project_id, task_id, predictions=wanted).parts())
     if not parts:
@@ -71,7 +75,8 @@ def render_custom_video(work: Work, project_id: int, task_id: int, version: str)
     ):
         bank = _bank(work, project_id, Path(folder))
         mode = projects.mode(project_id)
-        layer = _look_now(work, project_id, path, weights, bank, mode=mode, detector="yolo")
+        config = work.label_config(project_id)
+        layer = _look_now(work, config, path, weights, bank, mode=mode, detector="yolo")
         return _render(work, layer, project_id, f"project-{project_id}-task-{task_id}-{chosen.name}")
 
 
@@ -86,13 +91,27 @@ def _bank(work: Work, project_id: int, folder: Path) -> Path | None:
     return path
 
 
+def _own_classes(work: Work) -> str:
+    """A label config with all that the settings' detector has names for; a project's would leave the others out."""
+    resolved = resolve_detector(work.settings, download=True)
+    names = ["object"]
+    if resolved.kind == "yolo":
+        with yolo_detector(resolved, work.settings) as detector:
+            names = list(dict.fromkeys(detector.names.values()))
+    labels = "".join(f"<Label value={quoteattr(name)}/>" for name in names)
+    return (
+        f'<View><Video name="video" value="$video"/><VideoRectangle name="box" toName="video"/>'
+        f'<Labels name="label" toName="video">{labels}</Labels></View>'
+    )
+
+
 def _look_now(
-    work: Work, project_id: int, video: Path, weights: str | None = None, bank: Path | None = None, **changes: Any
+    work: Work, label_config: str, video: Path, weights: str | None = None, bank: Path | None = None, **changes: Any
 ) -> Layer:
     """What a model finds in a video now."""
     with tempfile.TemporaryDirectory(prefix="config-") as folder:
         config = Path(folder) / "label_config.xml"
-        config.write_text(work.label_config(project_id), encoding="utf-8")
+        config.write_text(label_config, encoding="utf-8")
         return model_layer(video, weights, Model(config, work.settings, bank, work.bar), **changes)
 
 
