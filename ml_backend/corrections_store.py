@@ -133,6 +133,11 @@ class CorrectionStore:
         with self._storage.guard(), self._storage.engine.begin() as connection:
             connection.execute(sa.delete(corrections).where(_of_task(project_id, task_id)))
 
+    def forget(self, project_id: int) -> None:
+        """Remove everything that is known of a project, which is gone."""
+        with self._storage.guard(), self._storage.engine.begin() as connection:
+            connection.execute(sa.delete(corrections).where(corrections.c.project_id == project_id))
+
     def is_current(
         self, project_id: int, task_id: int, annotation_id: int, fingerprint: str, changed: datetime
     ) -> bool:

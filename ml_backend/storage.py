@@ -219,6 +219,12 @@ class Storage:
                     found.update((row.task_id, row.project_id) for row in connection.execute(query.distinct()))
         return found
 
+    def annotated_projects(self) -> list[int]:
+        """Projects of which an annotation event has ever been received."""
+        query = sa.select(events.c.project_id).where(events.c.state == "recorded", events.c.project_id.is_not(None))
+        with self.guard(), self.engine.connect() as connection:
+            return sorted(connection.scalars(query.distinct()))
+
     def set_event_state(self, event_id: int, state: str) -> None:
         with self.guard(), self.engine.begin() as connection:
             connection.execute(sa.update(events).where(events.c.id == event_id).values(state=state))

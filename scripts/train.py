@@ -39,6 +39,7 @@ def start(project: int, force: bool, no_wait: bool) -> None:
     services = Services.build(settings_in_force()[0])
     services.queue.ping()
     last = services.projects.registry.last(project)
+    earlier = {(job["id"], job["ended_at"]) for job in services.queue.failed_jobs()}
     services.trainings.start(project, f"{getpass.getuser()}, scripts/train.py", force=force)
     if no_wait:
         return
@@ -48,7 +49,8 @@ def start(project: int, force: bool, no_wait: bool) -> None:
         time.sleep(1.0)
     version = services.projects.registry.last(project)
     if version is None or (last is not None and version.id == last.id):
-        errors = [job["error"] for job in services.queue.failed_jobs() if job["id"].startswith(f"train-{project}-")]
+        failed = [job for job in services.queue.failed_jobs() if (job["id"], job["ended_at"]) not in earlier]
+        errors = [job["error"] for job in failed if job["id"].startswith(f"train-{project}-")]
         if errors:
             raise TrainingFailed(errors[0])
         print(json.dumps({"version": version.name if version else None, "state": "unchanged", "reason": ""}))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
@@ -59,7 +59,12 @@ class JobBoard:
         """Records of jobs that have ended, and of those whose work is other jobs', newest first."""
         with self._queue.guard():
             names = [_text(name) for name in self._redis.zrevrange(_RECENT, 0, RECENT - 1)]
-            values = self._redis.mget([_record_key(name) for name in names]) if names else []
+        return self.records(names)
+
+    def records(self, job_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Records of those jobs that have one."""
+        with self._queue.guard():
+            values = self._redis.mget([_record_key(name) for name in job_ids]) if job_ids else []
         return [json.loads(value) for value in values if value]
 
     def _read(self, job_id: str) -> dict[str, Any] | None:

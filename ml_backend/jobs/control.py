@@ -5,7 +5,6 @@ Files appear under names of their own when they are complete; a job that is take
 
 from __future__ import annotations
 
-import base64
 import logging
 import shutil
 from collections.abc import Iterator
@@ -17,12 +16,12 @@ from ml_backend.errors import BackendError, Interrupted, MediaError, VideoError
 from ml_backend.hybrid import use_embedder
 from ml_backend.jobs.board import SPREAD
 from ml_backend.jobs.context import Context, job
-from ml_backend.jobs.control_names import patterns_name, similar_name, stats_name
+from ml_backend.jobs.control_names import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.control_work import Work, control_job
 
 log = logging.getLogger(__name__)
 
-#: Objects of which a "find more like this" is remembered for longer than its job.
+#: Tracks of a "find more like this" that come with a picture.
 THUMBNAILS = 200
 
 
@@ -121,13 +120,18 @@ def count_statistics(work: Work, project_id: int) -> dict[str, Any]:
 @control_job
 def describe_patterns(work: Work, project_id: int) -> dict[str, Any]:
     """Clusters and thresholds of what a project has learned, for the state of its patterns at this moment."""
+    from ml_backend.patterns.atlas import atlas
     from ml_backend.patterns.service import Patterns
 
     work.step("clustering")
     info = Patterns(work.settings, work.context).info(project_id)
-    embedder = info["embedder"]
-    digest = work.context.projects.patterns.digest(project_id, embedder) if embedder else None
-    facts = {"digest": digest or "", "labels": info["labels"]}
+    embedder, store = info["embedder"], work.context.projects.patterns
+    points: list[dict[str, Any]] = []
+    digest: str | None = None
+    if embedder:
+        digest = store.digest(project_id, embedder)
+        points = atlas(*store.exemplars(project_id, embedder))
+    facts = {"digest": digest or "", "labels": info["labels"], "map": points}
     work.context.board.publish(patterns_name(project_id), facts)
     return {"labels": len(info["labels"])}
 
@@ -143,13 +147,9 @@ def find_similar(work: Work, project_id: int, label: str, limit: int, safe: bool
     embedder = work.context.projects.models(project_id).hybrid.embedder
     digest = work.context.projects.patterns.digest(project_id, embedder.model_id) if embedder else None
     rows = [
-        item.summary() | {"thumbnail": _data_url(item.thumbnail) if number < THUMBNAILS else None}
+        item.summary() | {"thumbnail": data_url(item.thumbnail) if number < THUMBNAILS else None}
         for number, item in enumerate(found)
     ]
     facts = {"digest": digest or "", "tracks": rows, "skipped": skipped}
     work.context.board.publish(similar_name(project_id, label, limit, safe), facts)
     return {"tracks": len(rows)}
-
-
-def _data_url(jpeg: bytes) -> str | None:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode() if jpeg else None

@@ -1,7 +1,8 @@
-"""Names under which jobs of the control room are known: the same request has the same name."""
+"""Names of the control room's jobs: the same request has the same name. And pictures within JSON."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from typing import Any
@@ -22,3 +23,8 @@ def patterns_name(project_id: int) -> str:
 
 def similar_name(project_id: int, label: str, limit: int, safe: bool) -> str:
     return f"similar-{project_id}-{digest(label, limit, safe)}"
+
+
+def data_url(jpeg: bytes) -> str | None:
+    """A picture as an address that holds it; ``None`` where there is none."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode() if jpeg else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -80,16 +80,13 @@ class Jobs:
             found = Job.fetch_many(ids, connection=self._queue.connection, serializer=JSONSerializer) if ids else []
             live = {job.id: job for job in found if job is not None}
             records = {record["id"]: record for record in self.board.recent()}
-            missing = [name for name in live if name not in records]
-            records |= {name: record for name, record in zip(missing, self._records(missing), strict=True) if record}
+            older = self.board.records([name for name in live if name not in records])
+            records |= {record["id"]: record for record in older}
             items = [self._view(job, records.get(name)) for name, job in live.items()]
         items += [self._recorded(record) for name, record in records.items() if name not in live]
         if project_id is not None:
             items = [item for item in items if item["project"] == project_id]
         return sorted(items, key=_order)
-
-    def _records(self, names: list[str]) -> Iterable[dict[str, Any] | None]:
-        return (self.board.get(name) for name in names)
 
     def cancel(self, job_id: str) -> dict[str, Any] | None:
         """Take a job back, or have whoever works on it give it up; what it says then. ``None``: there is none.

@@ -136,7 +136,9 @@ class JobQueue:
         """Renew the predictions of all tasks that nobody has annotated, since their labels may have changed."""
         with self.guard():
             generation = int(self.connection.get(_refresh_key(project_id)) or 0)
-        return self.request("refresh", "refresh", [project_id], f"refresh-{project_id}-{generation}", "learning")
+        name = f"refresh-{project_id}-{generation}"
+        # Before the predictions of an earlier one, most of which are outdated now.
+        return self.request("refresh", "refresh", [project_id], name, "learning", at_front=True)
 
     def begin_refresh(self, project_id: int) -> None:
         """From now on requests make another job."""
@@ -149,7 +151,16 @@ class JobQueue:
         with self._lock(f"video:learn:task:{task_id}", f"Task {task_id}"):
             yield
 
-    def request(self, queue: str, function: str, args: list[Any], job_id: str, module: str = "tasks") -> Requested:
+    def request(
+        self,
+        queue: str,
+        function: str,
+        args: list[Any],
+        job_id: str,
+        module: str = "tasks",
+        *,
+        at_front: bool = False,
+    ) -> Requested:
         """A job ``ml_backend.jobs.<module>.<function>``, unless there is one of this id that is not over."""
         repeats = self.settings.job_attempts - 1
         retry = Retry(max=repeats, interval=RETRY_INTERVALS_S[:repeats]) if repeats else None
@@ -166,6 +177,7 @@ class JobQueue:
                         failure_ttl=FAILURE_TTL_S,
                         retry=retry,
                         description=f"{function} {args}",
+                        at_front=at_front,
                     )
                     return Requested(job_id, True)
                 except DuplicateJobError:

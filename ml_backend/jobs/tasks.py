@@ -52,7 +52,10 @@ def prepare_task(context: Context, project_id: int, task_id: int) -> None:
 
 
 def _request_prediction(context: Context, plan: TaskPlan) -> None:
-    requested = context.queue.request_prediction(plan.key, plan.project_id, plan.task_id)
+    # What nobody waits for does not become urgent by being outdated.
+    current = get_current_job()
+    queue = "refresh" if current and current.origin == "refresh" else "predict"
+    requested = context.queue.request_prediction(plan.key, plan.project_id, plan.task_id, queue=queue)
     if not requested.created:
         # The job that exists may have served its last target a moment ago and be about to end.
         prediction = context.storage.get_prediction(plan.key)
@@ -140,8 +143,12 @@ def _predict_for(context: Context, key: str, task: Task) -> None:
         _ask_anew(context, plan, key)
         return
     prediction = _run(context, plan, models)
-    present = _plan(context, task, label_config, context.projects.models(task.project_id, pinned=models))
+    now = context.projects.models(task.project_id, pinned=models)
+    present = _plan(context, task, label_config, now)
     if present.key != key:
+        if now.base != models.base and not task.prediction_versions:
+            # The project has another detector since. What took hours is shown until that one is through.
+            _deliver_one(context, task.id, prediction)
         # Something was learned meanwhile, and may be in it: it must not pass for what its version says.
         _ask_anew(context, present, key)
         return
@@ -184,10 +191,21 @@ def _run_part(
         looks,
         lambda: context.media.open(part.uri, plan.task_id),
         context.stopper(),
+        trained=models.trained is not None,
+        taught=_taught(models, hybrid),
     )
     context.count("labelling_seconds", time.perf_counter() - started)
     context.count("tracks", len(labelled.regions))
     return labelled.regions
+
+
+def _taught(models: ProjectModels, hybrid: Hybrid | None) -> frozenset[str] | None:
+    """The classes that a trained detector knows anything of; ``None``: all, or nobody is going to ask."""
+    from ml_backend.training.known import known_classes
+
+    if models.trained is None or models.detector.path is None or hybrid is None or hybrid.models.clip is None:
+        return None
+    return known_classes(models.detector.path, models.trained.weights_sha256)
 
 
 def _tracks(context: Context, plan: TaskPlan, models: ProjectModels, part: VideoPart, number: int) -> TrackSet:

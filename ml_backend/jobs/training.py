@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
-import os
 import shutil
-import socket
 import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
 from rq import get_current_job
 
 from ml_backend.corrections_store import CorrectionStore
 from ml_backend.errors import (
     BackendError,
-    ConfigError,
     Interrupted,
     MediaError,
     TrainingFailed,
     VideoError,
     WeightsError,
 )
+from ml_backend.files import file_sha256
 from ml_backend.jobs.context import Context, job
-from ml_backend.jobs.training_facts import checkpoint_name, digest_of, lineage_of, with_text_keys
-from ml_backend.jobs.training_queue import TrainingLock
-from ml_backend.jobs.training_watch import Watch
-from ml_backend.label_studio.schema import parse_label_config
+from ml_backend.jobs.training_facts import checkpoint_name, digest_of, epochs_in, lineage_of, with_text_keys
+from ml_backend.jobs.training_life import TrainingLife
+from ml_backend.label_studio.records import NotFound
+from ml_backend.label_studio.schema import classes_for, parse_label_config
 from ml_backend.training.gate import decide
 from ml_backend.training.registry import MEASURED, RunLost, Version
 
@@ -55,15 +50,8 @@ def train(context: Context, project_id: int, trigger: str) -> None:
         _Training(context, project_id, trigger, lock).run()
 
 
-class _Training:
+class _Training(TrainingLife):
     """One run, new or taken over from a worker that died."""
-
-    def __init__(self, context: Context, project_id: int, trigger: str, lock: TrainingLock) -> None:
-        self._context, self._project, self._trigger, self._lock = context, project_id, trigger, lock
-        self._settings, self._registry = context.settings, context.projects.registry
-        self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"[:64]
-        self._folder = context.settings.data_dir / "training" / f"project-{project_id}"
-        self._watch = Watch(context, project_id, lock)
 
     def run(self) -> None:
         version = self._begin()
@@ -76,13 +64,16 @@ class _Training:
             log.warning("Project %s: another worker has taken %s over.", self._project, version.name)
         except Interrupted:
             if not self._watch.cancelled:
+                self._hand_back(version)
                 raise
             self._end(version, "cancelled", "Cancelled on request.")
             self._context.trainings.clear_cancelled(self._project)
         except BackendError as error:
             if error.retryable and _tries_left():
+                self._hand_back(version)
                 raise
-            self._end(version, "failed", str(error))
+            # What may pass is tried again later, with growing pauses; anything else once the annotations change.
+            self._end(version, "failed", str(error), again=error.retryable)
             raise
         except Exception as error:
             self._end(version, "failed", f"{type(error).__name__}: {error}")
@@ -91,42 +82,6 @@ class _Training:
             # Whatever happened: if another version is in use now, the tasks have to follow. A worker that died between
             # the promotion and this line leaves that to the next try, which finds nothing new to train on.
             self._refresh(version)
-
-    def _begin(self) -> Version | None:
-        if self._settings.detector == "motion":
-            raise ConfigError(
-                "DETECTOR=motion is set: there is no network that could be trained.", "Set DETECTOR=auto or yolo."
-            )
-        active = self._registry.active(self._project)
-        cancelled = self._context.trainings.is_cancelled(self._project)
-        self._context.trainings.clear_cancelled(self._project)
-        if active is None:
-            parent = self._registry.current(self._project)
-            return self._registry.begin(self._project, self._owner, self._trigger, parent)
-        version = self._registry.take_over(active, self._owner)
-        if cancelled:
-            self._end(version, "cancelled", "Cancelled on request.")
-            return None
-        if active.attempts >= self._settings.job_attempts:
-            reason = f"Its worker died {active.attempts} times while it was in state {active.state!r}."
-            self._end(version, "failed", f"{reason} The worker's log, or the machine's, may say why.")
-            return None
-        log.info("Project %s: %s is taken up again in state %s", self._project, version.name, version.state)
-        return version
-
-    def _end(self, version: Version, state: str, reason: str) -> None:
-        try:
-            self._registry.finish(dataclasses.replace(version, owner=self._owner), state, reason)
-        except RunLost:  # it has ended already, or is another worker's, who needs its files
-            log.info("Project %s: %s is not this worker's any more.", self._project, version.name)
-        else:
-            self._tidy_up(version)
-
-    def _refresh(self, version: Version) -> None:
-        last = self._registry.get(version.id)
-        promoted = last.state == "promoted" if last else self._registry.current(self._project) is not None
-        if promoted:
-            self._context.queue.request_refresh(self._project)
 
     # -- the steps
 
@@ -140,14 +95,19 @@ class _Training:
 
     def _train(self, version: Version) -> Version | None:
         """Weights for the gate; ``None`` where there is nothing new to learn from."""
-        seen = {task: s.fingerprint for task, s in CorrectionStore(self._context.storage).tasks(self._project).items()}
+        seen = self._seen()
+        for name in ("runs", "gate"):  # of runs that came to an end elsewhere
+            for folder in (self._folder / name).glob("*"):
+                if folder.name != version.name:
+                    shutil.rmtree(folder, ignore_errors=True)
         try:
             data = self._dataset(version)
-        except ConfigError:  # the annotations cannot be trained on: they are not tried again before they change
-            self._registry.advance(version, lineage={"seen": with_text_keys(seen)})
+        except NotFound:  # a project that was deleted: nobody says so
+            CorrectionStore(self._context.storage).forget(self._project)
             raise
         arguments = json.loads(self._settings.train_args or "{}")
-        made_of = digest_of([data.digest, arguments, self._settings.train_epochs, self._imgsz])
+        base = self._context.projects.models(None, download=True).detector.sha256
+        made_of = digest_of([data.digest, arguments, self._settings.train_epochs, self._imgsz, base])
         if self._is_known(version, made_of):
             log.info("Project %s: nothing has been annotated since the last training.", self._project)
             self._report(stage="unchanged")
@@ -165,7 +125,7 @@ class _Training:
             dataset=made_of,
             held_out=data.held_out_digest,
             classes=list(data.classes),
-            lineage=lineage_of(data, seen),
+            lineage={**lineage_of(data, seen), "held_out_file": self._keep_held_out(version, data.held_out)},
             detector=start["name"],
             start_sha256=start["sha256"],
         )
@@ -196,11 +156,19 @@ class _Training:
             shutil.rmtree(run, ignore_errors=True)
             version = self._registry.advance(version, history=[])
             done = self._child({**plan, "resume": None}, run, self._on_epoch(version))
-        name = f"projects/{self._project}/{version.name}-{version.id}.pt"
-        sha256 = self._context.projects.artifacts.put(Path(done["weights"]), name)
+        weights = Path(done["weights"])
+        # By its content: whoever is late, and finds the run taken over, replaces nothing.
+        name = f"projects/{self._project}/{version.name}-{version.id}-{file_sha256(weights)[:16]}.pt"
+        self._watch.check()
+        sha256 = self._context.projects.artifacts.put(weights, name)
         return self._registry.advance(
             version, state="gate", weights_sha256=sha256, artifact=name, config=done.get("args") or arguments
         )
+
+    def _keep_held_out(self, version: Version, path: Path) -> dict[str, str]:
+        """The gate measures with this file, whoever goes on with the run."""
+        name = f"projects/{self._project}/{version.name}-{version.id}-held-out-{file_sha256(path)[:16]}.json"
+        return {"name": name, "sha256": self._context.projects.artifacts.put(path, name)}
 
     def _dataset(self, version: Version) -> TrainingDataset:
         from ml_backend.export.source import Source
@@ -227,11 +195,15 @@ class _Training:
             self._watch.should_stop,
         )
 
-    def _mapped(self) -> dict[str, str]:
-        """By label the detector's class that the label config names for it."""
+    def _mapped(self) -> dict[str, Sequence[str]]:
+        """By label the detector's classes that predictions give it."""
         config = parse_label_config(self._context.client.get_project(self._project).label_config)
-        labels = [label for control in config.video_controls for label in control.labels]
-        return {label.value: label.predicted_values[0] for label in labels if label.predicted_values}
+        active = self._registry.active(self._project)
+        parent = self._registry.get(active.parent_id) if active and active.parent_id else None
+        # What a trained version has a class for goes on from there, as in its predictions.
+        own = parent.classes if parent else ()
+        labels = [label for control in reversed(config.video_controls) for label in reversed(control.labels)]
+        return {label.value: classes_for(label) for label in labels if label.value not in own}
 
     @property
     def _imgsz(self) -> int:
@@ -240,7 +212,7 @@ class _Training:
     def _is_known(self, version: Version, made_of: str) -> bool:
         """Whether the last training that was measured had the same data and settings."""
         measured = [v for v in self._registry.versions(self._project) if v.state in MEASURED and v.id != version.id]
-        return bool(measured) and measured[0].dataset == made_of and not self._trigger.startswith("force")
+        return bool(measured) and measured[0].dataset == made_of and not self._force
 
     def _start(self, version: Version) -> dict[str, str | None]:
         """The weights to start from: those in use when the run began, or the settings' detector, or none."""
@@ -257,9 +229,10 @@ class _Training:
     def _checkpoint(self, version: Version, run: Path) -> Path | None:
         """The last epoch's checkpoint of a run that is taken up again: from here, or from where its worker put it."""
         here = run / "weights" / "last.pt"
-        if here.is_file() and len(version.history) > 0:
-            return here
         name, artifacts = checkpoint_name(version), self._context.projects.artifacts
+        newest = max((item.get("epoch", 0) for item in version.history), default=0)
+        if here.is_file() and (epochs_in(run) >= newest or not artifacts.exists(name)):
+            return here  # else the run was elsewhere since
         if not artifacts.exists(name):
             return None
         here.parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +249,12 @@ class _Training:
                 return
             facts = {name: value for name, value in event.items() if name not in ("event", "checkpoint")}
             history[:] = [item for item in history if item.get("epoch", 0) < facts.get("epoch", 0)] + [facts]
-            self._registry.record_epoch(version, history)
+            try:
+                self._registry.record_epoch(version, history)
+            except RunLost:
+                raise
+            except BackendError as error:  # the database may be back for the next one
+                log.warning("The epoch was not written down: %s", error)
             self._report(stage="training", **facts)
             checkpoint = event.get("checkpoint")
             if checkpoint and time.monotonic() - copied >= CHECKPOINT_S:
@@ -292,9 +270,8 @@ class _Training:
         """Measure candidate and incumbent on the held-out part; promote or refuse."""
         projects = self._context.projects
         candidate = projects.artifacts.fetch(version.artifact, version.weights_sha256)
-        held_out = self._folder / "dataset" / "held_out.json"
-        if not held_out.is_file():  # another worker built it, elsewhere
-            self._dataset(version)
+        kept = version.lineage["held_out_file"]
+        held_out = projects.artifacts.fetch(kept["name"], kept["sha256"])
         for _ in range(GATES):
             incumbent = self._registry.current(self._project)
             measured = self._measure(version, candidate, incumbent, held_out)
@@ -309,7 +286,7 @@ class _Training:
         else:
             version = self._registry.advance(version, state="promoting", metrics=metrics)
             self._watch.check()
-            self._registry.promote(version, verdict.reason, f"gate: {version.trigger}")
+            self._registry.promote(version, verdict.reason, f"gate: {version.trigger}", _id(incumbent))
         self._context.count("promotions" if verdict.promote else "refusals")
         self._tidy_up(version)
 
@@ -321,16 +298,14 @@ class _Training:
         base = projects.detector_of(incumbent, download=True) if incumbent else None
         detector = base or projects.models(None, download=True).detector
         config = self._context.client.get_project(self._project).label_config
-        labels = {name: name for name in version.classes}
         models = [
-            {"name": "candidate", "kind": "yolo", "path": str(candidate), "labels": labels, "default": ""},
+            {"name": "candidate", "kind": "yolo", "path": str(candidate), "label_config": config, "trained": True},
             {
                 "name": "incumbent",
                 "kind": detector.kind,
                 "path": str(detector.path) if detector.path else None,
-                # What the settings' detector calls its classes is known once it is loaded.
-                "labels": {name: name for name in incumbent.classes} if incumbent else None,
                 "label_config": config,
+                "trained": incumbent is not None,
                 "default": version.classes[0] if len(version.classes) == 1 else "",
             },
         ]
@@ -373,21 +348,6 @@ class _Training:
             MemoryBoard(self._context.queue.connection).optimize()
             if pool := current_pool():
                 pool.optimize()
-
-    def _report(self, **facts: Any) -> None:
-        current = get_current_job()
-        if current is None:
-            return
-        current.meta["progress"] = facts
-        try:
-            current.save_meta()
-        except RedisError as error:  # a training must not end for a report
-            log.warning("Progress was not reported: %s", error)
-
-    def _tidy_up(self, version: Version) -> None:
-        for name in ("runs", "gate"):
-            shutil.rmtree(self._folder / name / version.name, ignore_errors=True)
-        self._context.projects.artifacts.remove(checkpoint_name(version))
 
 
 def _tries_left() -> bool:

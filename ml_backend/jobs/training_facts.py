@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.training.registry import Version
@@ -40,3 +41,11 @@ def with_text_keys(values: Mapping[int, Any]) -> dict[str, Any]:
 def digest_of(facts: Any) -> str:
     """SHA-256 of JSON."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def epochs_in(run: Path) -> int:
+    """How many epochs a run's folder knows of."""
+    try:
+        return max(0, len((run / "results.csv").read_text(encoding="utf-8").splitlines()) - 1)
+    except OSError:
+        return 0

@@ -12,7 +12,7 @@ from ml_backend.errors import Interrupted, Postponed
 from ml_backend.jobs.queue import JobQueue, Requested, forget_executions
 
 #: A request to cancel that nobody has seen for so long concerns nobody any more.
-CANCEL_S = 600
+CANCEL_S = 7 * 24 * 3600
 
 
 class TrainingQueue:
@@ -22,15 +22,20 @@ class TrainingQueue:
         self._queue, self._redis = queue, queue.connection
         self._lock_s = 2 * queue.settings.job_lease_s
 
-    def request(self, project_id: int, trigger: str) -> Requested:
+    def request(self, project_id: int, trigger: str, *, force: bool = False) -> Requested:
         """Retrain a project's detector.
 
         Any number of requests make one job; what is asked while it runs makes exactly one more.
 
         Args:
             trigger: who or what asks; of several the first one's is written down.
+            force: train even if nothing has changed since the last time; holds for whichever job comes next.
         """
         with self._queue.guard():
+            if force:
+                self._redis.set(_force_key(project_id), 1, ex=CANCEL_S)
+            if not self._redis.exists(_lock_key(project_id)):  # what was cancelled before is another matter
+                self._redis.delete(_cancel_key(project_id))
             generation = int(self._redis.get(_generation_key(project_id)) or 0)
         name = f"{_prefix(project_id)}{generation}"
         return self._queue.request("train", "train", [project_id, trigger[:200]], name, "training")
@@ -75,8 +80,9 @@ class TrainingQueue:
         with self._queue.guard():
             return bool(self._redis.set(f"video:turn:{name}", 1, nx=True, ex=max(1, seconds)))
 
-    def cancel(self, project_id: int) -> None:
-        """Ask whoever trains the project to give up, and take waiting requests back."""
+    def cancel(self, project_id: int) -> int:
+        """Ask whoever trains the project to give up, and take waiting requests back; returns how many waited."""
+        waiting = 0
         queue = self._queue.queues["train"]
         with self._queue.guard():
             self._redis.set(_cancel_key(project_id), 1, ex=CANCEL_S)
@@ -84,6 +90,18 @@ class TrainingQueue:
                 if name.startswith(_prefix(project_id)) and (job := self._queue.fetch(name)):
                     forget_executions(job)
                     job.delete()
+                    waiting += 1
+        return waiting
+
+    def take_force(self, project_id: int) -> bool:
+        """Whether somebody has asked for a training in any case; asked once."""
+        with self._queue.guard():
+            return bool(self._redis.delete(_force_key(project_id)))
+
+    def has_forgotten(self) -> bool:
+        """Whether Redis has lost what it knew, or never knew anything; true once each time."""
+        with self._queue.guard():
+            return bool(self._redis.set("video:remembers", 1, nx=True))
 
     def is_cancelled(self, project_id: int) -> bool:
         """Whether somebody has asked for the training's end."""
@@ -132,6 +150,10 @@ def _generation_key(project_id: int) -> str:
 
 def _lock_key(project_id: int) -> str:
     return f"video:train:lock:{project_id}"
+
+
+def _force_key(project_id: int) -> str:
+    return f"video:train:force:{project_id}"
 
 
 def _cancel_key(project_id: int) -> str:

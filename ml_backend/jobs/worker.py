@@ -101,7 +101,8 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
             scheduler.release_locks()
         if self.memory is not None:
             self.memory.tick(self.name, self.lease_s)
-        if self.trainer is not None:
+        # Between jobs only: a database that hangs must not cost a job its lease.
+        if self.trainer is not None and threading.current_thread() is threading.main_thread():
             self.trainer.tick()
         now = time.monotonic()
         # It looks at every job, so less often than the rest.

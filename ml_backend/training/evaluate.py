@@ -54,6 +54,7 @@ class MeasuredModel:
         path: checkpoint, for ``"yolo"``.
         labels: class name -> label; other classes are left out. ``None``: as the label config has it.
         default: label of what the motion detector finds; empty: none, so only its tracks are measured.
+        trained: its classes are labels of the project; the label config is then read as predictions read it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class MeasuredModel:
     labels: Mapping[str, str] | None
     default: str = ""
     label_config: str = ""
+    trained: bool = False
 
     def labels_of(self, names: Iterable[str]) -> Mapping[str, str]:
         """Class name -> label of a detector with these classes.
@@ -75,8 +77,8 @@ class MeasuredModel:
         if self.labels is not None:
             return self.labels
         controls = parse_label_config(self.label_config).video_controls
-        mapper = LabelMapper([label for control in controls for label in control.labels], names)
-        return {name: label for name in names if (label := mapper.map(name)) is not None}
+        labels = [label for control in controls for label in control.labels]
+        return LabelMapper(labels, names, trained=self.trained).table
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ def _model(model: Mapping[str, Any]) -> MeasuredModel:
         None if labels is None else {str(name): str(label) for name, label in labels.items()},
         model.get("default") or "",
         config or "",
+        bool(model.get("trained")),
     )
 
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ml_backend.errors import BackendError, StorageError, TrainingFailed, WeightsError
+from ml_backend.errors import BackendError, StorageError, TrainingFailed
 from ml_backend.models._ultralytics import setup_ultralytics
 from ml_backend.models.detector import YoloDetector, _select_device
 from ml_backend.models.memory import is_out_of_memory
 from ml_backend.settings import get_settings
 from ml_backend.training.arguments import FREEZE_NORM, check_overrides, training_args
+from ml_backend.training.known import StartFrom, learnt_by, marks_of, read_checkpoint
 
 __all__ = ["OutOfMemory", "TrainingPlan", "fine_tune", "training_args"]
 
@@ -31,8 +32,6 @@ Emit = Callable[..., None]
 SCRATCH = "yolo11n.yaml"
 #: The time that is left is told from so many epochs: the first take longer, and so do those with mosaics.
 RECENT = 5
-#: Where a checkpoint says which labels it has been taught.
-LEARNT = "taught"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: How torch says that a file could not be written.
 _TORCH_WRITE = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos")
@@ -55,7 +54,7 @@ class TrainingPlan:
         taught: those with boxes to learn from.
         run: folder for checkpoints, made if need be.
         start: checkpoint to begin with; ``None``: random weights.
-        start_from: label -> class of the start checkpoint that it is most like.
+        start_from: label -> class of the start checkpoint that it is most like, or several in order.
         resume: ``last.pt`` of an interrupted training; the arguments are then that one's.
         args: ultralytics' arguments as :func:`training_args` gives them.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:0``, ``mps``.
@@ -66,7 +65,7 @@ class TrainingPlan:
     taught: tuple[str, ...]
     run: Path
     start: Path | None = None
-    start_from: Mapping[str, str] = field(default_factory=dict)
+    start_from: StartFrom = field(default_factory=dict)
     resume: Path | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
@@ -140,7 +139,7 @@ def _train(plan: TrainingPlan, emit: Emit) -> float:
     from ml_backend.training.trainer import FineTuner, check_detector
 
     if plan.start and not plan.resume:
-        check_detector(_read(plan.start)[0], str(plan.start))
+        check_detector(read_checkpoint(plan.start)[0], str(plan.start))
     device = _select_device(plan.device)
     fixed: dict[str, Any] = {
         "data": str(plan.data),
@@ -157,9 +156,7 @@ def _train(plan: TrainingPlan, emit: Emit) -> float:
         overrides = {**plan.args, **fixed, **model, "exist_ok": True, "verbose": False, "mode": "train"}
     # From random weights there are no statistics to keep.
     freeze_norm = bool(overrides.pop(FREEZE_NORM, plan.args.get(FREEZE_NORM))) and plan.start is not None
-    learnt = _learnt(plan)
-    start_from = {label: name for label, name in plan.start_from.items() if label not in learnt}
-    trainer = FineTuner(overrides, start_from, plan.taught, freeze_norm=freeze_norm)
+    trainer = FineTuner(overrides, _start_from(plan, _start_of(plan)), plan.taught, freeze_norm=freeze_norm)
     watch = _Watch(emit)
     trainer.add_callback("on_train_start", watch.start)
     trainer.add_callback("on_train_epoch_end", watch.losses)
@@ -224,7 +221,7 @@ def _finished(plan: TrainingPlan, last: Path) -> bool:
         WeightsError: it cannot be read.
         TrainingFailed: it is of other labels.
     """
-    model, checkpoint = _read(last)
+    model, checkpoint = read_checkpoint(last)
     names = tuple(str(model.names[i]) for i in sorted(model.names))
     if names != plan.classes:
         raise TrainingFailed(
@@ -261,8 +258,9 @@ def _finish(plan: TrainingPlan) -> tuple[Path, int]:
 
     folder = plan.run / "weights"
     last, best, part = folder / "last.pt", folder / "best.pt", folder / "stripped.part"
-    epochs = int(_read(last)[1].get("epoch", -1)) + 1
-    marks = {LEARNT: sorted(_learnt(plan) | set(plan.taught))}
+    epochs = int(read_checkpoint(last)[1].get("epoch", -1)) + 1
+    start = _start_of(plan)
+    marks = marks_of(plan.classes, plan.taught, start, _start_from(plan, start))
     if not strip_optimizer(best if best.exists() else last, str(part), updates=marks):
         raise TrainingFailed("The trained checkpoint cannot be read.", "Start the training anew.")
     os.replace(part, best)
@@ -272,33 +270,18 @@ def _finish(plan: TrainingPlan) -> tuple[Path, int]:
     return best, epochs
 
 
-def _learnt(plan: TrainingPlan) -> set[str]:
-    """Labels that the start checkpoint has been taught before, which it knows better than any class it had then."""
+def _start_of(plan: TrainingPlan) -> tuple[Mapping[int, Any], Mapping[str, Any]] | None:
+    """Class names and content of the start checkpoint; ``None`` where a resumed training has it no more."""
     if plan.start is None or (plan.resume and not plan.start.is_file()):
-        return set()
-    return set(_read(plan.start)[1].get(LEARNT) or ())
+        return None
+    model, content = read_checkpoint(plan.start)
+    return model.names, content
 
 
-def _read(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Model and content of a checkpoint.
-
-    Raises:
-        WeightsError: missing or unreadable.
-    """
-    from ultralytics.nn.tasks import load_checkpoint
-
-    if not path.is_file():
-        raise WeightsError(f"No checkpoint at {path}.", "Start the training anew, or set YOLO_WEIGHTS to a checkpoint.")
-    try:
-        model, checkpoint = load_checkpoint(str(path))
-    except Exception as error:  # unpickling foreign files raises anything
-        if is_out_of_memory(error):
-            raise
-        raise WeightsError(
-            f"{path} cannot be loaded as a YOLO model ({type(error).__name__}: {error}).",
-            "The file may be damaged or of another kind; download it again, or start the training anew.",
-        ) from error
-    return model, checkpoint
+def _start_from(plan: TrainingPlan, start: tuple[Mapping[int, Any], Mapping[str, Any]] | None) -> StartFrom:
+    """Without labels that the start has been taught: it knows them better than any class it had then."""
+    learnt = learnt_by(*start) if start else set()
+    return {label: name for label, name in plan.start_from.items() if label not in learnt}
 
 
 def _diverged() -> TrainingFailed:

@@ -17,6 +17,10 @@ from ml_backend.settings import Settings
 from ml_backend.storage import Storage
 from ml_backend.tables import training_policies
 
+#: Seconds by which the clocks of two machines may differ.
+SKEW_S = 60.0
+#: Seconds after a training that failed, doubled with each further one, and the most.
+FAILED_S, LONGEST_S = 60.0, 24 * 3600.0
 _YEAR = 366 * 24 * 3600.0
 
 
@@ -96,11 +100,13 @@ class TrainingState:
         new_tracks: annotated tracks of tasks that are new or changed since the last training.
         changed_at: when the last annotation came; ``None``: never.
         started_at: when the last training began; ``None``: never.
+        failures: how many trainings in a row have failed; each doubles the pause before the next.
     """
 
     new_tracks: int
     changed_at: datetime | None
     started_at: datetime | None
+    failures: int = 0
 
 
 def is_due(policy: TrainingPolicy, state: TrainingState, now: datetime | None = None) -> bool:
@@ -111,8 +117,14 @@ def is_due(policy: TrainingPolicy, state: TrainingState, now: datetime | None = 
         and state.new_tracks > 0
         and state.new_tracks >= policy.min_tracks
         and _passed(state.changed_at, policy.quiet_s, now)
-        and _passed(state.started_at, policy.every_s, now)
+        and _passed(state.started_at, _pause(policy, state), now)
     )
+
+
+def _pause(policy: TrainingPolicy, state: TrainingState) -> float:
+    if not state.failures:
+        return policy.every_s
+    return float(min(max(policy.every_s, FAILED_S) * 2**state.failures, LONGEST_S))
 
 
 def _passed(moment: datetime | None, seconds: float, now: datetime) -> bool:
@@ -120,8 +132,8 @@ def _passed(moment: datetime | None, seconds: float, now: datetime) -> bool:
         return True
     moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
     elapsed = (now - moment).total_seconds()
-    # A moment in the future was written by a clock that has been set back since: nobody waits for it to come again.
-    return elapsed >= seconds or elapsed < 0
+    # A moment far in the future was written by a clock that has been set back since: nobody waits for it to come again.
+    return elapsed >= seconds or elapsed < -max(seconds, SKEW_S)
 
 
 class Policies:

@@ -19,7 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from ml_backend.errors import ConfigError, Interrupted, StorageError
+from ml_backend.errors import ConfigError, Interrupted, Postponed, StorageError
 from ml_backend.storage import Storage
 from ml_backend.tables import activations, model_versions
 
@@ -90,6 +90,12 @@ def _version(row: Any) -> Version:
     return Version(**values)
 
 
+def _newest(project_id: int) -> Any:
+    """Query for the id of the version that a project uses."""
+    of = activations.c.project_id == project_id
+    return sa.select(activations.c.version_id).where(of).order_by(activations.c.id.desc()).limit(1)
+
+
 class Registry:
     """Safe across threads and processes."""
 
@@ -143,13 +149,7 @@ class Registry:
 
     def current(self, project_id: int) -> Version | None:
         """The version in use, without lineage, config, metrics and history; ``None``: the detector of the settings."""
-        newest = (
-            sa.select(activations.c.version_id)
-            .where(activations.c.project_id == project_id)
-            .order_by(activations.c.id.desc())
-            .limit(1)
-            .scalar_subquery()
-        )
+        newest = _newest(project_id).scalar_subquery()
         return self._one(sa.select(*_LIGHT).where(model_versions.c.id == newest))
 
     def activations(self, project_id: int) -> list[dict[str, Any]]:
@@ -258,16 +258,22 @@ class Registry:
                 this = model_versions.c.id == last.id
                 connection.execute(sa.update(model_versions).where(this).values(lineage=lineage))
 
-    def promote(self, version: Version, reason: str, by: str) -> Version:
+    def promote(self, version: Version, reason: str, by: str, instead_of: int | None = None) -> Version:
         """End a run well: from this moment on the project uses it. Both are written down at once or not at all.
+
+        Args:
+            instead_of: id of the version that it was compared with, ``None`` for the settings' detector.
 
         Raises:
             RunLost: it is not this owner's any more, or over.
+            Postponed: another version is in use by now; it has to be compared with that.
         """
         now = datetime.now(timezone.utc)
         values = {"state": "promoted", "reason": reason, "owner": "", "finished_at": now}
         with self._storage.guard(), self._storage.engine.begin() as connection:
             self._write(connection, version.id, version.owner, values)
+            if connection.scalar(_newest(version.project_id)) != instead_of:
+                raise Postponed("Somebody has switched to another version meanwhile.", "The gate is repeated.")
             activation = {"project_id": version.project_id, "version_id": version.id, "by": by[:255], "at": now}
             connection.execute(sa.insert(activations).values(**activation))
         log.info("Project %s: %s is in use. %s", version.project_id, version.name, reason)

@@ -43,7 +43,7 @@ class Trainings:
 
     def request(self, project_id: int, by: str, *, force: bool = False) -> Requested:
         """As :meth:`start`; which job it is."""
-        return self._requests.request(project_id, f"force: {by}" if force else by)
+        return self._requests.request(project_id, f"force: {by}" if force else by, force=force)
 
     def is_wanted(self, project_id: int) -> bool:
         """Whether a training waits or runs.
@@ -59,7 +59,18 @@ class Trainings:
         Raises:
             QueueUnavailable: Redis does not answer.
         """
-        self._requests.cancel(project_id)
+        waited = self._requests.cancel(project_id)
+        registry = self._projects.registry
+        if waited and registry.active(project_id) is None:
+            # Written down as a run, so that the same annotations do not begin another one by themselves.
+            run = registry.begin(project_id, "cancelled", "cancelled", registry.current(project_id))
+            registry.finish(run, "cancelled", "Cancelled before it began.", lineage={"seen": self._seen(project_id)})
+
+    def _seen(self, project_id: int) -> dict[str, str]:
+        from ml_backend.corrections_store import CorrectionStore
+
+        tasks = CorrectionStore(self._storage).tasks(project_id)
+        return {str(task): state.fingerprint for task, state in tasks.items()}
 
     def versions(self, project_id: int) -> dict[str, Any]:
         """Everything that is known of a project's versions, newest first; plain JSON."""
@@ -100,10 +111,18 @@ class Trainings:
         return self._projects.models(project_id).version
 
     def before(self, project_id: int) -> str:
-        """The version that was in use before the present one; ``base`` where there was none."""
-        used = [item["version"] for item in self._projects.registry.activations(project_id)]
-        present, *earlier = [*used, BASE]
-        return next((name for name in earlier if name != present), BASE)
+        """Where a rollback leads: the newest promoted version that is older than the present one, else ``base``.
+
+        So that going back twice goes back two versions, and not forward again.
+        """
+        registry = self._projects.registry
+        current = registry.current(project_id)
+        older = (
+            version.name
+            for version in registry.versions(project_id)
+            if current and version.state == "promoted" and version.number < current.number
+        )
+        return next(older, BASE)
 
     def policy(self, project_id: int) -> TrainingPolicy:
         """When the project retrains."""

@@ -24,6 +24,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from ml_backend.errors import WeightsError
 from ml_backend.training.arguments import BACKBONE
+from ml_backend.training.known import StartFrom, rows_to_begin_with
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
 
     Args:
         overrides: ultralytics' training arguments.
-        start_from: label -> class of the start checkpoint; a label that is a class of it itself starts from that.
+        start_from: label -> class of the start checkpoint, or several; see :func:`rows_to_begin_with`.
         taught: labels that have boxes in the data. The others are left alone; see :class:`ClassLoss`.
         freeze_norm: normalise with the start checkpoint's statistics in all layers, not only in the frozen ones. Those
             of a few pictures, mosaics at that, say little about the next video.
@@ -47,7 +48,7 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
     def __init__(
         self,
         overrides: Mapping[str, Any],
-        start_from: Mapping[str, str],
+        start_from: StartFrom,
         taught: Sequence[str],
         *,
         freeze_norm: bool = False,
@@ -132,27 +133,19 @@ class ClassLoss(nn.Module):
         return losses * (self._taught | annotated)
 
 
-def begin_rows(model: Any, start: Any, names: Sequence[str], start_from: Mapping[str, str]) -> dict[str, str]:
+def begin_rows(model: Any, start: Any, names: Sequence[str], start_from: StartFrom) -> dict[str, str]:
     """Give each class of a model's head the weights that a class of another model has, or none.
 
     Args:
         model: with the other one's weights, except for the classes'.
         start: the other model.
         names: of the model's classes.
-        start_from: name -> name of the other's class; a name that the other has too stands for itself.
+        start_from: see :func:`rows_to_begin_with`.
 
     Returns:
         name -> the other's class, for those that begin with what it knows.
     """
-    rows = {_plain(name): index for index, name in reversed(start.names.items())}
-    rows.update({str(name): index for index, name in start.names.items()})
-    pairs: dict[int, int] = {}
-    for index, name in enumerate(names):
-        for candidate in (start_from.get(name), name):
-            row = None if candidate is None else rows.get(candidate, rows.get(_plain(candidate)))
-            if row is not None:
-                pairs[index] = row
-                break
+    pairs = rows_to_begin_with(names, start.names, start_from)
     head, source = model.model[-1], start.model[-1]
     with torch.no_grad():
         for attribute in BRANCHES:
@@ -169,10 +162,6 @@ def begin_rows(model: Any, start: Any, names: Sequence[str], start_from: Mapping
                     last.weight[index] = known[level][-1].weight[row].to(last.weight)
                     last.bias[index] = known[level][-1].bias[row].to(last.bias)
     return {names[index]: str(start.names[row]) for index, row in pairs.items()}
-
-
-def _plain(name: object) -> str:
-    return str(name).strip().casefold()
 
 
 def _prior(classes: int, stride: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from ml_backend.jobs.context import Context
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.settings import Settings
 from ml_backend.storage import Event
+from ml_backend.training.policy import is_due
+from ml_backend.training.service import Trainings
 
 
 @pytest.fixture
@@ -128,3 +131,76 @@ def test_cancelling_takes_waiting_requests_back(context: Context) -> None:
     assert not context.trainings.is_cancelled(2)
     context.trainings.clear_cancelled(1)
     assert not context.trainings.is_cancelled(1)
+
+
+def test_what_was_cancelled_before_it_began_does_not_begin_by_itself(context: Context) -> None:
+    annotate(context, 1)
+    trainer = Trainer(context)
+    assert trainer.look() == [1]
+    trainings = Trainings(context.projects, context.queue, context.storage)
+    trainings.cancel(1)
+    assert jobs(context) == []
+    context.projects.policies.set(1, {"every_s": 0})
+    assert trainer.look() == []
+    annotate(context, 1, fingerprint="b")
+    assert trainer.look() == [1]
+
+
+def test_a_request_after_a_cancellation_is_meant(context: Context) -> None:
+    trainings = Trainings(context.projects, context.queue, context.storage)
+    trainings.cancel(1)
+    trainings.start(1, "somebody")
+    assert not context.trainings.is_cancelled(1)
+
+
+def test_that_a_training_is_forced_holds_for_whichever_comes_next(context: Context) -> None:
+    trainings = Trainings(context.projects, context.queue, context.storage)
+    trainings.start(1, "annotations")
+    trainings.start(1, "somebody", force=True)
+    assert jobs(context) == ["train-1-0"]
+    assert context.trainings.take_force(1)
+    assert not context.trainings.take_force(1)
+
+
+def test_failures_are_repeated_with_growing_pauses(context: Context) -> None:
+    annotate(context, 1)
+    context.projects.policies.set(1, {"every_s": 100})
+    registry, trainer = context.projects.registry, Trainer(context)
+    for failures in (1, 2):
+        registry.finish(registry.begin(1, "me", "t", None), "failed", "the disk is full", lineage={})
+        state = trainer.state(1)
+        assert (state.failures, state.new_tracks) == (failures, 5)
+        assert state.started_at is not None
+        policy = context.projects.policies.get(1)
+        pause = timedelta(seconds=100 * 2**failures)
+        assert not is_due(policy, state, state.started_at + pause - timedelta(seconds=1))
+        assert is_due(policy, state, state.started_at + pause)
+
+
+def test_a_queue_that_forgot_what_is_to_be_read_has_it_read_again(context: Context) -> None:
+    log, trainer = EventLog(context.storage, context.queue), Trainer(context)
+    trainer.remember()
+    context.storage.add_event(Event("ANNOTATION_CREATED", 7, (3,), (4,)))
+    log.hand_over()
+    trainer.remember()
+    assert list(context.queue.dirty_tasks(7)) == ["3"]
+    context.queue.connection.flushall()
+    trainer.remember()
+    assert list(context.queue.dirty_tasks(7)) == ["all"]
+
+
+def test_going_back_twice_goes_back_two_versions(context: Context, tmp_path: Path) -> None:
+    registry, trainings = context.projects.registry, Trainings(context.projects, context.queue, context.storage)
+    for number in range(3):
+        weights = tmp_path / "best.pt"
+        weights.write_bytes(b"PK%d" % number)
+        sha256 = context.projects.artifacts.put(weights, f"v{number}.pt")
+        run = registry.begin(1, "me", "t", registry.current(1))
+        run = registry.advance(run, weights_sha256=sha256, artifact=f"v{number}.pt", detector="yolo11n")
+        current = registry.current(1)
+        registry.promote(run, "better", "gate", current.id if current else None)
+    used = []
+    for _ in range(4):
+        used.append(trainings.before(1))
+        trainings.activate(1, used[-1], "somebody")
+    assert used == ["v2", "v1", "base", "base"]

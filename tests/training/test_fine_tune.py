@@ -12,7 +12,8 @@ import torch
 from ml_backend.errors import ConfigError, TrainingFailed, WeightsError
 from ml_backend.models.detector import YoloDetector
 from ml_backend.settings import Settings
-from ml_backend.training.fine_tune import LEARNT, TrainingPlan, fine_tune
+from ml_backend.training.fine_tune import TrainingPlan, fine_tune
+from ml_backend.training.known import KNOWN, LEARNT, known_classes, marks_of, rows_to_begin_with
 from tests.training.detection import LABELS, TAUGHT, make_dataset, make_start, train_plan
 
 

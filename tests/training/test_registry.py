@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.errors import ConfigError
+from ml_backend.errors import ConfigError, Postponed
 from ml_backend.storage import Storage
 from ml_backend.training.registry import Registry, RunLost, Version
 
@@ -74,6 +74,17 @@ def test_a_run_belongs_to_one_owner(make: Make) -> None:
     assert registry.active(1) is None
 
 
+def test_only_what_it_was_compared_with_is_replaced(make: Make) -> None:
+    registry = make()
+    run = trained(registry)
+    other = registry.promote(trained(registry), "better", "gate")
+    with pytest.raises(Postponed, match="switched"):
+        registry.promote(run, "better", "gate", None)
+    assert registry.current(1).id == other.id  # type: ignore[union-attr]
+    assert registry.get(run.id).state == "promoting"  # type: ignore[union-attr]
+    assert registry.promote(run, "better", "gate", other.id).state == "promoted"
+
+
 def test_a_refused_version_is_kept_with_its_reason(make: Make) -> None:
     registry = make()
     registry.finish(trained(registry), "refused", "worse", metrics={"candidate": {"map50": 0.1}})
@@ -86,7 +97,7 @@ def test_a_refused_version_is_kept_with_its_reason(make: Make) -> None:
 def test_one_call_rolls_back_and_another_forward_again(make: Make) -> None:
     registry = make()
     first = registry.promote(trained(registry), "better", "gate")
-    second = registry.promote(trained(registry, parent=first), "better still", "gate")
+    second = registry.promote(trained(registry, parent=first), "better still", "gate", first.id)
     assert second.parent_id == first.id
     assert registry.activate(1, registry.find(1, "v1"), "somebody")
     assert registry.current(1).name == "v1"  # type: ignore[union-attr]

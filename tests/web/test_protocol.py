@@ -335,7 +335,8 @@ def promoted(client: FlaskClient, tmp_path: Path, content: bytes) -> None:
     name = f"projects/7/{run.name}.pt"
     sha256 = services(client).projects.artifacts.put(weights, name)
     run = registry.advance(run, detector="yolo11n", weights_sha256=sha256, artifact=name, classes=["person"])
-    registry.promote(run, "better", "gate")
+    current = registry.current(7)
+    registry.promote(run, "better", "gate", current.id if current else None)
 
 
 @pytest.fixture
