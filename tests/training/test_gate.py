@@ -14,7 +14,7 @@ def measures(value: float = 0.6, **changes: Any) -> dict[str, Any]:
         "person": {"ap50": value, "ap50_95": value / 2, "boxes": LABEL_BOXES},
         "rare": {"ap50": value, "ap50_95": value / 2, "boxes": LABEL_BOXES - 1},
     }
-    facts = {"map50": value, "map50_95": value / 2, "hota": value, "idf1": value, "labels": labels}
+    facts = {"map50": value, "map50_95": value / 2, "hota": value, "idf1": value, "frames": 900, "labels": labels}
     return {**facts, **changes}
 
 
@@ -55,6 +55,12 @@ def test_a_handful_of_boxes_decides_nothing() -> None:
 def test_a_label_that_the_incumbent_does_not_know_is_gained() -> None:
     before = measures(0.0, hota=0.6, idf1=0.6)
     assert decide(measures(0.3, hota=0.6, idf1=0.6), before).promote
+
+
+def test_tracks_of_a_few_frames_say_less_than_those_of_many() -> None:
+    slightly = {"hota": 0.57, "idf1": 0.57}
+    assert decide(measures(**slightly, frames=60), measures(frames=60)).promote
+    assert not decide(measures(**slightly, frames=900), measures()).promote
 
 
 def test_tracks_are_compared_where_there_are_any() -> None:
