@@ -50,7 +50,8 @@ class Services:
         storage = Storage(settings.database)
         queue = JobQueue(settings)
         projects = Projects(settings, storage)
-        trainings, jobs = Trainings(projects, queue, storage), Jobs(queue)
+        trainings = Trainings(projects, queue, storage)
+        jobs = Jobs(queue, trainings.cancel)
         context = Context(settings)
         # The same connections as everybody's.
         context.storage, context.projects, context.queue = storage, projects, queue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +52,14 @@ class NotCancellable(BackendError):
 
 
 class Jobs:
-    """Every method raises QueueUnavailable when Redis does not answer."""
+    """Every method raises QueueUnavailable when Redis does not answer.
 
-    def __init__(self, queue: JobQueue) -> None:
-        self._queue = queue
+    Args:
+        cancel_training: gives a project's training up.
+    """
+
+    def __init__(self, queue: JobQueue, cancel_training: Callable[[int], None]) -> None:
+        self._queue, self._cancel_training = queue, cancel_training
         self.board = JobBoard(queue)
         self._spread = Spread(queue, self.board)
 
@@ -106,7 +110,7 @@ class Jobs:
             )
         with self._queue.guard():
             if item["kind"] == "train":
-                TrainingQueue(self._queue).cancel(int(item["project"]))
+                self._cancel_training(int(item["project"]))
                 self.board.end(job_id, CANCELLED)  # what is said of it once it has ended
             elif item["kind"] == "auto_label" and item["state"] == "running" and self._queue.fetch(job_id) is None:
                 self._spread.cancel(job_id, self._drop)

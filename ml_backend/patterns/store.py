@@ -234,6 +234,16 @@ class PatternStore:
             rows = connection.execute(_of_project(project_id, model, embeddings.c.thumbnail))
             return {row.id: row.thumbnail for row in rows}
 
+    def gallery(self, project_id: int, model: str, label: str, limit: int) -> list[tuple[int, Source, bytes]]:
+        """Some exemplars of a label, newest first: id, where each comes from, and its JPEG."""
+        query = _of_project(project_id, model, embeddings.c.thumbnail).where(exemplars.c.label == label)
+        query = query.order_by(None).order_by(exemplars.c.id.desc()).limit(limit)
+        with self._read() as connection:
+            return [
+                (row.id, Source(row.label, row.task_id, row.region_id, row.frame, row.origin), row.thumbnail)
+                for row in connection.execute(query)
+            ]
+
     def counts(self, project_id: int, model: str) -> dict[str, dict[str, int]]:
         """Per label: number of exemplars, annotated objects, and tasks."""
         columns = (exemplars.c.label, exemplars.c.task_id, exemplars.c.region_id, exemplars.c.origin)

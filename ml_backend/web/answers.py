@@ -157,6 +157,10 @@ class Patterns(TypedDict):
             "safe_threshold, 0 to 1, as soon as `job` has found them out for the present state."
         ),
     ]
+    map: Annotated[
+        list[dict[str, Any]],
+        Field(description="Exemplars (id, label, task, frame) at x and y, -1 to 1: what looks alike lies together."),
+    ]
     job: Annotated[Job | None, Field(description="Finds out what is missing; null where nothing is.")]
 
 
@@ -204,6 +208,28 @@ class SimilarTracks(TypedDict):
     ]
     skipped: list[str]
     job: Job | None
+
+
+@with_config(_CLOSED)
+class Exemplar(TypedDict):
+    """A view of an annotated object."""
+
+    id: int
+    label: str
+    task: Annotated[int | None, Field(description="null: imported; `origin` says from where.")]
+    region: str
+    frame: Annotated[int, Field(description="Of the video, from 0.")]
+    origin: str
+    thumbnail: Annotated[str | None, Field(description="A data URL.")]
+
+
+@with_config(_CLOSED)
+class Exemplars(TypedDict):
+    """What a label was taught with, newest first."""
+
+    project: int
+    label: str
+    exemplars: list[Exemplar]
 
 
 @with_config(_CLOSED)

@@ -135,6 +135,14 @@ class FindSimilar(Model):
     safe: Annotated[bool, Field(description="Only those that may be given the label without asking.")] = False
 
 
+class ShowExemplars(Model):
+    """Of which label."""
+
+    project: ProjectId
+    label: Annotated[str, Field(max_length=255, description="Name of a label; empty: background.")]
+    limit: Annotated[int, Field(ge=1, le=200, description="How many.")] = 24
+
+
 class Statistics(Model):
     """Whose statistics."""
 

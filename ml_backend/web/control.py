@@ -139,6 +139,16 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         "GET",
+        "/exemplars",
+        control_room.exemplars,
+        "Learn",
+        "What a label was taught with",
+        "Views of annotated objects with their pictures, newest first.",
+        {200: Answer("The exemplars.", answers.Exemplars)},
+        query=bodies.ShowExemplars,
+    ),
+    Route(
+        "GET",
         "/similar",
         control_room.similar,
         "Learn",

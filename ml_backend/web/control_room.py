@@ -14,7 +14,7 @@ from flask import current_app
 import ml_backend
 from ml_backend.errors import BackendError, ConfigError
 from ml_backend.jobs.board import FAILED
-from ml_backend.jobs.control_names import patterns_name, similar_name, stats_name
+from ml_backend.jobs.control_names import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.workers import live_workers
 from ml_backend.services import Services
 from ml_backend.versions import BASE
@@ -199,6 +199,7 @@ def patterns_info(query: bodies.OfProject) -> answers.Patterns:
     models = found.projects.models(project)
     embedder = models.hybrid.embedder
     labels: dict[str, dict[str, Any]] = {}
+    points: list[dict[str, Any]] = []
     job: answers.Job | None = None
     if embedder is not None:
         labels = dict(found.projects.patterns.counts(project, embedder.model_id))
@@ -206,6 +207,7 @@ def patterns_info(query: bodies.OfProject) -> answers.Patterns:
         if digest:
             known = found.jobs.board.published(patterns_name(project))
             if known and known[1]["digest"] == digest:
+                points = known[1]["map"]
                 for label, facts in known[1]["labels"].items():
                     labels.get(label, {}).update(facts)
             else:
@@ -218,8 +220,30 @@ def patterns_info(query: bodies.OfProject) -> answers.Patterns:
         "clip": models.hybrid.clip.model_id if models.hybrid.clip else None,
         "notes": [note for note in (models.detector.note, *models.hybrid.notes) if note],
         "labels": labels,
+        "map": points,
         "job": job,
     }
+
+
+def exemplars(query: bodies.ShowExemplars) -> answers.Exemplars:
+    found = services()
+    embedder = found.projects.models(query.project).hybrid.embedder
+    rows: list[answers.Exemplar] = []
+    if embedder is not None:
+        gallery = found.projects.patterns.gallery(query.project, embedder.model_id, query.label, query.limit)
+        for number, source, thumbnail in gallery:
+            rows.append(
+                {
+                    "id": number,
+                    "label": source.label,
+                    "task": source.task_id or None,
+                    "region": source.region_id,
+                    "frame": source.frame,
+                    "origin": source.origin,
+                    "thumbnail": data_url(thumbnail),
+                }
+            )
+    return {"project": query.project, "label": query.label, "exemplars": rows}
 
 
 def similar(query: bodies.FindSimilar) -> tuple[answers.SimilarTracks, int]:

@@ -401,6 +401,11 @@ def test_patterns_and_more_like_this(here: Site, work: Work) -> None:
     assert known["job"] is None
     assert known["labels"]["walker"]["clusters"] == 1
     assert 0 <= known["labels"]["walker"]["threshold"] <= 1
+    assert {point["label"] for point in known["map"]} == {"walker", "vehicle"}
+    assert all(-1 <= point[axis] <= 1 for point in known["map"] for axis in "xy")
+    shown = asking.get(f"/api/exemplars?project={project}&label=walker&limit=2")["exemplars"]
+    assert [item["task"] for item in shown] == [first, first]
+    assert shown[0]["thumbnail"].startswith("data:image/jpeg;base64,")
 
     look = f"/api/similar?project={project}&label=vehicle&limit=5"
     assert asking.get(look, 202)["tracks"] == []

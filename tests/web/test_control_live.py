@@ -41,7 +41,8 @@ def parsed(text: str) -> list[tuple[str, Any]]:
 
 def control(settings: Settings) -> ControlQueue:
     queue, storage = JobQueue(settings), Storage(settings.database)
-    return ControlQueue(queue, Trainings(Projects(settings, storage), queue, storage), Jobs(queue))
+    trainings = Trainings(Projects(settings, storage), queue, storage)
+    return ControlQueue(queue, trainings, Jobs(queue, trainings.cancel))
 
 
 @pytest.fixture
