@@ -78,15 +78,26 @@ class DetectorLabels:
         names: the detector's classes.
         class_agnostic: the detector cannot tell classes apart. Its tracks are kept in any case: with the project's
             label where there is only one, else unlabelled, which takes the annotator one key press to complete.
+        trained: the detector was trained on the project's labels; see :class:`LabelMapper`.
+        taught: classes that the detector knows anything of; ``None``: all.
     """
 
-    def __init__(self, control: VideoControl, names: Sequence[str], class_agnostic: bool) -> None:
-        self._mapper = LabelMapper(control.labels, names)
+    def __init__(
+        self,
+        control: VideoControl,
+        names: Sequence[str],
+        class_agnostic: bool,
+        *,
+        trained: bool = False,
+        taught: frozenset[str] | None = None,
+    ) -> None:
+        self._mapper = LabelMapper(control.labels, names, trained=trained)
         self._default: str | None = None
         if class_agnostic:
             self._default = control.labels[0].value if len(control.labels) == 1 else UNLABELLED
-        #: Labels that the detector has classes for.
-        self.known = tuple(dict.fromkeys(self._mapper.table.values()))
+        table = self._mapper.table.items()
+        #: Labels that the detector has classes for. That it does not see one that nobody has taught it says nothing.
+        self.known = tuple(dict.fromkeys(label for name, label in table if taught is None or name in taught))
 
     def votes(self, class_scores: Mapping[str, float]) -> dict[str | tuple[str], float]:
         """Sum of votes by label; by class in a tuple where no label covers it."""
@@ -122,6 +133,9 @@ def label_tracks(
     looks: Looks,
     open_video: OpenVideo,
     should_stop: Callable[[], bool] | None = None,
+    *,
+    trained: bool = False,
+    taught: frozenset[str] | None = None,
 ) -> LabelledTracks:
     """Give tracks their labels and make regions of them.
 
@@ -129,11 +143,13 @@ def label_tracks(
         hybrid: what else gives labels; without it the detector's classes do.
         looks: what models have seen of the video; what is missing is added.
         open_video: called only when something has to be looked at.
+        trained, taught: of the detector that found them; see :class:`DetectorLabels`.
 
     Raises:
         VideoError, WeightsError, Interrupted: from looking.
     """
-    detector = DetectorLabels(control, tracks.class_names, tracks.class_agnostic)
+    names, agnostic = tracks.class_names, tracks.class_agnostic
+    detector = DetectorLabels(control, names, agnostic, trained=trained, taught=taught)
     opinions = hybrid.opinions(tracks, control, detector, looks, open_video, should_stop) if hybrid else None
     out = LabelledTracks([], [], Counter())
     for number, record in enumerate(tracks.tracks):

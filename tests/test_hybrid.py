@@ -353,6 +353,20 @@ def test_what_the_detector_saw_counts_for_names_that_it_knows(make: MakeSettings
     assert chances[0]["alarm"] < chances[1]["alarm"]
 
 
+def test_that_a_trained_detector_does_not_see_what_nobody_taught_it_says_nothing(
+    make: MakeSettings, clip: Path
+) -> None:
+    values, where, looks = make(), control("alarm", "person"), MemoryLooks()
+    models = hybrid_models(values, "yolo_clip")
+    tracks = replace(make_set(record(1, RED, 0, 5, 9, person=1.0)), class_names=("alarm", "person"))
+    chances = []
+    for taught in (None, frozenset({"person"})):
+        detector = DetectorLabels(where, tracks.class_names, False, trained=True, taught=taught)
+        (opinion,) = Hybrid(values, models).opinions(tracks, where, detector, looks, lambda: nullcontext(clip))
+        chances.append(opinion.text["alarm"])
+    assert chances[1] > chances[0]
+
+
 def test_what_was_taught_sets_the_temperature_of_names(make: MakeSettings, clip: Path) -> None:
     values, where = make(), control("alarm", "zebra")
     models = hybrid_models(values, "yolo_clip")

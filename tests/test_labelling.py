@@ -269,6 +269,36 @@ def test_without_others_the_detector_labels() -> None:
     assert labelled.regions == label(tracks, where, {}).regions  # nobody has an opinion: the same, byte for byte
 
 
+@pytest.mark.parametrize(
+    ("where", "classes"),
+    [
+        (control("first_responder", "person", first_responder="person"), ("first_responder", "person")),
+        (control("vehicle", "car", vehicle="car,truck"), ("vehicle", "car")),
+    ],
+)
+def test_a_trained_detector_means_the_labels_that_its_classes_are_named_after(
+    where: VideoControl, classes: tuple[str, ...]
+) -> None:
+    records = [make_record(number, class_scores={name: 1.0}) for number, name in enumerate(classes)]
+    tracks = replace(make_set(*records), class_names=classes)
+    labelled = label_tracks(tracks, where, None, MemoryLooks(), refuse, trained=True)
+    assert labels_of(labelled) == [[name] for name in classes]
+    assert labels_of(label(tracks, where)) == [[classes[0]]] * 2, "of another detector predicted_values come first"
+
+
+def test_a_trained_detector_knows_labels_that_were_renamed() -> None:
+    detector = DetectorLabels(control("helper", "person", helper="medic"), ("medic", "Person"), False, trained=True)
+    assert (detector({"medic": 1.0}), detector({"Person": 1.0})) == ("helper", "person")
+
+
+def test_what_nobody_has_taught_is_not_known() -> None:
+    where = control("helper", "person", "car", helper="medic")
+    classes = ("medic", "person", "car")
+    taught = frozenset({"medic", "car"})
+    assert DetectorLabels(where, classes, False, trained=True, taught=taught).known == ("helper", "car")
+    assert DetectorLabels(where, classes, False, trained=True).known == ("helper", "person", "car")
+
+
 def test_no_tracks() -> None:
     for opinions in (None, {}):
         labelled = label(make_set(), control("person"), opinions)

@@ -292,44 +292,63 @@ def read_label_config(path: Path, cure: str = "Give --config.") -> LabelConfig:
         raise ConfigError(f"The label config {path} is not UTF-8: {error}.", "Save it as UTF-8.") from error
 
 
-def _normal(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name as names are compared: case does not matter, nor whether words are joined by a blank, ``_`` or ``-``."""
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+#: What stands in ``predicted_values`` for all classes that no other label has.
+REST = "*"
+
+
+def classes_for(label: LabelSpec) -> tuple[str, ...]:
+    """The classes that would get a label from :class:`LabelMapper`, the surest first; :data:`REST` among them."""
+    listed = [name for name in label.predicted_values if name != REST]
+    names = [*listed, label.value, label.attrs.get("value", ""), *(set(label.predicted_values) & {REST})]
+    return tuple(dict.fromkeys(filter(None, names)))
 
 
 class LabelMapper:
     """From a model's class names to a config's labels.
 
     A class goes to the label that lists it in ``predicted_values``, else to the label of the same name, else to
-    the label with ``predicted_values="*"``. Case does not matter, nor whether words are joined by a blank, ``_`` or
-    ``-``. Of several labels that claim one class the first has it.
+    the label with ``predicted_values="*"``; names are compared as :func:`plain_name` has them. Of several labels that
+    claim one class the first has it.
 
     Args:
         labels: the control's labels.
         class_names: the model's classes.
+        trained: the classes are labels of the project: before all else a class is the label of exactly its name. What
+            ``predicted_values`` says is of the detector that it was trained from, and of labels that were renamed.
 
     Attributes:
         unmapped: how often :meth:`map` was asked for each class that no label covers.
     """
 
-    def __init__(self, labels: Iterable[LabelSpec], class_names: Iterable[str] = ()) -> None:
+    def __init__(self, labels: Iterable[LabelSpec], class_names: Iterable[str] = (), *, trained: bool = False) -> None:
+        self._own: set[str] = set()
         self._by_prediction: dict[str, str] = {}
         self._by_name: dict[str, str] = {}
         self._rest: str | None = None
         self.class_names = tuple(class_names)
         self.unmapped: Counter[str] = Counter()
         for label in labels:
-            self._by_name.setdefault(_normal(label.value), label.value)
+            if trained:
+                self._own.add(label.value)
+            self._by_name.setdefault(plain_name(label.value), label.value)
             written = label.attrs.get("value", "")
             if written:
-                self._by_name.setdefault(_normal(written), label.value)
+                self._by_name.setdefault(plain_name(written), label.value)
             for name in label.predicted_values:
-                if name == "*":
+                if name == REST:
                     self._rest = self._rest or label.value
                 else:
-                    self._by_prediction.setdefault(_normal(name), label.value)
+                    self._by_prediction.setdefault(plain_name(name), label.value)
 
     def _find(self, class_name: str) -> str | None:
-        key = _normal(class_name)
+        if class_name in self._own:
+            return class_name
+        key = plain_name(class_name)
         return self._by_prediction.get(key) or self._by_name.get(key) or self._rest
 
     def map(self, class_name: str) -> str | None:
@@ -347,5 +366,5 @@ class LabelMapper:
     @property
     def unknown_predicted_values(self) -> tuple[str, ...]:
         """What the config lists in ``predicted_values`` although the model has no such class (normalised)."""
-        known = {_normal(name) for name in self.class_names}
+        known = {plain_name(name) for name in self.class_names}
         return tuple(name for name in self._by_prediction if name not in known) if known else ()

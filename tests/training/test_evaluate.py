@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from ml_backend.errors import ConfigError, VideoError
+from ml_backend.label_studio.schema import parse_label_config
+from ml_backend.labelling import DetectorLabels
 from ml_backend.models.detector import YoloDetector
 from ml_backend.models.weights import MOTION, ResolvedDetector
 from ml_backend.pipeline import detect_tracks, video_facts
 from ml_backend.settings import Settings
-from ml_backend.training.evaluate import EvaluationPlan, evaluate
+from ml_backend.training.evaluate import EvaluationPlan, MeasuredModel, evaluate
 from ml_backend.training.precision import AveragePrecision
 from ml_backend.types import Detections, Track
 from ml_backend.video.reader import read_frames
@@ -110,6 +112,30 @@ def test_classes_get_their_labels_by_table_or_by_label_config(
     assert list(table["labels"]) == ["vehicle"]
     nothing, _ = measure(held_out, video, model | {"labels": {"car": "unheard of"}}, small)
     assert (nothing["map50"], nothing["hota"]) == (0, 0)
+
+
+def labels_of(config: str, names: list[str], *, trained: bool) -> dict[str, str]:
+    model = MeasuredModel("m", "yolo", Path("m.pt"), None, "", config, trained)
+    return dict(model.labels_of(names))
+
+
+def test_trained_detectors_are_measured_as_they_are_served() -> None:
+    config = label_config("first_responder", "person", "new", predicted={"first_responder": "person", "new": "old"})
+    names = ["first_responder", "person", "old"]
+    by_name = {"first_responder": "first_responder", "person": "person", "old": "new"}
+    assert labels_of(config, names, trained=True) == by_name
+    assert labels_of(config, names, trained=False) == by_name | {"person": "first_responder"}
+    control = parse_label_config(config).video_controls[0]
+    served = DetectorLabels(control, names, False, trained=True)
+    assert {name: served({name: 1.0}) for name in names} == by_name
+
+
+def test_whether_a_detector_was_trained_is_in_the_plan(tmp_path: Path) -> None:
+    held_out = hold_out(tmp_path / "held_out.json", [], [[0, 1]], [0], ["a"])
+    model = {"name": "m", "kind": "yolo", "path": "m.pt", "label_config": label_config("a")}
+    models = [model, model | {"trained": True}]
+    plan = EvaluationPlan.from_json({"held_out": str(held_out), "videos": {}, "models": models})
+    assert [measured.trained for measured in plan.models] == [False, True]
 
 
 def test_real_detections_are_measured_as_perfect(

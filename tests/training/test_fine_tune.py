@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 from ml_backend.errors import ConfigError, TrainingFailed, WeightsError
+from ml_backend.label_studio.schema import classes_for, parse_label_config
 from ml_backend.models.detector import YoloDetector
 from ml_backend.settings import Settings
 from ml_backend.training.fine_tune import TrainingPlan, fine_tune
 from ml_backend.training.known import KNOWN, LEARNT, known_classes, marks_of, rows_to_begin_with
+from tests.builders import label_config
 from tests.training.detection import LABELS, TAUGHT, make_dataset, make_start, train_plan
 
 
@@ -81,6 +84,52 @@ def test_labels_begin_with_what_the_detector_knows(data: Path, start: Path, tmp_
     assert frozen == {*range(backbone)} - {0} | {0, backbone * 2 + 1}, "the last is the fixed sum over box edges"
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted", "row"),
+    [
+        ("fire_hydrant", (), 2),
+        ("vehicle", ("bus", "truck", "car"), 1),
+        ("vehicle", ("van",), None),
+        ("thing", ("van", "*"), 0),
+        ("car", "truck", 1),
+    ],
+)
+def test_labels_begin_with_the_first_class_that_there_is(name: str, wanted: Sequence[str], row: int | None) -> None:
+    start = {0: "car", 1: "Truck", 2: "fire hydrant"}
+    assert rows_to_begin_with([name], start, {name: wanted}) == ({} if row is None else {0: row})
+
+
+def test_the_rest_is_what_no_other_label_has() -> None:
+    start = {0: "car", 1: "truck", 2: "dog"}
+    assert rows_to_begin_with(["vehicle", "thing"], start, {"vehicle": ["car", "truck"], "thing": ["*"]}) == {
+        0: 0,
+        1: 2,
+    }
+    assert rows_to_begin_with(["dog", "thing"], {0: "dog"}, {"thing": ["*"]}) == {0: 0}
+
+
+def test_classes_for_a_label_are_those_that_it_gets_in_predictions() -> None:
+    xml = label_config("vehicle", "thing", "fire_hydrant", predicted={"vehicle": "car,truck", "thing": "*"})
+    labels = parse_label_config(xml).video_controls[0].labels
+    assert [classes_for(label) for label in labels] == [
+        ("car", "truck", "vehicle"),
+        ("thing", "*"),
+        ("fire_hydrant",),
+    ]
+
+
+def test_a_checkpoint_says_what_it_knows() -> None:
+    base: tuple[dict[int, str], dict[str, Any]] = ({0: "person", 1: "dog"}, {})
+    first = marks_of(["helper", "dog", "cat"], ["helper"], base, {"helper": "person"})
+    assert first == {LEARNT: ["helper"], KNOWN: ["dog", "helper"]}
+    start: tuple[dict[int, str], dict[str, Any]] = ({0: "helper", 1: "dog", 2: "cat"}, dict(first))
+    second = marks_of(["helper", "dog", "cat", "cow"], ["cow"], start, {})
+    assert second == {LEARNT: ["cow", "helper"], KNOWN: ["cow", "dog", "helper"]}, "cat still begins with nothing"
+    renamed = marks_of(["medic", "cat"], ["cat"], start, {"medic": ["helper"]})
+    assert renamed == {LEARNT: ["cat", "helper"], KNOWN: ["cat", "medic"]}
+    assert marks_of(["a", "b"], ["a"], None, {}) == {LEARNT: ["a"], KNOWN: ["a"]}
+
+
 def test_as_many_classes_as_before_do_not_inherit_by_position(data: Path, tmp_path: Path) -> None:
     from tests.builders import make_tiny_yolo
 
@@ -133,6 +182,8 @@ def test_what_is_written_is_what_predictions_load(trained: tuple[Path, dict[str,
     model, checkpoint = load(done["weights"])
     assert checkpoint["optimizer"] is None
     assert checkpoint[LEARNT] == sorted(TAUGHT)
+    assert checkpoint[KNOWN] == sorted(LABELS), "the dog as well, which is what the detector knew of dogs"
+    assert known_classes(Path(done["weights"]), "its digest") == frozenset(LABELS)
     before = load(start)[0]
     # It is moved only by what is annotated as something else: far less than what is taught.
     moved = [(class_rows(model, i) - class_rows(before, j)).abs().mean() for i, j in ((3, 2), (0, 0))]
