@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import dataclasses
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -258,7 +258,9 @@ def test_without_a_project(projects: Projects) -> None:
     assert models.mode == "yolo_dinov2"
 
 
-def test_a_detector_may_be_pinned_until_the_project_has_another_version(make: Callable[..., Projects], tmp_path: Path) -> None:
+def test_a_detector_may_be_pinned_until_the_project_has_another_version(
+    make: Callable[..., Projects], tmp_path: Path
+) -> None:
     projects = make(detector="auto")
     detector = ResolvedDetector("yolo", "yolo11n", tmp_path / "x.pt", "ab" * 32)
     before = dataclasses.replace(projects.models(1), detector=detector)
