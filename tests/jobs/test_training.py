@@ -29,7 +29,7 @@ def services(here: Site) -> Services:
 def annotated(here: Site, project: int, name: str = "walk", **labels: str) -> int:
     """A task whose objects are all annotated."""
     if not (here.videos / f"{name}.mp4").exists():
-        make_walk(here.videos / f"{name}.mp4")
+        make_walk(here.videos / f"{name}.mp4", seed=len(name))
     task = here.task(project, video=f"/data/local-files/?d={name}.mp4", fps=20, width=480, height=360)
     here.sdk.annotations.create(id=task, result=walk_regions(**labels))
     return task
