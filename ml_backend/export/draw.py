@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,9 @@ class PlateAnnotator(BaseAnnotator):
         colours: by ``class_id``.
         scale: sizes.
         fonts: draw the text.
+
+    Attributes:
+        sides: by track, the side of its box that its name was on last.
     """
 
     #: Plates that are kept: those of the objects in sight, and some more.
@@ -133,7 +136,7 @@ class PlateAnnotator(BaseAnnotator):
     def __init__(self, colours: Sequence[Colour], scale: Scale, fonts: Fonts) -> None:
         self._colours, self._scale, self._fonts = colours, scale, fonts
         self._tiles: OrderedDict[tuple[str, int, bool], Tile] = OrderedDict()
-        self._side: dict[int, int] = {}
+        self.sides: dict[int, int] = {}
 
     def annotate(self, scene: Image, detections: sv.Detections, texts: Sequence[str] = ()) -> Image:
         """Draw on ``scene``, BGR, in place.
@@ -142,7 +145,7 @@ class PlateAnnotator(BaseAnnotator):
             texts: one for each box.
         """
         if not len(detections):
-            self._side.clear()
+            self.sides = {}
             return scene
         manual = detections.data["manual"]
         tracks, labels = np.asarray(detections.tracker_id).tolist(), np.asarray(detections.class_id).tolist()
@@ -153,11 +156,11 @@ class PlateAnnotator(BaseAnnotator):
         for number, row in enumerate(sorted(range(len(boxes)), key=lambda i: tracks[i])):
             tile = self._tile(texts[row], labels[row], bool(manual[row]))
             spots, fits = self._spots(boxes[row].tolist(), tile, scene.shape[1], scene.shape[0])
-            best = self._choose(spots, fits, placed[:number], self._side.get(tracks[row], 0))
+            best = self._choose(spots, fits, placed[:number], self.sides.get(tracks[row], 0))
             placed[number] = spots[best]
             sides[tracks[row]] = best
             tile.lay_on(scene, int(spots[best][0]), int(spots[best][1]))
-        self._side = sides
+        self.sides = sides
         return scene
 
     def _tile(self, text: str, label: int, manual: bool) -> Tile:
@@ -257,6 +260,10 @@ class Painter:
         rgb = [colours[label] for label in labels]
         palette = sv.ColorPalette([sv.Color(*colour) for colour in rgb] or [sv.Color(*UNLABELLED_COLOUR)])
         self._labels = [short(label) for label in labels]
+        if look.names:
+            # Which font is found first must not depend on the picture that drawing begins with.
+            for label in self._labels:
+                fonts.readable(label)
         self._look = look
         self._edge = sv.BoxAnnotator(sv.Color(*DARK), scale.line + 2)
         self._solid = sv.BoxAnnotator(palette, scale.line)
@@ -292,6 +299,27 @@ class Painter:
         if self._legend is not None:
             class_id = detections.class_id
             self._legend.draw(image, np.zeros(0, np.int64) if class_id is None else class_id.astype(np.int64))
+
+    def state(self) -> Callable[[], dict[str, Any]]:
+        """What the next pictures take over from those before, as a call that makes JSON of it, also later."""
+        sides, trace = self._plates.sides, self._trails.trace if self._trails else None
+        if trace is None:
+            return lambda: {"sides": list(sides.items())}
+        # All of these are replaced by the next picture, none is changed.
+        at, frames, tracks, xy = trace.current_frame_id, trace.frame_id, trace.tracker_id, trace.xy
+        return lambda: {
+            "sides": list(sides.items()),
+            "trails": [at, frames.tolist(), tracks.tolist(), xy.tolist()],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state`."""
+        self._plates.sides = dict(state["sides"])
+        if self._trails is not None:
+            trace = self._trails.trace
+            trace.current_frame_id = state["trails"][0]
+            trace.frame_id, trace.tracker_id = (np.array(row, int) for row in state["trails"][1:3])
+            trace.xy = np.array(state["trails"][3], np.float32).reshape(-1, 2)
 
     def _texts(self, detections: sv.Detections) -> list[str]:
         texts = []

@@ -101,6 +101,10 @@ class Fonts:
             "Ubuntu: apt install fonts-noto-cjk) or name one with --font."
         )
 
+    def files(self) -> list[str]:
+        """Font files that have been used so far."""
+        return [str(path) for path in self._known]
+
     def _runs(self, text: str) -> Iterator[tuple[Path, str]]:
         run, current = "", self._known[0]
         for char in text:

@@ -8,11 +8,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import supervision as sv
 
@@ -21,10 +22,14 @@ from ml_backend.export.compare import Layout, fitting_size
 from ml_backend.export.draw import Look, Painter, label_colours
 from ml_backend.export.fonts import Fonts
 from ml_backend.export.layers import Layer
+from ml_backend.export.segments import segments_of
+from ml_backend.export.state import fingerprint
 from ml_backend.export.tiles import Scale
 from ml_backend.export.video import FrameBoxes, VideoObject
-from ml_backend.types import IntArray, VideoInfo
+from ml_backend.files import file_sha256
+from ml_backend.types import Image, IntArray, VideoInfo
 from ml_backend.video.container import check_file
+from ml_backend.video.join import join
 from ml_backend.video.probe import Scan, scan
 from ml_backend.video.reader import read_frames
 from ml_backend.video.sound import Sound
@@ -36,6 +41,12 @@ Progress = Callable[[int, int], None]
 _TICKS = 90_000
 #: Pictures after which memory is tidied up, which takes about as long as drawing one.
 _TIDY = 100
+#: Pictures after which x264 makes a key frame by itself: segments of so many cost nothing.
+_KEY = 250
+#: Of a segment, about: as much work is lost at most.
+_SEGMENT_S = 10
+#: Of drawing: pictures of an earlier program are not mixed with others.
+_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,7 @@ def render(
     layers: Sequence[Layer],
     options: Options | None = None,
     progress: Progress | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Write a video with boxes, one picture in memory at a time.
 
@@ -99,6 +111,8 @@ def render(
         out: target, ending in ``.mp4``; one that is there is replaced.
         layers: one or more, of this video.
         progress: called with pictures done and in all.
+        resume: keep what is done when interrupted, and go on with what an interrupted run has kept of the same; see
+            :mod:`ml_backend.export.segments`.
 
     Returns:
         Summary: frames, seconds, fps, width, height, tracks and labels (of each layer), note.
@@ -119,40 +133,91 @@ def render(
     painters = [_Pane(layer, labels, colours, size, facts.info, options.look, fonts, first, last) for layer in layers]
     base, stamps = _stamps(facts, first, last)
     total = last + 1 - first
-    started = time.perf_counter()
-    done = 0
-    with VideoWriter(
-        out,
-        layout.width,
-        layout.height,
-        Fraction(facts.info.fps).limit_denominator(1001),
-        crf=options.crf,
-        preset=options.preset,
-        time_base=base,
-        sound=_sound(facts, first, options) if options.sound and facts.info.has_audio else None,
-    ) as writer:
-        for frame in read_frames(video, facts.info, start=first, size=size):
+    rate = Fraction(facts.info.fps).limit_denominator(1001)
+    sound = _sound(facts, first, options) if options.sound and facts.info.has_audio else None
+
+    def writer(path: Path, heard: Sound | None = None) -> VideoWriter:
+        how: dict[str, Any] = {"crf": options.crf, "preset": options.preset, "time_base": base, "sound": heard}
+        return VideoWriter(path, layout.width, layout.height, rate, **how)
+
+    def pictures(at: int) -> Iterator[tuple[int, Image]]:
+        """Numbers and pictures as they are to be seen, from one on."""
+        for frame in read_frames(video, facts.info, start=first + at, size=size):
+            number = frame.index - first
             if frame.index > last:
                 break
             picture = layout.spread(frame.image)
             for pane, painter in zip(layout.panes, painters, strict=True):
                 painter.paint(pane.of(picture), frame.index)
-            writer.write(picture, int(stamps[frame.index - first]))
-            done += 1
-            if done % _TIDY == 0:
+            yield number, picture
+            if number % _TIDY == _TIDY - 1:
                 _tidy_memory()
             if progress is not None:
-                progress(frame.index - first + 1, total)
+                progress(number + 1, total)
+
+    started = time.perf_counter()
+    if resume:
+        length = _KEY * max(1, round(_SEGMENT_S * facts.info.fps / _KEY))
+        made_of = _made_of(facts, layers, options, fonts, {"stretch": [first, last], "length": length, "size": size})
+        with segments_of(out, made_of, length, writer) as segments:
+            kept, at = segments.frames, segments.done * length
+            if segments.carried is not None:
+                for painter, state in zip(painters, segments.carried, strict=True):
+                    painter.restore(state)
+            if at < total:
+                for number, picture in pictures(at):
+                    segments.write(number, picture, int(stamps[number]), _states(painters))
+            join(out, segments.finish(total), base or 1 / rate, sound)
+            done = segments.frames
+    else:
+        kept, done = 0, 0
+        with writer(out, sound) as whole:
+            for number, picture in pictures(0):
+                whole.write(picture, int(stamps[number]))
+                done += 1
     seconds = time.perf_counter() - started
     return {
         "frames": done,
         "seconds": round(seconds, 3),
-        "fps": round(done / seconds, 2) if seconds else 0.0,
+        "fps": round((done - kept) / seconds, 2) if seconds else 0.0,
         "width": layout.width,
         "height": layout.height,
         "tracks": [len(pane.objects) for pane in painters],
         "labels": [dict(Counter(item.label for item in pane.objects)) for pane in painters],
         "note": " ".join(filter(None, [*(layer.note for layer in layers), fonts.note()])),
+    }
+
+
+def _states(painters: Sequence[_Pane]) -> Callable[[], list[Any]]:
+    states = [painter.state() for painter in painters]
+    return lambda: [state() for state in states]
+
+
+def _made_of(
+    facts: Scan, layers: Sequence[Layer], options: Options, fonts: Fonts, more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that decides pictures, as JSON."""
+    shown = [
+        [
+            layer.title,
+            layer.video.timeline.frame_rate,
+            [
+                [item.track, item.label, item.source, item.confidence, item.first, item.last, item.region["value"]]
+                for item in layer.video.objects
+            ],
+        ]
+        for layer in layers
+    ]
+    return {
+        "version": _VERSION,
+        # Of other releases or another number of processors the encoder's decisions may be others.
+        "made_by": [av.__version__, av.library_versions, sv.__version__, os.cpu_count()],
+        "video": file_sha256(facts.info.path),
+        # Sound is added at the end; where it begins and ends is said by the pictures.
+        "options": {key: value for key, value in asdict(options).items() if key not in ("sound", "start", "end")},
+        "fonts": {path: file_sha256(path) for path in fonts.files()},
+        "layers": fingerprint(shown),
+        **more,
     }
 
 
@@ -199,6 +264,14 @@ class _Pane:
             if boxes.index == index:
                 self._painter.paint(image, self._detections(boxes.objects, boxes.xyxy))
                 return
+
+    def state(self) -> Callable[[], dict[str, Any]]:
+        """See :meth:`Painter.state`."""
+        return self._painter.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See :meth:`Painter.restore`."""
+        self._painter.restore(state)
 
     def _detections(self, objects: Sequence[VideoObject], xyxy: Any) -> sv.Detections:
         return sv.Detections(
