@@ -23,8 +23,8 @@ at 640 pixels, 48 of the shapes at 320), which is less than the software takes b
 *overhead*: a training of the shapes in its own process, from its start to its end, beside a process that calls
 ``YOLO.train`` with the same arguments, pictures and epochs (half of --epochs), at the same priority; pairs take turns
 in who is first. What differs: ``freeze_norm``, an argument of our own that ultralytics does not have; ours leaves out
-ultralytics' closing validation, and loads the finished checkpoint once as a proof. Processor time is compared too: other
-work on the machine changes it less.
+ultralytics' closing validation, and loads the finished checkpoint once as a proof. Processor time is compared too:
+other work on the machine changes it less.
 
 With --work what is finished is kept there, and not done again. Prints tables and, as the last line, JSON.
 """
