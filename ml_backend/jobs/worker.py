@@ -17,6 +17,7 @@ import time
 from types import FrameType
 from typing import Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from rq import Queue
 from rq.executions import Execution
@@ -61,6 +62,22 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
     def _stop_before_work(self, signum: int, frame: FrameType | None) -> None:
         self._stop_requested = True  # seen before the first job is looked for
 
+    def dequeue_job_and_maintain_ttl(self, *args: Any, **options: Any) -> Any:
+        """Wait for a job. RQ outlives a Redis that goes away while it waits, but not just before and after."""
+        while True:
+            try:
+                return super().dequeue_job_and_maintain_ttl(*args, **options)
+            except RedisConnectionError as error:
+                # A job that was taken just now is found again: see JobQueue.recover_lost.
+                log.warning("Redis does not answer; the worker waits for it: %s", error)
+                time.sleep(1.0)
+
+    def check_for_suspension(self, burst: bool) -> None:
+        try:
+            super().check_for_suspension(burst)
+        except RedisConnectionError as error:  # whoever asks for a job next waits for Redis
+            log.debug("Whether workers are suspended is not known: %s", error)
+
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return self.lease_s
 
@@ -86,7 +103,16 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
                 log.warning("The job's lease was not renewed: %s", error)
 
     def run_maintenance_tasks(self) -> None:
-        """Also move retries that are due; RQ's own scheduler is a separate process that would outlive a kill."""
+        """Also move retries that are due; RQ's own scheduler is a separate process that would outlive a kill.
+
+        What Redis is away for is done the next time.
+        """
+        try:
+            self._maintain()
+        except RedisConnectionError as error:
+            log.warning("Maintenance was left out, Redis does not answer: %s", error)
+
+    def _maintain(self) -> None:
         super().run_maintenance_tasks()
         scheduler = RQScheduler(
             self.queues,

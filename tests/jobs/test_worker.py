@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import pytest
+from rq import Worker as RQWorker
 
 from ml_backend.local.processes import RedisServer
 from ml_backend.settings import Settings
@@ -162,7 +163,8 @@ def test_redis_restarts_while_the_worker_waits(
     project = here.project()
     task = here.task(project, video=here.clip(), fps=20)
     with worker_process(here.settings, tmp_path / "log") as worker:
-        wait_for(lambda: here.queue.workers())
+        # Registered is not yet waiting: until then it ends when Redis goes, and is started again.
+        wait_for(lambda: [w.get_state() for w in RQWorker.all(here.queue.connection)] == ["idle"])
         restart(own_redis)
         here.predict(project, task)
         wait_for(lambda: delivered(here, task), 120)
