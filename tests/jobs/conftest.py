@@ -84,7 +84,9 @@ class Site:
         with Redis.from_url(self.settings.redis_url) as connection:
             names = [key.decode()[len("rq:job:") :] for key in connection.keys("rq:job:*")]
             found = Job.fetch_many(names, connection=connection, serializer=JSONSerializer)
-            return {job.id: job.get_status().value for job in found if job}
+            # As it was fetched: it may have ended since.
+            states = {job.id: job.get_status(refresh=False) for job in found if job}
+            return {name: state.value for name, state in states.items() if state}
 
     def job(self, job_id: str) -> Job:
         return Job.fetch(job_id, connection=self.queue.connection, serializer=JSONSerializer)
