@@ -14,7 +14,6 @@ from sqlalchemy.exc import IntegrityError
 
 from ml_backend.corrections import KINDS, Comparison
 from ml_backend.errors import StorageError
-from ml_backend.settings import Settings
 from ml_backend.storage import Storage
 from ml_backend.tables import corrections
 
@@ -169,6 +168,10 @@ class CorrectionStore:
                 for row in connection.execute(query)
             }
 
+    def seen(self, project_id: int) -> dict[str, str]:
+        """Fingerprint by task id, which is text: as the registry keeps what a training has seen."""
+        return {str(task_id): task.fingerprint for task_id, task in self.tasks(project_id).items()}
+
     def tracks(self, project_id: int) -> int:
         """Number of labelled objects in the annotations of a project."""
         query = sa.select(sa.func.sum(corrections.c.tracks)).where(corrections.c.project_id == project_id)
@@ -200,15 +203,6 @@ class CorrectionStore:
                 )
                 for version, tasks, begin, end, *sums in connection.execute(query)
             ]
-
-
-def acceptance(project_id: int, settings: Settings) -> list[VersionAcceptance]:
-    """See :meth:`CorrectionStore.by_version`; for whoever has only the settings.
-
-    Raises:
-        StorageError: the database does not answer.
-    """
-    return CorrectionStore(Storage(settings.database)).by_version(project_id)
 
 
 def _of_task(project_id: int, task_id: int) -> sa.ColumnElement[bool]:

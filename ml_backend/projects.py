@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
@@ -13,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ml_backend.errors import ConfigError
 from ml_backend.hybrid import HybridModels, HybridSource, hybrid_models, mode_part
+from ml_backend.label_studio.extra_params import read_extra_params
 from ml_backend.label_studio.schema import LabelConfig, prompts_digest
 from ml_backend.models.weights import ResolvedDetector, resolve_detector
 from ml_backend.patterns.store import PatternStore
@@ -188,10 +188,5 @@ def _check(mode: str) -> None:
 
 
 def _mode_of(extra_params: Any) -> str:
-    if isinstance(extra_params, str):
-        try:
-            extra_params = json.loads(extra_params)
-        except (ValueError, RecursionError):
-            return ""
-    mode = extra_params.get("mode") if isinstance(extra_params, dict) else None
+    mode = read_extra_params(extra_params).get("mode")
     return mode if isinstance(mode, str) else ""

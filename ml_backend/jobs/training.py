@@ -24,7 +24,7 @@ from ml_backend.errors import (
 )
 from ml_backend.files import file_sha256
 from ml_backend.jobs.context import Context, job
-from ml_backend.jobs.training_facts import checkpoint_name, digest_of, epochs_in, lineage_of, with_text_keys
+from ml_backend.jobs.training_facts import checkpoint_name, digest_of, epochs_in, lineage_of
 from ml_backend.jobs.training_life import TrainingLife
 from ml_backend.label_studio.records import NotFound
 from ml_backend.label_studio.schema import classes_for, parse_label_config
@@ -95,7 +95,8 @@ class _Training(TrainingLife):
 
     def _train(self, version: Version) -> Version | None:
         """Weights for the gate; ``None`` where there is nothing new to learn from."""
-        seen = self._seen()
+        corrections = CorrectionStore(self._context.storage)
+        seen = corrections.seen(self._project)
         for name in ("runs", "gate"):  # of runs that came to an end elsewhere
             for folder in (self._folder / name).glob("*"):
                 if folder.name != version.name:
@@ -103,7 +104,7 @@ class _Training(TrainingLife):
         try:
             data = self._dataset(version)
         except NotFound:  # a project that was deleted: nobody says so
-            CorrectionStore(self._context.storage).forget(self._project)
+            corrections.forget(self._project)
             raise
         arguments = json.loads(self._settings.train_args or "{}")
         base = self._context.projects.models(None, download=True).detector.sha256
@@ -111,7 +112,7 @@ class _Training(TrainingLife):
         if self._is_known(version, made_of):
             log.info("Project %s: nothing has been annotated since the last training.", self._project)
             self._report(stage="unchanged")
-            self._registry.discard(version, with_text_keys(seen))
+            self._registry.discard(version, seen)
             return None
         run = self._folder / "runs" / version.name
         checkpoint = self._checkpoint(version, run) if version.dataset == made_of else None

@@ -19,10 +19,10 @@ def checkpoint_name(version: Version) -> str:
     return f"projects/{version.project_id}/{version.name}-{version.id}-last.pt"
 
 
-def lineage_of(data: TrainingDataset, seen: Mapping[int, str]) -> dict[str, Any]:
+def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]:
     """What the registry keeps of what a version was made from."""
     return {
-        "seen": with_text_keys(seen),
+        "seen": dict(seen),
         "annotations": with_text_keys(data.annotations),
         "fingerprints": with_text_keys(data.fingerprints),
         "pictures": dict(data.pictures),

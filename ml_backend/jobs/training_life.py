@@ -16,7 +16,7 @@ from rq import get_current_job
 from ml_backend.corrections_store import CorrectionStore
 from ml_backend.errors import BackendError, ConfigError
 from ml_backend.jobs.context import Context
-from ml_backend.jobs.training_facts import checkpoint_name, with_text_keys
+from ml_backend.jobs.training_facts import checkpoint_name
 from ml_backend.jobs.training_queue import TrainingLock
 from ml_backend.jobs.training_watch import Watch
 from ml_backend.training.registry import RunLost, Version
@@ -76,7 +76,7 @@ class TrainingLife:
         last = self._registry.get(version.id) or version
         lineage = {name: value for name, value in last.lineage.items() if name != "seen"}
         if not again:
-            lineage["seen"] = with_text_keys(self._seen())
+            lineage["seen"] = CorrectionStore(self._context.storage).seen(self._project)
         try:
             self._registry.finish(dataclasses.replace(version, owner=self._owner), state, reason, lineage=lineage)
         except RunLost:  # it has ended already, or is another worker's, who needs its files
@@ -85,10 +85,6 @@ class TrainingLife:
             self._tidy_up(version)
             if last.artifact:
                 self._context.projects.artifacts.remove(last.artifact)
-
-    def _seen(self) -> dict[int, str]:
-        tasks = CorrectionStore(self._context.storage).tasks(self._project)
-        return {task: state.fingerprint for task, state in tasks.items()}
 
     def _refresh(self, version: Version) -> None:
         last = self._registry.get(version.id)

@@ -57,7 +57,7 @@ class TrainingQueue:
             lock = self._redis.lock(_lock_key(project_id), timeout=self._lock_s, thread_local=False)
             if not lock.acquire(blocking=False):
                 raise Postponed(f"Project {project_id} is being trained by another worker.", "It is tried again.")
-        held = TrainingLock(self._queue, lock)
+        held = TrainingLock(lock)
         try:
             yield held
         finally:
@@ -117,8 +117,8 @@ class TrainingQueue:
 class TrainingLock:
     """A lock that expires by itself when its holder dies."""
 
-    def __init__(self, queue: JobQueue, lock: Lock) -> None:
-        self._queue, self._lock = queue, lock
+    def __init__(self, lock: Lock) -> None:
+        self._lock = lock
 
     def renew(self) -> None:
         """Keep it for another while. While Redis is away it is kept in the hope that it will be back in time.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from ml_backend.errors import ConfigError, StorageError
+from ml_backend.label_studio.extra_params import read_extra_params
 from ml_backend.settings import Settings
 from ml_backend.storage import Storage
 from ml_backend.tables import training_policies
@@ -167,7 +167,8 @@ class Policies:
         Raises:
             ConfigError: see :func:`checked`.
         """
-        values = checked(_training_of(extra_params))
+        found = read_extra_params(extra_params).get("training")
+        values = checked(found if isinstance(found, Mapping) else {})
         if values != self._row(project_id)[1]:
             self._save(project_id, policy=values, setup_policy=values)
 
@@ -189,13 +190,3 @@ class Policies:
             except StorageError as error:
                 if not isinstance(error.__cause__, IntegrityError):  # another process was faster: its row is there now
                     raise
-
-
-def _training_of(extra_params: Any) -> Mapping[str, Any]:
-    if isinstance(extra_params, str):
-        try:
-            extra_params = json.loads(extra_params)
-        except (ValueError, RecursionError):
-            return {}
-    found = extra_params.get("training") if isinstance(extra_params, Mapping) else None
-    return found if isinstance(found, Mapping) else {}

@@ -59,18 +59,15 @@ class Trainings:
         Raises:
             QueueUnavailable: Redis does not answer.
         """
+        from ml_backend.corrections_store import CorrectionStore
+
         waited = self._requests.cancel(project_id)
         registry = self._projects.registry
         if waited and registry.active(project_id) is None:
             # Written down as a run, so that the same annotations do not begin another one by themselves.
             run = registry.begin(project_id, "cancelled", "cancelled", registry.current(project_id))
-            registry.finish(run, "cancelled", "Cancelled before it began.", lineage={"seen": self._seen(project_id)})
-
-    def _seen(self, project_id: int) -> dict[str, str]:
-        from ml_backend.corrections_store import CorrectionStore
-
-        tasks = CorrectionStore(self._storage).tasks(project_id)
-        return {str(task): state.fingerprint for task, state in tasks.items()}
+            seen = CorrectionStore(self._storage).seen(project_id)
+            registry.finish(run, "cancelled", "Cancelled before it began.", lineage={"seen": seen})
 
     def versions(self, project_id: int) -> dict[str, Any]:
         """Everything that is known of a project's versions, newest first; plain JSON."""
