@@ -51,6 +51,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--start", type=click.FloatRange(0), help="Second at which to begin.")
 @click.option("--end", type=click.FloatRange(0), help="Second at which to end.")
 @click.option("--height", type=click.IntRange(16, 8640), help="Of the pictures, at most, px.  [default: the video's]")
+@click.option("--crf", type=click.IntRange(0, 51), default=20, help="0 loses nothing, 18 looks so, 28 is small.")
 @click.option("--no-sound", is_flag=True)
 @click.option("--font", type=FILE, help="Font file for the names.")
 @click.option("--force", is_flag=True, help="Overwrite.")
@@ -87,6 +88,7 @@ def main(video: Path, out: Path, **given: Any) -> None:
         start=given["start"],
         end=given["end"],
         height=given["height"],
+        crf=given["crf"],
         sound=not given["no_sound"],
         font=given["font"],
     )
