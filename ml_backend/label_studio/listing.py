@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import httpx
 
@@ -45,19 +48,58 @@ class ProjectLister:
         with self._lock:
             if self._known and time.monotonic() - self._known[0] < FRESH_S:
                 return self._known[1]
-            try:
+            with self._translated():
                 found = self._fetch()
-            except httpx.HTTPError as error:
-                raise LabelStudioUnavailable(
-                    f"Label Studio does not answer at {self._url} ({error.__class__.__name__}).",
-                    "Start it, or set LABEL_STUDIO_URL to where it is reachable from this process.",
-                ) from error
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise LabelStudioError(
-                    f"What answers at {self._url} is not Label Studio's API.", "Correct LABEL_STUDIO_URL."
-                ) from error
             self._known = time.monotonic(), found
             return found
+
+    def tasks(self, project_id: int, page: int, size: int) -> tuple[list[dict[str, Any]], int]:
+        """A page of a project's tasks, from 1: id, name, number of annotations and predictions; and how many there are.
+
+        Raises:
+            LabelStudioUnavailable: it does not answer.
+            LabelStudioError: it refuses, or has no such project.
+        """
+        wanted: dict[str, Any] = {
+            "project": project_id,
+            "page": page,
+            "page_size": size,
+            "fields": "task_only",
+            "include": ["id", "data", "total_annotations", "total_predictions"],
+        }
+        with self._lock, self._translated():
+            with httpx.Client(base_url=self._url, timeout=TIMEOUT_S) as client:
+                answer = client.get(
+                    "/api/tasks/", params=wanted, headers={"Authorization": self._authorization(client)}
+                )
+            if answer.status_code == 404:
+                raise LabelStudioError(
+                    f"Label Studio shows no tasks of project {project_id} on page {page}.",
+                    "Go back to the first page, or choose another project.",
+                )
+            self._check(answer)
+            body = answer.json()
+            return [_task(item) for item in body["tasks"]], int(body["total"])
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.HTTPError as error:
+            raise LabelStudioUnavailable(
+                f"Label Studio does not answer at {self._url} ({error.__class__.__name__}).",
+                "Start it, or set LABEL_STUDIO_URL to where it is reachable from this process.",
+            ) from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise LabelStudioError(
+                f"What answers at {self._url} is not Label Studio's API.", "Correct LABEL_STUDIO_URL."
+            ) from error
+
+    def _check(self, answer: httpx.Response) -> None:
+        if answer.status_code in (401, 403):
+            self._access = None
+            raise LabelStudioError(f"Label Studio refuses the token ({answer.status_code}).", LOGIN_CURE)
+        answer.raise_for_status()
 
     def _fetch(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -66,10 +108,7 @@ class ProjectLister:
             for page in range(1, _PAGES + 1):
                 parameters: dict[str, int | str] = {"page": page, "page_size": _PAGE, "ordering": "-id"}
                 answer = client.get("/api/projects/", params=parameters, headers=headers)
-                if answer.status_code in (401, 403):
-                    self._access = None
-                    raise LabelStudioError(f"Label Studio refuses the token ({answer.status_code}).", LOGIN_CURE)
-                answer.raise_for_status()
+                self._check(answer)
                 body = answer.json()
                 found += [_project(item, self._url) for item in body["results"]]
                 if not body.get("next"):
@@ -104,4 +143,17 @@ def _project(item: dict[str, Any], url: str) -> dict[str, Any]:
         "annotated": int(item.get("num_tasks_with_annotations") or 0),
         "annotations": int(item.get("total_annotations_number") or 0),
         "predictions": int(item.get("total_predictions_number") or 0),
+    }
+
+
+def _task(item: dict[str, Any]) -> dict[str, Any]:
+    data = item.get("data") or {}
+    # Uploads are called by their file, local files by the parameter that names it.
+    uri = next((value for value in data.values() if isinstance(value, str) and "/" in value), "")
+    parts = urlsplit(uri)
+    return {
+        "id": int(item["id"]),
+        "name": PurePosixPath(unquote(parts.query.removeprefix("d=") or parts.path)).name,
+        "annotations": int(item.get("total_annotations") or 0),
+        "predictions": int(item.get("total_predictions") or 0),
     }

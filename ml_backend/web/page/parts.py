@@ -1,0 +1,210 @@
+"""The parts of the page: each can be drawn by itself, again and again. They ask the API's own handlers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ml_backend.web import bodies, control_room
+from ml_backend.web.page import charts
+from ml_backend.web.page.state import State
+from ml_backend.web.problems import Unknown
+from ml_backend.web.protocol import services
+
+Facts = dict[str, Any]
+#: Rows that are shown at once, pictures of a label at first and on request, and tracks that are alike.
+TASKS, JOBS, FEW, MANY, ALIKE = 20, 12, 6, 60, 24
+#: Labels that come with pictures at once; others on request.
+PICTURED = 8
+LIVE = ("running", "cancelling", "queued", "waiting")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the page.
+
+    Attributes:
+        facts: what its template is given.
+        on: events of the page's script on which it is drawn anew: ``jobs``, ``status``, ``version``, ``mode``, or the
+            kind of a job that has ended.
+        starts: whether drawing it may start a job.
+        everywhere: whether it can be drawn without a project.
+    """
+
+    facts: Callable[[State], Facts]
+    on: tuple[str, ...] = ()
+    starts: bool = False
+    everywhere: bool = False
+
+
+def _project(state: State) -> int:
+    if state.project is None:
+        raise Unknown("No project is chosen.", "Choose one.")
+    return state.project
+
+
+def _jobs_of(state: State) -> list[Any]:
+    return control_room.jobs(bodies.ListJobs(project=state.project, limit=500))["jobs"]
+
+
+# -- beside the steps
+
+
+def _jobs(state: State) -> Facts:
+    found = _jobs_of(state)
+    live = [item for item in found if item["state"] in LIVE]
+    over = [item for item in found if item["state"] not in LIVE]
+    return {"live": live[:JOBS], "more": max(len(live) - JOBS, 0), "over": over[:6]}
+
+
+def _system(state: State) -> Facts:
+    found = control_room.status(bodies.OfAnyProject(project=state.project))
+    waiting = sum(queue.get("queued", 0) + queue.get("scheduled", 0) for queue in found["queues"].values())
+    failed = sum(queue.get("failed", 0) for queue in found["queues"].values())
+    return {"status": found, "waiting": waiting, "failed": failed}
+
+
+# -- 1. label
+
+
+def _projects(state: State) -> Facts:
+    found = state.projects or control_room.projects()["projects"]
+    pages = max(-(-len(found) // TASKS), 1)
+    page = min(state.number("page"), pages)
+    return {"projects": found[(page - 1) * TASKS : page * TASKS], "page": page, "pages": pages}
+
+
+def _counts(state: State) -> Facts:
+    body = bodies.Statistics(project=_project(state), fresh=state.values.get("fresh") == "1")
+    found, _ = control_room.statistics(body)
+    rows = found["rows"]
+    return {
+        "found": found,
+        "labels": [row for row in rows if row["kind"] == "label"],
+        "people": [row for row in rows if row["kind"] == "annotator"],
+        "bar": charts.bar,
+    }
+
+
+# -- 2. learn
+
+
+def _patterns(state: State) -> Facts:
+    found = control_room.patterns_info(bodies.OfProject(project=_project(state)))
+    labels = list(found["labels"])
+    pictures = {label: _pictures(state, label, FEW) for label in labels[:PICTURED]}
+    return {
+        "found": found,
+        "pictures": pictures,
+        "order": {label: number for number, label in enumerate(labels)},
+        "key": charts.key,
+        "scatter": charts.scatter,
+    }
+
+
+def _pictures(state: State, label: str, limit: int) -> list[Any]:
+    return control_room.exemplars(bodies.ShowExemplars(project=_project(state), label=label, limit=limit))["exemplars"]
+
+
+def _exemplars(state: State) -> Facts:
+    label = state.values.get("label", "")[:255]
+    return {"label": label, "exemplars": _pictures(state, label, MANY)}
+
+
+def _similar(state: State) -> Facts:
+    label = state.values.get("label", "")[:255]
+    if not label:
+        return {"found": None, "label": ""}
+    found, _ = control_room.similar(bodies.FindSimilar(project=_project(state), label=label, limit=ALIKE))
+    return {"found": found, "label": label}
+
+
+def _versions(state: State) -> Facts:
+    found = control_room.versions(bodies.OfProject(project=_project(state)))
+    jobs = [item for item in _jobs_of(state) if item["kind"] == "train" and item["state"] in LIVE]
+    shown = next((item for item in found["versions"] if item["history"]), None)
+    return {
+        "found": found,
+        "trainings": jobs,
+        "shown": shown,
+        "lines": history(shown["history"]) if shown else {},
+        "curves": charts.curves,
+        "motion": services().settings.detector == "motion",
+        "acceptance": list(reversed(found["acceptance"]))[:10],
+    }
+
+
+def history(epochs: list[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Curves of a training by name: ``loss``, and ``map`` (precision on its validation part)."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {"loss": {}, "map": {}}
+    names = {"map50": "mAP50", "map50_95": "mAP50-95"}
+    for item in epochs:
+        epoch = float(item.get("epoch", 0))
+        for name, value in (item.get("losses") or {}).items():
+            found["loss"].setdefault(name, []).append((epoch, float(value)))
+        for key, name in names.items():
+            if item.get(key) is not None:
+                found["map"].setdefault(name, []).append((epoch, float(item[key])))
+    return found
+
+
+# -- 3. auto-label, and 4. review
+
+
+def _tasks(state: State) -> Facts:
+    page = state.number("page")
+    found, total = services().lister.tasks(_project(state), page, TASKS)
+    pages = max(-(-total // TASKS), 1)
+    return {"tasks": found, "total": total, "page": page, "pages": pages}
+
+
+def _mode(state: State) -> Facts:
+    project = _project(state)
+    found = services()
+    known = control_room.versions(bodies.OfProject(project=project))
+    names = [item["version"] for item in known["versions"] if item["state"] in ("promoted", "refused")]
+    return {"mode": found.projects.mode(project), "current": known["current"], "names": names}
+
+
+def _auto(state: State) -> Facts:
+    kinds = ("auto_label", "predict", "prepare", "refresh")
+    found = [item for item in _jobs_of(state) if item["kind"] in kinds]
+    return {"live": [item for item in found if item["state"] in LIVE][:JOBS], "over": found[:1]}
+
+
+def _files(state: State) -> Facts:
+    outputs = services().outputs
+    found = []
+    for item in _jobs_of(state):
+        result = item["result"]
+        if isinstance(result, dict) and (path := outputs.find(str(result.get("file")))):
+            found.append({"job": item, "name": path.name, "bytes": result["bytes"], "facts": result})
+    page = state.number("page")
+    videos = [item for item in found if item["name"].endswith(".mp4")]
+    chosen = [name for name in (state.values.get("a"), state.values.get("b")) if name]
+    shown = [item for name in chosen for item in videos if item["name"] == name] or videos[:1]
+    return {
+        "files": found[(page - 1) * TASKS : page * TASKS],
+        "page": page,
+        "pages": max(-(-len(found) // TASKS), 1),
+        "videos": videos,
+        "shown": shown,
+    }
+
+
+PARTS: Mapping[str, Part] = {
+    "jobs": Part(_jobs, ("jobs",), everywhere=True),
+    "system": Part(_system, ("status", "version", "init_models"), everywhere=True),
+    "projects": Part(_projects, ("import_video",), everywhere=True),
+    "counts": Part(_counts, ("count_statistics",), starts=True),
+    "patterns": Part(_patterns, ("describe_patterns", "learn_patterns", "mode"), starts=True),
+    "exemplars": Part(_exemplars),
+    "similar": Part(_similar, ("find_similar",), starts=True),
+    "versions": Part(_versions, ("version", "train")),
+    "mode": Part(_mode, ("version", "mode", "train")),
+    "auto": Part(_auto, ("jobs",)),
+    "tasks": Part(_tasks, ("predict", "auto_label", "import_video")),
+    "renders": Part(_tasks, ("import_video",)),
+    "files": Part(_files, ("render_video", "render_custom_video", "export_project")),
+}

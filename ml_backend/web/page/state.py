@@ -1,0 +1,91 @@
+"""What a request to the page is about: project, step, language, theme."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flask import request
+
+from ml_backend.errors import BackendError
+from ml_backend.web import answers, control_room
+from ml_backend.web.page.texts import LANGUAGES
+from ml_backend.web.problems import CrossSite
+from ml_backend.web.sites import refuse_other_sites
+
+STEPS = ("label", "learn", "auto", "review")
+THEMES = ("light", "dark")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A request.
+
+    Attributes:
+        project: id; ``None`` where there is none.
+        theme: empty: the system's.
+        projects: all there are; empty where ``problem`` says why they are not known.
+        foreign: a link on another site led here; that starts no work.
+        values: further parameters.
+    """
+
+    project: int | None
+    step: str
+    lang: str
+    theme: str
+    projects: list[answers.Project] = field(default_factory=list)
+    problem: BackendError | None = None
+    foreign: bool = False
+    values: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> answers.Project | None:
+        return next((item for item in self.projects if item["id"] == self.project), None)
+
+    def number(self, name: str, default: int = 1) -> int:
+        """A parameter that is a positive number."""
+        text = self.values.get(name, "")
+        return int(text) if text.isascii() and text.isdecimal() and 0 < int(text[:12]) < 1 << 31 else default
+
+
+def read_state(*, whole: bool) -> State:
+    """The present request's.
+
+    Args:
+        whole: the whole page is asked for, which lists projects and takes the first where none is named.
+    """
+    values = {name: value for name, value in request.args.items() if len(value) <= 1000}
+    projects: list[answers.Project] = []
+    problem: BackendError | None = None
+    if whole:
+        try:
+            projects = control_room.projects()["projects"]
+        except BackendError as error:
+            problem = error
+    step = values.get("step", "")
+    found = State(
+        None, step if step in STEPS else STEPS[0], language(), _theme(), projects, problem, _foreign(), values
+    )
+    named = found.number("project", 0) or None
+    if named is None and projects:
+        named = projects[0]["id"]
+    return State(named, found.step, found.lang, found.theme, projects, problem, found.foreign, values)
+
+
+def language() -> str:
+    """The chosen one, else the browser's, else English."""
+    chosen = request.cookies.get("lang", "")
+    return chosen if chosen in LANGUAGES else request.accept_languages.best_match(list(LANGUAGES)) or "en"
+
+
+def _theme() -> str:
+    chosen = request.cookies.get("theme", "")
+    return chosen if chosen in THEMES else ""
+
+
+def _foreign() -> bool:
+    try:
+        refuse_other_sites()
+    except CrossSite:
+        return True
+    return False

@@ -1,0 +1,183 @@
+"""The page at ``/``, its parts, and what its buttons do.
+
+``GET /`` is the whole page for whoever takes HTML, and a program's health check for everybody else.
+``GET /ui/part/NAME`` is one part of it; ``POST /ui/do/NAME`` is a button.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from flask import Blueprint, Response, redirect, render_template, request, url_for
+from markupsafe import Markup
+
+from ml_backend.errors import BackendError
+from ml_backend.web.page import forms, words
+from ml_backend.web.page.parts import PARTS
+from ml_backend.web.page.state import STEPS, THEMES, State, read_state
+from ml_backend.web.page.texts import LANGUAGES, named, translator
+from ml_backend.web.problems import Unknown
+from ml_backend.web.protocol import health, services
+from ml_backend.web.sites import refuse_other_sites
+
+log = logging.getLogger(__name__)
+
+_STATIC = Path(__file__).parents[1] / "static"
+blueprint = Blueprint(
+    "page", __name__, template_folder="../templates", static_folder=_STATIC, static_url_path="/ui/static"
+)
+
+#: No script or style within the page, nothing from elsewhere; pictures of objects come within it.
+POLICY = (
+    "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+_YEAR = 365 * 24 * 3600
+
+
+@blueprint.after_request
+def harden(response: Response) -> Response:
+    """The page runs only its own script, is shown in nobody's frame, and tells nobody where it is."""
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "same-origin"
+    if request.endpoint == "page.static":  # its address changes with its content
+        response.headers["Cache-Control"] = f"private, max-age={_YEAR}, immutable"
+    else:
+        response.headers["Cache-Control"] = "no-store"
+        response.vary.add("Accept")
+    return response
+
+
+@cache
+def _digest(name: str) -> str:
+    return sha256((_STATIC / name).read_bytes()).hexdigest()[:12]
+
+
+@blueprint.get("/")
+def home() -> Response:
+    """The page; health, as JSON, for programs."""
+    if request.accept_mimetypes.best_match(["application/json", "text/html"]) != "text/html":
+        return health()
+    chosen = {"lang": LANGUAGES, "theme": (*THEMES, "auto")}
+    wanted = {name: request.args[name] for name, known in chosen.items() if request.args.get(name) in known}
+    if wanted:  # remembered, and gone from the address
+        kept = {name: value for name, value in request.args.items() if name not in chosen}
+        answer = redirect(f"/?{urlencode(kept)}" if kept else "/", 303)
+        for name, value in wanted.items():
+            answer.set_cookie(name, value, max_age=_YEAR, samesite="Lax", httponly=True)
+        return Response(answer.get_data(), answer.status_code, answer.headers)
+    return _page(read_state(whole=True))
+
+
+def _page(state: State, notice: Markup | None = None, status: int = 200) -> Response:
+    return Response(_rendered("page/index.html", notice=notice or "", **_context(state)), status)
+
+
+@blueprint.get("/ui/part/<name>")
+def part(name: str) -> Response:
+    """A part by itself. Pages of other sites cannot have one drawn that starts work."""
+    if name not in PARTS:
+        raise Unknown("There is no such part of the page.")
+    if PARTS[name].starts:
+        refuse_other_sites()
+    state = read_state(whole=False)
+    return Response(_draw(name, state, _context(state)))
+
+
+@blueprint.post("/ui/do/<name>")
+def do(name: str) -> Response:
+    """A button. With scripts the answer is a notice; without, the whole page with one."""
+    refuse_other_sites()
+    answer, changed = forms.perform(name)
+    state = read_state(whole="HX-Request" not in request.headers)
+    notice = _rendered("page/notice.html", answer=answer, action=name, **_context(state))
+    if "HX-Request" not in request.headers:
+        return _page(state, notice)
+    found = Response(notice)
+    found.headers["HX-Trigger"] = json.dumps({f"live-{item}": "" for item in changed})
+    return found
+
+
+@blueprint.errorhandler(BackendError)
+def refused(error: BackendError) -> Response:
+    """What is wrong and the cure, where the notice would be."""
+    log.warning("%s: %s", request.path, error)
+    state = read_state(whole=False)
+    notice = _rendered("page/problem.html", error=error, **_context(state))
+    if "HX-Request" in request.headers:
+        return Response(notice, error.http_status)
+    return _page(read_state(whole=True), notice, error.http_status)
+
+
+def _rendered(template: str, **values: Any) -> Markup:
+    """What a template gives: it has escaped all that it was given."""
+    return Markup(render_template(template, **values))  # noqa: S704
+
+
+def _draw(name: str, state: State, context: dict[str, Any]) -> Markup:
+    """A part, or what is wrong with it: one that fails takes no other with it."""
+    try:
+        facts = PARTS[name].facts(state)
+    except BackendError as error:
+        return _rendered("page/problem.html", error=error, **context)
+    return _rendered(f"page/parts/{name}.html", **facts, **context)
+
+
+def _context(state: State) -> dict[str, Any]:
+    """What every template may use."""
+    t = translator(state.lang)
+
+    def address(**changes: object) -> str:
+        """The page with other parameters; ``None`` leaves one out."""
+        kept: dict[str, object] = {"project": state.project, "step": state.step} | changes
+        return "/?" + urlencode({name: value for name, value in kept.items() if value is not None})
+
+    def action(name: str) -> str:
+        return url_for("page.do", name=name, project=state.project, step=state.step)
+
+    def part_address(name: str, **values: object) -> str:
+        kept: dict[str, object] = {"project": state.project, "step": state.step} | values
+        query = urlencode({key: value for key, value in kept.items() if value is not None})
+        return f"{url_for('page.part', name=name)}?{query}"
+
+    context: dict[str, Any] = {
+        "s": state,
+        "t": t,
+        "steps": STEPS,
+        "languages": LANGUAGES,
+        "address": address,
+        "action": action,
+        "part_address": part_address,
+        "static": lambda name: url_for("page.static", filename=name, v=_digest(name)),
+        "amount": words.amount,
+        "percent": words.percent,
+        "figure": words.figure,
+        "moment": words.moment,
+        "duration": lambda seconds: words.duration(t, seconds),
+        "ls_url": services().settings.label_studio_url,
+        "named": lambda group, name: named(state.lang, group, name),
+    }
+
+    def shown(name: str, **values: str) -> Markup:
+        """A part within the page, which is drawn anew when something about it changes."""
+        found = PARTS[name]
+        if state.project is None and not found.everywhere:
+            return Markup("")
+        kept = {key: state.values[key] for key in ("label", "a", "b", "page") if key in state.values} | values
+        waits = found.starts and state.foreign
+        events = [f"live-{item} from:body" for item in found.on] + (["load"] if waits else [])
+        content = "" if waits else _draw(name, state, context)
+        source = part_address(name, **kept)
+        return _rendered(
+            "page/part.html", name=name, source=source, events=", ".join(events), content=content, **context
+        )
+
+    context["part"] = shown
+    return context
