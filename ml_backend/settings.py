@@ -19,6 +19,8 @@ from ml_backend.errors import ConfigError
 Mode = Literal["yolo", "yolo_dinov2", "yolo_clip", "universal"]
 EmbedderKind = Literal["auto", "dinov2", "fallback"]
 DetectorKind = Literal["auto", "yolo", "motion"]
+EngineKind = Literal["auto", "torch", "openvino", "tensorrt", "coreml"]
+Precision = Literal["auto", "fp32"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 #: Queues of jobs in order of priority: preparing a task is short and lets people open it with the right frame rate;
 #: what people teach shows within seconds; somebody waits for what is asked for in the control room (imports, exports,
@@ -81,6 +83,12 @@ class Settings(BaseSettings):
     yolo_weights: str = Field("yolo11n.pt", description="A local path, or a name that ultralytics can download.")
     weights_timeout_s: float = Field(10.0, gt=0, description="Seconds to wait for a weights server before giving up.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps.")
+    engine: EngineKind = Field(
+        "auto",
+        description="What runs the YOLO network: torch, openvino, tensorrt or coreml; auto: openvino on x86 CPUs, else "
+        "torch. PyTorch serves until an engine is ready, and where it fails.",
+    )
+    precision: Precision = Field("auto", description="auto: fp16 on CUDA, else fp32. fp32: everywhere.")
     imgsz: int = Field(640, ge=64, description="Longer side of the network's input in pixels.")
     batch: int = Field(8, ge=1, description="Frames per network call on a GPU; a CPU takes 2 at most.")
     embedder: EmbedderKind = Field("auto", description="auto: DINOv2 where its weights can be had, else fallback.")

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ml_backend.errors import WeightsError
 from ml_backend.models._ultralytics import setup_ultralytics
-from ml_backend.models.memory import FitsMemory, is_out_of_memory, model_memory
+from ml_backend.models.engines.base import Engine
+from ml_backend.models.engines.cache import Export
+from ml_backend.models.engines.openvino_engine import OpenvinoEngine
+from ml_backend.models.engines.torch_engine import TorchEngine
+from ml_backend.models.memory import FitsMemory, is_out_of_memory
 from ml_backend.settings import Settings
 from ml_backend.types import Detections, Image
 
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+
 NMS_IOU = 0.7  # ultralytics' own default for predict and track
 MAX_DETECTIONS = 300  # likewise
-
-#: On a CPU the layers' outputs of more frames no longer fit into its cache: 8 at once are a tenth slower than 2.
-CPU_BATCH = 2
 
 
 class Detector(Protocol):
@@ -38,6 +42,10 @@ class Detector(Protocol):
         """Detections of each image; one entry per image, in their order."""
         ...
 
+    def working_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) to which pictures of that size may be reduced beforehand: :meth:`detect` does so anyway."""
+        ...
+
 
 class YoloDetector(FitsMemory):
     """A YOLO detection model behind :class:`Detector`.
@@ -47,7 +55,9 @@ class YoloDetector(FitsMemory):
 
     Args:
         path: checkpoint (``.pt``) or a model exported by ultralytics. A checkpoint is code: trusted paths only.
-        settings: ``device``, ``imgsz``, ``batch`` and ``conf`` are used.
+        settings: ``device``, ``imgsz``, ``batch``, ``conf`` and ``precision`` are used.
+        export: of the checkpoint, for another engine than PyTorch, which takes over if that does not run.
+        note: why PyTorch is used and not what was wanted.
 
     Raises:
         WeightsError: the file is missing, unreadable, or not a detection model; the device does not exist.
@@ -55,7 +65,7 @@ class YoloDetector(FitsMemory):
 
     _items = "frames"
 
-    def __init__(self, path: str | Path, settings: Settings) -> None:
+    def __init__(self, path: str | Path, settings: Settings, export: Export | None = None, note: str = "") -> None:
         path = Path(path)
         if not path.exists():
             raise WeightsError(f"No model weights at {path}.", "Set YOLO_WEIGHTS to an existing checkpoint.")
@@ -64,13 +74,28 @@ class YoloDetector(FitsMemory):
         self._conf = settings.conf
         self._imgsz = settings.imgsz
         self._batch = settings.batch
-        self._placed(_select_device(settings.device), self._move)
-        self.names: dict[int, str] = {int(i): str(name) for i, name in self._backend.names.items()}
+        self._half = settings.precision != "fp32"
+        self._export = export
+        self._note = note
+        on_cpu = export is not None and export.engine == "openvino"
+        self._placed(_select_device("cpu" if on_cpu else settings.device), self._move)
+        self.names: dict[int, str] = self._engine.names
 
     @property
-    def memory_bytes(self) -> dict[str, int]:
-        """Bytes that the network takes, by device; of an export, whose runtime does not tell, the file's size."""
-        return model_memory(self._backend) or {self.device: sum(f.stat().st_size for f in _files(self._path))}
+    def memory_bytes(self) -> Mapping[str, int]:
+        """Bytes that the network takes, by device."""
+        return self._engine.memory_bytes
+
+    @property
+    def engine(self) -> dict[str, str]:
+        """``name`` and ``precision`` of what runs the network, and a ``note``: why it is not another, else empty."""
+        return {"name": self._engine.name, "precision": self._engine.precision, "note": self._note}
+
+    def working_size(self, width: int, height: int) -> tuple[int, int]:
+        """The letterbox's inner size: 640 x 360 for 1920 x 1080 at ``imgsz`` 640. Small pictures stay as they are."""
+        input_height, input_width = self._input_size()
+        scale = min(input_height / height, input_width / width, 1.0)
+        return max(1, round(width * scale)), max(1, round(height * scale))
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """Detect objects.
@@ -87,40 +112,49 @@ class YoloDetector(FitsMemory):
         return results
 
     def _move(self, device: torch.device) -> None:
-        self._backend = self._load(device)
+        self._engine = self._load(device)
         self._device = device
-        if device.type == "cpu":
-            self._batch = min(self._batch, CPU_BATCH)
+        self._batch = min(self._batch, self._engine.max_batch)
 
     def _to_cpu(self) -> None:
         import torch
 
+        self._export = None  # what was made for another device does not run here
         self._move(torch.device("cpu"))
 
-    def _load(self, device: torch.device) -> Any:
-        from ultralytics.nn.autobackend import AutoBackend
+    def _load(self, device: torch.device) -> Engine:
+        if self._export is not None:
+            try:
+                return self._load_export(self._export, device)
+            except Exception as error:  # runtimes raise anything
+                if is_out_of_memory(error):
+                    raise
+                self._give_up_export(self._export, error)
+        # fp16 halves time and memory on CUDA; elsewhere it is slower or breaks models.
+        return TorchEngine(self._path, device, half=self._half and device.type == "cuda")
 
-        try:
-            # fp16 halves time and memory on CUDA; elsewhere it is slower or breaks models.
-            backend = AutoBackend(str(self._path), device=device, fp16=device.type == "cuda", verbose=False)
-        except Exception as error:  # unpickling foreign files raises anything
-            if is_out_of_memory(error):
-                raise
-            raise WeightsError(
-                f"{self._path} cannot be loaded as a YOLO model ({type(error).__name__}: {error}).",
-                "The file may be damaged or of another kind; download or export it again.",
-            ) from error
-        task = getattr(backend, "task", None) or getattr(getattr(backend, "model", None), "task", None)
-        if task != "detect":
-            raise WeightsError(
-                f"{self._path} is a YOLO model for {task or 'an unknown task'}, not for detection.",
-                "Set YOLO_WEIGHTS to a detection checkpoint such as yolo11n.pt.",
-            )
-        backend.eval()
-        return backend
+    def _load_export(self, export: Export, device: torch.device) -> Engine:
+        if export.engine == "openvino":
+            return OpenvinoEngine(export, self._batch)
+        return TorchEngine(export.model, device, half=export.precision == "fp16")
+
+    def _give_up_export(self, export: Export, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        self._export = None
+        self._note = f"{export.engine} does not run ({reason}): PyTorch is used."
+        export.failed(reason)
+        log.warning("%s: %s", self._path.name, self._note)
 
     def _detect_from(self, images: Sequence[Image], start: int, limit: int) -> list[Detections]:
-        return self._detect_batch(_same_shape(images, start, limit))
+        batch = _same_shape(images, start, limit)
+        try:
+            return self._detect_batch(batch)
+        except Exception as error:  # as above
+            if self._export is None or is_out_of_memory(error):
+                raise
+            self._give_up_export(self._export, error)
+        self._move(self._device)
+        return self._detect_batch(batch[: self._batch])
 
     def _detect_batch(self, images: Sequence[Image]) -> list[Detections]:
         import torch
@@ -128,28 +162,24 @@ class YoloDetector(FitsMemory):
         from ultralytics.data.augment import LetterBox
         from ultralytics.utils import nms, ops
 
-        backend = self._backend
-        rect = backend.format == "pt" or getattr(backend, "dynamic", False)
-        letterbox = LetterBox(self._input_size(), auto=rect, stride=backend.stride)
-        pixels = torch.from_numpy(np.stack([letterbox(image=image) for image in images])).to(self._device)
+        engine = self._engine
+        letterbox = LetterBox(self._input_size(), auto=engine.fixed is None, stride=engine.stride)
+        pixels = np.stack([letterbox(image=image) for image in images])
+        raw = engine.infer(pixels)
         with torch.inference_mode():
-            tensor = pixels.permute(0, 3, 1, 2).contiguous().flip(1)  # BGR to RGB
-            tensor = (tensor.half() if backend.fp16 else tensor.float()).div_(255)
-            raw = backend(tensor)
-            boxes = nms.non_max_suppression(raw, self._conf, NMS_IOU, max_det=MAX_DETECTIONS, end2end=backend.end2end)
+            boxes = nms.non_max_suppression(raw, self._conf, NMS_IOU, max_det=MAX_DETECTIONS, end2end=engine.end2end)
             results = []
             for image, found in zip(images, boxes, strict=True):
-                ops.scale_boxes(tensor.shape[2:], found[:, :4], image.shape)
+                ops.scale_boxes(pixels.shape[1:3], found[:, :4], image.shape)
                 results.append(_to_detections(found))
             return results
 
     def _input_size(self) -> list[int]:
         from ultralytics.utils.checks import check_imgsz
 
-        fixed = getattr(self._backend, "imgsz", None)  # exports with a static shape accept no other
-        if fixed is not None and not getattr(self._backend, "dynamic", False):
-            return list(fixed)
-        return list(check_imgsz(self._imgsz, stride=self._backend.stride, min_dim=2))
+        if self._engine.fixed is not None:
+            return list(self._engine.fixed)
+        return list(check_imgsz(self._imgsz, stride=self._engine.stride, min_dim=2))
 
 
 def _same_shape(images: Sequence[Image], start: int, limit: int) -> Sequence[Image]:
@@ -158,11 +188,6 @@ def _same_shape(images: Sequence[Image], start: int, limit: int) -> Sequence[Ima
     while end < min(len(images), start + limit) and images[end].shape == images[start].shape:
         end += 1
     return images[start:end]
-
-
-def _files(path: Path) -> list[Path]:
-    """Some exports are folders."""
-    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
 
 
 def _to_detections(found: torch.Tensor) -> Detections:

@@ -84,18 +84,20 @@ class MotionDetector:
         """
         return [self._detect(image) for image in images]
 
+    def working_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) to which pictures are reduced in any case."""
+        scale = min(1.0, WIDTH / width)
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
     def _rate(self) -> float:
         """How much the next frame counts: a lot in the beginning, when the first frame is all that is known."""
         self._learned += 1
         slowest, fastest = 1 / (HISTORY_S * self._fps), min(0.5, MAX_RATE / self._fps)
         return float(min(max(1 / (2 * self._learned), slowest), fastest)) if self._learned > 1 else 1.0
 
-    @staticmethod
-    def _reduce(image: Image) -> Image:
+    def _reduce(self, image: Image) -> Image:
         height, width = image.shape[:2]
-        scale = min(1.0, WIDTH / width)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        small = cv2.resize(image, self.working_size(width, height), interpolation=cv2.INTER_AREA)
         return np.asarray(cv2.GaussianBlur(small, (5, 5), 0), np.uint8)
 
     def _detect(self, image: Image) -> Detections:

@@ -104,7 +104,8 @@ class ModelPool:
     def status(self) -> dict[str, Any]:
         """What is loaded and how much memory there is, in bytes and seconds; plain JSON.
 
-        ``models`` are listed from the least recently used on. ``gpu`` is ``None`` where no CUDA card is in use.
+        ``models`` are listed from the least recently used on; ``engine`` says what runs a detector's network (``name``,
+        ``precision``, ``note``), else it is ``None``. ``gpu`` is ``None`` where no CUDA card is in use.
         """
         with self._changed:
             entries = [(entry, dict(entry.bytes())) for entry in self._entries.values()]
@@ -113,6 +114,7 @@ class ModelPool:
                 {
                     "name": entry.name,
                     "device": _main_device(entry, sizes),
+                    "engine": getattr(entry.model, "engine", None),
                     "bytes": sum(sizes.values()),
                     "in_use": entry.users,
                     "loading": entry.loader is not None,

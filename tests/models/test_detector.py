@@ -64,8 +64,9 @@ def test_the_real_model_sees_the_same_as_ultralytics(
 def test_the_input_keeps_the_videos_aspect(tiny: Path, settings: MakeSettings) -> None:
     detector = YoloDetector(tiny, settings(device="cpu", imgsz=640))
     shapes = []
-    forward = detector._backend.forward
-    detector._backend.forward = lambda x, **k: (shapes.append(tuple(x.shape)), forward(x, **k))[1]
+    backend = detector._engine._backend
+    forward = backend.forward
+    backend.forward = lambda x, **k: (shapes.append(tuple(x.shape)), forward(x, **k))[1]
     detector.detect(pictures(2, 1080, 1920))
     detector.detect(pictures(1, 640, 360))
     assert shapes == [(2, 3, 384, 640), (1, 3, 640, 384)]
@@ -153,8 +154,8 @@ def test_a_full_device_gets_smaller_batches(tiny: Path, settings: MakeSettings) 
     detector = YoloDetector(tiny, settings(device="cpu", imgsz=160, batch=8))
     images = pictures(9)
     expected = [len(d) for d in detector.detect(images)]
-    device = FullDevice(detector._backend, room=2)
-    detector._backend, detector._batch = device, 8  # as on a GPU: a CPU is given two at most from the start
+    device = FullDevice(detector._engine._backend, room=2)
+    detector._engine._backend, detector._batch = device, 8  # as on a GPU: a CPU is given two at most from the start
     assert [len(d) for d in detector.detect(images)] == expected
     assert device.sizes[:3] == [8, 4, 2]
     assert max(device.sizes[3:]) == 2
@@ -167,7 +168,8 @@ def test_a_device_without_any_room_is_left_for_the_cpu(tiny: Path, settings: Mak
     images = pictures(2)
     expected = detector.detect(images)
     # "meta" stands for a GPU: a device of torch that is not the CPU and exists everywhere.
-    detector._backend, detector._device = FullDevice(detector._backend, room=0), torch.device("meta")
+    detector._engine._backend = FullDevice(detector._engine._backend, room=0)
+    detector._device = torch.device("meta")
     found = detector.detect(images)
     assert detector.device == "cpu"
     assert all(np.array_equal(a.xyxy, b.xyxy) for a, b in zip(found, expected, strict=True))
@@ -176,7 +178,7 @@ def test_a_device_without_any_room_is_left_for_the_cpu(tiny: Path, settings: Mak
 @pytest.mark.parametrize("message", ["shape mismatch", "can't allocate memory: you tried to allocate 9 bytes"])
 def test_what_a_smaller_batch_cannot_cure_comes_through(message: str, tiny: Path, settings: MakeSettings) -> None:
     detector = YoloDetector(tiny, settings(device="cpu", imgsz=160))
-    detector._backend = FullDevice(detector._backend, room=0, message=message)
+    detector._engine._backend = FullDevice(detector._engine._backend, room=0, message=message)
     with pytest.raises(RuntimeError, match=message):
         detector.detect(pictures(2))
 

@@ -178,7 +178,7 @@ def test_what_is_no_model_takes_nothing(thing: object) -> None:
 
 def test_a_detector_is_as_large_as_its_network(tmp_path: Path, settings: MakeSettings) -> None:
     detector = YoloDetector(make_tiny_yolo(tmp_path / "tiny.pt", {0: "cat"}), settings(device="cpu"))
-    network = detector._backend.model
+    network = detector._engine.network
     expected = sum(t.nelement() * t.element_size() for t in (*network.parameters(), *network.buffers()))
     assert 0.98 * expected < model_memory(detector)["cpu"] < 1.02 * expected  # a few tensors are no parameters
 

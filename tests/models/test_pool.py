@@ -397,7 +397,7 @@ def test_status_is_plain_and_complete(loads: Loads) -> None:
     status = json.loads(json.dumps(pool.status()))
     (model,) = status["models"]
     assert model.pop("idle_seconds") >= 0
-    assert model == {"name": "a", "device": "cpu", "bytes": MB, "in_use": 0, "loading": False}
+    assert model == {"name": "a", "device": "cpu", "engine": None, "bytes": MB, "in_use": 0, "loading": False}
     ram = status["ram"]
     assert (ram["budget"], ram["models"]) == (10 * MB, MB)
     assert 0 < ram["process"] < ram["total"]

@@ -1,0 +1,112 @@
+"""OpenVINO on CPUs: pictures of a batch run at once, each on cores of its own."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ml_backend.models.engines.base import Pixels
+from ml_backend.models.engines.cache import Export
+
+if TYPE_CHECKING:
+    import openvino
+
+MODEL_FILE = "model.xml"
+#: Networks compiled for one input size each; videos of a project have one or two.
+MAX_SIZES = 4
+#: No picture takes so long. Requests that never end have been seen on some machines.
+TIMEOUT_S = 120.0
+
+
+class OpenvinoEngine:
+    """See :class:`~ml_backend.models.engines.base.Engine`. The GIL is free while the network runs.
+
+    Args:
+        export: made by :mod:`ml_backend.models.engines.export`; takes uint8 BGR pictures as they are.
+        parallel: most pictures that are given at once.
+
+    Raises:
+        RuntimeError: it cannot be read.
+    """
+
+    name = "openvino"
+    fixed: tuple[int, int] | None = None
+
+    def __init__(self, export: Export, parallel: int) -> None:
+        import openvino
+
+        self._core = openvino.Core()
+        self._file = export.folder / MODEL_FILE
+        self._model = self._core.read_model(self._file)
+        self.precision = export.precision
+        self.names, self.stride, self.end2end = export.names, export.stride, export.end2end
+        self.max_batch = max(1, parallel)
+        cores = usable_cores()
+        self._streams = min(cores, self.max_batch)
+        self._options: dict[str, str] = {
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "NUM_STREAMS": str(self._streams),
+            # By itself it takes bfloat16 where the processor has it, with other results.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        if cores < (os.cpu_count() or 1):  # it knows of no container's share
+            self._options["INFERENCE_NUM_THREADS"] = str(cores)
+        self._requests: OrderedDict[tuple[int, int], list[openvino.InferRequest]] = OrderedDict()
+
+    @property
+    def memory_bytes(self) -> Mapping[str, int]:
+        """An estimate, as the runtime does not tell: each compiled network has weights of its own."""
+        weights = self._file.with_suffix(".bin").stat().st_size
+        return {"cpu": weights * (1 + len(self._requests))}
+
+    def infer(self, pixels: Pixels) -> Any:
+        import torch
+
+        requests = self._requests_for(pixels.shape[1], pixels.shape[2])
+        count, found = len(requests), []
+        # Without callbacks, which would need the GIL in the middle of it.
+        for index in range(len(pixels) + count):
+            request = requests[index % count]
+            if 0 <= index - count < len(pixels):
+                found.append(_result(request))
+            if index < len(pixels):
+                request.start_async({0: pixels[index : index + 1]}, share_inputs=True)
+        return torch.from_numpy(np.concatenate(found))
+
+    def _requests_for(self, height: int, width: int) -> list[openvino.InferRequest]:
+        """Of the network for this input; its compilation takes less than a second."""
+        size = (height, width)
+        if size not in self._requests:
+            self._model.reshape([1, height, width, 3])
+            compiled = self._core.compile_model(self._model, "CPU", self._options)
+            self._requests[size] = [compiled.create_infer_request() for _ in range(self._streams)]
+            while len(self._requests) > MAX_SIZES:
+                self._requests.popitem(last=False)
+        self._requests.move_to_end(size)
+        return self._requests[size]
+
+
+def _result(request: openvino.InferRequest) -> Any:
+    if not request.wait_for(int(TIMEOUT_S * 1000)):
+        raise RuntimeError(f"no answer in {TIMEOUT_S:.0f} s")
+    return request.get_output_tensor(0).data.copy()
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may use, by its affinity and its container's share.
+
+    Args:
+        root: where ``sys`` is found.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (root / "sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file; "max"
+        return cores
+    return cores

@@ -1,0 +1,93 @@
+"""PyTorch, and through ultralytics' AutoBackend the runtimes of what it exports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_backend.errors import WeightsError
+from ml_backend.models._ultralytics import setup_ultralytics
+from ml_backend.models.engines.base import Pixels
+from ml_backend.models.memory import is_out_of_memory, model_memory
+
+if TYPE_CHECKING:
+    import torch
+
+#: On a CPU the layers' outputs of more frames no longer fit into its cache: 8 at once are a tenth slower than 2.
+CPU_BATCH = 2
+GPU_BATCH = 1024  # no limit but the settings' and the memory's
+
+_FORMATS = {"pt": "torch", "engine": "tensorrt"}
+
+
+class TorchEngine:
+    """See :class:`~ml_backend.models.engines.base.Engine`.
+
+    Args:
+        path: checkpoint, or a model exported by ultralytics. A checkpoint is code: trusted paths only.
+        device: where it runs.
+        half: fp16, which halves time and memory on CUDA; elsewhere it is slower or breaks models.
+
+    Raises:
+        WeightsError: the file is unreadable, or not a detection model.
+    """
+
+    def __init__(self, path: Path, device: torch.device, *, half: bool) -> None:
+        setup_ultralytics()
+        from ultralytics.nn.autobackend import AutoBackend
+
+        try:
+            backend = AutoBackend(str(path), device=device, fp16=half, verbose=False)
+        except Exception as error:  # unpickling foreign files raises anything
+            if is_out_of_memory(error):
+                raise
+            raise WeightsError(
+                f"{path} cannot be loaded as a YOLO model ({type(error).__name__}: {error}).",
+                "The file may be damaged or of another kind; download or export it again.",
+            ) from error
+        task = getattr(backend, "task", None) or getattr(getattr(backend, "model", None), "task", None)
+        if task != "detect":
+            raise WeightsError(
+                f"{path} is a YOLO model for {task or 'an unknown task'}, not for detection.",
+                "Set YOLO_WEIGHTS to a detection checkpoint such as yolo11n.pt.",
+            )
+        backend.eval()
+        self._backend = backend
+        self._device = device
+        self._path = path
+        self.name = _FORMATS.get(backend.format, str(backend.format))
+        self.precision = "fp16" if backend.fp16 else "fp32"
+        self.names = {int(i): str(name) for i, name in backend.names.items()}
+        self.stride = int(backend.stride)
+        self.end2end = bool(backend.end2end)
+        any_size = backend.format == "pt" or getattr(backend, "dynamic", False)
+        fixed = None if any_size else getattr(backend, "imgsz", None)
+        self.fixed: tuple[int, int] | None = (int(fixed[0]), int(fixed[1])) if fixed is not None else None
+        self.max_batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The checkpoint's network itself."""
+        network: torch.nn.Module = self._backend.model
+        return network
+
+    @property
+    def memory_bytes(self) -> Mapping[str, int]:
+        """Of an export, whose runtime does not tell, the file's size."""
+        return model_memory(self._backend) or {
+            str(self._device): sum(file.stat().st_size for file in _files(self._path))
+        }
+
+    def infer(self, pixels: Pixels) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            tensor = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).contiguous().flip(1)  # BGR to RGB
+            tensor = (tensor.half() if self._backend.fp16 else tensor.float()).div_(255)
+            return self._backend(tensor)
+
+
+def _files(path: Path) -> list[Path]:
+    """Some exports are folders."""
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
