@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ ANNOTATION_EVENTS = frozenset(
         "START_TRAINING",
     }
 )
+#: Events that are handed over at a time, and seconds in which they are gathered.
+READ, GATHER_S = 1000, 0.2
 QUEUED_EVENTS = frozenset({"TASKS_CREATED", "TASKS_DELETED"}) | ANNOTATION_EVENTS
 
 
@@ -101,30 +104,47 @@ class EventLog:
                 self._thread.start()
 
     def hand_over(self) -> int:
-        """Hand all pending events to the queue; returns how many. Doing it twice makes no second job."""
-        number = 0
-        for event in self._storage.list_events("pending"):
+        """Hand pending events to the queue; returns how many. Doing it twice makes no second job.
+
+        What many events of a storm ask for is asked for once: the queue would make one job of it anyhow.
+        """
+        pending = self._storage.list_events("pending", limit=READ)
+        self._storage.note_annotations(pending)
+        dirty: dict[int, set[int] | None] = {}
+        trained: set[int] = set()
+        for event in pending:
             if event.action == "TASKS_CREATED":
                 if event.project_id is not None:
                     self._queue.request_prepare_many(event.project_id, event.task_ids, f"event-{event.id}")
             elif event.action == "START_TRAINING":
                 if event.project_id is not None:
-                    self._queue.request_learning(event.project_id, None)
-                    self._trainings.request(event.project_id, "Start training")
+                    dirty[event.project_id] = None
+                    trained.add(event.project_id)
             else:
-                self._learn(event)
-            self._storage.set_event_state(event.id, "recorded" if event.action in ANNOTATION_EVENTS else "done")
-            number += 1
-        return number
+                self._learn(event, dirty)
+        for project_id, tasks in sorted(dirty.items()):
+            self._queue.request_learning(project_id, None if tasks is None else sorted(tasks))
+        for project_id in sorted(trained):
+            self._trainings.request(project_id, "Start training")
+        for kept in (True, False):
+            ids = [event.id for event in pending if (event.action in ANNOTATION_EVENTS) is kept]
+            self._storage.set_event_states(ids, "recorded" if kept else "done")
+        return len(pending)
 
-    def _learn(self, event: Event) -> None:
-        """What people annotate, change or delete changes what is known of their labels."""
+    def _learn(self, event: Event, dirty: dict[int, set[int] | None]) -> None:
+        """What people annotate, change or delete changes what is known of their labels.
+
+        Args:
+            dirty: by project the tasks that are to be read, ``None`` for all; they are added there.
+        """
         # Events of deletions name annotations only, and maybe no project.
         tasks = self._storage.tasks_of_annotations(event.annotation_ids)
         if event.project_id is not None:
             tasks |= dict.fromkeys(event.task_ids, event.project_id)
-        for project_id in sorted(set(tasks.values())):
-            self._queue.request_learning(project_id, sorted(t for t, p in tasks.items() if p == project_id))
+        for task_id, project_id in tasks.items():
+            known = dirty.setdefault(project_id, set())
+            if known is not None:
+                known.add(task_id)
 
     def _run(self) -> None:
         while True:
@@ -136,4 +156,6 @@ class EventLog:
             except BackendError as error:
                 log.error("Events cannot be handed over: %s", error)
             self._wake.wait(self._retry_s)
+            # More may come at once; handing each over by itself would keep others from being answered.
+            time.sleep(GATHER_S)
             self._wake.clear()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -62,6 +63,8 @@ class Storage:
         self.engine: Engine = sa.create_engine(url, pool_pre_ping=not self._sqlite, connect_args=connect_args)
         if self._sqlite:
             sa.event.listen(self.engine, "connect", _tune_sqlite)
+        # SQLite has one writer, and those that find it at work sleep for longer and longer; a lock wakes the next one.
+        self._writing = threading.Lock() if self._sqlite else nullcontext()
         self._create_tables()
 
     def _create_tables(self) -> None:
@@ -177,8 +180,11 @@ class Storage:
     # -- events
 
     def add_event(self, event: Event) -> int:
-        """Write an event down before anything is done about it; returns its id."""
-        with self.guard(), self.engine.begin() as connection:
+        """Write an event down before anything is done about it; returns its id.
+
+        Killed afterwards, the process leaves it in the database: a commit is in the file, if not yet on the disk.
+        """
+        with self._writing, self.guard(), self.engine.begin() as connection:
             result = connection.execute(
                 sa.insert(events).values(
                     received_at=datetime.now(timezone.utc),
@@ -189,24 +195,34 @@ class Storage:
                     state=event.state,
                 )
             )
-            self._note_annotations(connection, event)
             key = result.inserted_primary_key
             if key is None:  # pragma: no cover - every supported database returns it
                 raise StorageError("The database did not return the new event's id.")
             return int(key[0])
 
-    def _note_annotations(self, connection: sa.Connection, event: Event) -> None:
-        """Remember whose task an annotation is, for the day on which its deletion names nothing else."""
-        if event.project_id is None or len(event.task_ids) != 1:
-            pairs = []
-        else:
-            pairs = [(annotation_id, event.task_ids[0]) for annotation_id in event.annotation_ids]
-        for annotation_id, task_id in pairs:
-            of = annotation_tasks.c.annotation_id == annotation_id
-            values = {"project_id": event.project_id, "task_id": task_id}
-            if not connection.execute(sa.update(annotation_tasks).where(of).values(**values)).rowcount:
-                with suppress(IntegrityError), connection.begin_nested():  # another process was faster
-                    connection.execute(sa.insert(annotation_tasks).values(annotation_id=annotation_id, **values))
+    def note_annotations(self, noted: Sequence[Event]) -> None:
+        """Remember whose task each annotation is, for the day on which its deletion names nothing else."""
+        tasks = {
+            annotation_id: {"project_id": event.project_id, "task_id": event.task_ids[0]}
+            for event in noted
+            if event.project_id is not None and len(event.task_ids) == 1
+            for annotation_id in event.annotation_ids
+        }
+        ids, known = list(tasks), {}
+        with self.guard(), self.engine.connect() as connection:
+            for start in range(0, len(ids), 500):
+                part = annotation_tasks.c.annotation_id.in_(ids[start : start + 500])
+                for row in connection.execute(sa.select(annotation_tasks).where(part)):
+                    known[row.annotation_id] = {"project_id": row.project_id, "task_id": row.task_id}
+        changed = {name: values for name, values in tasks.items() if known.get(name) != values}
+        if not changed:  # mostly: the same ones are changed again
+            return
+        with self._writing, self.guard(), self.engine.begin() as connection:
+            for annotation_id, values in sorted(changed.items()):
+                of = annotation_tasks.c.annotation_id == annotation_id
+                if not connection.execute(sa.update(annotation_tasks).where(of).values(**values)).rowcount:
+                    with suppress(IntegrityError), connection.begin_nested():  # another process was faster
+                        connection.execute(sa.insert(annotation_tasks).values(annotation_id=annotation_id, **values))
 
     def tasks_of_annotations(self, annotation_ids: Sequence[int]) -> dict[int, int]:
         """Project by task of annotations that events have named, or that were read."""
@@ -225,9 +241,13 @@ class Storage:
         with self.guard(), self.engine.connect() as connection:
             return sorted(connection.scalars(query.distinct()))
 
-    def set_event_state(self, event_id: int, state: str) -> None:
-        with self.guard(), self.engine.begin() as connection:
-            connection.execute(sa.update(events).where(events.c.id == event_id).values(state=state))
+    def set_event_states(self, event_ids: Sequence[int], state: str) -> None:
+        if not event_ids:
+            return
+        with self._writing, self.guard(), self.engine.begin() as connection:
+            for start in range(0, len(event_ids), 500):
+                part = events.c.id.in_(event_ids[start : start + 500])
+                connection.execute(sa.update(events).where(part).values(state=state))
 
     def list_events(self, state: str, limit: int = 100) -> list[Event]:
         """Oldest first."""

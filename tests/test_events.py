@@ -171,7 +171,7 @@ def test_handed_over_in_order_and_once(log: EventLog, storage: Storage, redis_ur
 def test_killed_between_handing_over_and_noting_it(log: EventLog, storage: Storage, redis_url: str) -> None:
     event = storage.add_event(Event("TASKS_CREATED", 7, (1,)))
     log.hand_over()
-    storage.set_event_state(event, "pending")
+    storage.set_event_states([event], "pending")
     assert log.hand_over() == 1
     assert jobs(redis_url) == [(7, [1])]
 

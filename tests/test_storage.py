@@ -77,7 +77,7 @@ def test_events_in_order_and_by_state(storage: Storage) -> None:
     assert [event.id for event in storage.list_events("pending")] == [first, second]
     event = storage.list_events("pending", limit=1)[0]
     assert (event.action, event.project_id, event.task_ids, event.annotation_ids) == ("TASKS_CREATED", 7, (1, 2), (3,))
-    storage.set_event_state(first, "done")
+    storage.set_event_states([first], "done")
     assert [event.id for event in storage.list_events("pending")] == [second]
     assert [event.annotation_ids for event in storage.list_events("recorded")] == [(4,)]
 
