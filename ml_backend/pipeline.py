@@ -5,24 +5,23 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import ConfigError, Interrupted, VideoError
-from ml_backend.label_studio.regions import track_to_value
+from ml_backend.files import file_sha256
 from ml_backend.label_studio.schema import VideoControl
 from ml_backend.label_studio.timeline import Timeline, recommended_fps
 from ml_backend.labelling import LabelledTracks, label_tracks
 from ml_backend.looks import MemoryLooks
 from ml_backend.models.weights import ResolvedDetector, resolve_detector
 from ml_backend.settings import Settings
-from ml_backend.tracks.record import TrackRecord, TrackSet
-from ml_backend.tracks.views import candidate_views
-from ml_backend.types import Frame, Image, Track, VideoInfo
+from ml_backend.tracks.record import TrackSet
+from ml_backend.types import Image, Track, VideoInfo
 from ml_backend.video.probe import frame_times, playback_duration, probe
 from ml_backend.video.reader import read_frames
 
@@ -34,6 +33,7 @@ log = logging.getLogger(__name__)
 
 PRIMING_S = 60.0
 PRIMING_FRAMES = 20
+STRIDE_S = 0.14  # seconds in which people and cars hardly turn: 4 frames of 30 a second
 
 Progress = Callable[[int, int], None]
 
@@ -102,13 +102,17 @@ def use_detector(resolved: ResolvedDetector, settings: Settings, info: VideoInfo
 def yolo_detector(resolved: ResolvedDetector, settings: Settings) -> Iterator[Detector]:
     """As :func:`use_detector`, for the detector that is the same for all videos."""
     from ml_backend.models.detector import YoloDetector
+    from ml_backend.models.engines.choice import choose_engine
     from ml_backend.models.pool import get_pool
 
     if resolved.path is None:
         raise ValueError("a YOLO detector needs a path")
     path = resolved.path
-    key = ("yolo", str(path), resolved.sha256, settings.device, settings.imgsz, settings.conf, settings.batch)
-    with get_pool(settings).use(key, lambda: YoloDetector(path, settings), name=resolved.name) as detector:
+    engine = choose_engine(path, resolved.sha256 or file_sha256(path), settings)
+    shaping = (settings.device, settings.imgsz, settings.conf, settings.batch, settings.precision)
+    key = ("yolo", str(path), resolved.sha256, *shaping, engine.key)
+    load = partial(YoloDetector, path, settings, engine.export, engine.note)
+    with get_pool(settings).use(key, load, name=resolved.name) as detector:
         yield detector
 
 
@@ -175,54 +179,39 @@ def detect_tracks(
         WeightsError: the detector cannot be loaded.
         Interrupted: ``should_stop`` said so.
     """
-    from ml_backend.models.tracker import Tracker
-    from ml_backend.tracks.assembler import TrackAssembler
+    from ml_backend.ahead import ahead
+    from ml_backend.observe import observe
+    from ml_backend.tracking import TrackBuilder
 
     info = probe(path)
     timeline = video_timeline(path, frame_rate)
     motion = resolved.kind == "motion"
-    records: list[TrackRecord] = []
-    done = 0
     with use_detector(resolved, settings, info) as detector:
-        tracker = Tracker(settings.tracker, info.fps, motion=motion)
-        assembler = TrackAssembler(info.fps, detector.names, info.width, info.height, settings, motion=motion)
-
-        def keep(tracks: list[Track]) -> None:
-            for track in tracks:
-                value = track_to_value(track, timeline, info, settings.keyframe_iou)
-                if value is None:
-                    continue
-                records.append(_record(track, value, info, settings.views))
-                if on_track:
-                    on_track(track)
-
+        builder = TrackBuilder(info, timeline, settings, detector.names, motion=motion, on_track=on_track)
         started = time.perf_counter()
-        for batch in _batches(read_frames(path, info), settings.batch):
-            images = [frame.image for frame in batch]
-            for frame, detections in zip(batch, detector.detect(images), strict=True):
-                keep(assembler.push(frame.index, tracker.update(detections, frame.image)))
-            done += len(batch)
-            if progress:
-                progress(done, info.frames)
-            if should_stop and should_stop():
-                raise Interrupted(f"Stopped at frame {done} of {info.frames}.", "The job is taken up again.")
-        keep(assembler.close())
-        seconds = time.perf_counter() - started
-        names = tuple(detector.names.values())
-    records.sort(key=lambda record: (record.first, record.track_id))
-    return TrackSet(tuple(records), names, motion, info.width, info.height, done, seconds)
+        seen = observe(path, info, detector, batch=settings.batch, stride=detection_stride(settings, resolved, info))
+        with closing(ahead(seen, 2 * settings.batch)) as observations:
+            for observation in observations:
+                builder.push(observation)
+                if builder.frames % settings.batch == 0 or observation.index == info.frames - 1:
+                    _report(builder.frames, info, progress, should_stop)
+        return builder.close(started)
 
 
-def _record(track: Track, value: Mapping[str, Any], info: VideoInfo, views: int) -> TrackRecord:
-    return TrackRecord(
-        track.track_id,
-        int(track.frames[0]),
-        len(track),
-        float(track.score),
-        dict(track.class_scores),
-        value,
-        tuple(candidate_views(track.frames, track.xyxy, track.conf, info.width, info.height, views)),
-    )
+def _report(done: int, info: VideoInfo, progress: Progress | None, should_stop: Callable[[], bool] | None) -> None:
+    if progress:
+        progress(done, info.frames)
+    if should_stop and should_stop():
+        raise Interrupted(f"Stopped at frame {done} of {info.frames}.", "The job is taken up again.")
+
+
+def detection_stride(settings: Settings, resolved: ResolvedDetector, info: VideoInfo) -> int:
+    """Frames from one that is surely looked at to the next: as many as pass in so short a time that most motion is
+    straight. The motion detector must see every frame.
+    """
+    if resolved.kind == "motion":
+        return 1
+    return max(1, min(settings.stride, round(STRIDE_S * info.fps)))
 
 
 def predict_video(
@@ -281,8 +270,3 @@ def _early_frames(info: VideoInfo) -> Iterator[Image]:
         except VideoError as error:  # a broken tail; what comes before it is still worth searching
             log.info("The background is learned from fewer frames: %s", error)
             return
-
-
-def _batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
-    while batch := list(islice(frames, size)):
-        yield batch
