@@ -16,6 +16,7 @@ from ml_backend.web.auth import require_basic_auth
 from ml_backend.web.control_room import make_pulse
 from ml_backend.web.live import Listeners
 from ml_backend.web.problems import http_problem, is_api, known_problem, problem
+from ml_backend.web.sites import refuse_foreign_names
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["listeners"] = Listeners()
     _measure(app)
     require_basic_auth(app, settings)
+    refuse_foreign_names(app, settings)
     app.register_blueprint(protocol.blueprint)
     app.register_blueprint(control.blueprint)
     app.register_error_handler(BackendError, _known_error)

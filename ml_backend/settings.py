@@ -43,8 +43,13 @@ class Settings(BaseSettings):
     label_studio_timeout: float = Field(30.0, gt=0, description="Seconds to wait for one API call.")
 
     # -- this service
-    basic_auth_user: str = Field("", description="With BASIC_AUTH_PASS: every route asks for these.")
+    basic_auth_user: str = Field("", description="With BASIC_AUTH_PASS: every route but /health asks for these.")
     basic_auth_pass: SecretStr = Field(SecretStr(""), description="See BASIC_AUTH_USER.")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated names by which browsers may reach this service, beside addresses, `localhost` and "
+        "names without a dot; `.example.org` means all below it, `*` any. Not needed with Basic auth.",
+    )
     redis_url: str = Field("redis://localhost:6379/0", description="Queue; `unix:///path.sock` works too.")
     database_url: str = Field("", description="SQLAlchemy URL, its driver to be installed; empty: SQLite in DATA_DIR.")
     data_dir: Path = Field(Path("data"), description="Databases, caches, weights, embedded servers' files.")
@@ -170,7 +175,7 @@ class Settings(BaseSettings):
             raise ValueError(f"there is no queue {', '.join(unknown)}; they are {', '.join(QUEUES)}")
         return value
 
-    @field_validator("media_allowed_hosts", "worker_queues", mode="before")
+    @field_validator("allowed_hosts", "media_allowed_hosts", "worker_queues", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
         if isinstance(value, str):

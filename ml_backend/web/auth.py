@@ -1,4 +1,7 @@
-"""HTTP Basic auth, as label-studio-ml does it: on every route, when both user and password are set."""
+"""HTTP Basic auth as label-studio-ml does it, when both user and password are set: on every route but /health.
+
+Whatever watches over the service asks for its health, and need not know a secret for that; the answer holds none.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ def require_basic_auth(app: Flask, settings: Settings) -> None:
 
     @app.before_request
     def check() -> Response | None:
+        if request.path == "/health":
+            return None
         auth = request.authorization if request.authorization and request.authorization.type == "basic" else None
         given_user = (auth.username or "") if auth else ""
         given_password = (auth.password or "") if auth else ""

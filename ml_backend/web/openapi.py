@@ -26,13 +26,14 @@ ERRORS = {
     413: "The body is too large.",
     415: "The body is of a type that is not taken.",
     416: "The file does not have this range.",
+    421: "The header Host names another server; see ALLOWED_HOSTS.",
     422: "It is understood, but cannot be done as things are configured.",
     500: "A fault of the server; its log says more.",
     502: "Label Studio refuses.",
     503: "A part that is needed does not answer, or too many ask at once; Retry-After says when to try again.",
     507: "The database or the disk takes no data.",
 }
-_ALWAYS = (400, 401, 503, 507)
+_ALWAYS = (400, 401, 421, 503, 507)
 _CHANGING = (403, 413, 415, 422)
 
 

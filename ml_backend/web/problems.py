@@ -60,6 +60,12 @@ class CrossSite(BackendError):
     http_status = 403
 
 
+class ForeignName(BackendError):
+    """The request is for a server of another name."""
+
+    http_status = 421
+
+
 class Unknown(BackendError):
     """There is no such thing."""
 

@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, jsonify, request
 from pydantic import BaseModel, ValidationError
 
 from ml_backend.web.bodies import NoQuery
-from ml_backend.web.problems import CrossSite, Invalid, Unknown, WrongType
+from ml_backend.web.problems import Invalid, Unknown, WrongType
+from ml_backend.web.sites import refuse_other_sites
 
 #: Bytes of a JSON body; ten thousand task ids are 120 kB.
 MAX_JSON = 1 << 20
@@ -101,25 +101,6 @@ def _view(route: Route) -> Callable[..., Response]:
         return response
 
     return view
-
-
-def refuse_other_sites() -> None:
-    """Only pages of this very server, and programs, may change anything.
-
-    Browsers say truly where a request comes from; what says nothing is no browser, or one that is too old to be
-    made to send JSON by a foreign page without asking first.
-
-    Raises:
-        CrossSite: a page of another site sent it.
-    """
-    site = request.headers.get("Sec-Fetch-Site")
-    origin = request.headers.get("Origin")
-    same = origin is None or (urlsplit(origin).scheme in ("http", "https") and urlsplit(origin).netloc == request.host)
-    if not same or (site is not None and site not in ("same-origin", "none")):
-        raise CrossSite(
-            "A page of another site sent this request.",
-            "Open the control room itself. Behind a proxy, let it pass the header Host on unchanged.",
-        )
 
 
 def _query(model: type[BaseModel]) -> Any:

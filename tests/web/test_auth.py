@@ -13,7 +13,8 @@ from ml_backend.settings import Settings
 
 ROUTES = [
     ("GET", "/"),
-    ("GET", "/health"),
+    ("GET", "/health/"),
+    ("GET", "//health"),
     ("POST", "/setup"),
     ("POST", "/predict"),
     ("POST", "/webhook"),
@@ -51,7 +52,14 @@ def test_right_credentials_open_every_route(client: Callable[..., FlaskClient], 
 
 @pytest.mark.parametrize(("user", "password"), [("", ""), ("user", ""), ("", "secret")])
 def test_off_unless_both_are_set(client: Callable[..., FlaskClient], user: str, password: str) -> None:
-    assert client(user, password).get("/health").status_code == 200
+    assert client(user, password).get("/").status_code == 200
+
+
+def test_health_asks_for_none_and_tells_nothing(client: Callable[..., FlaskClient]) -> None:
+    for headers in ({}, basic("user", "wrong")):
+        answer = client("user", "secret").get("/health", headers=headers)
+        assert answer.status_code == 200
+        assert answer.json == {"status": "UP", "model_class": "VideoBackend"}
 
 
 @pytest.mark.parametrize(
@@ -60,10 +68,10 @@ def test_off_unless_both_are_set(client: Callable[..., FlaskClient], user: str, 
 )
 def test_credentials_of_any_script(client: Callable[..., FlaskClient], user: str, password: str) -> None:
     browser = client(user, password)
-    assert browser.get("/health", headers=basic(user, password)).status_code == 200
-    assert browser.get("/health", headers=basic(user, password + "x")).status_code == 401
-    assert browser.get("/health", headers=basic("x" + user, password)).status_code == 401
-    assert browser.get("/health", headers=basic(user, "")).status_code == 401
+    assert browser.get("/", headers=basic(user, password)).status_code == 200
+    assert browser.get("/", headers=basic(user, password + "x")).status_code == 401
+    assert browser.get("/", headers=basic("x" + user, password)).status_code == 401
+    assert browser.get("/", headers=basic(user, "")).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -84,4 +92,4 @@ def test_credentials_of_any_script(client: Callable[..., FlaskClient], user: str
     ],
 )
 def test_malformed_headers_are_refused(client: Callable[..., FlaskClient], header: str) -> None:
-    assert client("user", "secret").get("/health", headers={"Authorization": header}).status_code == 401
+    assert client("user", "secret").get("/", headers={"Authorization": header}).status_code == 401

@@ -1,0 +1,82 @@
+"""Who may ask: programs, and pages of this very server. Pages of other sites may not, whatever name they come by."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from urllib.parse import urlsplit
+
+from flask import Flask, request
+from werkzeug.sansio.utils import host_is_trusted
+
+from ml_backend.settings import Settings
+from ml_backend.web.problems import CrossSite, ForeignName
+
+
+def refuse_other_sites() -> None:
+    """Only pages of this very server, and programs, may change anything.
+
+    Browsers say truly where a request comes from; what says nothing is no browser, or one that is too old to be
+    made to send JSON by a foreign page without asking first.
+
+    Raises:
+        CrossSite: a page of another site sent it.
+    """
+    site = request.headers.get("Sec-Fetch-Site")
+    origin = request.headers.get("Origin")
+    same = origin is None or (urlsplit(origin).scheme in ("http", "https") and urlsplit(origin).netloc == request.host)
+    if not same or (site is not None and site not in ("same-origin", "none")):
+        raise CrossSite(
+            "A page of another site sent this request.",
+            "Open the control room itself. Behind a proxy, let it pass the header Host on unchanged.",
+        )
+
+
+def refuse_foreign_names(app: Flask, settings: Settings) -> None:
+    """Answer only to names that are this server's own, as a defence against DNS rebinding.
+
+    A hostile page may have its own name point to this machine; to the browser the two are one site then, and the only
+    thing that differs is the header Host. It cannot be an address, ``localhost``, a name without a dot (which no public
+    DNS answers) or this machine's name; others are to be listed. With Basic auth the check is needless: a browser
+    sends credentials only to the name that they were entered for.
+
+    The Label Studio protocol takes any name from programs, which may know this server by one of a company's DNS;
+    browsers, which add ``Origin`` or ``Sec-Fetch-Site`` to what they post, are checked there too.
+    """
+    if settings.basic_auth_user and settings.basic_auth_pass.get_secret_value():
+        return
+    allowed = settings.allowed_hosts
+    if "*" in allowed:
+        return
+    own = socket.gethostname().lower()
+
+    @app.before_request
+    def check() -> None:
+        browser = "Origin" in request.headers or "Sec-Fetch-Site" in request.headers
+        if request.blueprint == "protocol" and not browser:
+            return
+        name = _name(request.host)
+        # Without a list that function trusts everybody.
+        listed = bool(allowed) and host_is_trusted(name, allowed)
+        if not (listed or name == own or _is_local(name)):
+            raise ForeignName(
+                f"This server does not know itself by the name {name[:80]!r}.",
+                "Use its address, or add the name to ALLOWED_HOSTS.",
+            )
+
+
+def _name(host: str) -> str:
+    """A Host header without its port, lower case, an IPv6 address without its brackets."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").removesuffix(".")
+    except ValueError:  # brackets that hold no address
+        return host
+
+
+def _is_local(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return bool(re.fullmatch(r"[a-z0-9_-]+|.+\.localhost", name))
+    return True

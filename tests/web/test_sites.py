@@ -1,0 +1,118 @@
+"""Pages of other sites, and pages that have their own name point to this machine (DNS rebinding)."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import json
+
+from ml_backend.web.control import ROUTES
+from tests.builders import CONFIG
+from tests.web.control import Room
+
+PROTOCOL: dict[str, dict[str, Any]] = {
+    "/setup": {"project": "7.17", "schema": CONFIG, "access_token": "stolen"},
+    "/predict": {"project": "7.17", "label_config": CONFIG, "tasks": [{"id": 1, "data": {"video": "x", "fps": 5}}]},
+    "/webhook": {"action": "START_TRAINING", "project": {"id": 7}},
+    "/versions": {"project": 7, "version": "base"},
+}
+FOREIGN = [
+    {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"},
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Sec-Fetch-Site": "same-site"},
+]
+#: Of a page at evil.example that has this name point here: to the browser it is the same site.
+REBOUND = {"Host": "evil.example:9090", "Origin": "http://evil.example:9090", "Sec-Fetch-Site": "same-origin"}
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", "application/x-www-form-urlencoded"])
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+@pytest.mark.parametrize("path", PROTOCOL)
+def test_pages_of_other_sites_post_nothing(room: Room, path: str, headers: dict[str, str], kind: str) -> None:
+    answer = room.client.post(path, data=json.dumps(PROTOCOL[path]), content_type=kind, headers=headers)
+    assert answer.status_code == 403
+    assert "another site" in answer.get_json()["error"]
+    assert answer.get_json()["cure"]
+    assert room.services.jobs.all() == []
+    assert room.services.storage.list_events("pending") == []
+    assert room.services.queue.remembered_token() == ""
+
+
+@pytest.mark.parametrize("path", PROTOCOL)
+def test_programs_may_use_the_protocol_by_any_name(room: Room, path: str) -> None:
+    answer = room.client.post(path, json=PROTOCOL[path], headers={"Host": "backend.company.example:9090"})
+    assert answer.status_code in (200, 201)
+
+
+@pytest.mark.parametrize("path", PROTOCOL)
+def test_rebound_pages_do_not(room: Room, path: str) -> None:
+    answer = room.client.post(path, json=PROTOCOL[path], headers=REBOUND)
+    assert answer.status_code == 421
+    assert "'evil.example'" in answer.get_json()["error"]
+    assert "ALLOWED_HOSTS" in answer.get_json()["cure"]
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+def test_rebound_pages_cannot_use_the_api(room: Room, route: Any) -> None:
+    """Not even to look, where browsers send neither Origin nor Sec-Fetch-Site."""
+    path = "/api" + route.path.replace("<job_id>", "x").replace("<filename>", "x.mp4")
+    for headers in ({"Host": "evil.example:9090"}, REBOUND):
+        problem = room.ask(route.method, path, 421, headers=headers)
+        assert problem["title"] == "Foreign name"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "LOCALHOST:9090", "localhost.", "a.localhost:80", "127.0.0.1:9090", "192.168.1.5", "[::1]:9090"),
+        *("[fe80::1]", "backend:9090", "ml-backend", socket.gethostname()),
+    ],
+)
+def test_names_that_are_its_own(room: Room, host: str) -> None:
+    assert room.client.get("/api/status", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "evil.example.", "1.2.3"),
+        *("x@localhost.example", "localhost@evil.example", "[evil.example]", "evil.example#localhost", "a.local"),
+    ],
+)
+def test_names_that_are_not(room: Room, host: str) -> None:
+    assert room.client.get("/api/status", headers={"Host": host}).status_code in (400, 421)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "status"),
+    [
+        ("control.example", "control.example:8443", 200),
+        ("Control.Example, other.example", "CONTROL.example", 200),
+        ("control.example", "evil-control.example", 421),
+        ("control.example", "a.control.example", 421),
+        (".example.org", "a.b.example.org", 200),
+        (".example.org", "evilexample.org", 421),
+        ("control.example", "localhost", 200),
+        ("*", "evil.example", 200),
+    ],
+)
+def test_names_that_are_listed(make_room: Callable[..., Room], allowed: str, host: str, status: int) -> None:
+    client = make_room(allowed_hosts=allowed).client
+    assert client.get("/api/status", headers={"Host": host}).status_code == status
+
+
+def test_credentials_make_the_check_needless(make_room: Callable[..., Room]) -> None:
+    """A browser sends them only to the name that they were entered for."""
+    from ml_backend.app import create_app
+
+    plain = make_room().services.settings.model_dump()
+    secured = type(make_room().services.settings)(
+        _env_file=None, **(plain | {"basic_auth_user": "u", "basic_auth_pass": "p"})
+    )
+    client = create_app(secured).test_client()
+    assert client.get("/api/status", headers={"Host": "control.example"}, auth=("u", "p")).status_code == 200
+    assert client.get("/api/status", headers={"Host": "control.example"}).status_code == 401
