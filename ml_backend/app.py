@@ -15,6 +15,7 @@ from ml_backend.web import control, protocol
 from ml_backend.web.auth import require_basic_auth
 from ml_backend.web.control_room import make_pulse
 from ml_backend.web.live import Listeners
+from ml_backend.web.page import views as page
 from ml_backend.web.problems import http_problem, is_api, known_problem, problem
 from ml_backend.web.sites import refuse_foreign_names
 
@@ -38,6 +39,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     refuse_foreign_names(app, settings)
     app.register_blueprint(protocol.blueprint)
     app.register_blueprint(control.blueprint)
+    app.register_blueprint(page.blueprint)
     app.register_error_handler(BackendError, _known_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unknown_error)

@@ -61,6 +61,12 @@ class Outputs:
         path = self.folder / name
         return path if path.is_file() and not path.is_symlink() else None
 
+    def of_project(self, project_id: int) -> list[Path]:
+        """Files that were made of a project, newest first."""
+        named = (path for path in _listed(self.folder) if path.name.startswith(f"project-{project_id}-"))
+        found = ((path, stat) for path in named if NAME.fullmatch(path.name) and (stat := _stat(path)))
+        return [path for path, _ in sorted(found, key=lambda item: item[1].st_mtime, reverse=True)]
+
     def clean(self, now: float | None = None) -> list[str]:
         """Remove what is too old or too much, oldest first, but never the newest; returns the names that are gone."""
         now = time.time() if now is None else now

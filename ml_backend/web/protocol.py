@@ -54,7 +54,6 @@ def project_id(value: Any) -> int:
 
 
 @blueprint.get("/health")
-@blueprint.get("/")
 def health() -> Response:
     return jsonify({"status": "UP", "model_class": MODEL_CLASS})
 

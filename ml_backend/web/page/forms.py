@@ -87,7 +87,7 @@ def _read(model: type[bodies.Model], form: MultiDict[str, str]) -> Any:
         if kept:
             given[name] = kept if name == "tasks" else kept[-1]
     try:
-        return model.model_validate_strings(given, strict=False)
+        return model.model_validate(given, strict=False)
     except ValidationError as error:
         wrong = ", ".join(
             sorted({".".join(str(part)[:80] for part in item["loc"]) or "form" for item in error.errors()})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from ml_backend.web import bodies, control_room
@@ -174,12 +176,8 @@ def _auto(state: State) -> Facts:
 
 
 def _files(state: State) -> Facts:
-    outputs = services().outputs
-    found = []
-    for item in _jobs_of(state):
-        result = item["result"]
-        if isinstance(result, dict) and (path := outputs.find(str(result.get("file")))):
-            found.append({"job": item, "name": path.name, "bytes": result["bytes"], "facts": result})
+    results = {item["result"]["file"]: item for item in _jobs_of(state) if _has_file(item["result"])}
+    found = [_file(path, results.get(path.name)) for path in services().outputs.of_project(_project(state))]
     page = state.number("page")
     videos = [item for item in found if item["name"].endswith(".mp4")]
     chosen = [name for name in (state.values.get("a"), state.values.get("b")) if name]
@@ -191,6 +189,21 @@ def _files(state: State) -> Facts:
         "videos": videos,
         "shown": shown,
     }
+
+
+def _has_file(result: Any) -> bool:
+    return isinstance(result, dict) and "file" in result
+
+
+def _file(path: Path, job: Any) -> Facts:
+    """A file, with what its job tells of it; a job's name is given again, and an older file's job is then unknown."""
+    try:
+        stat = path.stat()
+    except OSError:  # it was removed at this moment
+        return {"name": path.name, "bytes": None, "at": None, "facts": {}, "task": None}
+    at = datetime.fromtimestamp(stat.st_mtime, timezone.utc).isoformat(timespec="seconds")
+    facts = job["result"] if job else {}
+    return {"name": path.name, "bytes": stat.st_size, "at": at, "facts": facts, "task": job["task"] if job else None}
 
 
 PARTS: Mapping[str, Part] = {

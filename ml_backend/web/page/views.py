@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 
 from flask import Blueprint, Response, redirect, render_template, request, url_for
 from markupsafe import Markup
+from werkzeug.exceptions import HTTPException
 
 from ml_backend.errors import BackendError
 from ml_backend.web.page import forms, words
@@ -97,7 +98,7 @@ def do(name: str) -> Response:
     refuse_other_sites()
     answer, changed = forms.perform(name)
     state = read_state(whole="HX-Request" not in request.headers)
-    notice = _rendered("page/notice.html", answer=answer, action=name, **_context(state))
+    notice = _rendered("page/notice.html", answer=answer, button=name, **_context(state))
     if "HX-Request" not in request.headers:
         return _page(state, notice)
     found = Response(notice)
@@ -105,15 +106,34 @@ def do(name: str) -> Response:
     return found
 
 
+@blueprint.errorhandler(HTTPException)
+def impossible(error: HTTPException) -> Response:
+    """What Flask itself refuses, such as an upload that is too large."""
+    return _refusal(BackendError(error.description or error.name), error.code or 500)
+
+
 @blueprint.errorhandler(BackendError)
 def refused(error: BackendError) -> Response:
     """What is wrong and the cure, where the notice would be."""
     log.warning("%s: %s", request.path, error)
+    return _refusal(error, error.http_status)
+
+
+@blueprint.errorhandler(Exception)
+def broken(error: Exception) -> Response:
+    """A fault of ours."""
+    log.exception("%s failed", request.path, exc_info=error)
+    return _refusal(BackendError("Internal error.", "The backend's log says more; please report it."), 500)
+
+
+def _refusal(error: BackendError, status: int) -> Response:
     state = read_state(whole=False)
     notice = _rendered("page/problem.html", error=error, **_context(state))
     if "HX-Request" in request.headers:
-        return Response(notice, error.http_status)
-    return _page(read_state(whole=True), notice, error.http_status)
+        return Response(notice, status)
+    if status >= 500 and request.endpoint == "page.home":  # the page itself is what fails
+        return Response(notice, status)
+    return _page(read_state(whole=True), notice, status)
 
 
 def _rendered(template: str, **values: Any) -> Markup:

@@ -1,0 +1,309 @@
+"""The control room's page without a browser: what is drawn, in which language, what is refused, what is escaped."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from string import Formatter
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from ml_backend.app import create_app
+from ml_backend.settings import Settings
+from ml_backend.web.page import charts, texts
+from ml_backend.web.page.forms import ACTIONS
+from ml_backend.web.page.parts import PARTS, history
+from ml_backend.web.page.state import STEPS
+from tests.web.control import Room
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+SCRIPT = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
+TEMPLATES = Path(texts.__file__).parents[1] / "templates" / "page"
+
+
+def page(room: Room, path: str = "/", status: int = 200, **headers: str) -> str:
+    answer = room.client.get(path, headers=BROWSER | headers)
+    assert answer.status_code == status, answer.get_data(as_text=True)
+    assert answer.content_type == "text/html; charset=utf-8"
+    return answer.get_data(as_text=True)
+
+
+def kinds(room: Room) -> set[str]:
+    return {item["kind"] for item in room.services.jobs.all()}
+
+
+class _LabelStudio(BaseHTTPRequestHandler):
+    """Answers as Label Studio's API does, with names that mean harm."""
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        if parts.path == "/api/projects/":
+            body: Any = {"next": None, "results": [{"id": 7, "title": SCRIPT, "task_number": 45}]}
+        else:
+            number = int(parse_qs(parts.query)["page"][0])
+            ids = range(20 * (number - 1) + 1, min(20 * number, 45) + 1)
+            body = {"total": 45, "tasks": [{"id": i, "data": {"video": f"/data/{i}-{SCRIPT}.mp4"}} for i in ids]}
+        content = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Tests' output is not for requests."""
+
+
+@pytest.fixture
+def hostile(make_room: Callable[..., Room]) -> Iterator[Room]:
+    """A room beside a Label Studio whose project and files are named to do harm."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _LabelStudio)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    yield make_room(detector="auto", label_studio_url=url, label_studio_api_key="token")
+    server.shutdown()
+    server.server_close()
+
+
+# -- programs and browsers
+
+
+@pytest.mark.parametrize("accept", [None, "*/*", "application/json", "application/json, text/html;q=0.5"])
+def test_programs_get_health(room: Room, accept: str | None) -> None:
+    answer = room.client.get("/", headers={"Accept": accept} if accept else {})
+    assert answer.get_json() == {"status": "UP", "model_class": "VideoBackend"}
+
+
+def test_browsers_get_a_page_that_runs_only_its_own_script(room: Room) -> None:
+    for step in STEPS:
+        answer = room.client.get(f"/?project=7&step={step}", headers=BROWSER)
+        text = answer.get_data(as_text=True)
+        policy = answer.headers["Content-Security-Policy"]
+        assert "default-src 'self'" in policy
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Referrer-Policy"] == "same-origin"
+        assert "Accept" in answer.headers["Vary"]
+        assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?! src=)|javascript:", text)
+        assert not re.search(r'(?:src|href)="(?:https?:)?//(?!127\.0\.0\.1)', text), "nothing from elsewhere"
+
+
+def test_static_files_are_there_and_kept(room: Room) -> None:
+    for path in re.findall(r'"(/ui/static/[^"]+)"', page(room)):
+        answer = room.client.get(path.replace("&amp;", "&"))
+        assert answer.status_code == 200
+        assert "immutable" in answer.headers["Cache-Control"]
+
+
+def test_the_page_asks_for_credentials(settings: Callable[..., Settings]) -> None:
+    client = create_app(settings(detector="motion", basic_auth_user="user", basic_auth_pass="secret")).test_client()
+    for path in ("/", "/ui/part/jobs", "/ui/static/page.css"):
+        assert client.get(path, headers=BROWSER).status_code == 401
+
+
+# -- what is wrong, and the cure
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_without_label_studio_and_redis_every_step_says_what_is_wrong(
+    settings: Callable[..., Settings], tmp_path: Path, step: str
+) -> None:
+    room = Room(
+        create_app(
+            settings(
+                redis_url=f"unix://{tmp_path}/none.sock",
+                detector="motion",
+                label_studio_url="http://127.0.0.1:1",
+                label_studio_api_key="token",
+            )
+        )
+    )
+    text = page(room, f"/?project=7&step={step}")
+    assert "Label Studio does not answer" in text
+    assert "LABEL_STUDIO_URL" in text
+    assert "Redis does not answer" in text
+
+
+def test_without_a_token(room: Room) -> None:
+    text = page(room, "/?project=7")
+    assert "There is no token for Label Studio." in text
+    assert "LABEL_STUDIO_API_KEY" in text
+
+
+def test_without_a_worker(room: Room) -> None:
+    assert "No worker is running" in page(room)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "99999999999999", "", "7;drop"])
+def test_a_project_that_is_none(room: Room, value: str) -> None:
+    assert 'data-project=""' in page(room, f"/?project={value}")
+
+
+# -- languages and themes
+
+
+def test_the_browsers_language(room: Room) -> None:
+    assert '<html lang="ko">' in page(room, **{"Accept-Language": "ko-KR,ko;q=0.9,en;q=0.5"})
+    assert '<html lang="en">' in page(room, **{"Accept-Language": "fr"})
+
+
+def test_a_chosen_language_and_theme_are_kept(room: Room) -> None:
+    answer = room.client.get("/?project=7&step=auto&lang=ko&theme=dark", headers=BROWSER)
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/?project=7&step=auto")
+    text = page(room, "/?project=7&step=auto", **{"Accept-Language": "en"})
+    assert '<html lang="ko" data-theme="dark">' in text
+    assert "자동 라벨링" in text
+    assert '<html lang="ko" data-theme="dark">' in page(room, "/?lang=xx&theme=pink")
+
+
+def test_both_languages_have_the_same_texts_with_the_same_values() -> None:
+    english, korean = texts.words("en"), texts.words("ko")
+    assert english.keys() == korean.keys()
+    for name, text in english.items():
+        fields = [{field for _, field, _, _ in Formatter().parse(each) if field} for each in (text, korean[name])]
+        assert fields[0] == fields[1], name
+
+
+def test_templates_use_texts_that_exist_and_no_text_is_unused() -> None:
+    written = "".join(path.read_text() for path in TEMPLATES.rglob("*.html"))
+    used = set(re.findall(r'\bt\("(\w+)"[,)]', written))
+    known = set(texts.words("en"))
+    assert used <= known
+    groups = ("kind_", "state_", "stage_", "mode_", "loss_", "step_", "theme_", "format_", "predictions_")
+    groups += ("acceptance_", "curve_", "draw_", "video_")
+    assert {name for name in known - used if not name.startswith(groups)} == {"hours", "minutes", "seconds"}
+
+
+# -- names that mean harm
+
+
+def test_names_are_escaped(hostile: Room) -> None:
+    registry = hostile.services.projects.registry
+    run = registry.begin(7, "me", "a test", None)
+    registry.finish(run, "failed", SCRIPT)
+    for step in STEPS:
+        text = page(hostile, f"/?project=7&step={step}&label=%3Cscript%3E")
+        assert "<script>alert" not in text
+        assert "<img src=x" not in text
+        assert "&lt;script&gt;alert" in text
+
+
+def test_charts_escape_labels() -> None:
+    points = [{"label": SCRIPT, "task": 1, "frame": 2, "x": 0.5, "y": -0.5}]
+    for drawn in (charts.scatter(SCRIPT, points, [SCRIPT]), charts.curves(SCRIPT, {SCRIPT: [(1, 2.0), (2, 1.0)]})):
+        assert "<script>" not in drawn
+        assert "<img" not in drawn
+
+
+def test_long_lists_come_in_pages(hostile: Room) -> None:
+    text = page(hostile, "/?project=7&step=auto")
+    assert text.count('name="tasks"') == 20
+    assert "1 of 3" in text
+    assert page(hostile, "/ui/part/tasks?project=7&page=3").count('name="tasks"') == 5
+
+
+# -- buttons
+
+
+def test_a_button_with_scripts_answers_a_notice(hostile: Room) -> None:
+    answer = hostile.client.post(
+        "/ui/do/export", data={"project": "7", "format": "coco", "predictions": "none"}, headers={"HX-Request": "true"}
+    )
+    assert "Requested: Exporting" in answer.get_data(as_text=True)
+    assert json.loads(answer.headers["HX-Trigger"]) == {"live-jobs": ""}
+    assert kinds(hostile) == {"export_project"}
+
+
+def test_a_button_without_scripts_answers_the_page(hostile: Room) -> None:
+    answer = hostile.client.post(
+        "/ui/do/auto_label?project=7&step=auto", data={"project": "7", "tasks": ["1", "2"]}, headers=BROWSER
+    )
+    text = answer.get_data(as_text=True)
+    assert "<!doctype html>" in text
+    assert "Requested: Auto-labelling" in text
+    (job,) = (item for item in hostile.services.jobs.all() if item["kind"] == "auto_label")
+    assert hostile.services.queue.fetch(job["id"]).args == [7, [1, 2]]
+
+
+def test_cancelling(hostile: Room) -> None:
+    job = hostile.services.control.train(7, force=False)
+    assert "training" in page(hostile, "/?project=7&step=learn").lower()
+    hostile.client.post("/ui/do/cancel", data={"job": job["id"]}, headers={"HX-Request": "true"})
+    found = hostile.services.jobs.get(job["id"])
+    assert found is not None
+    assert found["state"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "status"),
+    [
+        ("train", {}, 400),
+        ("train", {"project": "x"}, 400),
+        ("train", {"project": "7", "more": "1"}, 400),
+        ("use", {"project": "7", "version": "../evil"}, 400),
+        ("use", {"project": "7", "version": "v9"}, 422),
+        ("cancel", {"job": "nothing"}, 404),
+        ("nothing", {}, 404),
+        ("upload", {"project": "7"}, 415),
+    ],
+)
+def test_wrong_forms_are_told(room: Room, name: str, data: dict[str, str], status: int) -> None:
+    for headers in ({"HX-Request": "true"}, BROWSER):
+        answer = room.client.post(f"/ui/do/{name}", data=data, headers=headers)
+        assert answer.status_code == status
+        assert 'role="alert"' in answer.get_data(as_text=True)
+
+
+@pytest.mark.parametrize("name", [*ACTIONS, "upload"])
+@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}], ids=str)
+def test_other_sites_press_no_button(hostile: Room, name: str, headers: dict[str, str]) -> None:
+    answer = hostile.client.post(f"/ui/do/{name}", data={"project": "7"}, headers=BROWSER | headers)
+    assert answer.status_code == 403
+    assert kinds(hostile) <= {"count_statistics"}
+
+
+def test_a_link_on_another_site_opens_the_page_but_starts_no_work(room: Room) -> None:
+    text = page(room, "/?project=7", **{"Sec-Fetch-Site": "cross-site"})
+    assert "load" in text
+    assert kinds(room) == set()
+    for name, part in PARTS.items():
+        if part.starts:
+            page(room, f"/ui/part/{name}?project=7", 403, **{"Sec-Fetch-Site": "cross-site"})
+    assert kinds(room) == set()
+    page(room, "/?project=7", **{"Sec-Fetch-Site": "same-origin"})
+    assert kinds(room) == {"count_statistics"}
+
+
+# -- charts
+
+
+def test_a_trainings_curves() -> None:
+    epochs = [{"epoch": n, "losses": {"box": 3.0 / n}, "map50": 0.1 * n, "map50_95": None} for n in (1, 2, 3)]
+    found = history(epochs)
+    assert found["loss"] == {"box": [(1.0, 3.0), (2.0, 1.5), (3.0, 1.0)]}
+    assert list(found["map"]) == ["mAP50"]
+    drawn = charts.curves("Loss", found["loss"])
+    assert 'role="img" aria-label="Loss"' in drawn
+    (points,) = re.findall(r'points="([^"]+)"', drawn)
+    heights = [float(pair.split(",")[1]) for pair in points.split()]
+    assert heights == sorted(heights), "a loss that falls goes down"
+
+
+def test_a_running_training_is_drawn(hostile: Room) -> None:
+    registry = hostile.services.projects.registry
+    run = registry.advance(registry.begin(7, "me", "a test", None), state="training")
+    registry.record_epoch(run, [{"epoch": n, "losses": {"box": 1.0 / n}, "map50": 0.5} for n in (1, 2)])
+    text = page(hostile, "/?project=7&step=learn")
+    assert text.count('class="chart"') == 2
+    assert "Training of v1" in text
+
+
+def test_bars_stay_within_their_rail() -> None:
+    assert 'width="100.0"' in charts.bar(1.5)
+    assert 'width="0.0"' in charts.bar(-1)

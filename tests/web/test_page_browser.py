@@ -1,0 +1,231 @@
+"""The control room in a real Chromium, against the whole stack: each of the four steps as a person does it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ml_backend.local.demo import make_demo, wait_for_prediction
+from ml_backend.local.stack import Stack
+from ml_backend.video.sample import make_sample
+from ml_backend.web.live import LISTENERS
+
+pytestmark = [pytest.mark.stack, pytest.mark.browser]
+
+AXE = Path(__file__).with_name("axe.min.js")
+HOSTILE = "<img src=x onerror=alert(1)>"
+SLOW_MS = 120_000
+STEPS = ("label", "learn", "auto", "review")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    url: str
+    label_studio: str
+    project: int
+    another_video: Path
+
+    def step(self, name: str) -> str:
+        return f"{self.url}/?project={self.project}&step={name}"
+
+
+@pytest.fixture(scope="module")
+def site(motion_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """A project with an annotated task, and with one that nobody has annotated."""
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(3):
+        make_sample(folder / f"{number}.mp4", seconds=3.0, seed=number)
+    demo = make_demo(motion_stack, folder / "0.mp4")
+    wait_for_prediction(motion_stack, demo, tick=lambda: None)
+    client = motion_stack.client()
+    config = client.get_project(demo.project_id).label_config
+    label = HOSTILE.replace("<", "&lt;").replace(">", "&gt;")
+    client.set_label_config(demo.project_id, config.replace("</Labels>", f'<Label value="{label}"/></Labels>', 1))
+    client.create_task(demo.project_id, {"video": client.upload_file(demo.project_id, folder / "1.mp4")})
+    prediction = max(client.list_predictions(demo.task_id), key=lambda item: item.id)
+    result = [
+        {**region, "value": {**region["value"], "labels": [HOSTILE if number % 2 else "person"]}}
+        for number, region in enumerate(prediction.result)
+    ]
+    client.create_annotation(demo.task_id, result, prediction.id)
+    return Site(motion_stack.backend.url, motion_stack.label_studio.url, demo.project_id, folder / "2.mp4")
+
+
+@pytest.fixture
+def page(chromium: Any) -> Iterator[Any]:
+    """A page; whatever it complains of fails the test."""
+    opened = chromium.new_page(locale="en", viewport={"width": 1280, "height": 900})
+    opened.set_default_timeout(SLOW_MS)
+    complaints: list[str] = []
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    opened.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
+    yield opened
+    opened.close()
+    assert complaints == []
+
+
+def faults(page: Any) -> list[Any]:
+    """What axe-core calls serious or worse. By way of the debugger: the page's own policy allows no foreign script."""
+    told = page.context.new_cdp_session(page).send(
+        "Runtime.evaluate",
+        {
+            "expression": AXE.read_text(encoding="utf-8")
+            + ";axe.run().then(found => JSON.stringify(found.violations))",
+            "awaitPromise": True,
+            "returnByValue": True,
+        },
+    )
+    found = json.loads(told["result"]["value"])
+    return [
+        (item["id"], [node["html"] for node in item["nodes"]])
+        for item in found
+        if item["impact"] in ("serious", "critical")
+    ]
+
+
+def press(page: Any, name: str, within: str = "main") -> None:
+    page.locator(within).get_by_role("button", name=name).first.click()
+
+
+def go(page: Any, name: str) -> None:
+    page.get_by_role("navigation", name="Steps").get_by_role("link", name=name).click()
+    page.wait_for_load_state()
+
+
+def notice(page: Any, words: str) -> None:
+    page.locator("#notice").get_by_text(words).wait_for()
+
+
+def test_label(page: Any, site: Site) -> None:
+    page.goto(site.step("label"))
+    page.locator("#part-counts tbody tr", has_text=HOSTILE).wait_for()
+    assert page.locator("#part-counts svg.bar").count() >= 2
+    link = page.locator("#part-projects tr.chosen a.button")
+    assert link.get_attribute("href").startswith(f"{site.label_studio}/projects/{site.project}/")
+    page.set_input_files("#file", site.another_video)
+    press(page, "Upload")
+    notice(page, "Requested: Importing a video")
+    page.locator("#part-projects tr.chosen", has_text="1 / 3").wait_for()
+
+
+def test_learn(page: Any, site: Site) -> None:
+    page.goto(site.step("label"))
+    go(page, "Learn")
+    page.locator("svg.map").wait_for()
+    pattern = page.locator(".pattern", has_text=HOSTILE)
+    assert pattern.locator(".thumbs img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    pattern.get_by_role("link", name="Find more like this").click()
+    page.locator(".alike li, #part-similar >> text=Nothing alike").first.wait_for()
+    assert HOSTILE in page.locator("#part-similar").inner_text()
+    press(page, "Learn all annotations anew")
+    notice(page, "Requested: Learning patterns")
+    # The motion detector has nothing to train, and the page says so instead of offering it.
+    assert "DETECTOR=auto" in page.locator("#part-versions").inner_text()
+    assert page.get_by_role("table", name="Acceptance").or_(page.locator("#part-versions table")).count()
+
+
+def test_auto_label(page: Any, site: Site) -> None:
+    page.goto(site.step("label"))
+    go(page, "Auto-label")
+    page.get_by_role("checkbox", name="Choose all").check()
+    boxes = page.locator("input[name=tasks]")
+    assert boxes.count() == page.locator("input[name=tasks]:checked").count() >= 2
+    press(page, "Auto-label the chosen tasks")
+    notice(page, "Requested: Auto-labelling")
+    page.locator("#part-auto .state.is-finished").wait_for()
+    page.get_by_label("Mode").select_option("yolo")
+    press(page, "Switch")
+    notice(page, "From now on base is used")
+    page.locator("#part-system", has_text="Detector's classes").wait_for()
+    page.get_by_label("Mode").select_option("yolo_dinov2")
+    press(page, "Switch")
+    page.locator("#part-system", has_text="Learned patterns").wait_for()
+
+
+def test_review_and_export(page: Any, site: Site, tmp_path: Path) -> None:
+    page.goto(site.step("label"))
+    go(page, "Review and export")
+    page.get_by_label("Format").select_option("annotations")
+    press(page, "Export")
+    with page.expect_download() as download:
+        page.locator("#part-files tr", has_text=".json").get_by_role("link", name="Download").click()
+    download.value.save_as(tmp_path / "annotations.json")
+    assert json.loads((tmp_path / "annotations.json").read_text(encoding="utf-8"))
+    for name in ("Annotations", "Prediction"):
+        press(page, name, "#part-renders")
+    page.locator("#part-files tr", has_text="-annotations-").get_by_text(".mp4").wait_for()
+    page.locator("#part-files tr", has_text="-predictions-").get_by_text(".mp4").wait_for()
+    options = page.locator("#video-a option")
+    assert options.count() == 2
+    for side, number in (("a", 0), ("b", 1)):
+        page.locator(f"#video-{side}").select_option(options.nth(number).get_attribute("value"))
+    press(page, "Show")
+    page.locator(".players.two video").nth(1).wait_for()
+    press(page, "Play both")
+    page.wait_for_function("() => [...document.querySelectorAll('video')].every(video => video.currentTime > 0.3)")
+
+
+def test_it_is_live(page: Any, site: Site) -> None:
+    """What somebody else asks for appears by itself."""
+    page.goto(site.step("review"))
+    page.locator("#live.on").wait_for()
+    body = {"project": site.project, "format": "mot"}
+    assert httpx.post(f"{site.url}/api/export", json=body).status_code == 202
+    page.locator("#part-files", has_text="-mot-").wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("lang", ["en", "ko"])
+def test_nothing_serious_stands_in_the_way(chromium: Any, site: Site, scheme: str, lang: str) -> None:
+    """axe-core finds nothing, and nothing is wider than a narrow screen."""
+    context = chromium.new_context(color_scheme=scheme, locale=lang, viewport={"width": 360, "height": 740})
+    page = context.new_page()
+    for step in STEPS:
+        page.goto(site.step(step))
+        page.locator("#live.on").wait_for()
+        assert page.evaluate("document.documentElement.lang") == lang
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), step
+        assert faults(page) == [], step
+    context.close()
+
+
+def test_by_keyboard(page: Any, site: Site) -> None:
+    page.goto(site.step("review"))
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "format"
+    page.locator("nav.steps a").first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**step=label")
+
+
+def test_without_scripts(chromium: Any, site: Site) -> None:
+    context = chromium.new_context(java_script_enabled=False, locale="en")
+    page = context.new_page()
+    page.goto(site.step("review"))
+    press(page, "Export")
+    notice(page, "Requested: Exporting")
+    assert page.get_by_role("heading", name="Files and videos").count() == 1
+    context.close()
+
+
+def test_where_no_more_may_listen_it_asks(chromium: Any, site: Site) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(LISTENERS):
+            stack.enter_context(httpx.stream("GET", f"{site.url}/api/events", timeout=60))
+        page = chromium.new_page(locale="en")
+        page.goto(site.step("review"))
+        page.locator("#live", has_text="Updated every few seconds").wait_for()
+        assert httpx.post(f"{site.url}/api/export", json={"project": site.project, "format": "coco"}).status_code == 202
+        page.locator("#part-files", has_text="-coco-").wait_for(timeout=SLOW_MS)
+        page.close()
