@@ -18,6 +18,7 @@ import numpy as np
 from ml_backend.models._ultralytics import setup_ultralytics
 from ml_backend.models.detector import YoloDetector
 from ml_backend.models.tracker import Tracker
+from ml_backend.observe import observe
 from ml_backend.settings import Settings
 from ml_backend.tracks.assembler import TrackAssembler
 from ml_backend.types import Image, Track
@@ -84,9 +85,8 @@ def find_tracks(video: Path, weights: Path) -> list[Track]:
     tracker = Tracker(settings.tracker, info.fps)
     assembler = TrackAssembler(info.fps, detector.names, info.width, info.height, settings)
     tracks: list[Track] = []
-    for frame in read_frames(video, info):
-        (found,) = detector.detect([frame.image])
-        tracks += assembler.push(frame.index, tracker.update(found, frame.image))
+    for observation in observe(video, info, detector, batch=settings.batch):
+        tracks += assembler.push(observation.index, tracker.update(observation))
     return sorted(tracks + assembler.close(), key=lambda track: track.track_id)
 
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +28,11 @@ from ml_backend.models._ultralytics import setup_ultralytics  # noqa: E402
 from ml_backend.models.detector import YoloDetector  # noqa: E402
 from ml_backend.models.motion import MotionDetector  # noqa: E402
 from ml_backend.models.tracker import Tracker  # noqa: E402
+from ml_backend.observe import observe  # noqa: E402
 from ml_backend.settings import Settings  # noqa: E402
 from ml_backend.tracks.assembler import TrackAssembler  # noqa: E402
 from ml_backend.tracks.metrics import Rows, read_mot, score, write_mot  # noqa: E402
-from ml_backend.types import Frame, Track  # noqa: E402
+from ml_backend.types import Track  # noqa: E402
 from ml_backend.video.probe import probe  # noqa: E402
 from ml_backend.video.reader import read_frames  # noqa: E402
 
@@ -73,13 +72,12 @@ def ours(video: Path, weights: Path | None, class_name: str, settings: Settings)
     tracks: list[Track] = []
     frames, tracking, buffered = 0, 0.0, 0
     started = time.perf_counter()
-    for batch in _batches(read_frames(video, info), settings.batch):
-        for frame, found in zip(batch, detector.detect([f.image for f in batch]), strict=True):
-            begun = time.perf_counter()
-            tracks += assembler.push(frame.index, tracker.update(found, frame.image))
-            tracking += time.perf_counter() - begun
-            buffered = max(buffered, assembler.buffered)
-        frames += len(batch)
+    for observation in observe(video, info, detector, batch=settings.batch, stride=1 if motion else settings.stride):
+        begun = time.perf_counter()
+        tracks += assembler.push(observation.index, tracker.update(observation))
+        tracking += time.perf_counter() - begun
+        buffered = max(buffered, assembler.buffered)
+        frames += 1
     begun = time.perf_counter()
     tracks += assembler.close()
     ended = time.perf_counter()
@@ -97,11 +95,6 @@ def ours(video: Path, weights: Path | None, class_name: str, settings: Settings)
         "tracking_share": tracking / seconds,
         "most_boxes_held": float(buffered),
     }
-
-
-def _batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
-    while batch := list(islice(frames, size)):
-        yield batch
 
 
 def _rows(rows: list[tuple[float, ...]]) -> Rows:

@@ -106,6 +106,13 @@ class Settings(BaseSettings):
     model_memory_gb: float = Field(0.0, ge=0, description="Main memory for loaded models; 0: half of the machine's.")
     gpu_memory_gb: float = Field(0.0, ge=0, description="GPU memory for loaded models; 0: four fifths of the card's.")
     conf: float = Field(0.1, gt=0, lt=1, description="Lowest detection confidence that reaches the tracker.")
+    stride: int = Field(
+        4,
+        ge=1,
+        le=30,
+        description="YOLO looks at every so manieth frame (fewer at low frame rates), and at those between where "
+        "something comes, goes or crosses; 1: at all, which is exact and slower.",
+    )
     tracker: TrackerKind = Field("tracktrack", description="Any tracker of ultralytics.")
 
     # -- from tracks to regions

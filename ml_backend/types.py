@@ -12,6 +12,7 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 Image = npt.NDArray[np.uint8]
+Affine = npt.NDArray[np.float64]
 
 #: The label of a track that is worth showing although nobody can say what it is.
 UNLABELLED = ""
@@ -95,6 +96,22 @@ class Detections:
     def empty(cls) -> Detections:
         """No detections."""
         return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """All that a tracker needs to know of one frame; no pixels.
+
+    Attributes:
+        index: 0-based position among the decoded frames.
+        detections: in pixels of the displayed video; their ``features`` are looks, see
+            :func:`ml_backend.models.appearance.colours`.
+        camera: ``(2, 3)`` float64, affine map of pixels from the frame before to this one; ``None`` when not known.
+    """
+
+    index: int
+    detections: Detections
+    camera: Affine | None = None
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from ml_backend.settings import Settings
 _SHAPING = (
     "imgsz",
     "conf",
+    "stride",
     "tracker",
     "min_track_s",
     "max_gap_s",
@@ -23,7 +24,7 @@ _SHAPING = (
 #: Registry part of versions whose detector is that of the settings.
 BASE = "base"
 #: Raised when the code itself makes other boxes from the same input.
-PIPELINE = 1
+PIPELINE = 2
 
 
 def settings_digest(settings: Settings) -> str:

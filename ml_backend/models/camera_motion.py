@@ -8,50 +8,42 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.types import Image
+from ml_backend.types import Affine, Image
 
 MIN_POINTS = 12  # with fewer, the estimate is more noise than motion
 STILL = 0.25  # pixels; smaller motions are noise of a fixed camera
 
-Affine = npt.NDArray[np.float64]
-
 
 class CameraMotion:
-    """Estimates the camera's motion as a similarity transform; a drop-in for ultralytics' ``GMC``.
+    """Estimates the camera's motion as a similarity transform.
 
-    Sparse optical flow of corners outside the tracked boxes, RANSAC. It is given reduced frames and returns exactly
-    the identity for a fixed camera, so that noise does not shake the tracks.
-
-    Attributes:
-        scale: size of the frames given, relative to the frames that boxes and results refer to.
+    Sparse optical flow of corners outside the moving objects, RANSAC. It returns exactly the identity for a fixed
+    camera, so that noise does not shake the tracks.
     """
 
-    method = "sparseOptFlow"  # read by ultralytics: anything but None means "on"
-
     def __init__(self) -> None:
-        self.scale = 1.0
-        self.reset_params()
+        self.reset()
 
-    def reset_params(self) -> None:
+    def reset(self) -> None:
         """Forget the last frame."""
         self._gray: Image | None = None
         self._points: npt.NDArray[np.float32] | None = None
 
-    def apply(self, image: Image, boxes: Iterable[npt.NDArray[np.float32]] | None = None) -> Affine:
+    def since_last(self, image: Image, boxes: Iterable[npt.NDArray[np.float32]] | None = None) -> Affine:
         """Motion since the last call.
 
         Args:
-            image: frame, BGR, reduced by ``scale``.
-            boxes: moving objects to leave out, ``(4,)`` xyxy in full pixels each.
+            image: frame, BGR; a quarter of the video's size is plenty.
+            boxes: moving objects to leave out, ``(4,)`` xyxy in its pixels each.
 
         Returns:
-            ``(2, 3)`` affine matrix from the last frame's full pixels to this frame's; identity when unknown.
+            ``(2, 3)`` affine matrix from the last frame's pixels to this frame's; identity when unknown.
         """
         gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
         last, points = self._gray, self._points
         mask = np.full(gray.shape, 255, np.uint8)
         for box in boxes if boxes is not None else ():
-            x1, y1, x2, y2 = (np.asarray(box[:4]) * self.scale).clip(0).astype(int)
+            x1, y1, x2, y2 = np.asarray(box[:4]).clip(0).astype(int)
             mask[y1:y2, x1:x2] = 0
         self._gray = gray
         # minDistance 0 saves the grid search: more corners instead of better spread ones.
@@ -67,7 +59,4 @@ class CameraMotion:
         if float(np.median(shift)) < STILL:
             return identity
         warp, _ = cv2.estimateAffinePartial2D(points[good], moved[good], method=cv2.RANSAC)
-        if warp is None:
-            return identity
-        warp[:, 2] /= self.scale
-        return np.asarray(warp, np.float64)
+        return identity if warp is None else np.asarray(warp, np.float64)

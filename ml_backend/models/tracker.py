@@ -6,15 +6,13 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from ml_backend.models import appearance
 from ml_backend.models._ultralytics import setup_ultralytics
-from ml_backend.models.camera_motion import CameraMotion
 from ml_backend.settings import TrackerKind
-from ml_backend.types import BoolArray, Detections, FloatArray, Image
+from ml_backend.types import Affine, BoolArray, Detections, FloatArray, Observation
 
 Floats = npt.NDArray[np.float32]
 
@@ -36,8 +34,6 @@ _EXTRA: dict[str, dict[str, Any]] = {
     "deepocsort": {"match_thresh": 0.8, "use_byte": True},
     "fasttrack": {"match_thresh": 0.8},
 }
-
-SMALL_WIDTH = 480  # pixels of the reduced frame from which colours and camera motion are read
 
 # Costs added where a track and a detection differ. Trackers of ultralytics ignore classes: without the first, a
 # person who pushes a bicycle swaps boxes with it. It is small, since a car may look like a truck in some frames.
@@ -69,8 +65,27 @@ class Tracked(NamedTuple):
     look: Floats | None = None
 
 
+class _GivenMotion:
+    """Stands where a tracker of ultralytics has its ``GMC``: hands it the motion that was observed."""
+
+    method = "sparseOptFlow"  # anything but None means "on"
+
+    def __init__(self) -> None:
+        self.camera: Affine = np.eye(2, 3)
+
+    def apply(self, image: object, boxes: object = None) -> Affine:
+        return self.camera
+
+    def reset_params(self) -> None:
+        self.camera = np.eye(2, 3)
+
+
+#: Where trackers want a picture, for the motion that is given instead.
+_NO_PICTURE = np.zeros((1, 1, 3), np.uint8)
+
+
 class Tracker:
-    """One of ultralytics' trackers, for one video.
+    """One of ultralytics' trackers, for one video. It needs no pictures: see :mod:`ml_backend.models.observer`.
 
     Args:
         kind: which one.
@@ -91,7 +106,7 @@ class Tracker:
         options.update(gmc_method="none", with_reid=False, track_buffer=max(1, round(BUFFER_S * fps)))
         options.update(occ_reappear_window=options["track_buffer"])  # FastTracker's second buffer
         self._tracker: Any = TRACKER_MAP[kind](args=SimpleNamespace(**options))
-        self._camera = CameraMotion()
+        self._camera = _GivenMotion()
         if hasattr(self._tracker, "gmc"):
             self._tracker.gmc = self._camera
         # The one place where all of a tracker's evidence for "the same object" comes together.
@@ -109,27 +124,28 @@ class Tracker:
         self._memory.clear()
         self._frame = 0
 
-    def update(self, detections: Detections, image: Image | None = None) -> list[Tracked]:
+    def update(self, observation: Observation) -> list[Tracked]:
         """Advance by one frame.
 
         Args:
-            detections: all detections of the frame.
-            image: the frame, BGR, for colours and camera motion; both are left out without it.
+            observation: of the frame; colours and camera motion are left out where it has none.
 
         Returns:
             The detections that belong to a track.
         """
         from ultralytics.engine.results import Boxes
 
+        detections, looks = observation.detections, observation.detections.features
         kept = np.flatnonzero(~parts(detections))
         rows = np.column_stack([detections.xyxy, detections.conf, detections.class_id]).astype(np.float32)[kept]
-        small = self._reduce(image) if image is not None else None
-        if small is not None:
-            self._looks = appearance.colours(small, rows[:, :4] * self._camera.scale)
+        if looks is not None:
+            self._looks = looks[kept]
         else:
             self._looks = np.full((len(rows), appearance.SIZE), np.nan, np.float32)
-        shape = image.shape[:2] if image is not None else (1, 1)
-        result: npt.NDArray[np.float32] = self._tracker.update(Boxes(rows.reshape(-1, 6), shape), small)
+        picture = None
+        if observation.camera is not None:
+            self._camera.camera, picture = observation.camera, _NO_PICTURE
+        result: npt.NDArray[np.float32] = self._tracker.update(Boxes(rows.reshape(-1, 6), (1, 1)), picture)
         self._frame += 1
         tracked = []
         for row in result:
@@ -145,18 +161,12 @@ class Tracker:
                     detections.xyxy[i],
                     conf,
                     int(detections.class_id[i]),
-                    self._looks[index] if small is not None else None,
+                    self._looks[index] if looks is not None else None,
                 )
             )
         for track_id in [k for k, (_, seen) in self._memory.items() if self._frame - seen > 2 * self._buffer]:
             del self._memory[track_id]
         return tracked
-
-    def _reduce(self, image: Image) -> Image:
-        height, width = image.shape[:2]
-        self._camera.scale = scale = min(1.0, SMALL_WIDTH / width)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
     def _remember(self, track_id: int, look: Floats, conf: float) -> None:
         old = self._memory.get(track_id)

@@ -140,6 +140,9 @@ def count(truth: Rows, result: Rows) -> Counts:
 
 def linear_sum_assignment(cost: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Rows and columns of the cheapest assignment of a rectangular cost matrix."""
+    if not cost.size:  # of which lap writes beside its memory
+        nothing = np.zeros(0, np.int64)
+        return nothing, nothing
     _, columns, _ = lap.lapjv(cost, extend_cost=True)
     rows = np.flatnonzero(columns >= 0)
     return rows, columns[rows]

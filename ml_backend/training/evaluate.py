@@ -10,27 +10,28 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import islice
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.ahead import ahead
 from ml_backend.errors import ConfigError, VideoError
 from ml_backend.label_studio.schema import LabelMapper, parse_label_config
 from ml_backend.models.detector import Detector, YoloDetector
 from ml_backend.models.tracker import Tracker
 from ml_backend.models.weights import MOTION
+from ml_backend.observe import observe
 from ml_backend.pipeline import use_detector
 from ml_backend.settings import Settings, get_settings
 from ml_backend.tracks.assembler import TrackAssembler
 from ml_backend.tracks.metrics import Counts, Rows, count
 from ml_backend.training.precision import AveragePrecision
-from ml_backend.types import Detections, Frame, IntArray, Track, VideoInfo
+from ml_backend.types import Detections, IntArray, Observation, Track, VideoInfo
 from ml_backend.video.probe import probe
-from ml_backend.video.reader import read_frames
 
 log = logging.getLogger(__name__)
 
@@ -251,20 +252,22 @@ class _Measurement:
         truth = video.boxes[(video.boxes[:, 0] >= first) & (video.boxes[:, 0] <= last)]
         tracks: list[Track] = []
         seen: list[int] = []
-        for batch in _batches(read_frames(info.path, info, start=start), last, settings.batch):
-            found = detector.detect([frame.image for frame in batch])
-            for frame, detections in zip(batch, found, strict=True):
-                if frame.index < first:
+        seen_all = observe(info.path, info, detector, batch=settings.batch, start=start, end=last)
+        with closing(ahead(seen_all, settings.batch)) as observations:
+            for observation in observations:
+                index, detections = observation.index, observation.detections
+                if index < first:
                     continue
-                seen.append(frame.index)
-                if frame.index in video.pictures:
+                seen.append(index)
+                if index in video.pictures:
                     self._pictures += 1
-                    boxes = truth[truth[:, 0] == frame.index]
+                    boxes = truth[truth[:, 0] == index]
                     self._precision.add(_labelled(detections, to_class), boxes[:, 3:], boxes[:, 2].astype(np.int64))
-                sure = detections if motion else _at_least(detections, self._plan.settings.conf)
-                tracks += assembler.push(frame.index, tracker.update(sure, frame.image))
-            self._frames += sum(frame.index >= first for frame in batch)
-            yield self._frames
+                sure = observation if motion else _at_least(observation, self._plan.settings.conf)
+                tracks += assembler.push(index, tracker.update(sure))
+                self._frames += 1
+                if self._frames % settings.batch == 0:
+                    yield self._frames
         tracks += assembler.close()
         result = _rows([track for track in tracks if track.top_class in to_track])
         truth_rows = truth[:, [0, 1, 3, 4, 5, 6]]
@@ -281,17 +284,13 @@ class _Measurement:
         return to_class, counted
 
 
-def _batches(frames: Iterator[Frame], last: int, size: int) -> Iterator[list[Frame]]:
-    """Frames up to one, some at a time."""
-    while batch := [frame for frame in islice(frames, size) if frame.index <= last]:
-        yield batch
-        if batch[-1].index == last:
-            return
-
-
-def _at_least(detections: Detections, conf: float) -> Detections:
-    good = detections.conf >= conf
-    return Detections(detections.xyxy[good], detections.conf[good], detections.class_id[good])
+def _at_least(observation: Observation, conf: float) -> Observation:
+    found = observation.detections
+    good = found.conf >= conf
+    features = None if found.features is None else found.features[good]
+    return replace(
+        observation, detections=Detections(found.xyxy[good], found.conf[good], found.class_id[good], features)
+    )
 
 
 def _labelled(detections: Detections, to_class: IntArray) -> Detections:

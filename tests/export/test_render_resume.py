@@ -203,7 +203,9 @@ def _video(source: Path, given: Path) -> dict[str, Any]:
     return {}
 
 
-@pytest.mark.parametrize("change", [_annotation, _video, lambda *_: {"preset": "ultrafast"}, lambda *_: {"height": 120}])
+@pytest.mark.parametrize(
+    "change", [_annotation, _video, lambda *_: {"preset": "ultrafast"}, lambda *_: {"height": 120}]
+)
 def test_another_video_begins_anew(
     short: tuple[Path, Path], tmp_path: Path, change: Callable[[Path, Path], dict[str, Any]]
 ) -> None:

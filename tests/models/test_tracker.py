@@ -8,12 +8,29 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from ml_backend.models.tracker import Tracker, parts
+from ml_backend.models import tracker as trackers
+from ml_backend.models.observer import Observer
+from ml_backend.models.tracker import Tracked, parts
 from ml_backend.settings import TrackerKind
-from ml_backend.types import Detections
+from ml_backend.types import Detections, Image, Observation
 
 KINDS: tuple[TrackerKind, ...] = get_args(TrackerKind)
 WHITE, BLACK, STREET = 240, 15, 120
+
+
+class Tracker(trackers.Tracker):
+    """With what sees the pictures for it."""
+
+    def __init__(self, kind: TrackerKind, fps: float) -> None:
+        super().__init__(kind, fps)
+        self._observer, self._seen = Observer(), 0
+
+    def see(self, found: Detections, image: Image | None = None) -> list[Tracked]:
+        self._seen += 1
+        if image is None:
+            return self.update(Observation(self._seen, found))
+        return self.update(self._observer.observe(self._seen, found, image, image.shape[1::-1]))
+
 
 Object = tuple[Sequence[float], float, int]  # xyxy, conf, class
 
@@ -35,7 +52,7 @@ def test_two_objects_keep_their_ids_and_their_own_boxes(kind: TrackerKind) -> No
     ids: dict[int, set[int]] = {0: set(), 1: set()}
     for k in range(40):
         frame = detections((moving(100, 100, k), 0.8, 0), (moving(600, 300, k, -5), 0.7, 2))
-        for tracked in tracker.update(frame):
+        for tracked in tracker.see(frame):
             which = 0 if tracked.class_id == 0 else 1
             ids[which].add(tracked.track_id)
             assert np.array_equal(tracked.xyxy, frame.xyxy[which])
@@ -48,7 +65,7 @@ def test_two_objects_keep_their_ids_and_their_own_boxes(kind: TrackerKind) -> No
 def test_an_object_seen_weakly_for_a_while_is_not_lost(kind: TrackerKind) -> None:
     tracker = Tracker(kind, 30)
     seen = [
-        {t.track_id for t in tracker.update(detections((moving(100, 100, k), 0.15 if 10 < k < 20 else 0.8, 0)))}
+        {t.track_id for t in tracker.see(detections((moving(100, 100, k), 0.15 if 10 < k < 20 else 0.8, 0)))}
         for k in range(30)
     ]
     assert all(len(ids) == 1 for ids in seen[3:])
@@ -62,18 +79,18 @@ def test_a_hidden_object_is_found_again_within_half_a_second_at_any_rate(kind: T
     for k in range(round(3 * fps)):
         hidden = fps <= k < 1.4 * fps
         frame = detections() if hidden else detections((moving(100, 100, k, 30 / fps), 0.8, 0))
-        ids |= {t.track_id for t in tracker.update(frame)}
+        ids |= {t.track_id for t in tracker.see(frame)}
     assert len(ids) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_empty_frames_and_a_reset(kind: TrackerKind) -> None:
     tracker = Tracker(kind, 25)
-    assert tracker.update(detections()) == []
+    assert tracker.see(detections()) == []
     for k in range(5):
-        tracker.update(detections((moving(100, 100, k), 0.8, 0)))
+        tracker.see(detections((moving(100, 100, k), 0.8, 0)))
     tracker.reset()
-    again = [t.track_id for k in range(5) for t in tracker.update(detections((moving(500, 100, k), 0.8, 0)))]
+    again = [t.track_id for k in range(5) for t in tracker.see(detections((moving(500, 100, k), 0.8, 0)))]
     assert set(again) == {1}
 
 
@@ -82,7 +99,7 @@ def test_two_trackers_do_not_share_anything(kind: TrackerKind) -> None:
     first, second = Tracker(kind, 25), Tracker(kind, 25)
     for k in range(4):
         frame = detections((moving(100, 100, k), 0.8, 0))
-        a, b = first.update(frame), second.update(frame)
+        a, b = first.see(frame), second.see(frame)
     assert [t.track_id for t in a] == [t.track_id for t in b] == [1]
 
 
@@ -94,7 +111,7 @@ def test_boxes_without_area_and_out_of_the_picture_do_no_harm(kind: TrackerKind)
         frame = detections(
             ([50, 50, 50, 90], 0.9, 0), ([-500, -400, -300, -350], 0.9, 0), ([380, 280, 420, 310], 0.9, 0)
         )
-        for tracked in tracker.update(frame, image):
+        for tracked in tracker.see(frame, image):
             assert np.isfinite(tracked.xyxy).all()
 
 
@@ -117,7 +134,7 @@ def test_colours_keep_objects_apart() -> None:
         white, black = set(), set()
         for k in range(25):
             image, frame = pair(k)
-            for tracked in tracker.update(frame, image if with_image else None):
+            for tracked in tracker.see(frame, image if with_image else None):
                 (white if np.array_equal(tracked.xyxy, frame.xyxy[0]) else black).add(tracked.track_id)
         return white & black
 
@@ -130,7 +147,7 @@ def test_a_person_does_not_swap_boxes_with_the_bicycle_he_pushes() -> None:
     for k in range(60):
         person, bicycle = moving(100, 100, k, 4, 60, 160), moving(112, 130, k, 4, 70, 140)
         conf = 0.3 if k % 7 == 0 else 0.8
-        for tracked in tracker.update(detections((person, conf, 0), (bicycle, 0.7, 1))):
+        for tracked in tracker.see(detections((person, conf, 0), (bicycle, 0.7, 1))):
             classes.setdefault(tracked.track_id, set()).add(tracked.class_id)
     assert all(len(found) == 1 for found in classes.values())
     assert len(classes) == 2
@@ -139,29 +156,25 @@ def test_a_person_does_not_swap_boxes_with_the_bicycle_he_pushes() -> None:
 def test_a_class_that_flickers_is_still_one_track() -> None:
     tracker, ids = Tracker("tracktrack", 30), set()
     for k in range(60):
-        ids |= {
-            t.track_id for t in tracker.update(detections((moving(100, 100, k, 4, 120, 70), 0.7, 2 if k % 3 else 7)))
-        }
+        ids |= {t.track_id for t in tracker.see(detections((moving(100, 100, k, 4, 120, 70), 0.7, 2 if k % 3 else 7)))}
     assert len(ids) == 1
 
 
 def test_looks_are_handed_on_and_belong_to_the_box() -> None:
     tracker = Tracker("bytetrack", 30)
     image, frame = pair(0)
-    tracked = tracker.update(frame, image)
+    tracked = tracker.see(frame, image)
     by_left = {float(t.xyxy[0]): t.look for t in tracked}
     assert by_left[100.0] is not None
     assert by_left[150.0] is not None
     assert by_left[100.0][0] > 200 > 50 > by_left[150.0][0]  # lightness
-    assert all(t.look is None for t in Tracker("bytetrack", 30).update(frame))
+    assert all(t.look is None for t in Tracker("bytetrack", 30).see(frame))
 
 
 def test_memory_of_looks_is_bounded() -> None:
     tracker = Tracker("bytetrack", 10)
     for k in range(400):  # a new object every frame, each in another place
-        tracker.update(
-            detections((moving(50 * (k % 20), 110 * (k % 7), 0), 0.8, 0)), np.zeros((800, 1100, 3), np.uint8)
-        )
+        tracker.see(detections((moving(50 * (k % 20), 110 * (k % 7), 0), 0.8, 0)), np.zeros((800, 1100, 3), np.uint8))
     assert len(tracker._memory) < 100
 
 
@@ -174,7 +187,7 @@ def test_a_camera_that_turns_does_not_tear_tracks(kind: TrackerKind) -> None:
         shift = 30 * k if k % 2 else 30 * (k - 1) + 20
         image = np.ascontiguousarray(world[:, 100 + shift : 740 + shift])
         frame = detections(([900 - shift, 150, 940 - shift, 260], 0.8, 0))
-        ids |= {t.track_id for t in tracker.update(frame, image)}
+        ids |= {t.track_id for t in tracker.see(frame, image)}
     assert len(ids) == 1
 
 

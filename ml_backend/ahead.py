@@ -1,0 +1,66 @@
+"""Work that runs ahead in a thread of its own, a bounded way."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_WAIT_S = 0.1  # between two looks whether anybody still wants what waits to be handed over
+
+
+def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
+    """The same items, made in a thread while the last ones are used. Close it, or exhaust it.
+
+    What making them raises is raised here, in its turn.
+
+    Args:
+        most: items that wait at most; one more is in the making.
+    """
+    if most < 1:
+        raise ValueError(f"expected most >= 1, got {most}")
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(most)
+    stop = threading.Event()
+
+    def hand_over(item: Any, error: BaseException | None = None) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put((item, error), timeout=_WAIT_S)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def run() -> None:
+        iterator = iter(items)
+        try:
+            for item in iterator:
+                if not hand_over(item):
+                    return
+            hand_over(None, _End())
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the one who iterates
+            hand_over(None, error)
+        finally:
+            if isinstance(iterator, Generator):
+                iterator.close()
+
+    thread = threading.Thread(target=run, name="ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, _End):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+class _End(Exception):
+    """There are no more."""

@@ -1,0 +1,56 @@
+"""What a tracker needs of a frame besides its detections, read from a small picture of it."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from ml_backend.models import appearance
+from ml_backend.models.camera_motion import CameraMotion
+from ml_backend.types import Affine, Detections, FloatArray, Image, Observation
+
+SMALL_WIDTH = 480  # pixels of the reduced frame from which colours and camera motion are read
+#: Less sure detections may be background, whose corners tell how the camera moves.
+SURE = 0.25
+
+
+class Observer:
+    """Colours of the objects, and how the camera moved. One video, frames in order; they need not be neighbours."""
+
+    def __init__(self) -> None:
+        self._camera = CameraMotion()
+
+    def observe(self, index: int, detections: Detections, image: Image, size: tuple[int, int]) -> Observation:
+        """See one frame.
+
+        Args:
+            index: 0-based, larger than all before.
+            detections: of the frame, pixels of the displayed video.
+            image: the frame, BGR, of any size.
+            size: ``(width, height)`` of the displayed video.
+
+        Returns:
+            Observation whose ``camera`` maps from the frame that was seen before, whichever that was.
+        """
+        small = _reduced(image)
+        scale = np.array([small.shape[1] / size[0], small.shape[0] / size[1]], np.float32)
+        boxes: FloatArray = detections.xyxy * np.tile(scale, 2)
+        looks = appearance.colours(small, boxes)
+        camera = self._camera.since_last(small, boxes[detections.conf >= SURE])
+        camera = scaled(camera, 1 / float(scale[0]))
+        found = Detections(detections.xyxy, detections.conf, detections.class_id, looks)
+        return Observation(index, found, camera)
+
+
+def scaled(camera: Affine, factor: float) -> Affine:
+    """The same motion in pixels that are ``factor`` times as many."""
+    return np.column_stack([camera[:, :2], camera[:, 2] * factor])
+
+
+def _reduced(image: Image) -> Image:
+    height, width = image.shape[:2]
+    scale = min(1.0, SMALL_WIDTH / width)
+    if scale == 1.0:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)

@@ -1,0 +1,178 @@
+"""The part of a video's analysis that costs: decode, detect, and read what a tracker needs, several at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import takewhile
+
+import numpy as np
+
+from ml_backend.ahead import ahead
+from ml_backend.models.between import between, pairs
+from ml_backend.models.detector import Detector
+from ml_backend.models.observer import Observer
+from ml_backend.types import Affine, Detections, Frame, Observation, VideoInfo
+from ml_backend.video.reader import read_frames
+
+
+def observe(
+    path: str | os.PathLike[str],
+    info: VideoInfo,
+    detector: Detector,
+    *,
+    batch: int,
+    stride: int = 1,
+    start: int = 0,
+    end: int | None = None,
+) -> Generator[Observation, None, None]:
+    """Observations of a video's frames, in order. Memory does not grow with its length.
+
+    With a ``stride`` only every so manieth frame is looked at, and those between two of them only where what the two
+    show does not explain them, by halves: see :func:`ml_backend.models.between.pairs`.
+
+    A video may be done in stretches that begin and end at the same multiple of ``stride``: without the first
+    observation of each but the first, which does not know how the camera has moved, they give what one pass gives.
+
+    Args:
+        info: of the video.
+        batch: frames that the detector is given at once.
+        start, end: first and last frame; by default the video's.
+
+    Raises:
+        VideoError: the video cannot be decoded.
+    """
+    if stride < 1 or start % stride or batch < 1:
+        raise ValueError(f"expected stride >= 1, batch >= 1 and start a multiple of it, got {stride}, {batch}, {start}")
+    last = info.frames - 1 if end is None else end
+    size = detector.working_size(info.width, info.height)
+    frames = takewhile(lambda frame: frame.index <= last, read_frames(path, info, start=start, size=size))
+    looking = _Looking(detector, (info.width, info.height), batch)
+    with closing(ahead(frames, 2 * batch)) as decoded:
+        for block in _groups(_intervals(decoded, stride), batch):
+            yield from looking.at(block)
+
+
+@dataclass(slots=True)
+class _Interval:
+    """Frames after the one before; the last of them is looked at.
+
+    Attributes:
+        left: the frame before; ``None`` where the video, or the stretch, begins.
+        whole: no frame is missing, and it is as long as it may be: the others need not be looked at.
+    """
+
+    left: Frame | None
+    frames: list[Frame]
+    whole: bool
+
+
+def _intervals(frames: Iterable[Frame], stride: int) -> Iterator[_Interval]:
+    left: Frame | None = None
+    collected: list[Frame] = []
+    for frame in frames:
+        collected.append(frame)
+        if frame.index % stride == 0:
+            yield _interval(left, collected)
+            left, collected = frame, []
+    if collected:
+        yield _interval(left, collected)
+
+
+def _interval(left: Frame | None, frames: list[Frame]) -> _Interval:
+    complete = left is not None and frames[-1].index - left.index == len(frames)
+    return _Interval(left, frames, complete)
+
+
+def _groups(intervals: Iterable[_Interval], size: int) -> Iterator[list[_Interval]]:
+    group: list[_Interval] = []
+    for interval in intervals:
+        group.append(interval)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+class _Looking:
+    """Decides which frames are looked at, and fills in the others."""
+
+    def __init__(self, detector: Detector, size: tuple[int, int], batch: int) -> None:
+        self._detector, self._size, self._batch = detector, size, batch
+        self._observer = Observer()
+        self._last: Detections | None = None  # of the last frame of the group before
+        self._before: Observation | None = None  # of the last frame that was looked at
+
+    def at(self, group: Sequence[_Interval]) -> Iterator[Observation]:
+        found: dict[int, Detections] = {}
+        left = group[0].left
+        if left is not None and self._last is not None:
+            found[left.index] = self._last
+        self._detect([interval.frames[-1] for interval in group], found)
+        rest = [frame for interval in group if not interval.whole for frame in interval.frames[:-1]]
+        self._detect(rest, found)
+        open_ = [(x.left, x.frames) for x in group if x.whole and x.left is not None and len(x.frames) > 1]
+        while open_:
+            open_ = [halves for a, frames in open_ if _unclear(found, a, frames) for halves in _halved(a, frames)]
+            self._detect([frames[-1] for _, frames in open_], found)
+            open_ = [(a, frames) for a, frames in open_ if len(frames) > 1]
+        self._last = found[group[-1].frames[-1].index]
+        yield from self._filled([frame for interval in group for frame in interval.frames], found)
+
+    def _detect(self, frames: Sequence[Frame], found: dict[int, Detections]) -> None:
+        wanted = [frame for frame in frames if frame.index not in found]
+        for n in range(0, len(wanted), self._batch):
+            some = wanted[n : n + self._batch]
+            for frame, detections in zip(some, self._detector.detect([f.image for f in some]), strict=True):
+                found[frame.index] = _resized(detections, frame, self._size)
+
+    def _filled(self, frames: Sequence[Frame], found: dict[int, Detections]) -> Iterator[Observation]:
+        skipped: list[int] = []
+        for frame in frames:
+            if frame.index not in found:
+                skipped.append(frame.index)
+                continue
+            now = self._observer.observe(frame.index, found[frame.index], frame.image, self._size)
+            yield from _between(self._before, now, skipped) if skipped and self._before else [now]
+            self._before = now
+            skipped = []
+
+
+def _unclear(found: dict[int, Detections], left: Frame, frames: Sequence[Frame]) -> bool:
+    return pairs(found[left.index], found[frames[-1].index]) is None
+
+
+def _halved(left: Frame, frames: list[Frame]) -> Iterator[tuple[Frame, list[Frame]]]:
+    middle = len(frames) // 2
+    yield left, frames[:middle]
+    if len(frames) - middle > 1:
+        yield frames[middle - 1], frames[middle:]
+
+
+def _between(before: Observation, now: Observation, skipped: Sequence[int]) -> Iterator[Observation]:
+    """The skipped frames' observations, and the one after them, now with the camera's motion since the last of them."""
+    a, b = before.detections, now.detections
+    matched = pairs(a, b)
+    if matched is None or now.camera is None:
+        raise ValueError("expected two frames of which the one follows simply from the other")
+    length = now.index - before.index
+    camera = _part(now.camera, 1 / length)
+    for index in skipped:
+        yield Observation(index, between(a, b, matched, (index - before.index) / length), camera)
+    yield Observation(now.index, b, camera)
+
+
+def _part(camera: Affine, share: float) -> Affine:
+    """A share of a motion. Linear, which is exact enough for the few degrees and per cent of a fraction of a second."""
+    still = np.eye(2, 3)
+    return np.asarray(still + (camera - still) * share, np.float64)
+
+
+def _resized(detections: Detections, frame: Frame, size: tuple[int, int]) -> Detections:
+    """From pixels of the picture to those of the displayed video."""
+    height, width = frame.image.shape[:2]
+    factor = np.array([size[0] / width, size[1] / height] * 2, np.float32)
+    return Detections(detections.xyxy * factor, detections.conf, detections.class_id)

@@ -1,0 +1,95 @@
+"""From observations, frame by frame, to a video's tracks as they are kept."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_backend.label_studio.regions import track_to_value
+from ml_backend.label_studio.timeline import Timeline
+from ml_backend.models.tracker import Tracker
+from ml_backend.settings import Settings
+from ml_backend.tracks.assembler import TrackAssembler
+from ml_backend.tracks.record import TrackRecord, TrackSet
+from ml_backend.tracks.views import candidate_views
+from ml_backend.types import Observation, Track, VideoInfo
+
+
+class TrackBuilder:
+    """Tracks one video's observations. Needs no pictures, and so little time that it can be done again.
+
+    Args:
+        info, timeline: of the video.
+        names: class name by class id of the detections.
+        motion: they come from the motion detector.
+        on_track: sees each final track, with its boxes on every frame.
+    """
+
+    def __init__(
+        self,
+        info: VideoInfo,
+        timeline: Timeline,
+        settings: Settings,
+        names: Mapping[int, str],
+        *,
+        motion: bool = False,
+        on_track: Callable[[Track], None] | None = None,
+    ) -> None:
+        self._info, self._timeline, self._settings, self._names = info, timeline, settings, names
+        self._motion, self._on_track = motion, on_track
+        self._tracker = Tracker(settings.tracker, info.fps, motion=motion)
+        self._assembler = TrackAssembler(info.fps, names, info.width, info.height, settings, motion=motion)
+        self._records: list[TrackRecord] = []
+        self.frames = 0
+
+    def push(self, observation: Observation) -> None:
+        """Add one frame; in order, but some may be missing."""
+        self.frames += 1
+        for track in self._assembler.push(observation.index, self._tracker.update(observation)):
+            self._keep(track, self._records)
+
+    def so_far(self, started: float) -> TrackSet:
+        """What :meth:`close` would return now. It can go on afterwards."""
+        records = list(self._records)
+        for track in copy.deepcopy(self._assembler).close():
+            self._keep(track, records, told=False)
+        return self._set(records, started)
+
+    def close(self, started: float) -> TrackSet:
+        """All tracks.
+
+        Args:
+            started: ``time.perf_counter()`` when the work began: how long it took is recorded.
+        """
+        for track in self._assembler.close():
+            self._keep(track, self._records)
+        return self._set(self._records, started)
+
+    def _keep(self, track: Track, records: list[TrackRecord], *, told: bool = True) -> None:
+        info = self._info
+        value = track_to_value(track, self._timeline, info, self._settings.keyframe_iou)
+        if value is None:
+            return
+        records.append(_record(track, value, info, self._settings.views))
+        if told and self._on_track:
+            self._on_track(track)
+
+    def _set(self, records: list[TrackRecord], started: float) -> TrackSet:
+        ordered = sorted(records, key=lambda record: (record.first, record.track_id))
+        names = tuple(self._names.values())
+        seconds = time.perf_counter() - started
+        return TrackSet(tuple(ordered), names, self._motion, self._info.width, self._info.height, self.frames, seconds)
+
+
+def _record(track: Track, value: Mapping[str, Any], info: VideoInfo, views: int) -> TrackRecord:
+    return TrackRecord(
+        track.track_id,
+        int(track.frames[0]),
+        len(track),
+        float(track.score),
+        dict(track.class_scores),
+        value,
+        tuple(candidate_views(track.frames, track.xyxy, track.conf, info.width, info.height, views)),
+    )
