@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from ml_backend.errors import StorageError
+from ml_backend.files import file_sha256
 from ml_backend.hybrid import Hybrid, hybrid_models, mode_part, require_embedder, use_embedder
 from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.schema import prompts_digest, read_label_config
-from ml_backend.models.weights import resolve_detector
+from ml_backend.models.engines.choice import Choice, choose_engine
+from ml_backend.models.weights import ResolvedDetector, resolve_detector
 from ml_backend.patterns.bank import PatternBank
 from ml_backend.patterns.store import Source
 from ml_backend.patterns.transfer import check_dimension, read_bank
@@ -46,8 +48,8 @@ def predict_file(
         patterns: a pattern bank that was exported from a project; see :mod:`ml_backend.patterns.transfer`.
 
     Returns:
-        Summary: frames, seconds, fps, tracks, boxes, keyframes, keyframe_share, model_version, detector, labels
-        (tracks by label), note.
+        Summary: frames, seconds, fps, tracks, boxes, keyframes, keyframe_share, model_version, detector, engine
+        (what was chosen to run it, ``null`` where there is no network), labels (tracks by label), note.
 
     Raises:
         VideoError, ConfigError, WeightsError, StorageError: each with its cure.
@@ -56,6 +58,7 @@ def predict_file(
     control = parsed.video_controls[0]
     rate = video_timeline(video, frame_rate).frame_rate  # before the model is loaded: a wrong file is refused at once
     resolved = resolve_detector(settings, download=True)
+    engine = _prepare_engine(resolved, settings)
     hybrid, part, notes = _hybrid(settings, patterns, prompts_digest(parsed))
     version = model_version(settings, resolved, part)
     with _atomic(out) as target, _atomic(tracks_out) if tracks_out else contextlib.nullcontext() as mot:
@@ -94,9 +97,17 @@ def predict_file(
         "keyframe_share": round(result.keyframes / result.boxes, 4) if result.boxes else 0.0,
         "model_version": version,
         "detector": resolved.name,
+        "engine": engine and engine.name,
         "labels": dict(Counter(decision.label for _, decision in result.labelled.kept)),
-        "note": " ".join(filter(None, (resolved.note, *notes))),
+        "note": " ".join(filter(None, (resolved.note, engine.note if engine else "", *notes))),
     }
+
+
+def _prepare_engine(resolved: ResolvedDetector, settings: Settings) -> Choice | None:
+    """What runs the detector; made now if that takes seconds, as there is no other video that could use it later."""
+    if resolved.path is None:
+        return None
+    return choose_engine(resolved.path, resolved.sha256 or file_sha256(resolved.path), settings, wait=True)
 
 
 def _hybrid(settings: Settings, patterns: Path | None, prompts: str) -> tuple[Hybrid | None, str, tuple[str, ...]]:

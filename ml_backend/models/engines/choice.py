@@ -41,6 +41,11 @@ class Choice:
     note: str = ""
 
     @property
+    def name(self) -> str:
+        """``"openvino fp32"``, or ``"torch"``."""
+        return f"{self.export.engine} {self.export.precision}" if self.export else "torch"
+
+    @property
     def key(self) -> Hashable:
         return self.export.folder.name if self.export else "torch"
 

@@ -1,0 +1,298 @@
+"""Engines: the same detections whichever runs, exports made once and whole, and PyTorch wherever one fails."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ml_backend.errors import WeightsError
+from ml_backend.files import file_sha256
+from ml_backend.models.detector import YoloDetector
+from ml_backend.models.engines import choice as choosing
+from ml_backend.models.engines import export as exporting
+from ml_backend.models.engines.cache import META, Export, ExportKey, Exports
+from ml_backend.models.engines.choice import choose_engine, wait_for_exports
+from ml_backend.models.engines.export import Agreement, agreement
+from ml_backend.models.engines.openvino_engine import MAX_SIZES, MODEL_FILE, usable_cores
+from ml_backend.models.motion import MotionDetector
+from ml_backend.models.pool import ModelPool
+from ml_backend.settings import Settings
+from ml_backend.types import Detections
+from tests.builders import make_tiny_yolo
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_yolo(tmp_path_factory.mktemp("weights") / "tiny.pt", {0: "cat", 1: "dog"})
+
+
+@pytest.fixture
+def here(settings: MakeSettings) -> Settings:
+    return settings(device="cpu", engine="openvino", imgsz=320)
+
+
+def pictures(n: int, height: int = 360, width: int = 640) -> list[np.ndarray]:
+    blocks = np.random.default_rng(0).integers(0, 255, (n, height // 40, width // 40, 3), np.uint8)
+    return [np.kron(b, np.ones((40, 40, 1), np.uint8)) for b in blocks]
+
+
+def made(path: Path, settings: Settings) -> Export:
+    chosen = choose_engine(path, file_sha256(path), settings, wait=True)
+    assert chosen.export is not None, chosen.note
+    return chosen.export
+
+
+def folders(settings: Settings) -> list[Path]:
+    return sorted(path for path in (settings.weights_dir / "engines").iterdir() if path.is_dir())
+
+
+def test_openvino_sees_what_pytorch_sees_in_pictures_of_many_sizes(tiny: Path, here: Settings) -> None:
+    images = [*pictures(5), *pictures(2, 640, 360), *pictures(3, 120, 200)]
+    export = made(tiny, here)
+    assert export.check["boxes"] > 10
+    torch, openvino = YoloDetector(tiny, here), YoloDetector(tiny, here, export)
+    expected, found = torch.detect(images), openvino.detect(images)
+    assert (torch.engine["name"], openvino.engine["name"]) == ("torch", "openvino")
+    assert [len(d) for d in found] == [len(d) for d in expected]
+    assert agreement(expected, found).matched == 1.0
+    assert openvino.names == torch.names
+    assert openvino.detect([]) == []
+
+
+def test_the_real_model_sees_the_same(yolo_weights: Path, people_video: Path, settings: MakeSettings) -> None:
+    from ml_backend.video.reader import read_frames
+
+    values = settings(device="cpu", engine="openvino")
+    frames = read_frames(people_video)
+    images = [next(frames).image for _ in range(3)]
+    expected = YoloDetector(yolo_weights, values).detect(images)
+    found = agreement(expected, YoloDetector(yolo_weights, values, made(yolo_weights, values)).detect(images))
+    assert found.boxes > 20
+    assert found.matched > 0.99
+    assert found.conf_difference < 1e-3
+
+
+def test_a_head_without_nms(tmp_path: Path, here: Settings) -> None:
+    import torch
+    import ultralytics
+    from ultralytics import YOLO
+
+    path = tmp_path / "end2end.pt"
+    torch.manual_seed(0)
+    yolo = YOLO(Path(ultralytics.__file__).parent / "cfg/models/26/yolo26n.yaml", verbose=False)
+    yolo.model.end2end = True
+    with torch.no_grad():  # as they are made, all places look alike to it, and which 300 are the best is chance
+        for module in yolo.model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 3)
+                module.bias.normal_()
+        for branch in yolo.model.model[-1].one2one_cv3:
+            branch[-1].weight.normal_(std=0.3)
+            branch[-1].bias.fill_(-4)
+    yolo.save(path)
+    export = made(path, here)
+    assert export.end2end
+    assert export.check["boxes"] >= 100
+    assert export.check["matched"] > 0.99
+
+
+def test_the_input_keeps_the_aspect_and_few_sizes_stay_compiled(tiny: Path, here: Settings) -> None:
+    detector = YoloDetector(tiny, here, made(tiny, here))
+    before = detector.memory_bytes["cpu"]
+    detector.detect(pictures(1, 1080, 1920))
+    assert list(detector._engine._requests) == [(192, 320)]
+    assert detector.memory_bytes["cpu"] > before > 0
+    for width in range(200, 1000, 80):
+        detector.detect(pictures(1, 400, width))
+    assert len(detector._engine._requests) == MAX_SIZES
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((1920, 1080), (640, 360)), ((1080, 1920), (360, 640)), ((1000, 7), (640, 4)), ((64, 48),) * 2],
+)
+def test_working_size(size: tuple[int, int], expected: tuple[int, int], tiny: Path, settings: MakeSettings) -> None:
+    detector = YoloDetector(tiny, settings(device="cpu", imgsz=640))
+    assert detector.working_size(*size) == expected
+    assert detector.working_size(*expected) == expected
+
+
+def test_working_size_of_the_motion_detector() -> None:
+    assert MotionDetector().working_size(1920, 1080) == (640, 360)
+    assert MotionDetector().working_size(320, 200) == (320, 200)
+
+
+def test_pytorch_serves_until_the_background_has_the_export(tiny: Path, here: Settings) -> None:
+    sha = file_sha256(tiny)
+    first = choose_engine(tiny, sha, here)
+    assert first.export is None
+    assert "being prepared" in first.note
+    assert YoloDetector(tiny, here, first.export, first.note).engine["note"] == first.note
+    assert wait_for_exports(120)
+    second = choose_engine(tiny, sha, here)
+    assert second.export is not None
+    assert second.note == ""
+    assert second.key != first.key
+
+
+def test_another_checkpoint_is_another_export(tiny: Path, tmp_path: Path, here: Settings) -> None:
+    other = make_tiny_yolo(tmp_path / "other.pt", {0: "cow"})
+    assert made(tiny, here).folder != made(other, here).folder
+    assert made(other, here).names == {0: "cow"}
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes(tiny.read_bytes())
+    assert made(copy, here).folder == made(tiny, here).folder
+    assert len(folders(here)) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "meta", "changed"])
+def test_a_damaged_export_is_made_again(damage: str, tiny: Path, here: Settings) -> None:
+    folder = made(tiny, here).folder
+    file = folder / (META if damage == "meta" else Path(MODEL_FILE).with_suffix(".bin"))
+    content = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    elif damage == "changed":
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        os.utime(file, (1, 1))
+    else:
+        file.write_bytes(content[: len(content) // 2])
+    assert Exports(here).find(key_of(tiny, here)) is None
+    assert made(tiny, here).folder == folder
+    assert len(YoloDetector(tiny, here, made(tiny, here)).detect(pictures(1))[0]) > 0
+
+
+def key_of(path: Path, settings: Settings) -> ExportKey:
+    key = choosing.export_key(file_sha256(path), "openvino", "fp32", settings)
+    assert key is not None
+    return key
+
+
+def _make(path: Path, settings: Settings, log: Path) -> None:
+    original = exporting._write_openvino
+
+    def counted(*arguments: object) -> object:
+        with log.open("a") as file:
+            file.write("made\n")
+        return original(*arguments)
+
+    exporting._write_openvino = counted
+    made(path, settings)
+
+
+def test_two_processes_make_it_once(tiny: Path, here: Settings, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    log = tmp_path / "log"
+    both = [context.Process(target=_make, args=(tiny, here, log)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert log.read_text() == "made\n"
+    assert [path.name for path in folders(here)] == [key_of(tiny, here).name]
+
+
+def test_an_unsound_export_is_refused_for_good(
+    tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "check", lambda *_: Agreement(100, 0.5, 0.1))
+        chosen = choose_engine(tiny, file_sha256(tiny), here, wait=True)
+    assert chosen.export is None
+    assert "finds 50% of the boxes" in chosen.note
+    again = choose_engine(tiny, file_sha256(tiny), here, wait=True)
+    assert again.export is None
+    assert "finds 50% of the boxes" in again.note
+    assert "finds 50% of the boxes" in caplog.text
+    assert folders(here) == []
+
+
+def test_what_cannot_be_exported_is_not_tried_again_at_once(tmp_path: Path, here: Settings) -> None:
+    path = tmp_path / "bad.pt"
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(WeightsError, match="cannot be exported for openvino"):
+        exporting.make_export(Exports(here), key_of(path, here), path, here)
+    assert Exports(here).refusal(key_of(path, here)) is not None
+    assert "openvino is not used" in choose_engine(path, file_sha256(path), here).note
+
+
+def test_an_export_that_stops_running_is_left_for_pytorch(tiny: Path, here: Settings) -> None:
+    export = made(tiny, here)
+    expected = YoloDetector(tiny, here).detect(pictures(3))
+    detector = YoloDetector(tiny, here, export)
+    (export.folder / MODEL_FILE).write_text("<net/>")
+    broken = YoloDetector(tiny, here, export)  # cannot even be read
+    assert broken.engine["name"] == "torch"
+    assert "openvino does not run" in broken.engine["note"]
+
+    def infer(pixels: object) -> object:
+        raise RuntimeError("no answer")
+
+    detector._engine.infer = infer
+    found = detector.detect(pictures(3))
+    assert all(np.array_equal(a.xyxy, b.xyxy) for a, b in zip(found, expected, strict=True))
+    assert detector.engine["name"] == "torch"
+    assert "no answer" in detector.engine["note"]
+    assert Exports(here).refusal(key_of(tiny, here)) is not None
+
+
+def test_openvino_is_missing(tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(choosing.PACKAGES, "openvino", "no-such-package")
+    chosen = choose_engine(tiny, file_sha256(tiny), here, wait=True)
+    assert chosen.export is None
+    assert "pip install no-such-package" in chosen.note
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "coreml"])
+def test_an_engine_that_this_machine_has_no_device_for(engine: str, tiny: Path, settings: MakeSettings) -> None:
+    chosen = choose_engine(tiny, file_sha256(tiny), settings(device="cpu", engine=engine))
+    assert chosen.export is None
+    assert f"{engine} needs" in chosen.note
+
+
+def test_pytorch_when_asked_for(tiny: Path, settings: MakeSettings) -> None:
+    chosen = choose_engine(tiny, file_sha256(tiny), settings(device="cpu", engine="torch"), wait=True)
+    assert (chosen.export, chosen.note, chosen.key) == (None, "", "torch")
+
+
+def test_the_pool_names_the_engine_counts_it_and_lets_it_go(tiny: Path, here: Settings) -> None:
+    export = made(tiny, here)
+    pool = ModelPool(1 << 30)
+    with pool.use("tiny", lambda: YoloDetector(tiny, here, export), name="tiny") as detector:
+        detector.detect(pictures(1))
+    (model,) = pool.status()["models"]
+    assert model["engine"] == {"name": "openvino", "precision": "fp32", "note": ""}
+    assert model["bytes"] == detector.memory_bytes["cpu"]
+    assert [gone["name"] for gone in pool.optimize()["unloaded"]] == ["tiny"]
+    assert pool.status()["models"] == []
+
+
+def test_agreement_counts_what_is_missing_extra_or_of_another_class() -> None:
+    box = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], np.float32)
+    both = Detections(box, np.array([0.9, 0.8], np.float32), np.array([0, 1]))
+    one = Detections(box[:1], np.array([0.7], np.float32), np.array([0]))
+    other = Detections(box, np.array([0.9, 0.8], np.float32), np.array([0, 0]))
+    none = Detections.empty()
+    assert agreement([both], [both]) == Agreement(2, 1.0, 0.0)
+    assert agreement([both], [one]) == Agreement(2, 0.5, 0.2)
+    assert agreement([both], [other]).matched == 0.5
+    assert agreement([none], [none]).sound
+    assert not agreement([none], [one]).sound
+
+
+def test_cores_of_a_container(tmp_path: Path) -> None:
+    folder = tmp_path / "sys/fs/cgroup"
+    folder.mkdir(parents=True)
+    everything = usable_cores(tmp_path)
+    (folder / "cpu.max").write_text("max 100000\n")
+    assert usable_cores(tmp_path) == everything
+    (folder / "cpu.max").write_text("100000 100000\n")
+    assert usable_cores(tmp_path) == 1
