@@ -47,7 +47,9 @@ def train(context: Context, project_id: int, trigger: str) -> None:
     """Retrain a project's detector if there is something new to learn from; use the result if it is not worse."""
     with context.trainings.lock(project_id) as lock:
         context.trainings.begin(project_id)
-        _Training(context, project_id, trigger, lock).run()
+        training = _Training(context, project_id, trigger, lock)
+        training.run()
+        training.tell_outcome()
 
 
 class _Training(TrainingLife):

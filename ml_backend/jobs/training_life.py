@@ -15,11 +15,12 @@ from rq import get_current_job
 
 from ml_backend.corrections_store import CorrectionStore
 from ml_backend.errors import BackendError, ConfigError
+from ml_backend.jobs.board import CANCELLED, FAILED, FINISHED
 from ml_backend.jobs.context import Context
 from ml_backend.jobs.training_facts import checkpoint_name
 from ml_backend.jobs.training_queue import TrainingLock
 from ml_backend.jobs.training_watch import Watch
-from ml_backend.training.registry import RunLost, Version
+from ml_backend.training.registry import ACTIVE, RunLost, Version
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class TrainingLife:
         self._folder = context.settings.data_dir / "training" / f"project-{project_id}"
         self._watch = Watch(context, project_id, lock)
         self._force = False
+        self._began: int | None = None
 
     def _begin(self) -> Version | None:
         active = self._registry.active(self._project)
@@ -50,6 +52,7 @@ class TrainingLife:
             version = self._registry.begin(self._project, self._owner, self._trigger, parent)
         else:
             version = self._registry.take_over(active, self._owner)
+        self._began = version.id
         self._force = self._context.trainings.take_force(self._project) or version.trigger.startswith("force")
         if cancelled:
             self._end(version, "cancelled", "Cancelled on request.")
@@ -85,6 +88,24 @@ class TrainingLife:
             self._tidy_up(version)
             if last.artifact:
                 self._context.projects.artifacts.remove(last.artifact)
+
+    def tell_outcome(self) -> None:
+        """Keep what came of it as the job's result, for whoever asked for it, or looks at the list of jobs."""
+        current = get_current_job()
+        last = self._registry.get(self._began) if self._began else None
+        if current is None or (last is not None and last.state in ACTIVE):  # another worker goes on with it
+            return
+        facts: dict[str, Any] = {"version": None, "state": "unchanged", "reason": "Nothing new has been annotated."}
+        if last is not None:
+            facts = {"version": last.name, "state": last.state, "reason": last.reason, "metrics": last.metrics}
+        state = {"cancelled": CANCELLED, "failed": FAILED}.get(facts["state"], FINISHED)
+        board = self._context.board
+        try:
+            if board.get(current.id) is None:  # nobody has asked for it by name
+                board.note(current.id, "train", self._project)
+            board.end(current.id, state, result=facts, error=facts["reason"] if state == FAILED else "")
+        except BackendError as error:  # the registry knows it all the same
+            log.warning("Project %s: the job's result was not kept: %s", self._project, error)
 
     def _refresh(self, version: Version) -> None:
         last = self._registry.get(version.id)

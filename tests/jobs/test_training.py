@@ -63,6 +63,13 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
     assert version.history[-1]["epoch"] == len(version.history)
     assert list(version.lineage["annotations"]) == [str(task) for task in (before.task - 1,)]
 
+    # Whoever looks at the job is told the same.
+    job = services(here).jobs.get(f"train-{project}-0")
+    assert job is not None
+    assert (job["kind"], job["state"], job["project"]) == ("train", "finished", project)
+    outcome = {"version": "v1", "state": "promoted", "reason": version.reason, "metrics": version.metrics}
+    assert job["result"] == outcome
+
     (after,) = here.predictions(open_task)
     assert after.model_version.endswith(".v1")
     assert services(here).serving.version(project) == after.model_version
@@ -74,6 +81,9 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
     services(here).trainings.start(project, "a test")
     work(here)
     assert len(context.projects.registry.versions(project)) == 1
+    again_job = services(here).jobs.get(f"train-{project}-1")
+    assert again_job is not None
+    assert (again_job["result"]["version"], again_job["result"]["state"]) == (None, "unchanged")
     services(here).trainings.activate(project, "base", "a test")
     work(here)
     (again,) = here.predictions(open_task)
