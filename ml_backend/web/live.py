@@ -20,8 +20,9 @@ from ml_backend.web.protocol import services
 
 #: Listeners at once. Each holds one of the server's sixteen threads, and Label Studio needs the others.
 LISTENERS = 6
-#: Seconds between two looks, between two signs of life, and until a listener is asked to come again.
-LOOK_S, BEAT_S, LAST_S = 1.0, 15.0, 600.0
+#: Seconds between two looks, between two signs of life, and until a listener is asked to come again. Only writing shows
+#: that a listener has gone, and whoever turns pages quickly needs his place again.
+LOOK_S, BEAT_S, LAST_S = 1.0, 1.0, 600.0
 
 
 class Listeners:

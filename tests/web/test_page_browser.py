@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.browser]
 
 AXE = Path(__file__).with_name("axe.min.js")
 HOSTILE = "<img src=x onerror=alert(1)>"
-SLOW_MS = 120_000
+SLOW_MS = 60_000
 STEPS = ("label", "learn", "auto", "review")
 
 
@@ -123,13 +123,13 @@ def test_learn(page: Any, site: Site) -> None:
     pattern = page.locator(".pattern", has_text=HOSTILE)
     assert pattern.locator(".thumbs img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
     pattern.get_by_role("link", name="Find more like this").click()
-    page.locator(".alike li, #part-similar >> text=Nothing alike").first.wait_for()
+    page.locator(".alike li").or_(page.get_by_text("Nothing alike was found.")).first.wait_for()
     assert HOSTILE in page.locator("#part-similar").inner_text()
     press(page, "Learn all annotations anew")
     notice(page, "Requested: Learning patterns")
     # The motion detector has nothing to train, and the page says so instead of offering it.
     assert "DETECTOR=auto" in page.locator("#part-versions").inner_text()
-    assert page.get_by_role("table", name="Acceptance").or_(page.locator("#part-versions table")).count()
+    assert page.locator("#part-versions h3", has_text="Acceptance").count() == 1
 
 
 def test_auto_label(page: Any, site: Site) -> None:

@@ -161,6 +161,10 @@ def _tasks(state: State) -> Facts:
     return {"tasks": found, "total": total, "page": page, "pages": pages}
 
 
+def _renders(state: State) -> Facts:
+    return _tasks(state) | {"trained": services().projects.trained(_project(state)) is not None}
+
+
 def _mode(state: State) -> Facts:
     project = _project(state)
     found = services()
@@ -218,6 +222,6 @@ PARTS: Mapping[str, Part] = {
     "mode": Part(_mode, ("version", "mode", "train")),
     "auto": Part(_auto, ("jobs",)),
     "tasks": Part(_tasks, ("predict", "auto_label", "import_video")),
-    "renders": Part(_tasks, ("import_video",)),
+    "renders": Part(_renders, ("import_video", "version")),
     "files": Part(_files, ("render_video", "render_custom_video", "export_project")),
 }

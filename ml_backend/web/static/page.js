@@ -5,7 +5,7 @@ const body = document.body;
 const project = body.dataset.project;
 const live = document.getElementById("live");
 const OVER = ["finished", "failed", "cancelled"];
-const POLL_MS = 4000, AGAIN_MS = 60000, GATHER_MS = 400;
+const POLL_MS = 4000, AGAIN_MS = 15000, TURN_MS = 250, GATHER_MS = 400;
 
 // -- events for parts of the page: many at once are one
 
@@ -91,7 +91,8 @@ function stop() {
 // A page that nobody looks at takes no listener's place.
 document.addEventListener("visibilitychange", () => (document.hidden ? stop() : listen()));
 addEventListener("pagehide", stop);
-listen();
+// Nor does one that is turned at once.
+again = setTimeout(listen, TURN_MS);
 
 // -- small comforts
 
