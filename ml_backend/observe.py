@@ -50,7 +50,7 @@ def observe(
     size = detector.working_size(info.width, info.height)
     frames = takewhile(lambda frame: frame.index <= last, read_frames(path, info, start=start, size=size))
     looking = _Looking(detector, (info.width, info.height), batch)
-    with closing(ahead(frames, 2 * batch)) as decoded:
+    with closing(ahead(frames, batch)) as decoded:
         for block in _groups(_intervals(decoded, stride), batch):
             yield from looking.at(block)
 
