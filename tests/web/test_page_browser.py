@@ -141,11 +141,11 @@ def test_auto_label(page: Any, site: Site) -> None:
     press(page, "Auto-label the chosen tasks")
     notice(page, "Requested: Auto-labelling")
     page.locator("#part-auto .state.is-finished").wait_for()
-    page.get_by_label("Mode").select_option("yolo")
+    page.get_by_label("Mode", exact=True).select_option("yolo")
     press(page, "Switch")
     notice(page, "From now on base is used")
     page.locator("#part-system", has_text="Detector's classes").wait_for()
-    page.get_by_label("Mode").select_option("yolo_dinov2")
+    page.get_by_label("Mode", exact=True).select_option("yolo_dinov2")
     press(page, "Switch")
     page.locator("#part-system", has_text="Learned patterns").wait_for()
 
@@ -153,7 +153,7 @@ def test_auto_label(page: Any, site: Site) -> None:
 def test_review_and_export(page: Any, site: Site, tmp_path: Path) -> None:
     page.goto(site.step("label"))
     go(page, "Review and export")
-    page.get_by_label("Format").select_option("annotations")
+    page.get_by_label("Format", exact=True).select_option("annotations")
     press(page, "Export")
     with page.expect_download() as download:
         page.locator("#part-files tr", has_text=".json").get_by_role("link", name="Download").click()
@@ -161,8 +161,8 @@ def test_review_and_export(page: Any, site: Site, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "annotations.json").read_text(encoding="utf-8"))
     for name in ("Annotations", "Prediction"):
         press(page, name, "#part-renders")
-    page.locator("#part-files tr", has_text="-annotations-").get_by_text(".mp4").wait_for()
-    page.locator("#part-files tr", has_text="-predictions-").get_by_text(".mp4").wait_for()
+    page.locator("#part-files tr", has_text="-annotations-2").filter(has_text=".mp4").wait_for()
+    page.locator("#part-files tr", has_text="-predictions-2").filter(has_text=".mp4").wait_for()
     options = page.locator("#video-a option")
     assert options.count() == 2
     for side, number in (("a", 0), ("b", 1)):
