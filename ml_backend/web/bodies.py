@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ml_backend.settings import Mode
 
-ProjectId = Annotated[int, Field(ge=1, lt=1 << 31, description="Id of the Label Studio project.", examples=[1])]
-TaskId = Annotated[int, Field(ge=1, lt=1 << 31, description="Id of the Label Studio task.", examples=[1])]
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of numbers, and to JSON Schema 7.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Whole = BeforeValidator(_whole)
+ProjectId = Annotated[int, Field(ge=1, lt=1 << 31, description="Id of the Label Studio project.", examples=[1]), _Whole]
+TaskId = Annotated[int, Field(ge=1, lt=1 << 31, description="Id of the Label Studio task.", examples=[1]), _Whole]
 VersionName = Annotated[
     str,
     Field(pattern=r"^(base|v[0-9]{1,9})$", description="A version of the registry such as v2; base: the settings'."),
@@ -50,8 +57,14 @@ class ListJobs(OfAnyProject):
     limit: Annotated[int, Field(ge=1, le=500, description="Most that are listed.")] = 100
 
 
+def _is_given(field: str) -> dict[str, Any]:
+    return {"required": [field], "properties": {field: {"type": "string"}}}
+
+
 class SwitchModel(Model):
     """Another mode, another version, or both."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_is_given("mode"), _is_given("version")]})
 
     project: ProjectId
     mode: Annotated[Mode | Literal["default"] | None, Field(description="default: the settings' mode.")] = None

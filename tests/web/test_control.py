@@ -127,6 +127,12 @@ def test_rolling_back_names_what_is_left(auto: Room, tmp_path: Path) -> None:
     assert f"{known['before']} is in use" in problem["detail"]
 
 
+def test_a_whole_number_may_be_written_with_a_point(auto: Room) -> None:
+    """To JSON Schema, 7.0 is an integer."""
+    job = auto.ask("POST", "/api/init_models", 202, data='{"project": 7.0}', content_type="application/json")["job"]
+    assert job["project"] == 7
+
+
 # -- jobs
 
 
