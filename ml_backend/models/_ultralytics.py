@@ -10,6 +10,8 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from ml_backend.models._openvino import setup_openvino
+
 # Read by ultralytics when it is first imported: later changes have no effect.
 _QUIET = {
     "YOLO_AUTOINSTALL": "false",  # never run pip
@@ -25,6 +27,7 @@ def setup_ultralytics() -> None:
     Call before any ``import ultralytics``. Variables that the operator has set himself are respected. Settings are
     changed in memory only; its settings file lives in a temporary directory that goes when the process ends.
     """
+    setup_openvino()  # which ultralytics imports for models exported to it
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if "YOLO_CONFIG_DIR" not in os.environ:

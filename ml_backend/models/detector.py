@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 NMS_IOU = 0.7  # ultralytics' own default for predict and track
 MAX_DETECTIONS = 300  # likewise
+#: What runtimes raise where they do not work; not a job's time-out, which may come at any line.
+_PYTHON_FAULTS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
+RUNTIME_FAULTS = (RuntimeError, OSError, WeightsError, *_PYTHON_FAULTS)
 
 
 class Detector(Protocol):
@@ -126,7 +129,7 @@ class YoloDetector(FitsMemory):
         if self._export is not None:
             try:
                 return self._load_export(self._export, device)
-            except Exception as error:  # runtimes raise anything
+            except RUNTIME_FAULTS as error:
                 if is_out_of_memory(error):
                     raise
                 self._give_up_export(self._export, error)
@@ -149,7 +152,7 @@ class YoloDetector(FitsMemory):
         batch = _same_shape(images, start, limit)
         try:
             return self._detect_batch(batch)
-        except Exception as error:  # as above
+        except RUNTIME_FAULTS as error:
             if self._export is None or is_out_of_memory(error):
                 raise
             self._give_up_export(self._export, error)

@@ -6,6 +6,7 @@ detector's own release page into our cache. No request can name one.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -118,6 +119,12 @@ def remember_failure(target: Path, reason: str) -> None:
         _failure_file(target).write_text(reason, encoding="utf-8")
     except OSError as error:  # a full disk is one of the reasons; then the next job tries again
         log.debug("The failed download of %s is not remembered: %s", target.name, error)
+
+
+def forget_failure(target: Path) -> None:
+    """It is there now."""
+    with contextlib.suppress(OSError):  # it is forgotten with time anyway
+        _failure_file(target).unlink(missing_ok=True)
 
 
 def recent_failure(target: Path) -> str | None:

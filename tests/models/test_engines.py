@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ import pytest
 
 from ml_backend.errors import WeightsError
 from ml_backend.files import file_sha256
+from ml_backend.local.preflight import ROOT
 from ml_backend.models.detector import YoloDetector
 from ml_backend.models.engines import choice as choosing
 from ml_backend.models.engines import export as exporting
@@ -224,6 +229,99 @@ def test_what_cannot_be_exported_is_not_tried_again_at_once(tmp_path: Path, here
     assert "openvino is not used" in choose_engine(path, file_sha256(path), here).note
 
 
+def test_a_disk_that_takes_nothing_is_told_and_not_tried_for_each_video(tiny: Path, here: Settings) -> None:
+    here.weights_dir.mkdir(parents=True, exist_ok=True)
+    (here.weights_dir / "engines").write_text("in the way of the folder")
+    sha = file_sha256(tiny)
+    assert "being prepared" in choose_engine(tiny, sha, here).note
+    assert wait_for_exports(60)
+    chosen = choose_engine(tiny, sha, here)
+    assert chosen.export is None
+    assert "openvino is not used" in chosen.note
+    assert "cannot be written" in chosen.note
+
+
+def test_a_full_disk_does_not_hide_why_an_export_is_unsound(
+    tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, *_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    def unsound(*_: object) -> Agreement:
+        monkeypatch.setattr(Path, "write_text", full)
+        return Agreement(100, 0.5, 0.1)
+
+    monkeypatch.setattr(exporting, "check", unsound)
+    chosen = choose_engine(tiny, file_sha256(tiny), here, wait=True)
+    assert "finds 50% of the boxes" in chosen.note
+    assert "finds 50% of the boxes" in choose_engine(tiny, file_sha256(tiny), here, wait=True).note
+
+
+def test_what_a_killed_process_left_behind_goes(tiny: Path, here: Settings) -> None:
+    engines = here.weights_dir / "engines"
+    old, fresh = engines / ".old.abc", engines / ".fresh.abc"
+    for folder in (old, fresh):
+        folder.mkdir(parents=True)
+        (folder / "model.bin").write_bytes(b"half")
+    os.utime(old, (1, 1))
+    made(tiny, here)
+    assert not old.exists()
+    assert fresh.exists()
+
+
+def test_openvino_reports_nothing_and_writes_nothing_at_home(tiny: Path, tmp_path: Path) -> None:
+    """In a process of its own, which has not imported it yet; as for users, not as in a CI job."""
+    home = tmp_path / "home"
+    home.mkdir()
+    code = (
+        "import socket, sys, threading, numpy as np\n"
+        "def refuse(*a): raise SystemExit('network')\n"
+        "socket.getaddrinfo = refuse\n"
+        "from pathlib import Path\n"
+        "from ml_backend.models.detector import YoloDetector\n"
+        "from ml_backend.models.engines.choice import choose_engine\n"
+        "from ml_backend.settings import Settings\n"
+        f"path = Path({str(tiny)!r})\n"
+        f"here = Settings(device='cpu', engine='openvino', imgsz=160, data_dir={str(tmp_path / 'data')!r})\n"
+        "export = choose_engine(path, 'abc', here, wait=True).export\n"
+        "detector = YoloDetector(path, here, export)\n"
+        "detector.detect([np.zeros((90, 160, 3), np.uint8)])\n"
+        "print(detector.engine['name'], sys.modules['openvino_telemetry'], threading.active_count())\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("CI", "TF_BUILD", "JENKINS_URL", "YOLO_CONFIG_DIR")}
+    environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "MPLCONFIGDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["openvino", "None", "1"]
+    assert list(home.rglob("*")) == []
+
+
+def test_a_jobs_time_out_is_no_fault_of_the_engine(tiny: Path, here: Settings) -> None:
+    from rq.timeouts import JobTimeoutException
+
+    detector = YoloDetector(tiny, here, made(tiny, here))
+
+    def infer(pixels: object) -> object:
+        raise JobTimeoutException
+
+    detector._engine.infer = infer
+    with pytest.raises(JobTimeoutException):
+        detector.detect(pictures(1))
+    assert detector.engine == {"name": "openvino", "precision": "fp32", "note": ""}
+
+
+def test_many_threads_may_use_one_detector(tiny: Path, here: Settings) -> None:
+    detector = YoloDetector(tiny, here, made(tiny, here))
+    images = pictures(5)
+    expected = detector.detect(images)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: detector.detect(images), range(8)))
+    assert all(agreement(expected, one).matched == 1.0 for one in found)
+    assert detector.engine["note"] == ""
+
+
 def test_an_export_that_stops_running_is_left_for_pytorch(tiny: Path, here: Settings) -> None:
     export = made(tiny, here)
     expected = YoloDetector(tiny, here).detect(pictures(3))
@@ -241,7 +339,9 @@ def test_an_export_that_stops_running_is_left_for_pytorch(tiny: Path, here: Sett
     assert all(np.array_equal(a.xyxy, b.xyxy) for a, b in zip(found, expected, strict=True))
     assert detector.engine["name"] == "torch"
     assert "no answer" in detector.engine["note"]
-    assert Exports(here).refusal(key_of(tiny, here)) is not None
+    chosen = choose_engine(tiny, file_sha256(tiny), here)
+    assert chosen.export is None
+    assert "openvino is not used: RuntimeError: no answer" in chosen.note
 
 
 def test_openvino_is_missing(tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,14 @@ not be made lately, and ``.lock`` lets one process at a time make it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any
 
 from ml_backend.errors import StorageError, WeightsError
 from ml_backend.files import file_sha256
-from ml_backend.models.weights import recent_failure, remember_failure
+from ml_backend.models.weights import forget_failure, recent_failure, remember_failure
 from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,9 @@ META = "export.json"
 FORMAT = 1
 #: The least recently used ones above go.
 KEEP = 20
+#: What a process has left behind that ended in the middle of an export.
+LEFT_BEHIND_S = 24 * 3600
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Unsound(WeightsError):
@@ -93,9 +98,13 @@ class Exports:
     def __init__(self, settings: Settings) -> None:
         self._folder = settings.weights_dir / "engines"
 
+    def folder(self, key: ExportKey) -> Path:
+        """Where an export is, or would be."""
+        return self._folder / key.name
+
     def find(self, key: ExportKey) -> Export | None:
         """A whole export; one that is damaged is removed, so that it is made again."""
-        folder = self._folder / key.name
+        folder = self.folder(key)
         if not folder.is_dir():
             return None
         try:
@@ -110,7 +119,7 @@ class Exports:
 
     def refusal(self, key: ExportKey) -> str | None:
         """Why it is not to be made, for good or for the next minutes."""
-        folder = self._folder / key.name
+        folder = self.folder(key)
         try:
             return _beside(folder, ".refused").read_text(encoding="utf-8") or "it is unsound"
         except OSError:
@@ -127,7 +136,7 @@ class Exports:
             WeightsError: it cannot be made; remembered for a while.
             StorageError: the disk does not take it.
         """
-        folder = self._folder / key.name
+        folder = self.folder(key)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with _locked(_beside(folder, ".lock")):
@@ -135,12 +144,19 @@ class Exports:
                     return found
                 return self._make(key, folder, build)
         except Unsound as error:
-            _beside(folder, ".refused").write_text(error.message, encoding="utf-8")
+            self._refuse(folder, error.message)
             raise
         except OSError as error:
             raise StorageError(
-                f"{error.filename or folder} cannot be written: {error.strerror}.", "Free some disk space."
+                f"{error.filename or folder} cannot be written: {error.strerror or error}.",
+                "Free some disk space, or make the folder writable.",
             ) from error
+
+    def _refuse(self, folder: Path, reason: str) -> None:
+        try:
+            _beside(folder, ".refused").write_text(reason, encoding="utf-8")
+        except OSError as error:  # then the next process finds out for itself
+            log.warning("It is not remembered that %s is unsound: %s", folder.name, error)
 
     def _make(self, key: ExportKey, folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Export:
         with tempfile.TemporaryDirectory(prefix=f".{key.name}.", dir=self._folder) as temporary:
@@ -148,9 +164,11 @@ class Exports:
             made.mkdir()
             try:
                 facts = dict(build(made))
-            except (Unsound, OSError):
+            except Unsound:
                 raise
             except Exception as error:  # exporters raise anything
+                if isinstance(error, OSError) and error.errno in _DISK:
+                    raise
                 reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
                 remember_failure(folder, reason)
                 raise WeightsError(
@@ -160,12 +178,16 @@ class Exports:
             text = json.dumps({"key": key.sha256, "files": files, **facts}, indent=1)
             (made / META).write_text(text, encoding="utf-8")
             made.replace(folder)
+        forget_failure(folder)
         self._prune()
         return _read(folder, key)
 
     def _prune(self) -> None:
         for meta in sorted(self._folder.glob(f"*/{META}"), key=_mtime)[:-KEEP]:
             _remove(meta.parent)
+        for temporary in self._folder.glob(".*"):
+            if temporary.is_dir() and time.time() - _mtime(temporary) > LEFT_BEHIND_S:
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read(folder: Path, key: ExportKey) -> Export:
@@ -204,4 +226,7 @@ def _remove(folder: Path) -> None:
 def _locked(path: Path) -> Iterator[None]:
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing does not unlock it while a forked child has it open too

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ml_backend.errors import BackendError
 from ml_backend.models.engines.cache import Export, ExportKey, Exports
+from ml_backend.models.weights import RETRY_AFTER_S
 from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ EXIT_WAIT_S = 10.0
 
 _making: dict[ExportKey, threading.Thread] = {}
 _making_lock = threading.Lock()
+#: Why, and when, it could not be made: where the disk is what fails, nothing can be remembered on it.
+_failed: dict[Path, tuple[str, float]] = {}
 _told: set[tuple[str, str]] = set()
 
 
@@ -73,10 +76,11 @@ def _choose(path: Path, sha256: str, settings: Settings, wait: bool) -> Choice:
     key, reason = _wanted(sha256, settings)
     if key is None or path.suffix != ".pt":  # ultralytics' own exports run as they are
         return Choice(note=reason)
+    # Before looking for it: also one that is there may not run.
+    if reason := exports.refusal(key) or _recently_failed(exports.folder(key)) or "":
+        return Choice(note=f"{key.engine} is not used: {reason.rstrip('.')}. PyTorch is.")
     if export := exports.find(key):
         return Choice(export)
-    if reason := exports.refusal(key) or "":
-        return Choice(note=f"{key.engine} is not used: {reason.rstrip('.')}. PyTorch is.")
     if wait and key.engine != "tensorrt":
         try:
             return Choice(_make(exports, key, path, settings))
@@ -121,9 +125,19 @@ def _make(exports: Exports, key: ExportKey, path: Path, settings: Settings) -> E
     from ml_backend.models.engines.export import make_export
 
     started = time.monotonic()
-    export = make_export(exports, key, path, settings)
+    try:
+        export = make_export(exports, key, path, settings)
+    except BackendError as error:
+        _failed[exports.folder(key)] = (error.message, time.monotonic())
+        raise
+    _failed.pop(exports.folder(key), None)
     log.info("%s runs %s from the next video on (made in %.1f s)", key.engine, path.name, time.monotonic() - started)
     return export
+
+
+def _recently_failed(folder: Path) -> str | None:
+    reason, when = _failed.get(folder, ("", 0.0))
+    return reason if reason and time.monotonic() - when < RETRY_AFTER_S else None
 
 
 def _make_in_background(exports: Exports, key: ExportKey, path: Path, settings: Settings) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ml_backend.geometry import iou_matrix
+from ml_backend.models._openvino import setup_openvino
 from ml_backend.models.detector import YoloDetector, _select_device
 from ml_backend.models.engines.cache import Export, ExportKey, Exports, Unsound
 from ml_backend.models.engines.openvino_engine import MODEL_FILE
@@ -126,6 +127,7 @@ def check_pictures() -> list[Image]:
 
 
 def _write_openvino(folder: Path, key: ExportKey, path: Path, settings: Settings) -> dict[str, Any]:
+    setup_openvino()
     import openvino
     import torch
 

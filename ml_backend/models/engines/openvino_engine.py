@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ml_backend.models._openvino import setup_openvino
 from ml_backend.models.engines.base import Pixels
 from ml_backend.models.engines.cache import Export
 
@@ -26,6 +28,8 @@ TIMEOUT_S = 120.0
 class OpenvinoEngine:
     """See :class:`~ml_backend.models.engines.base.Engine`. The GIL is free while the network runs.
 
+    May be used from many threads, one after the other.
+
     Args:
         export: made by :mod:`ml_backend.models.engines.export`; takes uint8 BGR pictures as they are.
         parallel: most pictures that are given at once.
@@ -38,11 +42,13 @@ class OpenvinoEngine:
     fixed: tuple[int, int] | None = None
 
     def __init__(self, export: Export, parallel: int) -> None:
+        setup_openvino()
         import openvino
 
         self._core = openvino.Core()
-        self._file = export.folder / MODEL_FILE
-        self._model = self._core.read_model(self._file)
+        file = export.folder / MODEL_FILE
+        self._model = self._core.read_model(file)
+        self._weights = file.with_suffix(".bin").stat().st_size
         self.precision = export.precision
         self.names, self.stride, self.end2end = export.names, export.stride, export.end2end
         self.max_batch = max(1, parallel)
@@ -57,26 +63,31 @@ class OpenvinoEngine:
         if cores < (os.cpu_count() or 1):  # it knows of no container's share
             self._options["INFERENCE_NUM_THREADS"] = str(cores)
         self._requests: OrderedDict[tuple[int, int], list[openvino.InferRequest]] = OrderedDict()
+        self._running = threading.Lock()
 
     @property
     def memory_bytes(self) -> Mapping[str, int]:
         """An estimate, as the runtime does not tell: each compiled network has weights of its own."""
-        weights = self._file.with_suffix(".bin").stat().st_size
-        return {"cpu": weights * (1 + len(self._requests))}
+        return {"cpu": self._weights * (1 + len(self._requests))}
 
     def infer(self, pixels: Pixels) -> Any:
         import torch
 
+        with self._running:
+            return torch.from_numpy(np.concatenate(self._infer(pixels)))
+
+    def _infer(self, pixels: Pixels) -> list[Any]:
         requests = self._requests_for(pixels.shape[1], pixels.shape[2])
-        count, found = len(requests), []
+        count = len(requests)
+        found: list[Any] = []
         # Without callbacks, which would need the GIL in the middle of it.
         for index in range(len(pixels) + count):
             request = requests[index % count]
             if 0 <= index - count < len(pixels):
                 found.append(_result(request))
             if index < len(pixels):
-                request.start_async({0: pixels[index : index + 1]}, share_inputs=True)
-        return torch.from_numpy(np.concatenate(found))
+                request.start_async({0: pixels[index : index + 1]})  # copied: it may outlive an error here
+        return found
 
     def _requests_for(self, height: int, width: int) -> list[openvino.InferRequest]:
         """Of the network for this input; its compilation takes less than a second."""
