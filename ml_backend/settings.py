@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     )
     precision: Precision = Field("auto", description="auto: fp16 on CUDA, else fp32. fp32: everywhere.")
     imgsz: int = Field(640, ge=64, description="Longer side of the network's input in pixels.")
-    batch: int = Field(8, ge=1, description="Frames per network call on a GPU; a CPU takes 2 at most.")
+    batch: int = Field(8, ge=1, description="Frames per network call; PyTorch on a CPU takes 2 at most.")
     embedder: EmbedderKind = Field("auto", description="auto: DINOv2 where its weights can be had, else fallback.")
     dinov2_model: str = Field("facebook/dinov2-base", description="A local folder, or a model of the hub.")
     clip_model: str = Field(
