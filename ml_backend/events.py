@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_backend.errors import BackendError, QueueUnavailable, RequestError
@@ -120,8 +120,7 @@ class EventLog:
                 if event.project_id is not None:
                     dirty[event.project_id] = None
                     trained.add(event.project_id)
-            else:
-                self._learn(event, dirty)
+        self._learn([event for event in pending if event.action not in ("TASKS_CREATED", "START_TRAINING")], dirty)
         for project_id, tasks in sorted(dirty.items()):
             self._queue.request_learning(project_id, None if tasks is None else sorted(tasks))
         for project_id in sorted(trained):
@@ -131,16 +130,18 @@ class EventLog:
             self._storage.set_event_states(ids, "recorded" if kept else "done")
         return len(pending)
 
-    def _learn(self, event: Event, dirty: dict[int, set[int] | None]) -> None:
+    def _learn(self, events: Sequence[Event], dirty: dict[int, set[int] | None]) -> None:
         """What people annotate, change or delete changes what is known of their labels.
 
         Args:
             dirty: by project the tasks that are to be read, ``None`` for all; they are added there.
         """
         # Events of deletions name annotations only, and maybe no project.
-        tasks = self._storage.tasks_of_annotations(event.annotation_ids)
-        if event.project_id is not None:
-            tasks |= dict.fromkeys(event.task_ids, event.project_id)
+        annotations = sorted({number for event in events for number in event.annotation_ids})
+        tasks = self._storage.tasks_of_annotations(annotations)
+        for event in events:
+            if event.project_id is not None:
+                tasks |= dict.fromkeys(event.task_ids, event.project_id)
         for task_id, project_id in tasks.items():
             known = dirty.setdefault(project_id, set())
             if known is not None:
