@@ -116,10 +116,9 @@ class EventLog:
             if event.action == "TASKS_CREATED":
                 if event.project_id is not None:
                     self._queue.request_prepare_many(event.project_id, event.task_ids, f"event-{event.id}")
-            elif event.action == "START_TRAINING":
-                if event.project_id is not None:
-                    dirty[event.project_id] = None
-                    trained.add(event.project_id)
+            elif event.action == "START_TRAINING" and event.project_id is not None:
+                dirty[event.project_id] = None
+                trained.add(event.project_id)
         self._learn([event for event in pending if event.action not in ("TASKS_CREATED", "START_TRAINING")], dirty)
         for project_id, tasks in sorted(dirty.items()):
             self._queue.request_learning(project_id, None if tasks is None else sorted(tasks))
