@@ -2,10 +2,11 @@
 
     python benchmarks/api.py VIDEO --weights yolo11n.pt [--clients 50] [--seconds 8] [--loads 3]
 
-On a whole local stack, tracks of VIDEO are submitted so that a training begins, and copies of VIDEO are predicted all
-the while. Then so many clients, each with a connection of its own, ask for one address again and again without a pause,
-and once more for the page while a 51st asks for ``/health`` every tenth of a second, as whatever watches over a service
-does. Times are until the first byte of the body, clients and servers share the machine, and no answer but 200 is good.
+On a whole local stack, tracks of a sample are submitted so that a training begins, and copies of VIDEO are predicted
+all the while. Then so many clients, each with a connection of its own, ask for one address again and again without a
+pause, and for the page while one more asks for ``/health`` every tenth of a second, as whatever watches over a
+service does. Times are until the first byte of the body, clients and servers share the machine, and no answer but 200
+is good.
 
 The page is opened in Chromium with an empty cache, each step of a project with 200 tasks. Its weight is what goes over
 the wire, headers included; the stream of events, which never ends, is left out. It counts as interactive at the end of
@@ -117,8 +118,8 @@ class Work:
         self._stack, self._project, self._video = stack, project, video
         self._client = stack.client()
 
-    def new_task(self) -> int:
-        upload = self._client.upload_file(self._project, self._video)  # under a name of its own: tracked anew
+    def new_task(self, video: Path) -> int:
+        upload = self._client.upload_file(self._project, video)  # under a name of its own: tracked anew
         return int(self._client.create_task(self._project, {"video": upload}))
 
     def running(self, *states: str) -> Counter[str]:
@@ -134,13 +135,13 @@ class Work:
         answer.raise_for_status()
         return [item["state"] for item in answer.json()["versions"]]
 
-    def begin(self) -> None:
-        """Return when a training runs and a prediction does."""
+    def begin(self, sample: Path) -> None:
+        """Submit what is seen in a short video; return when a training runs and a prediction does."""
 
         def newest(task: int) -> Any:
             return max(self._client.list_predictions(task), key=lambda item: item.id, default=None)
 
-        first = self.new_task()
+        first = self.new_task(sample)
         prediction = wait("a prediction", lambda: newest(first), self._stack)
         result = [{**item, "value": {**item["value"], "labels": ["walker"]}} for item in prediction.result]
         self._client.create_annotation(first, result, prediction.id)
@@ -150,7 +151,7 @@ class Work:
     def feed(self) -> None:
         """See that predictions do not run out."""
         for _ in range(4 - self.running("running", "queued")["predict"]):
-            self.new_task()
+            self.new_task(self._video)
         wait("a prediction", lambda: self.running("running")["predict"], self._stack)
 
     @contextmanager
@@ -266,7 +267,9 @@ def main(video: Path, weights: Path, clients: int, seconds: float, loads: int) -
             project = client.create_project("busy", CONFIG)
             client.connect_backend(project, url)
             work = Work(stack, project, video)
-            work.begin()
+            sample = Path(folder) / "sample.mp4"
+            make_sample(sample, seconds=8.0)
+            work.begin(sample)
 
             answers: dict[str, Any] = {}
             for name, path, headers, watched in (

@@ -18,6 +18,8 @@ from ml_backend.label_studio.client import LOGIN_CURE
 #: Seconds that people wait for a list, and that one is good for.
 TIMEOUT_S = 5.0
 FRESH_S = 3.0
+#: Seconds for which it may be shown while a newer one is fetched.
+STALE_S = 30.0
 #: An access token is good for five minutes.
 TOKEN_S = 240.0
 _PAGE = 100
@@ -45,13 +47,22 @@ class ProjectLister:
             LabelStudioUnavailable: it does not answer.
             LabelStudioError: it refuses.
         """
-        with self._lock:
+        known = self._known
+        age = time.monotonic() - known[0] if known else STALE_S
+        if known and age < FRESH_S:
+            return known[1]
+        # While somebody asks, others take what is known: they would hold all of the server's threads, health's too.
+        if not self._lock.acquire(blocking=age >= STALE_S) and known:
+            return known[1]
+        try:
             if self._known and time.monotonic() - self._known[0] < FRESH_S:
                 return self._known[1]
             with self._translated():
                 found = self._fetch()
             self._known = time.monotonic(), found
             return found
+        finally:
+            self._lock.release()
 
     def tasks(self, project_id: int, page: int, size: int) -> tuple[list[dict[str, Any]], int]:
         """A page of a project's tasks, from 1: id, name, number of annotations and predictions; and how many there are.

@@ -82,8 +82,12 @@ class Trainings:
             "policy": asdict(self.policy(project_id)),
             "versions": [_described(version, numbers) for version in versions],
             "activations": [{**item, "at": item["at"].isoformat()} for item in registry.activations(project_id)],
-            "acceptance": [_accepted(item) for item in self.acceptance(project_id)],
+            "acceptance": self.accepted(project_id),
         }
+
+    def accepted(self, project_id: int) -> list[dict[str, Any]]:
+        """What people did with the predictions of each model version, oldest first; plain JSON."""
+        return [_accepted(item) for item in self.acceptance(project_id)]
 
     def activate(self, project_id: int, name: str, by: str) -> str:
         """Switch a project to a version (``v2``) or to the settings' detector (``base``): roll back, or forward again.

@@ -292,7 +292,7 @@ def statistics(query: bodies.Statistics) -> tuple[answers.Statistics, int]:
         "video_seconds": facts.get("video_seconds", 0.0),
         "rows": facts.get("rows", []),
         "skipped": facts.get("skipped", []),
-        "acceptance": found.trainings.versions(query.project)["acceptance"],
+        "acceptance": found.trainings.accepted(query.project),
         "job": job,
     }, 200 if known else 202
 
