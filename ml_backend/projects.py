@@ -117,12 +117,18 @@ class Projects:
         return True
 
     def models(
-        self, project_id: int | None, *, download: bool = False, pinned: ProjectModels | None = None
+        self,
+        project_id: int | None,
+        *,
+        download: bool = False,
+        pinned: ProjectModels | None = None,
+        chosen: Version | None = None,
     ) -> ProjectModels:
         """What would make predictions now; without ``download`` in milliseconds.
 
         Args:
             pinned: keep its detector, unless the project has switched to another version since.
+            chosen: what it would be if the project used this version.
 
         Raises:
             WeightsError: configured weights do not exist, or those of the version in use are gone.
@@ -130,7 +136,7 @@ class Projects:
         """
         row = self._row(project_id) if project_id is not None else _NO_ROW
         mode = self._mode(row)
-        trained = self.trained(project_id) if project_id is not None else None
+        trained = chosen or (self.trained(project_id) if project_id is not None else None)
         if pinned is not None and _id(pinned.trained) == _id(trained):
             detector = pinned.detector
         elif trained is not None:

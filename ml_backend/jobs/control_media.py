@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -15,12 +16,13 @@ from xml.sax.saxutils import quoteattr
 from ml_backend.errors import ConfigError, StorageError
 from ml_backend.export.annotations import export_annotations
 from ml_backend.export.dataset import DatasetOptions, export_dataset
-from ml_backend.export.layers import Layer, Model, css_colours, model_layer
+from ml_backend.export.layers import Export as FileExport
+from ml_backend.export.layers import Layer, Model, css_colours, file_layer, model_layer
 from ml_backend.export.render import Options, render
 from ml_backend.jobs.control_work import Work, control_job
+from ml_backend.jobs.tasks import look_at_video
 from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.models.weights import resolve_detector
-from ml_backend.patterns.transfer import export_bank
 from ml_backend.pipeline import yolo_detector
 from ml_backend.training.registry import MEASURED
 
@@ -55,7 +57,7 @@ def render_video(work: Work, project_id: int, task_id: int, what: str) -> dict[s
 
 @control_job
 def render_custom_video(work: Work, project_id: int, task_id: int, version: str) -> dict[str, Any]:
-    """A video with what a version of the project finds in it now.
+    """A video with what a version of the project finds in it: its tracks where they are known, else new ones.
 
     Args:
         version: such as ``v2``; empty: the one in use.
@@ -68,27 +70,14 @@ def render_custom_video(work: Work, project_id: int, task_id: int, version: str)
         )
     if chosen.state not in MEASURED:
         raise ConfigError(f"{chosen.name} is {chosen.state}: it has no weights.", "Choose another version.")
-    weights = str(projects.detector_of(chosen, download=True).path)
-    with (
-        work.video(project_id, task_id) as path,
-        tempfile.TemporaryDirectory(prefix="patterns-") as folder,
-    ):
-        bank = _bank(work, project_id, Path(folder))
-        mode = projects.mode(project_id)
-        config = work.label_config(project_id)
-        layer = _look_now(work, config, path, weights, bank, mode=mode, detector="yolo")
+    models = projects.models(project_id, download=True, chosen=chosen)
+    with work.video(project_id, task_id) as path, tempfile.TemporaryDirectory(prefix="prediction-") as folder:
+        work.step("predicting")
+        found = Path(folder) / "prediction.json"
+        found.write_text(json.dumps(look_at_video(work.context, task_id, models, path)), encoding="utf-8")
+        note = " ".join(filter(None, (models.detector.note, *models.hybrid.notes)))
+        layer = Layer(models.version, file_layer(path, FileExport(found)).video, note)
         return _render(work, layer, project_id, f"project-{project_id}-task-{task_id}-{chosen.name}")
-
-
-def _bank(work: Work, project_id: int, folder: Path) -> Path | None:
-    """The project's patterns as a file; ``None`` where it has learned none."""
-    projects = work.context.projects
-    embedder = projects.models(project_id, download=True).hybrid.embedder
-    if embedder is None or not projects.patterns.digest(project_id, embedder.model_id):
-        return None
-    path = folder / "patterns.npz"
-    export_bank(projects.patterns, project_id, embedder.model_id, path)
-    return path
 
 
 def _own_classes(work: Work) -> str:
@@ -105,14 +94,16 @@ def _own_classes(work: Work) -> str:
     )
 
 
-def _look_now(
-    work: Work, label_config: str, video: Path, weights: str | None = None, bank: Path | None = None, **changes: Any
-) -> Layer:
-    """What a model finds in a video now."""
+def _look_now(work: Work, label_config: str, video: Path, **changes: Any) -> Layer:
+    """What the settings' detector finds in a video now.
+
+    Args:
+        changes: further settings.
+    """
     with tempfile.TemporaryDirectory(prefix="config-") as folder:
         config = Path(folder) / "label_config.xml"
         config.write_text(label_config, encoding="utf-8")
-        return model_layer(video, weights, Model(config, work.settings, bank, work.bar), **changes)
+        return model_layer(video, None, Model(config, work.settings, progress=work.bar), **changes)
 
 
 def _render(work: Work, layer: Layer, project_id: int, name: str) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
@@ -166,22 +168,46 @@ def _ask_anew(context: Context, plan: TaskPlan, key: str) -> None:
         context.queue.remove_target(key, other)
 
 
-def _run(context: Context, plan: TaskPlan, models: ProjectModels) -> dict[str, Any]:
+def look_at_video(context: Context, task_id: int, models: ProjectModels, path: Path) -> dict[str, Any]:
+    """What some models find in a task's first video, as a prediction that is given to nobody.
+
+    Tracks that are known are not made again. Those of a version that is not in use are not kept: the newest tracks of a
+    video stand for what its project finds.
+
+    Args:
+        path: the video's file.
+
+    Raises:
+        VideoError, ConfigError, MediaError, WeightsError, LabelStudioError: each with its cure.
+    """
+    from ml_backend.pipeline import video_timeline
+
+    task = context.client.get_task(task_id)
+    label_config = context.client.get_project(task.project_id).label_config
+    plan = _plan(context, task, label_config, models)
+    part = plan.parts[0]
+    if part.frame_rate is None:  # the one that the task is going to be given
+        part = replace(part, frame_rate=video_timeline(path).frame_rate)
+    keep = models.trained == context.projects.trained(task.project_id)
+    return _run(context, replace(plan, parts=(part,)), models, keep=keep)
+
+
+def _run(context: Context, plan: TaskPlan, models: ProjectModels, *, keep: bool = True) -> dict[str, Any]:
     from ml_backend.label_studio.regions import make_prediction
 
     hybrid = context.projects.hybrids.get(plan.project_id, models.hybrid)
     regions: list[dict[str, Any]] = []
     for number, part in enumerate(plan.parts):
-        regions.extend(_run_part(context, plan, models, hybrid, part, number))
+        tracks = _tracks(context, plan, models, part, number, keep=keep)
+        regions.extend(_labelled(context, plan, models, hybrid, part, tracks))
     return make_prediction(regions, plan.version)
 
 
-def _run_part(
-    context: Context, plan: TaskPlan, models: ProjectModels, hybrid: Hybrid | None, part: VideoPart, number: int
+def _labelled(
+    context: Context, plan: TaskPlan, models: ProjectModels, hybrid: Hybrid | None, part: VideoPart, tracks: TrackSet
 ) -> Iterable[dict[str, Any]]:
     from ml_backend.labelling import label_tracks
 
-    tracks = _tracks(context, plan, models, part, number)
     looks = context.projects.patterns.looks(video_key(part.uri))
     started = time.perf_counter()
     labelled = label_tracks(
@@ -208,7 +234,9 @@ def _taught(models: ProjectModels, hybrid: Hybrid | None) -> frozenset[str] | No
     return known_classes(models.detector.path, models.trained.weights_sha256)
 
 
-def _tracks(context: Context, plan: TaskPlan, models: ProjectModels, part: VideoPart, number: int) -> TrackSet:
+def _tracks(
+    context: Context, plan: TaskPlan, models: ProjectModels, part: VideoPart, number: int, *, keep: bool
+) -> TrackSet:
     """The video's tracks: those that are known, whatever gave them labels then, else new ones."""
     from ml_backend.pipeline import detect_tracks
 
@@ -230,7 +258,8 @@ def _tracks(context: Context, plan: TaskPlan, models: ProjectModels, part: Video
             progress=report,
             should_stop=context.stopper(),
         )
-    store.save_tracks(key, plan.project_id, plan.task_id, number, part.uri, tracks)
+    if keep:
+        store.save_tracks(key, plan.project_id, plan.task_id, number, part.uri, tracks)
     for name, amount in (("videos", 1), ("frames", tracks.frames), ("inference_seconds", tracks.seconds)):
         context.count(name, amount)
     return tracks

@@ -92,7 +92,8 @@ ROUTES: tuple[Route, ...] = (
         control_room.init_models,
         "Models",
         "Load a project's models",
-        f"The worker that takes the job holds them until memory is needed. {_SAME_JOB}",
+        "One worker of the queue `control` takes the job: it loads them, and holds them until memory is needed. Every "
+        f"other worker loads them with the first prediction that it makes. {_SAME_JOB}",
         {202: _REQUESTED},
         body=bodies.OfProject,
     ),
@@ -249,7 +250,8 @@ ROUTES: tuple[Route, ...] = (
         downloads.create_custom_model_video,
         "Review and export",
         "Render what a trained version finds",
-        f"The version that is named, or the one in use, in the project's mode. {_SAME_JOB}",
+        "The version that is named, or the one in use, in the project's mode. Tracks that it has made of the video are "
+        f"used again. {_SAME_JOB}",
         {202: _REQUESTED},
         body=bodies.CustomModelVideo,
     ),

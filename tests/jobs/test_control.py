@@ -271,7 +271,7 @@ def test_tasks_of_other_projects_are_not_shown(here: Site, work: Work) -> None:
 
 
 def test_a_video_by_a_trained_version(site: Make, work: Work, tmp_path: Path) -> None:
-    here = site(detector="auto", mode="yolo", imgsz=128)
+    here = site(detector="auto", mode="yolo", imgsz=128, engine="torch")
     project, asking = here.project(WALK), room(here)
     task = walk(here, project)
     body = {"project": project, "task": task}
@@ -284,12 +284,32 @@ def test_a_video_by_a_trained_version(site: Make, work: Work, tmp_path: Path) ->
     artifact = f"projects/{project}/v1.pt"
     values: dict[str, Any] = {"weights_sha256": sha256, "artifact": artifact, "classes": ["walker", "vehicle"]}
     registry.promote(registry.advance(run, detector="yolo11n", **values), "better", "gate")
+
+    def title(version: str = "") -> str:
+        named = {"version": version} if version else {}
+        job = asking.post("/api/create_custom_model_video", body | named, 202)["job"]
+        work(here)
+        assert output(asking, job)[4:8] == b"ftyp"
+        return str(ended(asking, job)["result"]["title"])
+
+    def looked() -> float:
+        """Videos that a detector has looked at."""
+        return here.queue.counters()["videos"]
+
+    # Its tracks do not pass for the project's while it is not in use.
+    asking.post("/api/switch_model", {"project": project, "version": "base"})
+    found = title("v1")
+    assert found.endswith(".v1")
+    assert looked() == 1
+    assert list(asking.services.projects.patterns.tracks_of_project(project)) == []
+
     loading = asking.post("/api/load_custom_model", {"project": project, "version": "v1"}, 202)
-    job = asking.post("/api/create_custom_model_video", body, 202)["job"]
-    work(here)
+    assert (title(), looked()) == (found, 2)
     assert ended(asking, loading["job"])["result"]["loaded"] == ["yolo11n"]
-    assert output(asking, job)[4:8] == b"ftyp"
-    assert ended(asking, job)["result"]["title"].startswith("v1-")
+    # From then on they are known, also when it is not in use any more.
+    assert (title(), looked()) == (found, 2)
+    asking.post("/api/switch_model", {"project": project, "version": "base"})
+    assert (title("v1"), looked()) == (found, 2)
 
 
 def test_a_rendering_that_runs_is_cancelled(here: Site, work: Work) -> None:
