@@ -74,7 +74,14 @@ class Models(TypedDict):
 
     mode: str
     detector: Annotated[str | None, Field(description="null where it cannot be used; `notes` says why.")]
-    engine: Annotated[str | None, Field(description="What runs the detector: pytorch, or opencv for motion.")]
+    engine: Annotated[
+        str | None,
+        Field(
+            description="What runs the detector, as the workers that have loaded it tell: such as torch or openvino, "
+            "or several; opencv for motion; not loaded. Why it is not the one that was wanted is among `notes`."
+        ),
+    ]
+    precision: Annotated[str | None, Field(description="Of its network: fp32 or fp16; null where it is not loaded.")]
     embedder: str | None
     clip: str | None
     version: Annotated[str | None, Field(description="Of the registry: base or such as v2.")]

@@ -49,7 +49,7 @@ def status(query: bodies.OfAnyProject) -> answers.Status:
         "redis": state["redis"],
         "database": state["database"],
         "label_studio": found.settings.label_studio_url,
-        "models": _models(found, query.project),
+        "models": _models(found, query.project, state["workers"]),
         "settings": {name: getattr(found.settings, name) for name in _TOLD},
         "workers": state["workers"],
         "queues": state["queues"],
@@ -82,7 +82,7 @@ def look(found: Services) -> dict[str, Any]:
     return out
 
 
-def _models(found: Services, project: int | None) -> answers.Models:
+def _models(found: Services, project: int | None, workers: list[answers.Worker]) -> answers.Models:
     try:
         models = found.projects.models(project)
     except BackendError as error:
@@ -90,6 +90,7 @@ def _models(found: Services, project: int | None) -> answers.Models:
             "mode": found.settings.mode,
             "detector": None,
             "engine": None,
+            "precision": None,
             "embedder": None,
             "clip": None,
             "version": None,
@@ -97,16 +98,27 @@ def _models(found: Services, project: int | None) -> answers.Models:
             "notes": [str(error)],
         }
     hybrid = models.hybrid
+    engines = [{"name": "opencv", "precision": "", "note": ""}]
+    if models.detector.kind != "motion":
+        engines = _engines(models.detector.name, workers)
+    told = {name: sorted({item[name] for item in engines if item[name]}) for name in ("name", "precision", "note")}
     return {
         "mode": models.mode,
         "detector": models.detector.name,
-        "engine": "opencv" if models.detector.kind == "motion" else "pytorch",
+        "engine": ", ".join(told["name"]) or "not loaded",
+        "precision": ", ".join(told["precision"]) or None,
         "embedder": hybrid.embedder.name if hybrid.embedder else None,
         "clip": hybrid.clip.name if hybrid.clip else None,
         "version": models.trained.name if models.trained else BASE,
         "model_version": models.version,
-        "notes": [note for note in (models.detector.note, *hybrid.notes) if note],
+        "notes": [note for note in (models.detector.note, *told["note"], *hybrid.notes) if note],
     }
+
+
+def _engines(detector: str, workers: list[answers.Worker]) -> list[dict[str, str]]:
+    """What runs a detector where it is loaded: workers need not agree, such as while an export is being made."""
+    loaded = [model for worker in workers for model in (worker["memory"] or {}).get("models", ())]
+    return [model["engine"] for model in loaded if model["name"] == detector and model["engine"]]
 
 
 @lru_cache(maxsize=1)

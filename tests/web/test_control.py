@@ -10,11 +10,17 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from redis import Redis
+from rq import Worker
 
 from ml_backend.app import create_app
+from ml_backend.jobs.memory_board import MemoryBoard
 from ml_backend.local.processes import RedisServer
+from ml_backend.models.detector import YoloDetector
+from ml_backend.models.weights import resolve_detector
+from ml_backend.pipeline import yolo_detector
 from ml_backend.settings import Settings
-from tests.builders import wait_for
+from tests.builders import make_tiny_yolo, wait_for
 from tests.web.control import Room
 
 
@@ -46,6 +52,28 @@ def test_status(room: Room) -> None:
     assert found["queues"]["control"] == {"queued": 0, "started": 0, "scheduled": 0, "failed": 0}
     assert found["workers"] == []
     assert found["versions"]["python"]
+
+
+def test_status_tells_what_runs_the_detector(
+    make_room: Callable[..., Room], settings: Callable[..., Settings], redis_url: str, tmp_path: Path
+) -> None:
+    tiny = make_tiny_yolo(tmp_path / "tiny.pt", {0: "person"})
+    room = make_room(detector="yolo", yolo_weights=str(tiny), device="cpu", engine="torch")
+    models = room.get("/api/status")["models"]
+    assert (models["engine"], models["precision"]) == ("not loaded", None)
+    here = settings(detector="yolo", yolo_weights=str(tiny), device="cpu", engine="torch")
+    with Redis.from_url(redis_url) as connection, yolo_detector(resolve_detector(here), here) as detector:
+        assert isinstance(detector, YoloDetector)
+        detector._note = "openvino is not used: a test. PyTorch is."
+        Worker(["control"], connection=connection, name="one").register_birth()
+        MemoryBoard(connection).tick("one", 60)
+        room.app.extensions["pulse"].state.forget()
+        models = room.get("/api/status")["models"]
+        text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
+    assert (models["engine"], models["precision"]) == ("torch", "fp32")
+    assert "openvino is not used: a test. PyTorch is." in models["notes"]
+    assert "torch fp32" in text
+    assert "openvino is not used: a test." in text
 
 
 def test_status_of_a_project_names_its_models(room: Room) -> None:

@@ -46,8 +46,12 @@ class _LabelStudio(BaseHTTPRequestHandler):
         if parts.path == "/api/projects/":
             body: Any = {"next": None, "results": [{"id": 7, "title": SCRIPT, "task_number": 45}]}
         else:
-            number = int(parse_qs(parts.query)["page"][0])
-            ids = range(20 * (number - 1) + 1, min(20 * number, 45) + 1)
+            query = parse_qs(parts.query)
+            number, size = int(query["page"][0]), int(query["page_size"][0])
+            ids = range(size * (number - 1) + 1, min(size * number, 45) + 1)
+            if not ids:
+                self.send_error(404)
+                return
             body = {"total": 45, "tasks": [{"id": i, "data": {"video": f"/data/{i}-{SCRIPT}.mp4"}} for i in ids]}
         content = json.dumps(body).encode()
         self.send_response(200)
@@ -205,7 +209,35 @@ def test_long_lists_come_in_pages(hostile: Room) -> None:
     text = page(hostile, "/?project=7&step=auto")
     assert text.count('name="tasks"') == 20
     assert "1 of 3" in text
-    assert page(hostile, "/ui/part/tasks?project=7&page=3").count('name="tasks"') == 5
+    for number in (3, 4):  # the last one, too, where tasks have gone
+        text = page(hostile, f"/ui/part/tasks?project=7&page-tasks={number}")
+        assert text.count('name="tasks"') == 5
+        assert "3 of 3" in text
+
+
+def test_tables_are_turned_one_by_one(hostile: Room) -> None:
+    text = page(hostile, "/?project=7&step=review&page-renders=2&page-files=9")
+    assert "2 of 3" in text
+    assert 'hx-get="/ui/part/renders?project=7&amp;step=review&amp;page-renders=2"' in text
+    assert "1 of 3" in page(hostile, "/?project=7&step=auto&page-renders=2")
+
+
+def test_a_part_is_drawn_anew_with_what_was_chosen(hostile: Room) -> None:
+    text = page(hostile, "/?project=7&step=review&a=one.mp4&b=two.mp4")
+    assert 'hx-get="/ui/part/files?project=7&amp;step=review&amp;a=one.mp4&amp;b=two.mp4"' in text
+    text = page(hostile, "/?project=7&step=learn&label=person")
+    assert 'hx-get="/ui/part/similar?project=7&amp;step=learn&amp;label=person"' in text
+
+
+def test_every_part_is_drawn_where_it_is(hostile: Room) -> None:
+    """Also within a form, whose target is inherited."""
+    parts = [
+        found
+        for step in STEPS
+        for found in re.findall(r'<div id="part-[^>]*>', page(hostile, f"/?project=7&step={step}"))
+    ]
+    assert len({found.split('"')[1] for found in parts}) == len(PARTS) - 1, "exemplars are drawn within patterns"
+    assert all('hx-target="this"' in found for found in parts)
 
 
 # -- buttons
@@ -229,6 +261,19 @@ def test_a_button_without_scripts_answers_the_page(hostile: Room) -> None:
     assert "Requested: Auto-labelling" in text
     (job,) = (item for item in hostile.services.jobs.all() if item["kind"] == "auto_label")
     assert hostile.services.queue.fetch(job["id"]).args == [7, [1, 2]]
+
+
+@pytest.mark.parametrize("headers", [BROWSER, {"HX-Request": "true"}], ids=["without scripts", "with scripts"])
+def test_no_chosen_task_is_none_and_not_all(hostile: Room, headers: dict[str, str]) -> None:
+    form = page(hostile, "/?project=7&step=auto").split('<form id="chosen"')[1].split("</form>")[0]
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="(\w+)">', form))
+    answer = hostile.client.post("/ui/do/auto_label?project=7&step=auto", data=fields, headers=headers)
+    assert answer.status_code == 400
+    assert "No task is chosen." in answer.get_data(as_text=True)
+    assert kinds(hostile) == set()
+    hostile.client.post("/ui/do/auto_label?project=7&step=auto", data=fields | {"tasks": ["3"]}, headers=headers)
+    (job,) = hostile.services.jobs.all()
+    assert hostile.services.queue.fetch(job["id"]).args == [7, [3]]
 
 
 def test_cancelling(hostile: Room) -> None:

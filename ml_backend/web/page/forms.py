@@ -24,6 +24,18 @@ class _OfJob(bodies.Model):
     job: str
 
 
+class _AutoLabel(bodies.AutoLabel):
+    """With ``chosen``, no tasks are none, and not all."""
+
+    chosen: bool = False
+
+
+def _auto_label(body: _AutoLabel) -> Any:
+    if body.chosen and not body.tasks:
+        raise Invalid("No task is chosen.", "Tick one, or auto-label everything without annotations.")
+    return control_room.auto_label(body)
+
+
 def _use(body: bodies.SwitchModel) -> Any:
     """Trained versions are loaded at once as well."""
     if body.mode is None and body.version and body.version != "base":
@@ -48,10 +60,10 @@ class Action:
 
 ACTIONS: Mapping[str, Action] = {
     "use": Action(bodies.SwitchModel, _use, ("version", "status", "mode")),
-    "rollback": Action(bodies.Rollback, control_room.rollback, ("version", "status")),
+    "rollback": Action(bodies.Rollback, control_room.rollback, ("version", "status", "current")),
     "learn": Action(bodies.OfProject, control_room.learn_patterns),
     "train": Action(bodies.Train, control_room.train, ("version",)),
-    "auto_label": Action(bodies.AutoLabel, control_room.auto_label),
+    "auto_label": Action(_AutoLabel, _auto_label),
     "init_models": Action(bodies.OfProject, control_room.init_models),
     "optimize": Action(_NoBody, lambda _: control_room.optimize_memory(), ("status",)),
     "render": Action(bodies.AnnotatedVideo, downloads.create_annotated_video),

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ml_backend.errors import LabelStudioError
 from ml_backend.web import bodies, control_room
 from ml_backend.web.page import charts
 from ml_backend.web.page.state import State
@@ -28,8 +30,8 @@ class Part:
 
     Attributes:
         facts: what its template is given.
-        on: events of the page's script on which it is drawn anew: ``jobs``, ``status``, ``version``, ``mode``, or the
-            kind of a job that has ended.
+        on: events of the page's script on which it is drawn anew: ``jobs``, ``status``, ``mode``, ``version`` (also
+            at every epoch of a training), ``current`` (another version is in use), or the kind of a job that has ended.
         starts: whether drawing it may start a job.
         everywhere: whether it can be drawn without a project.
     """
@@ -44,6 +46,12 @@ def _project(state: State) -> int:
     if state.project is None:
         raise Unknown("No project is chosen.", "Choose one.")
     return state.project
+
+
+def _page(state: State, name: str, count: int) -> tuple[int, int]:
+    """Which page of a part's table is asked for, at most the last one, and how many there are."""
+    pages = max(-(-count // TASKS), 1)
+    return min(state.number(f"page-{name}"), pages), pages
 
 
 def _jobs_of(state: State) -> list[Any]:
@@ -72,8 +80,7 @@ def _system(state: State) -> Facts:
 
 def _projects(state: State) -> Facts:
     found = state.projects or control_room.projects()["projects"]
-    pages = max(-(-len(found) // TASKS), 1)
-    page = min(state.number("page"), pages)
+    page, pages = _page(state, "projects", len(found))
     return {"projects": found[(page - 1) * TASKS : page * TASKS], "page": page, "pages": pages}
 
 
@@ -154,15 +161,23 @@ def history(epochs: list[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[f
 # -- 3. auto-label, and 4. review
 
 
-def _tasks(state: State) -> Facts:
-    page = state.number("page")
-    found, total = services().lister.tasks(_project(state), page, TASKS)
-    pages = max(-(-total // TASKS), 1)
+def _tasks(state: State, name: str = "tasks") -> Facts:
+    project, asked = _project(state), state.number(f"page-{name}")
+    lister = services().lister
+    try:
+        found, total = lister.tasks(project, asked, TASKS)
+    except LabelStudioError as error:
+        if asked == 1 or error.retryable:
+            raise
+        # Perhaps tasks have gone since the link to that page was drawn.
+        asked, _ = _page(state, name, lister.tasks(project, 1, 1)[1])
+        found, total = lister.tasks(project, asked, TASKS)
+    page, pages = _page(state, name, total)
     return {"tasks": found, "total": total, "page": page, "pages": pages}
 
 
 def _renders(state: State) -> Facts:
-    return _tasks(state) | {"trained": services().projects.trained(_project(state)) is not None}
+    return _tasks(state, "renders") | {"trained": services().projects.trained(_project(state)) is not None}
 
 
 def _mode(state: State) -> Facts:
@@ -182,14 +197,14 @@ def _auto(state: State) -> Facts:
 def _files(state: State) -> Facts:
     results = {item["result"]["file"]: item for item in _jobs_of(state) if _has_file(item["result"])}
     found = [_file(path, results.get(path.name)) for path in services().outputs.of_project(_project(state))]
-    page = state.number("page")
+    page, pages = _page(state, "files", len(found))
     videos = [item for item in found if item["name"].endswith(".mp4")]
     chosen = [name for name in (state.values.get("a"), state.values.get("b")) if name]
     shown = [item for name in chosen for item in videos if item["name"] == name] or videos[:1]
     return {
         "files": found[(page - 1) * TASKS : page * TASKS],
         "page": page,
-        "pages": max(-(-len(found) // TASKS), 1),
+        "pages": pages,
         "videos": videos,
         "shown": shown,
     }
@@ -204,10 +219,11 @@ def _file(path: Path, job: Any) -> Facts:
     try:
         stat = path.stat()
     except OSError:  # it was removed at this moment
-        return {"name": path.name, "bytes": None, "at": None, "facts": {}, "task": None}
+        return {"name": path.name, "bytes": None, "at": None, "facts": {}, "task": None, "key": "gone"}
     at = datetime.fromtimestamp(stat.st_mtime, timezone.utc).isoformat(timespec="seconds")
-    facts = job["result"] if job else {}
-    return {"name": path.name, "bytes": stat.st_size, "at": at, "facts": facts, "task": job["task"] if job else None}
+    known = {"facts": job["result"], "task": job["task"]} if job else {"facts": {}, "task": None}
+    key = sha256(f"{path.name}/{stat.st_mtime_ns}".encode()).hexdigest()[:12]  # of this content, fit for an id
+    return {"name": path.name, "bytes": stat.st_size, "at": at, "key": key, **known}
 
 
 PARTS: Mapping[str, Part] = {
@@ -219,7 +235,7 @@ PARTS: Mapping[str, Part] = {
     "exemplars": Part(_exemplars),
     "similar": Part(_similar, ("find_similar",), starts=True),
     "versions": Part(_versions, ("version", "train")),
-    "mode": Part(_mode, ("version", "mode", "train")),
+    "mode": Part(_mode, ("current", "mode", "train")),
     "auto": Part(_auto, ("jobs",)),
     "tasks": Part(_tasks, ("predict", "auto_label", "import_video")),
     "renders": Part(_renders, ("import_video", "version")),

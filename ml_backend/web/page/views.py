@@ -190,7 +190,7 @@ def _context(state: State) -> dict[str, Any]:
         found = PARTS[name]
         if state.project is None and not found.everywhere:
             return Markup("")
-        kept = {key: state.values[key] for key in ("label", "a", "b", "page") if key in state.values} | values
+        kept = {key: state.values[key] for key in ("label", "a", "b", f"page-{name}") if key in state.values} | values
         waits = found.starts and state.foreign
         events = [f"live-{item} from:body" for item in found.on] + (["load"] if waits else [])
         content = "" if waits else _draw(name, state, context)

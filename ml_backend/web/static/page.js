@@ -48,7 +48,7 @@ function hear(jobs, gone, all) {
 // -- one stream of events; a list of jobs every few seconds where none is to be had
 
 const query = project ? `?project=${project}` : "";
-let source = null, polling = 0, again = 0;
+let source = null, polling = 0, again = 0, turn = 0, current = null;
 
 function say(words, on) {
   if (live.textContent !== words) live.textContent = words;
@@ -63,7 +63,13 @@ function listen() {
     const news = JSON.parse(event.data);
     hear(news.jobs, news.gone, news.all);
   });
-  for (const name of ["status", "version"]) stream.addEventListener(name, () => changed(name));
+  stream.addEventListener("status", () => changed("status"));
+  stream.addEventListener("version", (event) => {
+    const used = JSON.parse(event.data).current;
+    if (current !== null && used !== current) changed("current");
+    current = used;
+    changed("version");
+  });
   stream.onerror = () => {
     if (stream.readyState !== EventSource.CLOSED) return say(body.dataset.away, false);
     poll();
@@ -71,19 +77,24 @@ function listen() {
   };
 }
 async function poll() {
+  const mine = turn;
+  let jobs = null;
   try {
     const answer = await fetch(`/api/jobs${query}`);
-    if (!answer.ok) throw new Error(answer.statusText);
-    hear((await answer.json()).jobs, [], true);
-    changed("status");
-    changed("version");
-    say(body.dataset.polling, false);
+    if (answer.ok) ({ jobs } = await answer.json());
   } catch {
-    say(body.dataset.away, false);
+    jobs = null; // no answer, or half of one: said below
   }
+  if (mine !== turn) return; // it was stopped meanwhile
+  if (jobs) {
+    hear(jobs, [], true);
+    for (const name of ["status", "version", "current"]) changed(name);
+  }
+  say(jobs ? body.dataset.polling : body.dataset.away, false);
   polling = setTimeout(poll, POLL_MS);
 }
 function stop() {
+  turn += 1;
   source?.close();
   clearTimeout(polling);
   clearTimeout(again);
@@ -130,8 +141,66 @@ document.addEventListener("htmx:afterRequest", (event) => {
   if (event.detail.successful) event.target.reset();
 });
 
+// -- what somebody has chosen stays: a part is drawn anew with the parameters of its last request, and when nobody is
+// at it
+
+const partOf = (item) => item?.closest?.(".part");
+function busy(part) {
+  return (
+    "dirty" in part.dataset ||
+    (part.contains(document.activeElement) && document.activeElement.matches("input, select, textarea")) ||
+    [...part.querySelectorAll("video")].some((video) => !video.paused && !video.ended)
+  );
+}
+function release(part) {
+  if (!part?.isConnected || !("late" in part.dataset) || busy(part)) return;
+  delete part.dataset.late;
+  htmx.trigger(part, "late");
+}
+function postponed(event) {
+  const part = event.detail.requestConfig.elt;
+  if (!part.matches(".part") || !busy(part)) return false;
+  part.dataset.late = "";
+  return true;
+}
+for (const name of ["input", "change"])
+  document.addEventListener(name, (event) => {
+    const part = partOf(event.target);
+    if (part) part.dataset.dirty = "";
+  });
+document.addEventListener("focusout", (event) => setTimeout(() => release(partOf(event.target))));
+for (const name of ["pause", "ended"]) document.addEventListener(name, (event) => release(partOf(event.target)), true);
+document.addEventListener("htmx:configRequest", (event) => {
+  const { elt } = event.detail;
+  if (elt.matches(".part") && elt.dataset.last) event.detail.path = elt.dataset.last;
+});
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (postponed(event)) event.preventDefault();
+});
+document.addEventListener("htmx:afterRequest", (event) => {
+  const { elt, target, pathInfo, successful } = event.detail;
+  if (!successful) return;
+  if (target.matches(".part")) {
+    const last = new URL(pathInfo.finalRequestPath, location.href);
+    last.searchParams.delete("fresh"); // asked for once
+    target.dataset.last = last.pathname + last.search;
+  }
+  if (!elt.matches("form")) return;
+  for (const part of [partOf(elt), target, ...elt.querySelectorAll(".part")]) {
+    if (!part?.matches(".part")) continue;
+    delete part.dataset.dirty;
+    release(part);
+  }
+});
+
 // What is open stays open, and where the keyboard is, when a part is drawn anew.
 document.addEventListener("htmx:beforeSwap", (event) => {
+  if (postponed(event)) {
+    event.detail.shouldSwap = false;
+    return;
+  }
+  // Somebody asks for other contents of the part: what was chosen in it goes.
+  if (event.detail.shouldSwap && event.detail.target.matches(".part")) delete event.detail.target.dataset.dirty;
   const open = [...event.detail.target.querySelectorAll("details")].map((item) => item.open);
   const held = document.activeElement?.id;
   if (event.detail.target.contains(document.activeElement) || open.includes(true))
