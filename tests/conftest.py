@@ -34,6 +34,8 @@ def _bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         for name in Settings.model_fields:
             patch.delenv(name.upper(), raising=False)
         patch.setenv("YOLO_AUTOINSTALL", "false")
+        # Exports in the background would take the processor from whatever is tested; tests of engines ask for them.
+        patch.setenv("ENGINE", "torch")
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("YOLO_CONFIG_DIR", str(home / "ultralytics"))
         patch.setenv("MPLCONFIGDIR", str(home / "matplotlib"))

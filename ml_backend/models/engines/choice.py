@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ml_backend.errors import BackendError
 from ml_backend.models.engines.cache import Export, ExportKey, Exports
+from ml_backend.models.engines.child import export_elsewhere
 from ml_backend.models.weights import RETRY_AFTER_S
 from ml_backend.settings import Settings
 
@@ -121,12 +122,16 @@ def _wanted(sha256: str, settings: Settings) -> tuple[ExportKey | None, str]:
     return key, missing if key is None else ""
 
 
-def _make(exports: Exports, key: ExportKey, path: Path, settings: Settings) -> Export:
-    from ml_backend.models.engines.export import make_export
-
+def _make(exports: Exports, key: ExportKey, path: Path, settings: Settings, elsewhere: bool = False) -> Export | None:
     started = time.monotonic()
     try:
-        export = make_export(exports, key, path, settings)
+        if elsewhere:
+            export_elsewhere(key, path, settings)
+            export = exports.find(key)
+        else:
+            from ml_backend.models.engines.export import make_export
+
+            export = make_export(exports, key, path, settings)
     except BackendError as error:
         _failed[exports.folder(key)] = (error.message, time.monotonic())
         raise
@@ -143,7 +148,7 @@ def _recently_failed(folder: Path) -> str | None:
 def _make_in_background(exports: Exports, key: ExportKey, path: Path, settings: Settings) -> None:
     def run() -> None:
         try:
-            _make(exports, key, path, settings)
+            _make(exports, key, path, settings, elsewhere=True)
         except BackendError as error:
             log.warning("%s cannot run %s: %s", key.engine, path.name, error)
         finally:

@@ -1,0 +1,102 @@
+"""Entry of the process that makes an export in the background: ``python -m ml_backend.models.engines.child PLAN``.
+
+Tracing a network keeps Python's lock for many seconds: in a worker's own process nothing else would go on, not even
+the signs of life that others wait for. PLAN is JSON. The last line of standard output is, too: ``error`` and ``cure``
+where it came to nothing. The process ends when its standard input does: then whoever started it is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ml_backend
+from ml_backend.errors import BackendError, WeightsError
+from ml_backend.models.engines.cache import ExportKey, Exports
+from ml_backend.settings import Settings
+
+#: Serving answers people, who wait; an export may take a little longer.
+NICENESS = 10
+#: TensorRT takes minutes, on a busy machine many.
+TIMEOUT_S = 3600.0
+#: What an export depends on.
+_SETTINGS = frozenset({"data_dir", "device", "imgsz", "batch", "conf", "engine", "precision"})
+
+
+def export_elsewhere(key: ExportKey, path: Path, settings: Settings) -> None:
+    """Make an export in a process of its own, and wait for it.
+
+    Raises:
+        WeightsError: it came to nothing.
+    """
+    plan = {
+        "key": asdict(key),
+        "path": str(path),
+        "settings": settings.model_dump(mode="json", include=set(_SETTINGS)),
+    }
+    paths = [str(Path(ml_backend.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ml_backend.models.engines.child", json.dumps(plan)],
+            stdin=subprocess.PIPE,  # stays open as long as this process lives
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        )
+    except OSError as error:
+        raise WeightsError(f"The export for {key.engine} did not start: {error}.", "Set ENGINE=torch.") from error
+    watch = threading.Timer(TIMEOUT_S, process.kill)
+    watch.daemon = True
+    watch.start()
+    with process:
+        said = _last_line(process)
+    watch.cancel()
+    if "error" in said:
+        raise WeightsError(said["error"], said["cure"])
+    if process.returncode:
+        reason = f"The process that exports for {key.engine} ended with status {process.returncode}."
+        raise WeightsError(reason, "Is there enough memory? Else set ENGINE=torch.")
+
+
+def _last_line(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    lines = process.stdout.read().splitlines() if process.stdout else []
+    with contextlib.suppress(IndexError, ValueError):  # it was ended before it could say anything
+        found = json.loads(lines[-1])
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def main(arguments: list[str]) -> int:
+    """Make the export of a plan. Exit status: 0, or 1 after an error that was told."""
+    from ml_backend.models.engines.export import make_export
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(OSError):  # not allowed everywhere
+        os.nice(NICENESS)
+    plan = json.loads(arguments[0])
+    settings = Settings(_env_file=None, **plan["settings"])
+    try:
+        make_export(Exports(settings), ExportKey(**plan["key"]), Path(plan["path"]), settings)
+    except BackendError as error:
+        print(json.dumps({"error": error.message, "cure": error.cure}), flush=True)
+        return 1
+    return 0
+
+
+def _end_with_parent() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
