@@ -72,6 +72,6 @@ class Services:
             ControlQueue(queue, trainings, jobs),
             MemoryBoard(queue.connection),
             Patterns(settings, context),
-            ProjectLister(settings.label_studio_url, token),
+            ProjectLister(settings.label_studio_url, token, settings.label_studio_links),
             Outputs(settings),
         )

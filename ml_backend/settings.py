@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ml_backend.errors import ConfigError
@@ -37,6 +37,9 @@ class Settings(BaseSettings):
 
     # -- Label Studio
     label_studio_url: str = Field("http://localhost:8080", description="Where Label Studio answers, without a path.")
+    label_studio_public_url: str = Field(
+        "", description="Where people reach Label Studio, for links; empty: LABEL_STUDIO_URL."
+    )
     label_studio_api_key: SecretStr = Field(
         SecretStr(""), description="Personal access token (a refresh JWT) or legacy token."
     )
@@ -145,9 +148,11 @@ class Settings(BaseSettings):
         (), description="Comma-separated queues that a worker serves, in order; empty: all."
     )
 
-    @field_validator("label_studio_url")
+    @field_validator("label_studio_url", "label_studio_public_url")
     @classmethod
-    def _no_trailing_slash(cls, value: str) -> str:
+    def _no_trailing_slash(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.field_name == "label_studio_public_url":
+            return value
         if not value.startswith(("http://", "https://")):
             raise ValueError("it begins with http:// or https://")
         return value.rstrip("/")
@@ -194,6 +199,11 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         # Processes of one stack may be started from different folders.
         return None if value is None else value.expanduser().absolute()
+
+    @property
+    def label_studio_links(self) -> str:
+        """Where people reach Label Studio."""
+        return self.label_studio_public_url or self.label_studio_url
 
     @property
     def database(self) -> str:

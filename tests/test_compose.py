@@ -156,6 +156,7 @@ def test_the_settings_exist_and_are_valid(service: str, compose: dict[str, Any])
     assert not unknown
     settings = Settings(_env_file=None, **{name.lower(): value for name, value in values.items() if value})
     assert settings.label_studio_url == "http://label-studio:8080"
+    assert settings.label_studio_links == "http://localhost:8080", "people do not reach it by a container's name"
     assert settings.redis_url.startswith("redis://redis:")
 
 

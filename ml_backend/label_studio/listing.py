@@ -32,10 +32,11 @@ class ProjectLister:
 
     Args:
         token: gives the configured token: a personal access token (a JWT), or a legacy one.
+        links: where people reach it, for links; empty: ``url``.
     """
 
-    def __init__(self, url: str, token: Callable[[], str]) -> None:
-        self._url, self._token = url, token
+    def __init__(self, url: str, token: Callable[[], str], links: str = "") -> None:
+        self._url, self._token, self._links = url, token, links or url
         self._lock = threading.Lock()
         self._known: tuple[float, list[dict[str, Any]]] | None = None
         self._access: tuple[float, str, str] | None = None
@@ -121,7 +122,7 @@ class ProjectLister:
                 answer = client.get("/api/projects/", params=parameters, headers=headers)
                 self._check(answer)
                 body = answer.json()
-                found += [_project(item, self._url) for item in body["results"]]
+                found += [_project(item, self._links) for item in body["results"]]
                 if not body.get("next"):
                     break
         return found

@@ -13,24 +13,46 @@ from werkzeug.sansio.utils import host_is_trusted
 from ml_backend.settings import Settings
 from ml_backend.web.problems import CrossSite, ForeignName
 
+#: What Sec-Fetch-Site says of pages of this server, and of what a person typed.
+_OWN = ("same-origin", "none")
+_CURE = "Open the control room itself. Behind a proxy, let it pass the header Host on unchanged."
+
 
 def refuse_other_sites() -> None:
     """Only pages of this very server, and programs, may change anything.
 
     Browsers say truly where a request comes from; what says nothing is no browser, or one that is too old to be
-    made to send JSON by a foreign page without asking first.
+    made to send JSON by a foreign page without asking first, or a GET without encryption by a page that hides its
+    address: browsers tell only encrypted servers, and this very machine, what kind of page asks.
 
     Raises:
         CrossSite: a page of another site sent it.
     """
     site = request.headers.get("Sec-Fetch-Site")
-    origin = request.headers.get("Origin")
-    same = origin is None or (urlsplit(origin).scheme in ("http", "https") and urlsplit(origin).netloc == request.host)
-    if not same or (site is not None and site not in ("same-origin", "none")):
-        raise CrossSite(
-            "A page of another site sent this request.",
-            "Open the control room itself. Behind a proxy, let it pass the header Host on unchanged.",
-        )
+    told = (request.headers.get("Origin"), request.headers.get("Referer"))
+    if any(address is not None and not _is_own(address) for address in told) or site not in (None, *_OWN):
+        raise CrossSite("A page of another site sent this request.", _CURE)
+
+
+def refuse_unproven() -> None:
+    """Only what is surely no other site's doing may start work by being looked at.
+
+    The proof is what a foreign page cannot have a browser send without asking first: a header of HTMX's, or that the
+    request comes from here, or from a person.
+
+    Raises:
+        CrossSite: a page of another site sent it, or may have.
+    """
+    refuse_other_sites()
+    headers = request.headers
+    proven = "HX-Request" in headers or "Origin" in headers or "Referer" in headers
+    if not (proven or headers.get("Sec-Fetch-Site") in _OWN):
+        raise CrossSite("A page of another site may have sent this request.", _CURE)
+
+
+def takes_html() -> bool:
+    """Whether a person is to read the answer; programs take anything, or name JSON first."""
+    return request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
 
 
 def refuse_foreign_names(app: Flask, settings: Settings) -> None:
@@ -41,8 +63,8 @@ def refuse_foreign_names(app: Flask, settings: Settings) -> None:
     DNS answers) or this machine's name; others are to be listed. With Basic auth the check is needless: a browser
     sends credentials only to the name that they were entered for.
 
-    The Label Studio protocol takes any name from programs, which may know this server by one of a company's DNS;
-    browsers, which add ``Origin`` or ``Sec-Fetch-Site`` to what they post, are checked there too.
+    The Label Studio protocol, and health at ``/``, take any name from programs, which may know this server by one of
+    a company's DNS; browsers, which add ``Origin`` or ``Sec-Fetch-Site`` to what they post, are checked there too.
     """
     if settings.basic_auth_user and settings.basic_auth_pass.get_secret_value():
         return
@@ -54,7 +76,8 @@ def refuse_foreign_names(app: Flask, settings: Settings) -> None:
     @app.before_request
     def check() -> None:
         browser = "Origin" in request.headers or "Sec-Fetch-Site" in request.headers
-        if request.blueprint == "protocol" and not browser:
+        health = request.endpoint == "page.home" and not takes_html()
+        if (request.blueprint == "protocol" or health) and not browser:
             return
         name = _name(request.host)
         # Without a list that function trusts everybody.
@@ -64,6 +87,14 @@ def refuse_foreign_names(app: Flask, settings: Settings) -> None:
                 f"This server does not know itself by the name {name[:80]!r}.",
                 "Use its address, or add the name to ALLOWED_HOSTS.",
             )
+
+
+def _is_own(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # brackets that hold no address
+        return False
+    return parts.scheme in ("http", "https") and parts.netloc == request.host
 
 
 def _name(host: str) -> str:

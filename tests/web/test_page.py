@@ -22,7 +22,9 @@ from ml_backend.web.page.parts import PARTS, history
 from ml_backend.web.page.state import STEPS
 from tests.web.control import Room
 
-BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+#: What one sends to this machine itself, or to an encrypted server, and to others.
+PLAIN = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+BROWSER = PLAIN | {"Sec-Fetch-Site": "none"}
 SCRIPT = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 TEMPLATES = Path(texts.__file__).parents[1] / "templates" / "page"
 
@@ -105,6 +107,19 @@ def test_static_files_are_there_and_kept(room: Room) -> None:
         assert "immutable" in answer.headers["Cache-Control"]
 
 
+def test_a_static_file_that_is_refused_is_not_kept(room: Room) -> None:
+    path = re.findall(r'"(/ui/static/page.css[^"]+)"', page(room))[0]
+    for answer in (
+        room.client.get("/ui/static/nothing.css", headers=BROWSER),
+        room.client.get(path, headers=BROWSER | {"Host": "evil.example"}),
+    ):
+        assert answer.status_code in (404, 421)
+        assert answer.headers["Cache-Control"] == "no-store"
+    again = room.client.get(path, headers={"If-None-Match": room.client.get(path).headers["ETag"]})
+    assert again.status_code == 304
+    assert "immutable" in again.headers["Cache-Control"]
+
+
 def test_the_page_asks_for_credentials(settings: Callable[..., Settings]) -> None:
     client = create_app(settings(detector="motion", basic_auth_user="user", basic_auth_pass="secret")).test_client()
     for path in ("/", "/ui/part/jobs", "/ui/static/page.css"):
@@ -134,6 +149,48 @@ def test_without_label_studio_and_redis_every_step_says_what_is_wrong(
     assert "Redis does not answer" in text
 
 
+def test_a_part_that_fails_takes_no_other_with_it(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr("ml_backend.web.control_room.statistics", fails)
+    text = page(room, "/?project=7")
+    assert "Internal error." in text
+    assert "No worker is running" in text
+    assert "Internal error." in page(room, "/ui/part/counts?project=7")
+    # A list of projects that fails is part of every whole page, a notice's too.
+    monkeypatch.setattr("ml_backend.web.control_room.projects", fails)
+    form = {"project": "7", "format": "coco", "predictions": "none"}
+    answer = room.client.post("/ui/do/export", data=form, headers=BROWSER)
+    assert answer.status_code == 200
+    assert "Requested: Exporting" in answer.get_data(as_text=True)
+    assert "Internal error." in answer.get_data(as_text=True)
+
+
+def test_a_button_that_fails_says_so(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr("ml_backend.web.page.forms.perform", fails)
+    for headers in (BROWSER, {"HX-Request": "true"}):
+        answer = room.client.post("/ui/do/train", data={"project": "7"}, headers=headers)
+        assert answer.status_code == 500
+        assert "Internal error." in answer.get_data(as_text=True)
+
+
+def test_links_lead_to_where_people_reach_label_studio(hostile: Room, make_room: Callable[..., Room]) -> None:
+    given = hostile.services.settings
+    public = make_room(
+        detector="auto",
+        label_studio_url=given.label_studio_url,
+        label_studio_api_key="token",
+        label_studio_public_url="https://label.example.org/",
+    )
+    for room, base in ((hostile, given.label_studio_url), (public, "https://label.example.org")):
+        assert f'href="{base}/projects/7/data"' in page(room)
+        assert room.get("/api/projects")["projects"][0]["url"] == f"{base}/projects/7/data"
+
+
 def test_without_a_token(room: Room) -> None:
     text = page(room, "/?project=7")
     assert "There is no token for Label Studio." in text
@@ -144,7 +201,7 @@ def test_without_a_worker(room: Room) -> None:
     assert "No worker is running" in page(room)
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "x", "99999999999999", "", "7;drop"])
+@pytest.mark.parametrize("value", ["0", "-1", "x", "99999999999999", "", "7;drop", "00000000000199999999999999999999"])
 def test_a_project_that_is_none(room: Room, value: str) -> None:
     assert 'data-project=""' in page(room, f"/?project={value}")
 
@@ -306,11 +363,30 @@ def test_wrong_forms_are_told(room: Room, name: str, data: dict[str, str], statu
 
 
 @pytest.mark.parametrize("name", [*ACTIONS, "upload"])
-@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}], ids=str)
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "http://evil.example"}, {"Origin": "http://["}, {"Sec-Fetch-Site": "cross-site"}], ids=str
+)
 def test_other_sites_press_no_button(hostile: Room, name: str, headers: dict[str, str]) -> None:
     answer = hostile.client.post(f"/ui/do/{name}", data={"project": "7"}, headers=BROWSER | headers)
     assert answer.status_code == 403
-    assert kinds(hostile) <= {"count_statistics"}
+    assert "another site" in answer.get_data(as_text=True)
+    assert "alert(" not in answer.get_data(as_text=True), "no project's title"
+    assert kinds(hostile) == set()
+
+
+@pytest.mark.parametrize("path", ["/", "/ui/part/projects", "/ui/part/nothing", "/ui/nothing", "/ui/do/train"])
+@pytest.mark.parametrize("headers", [PLAIN, BROWSER, BROWSER | {"HX-Request": "true"}], ids=str)
+def test_a_page_that_has_its_own_name_point_here_reads_nothing(
+    hostile: Room, path: str, headers: dict[str, str]
+) -> None:
+    assert "alert(" in page(hostile, "/ui/part/projects"), "by its own name it shows the project's title"
+    for ask in (hostile.client.get, hostile.client.post):
+        answer = ask(path, headers=headers | {"Host": "evil.example:9090"})
+        text = answer.get_data(as_text=True)
+        assert answer.status_code == 421
+        assert "ALLOWED_HOSTS" in text
+        assert "alert(" not in text
+        assert "<html" not in text
 
 
 def test_a_link_on_another_site_opens_the_page_but_starts_no_work(room: Room) -> None:
@@ -322,6 +398,21 @@ def test_a_link_on_another_site_opens_the_page_but_starts_no_work(room: Room) ->
             page(room, f"/ui/part/{name}?project=7", 403, **{"Sec-Fetch-Site": "cross-site"})
     assert kinds(room) == set()
     page(room, "/?project=7", **{"Sec-Fetch-Site": "same-origin"})
+    assert kinds(room) == {"count_statistics"}
+
+
+@pytest.mark.parametrize("headers", [{}, {"Referer": "http://evil.example/"}], ids=str)
+def test_a_browser_that_does_not_say_where_it_comes_from_starts_no_work(room: Room, headers: dict[str, str]) -> None:
+    """As to a server without encryption: a picture on a page of another site may be behind the request."""
+    for path in ("/?project=7&fresh=1", *(f"/ui/part/{name}?project=7&fresh=1" for name in PARTS)):
+        room.client.get(path, headers=PLAIN | headers)
+    assert kinds(room) == set()
+
+
+@pytest.mark.parametrize("headers", [{"HX-Request": "true"}, {"Referer": "http://localhost/?project=7"}], ids=str)
+def test_the_pages_own_script_and_links_start_work(room: Room, headers: dict[str, str]) -> None:
+    answer = room.client.get("/ui/part/counts?project=7", headers=PLAIN | headers)
+    assert answer.status_code == 200
     assert kinds(room) == {"count_statistics"}
 
 

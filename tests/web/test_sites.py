@@ -23,8 +23,11 @@ FOREIGN = [
     {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"},
     {"Origin": "http://evil.example"},
     {"Origin": "null"},
+    {"Origin": "http://["},
     {"Sec-Fetch-Site": "same-site"},
+    {"Referer": "http://evil.example/page"},
 ]
+HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 #: Of a page at evil.example that has this name point here: to the browser it is the same site.
 REBOUND = {"Host": "evil.example:9090", "Origin": "http://evil.example:9090", "Sec-Fetch-Site": "same-origin"}
 
@@ -63,6 +66,21 @@ def test_rebound_pages_cannot_use_the_api(room: Room, route: Any) -> None:
     for headers in ({"Host": "evil.example:9090"}, REBOUND):
         problem = room.ask(route.method, path, 421, headers=headers)
         assert problem["title"] == "Foreign name"
+
+
+def test_programs_get_health_at_the_root_by_any_name(room: Room) -> None:
+    answer = room.client.get("/", headers={"Host": "backend.company.example:9090"})
+    assert (answer.status_code, answer.get_json()["status"]) == (200, "UP")
+    for marks in (REBOUND, {"Host": "evil.example"} | HTML, {"Host": "evil.example", "Sec-Fetch-Site": "cross-site"}):
+        assert room.client.get("/", headers=marks).status_code == 421
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+@pytest.mark.parametrize("path", [f"/api{route.path}?project=7" for route in ROUTES if route.starts_job])
+def test_pages_of_other_sites_start_no_work_by_looking(room: Room, path: str, headers: dict[str, str]) -> None:
+    problem = room.get(f"{path}&label=car" if "similar" in path else path, 403, headers=headers)
+    assert problem["title"] == "Cross site"
+    assert room.services.jobs.all() == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,10 +12,14 @@ from ml_backend.errors import BackendError
 from ml_backend.web import answers, control_room
 from ml_backend.web.page.texts import LANGUAGES
 from ml_backend.web.problems import CrossSite
-from ml_backend.web.sites import refuse_other_sites
+from ml_backend.web.sites import refuse_unproven
+
+log = logging.getLogger(__name__)
 
 STEPS = ("label", "learn", "auto", "review")
 THEMES = ("light", "dark")
+#: What is said of a fault of ours.
+FAULT = BackendError("Internal error.", "The backend's log says more; please report it.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,7 @@ class State:
         project: id; ``None`` where there is none.
         theme: empty: the system's.
         projects: all there are; empty where ``problem`` says why they are not known.
-        foreign: a link on another site led here; that starts no work.
+        foreign: another site led here, or may have; that starts no work.
         values: further parameters.
     """
 
@@ -45,7 +50,8 @@ class State:
     def number(self, name: str, default: int = 1) -> int:
         """A parameter that is a positive number."""
         text = self.values.get(name, "")
-        return int(text) if text.isascii() and text.isdecimal() and 0 < int(text[:12]) < 1 << 31 else default
+        known = len(text) <= 10 and text.isascii() and text.isdecimal() and 0 < int(text) < 1 << 31
+        return int(text) if known else default
 
 
 def read_state(*, whole: bool) -> State:
@@ -62,6 +68,9 @@ def read_state(*, whole: bool) -> State:
             projects = control_room.projects()["projects"]
         except BackendError as error:
             problem = error
+        except Exception:
+            log.exception("The list of projects failed")
+            problem = FAULT
     step = values.get("step", "")
     found = State(
         None, step if step in STEPS else STEPS[0], language(), _theme(), projects, problem, _foreign(), values
@@ -85,7 +94,7 @@ def _theme() -> str:
 
 def _foreign() -> bool:
     try:
-        refuse_other_sites()
+        refuse_unproven()
     except CrossSite:
         return True
     return False

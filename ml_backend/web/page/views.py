@@ -21,11 +21,11 @@ from werkzeug.exceptions import HTTPException
 from ml_backend.errors import BackendError
 from ml_backend.web.page import forms, words
 from ml_backend.web.page.parts import PARTS
-from ml_backend.web.page.state import STEPS, THEMES, State, read_state
+from ml_backend.web.page.state import FAULT, STEPS, THEMES, State, read_state
 from ml_backend.web.page.texts import LANGUAGES, named, translator
-from ml_backend.web.problems import Unknown
+from ml_backend.web.problems import CrossSite, ForeignName, Unknown
 from ml_backend.web.protocol import health, services
-from ml_backend.web.sites import refuse_other_sites
+from ml_backend.web.sites import refuse_other_sites, refuse_unproven, takes_html
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ def harden(response: Response) -> Response:
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "same-origin"
-    if request.endpoint == "page.static":  # its address changes with its content
+    # A file's address changes with its content; that there is none may change.
+    if request.endpoint == "page.static" and response.status_code in (200, 206, 304):
         response.headers["Cache-Control"] = f"private, max-age={_YEAR}, immutable"
     else:
         response.headers["Cache-Control"] = "no-store"
@@ -64,7 +65,7 @@ def _digest(name: str) -> str:
 @blueprint.get("/")
 def home() -> Response:
     """The page; health, as JSON, for programs."""
-    if request.accept_mimetypes.best_match(["application/json", "text/html"]) != "text/html":
+    if not takes_html():
         return health()
     chosen = {"lang": LANGUAGES, "theme": (*THEMES, "auto")}
     wanted = {name: request.args[name] for name, known in chosen.items() if request.args.get(name) in known}
@@ -87,7 +88,7 @@ def part(name: str) -> Response:
     if name not in PARTS:
         raise Unknown("There is no such part of the page.")
     if PARTS[name].starts:
-        refuse_other_sites()
+        refuse_unproven()
     state = read_state(whole=False)
     return Response(_draw(name, state, _context(state)))
 
@@ -119,21 +120,31 @@ def refused(error: BackendError) -> Response:
     return _refusal(error, error.http_status)
 
 
+@blueprint.errorhandler(CrossSite)
+@blueprint.errorhandler(ForeignName)
+def foreign(error: BackendError) -> Response:
+    """What a foreign page may read shows nothing of this server's."""
+    log.warning("%s: %s", request.path, error)
+    return _alone(error, error.http_status)
+
+
 @blueprint.errorhandler(Exception)
 def broken(error: Exception) -> Response:
     """A fault of ours."""
     log.exception("%s failed", request.path, exc_info=error)
-    return _refusal(BackendError("Internal error.", "The backend's log says more; please report it."), 500)
+    return _alone(FAULT, 500)
 
 
 def _refusal(error: BackendError, status: int) -> Response:
-    state = read_state(whole=False)
-    notice = _rendered("page/problem.html", error=error, **_context(state))
-    if "HX-Request" in request.headers:
-        return Response(notice, status)
-    if status >= 500 and request.endpoint == "page.home":  # the page itself is what fails
-        return Response(notice, status)
-    return _page(read_state(whole=True), notice, status)
+    # What fails may be the page itself.
+    if "HX-Request" in request.headers or status == 500 or (status > 500 and request.endpoint == "page.home"):
+        return _alone(error, status)
+    return _page(read_state(whole=True), _rendered("page/problem.html", error=error), status)
+
+
+def _alone(error: BackendError, status: int) -> Response:
+    """The notice without the page."""
+    return Response(_rendered("page/problem.html", error=error), status)
 
 
 def _rendered(template: str, **values: Any) -> Markup:
@@ -144,10 +155,12 @@ def _rendered(template: str, **values: Any) -> Markup:
 def _draw(name: str, state: State, context: dict[str, Any]) -> Markup:
     """A part, or what is wrong with it: one that fails takes no other with it."""
     try:
-        facts = PARTS[name].facts(state)
+        return _rendered(f"page/parts/{name}.html", **PARTS[name].facts(state), **context)
     except BackendError as error:
         return _rendered("page/problem.html", error=error, **context)
-    return _rendered(f"page/parts/{name}.html", **facts, **context)
+    except Exception:
+        log.exception("The part %s of the page failed", name)
+        return _rendered("page/problem.html", error=FAULT, **context)
 
 
 def _context(state: State) -> dict[str, Any]:
@@ -181,7 +194,7 @@ def _context(state: State) -> dict[str, Any]:
         "figure": words.figure,
         "moment": words.moment,
         "duration": lambda seconds: words.duration(t, seconds),
-        "ls_url": services().settings.label_studio_url,
+        "ls_url": services().settings.label_studio_links,
         "named": lambda group, name: named(state.lang, group, name),
     }
 
