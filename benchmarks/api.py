@@ -44,7 +44,7 @@ from benchmarks.retraining import CONFIG, wait  # noqa: E402
 TASKS = 200
 STEPS = ("label", "learn", "auto", "review")
 PROGRAM = {"Accept": "application/json"}
-BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8", "Sec-Fetch-Site": "none"}
 TIMEOUT_S = 30.0
 WATCH_S = 0.1
 QUIET_MS = 2000
