@@ -173,6 +173,76 @@ def test_review_and_export(page: Any, site: Site, tmp_path: Path) -> None:
     page.wait_for_function("() => [...document.querySelectorAll('video')].every(video => video.currentTime > 0.3)")
 
 
+def redraw(page: Any, part: str, event: str) -> None:
+    """Something about a part has changed, and it has been drawn anew."""
+    with page.expect_response(lambda answer: f"/ui/part/{part}?" in answer.url) as answer:
+        happens(page, event)
+    assert answer.value.status == 200
+    page.locator(f"#part-{part}:not(.htmx-request):not(.htmx-settling)").wait_for()
+
+
+def happens(page: Any, event: str) -> None:
+    page.evaluate("name => document.body.dispatchEvent(new CustomEvent(`live-${name}`))", event)
+
+
+def test_what_was_asked_for_stays(page: Any, site: Site) -> None:
+    page.goto(site.step("learn"))
+    page.locator(".pattern").get_by_role("link", name="Find more like this").first.click()
+    heading = page.locator("#part-similar h3")
+    heading.wait_for()
+    page.locator(".alike li").or_(page.get_by_text("Nothing alike was found.")).first.wait_for()
+    said = heading.inner_text()
+    redraw(page, "similar", "find_similar")
+    assert heading.inner_text() == said
+    page.goto(site.step("label"))
+    with page.expect_request(lambda asked: "fresh=1" in asked.url):
+        press(page, "Count anew")
+    page.locator("#part-counts:not(.htmx-request)").wait_for()
+    with page.expect_request(lambda asked: "/ui/part/counts?" in asked.url) as asked:
+        happens(page, "count_statistics")
+    assert "fresh" not in asked.value.url, "what is drawn again is not counted again"
+
+
+def test_what_was_chosen_stays(page: Any, site: Site) -> None:
+    page.goto(site.step("auto"))
+    redraw(page, "tasks", "predict")
+    assert (page.locator("#part-tasks table").count(), page.locator("#notice table").count()) == (1, 0)
+    page.get_by_label("Mode", exact=True).select_option("yolo_clip")
+    box = page.locator("input[name=tasks]").first
+    box.check()
+    for event in ("predict", "mode", "version"):
+        happens(page, event)
+    page.locator("#part-tasks[data-late]").wait_for(state="attached")
+    page.locator("#part-mode[data-late]").wait_for(state="attached")
+    assert page.get_by_label("Mode", exact=True).input_value() == "yolo_clip"
+    assert box.is_checked()
+    with page.expect_response(lambda answer: "/ui/part/tasks?" in answer.url):  # what was put off is made up for
+        press(page, "Auto-label the chosen tasks")
+    page.locator("#part-tasks:not([data-dirty]):not([data-late])").wait_for()
+
+
+def test_a_video_that_plays_goes_on(page: Any, site: Site) -> None:
+    page.goto(site.step("review"))
+    press(page, "Annotations", "#part-renders")
+    page.locator("#part-files tr", has_text=".mp4").first.wait_for()
+    for side in ("a", "b"):
+        name = page.locator(f"#video-{side} option[value$='.mp4']").first.get_attribute("value")
+        page.locator(f"#video-{side}").select_option(name)
+    press(page, "Show")
+    page.locator(".players.two video").nth(1).wait_for()
+    page.evaluate("() => document.querySelectorAll('video').forEach(video => { video.loop = true; })")
+    press(page, "Play both")
+    page.wait_for_function("() => [...document.querySelectorAll('video')].every(video => video.currentTime > 0.2)")
+    happens(page, "export_project")
+    page.locator("#part-files[data-late]").wait_for(state="attached")
+    assert page.evaluate("() => [...document.querySelectorAll('video')].every(video => !video.paused)")
+    with page.expect_response(lambda answer: "/ui/part/files?" in answer.url):
+        press(page, "Play both")
+    page.locator("#part-files:not(.htmx-request):not(.htmx-settling):not([data-late])").wait_for()
+    assert page.locator(".players.two video").count() == 2
+    assert page.evaluate("() => [...document.querySelectorAll('video')].every(video => video.currentTime > 0.2)")
+
+
 def test_it_is_live(page: Any, site: Site) -> None:
     """What somebody else asks for appears by itself."""
     page.goto(site.step("review"))
@@ -229,3 +299,18 @@ def test_where_no_more_may_listen_it_asks(chromium: Any, site: Site) -> None:
         assert httpx.post(f"{site.url}/api/export", json={"project": site.project, "format": "coco"}).status_code == 202
         page.locator("#part-files", has_text="-coco-").wait_for(timeout=SLOW_MS)
         page.close()
+
+
+def test_asking_ends_when_the_page_is_left(chromium: Any, site: Site) -> None:
+    """Also where an answer is still on its way."""
+    page = chromium.new_page(locale="en")
+    page.route("**/api/events*", lambda route: route.fulfill(status=503, body=""))
+    held: list[Any] = []
+    page.route("**/api/jobs*", lambda route: held.append(route))
+    with page.expect_request("**/api/jobs*"):
+        page.goto(site.step("review"))
+    page.evaluate("dispatchEvent(new Event('pagehide'))")
+    held[0].fulfill(json={"jobs": []})
+    page.wait_for_timeout(5000)
+    assert len(held) == 1
+    page.close()
