@@ -113,8 +113,8 @@ class Settings(BaseSettings):
         4,
         ge=1,
         le=30,
-        description="YOLO looks at every so manieth frame (fewer at low frame rates), and at those between where "
-        "something comes, goes or crosses; 1: at all, which is exact and slower.",
+        description="YOLO looks at every so manieth frame, at most 0.14 s apart, and at those between where something "
+        "comes, goes or crosses; 1: at all, which is exact and slower.",
     )
     tracker: TrackerKind = Field("tracktrack", description="Any tracker of ultralytics.")
 
