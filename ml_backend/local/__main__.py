@@ -112,7 +112,7 @@ def announce(stack: Stack, demo: Demo | None) -> None:
         f"  Label Studio  {url}",
         f"  e-mail        {stack.username}",
         f"  password      {stack.label_studio.password}",
-        f"  ML backend    {stack.backend.url}   (connect it to other projects under Settings > Model)",
+        f"  control room  {stack.backend.url}   (also what to connect other projects to: Settings > Model)",
         f"  data, logs    {stack.data_dir}",
         "",
         *(["The task's tracks can be edited; new videos in this project get theirs by themselves."] if demo else []),
