@@ -56,6 +56,11 @@ def iou_matrix(a: npt.ArrayLike, b: npt.ArrayLike) -> Float64Array:
     return _iou(_boxes(a, "a")[:, None, :], _boxes(b, "b")[None, :, :])
 
 
+def scaled_size(width: int, height: int, scale: float) -> tuple[int, int]:
+    """(width, height) of a picture that is ``scale`` times as large, in whole pixels, at least one."""
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
 def clip_xyxy(xyxy: npt.ArrayLike, width: float, height: float) -> Float64Array:
     """Cut boxes ``(n, 4)`` off at the edges of a picture of ``width`` x ``height``, in the same unit."""
     boxes = _boxes(xyxy, "xyxy")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ml_backend.errors import Interrupted, VideoError
-from ml_backend.geometry import iou_pairs
+from ml_backend.geometry import iou_pairs, scaled_size
 from ml_backend.tracks.views import View, best_views
 from ml_backend.types import FloatArray, Frame, Image
 
@@ -246,8 +246,7 @@ def _shrink(image: Image, longest: int) -> Image:
     scale = longest / max(height, width)
     if scale >= 1:
         return image
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.resize(image, scaled_size(width, height, scale), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _thumbnail(image: Image) -> bytes:

@@ -11,7 +11,7 @@ from itertools import takewhile
 import numpy as np
 
 from ml_backend.ahead import ahead
-from ml_backend.models.between import between, pairs
+from ml_backend.models.between import Pairs, between, pairs
 from ml_backend.models.detector import Detector
 from ml_backend.models.observer import Observer
 from ml_backend.types import Affine, Detections, Frame, Observation, VideoInfo
@@ -114,13 +114,21 @@ class _Looking:
         self._detect([interval.frames[-1] for interval in group], found)
         rest = [frame for interval in group if not interval.whole for frame in interval.frames[:-1]]
         self._detect(rest, found)
+        explained: dict[int, Pairs] = {}  # by the later frame
         open_ = [(x.left, x.frames) for x in group if x.whole and x.left is not None and len(x.frames) > 1]
         while open_:
-            open_ = [halves for a, frames in open_ if _unclear(found, a, frames) for halves in _halved(a, frames)]
+            unclear = []
+            for a, frames in open_:
+                matched = pairs(found[a.index], found[frames[-1].index])
+                if matched is None:
+                    unclear.append((a, frames))
+                else:
+                    explained[frames[-1].index] = matched
+            open_ = [halves for a, frames in unclear for halves in _halved(a, frames)]
             self._detect([frames[-1] for _, frames in open_], found)
             open_ = [(a, frames) for a, frames in open_ if len(frames) > 1]
         self._last = found[group[-1].frames[-1].index]
-        yield from self._filled([frame for interval in group for frame in interval.frames], found)
+        yield from self._filled([frame for interval in group for frame in interval.frames], found, explained)
 
     def _detect(self, frames: Sequence[Frame], found: dict[int, Detections]) -> None:
         wanted = [frame for frame in frames if frame.index not in found]
@@ -129,20 +137,19 @@ class _Looking:
             for frame, detections in zip(some, self._detector.detect([f.image for f in some]), strict=True):
                 found[frame.index] = _resized(detections, frame, self._size)
 
-    def _filled(self, frames: Sequence[Frame], found: dict[int, Detections]) -> Iterator[Observation]:
+    def _filled(
+        self, frames: Sequence[Frame], found: dict[int, Detections], explained: dict[int, Pairs]
+    ) -> Iterator[Observation]:
         skipped: list[int] = []
         for frame in frames:
             if frame.index not in found:
                 skipped.append(frame.index)
                 continue
             now = self._observer.observe(frame.index, found[frame.index], frame.image, self._size)
-            yield from _between(self._before, now, skipped) if skipped and self._before else [now]
+            before, matched = self._before, explained.get(frame.index)
+            yield from _between(before, now, skipped, matched) if before and matched else [now]
             self._before = now
             skipped = []
-
-
-def _unclear(found: dict[int, Detections], left: Frame, frames: Sequence[Frame]) -> bool:
-    return pairs(found[left.index], found[frames[-1].index]) is None
 
 
 def _halved(left: Frame, frames: list[Frame]) -> Iterator[tuple[Frame, list[Frame]]]:
@@ -152,14 +159,11 @@ def _halved(left: Frame, frames: list[Frame]) -> Iterator[tuple[Frame, list[Fram
         yield frames[middle - 1], frames[middle:]
 
 
-def _between(before: Observation, now: Observation, skipped: Sequence[int]) -> Iterator[Observation]:
+def _between(before: Observation, now: Observation, skipped: Sequence[int], matched: Pairs) -> Iterator[Observation]:
     """The skipped frames' observations, and the one after them, now with the camera's motion since the last of them."""
     a, b = before.detections, now.detections
-    matched = pairs(a, b)
-    if matched is None or now.camera is None:
-        raise ValueError("expected two frames of which the one follows simply from the other")
     length = now.index - before.index
-    camera = _part(now.camera, 1 / length)
+    camera = None if now.camera is None else _part(now.camera, 1 / length)
     for index in skipped:
         yield Observation(index, between(a, b, matched, (index - before.index) / length), camera)
     yield Observation(now.index, b, camera)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -48,14 +47,7 @@ class TrackBuilder:
         """Add one frame; in order, but some may be missing."""
         self.frames += 1
         for track in self._assembler.push(observation.index, self._tracker.update(observation)):
-            self._keep(track, self._records)
-
-    def so_far(self, started: float) -> TrackSet:
-        """What :meth:`close` would return now. It can go on afterwards."""
-        records = list(self._records)
-        for track in copy.deepcopy(self._assembler).close():
-            self._keep(track, records, told=False)
-        return self._set(records, started)
+            self._keep(track)
 
     def close(self, started: float) -> TrackSet:
         """All tracks.
@@ -64,23 +56,20 @@ class TrackBuilder:
             started: ``time.perf_counter()`` when the work began: how long it took is recorded.
         """
         for track in self._assembler.close():
-            self._keep(track, self._records)
-        return self._set(self._records, started)
+            self._keep(track)
+        ordered = sorted(self._records, key=lambda record: (record.first, record.track_id))
+        names = tuple(self._names.values())
+        seconds = time.perf_counter() - started
+        return TrackSet(tuple(ordered), names, self._motion, self._info.width, self._info.height, self.frames, seconds)
 
-    def _keep(self, track: Track, records: list[TrackRecord], *, told: bool = True) -> None:
+    def _keep(self, track: Track) -> None:
         info = self._info
         value = track_to_value(track, self._timeline, info, self._settings.keyframe_iou)
         if value is None:
             return
-        records.append(_record(track, value, info, self._settings.views))
-        if told and self._on_track:
+        self._records.append(_record(track, value, info, self._settings.views))
+        if self._on_track:
             self._on_track(track)
-
-    def _set(self, records: list[TrackRecord], started: float) -> TrackSet:
-        ordered = sorted(records, key=lambda record: (record.first, record.track_id))
-        names = tuple(self._names.values())
-        seconds = time.perf_counter() - started
-        return TrackSet(tuple(ordered), names, self._motion, self._info.width, self._info.height, self.frames, seconds)
 
 
 def _record(track: Track, value: Mapping[str, Any], info: VideoInfo, views: int) -> TrackRecord:

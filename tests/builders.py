@@ -96,7 +96,7 @@ class Outside:
     Attributes:
         files: content by path.
         etags: validator by path; without one, none is sent.
-        special: handlers by path, which write the whole answer themselves.
+        special: handlers by path, with or without its query, which write the whole answer themselves.
         requests: (path, headers with lower-case names) of everything that was asked.
         break_after: bytes by path after which the connection is dropped, once each.
     """
@@ -120,14 +120,7 @@ class Outside:
     def answer(self, path: str, status: int, body: bytes = b"", **headers: str) -> None:
         """Always answer so; underscores in header names become dashes."""
 
-        def write(handler: http.server.BaseHTTPRequestHandler) -> None:
-            handler.send_response(status)
-            for name, value in {"content_length": str(len(body)), **headers}.items():
-                handler.send_header(name.replace("_", "-"), value)
-            handler.end_headers()
-            handler.wfile.write(body)
-
-        self.special[path] = write
+        self.special[path] = lambda handler: send(handler, status, body, **headers)
 
     def redirect(self, path: str, location: str, status: int = 302) -> None:
         self.answer(path, status, location=location)
@@ -135,8 +128,9 @@ class Outside:
     def _serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
         path = handler.path
         self.requests.append((path, {name.lower(): value for name, value in handler.headers.items()}))
-        if path in self.special:
-            self.special[path](handler)
+        special = self.special.get(path) or self.special.get(path.partition("?")[0])
+        if special:
+            special(handler)
             return
         if path not in self.files:
             handler.send_error(404)
@@ -164,6 +158,15 @@ class Outside:
             handler.connection.shutdown(socket.SHUT_RDWR)
             return
         handler.wfile.write(body[start:])
+
+
+def send(handler: http.server.BaseHTTPRequestHandler, status: int, body: bytes = b"", **headers: str) -> None:
+    """Write a whole answer; underscores in header names become dashes."""
+    handler.send_response(status)
+    for name, value in {"content_length": str(len(body)), **headers}.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.end_headers()
+    handler.wfile.write(body)
 
 
 @contextlib.contextmanager
@@ -280,6 +283,25 @@ def worker_process(settings: Settings, log: Path) -> Iterator[subprocess.Popen[b
         if process.poll() is None:
             process.kill()
         process.wait()
+
+
+def run_with_bare_home(code: str, folder: Path, without: Callable[[str], bool]) -> str:
+    """Run Python code that must leave its home empty; what it printed.
+
+    Args:
+        folder: where it runs; its home is made there.
+        without: names of environment variables that it is not to have.
+    """
+    home = folder / "home"
+    home.mkdir()
+    kept = {name: value for name, value in os.environ.items() if not without(name)}
+    kept |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "MPLCONFIGDIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=kept, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(home.rglob("*")) == []
+    return done.stdout
 
 
 def wait_for(condition: Callable[[], Any], timeout: float = 60.0, what: str = "") -> Any:

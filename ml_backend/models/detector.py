@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ml_backend.errors import WeightsError
+from ml_backend.geometry import scaled_size
 from ml_backend.models._ultralytics import setup_ultralytics
 from ml_backend.models.engines.base import Engine
 from ml_backend.models.engines.cache import Export
@@ -98,7 +99,7 @@ class YoloDetector(FitsMemory):
         """The letterbox's inner size: 640 x 360 for 1920 x 1080 at ``imgsz`` 640. Small pictures stay as they are."""
         input_height, input_width = self._input_size()
         scale = min(input_height / height, input_width / width, 1.0)
-        return max(1, round(width * scale)), max(1, round(height * scale))
+        return scaled_size(width, height, scale)
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """Detect objects.

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.geometry import scaled_size
 from ml_backend.types import Detections, FloatArray, Image
 
 WIDTH = 640  # pixels that frames are reduced to: fragments merge, noise averages out, and it is 9 times faster
@@ -87,7 +88,7 @@ class MotionDetector:
     def working_size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) to which pictures are reduced in any case."""
         scale = min(1.0, WIDTH / width)
-        return max(1, round(width * scale)), max(1, round(height * scale))
+        return scaled_size(width, height, scale)
 
     def _rate(self) -> float:
         """How much the next frame counts: a lot in the beginning, when the first frame is all that is known."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from ml_backend.geometry import scaled_size
 from ml_backend.models import appearance
 from ml_backend.models.camera_motion import CameraMotion
 from ml_backend.types import Affine, Detections, FloatArray, Image, Observation
@@ -52,5 +53,4 @@ def _reduced(image: Image) -> Image:
     scale = min(1.0, SMALL_WIDTH / width)
     if scale == 1.0:
         return image
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.resize(image, scaled_size(width, height, scale), interpolation=cv2.INTER_AREA), np.uint8)

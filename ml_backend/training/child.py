@@ -6,23 +6,19 @@ with all that it started, when its standard input reaches its end: then whoever 
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import json
 import logging
 import math
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ml_backend.children import end, end_with_parent, give_way
 from ml_backend.errors import BackendError, ConfigError
-
-#: Serving answers people, who wait; a training may take a little longer.
-NICENESS = 10
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +26,10 @@ log = logging.getLogger(__name__)
 def main(arguments: list[str]) -> int:
     """Do what a plan says. Exit status: 0 after ``done``, 1 after ``error``."""
     events = _Events()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    with contextlib.suppress(OSError):  # not allowed everywhere
-        os.nice(NICENESS)
+    give_way()
     try:
         events.emit("done", **_work(_read(arguments), events.emit))
     except BackendError as error:
@@ -86,7 +81,7 @@ class _Events:
                 self._file.write(line + "\n")
                 self._file.flush()
             except BrokenPipeError:
-                _end()
+                end()
 
 
 def _finite(value: Any) -> Any:
@@ -96,20 +91,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _end_with_parent() -> None:
-    with contextlib.suppress(OSError):
-        while os.read(0, 4096):
-            pass
-    _end()
-
-
-def _end() -> None:
-    # The leader of its own process group takes what it has started along, such as loaders of pictures.
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
 
 
 if __name__ == "__main__":

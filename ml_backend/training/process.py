@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import ml_backend
+from ml_backend.children import import_path
 from ml_backend.errors import Interrupted, StorageError, TrainingFailed
 
 log = logging.getLogger(__name__)
@@ -97,8 +97,7 @@ def _spawn(
     plan: Path, folder: Path, log_file: IO[bytes], environment: Mapping[str, str] | None
 ) -> subprocess.Popen[bytes]:
     values = dict(os.environ if environment is None else environment)
-    root = str(Path(ml_backend.__file__).parents[1])
-    values["PYTHONPATH"] = os.pathsep.join(filter(None, [root, values.get("PYTHONPATH", "")]))
+    values["PYTHONPATH"] = import_path(values)
     # Libraries keep settings and caches; in the home directory they would be nobody's.
     values.setdefault("YOLO_CONFIG_DIR", str(folder / ".ultralytics"))
     values.setdefault("MPLCONFIGDIR", str(folder / ".matplotlib"))

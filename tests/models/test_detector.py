@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import pytest
 from ml_backend.errors import WeightsError
 from ml_backend.models.detector import YoloDetector
 from ml_backend.settings import Settings
-from tests.builders import ROOT, make_tiny_yolo
+from tests.builders import make_tiny_yolo, run_with_bare_home
 
 MakeSettings = Callable[..., Settings]
 
@@ -185,8 +182,6 @@ def test_what_a_smaller_batch_cannot_cure_comes_through(message: str, tiny: Path
 
 def test_loading_and_detecting_is_silent_and_leaves_no_traces_at_home(tiny: Path, tmp_path: Path) -> None:
     """In a process of its own, because ultralytics reads its switches when it is first imported."""
-    home = tmp_path / "home"
-    home.mkdir()
     code = (
         "import sys, numpy as np; from ml_backend.models.detector import YoloDetector;"
         "from ml_backend.models.tracker import Tracker; from ml_backend.settings import Settings;"
@@ -196,12 +191,5 @@ def test_loading_and_detecting_is_silent_and_leaves_no_traces_at_home(tiny: Path
         "import ultralytics.utils as u, ultralytics.utils.events as e;"
         "assert not u.AUTOINSTALL and not u.ONLINE and not e.events.enabled and not u.SETTINGS['sync']"
     )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("YOLO_", "XDG_"))}
-    environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "MPLCONFIGDIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
-    assert list(home.rglob("*")) == []
+    assert run_with_bare_home(code, tmp_path, lambda name: name.startswith(("YOLO_", "XDG_"))) == ""
     assert list(tmp_path.glob("ultralytics-*")) == []

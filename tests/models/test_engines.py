@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +14,6 @@ import pytest
 
 from ml_backend.errors import WeightsError
 from ml_backend.files import file_sha256
-from ml_backend.local.preflight import ROOT
 from ml_backend.models.detector import YoloDetector
 from ml_backend.models.engines import choice as choosing
 from ml_backend.models.engines import export as exporting
@@ -28,7 +25,7 @@ from ml_backend.models.motion import MotionDetector
 from ml_backend.models.pool import ModelPool
 from ml_backend.settings import Settings
 from ml_backend.types import Detections
-from tests.builders import make_tiny_yolo
+from tests.builders import make_tiny_yolo, run_with_bare_home
 
 MakeSettings = Callable[..., Settings]
 
@@ -271,8 +268,6 @@ def test_what_a_killed_process_left_behind_goes(tiny: Path, here: Settings) -> N
 
 def test_openvino_reports_nothing_and_writes_nothing_at_home(tiny: Path, tmp_path: Path) -> None:
     """In a process of its own, which has not imported it yet; as for users, not as in a CI job."""
-    home = tmp_path / "home"
-    home.mkdir()
     code = (
         "import socket, sys, threading, numpy as np\n"
         "def refuse(*a): raise SystemExit('network')\n"
@@ -288,14 +283,8 @@ def test_openvino_reports_nothing_and_writes_nothing_at_home(tiny: Path, tmp_pat
         "detector.detect([np.zeros((90, 160, 3), np.uint8)])\n"
         "print(detector.engine['name'], sys.modules['openvino_telemetry'], threading.active_count())\n"
     )
-    environment = {k: v for k, v in os.environ.items() if k not in ("CI", "TF_BUILD", "JENKINS_URL", "YOLO_CONFIG_DIR")}
-    environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "MPLCONFIGDIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["openvino", "None", "1"]
-    assert list(home.rglob("*")) == []
+    said = run_with_bare_home(code, tmp_path, lambda name: name in ("CI", "TF_BUILD", "JENKINS_URL", "YOLO_CONFIG_DIR"))
+    assert said.split() == ["openvino", "None", "1"]
 
 
 def test_a_jobs_time_out_is_no_fault_of_the_engine(tiny: Path, here: Settings) -> None:

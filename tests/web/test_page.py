@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -20,6 +19,7 @@ from ml_backend.web.page import charts, texts
 from ml_backend.web.page.forms import ACTIONS
 from ml_backend.web.page.parts import PARTS, history
 from ml_backend.web.page.state import STEPS
+from tests.builders import outside, send
 from tests.web.control import Room
 
 #: What one sends to this machine itself, or to an encrypted server, and to others.
@@ -40,40 +40,25 @@ def kinds(room: Room) -> set[str]:
     return {item["kind"] for item in room.services.jobs.all()}
 
 
-class _LabelStudio(BaseHTTPRequestHandler):
-    """Answers as Label Studio's API does, with names that mean harm."""
-
-    def do_GET(self) -> None:
-        parts = urlsplit(self.path)
-        if parts.path == "/api/projects/":
-            body: Any = {"next": None, "results": [{"id": 7, "title": SCRIPT, "task_number": 45}]}
-        else:
-            query = parse_qs(parts.query)
-            number, size = int(query["page"][0]), int(query["page_size"][0])
-            ids = range(size * (number - 1) + 1, min(size * number, 45) + 1)
-            if not ids:
-                self.send_error(404)
-                return
-            body = {"total": 45, "tasks": [{"id": i, "data": {"video": f"/data/{i}-{SCRIPT}.mp4"}} for i in ids]}
-        content = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Tests' output is not for requests."""
+def _tasks(handler: BaseHTTPRequestHandler) -> None:
+    query = parse_qs(urlsplit(handler.path).query)
+    number, size = int(query["page"][0]), int(query["page_size"][0])
+    ids = range(size * (number - 1) + 1, min(size * number, 45) + 1)
+    if not ids:
+        handler.send_error(404)
+        return
+    body = {"total": 45, "tasks": [{"id": i, "data": {"video": f"/data/{i}-{SCRIPT}.mp4"}} for i in ids]}
+    send(handler, 200, json.dumps(body).encode())
 
 
 @pytest.fixture
 def hostile(make_room: Callable[..., Room]) -> Iterator[Room]:
     """A room beside a Label Studio whose project and files are named to do harm."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _LabelStudio)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    yield make_room(detector="auto", label_studio_url=url, label_studio_api_key="token")
-    server.shutdown()
-    server.server_close()
+    projects = {"next": None, "results": [{"id": 7, "title": SCRIPT, "task_number": 45}]}
+    with outside() as label_studio:
+        label_studio.answer("/api/projects/", 200, json.dumps(projects).encode())
+        label_studio.special["/api/tasks/"] = _tasks
+        yield make_room(detector="auto", label_studio_url=label_studio.url, label_studio_api_key="token")
 
 
 # -- programs and browsers

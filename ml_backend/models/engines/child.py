@@ -17,13 +17,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ml_backend
+from ml_backend.children import end_with_parent, give_way, import_path
 from ml_backend.errors import BackendError, WeightsError
 from ml_backend.models.engines.cache import ExportKey, Exports
 from ml_backend.settings import Settings
 
-#: Serving answers people, who wait; an export may take a little longer.
-NICENESS = 10
 #: TensorRT takes minutes, on a busy machine many.
 TIMEOUT_S = 3600.0
 #: What an export depends on.
@@ -41,14 +39,13 @@ def export_elsewhere(key: ExportKey, path: Path, settings: Settings) -> None:
         "path": str(path),
         "settings": settings.model_dump(mode="json", include=set(_SETTINGS)),
     }
-    paths = [str(Path(ml_backend.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", "ml_backend.models.engines.child", json.dumps(plan)],
             stdin=subprocess.PIPE,  # stays open as long as this process lives
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env=os.environ | {"PYTHONPATH": import_path(os.environ)},
         )
     except OSError as error:
         raise WeightsError(f"The export for {key.engine} did not start: {error}.", "Set ENGINE=torch.") from error
@@ -78,9 +75,8 @@ def main(arguments: list[str]) -> int:
     """Make the export of a plan. Exit status: 0, or 1 after an error that was told."""
     from ml_backend.models.engines.export import make_export
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(OSError):  # not allowed everywhere
-        os.nice(NICENESS)
+    end_with_parent()
+    give_way()
     plan = json.loads(arguments[0])
     settings = Settings(_env_file=None, **plan["settings"])
     try:
@@ -89,13 +85,6 @@ def main(arguments: list[str]) -> int:
         print(json.dumps({"error": error.message, "cure": error.cure}), flush=True)
         return 1
     return 0
-
-
-def _end_with_parent() -> None:
-    with contextlib.suppress(OSError):
-        while os.read(0, 4096):
-            pass
-    os._exit(1)
 
 
 if __name__ == "__main__":

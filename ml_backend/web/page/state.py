@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flask import request
 
@@ -78,7 +78,7 @@ def read_state(*, whole: bool) -> State:
     named = found.number("project", 0) or None
     if named is None and projects:
         named = projects[0]["id"]
-    return State(named, found.step, found.lang, found.theme, projects, problem, found.foreign, values)
+    return replace(found, project=named)
 
 
 def language() -> str:
