@@ -31,6 +31,8 @@ WORKDIR /app
 COPY label_config.xml LICENSE ./
 COPY scripts scripts
 COPY ml_backend ml_backend
+# Nothing is written at run time: without this every start would compile all of it again.
+RUN python -m compileall -q ml_backend scripts
 USER 10001:0
 VOLUME /data
 EXPOSE 9090

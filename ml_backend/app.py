@@ -9,7 +9,6 @@ from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from ml_backend.errors import BackendError
-from ml_backend.services import Services
 from ml_backend.settings import Settings, get_settings
 from ml_backend.web import control, protocol
 from ml_backend.web.auth import require_basic_auth
@@ -28,6 +27,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     Raises:
         StorageError: the database cannot be opened.
     """
+    from ml_backend.services import Services  # with the database's library, as much as everything else together
+
     settings = settings or get_settings()
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_mb << 20

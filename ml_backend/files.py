@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from functools import lru_cache
 from pathlib import Path
 
 _CHUNK = 1 << 20
+
+
+@lru_cache(maxsize=64)
+def _reading(_path: str, _size: int, _mtime_ns: int) -> threading.Lock:
+    return threading.Lock()
 
 
 @lru_cache(maxsize=64)
@@ -27,4 +33,6 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         OSError: it cannot be read.
     """
     stat = Path(path).stat()
-    return _sha256(os.fspath(path), stat.st_size, stat.st_mtime_ns)
+    key = os.fspath(path), stat.st_size, stat.st_mtime_ns
+    with _reading(*key):  # whoever asks meanwhile waits for the same result, rather than to read it all again
+        return _sha256(*key)

@@ -6,8 +6,6 @@ names where there are none).
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,82 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.errors import ConfigError
 from ml_backend.label_studio.schema import VideoControl
 from ml_backend.labelling import DetectorLabels, Opinion, look_at_tracks, views_of
 from ml_backend.looks import Look, Looks, OpenVideo
-from ml_backend.models.hub import ResolvedModel, Unavailable, load_clip, load_embedder, resolve_clip, resolve_embedder
+from ml_backend.models.hub import ResolvedModel, load_clip, load_embedder
 from ml_backend.models.zero_shot import ZeroShot, label_prompts, with_detector
+from ml_backend.modes import HybridModels
 from ml_backend.patterns.bank import Exemplars, PatternBank
 from ml_backend.patterns.store import PatternStore, Source
-from ml_backend.settings import Mode, Settings
+from ml_backend.settings import Settings
 from ml_backend.tracks.record import TrackSet
 from ml_backend.types import UNLABELLED, FloatArray
 
 log = logging.getLogger(__name__)
-
-#: Raised when the same looks and exemplars lead to other labels.
-RECIPE = 1
-#: Modes that learn from annotations.
-LEARNING: frozenset[str] = frozenset({"yolo_dinov2", "yolo_clip", "universal"})
-
-
-@dataclass(frozen=True, slots=True)
-class HybridModels:
-    """The models that a mode looks with, as far as they are here.
-
-    Attributes:
-        notes: what is missing or replaced, and how to provide it; for people.
-    """
-
-    mode: Mode
-    embedder: ResolvedModel | None = None
-    clip: ResolvedModel | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """Ids of the models for which exemplars are kept."""
-        return tuple(model.model_id for model in (self.embedder, self.clip) if model)
-
-
-def hybrid_models(settings: Settings, mode: Mode, *, download: bool = False) -> HybridModels:
-    """Resolve a mode's models. Without ``download`` this takes milliseconds.
-
-    Raises:
-        WeightsError: a configured folder does not exist.
-    """
-    embedder: ResolvedModel | None = None
-    clip: ResolvedModel | None = None
-    notes: list[str] = []
-    if mode in ("yolo_dinov2", "universal"):
-        embedder = resolve_embedder(settings, download=download)
-        notes += [embedder.note] if embedder.note else []
-    if mode in ("yolo_clip", "universal"):
-        found = resolve_clip(settings, download=download)
-        if isinstance(found, Unavailable):
-            notes.append(found.note)
-        else:
-            clip = found
-    return HybridModels(mode, embedder, clip, tuple(notes))
-
-
-def mode_part(models: HybridModels, digests: Mapping[str, str | None], prompts: str = "") -> str:
-    """A mode's part of the model version: changes exactly when labels would.
-
-    Args:
-        digests: digest of the project's bank by model id; empty or ``None`` where there is nothing learned.
-        prompts: digest of what CLIP is asked.
-    """
-    facts: list[Any] = []
-    if models.embedder and digests.get(models.embedder.model_id):
-        facts.append([models.embedder.model_id, digests[models.embedder.model_id]])
-    if models.clip:
-        facts.append([models.clip.model_id, digests.get(models.clip.model_id) or "", prompts])
-    if not facts:
-        return models.mode  # labels are the detector's
-    text = json.dumps([RECIPE, models.mode, facts])
-    return f"{models.mode}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 @contextmanager
@@ -200,10 +135,6 @@ class HybridSource:
         self._settings, self._store = settings, store
         self._fitted: dict[tuple[int, str], tuple[str, PatternBank | None, Mapping[int, Source]]] = {}
 
-    def digests(self, project_id: int, models: HybridModels) -> dict[str, str | None]:
-        """Digest of the project's bank by model."""
-        return {model_id: self._store.digest(project_id, model_id) for model_id in models.ids}
-
     def get(self, project_id: int, models: HybridModels) -> Hybrid | None:
         """``None`` where labels are the detector's alone."""
         bank: PatternBank | None = None
@@ -243,14 +174,3 @@ def objects_of(exemplars: Exemplars) -> list[tuple[str, FloatArray]]:
         if label := exemplars.labels[rows[0]]:
             found.append((label, exemplars.embeddings[rows]))
     return found
-
-
-def require_embedder(models: HybridModels) -> ResolvedModel:
-    """The model whose patterns a project has.
-
-    Raises:
-        ConfigError: the mode has none.
-    """
-    if models.embedder is None:
-        raise ConfigError(f"Mode {models.mode} learns no patterns.", "Switch to yolo_dinov2 or universal.")
-    return models.embedder

@@ -13,11 +13,12 @@ from typing import IO, Any
 
 from ml_backend.errors import StorageError
 from ml_backend.files import file_sha256
-from ml_backend.hybrid import Hybrid, hybrid_models, mode_part, require_embedder, use_embedder
+from ml_backend.hybrid import Hybrid, use_embedder
 from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.schema import prompts_digest, read_label_config
 from ml_backend.models.engines.choice import Choice, choose_engine
 from ml_backend.models.weights import ResolvedDetector, resolve_detector
+from ml_backend.modes import hybrid_models, mode_part, require_embedder
 from ml_backend.patterns.bank import PatternBank
 from ml_backend.patterns.store import Source
 from ml_backend.patterns.transfer import check_dimension, read_bank

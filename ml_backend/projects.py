@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from ml_backend.errors import ConfigError
-from ml_backend.hybrid import HybridModels, HybridSource, hybrid_models, mode_part
 from ml_backend.label_studio.extra_params import read_extra_params
 from ml_backend.label_studio.schema import LabelConfig, prompts_digest
 from ml_backend.models.weights import ResolvedDetector, resolve_detector
-from ml_backend.patterns.store import PatternStore
+from ml_backend.modes import HybridModels, hybrid_models, mode_part
+from ml_backend.patterns.digest import bank_digests
 from ml_backend.settings import Mode, Settings
 from ml_backend.storage import Storage
 from ml_backend.tables import projects
@@ -23,6 +24,10 @@ from ml_backend.training.artifacts import Artifacts
 from ml_backend.training.policy import Policies
 from ml_backend.training.registry import Registry, Version
 from ml_backend.versions import BASE, base_version, model_version
+
+if TYPE_CHECKING:  # NumPy and all that computes with it, which a start need not wait for
+    from ml_backend.hybrid import HybridSource
+    from ml_backend.patterns.store import PatternStore
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +67,21 @@ class Projects:
 
     def __init__(self, settings: Settings, storage: Storage) -> None:
         self._settings, self._storage = settings, storage
-        self.patterns = PatternStore(storage)
-        self.hybrids = HybridSource(settings, self.patterns)
         self.registry = Registry(storage)
         self.policies = Policies(settings, storage)
         self.artifacts = Artifacts(settings)
+
+    @cached_property
+    def patterns(self) -> PatternStore:
+        from ml_backend.patterns.store import PatternStore
+
+        return PatternStore(self._storage)
+
+    @cached_property
+    def hybrids(self) -> HybridSource:
+        from ml_backend.hybrid import HybridSource
+
+        return HybridSource(self._settings, self.patterns)
 
     def mode(self, project_id: int | None) -> Mode:
         """The project's own mode, else the one in the settings."""
@@ -144,7 +159,7 @@ class Projects:
         else:
             detector = resolve_detector(self._settings, download=download)
         hybrid = hybrid_models(self._settings, mode, download=download)
-        digests = self.hybrids.digests(project_id, hybrid) if project_id is not None else {}
+        digests = bank_digests(self._storage, project_id, hybrid.ids) if project_id is not None else {}
         part = mode_part(hybrid, digests, row.prompts)
         base = base_version(self._settings, detector)
         version = model_version(self._settings, detector, part, trained.name if trained else BASE)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from dataclasses import dataclass
 
+from ml_backend.errors import BackendError
 from ml_backend.events import EventLog
 from ml_backend.jobs.context import Context
 from ml_backend.jobs.control_queue import ControlQueue
@@ -20,6 +23,8 @@ from ml_backend.settings import Settings
 from ml_backend.storage import Storage
 from ml_backend.training.service import Trainings
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -35,7 +40,6 @@ class Services:
     trainings: Trainings
     jobs: Jobs
     control: ControlQueue
-    memory: MemoryBoard
     patterns: Patterns
     lister: ProjectLister
     outputs: Outputs
@@ -70,8 +74,27 @@ class Services:
             trainings,
             jobs,
             ControlQueue(queue, trainings, jobs),
-            MemoryBoard(queue.connection),
             Patterns(settings, context),
             ProjectLister(settings.label_studio_url, token, settings.label_studio_links),
             Outputs(settings),
         )
+
+    @property
+    def memory(self) -> MemoryBoard:
+        """What models workers hold."""
+        return MemoryBoard(self.queue.connection)
+
+    def warm_up(self) -> None:
+        """Begin to load, in a thread, what the first requests need, so that none waits for it for long.
+
+        What answers ``/health`` is there already; these are the libraries of the queue and of HTTP, and the digests
+        of the models' weights, of which there may be gigabytes.
+        """
+        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+
+    def _warm_up(self) -> None:
+        for prepare in (self.serving.version, self.queue.depths, self.lister.prepare):
+            try:
+                prepare()
+            except BackendError as error:
+                log.warning("Not ready: %s", error)  # requests say so again

@@ -36,3 +36,4 @@ if threading.current_thread() is threading.main_thread():
             _send_listeners_home(number)
 # Events that were written down before the last stop are handed over now.
 app.extensions["services"].events.start()
+app.extensions["services"].warm_up()

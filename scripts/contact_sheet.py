@@ -20,8 +20,8 @@ from ml_backend.export.sheet import (
     sheet_title,
     write_sheet,
 )
-from ml_backend.hybrid import require_embedder
 from ml_backend.local.discover import settings_in_force
+from ml_backend.modes import require_embedder
 from ml_backend.patterns.service import Patterns
 from ml_backend.types import UNLABELLED
 

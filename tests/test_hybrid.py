@@ -12,22 +12,14 @@ import numpy as np
 import pytest
 
 from ml_backend.errors import ConfigError, Interrupted, WeightsError
-from ml_backend.hybrid import (
-    LEARNING,
-    Hybrid,
-    HybridModels,
-    HybridSource,
-    hybrid_models,
-    mode_part,
-    objects_of,
-    require_embedder,
-    use_embedder,
-)
+from ml_backend.hybrid import Hybrid, HybridSource, objects_of, use_embedder
 from ml_backend.label_studio.schema import VideoControl, parse_label_config
 from ml_backend.labelling import DetectorLabels, Opinion, label_tracks
 from ml_backend.looks import Look, Looks, MemoryLooks, look_at
 from ml_backend.models.hub import ResolvedModel
+from ml_backend.modes import LEARNING, HybridModels, hybrid_models, mode_part, require_embedder
 from ml_backend.patterns.bank import Exemplars, PatternBank
+from ml_backend.patterns.digest import bank_digests
 from ml_backend.patterns.store import NewExemplar, PatternStore
 from ml_backend.settings import Mode, Settings
 from ml_backend.storage import Storage
@@ -493,13 +485,14 @@ def test_sources_of_the_bank(make: MakeSettings, store: PatternStore) -> None:
     assert (sources[verdict.nearest].task_id, sources[verdict.nearest].label) == (42, "a")
 
 
-def test_digests(make: MakeSettings, store: PatternStore) -> None:
-    source, models = HybridSource(make(), store), HybridModels("universal", EMBEDDER, CLIP)
-    assert source.digests(1, models) == {"dinov2-1": None, "clip-1": None}
+def test_digests(tmp_path: Path) -> None:
+    storage, models = Storage(f"sqlite:///{tmp_path / 'db'}"), HybridModels("universal", EMBEDDER, CLIP)
+    store = PatternStore(storage)
+    assert bank_digests(storage, 1, models.ids) == {"dinov2-1": None, "clip-1": None}
     teach(store, EMBEDDER, {"a": unit([1, 0, 0])})
     store.mark_read(1, CLIP.model_id)
-    assert source.digests(1, models) == {"dinov2-1": store.digest(1, "dinov2-1"), "clip-1": ""}
-    assert source.digests(1, HybridModels("yolo")) == {}
+    assert bank_digests(storage, 1, models.ids) == {"dinov2-1": store.digest(1, "dinov2-1"), "clip-1": ""}
+    assert bank_digests(storage, 1, HybridModels("yolo").ids) == {}
 
 
 def test_objects_that_were_taught(make: MakeSettings, store: PatternStore) -> None:

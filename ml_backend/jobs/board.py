@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
-
 if TYPE_CHECKING:
+    from redis import Redis
+
     from ml_backend.jobs.queue import JobQueue
 
 #: Seconds that a result is kept.
@@ -30,7 +30,11 @@ class JobBoard:
     """Records of jobs in Redis. Every method raises QueueUnavailable when that does not answer."""
 
     def __init__(self, queue: JobQueue) -> None:
-        self._queue, self._redis = queue, queue.connection
+        self._queue = queue
+
+    @property
+    def _redis(self) -> Redis:
+        return self._queue.connection
 
     def note(self, job_id: str, kind: str, project_id: int | None, **facts: Any) -> None:
         """A job is about to be requested; what an earlier one of its name left is forgotten."""
@@ -138,6 +142,8 @@ class CancelCheck:
         self._asked, self._cancelled = time.monotonic(), False
 
     def __call__(self) -> bool:
+        from redis.exceptions import RedisError
+
         now = time.monotonic()
         if not self._cancelled and now - self._asked >= self.EVERY_S:
             self._asked = now

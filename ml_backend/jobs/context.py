@@ -9,8 +9,6 @@ from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import Any
 
-from rq import get_current_job
-
 from ml_backend.errors import BackendError, Interrupted, Postponed, QueueUnavailable
 from ml_backend.jobs.board import CANCELLED, CancelCheck, JobBoard
 from ml_backend.jobs.queue import JobQueue, connect
@@ -55,6 +53,8 @@ class Context:
 
     def stopper(self) -> Callable[[], bool]:
         """For long work of the present job: whether it has to end, since the process does or somebody cancelled it."""
+        from rq import get_current_job
+
         current = get_current_job()
         if current is None:
             return self.stop.is_set
@@ -93,6 +93,8 @@ def job(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
+        from rq import get_current_job
+
         current = get_current_job()
         context = get_context()
         if current and "retry_intervals" in current.meta:

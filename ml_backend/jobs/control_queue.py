@@ -9,7 +9,8 @@ from typing import Any
 from ml_backend.errors import QueueUnavailable
 from ml_backend.jobs.control_names import digest, patterns_name, similar_name, stats_name
 from ml_backend.jobs.listing import OVER, STATES, Jobs
-from ml_backend.jobs.queue import JobQueue, Requested, forget_executions
+from ml_backend.jobs.queue import JobQueue, Requested
+from ml_backend.jobs.records import forget_executions, state_of
 from ml_backend.training.service import Trainings
 
 Job = dict[str, Any]
@@ -89,7 +90,7 @@ class ControlQueue:
         facts = {} if task_id is None else {"task": task_id}
         with self._queue.guard():
             present = self._queue.fetch(name)
-            if present is None or STATES.get(present.get_status(refresh=False)) in OVER:
+            if present is None or STATES.get(state_of(present)) in OVER:
                 if present is not None:  # somebody asks again on purpose: the pause after a failure is not for him
                     forget_executions(present)
                     present.delete()

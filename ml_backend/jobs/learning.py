@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.corrections_store import CorrectionStore
 from ml_backend.errors import BackendError, Interrupted
-from ml_backend.hybrid import HybridModels, use_embedder
+from ml_backend.hybrid import use_embedder
 from ml_backend.jobs.context import Context, job
 from ml_backend.jobs.corrections import read_annotation, record_corrections
 from ml_backend.jobs.plan import VideoPart, cached_label_config, plan_task
 from ml_backend.jobs.queue import ALL_TASKS
 from ml_backend.label_studio.client import Annotation, NotFound, Task
 from ml_backend.models.hub import ResolvedModel
+from ml_backend.modes import HybridModels
+from ml_backend.patterns.digest import bank_digests
 from ml_backend.patterns.store import NewExemplar, video_key
 from ml_backend.types import UNLABELLED
 
@@ -77,7 +79,7 @@ def read_annotations_once(context: Context, project_id: int, models: HybridModel
 
 
 def _is_unread(context: Context, project_id: int, models: HybridModels) -> bool:
-    return any(digest is None for digest in context.projects.hybrids.digests(project_id, models).values())
+    return any(digest is None for digest in bank_digests(context.storage, project_id, models.ids).values())
 
 
 def _dirty(context: Context, project_id: int) -> Mapping[str, bytes]:

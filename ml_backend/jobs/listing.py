@@ -7,17 +7,16 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from rq.job import Job, JobStatus
-from rq.serializers import JSONSerializer
-
 from ml_backend.errors import BackendError
 from ml_backend.jobs.board import CANCELLED, FAILED, FINISHED, REQUESTED, SPREAD, JobBoard
-from ml_backend.jobs.queue import JobQueue, _targets_key, failure_text, forget_executions
+from ml_backend.jobs.queue import JobQueue, _targets_key
+from ml_backend.jobs.records import failure_text, forget_executions, state_of
 from ml_backend.jobs.spread import Spread
 from ml_backend.jobs.training_queue import TrainingQueue
 
 if TYPE_CHECKING:
     from rq import Queue
+    from rq.job import Job
 
 #: Jobs of one state and queue that are read for a list; there may be a hundred thousand.
 LISTED = 100
@@ -26,21 +25,22 @@ KINDS = {
     "prepare_task": "prepare",
     "prepare_many": "prepare",
     "predict": "predict",
+    "help_observe": "help",
     "learn": "learn_patterns",
     "refresh": "refresh",
     "train": "train",
 }
 #: What RQ's states are called here.
 STATES = {
-    JobStatus.QUEUED: "queued",
-    JobStatus.STARTED: "running",
-    JobStatus.SCHEDULED: "waiting",
-    JobStatus.DEFERRED: "waiting",
-    JobStatus.CREATED: "queued",
-    JobStatus.FINISHED: FINISHED,
-    JobStatus.FAILED: FAILED,
-    JobStatus.STOPPED: CANCELLED,
-    JobStatus.CANCELED: CANCELLED,
+    "queued": "queued",
+    "started": "running",
+    "scheduled": "waiting",
+    "deferred": "waiting",
+    "created": "queued",
+    "finished": FINISHED,
+    "failed": FAILED,
+    "stopped": CANCELLED,
+    "canceled": CANCELLED,
 }
 OVER = (FINISHED, FAILED, CANCELLED)
 
@@ -81,8 +81,7 @@ class Jobs:
         """What runs, waits and has ended lately: running ones first, then waiting, then ended ones, newest first."""
         with self._queue.guard():
             ids = [name for queue in self._queue.queues.values() for name in _ids(queue)]
-            found = Job.fetch_many(ids, connection=self._queue.connection, serializer=JSONSerializer) if ids else []
-            live = {job.id: job for job in found if job is not None}
+            live = {job.id: job for job in self._queue.fetch_many(ids)}
             records = {record["id"]: record for record in self.board.recent()}
             older = self.board.records([name for name in live if name not in records])
             records |= {record["id"]: record for record in older}
@@ -127,7 +126,7 @@ class Jobs:
         self.board.request_cancel(job_id)  # first: it may begin at this moment
         if job.func_name.endswith(".predict") and job.args:
             self._queue.connection.delete(_targets_key(str(job.args[0])))
-        if job.get_status() != JobStatus.STARTED:
+        if job.get_status() != "started":
             forget_executions(job)
             job.delete()
             self.board.end(job_id, CANCELLED)
@@ -135,7 +134,7 @@ class Jobs:
     # -- one job
 
     def _view(self, job: Job, record: Mapping[str, Any] | None) -> dict[str, Any]:
-        state = STATES.get(job.get_status(refresh=False), "queued")
+        state = STATES.get(state_of(job), "queued")
         if state == "running" and self.board.is_cancelled(job.id):
             state = "cancelling"
         kind, project, task = _describe(job)
@@ -215,7 +214,7 @@ def _describe(job: Job) -> tuple[str, int | None, int | None]:
     if name == "predict" and len(args) == 3:
         return kind, int(args[1]), int(args[2])
     project = int(args[0]) if args and isinstance(args[0], int) else None
-    task = int(args[1]) if name == "prepare_task" and len(args) > 1 else None
+    task = int(args[1]) if name in ("prepare_task", "help_observe") and len(args) > 1 else None
     return kind, project, task
 
 

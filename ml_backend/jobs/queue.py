@@ -8,18 +8,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from redis import Redis
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeout
-from rq import Queue, Retry
-from rq.exceptions import DuplicateJobError, NoSuchJobError
-from rq.job import Job, JobStatus
-from rq.serializers import JSONSerializer
-
-from ml_backend.errors import QueueUnavailable
+from ml_backend.errors import ConfigError, QueueUnavailable
+from ml_backend.jobs.records import aware, failure_text, forget_executions, state_of
 from ml_backend.settings import QUEUES, Settings
+
+if TYPE_CHECKING:  # redis loads its whole asynchronous half too: a start need not wait for that
+    from redis import Redis
+    from rq import Queue
+    from rq.job import Job
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,8 @@ ALL_TASKS = "all"
 
 _STRIKE = "if redis.call('hget', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('hdel', KEYS[1], ARGV[1]) end"
 
-_OVER = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
+#: RQ's names of states in which nothing happens any more.
+_OVER = ("finished", "failed", "stopped", "canceled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,17 @@ class Requested:
 
 
 def connect(settings: Settings, *, timeout: float | None = 1.0) -> Redis:
-    """A Redis client that does not hang when the server is away."""
-    return Redis.from_url(settings.redis_url, socket_connect_timeout=0.5, socket_timeout=timeout)
+    """A Redis client that does not hang when the server is away.
+
+    Raises:
+        ConfigError: the address is malformed.
+    """
+    from redis import Redis
+
+    try:
+        return Redis.from_url(settings.redis_url, socket_connect_timeout=0.5, socket_timeout=timeout)
+    except ValueError as error:
+        raise ConfigError(f"The setting REDIS_URL is wrong: {error}.", "Correct it and start anew.") from error
 
 
 class JobQueue:
@@ -58,15 +67,28 @@ class JobQueue:
 
     def __init__(self, settings: Settings, connection: Redis | None = None) -> None:
         self.settings = settings
-        self.connection = connection or connect(settings)
-        self.queues = {name: Queue(name, connection=self.connection, serializer=JSONSerializer) for name in QUEUES}
+        self._given = connection
+
+    @cached_property
+    def connection(self) -> Redis:
+        return self._given or connect(self.settings)
+
+    @cached_property
+    def queues(self) -> dict[str, Queue]:
+        """RQ's queues by name."""
+        from rq import Queue
+        from rq.serializers import JSONSerializer
+
+        return {name: Queue(name, connection=self.connection, serializer=JSONSerializer) for name in QUEUES}
 
     @contextmanager
     def guard(self) -> Iterator[None]:
         """Turn Redis' errors into QueueUnavailable."""
+        from redis.exceptions import RedisError
+
         try:
             yield
-        except (RedisError, RedisTimeout, OSError) as error:
+        except (RedisError, OSError) as error:
             raise QueueUnavailable(
                 f"The queue does not answer at {self.settings.redis_url.rsplit('@', 1)[-1]} "
                 f"({error.__class__.__name__}).",
@@ -162,6 +184,9 @@ class JobQueue:
         at_front: bool = False,
     ) -> Requested:
         """A job ``ml_backend.jobs.<module>.<function>``, unless there is one of this id that is not over."""
+        from rq import Retry
+        from rq.exceptions import DuplicateJobError
+
         repeats = self.settings.job_attempts - 1
         retry = Retry(max=repeats, interval=RETRY_INTERVALS_S[:repeats]) if repeats else None
         with self.guard():
@@ -184,9 +209,9 @@ class JobQueue:
                     job = self.fetch(job_id)
                     if job is None:
                         continue  # it ended between the two calls
-                    if job.get_status(refresh=False) not in _OVER:
+                    if state_of(job) not in _OVER:
                         return Requested(job_id, False)
-                    if job.ended_at and datetime.now(timezone.utc) - _aware(job.ended_at) < FAILED_PAUSE:
+                    if job.ended_at and datetime.now(timezone.utc) - aware(job.ended_at) < FAILED_PAUSE:
                         return Requested(job_id, False, failure_text(job))
                     forget_executions(job)
                     job.delete()
@@ -194,10 +219,15 @@ class JobQueue:
 
     def fetch(self, job_id: str) -> Job | None:
         """RQ's job; call it within :meth:`guard`."""
-        try:
-            return Job.fetch(job_id, connection=self.connection, serializer=JSONSerializer)
-        except NoSuchJobError:
-            return None
+        return next(iter(self.fetch_many([job_id])), None)
+
+    def fetch_many(self, job_ids: Sequence[str]) -> list[Job]:
+        """Those of RQ's jobs that are there; call it within :meth:`guard`."""
+        from rq.job import Job
+        from rq.serializers import JSONSerializer
+
+        found = Job.fetch_many(list(job_ids), connection=self.connection, serializer=JSONSerializer) if job_ids else []
+        return [job for job in found if job is not None]
 
     def recover_lost(self, after_s: float = 20.0) -> list[str]:
         """Put jobs back that are in no list.
@@ -209,6 +239,8 @@ class JobQueue:
         Returns:
             Ids of the jobs that were put back.
         """
+        from rq.job import Job
+
         recovered = []
         with self.guard():
             prefix = Job.redis_job_namespace_prefix
@@ -236,7 +268,7 @@ class JobQueue:
                 if seen is None or now - float(seen) < after_s:
                     continue
                 job = self.fetch(job_id)
-                still = job is not None and job.get_status() in (JobStatus.QUEUED, JobStatus.SCHEDULED)
+                still = job is not None and job.get_status() in ("queued", "scheduled")
                 if job and still and self.connection.delete(mark):
                     log.warning("Job %s was lost by a worker that ended; it is queued again.", job_id)
                     self.queues[job.origin].enqueue_job(job)
@@ -267,6 +299,8 @@ class JobQueue:
 
     @contextmanager
     def _lock(self, name: str, what: str) -> Iterator[None]:
+        from redis.exceptions import RedisError
+
         with self.guard():
             lock = self.connection.lock(name, timeout=LOCK_S, blocking_timeout=LOCK_S + 10)
             if not lock.acquire():
@@ -347,27 +381,6 @@ class JobQueue:
         return sorted(found, key=lambda item: item["ended_at"], reverse=True)
 
 
-def forget_executions(job: Job, keep: str = "") -> None:
-    """Strike executions of workers that died from a job's list, all but ``keep``.
-
-    RQ keeps them there for a minute longer than it keeps what they point to, and cannot delete the job meanwhile.
-    """
-    registry = job.execution_registry
-    dead = [name for name in registry.get_execution_ids() if name != keep]
-    if dead:
-        registry.connection.zrem(registry.key, *dead)
-
-
-def failure_text(job: Job) -> str:
-    """Why a job failed, in the words of the error that was raised."""
-    text = job.meta.get("error")
-    if text:
-        return str(text)
-    result = job.latest_result() if job.get_status(refresh=False) == JobStatus.FAILED else None
-    trace = (result.exc_string or "").strip() if result else ""
-    return trace.rsplit("\n", 1)[-1]
-
-
 def _dirty_key(project_id: int) -> str:
     return f"video:learn:{project_id}"
 
@@ -382,7 +395,3 @@ def _refresh_key(project_id: int) -> str:
 
 def _targets_key(key: str) -> str:
     return f"video:targets:{key}"
-
-
-def _aware(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rq.job import Job
-from rq.serializers import JSONSerializer
-
 from ml_backend.jobs.board import JobBoard
-from ml_backend.jobs.queue import JobQueue, _targets_key, failure_text
+from ml_backend.jobs.queue import JobQueue, _targets_key
+from ml_backend.jobs.records import failure_text
 
 _PREPARE, _PREDICT = "prepare-", "predict-"
 
@@ -73,13 +71,7 @@ class Spread:
             number = name.removeprefix(_PREPARE)
             if name.startswith(_PREPARE) and number.isdecimal() and int(number) in tasks:
                 wanted[name] = {int(number)}
-        jobs = Job.fetch_many(list(wanted), connection=self._queue.connection, serializer=JSONSerializer)
-        return {
-            task: failure_text(job)
-            for job, mine in zip(jobs, wanted.values(), strict=True)
-            if job is not None
-            for task in mine
-        }
+        return {task: failure_text(job) for job in self._queue.fetch_many(list(wanted)) for task in wanted[job.id]}
 
     def _targets(self, names: list[str]) -> list[set[int]]:
         """Tasks that wait for each of some predictions."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from redis.exceptions import RedisError
-from redis.lock import Lock
+from typing import TYPE_CHECKING
 
 from ml_backend.errors import Interrupted, Postponed
-from ml_backend.jobs.queue import JobQueue, Requested, forget_executions
+from ml_backend.jobs.queue import JobQueue, Requested
+from ml_backend.jobs.records import forget_executions
+
+if TYPE_CHECKING:
+    from redis import Redis
+    from redis.lock import Lock
 
 #: A request to cancel that nobody has seen for so long concerns nobody any more.
 CANCEL_S = 7 * 24 * 3600
@@ -19,8 +22,12 @@ class TrainingQueue:
     """Every method raises QueueUnavailable when Redis does not answer."""
 
     def __init__(self, queue: JobQueue) -> None:
-        self._queue, self._redis = queue, queue.connection
+        self._queue = queue
         self._lock_s = 2 * queue.settings.job_lease_s
+
+    @property
+    def _redis(self) -> Redis:
+        return self._queue.connection
 
     def request(self, project_id: int, trigger: str, *, force: bool = False) -> Requested:
         """Retrain a project's detector.
@@ -126,6 +133,8 @@ class TrainingLock:
         Raises:
             Interrupted: it has expired and somebody else may hold it.
         """
+        from redis.exceptions import RedisError
+
         try:
             self._lock.reacquire()
         except RedisError as error:
@@ -134,6 +143,8 @@ class TrainingLock:
 
     def release(self) -> None:
         """Give it back; if it is lost, or Redis away, it goes by itself."""
+        from redis.exceptions import RedisError
+
         try:
             self._lock.release()
         except RedisError:

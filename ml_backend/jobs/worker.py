@@ -29,7 +29,8 @@ from rq.worker import SimpleWorker
 from ml_backend.errors import BackendError, QueueUnavailable
 from ml_backend.jobs.context import get_context
 from ml_backend.jobs.memory_board import MemoryBoard
-from ml_backend.jobs.queue import JobQueue, connect, forget_executions
+from ml_backend.jobs.queue import JobQueue, connect
+from ml_backend.jobs.records import forget_executions
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.settings import QUEUES, Settings, get_settings
 
@@ -184,8 +185,8 @@ def make_worker(settings: Settings) -> LeaseWorker:
 
 def fetch_weights(settings: Settings) -> None:
     """Have the weights before the first job, and say which models are in use."""
-    from ml_backend.hybrid import hybrid_models
     from ml_backend.models.weights import resolve_detector
+    from ml_backend.modes import hybrid_models
 
     try:
         detector = resolve_detector(settings, download=True)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from redis import Redis
-from redis.exceptions import RedisError
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
@@ -20,6 +17,8 @@ class WorkerInfo:
 
 def live_workers(redis_url: str) -> list[WorkerInfo]:
     """Workers that are registered in the queue and have not missed their heartbeat; empty when Redis is away."""
+    from redis import Redis
+    from redis.exceptions import RedisError
     from rq import Worker as RQWorker
 
     try:

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import httpx
-
 from ml_backend.errors import LabelStudioError, LabelStudioUnavailable
 from ml_backend.label_studio.records import Annotation, NotFound, Prediction, Project, Task, TaskState
 from ml_backend.settings import Settings
@@ -58,6 +56,7 @@ class LabelStudioClient:
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
         """Turn the SDK's and httpx's errors into ours; ``what`` completes "Label Studio ... when asked to"."""
+        import httpx
         from label_studio_sdk.core.api_error import ApiError
         from label_studio_sdk.core.parse_error import ParsingError
 
@@ -232,6 +231,8 @@ class LabelStudioClient:
 
     def upload_file(self, project_id: int, path: Path) -> str:
         """Upload a file without making a task of it; returns its ``/data/upload/...`` path. Streams."""
+        import httpx
+
         headers = self.auth_headers()
         url = f"{self.url}/api/projects/{project_id}/import"
         with self._translated(f"take the upload of {path.name}"), path.open("rb") as file:
@@ -273,6 +274,8 @@ class LabelStudioClient:
         Label Studio makes the webhook by itself when a backend is connected, but without headers; with Basic auth on,
         its events would be refused. Calling this again changes nothing that is right.
         """
+        import httpx
+
         backend_url = backend_url.rstrip("/")
         auth: dict[str, Any] = {}
         headers: dict[str, str] = {}

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
-
-import httpx
 
 from ml_backend.errors import LabelStudioError, LabelStudioUnavailable
 from ml_backend.label_studio.client import LOGIN_CURE
+
+if TYPE_CHECKING:
+    import httpx
 
 #: Seconds that people wait for a list, and that one is good for.
 TIMEOUT_S = 5.0
@@ -40,6 +41,10 @@ class ProjectLister:
         self._lock = threading.Lock()
         self._known: tuple[float, list[dict[str, Any]]] | None = None
         self._access: tuple[float, str, str] | None = None
+
+    def prepare(self) -> None:
+        """Load what asking needs."""
+        self._connected().close()
 
     def projects(self) -> list[dict[str, Any]]:
         """Id, title and numbers of tasks of every project that the token's user sees, newest first.
@@ -80,7 +85,7 @@ class ProjectLister:
             "include": ["id", "data", "total_annotations", "total_predictions"],
         }
         with self._lock, self._translated():
-            with httpx.Client(base_url=self._url, timeout=TIMEOUT_S) as client:
+            with self._connected() as client:
                 answer = client.get(
                     "/api/tasks/", params=wanted, headers={"Authorization": self._authorization(client)}
                 )
@@ -93,8 +98,15 @@ class ProjectLister:
             body = answer.json()
             return [_task(item) for item in body["tasks"]], int(body["total"])
 
+    def _connected(self) -> httpx.Client:
+        import httpx  # with its command line's libraries as much as everything else of the web process's
+
+        return httpx.Client(base_url=self._url, timeout=TIMEOUT_S)
+
     @contextmanager
     def _translated(self) -> Iterator[None]:
+        import httpx
+
         try:
             yield
         except httpx.HTTPError as error:
@@ -115,7 +127,7 @@ class ProjectLister:
 
     def _fetch(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        with httpx.Client(base_url=self._url, timeout=TIMEOUT_S) as client:
+        with self._connected() as client:
             headers = {"Authorization": self._authorization(client)}
             for page in range(1, _PAGES + 1):
                 parameters: dict[str, int | str] = {"page": page, "page_size": _PAGE, "ordering": "-id"}

@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urljoin, urlsplit
-
-import httpx
 
 from ml_backend.errors import Interrupted, MediaError, MediaUnavailable, StorageError, VideoError
 from ml_backend.settings import Settings
+
+if TYPE_CHECKING:
+    import httpx
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +201,8 @@ class MediaStore:
         self._evict(keep=target)
 
     def _stream(self, source: _Source, part: Path, meta: Path) -> None:
+        import httpx
+
         validator = _read_validator(meta)
         done = part.stat().st_size if validator and part.is_file() else 0
         headers = {"Accept-Encoding": "identity"}

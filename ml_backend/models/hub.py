@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ml_backend.errors import StorageError, WeightsError
 from ml_backend.files import file_sha256
-from ml_backend.models import efficientnet
+from ml_backend.models import fallback
 from ml_backend.models.model_folder import (
     CLIP_WEIGHTS,
     ModelFolder,
@@ -144,7 +144,9 @@ def load_embedder(resolved: ResolvedModel, settings: Settings) -> Embedder:
 
         return Dinov2Embedder(resolved.path, settings)
     if resolved.kind == "fallback":
-        return efficientnet.EfficientNetEmbedder(settings)
+        from ml_backend.models.efficientnet import EfficientNetEmbedder
+
+        return EfficientNetEmbedder(settings)
     raise ValueError(f"expected a DINOv2 model or the fallback, got {resolved}")
 
 
@@ -166,7 +168,7 @@ def _resolved(folder: ModelFolder) -> ResolvedModel:
 
 
 def _fallback(note: str = "") -> ResolvedModel:
-    return ResolvedModel("fallback", efficientnet.NAME, efficientnet.model_id(), note=note)
+    return ResolvedModel("fallback", fallback.NAME, fallback.model_id(), note=note)
 
 
 def _find(

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import httpx
-
 from ml_backend.errors import StorageError, WeightsError
 from ml_backend.files import file_sha256
 from ml_backend.settings import Settings
@@ -174,6 +172,8 @@ def fetch(
         WeightsError: no network, an error status, too slow, too large, or what ``check`` says.
         StorageError: the disk does not take it.
     """
+    import httpx
+
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.{os.getpid()}.part")

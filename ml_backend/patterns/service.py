@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import BackendError, ConfigError
-from ml_backend.hybrid import require_embedder, use_embedder
 from ml_backend.jobs.context import Context
-from ml_backend.models.hub import ResolvedModel
-from ml_backend.patterns.search import Similar, find_similar
-from ml_backend.patterns.store import StoredTracks
-from ml_backend.patterns.transfer import check_dimension, export_bank, import_bank, read_bank
+from ml_backend.modes import require_embedder
 from ml_backend.projects import Projects
 from ml_backend.settings import Settings
+
+if TYPE_CHECKING:  # the web process, which only switches and asks others, does not compute
+    from ml_backend.models.hub import ResolvedModel
+    from ml_backend.patterns.search import Similar
+    from ml_backend.patterns.store import StoredTracks
 
 
 class Patterns:
@@ -76,6 +77,8 @@ class Patterns:
 
     def export(self, project_id: int, out: Path) -> int:
         """Write the project's bank to a file; returns the number of exemplars."""
+        from ml_backend.patterns.transfer import export_bank
+
         return export_bank(self.projects.patterns, project_id, self._embedder(project_id).model_id, out)
 
     def import_file(self, project_id: int, path: Path) -> int:
@@ -84,6 +87,9 @@ class Patterns:
         Raises:
             ConfigError: the file is unusable, or made with another embedder.
         """
+        from ml_backend.hybrid import use_embedder
+        from ml_backend.patterns.transfer import check_dimension, import_bank, read_bank
+
         embedder = self._embedder(project_id)
         model_id = embedder.model_id
         bank = read_bank(path, model_id)
@@ -116,6 +122,9 @@ class Patterns:
         Raises:
             ConfigError: the label has no exemplars.
         """
+        from ml_backend.hybrid import use_embedder
+        from ml_backend.patterns.search import find_similar
+
         embedder = self._embedder(project_id)
         bank, _ = self.projects.hybrids.bank(project_id, embedder.model_id)
         if bank is None:

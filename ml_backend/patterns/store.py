@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from ml_backend.errors import StorageError
 from ml_backend.looks import Look, from_half, to_half
 from ml_backend.patterns.bank import Exemplars
+from ml_backend.patterns.digest import bank_digests
 from ml_backend.storage import Storage
 from ml_backend.tables import banks, embeddings, exemplars, track_sets
 from ml_backend.tracks.record import TrackSet
@@ -138,10 +139,7 @@ class PatternStore:
 
     def digest(self, project_id: int, model: str) -> str | None:
         """Digest of a project's exemplars; empty where it has none, ``None`` where its annotations were not read."""
-        query = sa.select(banks.c.digest).where(banks.c.project_id == project_id, banks.c.model == model)
-        with self._read() as connection:
-            value = connection.scalar(query)
-        return None if value is None else str(value)
+        return bank_digests(self._storage, project_id, [model])[model]
 
     def replace_task(
         self, project_id: int, model: str, task_id: int, annotation_id: int, wanted: Sequence[NewExemplar]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from flask import Blueprint, Response, jsonify, request
 
 from ml_backend.outputs import NAME
-from ml_backend.services import Services
 from ml_backend.web import answers, bodies, control_room, downloads, live, openapi, uploads
 from ml_backend.web.protocol import services
 from ml_backend.web.routing import Answer, Route, register
+
+if TYPE_CHECKING:
+    from ml_backend.services import Services
 
 blueprint = Blueprint("control", __name__, url_prefix="/api", template_folder="templates")
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import current_app
 
@@ -16,12 +16,14 @@ from ml_backend.errors import BackendError, ConfigError
 from ml_backend.jobs.board import FAILED
 from ml_backend.jobs.control_names import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.workers import live_workers
-from ml_backend.services import Services
 from ml_backend.versions import BASE
 from ml_backend.web import answers, bodies
 from ml_backend.web.problems import Conflict, Unknown
 from ml_backend.web.protocol import services
 from ml_backend.web.pulse import Pulse
+
+if TYPE_CHECKING:
+    from ml_backend.services import Services
 
 #: Settings that say how predictions are made, and when it is retrained.
 _TOLD = ("mode", "detector", "yolo_weights", "tracker", "imgsz", "conf", "device", "embedder", "views", "train_auto")

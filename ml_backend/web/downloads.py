@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from flask import Response, send_file
 
 from ml_backend.errors import ConfigError
-from ml_backend.services import Services
-from ml_backend.training.registry import MEASURED
 from ml_backend.web import answers, bodies
 from ml_backend.web.control_room import requested
 from ml_backend.web.problems import Unknown
 from ml_backend.web.protocol import services
+
+if TYPE_CHECKING:
+    from ml_backend.services import Services
 
 _TYPES = {".mp4": "video/mp4", ".zip": "application/zip", ".json": "application/json"}
 Answer = tuple[answers.JobAnswer, int]
@@ -28,6 +31,8 @@ def create_custom_model_video(body: bodies.CustomModelVideo) -> Answer:
 
 def _check_version(found: Services, project: int, name: str | None) -> None:
     """Refuse at once what the job would refuse later."""
+    from ml_backend.training.registry import MEASURED
+
     registry = found.projects.registry
     version = registry.find(project, name) if name else registry.current(project)
     if version is None:

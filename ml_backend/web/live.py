@@ -6,17 +6,19 @@ import json
 import threading
 import time
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Response, current_app
 
 from ml_backend.errors import BackendError
-from ml_backend.services import Services
 from ml_backend.versions import BASE
 from ml_backend.web import bodies
 from ml_backend.web.control_room import pulse
 from ml_backend.web.problems import Busy
 from ml_backend.web.protocol import services
+
+if TYPE_CHECKING:
+    from ml_backend.services import Services
 
 #: Listeners at once. Each holds one of the server's sixteen threads, and Label Studio needs the others.
 LISTENERS = 6

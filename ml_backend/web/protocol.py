@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Response, current_app, jsonify, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ml_backend.errors import RequestError
-from ml_backend.events import parse_event
-from ml_backend.services import Services
 from ml_backend.web.sites import refuse_other_sites
+
+if TYPE_CHECKING:
+    from ml_backend.services import Services
 
 blueprint = Blueprint("protocol", __name__)
 
@@ -85,6 +86,8 @@ def predict() -> Response:
 
 @blueprint.post("/webhook")
 def webhook() -> tuple[Response, int]:
+    from ml_backend.events import parse_event
+
     outcome = services().events.receive(parse_event(_body()))
     if outcome == "ignored":
         return jsonify({"status": "Unknown event"}), 200

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import unicodedata
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from flask import request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -17,11 +17,13 @@ from werkzeug.formparser import FormDataParser
 
 from ml_backend.errors import StorageError
 from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
-from ml_backend.services import Services
 from ml_backend.web import answers
 from ml_backend.web.control_room import requested
 from ml_backend.web.problems import Invalid, WrongType
 from ml_backend.web.protocol import services
+
+if TYPE_CHECKING:
+    from ml_backend.services import Services
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from ml_backend.export.sheet import (
     sheet_title,
     write_sheet,
 )
-from ml_backend.hybrid import require_embedder
 from ml_backend.looks import Look
+from ml_backend.modes import require_embedder
 from ml_backend.patterns.service import Patterns
 from ml_backend.patterns.store import NewExemplar, PatternStore
 from ml_backend.settings import Settings
