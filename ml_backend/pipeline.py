@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,14 +28,18 @@ from ml_backend.video.reader import read_frames
 if TYPE_CHECKING:
     from ml_backend.hybrid import Hybrid
     from ml_backend.models.detector import Detector
+    from ml_backend.segments import Look, Segment
+    from ml_backend.types import Observation
 
 log = logging.getLogger(__name__)
 
 PRIMING_S = 60.0
 PRIMING_FRAMES = 20
-STRIDE_S = 0.14  # seconds in which people and cars hardly turn: 4 frames of 30 a second
+STRIDE_S = 0.1  # seconds in which people and cars hardly turn: 3 frames of 30 a second
 
 Progress = Callable[[int, int], None]
+Share = Callable[[VideoInfo, Sequence["Segment"], "Look"], Generator["Observation", None, None]]
+Preview = Callable[[Callable[[], TrackSet]], None]
 
 #: Frames of Label Studio's timeline: 46 hours at 30 a second. A typing error in a task must not fill the memory.
 MAX_TIMELINE = 5_000_000
@@ -163,6 +167,8 @@ def detect_tracks(
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
     on_track: Callable[[Track], None] | None = None,
+    share: Share | None = None,
+    preview: Preview | None = None,
 ) -> TrackSet:
     """Detect and track everything in one video, streaming: memory does not grow with its length.
 
@@ -172,6 +178,8 @@ def detect_tracks(
         progress: called with (frames done, frames in total) after each batch.
         should_stop: asked after each batch.
         on_track: sees each final track, with its boxes on every frame.
+        share: observes the segments of a long video; by default it is done in one pass.
+        preview: called after each batch with a function that gives the tracks so far.
 
     Raises:
         VideoError: the file cannot be used.
@@ -181,6 +189,7 @@ def detect_tracks(
     """
     from ml_backend.ahead import ahead
     from ml_backend.observe import observe
+    from ml_backend.segments import plan_segments
     from ml_backend.tracking import TrackBuilder
 
     info = probe(path)
@@ -189,12 +198,19 @@ def detect_tracks(
     with use_detector(resolved, settings, info) as detector:
         builder = TrackBuilder(info, timeline, settings, detector.names, motion=motion, on_track=on_track)
         started = time.perf_counter()
-        seen = observe(path, info, detector, batch=settings.batch, stride=detection_stride(settings, resolved, info))
+        stride = detection_stride(settings, resolved, info)
+        segments = plan_segments(info, stride, 0 if motion else settings.segment_s)
+        if share and len(segments) > 1:
+            seen = share(info, segments, segment_look(path, info, detector, settings.batch, stride))
+        else:
+            seen = observe(path, info, detector, batch=settings.batch, stride=stride)
         with closing(ahead(seen, 2 * settings.batch)) as observations:
             for observation in observations:
                 builder.push(observation)
                 if builder.frames % settings.batch == 0 or observation.index == info.frames - 1:
                     _report(builder.frames, info, progress, should_stop)
+                    if preview:
+                        preview(partial(builder.so_far, started))
         return builder.close(started)
 
 
@@ -203,6 +219,19 @@ def _report(done: int, info: VideoInfo, progress: Progress | None, should_stop: 
         progress(done, info.frames)
     if should_stop and should_stop():
         raise Interrupted(f"Stopped at frame {done} of {info.frames}.", "The job is taken up again.")
+
+
+def segment_look(path: Path | str, info: VideoInfo, detector: Detector, batch: int, stride: int) -> Look:
+    """What observes one segment of a video."""
+    from ml_backend.observe import observe
+
+    def look(segment: Segment) -> Iterator[Observation]:
+        seen = observe(path, info, detector, batch=batch, stride=stride, start=segment.start, end=segment.end)
+        with closing(seen):
+            # The first one belongs to the segment before, and does not know how the camera has moved.
+            yield from (o for o in seen if segment.number == 0 or o.index > segment.start)
+
+    return look
 
 
 def detection_stride(settings: Settings, resolved: ResolvedDetector, info: VideoInfo) -> int:

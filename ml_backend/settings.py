@@ -20,13 +20,13 @@ Mode = Literal["yolo", "yolo_dinov2", "yolo_clip", "universal"]
 EmbedderKind = Literal["auto", "dinov2", "fallback"]
 DetectorKind = Literal["auto", "yolo", "motion"]
 EngineKind = Literal["auto", "torch", "openvino", "tensorrt", "coreml"]
-Precision = Literal["auto", "fp32"]
+Precision = Literal["auto", "fp32", "int8"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 #: Queues of jobs in order of priority: preparing a task is short and lets people open it with the right frame rate;
 #: what people teach shows within seconds; somebody waits for what is asked for in the control room (imports, exports,
-#: rendered videos), but not for a whole library's predictions; labels of known tracks are renewed when nobody waits
-#: for anything; a training, which takes minutes, comes last.
-QUEUES = ("prepare", "patterns", "control", "predict", "refresh", "train")
+#: rendered videos), but not for a whole library's predictions; whoever has no video helps with another's; labels of
+#: known tracks are renewed when nobody waits for anything; a training, which takes minutes, comes last.
+QUEUES = ("prepare", "patterns", "control", "predict", "segments", "refresh", "train")
 TrackerKind = Literal["tracktrack", "botsort", "bytetrack", "ocsort", "deepocsort", "fasttrack"]
 
 
@@ -96,7 +96,11 @@ class Settings(BaseSettings):
         description="What runs the YOLO network: torch, openvino, tensorrt or coreml; auto: openvino on x86 CPUs, else "
         "torch. PyTorch serves until an engine is ready, and where it fails.",
     )
-    precision: Precision = Field("auto", description="auto: fp16 on CUDA, else fp32. fp32: everywhere.")
+    precision: Precision = Field(
+        "auto",
+        description="auto: fp16 on CUDA, else fp32. fp32: everywhere. int8: for OpenVINO, calibrated with pictures of "
+        "the project's own videos, and used once it was found to be as good as fp32 on others; else as auto.",
+    )
     imgsz: int = Field(640, ge=64, description="Longer side of the network's input in pixels.")
     batch: int = Field(8, ge=1, description="Frames per network call; PyTorch on a CPU takes 2 at most.")
     embedder: EmbedderKind = Field("auto", description="auto: DINOv2 where its weights can be had, else fallback.")
@@ -110,11 +114,22 @@ class Settings(BaseSettings):
     gpu_memory_gb: float = Field(0.0, ge=0, description="GPU memory for loaded models; 0: four fifths of the card's.")
     conf: float = Field(0.1, gt=0, lt=1, description="Lowest detection confidence that reaches the tracker.")
     stride: int = Field(
-        4,
+        3,
         ge=1,
         le=30,
-        description="YOLO looks at every so manieth frame, at most 0.14 s apart, and at those between where something "
+        description="YOLO looks at every so manieth frame, at most 0.1 s apart, and at those between where something "
         "comes, goes or crosses; 1: at all, which is exact and slower.",
+    )
+    segment_s: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds of a long video that one worker observes at a time: others help with the next ones, and "
+        "a job that was interrupted goes on from the last one. 0: videos are never cut.",
+    )
+    partial_s: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds of work on a video after which Label Studio is shown what was found so far; 0: never.",
     )
     tracker: TrackerKind = Field("tracktrack", description="Any tracker of ultralytics.")
 

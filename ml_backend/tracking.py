@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_backend.label_studio.regions import track_to_value
@@ -49,6 +50,15 @@ class TrackBuilder:
         for track in self._assembler.push(observation.index, self._tracker.update(observation)):
             self._keep(track)
 
+    def so_far(self, started: float) -> TrackSet:
+        """As :meth:`close`, as if the video ended here; more may be pushed all the same."""
+        records = list(self._records)
+        for track in copy.deepcopy(self._assembler).close():
+            record = self._record(track)
+            if record is not None:
+                records.append(record)
+        return self._set(records, started)
+
     def close(self, started: float) -> TrackSet:
         """All tracks.
 
@@ -57,19 +67,25 @@ class TrackBuilder:
         """
         for track in self._assembler.close():
             self._keep(track)
-        ordered = sorted(self._records, key=lambda record: (record.first, record.track_id))
+        return self._set(self._records, started)
+
+    def _set(self, records: Sequence[TrackRecord], started: float) -> TrackSet:
+        ordered = sorted(records, key=lambda record: (record.first, record.track_id))
         names = tuple(self._names.values())
         seconds = time.perf_counter() - started
         return TrackSet(tuple(ordered), names, self._motion, self._info.width, self._info.height, self.frames, seconds)
 
     def _keep(self, track: Track) -> None:
-        info = self._info
-        value = track_to_value(track, self._timeline, info, self._settings.keyframe_iou)
-        if value is None:
+        record = self._record(track)
+        if record is None:
             return
-        self._records.append(_record(track, value, info, self._settings.views))
+        self._records.append(record)
         if self._on_track:
             self._on_track(track)
+
+    def _record(self, track: Track) -> TrackRecord | None:
+        value = track_to_value(track, self._timeline, self._info, self._settings.keyframe_iou)
+        return None if value is None else _record(track, value, self._info, self._settings.views)
 
 
 def _record(track: Track, value: Mapping[str, Any], info: VideoInfo, views: int) -> TrackRecord:

@@ -23,8 +23,10 @@ _SHAPING = (
 )
 #: Registry part of versions whose detector is that of the settings.
 BASE = "base"
+#: Ends the version of a prediction of a video that is still being worked at.
+PARTIAL = ".partial"
 #: Raised when the code itself makes other boxes from the same input.
-PIPELINE = 2
+PIPELINE = 3
 
 
 def settings_digest(settings: Settings) -> str:
@@ -57,3 +59,9 @@ def same_kind(version: str, other: str) -> bool:
     retrained = mine[3] != BASE or others[3] != BASE
     same_detector = mine[0] == others[0] or retrained
     return same_detector and mine[1] == others[1] and mine[2].split("-")[0] == others[2].split("-")[0]
+
+
+def is_outdated(version: str, other: str) -> bool:
+    """Whether a prediction of ``version`` takes the place of one of ``other``: of one kind, or a part of such a one."""
+    whole = other.removesuffix(PARTIAL)
+    return same_kind(version, whole) or (whole != other and whole == version)

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
 from rq import get_current_job
 
-from ml_backend.errors import LabelStudioError
 from ml_backend.jobs.context import Context, job
+from ml_backend.jobs.delivery import deliver, deliver_one, deliver_partial
 from ml_backend.jobs.learning import read_annotations_once
 from ml_backend.jobs.plan import TaskPlan, VideoPart, cached_label_config, plan_task, tracks_key
+from ml_backend.jobs.progress import Preview, Progress
 from ml_backend.label_studio.client import NotFound, Task
 from ml_backend.label_studio.media import public_uri
 from ml_backend.patterns.store import video_key
 from ml_backend.projects import ProjectModels
-from ml_backend.versions import same_kind
+from ml_backend.versions import PARTIAL
 
 if TYPE_CHECKING:
     from ml_backend.hybrid import Hybrid
+    from ml_backend.labelling import LabelledTracks
     from ml_backend.tracks.record import TrackSet
 
 log = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ def _request_prediction(context: Context, plan: TaskPlan) -> None:
         # The job that exists may have served its last target a moment ago and be about to end.
         prediction = context.storage.get_prediction(plan.key)
         if prediction is not None:
-            _deliver(context, plan.key, prediction, [plan.task_id])
+            deliver(context, plan.key, prediction, [plan.task_id])
 
 
 def _with_video_facts(context: Context, task: Task, label_config: str) -> Task:
@@ -91,6 +93,19 @@ def _with_video_facts(context: Context, task: Task, label_config: str) -> Task:
     return Task(task.id, task.project_id, data, 0, fresh.prediction_versions)
 
 
+def plan_of(context: Context, project_id: int, task_id: int) -> tuple[TaskPlan, ProjectModels]:
+    """What is to be done for a task now, and with which models.
+
+    Raises:
+        NotFound: there is no such task.
+        LabelStudioError, WeightsError, ConfigError, MediaError: each with its cure.
+    """
+    task = context.client.get_task(task_id)
+    label_config = context.client.get_project(project_id).label_config
+    models = context.projects.models(project_id, download=True)
+    return _plan(context, task, label_config, models), models
+
+
 def _plan(context: Context, task: Task, label_config: str, models: ProjectModels | None = None) -> TaskPlan:
     if models is None:
         context.projects.remember_labels(task.project_id, cached_label_config(label_config))
@@ -111,7 +126,7 @@ def predict(context: Context, key: str, project_id: int, task_id: int) -> None:
     """Make the prediction that ``key`` stands for and give it to every task that waits for it."""
     prediction = context.storage.get_prediction(key)
     if prediction is not None:
-        _deliver(context, key, prediction, [task_id])
+        deliver(context, key, prediction, [task_id])
         return
     task = _living_task(context, key, task_id)
     if task is not None:
@@ -144,18 +159,18 @@ def _predict_for(context: Context, key: str, task: Task) -> None:
         # The task, the label config or the weights changed since the request: work for the present state.
         _ask_anew(context, plan, key)
         return
-    prediction = _run(context, plan, models)
+    prediction = _run(context, plan, models, show=partial(deliver_partial, context, key))
     now = context.projects.models(task.project_id, pinned=models)
     present = _plan(context, task, label_config, now)
     if present.key != key:
         if now.base != models.base and not task.prediction_versions:
             # The project has another detector since. What took hours is shown until that one is through.
-            _deliver_one(context, task.id, prediction)
+            deliver_one(context, task.id, prediction)
         # Something was learned meanwhile, and may be in it: it must not pass for what its version says.
         _ask_anew(context, present, key)
         return
     context.storage.save_prediction(key, plan.project_id, prediction)
-    _deliver(context, key, prediction, [task.id])
+    deliver(context, key, prediction, [task.id])
 
 
 def _ask_anew(context: Context, plan: TaskPlan, key: str) -> None:
@@ -192,37 +207,51 @@ def look_at_video(context: Context, task_id: int, models: ProjectModels, path: P
     return _run(context, replace(plan, parts=(part,)), models, keep=keep)
 
 
-def _run(context: Context, plan: TaskPlan, models: ProjectModels, *, keep: bool = True) -> dict[str, Any]:
+def _run(
+    context: Context,
+    plan: TaskPlan,
+    models: ProjectModels,
+    *,
+    keep: bool = True,
+    show: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """The prediction. ``show`` is given predictions of what was found so far, now and then."""
     from ml_backend.label_studio.regions import make_prediction
 
     hybrid = context.projects.hybrids.get(plan.project_id, models.hybrid)
     regions: list[dict[str, Any]] = []
+
+    def show_part(part: VideoPart, tracks: TrackSet) -> None:
+        if show:
+            found = [*regions, *_labelled(context, plan, models, hybrid, part, tracks).regions]
+            show(make_prediction(found, plan.version + PARTIAL))
+
     for number, part in enumerate(plan.parts):
-        tracks = _tracks(context, plan, models, part, number, keep=keep)
-        regions.extend(_labelled(context, plan, models, hybrid, part, tracks))
+        preview = Preview(context.settings.partial_s, partial(show_part, part)) if show else None
+        tracks = _tracks(context, plan, models, part, number, keep=keep, preview=preview)
+        started = time.perf_counter()
+        labelled = _labelled(context, plan, models, hybrid, part, tracks)
+        context.count("labelling_seconds", time.perf_counter() - started)
+        context.count("tracks", len(labelled.regions))
+        regions.extend(labelled.regions)
     return make_prediction(regions, plan.version)
 
 
 def _labelled(
     context: Context, plan: TaskPlan, models: ProjectModels, hybrid: Hybrid | None, part: VideoPart, tracks: TrackSet
-) -> Iterable[dict[str, Any]]:
+) -> LabelledTracks:
     from ml_backend.labelling import label_tracks
 
-    looks = context.projects.patterns.looks(video_key(part.uri))
-    started = time.perf_counter()
-    labelled = label_tracks(
+    return label_tracks(
         tracks,
         part.control,
         hybrid,
-        looks,
+        context.projects.patterns.looks(video_key(part.uri)),
         lambda: context.media.open(part.uri, plan.task_id),
         context.stopper(),
         trained=models.trained is not None,
         taught=_taught(models, hybrid),
     )
-    context.count("labelling_seconds", time.perf_counter() - started)
-    context.count("tracks", len(labelled.regions))
-    return labelled.regions
 
 
 def _taught(models: ProjectModels, hybrid: Hybrid | None) -> frozenset[str] | None:
@@ -235,9 +264,17 @@ def _taught(models: ProjectModels, hybrid: Hybrid | None) -> frozenset[str] | No
 
 
 def _tracks(
-    context: Context, plan: TaskPlan, models: ProjectModels, part: VideoPart, number: int, *, keep: bool
+    context: Context,
+    plan: TaskPlan,
+    models: ProjectModels,
+    part: VideoPart,
+    number: int,
+    *,
+    keep: bool,
+    preview: Preview | None,
 ) -> TrackSet:
     """The video's tracks: those that are known, whatever gave them labels then, else new ones."""
+    from ml_backend.jobs.segments import Sharing
     from ml_backend.pipeline import detect_tracks
 
     if part.frame_rate is None:
@@ -248,7 +285,8 @@ def _tracks(
     if known is not None:
         return known
     log.info("Task %s: pre-annotating %s", plan.task_id, public_uri(part.uri))
-    report = _Progress(number, len(plan.parts))
+    report = Progress(number, len(plan.parts))
+    sharing = Sharing(context, plan, models, number, report) if keep else None
     with context.media.open(part.uri, plan.task_id) as path:
         tracks = detect_tracks(
             path,
@@ -257,83 +295,12 @@ def _tracks(
             models.detector,  # the one that the version names, whatever has appeared since
             progress=report,
             should_stop=context.stopper(),
+            share=sharing,
+            preview=preview,
         )
-    if keep:
+    if sharing:
         store.save_tracks(key, plan.project_id, plan.task_id, number, part.uri, tracks)
+        sharing.done()
     for name, amount in (("videos", 1), ("frames", tracks.frames), ("inference_seconds", tracks.seconds)):
         context.count(name, amount)
     return tracks
-
-
-class _Progress:
-    """Writes progress into the job, at most once a second."""
-
-    def __init__(self, part: int, parts: int) -> None:
-        self._part, self._parts = part, parts
-        self._started = self._last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        job = get_current_job()
-        if job is None or now - self._last < 1.0:
-            return
-        self._last = now
-        rate = done / (now - self._started)
-        job.meta["progress"] = {
-            "part": self._part + 1,
-            "parts": self._parts,
-            "frames": done,
-            "of": total,
-            "fps": round(rate, 1),
-            "eta_s": round((total - done) / rate) if rate and total > done else 0,
-        }
-        try:
-            job.save_meta()
-        except RedisError as error:  # hours of work must not end for a progress report
-            log.warning("Progress was not reported: %s", error)
-
-
-def _deliver(context: Context, key: str, prediction: dict[str, Any], task_ids: list[int]) -> None:
-    """Push a prediction to all tasks that wait for it, each once.
-
-    Raises the first error after all others are served; the tasks that it concerns go on waiting.
-    """
-    first: LabelStudioError | None = None
-    done: set[int] = set()
-    context.queue.add_targets(key, task_ids)
-    while waiting := context.queue.targets(key) - done:  # others may ask meanwhile
-        for task_id in sorted(waiting):
-            done.add(task_id)
-            try:
-                _deliver_one(context, task_id, prediction)
-            except LabelStudioError as error:
-                log.warning("The prediction for task %s was not delivered: %s", task_id, error)
-                first = first or error
-            else:
-                context.queue.remove_target(key, task_id)
-    if first:
-        raise first
-
-
-def _deliver_one(context: Context, task_id: int, prediction: dict[str, Any]) -> None:
-    version = prediction["model_version"]
-    with context.queue.delivery_lock(task_id):
-        try:
-            task = context.client.get_task(task_id)
-            if version in task.prediction_versions:
-                return
-            outdated = any(same_kind(version, other) for other in task.prediction_versions)
-            if task.annotations and outdated:
-                return  # somebody annotated it meanwhile: what was learned since is not for it
-            # What was learned since is in the new one; people would have to find it among dozens of older ones.
-            if not (
-                outdated
-                and context.client.renew_prediction(task_id, prediction, lambda other: same_kind(version, other))
-            ):
-                context.client.create_prediction(task_id, prediction)
-        except NotFound:
-            log.info("Task %s is gone; its prediction is not needed.", task_id)
-            return
-    context.storage.note_score(task.project_id, task_id, float(prediction.get("score") or 0.0))
-    context.count("delivered")
-    log.info("Task %s has a prediction of %s with %d regions.", task_id, version, len(prediction["result"]))

@@ -11,11 +11,11 @@ from ml_backend.tracks.metrics import linear_sum_assignment
 from ml_backend.types import Detections, FloatArray, IntArray
 
 #: Surer detections that are seen on one side only have come or gone in between; weaker ones flicker.
-SURE = 0.35
+SURE = 0.75
 #: Overlap of an object with itself, a few frames later. Less is fast, or turning, or another object.
 MIN_IOU = 0.5
 #: An overlap with a second object, as a share of that with the first, at which the two may have been confused.
-RIVAL = 0.8
+RIVAL = 0.5
 
 
 class Pairs(NamedTuple):
@@ -60,8 +60,10 @@ def between(a: Detections, b: Detections, matched: Pairs, share: float) -> Detec
         share: 0 is the earlier frame, 1 the later.
     """
     i, j = matched
-    mixed = [(1 - share) * x[i] + share * y[j] for x, y in ((a.xyxy, b.xyxy), (a.conf, b.conf))]
+    xyxy = (1 - share) * a.xyxy[i] + share * b.xyxy[j]
+    # One of the two, since a mean of two is never as high as the best of many, by which tracks are judged.
+    conf = a.conf[i] if share <= 0.5 else b.conf[j]
     features = None
     if a.features is not None and b.features is not None:
         features = ((1 - share) * a.features[i] + share * b.features[j]).astype(np.float32)
-    return Detections(mixed[0].astype(np.float32), mixed[1].astype(np.float32), a.class_id[i], features)
+    return Detections(xyxy.astype(np.float32), conf, a.class_id[i], features)

@@ -134,6 +134,37 @@ class Artifacts:
         finally:
             part.unlink(missing_ok=True)
 
+    def write(self, name: str, data: bytes) -> None:
+        """Store a small file.
+
+        Raises:
+            StorageError: the place, or the disk here, is full, read-only or away.
+        """
+        part = self._cache / f"{uuid.uuid4().hex}.part"
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(data)
+            self.put(part, name)
+        except OSError as error:
+            raise StorageError(f"{part} cannot be written: {error.strerror}.", "Free disk space.") from error
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+    def read(self, name: str) -> bytes | None:
+        """A small file; ``None`` where there is none.
+
+        Raises:
+            StorageError: the place is away.
+        """
+        fs = self._connect()
+        try:
+            return bytes(fs.cat_file(f"{self._root}/{name}"))
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise StorageError(f"{name} could not be read from {self._url}: {error}.") from error
+
     def exists(self, name: str) -> bool:
         """Whether there is such a file.
 

@@ -53,7 +53,8 @@ def test_boxes_confidences_and_looks_lie_in_between() -> None:
     assert matched is not None
     middle = between(a, b, matched, 0.25)
     assert middle.xyxy.tolist() == [[2, 10, 102, 210]]
-    assert middle.conf.tolist() == pytest.approx([0.7])
+    assert middle.conf.tolist() == pytest.approx([0.8])  # that of the nearer one
+    assert between(a, b, matched, 0.75).conf.tolist() == pytest.approx([0.4])
     assert middle.class_id.tolist() == [3]
     assert middle.features is not None
     assert middle.features.tolist() == [[2]]

@@ -1,0 +1,76 @@
+"""What a prediction that takes long shows of itself."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+from rq import get_current_job
+
+from ml_backend.errors import BackendError, Interrupted
+
+if TYPE_CHECKING:
+    from ml_backend.tracks.record import TrackSet
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Writes progress into the job, at most once a second. Others may have done what is far ahead."""
+
+    def __init__(self, part: int, parts: int) -> None:
+        self._part, self._parts = part, parts
+        self._job = get_current_job()
+        self._most = 0
+        self._started = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now, job = time.monotonic(), self._job
+        self._most = done = max(done, self._most)
+        if job is None or now - self._last < 1.0:
+            return
+        self._last = now
+        rate = done / (now - self._started)
+        job.meta["progress"] = {
+            "part": self._part + 1,
+            "parts": self._parts,
+            "frames": done,
+            "of": total,
+            "fps": round(rate, 1),
+            "eta_s": round((total - done) / rate) if rate and total > done else 0,
+        }
+        try:
+            job.save_meta()
+        except RedisError as error:  # hours of work must not end for a progress report
+            log.warning("Progress was not reported: %s", error)
+
+
+class Preview:
+    """Shows what was found so far: after a while, and then each time the work has taken half as long again.
+
+    So all that was shown too early takes together as long as labelling the whole.
+
+    Args:
+        after_s: seconds of work until the first time; 0: never.
+    """
+
+    def __init__(self, after_s: float, show: Callable[[TrackSet], None]) -> None:
+        self._started = time.monotonic()
+        self._after = after_s if after_s > 0 else math.inf
+        self._show = show
+
+    def __call__(self, so_far: Callable[[], TrackSet]) -> None:
+        worked = time.monotonic() - self._started
+        if worked < self._after:
+            return
+        self._after = max(1.5 * worked, self._after)
+        try:
+            self._show(so_far())
+        except Interrupted:
+            raise
+        except BackendError as error:  # hours of work must not end for it
+            log.warning("What was found so far is not shown: %s", error)

@@ -1,0 +1,286 @@
+"""A long video over several workers: real processes, real Label Studio, real Redis, a tiny random YOLO."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml_backend.jobs import segments as sharing
+from ml_backend.jobs.queue import JobQueue
+from ml_backend.jobs.segments import Board
+from ml_backend.segments import Segment, observe_some, observe_together, plan_segments
+from ml_backend.settings import Settings
+from ml_backend.training.artifacts import Artifacts
+from ml_backend.types import Observation
+from ml_backend.versions import PARTIAL
+from ml_backend.video.probe import probe
+from tests.builders import make_clip, make_tiny_yolo, wait_for, worker_process
+from tests.jobs.conftest import Site
+from tests.jobs.test_worker import frames_done, repeat_clip
+from tests.test_segments import observation, video
+
+KEY = "k" * 40
+#: The random network sees something in each cell of its grid.
+FEW_BOXES = {"detector": "yolo", "imgsz": 96}
+SEGMENTS = plan_segments(video(100, 10), 1, 2)  # of 20 frames each
+Boards = Callable[..., Board]
+
+
+class Looking:
+    """Observes made-up frames, and remembers which segments it was asked for."""
+
+    def __init__(self, wait: Callable[[Segment], None] = lambda segment: None) -> None:
+        self.asked: list[int] = []
+        self._wait = wait
+
+    def __call__(self, segment: Segment) -> Iterator[Observation]:
+        self.asked.append(segment.number)
+        end = 99 if segment.end is None else segment.end
+        for index in range(segment.start + (segment.number > 0), end + 1):
+            self._wait(segment)
+            yield observation(index, index % 4)
+
+
+@pytest.fixture
+def redis_settings(settings: Callable[..., Settings], redis_url: str) -> Settings:
+    return settings(redis_url=redis_url)
+
+
+@pytest.fixture
+def board(redis_settings: Settings) -> Boards:
+    def make(**how: Any) -> Board:
+        chosen = how.pop("settings", redis_settings)
+        made = Board(JobQueue(chosen), Artifacts(chosen), KEY, **how)
+        made.open(len(SEGMENTS))
+        return made
+
+    return make
+
+
+@pytest.fixture
+def kept(redis_settings: Settings) -> Path:
+    return redis_settings.data_dir / "artifacts" / "segments" / KEY
+
+
+def numbers(observations: Sequence[Observation]) -> list[int]:
+    return [o.index for o in observations]
+
+
+def test_alone(board: Boards, kept: Path) -> None:
+    look, alone = Looking(), board()
+    assert numbers(list(observe_together(SEGMENTS, alone, look))) == list(range(100))
+    assert look.asked == [0, 1, 2, 3, 4]
+    assert len(list(kept.iterdir())) == 5
+    alone.close(len(SEGMENTS))
+    assert list(kept.iterdir()) == []
+    assert not alone.is_open
+
+
+def test_what_is_done_is_not_done_again(board: Boards) -> None:
+    first = observe_together(SEGMENTS, board(), Looking())
+    for _ in range(50):  # ends in the middle of the third
+        next(first)
+    first.close()
+    one = board()
+    one.release_all()
+    sharing_dead = JobQueue(one._queue.settings).connection
+    for key in sharing_dead.keys("video:segments:*:2"):
+        sharing_dead.delete(key)  # its lease ran out
+    look = Looking()
+    assert numbers(list(observe_together(SEGMENTS, board(), look))) == list(range(100))
+    assert look.asked == [2, 3, 4]
+
+
+def test_two_at_once_do_each_segment_once(board: Boards) -> None:
+    together = threading.Barrier(2, timeout=20)
+    held: set[int] = set()
+
+    def meet(segment: Segment) -> None:
+        if segment.number not in held and len(held) < 4:
+            held.add(segment.number)
+            together.wait()
+
+    main, helper = Looking(meet), Looking(meet)
+    done: list[int] = []
+    thread = threading.Thread(
+        target=lambda: done.append(observe_some(SEGMENTS, board(need=True), helper, lambda: False))
+    )
+    thread.start()
+    seen = list(observe_together(SEGMENTS, board(), main))
+    thread.join(20)
+    assert numbers(seen) == list(range(100))
+    assert sorted(main.asked + helper.asked) == [0, 1, 2, 3, 4]
+    assert done == [len(helper.asked)]
+    assert len(helper.asked) >= 2
+
+
+def test_while_another_is_at_it_a_later_one_is_done(board: Boards) -> None:
+    other = board(need=True)
+    assert other.claim(SEGMENTS[0])
+    look = Looking()
+    waited = threading.Event()
+    mine = board()
+    mine.wait = waited.set  # type: ignore[method-assign]
+    seen: list[Observation] = []
+    thread = threading.Thread(target=lambda: seen.extend(observe_together(SEGMENTS, mine, look)))
+    thread.start()
+    assert waited.wait(20)
+    assert look.asked == [1, 2, 3, 4]
+    assert seen == []
+    other.save(SEGMENTS[0], list(Looking()(SEGMENTS[0])))
+    thread.join(20)
+    assert numbers(seen) == list(range(100))
+    assert look.asked == [1, 2, 3, 4]
+
+
+def test_who_dies_is_not_waited_for_long(board: Boards, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "CLAIM_S", 1.0)
+    assert board(need=True).claim(SEGMENTS[0])  # and is never heard of again
+    look = Looking()
+    assert numbers(list(observe_together(SEGMENTS, board(), look))) == list(range(100))
+    assert sorted(look.asked) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense"])
+def test_damaged_ones_are_observed_again(board: Boards, kept: Path, damage: bytes) -> None:
+    list(observe_together(SEGMENTS, board(), Looking()))
+    (kept / "3.npz").write_bytes(damage)
+    look = Looking()
+    assert numbers(list(observe_together(SEGMENTS, board(), look))) == list(range(100))
+    assert look.asked == [3]
+
+
+def test_without_redis_one_goes_on_alone(redis_settings: Settings, board: Boards, tmp_path: Path) -> None:
+    look = Looking()
+    away = board(settings=redis_settings.model_copy(update={"redis_url": f"unix://{tmp_path}/none.sock"}))
+    assert numbers(list(observe_together(SEGMENTS, away, look))) == list(range(100))
+    assert look.asked == [0, 1, 2, 3, 4]
+
+
+def test_where_nothing_can_be_kept(redis_settings: Settings, board: Boards, tmp_path: Path) -> None:
+    (tmp_path / "full").write_text("a file where a folder should be")
+    full = redis_settings.model_copy(update={"artifacts_url": str(tmp_path / "full" / "artifacts")})
+    look = Looking()
+    assert numbers(list(observe_together(SEGMENTS, board(settings=full), look))) == list(range(100))
+    assert look.asked == [0, 1, 2, 3, 4]
+
+
+def test_old_ones_are_removed(board: Boards, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    list(observe_together(SEGMENTS, board(), Looking()))
+    assert len(list(kept.iterdir())) == 5
+    monkeypatch.setattr(sharing, "KEPT_S", -1)
+    board()
+    assert list(kept.iterdir()) == []
+
+
+# -- the whole
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_yolo(tmp_path_factory.mktemp("weights") / "tiny.pt", {0: "thing", 1: "other"})
+
+
+@pytest.fixture
+def long_site(site: Callable[..., Site], weights: Path, tmp_path: Path) -> Callable[..., tuple[Site, int]]:
+    """A requested prediction of 800 frames."""
+
+    def make(**values: Any) -> tuple[Site, int]:
+        here = site(**FEW_BOXES | {"yolo_weights": str(weights), "segment_s": 5, "partial_s": 0} | values)
+        make_clip(tmp_path / "short.mp4", frames=100, size=(640, 480))
+        repeat_clip(tmp_path / "short.mp4", here.videos / "long.mp4", 8)
+        assert probe(here.videos / "long.mp4").frames == 800
+        project = here.project()
+        task = here.task(project, video="/data/local-files/?d=long.mp4", fps=20)
+        assert here.predict(project, task) == [[]]
+        return here, task
+
+    return make
+
+
+def whole(here: Site, task: int) -> Any:
+    """The only prediction, once all jobs are done."""
+    here.hurry()
+    assert here.queue.failed_jobs() == []
+    found = here.predictions(task)
+    if here.jobs() or len(found) != 1 or found[0].model_version.endswith(PARTIAL):
+        return None
+    return found[0]
+
+
+def boxes(prediction: Any) -> list[Any]:
+    return [region["value"]["sequence"] for region in prediction.result]
+
+
+def files_left(here: Site) -> list[Path]:
+    return list((here.settings.data_dir / "artifacts" / "segments").rglob("*.npz"))
+
+
+def test_two_workers_find_what_one_pass_finds(
+    long_site: Callable[..., tuple[Site, int]], work: Callable[[Site], Any], tmp_path: Path
+) -> None:
+    here, task = long_site(segment_s=0)
+    work(here)
+    alone = here.predictions(task)[0]
+    assert boxes(alone)
+    here, task = long_site()
+    logs = [tmp_path / "1.log", tmp_path / "2.log"]
+    with worker_process(here.settings, logs[0]), worker_process(here.settings, logs[1]):
+        together = wait_for(lambda: whole(here, task), 120, "the prediction")
+    assert boxes(together) == boxes(alone)
+    assert "helped with" in "".join(log.read_text() for log in logs)
+    assert files_left(here) == []
+
+
+def test_a_killed_worker_loses_one_segment(long_site: Callable[..., tuple[Site, int]], tmp_path: Path) -> None:
+    here, task = long_site(batch=1)
+    with worker_process(here.settings, tmp_path / "first.log") as worker:
+        wait_for(lambda: frames_done(here) > 300 and len(files_left(here)) >= 2, what="some segments")
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in files_left(here)}
+    kept: dict[str, int] = {}
+
+    def again() -> Any:
+        kept.update({path.name: path.stat().st_mtime_ns for path in files_left(here)})
+        return whole(here, task)
+
+    with worker_process(here.settings, tmp_path / "second.log"):
+        wait_for(again, 150, "the second worker's prediction")
+    assert before.items() <= kept.items()
+    assert files_left(here) == []
+
+
+def test_what_was_found_so_far_is_shown(long_site: Callable[..., tuple[Site, int]], tmp_path: Path) -> None:
+    here, task = long_site(partial_s=0.5, batch=1)
+    shown: list[Any] = []
+
+    def look() -> Any:
+        shown.extend(here.predictions(task))
+        return whole(here, task)
+
+    with worker_process(here.settings, tmp_path / "log"):
+        last = wait_for(look, 120, "the prediction")
+    versions = [prediction.model_version for prediction in shown]
+    assert last.model_version + PARTIAL in versions
+    part = next(p for p in shown if p.model_version.endswith(PARTIAL))
+    assert part.result
+    assert part.id == last.id  # written over: who has it open loses nothing
+    assert max(s["frame"] for region in part.result for s in region["value"]["sequence"]) < 800
+
+
+def test_beside_an_annotation_that_was_begun_early_stays_what_it_was_begun_from(
+    long_site: Callable[..., tuple[Site, int]], work: Callable[[Site], Any]
+) -> None:
+    here, task = long_site()
+    version = here.serving.version(here.client.get_task(task).project_id)
+    here.sdk.predictions.create(task=task, result=[], model_version=version + PARTIAL)
+    here.annotate(task)
+    work(here)
+    assert {p.model_version for p in here.predictions(task)} == {version, version + PARTIAL}

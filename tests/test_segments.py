@@ -1,0 +1,83 @@
+"""Segments of a video, without a queue: cutting, keeping, and putting together."""
+
+from __future__ import annotations
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ml_backend.segments import Segment, dump_observations, load_observations, plan_segments
+from ml_backend.types import Detections, Observation, VideoInfo
+
+
+def video(frames: int, fps: float) -> VideoInfo:
+    return VideoInfo("v.mp4", 640, 360, fps, frames, frames / fps, "h264", "yuv420p")
+
+
+@given(st.integers(1, 5000), st.floats(1, 240), st.integers(1, 30), st.floats(0, 100))
+def test_every_frame_is_in_one_segment(frames: int, fps: float, stride: int, seconds: float) -> None:
+    segments = plan_segments(video(frames, fps), stride, seconds)
+    covered = []
+    for segment in segments:
+        assert segment.start % stride == 0
+        end = frames - 1 if segment.end is None else segment.end
+        covered += range(segment.start + (segment.number > 0), end + 1)
+    assert covered == list(range(frames))
+    assert [segment.number for segment in segments] == list(range(len(segments)))
+
+
+def test_what_is_left_over_makes_no_segment_of_its_own() -> None:
+    assert plan_segments(video(1000, 30), 4, 10) == (
+        Segment(0, 0, 300),
+        Segment(1, 300, 600),
+        Segment(2, 600, None),
+    )
+    assert plan_segments(video(1000, 30), 4, 0) == (Segment(0, 0, None),)
+
+
+def observation(index: int, boxes: int, *, camera: bool = True, looks: bool = True) -> Observation:
+    random = np.random.default_rng(index)
+    detections = Detections(
+        random.random((boxes, 4), np.float32),
+        random.random(boxes, np.float32),
+        random.integers(0, 80, boxes),
+        random.random((boxes, 9), np.float32) if looks else None,
+    )
+    return Observation(index, detections, random.random((2, 3)) if camera else None)
+
+
+@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("boxes", [[], [0], [3, 0, 5], [0, 0]])
+def test_nothing_is_rounded(boxes: list[int], looks: bool) -> None:
+    seen = [observation(10 + 2 * n, count, camera=n != 1, looks=looks) for n, count in enumerate(boxes)]
+    again = load_observations(dump_observations(seen))
+    assert len(again) == len(seen)
+    for before, after in zip(seen, again, strict=True):
+        assert before.index == after.index
+        for name in ("xyxy", "conf", "class_id", "features"):
+            one, other = getattr(before.detections, name), getattr(after.detections, name)
+            assert (one is None) == (other is None)
+            if one is not None:
+                assert one.dtype == other.dtype
+                np.testing.assert_array_equal(one, other)
+        np.testing.assert_equal(before.camera, after.camera)
+
+
+def test_damaged_ones_are_told() -> None:
+    whole = dump_observations([observation(n, 5) for n in range(20)])
+    for data in (b"", b"nonsense", whole[: len(whole) // 2], whole.replace(b"count", b"caunt")):
+        with pytest.raises(ValueError, match="no observations"):
+            load_observations(data)
+
+
+def test_code_is_never_run() -> None:
+    out = io.BytesIO()
+    np.savez(out, index=np.array([Segment(0, 0, 1)], object))
+    with pytest.raises(ValueError, match="no observations.*allow_pickle"):
+        load_observations(out.getvalue())
+    with pytest.raises(ValueError, match="no observations"):
+        load_observations(pickle.dumps([1, 2]))
