@@ -84,6 +84,7 @@ def run_ours(video: Path, weights: Path, *, exact: bool) -> dict[str, Any]:
     """All of a prediction; with the engine that runs the second video and every one after it."""
     from ml_backend.label_studio.regions import region_boxes
     from ml_backend.label_studio.schema import parse_label_config
+    from ml_backend.models.engines.calibration import Footage
     from ml_backend.models.engines.choice import choose_engine
     from ml_backend.models.weights import resolve_detector
     from ml_backend.pipeline import predict_video, video_timeline
@@ -97,9 +98,10 @@ def run_ours(video: Path, weights: Path, *, exact: bool) -> dict[str, Any]:
     settings = Settings(yolo_weights=str(weights))
     settings = settings.model_copy(update={"stride": 1}) if exact else settings
     resolved = resolve_detector(settings)
-    engine = (
-        choose_engine(resolved.path, resolved.sha256 or "", settings, wait=True).name if resolved.path else "motion"
-    )
+    engine = "motion"
+    if resolved.path:
+        footage = Footage(video=str(video))
+        engine = choose_engine(resolved.path, resolved.sha256 or "", settings, wait=True, footage=footage).name
     tracks: list[Track] = []
     result = predict_video(video, control, shown.frame_rate, settings, resolved=resolved, on_track=tracks.append)
     memory = peak_mb()  # before the comparison below, which holds everything at once

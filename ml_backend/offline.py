@@ -16,6 +16,7 @@ from ml_backend.files import file_sha256
 from ml_backend.hybrid import Hybrid, use_embedder
 from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.schema import prompts_digest, read_label_config
+from ml_backend.models.engines.calibration import Footage
 from ml_backend.models.engines.choice import Choice, choose_engine
 from ml_backend.models.weights import ResolvedDetector, resolve_detector
 from ml_backend.modes import hybrid_models, mode_part, require_embedder
@@ -59,7 +60,7 @@ def predict_file(
     control = parsed.video_controls[0]
     rate = video_timeline(video, frame_rate).frame_rate  # before the model is loaded: a wrong file is refused at once
     resolved = resolve_detector(settings, download=True)
-    engine = _prepare_engine(resolved, settings)
+    engine = _prepare_engine(resolved, settings, video)
     hybrid, part, notes = _hybrid(settings, patterns, prompts_digest(parsed))
     version = model_version(settings, resolved, part)
     with _atomic(out) as target, _atomic(tracks_out) if tracks_out else contextlib.nullcontext() as mot:
@@ -104,11 +105,12 @@ def predict_file(
     }
 
 
-def _prepare_engine(resolved: ResolvedDetector, settings: Settings) -> Choice | None:
+def _prepare_engine(resolved: ResolvedDetector, settings: Settings, video: Path) -> Choice | None:
     """What runs the detector; made now if that takes seconds, as there is no other video that could use it later."""
     if resolved.path is None:
         return None
-    return choose_engine(resolved.path, resolved.sha256 or file_sha256(resolved.path), settings, wait=True)
+    sha256 = resolved.sha256 or file_sha256(resolved.path)
+    return choose_engine(resolved.path, sha256, settings, wait=True, footage=Footage(video=str(video)))
 
 
 def _hybrid(settings: Settings, patterns: Path | None, prompts: str) -> tuple[Hybrid | None, str, tuple[str, ...]]:

@@ -98,21 +98,27 @@ def use_detector(resolved: ResolvedDetector, settings: Settings, info: VideoInfo
         motion.prime(_early_frames(info))
         yield motion
         return
-    with yolo_detector(resolved, settings) as detector:
+    with yolo_detector(resolved, settings, info.path) as detector:
         yield detector
 
 
 @contextmanager
-def yolo_detector(resolved: ResolvedDetector, settings: Settings) -> Iterator[Detector]:
-    """As :func:`use_detector`, for the detector that is the same for all videos."""
+def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | None = None) -> Iterator[Detector]:
+    """As :func:`use_detector`, for the detector that is the same for all videos.
+
+    Args:
+        video: a local file, from which pictures are taken where int8 is wanted.
+    """
     from ml_backend.models.detector import YoloDetector
+    from ml_backend.models.engines.calibration import Footage
     from ml_backend.models.engines.choice import choose_engine
     from ml_backend.models.pool import get_pool
 
     if resolved.path is None:
         raise ValueError("a YOLO detector needs a path")
     path = resolved.path
-    engine = choose_engine(path, resolved.sha256 or file_sha256(path), settings)
+    footage = Footage(resolved.project, video)
+    engine = choose_engine(path, resolved.sha256 or file_sha256(path), settings, footage=footage)
     shaping = (settings.device, settings.imgsz, settings.conf, settings.batch, settings.precision)
     key = ("yolo", str(path), resolved.sha256, *shaping, engine.key)
     load = partial(YoloDetector, path, settings, engine.export, engine.note)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -158,6 +158,7 @@ class Projects:
             detector = self.detector_of(trained, download=download)
         else:
             detector = resolve_detector(self._settings, download=download)
+        detector = replace(detector, project=project_id)
         hybrid = hybrid_models(self._settings, mode, download=download)
         digests = bank_digests(self._storage, project_id, hybrid.ids) if project_id is not None else {}
         part = mode_part(hybrid, digests, row.prompts)

@@ -13,7 +13,7 @@ import numpy as np
 from ml_backend.errors import WeightsError
 from ml_backend.geometry import scaled_size
 from ml_backend.models._ultralytics import setup_ultralytics
-from ml_backend.models.engines.base import Engine
+from ml_backend.models.engines.base import Engine, Pixels
 from ml_backend.models.engines.cache import Export
 from ml_backend.models.engines.openvino_engine import OpenvinoEngine
 from ml_backend.models.engines.torch_engine import TorchEngine
@@ -115,6 +115,13 @@ class YoloDetector(FitsMemory):
             results += self._fitting(partial(self._detect_from, images, len(results)))
         return results
 
+    def pixels(self, images: Sequence[Image]) -> Pixels:
+        """The network's input for images of one size."""
+        from ultralytics.data.augment import LetterBox
+
+        letterbox = LetterBox(self._input_size(), auto=self._engine.fixed is None, stride=self._engine.stride)
+        return np.stack([letterbox(image=image) for image in images])
+
     def _move(self, device: torch.device) -> None:
         self._engine = self._load(device)
         self._device = device
@@ -163,12 +170,9 @@ class YoloDetector(FitsMemory):
     def _detect_batch(self, images: Sequence[Image]) -> list[Detections]:
         import torch
         import torchvision  # noqa: F401 - once imported, ultralytics' NMS uses its faster kernel
-        from ultralytics.data.augment import LetterBox
         from ultralytics.utils import nms, ops
 
-        engine = self._engine
-        letterbox = LetterBox(self._input_size(), auto=engine.fixed is None, stride=engine.stride)
-        pixels = np.stack([letterbox(image=image) for image in images])
+        engine, pixels = self._engine, self.pixels(images)
         raw = engine.infer(pixels)
         with torch.inference_mode():
             boxes = nms.non_max_suppression(raw, self._conf, NMS_IOU, max_det=MAX_DETECTIONS, end2end=engine.end2end)

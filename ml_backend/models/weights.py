@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +43,7 @@ class ResolvedDetector:
         sha256: hex digest of the checkpoint, for ``"yolo"``.
         name: short name for people, e.g. ``"yolo11n"`` or ``"motion"``.
         note: why it is not what was asked for, else empty; meant to be shown.
+        project: for whose videos; where it runs in int8, that is made with their pictures.
     """
 
     kind: Literal["yolo", "motion"]
@@ -50,6 +51,7 @@ class ResolvedDetector:
     path: Path | None = None
     sha256: str | None = None
     note: str = ""
+    project: int | None = field(default=None, compare=False)
 
 
 MOTION = ResolvedDetector("motion", "motion")

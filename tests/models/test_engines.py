@@ -17,8 +17,9 @@ from ml_backend.files import file_sha256
 from ml_backend.models.detector import YoloDetector
 from ml_backend.models.engines import choice as choosing
 from ml_backend.models.engines import export as exporting
+from ml_backend.models.engines.background import wait_for_exports
 from ml_backend.models.engines.cache import META, Export, ExportKey, Exports
-from ml_backend.models.engines.choice import choose_engine, wait_for_exports
+from ml_backend.models.engines.choice import choose_engine
 from ml_backend.models.engines.export import Agreement, agreement
 from ml_backend.models.engines.openvino_engine import MAX_SIZES, MODEL_FILE, usable_cores
 from ml_backend.models.motion import MotionDetector

@@ -17,7 +17,7 @@ class Engine(Protocol):
 
     Attributes:
         name: ``"torch"``, ``"openvino"``, ``"tensorrt"`` or ``"coreml"``.
-        precision: ``"fp32"`` or ``"fp16"``.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         names: class name by class id.
         stride: sides of the input are multiples of it.
         end2end: whether its output needs no NMS.

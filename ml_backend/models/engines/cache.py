@@ -32,6 +32,8 @@ META = "export.json"
 FORMAT = 1
 #: The least recently used ones above go.
 KEEP = 20
+#: Likewise of those in int8, of which each project has its own; they are a third as large.
+KEEP_INT8 = 60
 #: What a process has left behind that ended in the middle of an export.
 LEFT_BEHIND_S = 24 * 3600
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -48,18 +50,21 @@ class ExportKey:
     Attributes:
         sha256: of the checkpoint.
         engine: ``"openvino"``, ``"tensorrt"`` or ``"coreml"``.
-        precision: ``"fp32"`` or ``"fp16"``.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         library: version of the engine's library, with whatever else it depends on.
+        pool: pictures that it was calibrated with, for int8.
     """
 
     sha256: str
     engine: str
     precision: str
     library: str
+    pool: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.sha256[:16]}-{self.engine}-{self.precision}-{self.library}-{FORMAT}"
+        precision = f"{self.precision}-{self.pool}" if self.pool else self.precision
+        return f"{self.sha256[:16]}-{self.engine}-{precision}-{self.library}-{FORMAT}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +188,9 @@ class Exports:
         return _read(folder, key)
 
     def _prune(self) -> None:
-        for meta in sorted(self._folder.glob(f"*/{META}"), key=_mtime)[:-KEEP]:
+        kept = sorted(self._folder.glob(f"*/{META}"), key=_mtime)
+        int8 = [meta for meta in kept if "-int8-" in meta.parent.name]
+        for meta in [*[meta for meta in kept if meta not in int8][:-KEEP], *int8[:-KEEP_INT8]]:
             _remove(meta.parent)
         for temporary in self._folder.glob(".*"):
             if temporary.is_dir() and time.time() - _mtime(temporary) > LEFT_BEHIND_S:

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import platform
-import threading
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ml_backend.errors import BackendError
+from ml_backend.models.engines import background
 from ml_backend.models.engines.cache import Export, ExportKey, Exports
+from ml_backend.models.engines.calibration import Footage
 from ml_backend.models.engines.child import export_elsewhere
-from ml_backend.models.weights import RETRY_AFTER_S
+from ml_backend.models.engines.choice_int8 import choose_int8
 from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
 
 #: Package that each engine is run by.
 PACKAGES = {"openvino": "openvino", "tensorrt": "tensorrt", "coreml": "coremltools"}
-#: A process that ends waits so long for an export: what runs into the interpreter's end can crash it.
-EXIT_WAIT_S = 10.0
+NO_INT8 = "int8 is only made for OpenVINO, and of checkpoints (.pt)."
 
-_making: dict[ExportKey, threading.Thread] = {}
-_making_lock = threading.Lock()
-#: Why, and when, it could not be made: where the disk is what fails, nothing can be remembered on it.
-_failed: dict[Path, tuple[str, float]] = {}
 _told: set[tuple[str, str]] = set()
 
 
@@ -54,40 +49,58 @@ class Choice:
         return self.export.folder.name if self.export else "torch"
 
 
-def choose_engine(path: Path, sha256: str, settings: Settings, *, wait: bool = False) -> Choice:
+def choose_engine(
+    path: Path, sha256: str, settings: Settings, *, wait: bool = False, footage: Footage | None = None
+) -> Choice:
     """Decide for one video.
 
     Args:
         path, sha256: the checkpoint.
         settings: ``engine``, ``precision`` and ``device`` are what matters.
         wait: make a missing export now if that takes seconds; else a thread makes it, and PyTorch serves meanwhile.
+        footage: whose pictures int8 is made with, where it is wanted.
 
     Raises:
         WeightsError: the device does not exist.
     """
-    choice = _choose(path, sha256, settings, wait)
+    choice = _choose(path, sha256, settings, wait, footage or Footage())
     if choice.note and (sha256, choice.note) not in _told:
         _told.add((sha256, choice.note))
         log.warning("Engine of %s: %s", path.name, choice.note)
     return choice
 
 
-def _choose(path: Path, sha256: str, settings: Settings, wait: bool) -> Choice:
+def _choose(path: Path, sha256: str, settings: Settings, wait: bool, footage: Footage) -> Choice:
     exports = Exports(settings)
     key, reason = _wanted(sha256, settings)
+    int8 = settings.precision == "int8"
     if key is None or path.suffix != ".pt":  # ultralytics' own exports run as they are
-        return Choice(note=reason)
+        return Choice(note=reason or (NO_INT8 if int8 else ""))
+    folder = exports.folder(key)
     # Before looking for it: also one that is there may not run.
-    if reason := exports.refusal(key) or _recently_failed(exports.folder(key)) or "":
+    if reason := exports.refusal(key) or background.recently_failed(folder) or "":
         return Choice(note=f"{key.engine} is not used: {reason.rstrip('.')}. PyTorch is.")
+    choice = _exported(exports, key, path, settings, wait)
+    if not int8 or (wait and not choice.export):
+        return choice
+    if key.engine != "openvino":
+        return replace(choice, note=choice.note or NO_INT8)
+    export, note = choose_int8(key, path, settings, footage, wait=wait)
+    return Choice(export) if export else replace(choice, note=choice.note or note)
+
+
+def _exported(exports: Exports, key: ExportKey, path: Path, settings: Settings, wait: bool) -> Choice:
+    folder = exports.folder(key)
     if export := exports.find(key):
         return Choice(export)
     if wait and key.engine != "tensorrt":
         try:
-            return Choice(_make(exports, key, path, settings))
+            return Choice(background.make(folder, lambda: _make(exports, key, path, settings)))
         except BackendError as error:
             return Choice(note=f"{error.message} PyTorch is used.")
-    _make_in_background(exports, key, path, settings)
+    background.make_beside(
+        folder, f"{key.engine} cannot run {path.name}", lambda: _make(exports, key, path, settings, elsewhere=True)
+    )
     return Choice(note=f"{key.engine} is being prepared: PyTorch is used until then.")
 
 
@@ -124,52 +137,12 @@ def _wanted(sha256: str, settings: Settings) -> tuple[ExportKey | None, str]:
 
 def _make(exports: Exports, key: ExportKey, path: Path, settings: Settings, elsewhere: bool = False) -> Export | None:
     started = time.monotonic()
-    try:
-        if elsewhere:
-            export_elsewhere(key, path, settings)
-            export = exports.find(key)
-        else:
-            from ml_backend.models.engines.export import make_export
+    if elsewhere:
+        export_elsewhere(key, path, settings)
+        export = exports.find(key)
+    else:
+        from ml_backend.models.engines.export import make_export
 
-            export = make_export(exports, key, path, settings)
-    except BackendError as error:
-        _failed[exports.folder(key)] = (error.message, time.monotonic())
-        raise
-    _failed.pop(exports.folder(key), None)
+        export = make_export(exports, key, path, settings)
     log.info("%s runs %s from the next video on (made in %.1f s)", key.engine, path.name, time.monotonic() - started)
     return export
-
-
-def _recently_failed(folder: Path) -> str | None:
-    reason, when = _failed.get(folder, ("", 0.0))
-    return reason if reason and time.monotonic() - when < RETRY_AFTER_S else None
-
-
-def _make_in_background(exports: Exports, key: ExportKey, path: Path, settings: Settings) -> None:
-    def run() -> None:
-        try:
-            _make(exports, key, path, settings, elsewhere=True)
-        except BackendError as error:
-            log.warning("%s cannot run %s: %s", key.engine, path.name, error)
-        finally:
-            with _making_lock:
-                del _making[key]
-
-    with _making_lock:
-        if key in _making:
-            return
-        _making[key] = thread = threading.Thread(target=run, name=f"export {key.name}", daemon=True)
-    thread.start()
-
-
-def wait_for_exports(timeout_s: float) -> bool:
-    """Whether all exports that this process makes in the background have ended within a time."""
-    until = time.monotonic() + timeout_s
-    with _making_lock:
-        threads = list(_making.values())
-    for thread in threads:
-        thread.join(max(0.0, until - time.monotonic()))
-    return not any(thread.is_alive() for thread in threads)
-
-
-atexit.register(wait_for_exports, EXIT_WAIT_S)

@@ -1,0 +1,360 @@
+"""int8: made with a project's own pictures, used only where it finds what fp32 finds, and fp32 everywhere else."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ml_backend.files import file_sha256
+from ml_backend.models.detector import YoloDetector
+from ml_backend.models.engines import choice_int8
+from ml_backend.models.engines.background import wait_for_exports
+from ml_backend.models.engines.cache import KEEP, KEEP_INT8, META, Export, ExportKey, Exports
+from ml_backend.models.engines.calibration import (
+    MAX_PICTURES,
+    MAX_VIDEOS,
+    PER_VIDEO,
+    SEVERAL,
+    Footage,
+    Pool,
+    read_pictures,
+)
+from ml_backend.models.engines.choice import Choice, choose_engine, export_key
+from ml_backend.models.engines.export import agreement
+from ml_backend.models.engines.int8 import MIN_BOXES, parity, prepare
+from ml_backend.settings import Settings
+from ml_backend.types import Detections
+from ml_backend.video.reader import read_frames
+from tests.builders import make_clip, make_tiny_yolo, run_with_bare_home
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_yolo(tmp_path_factory.mktemp("weights") / "tiny.pt", {0: "cat", 1: "dog"})
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As many frames as a pool takes of one video, far enough apart."""
+    return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", frames=100, fps=10)
+
+
+@pytest.fixture
+def here(settings: MakeSettings) -> Settings:
+    return settings(device="cpu", engine="openvino", precision="int8", imgsz=160)
+
+
+def another(clip: Path, folder: Path, number: int) -> Path:
+    """The same pictures in another file."""
+    path = folder / f"clip{number}.mp4"
+    path.write_bytes(clip.read_bytes() + struct.pack(">I4s", 8 + number, b"free") + bytes(number))
+    return path
+
+
+def choose(weights: Path, settings: Settings, footage: Footage, *, wait: bool = False) -> Choice:
+    return choose_engine(weights, file_sha256(weights), settings, wait=wait, footage=footage)
+
+
+def key_of(weights: Path, settings: Settings) -> ExportKey:
+    key = export_key(file_sha256(weights), "openvino", "fp32", settings)
+    assert key is not None
+    return key
+
+
+def fp32(weights: Path, settings: Settings) -> Export:
+    exact = choose_engine(weights, file_sha256(weights), settings.model_copy(update={"precision": "fp32"}), wait=True)
+    assert exact.export is not None, exact.note
+    return exact.export
+
+
+@pytest.fixture(scope="module")
+def real(yolo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Export]:
+    """Settings for the real model, whose folder has its export in fp32. Small pictures, for the time that they take."""
+    data = tmp_path_factory.mktemp("real")
+    values = Settings(_env_file=None, data_dir=data, device="cpu", engine="openvino", precision="int8", imgsz=384)
+    return values, fp32(yolo_weights, values)
+
+
+def test_the_real_model_is_checked_and_then_used_while_fp32_serves(
+    yolo_weights: Path, people_video: Path, real: tuple[Settings, Export]
+) -> None:
+    values, exact = real
+    footage = Footage(5, str(people_video))
+    first = choose(yolo_weights, values, footage)
+    assert first.export == exact
+    assert "int8 is being prepared" in first.note
+    assert YoloDetector(yolo_weights, values, first.export, first.note).engine == {
+        "name": "openvino",
+        "precision": "fp32",
+        "note": first.note,
+    }
+    assert wait_for_exports(300)
+
+    second = choose(yolo_weights, values, footage)
+    assert (second.name, second.note) == ("openvino int8", "")
+    assert second.key != first.key
+    assert second.export is not None
+    check = second.export.check
+    assert check["boxes"] > 50
+    assert check["map50"] >= 0.96
+    assert check["map50_95"] >= 0.9
+    detector = YoloDetector(yolo_weights, values, second.export)
+    images = [next(read_frames(people_video, start=start)).image for start in (50, 150, 250)]
+    expected = YoloDetector(yolo_weights, values).detect(images)
+    sure = [Detections(d.xyxy[d.conf > 0.5], d.conf[d.conf > 0.5], d.class_id[d.conf > 0.5]) for d in expected]
+    found = agreement(sure, detector.detect(images))
+    assert found.boxes > 10
+    assert found.matched > 0.9
+    assert detector.engine == {"name": "openvino", "precision": "int8", "note": ""}
+
+
+def test_the_real_model_calibrated_in_the_dark_is_refused(
+    yolo_weights: Path, people_video: Path, real: tuple[Settings, Export]
+) -> None:
+    values, exact = real
+    pool = Pool(values, None)
+    pool.collect(people_video)
+    for picture in pool.parts()[0]:
+        cv2.imwrite(str(picture), np.zeros_like(cv2.imread(str(picture))))
+    prepare(key_of(yolo_weights, values), yolo_weights, values, Footage(None, str(people_video)))
+    for wait in (False, True):
+        chosen = choose(yolo_weights, values, Footage(None, str(people_video)), wait=wait)
+        assert chosen.export == exact
+        assert "int8 is not used: of what fp32 finds" in chosen.note
+        assert "tried again with pictures of 2 videos. fp32 is." in chosen.note
+
+
+def prepared(weights: Path, settings: Settings, footage: Footage) -> Choice:
+    """Done here, what otherwise a process of its own does; and what is chosen then."""
+    prepare(key_of(weights, settings), weights, settings, footage)
+    return choose(weights, settings, Footage(footage.project))
+
+
+def test_two_projects_have_their_own_and_a_damaged_picture_is_told(
+    tiny: Path, clip: Path, here: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    exact = fp32(tiny, here)
+    one = prepared(tiny, here, Footage(1, str(clip)))
+    assert one.name == "openvino int8", one.note
+    assert one.export is not None
+    assert one.export.check["boxes"] >= MIN_BOXES
+
+    waiting = choose(tiny, here, Footage(2))
+    assert waiting.export == exact
+    assert "waits for a first video" in waiting.note
+
+    pool = Pool(here, 2)
+    pool.collect(clip)
+    calibrate, held_out = pool.parts()
+    calibrate[0].write_bytes(calibrate[0].read_bytes()[:-100])
+    held_out[0].write_bytes(b"no picture")
+    with caplog.at_level(logging.INFO):
+        two = choose(tiny, here, Footage(2), wait=True)
+    assert two.export is not None
+    assert two.export.precision == "int8"
+    assert "tiny.pt runs in int8" in caplog.text
+    assert (one.export.check["pictures"], two.export.check["pictures"]) == (12, 11)
+    assert two.export.folder != one.export.folder
+    assert two.key != one.key
+    assert f"{calibrate[0]} is damaged" in caplog.text
+    assert f"{held_out[0]} is damaged" in caplog.text
+
+    # An engine that stops running is left alone as any other; fp32 takes over, not PyTorch.
+    two.export.failed("RuntimeError: no answer")
+    third = choose(tiny, here, Footage(2))
+    assert third.export == exact
+    assert "int8 is not used: RuntimeError: no answer" in third.note
+
+
+def test_too_few_objects_to_tell_and_another_try_with_more_videos(
+    tiny: Path, clip: Path, here: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = fp32(tiny, here)
+    short = make_clip(tmp_path / "short.mp4", frames=12)
+    first = prepared(tiny, here, Footage(3, str(short)))
+    assert first.export == exact
+    assert "0 objects on 0 held-out pictures are too few to check it" in first.note
+    assert "pictures of 2 videos" in first.note
+    assert choose(tiny, here, Footage(3, str(short))).note == first.note  # nothing is begun
+    second = prepared(tiny, here, Footage(3, str(clip)))
+    assert second.name == "openvino int8", second.note
+
+    pool = Pool(here, 3)
+    pool.collect(another(clip, tmp_path, 1))
+    assert choose(tiny, here, Footage(3)) == second  # three videos are not yet twice as many
+    pool.collect(another(clip, tmp_path, 2))
+    # What was made with fewer pictures serves, be it that the next one cannot be made.
+    monkeypatch.setattr(choice_int8, "PACKAGE", "no-such-package")
+    assert choose(tiny, here, Footage(3)) == second
+    fourth = prepared(tiny, here, Footage(3))
+    assert fourth.name == "openvino int8", fourth.note
+    assert fourth.key != second.key
+
+
+def test_a_package_is_missing(tiny: Path, clip: Path, here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice_int8, "PACKAGE", "no-such-package")
+    chosen = choose(tiny, here, Footage(1, str(clip)), wait=True)
+    assert chosen.name == "openvino fp32"
+    assert "pip install no-such-package" in chosen.note
+
+
+def test_a_disk_that_takes_no_pictures_is_told(tiny: Path, clip: Path, here: Settings) -> None:
+    exact = fp32(tiny, here)
+    (here.weights_dir / "calibration").write_text("in the way of the folder")
+    for _ in range(2):
+        chosen = choose(tiny, here, Footage(1, str(clip)), wait=True)
+        assert chosen.export == exact
+        assert "int8 is not used: Pictures for int8 cannot be kept" in chosen.note
+
+
+@pytest.mark.parametrize("engine", ["torch", "coreml"])
+def test_other_engines_say_that_there_is_no_int8(engine: str, tiny: Path, settings: MakeSettings) -> None:
+    chosen = choose(tiny, settings(device="cpu", engine=engine, precision="int8"), Footage())
+    assert chosen.export is None
+    assert ("int8 is only made for OpenVINO" if engine == "torch" else "coreml needs") in chosen.note
+
+
+# -- pictures
+
+
+def test_a_pool_takes_each_video_once_and_stays_small(clip: Path, settings: MakeSettings, tmp_path: Path) -> None:
+    pool = Pool(settings(imgsz=64), 1)
+    assert (pool.generation, pool.videos, pool.parts()) == (0, [], ([], []))
+    assert pool.wants(clip)
+    assert pool.collect(clip) == PER_VIDEO
+    assert not pool.wants(clip)
+    assert not pool.wants(tmp_path / "gone.mp4")
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes(clip.read_bytes())
+    assert not pool.wants(copy)
+    pool.collect(copy)  # by another process, that has not seen it
+    assert len(pool.videos) == 1
+    generations = [pool.generation]
+    for number in range(1, MAX_VIDEOS):
+        video = another(clip, tmp_path, number)
+        assert pool.wants(video)
+        pool.collect(video)
+        generations.append(pool.generation)
+    assert [generations[n - 1] for n in (1, 2, 3, 4, 7, 8, 16, MAX_VIDEOS)] == [1, 2, 2, 3, 3, 4, 5, 5]
+    assert not pool.wants(another(clip, tmp_path, MAX_VIDEOS))
+    pictures = [list(video.glob("*.jpg")) for video in pool.videos]
+    assert MAX_PICTURES * 0.9 <= sum(map(len, pictures)) <= MAX_PICTURES
+    assert min(map(len, pictures)) >= 6
+    image = next(read_pictures(pictures[0]))
+    assert image.shape == (48, 64, 3)
+
+
+def test_pictures_are_spread_over_the_video_and_not_too_close(settings: MakeSettings, tmp_path: Path) -> None:
+    pool = Pool(settings(imgsz=640), None)
+    assert pool.collect(make_clip(tmp_path / "short.mp4", frames=40, fps=20)) == 10
+    frames = [int(picture.stem) for picture in sorted(pool.videos[0].iterdir())]
+    assert (frames[0], frames[-1]) == (0, 39)
+    assert min(np.diff(frames)) >= 4
+    assert next(read_pictures([pool.videos[0] / "00000000.jpg"])).shape == (240, 320, 3)
+
+
+@pytest.mark.parametrize("videos", [1, 2, SEVERAL - 1, SEVERAL, 7, MAX_VIDEOS])
+@pytest.mark.parametrize("pictures", [1, 8, 12, 13, PER_VIDEO])
+def test_what_is_held_out_is_not_calibrated_with(videos: int, pictures: int, settings: MakeSettings) -> None:
+    values = settings()
+    pool = Pool(values, 9)
+    for video in range(videos):
+        folder = values.weights_dir / "calibration" / pool.name / f"video{video:02d}"
+        folder.mkdir(parents=True)
+        for frame in range(pictures):
+            (folder / f"{frame:08d}.jpg").touch()
+    calibrate, held_out = pool.parts()
+    assert calibrate
+    assert not set(calibrate) & set(held_out)
+    if videos >= SEVERAL:
+        assert held_out
+        assert not {picture.parent for picture in calibrate} & {picture.parent for picture in held_out}
+    elif pictures > 8:
+        assert held_out
+        for one in calibrate:
+            assert all(abs(int(one.stem) - int(other.stem)) > 1 for other in held_out if one.parent == other.parent)
+
+
+# -- the check
+
+
+def detections(count: int, *classes: int, conf: float = 0.9) -> Detections:
+    """So many boxes of each class, none touching another."""
+    n = count * len(classes)
+    left = np.arange(n, dtype=np.float32) * 20
+    xyxy = np.stack([left, np.zeros(n), left + 10, np.full(n, 10)], axis=1).astype(np.float32)
+    return Detections(xyxy, np.full(n, conf, np.float32), np.repeat(np.array(classes, np.int64), count))
+
+
+NAMES = {0: "person", 1: "car", 2: "bench"}
+
+
+def test_the_same_passes_and_what_is_missing_moved_or_renamed_does_not() -> None:
+    truth = [detections(10, 0, 1)] * 2
+    same = parity(truth, truth, NAMES)
+    assert (same.boxes, same.map50, same.complaint) == (40, 0.995, "")
+    missing = [replace(d, xyxy=d.xyxy[:-3], conf=d.conf[:-3], class_id=d.class_id[:-3]) for d in truth]
+    moved = [replace(d, xyxy=d.xyxy + np.float32(1)) for d in truth]
+    renamed = [replace(d, class_id=(d.class_id + 1) % 3) for d in truth]
+    for found in (missing, moved, renamed, [Detections.empty()] * 2):
+        assert "of what fp32 finds on 2 held-out pictures" in parity(truth, found, NAMES).complaint
+    assert parity(truth, moved, NAMES).map50 == 0.995  # boxes are still roughly there
+
+
+def test_a_rare_class_does_not_decide_alone_and_what_fp32_is_unsure_of_is_no_truth() -> None:
+    truth = [detections(15, 0, 1), detections(1, 2)]
+    assert parity(truth, [truth[0], Detections.empty()], NAMES).complaint == ""
+    unsure = [detections(15, 0, 1), detections(15, 2, conf=0.2)]
+    assert parity(unsure, [unsure[0], Detections.empty()], NAMES).complaint == ""
+
+
+@pytest.mark.parametrize("count", [0, 1, MIN_BOXES - 1])
+def test_nothing_is_proved_by_few_objects(count: int) -> None:
+    truth = [detections(count, 0)]
+    assert f"{count} objects on 1 held-out pictures are too few" in parity(truth, truth, NAMES).complaint
+    assert parity([], [], NAMES).complaint != ""
+
+
+def test_int8_of_many_projects_pushes_nothing_else_out(here: Settings) -> None:
+    engines = here.weights_dir / "engines"
+    for number in range(KEEP_INT8 + 5):
+        (engines / f"{number:016d}-openvino-int8-{number}-640-1-1-1").mkdir(parents=True)
+    for number in range(KEEP):
+        (engines / f"{number:016d}-openvino-fp32-1-1").mkdir(parents=True)
+    for folder in engines.iterdir():
+        (folder / META).touch()
+    Exports(here)._prune()
+    left = [folder.name for folder in engines.iterdir()]
+    assert sum("-fp32-" in name for name in left) == KEEP
+    assert sum("-int8-" in name for name in left) == KEEP_INT8
+
+
+def test_quantising_reports_nothing_and_writes_nothing_at_home(tiny: Path, clip: Path, tmp_path: Path) -> None:
+    """As in the process that makes it: NNCF has not been imported yet; as for users, not as in a CI job."""
+    code = (
+        "import socket, sys, threading\n"
+        "def refuse(*a): raise SystemExit('network')\n"
+        "socket.getaddrinfo = socket.socket.connect = refuse\n"
+        "from pathlib import Path\n"
+        "from ml_backend.models.engines.cache import ExportKey, Exports\n"
+        "from ml_backend.models.engines.calibration import Footage, Pool\n"
+        "from ml_backend.models.engines.int8 import prepare\n"
+        "from ml_backend.settings import Settings\n"
+        f"here = Settings(device='cpu', imgsz=160, data_dir={str(tmp_path / 'data')!r})\n"
+        "key = ExportKey('abc', 'openvino', 'fp32', '1')\n"
+        f"prepare(key, Path({str(tiny)!r}), here, Footage(None, {str(clip)!r}))\n"
+        "found = Exports(here).find(Pool(here, None).key(key))\n"
+        "print()\n"
+        "print(found.precision, sys.modules['openvino_telemetry'], 'nncf' in sys.modules, threading.active_count())\n"
+    )
+    said = run_with_bare_home(code, tmp_path, lambda name: name in ("CI", "TF_BUILD", "JENKINS_URL", "YOLO_CONFIG_DIR"))
+    assert said.splitlines()[-1].split()[:3] == ["int8", "None", "True"]
