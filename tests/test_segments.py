@@ -77,7 +77,7 @@ def test_damaged_ones_are_told() -> None:
 def test_code_is_never_run() -> None:
     out = io.BytesIO()
     np.savez(out, index=np.array([Segment(0, 0, 1)], object))
-    with pytest.raises(ValueError, match="no observations.*allow_pickle"):
+    with pytest.raises(ValueError, match=r"no observations.*allow_pickle"):
         load_observations(out.getvalue())
     with pytest.raises(ValueError, match="no observations"):
         load_observations(pickle.dumps([1, 2]))

@@ -10,7 +10,7 @@ from ml_backend.models import appearance
 from ml_backend.models.camera_motion import CameraMotion
 from ml_backend.types import Affine, Detections, FloatArray, Image, Observation
 
-SMALL_WIDTH = 480  # pixels of the reduced frame from which colours and camera motion are read
+SMALL_WIDTH = 320  # pixels of the reduced frame from which colours and camera motion are read
 #: Less sure detections may be background, whose corners tell how the camera moves.
 SURE = 0.25
 

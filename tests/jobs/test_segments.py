@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -241,14 +242,16 @@ def test_two_workers_find_what_one_pass_finds(
 def test_a_killed_worker_loses_one_segment(long_site: Callable[..., tuple[Site, int]], tmp_path: Path) -> None:
     here, task = long_site(batch=1)
     with worker_process(here.settings, tmp_path / "first.log") as worker:
-        wait_for(lambda: frames_done(here) > 300 and len(files_left(here)) >= 2, what="some segments")
+        wait_for(lambda: frames_done(here) and len(files_left(here)) >= 2, 120, "some segments")
         os.kill(worker.pid, signal.SIGKILL)
         worker.wait()
     before = {path.name: path.stat().st_mtime_ns for path in files_left(here)}
     kept: dict[str, int] = {}
 
     def again() -> Any:
-        kept.update({path.name: path.stat().st_mtime_ns for path in files_left(here)})
+        for path in files_left(here):
+            with contextlib.suppress(FileNotFoundError):  # they go when the video is done
+                kept[path.name] = path.stat().st_mtime_ns
         return whole(here, task)
 
     with worker_process(here.settings, tmp_path / "second.log"):
