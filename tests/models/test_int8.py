@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,8 +30,13 @@ from ml_backend.models.engines.calibration import (
 from ml_backend.models.engines.choice import Choice, choose_engine, export_key
 from ml_backend.models.engines.export import agreement
 from ml_backend.models.engines.int8 import MIN_BOXES, parity, prepare
+from ml_backend.models.pool import get_pool
+from ml_backend.pipeline import use_detector
+from ml_backend.projects import Projects
 from ml_backend.settings import Settings
+from ml_backend.storage import Storage
 from ml_backend.types import Detections
+from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
 from tests.builders import make_clip, make_tiny_yolo, run_with_bare_home
 
@@ -48,9 +54,19 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", frames=100, fps=10)
 
 
+@pytest.fixture(scope="module")
+def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of exports with the tiny model's in fp32."""
+    values = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("exported"), device="cpu", engine="openvino")
+    return fp32(tiny, values).folder.parent
+
+
 @pytest.fixture
-def here(settings: MakeSettings) -> Settings:
-    return settings(device="cpu", engine="openvino", precision="int8", imgsz=160)
+def here(settings: MakeSettings, exported: Path, tiny: Path) -> Settings:
+    """Where the tiny model has been exported in fp32."""
+    values = settings(device="cpu", engine="openvino", precision="int8", imgsz=160, yolo_weights=str(tiny))
+    shutil.copytree(exported, values.weights_dir / "engines")
+    return values
 
 
 def another(clip: Path, folder: Path, number: int) -> Path:
@@ -200,6 +216,22 @@ def test_too_few_objects_to_tell_and_another_try_with_more_videos(
     assert fourth.key != second.key
 
 
+def test_a_prediction_gives_the_pictures_and_the_next_one_runs_in_int8(clip: Path, here: Settings) -> None:
+    resolved = Projects(here, Storage(here.database)).models(8).detector
+    engines = []
+    for _ in range(2):
+        with use_detector(resolved, here, probe(clip)) as detector:
+            assert isinstance(detector, YoloDetector)
+            engines.append(detector.engine)
+            (model,) = [model for model in get_pool(here).status()["models"] if model["in_use"]]
+            assert model["engine"] == detector.engine
+        assert wait_for_exports(300)
+    assert [engine["precision"] for engine in engines] == ["fp32", "int8"]
+    assert "int8 is being prepared" in engines[0]["note"]
+    assert len(Pool(here, 8).videos) == 1
+    assert not Pool(here, None).videos
+
+
 def test_a_package_is_missing(tiny: Path, clip: Path, here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice_int8, "PACKAGE", "no-such-package")
     chosen = choose(tiny, here, Footage(1, str(clip)), wait=True)
@@ -324,7 +356,8 @@ def test_nothing_is_proved_by_few_objects(count: int) -> None:
     assert parity([], [], NAMES).complaint != ""
 
 
-def test_int8_of_many_projects_pushes_nothing_else_out(here: Settings) -> None:
+def test_int8_of_many_projects_pushes_nothing_else_out(settings: MakeSettings) -> None:
+    here = settings()
     engines = here.weights_dir / "engines"
     for number in range(KEEP_INT8 + 5):
         (engines / f"{number:016d}-openvino-int8-{number}-640-1-1-1").mkdir(parents=True)
@@ -338,7 +371,9 @@ def test_int8_of_many_projects_pushes_nothing_else_out(here: Settings) -> None:
     assert sum("-int8-" in name for name in left) == KEEP_INT8
 
 
-def test_quantising_reports_nothing_and_writes_nothing_at_home(tiny: Path, clip: Path, tmp_path: Path) -> None:
+def test_quantising_reports_nothing_and_writes_nothing_at_home(
+    tiny: Path, clip: Path, here: Settings, tmp_path: Path
+) -> None:
     """As in the process that makes it: NNCF has not been imported yet; as for users, not as in a CI job."""
     code = (
         "import socket, sys, threading\n"
@@ -349,8 +384,8 @@ def test_quantising_reports_nothing_and_writes_nothing_at_home(tiny: Path, clip:
         "from ml_backend.models.engines.calibration import Footage, Pool\n"
         "from ml_backend.models.engines.int8 import prepare\n"
         "from ml_backend.settings import Settings\n"
-        f"here = Settings(device='cpu', imgsz=160, data_dir={str(tmp_path / 'data')!r})\n"
-        "key = ExportKey('abc', 'openvino', 'fp32', '1')\n"
+        f"here = Settings(device='cpu', imgsz=160, data_dir={str(here.data_dir)!r})\n"
+        f"key = {key_of(tiny, here)!r}\n"
         f"prepare(key, Path({str(tiny)!r}), here, Footage(None, {str(clip)!r}))\n"
         "found = Exports(here).find(Pool(here, None).key(key))\n"
         "print()\n"
