@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import lap
 import numpy as np
@@ -64,8 +65,20 @@ def motion_at(tracklet: Tracklet, fps: float, *, tail: bool) -> Motion:
     return Motion(anchor, mean_box - velocity * mean_t, velocity, size)
 
 
-def stitch_cost(tail: Tracklet, head: Tracklet, fps: float, max_gap_s: float, width: int, height: int) -> float:
-    """Cost (0: certain, 1 and more: just possible, inf: no) that ``head`` continues ``tail``."""
+def stitch_cost(
+    tail: Tracklet,
+    head: Tracklet,
+    fps: float,
+    max_gap_s: float,
+    width: int,
+    height: int,
+    motion: Callable[[Tracklet, bool], Motion] | None = None,
+) -> float:
+    """Cost (0: certain, 1 and more: just possible, inf: no) that ``head`` continues ``tail``.
+
+    Args:
+        motion: remembers what :func:`motion_at` says of a tracklet's tail, or head.
+    """
     gap = head.start - tail.end
     if head.end <= tail.end or gap > max_gap_s * fps or gap < -OVERLAP_S * fps:
         return np.inf
@@ -74,7 +87,8 @@ def stitch_cost(tail: Tracklet, head: Tracklet, fps: float, max_gap_s: float, wi
     unlike = _unlike(tail.last_look, head.first_look)
     if unlike > MAX_LOOK:
         return np.inf
-    a, b = motion_at(tail, fps, tail=True), motion_at(head, fps, tail=False)
+    motion = motion or (lambda tracklet, at_tail: motion_at(tracklet, fps, tail=at_tail))
+    a, b = motion(tail, True), motion(head, False)
     if _outside(a.at(b.frame), width, height) or _outside(b.at(a.frame), width, height):
         return np.inf
     scale = float(np.sqrt(np.prod((a.size + b.size) / 2)))
@@ -105,8 +119,9 @@ def best_pairs(
     possible = (gaps <= max_gap_s * fps) & (gaps >= -OVERLAP_S * fps)
     np.fill_diagonal(possible, False)
     cost = np.full(gaps.shape, np.inf)
+    motion = lru_cache(None)(lambda tracklet, at_tail: motion_at(tracklet, fps, tail=at_tail))
     for i, j in np.argwhere(possible):
-        cost[i, j] = stitch_cost(tracklets[i], tracklets[j], fps, max_gap_s, width, height)
+        cost[i, j] = stitch_cost(tracklets[i], tracklets[j], fps, max_gap_s, width, height, motion)
     if not np.isfinite(cost).any():
         return []
     _, columns, _ = lap.lapjv(np.where(np.isfinite(cost), cost, _NEVER), extend_cost=True, cost_limit=_NEVER / 2)

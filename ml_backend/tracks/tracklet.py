@@ -75,7 +75,7 @@ class Tracklet:
             if len(self) < FIRST_LOOKS:
                 self.first_look = self.last_look
         self._frames.append(frame)
-        self._boxes.extend(float(v) for v in xyxy)
+        self._boxes.extend(np.asarray(xyxy, np.float32).tolist())
         self._conf.append(conf)
         self.votes[class_id] = self.votes.get(class_id, 0.0) + conf
 
