@@ -55,6 +55,8 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.measuring import numbers  # noqa: E402
+from ml_backend.children import NICENESS  # noqa: E402
 from ml_backend.export.source import Source  # noqa: E402
 from ml_backend.label_studio.regions import track_to_region  # noqa: E402
 from ml_backend.label_studio.schema import parse_label_config  # noqa: E402
@@ -63,7 +65,6 @@ from ml_backend.pipeline import predict_video, video_timeline  # noqa: E402
 from ml_backend.settings import Settings  # noqa: E402
 from ml_backend.storage import Storage  # noqa: E402
 from ml_backend.training.arguments import BACKBONE, FREEZE_NORM, batch_for  # noqa: E402
-from ml_backend.training.child import NICENESS  # noqa: E402
 from ml_backend.training.dataset import DatasetPlan, TrainingDataset, build_dataset  # noqa: E402
 from ml_backend.training.process import run_child  # noqa: E402
 from ml_backend.training.splits import HELD_OUT, TRAIN, Split, SplitStore  # noqa: E402
@@ -541,16 +542,6 @@ def show_overhead(found: dict[str, Any]) -> None:
         table.add_row(str(n + 1), *cells)
     table.add_row("median", "", "", f"{found['wall_ratio']:.3f}", "", "", f"{found['cpu_ratio']:.3f}")
     Console(width=140).print(table)
-
-
-def numbers(_context: Any, _parameter: Any, text: str) -> list[int]:
-    try:
-        found = sorted({int(item) for item in text.split(",")})
-    except ValueError as error:
-        raise click.BadParameter("numbers with commas between them, such as 1,5,20") from error
-    if not found or found[0] < 1:
-        raise click.BadParameter("numbers from 1 on")
-    return found
 
 
 @click.command(help=__doc__)

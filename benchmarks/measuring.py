@@ -1,0 +1,150 @@
+"""What several benchmarks need: memory, processor time, long videos, and a place of their own."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import av
+import click
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+if TYPE_CHECKING:
+    from ml_backend.models.weights import ResolvedDetector
+    from ml_backend.settings import Settings
+
+
+def repeat_video(source: Path, target: Path, times: int) -> None:
+    """Append a clip to itself by copying packets; nothing is encoded again."""
+    with av.open(str(target), "w") as output:
+        stream = None
+        offset = 0
+        for _ in range(times):
+            with av.open(str(source)) as container:
+                video = container.streams.video[0]
+                if stream is None:
+                    stream = output.add_stream_from_template(video)
+                end = 0
+                for packet in container.demux(video):
+                    if packet.dts is None or packet.pts is None:
+                        continue
+                    end = max(end, packet.pts + (packet.duration or 0))
+                    packet.pts += offset
+                    packet.dts += offset
+                    packet.stream = stream
+                    output.mux(packet)
+                offset += end
+
+
+def peak_mb() -> float:
+    """Highest resident memory of this process so far."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Unlike the figure below it does not begin with the memory of the process that started this one.
+        return (
+            float(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))) / 1024
+        )
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process, and of those of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+@contextmanager
+def own_place() -> Iterator[Path]:
+    """A folder for a while; in it is DATA_DIR, for this process and its children, so that yours stays as it is."""
+    before = os.environ.get("DATA_DIR")
+    with tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as name:
+        os.environ["DATA_DIR"] = str(Path(name) / "data")
+        try:
+            yield Path(name)
+        finally:
+            if before is None:
+                del os.environ["DATA_DIR"]
+            else:
+                os.environ["DATA_DIR"] = before
+
+
+def settings_for(weights: Path, **changes: Any) -> Settings:
+    """The environment's settings, with some of one's own."""
+    from ml_backend.settings import Settings
+
+    return Settings(_env_file=None, yolo_weights=str(weights.absolute())).model_copy(update=changes)
+
+
+def make_engine(video: Path, weights: Path, **changes: Any) -> str:
+    """What will run the detector; made now if it is missing, in a process of its own: that takes time and memory."""
+    if settings_for(weights, **changes).engine == "torch":
+        return "torch"
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as process:
+        return process.submit(_make_engine, video, weights, changes).result()
+
+
+def _make_engine(video: Path, weights: Path, changes: dict[str, Any]) -> str:
+    settings = settings_for(weights, **changes)
+    return engine_name(video, detector_of(settings), settings, wait=True)
+
+
+def detector_of(settings: Settings) -> ResolvedDetector:
+    """YOLO.
+
+    Raises:
+        ClickException: there is none.
+    """
+    from ml_backend.models.weights import resolve_detector
+
+    resolved = resolve_detector(settings)
+    if resolved.path is None:
+        raise click.ClickException(resolved.note)
+    return resolved
+
+
+def engine_name(video: Path, resolved: ResolvedDetector, settings: Settings, *, wait: bool = False) -> str:
+    """``openvino fp32``, for example; with a reason where it is not what was wanted."""
+    from ml_backend.models.engines.calibration import Footage
+    from ml_backend.models.engines.choice import choose_engine
+
+    assert resolved.path
+    footage = Footage(video=str(video))
+    choice = choose_engine(resolved.path, resolved.sha256 or "", settings, wait=wait, footage=footage)
+    return f"{choice.name} ({choice.note})" if choice.note else choice.name
+
+
+def in_child(script: str, *arguments: object) -> dict[str, Any]:
+    """The last line, JSON, of a script in a process of its own."""
+    command = [sys.executable, script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise click.ClickException(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return last_json(done.stdout)
+
+
+def last_json(text: str) -> dict[str, Any]:
+    return dict(json.loads(text.strip().rsplit("\n", 1)[-1]))
+
+
+def numbers(_context: Any, _parameter: Any, text: str) -> list[int]:
+    """For click: ``1,5,20``, in order."""
+    try:
+        found = sorted({int(item) for item in text.split(",")})
+    except ValueError as error:
+        raise click.BadParameter("numbers with commas between them, such as 1,5,20") from error
+    if found[0] < 1:
+        raise click.BadParameter("numbers from 1 on")
+    return found
