@@ -6,7 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from itertools import groupby, pairwise
 from typing import Any, Literal, get_args
@@ -119,6 +119,17 @@ def begun_from(annotation: Annotation, predictions: Sequence[Prediction]) -> Pre
         if not (item.created_at and annotation.created_at) or item.created_at <= annotation.created_at
     ]
     return max(there, key=lambda item: (_moment(item.created_at), item.id), default=None)
+
+
+def was_written_over(annotation: Annotation, prediction: Prediction) -> bool:
+    """Whether a person may have begun before a prediction became what it is now: nobody knows what he saw then."""
+    if annotation.created_at is None or annotation.lead_s is None:
+        return False
+    if prediction.created_at is None or prediction.updated_at is None:
+        return False
+    begun = annotation.created_at - timedelta(seconds=annotation.lead_s)
+    # Label Studio sets both when it is made, a moment apart.
+    return prediction.updated_at - prediction.created_at > timedelta(seconds=1) and begun < prediction.updated_at
 
 
 def compare(predicted: Sequence[Any], annotated: Sequence[Any], width: float = 100, height: float = 100) -> Comparison:

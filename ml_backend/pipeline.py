@@ -195,7 +195,6 @@ def detect_tracks(
     """
     from ml_backend.ahead import ahead
     from ml_backend.observe import observe
-    from ml_backend.segments import plan_segments
     from ml_backend.tracking import TrackBuilder
 
     info = probe(path)
@@ -205,7 +204,8 @@ def detect_tracks(
         builder = TrackBuilder(info, timeline, settings, detector.names, motion=motion, on_track=on_track)
         started = time.perf_counter()
         stride = detection_stride(settings, resolved, info)
-        segments = plan_segments(info, stride, 0 if motion else settings.segment_s)
+        # The motion detector's background is that of all frames before.
+        segments = segments_of(path, info, stride, settings) if share and not motion else ()
         if share and len(segments) > 1:
             seen = share(info, segments, segment_look(path, info, detector, settings.batch, stride))
         else:
@@ -227,6 +227,14 @@ def _report(done: int, info: VideoInfo, progress: Progress | None, should_stop: 
         raise Interrupted(f"Stopped at frame {done} of {info.frames}.", "The job is taken up again.")
 
 
+def segments_of(path: Path | str, info: VideoInfo, stride: int, settings: Settings) -> tuple[Segment, ...]:
+    """The segments in which a video is observed."""
+    from ml_backend.segments import plan_segments
+    from ml_backend.video.reader import seek_cost
+
+    return plan_segments(info, stride, settings.segment_s, seek_cost(path))
+
+
 def segment_look(path: Path | str, info: VideoInfo, detector: Detector, batch: int, stride: int) -> Look:
     """What observes one segment of a video."""
     from ml_backend.observe import observe
@@ -234,8 +242,14 @@ def segment_look(path: Path | str, info: VideoInfo, detector: Detector, batch: i
     def look(segment: Segment) -> Iterator[Observation]:
         seen = observe(path, info, detector, batch=batch, stride=stride, start=segment.start, end=segment.end)
         with closing(seen):
-            # The first one belongs to the segment before, and does not know how the camera has moved.
-            yield from (o for o in seen if segment.number == 0 or o.index > segment.start)
+            try:
+                # The first one belongs to the segment before, and does not know how the camera has moved.
+                yield from (o for o in seen if segment.number == 0 or o.index > segment.start)
+            except VideoError as error:
+                if segment.number == 0:
+                    raise
+                # In one pass, too, a broken tail only ends it.
+                log.warning("Nothing can be seen from frame %d on: %s", segment.start, error)
 
     return look
 

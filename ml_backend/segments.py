@@ -33,14 +33,20 @@ class Segment:
     end: int | None
 
 
-def plan_segments(info: VideoInfo, stride: int, seconds: float) -> tuple[Segment, ...]:
+#: No segment has fewer: opening a file and seeking in it must be little beside the work.
+MIN_FRAMES = 64
+
+
+def plan_segments(info: VideoInfo, stride: int, seconds: float, seek_cost: float = 0.0) -> tuple[Segment, ...]:
     """Cut a video; what would be left over is added to the last segment.
 
     Args:
         stride: of the observation; segments begin at its multiples.
         seconds: of each segment; 0: a single one.
+        seek_cost: see :func:`ml_backend.video.reader.seek_cost`; a video where it is more than a segment is not cut.
     """
-    length = round(seconds * info.fps / stride) * stride
+    length = round(max(seconds * info.fps, MIN_FRAMES) / stride) * stride if seconds > 0 else 0
+    length = 0 if seek_cost > length else length
     count = max(1, info.frames // length) if length > 0 else 1
     return tuple(Segment(n, n * length, (n + 1) * length if n + 1 < count else None) for n in range(count))
 
@@ -89,7 +95,7 @@ def observe_together(
                 board.save(segment, kept)
                 break
             if should_stop():
-                raise Interrupted(f"Stopped at segment {segment.number} of {len(segments)}.")
+                raise Interrupted(f"Stopped at segment {segment.number} of {len(segments)}.", "It is taken up again.")
             later = next((other for other in segments[segment.number + 1 :] if board.claim(other, ahead=True)), None)
             if later is None:
                 board.wait()
@@ -99,15 +105,26 @@ def observe_together(
             yield from known
 
 
-def observe_some(segments: Sequence[Segment], board: SegmentBoard, look: Look, should_stop: Callable[[], bool]) -> int:
+def observe_some(
+    segments: Sequence[Segment],
+    board: SegmentBoard,
+    look: Look,
+    should_stop: Callable[[], bool],
+    is_needed_elsewhere: Callable[[], bool] = lambda: False,
+) -> int:
     """Help with what nobody is at, from the end: the one who tracks begins at the start. How many segments it were.
+
+    Args:
+        is_needed_elsewhere: asked after each segment.
 
     Raises:
         Interrupted: ``should_stop`` said so.
     """
     done = 0
     for segment in reversed(segments):
-        if not should_stop() and board.claim(segment, ahead=True):
+        if should_stop() or (done and is_needed_elsewhere()):
+            break
+        if board.claim(segment, ahead=True):
             board.save(segment, list(_until_stopped(look(segment), should_stop)))
             done += 1
     return done

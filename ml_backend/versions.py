@@ -61,7 +61,11 @@ def same_kind(version: str, other: str) -> bool:
     return same_detector and mine[1] == others[1] and mine[2].split("-")[0] == others[2].split("-")[0]
 
 
+def is_partial(version: str) -> bool:
+    """Whether a prediction shows only what was found when a part of its video had been seen."""
+    return version.endswith(PARTIAL)
+
+
 def is_outdated(version: str, other: str) -> bool:
-    """Whether a prediction of ``version`` takes the place of one of ``other``: of one kind, or a part of such a one."""
-    whole = other.removesuffix(PARTIAL)
-    return same_kind(version, whole) or (whole != other and whole == version)
+    """Whether a prediction of ``version`` takes the place of one of ``other``: of one kind, or of a part of a video."""
+    return is_partial(other) or same_kind(version, other)

@@ -16,7 +16,15 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ml_backend.corrections import KINDS, Comparison, Decision, begun_from, compare, regions_fingerprint
+from ml_backend.corrections import (
+    KINDS,
+    Comparison,
+    Decision,
+    begun_from,
+    compare,
+    regions_fingerprint,
+    was_written_over,
+)
 from ml_backend.corrections_store import Correction, CorrectionStore
 from ml_backend.label_studio.client import Annotation, Prediction
 from ml_backend.services import Services
@@ -46,6 +54,19 @@ def kinds(comparison: Comparison) -> dict[str, int]:
 
 
 # -- what is the same
+
+
+def test_what_was_written_over_is_told() -> None:
+    def begun(minutes_before: float | None, updated: datetime | None) -> bool:
+        lead = None if minutes_before is None else 60 * minutes_before
+        annotation = Annotation(9, 5, [], None, NOON, NOON, lead)
+        return was_written_over(annotation, Prediction(1, "v", [], NOON - timedelta(hours=1), updated))
+
+    assert begun(10, NOON - timedelta(minutes=5))
+    assert not begun(3, NOON - timedelta(minutes=5))
+    assert not begun(90, NOON - timedelta(hours=1) + timedelta(milliseconds=30))  # as it was made
+    assert not begun(None, NOON - timedelta(minutes=5))
+    assert not begun(10, None)
 
 
 def test_untouched_regions_are_accepted() -> None:

@@ -10,9 +10,11 @@ import pytest
 
 from ml_backend import observe as observing
 from ml_backend.observe import observe
+from ml_backend.pipeline import segment_look
+from ml_backend.segments import Segment, plan_segments
 from ml_backend.types import Detections, Frame, Image, Observation
 from ml_backend.video.probe import probe
-from ml_backend.video.reader import read_frames
+from ml_backend.video.reader import read_frames, seek_cost
 from tests.video.builders import make_video, read_number
 
 SIZE = (320, 240)
@@ -143,3 +145,39 @@ def test_what_is_asked_for_must_make_sense(video: Path) -> None:
     for how in ({"stride": 0}, {"batch": 0}, {"stride": 4, "start": 6}):
         with pytest.raises(ValueError, match="expected stride"):
             see(video, Scene(walker), **how)
+
+
+def test_segments_are_one_pass(video: Path) -> None:
+    info, scene = probe(video), Scene(walker)
+    whole = see(video, scene, stride=2)
+    look = segment_look(video, info, scene, 4, 2)
+    parts = [Segment(0, 0, 16), Segment(1, 16, 32), Segment(2, 32, None)]
+    together = [o for part in parts for o in look(part)]
+    assert [o.index for o in together] == [o.index for o in whole]
+    for one, other in zip(together, whole, strict=True):
+        np.testing.assert_array_equal(one.detections.xyxy, other.detections.xyxy)
+        np.testing.assert_array_equal(one.camera, other.camera)
+
+
+def test_a_broken_tail_only_ends_the_video(tmp_path: Path) -> None:
+    """As in one pass; also where whole segments lie in it."""
+    video = make_video(tmp_path / "v.mp4", frames=120, size=SIZE, fps=30, options={"g": "10"})
+    data = bytearray(video.read_bytes())
+    begin = data.index(b"mdat") + 4
+    end = data.index(b"moov") if data.find(b"moov") > begin else len(data)
+    half = begin + (end - begin) // 2
+    data[half : end - 8] = bytes(end - 8 - half)
+    video.write_bytes(data)
+    info, scene = probe(video), Scene(lambda n: [])
+    look = segment_look(video, info, scene, 4, 1)
+    seen = [o.index for part in plan_segments(info, 1, 0.5) for o in look(part)]
+    assert seen == [o.index for o in see(video, scene)]
+    assert 0 < len(seen) < 110
+
+
+def test_what_seeking_costs(tmp_path: Path) -> None:
+    assert seek_cost(make_video(tmp_path / "a.mp4", frames=60, size=SIZE, options={"g": "10"})) == 10
+    assert seek_cost(make_video(tmp_path / "b.mp4", frames=60, size=SIZE, options={"g": "300"})) == 60
+    assert seek_cost(make_video(tmp_path / "c.avi", frames=60, size=SIZE, codec="mjpeg", pix_fmt="yuvj420p")) == float(
+        "inf"
+    )

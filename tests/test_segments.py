@@ -39,6 +39,13 @@ def test_what_is_left_over_makes_no_segment_of_its_own() -> None:
     assert plan_segments(video(1000, 30), 4, 0) == (Segment(0, 0, None),)
 
 
+def test_segments_are_worth_it() -> None:
+    assert len(plan_segments(video(1000, 1 / 60), 1, 60)) == 1000 // 64  # a picture a minute
+    assert len(plan_segments(video(1000, 30), 4, 10, seek_cost=250)) == 3
+    for cost in (301, float("inf")):  # each would begin far before its first frame
+        assert plan_segments(video(1000, 30), 4, 10, seek_cost=cost) == (Segment(0, 0, None),)
+
+
 def observation(index: int, boxes: int, *, camera: bool = True, looks: bool = True) -> Observation:
     random = np.random.default_rng(index)
     detections = Detections(

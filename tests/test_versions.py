@@ -10,7 +10,7 @@ import pytest
 
 from ml_backend.models.weights import MOTION, ResolvedDetector
 from ml_backend.settings import Settings
-from ml_backend.versions import model_version, same_kind
+from ml_backend.versions import PARTIAL, is_outdated, is_partial, model_version, same_kind
 
 YOLO = ResolvedDetector("yolo", "yolo11n", Path("/w/yolo11n.pt"), "3f2a91c0" + "0" * 56)
 
@@ -81,3 +81,16 @@ def test_same_kind_differs_only_in_what_was_learned() -> None:
         "",
     ):
         assert not same_kind(version, other)
+
+
+def test_what_takes_the_place_of_what() -> None:
+    version = "yolo11n-3f2a91c0.tracktrack-9c1e.yolo_dinov2-1b2c3d4e.base"
+    learned = "yolo11n-3f2a91c0.tracktrack-9c1e.yolo_dinov2-5f6a7b8c.base"
+    foreign = "yolo11n-3f2a91c0.botsort-77aa.yolo.base"
+    assert is_outdated(version, learned)
+    assert not is_outdated(version, foreign)
+    assert not is_outdated(version, version)
+    for part in (version, learned, foreign):
+        assert is_partial(part + PARTIAL)
+        assert is_outdated(version, part + PARTIAL)
+        assert not is_partial(part)

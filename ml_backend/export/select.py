@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ml_backend.export.tasks import RawTask
+from ml_backend.versions import is_partial
 
 Predictions = Literal["none", "missing", "only"]
 
@@ -45,7 +46,7 @@ def submissions(
         all_annotators: give every annotation.
         model_version: of the prediction wanted; the newest where empty.
     """
-    predicted = [p for p in task["predictions"] if not model_version or str(p.get("model_version")) == model_version]
+    predicted = [p for p in task["predictions"] if _is_wanted(str(p.get("model_version") or ""), model_version)]
     submitted = [] if predictions == "only" else [a for a in task["annotations"] if not _cancelled(a)]
     if submitted:
         regions = {str(region.get("id")): region for p in task["predictions"] for region in _result(p)}
@@ -62,6 +63,11 @@ def submissions(
     newest = max(predicted, key=lambda p: (str(p.get("created_at") or p.get("updated_at") or ""), _id(p)))
     version = str(newest.get("model_version") or "")
     return [Submission(_result(newest), {}, version, True, valid_score(newest.get("score")))]
+
+
+def _is_wanted(version: str, wanted: str) -> bool:
+    """What was found in a part of a video is no answer to what is in it, unless somebody asks for just that."""
+    return version == wanted if wanted else not is_partial(version)
 
 
 def _cancelled(annotation: Mapping[str, Any]) -> bool:

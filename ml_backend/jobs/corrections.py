@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from datetime import datetime, timezone
 
-from ml_backend.corrections import begun_from, compare, regions_fingerprint
+from ml_backend.corrections import begun_from, compare, regions_fingerprint, was_written_over
 from ml_backend.corrections_store import Correction, CorrectionStore
 from ml_backend.errors import Interrupted
 from ml_backend.jobs.context import Context
 from ml_backend.label_studio.client import Annotation, NotFound, Task
+from ml_backend.versions import is_partial
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ def record_corrections(context: Context, project_id: int, task_id: int) -> None:
         if store.is_current(project_id, task_id, annotation.id, fingerprint, changed):
             return
         prediction = begun_from(annotation, context.client.list_predictions(task_id))
+        if prediction and (is_partial(prediction.model_version) or was_written_over(annotation, prediction)):
+            log.info("Task %s: it was begun from what has become more since; that is not compared.", task_id)
+            prediction = None
         comparison = compare(prediction.result if prediction else [], annotation.result)
         version = prediction.model_version if prediction else ""
         correction = Correction(annotation.id, version, comparison, fingerprint, submitted, changed)

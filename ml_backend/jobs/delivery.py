@@ -8,7 +8,7 @@ from typing import Any
 from ml_backend.errors import LabelStudioError
 from ml_backend.jobs.context import Context
 from ml_backend.label_studio.client import NotFound
-from ml_backend.versions import is_outdated, same_kind
+from ml_backend.versions import is_outdated, is_partial, same_kind
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +37,14 @@ def deliver(context: Context, key: str, prediction: dict[str, Any], task_ids: li
 
 def deliver_partial(context: Context, key: str, prediction: dict[str, Any]) -> None:
     """Show what was found so far in all tasks that wait for the rest, unless they have something whole."""
-    version = prediction["model_version"]
     for task_id in sorted(context.queue.targets(key)):
         with context.queue.delivery_lock(task_id):
             try:
                 task = context.client.get_task(task_id)
                 # People's work is not touched, and what is whole stays until something else is.
-                if task.annotations or task.prediction_versions - {version}:
+                if task.annotations or not all(map(is_partial, task.prediction_versions)):
                     continue
-                if not context.client.renew_prediction(task_id, prediction, lambda other: other == version):
+                if not context.client.renew_prediction(task_id, prediction, is_partial):
                     context.client.create_prediction(task_id, prediction)
             except NotFound:
                 continue
@@ -58,6 +57,9 @@ def deliver_one(context: Context, task_id: int, prediction: dict[str, Any]) -> N
         try:
             task = context.client.get_task(task_id)
             if version in task.prediction_versions:
+                # Label Studio may have asked for it itself, beside what was shown until then.
+                if not task.annotations and any(map(is_partial, task.prediction_versions)):
+                    context.client.renew_prediction(task_id, prediction, is_partial)
                 return
             if task.annotations and any(same_kind(version, other) for other in task.prediction_versions):
                 return  # somebody annotated it meanwhile: what was learned since is not for it

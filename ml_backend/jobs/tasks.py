@@ -21,7 +21,7 @@ from ml_backend.label_studio.client import NotFound, Task
 from ml_backend.label_studio.media import public_uri
 from ml_backend.patterns.store import video_key
 from ml_backend.projects import ProjectModels
-from ml_backend.versions import PARTIAL
+from ml_backend.versions import PARTIAL, is_partial
 
 if TYPE_CHECKING:
     from ml_backend.hybrid import Hybrid
@@ -163,7 +163,7 @@ def _predict_for(context: Context, key: str, task: Task) -> None:
     now = context.projects.models(task.project_id, pinned=models)
     present = _plan(context, task, label_config, now)
     if present.key != key:
-        if now.base != models.base and not task.prediction_versions:
+        if now.base != models.base and all(map(is_partial, task.prediction_versions)):
             # The project has another detector since. What took hours is shown until that one is through.
             deliver_one(context, task.id, prediction)
         # Something was learned meanwhile, and may be in it: it must not pass for what its version says.

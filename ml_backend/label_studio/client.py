@@ -156,7 +156,8 @@ class LabelStudioClient:
             parent = best.parent_prediction
             result = [_plain(item) for item in best.result or []]
             moments = _moment(best.created_at), _moment(best.updated_at)
-            return task, Annotation(int(best.id), task_id, result, int(parent) if parent else None, *moments)
+            lead = None if best.lead_time is None else float(best.lead_time)
+            return task, Annotation(int(best.id), task_id, result, int(parent) if parent else None, *moments, lead)
 
     def list_predictions(self, task_id: int) -> list[Prediction]:
         """The predictions of a task with their results; none where the task is gone."""
@@ -167,6 +168,7 @@ class LabelStudioClient:
                     str(item.model_version or ""),
                     [_plain(region) for region in item.result or []],
                     _moment(item.created_at),
+                    _moment(item.updated_at),
                 )
                 for item in self._sdk.predictions.list(task=task_id)
             ]

@@ -59,6 +59,7 @@ class Annotation:
         result: regions and other results, as in Label Studio's JSON.
         parent_prediction: id of the prediction that it was begun from, where Label Studio knows.
         created_at, updated_at: when it was submitted, and changed last; with time zone.
+        lead_s: seconds that it took, until it was submitted.
     """
 
     id: int
@@ -67,6 +68,7 @@ class Annotation:
     parent_prediction: int | None = None
     created_at: datetime | None = None
     updated_at: datetime | None = None
+    lead_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +79,4 @@ class Prediction:
     model_version: str
     result: list[dict[str, Any]]
     created_at: datetime | None = None
+    updated_at: datetime | None = None

@@ -37,7 +37,7 @@ class Artifacts:
             import fsspec  # 0.1 s, not needed to answer requests
 
             try:
-                self._fs, self._root = fsspec.core.url_to_fs(self._url)
+                self._fs, self._root = fsspec.core.url_to_fs(self._url, use_listings_cache=False)
             except (ImportError, ValueError, OSError) as error:
                 raise ConfigError(
                     f"ARTIFACTS_URL {self._url!r} cannot be used: {error}.",
@@ -177,12 +177,14 @@ class Artifacts:
         except Exception as error:
             raise StorageError(f"{self._url} does not answer: {error}.", "Check ARTIFACTS_URL.") from error
 
-    def remove(self, name: str) -> None:
-        """Remove a file that is of no use any more; one that is gone already, or cannot be removed, does no harm."""
+    def remove(self, name: str) -> bool:
+        """Remove a file that is of no use any more; one that is gone already does no harm. Whether it is gone."""
         fs = self._connect()
         try:
             fs.rm_file(f"{self._root}/{name}")
         except FileNotFoundError:
-            return
+            return True
         except Exception as error:  # noqa: BLE001 - every store raises its own
             log.warning("%s was not removed from %s: %s", name, self._url, error)
+            return False
+        return True

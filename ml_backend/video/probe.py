@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -57,6 +57,7 @@ class Scan:
         playback_s: length in seconds that a browser shows (``HTMLMediaElement.duration``): other than
             ``info.duration`` it counts from 0 and includes a longer sound track.
         note: what is wrong with a file that is usable nevertheless, else empty.
+        key_gap: most frames, in decoding order, from one key frame to the next.
     """
 
     info: VideoInfo
@@ -68,6 +69,7 @@ class Scan:
     audio_codec: str | None
     playback_s: float
     note: str
+    key_gap: int
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -122,7 +124,8 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
         origin = _origin(container, stream)
         expected = stream.frames
         rate = stream.average_rate or stream.guessed_rate
-        packets, hidden, broken = _packets(container, stream)
+        read = _packets(container, stream)
+        packets, hidden = read.shown, read.hidden
         count = len(packets)
         if count == 0:
             raise VideoError(f"{file.name} holds a video stream without frames.", _DAMAGED)
@@ -155,7 +158,7 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
                 fps, duration = float(standard), count / float(standard)
         times.setflags(write=False)
         note = ""
-        if broken or (count + hidden < expected and container.format.name.startswith("mov")):
+        if read.broken or (count + hidden < expected and container.format.name.startswith("mov")):
             total = f" of {expected - hidden}" if expected > count + hidden else ""
             note = f"{file.name} is damaged or cut off: {count}{total} frames can be used."
             logger.warning("%s %s", note, _DAMAGED)
@@ -175,7 +178,8 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
         )
         audio_codec = audio[0].codec_context.codec.canonical_name if audio and audio[0].codec_context else None
         playback = container.duration / av.time_base if container.duration else float(times[-1]) + last
-        return Scan(info, times, pts, tick, first.stored, container.format.name, audio_codec, playback, note)
+        stored, name = first.stored, container.format.name
+        return Scan(info, times, pts, tick, stored, name, audio_codec, playback, note, read.key_gap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,27 +260,43 @@ def _origin(container: Any, stream: Any) -> Fraction:
     return min(starts)
 
 
-def _packets(container: Any, stream: Any) -> tuple[list[tuple[Any, int]], int, bool]:
-    """``(pts, duration)`` of each packet that is shown, the number of those hidden, whether the file ends in damage.
+@dataclass(slots=True)
+class _Packets:
+    """What the packets tell.
 
-    An edit list hides packets that only serve to decode later ones: the decoder drops their pictures.
+    Attributes:
+        shown: ``(pts, duration)`` of each that is shown.
+        hidden: number of those that an edit list hides, as they only serve to decode later ones: the decoder drops
+            their pictures.
+        broken: whether the file ends in damage.
+        key_gap: most packets from one key frame to the next.
     """
-    found: list[tuple[Any, int]] = []
-    hidden = 0
+
+    shown: list[tuple[Any, int]] = field(default_factory=list)
+    hidden: int = 0
+    broken: bool = False
+    key_gap: int = 0
+
+
+def _packets(container: Any, stream: Any) -> _Packets:
+    found, since_key = _Packets(), 0
     try:
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue
             if packet.is_corrupt:
-                return found, hidden, True
+                found.broken = True
+                break
+            since_key = 1 if packet.is_keyframe else since_key + 1
+            found.key_gap = max(found.key_gap, since_key)
             if packet.is_discard:
-                hidden += 1
-                continue
-            found.append((packet.pts, packet.duration or 0))
+                found.hidden += 1
+            else:
+                found.shown.append((packet.pts, packet.duration or 0))
     except av.error.FFmpegError as error:
         logger.warning("%s cannot be read to its end: %s", Path(container.name).name, error)
-        return found, hidden, True
-    return found, hidden, False
+        found.broken = True
+    return found
 
 
 def _standard_rate(count: int, span: float, tick: float, stated: Fraction | None) -> Fraction | None:

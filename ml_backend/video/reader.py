@@ -72,6 +72,16 @@ def read_frames(
         logger.warning("%s: decoding ended after frame %d of %d", facts.info.path, following, facts.info.frames)
 
 
+def seek_cost(path: str | os.PathLike[str]) -> float:
+    """Frames that are decoded in vain, at most, before the first wanted one; infinite: all that come before it.
+
+    Raises:
+        VideoError: as :func:`~ml_backend.video.probe.probe`.
+    """
+    facts = scan(path)
+    return float(facts.key_gap) if _can_seek(facts) else float("inf")
+
+
 def read_at(path: str | os.PathLike[str], info: VideoInfo | None, indices: Sequence[int] | IntArray) -> Iterator[Frame]:
     """Decode single frames: what :func:`read_frames` gives at these indices, for less.
 
@@ -170,6 +180,10 @@ class _Landing:
     key: int
 
 
+def _can_seek(facts: Scan) -> bool:
+    return facts.pts is not None and not bool(np.any(np.diff(facts.pts) == 0))
+
+
 def _landing(container: Any, stream: Any, facts: Scan, target: int) -> _Landing | None:
     """The nearest key frame from which a frame can be decoded, or ``None``: only from the beginning.
 
@@ -177,7 +191,7 @@ def _landing(container: Any, stream: Any, facts: Scan, target: int) -> _Landing 
     after the target, whose picture would be broken or missing. Then it is looked for further back. Moves
     ``container``.
     """
-    if facts.pts is None or bool(np.any(np.diff(facts.pts) == 0)):
+    if facts.pts is None or not _can_seek(facts):
         return None  # frames without timestamps of their own can only be counted from the beginning
     first, wanted, back = int(facts.pts[0]), int(facts.pts[target]), 0
     while True:

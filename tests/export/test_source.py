@@ -197,6 +197,12 @@ def test_predictions_on_request(folder: Path) -> None:
     (item,) = only_video(export(folder, task, predictions="missing")).objects
     assert (item.source, item.confidence, item.original_class, item.annotator) == ("auto", 0.5, "person", "b")
     assert only_video(export(folder, task, predictions="only", model_version="a")).objects == ()
+    part = {**old, "id": 3, "model_version": "c.partial", "created_at": "2026-01-03"}
+    growing = make_task("clip.mp4", predictions=[part])  # what is found so far does not say what else there is
+    assert list(export(folder, growing, predictions="missing").videos()) == []
+    growing = make_task("clip.mp4", predictions=[part, new])
+    assert len(only_video(export(folder, growing, predictions="missing")).objects) == 1
+    assert only_video(export(folder, growing, predictions="only", model_version="c.partial")).objects == ()
     annotated = make_task("clip.mp4", make_annotation(), predictions=[new])
     assert only_video(export(folder, annotated, predictions="missing")).objects == ()
     assert len(only_video(export(folder, annotated, predictions="only")).objects) == 1

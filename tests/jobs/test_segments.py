@@ -6,15 +6,17 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ml_backend.jobs import segments as sharing
+from ml_backend.errors import Interrupted
+from ml_backend.jobs import segment_board
 from ml_backend.jobs.queue import JobQueue
-from ml_backend.jobs.segments import Board
+from ml_backend.jobs.segment_board import Board
 from ml_backend.segments import Segment, observe_some, observe_together, plan_segments
 from ml_backend.settings import Settings
 from ml_backend.training.artifacts import Artifacts
@@ -69,6 +71,13 @@ def kept(redis_settings: Settings) -> Path:
     return redis_settings.data_dir / "artifacts" / "segments" / KEY
 
 
+def lose_claims(settings: Settings) -> None:
+    """The leases of processes that died have run out."""
+    connection = JobQueue(settings).connection
+    for number in range(len(SEGMENTS)):
+        connection.delete(f"video:segments:{KEY}:{number}")
+
+
 def numbers(observations: Sequence[Observation]) -> list[int]:
     return [o.index for o in observations]
 
@@ -83,16 +92,12 @@ def test_alone(board: Boards, kept: Path) -> None:
     assert not alone.is_open
 
 
-def test_what_is_done_is_not_done_again(board: Boards) -> None:
+def test_what_is_done_is_not_done_again(board: Boards, redis_settings: Settings) -> None:
     first = observe_together(SEGMENTS, board(), Looking())
     for _ in range(50):  # ends in the middle of the third
         next(first)
     first.close()
-    one = board()
-    one.release_all()
-    sharing_dead = JobQueue(one._queue.settings).connection
-    for key in sharing_dead.keys("video:segments:*:2"):
-        sharing_dead.delete(key)  # its lease ran out
+    lose_claims(redis_settings)
     look = Looking()
     assert numbers(list(observe_together(SEGMENTS, board(), look))) == list(range(100))
     assert look.asked == [2, 3, 4]
@@ -110,7 +115,7 @@ def test_two_at_once_do_each_segment_once(board: Boards) -> None:
     main, helper = Looking(meet), Looking(meet)
     done: list[int] = []
     thread = threading.Thread(
-        target=lambda: done.append(observe_some(SEGMENTS, board(need=True), helper, lambda: False))
+        target=lambda: done.append(observe_some(SEGMENTS, board(helping=True), helper, lambda: False))
     )
     thread.start()
     seen = list(observe_together(SEGMENTS, board(), main))
@@ -122,7 +127,7 @@ def test_two_at_once_do_each_segment_once(board: Boards) -> None:
 
 
 def test_while_another_is_at_it_a_later_one_is_done(board: Boards) -> None:
-    other = board(need=True)
+    other = board(helping=True)
     assert other.claim(SEGMENTS[0])
     look = Looking()
     waited = threading.Event()
@@ -141,11 +146,71 @@ def test_while_another_is_at_it_a_later_one_is_done(board: Boards) -> None:
 
 
 def test_who_dies_is_not_waited_for_long(board: Boards, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "CLAIM_S", 1.0)
-    assert board(need=True).claim(SEGMENTS[0])  # and is never heard of again
+    monkeypatch.setattr(segment_board, "CLAIM_S", 1.0)
+    assert board(helping=True).claim(SEGMENTS[0])  # and is never heard of again
     look = Looking()
     assert numbers(list(observe_together(SEGMENTS, board(), look))) == list(range(100))
     assert sorted(look.asked) == [0, 1, 2, 3, 4]
+
+
+def test_who_lives_keeps_his_claims(board: Boards, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_board, "CLAIM_S", 1.0)
+    main, helper, third = board(), board(helping=True), board(helping=True)
+    with main.working(), helper.working():
+        assert helper.claim(SEGMENTS[0])
+        time.sleep(2.5)
+        assert not third.claim(SEGMENTS[0])
+        assert third.is_open
+    assert third.claim(SEGMENTS[0])  # free at once
+
+
+def test_nobody_frees_the_claim_of_another(board: Boards, redis_settings: Settings) -> None:
+    slow, other, third = board(helping=True), board(helping=True), board(helping=True)
+    with slow.working():
+        assert slow.claim(SEGMENTS[0])
+        lose_claims(redis_settings)  # it was away for too long
+        assert other.claim(SEGMENTS[0])
+    assert not third.claim(SEGMENTS[0])
+
+
+def test_what_is_there_but_cannot_be_read_is_observed_here(board: Boards, kept: Path) -> None:
+    (kept / "1.npz").mkdir(parents=True)
+    look = Looking()
+    assert numbers(list(observe_together(SEGMENTS, board(), look))) == list(range(100))
+    assert look.asked == [0, 1, 2, 3, 4]
+
+
+def test_cancelled_while_others_are_waited_for(board: Boards) -> None:
+    other = board(helping=True)
+    for segment in SEGMENTS:
+        assert other.claim(segment)
+    asked = iter([False, False, True])
+    with pytest.raises(Interrupted):
+        list(observe_together(SEGMENTS, board(), Looking(), lambda: next(asked)))
+
+
+def test_help_ends_where_something_else_is_to_be_done(board: Boards) -> None:
+    look = Looking()
+    assert observe_some(SEGMENTS, board(helping=True), look, lambda: False, lambda: True) == 1
+    assert look.asked == [4]
+
+
+def test_what_comes_too_late_is_not_left(board: Boards, kept: Path) -> None:
+    main, late = board(), board(helping=True)
+    assert late.claim(SEGMENTS[4])
+    main.close(len(SEGMENTS))
+    late.save(SEGMENTS[4], list(Looking()(SEGMENTS[4])))
+    assert list(kept.iterdir()) == []
+
+
+def test_what_is_left(board: Boards) -> None:
+    main, other = board(), board(helping=True)
+    assert other.is_left(range(5))
+    assert main.claim(SEGMENTS[0])
+    main.save(SEGMENTS[0], list(Looking()(SEGMENTS[0])))
+    assert main.claim(SEGMENTS[1])
+    assert not other.is_left([0, 1])
+    assert other.is_left([0, 1, 2])
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense"])
@@ -175,7 +240,7 @@ def test_where_nothing_can_be_kept(redis_settings: Settings, board: Boards, tmp_
 def test_old_ones_are_removed(board: Boards, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     list(observe_together(SEGMENTS, board(), Looking()))
     assert len(list(kept.iterdir())) == 5
-    monkeypatch.setattr(sharing, "KEPT_S", -1)
+    monkeypatch.setattr(segment_board, "KEPT_S", -1)
     board()
     assert list(kept.iterdir()) == []
 
@@ -287,3 +352,18 @@ def test_beside_an_annotation_that_was_begun_early_stays_what_it_was_begun_from(
     here.annotate(task)
     work(here)
     assert {p.model_version for p in here.predictions(task)} == {version, version + PARTIAL}
+
+
+def test_no_part_stays_beside_the_whole(
+    long_site: Callable[..., tuple[Site, int]], work: Callable[[Site], Any]
+) -> None:
+    """Of whatever version it is, and although Label Studio has asked for the whole itself."""
+    here, task = long_site()
+    version = here.serving.version(here.client.get_task(task).project_id)
+    here.sdk.predictions.create(task=task, result=[], model_version="other-1.tracktrack-2.yolo.base" + PARTIAL)
+    work(here)
+    assert [p.model_version for p in here.predictions(task)] == [version]
+    here.sdk.predictions.create(task=task, result=[], model_version=version + PARTIAL)
+    here.queue.request_prepare(here.client.get_task(task).project_id, task)
+    work(here)
+    assert {p.model_version for p in here.predictions(task)} == {version}
