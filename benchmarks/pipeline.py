@@ -134,10 +134,10 @@ def _lowest_iou(track: Any, shown: tuple[Any, Any, Any], timeline: Any) -> float
     return float(iou_pairs(xyxy[both], track.xyxy[at_safe[both]].astype(np.float64)).min())
 
 
-def complete(row: dict[str, Any], plain: dict[str, Any] | None = None) -> dict[str, Any]:
-    """With what follows from it; the plain loop's has none to be compared with."""
+def complete(row: dict[str, Any], first: dict[str, Any] | None = None) -> dict[str, Any]:
+    """With what follows from it; the first one has none to be compared with."""
     fps = row["frames"] / row["seconds"]
-    ratio = fps / plain["fps"] if plain else 1.0
+    ratio = fps / first["fps"] if first else 1.0
     cpu_ms = 1000 * row["cpu_s"] / row["frames"]
     return {**row, "fps": fps, "fps_ratio": round(ratio, 3), "cpu_ms_per_frame": round(cpu_ms, 1)}
 

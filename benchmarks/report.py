@@ -100,7 +100,8 @@ def run_part(part: Part, video: Path, weights: Path, quick: bool) -> dict[str, A
     command = [sys.executable, str(Path(__file__).with_name(part.script)), *(places.get(a, a) for a in arguments)]
     started, own, busy = time.perf_counter(), cpu_seconds(), _busy_seconds()
     lines: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as process:
         assert process.stdout
         for line in process.stdout:
             lines.append(line)

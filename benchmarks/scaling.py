@@ -19,7 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measuring import in_child, make_engine, numbers, own_place, repeat_video  # noqa: E402
-from benchmarks.pipeline import predict  # noqa: E402
+from benchmarks.pipeline import complete, predict  # noqa: E402
+
+
+def beside(row: dict[str, Any], first: dict[str, Any] | None) -> dict[str, Any]:
+    """With what follows from it, and how it compares with the shortest; ``None``: it is that itself."""
+    row = complete(row, first)
+    return {**row, "memory_ratio": round(row["peak_mb"] / (first or row)["peak_mb"], 3)}
 
 
 @click.command()
@@ -37,13 +43,8 @@ def main(video: Path, weights: Path, times: list[int], alone: bool) -> None:
         for count in times:
             long = folder / f"long{video.suffix}"
             repeat_video(video, long, count)
-            row = in_child(__file__, long, "--weights", weights, "--alone")
-            row["fps"] = round(row["frames"] / row["seconds"], 1)
-            row["cpu_ms_per_frame"] = round(1000 * row["cpu_s"] / row["frames"], 1)
-            rows[f"{count}x"] = row
-            first = next(iter(rows.values()))
-            row["memory_ratio"] = round(row["peak_mb"] / first["peak_mb"], 3)
-            row["fps_ratio"] = round(row["fps"] / first["fps"], 3)
+            found = in_child(__file__, long, "--weights", weights, "--alone")
+            rows[f"{count}x"] = row = beside(found, next(iter(rows.values()), None))
             print(
                 f"{count:4}x {row['frames']:8} frames {row['fps']:6.1f} frames/s ({row['fps_ratio']:.2f}x) "
                 f"{row['cpu_ms_per_frame']:6.1f} CPU ms/frame {row['tracks']:5} tracks  "

@@ -12,6 +12,7 @@ sharing add. Prints a table and, as the last line, JSON.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,6 @@ import sys
 import time
 import uuid
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ from benchmarks.measuring import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
-    from ml_backend.jobs.segments import Board
+    from ml_backend.jobs.segment_board import Board
     from ml_backend.segments import Look, Segment
     from ml_backend.settings import Settings
     from ml_backend.types import Observation, VideoInfo
@@ -51,12 +51,12 @@ READY = "ready"
 PATIENCE_S = 600.0
 
 
-def board_of(settings: Settings, key: str, *, need: bool = False) -> Board:
+def board_of(settings: Settings, key: str, *, helping: bool = False) -> Board:
     from ml_backend.jobs.queue import JobQueue
-    from ml_backend.jobs.segments import Board
+    from ml_backend.jobs.segment_board import Board
     from ml_backend.training.artifacts import Artifacts
 
-    return Board(JobQueue(settings), Artifacts(settings), key, need=need)
+    return Board(JobQueue(settings), Artifacts(settings), key, helping=helping)
 
 
 def track(video: Path, settings: Settings, key: str) -> dict[str, Any]:
@@ -73,15 +73,13 @@ def track(video: Path, settings: Settings, key: str) -> dict[str, Any]:
     def share(_info: VideoInfo, segments: Sequence[Segment], look: Look) -> Generator[Observation, None, None]:
         def watched(segment: Segment) -> Iterator[Observation]:
             for n, observation in enumerate(look(segment), 1):
-                board.tick(segment, n)
+                board.tell(segment, n)
                 yield observation
 
         cut[0] = len(segments)
         board.open(len(segments))
-        try:
+        with board.working():
             yield from observe_together(segments, board, watched)
-        finally:
-            board.release_all()
 
     with use_detector(resolved, settings, info) as detector:  # it stays loaded
         detector.detect([next(read_frames(video, info)).image])
@@ -111,14 +109,14 @@ def _plain(value: Any) -> Any:
 def lend_a_hand(video: Path, settings: Settings, key: str) -> dict[str, Any]:
     """As the job ``help_observe``, from when the video is begun."""
     from ml_backend.errors import Interrupted
-    from ml_backend.pipeline import detection_stride, segment_look, use_detector
-    from ml_backend.segments import observe_some, plan_segments
+    from ml_backend.pipeline import detection_stride, segment_look, segments_of, use_detector
+    from ml_backend.segments import observe_some
     from ml_backend.video.probe import probe
     from ml_backend.video.reader import read_frames
 
-    resolved, info, board = detector_of(settings), probe(video), board_of(settings, key, need=True)
+    resolved, info, board = detector_of(settings), probe(video), board_of(settings, key, helping=True)
     stride = detection_stride(settings, resolved, info)
-    segments = plan_segments(info, stride, settings.segment_s)
+    segments = segments_of(video, info, stride, settings)
     done: list[int] = []
     with use_detector(resolved, settings, info) as detector:
         detector.detect([next(read_frames(video, info)).image])
@@ -126,7 +124,7 @@ def lend_a_hand(video: Path, settings: Settings, key: str) -> dict[str, Any]:
 
         def watched(segment: Segment) -> Iterator[Observation]:
             for n, observation in enumerate(look(segment), 1):
-                if board.tick(segment, n) and not board.is_open:
+                if board.tell(segment, n) and not board.is_open:
                     raise Interrupted("The video is done.")
                 yield observation
             done.append(segment.number)
@@ -138,16 +136,13 @@ def lend_a_hand(video: Path, settings: Settings, key: str) -> dict[str, Any]:
                 raise click.ClickException("Nobody has begun.")
             time.sleep(0.05)
         before = cpu_seconds()
-        try:
+        # What it is at when the video is done was not needed; it counts all the same.
+        with contextlib.suppress(Interrupted), board.working():
             observe_some(segments, board, watched, lambda: False)
-        except Interrupted:  # what it was at was not needed any more; it counts all the same
-            pass
-        finally:
-            board.release_all()
     return {"cpu_s": cpu_seconds() - before, "peak_mb": peak_mb(), "segments": len(done)}
 
 
-@contextmanager
+@contextlib.contextmanager
 def helping(arguments: Sequence[object], log: Path) -> Iterator[subprocess.Popen[str]]:
     """A helper that waits for the video to be begun."""
     with log.open("w") as errors:
@@ -191,6 +186,8 @@ def main(video: Path, weights: Path, times: int, segment_s: float, role: str | N
             common = (long, "--weights", weights, "--segment-s", segment_s, "--role")
             rows["one process, one pass"] = in_child(__file__, *common, "track")
             rows["one process, segments"] = in_child(__file__, *common, "track", "--key", uuid.uuid4().hex)
+            if rows["one process, segments"]["segments"] < 2:  # nobody would be asked for help
+                raise click.ClickException("It is too short: repeat it more often, or take shorter segments than now.")
             key = uuid.uuid4().hex
             with helping((*common, "help", "--key", key), folder / "helper.log") as process:
                 row = in_child(__file__, *common, "track", "--key", key)
