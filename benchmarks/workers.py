@@ -120,7 +120,7 @@ def lend_a_hand(video: Path, settings: Settings, key: str) -> dict[str, Any]:
     done: list[int] = []
     with use_detector(resolved, settings, info) as detector:
         detector.detect([next(read_frames(video, info)).image])
-        look = segment_look(video, info, detector, settings.batch, stride)
+        look = segment_look(video, info, resolved, settings)
 
         def watched(segment: Segment) -> Iterator[Observation]:
             for n, observation in enumerate(look(segment), 1):

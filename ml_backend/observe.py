@@ -50,9 +50,14 @@ def observe(
     size = detector.working_size(info.width, info.height)
     frames = takewhile(lambda frame: frame.index <= last, read_frames(path, info, start=start, size=size))
     looking = _Looking(detector, (info.width, info.height), batch)
-    with closing(ahead(frames, batch)) as decoded:
-        for block in _groups(_intervals(decoded, stride), batch):
-            yield from looking.at(block)
+    filling = _Filling((info.width, info.height))
+    # As many frames as a group has are decoded while another is looked at, and a third one is filled in.
+    with (
+        closing(ahead(frames, batch * stride)) as decoded,
+        closing(ahead(map(looking.at, _groups(_intervals(decoded, stride), batch)), 1)) as looked,
+    ):
+        for group in looked:
+            yield from filling.filled(group)
 
 
 @dataclass(slots=True)
@@ -97,16 +102,29 @@ def _groups(intervals: Iterable[_Interval], size: int) -> Iterator[list[_Interva
         yield group
 
 
+@dataclass(slots=True)
+class _Looked:
+    """Frames in order, and what was found on those that were looked at.
+
+    Attributes:
+        found: by the frame's index.
+        explained: pairs by the index of the later frame, where those between it and the one looked at before need
+            not be looked at.
+    """
+
+    frames: list[Frame]
+    found: dict[int, Detections]
+    explained: dict[int, Pairs]
+
+
 class _Looking:
-    """Decides which frames are looked at, and fills in the others."""
+    """Decides which frames are looked at."""
 
     def __init__(self, detector: Detector, size: tuple[int, int], batch: int) -> None:
         self._detector, self._size, self._batch = detector, size, batch
-        self._observer = Observer()
         self._last: Detections | None = None  # of the last frame of the group before
-        self._before: Observation | None = None  # of the last frame that was looked at
 
-    def at(self, group: Sequence[_Interval]) -> Iterator[Observation]:
+    def at(self, group: Sequence[_Interval]) -> _Looked:
         found: dict[int, Detections] = {}
         left = group[0].left
         if left is not None and self._last is not None:
@@ -114,7 +132,7 @@ class _Looking:
         self._detect([interval.frames[-1] for interval in group], found)
         rest = [frame for interval in group if not interval.whole for frame in interval.frames[:-1]]
         self._detect(rest, found)
-        explained: dict[int, Pairs] = {}  # by the later frame
+        explained: dict[int, Pairs] = {}
         open_ = [(x.left, x.frames) for x in group if x.whole and x.left is not None and len(x.frames) > 1]
         while open_:
             unclear = []
@@ -128,7 +146,7 @@ class _Looking:
             self._detect([frames[-1] for _, frames in open_], found)
             open_ = [(a, frames) for a, frames in open_ if len(frames) > 1]
         self._last = found[group[-1].frames[-1].index]
-        yield from self._filled([frame for interval in group for frame in interval.frames], found, explained)
+        return _Looked([frame for interval in group for frame in interval.frames], found, explained)
 
     def _detect(self, frames: Sequence[Frame], found: dict[int, Detections]) -> None:
         wanted = [frame for frame in frames if frame.index not in found]
@@ -137,16 +155,23 @@ class _Looking:
             for frame, detections in zip(some, self._detector.detect([f.image for f in some]), strict=True):
                 found[frame.index] = _resized(detections, frame, self._size)
 
-    def _filled(
-        self, frames: Sequence[Frame], found: dict[int, Detections], explained: dict[int, Pairs]
-    ) -> Iterator[Observation]:
+
+class _Filling:
+    """Reads what a tracker needs from the frames that were looked at, and fills in the others."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._size = size
+        self._observer = Observer()
+        self._before: Observation | None = None  # of the last frame that was looked at
+
+    def filled(self, group: _Looked) -> Iterator[Observation]:
         skipped: list[int] = []
-        for frame in frames:
-            if frame.index not in found:
+        for frame in group.frames:
+            if frame.index not in group.found:
                 skipped.append(frame.index)
                 continue
-            now = self._observer.observe(frame.index, found[frame.index], frame.image, self._size)
-            before, matched = self._before, explained.get(frame.index)
+            now = self._observer.observe(frame.index, group.found[frame.index], frame.image, self._size)
+            before, matched = self._before, group.explained.get(frame.index)
             yield from _between(before, now, skipped, matched) if before and matched else [now]
             self._before = now
             skipped = []

@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from ml_backend.video.reader import read_frames
 
 if TYPE_CHECKING:
     from ml_backend.hybrid import Hybrid
-    from ml_backend.models.detector import Detector
+    from ml_backend.models.detector import Detector, YoloDetector
     from ml_backend.segments import Look, Segment
     from ml_backend.types import Observation
 
@@ -99,11 +99,12 @@ def use_detector(resolved: ResolvedDetector, settings: Settings, info: VideoInfo
         yield motion
         return
     with yolo_detector(resolved, settings, info.path) as detector:
+        detector.warm_up(info.width, info.height)
         yield detector
 
 
 @contextmanager
-def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | None = None) -> Iterator[Detector]:
+def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | None = None) -> Iterator[YoloDetector]:
     """As :func:`use_detector`, for the detector that is the same for all videos.
 
     Args:
@@ -200,17 +201,19 @@ def detect_tracks(
     info = probe(path)
     timeline = video_timeline(path, frame_rate)
     motion = resolved.kind == "motion"
-    with use_detector(resolved, settings, info) as detector:
+    stride = detection_stride(settings, resolved, info)
+    # The motion detector's background is that of all frames before.
+    segments = segments_of(path, info, stride, settings) if share and not motion else ()
+    with ExitStack() as stack:
+        detector = stack.enter_context(use_detector(resolved, settings, info))
         builder = TrackBuilder(info, timeline, settings, detector.names, motion=motion, on_track=on_track)
-        started = time.perf_counter()
-        stride = detection_stride(settings, resolved, info)
-        # The motion detector's background is that of all frames before.
-        segments = segments_of(path, info, stride, settings) if share and not motion else ()
         if share and len(segments) > 1:
-            seen = share(info, segments, segment_look(path, info, detector, settings.batch, stride))
+            stack.close()
+            seen = share(info, segments, segment_look(path, info, resolved, settings))
         else:
             seen = observe(path, info, detector, batch=settings.batch, stride=stride)
-        with closing(ahead(seen, 2 * settings.batch)) as observations:
+        started = time.perf_counter()
+        with closing(ahead(seen, 2 * settings.batch * stride)) as observations:
             for observation in observations:
                 builder.push(observation)
                 if builder.frames % settings.batch == 0 or observation.index == info.frames - 1:
@@ -235,16 +238,21 @@ def segments_of(path: Path | str, info: VideoInfo, stride: int, settings: Settin
     return plan_segments(info, stride, settings.segment_s, seek_cost(path))
 
 
-def segment_look(path: Path | str, info: VideoInfo, detector: Detector, batch: int, stride: int) -> Look:
-    """What observes one segment of a video."""
+def segment_look(path: Path | str, info: VideoInfo, resolved: ResolvedDetector, settings: Settings) -> Look:
+    """What observes one segment of a video, each with the fastest engine that is ready by then."""
     from ml_backend.observe import observe
 
+    stride = detection_stride(settings, resolved, info)
+
     def look(segment: Segment) -> Iterator[Observation]:
-        seen = observe(path, info, detector, batch=batch, stride=stride, start=segment.start, end=segment.end)
-        with closing(seen):
+        with use_detector(resolved, settings, info) as detector:
+            seen = observe(
+                path, info, detector, batch=settings.batch, stride=stride, start=segment.start, end=segment.end
+            )
             try:
-                # The first one belongs to the segment before, and does not know how the camera has moved.
-                yield from (o for o in seen if segment.number == 0 or o.index > segment.start)
+                with closing(seen):
+                    # The first one belongs to the segment before, and does not know how the camera has moved.
+                    yield from (o for o in seen if segment.number == 0 or o.index > segment.start)
             except VideoError as error:
                 if segment.number == 0:
                     raise

@@ -51,6 +51,9 @@ check_venv_module() {
         "Install it (Debian, Ubuntu: sudo apt install python$version-venv) and try again."
 }
 
+# Where this is set, as in many containers, each process would compile all that it imports anew: 12 s for torchvision.
+unset PYTHONDONTWRITEBYTECODE
+
 # Raised when the way in which locks are installed changes.
 RECIPE=2
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ml_backend import observe as observing
+from ml_backend import pipeline
+from ml_backend.models.weights import ResolvedDetector
 from ml_backend.observe import observe
-from ml_backend.pipeline import segment_look
-from ml_backend.segments import Segment, plan_segments
-from ml_backend.types import Detections, Frame, Image, Observation
+from ml_backend.segments import Look, Segment, plan_segments
+from ml_backend.settings import Settings
+from ml_backend.types import Detections, Frame, Image, Observation, VideoInfo
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames, seek_cost
 from tests.video.builders import make_video, read_number
@@ -147,10 +150,16 @@ def test_what_is_asked_for_must_make_sense(video: Path) -> None:
             see(video, Scene(walker), **how)
 
 
-def test_segments_are_one_pass(video: Path) -> None:
+def looking(monkeypatch: pytest.MonkeyPatch, video: Path, info: VideoInfo, scene: Scene, stride: int) -> Look:
+    monkeypatch.setattr(pipeline, "use_detector", lambda *_: nullcontext(scene))
+    settings = Settings(_env_file=None, stride=stride, batch=4)
+    return pipeline.segment_look(video, info, ResolvedDetector("yolo", "scene", None), settings)
+
+
+def test_segments_are_one_pass(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info, scene = probe(video), Scene(walker)
     whole = see(video, scene, stride=2)
-    look = segment_look(video, info, scene, 4, 2)
+    look = looking(monkeypatch, video, info, scene, stride=2)
     parts = [Segment(0, 0, 16), Segment(1, 16, 32), Segment(2, 32, None)]
     together = [o for part in parts for o in look(part)]
     assert [o.index for o in together] == [o.index for o in whole]
@@ -159,7 +168,7 @@ def test_segments_are_one_pass(video: Path) -> None:
         np.testing.assert_array_equal(one.camera, other.camera)
 
 
-def test_a_broken_tail_only_ends_the_video(tmp_path: Path) -> None:
+def test_a_broken_tail_only_ends_the_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in one pass; also where whole segments lie in it."""
     video = make_video(tmp_path / "v.mp4", frames=120, size=SIZE, fps=30, options={"g": "10"})
     data = bytearray(video.read_bytes())
@@ -169,7 +178,7 @@ def test_a_broken_tail_only_ends_the_video(tmp_path: Path) -> None:
     data[half : end - 8] = bytes(end - 8 - half)
     video.write_bytes(data)
     info, scene = probe(video), Scene(lambda n: [])
-    look = segment_look(video, info, scene, 4, 1)
+    look = looking(monkeypatch, video, info, scene, stride=1)
     seen = [o.index for part in plan_segments(info, 1, 0.5) for o in look(part)]
     assert seen == [o.index for o in see(video, scene)]
     assert 0 < len(seen) < 110

@@ -59,11 +59,13 @@ class Preview:
     """
 
     def __init__(self, after_s: float, show: Callable[[TrackSet], None]) -> None:
-        self._started = time.monotonic()
+        self._started: float | None = None
         self._after = after_s if after_s > 0 else math.inf
         self._show = show
 
     def __call__(self, so_far: Callable[[], TrackSet]) -> None:
+        # Fetching the video and loading the model show nothing.
+        self._started = self._started or time.monotonic()
         worked = time.monotonic() - self._started
         if worked < self._after:
             return

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: A claim whose holder is silent for so long is free again.
-CLAIM_S = 60.0
 #: Pause of who waits for others.
 WAIT_S = 0.5
 #: After Redis did not answer, what can do without it does not ask for so long.
@@ -40,10 +38,20 @@ class Board:
     Args:
         key: names the video under its detector and settings.
         helping: somebody else tracks. Where Redis or the artifacts are away this raises; who tracks works on alone.
+        claim_s: a claim whose holder is silent for so long is free again; by default twice a job's lease.
     """
 
-    def __init__(self, queue: JobQueue, artifacts: Artifacts, key: str, *, helping: bool = False) -> None:
+    def __init__(
+        self,
+        queue: JobQueue,
+        artifacts: Artifacts,
+        key: str,
+        *,
+        helping: bool = False,
+        claim_s: float | None = None,
+    ) -> None:
         self._queue, self._artifacts, self._key, self._helping = queue, artifacts, key, helping
+        self._claim_s = claim_s or 2.0 * queue.settings.job_lease_s
         self._me = uuid.uuid4().hex
         self._claimed: set[int] = set()
         self._done: set[int] = set()
@@ -92,7 +100,7 @@ class Board:
                 self._release(number)
 
     def _keep(self, over: threading.Event) -> None:
-        while not over.wait(CLAIM_S / 6):
+        while not over.wait(self._claim_s / 6):
             try:
                 self._renew()
             except QueueUnavailable as error:  # it may come back before the claims run out
@@ -102,9 +110,9 @@ class Board:
         def ask(redis: Any) -> None:
             with redis.pipeline(transaction=False) as pipeline:
                 for number in sorted(self._claimed):
-                    pipeline.eval(_RENEW, 1, self._claim_key(number), self._me, int(1000 * CLAIM_S))
+                    pipeline.eval(_RENEW, 1, self._claim_key(number), self._me, int(1000 * self._claim_s))
                 if not self._helping:
-                    pipeline.set(self._open_key, 1, px=int(2000 * CLAIM_S))
+                    pipeline.set(self._open_key, 1, px=int(2000 * self._claim_s))
                 pipeline.execute()
 
         self._try(ask)
@@ -143,7 +151,7 @@ class Board:
         try:
             with self._queue.guard():
                 taken = bool(
-                    self._queue.connection.set(self._claim_key(number), self._me, nx=True, px=int(1000 * CLAIM_S))
+                    self._queue.connection.set(self._claim_key(number), self._me, nx=True, px=int(1000 * self._claim_s))
                 )
         except QueueUnavailable:
             if self._helping:

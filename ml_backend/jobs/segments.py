@@ -101,7 +101,7 @@ def help_observe(context: Context, project_id: int, task_id: int, number: int, k
     """Observe segments of a video that another worker tracks, until none is left or something else is waiting."""
     from ml_backend.jobs.tasks import plan_of
     from ml_backend.label_studio.client import NotFound
-    from ml_backend.pipeline import detection_stride, segment_look, segments_of, use_detector
+    from ml_backend.pipeline import detection_stride, segment_look, segments_of
     from ml_backend.video.probe import probe
 
     board = Board(context.queue, context.projects.artifacts, key, helping=True)
@@ -116,29 +116,27 @@ def help_observe(context: Context, project_id: int, task_id: int, number: int, k
     part, settings, stopper = plan.parts[number], context.settings, context.stopper()
     with context.media.open(part.uri, task_id) as path:
         info = probe(path)
-        stride = detection_stride(settings, models.detector, info)
-        segments = segments_of(path, info, stride, settings)
+        segments = segments_of(path, info, detection_stride(settings, models.detector, info), settings)
         if segments_key(project_id, part.uri, models.base, info, segments) != key:
             log.info("Task %s: the request for help is outdated.", task_id)
             return
-        with use_detector(models.detector, settings, info) as detector:
-            look = segment_look(path, info, detector, settings.batch, stride)
-            gone: list[int] = []
+        look = segment_look(path, info, models.detector, settings)
+        gone: list[int] = []
 
-            def watched(segment: Segment) -> Iterator[Observation]:
-                for n, observation in enumerate(look(segment), 1):
-                    if board.tell(segment, n) and not board.is_open:
-                        gone.append(segment.number)
-                        raise Interrupted("The video is done, or not wanted any more.")
-                    yield observation
+        def watched(segment: Segment) -> Iterator[Observation]:
+            for n, observation in enumerate(look(segment), 1):
+                if board.tell(segment, n) and not board.is_open:
+                    gone.append(segment.number)
+                    raise Interrupted("The video is done, or not wanted any more.")
+                yield observation
 
-            done = 0
-            try:
-                with board.working():
-                    done = observe_some(segments, board, watched, stopper, lambda: _something_waits(context))
-            except Interrupted:
-                if not gone:
-                    raise
+        done = 0
+        try:
+            with board.working():
+                done = observe_some(segments, board, watched, stopper, lambda: _something_waits(context))
+        except Interrupted:
+            if not gone:
+                raise
     log.info("Task %s: helped with %d of %d segments.", task_id, done, len(segments))
 
 

@@ -81,6 +81,7 @@ class YoloDetector(FitsMemory):
         self._half = settings.precision != "fp32"
         self._export = export
         self._note = note
+        self._warm: set[tuple[int, int]] = set()
         on_cpu = export is not None and export.engine == "openvino"
         self._placed(_select_device("cpu" if on_cpu else settings.device), self._move)
         self.names: dict[int, str] = self._engine.names
@@ -100,6 +101,13 @@ class YoloDetector(FitsMemory):
         input_height, input_width = self._input_size()
         scale = min(input_height / height, input_width / width, 1.0)
         return scaled_size(width, height, scale)
+
+    def warm_up(self, width: int, height: int) -> None:
+        """Do for videos of this size, once, what engines and libraries put off until the first picture."""
+        size = self.working_size(width, height)
+        if size not in self._warm:
+            self.detect([np.zeros((size[1], size[0], 3), np.uint8)])
+            self._warm.add(size)
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """Detect objects.

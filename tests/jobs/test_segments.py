@@ -17,7 +17,7 @@ from ml_backend.errors import Interrupted
 from ml_backend.jobs import segment_board
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.segment_board import Board
-from ml_backend.segments import Segment, observe_some, observe_together, plan_segments
+from ml_backend.segments import Segment, observe_some, observe_together
 from ml_backend.settings import Settings
 from ml_backend.training.artifacts import Artifacts
 from ml_backend.types import Observation
@@ -26,12 +26,12 @@ from ml_backend.video.probe import probe
 from tests.builders import make_clip, make_tiny_yolo, wait_for, worker_process
 from tests.jobs.conftest import Site
 from tests.jobs.test_worker import frames_done, repeat_clip
-from tests.test_segments import observation, video
+from tests.test_segments import observation
 
 KEY = "k" * 40
 #: The random network sees something in each cell of its grid.
 FEW_BOXES = {"detector": "yolo", "imgsz": 96}
-SEGMENTS = plan_segments(video(100, 10), 1, 2)  # of 20 frames each
+SEGMENTS = tuple(Segment(n, 20 * n, 20 * n + 20 if n < 4 else None) for n in range(5))
 Boards = Callable[..., Board]
 
 
@@ -145,17 +145,15 @@ def test_while_another_is_at_it_a_later_one_is_done(board: Boards) -> None:
     assert look.asked == [1, 2, 3, 4]
 
 
-def test_who_dies_is_not_waited_for_long(board: Boards, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment_board, "CLAIM_S", 1.0)
-    assert board(helping=True).claim(SEGMENTS[0])  # and is never heard of again
+def test_who_dies_is_not_waited_for_long(board: Boards) -> None:
+    assert board(helping=True, claim_s=1.0).claim(SEGMENTS[0])  # and is never heard of again
     look = Looking()
     assert numbers(list(observe_together(SEGMENTS, board(), look))) == list(range(100))
     assert sorted(look.asked) == [0, 1, 2, 3, 4]
 
 
-def test_who_lives_keeps_his_claims(board: Boards, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment_board, "CLAIM_S", 1.0)
-    main, helper, third = board(), board(helping=True), board(helping=True)
+def test_who_lives_keeps_his_claims(board: Boards) -> None:
+    main, helper, third = (board(helping=helping, claim_s=1.0) for helping in (False, True, True))
     with main.working(), helper.working():
         assert helper.claim(SEGMENTS[0])
         time.sleep(2.5)
