@@ -19,8 +19,9 @@ from ml_backend.types import IntArray
 #: Steps of the reweighted least squares that looks for boxes within the bound.
 _FIT_STEPS = 12
 
-#: How far the worst frame may be off after each step, as a share of what it may be, for more steps to be worth it. Fits
-#: that came within the bound were 1.4, 1.2, 1.1 and then 1.05 at most before (street scene); thirty times as many do not.
+#: How far the worst frame may be off after each step, as a share of what it may be, for more steps to be worth it. Of
+#: the tracks of a street scene, fits that came within the bound were 1.4, 1.2, 1.1 and then 1.05 at most before. Most
+#: fits never do.
 _WORTH = (2.0, 1.5, 1.25, 1.25, 1.1)
 
 #: Above so many keyframes one round of taking some away is enough: further ones find little.
