@@ -162,7 +162,7 @@ def test_asked_to_stop(clip: Path, settings: Callable[..., Settings]) -> None:
 
 
 def test_memory_does_not_hold_the_video(tmp_path: Path, settings: Callable[..., Settings]) -> None:
-    """No more frames are alive at a time than a batch that is looked at, one before, and what is read ahead."""
+    """No more frames are alive than are read ahead, collected, looked at, waiting and filled in: a batch each."""
     import gc
 
     from ml_backend.types import Frame
@@ -175,7 +175,7 @@ def test_memory_does_not_hold_the_video(tmp_path: Path, settings: Callable[..., 
         most = max(most, sum(isinstance(item, Frame) for item in gc.get_objects()))
 
     predict_video(clip, control("thing"), 20, settings(detector="motion"), progress=progress)
-    assert 0 < most <= 4 * 8
+    assert 0 < most <= 6 * 8
 
 
 def test_unusable_videos(tmp_path: Path, settings: Callable[..., Settings]) -> None:
