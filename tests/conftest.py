@@ -20,6 +20,7 @@ from ml_backend.local.guardian import MARK, start_guardian
 from ml_backend.local.preflight import free_port
 from ml_backend.local.processes import LabelStudioServer, RedisServer
 from ml_backend.local.stack import LABEL_STUDIO_TIMEOUT, Stack, StackOptions
+from ml_backend.models.pool import current_pool
 from ml_backend.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +41,14 @@ def _bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         patch.setenv("YOLO_CONFIG_DIR", str(home / "ultralytics"))
         patch.setenv("MPLCONFIGDIR", str(home / "matplotlib"))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _models_of_one_file() -> Iterator[None]:
+    """No file of tests finds models loaded that another has left: equal weights share one, whatever runs it."""
+    yield
+    if (pool := current_pool()) is not None:
+        pool.optimize()
 
 
 @pytest.fixture(scope="session")

@@ -139,7 +139,8 @@ def quantise(exact: Export, pixels: Sequence[np.ndarray[Any, Any]]) -> openvino.
     import nncf
     import openvino
 
-    nncf.set_log_level(logging.ERROR)
+    # Not by nncf.set_log_level: it also sets the level of handlers, whoever they belong to.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     model = openvino.Core().read_model(exact.folder / MODEL_FILE)
     operations = [(op.get_friendly_name(), op.get_type_name()) for op in model.get_ordered_ops()]
     sigmoids = [name for name, kind in operations if kind == "Sigmoid"]  # the last one is the head's
