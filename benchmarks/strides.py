@@ -41,7 +41,7 @@ class Remembering:
     """A detector that looks at each picture once. Counts what it is asked for."""
 
     def __init__(self, detector: Detector) -> None:
-        self._detector, self.names = detector, detector.names
+        self._detector, self.names, self.at_once = detector, detector.names, 1
         self._found: dict[bytes, Detections] = {}
         self.asked = 0
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _WAIT_S = 0.1  # between two looks whether anybody still wants what waits to be handed over
 
@@ -60,6 +63,28 @@ def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
     finally:
         stop.set()
         thread.join()
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], at_once: int) -> Generator[R, None, None]:
+    """``map``, with so many calls at once, each in a thread of its own if there are several. Close it, or exhaust it.
+
+    Args:
+        at_once: also the most results that exist and have not been taken.
+    """
+    if at_once < 2:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(at_once, thread_name_prefix="in_order") as threads:
+        try:
+            for item in items:
+                waiting.append(threads.submit(function, item))
+                if len(waiting) == at_once:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 class _End(Exception):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import takewhile
 
 import numpy as np
 
-from ml_backend.ahead import ahead
-from ml_backend.models.between import Pairs, between, pairs
+from ml_backend.ahead import ahead, in_order
+from ml_backend.looking import Looked, Looking, groups, intervals
+from ml_backend.models.between import Pairs, between
 from ml_backend.models.detector import Detector
 from ml_backend.models.observer import Observer
-from ml_backend.types import Affine, Detections, Frame, Observation, VideoInfo
+from ml_backend.types import Affine, Observation, VideoInfo
 from ml_backend.video.reader import read_frames
 
 
@@ -49,111 +49,16 @@ def observe(
     last = info.frames - 1 if end is None else end
     size = detector.working_size(info.width, info.height)
     frames = takewhile(lambda frame: frame.index <= last, read_frames(path, info, start=start, size=size))
-    looking = _Looking(detector, (info.width, info.height), batch)
+    looking = Looking(detector, (info.width, info.height), batch)
     filling = _Filling((info.width, info.height))
-    # As many frames as a group has are decoded while another is looked at, and a third one is filled in.
+    # One group of frames is decoded while others are glanced at, one is looked at closely, and one is filled in.
     with (
         closing(ahead(frames, batch * stride)) as decoded,
-        closing(ahead(map(looking.at, _groups(_intervals(decoded, stride), batch)), 1)) as looked,
+        closing(in_order(looking.glance, groups(intervals(decoded, stride), batch), detector.at_once)) as glances,
+        closing(ahead(map(looking.closely, glances), 1)) as looked,
     ):
         for group in looked:
             yield from filling.filled(group)
-
-
-@dataclass(slots=True)
-class _Interval:
-    """Frames after the one before; the last of them is looked at.
-
-    Attributes:
-        left: the frame before; ``None`` where the video, or the stretch, begins.
-        whole: no frame is missing, and it is as long as it may be: the others need not be looked at.
-    """
-
-    left: Frame | None
-    frames: list[Frame]
-    whole: bool
-
-
-def _intervals(frames: Iterable[Frame], stride: int) -> Iterator[_Interval]:
-    left: Frame | None = None
-    collected: list[Frame] = []
-    for frame in frames:
-        collected.append(frame)
-        if frame.index % stride == 0:
-            yield _interval(left, collected)
-            left, collected = frame, []
-    if collected:
-        yield _interval(left, collected)
-
-
-def _interval(left: Frame | None, frames: list[Frame]) -> _Interval:
-    complete = left is not None and frames[-1].index - left.index == len(frames)
-    return _Interval(left, frames, complete)
-
-
-def _groups(intervals: Iterable[_Interval], size: int) -> Iterator[list[_Interval]]:
-    group: list[_Interval] = []
-    for interval in intervals:
-        group.append(interval)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-@dataclass(slots=True)
-class _Looked:
-    """Frames in order, and what was found on those that were looked at.
-
-    Attributes:
-        found: by the frame's index.
-        explained: pairs by the index of the later frame, where those between it and the one looked at before need
-            not be looked at.
-    """
-
-    frames: list[Frame]
-    found: dict[int, Detections]
-    explained: dict[int, Pairs]
-
-
-class _Looking:
-    """Decides which frames are looked at."""
-
-    def __init__(self, detector: Detector, size: tuple[int, int], batch: int) -> None:
-        self._detector, self._size, self._batch = detector, size, batch
-        self._last: Detections | None = None  # of the last frame of the group before
-
-    def at(self, group: Sequence[_Interval]) -> _Looked:
-        found: dict[int, Detections] = {}
-        left = group[0].left
-        if left is not None and self._last is not None:
-            found[left.index] = self._last
-        self._detect([interval.frames[-1] for interval in group], found)
-        rest = [frame for interval in group if not interval.whole for frame in interval.frames[:-1]]
-        self._detect(rest, found)
-        explained: dict[int, Pairs] = {}
-        open_ = [(x.left, x.frames) for x in group if x.whole and x.left is not None and len(x.frames) > 1]
-        while open_:
-            unclear = []
-            for a, frames in open_:
-                matched = pairs(found[a.index], found[frames[-1].index])
-                if matched is None:
-                    unclear.append((a, frames))
-                else:
-                    explained[frames[-1].index] = matched
-            open_ = [halves for a, frames in unclear for halves in _halved(a, frames)]
-            self._detect([frames[-1] for _, frames in open_], found)
-            open_ = [(a, frames) for a, frames in open_ if len(frames) > 1]
-        self._last = found[group[-1].frames[-1].index]
-        return _Looked([frame for interval in group for frame in interval.frames], found, explained)
-
-    def _detect(self, frames: Sequence[Frame], found: dict[int, Detections]) -> None:
-        wanted = [frame for frame in frames if frame.index not in found]
-        for n in range(0, len(wanted), self._batch):
-            some = wanted[n : n + self._batch]
-            for frame, detections in zip(some, self._detector.detect([f.image for f in some]), strict=True):
-                found[frame.index] = _resized(detections, frame, self._size)
 
 
 class _Filling:
@@ -164,24 +69,17 @@ class _Filling:
         self._observer = Observer()
         self._before: Observation | None = None  # of the last frame that was looked at
 
-    def filled(self, group: _Looked) -> Iterator[Observation]:
+    def filled(self, group: Looked) -> Iterator[Observation]:
         skipped: list[int] = []
-        for frame in group.frames:
-            if frame.index not in group.found:
-                skipped.append(frame.index)
+        for index, seen in group.frames:
+            if seen is None:
+                skipped.append(index)
                 continue
-            now = self._observer.observe(frame.index, group.found[frame.index], frame.image, self._size)
-            before, matched = self._before, group.explained.get(frame.index)
+            now = self._observer.observe(index, seen.detections, seen.picture, self._size)
+            before, matched = self._before, group.explained.get(index)
             yield from _between(before, now, skipped, matched) if before and matched else [now]
             self._before = now
             skipped = []
-
-
-def _halved(left: Frame, frames: list[Frame]) -> Iterator[tuple[Frame, list[Frame]]]:
-    middle = len(frames) // 2
-    yield left, frames[:middle]
-    if len(frames) - middle > 1:
-        yield frames[middle - 1], frames[middle:]
 
 
 def _between(before: Observation, now: Observation, skipped: Sequence[int], matched: Pairs) -> Iterator[Observation]:
@@ -198,10 +96,3 @@ def _part(camera: Affine, share: float) -> Affine:
     """A share of a motion. Linear, which is exact enough for the few degrees and per cent of a fraction of a second."""
     still = np.eye(2, 3)
     return np.asarray(still + (camera - still) * share, np.float64)
-
-
-def _resized(detections: Detections, frame: Frame, size: tuple[int, int]) -> Detections:
-    """From pixels of the picture to those of the displayed video."""
-    height, width = frame.image.shape[:2]
-    factor = np.array([size[0] / width, size[1] / height] * 2, np.float32)
-    return Detections(detections.xyxy * factor, detections.conf, detections.class_id)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from ml_backend.ahead import ahead
+from ml_backend.ahead import ahead, in_order
 
 
 def test_the_same_items_made_in_another_thread() -> None:
@@ -72,3 +73,54 @@ def test_closed_early_it_lets_go_of_everything() -> None:
 def test_nothing_ahead_is_nothing() -> None:
     with pytest.raises(ValueError, match="most >= 1"):
         next(ahead([1], 0))
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_results_come_in_order_however_long_each_takes(at_once: int) -> None:
+    running, most = threading.Semaphore(at_once), []
+
+    def work(n: int) -> int:
+        most.append(running.acquire(blocking=False))
+        time.sleep(0.002 * (n % 3))
+        running.release()
+        return n * n
+
+    assert list(in_order(work, range(30), at_once)) == [n * n for n in range(30)]
+    assert all(most)  # no more at once than was said
+    assert list(in_order(work, [], at_once)) == []
+
+
+def test_several_are_made_at_once() -> None:
+    together = threading.Barrier(2, timeout=10)
+    assert list(in_order(lambda n: together.wait() >= 0 and n, [3, 1, 2, 5], 2)) == [3, 1, 2, 5]
+
+
+def test_no_more_results_wait_than_are_made_at_once() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for n in range(10):
+            taken.append(n)
+            yield n
+
+    found = in_order(lambda n: n, items(), 2)
+    assert [next(found), next(found)] == [0, 1]
+    assert taken == [0, 1, 2]
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_what_one_of_several_raises_comes_in_its_turn(at_once: int) -> None:
+    found = in_order(lambda n: 1 // n, [1, 1, 0, 1], at_once)
+    assert [next(found), next(found)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(found)
+
+
+def test_closed_early_nothing_more_is_begun() -> None:
+    begun: list[int] = []
+    before = threading.active_count()
+    found = in_order(lambda n: begun.append(n) or n, range(1000), 2)
+    next(found)
+    found.close()
+    assert len(begun) <= 3
+    assert threading.active_count() == before

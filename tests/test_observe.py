@@ -26,6 +26,8 @@ SIZE = (320, 240)
 class Scene:
     """Finds, in a video with painted numbers, what a function says of each."""
 
+    at_once = 1
+
     def __init__(self, boxes: Callable[[int], list[list[float]]], size: tuple[int, int] = SIZE) -> None:
         self.names = {0: "thing"}
         self._boxes, self._size = boxes, size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,9 +39,11 @@ class Detector(Protocol):
 
     Attributes:
         names: class name by class id.
+        at_once: calls that are worth making at the same time, from as many threads; 1: one after the other.
     """
 
     names: dict[int, str]
+    at_once: int
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """Detections of each image; one entry per image, in their order."""
@@ -82,8 +85,10 @@ class YoloDetector(FitsMemory):
         self._export = export
         self._note = note
         self._warm: set[tuple[int, int]] = set()
+        self._replacing = threading.Lock()
         on_cpu = export is not None and export.engine == "openvino"
         self._placed(_select_device("cpu" if on_cpu else settings.device), self._move)
+        self.at_once = self._engine.at_once
         self.names: dict[int, str] = self._engine.names
 
     @property
@@ -166,21 +171,24 @@ class YoloDetector(FitsMemory):
 
     def _detect_from(self, images: Sequence[Image], start: int, limit: int) -> list[Detections]:
         batch = _same_shape(images, start, limit)
+        engine = self._engine
         try:
-            return self._detect_batch(batch)
+            return self._detect_batch(engine, batch)
         except RUNTIME_FAULTS as error:
-            if self._export is None or is_out_of_memory(error):
-                raise
-            self._give_up_export(self._export, error)
-        self._move(self._device)
-        return self._detect_batch(batch[: self._batch])
+            with self._replacing:
+                if self._engine is engine:  # else another thread has met the same, and replaced it
+                    if self._export is None or is_out_of_memory(error):
+                        raise
+                    self._give_up_export(self._export, error)
+                    self._move(self._device)
+        return self._detect_batch(self._engine, batch[: self._batch])
 
-    def _detect_batch(self, images: Sequence[Image]) -> list[Detections]:
+    def _detect_batch(self, engine: Engine, images: Sequence[Image]) -> list[Detections]:
         import torch
         import torchvision  # noqa: F401 - once imported, ultralytics' NMS uses its faster kernel
         from ultralytics.utils import nms, ops
 
-        engine, pixels = self._engine, self.pixels(images)
+        pixels = self.pixels(images)
         raw = engine.infer(pixels)
         with torch.inference_mode():
             boxes = nms.non_max_suppression(raw, self._conf, NMS_IOU, max_det=MAX_DETECTIONS, end2end=engine.end2end)

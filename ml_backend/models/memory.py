@@ -120,6 +120,7 @@ class FitsMemory:
     _batch: int
     _device: torch.device
     _items = "items"  # of which a batch consists, in words
+    at_once: int = 1  # calls; must not change after the first
 
     @property
     def device(self) -> str:
@@ -145,7 +146,7 @@ class FitsMemory:
     def _fitting(self, call: Callable[[int], T]) -> T:
         """Call with the largest batch that fits.
 
-        Threads that share the network take turns: two calls at once would need twice the memory.
+        Threads that share the network take turns, ``at_once`` of them: each needs memory of its own.
 
         Args:
             call: gets how many items it may take at once; called again with fewer when memory was short.
@@ -153,14 +154,17 @@ class FitsMemory:
         Raises:
             RuntimeError: memory is short for one item on the CPU; whatever else ``call`` raises.
         """
-        with self.__dict__.setdefault("_turn", threading.RLock()):
+        with self.__dict__.setdefault("_turn", threading.BoundedSemaphore(self.at_once)):
             while True:
+                batch, device = self._batch, self._device
                 try:
-                    return call(self._batch)
+                    return call(batch)
                 except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error) or (self._device.type == "cpu" and self._batch <= 1):
+                    if not is_out_of_memory(error) or (device.type == "cpu" and batch <= 1):
                         raise
-                self._shrink()  # not within the except block, as above
+                with self.__dict__.setdefault("_changing", threading.RLock()):  # not within the except block, as above
+                    if (batch, device) == (self._batch, self._device):  # no other thread has met the same
+                        self._shrink()
 
     def _shrink(self) -> None:
         """Make the next call need less memory: half the batch, then the CPU."""

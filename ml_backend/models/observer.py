@@ -33,7 +33,7 @@ class Observer:
         Returns:
             Observation whose ``camera`` maps from the frame that was seen before, whichever that was.
         """
-        small = _reduced(image)
+        small = reduced(image)
         scale = np.array([small.shape[1] / size[0], small.shape[0] / size[1]], np.float32)
         boxes: FloatArray = detections.xyxy * np.tile(scale, 2)
         looks = appearance.colours(small, boxes)
@@ -48,7 +48,8 @@ def scaled(camera: Affine, factor: float) -> Affine:
     return np.column_stack([camera[:, :2], camera[:, 2] * factor])
 
 
-def _reduced(image: Image) -> Image:
+def reduced(image: Image) -> Image:
+    """As small as :meth:`Observer.observe` needs it, which does so anyway."""
     height, width = image.shape[:2]
     scale = min(1.0, SMALL_WIDTH / width)
     if scale == 1.0:

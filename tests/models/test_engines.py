@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from ml_backend.files import file_sha256
 from ml_backend.models.detector import YoloDetector
 from ml_backend.models.engines import choice as choosing
 from ml_backend.models.engines import export as exporting
+from ml_backend.models.engines import openvino_engine
 from ml_backend.models.engines.background import wait_for_exports
 from ml_backend.models.engines.cache import META, Export, ExportKey, Exports
 from ml_backend.models.engines.choice import choose_engine
@@ -110,11 +112,11 @@ def test_the_input_keeps_the_aspect_and_few_sizes_stay_compiled(tiny: Path, here
     detector = YoloDetector(tiny, here, made(tiny, here))
     before = detector.memory_bytes["cpu"]
     detector.detect(pictures(1, 1080, 1920))
-    assert list(detector._engine._requests) == [(192, 320)]
+    assert list(detector._engine._sizes) == [(192, 320)]
     assert detector.memory_bytes["cpu"] > before > 0
     for width in range(200, 1000, 80):
         detector.detect(pictures(1, 400, width))
-    assert len(detector._engine._requests) == MAX_SIZES
+    assert len(detector._engine._sizes) == MAX_SIZES
 
 
 @pytest.mark.parametrize(
@@ -332,6 +334,35 @@ def test_an_export_that_stops_running_is_left_for_pytorch(tiny: Path, here: Sett
     chosen = choose_engine(tiny, file_sha256(tiny), here)
     assert chosen.export is None
     assert "openvino is not used: RuntimeError: no answer" in chosen.note
+
+
+def test_two_threads_meet_an_export_that_does_not_run(tiny: Path, here: Settings) -> None:
+    expected = YoloDetector(tiny, here).detect(pictures(3))
+    detector, together = YoloDetector(tiny, here, made(tiny, here)), threading.Barrier(2, timeout=60)
+    assert detector.at_once == 2
+
+    def infer(pixels: object) -> object:
+        together.wait()
+        raise RuntimeError("no answer")
+
+    detector._engine.infer = infer
+    with ThreadPoolExecutor(2) as threads:
+        for found in threads.map(detector.detect, [pictures(3)] * 2):
+            assert all(np.array_equal(a.xyxy, b.xyxy) for a, b in zip(found, expected, strict=True))
+    assert "no answer" in detector.engine["note"]
+
+
+def test_requests_are_free_again_after_an_error(tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = YoloDetector(tiny, here, made(tiny, here))
+    expected = detector.detect(pictures(5))
+    engine, pixels = detector._engine, detector.pixels(pictures(5))
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino_engine, "_result", lambda request: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.infer(pixels)
+    assert engine._sizes[pixels.shape[1:3]]._free.qsize() == engine._streams
+    found = detector.detect(pictures(5))
+    assert all(np.array_equal(a.xyxy, b.xyxy) for a, b in zip(found, expected, strict=True))
 
 
 def test_openvino_is_missing(tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

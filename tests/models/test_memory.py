@@ -287,9 +287,11 @@ def test_placing_fails_for_other_reasons_and_on_the_cpu() -> None:
     assert tried == ["meta", "cpu"]
 
 
-def test_threads_take_turns() -> None:
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_threads_take_turns(at_once: int) -> None:
     network, count = Network(batch=1, room=1), 6
-    start, running, most = threading.Barrier(count, timeout=WAIT), threading.Semaphore(1), []
+    network.at_once = at_once
+    start, running, most = threading.Barrier(count, timeout=WAIT), threading.Semaphore(at_once), []
 
     def call(batch: int) -> int:
         most.append(running.acquire(blocking=False))  # false where another call is under way
@@ -306,3 +308,18 @@ def test_threads_take_turns() -> None:
             result.result(WAIT)
     assert len(most) == 200 * count
     assert all(most)
+
+
+def test_threads_that_meet_the_same_shortage_shrink_once() -> None:
+    network, together = Network(batch=8, room=4), threading.Barrier(2, timeout=WAIT)
+    network.at_once = 2
+
+    def call(batch: int) -> int:
+        if batch == 8:
+            together.wait()  # both have asked for too much
+        return network._call(batch)
+
+    with ThreadPoolExecutor(2) as threads:
+        results = [threads.submit(network._fitting, call) for _ in range(2)]
+        assert [result.result(WAIT) for result in results] == [4, 4]
+    assert sorted(network.calls) == [("meta", 4)] * 2 + [("meta", 8)] * 2

@@ -23,6 +23,7 @@ class Engine(Protocol):
         end2end: whether its output needs no NMS.
         fixed: the only (height, width) that it takes, or ``None``: any.
         max_batch: more pictures in one call only make it slower.
+        at_once: calls that are worth making at the same time, from as many threads.
         memory_bytes: what it takes, by device.
     """
 
@@ -33,6 +34,7 @@ class Engine(Protocol):
     end2end: bool
     fixed: tuple[int, int] | None
     max_batch: int
+    at_once: int
 
     @property
     def memory_bytes(self) -> Mapping[str, int]: ...

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import queue
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ TIMEOUT_S = 120.0
 class OpenvinoEngine:
     """See :class:`~ml_backend.models.engines.base.Engine`. The GIL is free while the network runs.
 
-    May be used from many threads, one after the other.
+    May be used from many threads; two keep it busy while one of them prepares or reads what it is given.
 
     Args:
         export: made by :mod:`ml_backend.models.engines.export`; takes uint8 BGR pictures as they are.
@@ -62,44 +63,64 @@ class OpenvinoEngine:
         }
         if cores < (os.cpu_count() or 1):  # it knows of no container's share
             self._options["INFERENCE_NUM_THREADS"] = str(cores)
-        self._requests: OrderedDict[tuple[int, int], list[openvino.InferRequest]] = OrderedDict()
-        self._running = threading.Lock()
+        self.at_once = 2
+        self._sizes: OrderedDict[tuple[int, int], _Requests] = OrderedDict()
+        self._compiling = threading.Lock()
 
     @property
     def memory_bytes(self) -> Mapping[str, int]:
         """An estimate, as the runtime does not tell: each compiled network has weights of its own."""
-        return {"cpu": self._weights * (1 + len(self._requests))}
+        return {"cpu": self._weights * (1 + len(self._sizes))}
 
     def infer(self, pixels: Pixels) -> Any:
         import torch
 
-        with self._running:
-            return torch.from_numpy(np.concatenate(self._infer(pixels)))
+        return torch.from_numpy(np.concatenate(self._requests_for(pixels.shape[1], pixels.shape[2]).run(pixels)))
 
-    def _infer(self, pixels: Pixels) -> list[Any]:
-        requests = self._requests_for(pixels.shape[1], pixels.shape[2])
-        count = len(requests)
-        found: list[Any] = []
-        # Without callbacks, which would need the GIL in the middle of it.
-        for index in range(len(pixels) + count):
-            request = requests[index % count]
-            if 0 <= index - count < len(pixels):
-                found.append(_result(request))
-            if index < len(pixels):
-                request.start_async({0: pixels[index : index + 1]})  # copied: it may outlive an error here
-        return found
-
-    def _requests_for(self, height: int, width: int) -> list[openvino.InferRequest]:
+    def _requests_for(self, height: int, width: int) -> _Requests:
         """Of the network for this input; its compilation takes less than a second."""
         size = (height, width)
-        if size not in self._requests:
-            self._model.reshape([1, height, width, 3])
-            compiled = self._core.compile_model(self._model, "CPU", self._options)
-            self._requests[size] = [compiled.create_infer_request() for _ in range(self._streams)]
-            while len(self._requests) > MAX_SIZES:
-                self._requests.popitem(last=False)
-        self._requests.move_to_end(size)
-        return self._requests[size]
+        with self._compiling:
+            if size not in self._sizes:
+                self._model.reshape([1, height, width, 3])
+                compiled = self._core.compile_model(self._model, "CPU", self._options)
+                self._sizes[size] = _Requests([compiled.create_infer_request() for _ in range(self._streams)])
+                while len(self._sizes) > MAX_SIZES:
+                    self._sizes.popitem(last=False)
+            self._sizes.move_to_end(size)
+            return self._sizes[size]
+
+
+class _Requests:
+    """Requests of one compiled network, shared by threads."""
+
+    def __init__(self, requests: list[openvino.InferRequest]) -> None:
+        self._free: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
+        for request in requests:
+            self._free.put(request)
+
+    def run(self, pixels: Pixels) -> list[Any]:
+        """Outputs of pictures, in order. Waits for one request, and takes more while there are any."""
+        found: list[Any] = []
+        running: deque[openvino.InferRequest] = deque()
+        try:
+            # Without callbacks, which would need the GIL in the middle of it.
+            for index in range(len(pixels)):
+                try:
+                    request = self._free.get(block=not running)
+                except queue.Empty:
+                    found.append(_result(running[0]))
+                    request = running.popleft()
+                running.append(request)
+                request.start_async({0: pixels[index : index + 1]})  # copied: it may outlive an error here
+            while running:
+                found.append(_result(running[0]))
+                self._free.put(running.popleft())
+        finally:
+            for request in running:  # after an error
+                request.cancel()
+                self._free.put(request)
+        return found
 
 
 def _result(request: openvino.InferRequest) -> Any:

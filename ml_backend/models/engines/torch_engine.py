@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,8 @@ class TorchEngine:
         any_size = backend.format == "pt" or getattr(backend, "dynamic", False)
         fixed = None if any_size else getattr(backend, "imgsz", None)
         self.fixed: tuple[int, int] | None = (int(fixed[0]), int(fixed[1])) if fixed is not None else None
+        self.at_once = 1
+        self._running = threading.Lock()  # the head remembers the size of its last input
         self.max_batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
 
     @property
@@ -82,7 +85,7 @@ class TorchEngine:
     def infer(self, pixels: Pixels) -> Any:
         import torch
 
-        with torch.inference_mode():
+        with self._running, torch.inference_mode():
             tensor = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).contiguous().flip(1)  # BGR to RGB
             tensor = (tensor.half() if self._backend.fp16 else tensor.float()).div_(255)
             return self._backend(tensor)
