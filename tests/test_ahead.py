@@ -119,7 +119,7 @@ def test_what_one_of_several_raises_comes_in_its_turn(at_once: int) -> None:
 def test_closed_early_nothing_more_is_begun() -> None:
     begun: list[int] = []
     before = threading.active_count()
-    found = in_order(lambda n: begun.append(n) or n, range(1000), 2)
+    found = in_order(begun.append, range(1000), 2)
     next(found)
     found.close()
     assert len(begun) <= 3
