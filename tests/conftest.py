@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,6 +42,16 @@ def _bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         patch.setenv("YOLO_CONFIG_DIR", str(home / "ultralytics"))
         patch.setenv("MPLCONFIGDIR", str(home / "matplotlib"))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts_are_heard() -> Iterator[None]:
+    """Shells start what runs in the background with SIGINT ignored, and so would be the programs under test."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module", autouse=True)
