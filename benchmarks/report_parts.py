@@ -210,6 +210,13 @@ def _api_remark(found: Mapping[str, Any]) -> str:
     )
 
 
+def _start(found: Mapping[str, Any]) -> Rows:
+    rows = [["", "best s", "median s", "worst s"]]
+    for name, row in found["times"].items():
+        rows.append([name, *(number(row[key], 2) for key in ("best_s", "median_s", "worst_s"))])
+    return rows
+
+
 _ON_VIDEO = (VIDEO, "--weights", WEIGHTS)
 
 #: In the order of the page.
@@ -324,6 +331,18 @@ PARTS: dict[str, Part] = {
         "Clients, servers, prediction and training share the machine.",
         _api,
         _api_remark,
+        whole=False,
+    ),
+    "start": Part(
+        "Start",
+        "start.py",
+        ("--weights", WEIGHTS),
+        ("--runs", "1"),
+        "The web process under gunicorn, with a database that it has to make first. `/health` counts from the start of "
+        "the process to its first answer; each other request is the first of a process, sent right after that, while "
+        "what will be needed is still being loaded. A first run, which fills the disk cache, does not count.",
+        "Python's compiled files are there; without them, as after a fresh installation, the first start takes longer.",
+        _start,
         whole=False,
     ),
 }

@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 set_up requirements-dev.lock requirements-dev.lock requirements.lock
 
 # Two files at a time, since much of a run is waiting for servers to start. Another number is said like this: -n 0
-exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile "$@" </dev/null
+exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" </dev/null

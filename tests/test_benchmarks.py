@@ -67,6 +67,7 @@ DRAWN = {"frames": 302, "seconds": 3.0, "cpu_s": 6.0, "peak_mb": 250.0, "fps": 1
 RENDER = {"rows": {"decode + encode": DRAWN, "rendered": DRAWN}, "speed_ratio": 0.8, "cpu_ratio": 0.5}
 ASKED = {"answers": 80, "per_second": 10.0, "median_ms": 2.5, "p99_ms": 9.5, "worst_ms": 12.0, "errors": {"503": 2}}
 STEP = {"bytes": 123_456, "requests": 17, "first_byte_ms": 10, "painted_ms": 60, "interactive_ms": 90}
+START = {"times": {"first /health": {"best_s": 0.5, "median_s": 0.75, "worst_s": 1.0}}}
 API = {"clients": 50, "answers": {"/health": ASKED}, "page": {"label": STEP, "learn": STEP | {"interactive_ms": 1234}}}
 
 
@@ -222,10 +223,11 @@ def test_what_is_missing_is_left_out() -> None:
 
 
 def test_each_benchmark_is_told_in_its_own_words() -> None:
-    results = {"embedding": EMBEDDING, "render": RENDER, "api": API}
+    results = {"embedding": EMBEDDING, "render": RENDER, "api": API, "start": START}
     text = page({name: {**FACTS, "result": result} for name, result in results.items()})
     assert "| small, random weights | 9.0 | 10.0 | 0.90× | cpu |" in text
     assert "reaches 80.0 % of the speed, and takes 2.00× the CPU time." in text
+    assert "| first /health | 0.50 | 0.75 | 1.00 |" in text
     assert "| `/health` | 10.0 | 2.5 | 9.5 | 12.0 | 2 |" in text
     assert "weighs 123 kB at most in 17 requests, and can be used after 1,234 ms at most" in text
 
