@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from typing import Any
 
 from ml_backend.models.weights import ResolvedDetector
 from ml_backend.settings import Settings
@@ -29,9 +30,14 @@ PARTIAL = ".partial"
 PIPELINE = 3
 
 
+def shaping(settings: Settings) -> dict[str, Any]:
+    """The settings that shape predictions, and what stands for the code; plain JSON."""
+    return {name: getattr(settings, name) for name in _SHAPING} | {"pipeline": PIPELINE}
+
+
 def settings_digest(settings: Settings) -> str:
     """Four hex digits over the settings that shape predictions."""
-    values = {name: getattr(settings, name) for name in _SHAPING} | {"pipeline": PIPELINE}
+    values = shaping(settings)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:4]
 
 

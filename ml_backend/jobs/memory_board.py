@@ -1,4 +1,4 @@
-"""What models workers hold, for everybody to see, and the request to let go of those that are idle.
+"""What workers hold and how they are set, for everybody to see, and the request to let go of models that are idle.
 
 Models live in workers; the web process and scripts see them through Redis.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,24 +21,28 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STATUS = "video:models:"
+_SHAPING = "video:shaping:"
 _OPTIMIZE = "video:optimize"
 
 
 class MemoryBoard:
-    """Every method but :meth:`tick` raises QueueUnavailable when Redis does not answer."""
+    """Every method but :meth:`tick` raises QueueUnavailable when Redis does not answer.
 
-    def __init__(self, connection: Redis) -> None:
-        self._connection = connection
+    Args:
+        shaping: of a worker: see :func:`ml_backend.versions.shaping`.
+    """
+
+    def __init__(self, connection: Redis, shaping: Mapping[str, Any] | None = None) -> None:
+        self._connection, self._shaping = connection, shaping
         self._seen: int | None = None
 
     def status(self) -> dict[str, Any]:
         """By worker: its models, budgets and memory, as :meth:`ml_backend.models.pool.ModelPool.status` gives them."""
-        with _guard():
-            names = sorted(key.decode() for key in self._connection.scan_iter(f"{_STATUS}*", count=1000))
-            values = self._connection.mget(names) if names else []
-        return {
-            name.removeprefix(_STATUS): json.loads(value) for name, value in zip(names, values, strict=True) if value
-        }
+        return self._by_worker(_STATUS)
+
+    def shaping(self) -> dict[str, Any]:
+        """By worker: the settings that shape its predictions."""
+        return self._by_worker(_SHAPING)
 
     def optimize(self) -> None:
         """Ask all workers to unload idle models; each does so between two jobs, within its lease."""
@@ -55,14 +59,43 @@ class MemoryBoard:
         except QueueUnavailable as error:
             log.warning("The state of models was not reported: %s", error)
 
+    def _by_worker(self, prefix: str) -> dict[str, Any]:
+        with _guard():
+            names = sorted(key.decode() for key in self._connection.scan_iter(f"{prefix}*", count=1000))
+            values = self._connection.mget(names) if names else []
+        return {
+            name.removeprefix(prefix): json.loads(value) for name, value in zip(names, values, strict=True) if value
+        }
+
     def _tick(self, worker: str, lease_s: int, pool: ModelPool | None) -> None:
         wanted = int(self._connection.get(_OPTIMIZE) or 0)
         if pool and self._seen is not None and wanted != self._seen:
             gone = [model["name"] for model in pool.optimize()["unloaded"]]
             log.info("Idle models are unloaded on request: %s", ", ".join(gone) or "none")
         self._seen = wanted
+        if self._shaping is not None:
+            self._connection.set(_SHAPING + worker, json.dumps(dict(self._shaping)), ex=3 * lease_s)
         if pool:
             self._connection.set(_STATUS + worker, json.dumps(pool.status()), ex=3 * lease_s)
+
+
+def unlike(mine: Mapping[str, Any], shaping: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where workers are set otherwise than this process, in words: their predictions never count as current.
+
+    Args:
+        mine: see :func:`ml_backend.versions.shaping`.
+        shaping: the same by worker.
+    """
+    out = []
+    for worker, theirs in shaping.items():
+        names = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+        if names:
+            what = ", ".join(f"{name.upper()} {theirs.get(name)} instead of {mine.get(name)}" for name in names)
+            out.append(
+                f"Worker {worker} runs with {what}: its predictions have another version, so tasks are asked for again "
+                "and again. Start all processes with the same settings and the same release."
+            )
+    return out
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from ml_backend.jobs.queue import JobQueue, connect
 from ml_backend.jobs.records import forget_executions
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.settings import QUEUES, Settings, get_settings
+from ml_backend.versions import shaping
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ def make_worker(settings: Settings) -> LeaseWorker:
     worker.lease_s = settings.job_lease_s
     worker.stop_event = context.stop
     worker.job_queue = context.queue
-    worker.memory = MemoryBoard(context.queue.connection)
+    worker.memory = MemoryBoard(context.queue.connection, shaping(settings))
     worker.trainer = Trainer(context)
     return worker
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -15,8 +16,9 @@ import ml_backend
 from ml_backend.errors import BackendError, ConfigError
 from ml_backend.jobs.board import FAILED
 from ml_backend.jobs.control_names import data_url, patterns_name, similar_name, stats_name
+from ml_backend.jobs.memory_board import unlike
 from ml_backend.jobs.workers import live_workers
-from ml_backend.versions import BASE
+from ml_backend.versions import BASE, shaping
 from ml_backend.web import answers, bodies
 from ml_backend.web.problems import Conflict, Unknown
 from ml_backend.web.protocol import services
@@ -51,7 +53,7 @@ def status(query: bodies.OfAnyProject) -> answers.Status:
         "redis": state["redis"],
         "database": state["database"],
         "label_studio": found.settings.label_studio_url,
-        "models": _models(found, query.project, state["workers"]),
+        "models": _models(found, query.project, state),
         "settings": {name: getattr(found.settings, name) for name in _TOLD},
         "workers": state["workers"],
         "queues": state["queues"],
@@ -75,8 +77,9 @@ def look(found: Services) -> dict[str, Any]:
             }
             for worker in live_workers(found.settings.redis_url)
         ]
+        out["unlike"] = unlike(shaping(found.settings), found.memory.shaping())
     except BackendError as error:
-        out |= {"redis": {"up": False, "error": str(error)}, "queues": {}, "workers": []}
+        out |= {"redis": {"up": False, "error": str(error)}, "queues": {}, "workers": [], "unlike": []}
     try:
         found.storage.ping()
     except BackendError as error:
@@ -84,7 +87,7 @@ def look(found: Services) -> dict[str, Any]:
     return out
 
 
-def _models(found: Services, project: int | None, workers: list[answers.Worker]) -> answers.Models:
+def _models(found: Services, project: int | None, state: Mapping[str, Any]) -> answers.Models:
     try:
         models = found.projects.models(project)
     except BackendError as error:
@@ -102,7 +105,7 @@ def _models(found: Services, project: int | None, workers: list[answers.Worker])
     hybrid = models.hybrid
     engines = [{"name": "opencv", "precision": "", "note": ""}]
     if models.detector.kind != "motion":
-        engines = _engines(models.detector.name, workers)
+        engines = _engines(models.detector.name, state["workers"])
     told = {name: sorted({item[name] for item in engines if item[name]}) for name in ("name", "precision", "note")}
     return {
         "mode": models.mode,
@@ -113,7 +116,7 @@ def _models(found: Services, project: int | None, workers: list[answers.Worker])
         "clip": hybrid.clip.name if hybrid.clip else None,
         "version": models.trained.name if models.trained else BASE,
         "model_version": models.version,
-        "notes": [note for note in (models.detector.note, *told["note"], *hybrid.notes) if note],
+        "notes": [n for n in (models.detector.note, *told["note"], *hybrid.notes, *state["unlike"]) if n],
     }
 
 

@@ -8,9 +8,10 @@ import pytest
 from redis import Redis
 
 from ml_backend.errors import QueueUnavailable
-from ml_backend.jobs.memory_board import MemoryBoard
+from ml_backend.jobs.memory_board import MemoryBoard, unlike
 from ml_backend.models.pool import get_pool
 from ml_backend.settings import Settings
+from ml_backend.versions import shaping
 
 
 class Model:
@@ -50,10 +51,26 @@ def test_what_was_asked_before_a_worker_began_is_not_for_it(settings: Callable[.
         pool.optimize()
 
 
+def test_workers_with_other_settings_are_named(settings: Callable[..., Settings], redis_url: str) -> None:
+    with Redis.from_url(redis_url) as connection:
+        mine = shaping(settings(stride=3))
+        MemoryBoard(connection, mine).tick("same", 60)
+        MemoryBoard(connection, shaping(settings(stride=1, conf=0.3, device="cuda"))).tick("other", 60)
+        MemoryBoard(connection).tick("silent", 60)
+        found = MemoryBoard(connection).shaping()
+        assert set(found) == {"same", "other"}
+        (told,) = unlike(mine, found)
+        assert told.startswith("Worker other runs with CONF 0.3 instead of 0.1, STRIDE 1 instead of 3: ")
+        (told,) = unlike(mine, {"old": {**mine, "pipeline": 1, "gone": 5} | {"views": mine["views"]}})
+        assert "GONE 5 instead of None, PIPELINE 1 instead of" in told
+
+
 def test_redis_away(tmp_path: object) -> None:
     board = MemoryBoard(Redis.from_url(f"unix://{tmp_path}/none.sock"))
     with pytest.raises(QueueUnavailable):
         board.status()
+    with pytest.raises(QueueUnavailable):
+        board.shaping()
     with pytest.raises(QueueUnavailable):
         board.optimize()
     board.tick("three", 5)  # a worker goes on

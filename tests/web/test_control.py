@@ -20,6 +20,7 @@ from ml_backend.models.detector import YoloDetector
 from ml_backend.models.weights import resolve_detector
 from ml_backend.pipeline import yolo_detector
 from ml_backend.settings import Settings
+from ml_backend.versions import shaping
 from tests.builders import make_tiny_yolo, wait_for
 from tests.web.control import Room
 
@@ -74,6 +75,18 @@ def test_status_tells_what_runs_the_detector(
     assert "openvino is not used: a test. PyTorch is." in models["notes"]
     assert "torch fp32" in text
     assert "openvino is not used: a test." in text
+
+
+def test_status_names_workers_with_other_settings(
+    room: Room, settings: Callable[..., Settings], redis_url: str
+) -> None:
+    with Redis.from_url(redis_url) as connection:
+        MemoryBoard(connection, shaping(settings(stride=1))).tick("one", 60)
+        room.app.extensions["pulse"].state.forget()
+        notes = room.get("/api/status")["models"]["notes"]
+        text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
+    assert any("Worker one runs with STRIDE 1 instead of 3" in note for note in notes)
+    assert "Worker one runs with STRIDE 1 instead of 3" in text
 
 
 def test_status_of_a_project_names_its_models(room: Room) -> None:
