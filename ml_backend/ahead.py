@@ -68,6 +68,8 @@ def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
 def in_order(function: Callable[[T], R], items: Iterable[T], at_once: int) -> Generator[R, None, None]:
     """``map``, with so many calls at once, each in a thread of its own if there are several. Close it, or exhaust it.
 
+    What making the items, or a call, raises is raised here, in its turn.
+
     Args:
         at_once: also the most results that exist and have not been taken.
     """
@@ -75,9 +77,18 @@ def in_order(function: Callable[[T], R], items: Iterable[T], at_once: int) -> Ge
         yield from map(function, items)
         return
     waiting: deque[Future[R]] = deque()
+    iterator = iter(items)
+    failure: Exception | None = None
     with ThreadPoolExecutor(at_once, thread_name_prefix="in_order") as threads:
         try:
-            for item in items:
+            while True:
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    break
+                except Exception as error:  # noqa: BLE001 - whatever it is, it comes after what is under way
+                    failure = error
+                    break
                 waiting.append(threads.submit(function, item))
                 if len(waiting) == at_once:
                     yield waiting.popleft().result()
@@ -85,6 +96,8 @@ def in_order(function: Callable[[T], R], items: Iterable[T], at_once: int) -> Ge
                 yield waiting.popleft().result()
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
+    if failure is not None:
+        raise failure
 
 
 class _End(Exception):

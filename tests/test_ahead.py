@@ -116,6 +116,18 @@ def test_what_one_of_several_raises_comes_in_its_turn(at_once: int) -> None:
         next(found)
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_what_comes_before_items_that_cannot_be_made_is_not_lost(at_once: int) -> None:
+    def items() -> Iterator[int]:
+        yield from (1, 2, 3)
+        raise OSError("gone")
+
+    found = in_order(lambda n: n, items(), at_once)
+    assert [next(found) for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(OSError, match="gone"):
+        next(found)
+
+
 def test_closed_early_nothing_more_is_begun() -> None:
     begun: list[int] = []
     before = threading.active_count()
