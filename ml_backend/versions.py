@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Any
 
+import ml_backend
 from ml_backend.models.weights import ResolvedDetector
 from ml_backend.settings import Settings
 
@@ -22,6 +24,9 @@ _SHAPING = (
     "keyframe_iou",
     "views",
 )
+#: Settings that are part of a version by themselves, and models, by what is in them.
+_CHOICES = ("mode", "detector", "embedder")
+_MODELS = ("yolo_weights", "dinov2_model", "clip_model")
 #: Registry part of versions whose detector is that of the settings.
 BASE = "base"
 #: Ends the version of a prediction of a video that is still being worked at.
@@ -31,13 +36,18 @@ PIPELINE = 3
 
 
 def shaping(settings: Settings) -> dict[str, Any]:
-    """The settings that shape predictions, and what stands for the code; plain JSON."""
-    return {name: getattr(settings, name) for name in _SHAPING} | {"pipeline": PIPELINE}
+    """What two processes have to agree about so that they make the same versions; plain JSON, for people to read.
+
+    Of models the name alone: one file may lie in another folder on each host.
+    """
+    models = {name: Path(getattr(settings, name)).name for name in _MODELS}
+    chosen = {name: getattr(settings, name) for name in (*_SHAPING, *_CHOICES)}
+    return {**chosen, **models, "pipeline": PIPELINE, "release": ml_backend.__version__}
 
 
 def settings_digest(settings: Settings) -> str:
     """Four hex digits over the settings that shape predictions."""
-    values = shaping(settings)
+    values = {name: getattr(settings, name) for name in _SHAPING} | {"pipeline": PIPELINE}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:4]
 
 

@@ -128,11 +128,19 @@ def test_what_comes_before_items_that_cannot_be_made_is_not_lost(at_once: int) -
         next(found)
 
 
-def test_closed_early_nothing_more_is_begun() -> None:
-    begun: list[int] = []
-    before = threading.active_count()
-    found = in_order(begun.append, range(1000), 2)
-    next(found)
+def test_closed_early_what_runs_is_waited_for_and_nothing_more_is_begun() -> None:
+    begun, ended, go_on = [], [], threading.Event()
+
+    def work(n: int) -> int:
+        begun.append(n)
+        if n:
+            go_on.wait(10)
+        ended.append(n)
+        return n
+
+    found = in_order(work, range(1000), 2)
+    assert next(found) == 0
+    threading.Timer(0.2, go_on.set).start()
     found.close()
-    assert len(begun) <= 3
-    assert threading.active_count() == before
+    assert (begun, ended) == ([0, 1], [0, 1])
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("in_order")]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from ml_backend import observe as observing
 from ml_backend import pipeline
+from ml_backend.errors import VideoError
 from ml_backend.models.weights import ResolvedDetector
 from ml_backend.observe import observe
 from ml_backend.segments import Look, Segment, plan_segments
@@ -26,10 +29,10 @@ SIZE = (320, 240)
 class Scene:
     """Finds, in a video with painted numbers, what a function says of each."""
 
-    at_once = 1
-
-    def __init__(self, boxes: Callable[[int], list[list[float]]], size: tuple[int, int] = SIZE) -> None:
-        self.names = {0: "thing"}
+    def __init__(
+        self, boxes: Callable[[int], list[list[float]]], size: tuple[int, int] = SIZE, at_once: int = 1
+    ) -> None:
+        self.names, self.at_once = {0: "thing"}, at_once
         self._boxes, self._size = boxes, size
         self.looked_at: list[int] = []
 
@@ -101,6 +104,57 @@ def test_stretches_give_what_one_pass_gives(video: Path) -> None:
     for one, other in zip(parts, whole, strict=True):
         np.testing.assert_array_equal(one.detections.xyxy, other.detections.xyxy)
         np.testing.assert_allclose(one.camera, other.camera)
+
+
+class Slow(Scene):
+    """Takes longer over some frames than over others, so that calls end in another order than they begin in."""
+
+    def detect(self, images: Sequence[Image]) -> list[Detections]:
+        found = super().detect(images)
+        time.sleep(0.02 * (read_number(images[0]) // 8 % 3))
+        return found
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_two_calls_at_once_give_what_one_after_the_other_gives(video: Path, stride: int) -> None:
+    def visitor(n: int) -> list[list[float]]:
+        return [*walker(n), *([[10, 150, 60, 230]] if 9 <= n < 25 else [])]
+
+    one, two = Slow(visitor), Slow(visitor, at_once=2)
+    expected, seen = (see(video, scene, stride=stride, batch=2) for scene in (one, two))
+    assert sorted(two.looked_at) == sorted(one.looked_at)
+    assert [o.index for o in seen] == [o.index for o in expected] == list(range(42))
+    for a, b in zip(seen, expected, strict=True):
+        np.testing.assert_array_equal(a.detections.xyxy, b.detections.xyxy)
+        np.testing.assert_array_equal(a.detections.features, b.detections.features)
+        assert (a.camera is None) == (b.camera is None)
+
+
+def test_closed_early_it_leaves_nothing_running(video: Path) -> None:
+    scene = Slow(walker, at_once=2)
+    seen = observe(video, probe(video), scene, batch=2)
+    next(seen)
+    seen.close()
+    asked = len(scene.looked_at)
+    time.sleep(0.2)
+    assert len(scene.looked_at) == asked < 42
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("in_order")]
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_what_comes_before_a_broken_tail_is_seen(video: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    def broken(*given: object, **more: object) -> Iterator[Frame]:
+        for frame in read_frames(*given, **more):  # type: ignore[arg-type]
+            if frame.index == 16:
+                raise VideoError("The rest cannot be decoded.")
+            yield frame
+
+    monkeypatch.setattr(observing, "read_frames", broken)
+    seen: list[int] = []
+    observations = observe(video, probe(video), Scene(walker, at_once=at_once), batch=4)
+    with pytest.raises(VideoError, match="The rest"):
+        seen.extend(observation.index for observation in observations)
+    assert seen == list(range(16))
 
 
 def test_boxes_are_in_pixels_of_the_video(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class MemoryBoard:
     """Every method but :meth:`tick` raises QueueUnavailable when Redis does not answer.
 
     Args:
-        shaping: of a worker: see :func:`ml_backend.versions.shaping`.
+        shaping: of a worker that makes predictions: see :func:`ml_backend.versions.shaping`.
     """
 
     def __init__(self, connection: Redis, shaping: Mapping[str, Any] | None = None) -> None:

@@ -179,7 +179,8 @@ def make_worker(settings: Settings) -> LeaseWorker:
     worker.lease_s = settings.job_lease_s
     worker.stop_event = context.stop
     worker.job_queue = context.queue
-    worker.memory = MemoryBoard(context.queue.connection, shaping(settings))
+    predicts = {"predict", "refresh"} & set(queues_of(settings))
+    worker.memory = MemoryBoard(context.queue.connection, shaping(settings) if predicts else None)
     worker.trainer = Trainer(context)
     return worker
 

@@ -55,12 +55,17 @@ def test_workers_with_other_settings_are_named(settings: Callable[..., Settings]
     with Redis.from_url(redis_url) as connection:
         mine = shaping(settings(stride=3))
         MemoryBoard(connection, mine).tick("same", 60)
-        MemoryBoard(connection, shaping(settings(stride=1, conf=0.3, device="cuda"))).tick("other", 60)
+        MemoryBoard(connection, shaping(settings(stride=1, conf=0.3, yolo_weights="/models/a.pt", device="cuda"))).tick(
+            "other", 60
+        )
         MemoryBoard(connection).tick("silent", 60)
         found = MemoryBoard(connection).shaping()
         assert set(found) == {"same", "other"}
         (told,) = unlike(mine, found)
-        assert told.startswith("Worker other runs with CONF 0.3 instead of 0.1, STRIDE 1 instead of 3: ")
+        assert told.startswith(
+            "Worker other runs with CONF 0.3 instead of 0.1, STRIDE 1 instead of 3, YOLO_WEIGHTS a.pt"
+        )
+        assert shaping(settings(yolo_weights="/here/a.pt")) == shaping(settings(yolo_weights="/there/a.pt"))
         (told,) = unlike(mine, {"old": {**mine, "pipeline": 1, "gone": 5} | {"views": mine["views"]}})
         assert "GONE 5 instead of None, PIPELINE 1 instead of" in told
 

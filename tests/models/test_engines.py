@@ -363,6 +363,7 @@ def test_requests_are_free_again_after_an_error(tiny: Path, here: Settings, monk
     assert engine._sizes[pixels.shape[1:3]]._free.qsize() == engine._streams
     found = detector.detect(pictures(5))
     assert all(np.array_equal(a.xyxy, b.xyxy) for a, b in zip(found, expected, strict=True))
+    assert detector.engine["name"] == "openvino"
 
 
 def test_openvino_is_missing(tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

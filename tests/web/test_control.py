@@ -80,13 +80,17 @@ def test_status_tells_what_runs_the_detector(
 def test_status_names_workers_with_other_settings(
     room: Room, settings: Callable[..., Settings], redis_url: str
 ) -> None:
+    other = shaping(settings(detector="motion", stride=1))
     with Redis.from_url(redis_url) as connection:
-        MemoryBoard(connection, shaping(settings(stride=1))).tick("one", 60)
+        Worker(["predict"], connection=connection, name="one").register_birth()
+        for name in ("one", "gone"):  # of which the second has ended since
+            MemoryBoard(connection, other).tick(name, 60)
         room.app.extensions["pulse"].state.forget()
         notes = room.get("/api/status")["models"]["notes"]
         text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
-    assert any("Worker one runs with STRIDE 1 instead of 3" in note for note in notes)
-    assert "Worker one runs with STRIDE 1 instead of 3" in text
+    (told,) = [note for note in notes if "instead of" in note]
+    assert told.startswith("Worker one runs with STRIDE 1 instead of 3: ")
+    assert told in text
 
 
 def test_status_of_a_project_names_its_models(room: Room) -> None:

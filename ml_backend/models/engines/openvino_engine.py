@@ -7,6 +7,7 @@ import queue
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ MODEL_FILE = "model.xml"
 MAX_SIZES = 4
 #: No picture takes so long. Requests that never end have been seen on some machines.
 TIMEOUT_S = 120.0
+#: What has been cancelled ends with the picture it is at.
+CANCEL_MS = 2000
 
 
 class OpenvinoEngine:
@@ -107,8 +110,10 @@ class _Requests:
             # Without callbacks, which would need the GIL in the middle of it.
             for index in range(len(pixels)):
                 try:
-                    request = self._free.get(block=not running)
+                    request = self._free.get(block=not running, timeout=TIMEOUT_S)
                 except queue.Empty:
+                    if not running:
+                        raise _no_answer() from None
                     found.append(_result(running[0]))
                     request = running.popleft()
                 running.append(request)
@@ -117,16 +122,25 @@ class _Requests:
                 found.append(_result(running[0]))
                 self._free.put(running.popleft())
         finally:
-            for request in running:  # after an error
-                request.cancel()
+            # After an error. They are free when they have really ended, which takes until their network has run.
+            for request in running:
+                with suppress(RuntimeError):
+                    request.cancel()
+            for request in running:
+                with suppress(RuntimeError):
+                    request.wait_for(CANCEL_MS)
                 self._free.put(request)
         return found
 
 
 def _result(request: openvino.InferRequest) -> Any:
     if not request.wait_for(int(TIMEOUT_S * 1000)):
-        raise RuntimeError(f"no answer in {TIMEOUT_S:.0f} s")
+        raise _no_answer()
     return request.get_output_tensor(0).data.copy()
+
+
+def _no_answer() -> RuntimeError:
+    return RuntimeError(f"no answer in {TIMEOUT_S:.0f} s")
 
 
 def usable_cores(root: Path = Path("/")) -> int:
