@@ -131,9 +131,9 @@ class Looking:
             self._detect([frames[-1] for _, frames in open_ if frames[-1].index not in found], found)
             open_ = [(a, frames) for a, frames in open_ if len(frames) > 1]
         self._last = found[group[-1].frames[-1].index]
-        frames = [frame for interval in group for frame in interval.frames]
-        seen = (Seen(found[f.index], reduced(f.image)) if f.index in found else None for f in frames)
-        return Looked([(f.index, one) for f, one in zip(frames, seen, strict=True)], explained)
+        every = (frame for interval in group for frame in interval.frames)
+        seen = [(f.index, Seen(found[f.index], reduced(f.image)) if f.index in found else None) for f in every]
+        return Looked(seen, explained)
 
     def _detect(self, frames: Sequence[Frame], found: dict[int, Detections]) -> None:
         for n in range(0, len(frames), self._batch):

@@ -41,14 +41,17 @@ def shaping(settings: Settings) -> dict[str, Any]:
     Of models the name alone: one file may lie in another folder on each host.
     """
     models = {name: Path(getattr(settings, name)).name for name in _MODELS}
-    chosen = {name: getattr(settings, name) for name in (*_SHAPING, *_CHOICES)}
-    return {**chosen, **models, "pipeline": PIPELINE, "release": ml_backend.__version__}
+    choices = {name: getattr(settings, name) for name in _CHOICES}
+    return {**_digested(settings), **choices, **models, "release": ml_backend.__version__}
 
 
 def settings_digest(settings: Settings) -> str:
     """Four hex digits over the settings that shape predictions."""
-    values = {name: getattr(settings, name) for name in _SHAPING} | {"pipeline": PIPELINE}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:4]
+    return hashlib.sha256(json.dumps(_digested(settings), sort_keys=True).encode()).hexdigest()[:4]
+
+
+def _digested(settings: Settings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in _SHAPING} | {"pipeline": PIPELINE}
 
 
 def base_version(settings: Settings, detector: ResolvedDetector) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +38,18 @@ class MemoryBoard:
 
     def status(self) -> dict[str, Any]:
         """By worker: its models, budgets and memory, as :meth:`ml_backend.models.pool.ModelPool.status` gives them."""
-        return self._by_worker(_STATUS)
+        with _guard():
+            names = sorted(key.decode() for key in self._connection.scan_iter(f"{_STATUS}*", count=1000))
+            values = self._connection.mget(names) if names else []
+        return {
+            name.removeprefix(_STATUS): json.loads(value) for name, value in zip(names, values, strict=True) if value
+        }
 
-    def shaping(self) -> dict[str, Any]:
-        """By worker: the settings that shape its predictions."""
-        return self._by_worker(_SHAPING)
+    def shaping(self, workers: Sequence[str]) -> dict[str, Any]:
+        """By worker, of these that tell it: the settings that shape its predictions."""
+        with _guard():
+            values = self._connection.mget([_SHAPING + name for name in workers]) if workers else []
+        return {name: json.loads(value) for name, value in zip(workers, values, strict=True) if value}
 
     def optimize(self) -> None:
         """Ask all workers to unload idle models; each does so between two jobs, within its lease."""
@@ -58,14 +65,6 @@ class MemoryBoard:
                 self._tick(worker, lease_s, current_pool())
         except QueueUnavailable as error:
             log.warning("The state of models was not reported: %s", error)
-
-    def _by_worker(self, prefix: str) -> dict[str, Any]:
-        with _guard():
-            names = sorted(key.decode() for key in self._connection.scan_iter(f"{prefix}*", count=1000))
-            values = self._connection.mget(names) if names else []
-        return {
-            name.removeprefix(prefix): json.loads(value) for name, value in zip(names, values, strict=True) if value
-        }
 
     def _tick(self, worker: str, lease_s: int, pool: ModelPool | None) -> None:
         wanted = int(self._connection.get(_OPTIMIZE) or 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -85,7 +84,6 @@ class YoloDetector(FitsMemory):
         self._export = export
         self._note = note
         self._warm: set[tuple[int, int]] = set()
-        self._replacing = threading.Lock()
         on_cpu = export is not None and export.engine == "openvino"
         self._placed(_select_device("cpu" if on_cpu else settings.device), self._move)
         self.at_once = self._engine.at_once
@@ -153,7 +151,7 @@ class YoloDetector(FitsMemory):
             except RUNTIME_FAULTS as error:
                 if is_out_of_memory(error):
                     raise
-                self._give_up_export(self._export, error)
+                self._give_up_export(self._export, _reason(error))
         # fp16 halves time and memory on CUDA; elsewhere it is slower or breaks models.
         return TorchEngine(self._path, device, half=self._half and device.type == "cuda")
 
@@ -162,8 +160,7 @@ class YoloDetector(FitsMemory):
             return OpenvinoEngine(export, self._batch)
         return TorchEngine(export.model, device, half=export.precision == "fp16")
 
-    def _give_up_export(self, export: Export, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    def _give_up_export(self, export: Export, reason: str) -> None:
         self._export = None
         self._note = f"{export.engine} does not run ({reason}): PyTorch is used."
         export.failed(reason)
@@ -175,12 +172,15 @@ class YoloDetector(FitsMemory):
         try:
             return self._detect_batch(engine, batch)
         except RUNTIME_FAULTS as error:
-            with self._replacing:
-                if self._engine is engine:  # else another thread has met the same, and replaced it
-                    if self._export is None or is_out_of_memory(error):
-                        raise
-                    self._give_up_export(self._export, error)
-                    self._move(self._device)
+            with self._changing:
+                if self._engine is engine and (self._export is None or is_out_of_memory(error)):
+                    raise
+            reason = _reason(error)
+        # Not within the except block: while it lasts, the error keeps what the failed call holds alive.
+        with self._changing:
+            if self._engine is engine and self._export is not None:  # else another thread has replaced it
+                self._give_up_export(self._export, reason)
+                self._move(self._device)
         return self._detect_batch(self._engine, batch[: self._batch])
 
     def _detect_batch(self, engine: Engine, images: Sequence[Image]) -> list[Detections]:
@@ -204,6 +204,10 @@ class YoloDetector(FitsMemory):
         if self._engine.fixed is not None:
             return list(self._engine.fixed)
         return list(check_imgsz(self._imgsz, stride=self._engine.stride, min_dim=2))
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
 def _same_shape(images: Sequence[Image], start: int, limit: int) -> Sequence[Image]:

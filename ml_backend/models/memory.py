@@ -162,9 +162,15 @@ class FitsMemory:
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error) or (device.type == "cpu" and batch <= 1):
                         raise
-                with self.__dict__.setdefault("_changing", threading.RLock()):  # not within the except block, as above
+                with self._changing:  # not within the except block, as above
                     if (batch, device) == (self._batch, self._device):  # no other thread has met the same
                         self._shrink()
+
+    @property
+    def _changing(self) -> threading.RLock:
+        """Held by the one that replaces the network, or its batch, while others may use it."""
+        lock: threading.RLock = self.__dict__.setdefault("_change_lock", threading.RLock())
+        return lock
 
     def _shrink(self) -> None:
         """Make the next call need less memory: half the batch, then the CPU."""

@@ -77,9 +77,8 @@ def look(found: Services) -> dict[str, Any]:
             }
             for worker in live_workers(found.settings.redis_url)
         ]
-        living = {worker["name"] for worker in out["workers"]}
-        told = {name: theirs for name, theirs in found.memory.shaping().items() if name in living}
-        out["unlike"] = unlike(shaping(found.settings), told)
+        living = [worker["name"] for worker in out["workers"]]
+        out["unlike"] = unlike(shaping(found.settings), found.memory.shaping(living))
     except BackendError as error:
         out |= {"redis": {"up": False, "error": str(error)}, "queues": {}, "workers": [], "unlike": []}
     try:

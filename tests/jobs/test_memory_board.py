@@ -59,7 +59,7 @@ def test_workers_with_other_settings_are_named(settings: Callable[..., Settings]
             "other", 60
         )
         MemoryBoard(connection).tick("silent", 60)
-        found = MemoryBoard(connection).shaping()
+        found = MemoryBoard(connection).shaping(["same", "other", "silent", "gone"])
         assert set(found) == {"same", "other"}
         (told,) = unlike(mine, found)
         assert told.startswith(
@@ -75,7 +75,7 @@ def test_redis_away(tmp_path: object) -> None:
     with pytest.raises(QueueUnavailable):
         board.status()
     with pytest.raises(QueueUnavailable):
-        board.shaping()
+        board.shaping(["three"])
     with pytest.raises(QueueUnavailable):
         board.optimize()
     board.tick("three", 5)  # a worker goes on
