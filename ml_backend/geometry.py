@@ -18,7 +18,7 @@ def _boxes(value: npt.ArrayLike, name: str) -> Float64Array:
     return array
 
 
-def _iou(a: Float64Array, b: Float64Array) -> Float64Array:
+def iou_broadcast(a: Float64Array, b: Float64Array) -> Float64Array:
     """IoU over the last axis of two arrays of boxes that broadcast against each other."""
     overlap = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     np.maximum(overlap, 0.0, out=overlap)
@@ -51,12 +51,12 @@ def iou_pairs(a: npt.ArrayLike, b: npt.ArrayLike) -> Float64Array:
     first, second = _boxes(a, "a"), _boxes(b, "b")
     if first.shape != second.shape:
         raise ValueError(f"expected a and b of one shape, got {first.shape} and {second.shape}")
-    return _iou(first, second)
+    return iou_broadcast(first, second)
 
 
 def iou_matrix(a: npt.ArrayLike, b: npt.ArrayLike) -> Float64Array:
     """IoU of every box in ``a`` ``(n, 4)`` with every box in ``b`` ``(m, 4)``: ``(n, m)``; see :func:`iou_pairs`."""
-    return _iou(_boxes(a, "a")[:, None, :], _boxes(b, "b")[None, :, :])
+    return iou_broadcast(_boxes(a, "a")[:, None, :], _boxes(b, "b")[None, :, :])
 
 
 def scaled_size(width: int, height: int, scale: float) -> tuple[int, int]:

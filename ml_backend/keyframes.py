@@ -7,12 +7,13 @@ still keeps the bound, it goes. On smooth tracks that saves another fifth, and t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.geometry import Float64Array, iou_pairs
+from ml_backend.geometry import Float64Array, iou_broadcast, iou_pairs
 from ml_backend.keyframe_path import TrackBoxes, fewest_own_boxes, track_boxes
 from ml_backend.types import IntArray
 
@@ -63,30 +64,75 @@ def _window(track: TrackBoxes, keys: IntArray, boxes: Float64Array, first: int, 
     return _Window(basis, hats @ boxes[begin : end + 1], track.boxes[frames])
 
 
-def _fit(track: TrackBoxes, keys: IntArray, boxes: Float64Array, first: int, last: int) -> Float64Array | None:
-    """``boxes`` with those of keyframes ``first .. last - 1`` moved so that the bound holds around them.
+def _first_fit(windows: Sequence[_Window], min_iou: float) -> tuple[int, Float64Array] | None:
+    """The first of some windows whose boxes can be moved so that the bound holds in it, and those boxes.
 
-    Least squares, repeated with more weight on the frames that overlap least; ``None`` where that does not suffice.
+    Least squares, repeated with more weight on the frames that overlap least. ``None`` where that suffices in none.
+
+    Args:
+        windows: of the same frames, and with equally many boxes to move. All at once they take hardly longer than one.
     """
-    basis, rest, target = _window(track, keys, boxes, first, last)
+    target = windows[0].target
     low, high = target.min(axis=0), target.max(axis=0)  # not beyond where the track goes, such as out of the picture
-    weights = np.ones(len(target))
-    ridge = 1e-9 * np.eye(basis.shape[1])
+    open_ = np.arange(len(windows))
+    basis, rest = np.stack([w.basis for w in windows]), np.stack([w.rest for w in windows])
+    weights = np.ones((len(windows), len(target)))
+    ridge = 1e-9 * np.eye(basis.shape[2])
+    fitted: tuple[int, Float64Array] | None = None
     for step in range(_FIT_STEPS):
-        weighted = basis * weights[:, None]
-        solution = np.linalg.solve(weighted.T @ basis + ridge, weighted.T @ (target - rest))
-        solution = np.clip(solution, low, high)
-        iou = iou_pairs(rest + basis @ solution, target)
-        worst = float(iou.min())
-        if worst >= track.min_iou:
-            out = boxes.copy()
-            out[first:last] = solution
-            return out
-        if 1.0 - worst > _WORTH[min(step, len(_WORTH) - 1)] * (1.0 - track.min_iou):
+        weighted = (basis * weights[..., None]).transpose(0, 2, 1)
+        solution = np.linalg.solve(weighted @ basis + ridge, weighted @ (target - rest))
+        np.clip(solution, low, high, out=solution)
+        iou = iou_broadcast(rest + basis @ solution, target)
+        worst = iou.min(axis=1)
+        going_on = 1.0 - worst <= _WORTH[min(step, len(_WORTH) - 1)] * (1.0 - min_iou)
+        good = np.flatnonzero(worst >= min_iou)
+        if len(good):
+            fitted = int(open_[good[0]]), solution[good[0]]
+            going_on[good[0] :] = False
+        if not going_on.any():
             break
-        weights *= np.maximum((1.0 - iou) / (1.0 - track.min_iou), 0.05) ** 1.5
-        weights /= weights.mean()
-    return None
+        if not going_on.all():
+            open_, basis, rest = open_[going_on], basis[going_on], rest[going_on]
+            iou, weights = iou[going_on], weights[going_on]
+        weights *= np.maximum((1.0 - iou) / (1.0 - min_iou), 0.05) ** 1.5
+        weights /= weights.mean(axis=1, keepdims=True)
+    return fitted
+
+
+def _without(track: TrackBoxes, keys: IntArray, boxes: Float64Array, at: int) -> tuple[IntArray, Float64Array] | None:
+    """Keyframes without the one at ``at``, and the neighbours' boxes moved; ``None`` where the bound cannot be kept."""
+    fewer, left = np.delete(keys, at), np.delete(boxes, at, axis=0)
+    first, last = max(0, at - 1), min(len(fewer), at + 1)
+    fitted = _first_fit([_window(track, fewer, left, first, last)], track.min_iou)
+    if fitted is None:
+        return None
+    left[first:last] = fitted[1]
+    return fewer, left
+
+
+def _one_for_two(
+    track: TrackBoxes, keys: IntArray, boxes: Float64Array, at: int
+) -> tuple[IntArray, Float64Array] | None:
+    """As :func:`_without`, but with one keyframe somewhere between its neighbours for those at ``at`` and after it."""
+    if at >= len(keys) - 2:
+        return None
+    before, after = int(keys[at - 1]), int(keys[at + 2])
+    places = dict.fromkeys(before + round((after - before) * share) for share in _PLACES)
+    options = []
+    for place in places:
+        if before < place < after:
+            fewer = np.concatenate([keys[:at], [place], keys[at + 2 :]])
+            options.append((fewer, np.concatenate([boxes[:at], track.boxes[[place]], boxes[at + 2 :]])))
+    if not options:
+        return None
+    first, last = max(0, at - 1), min(len(keys) - 1, at + 2)
+    fitted = _first_fit([_window(track, *option, first, last) for option in options], track.min_iou)
+    if fitted is None:
+        return None
+    fewer, left = options[fitted[0]]
+    left[first:last] = fitted[1]
+    return fewer, left
 
 
 def _drop(track: TrackBoxes, keys: IntArray, boxes: Float64Array) -> tuple[IntArray, Float64Array]:
@@ -101,23 +147,12 @@ def _drop(track: TrackBoxes, keys: IntArray, boxes: Float64Array) -> tuple[IntAr
             if tried in in_vain:
                 at += 1
                 continue
-            fewer, left = np.delete(keys, at), np.delete(boxes, at, axis=0)
-            fitted = _fit(track, fewer, left, max(0, at - 1), min(len(fewer), at + 1))
-            if fitted is None and at < len(keys) - 2:
-                span = int(keys[at + 2] - keys[at - 1])
-                for place in dict.fromkeys(int(keys[at - 1]) + round(span * share) for share in _PLACES):
-                    if not keys[at - 1] < place < keys[at + 2]:
-                        continue
-                    fewer = np.concatenate([keys[:at], [place], keys[at + 2 :]])
-                    left = np.concatenate([boxes[:at], track.boxes[[place]], boxes[at + 2 :]])
-                    fitted = _fit(track, fewer, left, max(0, at - 1), min(len(fewer), at + 2))
-                    if fitted is not None:
-                        break
+            fitted = _without(track, keys, boxes, at) or _one_for_two(track, keys, boxes, at)
             if fitted is None:
                 in_vain.add(tried)
                 at += 1
             else:
-                keys, boxes = fewer, fitted
+                keys, boxes = fitted
         if before > _ONE_SWEEP:
             break
     return keys, boxes
