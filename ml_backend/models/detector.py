@@ -16,7 +16,7 @@ from ml_backend.models._ultralytics import setup_ultralytics
 from ml_backend.models.engines.base import Engine, Pixels
 from ml_backend.models.engines.cache import Export
 from ml_backend.models.engines.openvino_engine import OpenvinoEngine
-from ml_backend.models.engines.torch_engine import TorchEngine
+from ml_backend.models.engines.torch_engine import TorchEngine, padded
 from ml_backend.models.memory import FitsMemory, is_out_of_memory
 from ml_backend.settings import Settings
 from ml_backend.types import Detections, Image
@@ -109,7 +109,9 @@ class YoloDetector(FitsMemory):
         """Do for videos of this size, once, what engines and libraries put off until the first picture."""
         size = self.working_size(width, height)
         if size not in self._warm:
-            self.detect([np.zeros((size[1], size[0], 3), np.uint8)])
+            most = min(self._batch, self._engine.max_batch) if self._device.type == "cuda" else 1
+            for count in sorted({padded(n) for n in range(1, most + 1) if padded(n) <= most} | {most}):
+                self.detect([np.zeros((size[1], size[0], 3), np.uint8)] * count)
             self._warm.add(size)
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:

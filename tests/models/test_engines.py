@@ -24,6 +24,7 @@ from ml_backend.models.engines.cache import META, Export, ExportKey, Exports
 from ml_backend.models.engines.choice import choose_engine
 from ml_backend.models.engines.export import Agreement, agreement
 from ml_backend.models.engines.openvino_engine import MAX_SIZES, MODEL_FILE, usable_cores
+from ml_backend.models.engines.torch_engine import padded
 from ml_backend.models.motion import MotionDetector
 from ml_backend.models.pool import ModelPool
 from ml_backend.settings import Settings
@@ -418,3 +419,7 @@ def test_cores_of_a_container(tmp_path: Path) -> None:
     assert usable_cores(tmp_path) == everything
     (folder / "cpu.max").write_text("100000 100000\n")
     assert usable_cores(tmp_path) == 1
+
+
+def test_a_gpu_is_given_powers_of_two() -> None:
+    assert [padded(count) for count in (1, 2, 3, 4, 5, 8, 9, 32)] == [1, 2, 4, 4, 8, 8, 16, 32]
