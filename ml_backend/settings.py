@@ -118,7 +118,7 @@ class Settings(BaseSettings):
         ge=1,
         le=30,
         description="YOLO looks at every so manieth frame, at most 0.1 s apart, and at those between where something "
-        "comes, goes or crosses; 1: at all, which is exact and slower.",
+        "comes, goes or crosses; 1: at all, which is exact, and slower on a CPU.",
     )
     segment_s: float = Field(
         60.0,

@@ -207,10 +207,17 @@ def test_workers_can_be_multiplied(filled: dict[str, str]) -> None:
 
 def test_the_gpu_file_only_adds_to_those_that_use_it() -> None:
     services = load(FILES[1])["services"]
-    assert set(services) == {"worker", "trainer"}
-    for service in services.values():
-        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert {name for name, service in services.items() if "deploy" in service} == {"worker", "trainer"}
+    for name in ("worker", "trainer"):
+        (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
         assert device["capabilities"] == ["gpu"]
+
+
+def test_with_a_gpu_all_look_at_every_frame() -> None:
+    """One of them with another stride would make other versions."""
+    services = load(FILES[1])["services"]
+    assert {interpolate(service["environment"]["STRIDE"], {}) for service in services.values()} == {"1"}
+    assert services["backend"] == {"environment": {"STRIDE": "${STRIDE:-1}"}}
 
 
 def test_what_the_dockerfile_copies_is_sent_to_the_build() -> None:
