@@ -88,7 +88,9 @@ class TorchEngine:
         import torch
 
         count = len(pixels)
-        if self._device.type == "cuda" and (missing := padded(count) - count):
+        # Other runtimes have a largest batch, or but one.
+        on_gpu = self.name == "torch" and self._device.type == "cuda"
+        if on_gpu and (missing := padded(count) - count):
             pixels = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.uint8)])
         with self._running, torch.inference_mode():
             tensor = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).contiguous().flip(1)  # BGR to RGB
