@@ -100,20 +100,28 @@ def _first_fit(windows: Sequence[_Window], min_iou: float) -> tuple[int, Float64
     return fitted
 
 
-def _without(track: TrackBoxes, keys: IntArray, boxes: Float64Array, at: int) -> tuple[IntArray, Float64Array] | None:
-    """Keyframes without the one at ``at``, and the neighbours' boxes moved; ``None`` where the bound cannot be kept."""
-    fewer, left = np.delete(keys, at), np.delete(boxes, at, axis=0)
-    first, last = max(0, at - 1), min(len(fewer), at + 1)
-    fitted = _first_fit([_window(track, fewer, left, first, last)], track.min_iou)
+_Keyframes = tuple[IntArray, Float64Array]
+
+
+def _first_option(track: TrackBoxes, options: Sequence[_Keyframes], first: int, last: int) -> _Keyframes | None:
+    """The first of some keyframes with their boxes where those of ``first .. last - 1`` can be moved so that the bound
+    holds around them; with these boxes.
+    """
+    fitted = _first_fit([_window(track, *option, first, last) for option in options], track.min_iou)
     if fitted is None:
         return None
-    left[first:last] = fitted[1]
-    return fewer, left
+    keys, boxes = options[fitted[0]]
+    boxes[first:last] = fitted[1]
+    return keys, boxes
 
 
-def _one_for_two(
-    track: TrackBoxes, keys: IntArray, boxes: Float64Array, at: int
-) -> tuple[IntArray, Float64Array] | None:
+def _without(track: TrackBoxes, keys: IntArray, boxes: Float64Array, at: int) -> _Keyframes | None:
+    """Keyframes without the one at ``at``, and the neighbours' boxes moved; ``None`` where the bound cannot be kept."""
+    option = np.delete(keys, at), np.delete(boxes, at, axis=0)
+    return _first_option(track, [option], max(0, at - 1), min(len(keys) - 1, at + 1))
+
+
+def _one_for_two(track: TrackBoxes, keys: IntArray, boxes: Float64Array, at: int) -> _Keyframes | None:
     """As :func:`_without`, but with one keyframe somewhere between its neighbours for those at ``at`` and after it."""
     if at >= len(keys) - 2:
         return None
@@ -124,15 +132,7 @@ def _one_for_two(
         if before < place < after:
             fewer = np.concatenate([keys[:at], [place], keys[at + 2 :]])
             options.append((fewer, np.concatenate([boxes[:at], track.boxes[[place]], boxes[at + 2 :]])))
-    if not options:
-        return None
-    first, last = max(0, at - 1), min(len(keys) - 1, at + 2)
-    fitted = _first_fit([_window(track, *option, first, last) for option in options], track.min_iou)
-    if fitted is None:
-        return None
-    fewer, left = options[fitted[0]]
-    left[first:last] = fitted[1]
-    return fewer, left
+    return _first_option(track, options, max(0, at - 1), min(len(keys) - 1, at + 2)) if options else None
 
 
 def _drop(track: TrackBoxes, keys: IntArray, boxes: Float64Array) -> tuple[IntArray, Float64Array]:

@@ -110,7 +110,7 @@ class YoloDetector(FitsMemory):
         size = self.working_size(width, height)
         if size not in self._warm:
             most = min(self._batch, self._engine.max_batch) if self._device.type == "cuda" else 1
-            for count in sorted({padded(n) for n in range(1, most + 1) if padded(n) <= most} | {most}):
+            for count in sorted({min(padded(n), most) for n in range(1, most + 1)}):
                 self.detect([np.zeros((size[1], size[0], 3), np.uint8)] * count)
             self._warm.add(size)
 
