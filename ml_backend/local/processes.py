@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 from ml_backend.errors import BackendError
 from ml_backend.jobs.workers import live_workers
 from ml_backend.local.preflight import ROOT, free_port
+from ml_backend.local.state import keep_secret_key
 
 __all__ = ["Backend", "LabelStudioServer", "ManagedProcess", "RedisServer", "StartError", "Worker", "free_port"]
 
@@ -301,6 +302,7 @@ class LabelStudioServer(ManagedProcess):
             copy = database.with_suffix(".new")
             shutil.copyfile(self._template, copy)
             copy.replace(database)
+        keep_secret_key(self.folder)
         super().start()
 
     def ready(self) -> bool:

@@ -41,6 +41,21 @@ def token_path(data_dir: Path) -> Path:
     return data_dir / "label-studio-token"
 
 
+def keep_secret_key(label_studio: Path) -> None:
+    """Give Label Studio's data folder a ``SECRET_KEY`` that it can read again, before it makes its own in ``.env``.
+
+    One in fifty of its own begins with ``$``, which its reader of that file takes for the name of a variable: such a
+    Label Studio makes another key at each start, and forgets its tokens and sessions. The first line counts.
+    """
+    path = label_studio / ".env"
+    before = read_text(path).splitlines()
+    lines = [line for line in before if not line.startswith("SECRET_KEY=$")]
+    if not any(line.startswith("SECRET_KEY=") for line in lines):
+        lines.append(f"SECRET_KEY={secrets.token_hex(32)}")
+    if lines != before:
+        write_private(path, "\n".join(lines) + "\n")
+
+
 @dataclass(slots=True)
 class StackState:
     """A running stack, for commands that want to talk to it.

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from ml_backend.local.discover import settings_in_force
-from ml_backend.local.state import StackState, login_password, running_stack, state_path, write_private
+from ml_backend.local.preflight import ROOT
+from ml_backend.local.state import (
+    StackState,
+    keep_secret_key,
+    login_password,
+    running_stack,
+    state_path,
+    write_private,
+)
 
 
 def make_state(pid: int) -> StackState:
@@ -33,6 +41,46 @@ def test_a_private_file_is_private_also_where_an_open_one_was(tmp_path: Path) ->
     write_private(path, "new")
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o600)
     assert list(tmp_path.iterdir()) == [path]
+
+
+#: What Label Studio does at its start; prints the key that it then has.
+LABEL_STUDIO_KEY = """
+import sys
+from label_studio.core.utils.secret_key import generate_secret_key_if_missing
+print(generate_secret_key_if_missing(sys.argv[1]))
+"""
+
+
+def key_of_label_studio(folder: Path) -> str:
+    python = ROOT / ".venv-label-studio" / "bin" / "python"
+    command = [str(python), "-c", LABEL_STUDIO_KEY, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "before", [None, "A=b\n", "\nSECRET_KEY=$ecret\n", "\nSECRET_KEY=$ecret\n\nSECRET_KEY=the-second\n"]
+)
+def test_label_studio_has_the_same_secret_key_after_each_start(tmp_path: Path, before: str | None) -> None:
+    path = tmp_path / ".env"
+    if before is not None:
+        path.write_text(before)
+    keep_secret_key(tmp_path)
+    text = path.read_text()
+    assert ("A=b" in text) == ("A=b" in (before or ""))
+    assert path.stat().st_mode & 0o777 == 0o600
+    key = key_of_label_studio(tmp_path)
+    assert key
+    assert f"SECRET_KEY={key}\n" in text
+    keep_secret_key(tmp_path)
+    assert path.read_text() == text
+    assert key_of_label_studio(tmp_path) == key
+
+
+def test_a_key_that_label_studio_has_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("\nSECRET_KEY=#a$b\n")
+    keep_secret_key(tmp_path)
+    assert (tmp_path / ".env").read_text() == "\nSECRET_KEY=#a$b\n"
+    assert key_of_label_studio(tmp_path) == "#a$b"
 
 
 def test_a_running_stack_is_found(tmp_path: Path) -> None:
