@@ -22,6 +22,7 @@ KEPT_S = 7 * 24 * 3600
 RECENT = 200
 
 _RECENT = "video:control:recent"
+_FORGET = "if redis.call('exists', KEYS[1]) == 0 then return redis.call('del', KEYS[2]) end return 0"
 #: States of a record. ``requested``: the job itself has not said anything yet; ``spread``: its work is other jobs'.
 REQUESTED, SPREAD, FINISHED, FAILED, CANCELLED = "requested", "spread", "finished", "failed", "cancelled"
 
@@ -152,6 +153,16 @@ class CancelCheck:
             except (RedisError, OSError):  # it is asked again; work does not end because Redis is away
                 return False
         return self._cancelled
+
+
+def forget_cancelled(redis: Redis, job_id: str) -> None:
+    """A job is about to be made: the wish that an earlier one of its name should end is not meant for it.
+
+    To be called within the queue's guard. Where there is a job of this name, the wish stays.
+    """
+    from rq.job import Job
+
+    redis.eval(_FORGET, 2, Job.key_for(job_id), _cancel_key(job_id))
 
 
 def _record_key(job_id: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import ConfigError, QueueUnavailable
+from ml_backend.jobs.board import forget_cancelled
 from ml_backend.jobs.records import aware, failure_text, forget_executions, state_of
 from ml_backend.settings import QUEUES, Settings
 
@@ -183,7 +183,10 @@ class JobQueue:
         *,
         at_front: bool = False,
     ) -> Requested:
-        """A job ``ml_backend.jobs.<module>.<function>``, unless there is one of this id that is not over."""
+        """A job ``ml_backend.jobs.<module>.<function>``, unless there is one of this id that is not over.
+
+        One that waits in a queue of less importance is moved: who asks now does not wait behind all others there.
+        """
         from rq import Retry
         from rq.exceptions import DuplicateJobError
 
@@ -191,6 +194,7 @@ class JobQueue:
         retry = Retry(max=repeats, interval=RETRY_INTERVALS_S[:repeats]) if repeats else None
         with self.guard():
             for _ in range(3):
+                forget_cancelled(self.connection, job_id)
                 try:
                     self.queues[queue].enqueue_call(
                         f"ml_backend.jobs.{module}.{function}",
@@ -210,12 +214,19 @@ class JobQueue:
                     if job is None:
                         continue  # it ended between the two calls
                     if state_of(job) not in _OVER:
+                        self._hurry(job, queue)
                         return Requested(job_id, False)
                     if job.ended_at and datetime.now(timezone.utc) - aware(job.ended_at) < FAILED_PAUSE:
                         return Requested(job_id, False, failure_text(job))
                     forget_executions(job)
                     job.delete()
         return Requested(job_id, False)
+
+    def _hurry(self, job: Job, queue: str) -> None:
+        behind = job.origin in QUEUES and QUEUES.index(job.origin) > QUEUES.index(queue)
+        # Where it is in the list no more, a worker has just begun it.
+        if behind and state_of(job) == "queued" and self.connection.lrem(self.queues[job.origin].key, 1, job.id):
+            self.queues[queue].enqueue_job(job)
 
     def fetch(self, job_id: str) -> Job | None:
         """RQ's job; call it within :meth:`guard`."""
@@ -230,50 +241,10 @@ class JobQueue:
         return [job for job in found if job is not None]
 
     def recover_lost(self, after_s: float = 20.0) -> list[str]:
-        """Put jobs back that are in no list.
+        """Put jobs back that are in no list, see :func:`ml_backend.jobs.lost.recover`; their ids."""
+        from ml_backend.jobs.lost import recover
 
-        A worker takes a job's name from the queue and then notes that it began. Killed in between, it leaves a job
-        that calls itself queued (or scheduled for another try), is nowhere, and blocks every new request for the same
-        work. What is seen so twice, ``after_s`` apart, is lost; workers call this all the time.
-
-        Returns:
-            Ids of the jobs that were put back.
-        """
-        from rq.job import Job
-
-        recovered = []
-        with self.guard():
-            prefix = Job.redis_job_namespace_prefix
-            keys = [key.decode() for key in self.connection.scan_iter(f"{prefix}*", count=1000)]
-            pipeline = self.connection.pipeline(transaction=False)
-            for key in keys:
-                pipeline.type(key)
-            kinds = pipeline.execute()
-            hashes = [key for key, kind in zip(keys, kinds, strict=True) if kind == b"hash"]
-            for key in hashes:
-                pipeline.hget(key, "status")
-            states = pipeline.execute()
-            pending = {
-                key.removeprefix(prefix)
-                for key, state in zip(hashes, states, strict=True)
-                if state in (b"queued", b"scheduled")
-            }
-            for queue in self.queues.values():
-                pending -= {*queue.get_job_ids(), *queue.scheduled_job_registry.get_job_ids(cleanup=False)}
-            for job_id in pending:
-                mark, now = f"video:lost:{job_id}", time.time()
-                if self.connection.set(mark, now, nx=True, ex=int(10 * after_s) + 10):
-                    continue
-                seen = self.connection.get(mark)
-                if seen is None or now - float(seen) < after_s:
-                    continue
-                job = self.fetch(job_id)
-                still = job is not None and job.get_status() in ("queued", "scheduled")
-                if job and still and self.connection.delete(mark):
-                    log.warning("Job %s was lost by a worker that ended; it is queued again.", job_id)
-                    self.queues[job.origin].enqueue_job(job)
-                    recovered.append(job_id)
-        return recovered
+        return recover(self, after_s)
 
     # -- targets of a prediction
 

@@ -136,7 +136,10 @@ class Board:
             return None
         try:
             data = self._artifacts.read(_name(self._key, number))
-            return None if data is None else load_observations(data)
+            if data is not None:
+                return load_observations(data)
+            self._done.discard(number)  # another job was through with this video, and has removed it
+            return None
         except StorageError as error:
             log.warning("Segment %d is observed here: %s", number, error)
         except ValueError as error:

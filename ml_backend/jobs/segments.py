@@ -30,12 +30,17 @@ ASK_AGAIN_S = 20.0
 HELPERS = 32
 
 
+class AlreadyTracked(Exception):
+    """Another job has finished the video meanwhile: its tracks are known."""
+
+
 class Sharing:
     """One video's segments, for the job that predicts it. To be made in the job's own thread.
 
     Args:
         number: of the video among its task's.
         report: takes how many frames all have observed, and how many there are.
+        is_known: whether the video's tracks are kept. Jobs that differ in labels only are at the same segments.
     """
 
     def __init__(
@@ -45,8 +50,10 @@ class Sharing:
         models: ProjectModels,
         number: int,
         report: Callable[[int, int], None],
+        is_known: Callable[[], bool],
     ) -> None:
         self._context, self._plan, self._models, self._number, self._report = context, plan, models, number, report
+        self._is_known = is_known
         self._should_stop = context.stopper()  # it knows the job by the thread
         self._board: Board | None = None
         self._segments: Sequence[Segment] = ()
@@ -54,7 +61,11 @@ class Sharing:
         self._asked = 0.0
 
     def __call__(self, info: VideoInfo, segments: Sequence[Segment], look: Look) -> Generator[Observation, None, None]:
-        """All observations; see :func:`ml_backend.segments.observe_together`."""
+        """All observations; see :func:`ml_backend.segments.observe_together`.
+
+        Raises:
+            AlreadyTracked: another job was faster.
+        """
         part = self._plan.parts[self._number]
         self._segments = segments
         self._key = segments_key(self._plan.project_id, part.uri, self._models.base, info, segments)
@@ -62,6 +73,8 @@ class Sharing:
         board.open(len(segments))
 
         def watched(segment: Segment) -> Iterator[Observation]:
+            if self._is_known():
+                raise AlreadyTracked
             for n, observation in enumerate(look(segment), 1):
                 self._tell(board, segment, n, info)
                 yield observation

@@ -274,7 +274,7 @@ def _tracks(
     preview: Preview | None,
 ) -> TrackSet:
     """The video's tracks: those that are known, whatever gave them labels then, else new ones."""
-    from ml_backend.jobs.segments import Sharing
+    from ml_backend.jobs.segments import AlreadyTracked, Sharing
     from ml_backend.pipeline import detect_tracks
 
     if part.frame_rate is None:
@@ -286,18 +286,26 @@ def _tracks(
         return known
     log.info("Task %s: pre-annotating %s", plan.task_id, public_uri(part.uri))
     report = Progress(number, len(plan.parts))
-    sharing = Sharing(context, plan, models, number, report) if keep else None
-    with context.media.open(part.uri, plan.task_id) as path:
-        tracks = detect_tracks(
-            path,
-            part.frame_rate,
-            context.settings,
-            models.detector,  # the one that the version names, whatever has appeared since
-            progress=report,
-            should_stop=context.stopper(),
-            share=sharing,
-            preview=preview,
-        )
+    sharing = (
+        Sharing(context, plan, models, number, report, lambda: store.get_tracks(key) is not None) if keep else None
+    )
+    try:
+        with context.media.open(part.uri, plan.task_id) as path:
+            tracks = detect_tracks(
+                path,
+                part.frame_rate,
+                context.settings,
+                models.detector,  # the one that the version names, whatever has appeared since
+                progress=report,
+                should_stop=context.stopper(),
+                share=sharing,
+                preview=preview,
+            )
+    except AlreadyTracked:
+        log.info("Task %s: another job was through with %s.", plan.task_id, public_uri(part.uri))
+        if sharing:
+            sharing.done()
+        return _tracks(context, plan, models, part, number, keep=keep, preview=preview)
     if sharing:
         store.save_tracks(key, plan.project_id, plan.task_id, number, part.uri, tracks)
         sharing.done()

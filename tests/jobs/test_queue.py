@@ -15,6 +15,8 @@ from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
 from ml_backend.errors import QueueUnavailable
+from ml_backend.jobs.board import JobBoard
+from ml_backend.jobs.listing import Jobs
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.settings import Settings
 
@@ -53,6 +55,38 @@ def test_fifty_at_once_make_one_job(queue: JobQueue) -> None:
         assert sum(pool.map(ask, range(50))) == 1
     assert queue.depths()["predict"]["queued"] == 1
     assert queue.targets("k") == set(range(50))
+
+
+def test_what_is_wanted_sooner_does_not_wait_behind_the_rest(queue: JobQueue) -> None:
+    for n in range(3):
+        queue.request_prediction(f"k{n}", 1, n, queue="refresh")
+    assert not queue.request_prediction("k2", 1, 7).created
+    assert queue.queues["predict"].get_job_ids() == ["predict-k2"]
+    assert queue.queues["refresh"].get_job_ids() == ["predict-k0", "predict-k1"]
+    assert fetch(queue, "predict-k2").origin == "predict"
+    assert queue.targets("k2") == {2, 7}
+    # The other way round, and what has begun, stays where it is.
+    queue.request_prediction("k2", 1, 2, queue="refresh")
+    assert queue.queues["predict"].get_job_ids() == ["predict-k2"]
+    fetch(queue, "predict-k0").set_status(JobStatus.STARTED)
+    queue.queues["refresh"].remove("predict-k0")
+    assert not queue.request_prediction("k0", 1, 0).created
+    assert queue.queues["predict"].get_job_ids() == ["predict-k2"]
+
+
+def test_what_was_taken_back_can_be_asked_for_again(queue: JobQueue) -> None:
+    board = JobBoard(queue)
+    jobs = Jobs(queue, lambda project: None)
+    queue.request_prepare(1, 5)
+    cancelled = jobs.cancel("prepare-5")
+    assert cancelled
+    assert cancelled["state"] == "cancelled"
+    assert queue.request_prepare(1, 5).created
+    assert not board.is_cancelled("prepare-5")
+    # While it is there, asking again does not undo what somebody else wants.
+    board.request_cancel("prepare-5")
+    assert not queue.request_prepare(1, 5).created
+    assert board.is_cancelled("prepare-5")
 
 
 def test_arguments_are_plain_json(queue: JobQueue) -> None:

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from ml_backend.errors import Interrupted
 from ml_backend.jobs import segment_board
+from ml_backend.jobs.context import Context
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.segment_board import Board
 from ml_backend.segments import Segment, observe_some, observe_together
 from ml_backend.settings import Settings
+from ml_backend.tables import predictions, track_sets
 from ml_backend.training.artifacts import Artifacts
 from ml_backend.types import Observation
 from ml_backend.versions import PARTIAL
@@ -101,6 +104,22 @@ def test_what_is_done_is_not_done_again(board: Boards, redis_settings: Settings)
     look = Looking()
     assert numbers(list(observe_together(SEGMENTS, board(), look))) == list(range(100))
     assert look.asked == [2, 3, 4]
+
+
+def test_what_another_has_removed_is_not_waited_for(board: Boards) -> None:
+    """Two jobs that differ in their labels only are at one video's segments; the faster one removes them."""
+    slow, fast = board(), board()
+    look = Looking()
+    observed = observe_some(SEGMENTS, board(helping=True), Looking(), lambda: False)
+    assert observed == len(SEGMENTS)
+    waits = iter(range(20))
+    seen = observe_together(SEGMENTS, slow, look, lambda: next(waits, None) is None)
+    first = [next(seen) for _ in range(10)]
+    assert not slow.claim(SEGMENTS[3], ahead=True)  # it knows that this one is done
+    assert numbers(list(observe_together(SEGMENTS, fast, Looking()))) == list(range(100))
+    fast.close(len(SEGMENTS))
+    assert numbers([*first, *seen]) == list(range(100))
+    assert look.asked == [1, 2, 3, 4]
 
 
 def test_two_at_once_do_each_segment_once(board: Boards) -> None:
@@ -300,6 +319,37 @@ def test_two_workers_find_what_one_pass_finds(
     assert boxes(together) == boxes(alone)
     assert "helped with" in "".join(log.read_text() for log in logs)
     assert files_left(here) == []
+
+
+def test_what_another_job_finishes_meanwhile_is_used(
+    long_site: Callable[..., tuple[Site, int]], work: Callable[[Site], Context]
+) -> None:
+    """As after a change of labels: two jobs, one video."""
+    here, task = long_site()
+    context = work(here)
+    engine, frames = context.storage.engine, context.queue.counters()["frames"]
+    with engine.begin() as connection:
+        rows = connection.execute(sa.select(track_sets)).mappings().all()
+        connection.execute(sa.delete(track_sets))
+        connection.execute(sa.delete(predictions))
+
+    def another() -> None:
+        wait_for(lambda: files_left(here), 60, "the first segment")
+        with engine.begin() as connection:
+            connection.execute(sa.insert(track_sets), [dict(row) for row in rows])
+
+    thread = threading.Thread(target=another)
+    thread.start()
+    (expected,) = here.predictions(task)
+    here.sdk.predictions.delete(expected.id)
+    here.predict(here.client.get_task(task).project_id, task)
+    work(here)
+    thread.join()
+    (found,) = here.predictions(task)
+    assert boxes(found) == boxes(expected)
+    assert context.queue.counters()["frames"] == frames, "they were taken over"
+    assert files_left(here) == []
+    assert here.queue.failed_jobs() == []
 
 
 def test_a_killed_worker_loses_one_segment(long_site: Callable[..., tuple[Site, int]], tmp_path: Path) -> None:
