@@ -5,20 +5,20 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urljoin, urlsplit
 
 from ml_backend.errors import Interrupted, MediaError, MediaUnavailable, StorageError, VideoError
+from ml_backend.label_studio.media_cache import MediaCache, locked
 from ml_backend.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,8 +28,11 @@ log = logging.getLogger(__name__)
 
 CLOUD_SCHEMES = frozenset({"s3", "gs", "azure-blob", "azure_spi", "dbfs", "gcs"})
 ATTEMPTS = 4
-#: Room that a download leaves on the disk for databases and logs.
-SPARE_BYTES = 256 << 20
+#: Bytes between two looks at the room that is left: others write on the disk too, and not every server says how much
+#: will come.
+CHECK_BYTES = 64 << 20
+#: What the kernel says where no room is left: on the disk, for this user, in one file.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _OWN_SUFFIXES = (".lock", ".json", ".part")
 
 
@@ -92,6 +95,7 @@ class MediaStore:
         self._settings = settings
         self._client = client
         self._dir = settings.media_dir
+        self._cache = MediaCache(self._dir, int(settings.media_cache_gb * (1 << 30)))
 
     @contextlib.contextmanager
     def open(self, uri: str, task_id: int) -> Iterator[Path]:
@@ -119,7 +123,7 @@ class MediaStore:
         self._make_dir()
         for _ in range(3):
             # Shared: others read it too, possibly for hours, and the clean-up of the cache passes it over.
-            with _locked(lock, exclusive=False):
+            with locked(lock, exclusive=False):
                 if target.is_file():
                     os.utime(target)
                     try:
@@ -128,7 +132,7 @@ class MediaStore:
                         target.unlink(missing_ok=True)  # mended at its source, it is to be fetched anew
                         raise
                     return
-            with _locked(lock, exclusive=True):
+            with locked(lock, exclusive=True):
                 if not target.is_file():
                     self._download(source, target)
         # Removed again and again in the moment between the two locks.
@@ -198,7 +202,7 @@ class MediaStore:
                 time.sleep(0.2 * 2**attempt)  # the next try goes on where this one stopped
         part.replace(target)
         meta.unlink(missing_ok=True)
-        self._evict(keep=target)
+        self._cache.trim(keep=target)
 
     def _stream(self, source: _Source, part: Path, meta: Path) -> None:
         import httpx
@@ -271,8 +275,9 @@ class MediaStore:
                 "Check the address and the token; a login page looks like this.",
             )
         try:
-            if expected and shutil.disk_usage(self._dir).free < length + SPARE_BYTES:
-                raise StorageError(f"No room in {self._dir} for {length / 1e9:.2f} GB.", "Free some disk space.")
+            if not done:
+                part.unlink(missing_ok=True)  # begun anew, the old one's room is free
+            self._cache.make_room(length or CHECK_BYTES, keep=part)
             # If-Range takes a strong validator only.
             etag = response.headers.get("etag", "")
             validator = etag if etag and not etag.startswith("W/") else response.headers.get("last-modified", "")
@@ -280,40 +285,31 @@ class MediaStore:
                 meta.write_text(json.dumps({"validator": validator}))
             else:
                 meta.unlink(missing_ok=True)
+            checked = done
             with part.open("ab" if done else "wb") as file:
                 for chunk in response.iter_raw():
                     done += len(chunk)
                     if done > limit:
-                        part.unlink()
-                        meta.unlink(missing_ok=True)
+                        _discard(part, meta)
                         raise self._too_large()
                     file.write(chunk)
                     if self._should_stop():
                         raise Interrupted(f"Stopped after {done} bytes.", "The download goes on from there.")
+                    if done - checked >= CHECK_BYTES and done != expected:
+                        checked = done
+                        self._cache.make_room(min(CHECK_BYTES, expected - done) if expected else CHECK_BYTES, keep=part)
+        except StorageError:
+            _discard(part, meta)  # what cannot be completed must not take the last room
+            raise
         except OSError as error:
+            if error.errno in _FULL:
+                _discard(part, meta)
             raise StorageError(f"{part} cannot be written: {error.strerror}.", "Free some disk space.") from error
         if expected and done != expected:
             raise MediaUnavailable(f"The download stopped at {done} of {expected} bytes.")
 
     def _too_large(self) -> MediaError:
         return MediaError(f"The video is larger than {self._settings.media_max_gb} GB.", "Raise MEDIA_MAX_GB.")
-
-    def _evict(self, keep: Path) -> None:
-        """Remove the least recently used files until the cache fits; files in use stay."""
-        limit = int(self._settings.media_cache_gb * (1 << 30))
-        entries = []
-        for file in self._dir.iterdir():
-            if file.suffix in (".lock", ".json") or not file.is_file():
-                continue
-            with contextlib.suppress(FileNotFoundError):  # another process evicts too
-                stat = file.stat()
-                entries.append((stat.st_mtime, stat.st_size, file))
-        total = sum(size for _, size, _ in entries)
-        for _, size, file in sorted(entries):
-            if total <= limit:
-                break
-            if file != keep and _remove_unused(file):
-                total -= size
 
 
 def _split(uri: str) -> SplitResult:
@@ -367,26 +363,10 @@ def _goes_on(response: httpx.Response, done: int) -> bool:
     return answered.replace(" ", "").startswith(f"bytes{done}-")
 
 
-@contextlib.contextmanager
-def _locked(path: Path, *, exclusive: bool, wait: bool = True) -> Iterator[IO[bytes]]:
-    try:
-        file = path.open("ab")
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror}.", "Check DATA_DIR's rights and space."
-        ) from error
-    with file:
-        mode = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-        fcntl.flock(file, mode if wait else mode | fcntl.LOCK_NB)
-        yield file
-
-
-def _remove_unused(file: Path) -> bool:
-    base = file.with_name(file.name.removesuffix(".part"))
-    try:
-        with _locked(base.with_suffix(".lock"), exclusive=True, wait=False):
+def _discard(part: Path, meta: Path) -> None:
+    """Give a partial download up."""
+    for file in (part, meta):
+        try:
             file.unlink(missing_ok=True)
-            file.with_name(file.name + ".json").unlink(missing_ok=True)
-        return True
-    except BlockingIOError:
-        return False  # somebody reads it
+        except OSError as error:
+            log.warning("%s cannot be removed: %s", file, error)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -23,7 +24,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ml_backend.errors import BackendError, Interrupted, MediaError, MediaUnavailable, StorageError, VideoError
-from ml_backend.label_studio.media import MediaStore, _same_host, canonical_uri
+from ml_backend.label_studio.media import CHECK_BYTES, MediaStore, _same_host, canonical_uri
+from ml_backend.label_studio.media_cache import SPARE_BYTES
 from ml_backend.settings import Settings
 from tests.builders import ROOT, Outside, outside
 
@@ -682,6 +684,136 @@ def test_processes_that_want_the_same_video_share_one_download(store: Callable[.
     assert len(site.asked(path)) == 2  # `slow` counts itself twice
 
 
+class Disk:
+    """A disk of a given size that holds nothing but the cache; how large the real one is, is not for a test to say."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder, self.size = folder, size
+        self.most = 0
+
+    def usage(self, path: Any) -> Any:
+        used = sum(file.stat().st_size for file in self.folder.iterdir()) if self.folder.is_dir() else 0
+        self.most = max(self.most, used)
+        return SimpleNamespace(total=self.size, used=used, free=max(0, self.size - used))
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[MediaStore, int], Disk]:
+    """Factory of the disk below a store, with so many bytes beside the spare ones."""
+
+    def make(media: MediaStore, room: int) -> Disk:
+        made = Disk(media._settings.media_dir, room + SPARE_BYTES)
+        monkeypatch.setattr(shutil, "disk_usage", made.usage)
+        return made
+
+    return make
+
+
+def aged(media: MediaStore) -> list[Path]:
+    """The cache's files, which from now on were used one after the other, long ago."""
+    files = sorted(media._settings.media_dir.glob("*.mp4"), key=lambda file: file.stat().st_mtime)
+    for number, file in enumerate(files):
+        os.utime(file, (number, number))
+    return files
+
+
+def chunks(total: int) -> Callable[[http.server.BaseHTTPRequestHandler], None]:
+    """An answer that does not say how long it is."""
+
+    def send(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("ETag", '"v"')
+        handler.end_headers()
+        for _ in range(total // len(MB)):
+            handler.wfile.write(MB)
+
+    return send
+
+
+def test_disk_smaller_than_the_cache_may_be(
+    store: Callable[..., MediaStore], site: Outside, disk: Callable[[MediaStore, int], Disk]
+) -> None:
+    """What nobody uses goes for a new video; what is being read and what was used last stays."""
+    media = store()
+    small = disk(media, 3 * len(MB))
+    for name in "abc":
+        site.files[f"/data/upload/{name}.mp4"] = MB
+        read(media, f"/data/upload/{name}.mp4")
+    a, b, c = aged(media)
+    site.files["/data/upload/d.mp4"] = MB
+    with media.open("/data/upload/a.mp4", 1) as in_use:
+        os.utime(in_use, (0, 0))  # a long time ago: it is the oldest again
+        assert read(media, "/data/upload/d.mp4") == MB
+        assert in_use.read_bytes() == MB
+    assert (a.exists(), b.exists(), c.exists()) == (True, False, True)
+    assert small.most <= 3 * len(MB)
+
+
+def test_nothing_is_thrown_away_in_vain(
+    store: Callable[..., MediaStore], site: Outside, disk: Callable[[MediaStore, int], Disk]
+) -> None:
+    media = store()
+    disk(media, 3 * len(MB))
+    site.files["/data/upload/a.mp4"], site.files["/data/upload/large.mp4"] = MB, MB * 4
+    read(media, "/data/upload/a.mp4")
+    before = cached(media)
+    with pytest.raises(StorageError, match="No room"):
+        read(media, "/data/upload/large.mp4")
+    assert cached(media) == before
+
+
+def test_no_room_while_everything_is_in_use(
+    store: Callable[..., MediaStore], site: Outside, disk: Callable[[MediaStore, int], Disk]
+) -> None:
+    media = store()
+    disk(media, 2 * len(MB))
+    site.files["/data/upload/a.mp4"], site.files["/data/upload/b.mp4"] = MB, MB * 2
+    with media.open("/data/upload/a.mp4", 1) as in_use:
+        with pytest.raises(StorageError, match="No room") as failure:
+            read(media, "/data/upload/b.mp4")
+        assert in_use.read_bytes() == MB
+    assert failure.value.retryable
+    assert read(media, "/data/upload/b.mp4") == MB * 2  # nobody uses the other one any more
+
+
+def test_room_for_a_video_of_unknown_length(
+    store: Callable[..., MediaStore], site: Outside, disk: Callable[[MediaStore, int], Disk]
+) -> None:
+    """It is looked for on the way; the files that nobody uses go, and the spare bytes stay."""
+    media = store()
+    total = 2 * CHECK_BYTES
+    small = disk(media, total + 10 * len(MB))
+    site.special["/data/upload/old.mp4"] = chunks(CHECK_BYTES)
+    read(media, "/data/upload/old.mp4")
+    (old,) = aged(media)
+    site.special["/data/upload/new.mp4"] = chunks(total)
+    with media.open("/data/upload/new.mp4", 1) as path:
+        assert path.stat().st_size == total
+    assert not old.exists()
+    assert small.most <= small.size - SPARE_BYTES
+
+
+def test_no_room_for_a_video_of_unknown_length(
+    store: Callable[..., MediaStore], site: Outside, disk: Callable[[MediaStore, int], Disk]
+) -> None:
+    media = store()
+    small = disk(media, 2 * CHECK_BYTES)
+    site.special["/data/upload/a.mp4"] = chunks(4 * CHECK_BYTES)
+    with pytest.raises(StorageError, match="No room"):
+        read(media, "/data/upload/a.mp4")
+    assert 0 < small.most < small.size - SPARE_BYTES
+    assert cached(media) == set()  # the part, which nobody could complete, takes no room
+
+
+def test_old_part_is_no_obstacle_for_a_new_beginning(
+    interrupted: tuple[MediaStore, Path], disk: Callable[[MediaStore, int], Disk]
+) -> None:
+    media, part = interrupted
+    part.with_name(part.name + ".json").unlink()  # so that it cannot go on
+    disk(media, len(MB))
+    assert read(media, "/data/upload/1/a.mp4") == MB
+
+
 def test_disk_that_is_too_small(store: Callable[..., MediaStore], site: Outside) -> None:
     def huge(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
@@ -716,6 +848,7 @@ except StorageError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert "cannot be written" in done.stdout, done.stderr
     assert "Free some disk space" in done.stdout
+    assert [file.suffix for file in (tmp_path / "media").iterdir()] == [".lock"], "what is of no use takes no room"
 
 
 def test_folder_that_cannot_be_made(store: Callable[..., MediaStore], site: Outside, tmp_path: Path) -> None:
