@@ -18,6 +18,10 @@ __all__ = ["Annotation", "LabelStudioClient", "NotFound", "Prediction", "Project
 
 log = logging.getLogger(__name__)
 
+UPLOAD_CURE = (
+    "Start Label Studio with a larger DATA_UPLOAD_MAX_MEMORY_SIZE (bytes, by default 250 MiB), or lay the file into "
+    "its local files and import it with import_videos.py --local-files."
+)
 LOGIN_CURE = (
     "Set LABEL_STUDIO_API_KEY to a token from Label Studio's Account & Settings page "
     "(a personal access token, or a legacy token where these are enabled)."
@@ -94,7 +98,8 @@ class LabelStudioClient:
             return NotFound(f"Label Studio does not know it (404) when asked to {what}.", "It may have been deleted.")
         if status >= 500 or status == 429:
             return LabelStudioUnavailable(f"Label Studio fails ({status}) when asked to {what}.", "See its log.")
-        return LabelStudioError(f"Label Studio refuses ({status}) to {what}: {str(detail)[:500]}.")
+        cure = UPLOAD_CURE if "Maximum total size" in str(detail) else ""
+        return LabelStudioError(f"Label Studio refuses ({status}) to {what}: {str(detail)[:500]}.", cure)
 
     def auth_headers(self) -> dict[str, str]:
         """Headers that authenticate a plain HTTP request to Label Studio; refreshes an expired access token."""

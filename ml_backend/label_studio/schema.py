@@ -327,12 +327,14 @@ class LabelMapper:
 
     def __init__(self, labels: Iterable[LabelSpec], class_names: Iterable[str] = (), *, trained: bool = False) -> None:
         self._own: set[str] = set()
+        self._values: set[str] = set()
         self._by_prediction: dict[str, str] = {}
         self._by_name: dict[str, str] = {}
         self._rest: str | None = None
         self.class_names = tuple(class_names)
         self.unmapped: Counter[str] = Counter()
         for label in labels:
+            self._values.add(label.value)
             if trained:
                 self._own.add(label.value)
             self._by_name.setdefault(plain_name(label.value), label.value)
@@ -349,7 +351,8 @@ class LabelMapper:
         if class_name in self._own:
             return class_name
         key = plain_name(class_name)
-        return self._by_prediction.get(key) or self._by_name.get(key) or self._rest
+        exactly = class_name if class_name in self._values else None  # others may differ in case, or a hyphen, only
+        return self._by_prediction.get(key) or exactly or self._by_name.get(key) or self._rest
 
     def map(self, class_name: str) -> str | None:
         """The label for a class, or ``None``, which is counted in :attr:`unmapped`."""

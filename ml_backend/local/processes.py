@@ -317,6 +317,8 @@ def label_studio_environment(folder: Path, local_files: Path | None = None) -> d
         # Both are needed for backends and webhooks on local addresses.
         "SSRF_PROTECTION_ENABLED": "false",
         "ML_BLOCK_LOCAL_IP": "false",
+        # It takes uploads of 250 MiB by default: a minute of video. How large ours are says UPLOAD_MAX_GB.
+        "DATA_UPLOAD_MAX_MEMORY_SIZE": str(2**40),
         # Nothing leaves the machine.
         "COLLECT_ANALYTICS": "false",
         "LATEST_VERSION_CHECK": "false",

@@ -15,6 +15,9 @@ from ml_backend.web.problems import CrossSite, ForeignName
 
 #: What Sec-Fetch-Site says of pages of this server, and of what a person typed.
 _OWN = ("same-origin", "none")
+#: What browsers add, and a page cannot leave out. The first two are missing where it reads unencrypted what it takes
+#: for its own server; programs seldom say a language.
+_OF_BROWSERS = ("Origin", "Sec-Fetch-Site", "Accept-Language")
 _CURE = "Open the control room itself. Behind a proxy, let it pass the header Host on unchanged."
 
 
@@ -64,7 +67,7 @@ def refuse_foreign_names(app: Flask, settings: Settings) -> None:
     sends credentials only to the name that they were entered for.
 
     The Label Studio protocol, and health at ``/``, take any name from programs, which may know this server by one of
-    a company's DNS; browsers, which add ``Origin`` or ``Sec-Fetch-Site`` to what they post, are checked there too.
+    a company's DNS; browsers, which are known by their headers, are checked there too.
     """
     if settings.basic_auth_user and settings.basic_auth_pass.get_secret_value():
         return
@@ -75,7 +78,7 @@ def refuse_foreign_names(app: Flask, settings: Settings) -> None:
 
     @app.before_request
     def check() -> None:
-        browser = "Origin" in request.headers or "Sec-Fetch-Site" in request.headers
+        browser = any(name in request.headers for name in _OF_BROWSERS)
         health = request.endpoint == "page.home" and not takes_html()
         if (request.blueprint == "protocol" or health) and not browser:
             return

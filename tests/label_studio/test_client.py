@@ -109,6 +109,13 @@ def test_upload_keeps_odd_names_and_makes_no_task(client: LabelStudioClient, lab
     assert fetched.content == clip.read_bytes()
 
 
+def test_upload_of_more_than_label_studio_takes_by_default(client: LabelStudioClient, tmp_path: Path) -> None:
+    large = tmp_path / "large.mp4"
+    with large.open("wb") as file:
+        file.truncate(251 * 2**20)
+    assert client.upload_file(client.create_project("test", CONFIG), large).endswith("-large.mp4")
+
+
 @pytest.mark.parametrize(
     "call",
     [

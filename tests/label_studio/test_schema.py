@@ -155,6 +155,14 @@ def test_predicted_values_come_before_names() -> None:
     assert mapping.map("person") == "PERSON"
 
 
+def test_a_name_that_is_written_exactly_so_comes_first() -> None:
+    mapping = mapper(("Person", ""), ("person", ""), ("fallen-person", ""), ("fallen person", ""), ("CAR", ""))
+    for name in ("Person", "person", "fallen-person", "fallen person"):
+        assert mapping.map(name) == name
+    assert mapping.map("fallen_person") == "fallen-person"
+    assert mapping.map("car") == "CAR"
+
+
 def test_predicted_values_are_read_from_the_config() -> None:
     labels = '<Labels name="l" toName="video"><Label value="V" predicted_values=" car,Bus ,, "/></Labels>'
     (control,) = parse_label_config(config(labels=labels)).video_controls

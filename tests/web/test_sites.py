@@ -68,6 +68,15 @@ def test_rebound_pages_cannot_use_the_api(room: Room, route: Any) -> None:
         assert problem["title"] == "Foreign name"
 
 
+@pytest.mark.parametrize("path", ["/versions", "/metrics", "/health"])
+def test_rebound_pages_read_nothing(room: Room, path: str) -> None:
+    """To what it takes for its own unencrypted server a browser tells neither Origin nor Sec-Fetch-Site."""
+    evil = {"Host": "evil.example:9090"}
+    assert room.client.get(path, headers=evil).status_code == 200, "a program"
+    for language in ("en-US,en;q=0.9", ""):
+        assert room.client.get(path, headers=evil | {"Accept-Language": language}).status_code == 421
+
+
 def test_programs_get_health_at_the_root_by_any_name(room: Room) -> None:
     answer = room.client.get("/", headers={"Host": "backend.company.example:9090"})
     assert (answer.status_code, answer.get_json()["status"]) == (200, "UP")
