@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.corrections_store import CorrectionStore
-from ml_backend.errors import BackendError, Interrupted
+from ml_backend.errors import BackendError, Interrupted, LabelStudioError, WeightsError
 from ml_backend.hybrid import use_embedder
 from ml_backend.jobs.context import Context, job
 from ml_backend.jobs.corrections import read_annotation, record_corrections
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 BACKGROUND_VIEWS = 1
 #: How often an annotation may change while it is being learned from, before the job is put back.
 CHANGES = 5
+#: Label Studio notes a change of an annotation, and right after that one of its task.
+SAME_CHANGE = timedelta(seconds=5)
 
 Wanted = dict[str, list[NewExemplar]]
 
@@ -43,7 +46,8 @@ def learn(context: Context, project_id: int) -> None:
     """Learn from the tasks of a project that were annotated, changed or deleted since the last time.
 
     What people did with predictions is written down in every mode; labels are learned where the mode has models.
-    A task whose video is gone or damaged keeps what it taught. Where a server is away the others come first.
+    A task whose video is gone or damaged keeps what it taught. Where a server is away, or refuses us, the others come
+    first, and the job fails with what is still to be learned from left as it was.
     """
     context.queue.begin_learning(project_id)
     models = context.projects.models(project_id, download=True).hybrid
@@ -63,13 +67,36 @@ def learn(context: Context, project_id: int) -> None:
                 raise
             except BackendError as error:
                 log.warning("Nothing was learned from task %s of project %s: %s", task, project_id, error)
-                if error.retryable:
+                # A wrong token, or weights that are not to be had, are no fault of the task's: it waits for the cure.
+                if error.retryable or isinstance(error, LabelStudioError | WeightsError):
                     later = later or error
                     failed.add(task)
                     continue
             context.queue.learned(project_id, task, ticket)
     if later:
         raise later
+
+
+@job
+def catch_up(context: Context, project_id: int) -> None:
+    """Learn from tasks that were annotated, changed or deleted while nobody told us.
+
+    Label Studio does not repeat what it sent while this server was away, or could not write it down.
+    """
+    try:
+        tasks = {state.id: state for state in context.client.list_task_states(project_id)}
+    except NotFound:
+        tasks = {}
+    known = CorrectionStore(context.storage).tasks(project_id)
+    missed = {task_id for task_id, task in tasks.items() if (task.annotations > 0) != (task_id in known)}
+    missed |= known.keys() - tasks.keys()
+    for task_id in known.keys() & tasks.keys():
+        changed = tasks[task_id].updated_at
+        if changed and changed > known[task_id].changed_at + SAME_CHANGE:
+            missed.add(task_id)
+    if missed:
+        log.info("Project %s: %d annotations are looked at again.", project_id, len(missed))
+        context.queue.request_learning(project_id, sorted(missed))
 
 
 def read_annotations_once(context: Context, project_id: int, models: HybridModels) -> None:

@@ -146,6 +146,14 @@ class JobQueue:
             found = self.connection.hgetall(_dirty_key(project_id))
         return {name.decode(): ticket for name, ticket in found.items()}  # type: ignore[union-attr,misc]
 
+    def dirty_projects(self) -> list[int]:
+        """Projects of which something is still to be learned."""
+        with self.guard():
+            names = [
+                key.decode().rpartition(":")[2] for key in self.connection.scan_iter(_dirty_key("[0-9]*"), count=1000)
+            ]
+        return sorted(int(name) for name in names)
+
     def learned(self, project_id: int, task: str, ticket: bytes) -> None:
         """Strike a task off, unless somebody has asked for it again since ``ticket``."""
         with self.guard():
@@ -352,7 +360,7 @@ class JobQueue:
         return sorted(found, key=lambda item: item["ended_at"], reverse=True)
 
 
-def _dirty_key(project_id: int) -> str:
+def _dirty_key(project_id: int | str) -> str:
     return f"video:learn:{project_id}"
 
 

@@ -88,7 +88,7 @@ def _with_video_facts(context: Context, task: Task, label_config: str) -> Task:
     fresh = context.client.get_task(task.id)  # downloads take time: somebody may have begun to annotate
     if fresh.annotations:
         return fresh
-    data = {**added, **{name: value for name, value in fresh.data.items() if value not in (None, "")}}
+    data = fresh.data | {name: value for name, value in added.items() if fresh.data.get(name) in (None, "")}
     context.client.update_task_data(task.id, data)
     return Task(task.id, task.project_id, data, 0, fresh.prediction_versions)
 

@@ -143,9 +143,10 @@ class LabelStudioClient:
     def list_task_states(self, project_id: int) -> Iterator[TaskState]:
         """Every task of a project with its number of annotations, page by page."""
         with self._translated(f"list the tasks of project {project_id}"):
-            wanted = ["id", "data", "total_annotations"]
+            wanted = ["id", "data", "total_annotations", "updated_at"]
             for task in self._sdk.tasks.list(project=project_id, fields="task_only", include=wanted):
-                yield TaskState(int(task.id), dict(task.data or {}), int(_get(task, "total_annotations") or 0))
+                annotations = int(_get(task, "total_annotations") or 0)
+                yield TaskState(int(task.id), dict(task.data or {}), annotations, _moment(_get(task, "updated_at")))
 
     def get_annotation(self, task_id: int) -> tuple[Task, Annotation | None]:
         """A task and the annotation that counts for it: a ground truth if there is one, else the latest.

@@ -44,11 +44,17 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class TaskState:
-    """A task as lists show it: ``annotations`` does not count drafts and skipped ones."""
+    """A task as lists show it.
+
+    Attributes:
+        annotations: how many; drafts and skipped ones do not count.
+        updated_at: when it, or an annotation or prediction of it, was changed last.
+    """
 
     id: int
     data: dict[str, Any]
     annotations: int
+    updated_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

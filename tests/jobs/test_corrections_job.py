@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from ml_backend.corrections_store import CorrectionStore
 from ml_backend.events import EventLog, parse_event
+from ml_backend.jobs import learning
 from ml_backend.jobs.context import Context
+from ml_backend.jobs.trainer import Trainer
 from ml_backend.storage import Storage
 from tests.builders import Gate, label_config
 from tests.jobs.conftest import Site
@@ -239,6 +244,64 @@ def test_label_studio_away_loses_nothing(here: Site, project: int, work: Work) -
         gate.close()
     assert counts(here, project) == {"accepted": 4}
     assert here.queue.dirty_tasks(project) == {}
+
+
+def test_a_token_that_is_refused_loses_nothing(here: Site, project: int, work: Work) -> None:
+    task, prediction = make_task(here, project)
+    submit(here, task, [submitted(item) for item in PREDICTED], prediction)
+    here.queue.request_learning(project, [task])
+    settings = here.settings.model_copy(update={"label_studio_api_key": SecretStr("0" * 40)})
+    work(Site(settings, here.videos, here.client, here.sdk))
+    assert set(here.queue.dirty_tasks(project)) == {str(task)}
+    assert "token" in here.error()
+    # Somebody mends it, and nobody annotates in this project again.
+    context = work(here)
+    here.queue.connection.delete("video:turn:trainer", "video:turn:relearn")  # ten minutes later
+    Trainer(context).tick()
+    work(here)
+    assert counts(here, project) == {"accepted": 4}
+    assert here.queue.dirty_tasks(project) == {}
+
+
+def test_what_nobody_told_us_of_is_found(
+    here: Site, project: int, work: Work, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Label Studio does not repeat what it sent while this server was away."""
+    monkeypatch.setattr(learning, "SAME_CHANGE", timedelta(seconds=1))
+    caplog.set_level("INFO")
+
+    def catch_up() -> int:
+        """How many tasks were looked at again."""
+        caplog.clear()
+        here.queue.connection.delete("video:turn:trainer", "video:turn:catch-up")  # half an hour later
+        Trainer(context).tick()
+        work(here)
+        assert here.queue.failed_jobs() == []
+        assert here.queue.dirty_tasks(project) == {}
+        said = [record.args for record in caplog.records if "looked at again" in record.msg]
+        return int(said[0][1]) if said else 0  # type: ignore[index,arg-type]
+
+    first, prediction = make_task(here, project)
+    submit(here, first, [submitted(item) for item in PREDICTED], prediction)
+    make_task(here, project)  # which nobody annotates
+    learn(here, work, project, first)
+    context = work(here)
+    assert catch_up() == 0
+    second, prediction = make_task(here, project)
+    made = submit(here, second, [submitted(item) for item in PREDICTED], prediction)
+    assert catch_up() == 1
+    assert counts(here, project) == {"accepted": 8}
+    time.sleep(1.1)
+    here.sdk.annotations.update(made, result=[submitted(item) for item in PREDICTED[:3]])
+    assert catch_up() == 1
+    assert counts(here, project) == {"accepted": 7, "deleted": 1}
+    assert catch_up() == 0
+    here.sdk.annotations.delete(made)
+    assert catch_up() == 1
+    assert counts(here, project) == {"accepted": 4}
+    here.sdk.tasks.delete(first)
+    assert catch_up() == 1
+    assert counts(here, project) == {}
 
 
 def test_a_mode_that_learns_labels_needs_no_video_for_it(site: Make, work: Work) -> None:

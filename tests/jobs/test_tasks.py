@@ -93,7 +93,8 @@ def test_label_studio_fetched_it_first(site: Make, work: Work) -> None:
 def test_what_a_person_wrote_is_kept(site: Make, work: Work) -> None:
     here = site()
     project = here.project()
-    given = {"fps": "12.5", "width": 1, "duration": "unknown", "cover": "s3://bucket/cover.png", "meta": {"a": [1]}}
+    given: dict[str, Any] = {"fps": "12.5", "width": 1, "duration": "unknown", "cover": "s3://bucket/cover.png"}
+    given |= {"meta": {"a": [1]}, "title": "", "note": None}
     task = here.task(project, video=here.clip(), **given)
     here.queue.request_prepare(project, task)
     work(here)
