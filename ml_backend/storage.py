@@ -19,12 +19,31 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from ml_backend.errors import StorageError
-from ml_backend.tables import annotation_tasks, corrections, events, exemplars, metadata, predictions, task_scores
+from ml_backend.tables import (
+    annotation_tasks,
+    corrections,
+    events,
+    exemplars,
+    metadata,
+    past_versions,
+    predictions,
+    task_scores,
+)
 
 log = logging.getLogger(__name__)
 
 #: One for each table that another process may make at the same moment, and some for locks.
 CREATE_ATTEMPTS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Stored predictions of one project and model version: when the first and the last of them were made (UTC)."""
+
+    project_id: int
+    model_version: str
+    first: datetime
+    last: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +169,54 @@ class Storage:
         return found
 
     def versions(self, project_id: int | None = None) -> list[str]:
-        """Model versions that made predictions, newest first."""
-        newest = sa.func.max(predictions.c.created_at)
-        query = sa.select(predictions.c.model_version).group_by(predictions.c.model_version).order_by(newest.desc())
+        """Model versions that made predictions, those that were removed since too, newest first."""
+        made = sa.union_all(
+            sa.select(predictions.c.project_id, predictions.c.model_version, predictions.c.created_at.label("at")),
+            sa.select(past_versions.c.project_id, past_versions.c.model_version, past_versions.c.made_at),
+        ).subquery()
+        newest = sa.func.max(made.c.at)
+        query = sa.select(made.c.model_version).group_by(made.c.model_version).order_by(newest.desc())
         if project_id is not None:
-            query = query.where(predictions.c.project_id == project_id)
+            query = query.where(made.c.project_id == project_id)
         with self.guard(), self.engine.connect() as connection:
             return list(connection.scalars(query))
+
+    def predictions_made(self) -> list[Made]:
+        """Of which projects and versions there are predictions."""
+        of = (predictions.c.project_id, predictions.c.model_version)
+        at = predictions.c.created_at
+        query = sa.select(*of, sa.func.min(at).label("first"), sa.func.max(at).label("last")).group_by(*of)
+        with self.guard(), self.engine.connect() as connection:
+            rows = connection.execute(query.order_by(*of)).all()
+        return [Made(row.project_id, row.model_version, _utc(row.first), _utc(row.last)) for row in rows]
+
+    def remove_predictions(self, project_id: int, model_version: str, before: datetime, limit: int = 500) -> int:
+        """Remove some of a version's predictions that were made before a moment, and keep the version's name.
+
+        Returns:
+            how many were removed; fewer than ``limit``: there are no more.
+        """
+        of = (predictions.c.project_id == project_id) & (predictions.c.model_version == model_version)
+        chosen = sa.select(predictions.c.key, predictions.c.created_at).where(of, predictions.c.created_at < before)
+        with self._writing, self.guard(), self.engine.begin() as connection:
+            rows = connection.execute(chosen.order_by(predictions.c.created_at).limit(limit)).all()
+            if rows:
+                connection.execute(sa.delete(predictions).where(predictions.c.key.in_([row.key for row in rows])))
+                past = (past_versions.c.project_id == project_id) & (past_versions.c.model_version == model_version)
+                connection.execute(sa.delete(past_versions).where(past))
+                values = {
+                    "project_id": project_id,
+                    "model_version": model_version,
+                    "made_at": _utc(rows[-1].created_at),
+                }
+                connection.execute(sa.insert(past_versions).values(**values))
+        return len(rows)
+
+    def index_predictions(self) -> None:
+        """Make the table's index where an earlier release has made the table: best when few rows are left in it."""
+        with self.guard():
+            for index in predictions.indexes:
+                index.create(self.engine, checkfirst=True)
 
     def count_predictions(self) -> int:
         with self.guard(), self.engine.connect() as connection:
@@ -264,6 +324,11 @@ class Storage:
                 )
                 for row in connection.execute(query)
             ]
+
+
+def _utc(moment: datetime) -> datetime:
+    # SQLite keeps no time zones; everything is written in UTC.
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

@@ -15,6 +15,17 @@ predictions = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),  # gzip of the prediction's JSON
     sa.Column("bytes", sa.Integer, nullable=False),  # of the JSON before compression
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    # Databases of earlier releases are given it by Storage.index_predictions.
+    sa.Index("predictions_of_version", "project_id", "model_version", "created_at"),
+)
+
+# Model versions of predictions that were removed, since newer ones have taken their place.
+past_versions = sa.Table(
+    "past_versions",
+    metadata,
+    sa.Column("project_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("model_version", sa.String(255), primary_key=True),
+    sa.Column("made_at", sa.DateTime(timezone=True), nullable=False),  # the last of them
 )
 
 events = sa.Table(
@@ -121,7 +132,7 @@ model_versions = sa.Table(
     sa.Column("detector", sa.String(64), nullable=False),  # name of the network, which all its descendants keep
     sa.Column("start_sha256", sa.String(64), nullable=False),  # of the weights it started from; empty: from scratch
     sa.Column("weights_sha256", sa.String(64), nullable=False),
-    sa.Column("artifact", sa.String(255), nullable=False),
+    sa.Column("artifact", sa.String(255), nullable=False),  # the weights' file; empty: none yet, or removed since
     sa.Column("dataset", sa.String(64), nullable=False),  # digests
     sa.Column("held_out", sa.String(64), nullable=False),
     sa.Column("classes", sa.JSON, nullable=False),
@@ -144,6 +155,16 @@ activations = sa.Table(
     sa.Column("version_id", sa.Integer),  # none: the detector of the settings
     sa.Column("by", sa.String(255), nullable=False),
     sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+)
+
+# Files of weights that no version has any more, until they are gone.
+unused_artifacts = sa.Table(
+    "unused_artifacts",
+    metadata,
+    sa.Column("artifact", sa.String(255), primary_key=True),
+    sa.Column("project_id", sa.Integer, nullable=False, index=True),
+    sa.Column("weights_sha256", sa.String(64), nullable=False),
+    sa.Column("noted_at", sa.DateTime(timezone=True), nullable=False),
 )
 
 # How sure the newest prediction of a task is: what is least sure is renewed first.

@@ -6,12 +6,13 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
 from ml_backend.errors import StorageError
-from ml_backend.storage import Event, Storage
+from ml_backend.storage import Event, Made, Storage
 from tests.builders import ROOT
 
 
@@ -68,6 +69,70 @@ def test_versions_newest_first_and_by_project(storage: Storage) -> None:
     assert storage.versions() == ["old", "new", "other project"]
     assert storage.versions(1) == ["old", "new"]
     assert storage.versions(3) == []
+
+
+def made_at(path: Path, key: str, moment: datetime) -> None:
+    """Have a prediction made then."""
+    with sqlite3.connect(path) as connection:
+        naive = moment.replace(tzinfo=None)
+        connection.execute(
+            "UPDATE predictions SET created_at = ? WHERE key = ?", (f"{naive:%Y-%m-%d %H:%M:%S.%f}", key)
+        )
+
+
+NOW = datetime.now(timezone.utc)
+
+
+def test_old_predictions_are_removed_but_not_their_version(storage: Storage, path: Path) -> None:
+    for key, project, version, hours in (
+        ("a", 1, "old", 30),
+        ("b", 1, "old", 1),
+        ("c", 1, "new", 30),
+        ("d", 2, "old", 30),
+    ):
+        storage.save_prediction(key, project, prediction(version))
+        made_at(path, key, NOW - timedelta(hours=hours))
+    assert storage.versions(1) == ["old", "new"]
+    assert storage.remove_predictions(1, "old", NOW - timedelta(days=1)) == 1
+    assert storage.remove_predictions(1, "old", NOW - timedelta(days=1)) == 0
+    assert set(storage.prediction_sizes(["a", "b", "c", "d"])) == {"b", "c", "d"}
+    assert storage.remove_predictions(1, "old", NOW) == 1
+    assert storage.versions(1) == ["old", "new"]
+    assert storage.versions(2) == ["old"]
+    assert storage.versions() == ["old", "new"]
+    storage.save_prediction("a", 1, prediction("new"))
+    assert storage.versions(1) == ["new", "old"]
+
+
+def test_predictions_are_removed_a_few_at_a_time_the_oldest_first(storage: Storage, path: Path) -> None:
+    for number in range(5):
+        storage.save_prediction(f"k{number}", 1, prediction())
+        made_at(path, f"k{number}", NOW - timedelta(hours=number + 1))
+    assert [storage.remove_predictions(1, "v1", NOW, limit=2) for _ in range(2)] == [2, 2]
+    assert storage.has_prediction("k0")
+    (left,) = storage.predictions_made()
+    assert left == Made(1, "v1", NOW - timedelta(hours=1), NOW - timedelta(hours=1))
+
+
+def test_a_database_of_an_earlier_release_is_given_the_index(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "CREATE TABLE predictions (key VARCHAR(64) PRIMARY KEY, project_id INTEGER NOT NULL, model_version "
+            "VARCHAR(255) NOT NULL, body BLOB NOT NULL, bytes INTEGER NOT NULL, created_at DATETIME NOT NULL)"
+        )
+    storage = Storage(f"sqlite:///{path}")
+    storage.save_prediction("k", 1, prediction())
+    assert storage.versions(1) == ["v1"]
+    for _ in range(2):
+        storage.index_predictions()
+    query = (
+        "EXPLAIN QUERY PLAN SELECT model_version, max(created_at) FROM predictions GROUP BY project_id, model_version"
+    )
+    with sqlite3.connect(path) as connection:
+        plan = str(connection.execute(query).fetchall())
+    assert "COVERING INDEX predictions_of_version" in plan
+    assert Storage(f"sqlite:///{path}").versions(1) == ["v1"]
 
 
 def test_events_in_order_and_by_state(storage: Storage) -> None:
