@@ -159,6 +159,12 @@ class Settings(BaseSettings):
     artifacts_url: str = Field(
         "", description="Folder or fsspec URL for trained weights, shared by all workers; empty: in DATA_DIR."
     )
+    keep_versions: int = Field(
+        10,
+        ge=0,
+        description="Promoted versions of a project that keep their weights, beside what is in use and what a rollback "
+        "leads to; of refused ones three do. Older ones stay in the list, but cannot be used any more. 0: all.",
+    )
     worker_queues: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated queues that a worker serves, in order; empty: all."
     )

@@ -20,6 +20,7 @@ from ml_backend.jobs.context import Context
 from ml_backend.jobs.training_facts import checkpoint_name
 from ml_backend.jobs.training_queue import TrainingLock
 from ml_backend.jobs.training_watch import Watch
+from ml_backend.training.keeping import remove_old_weights
 from ml_backend.training.registry import ACTIVE, RunLost, Version
 
 log = logging.getLogger(__name__)
@@ -131,3 +132,11 @@ class TrainingLife:
         last = self._registry.get(version.id)
         if last and (kept := last.lineage.get("held_out_file")):
             artifacts.remove(kept["name"])
+        self._remove_old_weights()
+
+    def _remove_old_weights(self) -> None:
+        context = self._context
+        try:
+            remove_old_weights(self._project, self._settings, context.storage, context.projects.artifacts)
+        except BackendError as error:  # a training must not end for it; the next one tries again
+            log.warning("Project %s: weights of old versions were not removed: %s", self._project, error)

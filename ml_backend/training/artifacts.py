@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import logging
 import os
+import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ from ml_backend.settings import Settings
 log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
+#: Seconds after which a file that was being written is what a killed process has left: none takes so long.
+LEFT_S = 24 * 3600.0
+#: Seconds without use after which a copy of what is kept elsewhere goes; whoever needs it fetches it again.
+UNUSED_S = 30 * 24 * 3600.0
 
 
 class Artifacts:
@@ -29,6 +35,7 @@ class Artifacts:
     def __init__(self, settings: Settings) -> None:
         self._url = settings.artifacts_url or str(settings.data_dir / "artifacts")
         self._cache = settings.data_dir / "artifact-cache"
+        self._configured = Path(settings.yolo_weights)
         self._fs: Any = None
         self._root = ""
 
@@ -94,10 +101,18 @@ class Artifacts:
     def fetch(self, name: str, sha256: str = "") -> Path:
         """The file on this machine, checked against its digest where that is known.
 
+        Args:
+            name: empty, as of versions whose weights were removed: there is none.
+
         Raises:
             WeightsError: it is gone or damaged.
             StorageError: the disk here is full.
         """
+        if not name:
+            raise WeightsError(
+                "The version's weights were removed, since there are newer versions.",
+                "Choose one that has weights (scripts/versions.py list). KEEP_VERSIONS says how many keep them.",
+            )
         root = self._local_root
         path = self.local_path(name, sha256 or hashlib.sha256(name.encode()).hexdigest())
         if root is None and not (sha256 and path.is_file()):
@@ -116,6 +131,9 @@ class Artifacts:
                 f"{name} at {self._url} is damaged: it is not what was registered.",
                 "Restore it, or switch to another version with scripts/versions.py.",
             )
+        if root is None:
+            with contextlib.suppress(OSError):
+                os.utime(path)  # it is used
         return path
 
     def _download(self, name: str, path: Path) -> None:
@@ -177,14 +195,55 @@ class Artifacts:
         except Exception as error:
             raise StorageError(f"{self._url} does not answer: {error}.", "Check ARTIFACTS_URL.") from error
 
-    def remove(self, name: str) -> bool:
-        """Remove a file that is of no use any more; one that is gone already does no harm. Whether it is gone."""
+    def remove(self, name: str, sha256: str = "") -> bool:
+        """Remove a file that is of no use any more; one that is gone already does no harm. Whether it is gone.
+
+        Args:
+            sha256: this machine's copy of that content goes too.
+        """
         fs = self._connect()
         try:
             fs.rm_file(f"{self._root}/{name}")
         except FileNotFoundError:
-            return True
+            pass
         except Exception as error:  # noqa: BLE001 - every store raises its own
             log.warning("%s was not removed from %s: %s", name, self._url, error)
             return False
+        if sha256 and self._local_root is None and not self.is_configured(name, sha256):
+            with contextlib.suppress(OSError):
+                self.local_path(name, sha256).unlink(missing_ok=True)
         return True
+
+    def is_configured(self, name: str, sha256: str) -> bool:
+        """Whether the settings' detector is this very file: `YOLO_WEIGHTS` may lead here."""
+        return self._is_configured(self.local_path(name, sha256))
+
+    def _is_configured(self, path: Path) -> bool:
+        try:
+            return path.samefile(self._configured)
+        except OSError:  # one of them does not exist
+            return False
+
+    def tidy(self) -> int:
+        """Remove what killed processes have left, and copies that nobody has used for long; returns how many files."""
+        now, removed = time.time(), 0
+        for path, after_s in self._dispensable():
+            try:
+                if now - path.stat().st_mtime > after_s and not self._is_configured(path):
+                    path.unlink()
+                    removed += 1
+            except OSError as error:
+                log.warning("%s was not removed: %s", path, error)
+        if removed:
+            log.info("%d files were removed that nobody has needed for long.", removed)
+        return removed
+
+    def _dispensable(self) -> Iterator[tuple[Path, float]]:
+        """Files that may be removed, each after so many seconds without a change."""
+        if self._cache.is_dir():
+            for path in sorted(self._cache.iterdir()):
+                yield path, LEFT_S if path.suffix == ".part" else UNUSED_S
+        root = self._local_root
+        if root is not None and root.is_dir():
+            for path in sorted(root.rglob("*.part")):
+                yield path, LEFT_S

@@ -11,8 +11,8 @@ Only its owner may move a run on: one who was thought dead and comes back finds 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from typing import Any
 
@@ -36,8 +36,8 @@ class RunLost(Interrupted):
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
-    """A row of the registry; see :data:`ml_backend.tables.model_versions`.
+class Entry:
+    """The beginning of a row of the registry, which the database reads without what grows with the data.
 
     Attributes:
         number: within the project; people call it ``v3``.
@@ -47,14 +47,39 @@ class Version:
     project_id: int
     number: int
     state: str
+    parent_id: int | None
+    weights_sha256: str
+    artifact: str
+
+    @property
+    def name(self) -> str:
+        return f"v{self.number}"
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it is still being made."""
+        return self.state in ACTIVE
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it can be used: it was measured, and its weights were not removed since."""
+        return self.state in MEASURED and not self.weights_removed
+
+    @property
+    def weights_removed(self) -> bool:
+        """Whether it had weights that were removed, since there are newer ones; see ``KEEP_VERSIONS``."""
+        return self.state in MEASURED and bool(self.weights_sha256) and not self.artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Version(Entry):
+    """A row of the registry; see :data:`ml_backend.tables.model_versions`."""
+
     owner: str
     attempts: int
-    parent_id: int | None
     trigger: str
     detector: str
     start_sha256: str
-    weights_sha256: str
-    artifact: str
     dataset: str
     held_out: str
     classes: tuple[str, ...]
@@ -66,23 +91,19 @@ class Version:
     created_at: datetime
     finished_at: datetime | None
 
-    @property
-    def name(self) -> str:
-        return f"v{self.number}"
-
-    @property
-    def is_active(self) -> bool:
-        """Whether it is still being made."""
-        return self.state in ACTIVE
-
 
 #: Columns that grow with the data; whoever only wants to know which version is in use does not read them.
 _LARGE: dict[str, Any] = {"lineage": {}, "config": {}, "metrics": {}, "history": []}
 _LIGHT = [column for column in model_versions.columns if column.name not in _LARGE]
+_ENTRY = [model_versions.c[item.name] for item in fields(Entry)]
+#: What of the lineage people are shown. The rest of it is a line for every task, which only the next training reads.
+SHOWN = ("annotations", "pictures", "tracks", "notes")
 
 
 def _version(row: Any) -> Version:
     values: dict[str, Any] = {c.name: getattr(row, c.name, _LARGE.get(c.name)) for c in model_versions.columns}
+    shown = {name: getattr(row, f"lineage_{name}", None) for name in SHOWN}
+    values["lineage"] = values["lineage"] or {name: value for name, value in shown.items() if value is not None}
     values["classes"] = tuple(values["classes"])
     for name in ("created_at", "finished_at"):
         moment = values[name]
@@ -90,10 +111,24 @@ def _version(row: Any) -> Version:
     return Version(**values)
 
 
-def _newest(project_id: int) -> Any:
+def newest(project_id: int) -> Any:
     """Query for the id of the version that a project uses."""
     of = activations.c.project_id == project_id
     return sa.select(activations.c.version_id).where(of).order_by(activations.c.id.desc()).limit(1)
+
+
+def hold(connection: sa.Connection, version: Entry) -> bool:
+    """Keep others from changing a version until the transaction is over; whether it still has the same weights."""
+    same = (model_versions.c.id == version.id) & (model_versions.c.artifact == version.artifact)
+    return bool(connection.execute(sa.update(model_versions).where(same).values(artifact=version.artifact)).rowcount)
+
+
+def _removed(version: Version) -> ConfigError:
+    return ConfigError(
+        f"{version.name} of project {version.project_id} cannot be used: its weights were removed, since there are "
+        "newer versions.",
+        "Choose one that has weights (scripts/versions.py list), or train anew. KEEP_VERSIONS says how many keep them.",
+    )
 
 
 class Registry:
@@ -104,11 +139,31 @@ class Registry:
 
     # -- reading
 
-    def versions(self, project_id: int) -> list[Version]:
-        """All versions of a project, newest first."""
-        query = sa.select(model_versions).where(model_versions.c.project_id == project_id)
+    def versions(self, project_id: int, limit: int | None = None) -> list[Version]:
+        """All versions of a project, or the newest ones, newest first, with all that is known of them.
+
+        Megabytes where there were hundreds of trainings; see :meth:`outline` and :meth:`shown`.
+        """
+        return self._many(project_id, model_versions.columns, limit)
+
+    def outline(self, project_id: int) -> list[Entry]:
+        """Of all versions of a project what fits into a few lines, newest first."""
+        return [Entry(*row) for row in self._rows(project_id, _ENTRY)]
+
+    def shown(self, project_id: int, limit: int | None = None) -> list[Version]:
+        """As :meth:`versions`, of the lineage only what people are shown: the database picks it out."""
+        picked = [model_versions.c.lineage[name].label(f"lineage_{name}") for name in SHOWN]
+        others = [column for column in model_versions.columns if column.name != "lineage"]
+        return self._many(project_id, [*others, *picked], limit)
+
+    def _many(self, project_id: int, columns: Iterable[Any], limit: int | None) -> list[Version]:
+        return [_version(row) for row in self._rows(project_id, columns, limit)]
+
+    def _rows(self, project_id: int, columns: Iterable[Any], limit: int | None = None) -> list[Any]:
+        query = sa.select(*columns).where(model_versions.c.project_id == project_id)
+        query = query.order_by(model_versions.c.number.desc()).limit(limit)
         with self._storage.guard(), self._storage.engine.connect() as connection:
-            return [_version(row) for row in connection.execute(query.order_by(model_versions.c.number.desc()))]
+            return list(connection.execute(query))
 
     def get(self, version_id: int) -> Version | None:
         return self._one(sa.select(model_versions).where(model_versions.c.id == version_id))
@@ -149,8 +204,8 @@ class Registry:
 
     def current(self, project_id: int) -> Version | None:
         """The version in use, without lineage, config, metrics and history; ``None``: the detector of the settings."""
-        newest = _newest(project_id).scalar_subquery()
-        return self._one(sa.select(*_LIGHT).where(model_versions.c.id == newest))
+        in_use = newest(project_id).scalar_subquery()
+        return self._one(sa.select(*_LIGHT).where(model_versions.c.id == in_use))
 
     def activations(self, project_id: int) -> list[dict[str, Any]]:
         """Which versions were in use, newest first: ``version`` (``v3`` or ``base``), ``by`` and ``at``."""
@@ -272,7 +327,7 @@ class Registry:
         values = {"state": "promoted", "reason": reason, "owner": "", "finished_at": now}
         with self._storage.guard(), self._storage.engine.begin() as connection:
             self._write(connection, version.id, version.owner, values)
-            if connection.scalar(_newest(version.project_id)) != instead_of:
+            if connection.scalar(newest(version.project_id)) != instead_of:
                 raise Postponed("Somebody has switched to another version meanwhile.", "The gate is repeated.")
             activation = {"project_id": version.project_id, "version_id": version.id, "by": by[:255], "at": now}
             connection.execute(sa.insert(activations).values(**activation))
@@ -293,6 +348,8 @@ class Registry:
                 f"{version.name} of project {version.project_id} cannot be used: it is {version.state}.",
                 "Choose one that was promoted or refused.",
             )
+        if version is not None and version.weights_removed:
+            raise _removed(version)
         present = self.current(project_id)
         if (present.id if present else None) == (version.id if version else None):
             return False
@@ -303,6 +360,8 @@ class Registry:
             "at": datetime.now(timezone.utc),
         }
         with self._storage.guard(), self._storage.engine.begin() as connection:
+            if version is not None and not hold(connection, version):
+                raise _removed(version)
             connection.execute(sa.insert(activations).values(**row))
         log.info("Project %s: %s is in use, by %s", project_id, version.name if version else "base", by)
         return True

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_REMOVED = "Its weights were removed, since there are newer versions."
+
 
 class Trainings:
     """The trainings and versions of all projects. Long work is left to workers."""
@@ -69,12 +71,12 @@ class Trainings:
             seen = CorrectionStore(self._storage).seen(project_id)
             registry.finish(run, "cancelled", "Cancelled before it began.", lineage={"seen": seen})
 
-    def versions(self, project_id: int) -> dict[str, Any]:
-        """Everything that is known of a project's versions, newest first; plain JSON."""
+    def versions(self, project_id: int, limit: int | None = None) -> dict[str, Any]:
+        """Everything that is known of a project's versions, or of the newest ones, newest first; plain JSON."""
         registry = self._projects.registry
         current = registry.current(project_id)
-        versions = registry.versions(project_id)
-        numbers = {version.id: version.name for version in versions}
+        versions = registry.shown(project_id, limit)
+        numbers = {version.id: version.name for version in registry.outline(project_id)}
         return {
             "project": project_id,
             "current": current.name if current else BASE,
@@ -111,8 +113,14 @@ class Trainings:
                 log.warning("Project %s is not refreshed: %s", project_id, error)
         return self._projects.models(project_id).version
 
+    def usable(self, project_id: int) -> list[str]:
+        """Names of the versions that a project can be switched to, newest first, beside ``base``."""
+        return [version.name for version in self._projects.registry.outline(project_id) if version.has_weights]
+
     def before(self, project_id: int) -> str:
         """Where a rollback leads: the newest promoted version that is older than the present one, else ``base``.
+
+        Versions whose weights were removed are passed over.
 
         So that going back twice goes back two versions, and not forward again.
         """
@@ -120,8 +128,8 @@ class Trainings:
         current = registry.current(project_id)
         older = (
             version.name
-            for version in registry.versions(project_id)
-            if current and version.state == "promoted" and version.number < current.number
+            for version in (registry.outline(project_id) if current else ())
+            if current and version.state == "promoted" and version.has_weights and version.number < current.number
         )
         return next(older, BASE)
 
@@ -144,7 +152,8 @@ def _described(version: Version, names: Mapping[int, str]) -> dict[str, Any]:
     return {
         "version": version.name,
         "state": version.state,
-        "reason": version.reason,
+        "reason": f"{version.reason} {_REMOVED}".lstrip() if version.weights_removed else version.reason,
+        "weights_removed": version.weights_removed,
         "trigger": version.trigger,
         "parent": names.get(version.parent_id or 0, BASE),
         "created_at": version.created_at.isoformat(),

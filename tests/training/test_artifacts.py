@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,3 +103,70 @@ def test_a_full_disk_leaves_what_was_there(settings: Make, weights: Path, monkey
 def test_a_place_that_cannot_be(settings: Make, weights: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere://"):
         Artifacts(settings(artifacts_url="nowhere://x")).put(weights, "v1.pt")
+
+
+DAY = 24 * 3600.0
+
+
+def aged(path: Path, days: float) -> Path:
+    """A file that was changed last so long ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    then = time.time() - days * DAY
+    os.utime(path, (then, then))
+    return path
+
+
+def test_what_killed_processes_have_left_goes_after_a_day(settings: Make, weights: Path) -> None:
+    artifacts = Artifacts(settings())
+    artifacts.put(weights, "projects/1/v1.pt")
+    root, cache = artifacts.local_path("", ""), settings().data_dir / "artifact-cache"
+    left = [aged(cache / "ab.part", 1.1), aged(root / "projects/1/v2.pt.0123abcd.part", 1.1)]
+    written = [aged(cache / "cd.part", 0.9), aged(root / "projects/1/v3.pt.0123abcd.part", 0.9)]
+    old = aged(root / "projects/1/v0.pt", 400)
+    assert artifacts.tidy() == 2
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in (*written, old, root / "projects/1/v1.pt"))
+
+
+def test_copies_that_nobody_has_used_for_a_month_go(settings: Make, weights: Path, tmp_path: Path) -> None:
+    artifacts = Artifacts(settings(artifacts_url=f"memory://{tmp_path.name}"))
+    sha256 = artifacts.put(weights, "v1.pt")
+    used = artifacts.fetch("v1.pt", sha256)
+    then = time.time() - 40 * DAY
+    os.utime(used, (then, then))
+    unused = aged(used.with_name("ef.pt"), 31)
+    recent = aged(used.with_name("gh.pt"), 29)
+    assert artifacts.fetch("v1.pt", sha256) == used
+    assert artifacts.tidy() == 1
+    assert (used.exists(), unused.exists(), recent.exists()) == (True, False, True)
+    os.utime(used, (then, then))
+    assert artifacts.tidy() == 1
+    assert artifacts.fetch("v1.pt", sha256).read_bytes() == weights.read_bytes(), "it is fetched again"
+
+
+def test_the_settings_detector_may_lie_there(settings: Make, tmp_path: Path) -> None:
+    mine = aged(settings().data_dir / "artifact-cache" / "mine.pt", 400)
+    url = f"memory://{tmp_path.name}"
+    assert Artifacts(settings(yolo_weights=str(mine), artifacts_url=url)).tidy() == 0
+    assert Artifacts(settings(artifacts_url=url)).tidy() == 1
+
+
+def test_there_is_nothing_to_tidy_up_and_nothing_is_made(settings: Make) -> None:
+    artifacts = Artifacts(settings())
+    assert artifacts.tidy() == 0
+    assert not (settings().data_dir / "artifact-cache").exists()
+
+
+def test_the_copy_here_goes_with_what_is_removed(settings: Make, weights: Path, tmp_path: Path) -> None:
+    artifacts = Artifacts(settings(artifacts_url=f"memory://{tmp_path.name}"))
+    sha256 = artifacts.put(weights, "v1.pt")
+    copy = artifacts.fetch("v1.pt", sha256)
+    assert artifacts.remove("v1.pt", sha256)
+    assert not copy.exists()
+
+
+def test_weights_that_were_removed_are_named(artifacts: Artifacts) -> None:
+    with pytest.raises(WeightsError, match="were removed") as caught:
+        artifacts.fetch("", "ab" * 32)
+    assert "KEEP_VERSIONS" in caught.value.cure

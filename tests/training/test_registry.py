@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -141,3 +142,28 @@ def test_epochs_are_there_while_it_runs(make: Make) -> None:
     registry.record_epoch(run, [{"epoch": 1, "map50": 0.5}])
     assert make().active(1).history == [{"epoch": 1, "map50": 0.5}]  # type: ignore[union-attr]
     assert [version.id for version in make().all_active()] == [run.id]
+
+
+def test_what_is_shown_is_read_without_what_grows_with_the_tasks(make: Make, tmp_path: Path) -> None:
+    registry = make()
+    lineage = {"seen": {"7": "a" * 64}, "fingerprints": {"7": "b"}, "annotations": {"7": 70}, "tracks": 3, "notes": []}
+    facts = {
+        "lineage": lineage,
+        "metrics": {"candidate": {"map50": 0.1}},
+        "history": [{"epoch": 1}],
+        "config": {"lr": 1},
+    }
+    registry.finish(registry.advance(trained(registry), **facts), "refused", "worse")
+    registry.finish(registry.begin(1, "me", "t", None), "failed", "no luck")
+    failed, refused = registry.shown(1)
+    (whole,) = registry.versions(1)[1:]
+    assert refused.lineage == {"annotations": {"7": 70}, "tracks": 3, "notes": []}
+    assert (refused.metrics, refused.history, refused.config) == (whole.metrics, whole.history, whole.config)
+    assert (refused.reason, refused.created_at, refused.state) == (whole.reason, whole.created_at, "refused")
+    assert failed.lineage == {}
+    assert [version.name for version in registry.shown(1, 1)] == ["v2"]
+    assert [(entry.name, entry.state) for entry in registry.outline(1)] == [("v2", "failed"), ("v1", "refused")]
+    # The outline reads none of what grows: it need not even be there.
+    with sqlite3.connect(tmp_path / "db") as connection:
+        connection.execute("UPDATE model_versions SET lineage = '{', history = '[', metrics = '{', config = '{'")
+    assert [entry.has_weights for entry in registry.outline(1)] == [False, True]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_backend.errors import LabelStudioError
+from ml_backend.versions import BASE
 from ml_backend.web import bodies, control_room
 from ml_backend.web.page import charts
 from ml_backend.web.page.state import State
@@ -19,6 +20,8 @@ from ml_backend.web.protocol import services
 Facts = dict[str, Any]
 #: Rows that are shown at once, pictures of a label at first and on request, and tracks that are alike.
 TASKS, JOBS, FEW, MANY, ALIKE = 20, 12, 6, 60, 24
+#: Versions that are shown: what is known of hundreds is megabytes.
+VERSIONS = 20
 #: Labels that come with pictures at once; others on request.
 PICTURED = 8
 LIVE = ("running", "cancelling", "queued", "waiting")
@@ -130,7 +133,11 @@ def _similar(state: State) -> Facts:
 
 
 def _versions(state: State) -> Facts:
-    found = control_room.versions(bodies.OfProject(project=_project(state)))
+    project, trainings = _project(state), services().trainings
+    found = trainings.versions(project, VERSIONS) | {"before": trainings.before(project)}
+    # Such a version cannot be used, whatever became of it; its reason says the rest.
+    rows = [item | {"state": "removed"} if item["weights_removed"] else item for item in found["versions"]]
+    found["versions"] = rows
     jobs = [item for item in _jobs_of(state) if item["kind"] == "train" and item["state"] in LIVE]
     shown = next((item for item in found["versions"] if item["history"]), None)
     return {
@@ -183,9 +190,9 @@ def _renders(state: State) -> Facts:
 def _mode(state: State) -> Facts:
     project = _project(state)
     found = services()
-    known = control_room.versions(bodies.OfProject(project=project))
-    names = [item["version"] for item in known["versions"] if item["state"] in ("promoted", "refused")]
-    return {"mode": found.projects.mode(project), "current": known["current"], "names": names}
+    current = found.projects.registry.current(project)
+    names = found.trainings.usable(project)
+    return {"mode": found.projects.mode(project), "current": current.name if current else BASE, "names": names}
 
 
 def _auto(state: State) -> Facts:
