@@ -1,16 +1,21 @@
 """Starts trainings that are due, and takes up those that were lost. Every worker does this between jobs, one at a time.
 
-It looks at the database, so that a queue that has forgotten everything forgets no annotation and no training.
+It looks at the database, so that a queue that has forgotten everything forgets no annotation and no training. What
+nobody needs any more is removed on the same occasion.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
+import time
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 from ml_backend.corrections_store import CorrectionStore
 from ml_backend.errors import BackendError
 from ml_backend.training.policy import TrainingState, is_due
+from ml_backend.versions import same_kind
 
 if TYPE_CHECKING:
     from ml_backend.jobs.context import Context
@@ -19,6 +24,20 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks, of all workers together.
 EVERY_S = 10
+#: Seconds between two tries to learn what no job is trying to learn any more: tokens are mended by people.
+RELEARN_EVERY_S = 600
+#: Seconds between two looks for what nobody has told us of.
+CATCH_UP_EVERY_S = 1800
+#: Seconds between two looks for predictions that have been superseded, and what one of them may take: whoever looks is
+#: idle, but a job may come.
+SWEEP_S, SWEEP_FOR_S = 60, 5.0
+#: Seconds between two removals, in which others may write into the database.
+SWEEP_PAUSE_S = 0.01
+#: How long predictions are kept that differ from the present ones only in what was learned since, which nobody asks for
+#: again, and all others, which are asked for again if a mode, a setting or a version is switched back.
+LEARNED_SINCE, OTHERWISE = timedelta(hours=1), timedelta(days=1)
+#: Seconds between two looks for what this machine's cache of artifacts does not need.
+TIDY_S = 24 * 3600.0
 
 
 class Trainer:
@@ -26,15 +45,66 @@ class Trainer:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._tidied: float | None = None
 
     def tick(self) -> None:
         """For workers, now and then. Never raises what belongs to a server that is away."""
+        self._tidy()
         try:
             if self._context.trainings.my_turn("trainer", EVERY_S):
                 self.remember()
+                self.relearn()
+                self.catch_up()
                 self.look()
         except BackendError as error:
             log.warning("Trainings that may be due were not looked for: %s", error)
+        try:
+            if self._context.trainings.my_turn("predictions", SWEEP_S):
+                self.forget_predictions()
+        except BackendError as error:
+            log.warning("Predictions that nobody needs any more were not removed: %s", error)
+
+    def _tidy(self) -> None:
+        """Every machine has a cache of its own, so every worker does this for itself."""
+        now = time.monotonic()
+        if self._tidied is None or now - self._tidied >= TIDY_S:
+            self._tidied = now
+            self._context.projects.artifacts.tidy()
+
+    def forget_predictions(self) -> int:
+        """Remove predictions that others have taken the place of; returns how many.
+
+        Each annotation that is submitted makes a version, and each version a prediction of every open task. One that is
+        gone and asked for again is made of the video's tracks in milliseconds. What a project's present version has
+        made is kept, and what was made last, in case this worker and those that predict are set differently.
+        """
+        storage, now = self._context.storage, datetime.now(timezone.utc)
+        until, removed = time.monotonic() + SWEEP_FOR_S, 0
+        for project_id, versions in itertools.groupby(storage.predictions_made(), lambda made: made.project_id):
+            made = list(versions)
+            last = max(item.last for item in made)
+            old = [item for item in made if item.first < now - LEARNED_SINCE and item.last != last]
+            if not old:
+                continue
+            try:
+                present = self._context.projects.models(project_id).version
+            except BackendError as error:  # its weights are away: what is superseded shows once they are back
+                log.debug("Project %s: the present version is not known: %s", project_id, error)
+                continue
+            for item in old:
+                if item.model_version == present:
+                    continue
+                before = now - (LEARNED_SINCE if same_kind(present, item.model_version) else OTHERWISE)
+                while number := storage.remove_predictions(project_id, item.model_version, before):
+                    removed += number
+                    if time.monotonic() >= until:  # the rest at the next look
+                        log.info("%d superseded predictions were removed; there are more.", removed)
+                        return removed
+                    time.sleep(SWEEP_PAUSE_S)
+        storage.index_predictions()
+        if removed:
+            log.info("%d superseded predictions were removed.", removed)
+        return removed
 
     def remember(self) -> None:
         """Read all annotations anew where the queue has forgotten which were to be read."""
@@ -43,6 +113,22 @@ class Trainer:
         for project_id in self._context.storage.annotated_projects():
             log.info("Project %s: its annotations are read anew, since the queue has forgotten them.", project_id)
             self._context.queue.request_learning(project_id, None)
+
+    def catch_up(self) -> None:
+        """See :func:`ml_backend.jobs.learning.catch_up`."""
+        context = self._context
+        if not context.trainings.my_turn("catch-up", CATCH_UP_EVERY_S):
+            return
+        for project_id in {*context.storage.annotated_projects(), *CorrectionStore(context.storage).projects()}:
+            context.queue.request("patterns", "catch_up", [project_id], f"catch-up-{project_id}", module="learning")
+
+    def relearn(self) -> None:
+        """Learn what was to be learned when the last try of a job had failed."""
+        context = self._context
+        if not context.trainings.my_turn("relearn", RELEARN_EVERY_S):
+            return
+        for project_id in context.queue.dirty_projects():
+            context.queue.request_learning(project_id, [])
 
     def look(self) -> list[int]:
         """Request what is due; returns the projects."""
@@ -66,7 +152,7 @@ class Trainer:
         last = registry.last(project_id)
         failures = 0
         if last and last.state == "failed":
-            states = [version.state for version in registry.versions(project_id)]
+            states = [version.state for version in registry.outline(project_id)]
             failures = next((n for n, state in enumerate(states) if state != "failed"), len(states))
         seen = (last.lineage.get("seen") or {}) if last else {}
         tasks = CorrectionStore(self._context.storage).tasks(project_id)

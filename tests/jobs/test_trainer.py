@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -13,6 +15,7 @@ from ml_backend.corrections import Comparison
 from ml_backend.corrections_store import Correction, CorrectionStore
 from ml_backend.errors import Interrupted, Postponed
 from ml_backend.events import EventLog
+from ml_backend.jobs import trainer as trainer_module
 from ml_backend.jobs.context import Context
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.settings import Settings
@@ -204,3 +207,117 @@ def test_going_back_twice_goes_back_two_versions(context: Context, tmp_path: Pat
         used.append(trainings.before(1))
         trainings.activate(1, used[-1], "somebody")
     assert used == ["v2", "v1", "base", "base"]
+
+
+def test_after_a_failure_only_the_newest_run_is_read_whole(context: Context) -> None:
+    """It is looked at every ten seconds, and each run has lines for every task."""
+    annotate(context, 1)
+    registry, trainings = context.projects.registry, Trainings(context.projects, context.queue, context.storage)
+    registry.finish(registry.begin(1, "me", "t", None), "refused", "worse", lineage={"seen": {"1": "b"}})
+    for _ in range(2):
+        registry.finish(registry.begin(1, "me", "t", None), "failed", "no luck", lineage={"seen": {"1": "a"}})
+    with sqlite3.connect(context.settings.data_dir / "backend.sqlite3") as connection:
+        connection.execute("UPDATE model_versions SET lineage = '{', history = '[' WHERE number < 3")
+    state = Trainer(context).state(1)
+    assert (state.failures, state.new_tracks) == (2, 0)
+    assert trainings.before(1) == "base"
+    assert trainings.usable(1) == ["v1"]
+
+
+def predicted(context: Context, version: str, hours_ago: float, project: int = 1, keys: int = 1) -> list[str]:
+    """Predictions of a version that were made then; their keys."""
+    names = [f"{project}-{version}-{hours_ago}-{number}" for number in range(keys)]
+    for name in names:
+        context.storage.save_prediction(name, project, {"result": [], "model_version": version})
+    moment = datetime.now(timezone.utc).replace(tzinfo=None) - timedelta(hours=hours_ago)
+    with sqlite3.connect(context.settings.data_dir / "backend.sqlite3") as connection:
+        rows = [(f"{moment:%Y-%m-%d %H:%M:%S.%f}", name) for name in names]
+        connection.executemany("UPDATE predictions SET created_at = ? WHERE key = ?", rows)
+    return names
+
+
+def present(context: Context, project: int = 1) -> str:
+    return context.projects.models(project).version
+
+
+def learned(version: str, digest: str) -> str:
+    """The version as it would be had the project learned something."""
+    base, tracker, mode, last = version.split(".")
+    return f"{base}.{tracker}.{mode.split('-')[0]}-{digest}.{last}"
+
+
+def test_what_was_learned_since_takes_the_place_of_older_predictions(context: Context) -> None:
+    """An annotation after the other: only the last versions' predictions stay, and the names of all."""
+    now = present(context)
+    versions = [learned(now, f"{number:08x}") for number in range(48)]
+    for number, version in enumerate(versions):
+        predicted(context, version, hours_ago=23.9 - number / 2, keys=5)
+    kept = predicted(context, now, hours_ago=0, keys=5)
+    before = context.storage.versions(1)
+    assert Trainer(context).forget_predictions() == 5 * 46, "those of the last hour stay for a moment"
+    assert context.storage.count_predictions() == 5 * 3
+    assert set(context.storage.prediction_bodies(kept)) == set(kept)
+    assert context.storage.versions(1) == before
+    assert Trainer(context).forget_predictions() == 0
+
+
+def test_what_may_be_switched_back_to_stays_for_a_day(context: Context) -> None:
+    now = present(context)
+    other = now.replace("tracktrack", "botsort")
+    (recent,), (old,) = predicted(context, other, 20), predicted(context, other, 25)
+    (last,) = predicted(context, now, 1)
+    assert Trainer(context).forget_predictions() == 1
+    assert set(context.storage.prediction_bodies([recent, old, last])) == {recent, last}
+
+
+def test_what_is_in_use_stays_however_old(context: Context) -> None:
+    """A library that was predicted a month ago; since then somebody has tried something else, and switched back."""
+    now = present(context)
+    kept = predicted(context, now, 24 * 30, keys=3)
+    last = predicted(context, learned(now, "ab" * 4), 24 * 7, keys=2)  # by a worker that is set differently, perhaps
+    gone = predicted(context, learned(now, "cd" * 4), 24 * 8, keys=2)
+    of_another = predicted(context, learned(now, "cd" * 4), 24 * 8, project=2, keys=2)
+    assert Trainer(context).forget_predictions() == 2
+    assert set(context.storage.prediction_bodies([*kept, *last, *gone, *of_another])) == {*kept, *last, *of_another}
+
+
+def test_a_backlog_is_removed_a_piece_at_a_time(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "SWEEP_FOR_S", 0.0)
+    now = present(context)
+    for number in range(3):
+        predicted(context, learned(now, f"{number:08x}"), 48 + number, keys=2)
+    predicted(context, now, 0)
+    trainer = Trainer(context)
+    assert [trainer.forget_predictions() for _ in range(4)] == [2, 2, 2, 0]
+
+
+def test_every_minute_somebody_removes_them_and_nobody_twice(context: Context) -> None:
+    now = present(context)
+    predicted(context, learned(now, "ab" * 4), 48)
+    predicted(context, now, 0)
+    Trainer(context).tick()
+    assert context.storage.count_predictions() == 1
+    predicted(context, learned(now, "cd" * 4), 48)
+    Trainer(context).tick()
+    assert context.storage.count_predictions() == 2, "the others have just looked"
+
+
+def test_a_project_whose_weights_are_away_keeps_its_predictions(
+    context: Context, settings: Callable[..., Settings], redis_url: str
+) -> None:
+    now = present(context)
+    predicted(context, learned(now, "ab" * 4), 48)
+    predicted(context, now, 0)
+    away = Context(settings(redis_url=redis_url, detector="yolo", yolo_weights="/nowhere/mine.pt"))
+    assert Trainer(away).forget_predictions() == 0
+    assert Trainer(context).forget_predictions() == 1
+
+
+def test_each_worker_tidies_up_its_machine(context: Context) -> None:
+    left = context.settings.data_dir / "artifact-cache" / "left.part"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    assert context.trainings.my_turn("trainer", 10)
+    Trainer(context).tick()
+    assert not left.exists()
