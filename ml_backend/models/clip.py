@@ -74,8 +74,8 @@ class ClipEmbedder(TorchEmbedder):
 
 def _load(folder: ModelFolder) -> tuple[Any, Any]:
     """Model and tokeniser."""
-    import open_clip  # type: ignore[import-untyped]
-    from open_clip.factory import load_checkpoint  # type: ignore[import-untyped]
+    import open_clip
+    from open_clip.factory import load_checkpoint
 
     source = f"local-dir:{folder.path}"
     try:

@@ -59,9 +59,9 @@ def _load(folder: ModelFolder) -> Any:
     import torch
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()
     verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what matters is checked below
+    transformers.utils.logging.set_verbosity_error()  # what matters is checked below
     try:
         model, info = transformers.AutoModel.from_pretrained(
             str(folder.path),
