@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -20,8 +21,13 @@ log = logging.getLogger(__name__)
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,150}\.(?:mp4|zip|json)")
 #: After so long nobody comes back for a file.
 MAX_AGE_S = 30 * 24 * 3600
-#: Half-made files, and uploads that no job took up, are left over from a crash.
+#: Half-made files are left over from a crash, and uploads without a job from a failure, when nobody has written to them
+#: for so long.
 STALE_S = 2 * 24 * 3600
+#: Folders of uploads that are being received, or were.
+RECEIVED = "part-"
+#: Folder of the playable copies, below the data folder or, for local files, below Label Studio's document root.
+COPIES = "playable"
 GB = 1 << 30
 
 
@@ -67,8 +73,16 @@ class Outputs:
         found = ((path, stat) for path in named if NAME.fullmatch(path.name) and (stat := _stat(path)))
         return [path for path, _ in sorted(found, key=lambda item: item[1].st_mtime, reverse=True)]
 
-    def clean(self, now: float | None = None) -> list[str]:
-        """Remove what is too old or too much, oldest first, but never the newest; returns the names that are gone."""
+    def clean(self, now: float | None = None, needed: Callable[[str], bool] | None = None) -> list[str]:
+        """Remove what is too old or too much, and what is left over from crashes and failures.
+
+        Args:
+            needed: whether a job waits for the upload in the folder of that name, or works on it, be it days old: the
+                worker may have been away. Where nobody can tell, uploads stay.
+
+        Returns:
+            Names of the outputs that are gone: the oldest first, but never the newest.
+        """
         now = time.time() if now is None else now
         files = sorted(
             ((path, stat) for path in _listed(self.folder) if NAME.fullmatch(path.name) and (stat := _stat(path))),
@@ -81,14 +95,38 @@ class Outputs:
             if number and (budget < 0 or now - stat.st_mtime > MAX_AGE_S):
                 _remove(path)
                 gone.append(path.name)
-        for folder in (self.folder, self._settings.uploads_dir):
-            for path in _listed(folder):
-                found = _stat(path)
-                if found and not NAME.fullmatch(path.name) and now - found.st_mtime > STALE_S:
-                    _remove(path)
+        for path in _listed(self.folder):
+            if not NAME.fullmatch(path.name) and _is_stale(path, now):
+                _remove(path)
+        self._clean_uploads(now, needed)
         if gone:
             log.info("Removed outputs that are old or too many: %s", ", ".join(gone))
         return gone
+
+    def _clean_uploads(self, now: float, needed: Callable[[str], bool] | None) -> None:
+        for path in _listed(self._settings.uploads_dir):
+            named = not path.name.startswith(RECEIVED)
+            if _is_stale(path, now) and (not named or (needed is not None and not needed(path.name))):
+                log.info("Removed the upload %s, which no job takes up.", path.name)
+                _remove(path)
+        copies, root = self._settings.data_dir / COPIES, self._settings.local_files_root
+        if root is not None and root.resolve() == self._settings.data_dir.resolve():
+            return  # Label Studio serves these copies
+        # Copies are named by the content of what they were made of, and so are uploads, after their project.
+        waiting = {path.name.rpartition("-")[2] for path in _listed(self._settings.uploads_dir)}
+        for path in _listed(copies):
+            if path.name not in waiting and _is_stale(path, now):
+                _remove(path)
+
+
+def _is_stale(path: Path, now: float) -> bool:
+    """Whether nobody has written to a file, or to anything in a folder, for long."""
+    found = _stat(path)
+    if found is None or now - found.st_mtime <= STALE_S:
+        return False
+    # A folder does not show that a file in it grows, and whoever writes for days must not lose it.
+    inside = (_stat(Path(root, name)) for root, folders, files in os.walk(path) for name in (*folders, *files))
+    return all(now - item.st_mtime > STALE_S for item in inside if item)
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from ml_backend.export.layers import Export as FileExport
 from ml_backend.export.layers import Layer, Model, css_colours, file_layer, model_layer
 from ml_backend.export.render import Options, render
 from ml_backend.jobs.control_work import Work, control_job
+from ml_backend.jobs.leftovers import remove_leftovers
 from ml_backend.jobs.tasks import look_at_video
 from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.models.weights import resolve_detector
@@ -116,7 +117,7 @@ def _render(work: Work, layer: Layer, project_id: int, name: str) -> dict[str, A
 
 
 def _made(work: Work, path: Path) -> dict[str, Any]:
-    work.outputs.clean()
+    remove_leftovers(work.context)
     return {"file": path.name, "bytes": path.stat().st_size}
 
 

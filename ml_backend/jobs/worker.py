@@ -27,7 +27,8 @@ from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
 
 from ml_backend.errors import BackendError, QueueUnavailable
-from ml_backend.jobs.context import get_context
+from ml_backend.jobs.context import Context, get_context
+from ml_backend.jobs.leftovers import CLEANER, EVERY_S, remove_leftovers
 from ml_backend.jobs.memory_board import MemoryBoard
 from ml_backend.jobs.queue import JobQueue, connect
 from ml_backend.jobs.records import forget_executions
@@ -53,7 +54,9 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
     job_queue: JobQueue | None = None
     memory: MemoryBoard | None = None
     trainer: Trainer | None = None
+    context: Context | None = None
     _recovered = -math.inf
+    _cleaned = -math.inf
 
     def bootstrap(self, *args: Any, **kwargs: Any) -> None:
         """Registers the worker. Asked to end from then on, it does so in order: RQ's own handlers come only later."""
@@ -140,6 +143,10 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
                 self.job_queue.recover_lost()
             except QueueUnavailable as error:  # next time, then
                 log.warning("Lost jobs were not looked for: %s", error)
+        if self.context is not None and now - self._cleaned >= EVERY_S:
+            self._cleaned = now
+            # Aside: a hundred thousand pictures of an old export must not cost a job its lease.
+            threading.Thread(target=remove_leftovers, name=CLEANER, args=(self.context,), daemon=True).start()
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Known errors have said in one line what is wrong; RQ would add a hundred lines of where."""
@@ -182,6 +189,7 @@ def make_worker(settings: Settings) -> LeaseWorker:
     predicts = {"predict", "refresh"} & set(queues_of(settings))
     worker.memory = MemoryBoard(context.queue.connection, shaping(settings) if predicts else None)
     worker.trainer = Trainer(context)
+    worker.context = context
     return worker
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ml_backend.outputs import GB, MAX_AGE_S, STALE_S, Outputs
+from ml_backend.outputs import COPIES, GB, MAX_AGE_S, STALE_S, Outputs
 from ml_backend.settings import Settings
 from ml_backend.web.uploads import safe_name
 from tests.web.control import Room
@@ -143,6 +143,66 @@ def test_outputs_go_by_size_and_by_age(settings: Callable[..., Settings]) -> Non
     assert outputs.clean() == [paths[1].name]
     paths[0].write_bytes(bytes(9000))
     assert outputs.clean() == []  # the newest is never taken away from whoever has just asked for it
+
+
+def left(folder: Path, name: str, age_s: float, folder_age_s: float | None = None) -> Path:
+    """A folder with a file; both were written to so long ago, or the folder even longer."""
+    path = folder / name / "deep" / "video.mp4"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(BODY)
+    now = time.time()
+    os.utime(path, (now - age_s, now - age_s))
+    for item in (path.parent, path.parent.parent):
+        os.utime(item, (now - (folder_age_s or age_s), now - (folder_age_s or age_s)))
+    return folder / name
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_what_crashes_and_failures_left_goes(settings: Callable[..., Settings]) -> None:
+    here = settings()
+    uploads, copies, old = here.uploads_dir, here.data_dir / COPIES, STALE_S + 60
+    for name in ("part-0123456789abcdef", "7-aaaa", "7-bbbb"):
+        left(uploads, name, old)
+        left(uploads, f"{name}9", STALE_S - 60)
+    left(uploads, "7-cccc", 60, old)
+    left(uploads, "part-fedcba9876543210", 60, old)  # is being received, slowly
+    for name in ("aaaa", "bbbb", "dddd"):
+        left(copies, name, old)
+    left(copies, "eeee", STALE_S - 60)
+    left(copies, "ffff", 60, old)  # is being made, slowly
+    left(here.outputs_dir, ".export-old", old)
+    left(here.outputs_dir, ".export-long", 60, old)
+    Outputs(here).clean(needed=lambda name: name == "7-bbbb")
+    assert names(uploads) == {
+        "part-0123456789abcdef9",
+        "part-fedcba9876543210",
+        "7-aaaa9",
+        "7-bbbb",
+        "7-bbbb9",
+        "7-cccc",
+    }
+    assert names(copies) == {"bbbb", "eeee", "ffff"}, "7-bbbb still needs its copy"
+    assert names(here.outputs_dir) == {".export-long"}
+
+
+def test_uploads_stay_where_nobody_knows_who_needs_them(settings: Callable[..., Settings]) -> None:
+    here = settings()
+    for name in ("part-0123456789abcdef", "7-aaaa"):
+        left(here.uploads_dir, name, STALE_S + 60)
+    left(here.data_dir / COPIES, "aaaa", STALE_S + 60)
+    Outputs(here).clean()
+    assert names(here.uploads_dir) == {"7-aaaa"}
+    assert names(here.data_dir / COPIES) == {"aaaa"}
+
+
+def test_copies_that_label_studio_serves_stay(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    here = settings(data_dir=tmp_path / "one", local_files_root=tmp_path / "one")
+    left(here.data_dir / COPIES, "aaaa", STALE_S + 60)
+    Outputs(here).clean(needed=lambda name: False)
+    assert names(here.data_dir / COPIES) == {"aaaa"}
 
 
 @pytest.mark.parametrize(
