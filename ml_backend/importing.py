@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import quote
 
-from ml_backend.errors import BackendError, ConfigError, LabelStudioUnavailable, MediaError, StorageError
+from ml_backend.errors import BackendError, ConfigError, Interrupted, LabelStudioUnavailable, MediaError, StorageError
 from ml_backend.files import file_sha256
 from ml_backend.label_studio.client import Project
 from ml_backend.label_studio.schema import VideoControl, parse_label_config
 from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
+from ml_backend.outputs import COPIES
 from ml_backend.pipeline import video_facts
 from ml_backend.settings import Settings
 from ml_backend.video.normalise import normalise, plan
@@ -24,8 +25,6 @@ log = logging.getLogger(__name__)
 
 #: Task field that says which file a task was made of; what makes importing twice harmless.
 SOURCE_FIELD = "source_sha256"
-#: Folder of the playable copies, below the data folder or, for local files, below Label Studio's document root.
-COPIES = "playable"
 
 Status = Literal["imported", "skipped", "failed"]
 Progress = Callable[[str, int, int], None]
@@ -43,12 +42,17 @@ class Destination(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one file: a new task, nothing because it was there already, or a failure; and details."""
+    """What became of one file: a new task, nothing because it was there already, or a failure; and details.
+
+    Attributes:
+        error: what a failure was, for whoever has to know whether the file is at fault or another try may help.
+    """
 
     path: Path
     status: Status
     detail: str
     task_id: int | None = None
+    error: BackendError | None = None
 
 
 def find_videos(paths: Iterable[Path]) -> list[Path]:
@@ -121,18 +125,22 @@ class Importer:
 
         Raises:
             LabelStudioUnavailable: Label Studio is gone, so that no further file can succeed.
+            StorageError: the disk does not take a copy, and would not take that of the next file either.
+            Interrupted: ``progress`` said so. The file is fine, and nothing of it is lost.
         """
         for path in paths:
             try:
                 yield self._import(path, progress)
-            except LabelStudioUnavailable:
+            except (LabelStudioUnavailable, StorageError, Interrupted):
                 raise
             except BackendError as error:
                 log.info("%s was not imported", path, exc_info=True)
-                yield Outcome(path, "failed", str(error))
+                yield Outcome(path, "failed", str(error), error=error)
             except OSError as error:
                 log.info("%s was not imported", path, exc_info=True)
-                yield Outcome(path, "failed", f"It cannot be read: {error.strerror or error}.")
+                # The disk's fault, not the video's; the files on other disks may do.
+                unread = StorageError(f"It cannot be read: {error.strerror or error}.")
+                yield Outcome(path, "failed", str(unread), error=unread)
 
     def _import(self, path: Path, progress: Progress | None) -> Outcome:
         probe(path)  # first, since it refuses what is no video at all
@@ -148,6 +156,8 @@ class Importer:
         playable = path
         if reason:
             playable = self._copy_path(path, digest)
+            if playable.exists():
+                os.utime(playable)  # of an earlier try: from now on it is no leftover
             normalise(path, playable, None if progress is None else lambda a, b: progress(path.name, a, b))
         url = self._serve(playable) if self._local else self._client.upload_file(self._project_id, playable)
         facts = video_facts(playable)

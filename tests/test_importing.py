@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.errors import ConfigError, MediaError
+from ml_backend.errors import ConfigError, Interrupted, LabelStudioError, MediaError, StorageError, VideoError
 from ml_backend.importing import Importer, Outcome, find_videos
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
 from ml_backend.settings import Settings
@@ -162,6 +162,46 @@ def test_fields_are_named_by_the_label_config(
     data = client.get_task(done.task_id or 0).data
     assert data["speed"] == data["fps"] == 25
     assert data["film"].startswith("/data/upload/")
+
+
+def test_what_is_not_the_video_s_fault_is_told_apart(
+    client: LabelStudioClient, project: int, tmp_path: Path, settings: Callable[..., Settings]
+) -> None:
+    make_video(tmp_path / "a.mp4", frames=5, container_options=FRONT)
+    make_audio(tmp_path / "b.mp4")
+    token = client._token
+    importer = Importer(client, project, settings())
+    client._token, client._cached_sdk = "0" * 40, None  # revoked meanwhile
+    refused, sound = importer.run(find_videos([tmp_path]))
+    assert (type(refused.error), refused.detail) == (LabelStudioError, str(refused.error))
+    assert "refuses the token" in refused.detail
+    assert isinstance(sound.error, VideoError)
+    client._token, client._cached_sdk = token, None
+    (done,) = importer.run([tmp_path / "a.mp4"])
+    assert (done.status, done.error) == ("imported", None)
+
+
+def test_an_end_in_the_middle_of_a_copy_is_no_failure(
+    client: LabelStudioClient, project: int, tmp_path: Path, settings: Callable[..., Settings]
+) -> None:
+    video = make_video(tmp_path / "old.avi", frames=20, codec="mpeg4")
+
+    def stop(_name: str, _done: int, _of: int) -> None:
+        raise Interrupted("The job was stopped.")
+
+    with pytest.raises(Interrupted):
+        list(Importer(client, project, settings()).run([video], stop))
+    assert not list((settings().data_dir / "playable").rglob("*.mp4")), "nothing half-made is left"
+
+
+def test_a_disk_that_takes_no_copy_ends_the_import(
+    client: LabelStudioClient, project: int, tmp_path: Path, settings: Callable[..., Settings]
+) -> None:
+    video = make_video(tmp_path / "old.avi", frames=20, codec="mpeg4")
+    settings().data_dir.mkdir(parents=True, exist_ok=True)
+    (settings().data_dir / "playable").write_text("not a folder")
+    with pytest.raises(StorageError):
+        list(Importer(client, project, settings()).run([video]))
 
 
 def run_script(label_studio: Any, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -6,18 +6,24 @@ Files appear under names of their own when they are complete; a job that is take
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ml_backend.errors import BackendError, Interrupted, MediaError, VideoError
+from rq import get_current_job
+
+from ml_backend.errors import BackendError, Interrupted, MediaError, QueueUnavailable, VideoError
 from ml_backend.hybrid import use_embedder
 from ml_backend.jobs.board import SPREAD
 from ml_backend.jobs.context import Context, job
 from ml_backend.jobs.control_names import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.control_work import Work, control_job
+from ml_backend.jobs.leftovers import remove_leftovers
+from ml_backend.outputs import STALE_S
 
 log = logging.getLogger(__name__)
 
@@ -71,33 +77,58 @@ def import_video(work: Work, project_id: int, folder: str, name: str) -> dict[st
     """
     from ml_backend.importing import Importer
 
+    remove_leftovers(work.context)  # now that room is needed
     path = work.settings.uploads_dir / folder / name
     if not path.is_file():
         raise MediaError(
             "The uploaded file is not on this machine.",
             "Upload it again; a worker on another machine needs the same DATA_DIR.",
         )
-    with _removed_at_the_end(path.parent):
+    with _kept_if_it_is_fine(work, project_id, path):
         report = work.step("importing")
         importer = Importer(work.context.client, project_id, work.settings)
         (outcome,) = importer.run([path], lambda _, done, of: report(done, of))
-        if outcome.status == "failed":
-            raise VideoError(outcome.detail)
+        if outcome.error:
+            raise outcome.error
         return {"task": outcome.task_id, "status": outcome.status, "detail": outcome.detail}
 
 
 @contextmanager
-def _removed_at_the_end(folder: Path) -> Iterator[None]:
-    """Remove a folder unless the work in it is going to be taken up again."""
+def _kept_if_it_is_fine(work: Work, project_id: int, path: Path) -> Iterator[None]:
+    """Remove an upload when it is a task, or none can be made of it; keep it when something else was at fault."""
     try:
         yield
     except Interrupted:
+        if _is_cancelled(work):
+            shutil.rmtree(path.parent, ignore_errors=True)
         raise
     except BackendError as error:
-        if not error.retryable:
-            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, (VideoError, MediaError)) and not error.retryable:
+            shutil.rmtree(path.parent, ignore_errors=True)
+        else:
+            _keep(project_id, path, error)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _is_cancelled(work: Work) -> bool:
+    try:
+        return bool(work.id) and work.context.board.is_cancelled(work.id)
+    except QueueUnavailable as error:
+        log.warning("Whether job %s was cancelled is not known: %s", work.id, error)
+        return False
+
+
+def _keep(project_id: int, path: Path, error: BackendError) -> None:
+    """Have an upload stay for a while from now on, and the error say where it is if nobody tries again by himself."""
+    with suppress(OSError):
+        os.utime(path.parent)
+    job = get_current_job()
+    if not error.retryable or not (job and job.retries_left):
+        command = f"python scripts/import_videos.py --project {project_id} {shlex.quote(str(path))}"
+        days = STALE_S // (24 * 3600)
+        kept = f"The upload is kept for {days} days: repeat it once this is mended, or run where the worker does:"
+        error.cure = f"{error.cure} {kept} {command}".lstrip()
 
 
 @control_job

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import threading
 import time
 import zipfile
@@ -16,11 +17,12 @@ import pytest
 from ml_backend.app import create_app
 from ml_backend.jobs.context import Context
 from ml_backend.video.probe import probe
-from tests.builders import label_config, make_clip, make_tiny_yolo, wait_for
+from tests.builders import label_config, make_clip, make_tiny_yolo, wait_for, worker_process
 from tests.jobs.conftest import Site
 from tests.jobs.scenes import make_walk, walk_regions
 from tests.jobs.test_learning import CONFIG as SCENES
 from tests.jobs.test_learning import make_scene, teach
+from tests.video.builders import make_video
 from tests.web.control import Room
 
 Make = Callable[..., Site]
@@ -128,6 +130,90 @@ def test_what_is_no_video_fails_and_is_removed(here: Site, work: Work, tmp_path:
     assert here.client.list_task_ids(project) == []
     # Somebody who asks again does not have to wait.
     assert upload(asking, project, tmp_path / "x.mp4")["state"] == "queued"
+
+
+@pytest.fixture
+def odd_clip(tmp_path: Path) -> Path:
+    """A video that is to be converted, which takes some seconds."""
+    return make_video(tmp_path / "odd clip.avi", frames=1500, size=(640, 480), fps=20, codec="mpeg4")
+
+
+def upload_of(here: Site) -> Path:
+    """The only upload that is kept."""
+    (path,) = here.settings.uploads_dir.rglob("*.*")
+    return path
+
+
+def converting(here: Site) -> bool:
+    return any((here.settings.data_dir / "playable").rglob("*picture.*"))
+
+
+def test_a_worker_that_ends_while_it_converts_keeps_the_video(
+    here: Site, work: Work, odd_clip: Path, tmp_path: Path
+) -> None:
+    project, asking = here.project(WALK), room(here)
+    job = upload(asking, project, odd_clip)
+    with worker_process(here.settings, tmp_path / "log") as worker:
+        wait_for(lambda: converting(here))
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(timeout=60) == 0
+    assert asking.get(f"/api/jobs/{job['id']}")["state"] == "waiting", (tmp_path / "log").read_text()
+    assert upload_of(here).read_bytes() == odd_clip.read_bytes()
+    here.hurry()
+    work(here)
+    found = ended(asking, job)
+    assert found["state"] == "finished", found["error"]
+    assert here.data(found["result"]["task"])["frames"] == 1500
+    assert list(here.settings.uploads_dir.iterdir()) == []
+
+
+def test_an_upload_that_is_cancelled_is_removed(here: Site, work: Work, odd_clip: Path) -> None:
+    project, asking = here.project(WALK), room(here)
+    upload(asking, project, odd_clip)
+    seen = cancel_when(asking, lambda: converting(here) and running(asking, "import_video"))
+    work(here)
+    assert seen() == "cancelled"
+    assert list(here.settings.uploads_dir.iterdir()) == []
+
+
+def test_a_full_disk_does_not_cost_the_video(here: Site, work: Work, tmp_path: Path) -> None:
+    """A file where the folder of copies belongs refuses them as a full disk does."""
+    project, asking = here.project(WALK), room(here)
+    clip = make_video(tmp_path / "old.avi", frames=10, codec="mpeg4")
+    job = upload(asking, project, clip)
+    (here.settings.data_dir / "playable").write_text("")
+    work(here)
+    found = asking.get(f"/api/jobs/{job['id']}")
+    assert (found["state"], "is kept" in found["error"]) == ("waiting", False), "it is tried again without anybody"
+    for _ in range(here.settings.job_attempts):
+        here.hurry()
+        work(here)
+    error = ended(asking, job)["error"]
+    assert ("Cannot write" in error, str(upload_of(here)) in error) == (True, True), error
+    (here.settings.data_dir / "playable").unlink()
+    job = upload(asking, project, clip)
+    work(here)
+    assert ended(asking, job)["state"] == "finished"
+
+
+def test_a_wrong_token_does_not_cost_the_video(site: Make, work: Work, tmp_path: Path) -> None:
+    here = site(label_studio_api_key="0" * 40)
+    project, asking = site().project(WALK), room(here)
+    clip = make_clip(tmp_path / "a b.mp4")
+    job = upload(asking, project, clip)
+    work(here)
+    found = ended(asking, job)
+    path = upload_of(here)
+    assert path.read_bytes() == clip.read_bytes()
+    assert found["state"] == "failed"
+    for part in ("refuses the token", "LABEL_STUDIO_API_KEY", "is kept for 2 days", f"--project {project} '{path}'"):
+        assert part in found["error"]
+    work(site())
+    assert upload_of(site()) == path, "nothing happens by itself"
+    again = upload(room(site()), project, clip)
+    work(site())
+    assert (again["id"], ended(asking, again)["state"]) == (job["id"], "finished")
+    assert list(here.settings.uploads_dir.iterdir()) == []
 
 
 # -- auto-label
