@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 #: One for each table that another process may make at the same moment, and some for locks.
 CREATE_ATTEMPTS = 25
+#: Predictions that are removed in one transaction, in which nobody else writes; SQLite limits the number of values too.
+REMOVED_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,9 @@ class Storage:
             rows = connection.execute(query.order_by(*of)).all()
         return [Made(row.project_id, row.model_version, _utc(row.first), _utc(row.last)) for row in rows]
 
-    def remove_predictions(self, project_id: int, model_version: str, before: datetime, limit: int = 500) -> int:
+    def remove_predictions(
+        self, project_id: int, model_version: str, before: datetime, limit: int = REMOVED_AT_ONCE
+    ) -> int:
         """Remove some of a version's predictions that were made before a moment, and keep the version's name.
 
         Returns:

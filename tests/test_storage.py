@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ml_backend.errors import StorageError
-from ml_backend.storage import Event, Made, Storage
+from ml_backend.storage import Event, Storage
 from tests.builders import ROOT
 
 
@@ -104,14 +104,18 @@ def test_old_predictions_are_removed_but_not_their_version(storage: Storage, pat
     assert storage.versions(1) == ["new", "old"]
 
 
-def test_predictions_are_removed_a_few_at_a_time_the_oldest_first(storage: Storage, path: Path) -> None:
+def test_predictions_are_removed_a_few_at_a_time(storage: Storage, path: Path) -> None:
     for number in range(5):
         storage.save_prediction(f"k{number}", 1, prediction())
         made_at(path, f"k{number}", NOW - timedelta(hours=number + 1))
     assert [storage.remove_predictions(1, "v1", NOW, limit=2) for _ in range(2)] == [2, 2]
-    assert storage.has_prediction("k0")
     (left,) = storage.predictions_made()
-    assert left == Made(1, "v1", NOW - timedelta(hours=1), NOW - timedelta(hours=1))
+    assert left.first == left.last
+    assert storage.remove_predictions(1, "v1", NOW, limit=2) == 1
+    assert storage.predictions_made() == []
+    storage.save_prediction("k0", 1, prediction("v2"))
+    made_at(path, "k0", NOW - timedelta(minutes=90))
+    assert storage.versions(1) == ["v1", "v2"], "the last of them was made an hour ago"
 
 
 def test_a_database_of_an_earlier_release_is_given_the_index(path: Path) -> None:

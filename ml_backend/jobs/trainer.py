@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ml_backend.corrections_store import CorrectionStore
 from ml_backend.errors import BackendError
+from ml_backend.storage import REMOVED_AT_ONCE
 from ml_backend.training.policy import TrainingState, is_due
 from ml_backend.versions import same_kind
 
@@ -91,14 +92,16 @@ class Trainer:
             except BackendError as error:  # its weights are away: what is superseded shows once they are back
                 log.debug("Project %s: the present version is not known: %s", project_id, error)
                 continue
-            for item in old:
+            for item in sorted(old, key=lambda item: item.first):  # as they lie in the table
                 if item.model_version == present:
                     continue
                 before = now - (LEARNED_SINCE if same_kind(present, item.model_version) else OTHERWISE)
-                while number := storage.remove_predictions(project_id, item.model_version, before):
+                number = REMOVED_AT_ONCE
+                while number == REMOVED_AT_ONCE and item.first < before:
+                    number = storage.remove_predictions(project_id, item.model_version, before)
                     removed += number
                     if time.monotonic() >= until:  # the rest at the next look
-                        log.info("%d superseded predictions were removed; there are more.", removed)
+                        log.info("%d superseded predictions were removed; there may be more.", removed)
                         return removed
                     time.sleep(SWEEP_PAUSE_S)
         storage.index_predictions()
