@@ -198,6 +198,17 @@ def test_every_queue_is_served_once(compose: dict[str, Any]) -> None:
     assert served == list(QUEUES)
 
 
+def test_workers_serve_what_they_are_told(filled: dict[str, str]) -> None:
+    document = interpolate(load(FILES[0]), filled | {"WORKER_QUEUES": "predict,segments"})
+    assert document["services"]["worker"]["command"][-2:] == ["--queues", "predict,segments"]
+    assert document["services"]["trainer"]["command"][-1] == "train"
+
+
+def test_label_studio_takes_what_we_send(compose: dict[str, Any]) -> None:
+    taken = compose["services"]["label-studio"]["environment"]["DATA_UPLOAD_MAX_MEMORY_SIZE"]
+    assert int(taken) > Settings.model_fields["upload_max_gb"].default * 2**30
+
+
 def test_workers_can_be_multiplied(filled: dict[str, str]) -> None:
     assert interpolate(load(FILES[0]), filled)["services"]["worker"]["deploy"]["replicas"] == "1"
     document = interpolate(load(FILES[0]), filled | {"WORKERS": "4"})

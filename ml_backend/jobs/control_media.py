@@ -15,10 +15,11 @@ from xml.sax.saxutils import quoteattr
 
 from ml_backend.errors import ConfigError, StorageError
 from ml_backend.export.annotations import export_annotations
-from ml_backend.export.dataset import DatasetOptions, export_dataset
+from ml_backend.export.dataset import FORMATS, DatasetOptions, export_dataset
 from ml_backend.export.layers import Export as FileExport
 from ml_backend.export.layers import Layer, Model, css_colours, file_layer, model_layer
 from ml_backend.export.render import Options, render
+from ml_backend.export.sampling import Sampling
 from ml_backend.jobs.control_work import Work, control_job
 from ml_backend.jobs.leftovers import remove_leftovers
 from ml_backend.jobs.tasks import look_at_video
@@ -30,8 +31,19 @@ from ml_backend.training.registry import MEASURED
 if TYPE_CHECKING:
     from ml_backend.export.select import Predictions
 
+#: Of datasets that are trained on: two a second at usual rates. Neighbours hardly differ, and an hour of them all takes
+#: 50 GB.
+STRIDE = 15
+#: What exports leave free of the disk, on which the database and the queue lie too.
+SPARE_BYTES = 512 << 20
 #: Zip does not make them smaller.
 _PACKED = frozenset({".jpg", ".jpeg", ".png", ".mp4"})
+
+
+class NoRoom(StorageError):
+    """A dataset does not fit. Another try would fill the disk again."""
+
+    retryable = False
 
 
 @control_job
@@ -122,12 +134,15 @@ def _made(work: Work, path: Path) -> dict[str, Any]:
 
 
 @control_job
-def export_project(work: Work, project_id: int, format_name: str, predictions: Predictions) -> dict[str, Any]:
+def export_project(
+    work: Work, project_id: int, format_name: str, predictions: Predictions, stride: int | None = None
+) -> dict[str, Any]:
     """A project's annotations as one file: rows of JSON, or a dataset in a zip archive.
 
     Args:
         format_name: ``annotations``, or a format of :data:`ml_backend.export.dataset.FORMATS`.
         predictions: see :class:`ml_backend.export.source.Source`.
+        stride: of a dataset: every so many pictures; ``None``: all of whole videos, ``STRIDE`` of what is trained on.
     """
     source = work.source(project_id, predictions=predictions)
     words = ("project", project_id, format_name)
@@ -140,12 +155,13 @@ def export_project(work: Work, project_id: int, format_name: str, predictions: P
             os.replace(written.files[0], out)
             facts: dict[str, Any] = {"videos": written.videos, "rows": written.rows}
         else:
+            stride = stride or (1 if FORMATS[format_name].whole_videos else STRIDE)
             result = export_dataset(
                 source,
                 folder / "dataset",
-                DatasetOptions(format_name),
+                DatasetOptions(format_name, Sampling(stride)),
                 progress=work.step("exporting"),
-                should_stop=work.should_stop,
+                should_stop=lambda: _has_room(folder) and work.should_stop(),
             )
             out = work.outputs.new(*words, suffix="zip")
             _zip(work, folder / "dataset", out)
@@ -167,8 +183,22 @@ def _workshop(work: Work) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _has_room(folder: Path) -> bool:
+    """Whether a picture more fits; never false.
+
+    Raises:
+        NoRoom: it does not.
+    """
+    if shutil.disk_usage(folder).free < SPARE_BYTES:
+        raise NoRoom(
+            f"The dataset does not fit: less than {SPARE_BYTES >> 20} MB are free at {folder.parent}.",
+            "Export with a larger stride, or free disk space.",
+        )
+    return True
+
+
 def _zip(work: Work, folder: Path, out: Path) -> None:
-    """Pack a dataset without the hidden files by which its export goes on."""
+    """Pack a dataset without the hidden files by which its export goes on. What is packed is removed at once."""
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -181,6 +211,7 @@ def _zip(work: Work, folder: Path, out: Path) -> None:
             for number, path in enumerate(files, start=1):
                 kind = zipfile.ZIP_STORED if path.suffix.lower() in _PACKED else zipfile.ZIP_DEFLATED
                 archive.write(path, path.relative_to(folder).as_posix(), kind)
+                path.unlink()
                 report(number, len(files))
         os.replace(part, out)
     except OSError as error:

@@ -59,9 +59,9 @@ class ControlQueue:
         args = [project_id, task_id, version]
         return self._request("render_custom_video", args, name, project_id, task_id, "control_media")
 
-    def export(self, project_id: int, format_name: str, predictions: str) -> Job:
-        name = f"export-{project_id}-{format_name}-{predictions}"
-        args = [project_id, format_name, predictions]
+    def export(self, project_id: int, format_name: str, predictions: str, stride: int | None = None) -> Job:
+        name = f"export-{project_id}-{format_name}-{predictions}" + (f"-{stride}" if stride else "")
+        args = [project_id, format_name, predictions, stride]
         return self._request("export_project", args, name, project_id, module="control_media")
 
     # -- what is found out for whoever asks again

@@ -137,6 +137,15 @@ class Export(Model):
         Literal["none", "missing", "only"],
         Field(description="Whether predictions are exported: never, of tasks without annotations, or only they."),
     ] = "none"
+    stride: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=100_000,
+            description="Of a dataset: every so many pictures; by default 15 of what is trained on, and all of mot and "
+            "cvat, which are whole videos.",
+        ),
+    ] = None
 
 
 class FindSimilar(Model):

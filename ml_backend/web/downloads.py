@@ -42,7 +42,7 @@ def _check_version(found: Services, project: int, name: str | None) -> None:
 
 
 def export(body: bodies.Export) -> Answer:
-    return requested(services().control.export(body.project, body.format, body.predictions))
+    return requested(services().control.export(body.project, body.format, body.predictions, body.stride))
 
 
 def download(filename: str) -> Response:

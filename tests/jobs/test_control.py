@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from ml_backend.app import create_app
+from ml_backend.jobs import control_media
 from ml_backend.jobs.context import Context
 from ml_backend.video.probe import probe
 from tests.builders import label_config, make_clip, make_tiny_yolo, wait_for, worker_process
@@ -444,6 +446,31 @@ def test_datasets_as_archives(here: Site, work: Work, name: str, member: str) ->
     assert any(item.endswith(member) for item in names), names[:20]
     assert not [item for item in names if any(part.startswith(".") for part in item.split("/"))]
     assert len(list(here.settings.outputs_dir.iterdir())) == 1, "nothing half-made is left"
+
+
+@pytest.mark.parametrize(("name", "stride", "taken"), [("coco", None, 15), ("coco", 4, 4), ("mot", None, 1)])
+def test_not_every_picture_of_a_dataset(here: Site, work: Work, name: str, stride: int | None, taken: int) -> None:
+    project, asking = here.project(WALK), room(here)
+    walk(here, project)
+    job = asking.post("/api/export", {"project": project, "format": name, "stride": stride}, 202)["job"]
+    work(here)
+    with zipfile.ZipFile(io.BytesIO(output(asking, job))) as archive:
+        pictures = [item for item in archive.namelist() if item.endswith(".jpg")]
+    frames = probe(here.videos / "walk.mp4").frames
+    assert len(pictures) == math.ceil(frames / taken)
+
+
+def test_a_dataset_that_does_not_fit(here: Site, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, asking = here.project(WALK), room(here)
+    walk(here, project)
+    monkeypatch.setattr(control_media, "SPARE_BYTES", 1 << 60)
+    job = asking.post("/api/export", {"project": project, "format": "yolo", "stride": 1}, 202)["job"]
+    work(here)
+    failed = ended(asking, job)
+    assert failed["state"] == "failed"
+    assert "does not fit" in failed["error"]
+    assert "larger stride" in failed["error"]
+    assert list(here.settings.outputs_dir.iterdir()) == []
 
 
 def test_a_project_without_annotations_is_not_exported(here: Site, work: Work) -> None:
