@@ -86,7 +86,9 @@ def plan(path: str | os.PathLike[str]) -> Plan:
 def _container_fault(path: Path, facts: Scan) -> str:
     suffix = path.suffix.lower()
     if facts.container.startswith("mov"):
-        if suffix not in (".mp4", ".m4v"):
+        if suffix == ".m4v":
+            return "Label Studio does not take files named *.m4v"
+        if suffix != ".mp4":
             return f"it is an MP4 under the name *{suffix}" if suffix != ".mov" else "not every browser plays QuickTime"
         layout: Mp4Layout = mp4_layout(path)
         if layout.fragmented:

@@ -63,6 +63,7 @@ def test_playable_videos_are_left_alone(tmp_path: Path, name: str, made: dict[st
         ("clip.ts", {"options": BFRAMES, "audio_s": 1.0}, "container (mpegts)"),
         ("noedit.mp4", {"options": BFRAMES, "container_options": {"use_editlist": "0"} | FRONT}, "behind the end"),
         ("clip.flv", {"options": BFRAMES}, "container (flv)"),
+        ("clip.m4v", {"container": "mp4", "container_options": FRONT}, "*.m4v"),
         ("vp9.mkv", {"codec": "libvpx-vp9", "options": FAST_VP9}, "container (matroska)"),
     ],
 )
