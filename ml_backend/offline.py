@@ -44,7 +44,8 @@ def predict_file(
 
     Args:
         config: label config file; its first video control is used.
-        frame_rate: of Label Studio's timeline; by default the one that ``import_videos.py`` would write for the file.
+        frame_rate: of Label Studio's timeline; by default the config's, and where that names a field of the task, what
+            ``import_videos.py`` would write there.
         tracks_out: MOT text of the final tracks, before keyframes were chosen: 1-based decoded frame, track, left,
             top, width, height in pixels, confidence (the track's where the box was filled in), -1, -1, -1.
         patterns: a pattern bank that was exported from a project; see :mod:`ml_backend.patterns.transfer`.
@@ -58,6 +59,8 @@ def predict_file(
     """
     parsed = read_label_config(config)
     control = parsed.video_controls[0]
+    if frame_rate is None and not control.frame_rate.text.startswith("$"):
+        frame_rate = control.frame_rate_for({})
     rate = video_timeline(video, frame_rate).frame_rate  # before the model is loaded: a wrong file is refused at once
     resolved = resolve_detector(settings, download=True)
     engine = _prepare_engine(resolved, settings, video)

@@ -57,6 +57,15 @@ def test_frame_rate_and_default_config(clip: Path, tmp_path: Path) -> None:
     assert region["value"]["labels"] == ["object"]
 
 
+@pytest.mark.parametrize(("rate", "count"), [("25", 50), ("", 48), ("$rate", 40)])
+def test_the_configs_frame_rate_is_label_studios(clip: Path, tmp_path: Path, rate: str, count: int) -> None:
+    (tmp_path / "config.xml").write_text(label_config("thing", frame_rate=rate))
+    done = run(clip, "--out", "p.json", "--detector", "motion", "--config", "config.xml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (region,) = json.loads((tmp_path / "p.json").read_text())["result"]
+    assert region["value"]["framesCount"] == count
+
+
 def test_real_weights(clip: Path, tmp_path: Path, yolo_weights: Path) -> None:
     done = run(clip, "--out", "p.json", "--weights", yolo_weights, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
