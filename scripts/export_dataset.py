@@ -18,6 +18,7 @@ from ml_backend.export.command import bring_back, finish, open_source, source_op
 from ml_backend.export.dataset import FORMATS, DatasetOptions, export_dataset
 from ml_backend.export.images import ImageFormat
 from ml_backend.export.sampling import Sampling, parse_ratio
+from ml_backend.export.select import chosen_classes
 
 
 @click.command(context_settings={"show_default": True})
@@ -43,9 +44,8 @@ from ml_backend.export.sampling import Sampling, parse_ratio
 @click.option("--seed", type=int, default=0, help="Of everything that is left to chance.")
 @click.option(
     "--classes",
-    default="",
-    show_default=False,
-    help="Comma-separated labels in the order of their numbers.  [default: all]",
+    multiple=True,
+    help="Labels in the order of their numbers, separated by commas, or given one by one.  [default: all]",
 )
 @click.option("--image-format", type=click.Choice(["jpg", "png"]), default="jpg")
 @click.option("--quality", type=int, default=95, help="Of JPEG, 1 to 100.")
@@ -62,7 +62,7 @@ from ml_backend.export.sampling import Sampling, parse_ratio
 @click.option("--as", "kind", type=click.Choice(["predictions", "annotations"]), default="predictions")
 @click.option("--min-iou", type=float, default=MIN_IOU, help="Bound of the keyframe simplification.")
 @click.option(
-    "--url-prefix", default="", show_default=False, help="Put before file names in tasks: /data/local-files/?d=videos/"
+    "--url-prefix", default="", show_default=False, help="Put before paths in tasks: /data/local-files/?d=videos/"
 )
 @fail_clearly
 def main(
@@ -76,7 +76,7 @@ def main(
     split: Any,
     ratio: str,
     seed: int,
-    classes: str,
+    classes: tuple[str, ...],
     image_format: Any,
     quality: int,
     no_images: bool,
@@ -106,9 +106,11 @@ def main(
         )
         return
     sampling = Sampling(stride, keyframes, negatives, not drop_near_duplicates, split, parse_ratio(ratio), seed)
-    names = tuple(name.strip() for name in classes.split(",") if name.strip())
-    options = DatasetOptions(format_name, sampling, ImageFormat(image_format, quality), names, crops, not no_images)
     source = open_source(**where, all_annotators=all_annotators)
+    # A label may have a comma itself.
+    labels = {label for part in source.parts() for label in part.labels} if classes else set()
+    names = chosen_classes(classes, labels)
+    options = DatasetOptions(format_name, sampling, ImageFormat(image_format, quality), names, crops, not no_images)
     with progress_bar("Exporting") as progress:
         result = export_dataset(source, out, options, workers=workers, progress=progress)
     for note in result.notes:

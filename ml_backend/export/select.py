@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -113,3 +113,22 @@ def region_labels(region: Mapping[str, Any]) -> list[str]:
     value = region.get("value")
     given = value.get("labels") if isinstance(value, Mapping) else None
     return [str(label) for label in given if label] if isinstance(given, list) else []
+
+
+def chosen_classes(texts: Iterable[str], labels: Collection[str]) -> tuple[str, ...]:
+    """The labels that a command line names, each once: ``a,b`` is one of ``labels`` if there is one, else two.
+
+    Args:
+        texts: labels, or several of them with commas in between.
+        labels: of the project.
+    """
+    chosen: list[str] = []
+    for text in texts:
+        parts = text.split(",")
+        while parts:
+            # The longest that is a label.
+            sizes = range(len(parts), 0, -1)
+            size = next((n for n in sizes if ",".join(parts[:n]).strip() in labels), 1)
+            chosen.append(",".join(parts[:size]).strip())
+            parts = parts[size:]
+    return tuple(dict.fromkeys(name for name in chosen if name))

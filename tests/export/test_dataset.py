@@ -21,6 +21,7 @@ from ml_backend.errors import ConfigError, StorageError
 from ml_backend.export.dataset import DatasetOptions, DatasetResult, export_dataset
 from ml_backend.export.images import ImageFormat
 from ml_backend.export.sampling import Sampling, parse_ratio, split_pictures, split_videos
+from ml_backend.export.select import chosen_classes
 from ml_backend.export.source import Source
 from ml_backend.label_studio.schema import parse_label_config
 from tests.builders import ROOT, label_config, make_tiny_yolo, wait_for
@@ -93,7 +94,7 @@ def test_picture_n_is_decoded_frame_n(tmp_path: Path, name: str, video: dict[str
 def test_boxes_follow_the_timeline_not_the_files_rate(tmp_path: Path) -> None:
     """At 24 frames a second on a file of 30, Label Studio's frame 13 is half a second in: decoded frame 15."""
     make_video(tmp_path / "clip.mp4")
-    region = make_region(key(1, 0), key(13, 60), key(14, 60, enabled=False), frames_count=24)
+    region = make_region(key(1, 0), key(13, 60), key(14, 60, enabled=False), frames_count=24, duration=1.0)
     export(tmp_path, [make_task("clip.mp4", make_annotation(region), fps=None)])
     lines = {}
     for path in (tmp_path / "out" / "labels" / "train").iterdir():
@@ -435,3 +436,17 @@ def test_ultralytics_trains_on_it_as_it_is(tmp_path: Path) -> None:
     assert sorted(len(item["cls"]) for item in dataset.labels) == [1] * 6 + [2] * 10
     assert model.trainer.data["names"] == {0: "läufer: 1", 1: "car"}
     assert len(model.trainer.test_loader.dataset) == 4
+
+
+def test_a_label_with_a_comma_can_be_chosen(tmp_path: Path) -> None:
+    make_video(tmp_path / "clip.mp4", frames=4)
+    labels = [("a,b", "r1"), ("c", "r2"), ("d", "r3")]
+    regions = [make_region(key(1, 10), label=label, region_id=region_id) for label, region_id in labels]
+    write_export(tmp_path / "e.json", [make_task("clip.mp4", make_annotation(*regions))])
+    usual = ["--format", "yolo", "--from-json", "e.json", "--no-images"]
+    for number, given in enumerate((["--classes", "c,a,b"], ["--classes", "c", "--classes", "a,b"])):
+        done = run(*usual, "--out", f"out{number}", *given, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout.splitlines()[-1])["classes"] == ["c", "a,b"]
+    assert chosen_classes(["a, b,c"], {"a", "b", "c"}) == ("a", "b", "c")
+    assert chosen_classes(["a,b,c", "a"], {"a,b", "b,c"}) == ("a,b", "c", "a")
