@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from ml_backend.errors import ConfigError
+from ml_backend.export.known import number
 from ml_backend.export.locate import media_parts
+from ml_backend.importing import SOURCE_FIELD
 from ml_backend.label_studio.schema import DEFAULT_FRAME_RATE, VideoControl
 from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
 
@@ -22,25 +25,45 @@ def found_controls(data: Mapping[str, Any], result: Iterable[Mapping[str, Any]])
     Args:
         data: of the task.
         result: of an annotation or a prediction.
+
+    Raises:
+        ConfigError: which field has the video is not known.
     """
     names: dict[str, str] = {}
     for region in result:
         if region.get("type") == "videorectangle":
             from_name = str(region.get("from_name") or "box")
             names.setdefault(str(region.get("to_name") or f"?{from_name}"), from_name)
-    fields = [key for key, value in data.items() if _is_video(value)]
+    fields = [key for key, value in data.items() if _is_video(value) and not _is_note(key, data)]
     if not names:
-        names = dict.fromkeys(fields[:1], "box") or {"video": "box"}
+        # Nothing was drawn, so that it matters to nobody what the control is called.
+        names = {_only(fields, "video"): "box"}
+    fields_left = [field for field in fields if field not in names]
     return tuple(
-        VideoControl(from_name, to_name, _field(to_name, number, fields), "label", ())
-        for number, (to_name, from_name) in enumerate(names.items())
+        VideoControl(from_name, to_name, to_name if to_name in fields else _only(fields_left, to_name), "label", ())
+        for to_name, from_name in names.items()
     )
 
 
-def _field(to_name: str, number: int, fields: Sequence[str]) -> str:
-    if to_name in fields or not fields:
-        return to_name
-    return fields[min(number, len(fields) - 1)]
+def _is_note(key: str, data: Mapping[str, Any]) -> bool:
+    """Whether a field is what ``import_videos.py`` notes of a video: the name of the file that it was given."""
+    return key == "source" and SOURCE_FIELD in data and "/" not in str(data[key])
+
+
+def _only(fields: Sequence[str], name: str) -> str:
+    """The field of a control's video.
+
+    Raises:
+        ConfigError: there are several, none of them of the control's name.
+    """
+    if name in fields or not fields:
+        return name
+    if len(fields) > 1:
+        raise ConfigError(
+            f"The task has several fields with a video ({', '.join(fields)}), and which one is meant is not known.",
+            "Give the project's label config as --config.",
+        )
+    return fields[0]
 
 
 def _is_video(value: Any) -> bool:
@@ -59,12 +82,12 @@ def inferred_rate(data: Mapping[str, Any], regions: Iterable[Mapping[str, Any]])
     Returns:
         ``None`` where neither regions nor fields say anything.
     """
-    stated = [rate for field in _RATE_FIELDS if (rate := _number(data.get(field))) > 0]
+    stated = [rate for field in _RATE_FIELDS if (rate := number(data.get(field))) > 0]
     for region in regions:
         value = region.get("value")
         if not isinstance(value, Mapping):
             continue
-        duration, count = _number(value.get("duration")), _number(value.get("framesCount"))
+        duration, count = number(value.get("duration")), number(value.get("framesCount"))
         if not (duration > 0 and count > 0):
             continue
         for rate in (*stated, *_USUAL):
@@ -72,13 +95,3 @@ def inferred_rate(data: Mapping[str, Any], regions: Iterable[Mapping[str, Any]])
                 return rate
         return count / duration
     return stated[0] if stated else None
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        return 0.0
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
-    return number if math.isfinite(number) else 0.0

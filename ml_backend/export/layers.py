@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ml_backend.errors import ConfigError
+from ml_backend.errors import ConfigError, MediaError
 from ml_backend.export.locate import VideoFolder
 from ml_backend.export.select import Predictions
 from ml_backend.export.source import Part, Source
@@ -81,6 +81,7 @@ def file_layer(video: Path, export: Export, show: str = "") -> Layer:
 
     Raises:
         ConfigError: the file is unusable, or has no such task or nothing to show of it.
+        MediaError: it is another video than the task's.
         VideoError: the video is unusable.
     """
     wanted: Predictions = {"": "missing", ANNOTATIONS: "none"}.get(show, "only")  # type: ignore[assignment]
@@ -98,6 +99,11 @@ def file_layer(video: Path, export: Export, show: str = "") -> Layer:
         # A config that is given for its colours may name the controls otherwise than the file does.
         found = part(None)
     kind = "prediction" if found.submission.is_prediction else "annotation"
+    if difference := found.known.difference(video):
+        raise MediaError(
+            f"{video.name} is another video than that of task {found.task_id}: {difference}.",
+            "Name the video that was annotated, or choose a task with --task.",
+        )
     title = " ".join(filter(None, (kind, found.submission.annotator, f"({export.path.name})")))
     return Layer(title, AnnotatedVideo.make(found, video))
 
@@ -110,7 +116,7 @@ def _choose(parts: Iterator[Part], video: Path, export: Export, show: str) -> Pa
     others: list[str] = []
     for part in parts:
         first = first or part
-        if task is not None or not part.uri or by_name.find(part.uri) is not None:
+        if task is not None or not part.uri or by_name.find(part.uri, part.known) is not None:
             fitting.append(part)
         else:
             others.append(f"{part.task_id} ({part.name})")
@@ -119,7 +125,7 @@ def _choose(parts: Iterator[Part], video: Path, export: Export, show: str) -> Pa
         raise ConfigError(f"{path.name} has several tasks with {video.name}: {ids}.", "Choose one with --task.")
     if fitting:
         # Of a task with several videos the one whose name fits.
-        return next((part for part in fitting if part.uri and by_name.find(part.uri)), fitting[0])
+        return next((part for part in fitting if part.uri and by_name.find(part.uri, part.known)), fitting[0])
     if first is not None and len(others) == 1:
         return first  # there is no choice, so it is meant, whatever its name
     what = show or "annotations or predictions"

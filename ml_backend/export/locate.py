@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import unicodedata
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ml_backend.errors import MediaError
+from ml_backend.export.known import NOTHING, Choice, Known, choose
+from ml_backend.export.names import safe_name
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
-
-log = logging.getLogger(__name__)
 
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
 #: Eight digits before a name are rather a day than a prefix, where the address does not say that it is an upload.
@@ -27,12 +27,33 @@ def media_parts(uri: str) -> tuple[str, ...]:
     ``..`` and what could lead out of a folder are left out; the last name is the file's.
     """
     try:
-        split = urlsplit(canonical_uri(uri))
+        address = canonical_uri(uri)
+        if not _is_url(address):
+            return _names(unquote(_without_query(address)))
+        split = urlsplit(address)
     except (MediaError, ValueError):
         return ()
-    path = unquote(split.path)
     if split.path.rstrip("/") == "/data/local-files":
-        path = parse_qs(split.query).get("d", [""])[0]
+        return _names(parse_qs(split.query).get("d", [""])[0])
+    return _names(unquote(split.path))
+
+
+def _is_url(address: str) -> bool:
+    """Else it is a path: a file may be called ``a:b.mp4``."""
+    return "://" in address or address.startswith("/")
+
+
+def _without_query(path: str) -> str:
+    """A path up to ``?`` or ``#``, unless they are in the name of a video: ``cam#1.mp4``."""
+    cut = re.split("[?#]", path, maxsplit=1)[0]
+    return path if _is_video(path) and not _is_video(cut) else cut
+
+
+def _is_video(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _names(path: str) -> tuple[str, ...]:
     names = PurePosixPath(path.replace("\\", "/")).parts
     return tuple(name for name in names if name not in ("/", "..", ".") and "\0" not in name)
 
@@ -53,9 +74,13 @@ def _without_prefix(name: str) -> str:
     return name if _DAY.match(name) else _UPLOAD_PREFIX.sub("", name)
 
 
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
 def _key(name: str) -> str:
     """Names that Label Studio makes one of: blanks become ``_`` and most punctuation goes when a file is uploaded."""
-    return re.sub(r"[^-\w.]", "", unicodedata.normalize("NFC", name).strip().replace(" ", "_"))
+    return re.sub(r"[^-\w.]", "", _nfc(name).strip().replace(" ", "_"))
 
 
 class VideoFolder:
@@ -89,47 +114,73 @@ class VideoFolder:
     def _videos(self) -> list[Path]:
         return [path for paths in self._by_key.values() for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
 
-    def find(self, uri: str) -> Path | None:
-        """The file of a media address, or ``None``.
+    def find(self, uri: str, known: Known = NOTHING) -> Path | None:
+        """The file of a media address, or ``None``; see :meth:`look_up`."""
+        return self.look_up(uri, known).path
 
-        The exact name comes first, then the name without Label Studio's prefix; last, for an address without prefix,
-        a file that has one. Of several with one name it is that whose folders fit best.
+    def look_up(self, uri: str, known: Known = NOTHING) -> Choice:
+        """The file of a media address.
+
+        The exact name comes first, then one that Label Studio would make the same, then the name without Label
+        Studio's prefix; last, for an address without prefix, a file that has one. Of several with one name those count
+        whose folders fit best, and of these the one that is as it is known to be.
+
+        Args:
+            known: of the video. A file that is otherwise is not taken, whatever its name.
         """
+        return choose(self._by_address(uri), known)
+
+    def look_up_name(self, name: str, known: Known = NOTHING) -> Choice:
+        """The video of a name in a foreign dataset: of a file, with folders before it or not, an address, or a stem."""
+        return choose(chain(self._by_path(_names(name)), self._by_address(name), self._by_stem(name)), known)
+
+    def find_stem(self, stem: str, known: Known = NOTHING) -> Path | None:
+        """The video whose name without its suffix this is; Label Studio's prefix does not matter."""
+        return choose(self._by_stem(stem), known).path
+
+    def _by_address(self, uri: str) -> Iterator[Sequence[Path]]:
+        if not _is_url(uri.strip()):
+            yield from self._by_path(_names(uri))  # as it is written: what looks quoted may be a file's own name
         names = media_parts(uri)
         if not names:
-            return None
+            return
+        yield from self._by_path(names)
         name, bare = names[-1], video_name(uri)
         # Also copies of the upload folder behind other addresses.
         bare = bare if bare != name else _without_prefix(name)
-        for wanted in dict.fromkeys((name, bare)):
-            found = self._by_key.get(_key(wanted), [])
-            if found:
-                best = max(found, key=lambda path: (path.name == wanted, _common_tail(path.parts, names)))
-                if len(found) > 1:
-                    log.info("%d files are named %s; %s is taken", len(found), wanted, best)
-                return best
-        # A file with another prefix than the address has would be another upload.
-        return self._only_prefixed(name) if bare == name else None
+        yield self._alike(name)
+        if bare != name:
+            # The folders of an upload are Label Studio's own, and say nothing of those from which it came.
+            yield from self._by_path((bare,) if _is_upload(names) else (*names[:-1], bare))
+            yield self._alike(bare)
+        else:
+            # A file with another prefix than the address has would be another upload.
+            yield self._prefixed.get(_key(name), [])
 
-    def _only_prefixed(self, name: str) -> Path | None:
-        found = self._prefixed.get(_key(name), [])
-        if len({path.name for path in found}) > 1:
-            log.warning("%d uploads were called %s; none is taken: %s", len(found), name, ", ".join(map(str, found)))
-            return None
-        return found[0] if found else None
+    def _by_path(self, names: Sequence[str]) -> Iterator[Sequence[Path]]:
+        """Files of exactly this name: those whose folders fit best, then all."""
+        if not names:
+            return
+        found = [path for path in self._by_key.get(_key(names[-1]), []) if _nfc(path.name) == _nfc(names[-1])]
+        tails = [_common_tail(path.parts, names) for path in found]
+        yield [path for path, tail in zip(found, tails, strict=True) if tail == max(tails)]
+        yield found
 
-    def find_stem(self, stem: str) -> Path | None:
-        """The video whose name without its suffix this is; Label Studio's prefix does not matter."""
-        videos = list(self._videos())
+    def _alike(self, name: str) -> list[Path]:
+        """Files that Label Studio would call so, or that are called as it would call this one."""
+        key, plain = _key(name), _nfc(name)
+        return [path for path in self._by_key.get(key, []) if _key(path.name) == plain or _nfc(path.name) == key]
+
+    def _by_stem(self, stem: str) -> Iterator[Sequence[Path]]:
+        videos = [(path, path.stem) for path in self._videos()]
+        bare = [(path, _without_prefix(name)) for path, name in videos]
         for wanted in dict.fromkeys((stem, _without_prefix(stem))):
-            key = _key(wanted)
-            found = [path for path in videos if _key(path.stem) == key]
-            found = found or [path for path in videos if _key(_without_prefix(path.stem)) == key]
-            if len(found) > 1:
-                log.warning("%d videos are named %s; %s is taken", len(found), stem, found[0])
-            if found:
-                return found[0]
-        return None
+            key, plain = _key(wanted), _nfc(wanted)
+            for names in (videos, bare):
+                yield [path for path, name in names if _nfc(name) == plain]
+                # As exports name what they write, and as Label Studio names uploads.
+                yield [path for path, name in names if safe_name(name) == plain]
+                yield [path for path, name in names if _key(name) == plain or _nfc(name) == key]
 
 
 def _files(folder: Path, recursive: bool) -> list[Path]:
@@ -140,7 +191,7 @@ def _files(folder: Path, recursive: bool) -> list[Path]:
     return found
 
 
-def _common_tail(a: tuple[str, ...], b: tuple[str, ...]) -> int:
+def _common_tail(a: Sequence[str], b: Sequence[str]) -> int:
     """How many folders of two paths agree, counted from the file upwards; the files' own names are not compared."""
     count = 0
     for one, other in zip(reversed(a[:-1]), reversed(b[:-1]), strict=False):

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from ml_backend.errors import BackendError, ConfigError, LabelStudioUnavailable, MediaError, StorageError
 from ml_backend.export.control import found_controls, inferred_rate
+from ml_backend.export.known import Choice, Known, choose
 from ml_backend.export.locate import VideoFolder, video_name
 from ml_backend.export.select import Predictions, Submission, region_labels, submissions
 from ml_backend.export.tasks import RawTask, is_prediction_file, read_tasks
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 #: Said of a video that has disappeared and had been exported before.
 KEPT = "What was exported of it before is kept."
 
+#: Opens the file of a media address, of the task with this id.
 Find = Callable[[str, int], contextlib.AbstractContextManager[Path]]
 
 
@@ -61,6 +63,7 @@ class Part:
         control: names and labels; without a label config what the regions themselves tell.
         frame_rate: of Label Studio's timeline; ``None``: the one that suits the file, as ``import_videos.py`` sets it.
         submission: regions, who made them and when.
+        known: what the task says of the video beside its address.
     """
 
     task_id: int
@@ -70,7 +73,8 @@ class Part:
     frame_rate: float | None
     submission: Submission
     data: Mapping[str, Any]
-    _find: Find = field(repr=False)
+    known: Known = field(repr=False)
+    _file: Callable[[Part], contextlib.AbstractContextManager[Path]] = field(repr=False)
 
     @property
     def stem(self) -> str:
@@ -93,11 +97,11 @@ class Part:
         """The video file with the objects on it; the file stays in place as long as the context is open.
 
         Raises:
-            MediaError: the file is not found, deleted or not to be had.
+            MediaError: the file is not found, deleted or not to be had, or another video than the task's.
             VideoError: it cannot be used.
             ConfigError: the task's frame rate is absurd.
         """
-        with self._find(self.uri, self.task_id) as path:
+        with self._file(self) as path:
             yield AnnotatedVideo.make(self, path)
 
 
@@ -107,6 +111,7 @@ class Source:
     Args:
         tasks: called for each pass over the tasks.
         find: opens the file of a media address.
+        by_name: looks for the file among some where only its name is known, before ``find`` is asked.
         config: of the project; ``None``: names and frame rates are inferred from the tasks.
         predictions: whether predictions are read: ``"none"``, ``"missing"`` (of tasks that nobody has annotated),
             ``"only"`` (instead of annotations).
@@ -132,8 +137,9 @@ class Source:
         only: Collection[int] = (),
         model_version: str = "",
         default_name: str = "video",
+        by_name: Callable[[Part], Choice] | None = None,
     ) -> None:
-        self._tasks, self._find, self.config = tasks, find, config
+        self._tasks, self._find, self._by_name, self.config = tasks, find, by_name, config
         self._default_name = default_name
         self._predictions, self.all_annotators, self._version = predictions, all_annotators, model_version
         self._only = frozenset(only)
@@ -170,11 +176,14 @@ class Source:
         # A single file that is named itself is meant whatever its name, where there is no choice of tasks.
         any_name = single or bool(folder.single and len(options.get("only") or ()) == 1)
 
+        def by_name(part: Part) -> Choice:
+            chosen = folder.look_up(part.uri, part.known)
+            only = folder.only() if any_name and not (chosen.path or chosen.reason) else None
+            return choose([[only]], part.known) if only else chosen
+
         @contextlib.contextmanager
         def find(uri: str, task_id: int) -> Iterator[Path]:
-            found = folder.find(uri) or (folder.only() if any_name else None)
-            if found is None and store and uri:
-                found = store.local_path(uri)
+            found = store.local_path(uri) if store and uri else None
             if found is None:
                 named = video_name(uri) if uri else "the video of the prediction"
                 raise MediaError(
@@ -182,7 +191,7 @@ class Source:
                 )
             yield found
 
-        return cls(lambda: read_tasks(path), find, config, **options)
+        return cls(lambda: read_tasks(path), find, config, by_name=by_name, **options)
 
     @classmethod
     def from_project(
@@ -210,16 +219,13 @@ class Source:
         folder = VideoFolder(videos) if videos else None
         store = MediaStore(settings, client, should_stop)
 
-        @contextlib.contextmanager
-        def find(uri: str, task_id: int) -> Iterator[Path]:
-            found = folder.find(uri) if folder else None
-            if found:
-                yield found
-                return
-            with store.open(uri, task_id) as path:
-                yield path
-
-        source = cls(_Spool(lambda: client.list_full_tasks(project_id)), find, config, **options)
+        source = cls(
+            _Spool(lambda: client.list_full_tasks(project_id)),
+            store.open,
+            config,
+            by_name=(lambda part: folder.look_up(part.uri, part.known)) if folder else None,
+            **options,
+        )
         source.url = client.url
         return source
 
@@ -247,6 +253,21 @@ class Source:
                     continue
                 yield video
 
+    @contextlib.contextmanager
+    def _file(self, part: Part) -> Iterator[Path]:
+        named = self._by_name(part) if self._by_name else Choice()
+        if named.path:
+            yield named.path
+            return
+        with contextlib.ExitStack() as stack:
+            try:
+                path = stack.enter_context(self._find(part.uri, part.task_id))
+            except MediaError as error:
+                if not named.reason:
+                    raise
+                raise MediaError(named.reason, "Put the right one there, or give another --videos.") from error
+            yield path
+
     def file_stem(self, part: Part) -> str:
         """What the files of a part are called, where that name is free.
 
@@ -272,7 +293,11 @@ class Source:
 
     def _parts(self, task: RawTask, submission: Submission) -> Iterator[Part]:
         data: Mapping[str, Any] = task["data"]
-        controls = self.config.video_controls if self.config else found_controls(data, submission.result)
+        try:
+            controls = self.config.video_controls if self.config else found_controls(data, submission.result)
+        except ConfigError as error:
+            self._note(Skipped(task["id"], "its video", str(error)))
+            return
         for control in controls:
             uri = control.media(data)
             if uri is None and data:
@@ -286,7 +311,9 @@ class Source:
             else:
                 rate = inferred_rate(data, regions)
             name = video_name(uri) if uri else self._default_name
-            yield Part(task["id"], name, uri or "", control, rate, submission, data, self._find)
+            # A task's own facts are those of its first video.
+            known = Known.of_task(data if control == controls[0] else {}, regions)
+            yield Part(task["id"], name, uri or "", control, rate, submission, data, known, self._file)
 
 
 class _Spool:

@@ -21,16 +21,21 @@ def make_region(
     label: str = "person",
     region_id: str = "r1",
     frames_count: int = 30,
-    duration: float = 1.0,
+    duration: float | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """A ``videorectangle`` of an annotation."""
-    value = {
+    """A ``videorectangle`` of an annotation.
+
+    Args:
+        duration: of the video; as Label Studio writes it. ``None``: not stated, so that it is right for any video.
+    """
+    value: dict[str, Any] = {
         "framesCount": frames_count,
-        "duration": duration,
         "labels": [label] if label else [],
         "sequence": list(keys),
     }
+    if duration is not None:
+        value["duration"] = duration
     names = {"from_name": "box", "to_name": "video", "type": "videorectangle", "origin": "manual"}
     return {"id": region_id, **names, "value": value, **changes}
 

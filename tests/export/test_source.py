@@ -229,7 +229,8 @@ def test_json_min(folder: Path) -> None:
 
 def test_a_prediction_file_and_its_video(folder: Path) -> None:
     path = folder.parent / "p.json"
-    path.write_text(json.dumps({"model_version": "v", "score": 0.5, "result": [MOVING | {"score": 0.5}]}))
+    moving = make_region(*MOVING["value"]["sequence"], duration=1.0, score=0.5)
+    path.write_text(json.dumps({"model_version": "v", "score": 0.5, "result": [moving]}))
     for videos in (folder, folder / "clip.mp4"):
         video = only_video(Source.from_file(path, videos=videos))
         assert (video.name, video.stem, video.part.frame_rate) == ("clip.mp4", "clip", 30)
@@ -295,7 +296,7 @@ def test_damaged_regions_are_left_out(folder: Path) -> None:
 
 def test_two_videos_in_a_task(folder: Path) -> None:
     make_video(folder / "second.mp4", frames=10, fps=10)
-    right = make_region(key(1, 10), frames_count=10) | {"from_name": "kästchen", "to_name": "right"}
+    right = make_region(key(1, 10), frames_count=10, duration=1.0) | {"from_name": "kästchen", "to_name": "right"}
     left = MOVING | {"from_name": "left-box", "to_name": "left"}
     task: dict[str, Any] = make_task("clip.mp4", make_annotation(left, right))
     task["data"] = {"left": "clip.mp4", "right": "second.mp4", "fps": 30, "right_fps": 10}

@@ -35,7 +35,7 @@ FRAMES = 100
 
 def thing(*keys: dict[str, Any], label: str = "person", region_id: str = "r1", **changes: Any) -> dict[str, Any]:
     """A region on a video of 100 frames; visible to the end unless the last key says otherwise."""
-    return make_region(*keys, label=label, region_id=region_id, frames_count=FRAMES, duration=FRAMES / 30, **changes)
+    return make_region(*keys, label=label, region_id=region_id, frames_count=FRAMES, **changes)
 
 
 WALKER = thing(key(1, 10), key(FRAMES, 60))
