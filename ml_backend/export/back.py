@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
 from ml_backend.errors import BackendError, VideoError
+from ml_backend.export.known import NOTHING, Known
 from ml_backend.export.locate import VideoFolder
 from ml_backend.export.source import Skipped
 from ml_backend.geometry import Float64Array
 from ml_backend.keyframes import interpolate
+from ml_backend.label_studio.media import CLOUD_SCHEMES
 from ml_backend.label_studio.regions import make_prediction, track_to_region
 from ml_backend.label_studio.schema import VideoControl
 from ml_backend.pipeline import video_facts, video_timeline
@@ -81,10 +84,12 @@ class ReadBoxes:
     Attributes:
         samples: ``(m,)`` ascending decoded pictures. Between two that follow each other, a track that is on both is
             there too; one that misses a sample is hidden. ``None``: all pictures were looked at.
+        left_out: how many objects have what cannot become boxes, by its name; or are boxes that were changed.
     """
 
     tracks: tuple[ReadTrack, ...]
     samples: IntArray | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def make(
@@ -109,15 +114,28 @@ class ReadBoxes:
         looked = None if samples is None else np.unique(np.fromiter(samples, np.int64))
         return cls(tuple(tracks), looked)
 
-    def dense(self, track: ReadTrack) -> ReadTrack:
-        """The track on every picture between samples on which it is, interpolated."""
+    def dense(self, track: ReadTrack, pictures: int = MAX_FRAME + 1) -> ReadTrack:
+        """The track on every picture between samples on which it is, interpolated.
+
+        Args:
+            pictures: of the video; numbers beyond it are not filled in.
+        """
         if self.samples is None or len(track.frames) < 2:
             return track
         place = np.searchsorted(self.samples, track.frames)
         parts = np.split(np.arange(len(track.frames)), np.flatnonzero(np.diff(place) > 1) + 1)
-        frames = [np.arange(track.frames[part[0]], track.frames[part[-1]] + 1) for part in parts]
+        frames = [np.arange(track.frames[part[0]], min(int(track.frames[part[-1]]) + 1, pictures)) for part in parts]
         boxes = [interpolate(track.frames[part], track.xyxy[part], at) for part, at in zip(parts, frames, strict=True)]
         return ReadTrack(track.track_id, track.label, np.concatenate(frames), np.concatenate(boxes))
+
+
+class ReadsBoxes(Protocol):
+    """Reads the boxes of one video, given what its file says: width and height in pixels as displayed, and pictures.
+
+    Numbers beyond these pictures need not be expanded into boxes: damage could fill the memory.
+    """
+
+    def __call__(self, width: int, height: int, pictures: int = ..., /) -> ReadBoxes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +143,14 @@ class ReadVideo:
     """One video of a foreign dataset.
 
     Attributes:
-        name: its file name, with or without suffix.
-        read: given the displayed width and height in pixels, its boxes.
+        name: its file name, with or without suffix, and with or without folders.
+        read: its boxes.
+        known: what the dataset says of the video.
     """
 
     name: str
-    read: Callable[[int, int], ReadBoxes]
+    read: ReadsBoxes
+    known: Known = NOTHING
 
 
 @dataclass(slots=True)
@@ -141,6 +161,7 @@ class BackResult:
     regions: int = 0
     keyframes: int = 0
     labels: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
     skipped: list[Skipped] = field(default_factory=list)
 
 
@@ -158,18 +179,20 @@ def to_tasks(
 
     Args:
         folder: where the videos are: size and frame times are theirs.
-        control: names of the regions.
+        control: names of the regions, and the frame rate at which Label Studio will count.
         result: is added to.
         kind: whether the regions are predictions (to be reviewed) or an annotation (as good as drawn by hand).
         min_iou: bound of the keyframe simplification.
-        url_prefix: put before the video's file name in the task, such as ``/data/local-files/?d=videos/``.
+        url_prefix: put before the video's path in ``folder``, such as ``/data/local-files/?d=videos/``.
     """
     for each in videos:
         try:
-            path = folder.find(each.name) or folder.find_stem(each.name)
-            if path is None:
-                raise VideoError(f"There is no video of this name in {folder.folder.absolute()}.", "Put it there.")
-            regions = _regions(each, path, control, min_iou)
+            found = folder.look_up_name(each.name, each.known)
+            if found.path is None:
+                reason = found.reason or f"There is no video of this name in {folder.folder.absolute()}."
+                raise VideoError(reason, "Put the right one there, or give another --videos.")
+            data = _data(found.path, folder, control, url_prefix)
+            regions, left_out = _regions(each, found.path, control, control.frame_rate_for(data), min_iou)
         except BackendError as error:
             log.info("%s is skipped", each.name, exc_info=error)
             result.skipped.append(Skipped(0, each.name, str(error)))
@@ -178,15 +201,31 @@ def to_tasks(
         result.regions += len(regions)
         result.keyframes += sum(len(region["value"]["sequence"]) for region in regions)
         result.labels.update(region["value"]["labels"][0] for region in regions)
-        yield {"data": {control.value_key: url_prefix + path.name, **video_facts(path)}} | _results(regions, kind)
+        result.left_out.update(left_out)
+        yield {"data": data} | _results(regions, kind)
 
 
-def _regions(each: ReadVideo, path: Path, control: VideoControl, min_iou: float) -> list[dict[str, Any]]:
-    info, timeline = probe(path), video_timeline(path)
-    read = each.read(info.width, info.height)
+def _data(path: Path, folder: VideoFolder, control: VideoControl, url_prefix: str) -> dict[str, Any]:
+    """Data of a task, as ``import_videos.py`` would fill it in."""
+    facts = video_facts(path)
+    data: dict[str, Any] = dict(facts)
+    if rate_field := control.frame_rate.field:
+        data[rate_field] = facts["fps"]
+    place = path.name if folder.single else path.relative_to(folder.folder).as_posix()
+    # Keys of cloud storages are taken as they are, and without a prefix it is no address yet.
+    is_url = url_prefix and urlsplit(url_prefix).scheme not in CLOUD_SCHEMES
+    data[control.value_key] = url_prefix + (quote(place) if is_url else place)
+    return data
+
+
+def _regions(
+    each: ReadVideo, path: Path, control: VideoControl, frame_rate: float, min_iou: float
+) -> tuple[list[dict[str, Any]], Mapping[str, int]]:
+    info, timeline = probe(path), video_timeline(path, frame_rate)
+    read = each.read(info.width, info.height, info.frames)
     regions = []
     for number, track in enumerate(sorted(read.tracks, key=lambda t: (int(t.frames[0]), t.track_id)), start=1):
-        dense = read.dense(track)
+        dense = read.dense(track, info.frames)
         inside = (dense.frames >= 0) & (dense.frames < info.frames)
         region = track_to_region(
             Track(
@@ -205,7 +244,7 @@ def _regions(each: ReadVideo, path: Path, control: VideoControl, min_iou: float)
         )
         if region is not None:
             regions.append(region)
-    return regions
+    return regions, read.left_out
 
 
 def _results(regions: list[dict[str, Any]], kind: ResultKind) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import ReadBoxes, ReadVideo, finite, frame_number
 from ml_backend.export.files import writing
+from ml_backend.export.known import Known, whole
 from ml_backend.export.layout import Finished, Format, Picked, remove_named
 from ml_backend.export.sampling import SPLITS
 from ml_backend.export.state import state_folder
@@ -156,12 +157,17 @@ def read_coco(path: Path) -> Iterator[ReadVideo]:
     """
     files = sorted((path / "annotations").glob("*.json")) if path.is_dir() else [path]
     found: dict[_Key, tuple[list[int], list[tuple[int, int, str]], list[list[float]]]] = {}
+    sizes: dict[_Key, set[tuple[int, int]]] = {}
     for file in files:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             names = {item["id"]: str(item["name"]) for item in data["categories"]}
             videos = _videos_by_id(data["videos"])
             images = {i["id"]: (videos[i["video_id"]], frame_number(i["frame_id"])) for i in data["images"]}
+            for each in (*data["videos"], *data["images"]):
+                size = whole(each.get("width")), whole(each.get("height"))
+                if all(size):
+                    sizes.setdefault(videos[each.get("video_id", each["id"])], set()).add(size)
             for key, frame in images.values():
                 found.setdefault(key, ([], [], []))[0].append(frame)
             for item in data["annotations"]:
@@ -175,8 +181,10 @@ def read_coco(path: Path) -> Iterator[ReadVideo]:
             ) from error
     if not files:
         raise ConfigError(f"{path} has no annotations/*.json.", "Give the file or the dataset's folder.")
-    for (name, *_), (frames, rows, boxes) in sorted(found.items()):
-        yield ReadVideo(name, partial(_boxes, rows, boxes, frames))
+    for key, (frames, rows, boxes) in sorted(found.items()):
+        stated = sizes.get(key, set())
+        known = Known(next(iter(stated)) if len(stated) == 1 else None, (max(frames) + 1, None))
+        yield ReadVideo(key[0], partial(_boxes, rows, boxes, frames), known)
 
 
 #: Of a video: the name of its file, the dataset's name for it, and its id where neither tells it apart.
@@ -190,7 +198,5 @@ def _videos_by_id(videos: list[dict[str, Any]]) -> dict[Any, _Key]:
     return {number: (*pair, str(number) if counts[pair] > 1 else "") for number, pair in pairs.items()}
 
 
-def _boxes(
-    rows: list[tuple[int, int, str]], boxes: list[list[float]], frames: list[int], _width: int, _height: int
-) -> ReadBoxes:
+def _boxes(rows: list[tuple[int, int, str]], boxes: list[list[float]], frames: list[int], *_video: int) -> ReadBoxes:
     return ReadBoxes.make(rows, np.array(boxes, np.float64).reshape(-1, 4), frames)

@@ -21,11 +21,14 @@ from ml_backend.export.mot import read_mot
 from ml_backend.export.source import Skipped, Source
 from ml_backend.export.yolo import read_yolo
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.schema import VideoControl, read_label_config
+from ml_backend.label_studio.schema import FrameRate, VideoControl, read_label_config
 from ml_backend.local.discover import settings_in_force
 
 #: Exit code of an export that is complete but for videos that could not be had.
 SKIPPED = 3
+
+#: The names of the documentation's example.
+_EXAMPLE = VideoControl("box", "video", "video", "label", (), FrameRate("$fps"))
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -122,7 +125,7 @@ def bring_back(
 
     Args:
         videos: folder with the videos; by default the dataset's own.
-        config: label config whose names the regions get; by default those of the documentation's example.
+        config: label config whose names and frame rate the regions get; by default as the documentation's example.
 
     Raises:
         ConfigError: a format without tracks, or files that are not of it.
@@ -133,9 +136,7 @@ def bring_back(
         raise ConfigError(f"Labels of the format {format_name} have no tracks.", f"Use one of {', '.join(readers)}.")
     if not 0 < min_iou < 1:
         raise ConfigError(f"{min_iou:g} cannot bound an IoU.", "Give --min-iou between 0 and 1.")
-    control = (
-        read_label_config(config).video_controls[0] if config else VideoControl("box", "video", "video", "label", ())
-    )
+    control = read_label_config(config).video_controls[0] if config else _EXAMPLE
     near = dataset if dataset.is_dir() else dataset.absolute().parent
     folder = VideoFolder(videos) if videos else VideoFolder(near, recursive=False)
     result = BackResult()
@@ -151,6 +152,8 @@ def bring_back(
     missing = sorted(set(result.labels) - known) if known else []
     if missing:
         print(f"The label config lacks these labels: {', '.join(missing)}.", file=sys.stderr)
+    for what, count in result.left_out.items():
+        print(f"{what}: {count}.", file=sys.stderr)
     summary = {
         "tasks": result.tasks,
         "regions": result.regions,

@@ -8,7 +8,9 @@ the video, also where only some of them are exported (``frame_filter``).
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
 from ml_backend.errors import ConfigError
-from ml_backend.export.back import ReadBoxes, ReadTrack, ReadVideo, finite, frame_number
+from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadTrack, ReadVideo, finite, frame_number
 from ml_backend.export.files import writing
+from ml_backend.export.known import Known, whole
 from ml_backend.export.layout import Finished, Format, Picked
 from ml_backend.export.video import VideoObject
 from ml_backend.geometry import Float64Array
@@ -29,6 +32,9 @@ from ml_backend.types import IntArray
 
 #: Between keyframes CVAT shows boxes that overlap ours so.
 KEYFRAME_IOU = 0.99
+#: What is read of a track, and what is no shape.
+_READ = {"box", "attribute"}
+_HULLS = "Rotated boxes of CVAT became upright ones around them, in tracks"
 #: What XML 1.0 cannot hold.
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -166,7 +172,60 @@ def read_cvat(path: Path) -> Iterator[ReadVideo]:
     if not files:
         raise ConfigError(f"{path} has no XML files.", "Export from CVAT as `CVAT for video 1.1`.")
     for file in files:
-        yield ReadVideo(_source_name(file), partial(_read_boxes, file))
+        tasks = list(_tasks(file))
+        if len(tasks) < 2:
+            task = tasks[0] if tasks else _Task("", "", Known(), 1)
+            yield ReadVideo(task.name or file.stem, partial(_read_boxes, file, "", task.step), task.known)
+            continue
+        # Of a whole project: each track says whose it is.
+        for task in tasks:
+            yield ReadVideo(task.name or file.stem, partial(_read_boxes, file, task.id, task.step), task.known)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A video of a file.
+
+    Attributes:
+        id: CVAT's; tracks of a project's export have it.
+        name: of the video, else of the task, which CVAT names after its video.
+        step: pictures from one that was annotated to the next.
+    """
+
+    id: str
+    name: str
+    known: Known
+    step: int
+
+
+def _tasks(path: Path) -> Iterator[_Task]:
+    """What the head of a file says of its tasks."""
+    found: list[Any] = []
+    source = ""
+    for element in _events(path):
+        if element.tag in ("task", "job"):
+            found.append(element)
+        elif element.tag == "source":
+            source = (element.text or "").strip()
+        elif element.tag in ("meta", "track", "image"):
+            break
+    if not found and source:
+        yield _Task("", source, Known(), 1)
+    for task in found:
+        # Of a single task some versions write it beside the task.
+        name = _text(task, "source") or (source if len(found) == 1 else "")
+        if len(found) > 1:
+            name = name or _text(task, "name")
+        size = whole(_text(task, "original_size/width")), whole(_text(task, "original_size/height"))
+        stop = _text(task, "stop_frame")
+        # A task may end before its video.
+        frames = (int(stop) + 1, None) if stop.isdecimal() and int(stop) <= MAX_FRAME else None
+        step = _step(_text(task, "frame_filter")) or 1
+        yield _Task(_text(task, "id"), name, Known(size if all(size) else None, frames), step)
+
+
+def _text(element: Any, path: str) -> str:
+    return (element.findtext(path) or "").strip()
 
 
 def _events(path: Path) -> Iterator[Any]:
@@ -190,35 +249,37 @@ def _events(path: Path) -> Iterator[Any]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
 
 
-def _source_name(path: Path) -> str:
-    for element in _events(path):
-        if element.tag == "source" and (element.text or "").strip():
-            return str(element.text).strip()
-        if element.tag == "meta":
-            break
-    return path.stem
+def _read_boxes(
+    path: Path, task: str, step: int, _width: int, _height: int, pictures: int = MAX_FRAME + 1
+) -> ReadBoxes:
+    """The tracks of a file, or of one of its tasks.
 
-
-def _read_boxes(path: Path, _width: int, _height: int) -> ReadBoxes:
+    Args:
+        task: id of the only task whose tracks are wanted; empty: all are.
+    """
     tracks: list[ReadTrack] = []
-    step = 1
+    left_out: Counter[str] = Counter()
     number = 0
     for element in _events(path):
         if element.tag == "image":
             raise ConfigError(f"{path} is CVAT's XML for images.", "Export from CVAT as `CVAT for video 1.1`.")
-        if element.tag == "frame_filter":
-            step = _step(element.text or "") or step
         if element.tag != "track":
             continue
         number += 1
+        if task and element.attrib.get("task_id", task) != task:
+            continue
         name = element.attrib.get("id", number)
         try:
-            frames, xyxy = _shown(element, step)
+            if task and "task_id" not in element.attrib:
+                raise KeyError("task_id")
+            left_out.update(f"Left out, CVAT tracks with {kind}" for kind in {e.tag for e in element} - _READ)
+            frames, xyxy, rotated = _shown(element, step, pictures)
+            left_out[_HULLS] += rotated
             tracks.append(ReadTrack(number, str(element.attrib["label"]), frames, xyxy))
         except (KeyError, ValueError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ConfigError(f"{path}, track {name}: {reason}.", "Correct the file.") from error
-    return ReadBoxes(tuple(track for track in tracks if len(track.frames)))
+    return ReadBoxes(tuple(track for track in tracks if len(track.frames)), left_out=+left_out)
 
 
 def _step(text: str) -> int:
@@ -226,34 +287,50 @@ def _step(text: str) -> int:
     return int(match.group(1)) if match else 0
 
 
-def _shown(track: Any, step: int) -> tuple[IntArray, Float64Array]:
-    """Every picture on which a track is drawn, interpolated between the boxes that the file has."""
+def _shown(track: Any, step: int, pictures: int) -> tuple[IntArray, Float64Array, bool]:
+    """Every picture of the video on which a track is drawn, interpolated between the boxes that the file has.
+
+    Returns:
+        Frames ``(n,)``, upright boxes around what is drawn ``(n, 4)``, and whether any was not upright itself.
+    """
     keys: dict[int, tuple[list[float], bool]] = {}
-    for box in track.iter("box"):
+    for box in track.iterfind("box"):
         at = frame_number(box.attrib["frame"])
         if at in keys:
             raise ValueError(f"it has two boxes on frame {at}")
         try:
-            corners = finite(box.attrib[name] for name in ("xtl", "ytl", "xbr", "ybr"))
+            place = finite([*(box.attrib[name] for name in ("xtl", "ytl", "xbr", "ybr")), box.get("rotation", 0)])
         except ValueError as error:
             raise ValueError(f"frame {at}: {error}") from error
-        keys[at] = corners, box.attrib.get("outside") == "1"
+        keys[at] = place, box.attrib.get("outside") == "1"
     found = sorted(keys.items())
     frames: list[IntArray] = [np.zeros(0, np.int64)]
-    boxes: list[Float64Array] = [np.zeros((0, 4))]
-    for (at, (corners, outside)), following in zip(found, [*found[1:], None], strict=True):
+    boxes: list[Float64Array] = [np.zeros((0, 5))]
+    for (at, (start, outside)), following in zip(found, [*found[1:], None][: len(found)], strict=True):
         if outside:
             continue
         # In a file that has keyframes only, what follows is reached step by step; a box that ends the stretch is not
         # moved to. After the last box CVAT holds it to the end of the video; other writers mean that it is gone.
         if following is None:
-            end, target = at + 1, corners
+            end, target = at + 1, start
         elif following[1][1]:
-            end, target = max(following[0] - step, at) + 1, corners
+            end, target = max(following[0] - step, at) + 1, start
         else:
             end, target = following[0], following[1][0]
-        between = np.arange(at, end)
+        # A damaged number is not filled in beyond the video.
+        between = np.arange(at, min(end, pictures))
         share = ((between - at) / max(end - at, 1))[:, None]
+        way = np.subtract(target, start)
+        way[4] = (way[4] + 180) % 360 - 180  # CVAT turns the shorter way
         frames.append(between)
-        boxes.append(np.asarray(corners) * (1 - share) + np.asarray(target) * share)
-    return np.concatenate(frames), np.concatenate(boxes)
+        boxes.append(np.asarray(start) + way * share)
+    places = np.concatenate(boxes)
+    return np.concatenate(frames), _upright(places), bool((places[:, 4] % 180).any())
+
+
+def _upright(places: Float64Array) -> Float64Array:
+    """Boxes ``(n, 4)`` around boxes that are turned about their centres: ``(n, 5)``, the angle in degrees."""
+    turned = np.deg2rad(places[:, 4:])
+    centre, half = (places[:, :2] + places[:, 2:4]) / 2, (places[:, 2:4] - places[:, :2]) / 2
+    reach = np.abs(np.cos(turned)) * half + np.abs(np.sin(turned)) * half[:, ::-1]
+    return np.where(turned % np.pi == 0, places[:, :4], np.concatenate([centre - reach, centre + reach], axis=1))

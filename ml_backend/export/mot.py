@@ -19,6 +19,7 @@ import numpy as np
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import ReadBoxes, ReadVideo, finite, frame_number
 from ml_backend.export.files import write_text, writing
+from ml_backend.export.known import Known, whole
 from ml_backend.export.layout import Finished, Format, Picked
 from ml_backend.export.sampling import SPLITS
 
@@ -121,7 +122,15 @@ def read_mot(path: Path, default_label: str = "object") -> Iterator[ReadVideo]:
         sequence = file.parent.parent if file.parent.name == "gt" else file.with_suffix("")
         info = _sequence_info(sequence / "seqinfo.ini")
         name = info.get("videofile") or info.get("name") or sequence.name
-        yield ReadVideo(name, partial(_read_boxes, file, int(info.get("stride", "1")), default_label))
+        stride = int(info.get("stride", "1"))
+        yield ReadVideo(name, partial(_read_boxes, file, stride, default_label), _known(info, stride))
+
+
+def _known(info: dict[str, str], stride: int) -> Known:
+    # configparser has all names in small letters.
+    width, height, length = (whole(info.get(name)) for name in ("imwidth", "imheight", "seqlength"))
+    frames = ((length - 1) * stride + 1, length * stride) if length else None
+    return Known((width, height) if width and height else None, frames)
 
 
 def _sequence_info(path: Path) -> dict[str, str]:
@@ -146,7 +155,7 @@ def _class_names(path: Path) -> dict[int, str]:
     return {number: name for number, name in enumerate(names, start=1) if name.strip()}
 
 
-def _read_boxes(path: Path, stride: int, default_label: str, _width: int, _height: int) -> ReadBoxes:
+def _read_boxes(path: Path, stride: int, default_label: str, *_video: int) -> ReadBoxes:
     names = _class_names(path.parent / "labels.txt")
     found: dict[tuple[int, int, str], list[float]] = {}
     try:

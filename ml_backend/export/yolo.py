@@ -18,6 +18,7 @@ import yaml
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadVideo, finite
 from ml_backend.export.files import make_folder, write_text
+from ml_backend.export.known import Known
 from ml_backend.export.layout import Finished, Format, Picked, remove_named
 from ml_backend.export.sampling import SPLITS
 from ml_backend.export.video import FrameBoxes
@@ -111,7 +112,8 @@ def read_yolo(folder: Path) -> Iterator[ReadVideo]:
     if not files:
         raise ConfigError(f"{folder} has no labels/**/<video>_<frame>.txt.", "Give the folder with data.yaml.")
     for video, found in sorted(files.items()):
-        yield ReadVideo(video, partial(_read_boxes, sorted(found), names))
+        known = Known(frames=(max(found)[0] + 1, None))
+        yield ReadVideo(video, partial(_read_boxes, sorted(found), names), known)
 
 
 def _class_names(path: Path) -> dict[int, str]:
@@ -125,7 +127,9 @@ def _class_names(path: Path) -> dict[int, str]:
         raise ConfigError(f"{path} has no class names: {error}.", "List them under `names`.") from error
 
 
-def _read_boxes(files: Sequence[tuple[int, Path]], names: dict[int, str], width: int, height: int) -> ReadBoxes:
+def _read_boxes(
+    files: Sequence[tuple[int, Path]], names: dict[int, str], width: int, height: int, *_: int
+) -> ReadBoxes:
     rows: list[tuple[int, int, str]] = []
     boxes: list[list[float]] = []
     for frame, path in files:
