@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
     help="Pattern bank with learned labels, from `scripts/patterns.py export`.",
 )
 @click.option("--detector", type=click.Choice(["auto", "yolo", "motion"]), help="[default: DETECTOR]")
-@click.option("--frame-rate", type=float, help="Of Label Studio's timeline.  [default: the video's]")
+@click.option("--frame-rate", type=float, help="Of Label Studio's timeline.  [default: the config's, else the video's]")
 @click.option(
     "--tracks",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,14 @@ class Known:
         size: displayed width and height in pixels.
         frames: fewest and most frames; ``None`` as the most: there may be any number more.
         durations: seconds that were stated, of which one has to be right.
+        scalable: boxes are shares of the picture, so that another size of the same shape will do where the length is
+            right: what was annotated on small copies is worth as much on the originals.
     """
 
     size: tuple[int, int] | None = None
     frames: tuple[int, int | None] | None = None
     durations: tuple[float, ...] = ()
+    scalable: bool = field(default=False, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.size or self.frames or self.durations)
@@ -53,12 +56,13 @@ class Known:
         stated = number(data.get("duration"))
         if stated > 0 and durations and not any(abs(stated - d) <= max(1, 0.02 * d) for d in durations):
             # The people who drew saw another video, or the field means something else.
-            return cls(durations=durations)
+            return cls(durations=durations, scalable=True)
         width, height, frames = (whole(data.get(name)) for name in ("width", "height", "frames"))
         return cls(
             (width, height) if width and height else None,
             (frames, frames) if frames else None,
             durations or ((stated,) if stated > 0 else ()),
+            scalable=True,
         )
 
     def difference(self, path: Path) -> str:
@@ -70,7 +74,7 @@ class Known:
         if not self:
             return ""
         info = probe(path)
-        if self.size and any(abs(a - b) > _PIXELS for a, b in zip(self.size, (info.width, info.height), strict=True)):
+        if self.size and not self._has_size(info.width, info.height):
             return f"its pictures have {info.width}x{info.height} pixels instead of {self.size[0]}x{self.size[1]}"
         lasts = self._lasts(path, info, _FRAMES / info.fps + _SOUND_S)
         if self.frames:
@@ -93,6 +97,14 @@ class Known:
             least, most = self.frames
             return least <= info.frames and (most is None or info.frames <= most)
         return not self.durations or self._lasts(path, info, 0.5 / info.fps)
+
+    def _has_size(self, width: int, height: int) -> bool:
+        stated_width, stated_height = self.size or (width, height)
+        if not (self.scalable and (self.frames or self.durations)):
+            return abs(stated_width - width) <= _PIXELS and abs(stated_height - height) <= _PIXELS
+        # By how much the heights differ, in pixels of the smaller picture, once the widths are equal.
+        apart = abs(stated_width * height - stated_height * width) / max(stated_width, width)
+        return apart <= _PIXELS
 
     def _lasts(self, path: Path, info: VideoInfo, tolerance: float) -> bool:
         # Browsers go by the longest stream.

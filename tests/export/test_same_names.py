@@ -87,6 +87,17 @@ def test_a_frame_or_two_do_not_matter(videos: Path) -> None:
     assert VideoFolder(videos).find("clip.mp4", Known(frames=(32, 32))) is None
 
 
+def test_the_original_of_a_small_copy_will_do(tmp_path: Path) -> None:
+    made = make_video(tmp_path / "clip.mp4")  # 320x240, 30 frames
+    small = {"width": 106, "height": 80, "frames": 30}
+    assert Known.of_task(small, []).difference(made) == ""
+    assert not Known.of_task(small, []).exactly(made), "of two the one of its own size is taken"
+    assert "pixels" in Known.of_task(small | {"height": 60}, []).difference(made), "another shape"
+    assert "frames" in Known.of_task(small | {"frames": 60}, []).difference(made)
+    assert "pixels" in Known.of_task({"width": 106, "height": 80}, []).difference(made), "nothing else is known of it"
+    assert "pixels" in Known((106, 80), (30, 30)).difference(made), "a dataset's boxes are in pixels"
+
+
 def test_a_playable_copy_of_a_varying_rate_has_other_frames(tmp_path: Path) -> None:
     pts = [0, 3, 6, 9, 30, 33, 36, 39, 42, 45, 48]
     made = make_video(tmp_path / "clip.mp4", frames=11, pts=pts, fps=30)
