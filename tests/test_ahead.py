@@ -129,17 +129,19 @@ def test_what_comes_before_items_that_cannot_be_made_is_not_lost(at_once: int) -
 
 
 def test_closed_early_what_runs_is_waited_for_and_nothing_more_is_begun() -> None:
-    begun, ended, go_on = [], [], threading.Event()
+    begun, ended, second, go_on = [], [], threading.Event(), threading.Event()
 
     def work(n: int) -> int:
         begun.append(n)
         if n:
+            second.set()
             go_on.wait(10)
         ended.append(n)
         return n
 
     found = in_order(work, range(1000), 2)
     assert next(found) == 0
+    assert second.wait(10)
     threading.Timer(0.2, go_on.set).start()
     found.close()
     assert (begun, ended) == ([0, 1], [0, 1])
