@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ml_backend.corrections import KINDS, Comparison
 from ml_backend.errors import StorageError
+from ml_backend.moments import aware
 from ml_backend.storage import Storage
 from ml_backend.tables import corrections
 
@@ -210,5 +211,5 @@ def _of_task(project_id: int, task_id: int) -> sa.ColumnElement[bool]:
 
 
 def _utc(moment: datetime) -> datetime:
-    # SQLite keeps no time zones: what comes from there is in UTC, because everything is written so.
-    return moment.astimezone(timezone.utc) if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    # SQLite drops time zones: everything is written in UTC.
+    return aware(moment).astimezone(timezone.utc)

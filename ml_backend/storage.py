@@ -19,6 +19,7 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from ml_backend.errors import StorageError
+from ml_backend.moments import aware
 from ml_backend.tables import (
     annotation_tasks,
     corrections,
@@ -190,7 +191,7 @@ class Storage:
         query = sa.select(*of, sa.func.min(at).label("first"), sa.func.max(at).label("last")).group_by(*of)
         with self.guard(), self.engine.connect() as connection:
             rows = connection.execute(query.order_by(*of)).all()
-        return [Made(row.project_id, row.model_version, _utc(row.first), _utc(row.last)) for row in rows]
+        return [Made(row.project_id, row.model_version, aware(row.first), aware(row.last)) for row in rows]
 
     def remove_predictions(
         self, project_id: int, model_version: str, before: datetime, limit: int = REMOVED_AT_ONCE
@@ -209,7 +210,7 @@ class Storage:
                 connection.execute(sa.delete(predictions).where(predictions.c.key.in_([row.key for row in rows])))
                 past = (past_versions.c.project_id == project_id) & (past_versions.c.model_version == model_version)
                 known = connection.scalars(sa.select(past_versions.c.made_at).where(past)).all()
-                last = max(_utc(moment) for moment in (*known, *(row.created_at for row in rows)))
+                last = max(aware(moment) for moment in (*known, *(row.created_at for row in rows)))
                 connection.execute(sa.delete(past_versions).where(past))
                 values = {"project_id": project_id, "model_version": model_version, "made_at": last}
                 connection.execute(sa.insert(past_versions).values(**values))
@@ -327,11 +328,6 @@ class Storage:
                 )
                 for row in connection.execute(query)
             ]
-
-
-def _utc(moment: datetime) -> datetime:
-    # SQLite keeps no time zones; everything is written in UTC.
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

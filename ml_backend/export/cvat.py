@@ -23,7 +23,7 @@ from defusedxml.common import DefusedXmlException
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadTrack, ReadVideo, finite, frame_number
 from ml_backend.export.files import writing
-from ml_backend.export.known import Known, whole
+from ml_backend.export.known import NOTHING, Known, whole
 from ml_backend.export.layout import Finished, Format, Picked
 from ml_backend.export.video import VideoObject
 from ml_backend.geometry import Float64Array
@@ -174,7 +174,7 @@ def read_cvat(path: Path) -> Iterator[ReadVideo]:
     for file in files:
         tasks = list(_tasks(file))
         if len(tasks) < 2:
-            task = tasks[0] if tasks else _Task("", "", Known(), 1)
+            task = tasks[0] if tasks else _Task("", "", NOTHING, 1)
             yield ReadVideo(task.name or file.stem, partial(_read_boxes, file, "", task.step), task.known)
             continue
         # Of a whole project: each track says whose it is.
@@ -210,7 +210,7 @@ def _tasks(path: Path) -> Iterator[_Task]:
         elif element.tag in ("meta", "track", "image"):
             break
     if not found and source:
-        yield _Task("", source, Known(), 1)
+        yield _Task("", source, NOTHING, 1)
     for task in found:
         # Of a single task some versions write it beside the task.
         name = _text(task, "source") or (source if len(found) == 1 else "")

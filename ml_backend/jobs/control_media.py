@@ -20,6 +20,7 @@ from ml_backend.export.layers import Export as FileExport
 from ml_backend.export.layers import Layer, Model, css_colours, file_layer, model_layer
 from ml_backend.export.render import Options, render
 from ml_backend.export.sampling import Sampling
+from ml_backend.jobs.control_names import STRIDE
 from ml_backend.jobs.control_work import Work, control_job
 from ml_backend.jobs.leftovers import remove_leftovers
 from ml_backend.jobs.tasks import look_at_video
@@ -31,9 +32,6 @@ from ml_backend.training.registry import MEASURED
 if TYPE_CHECKING:
     from ml_backend.export.select import Predictions
 
-#: Of datasets that are trained on: two a second at usual rates. Neighbours hardly differ, and an hour of them all takes
-#: 50 GB.
-STRIDE = 15
 #: What exports leave free of the disk, on which the database and the queue lie too.
 SPARE_BYTES = 512 << 20
 #: Zip does not make them smaller.
@@ -155,13 +153,18 @@ def export_project(
             os.replace(written.files[0], out)
             facts: dict[str, Any] = {"videos": written.videos, "rows": written.rows}
         else:
+
+            def should_stop() -> bool:
+                _check_room(folder)
+                return work.should_stop()
+
             stride = stride or (1 if FORMATS[format_name].whole_videos else STRIDE)
             result = export_dataset(
                 source,
                 folder / "dataset",
                 DatasetOptions(format_name, Sampling(stride)),
                 progress=work.step("exporting"),
-                should_stop=lambda: _has_room(folder) and work.should_stop(),
+                should_stop=should_stop,
             )
             out = work.outputs.new(*words, suffix="zip")
             _zip(work, folder / "dataset", out)
@@ -183,18 +186,13 @@ def _workshop(work: Work) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _has_room(folder: Path) -> bool:
-    """Whether a picture more fits; never false.
-
-    Raises:
-        NoRoom: it does not.
-    """
+def _check_room(folder: Path) -> None:
+    """Raise NoRoom if the disk is about to be full."""
     if shutil.disk_usage(folder).free < SPARE_BYTES:
         raise NoRoom(
             f"The dataset does not fit: less than {SPARE_BYTES >> 20} MB are free at {folder.parent}.",
             "Export with a larger stride, or free disk space.",
         )
-    return True
 
 
 def _zip(work: Work, folder: Path, out: Path) -> None:

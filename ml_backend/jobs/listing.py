@@ -13,6 +13,7 @@ from ml_backend.jobs.queue import JobQueue, _targets_key
 from ml_backend.jobs.records import failure_text, forget_executions, state_of
 from ml_backend.jobs.spread import Spread
 from ml_backend.jobs.training_queue import TrainingQueue
+from ml_backend.moments import aware
 
 if TYPE_CHECKING:
     from rq import Queue
@@ -243,5 +244,4 @@ def _iso(moment: Any) -> str | None:
         return None
     if isinstance(moment, (int, float)):
         moment = datetime.fromtimestamp(moment, timezone.utc)
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    return str(moment.isoformat(timespec="milliseconds"))
+    return aware(moment).isoformat(timespec="milliseconds")

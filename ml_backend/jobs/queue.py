@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import ConfigError, QueueUnavailable
 from ml_backend.jobs.board import forget_cancelled
-from ml_backend.jobs.records import aware, failure_text, forget_executions, state_of
+from ml_backend.jobs.records import failure_text, forget_executions, state_of
+from ml_backend.moments import aware
 from ml_backend.settings import QUEUES, Settings
 
 if TYPE_CHECKING:  # redis loads its whole asynchronous half too: a start need not wait for that

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,8 +33,3 @@ def failure_text(job: Job) -> str:
     result = job.latest_result() if state_of(job) == "failed" else None
     trace = (result.exc_string or "").strip() if result else ""
     return trace.rsplit("\n", 1)[-1]
-
-
-def aware(moment: datetime) -> datetime:
-    """RQ's moments are in UTC, and some say so."""
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from ml_backend.errors import LabelStudioError, LabelStudioUnavailable
 from ml_backend.label_studio.records import Annotation, NotFound, Prediction, Project, Task, TaskState
+from ml_backend.moments import aware
 from ml_backend.settings import Settings
 
 __all__ = ["Annotation", "LabelStudioClient", "NotFound", "Prediction", "Project", "Task", "TaskState"]
@@ -336,9 +337,7 @@ class LabelStudioClient:
 
 
 def _moment(value: Any) -> datetime | None:
-    if not isinstance(value, datetime):
-        return None
-    return value if value.tzinfo else value.replace(tzinfo=timezone.utc)
+    return aware(value) if isinstance(value, datetime) else None
 
 
 def _plain(item: Any) -> dict[str, Any]:

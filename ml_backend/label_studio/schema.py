@@ -313,7 +313,7 @@ class LabelMapper:
 
     A class goes to the label that lists it in ``predicted_values``, else to the label of the same name, else to
     the label with ``predicted_values="*"``; names are compared as :func:`plain_name` has them. Of several labels that
-    claim one class the first has it.
+    claim one class the first has it, but one that is called exactly so comes before others of the same name.
 
     Args:
         labels: the control's labels.
@@ -326,7 +326,7 @@ class LabelMapper:
     """
 
     def __init__(self, labels: Iterable[LabelSpec], class_names: Iterable[str] = (), *, trained: bool = False) -> None:
-        self._own: set[str] = set()
+        self._trained = trained
         self._values: set[str] = set()
         self._by_prediction: dict[str, str] = {}
         self._by_name: dict[str, str] = {}
@@ -335,8 +335,6 @@ class LabelMapper:
         self.unmapped: Counter[str] = Counter()
         for label in labels:
             self._values.add(label.value)
-            if trained:
-                self._own.add(label.value)
             self._by_name.setdefault(plain_name(label.value), label.value)
             written = label.attrs.get("value", "")
             if written:
@@ -348,10 +346,10 @@ class LabelMapper:
                     self._by_prediction.setdefault(plain_name(name), label.value)
 
     def _find(self, class_name: str) -> str | None:
-        if class_name in self._own:
-            return class_name
-        key = plain_name(class_name)
         exactly = class_name if class_name in self._values else None  # others may differ in case, or a hyphen, only
+        if exactly is not None and self._trained:
+            return exactly
+        key = plain_name(class_name)
         return self._by_prediction.get(key) or exactly or self._by_name.get(key) or self._rest
 
     def map(self, class_name: str) -> str | None:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ml_backend.errors import ConfigError, StorageError
 from ml_backend.label_studio.extra_params import read_extra_params
+from ml_backend.moments import aware
 from ml_backend.settings import Settings
 from ml_backend.storage import Storage
 from ml_backend.tables import training_policies
@@ -130,8 +131,7 @@ def _pause(policy: TrainingPolicy, state: TrainingState) -> float:
 def _passed(moment: datetime | None, seconds: float, now: datetime) -> bool:
     if moment is None:
         return True
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    elapsed = (now - moment).total_seconds()
+    elapsed = (now - aware(moment)).total_seconds()
     # A moment far in the future was written by a clock that has been set back since: nobody waits for it to come again.
     return elapsed >= seconds or elapsed < -max(seconds, SKEW_S)
 

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from ml_backend.errors import ConfigError, Interrupted, Postponed, StorageError
+from ml_backend.moments import aware
 from ml_backend.storage import Storage
 from ml_backend.tables import activations, model_versions
 
@@ -107,7 +108,7 @@ def _version(row: Any) -> Version:
     values["classes"] = tuple(values["classes"])
     for name in ("created_at", "finished_at"):
         moment = values[name]
-        values[name] = moment.replace(tzinfo=timezone.utc) if moment and not moment.tzinfo else moment
+        values[name] = aware(moment) if moment else moment
     return Version(**values)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from ml_backend.jobs.control_names import STRIDE
 from ml_backend.settings import Mode
 
 
@@ -142,8 +143,8 @@ class Export(Model):
         Field(
             ge=1,
             le=100_000,
-            description="Of a dataset: every so many pictures; by default 15 of what is trained on, and all of mot and "
-            "cvat, which are whole videos.",
+            description=f"Of a dataset: every so many pictures; by default {STRIDE} of what is trained on, and all of "
+            "mot and cvat, which are whole videos.",
         ),
     ] = None
 

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
 
 from ml_backend.errors import BackendError
+from ml_backend.jobs.control_names import STRIDE
 from ml_backend.web.page import forms, words
 from ml_backend.web.page.parts import PARTS
 from ml_backend.web.page.state import FAULT, STEPS, THEMES, State, read_state
@@ -184,6 +185,7 @@ def _context(state: State) -> dict[str, Any]:
         "s": state,
         "t": t,
         "steps": STEPS,
+        "stride": STRIDE,
         "languages": LANGUAGES,
         "address": address,
         "action": action,
