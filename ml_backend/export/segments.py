@@ -141,34 +141,31 @@ def segments_of(out: Path, made_of: Any, length: int, make: Callable[[Path], Vid
         StorageError: the folder cannot be written.
     """
     folder = out.parent / f".{out.name}.render"
-    make_folder(folder)
     with _alone(folder, out):
         wanted = json.loads(json.dumps(made_of, default=str))
         file = folder / "options.json"
         if read_json(file) != wanted:
             _empty(folder)
-            make_folder(folder)
-        segments = None
-        try:
             write_text(file, json.dumps(wanted, indent=1, ensure_ascii=False) + "\n")
-            segments = Segments(folder, length, make)
+        segments = Segments(folder, length, make)
+        try:
             yield segments
         except BaseException as error:
-            if segments is not None:
-                segments.abandon(type(error), error, error.__traceback__)
-            if segments is None or not segments.done:
-                _remove(folder)  # there is nothing in it to go on with
+            segments.abandon(type(error), error, error.__traceback__)
             raise
-        _remove(folder)
+        _empty(folder)
 
 
 @contextlib.contextmanager
 def _alone(folder: Path, out: Path) -> Iterator[None]:
+    """The folder for this process only. However the block ends, it goes where there is nothing to go on with."""
+    handle, ours = None, False
     try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise storage_error(out, error) from error
-    try:
+        make_folder(folder)
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise storage_error(out, error) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -178,9 +175,17 @@ def _alone(folder: Path, out: Path) -> Iterator[None]:
         except OSError as error:
             # Network drives without locks: two at once get in each other's way, one does not.
             log.info("%s cannot be locked: %s", folder, error)
+        ours = True
         yield
     finally:
-        os.close(handle)
+        if ours and not any(folder.glob("[0-9]*.json")):
+            _remove(folder)
+        elif not ours:
+            # Ended from outside before it was known whose it is. Another's has files, or is made again by them.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if handle is not None:
+            os.close(handle)
 
 
 def _remove(folder: Path) -> None:
@@ -193,7 +198,8 @@ def _remove(folder: Path) -> None:
 
 def _empty(folder: Path) -> None:
     """Remove what is a render's own."""
-    ours: Sequence[str] = ("*.mp4", "*.json", ".*.part", ".*.part.mp4")
+    # Records first: without them segments are nothing, with them and without segments there would seem to be some.
+    ours: Sequence[str] = ("*.json", "*.mp4", ".*.part", ".*.part.mp4")
     for path in (path for pattern in ours for path in folder.glob(pattern)):
         try:
             path.unlink(missing_ok=True)

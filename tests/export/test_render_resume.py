@@ -9,10 +9,12 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import av
@@ -24,9 +26,11 @@ from ml_backend.export import render as rendering
 from ml_backend.export.draw import Look
 from ml_backend.export.layers import Export, file_layer
 from ml_backend.export.render import Options, render
+from ml_backend.export.segments import segments_of
 from ml_backend.video.join import decoding_times
 from ml_backend.video.probe import frame_times, playback_duration, probe
 from ml_backend.video.reader import read_frames
+from ml_backend.video.writer import VideoWriter
 from tests.builders import ROOT
 from tests.export.drawing import COLOURS, make_region, write_prediction
 from tests.video.builders import make_video, read_number
@@ -234,6 +238,35 @@ def test_two_at_once(short: tuple[Path, Path], tmp_path: Path) -> None:
         go(*short, out)
     os.close(handle)
     assert go(*short, out)[0] == 11
+
+
+def test_ended_before_the_first_picture(tmp_path: Path) -> None:
+    """After whatever call a signal comes, also between making the folder and locking it, nothing is left."""
+    left, raised, at, begun = 0, False, 0, False
+
+    def profile(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal left, raised
+        # Where signals are handled. Not in tempfile, which would keep its lock for ever; a process ends.
+        left -= event in ("call", "c_return") and frame.f_code.co_filename != tempfile.__file__
+        if left == 0 and not raised:
+            raised = True
+            raise SystemExit(143)
+
+    before = sys.getprofile()
+    while not begun:
+        at += 1
+        left, raised = at, False
+        sys.setprofile(profile)
+        try:
+            with segments_of(tmp_path / "o.mp4", {"of": 1}, 10, lambda path: VideoWriter(path, 16, 16, 10)):
+                sys.setprofile(before)
+                begun = not raised
+        except SystemExit:
+            assert raised
+        finally:
+            sys.setprofile(before)
+        assert list(tmp_path.iterdir()) == [], f"call {at} of its way"
+    assert at > 50
 
 
 def test_pictures_that_are_missing(short: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
