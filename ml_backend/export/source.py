@@ -43,11 +43,16 @@ Find = Callable[[str, int], contextlib.AbstractContextManager[Path]]
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A task's video that cannot be exported, and why: deleted, damaged, not found."""
+    """A task's video that cannot be exported, and why: deleted, damaged, not found.
+
+    Attributes:
+        passing: whether it may be there again later: its server does not answer.
+    """
 
     task_id: int
     name: str
     reason: str
+    passing: bool = False
 
     def __str__(self) -> str:
         return f"task {self.task_id}, {self.name}: {self.reason}"
@@ -285,7 +290,7 @@ class Source:
         if isinstance(error, LabelStudioUnavailable | StorageError):
             raise error
         log.info("Task %d is skipped", part.task_id, exc_info=error)
-        self._note(Skipped(part.task_id, part.name, f"{error} {note}".strip()))
+        self._note(Skipped(part.task_id, part.name, f"{error} {note}".strip(), error.retryable))
 
     def _note(self, item: Skipped) -> None:
         if item not in self.skipped:  # each pass over the tasks finds the same

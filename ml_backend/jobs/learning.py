@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 BACKGROUND_VIEWS = 1
 #: How often an annotation may change while it is being learned from, before the job is put back.
 CHANGES = 5
+#: At so many videos that are still away no more are looked for: each takes as long as its server keeps silent.
+AWAY = 3
 #: Label Studio notes a change of an annotation, and right after that one of its task.
 SAME_CHANGE = timedelta(seconds=5)
 
@@ -97,6 +100,40 @@ def catch_up(context: Context, project_id: int) -> None:
     if missed:
         log.info("Project %s: %d annotations are looked at again.", project_id, len(missed))
         context.queue.request_learning(project_id, sorted(missed))
+    _look_for_unread(context, project_id)
+
+
+def _look_for_unread(context: Context, project_id: int) -> None:
+    """Videos that were away while the project was trained, and are back, are something new to train on."""
+    registry = context.projects.registry
+    last = registry.last(project_id)
+    unread = list(last.lineage.get("unread") or ()) if last else []
+    if last is None or not unread or last.is_active:
+        return
+    random.shuffle(unread)  # a server that is gone for good hides no other one for ever
+    back, gone, away = set(), set(), 0
+    for task_id in unread:
+        try:
+            task = context.client.get_task(int(task_id))
+            config = context.client.get_project(project_id).label_config
+            url = context.settings.label_studio_url
+            plan = plan_task(project_id, task.id, task.data, config, "", annotated=True, label_studio_url=url)
+            for part in plan.parts:
+                with context.media.open(part.uri, task.id):
+                    back.add(task_id)
+        except Interrupted:
+            raise
+        except BackendError as error:
+            back.discard(task_id)
+            if not error.retryable:
+                gone.add(task_id)
+                continue
+            away += 1
+            if away == AWAY:
+                break
+    if back or gone:
+        log.info("Project %s: %d videos are back that were away in the last training.", project_id, len(back))
+        registry.settle_unread(last, back, gone)
 
 
 def read_annotations_once(context: Context, project_id: int, models: HybridModels) -> None:

@@ -114,7 +114,7 @@ class _Training(TrainingLife):
         if self._is_known(version, made_of):
             log.info("Project %s: nothing has been annotated since the last training.", self._project)
             self._report(stage="unchanged")
-            self._registry.discard(version, seen)
+            self._registry.discard(version, seen, data.unread)
             return None
         run = self._folder / "runs" / version.name
         checkpoint = self._checkpoint(version, run) if version.dataset == made_of else None

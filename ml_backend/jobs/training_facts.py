@@ -30,6 +30,7 @@ def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]
         "tracks": data.tracks,
         "taught": list(data.taught),
         "notes": list(data.notes),
+        "unread": [str(task) for task in data.unread],
     }
 
 

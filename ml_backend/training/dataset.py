@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from ml_backend.errors import ConfigError, StorageError
+from ml_backend.errors import ConfigError, MediaUnavailable, StorageError
 from ml_backend.export.dataset import DatasetOptions, DatasetResult, Progress, export_dataset, state_options
 from ml_backend.export.files import write_text, writing
 from ml_backend.export.images import ImageFormat
@@ -59,6 +59,7 @@ class TrainingDataset:
         tracks: annotated objects with a label of the config.
         start_from: by label the detector's class that most of its regions had when they were predicted.
         notes: for people.
+        unread: tasks whose video could not be fetched just now: its server does not answer.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class TrainingDataset:
     tracks: int
     start_from: dict[str, str]
     notes: tuple[str, ...]
+    unread: tuple[int, ...]
 
 
 def build_dataset(
@@ -96,6 +98,7 @@ def build_dataset(
 
     Raises:
         NothingToTrain: the annotations are not enough to train and to measure with; says what is missing.
+        MediaUnavailable: so it is, and there are more of them on videos whose server does not answer.
         ConfigError: there is no label config.
         LabelStudioError, StorageError: the tasks cannot be read, the disk is full. What is complete stays.
         Interrupted: ``should_stop`` said so; the next call goes on.
@@ -112,7 +115,15 @@ def build_dataset(
     _clear_foreign(folder, state_options(export, picker))
     result = export_dataset(source, folder, export, progress=progress, picker=picker, should_stop=stop)
     skipped = sorted(source.skipped, key=lambda item: item.task_id)
-    return _Assembly(folder, classes, options, result).make(survey, [f"Left out: {item}" for item in skipped])
+    unread = sorted({item.task_id for item in skipped if item.passing})
+    try:
+        return _Assembly(folder, classes, options, result).make(
+            survey, [f"Left out: {item}" for item in skipped], unread
+        )
+    except NothingToTrain as error:
+        if unread:
+            raise MediaUnavailable(error.message, "See that the videos' server answers; it is tried again.") from error
+        raise
 
 
 def _clear_foreign(folder: Path, options: dict[str, Any]) -> None:
@@ -176,7 +187,7 @@ class _Assembly:
     result: DatasetResult
     videos: list[_Video] = field(default_factory=list)
 
-    def make(self, survey: Survey, notes: list[str]) -> TrainingDataset:
+    def make(self, survey: Survey, notes: list[str], unread: Sequence[int]) -> TrainingDataset:
         self.videos = [self._video(name) for name in self.result.names]
         if not self.videos:
             raise NothingToTrain(
@@ -219,6 +230,7 @@ class _Assembly:
             tracks=sum(video.objects for video in self.videos),
             start_from=survey.start_from,
             notes=(*notes, *self._notes(survey, taught, measured)),
+            unread=tuple(unread),
         )
 
     def _video(self, name: str) -> _Video:

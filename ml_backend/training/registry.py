@@ -11,7 +11,7 @@ Only its owner may move a run on: one who was thought dead and comes back finds 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from typing import Any
@@ -295,8 +295,8 @@ class Registry:
         log.info("Project %s: %s %s. %s", version.project_id, version.name, state, reason)
         return self._reload(version.id)
 
-    def discard(self, version: Version, seen: Mapping[str, str]) -> None:
-        """Forget a run that had nothing new to learn from; the version before it has seen what it has seen.
+    def discard(self, version: Version, seen: Mapping[str, str], unread: Collection[int] = ()) -> None:
+        """Forget a run that had nothing new to learn from; the one before it has seen, and not read, what it has.
 
         Raises:
             RunLost: it is not this owner's any more, or over.
@@ -310,9 +310,22 @@ class Registry:
             before = sa.select(model_versions).where(model_versions.c.project_id == version.project_id)
             last = connection.execute(before.order_by(model_versions.c.number.desc()).limit(1)).first()
             if last is not None:
-                lineage = {**dict(last.lineage), "seen": dict(seen)}
-                this = model_versions.c.id == last.id
-                connection.execute(sa.update(model_versions).where(this).values(lineage=lineage))
+                now = {**dict(last.lineage), "seen": dict(seen), "unread": [str(task) for task in unread]}
+                connection.execute(sa.update(model_versions).where(model_versions.c.id == last.id).values(lineage=now))
+
+    def settle_unread(self, version: Version, back: Collection[str], gone: Collection[str]) -> None:
+        """Of tasks whose video was away when a version was trained: those that are ``back`` are new to the next one.
+
+        Args:
+            gone: will not come back, or are deleted.
+        """
+        this = model_versions.c.id == version.id
+        with self._storage.guard(), self._storage.engine.begin() as connection:
+            row = connection.execute(sa.select(model_versions.c.lineage).where(this)).first()
+            lineage = dict(row.lineage) if row else {}
+            lineage["seen"] = {task: of for task, of in (lineage.get("seen") or {}).items() if task not in back}
+            lineage["unread"] = [task for task in lineage.get("unread") or () if task not in {*back, *gone}]
+            connection.execute(sa.update(model_versions).where(this).values(lineage=lineage))
 
     def promote(self, version: Version, reason: str, by: str, instead_of: int | None = None) -> Version:
         """End a run well: from this moment on the project uses it. Both are written down at once or not at all.

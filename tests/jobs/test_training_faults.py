@@ -8,18 +8,19 @@ from __future__ import annotations
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ml_backend.jobs.context import Context
+from ml_backend.jobs.trainer import Trainer
 from ml_backend.local.processes import RedisServer
 from ml_backend.services import Services
 from ml_backend.settings import Settings
-from ml_backend.training.registry import Registry, Version
-from tests.builders import Gate, label_config, wait_for, worker_process
+from ml_backend.training.registry import MEASURED, Registry, Version
+from tests.builders import Gate, Outside, label_config, outside, wait_for, worker_process
 from tests.jobs.conftest import Site
 from tests.jobs.scenes import make_walk, walk_regions
 
@@ -222,3 +223,71 @@ def test_the_video_of_an_annotated_task_is_gone(trained_site: Callable[..., Site
     (version,) = registry(here).versions(project)
     assert version.state == "promoted", version.reason
     assert any("lost.mp4" in note for note in version.lineage["notes"])
+
+
+@pytest.fixture
+def elsewhere(trained_site: Callable[..., Site]) -> Iterator[tuple[Site, Outside, Callable[[int], int]]]:
+    """A site, a server of videos that is away, and what makes an annotated task with a video of it."""
+    with outside() as server:
+        here = trained_site(media_allowed_hosts="127.0.0.1", train_epochs=2)
+        path = make_walk(here.videos / "away.mp4", 3)
+        server.files["/away.mp4"] = path.read_bytes()
+        path.unlink()
+        server.answer("/away.mp4", 503)
+
+        def annotate(project: int) -> int:
+            task = here.task(project, video=f"{server.url}/away.mp4", fps=20)
+            here.sdk.annotations.create(id=task, result=walk_regions())
+            return task
+
+        yield here, server, annotate
+
+
+def test_what_was_away_is_trained_on_once_it_is_back(
+    elsewhere: tuple[Site, Outside, Callable[[int], int]], work: Work
+) -> None:
+    here, server, annotate = elsewhere
+    project, _ = fill(here)
+    task = annotate(project)
+    here.queue.request_learning(project, None)
+    context = work(here)
+
+    def new_tracks() -> int:
+        here.queue.connection.delete("video:turn:trainer", "video:turn:catch-up")  # half an hour later
+        trainer = Trainer(context)
+        trainer.tick()
+        work(here)
+        return trainer.state(project).new_tracks
+
+    services(here).trainings.start(project, "a test")
+    work(here)
+    (first,) = registry(here).versions(project)
+    assert first.state in MEASURED, first.reason
+    assert str(task) not in first.lineage["annotations"]
+    assert any("away.mp4" in note for note in first.lineage["notes"])
+    assert new_tracks() == 0, "it would be left out again"
+    del server.special["/away.mp4"]
+    assert new_tracks() == len(walk_regions())
+    services(here).trainings.start(project, "a test")
+    work(here)
+    assert str(task) in registry(here).versions(project)[0].lineage["annotations"]
+    assert len(registry(here).versions(project)) == 2
+    assert new_tracks() == 0
+
+
+def test_a_training_waits_for_its_only_videos(
+    elsewhere: tuple[Site, Outside, Callable[[int], int]], work: Work
+) -> None:
+    here, server, annotate = elsewhere
+    project = here.project(CONFIG)
+    annotate(project)
+    services(here).trainings.start(project, "a test")
+    work(here)
+    (version,) = registry(here).versions(project)
+    assert version.state == "dataset", "it waits for its next try"
+    del server.special["/away.mp4"]
+    here.hurry()
+    work(here)
+    (version,) = registry(here).versions(project)
+    assert version.state in MEASURED, version.reason
+    assert version.attempts == 1

@@ -131,9 +131,13 @@ def test_a_run_with_nothing_new_leaves_no_trace_but_what_it_has_seen(make: Make)
     registry = make()
     first = registry.advance(registry.begin(1, "me", "t", None), lineage={"seen": {"7": "a"}, "tracks": 3})
     registry.finish(first, "refused", "worse")
-    registry.discard(registry.begin(1, "me", "t", None), {"7": "b"})
+    registry.discard(registry.begin(1, "me", "t", None), {"7": "b", "8": "c", "9": "d"}, [8, 9])
     (left,) = registry.versions(1)
-    assert left.lineage == {"seen": {"7": "b"}, "tracks": 3}
+    assert left.lineage == {"seen": {"7": "b", "8": "c", "9": "d"}, "tracks": 3, "unread": ["8", "9"]}
+    registry.settle_unread(left, back={"9"}, gone=set())
+    registry.settle_unread(left, back=set(), gone={"8"})
+    (left,) = registry.versions(1)
+    assert left.lineage == {"seen": {"7": "b", "8": "c"}, "tracks": 3, "unread": []}
 
 
 def test_epochs_are_there_while_it_runs(make: Make) -> None:
