@@ -6,6 +6,7 @@ Only the standard library: this runs under the machine's own Python, before the 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shutil
 import socket
@@ -41,24 +42,36 @@ class PreflightError(Exception):
 
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that nothing listens on just now."""
-    with socket.socket() as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
+    while True:
+        with socket.socket() as sock:
+            sock.bind((host, 0))
+            port = int(sock.getsockname()[1])
+        if _is_free(socket.AF_INET6, "::1", port):
+            return port
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether a server could listen there, counting listeners on all interfaces."""
-    with socket.socket() as sock:
-        sock.settimeout(1)
-        if sock.connect_ex((host, port)) == 0:
-            return False
-    with socket.socket() as sock:
-        # Sockets of a server that has just stopped linger; a server binds over them, so that is what counts.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    """Whether a server could listen there, counting listeners on all interfaces.
+
+    Nor may any listen on ``::1``: our addresses say ``localhost``, for which many programs try that first.
+    """
+    return _is_free(socket.AF_INET, host, port) and _is_free(socket.AF_INET6, "::1", port)
+
+
+def _is_free(family: socket.AddressFamily, host: str, port: int) -> bool:
+    """Whether nothing listens at one address; an address that this machine does not have is free."""
+    try:
+        with socket.socket(family) as sock:
+            sock.settimeout(1)
+            if sock.connect_ex((host, port)) == 0:
+                return False
+        with socket.socket(family) as sock:
+            # Sockets of a server that has just stopped linger; a server binds over them, so that is what counts.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((host, port))
-        except OSError:
-            return False
+    except OSError as error:
+        # Without IPv6 other errors come, and nobody can be in the way there.
+        return family == socket.AF_INET6 and error.errno != errno.EADDRINUSE
     return True
 
 
