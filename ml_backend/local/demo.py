@@ -105,13 +105,23 @@ def wait_for_prediction(
                 return
             next_look = time.monotonic() + 0.5
             for job in jobs.failed_jobs():
-                if job["id"] not in earlier:
+                if job["id"] not in earlier and _is_of(jobs, job["id"], demo.task_id):
                     raise no_prediction(stack, f"The sample video's job has failed: {job['error']}")
         if time.monotonic() > deadline:
             raise no_prediction(stack, f"The sample video has no prediction after {timeout:.0f} s.")
         stack.revive()
         tick()
         time.sleep(0.1)
+
+
+def _is_of(jobs: JobQueue, job_id: str, task_id: int) -> bool:
+    """Whether a job prepares or predicts this task: those of other projects fail for reasons of their own."""
+    if not job_id.startswith("predict-"):
+        return job_id == f"prepare-{task_id}"
+    with jobs.guard():
+        job = jobs.fetch(job_id)
+    asked = job.args[2] if job else None
+    return asked == task_id or task_id in jobs.targets(job_id.removeprefix("predict-"))
 
 
 def no_prediction(stack: Stack, message: str) -> StartError:

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from rq.job import Job
+from rq.serializers import JSONSerializer
 
-from ml_backend.local.demo import Demo, connect, find_demo, make_demo, wait_for_prediction, was_made
+from ml_backend.jobs.queue import JobQueue
+from ml_backend.local.demo import Demo, _is_of, connect, find_demo, make_demo, wait_for_prediction, was_made
 from ml_backend.local.processes import StartError
 from ml_backend.local.smoke import read_task
 from ml_backend.local.stack import Stack
 from ml_backend.local.verify import check_prediction
+from ml_backend.settings import Settings
 from ml_backend.video.sample import SampleTruth, make_sample
 
 pytestmark = pytest.mark.stack
@@ -48,6 +52,20 @@ def test_the_sample_gets_tracks_although_the_backend_asks_for_a_password(
 def test_it_is_found_again(stack: Stack, demo: Demo) -> None:
     assert find_demo(stack) == demo
     assert demo.url(stack.label_studio.url).endswith(f"/projects/{demo.project_id}/data?task={demo.task_id}")
+
+
+def test_jobs_of_other_tasks_may_fail(stack: Stack, demo: Demo) -> None:
+    jobs = JobQueue(Settings(_env_file=None, redis_url=stack.redis_url))
+    for job_id, args, task in (
+        (f"prepare-{demo.task_id}", [demo.project_id, demo.task_id], True),
+        ("prepare-987", [1, 987], False),
+        ("predict-mine", ["mine", demo.project_id, demo.task_id], True),
+        ("predict-other", ["other", 1, 987], False),
+        ("learn-1-0", [demo.task_id], False),
+    ):
+        Job.create("none", args, id=job_id, connection=jobs.connection, serializer=JSONSerializer).save()
+        assert _is_of(jobs, job_id, demo.task_id) is task, job_id
+        jobs.connection.delete(Job.key_for(job_id))
 
 
 def test_connecting_again_changes_nothing(stack: Stack, demo: Demo) -> None:
