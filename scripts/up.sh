@@ -2,6 +2,7 @@
 # From a bare machine with Python 3.10 or newer to a running Label Studio with a pre-annotated demo video.
 #   bash scripts/up.sh [--port N] [--label-studio-port N] [--data-dir DIR] [--no-demo] [--smoke] [--help]
 set -euo pipefail
+started_in="$PWD"
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
@@ -27,7 +28,7 @@ END
 
 port="${PORT:-9090}"
 label_studio_port="${LABEL_STUDIO_PORT:-8080}"
-data_dir="${DATA_DIR:-data}"
+data_dir="${DATA_DIR:-}"
 smoke=""
 arguments=("$@")
 while [ $# -gt 0 ]; do
@@ -55,6 +56,13 @@ while [ $# -gt 0 ]; do
     shift
 done
 
+# What people write is meant from where they stand, not from the project's folder.
+case "$data_dir" in
+"") data_dir="$ROOT/data" ;;
+/*) ;;
+*) data_dir="$started_in/$data_dir" ;;
+esac
+
 find_python
 # Before the long installation, not after it.
 if [ -z "$smoke" ]; then
@@ -63,4 +71,6 @@ if [ -z "$smoke" ]; then
 fi
 set_up requirements.lock requirements.lock
 
-exec "$VENV/bin/python" -m ml_backend.local --install-seconds "$INSTALL_SECONDS" ${arguments[@]+"${arguments[@]}"}
+# Of an option that is given twice the last one counts.
+exec "$VENV/bin/python" -m ml_backend.local --install-seconds "$INSTALL_SECONDS" \
+    ${arguments[@]+"${arguments[@]}"} --data-dir "$data_dir"

@@ -17,6 +17,7 @@ import click
 from ml_backend.cli import fail_clearly
 from ml_backend.errors import BackendError
 from ml_backend.local.demo import Demo, connect, find_demo, make_demo, wait_for_prediction, was_made
+from ml_backend.local.environment import spare_local_addresses
 from ml_backend.local.preflight import ROOT, PreflightError, check_start
 from ml_backend.local.report import Reporter
 from ml_backend.local.smoke import run_smoke
@@ -42,6 +43,7 @@ from ml_backend.local.stack import Stack, StackOptions
 def main(port: int, label_studio_port: int, data_dir: Path, no_demo: bool, smoke: bool, install_seconds: float) -> None:
     """Label Studio, the ML backend, a worker and a queue on this machine; Ctrl-C stops them all."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    spare_local_addresses(os.environ)  # this process talks to Label Studio too
     reporter = Reporter()
     reporter.seconds["install"] = install_seconds
     if smoke:

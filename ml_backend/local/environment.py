@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from ml_backend.local.preflight import ROOT
@@ -59,10 +59,20 @@ def base_environment(data_dir: Path, *, isolated: bool) -> dict[str, str]:
         "HF_HOME": str(data_dir / "huggingface"),
         "TORCH_HOME": str(data_dir / "torch"),
     }
-    for name in ("NO_PROXY", "no_proxy"):  # the stack's own traffic never goes through a proxy
-        hosts = [host for host in environment.get(name, "").split(",") if host]
-        environment[name] = ",".join(dict.fromkeys([*hosts, "localhost", "127.0.0.1"]))
+    spare_local_addresses(environment)
     return environment
+
+
+def spare_local_addresses(environment: MutableMapping[str, str]) -> None:
+    """Let no traffic within this machine go through the proxy that the environment may name; keeps what it spares.
+
+    Both spellings get all that either has: where both are there, programs read only one of them.
+    """
+    names = ("no_proxy", "NO_PROXY")
+    hosts = [host.strip() for name in names for host in environment.get(name, "").split(",") if host.strip()]
+    # Some programs understand the star only where it stands alone.
+    spared = "*" if "*" in hosts else ",".join(dict.fromkeys([*hosts, "localhost", "127.0.0.1"]))
+    environment.update(dict.fromkeys(names, spared))
 
 
 def backend_settings(

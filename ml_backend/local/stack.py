@@ -32,9 +32,12 @@ from ml_backend.local.report import Reporter
 from ml_backend.local.state import (
     USERNAME,
     StackState,
+    announce,
+    lock_path,
     login_password,
     read_text,
     state_path,
+    take_back,
     token_path,
     write_private,
 )
@@ -47,6 +50,8 @@ BACKEND_TIMEOUT = 180.0
 #: A process that ran for so long was healthy: its next failure starts counting anew.
 HEALTHY_S = 60.0
 MAX_BACK_OFF_S = 30.0
+#: Commands that look whether a stack runs hold its lock for a moment.
+LOCK_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +229,18 @@ class Stack:
             backend_url=self.backend.url,
             redis_url=self.redis_url,
             project_id=project_id,
-            environment=self.settings_environment(),
+            environment=self.settings_environment() | self._stores(),
         ).save(self.data_dir)
+        if not self.options.isolated:
+            announce(ROOT, self.data_dir)
+
+    def _stores(self) -> dict[str, str]:
+        """Settings that say where else this stack keeps things: commands must not begin empty ones beside them."""
+        if self.options.isolated:
+            return {}
+        known = Settings(_env_file=ROOT / ".env")
+        stores = {"DATABASE_URL": known.database_url, "ARTIFACTS_URL": known.artifacts_url}
+        return {name: value for name, value in stores.items() if value}
 
     def stop(self) -> None:
         """Stop everything, also what the processes have started. Calling it again does nothing."""
@@ -243,6 +258,7 @@ class Stack:
             self._guardian.wait(timeout=30)
             self._guardian = None
             state_path(self.data_dir).unlink(missing_ok=True)
+            take_back(ROOT, self.data_dir)
         if self._lock:
             self._lock.close()
             self._lock = None
@@ -283,13 +299,15 @@ class Stack:
 
 def _lock(data_dir: Path) -> IO[str]:
     """Make sure that no other stack works on this folder; the lock goes with the process."""
-    lock = (data_dir / "stack.lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise StartError(
-            f"Another stack runs on {data_dir}.",
-            "Use that one, or stop it, or choose others: --data-dir, --port and --label-studio-port.",
-        ) from error
-    return lock
+    lock = lock_path(data_dir).open("a")
+    for _ in range(LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except OSError:
+            time.sleep(0.1)
+    lock.close()
+    raise StartError(
+        f"Another stack runs on {data_dir}.",
+        "Use that one, or stop it, or choose others: --data-dir, --port and --label-studio-port.",
+    )

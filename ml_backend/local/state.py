@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -80,6 +82,11 @@ def state_path(data_dir: Path) -> Path:
     return data_dir / "stack.json"
 
 
+def lock_path(data_dir: Path) -> Path:
+    """What a running stack holds a lock on, which goes with its process, however that ends."""
+    return data_dir / "stack.lock"
+
+
 def running_stack(data_dir: Path) -> StackState | None:
     """The stack that runs on this data folder, if one does."""
     try:
@@ -87,4 +94,50 @@ def running_stack(data_dir: Path) -> StackState | None:
         os.kill(state.pid, 0)
     except (OSError, ValueError, TypeError):
         return None  # never started, ended, or killed
-    return state
+    return None if _is_released(lock_path(data_dir)) else state
+
+
+def _is_released(lock: Path) -> bool:
+    """Whether a stack has held this lock and nobody does now: after a power cut its process id may be another's.
+
+    Takes a shared lock for a moment, so that commands which look at the same time do not see each other.
+    """
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # held; or there is none, or it cannot be told: then the process id alone counts
+        return False
+    return True
+
+
+def announcements(root: Path) -> Path:
+    """Data folders elsewhere on which stacks of this project run, one a line, the newest first."""
+    return root / "data" / "stacks-elsewhere"
+
+
+def announced(root: Path) -> list[Path]:
+    """Folders that were announced and not taken back; what runs on them may have been killed."""
+    return [Path(line) for line in read_text(announcements(root)).splitlines() if line]
+
+
+def announce(root: Path, data_dir: Path) -> None:
+    """Let commands that know only the project's folder find the stack that runs on ``data_dir``."""
+    if data_dir != root / "data":
+        _write_announcements(root, [data_dir, *(other for other in announced(root) if other != data_dir)])
+
+
+def take_back(root: Path, data_dir: Path) -> None:
+    """Undo :func:`announce`."""
+    if data_dir in (known := announced(root)):
+        _write_announcements(root, [other for other in known if other != data_dir])
+
+
+def _write_announcements(root: Path, folders: list[Path]) -> None:
+    path = announcements(root)
+    running = [folder for folder in folders if running_stack(folder)]
+    if running:
+        write_private(path, "".join(f"{folder}\n" for folder in running))
+        return
+    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()  # where nothing else is in it, it was made for this

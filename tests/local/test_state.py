@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -9,14 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from ml_backend.local import discover
 from ml_backend.local.discover import settings_in_force
 from ml_backend.local.preflight import ROOT
 from ml_backend.local.state import (
     StackState,
+    announce,
+    announced,
+    announcements,
     keep_secret_key,
+    lock_path,
     login_password,
     running_stack,
     state_path,
+    take_back,
     write_private,
 )
 
@@ -96,6 +103,18 @@ def test_a_stack_that_was_killed_is_not(tmp_path: Path) -> None:
     assert running_stack(tmp_path) is None
 
 
+def test_a_stack_whose_process_id_is_another_process_now_does_not_run(tmp_path: Path) -> None:
+    """After a power cut; the lock went with the stack."""
+    make_state(os.getpid()).save(tmp_path)
+    with lock_path(tmp_path).open("a") as held:
+        assert running_stack(tmp_path) is None
+        fcntl.flock(held, fcntl.LOCK_SH)
+        assert running_stack(tmp_path) is None, "another command that looks is no stack"
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert running_stack(tmp_path) == make_state(os.getpid())
+    assert running_stack(tmp_path) is None
+
+
 def test_a_damaged_state_is_no_running_stack(tmp_path: Path) -> None:
     for text in ("", "{", "[]", '{"pid": 1, "unknown": 2}'):
         state_path(tmp_path).write_text(text)
@@ -114,3 +133,78 @@ def test_commands_find_a_running_stack(tmp_path: Path, monkeypatch: pytest.Monke
     assert settings.redis_url == "unix:///stack"
     assert settings.label_studio_url == "http://chosen", "what the environment says wins"
     assert backend_url == "http://localhost:2"
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project's folder for :func:`settings_in_force`, which is called from elsewhere."""
+    folder = tmp_path / "project"
+    (tmp_path / "videos").mkdir()
+    monkeypatch.chdir(tmp_path / "videos")
+    monkeypatch.setattr(discover, "ROOT", folder)
+    return folder
+
+
+def run_on(data_dir: Path, redis_url: str) -> None:
+    """Leave the state of a running stack."""
+    state = make_state(os.getpid())
+    state.environment = {"REDIS_URL": redis_url, "DATA_DIR": str(data_dir)}
+    state.save(data_dir)
+
+
+def test_commands_find_the_stack_from_any_folder(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_on(root / "data", "unix:///in-root")
+    settings, _ = settings_in_force()
+    assert (settings.redis_url, settings.data_dir) == ("unix:///in-root", root / "data")
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "chosen"))
+    assert settings_in_force()[0].redis_url == "redis://localhost:6379/0", "a folder that was chosen counts alone"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_commands_find_a_stack_with_another_data_folder(root: Path, tmp_path: Path) -> None:
+    for name in ("big", "bigger"):
+        run_on(tmp_path / name, f"unix:///{name}")
+        announce(root, tmp_path / name)
+    assert announcements(root).stat().st_mode & 0o777 == 0o600
+    assert settings_in_force()[0].redis_url == "unix:///bigger", "the newest"
+    assert settings_in_force()[0].data_dir == tmp_path / "bigger"
+
+    state_path(tmp_path / "bigger").unlink()  # it was killed
+    assert settings_in_force()[0].redis_url == "unix:///big"
+    announce(root, tmp_path / "big")
+    assert announced(root) == [tmp_path / "big"], "what no longer runs is forgotten"
+    take_back(root, tmp_path / "big")
+    assert announced(root) == []
+    assert not (root / "data").exists()
+
+
+def test_the_usual_data_folder_is_not_announced(root: Path) -> None:
+    run_on(root / "data", "unix:///in-root")
+    announce(root, root / "data")
+    assert not announcements(root).exists()
+
+
+def test_without_a_stack_the_folder_that_is_used_is_named(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings_in_force()
+    out, err = capsys.readouterr()
+    assert out == "", "stdout is for programs"
+    assert len(err.splitlines()) == 1
+    assert str(tmp_path / "videos" / "data") in err
+    assert list((tmp_path / "videos").iterdir()) == []
+    monkeypatch.setenv("LABEL_STUDIO_URL", "http://elsewhere")
+    settings_in_force()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_commands_reach_local_servers_without_the_proxy(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "intranet.example")
+    monkeypatch.delenv("no_proxy", raising=False)
+    settings_in_force()
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "intranet.example,localhost,127.0.0.1"

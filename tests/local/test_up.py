@@ -134,6 +134,21 @@ def test_data_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert "--data-dir" in result.stderr
 
 
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_a_relative_data_folder_is_meant_from_where_one_stands(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen by what is in its way there."""
+    (tmp_path / "taken").touch()
+    monkeypatch.chdir(tmp_path)
+    if by == "option":
+        result = up(ROOT, "--data-dir", "taken/data", *ports())
+    else:
+        result = up(ROOT, *ports(), DATA_DIR="taken/data")
+    assert result.returncode == 1
+    assert f"{tmp_path}/taken/data cannot be written to" in result.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--prot", "1"], ["--port"]])
 def test_wrong_options(arguments: list[str]) -> None:
     result = up(ROOT, *arguments)
