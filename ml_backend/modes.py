@@ -13,7 +13,7 @@ from ml_backend.models.hub import ResolvedModel, Unavailable, resolve_clip, reso
 from ml_backend.settings import Mode, Settings
 
 #: Raised when the same looks and exemplars lead to other labels.
-RECIPE = 1
+RECIPE = 2
 #: Modes that learn from annotations.
 LEARNING: frozenset[str] = frozenset({"yolo_dinov2", "yolo_clip", "universal"})
 

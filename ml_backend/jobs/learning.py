@@ -264,7 +264,8 @@ def _look(
 
     looks, k = context.projects.patterns.looks(video), context.settings.views
     known = looks.known(model.model_id)
-    groups = [(item.region_id, item.label, with_known(item, known, k), k) for item in objects]
+    # Objects whose label has left the config show neither a label nor what is none.
+    groups = [(item.region_id, item.label, with_known(item, known, k), k) for item in objects if item.label]
     groups += [(f"{prefix}-{r.track_id}", UNLABELLED, r.views, BACKGROUND_VIEWS) for r in background]
     found: list[NewExemplar] = []
     for views in sorted({views for *_, views in groups}):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +36,15 @@ class AnnotatedObject:
     """One labelled region.
 
     Attributes:
+        label: ``None``: of no label of the config. It was renamed or removed; what it shows is not known, but it is no
+            background either.
         frames: ``(n,)`` 0-based decoded frames on which it is visible.
         xyxy: ``(n, 4)`` pixels.
         views: boxes worth looking at.
     """
 
     region_id: str
-    label: str
+    label: str | None
     frames: IntArray
     xyxy: Float64Array
     views: tuple[View, ...]
@@ -56,9 +58,9 @@ def annotated_objects(
     height: int,
     views: int,
 ) -> list[AnnotatedObject]:
-    """The labelled regions of one video in an annotation.
+    """The labelled regions of one video in an annotation, also those whose label is none of the config.
 
-    Regions without a label of the config, without visible boxes inside the frame, or that are damaged teach nothing;
+    Regions without a label, without visible boxes inside the frame, or that are damaged teach nothing;
     they are left out.
 
     Args:
@@ -74,8 +76,8 @@ def annotated_objects(
         if region.get("type") != "videorectangle" or region.get("to_name") != control.to_name:
             continue
         try:
-            label = _label(region, labels)
-            if label is None:
+            given = _given(region)
+            if not given:
                 continue
             frames, xyxy, conf = _decoded_boxes(region, timeline, width, height)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -83,13 +85,17 @@ def annotated_objects(
             continue
         chosen = candidate_views(frames, xyxy.astype(np.float32), conf, width, height, views) if len(frames) else []
         if chosen:
+            label = next((name for name in given if name in labels), None)
             found.append(AnnotatedObject(short_id(str(region.get("id", ""))), label, frames, xyxy, tuple(chosen)))
     return found
 
 
-def _label(region: Mapping[str, Any], labels: Collection[str]) -> str | None:
+def _given(region: Mapping[str, Any]) -> list[str]:
+    """The names that a region bears; they need not be in the config."""
     given = region["value"].get("labels") or []
-    return next((str(label) for label in given if label in labels), None)
+    if not isinstance(given, list | tuple):
+        raise TypeError(f"expected a list of labels, got {given!r}")
+    return [label for label in given if isinstance(label, str) and label]
 
 
 def _decoded_boxes(

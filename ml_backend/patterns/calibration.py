@@ -30,6 +30,10 @@ KEEP = 0.8  # share of genuine exemplars that background may not cost
 # One picture says nothing about how far its label reaches, and no model's cosines mean the same: all that is left is
 # to accept what is almost a copy. Any second view, and any exemplar of another label or of the background, replaces it.
 COPY = 0.9
+# How far from a copy a typical stranger is assumed to be, where none is known; beside what a genuine view is away from
+# it. Views of a label tell how far it reaches, and strangers begin soon after; one picture alone gets some more room.
+STRANGERS_AT = 2.0
+STRANGERS_AT_OF_ONE = 3.0
 MIN_REACH = 0.02
 
 
@@ -104,8 +108,8 @@ def with_assumptions(evidence: Evidence, count: int, copy: float) -> Evidence:
     """Add what must be assumed where little was measured; it weighs as much as one object.
 
     A new object of a label scores ``GENUINE_AT`` between the typical impostor and a copy of an exemplar. Without any
-    impostor, one is assumed three times as far from a copy as the label's own left-out views are; without these
-    either, they are assumed at ``COPY``.
+    impostor, one is assumed ``STRANGERS_AT`` times as far from a copy as the label's own left-out views are; without
+    these either, they are assumed at ``COPY``, and it ``STRANGERS_AT_OF_ONE`` times as far.
 
     Args:
         count: labels.
@@ -120,7 +124,7 @@ def with_assumptions(evidence: Evidence, count: int, copy: float) -> Evidence:
         high = float(np.average(score, weights=evidence.weight)) if len(score) else copy - (1 - COPY)
         # Copies alone would leave no room for the next frame.
         high = min(high, copy - MIN_REACH)
-        low = copy - 3 * (copy - high)
+        low = copy - (STRANGERS_AT if len(score) else STRANGERS_AT_OF_ONE) * (copy - high)
     labels = np.arange(count)
     each = np.full(count, PRIOR_OBJECTS / count)
     no = np.zeros(count, bool)
@@ -137,10 +141,16 @@ def fit_acceptance(evidence: Evidence, count: int, copy: float) -> Acceptance:
     """Platt's method (1999) with smoothed targets; a label's offset moves as far as its own objects demand.
 
     Background tightens as long as each label keeps ``KEEP`` of the genuine exemplars that are accepted without it: it
-    may hold objects of the label that nobody bothered to annotate. Arguments as for :func:`with_assumptions`.
+    may hold objects of the label that nobody bothered to annotate. It loosens only what was assumed because no label
+    is a stranger to another, and then not so far that typical background is accepted. Arguments as for
+    :func:`with_assumptions`.
     """
     hard = ~evidence.background
     known = evidence.where(hard)
+    # Strangers that were only assumed give way to the background, in both directions.
+    floor = np.inf
+    if evidence.background.any() and known.genuine.all():
+        floor = float(np.average(evidence.score[~hard], weights=evidence.weight[~hard]))
     if not len(known.score) or known.genuine.all():
         # The background is the only impostor there is.
         evidence = with_assumptions(evidence, count, copy)
@@ -152,7 +162,9 @@ def fit_acceptance(evidence: Evidence, count: int, copy: float) -> Acceptance:
     allowed = KEEP * _recall(without, evidence)
     for share in (1.0, 0.5, 0.25, 0.1) if evidence.background.any() else ():
         fitted = _fit(evidence.weaker(share), count)
-        if (_recall(fitted, evidence) >= allowed).all():
+        # Background that looks as genuine as exemplars flattens the curve: all exemplars are kept as all is accepted.
+        sound = (fitted.thresholds >= np.minimum(without.thresholds, floor)).all()
+        if sound and (_recall(fitted, evidence) >= allowed).all():
             return fitted
     return without
 

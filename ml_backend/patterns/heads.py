@@ -111,6 +111,10 @@ class Heads:
     def left_out(self, folds: IntArray | None = None) -> Scores:
         """Scores of the sample's own views, each as if its fold were unknown: ``(p, k)``.
 
+        Linear scores of a view add up to 0. Where a label lost all exemplars, those of the others are made to do so
+        again: the ridge's mean still holds what was left out, which pushes it away from all other labels, the farther
+        the fewer there are. An object that was never annotated is not pushed.
+
         Args:
             folds: ``(p,)`` other folds than the sample's.
         """
@@ -121,7 +125,9 @@ class Heads:
         look, nearest = self._soft(similar, weight), self._nearest(similar, weight)
         linear = (sample.embeddings @ self._weights).astype(np.float64) - self._offset
         linear[self._rows] = self._linear_left_out(folds[self._rows])
-        linear[~np.isfinite(look)] = np.nan
+        there = np.isfinite(look)
+        linear[~there] = np.nan
+        linear -= np.where(there, linear, 0.0).sum(axis=1, keepdims=True) / np.maximum(there.sum(axis=1), 1)[:, None]
         return Scores(look, linear, nearest)
 
     def _soft(self, similar: Floats, weight: Floats) -> Floats:

@@ -226,6 +226,14 @@ def test_tracks_that_were_left_out_are_background(two: tuple[Site, int, int, int
     assert counts(here, project) == {"": 1, "vehicle": 1}
 
 
+def test_objects_whose_label_was_renamed_are_neither_examples_nor_background(
+    two: tuple[Site, int, int, int], work: Work
+) -> None:
+    here, project, first, _ = two
+    teach(here, project, first, top="old name", bottom="vehicle")
+    work(here)
+    assert counts(here, project) == {"vehicle": 1}
+
 def test_annotations_from_before_are_read_once(two: tuple[Site, int, int, int], work: Work) -> None:
     """The mode is switched on in a project that has annotations already."""
     here, project, first, second = two

@@ -181,6 +181,29 @@ def test_background_that_holds_objects_of_a_label_does_not_silence_it(missed: in
     assert set(labels) <= {"a", None}
 
 
+def test_background_that_is_one_of_the_objects_does_not_let_strangers_in() -> None:
+    """One person, annotated in one task and left out in another."""
+    look = direction(901, 384)
+    taught = [views(look, 4, seed, spread=0.8) for seed in (1, 2)]
+    bank = PatternBank.fit(exemplars({"a": taught, UNLABELLED: [views(look, 5, 1, spread=0.8)[4:]]}))
+    assert [bank.classify(direction(500 + i, 384)[None]).label for i in range(40)].count("a") <= 2
+
+
+@pytest.mark.parametrize("names", ["ab", "abc"])
+def test_strangers_are_told_from_two_labels_of_one_picture_each(names: str) -> None:
+    """What is left out when there is little else looks stranger than strangers do."""
+    d, hits, strange = 384, 0, 0
+    for seed in range(10):
+        common, looks = direction(700 + seed, d), [direction(100 * seed + i, d) for i in range(13)]
+        # Cosines of .4 between any two objects, as of crops of one video.
+        things = [views(unit(0.4**0.5 * common + 0.6**0.5 * look), 4, i, 0, 0.4) for i, look in enumerate(looks)]
+        bank = PatternBank.fit(exemplars({name: [things[i][:1]] for i, name in enumerate(names)}))
+        hits += sum(bank.classify(things[i][1:]).label == name for i, name in enumerate(names))
+        strange += sum(bank.classify(thing).label is not None for thing in things[3:])
+    assert hits == 10 * len(names)
+    assert strange <= 5
+
+
 def test_two_looks_of_one_label_are_both_known() -> None:
     mixed = [views(direction(look), 3, 10 * look + i) for look in (901, 902) for i in range(4)]
     bank = PatternBank.fit(exemplars({**objects(4, names="ab"), "mixed": mixed}))

@@ -64,6 +64,30 @@ def test_background_counts_only_as_far_as_genuine_exemplars_stay() -> None:
     assert (kept(genuine, np.zeros(20, np.int64)) >= 0.5).mean() >= 0.8
 
 
+@pytest.mark.parametrize("near", [0.6, 0.8, 0.95])
+def test_background_as_near_as_exemplars_does_not_open_the_door(near: float) -> None:
+    """A label's few objects are all that is known, and what was left out looks as much like them as they do."""
+    plain = fit_acceptance(evidence(np.full(2, 0.6), np.zeros(0)), 1, 1.0)
+    told = fit_acceptance(evidence(np.full(2, 0.6), np.full(1, near), background=1), 1, 1.0)
+    assert told.thresholds[0] >= plain.thresholds[0]
+    assert float(told(np.zeros(1), ZERO)[0]) < 0.4
+
+
+def test_after_one_picture_background_says_how_far_it_reaches() -> None:
+    """Nothing else does: what was assumed gives way, in both directions."""
+    alone = fit_acceptance(evidence(np.zeros(0), np.zeros(0)), 1, 1.0).thresholds[0]
+    far, near = (
+        fit_acceptance(evidence(np.zeros(0), np.full(5, at), background=5), 1, 1.0).thresholds[0] for at in (0.2, 0.95)
+    )
+    assert 0.2 < far < alone < near < 1
+
+
+def test_views_of_a_label_that_stands_alone_reach_no_further_than_strangers() -> None:
+    """People among each other have a cosine of .58, and one of .32 to the street around them."""
+    accept = fit_acceptance(evidence(np.full(2, 0.58), np.zeros(0)), 1, 1.0)
+    assert 0.25 < accept.thresholds[0] < 0.58
+
+
 def test_without_impostors_the_spread_decides() -> None:
     def reach(score: float) -> float:
         return 1 - float(fit_acceptance(evidence(np.full(4, score), np.zeros(0)), 1, 1.0).thresholds[0])
