@@ -47,6 +47,8 @@ QUICKLY = {
     "TRAIN_QUIET_S": "1",
     "TRAIN_EVERY_S": "0",
     "TRAIN_EPOCHS": "3",
+    # Made for trainings of ten epochs and more: in three they would be all of it, and whole pictures hardly be seen.
+    "TRAIN_ARGS": '{"mosaic": 0.0, "warmup_epochs": 1.0}',
     "GATE_FRAMES": "60",
 }
 
