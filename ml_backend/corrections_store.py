@@ -43,11 +43,15 @@ class Correction:
 
 
 class AnnotatedTask(NamedTuple):
-    """State of a task's annotation: its regions, how many labelled objects they are, and when it changed last (UTC)."""
+    """State of a task's annotation: its regions, how many labelled objects they are, and when it changed last (UTC).
+
+    ``hard`` is the number of regions that the models did not get right, also of those that are gone.
+    """
 
     fingerprint: str
     tracks: int
     changed_at: datetime
+    hard: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +165,15 @@ class CorrectionStore:
 
     def tasks(self, project_id: int) -> dict[int, AnnotatedTask]:
         """The state of every annotated task, by its id."""
-        columns = (corrections.c.task_id, corrections.c.fingerprint, corrections.c.tracks, corrections.c.changed_at)
-        query = sa.select(*columns).where(corrections.c.project_id == project_id).order_by(corrections.c.task_id)
+        names = ("task_id", "fingerprint", "tracks", "changed_at", "hard")
+        query = (
+            sa.select(*(corrections.c[name] for name in names))
+            .where(corrections.c.project_id == project_id)
+            .order_by(corrections.c.task_id)
+        )
         with self._read() as connection:
             return {
-                row.task_id: AnnotatedTask(row.fingerprint, row.tracks, _utc(row.changed_at))
+                row.task_id: AnnotatedTask(row.fingerprint, row.tracks, _utc(row.changed_at), len(row.hard))
                 for row in connection.execute(query)
             }
 

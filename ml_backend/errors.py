@@ -56,6 +56,10 @@ class MediaError(BackendError):
     http_status = 422
 
 
+class MediaRefused(MediaError):
+    """A setting of ours, or our token, keeps the media away: worth another try once somebody has changed that."""
+
+
 class MediaUnavailable(MediaError):
     """The media cannot be fetched just now (time-out, 5xx): worth another try."""
 

@@ -29,6 +29,8 @@ class Context:
         self.settings = settings
         #: Set when the process is asked to end: long work stops at the next frame and is taken up again later.
         self.stop = threading.Event()
+        #: Servers that did not answer during the present job.
+        self.silent: set[str] = set()
         self._client = lru_cache(maxsize=1)(self._make_client)
 
     @cached_property
@@ -69,7 +71,7 @@ class Context:
 
     @property
     def media(self) -> MediaStore:
-        return MediaStore(self.settings, self.client, self.stop.is_set)
+        return MediaStore(self.settings, self.client, self.stop.is_set, self.silent)
 
     def count(self, name: str, amount: float = 1) -> None:
         """A counter is not worth the work that it counts: without Redis it is left out."""
@@ -97,6 +99,7 @@ def job(function: Callable[..., Any]) -> Callable[..., Any]:
 
         current = get_current_job()
         context = get_context()
+        context.silent.clear()
         if current and "retry_intervals" in current.meta:
             current.retry_intervals = current.meta.pop("retry_intervals")
         try:

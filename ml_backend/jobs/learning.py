@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.corrections_store import CorrectionStore
-from ml_backend.errors import BackendError, Interrupted, LabelStudioError, WeightsError
+from ml_backend.errors import BackendError, Interrupted, LabelStudioError, MediaRefused, WeightsError
 from ml_backend.hybrid import use_embedder
 from ml_backend.jobs.context import Context, job
 from ml_backend.jobs.corrections import read_annotation, record_corrections
@@ -70,8 +70,9 @@ def learn(context: Context, project_id: int) -> None:
                 raise
             except BackendError as error:
                 log.warning("Nothing was learned from task %s of project %s: %s", task, project_id, error)
-                # A wrong token, or weights that are not to be had, are no fault of the task's: it waits for the cure.
-                if error.retryable or isinstance(error, LabelStudioError | WeightsError):
+                # A wrong token, a host that is not allowed, or weights that are not to be had, are no fault of the
+                # task's: it waits for the cure.
+                if error.retryable or isinstance(error, LabelStudioError | MediaRefused | WeightsError):
                     later = later or error
                     failed.add(task)
                     continue
@@ -91,15 +92,22 @@ def catch_up(context: Context, project_id: int) -> None:
     except NotFound:
         tasks = {}
     known = CorrectionStore(context.storage).tasks(project_id)
-    missed = {task_id for task_id, task in tasks.items() if (task.annotations > 0) != (task_id in known)}
-    missed |= known.keys() - tasks.keys()
-    for task_id in known.keys() & tasks.keys():
-        changed = tasks[task_id].updated_at
-        if changed and changed > known[task_id].changed_at + SAME_CHANGE:
+    # Tasks also change for what teaches nothing: a prediction, an annotation that does not count. Once is enough.
+    asked = context.trainings.caught_up(project_id)
+    moments = {task_id: state.updated_at.isoformat() for task_id, state in tasks.items() if state.updated_at}
+    missed = known.keys() - tasks.keys()
+    for task_id, state in tasks.items():
+        annotation = known.get(task_id)
+        changed = state.updated_at
+        is_newer = bool(annotation and changed and changed > annotation.changed_at + SAME_CHANGE)
+        differs = is_newer or (state.annotations > 0) != (annotation is not None)
+        if differs and (task_id not in moments or asked.get(task_id) != moments[task_id]):
             missed.add(task_id)
     if missed:
         log.info("Project %s: %d annotations are looked at again.", project_id, len(missed))
         context.queue.request_learning(project_id, sorted(missed))
+    annotated = {task_id for task_id in moments if task_id in known or tasks[task_id].annotations > 0}
+    context.trainings.note_caught_up(project_id, {task_id: moments[task_id] for task_id in annotated})
     _look_for_unread(context, project_id)
 
 

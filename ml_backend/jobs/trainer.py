@@ -9,13 +9,15 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
-from ml_backend.corrections_store import CorrectionStore
+from ml_backend.corrections_store import AnnotatedTask, CorrectionStore
 from ml_backend.errors import BackendError
 from ml_backend.storage import REMOVED_AT_ONCE
 from ml_backend.training.policy import TrainingState, is_due
+from ml_backend.training.registry import MEASURED, Version
 from ml_backend.versions import same_kind
 
 if TYPE_CHECKING:
@@ -157,12 +159,21 @@ class Trainer:
         if last and last.state == "failed":
             states = [version.state for version in registry.outline(project_id)]
             failures = next((n for n, state in enumerate(states) if state != "failed"), len(states))
-        seen = (last.lineage.get("seen") or {}) if last else {}
         tasks = CorrectionStore(self._context.storage).tasks(project_id)
-        new = [task for number, task in tasks.items() if seen.get(str(number)) != task.fingerprint]
+        new = _unlike(tasks, last)
+        if new and failures:
+            # What was missing may be there now; then all that has not been learned counts.
+            measured = next((entry for entry in registry.outline(project_id) if entry.state in MEASURED), None)
+            new = _unlike(tasks, registry.get(measured.id) if measured else None)
         return TrainingState(
-            sum(task.tracks for task in new),
+            sum(max(task.tracks, task.hard) for task in new),
             max((task.changed_at for task in new), default=None),
             last.created_at if last else None,
             failures,
         )
+
+
+def _unlike(tasks: Mapping[int, AnnotatedTask], last: Version | None) -> list[AnnotatedTask]:
+    """The tasks that are not as a training has seen them."""
+    seen = (last.lineage.get("seen") or {}) if last else {}
+    return [task for number, task in tasks.items() if seen.get(str(number)) != task.fingerprint]

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from ml_backend.errors import (
 )
 from ml_backend.files import file_sha256
 from ml_backend.jobs.context import Context, job
-from ml_backend.jobs.training_facts import checkpoint_name, digest_of, epochs_in, lineage_of
+from ml_backend.jobs.training_facts import checkpoint_name, digest_of, epochs_in, lineage_of, unread_before
 from ml_backend.jobs.training_life import TrainingLife
 from ml_backend.label_studio.records import NotFound
 from ml_backend.label_studio.schema import classes_for, parse_label_config
@@ -98,13 +98,13 @@ class _Training(TrainingLife):
     def _train(self, version: Version) -> Version | None:
         """Weights for the gate; ``None`` where there is nothing new to learn from."""
         corrections = CorrectionStore(self._context.storage)
-        seen = corrections.seen(self._project)
+        seen = self._seen = corrections.seen(self._project)
         for name in ("runs", "gate"):  # of runs that came to an end elsewhere
             for folder in (self._folder / name).glob("*"):
                 if folder.name != version.name:
                     shutil.rmtree(folder, ignore_errors=True)
         try:
-            data = self._dataset(version)
+            data = self._dataset(unread_before(self._registry, version))
         except NotFound:  # a project that was deleted: nobody says so
             corrections.forget(self._project)
             raise
@@ -173,7 +173,8 @@ class _Training(TrainingLife):
         name = f"projects/{self._project}/{version.name}-{version.id}-held-out-{file_sha256(path)[:16]}.json"
         return {"name": name, "sha256": self._context.projects.artifacts.put(path, name)}
 
-    def _dataset(self, version: Version) -> TrainingDataset:
+    def _dataset(self, unread: Collection[str]) -> TrainingDataset:
+        """The annotations as a dataset; ``unread`` are tasks whose videos were away last time, so it waits for none."""
         from ml_backend.export.source import Source
         from ml_backend.training.dataset import DatasetPlan, build_dataset
         from ml_backend.training.splits import SplitStore
@@ -196,6 +197,7 @@ class _Training(TrainingLife):
             plan,
             lambda done, of: self._report(stage="dataset", done=done, of=of),
             self._watch.should_stop,
+            lambda tasks: _tries_left() and not {str(task) for task in tasks} <= set(unread),
         )
 
     def _mapped(self) -> dict[str, Sequence[str]]:

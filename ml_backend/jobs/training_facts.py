@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.training.registry import Version
+from ml_backend.training.registry import Registry, Version
 
 if TYPE_CHECKING:
     from ml_backend.training.dataset import TrainingDataset
@@ -32,6 +32,12 @@ def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]
         "notes": list(data.notes),
         "unread": [str(task) for task in data.unread],
     }
+
+
+def unread_before(registry: Registry, version: Version) -> list[str]:
+    """Tasks whose video was away when the version before this one was trained; each run hands them on."""
+    before = registry.last(version.project_id, version.number)
+    return list(before.lineage.get("unread") or ()) if before else []
 
 
 def with_text_keys(values: Mapping[int, Any]) -> dict[str, Any]:

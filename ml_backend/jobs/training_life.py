@@ -17,7 +17,7 @@ from ml_backend.corrections_store import CorrectionStore
 from ml_backend.errors import BackendError, ConfigError
 from ml_backend.jobs.board import CANCELLED, FAILED, FINISHED
 from ml_backend.jobs.context import Context
-from ml_backend.jobs.training_facts import checkpoint_name
+from ml_backend.jobs.training_facts import checkpoint_name, unread_before
 from ml_backend.jobs.training_queue import TrainingLock
 from ml_backend.jobs.training_watch import Watch
 from ml_backend.training.keeping import remove_old_weights
@@ -36,6 +36,7 @@ class TrainingLife:
         self._folder = context.settings.data_dir / "training" / f"project-{project_id}"
         self._watch = Watch(context, project_id, lock)
         self._force = False
+        self._seen: dict[str, str] | None = None
         self._began: int | None = None
 
     def _begin(self) -> Version | None:
@@ -78,9 +79,12 @@ class TrainingLife:
     def _end(self, version: Version, state: str, reason: str, *, again: bool = False) -> None:
         """End a run that came to nothing; unless ``again``, the annotations as they are do not begin another one."""
         last = self._registry.get(version.id) or version
-        lineage = {name: value for name, value in last.lineage.items() if name != "seen"}
+        lineage = dict(last.lineage)
+        seen = lineage.pop("seen", None) or self._seen
         if not again:
-            lineage["seen"] = CorrectionStore(self._context.storage).seen(self._project)
+            # What was annotated while it ran is new to the next one.
+            lineage["seen"] = CorrectionStore(self._context.storage).seen(self._project) if seen is None else seen
+            lineage.setdefault("unread", unread_before(self._registry, last))
         try:
             self._registry.finish(dataclasses.replace(version, owner=self._owner), state, reason, lineage=lineage)
         except RunLost:  # it has ended already, or is another worker's, who needs its files

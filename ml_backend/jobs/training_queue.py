@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -110,6 +110,20 @@ class TrainingQueue:
         with self._queue.guard():
             return bool(self._redis.set("video:remembers", 1, nx=True))
 
+    def caught_up(self, project_id: int) -> dict[int, str]:
+        """By task when it had changed last, as it was looked for anything that nobody told us of."""
+        with self._queue.guard():
+            found = self._redis.hgetall(_caught_up_key(project_id))
+        return {int(task): moment.decode() for task, moment in found.items()}  # type: ignore[union-attr]
+
+    def note_caught_up(self, project_id: int, moments: Mapping[int, str]) -> None:
+        """Keep these in place of what was known."""
+        with self._queue.guard(), self._redis.pipeline() as pipe:
+            pipe.delete(_caught_up_key(project_id))
+            if moments:
+                pipe.hset(_caught_up_key(project_id), mapping={str(task): moment for task, moment in moments.items()})
+            pipe.execute()
+
     def is_cancelled(self, project_id: int) -> bool:
         """Whether somebody has asked for the training's end."""
         with self._queue.guard():
@@ -165,6 +179,10 @@ def _lock_key(project_id: int) -> str:
 
 def _force_key(project_id: int) -> str:
     return f"video:train:force:{project_id}"
+
+
+def _caught_up_key(project_id: int) -> str:
+    return f"video:caught-up:{project_id}"
 
 
 def _cancel_key(project_id: int) -> str:

@@ -98,6 +98,9 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
             over.set()
             keeper.join(timeout=5)
         self.set_state("idle")
+        # Maintenance, which this belongs to, is never due here after a job that was long enough for the keeper's.
+        if self.trainer is not None and not self._stop_requested:
+            self.trainer.tick()
 
     def _keep_lease(self, job: Job, execution: Execution, over: threading.Event) -> None:
         while not over.wait(self.lease_s / 3):

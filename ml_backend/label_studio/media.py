@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urljoin, urlsplit
 
-from ml_backend.errors import Interrupted, MediaError, MediaUnavailable, StorageError, VideoError
+from ml_backend.errors import Interrupted, MediaError, MediaRefused, MediaUnavailable, StorageError, VideoError
 from ml_backend.label_studio.media_cache import MediaCache, locked
 from ml_backend.settings import Settings
 
@@ -86,12 +86,22 @@ class _Source:
 
 
 class MediaStore:
-    """Finds or downloads media. Files of the cache are shared by all processes on one ``data_dir``."""
+    """Finds or downloads media. Files of the cache are shared by all processes on one ``data_dir``.
+
+    Args:
+        silent: servers that did not answer at all, which are not asked again; empty when omitted. Of a hundred videos
+            of a server that is away the first one takes minutes, the others none.
+    """
 
     def __init__(
-        self, settings: Settings, client: Authenticated, should_stop: Callable[[], bool] = lambda: False
+        self,
+        settings: Settings,
+        client: Authenticated,
+        should_stop: Callable[[], bool] = lambda: False,
+        silent: set[str] | None = None,
     ) -> None:
         self._should_stop = should_stop
+        self._silent = set[str]() if silent is None else silent
         self._settings = settings
         self._client = client
         self._dir = settings.media_dir
@@ -170,7 +180,7 @@ class MediaStore:
     def _check_host(self, url: str) -> None:
         host = (urlsplit(url).hostname or "").lower()
         if not _same_host(url, self._client.url) and host not in self._settings.media_allowed_hosts:
-            raise MediaError(
+            raise MediaRefused(
                 f"Videos are not fetched from the host {host!r}.", "Add it to MEDIA_ALLOWED_HOSTS if you trust it."
             )
 
@@ -190,14 +200,21 @@ class MediaStore:
     # -- download
 
     def _download(self, source: _Source, target: Path) -> None:
+        if (server := _server(source.url)) in self._silent:
+            raise MediaUnavailable(
+                f"The video cannot be fetched from {server}: it did not answer a moment ago.",
+                "Check that the host is reachable from this machine.",
+            )
         part = target.with_name(target.name + ".part")
         meta = target.with_name(target.name + ".part.json")
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 self._stream(source, part, meta)
                 break
-            except MediaUnavailable:
+            except MediaUnavailable as error:
                 if attempt == ATTEMPTS:
+                    if _is_silent(error.__cause__, source.url):
+                        self._silent.add(server)
                     raise
                 time.sleep(0.2 * 2**attempt)  # the next try goes on where this one stopped
         part.replace(target)
@@ -254,9 +271,9 @@ class MediaStore:
             return
         name = _server(str(response.url)) + urlsplit(str(response.url)).path
         if status in (401, 403):
-            raise MediaError(
-                f"{name} refuses access ({status}).", "Check LABEL_STUDIO_API_KEY and the storage's rights."
-            )
+            # Storages refuse what is not there, too: that is not waited for.
+            kind = MediaRefused if _same_host(str(response.url), self._client.url) else MediaError
+            raise kind(f"{name} refuses access ({status}).", "Check LABEL_STUDIO_API_KEY and the storage's rights.")
         if status in (404, 410):
             raise MediaError(f"{name} does not exist ({status}).", "Import the video again or correct the task.")
         if status >= 500 or status in (408, 416, 429):
@@ -309,7 +326,15 @@ class MediaStore:
             raise MediaUnavailable(f"The download stopped at {done} of {expected} bytes.")
 
     def _too_large(self) -> MediaError:
-        return MediaError(f"The video is larger than {self._settings.media_max_gb} GB.", "Raise MEDIA_MAX_GB.")
+        return MediaRefused(f"The video is larger than {self._settings.media_max_gb} GB.", "Raise MEDIA_MAX_GB.")
+
+
+def _is_silent(error: BaseException | None, url: str) -> bool:
+    """Whether a download failed because the address' own server, not one that it leads to, did not answer."""
+    import httpx
+
+    silent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ReadTimeout)
+    return silent and isinstance(error, httpx.RequestError) and _same_host(str(error.request.url), url)
 
 
 def _split(uri: str) -> SplitResult:

@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ml_backend.export.dataset import DatasetOptions, DatasetResult, Progress, e
 from ml_backend.export.files import write_text, writing
 from ml_backend.export.images import ImageFormat
 from ml_backend.export.sampling import Sampling
-from ml_backend.export.source import Source
+from ml_backend.export.source import Skipped, Source
 from ml_backend.export.state import State, fingerprint, state_folder
 from ml_backend.training.picking import DatasetPlan, TrainingPicker, count_boxes
 from ml_backend.training.splits import SplitStore
@@ -87,6 +87,7 @@ def build_dataset(
     options: DatasetPlan,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
+    waits: Callable[[Collection[int]], bool] = lambda tasks: False,
 ) -> TrainingDataset:
     """Make or renew the dataset of a project.
 
@@ -95,10 +96,13 @@ def build_dataset(
         folder: new, or of an earlier dataset of the project.
         progress: called with videos done and videos in all; for a single video with its pictures.
         should_stop: asked again and again, by several threads.
+        waits: whether to give up, and try again later, where the videos of these tasks cannot be fetched just now;
+            else they are left out.
 
     Raises:
         NothingToTrain: the annotations are not enough to train and to measure with; says what is missing.
-        MediaUnavailable: so it is, and there are more of them on videos whose server does not answer.
+        MediaUnavailable: so it is, and there are more of them on videos whose server does not answer; or ``waits``
+            said so.
         ConfigError: there is no label config.
         LabelStudioError, StorageError: the tasks cannot be read, the disk is full. What is complete stays.
         Interrupted: ``should_stop`` said so; the next call goes on.
@@ -109,19 +113,22 @@ def build_dataset(
     classes = source.config.labels
     survey = Survey.of(source, classes, options.pseudo_labels, stop)
     survey.check()
-    parts = assign_parts(source, survey, splits, project_id, options.per_second, stop)
-    picker = TrainingPicker(classes, options, parts, lambda part: key_of(part, source.url), survey.videos, stop)
-    export = DatasetOptions(_OPTIONS.format, _OPTIONS.sampling, _OPTIONS.image_format, classes)
-    _clear_foreign(folder, state_options(export, picker))
-    result = export_dataset(source, folder, export, progress=progress, picker=picker, should_stop=stop)
-    skipped = sorted(source.skipped, key=lambda item: item.task_id)
-    unread = sorted({item.task_id for item in skipped if item.passing})
+
+    def check_away() -> None:
+        away = [item for item in source.skipped if item.passing]
+        if away and waits({item.task_id for item in away}):
+            raise MediaUnavailable(f"Annotated videos cannot be fetched just now: {away[0]}", "They are tried again.")
+
     try:
-        return _Assembly(folder, classes, options, result).make(
-            survey, [f"Left out: {item}" for item in skipped], unread
-        )
+        parts = assign_parts(source, survey, splits, project_id, options.per_second, stop, check_away)
+        picker = TrainingPicker(classes, options, parts, lambda part: key_of(part, source.url), survey.videos, stop)
+        export = DatasetOptions(_OPTIONS.format, _OPTIONS.sampling, _OPTIONS.image_format, classes)
+        _clear_foreign(folder, state_options(export, picker))
+        result = export_dataset(source, folder, export, progress=progress, picker=picker, should_stop=stop)
+        check_away()
+        return _Assembly(folder, classes, options, result).make(survey, source.skipped)
     except NothingToTrain as error:
-        if unread:
+        if any(item.passing for item in source.skipped):
             raise MediaUnavailable(error.message, "See that the videos' server answers; it is tried again.") from error
         raise
 
@@ -187,7 +194,8 @@ class _Assembly:
     result: DatasetResult
     videos: list[_Video] = field(default_factory=list)
 
-    def make(self, survey: Survey, notes: list[str], unread: Sequence[int]) -> TrainingDataset:
+    def make(self, survey: Survey, skipped: Sequence[Skipped]) -> TrainingDataset:
+        notes = [f"Left out: {item}" for item in sorted(skipped, key=lambda item: item.task_id)]
         self.videos = [self._video(name) for name in self.result.names]
         if not self.videos:
             raise NothingToTrain(
@@ -230,7 +238,7 @@ class _Assembly:
             tracks=sum(video.objects for video in self.videos),
             start_from=survey.start_from,
             notes=(*notes, *self._notes(survey, taught, measured)),
-            unread=tuple(unread),
+            unread=tuple(sorted({item.task_id for item in skipped if item.passing})),
         )
 
     def _video(self, name: str) -> _Video:

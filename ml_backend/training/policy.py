@@ -98,7 +98,8 @@ class TrainingState:
     """What a decision depends on.
 
     Attributes:
-        new_tracks: annotated tracks of tasks that are new or changed since the last training.
+        new_tracks: annotated tracks of tasks that are new or changed since the last training; of a task from which
+            people have only removed false alarms, these.
         changed_at: when the last annotation came; ``None``: never.
         started_at: when the last training began; ``None``: never.
         failures: how many trainings in a row have failed; each doubles the pause before the next.

@@ -198,9 +198,9 @@ class Registry:
         with self._storage.guard(), self._storage.engine.connect() as connection:
             return [_version(row) for row in connection.execute(query)]
 
-    def last(self, project_id: int) -> Version | None:
-        """The newest version, whatever became of it."""
-        of = model_versions.c.project_id == project_id
+    def last(self, project_id: int, before: int = 1 << 30) -> Version | None:
+        """The newest version, whatever became of it, of those with a number below ``before``."""
+        of = (model_versions.c.project_id == project_id) & (model_versions.c.number < before)
         return self._one(sa.select(model_versions).where(of).order_by(model_versions.c.number.desc()).limit(1))
 
     def current(self, project_id: int) -> Version | None:

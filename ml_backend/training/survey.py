@@ -226,10 +226,14 @@ def assign_parts(
     project_id: int,
     per_second: float,
     should_stop: Callable[[], bool],
+    check_away: Callable[[], None] = lambda: None,
 ) -> dict[str, Split]:
     """The part of each video of the project, by key; decides on those that are new.
 
     Videos that cannot be opened get none; they are in ``source.skipped``.
+
+    Args:
+        check_away: asked before anything is decided, which stays so: it may raise where a video is away that counts.
 
     Raises:
         NothingToTrain: no decision leaves anything to measure with; none is kept.
@@ -241,6 +245,7 @@ def assign_parts(
         if not new:
             return splits
         looks = _look(source, survey, splits, new, per_second, should_stop)
+        check_away()
         known = {
             key: Known(split, survey.videos.get(key, frozenset()), key in looks.measuring)
             for key, split in splits.items()

@@ -91,7 +91,8 @@ def test_asked_to_end_in_the_middle_of_a_video(long_task: tuple[Site, int], tmp_
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(timeout=30) == 0
     # The first reading of the project's annotations, which the prediction asked for, waits untouched.
-    assert {n: state for n, state in here.jobs().items() if not n.startswith("learn-")} == {name: "scheduled"}
+    waiting = {n: state for n, state in here.jobs().items() if not n.startswith("learn-")}
+    assert waiting in ({name: "scheduled"}, {name: "queued"}), "its pause may be over by now"
     assert here.job(name).retries_left == attempts
     assert here.queue.workers() == []
     with worker_process(here.settings, tmp_path / "second.log"):
