@@ -20,11 +20,12 @@ from typing import Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from rq import Queue
+from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
 from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
-from rq.worker import SimpleWorker
+from rq.worker import SimpleWorker, WorkerStatus
 
 from ml_backend.errors import BackendError, QueueUnavailable
 from ml_backend.jobs.context import Context, get_context
@@ -55,6 +56,7 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
     memory: MemoryBoard | None = None
     trainer: Trainer | None = None
     context: Context | None = None
+    _maintains_idle = False
     _recovered = -math.inf
     _cleaned = -math.inf
 
@@ -97,10 +99,14 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
         finally:
             over.set()
             keeper.join(timeout=5)
-        self.set_state("idle")
-        # Maintenance, which this belongs to, is never due here after a job that was long enough for the keeper's.
+        # After jobs that are long enough for the keeper's maintenance the main thread's is hardly ever due. Not when
+        # the worker is idle: a signal would end this in the middle.
         if self.trainer is not None and not self._stop_requested:
-            self.trainer.tick()
+            try:
+                self.trainer.tick()
+            except RedisConnectionError as error:
+                log.warning("Maintenance was left out, Redis does not answer: %s", error)
+        self.set_state("idle")
 
     def _keep_lease(self, job: Job, execution: Execution, over: threading.Event) -> None:
         while not over.wait(self.lease_s / 3):
@@ -115,10 +121,26 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
 
         What Redis is away for is done the next time.
         """
+        if self._stop_requested:  # what waits is for the others
+            return
+        idle = threading.current_thread() is threading.main_thread() and self.get_state() != WorkerStatus.BUSY
+        self._maintains_idle = self._maintains_idle or idle
         try:
             self._maintain()
         except RedisConnectionError as error:
             log.warning("Maintenance was left out, Redis does not answer: %s", error)
+        finally:
+            if idle:
+                self._maintains_idle = False
+        if idle and self._stop_requested:
+            raise StopRequested
+
+    def _shutdown(self) -> None:
+        # RQ ends an idle worker where the signal meets it: with locks in its hands others wait for a minute.
+        if self._maintains_idle:
+            self._stop_requested = True
+        else:
+            super()._shutdown()
 
     def _maintain(self) -> None:
         super().run_maintenance_tasks()

@@ -224,6 +224,25 @@ def test_after_a_failure_only_the_newest_run_is_read_whole(context: Context) -> 
     assert trainings.usable(1) == ["v1"]
 
 
+def test_what_a_failed_training_lacked_may_come_with_few_annotations(context: Context) -> None:
+    """It said: annotate another video. Who does so need not annotate as much as for a training of its own."""
+    registry, trainer = context.projects.registry, Trainer(context)
+    annotate(context, 1, tracks=12)
+    registry.finish(registry.begin(1, "me", "t", None), "refused", "worse", lineage={"seen": {}})
+    annotate(context, 2, tracks=7)
+    registry.finish(registry.begin(1, "me", "t", None), "failed", "lacks", lineage={"seen": {"1": "a", "2": "a"}})
+    assert trainer.state(1).new_tracks == 0
+    annotate(context, 3, tracks=1)
+    assert trainer.state(1).new_tracks == 20
+
+
+def test_false_alarms_that_were_removed_count(context: Context) -> None:
+    changed = datetime.now(timezone.utc)
+    facts = Correction(1, "version", Comparison(tracks=1, hard=("a", "b", "c", "d")), "a", changed, changed)
+    CorrectionStore(context.storage).put(1, 1, facts)
+    assert Trainer(context).state(1).new_tracks == 4
+
+
 def predicted(context: Context, version: str, hours_ago: float, project: int = 1, keys: int = 1) -> list[str]:
     """Predictions of a version that were made then; their keys."""
     names = [f"{project}-{version}-{hours_ago}-{number}" for number in range(keys)]

@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 
+from ml_backend.errors import TrainingFailed
+from ml_backend.jobs import training
 from ml_backend.jobs.context import Context
+from ml_backend.jobs.corrections import record_corrections
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.local.processes import RedisServer
 from ml_backend.services import Services
@@ -262,6 +265,9 @@ def test_what_was_away_is_trained_on_once_it_is_back(
     services(here).trainings.start(project, "a test")
     work(here)
     (first,) = registry(here).versions(project)
+    assert first.state == "dataset", "at first it waits"
+    wait_for(lambda: (here.hurry(), work(here), registry(here).active(project) is None)[-1])
+    (first,) = registry(here).versions(project)
     assert first.state in MEASURED, first.reason
     assert str(task) not in first.lineage["annotations"]
     assert any("away.mp4" in note for note in first.lineage["notes"])
@@ -291,3 +297,51 @@ def test_a_training_waits_for_its_only_videos(
     (version,) = registry(here).versions(project)
     assert version.state in MEASURED, version.reason
     assert version.attempts == 1
+
+
+def test_what_was_annotated_while_a_training_failed_is_new(
+    trained_site: Callable[..., Site], work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = trained_site()
+    project, other = fill(here)
+    here.queue.request_learning(project, None)
+    context = work(here)
+    run = registry(here).begin(project, "me", "t", None)
+    registry(here).finish(run, "refused", "worse", lineage={"seen": {}, "unread": ["77"]})
+
+    def fails(*_: Any) -> Any:
+        here.sdk.annotations.create(id=other, result=walk_regions())
+        record_corrections(context, project, other)
+        raise TrainingFailed("It cannot be.")
+
+    monkeypatch.setattr(training._Training, "_dataset", fails)
+    services(here).trainings.start(project, "a test")
+    work(here)
+    last = registry(here).last(project)
+    assert last is not None
+    assert (last.state, last.lineage["unread"]) == ("failed", ["77"])
+    assert str(other) not in last.lineage["seen"]
+    assert len(last.lineage["seen"]) == 1
+
+
+def test_a_host_that_is_allowed_later(site: Make, work: Work) -> None:
+    """What was annotated before is learned once somebody has mended the setting."""
+    with outside() as server:
+        here = site(mode="yolo_dinov2")
+        path = make_walk(here.videos / "walk.mp4", 1)
+        server.files["/walk.mp4"] = path.read_bytes()
+        project = here.project(CONFIG)
+        task = here.task(project, video=f"{server.url}/walk.mp4", fps=20)
+        here.sdk.annotations.create(id=task, result=walk_regions())
+        here.queue.request_learning(project, [task])
+        work(here)
+        assert "MEDIA_ALLOWED_HOSTS" in here.error()
+        assert list(here.queue.dirty_tasks(project)) == [str(task)]
+        allowed = here.settings.model_copy(update={"media_allowed_hosts": ("127.0.0.1",)})
+        there = Site(allowed, here.videos, here.client, here.sdk)
+        context = work(there)
+        there.queue.connection.delete("video:turn:trainer", "video:turn:relearn")  # ten minutes later
+        Trainer(context).tick()
+        work(there)
+        assert there.queue.dirty_tasks(project) == {}
+        assert there.queue.counters()["learned"] >= 1

@@ -14,11 +14,30 @@ from typing import Any
 import av
 import pytest
 from rq import Worker as RQWorker
+from rq.exceptions import StopRequested
 
+from ml_backend.jobs.context import Context, get_context
+from ml_backend.jobs.trainer import Trainer
+from ml_backend.jobs.worker import make_worker
 from ml_backend.local.processes import RedisServer
-from ml_backend.settings import Settings
-from tests.builders import Outside, make_clip, outside, wait_for, worker_process
+from ml_backend.settings import Settings, get_settings
+from tests.builders import Outside, environment, make_clip, outside, wait_for, worker_process
 from tests.jobs.conftest import Site
+
+Work = Callable[[Site], Context]
+
+
+@pytest.fixture
+def context(settings: Callable[..., Settings], redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
+    """This process's, as a worker has it."""
+    chosen = settings(redis_url=redis_url)
+    for name, value in environment(chosen).items():
+        monkeypatch.setenv(name, value)
+    get_settings.cache_clear()
+    get_context.cache_clear()
+    yield get_context()
+    get_settings.cache_clear()
+    get_context.cache_clear()
 
 
 def repeat_clip(source: Path, target: Path, times: int) -> Path:
@@ -76,7 +95,7 @@ def test_killed_in_the_middle_of_a_video(long_task: tuple[Site, int], tmp_path: 
     states = {name: state for name, state in here.jobs().items() if name.startswith("predict-")}
     assert set(states.values()) == {"started"}  # nobody could say that it ended
     with worker_process(here.settings, tmp_path / "second.log"):
-        wait_for(lambda: delivered(here, task), 120, "the second worker's delivery")
+        wait_for(lambda: delivered(here, task), 300, "the second worker's delivery")
     assert here.queue.counters()["videos"] == 1
     assert here.queue.counters()["frames"] == 800
     assert len(here.predictions(task)) == 1
@@ -89,14 +108,14 @@ def test_asked_to_end_in_the_middle_of_a_video(long_task: tuple[Site, int], tmp_
     with worker_process(here.settings, tmp_path / "first.log") as worker:
         wait_for(lambda: frames_done(here), what="first progress")
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(timeout=30) == 0
+        assert worker.wait(timeout=120) == 0
     # The first reading of the project's annotations, which the prediction asked for, waits untouched.
     waiting = {n: state for n, state in here.jobs().items() if not n.startswith("learn-")}
     assert waiting in ({name: "scheduled"}, {name: "queued"}), "its pause may be over by now"
     assert here.job(name).retries_left == attempts
     assert here.queue.workers() == []
     with worker_process(here.settings, tmp_path / "second.log"):
-        wait_for(lambda: delivered(here, task), 120, "the second worker's delivery")
+        wait_for(lambda: delivered(here, task), 300, "the second worker's delivery")
     assert here.queue.counters()["videos"] == 1
 
 
@@ -105,8 +124,49 @@ def test_idle_worker_ends_at_once(site: Callable[..., Site], tmp_path: Path) -> 
     with worker_process(here.settings, tmp_path / "log") as worker:
         wait_for(lambda: here.queue.workers())
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(timeout=30) == 0
+        assert worker.wait(timeout=120) == 0
     assert here.queue.workers() == []
+
+
+def test_a_signal_during_maintenance_leaves_no_lock(context: Context) -> None:
+    """An idle worker that is asked to end gives back what it holds first: others would wait for it for a minute."""
+    worker = make_worker(context.settings)
+    asked = []
+
+    class Board:
+        """Asks in the middle of the maintenance."""
+
+        def tick(self, *_: Any) -> None:
+            asked.append(bool(worker.connection.keys("rq:scheduler-lock:*")))
+            worker.request_stop(signal.SIGTERM, None)
+
+    class Lively(Trainer):
+        def tick(self) -> None:
+            asked.append(True)
+
+    worker.memory, worker.trainer = Board(), Lively(context)  # type: ignore[assignment]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(StopRequested):
+            worker.run_maintenance_tasks()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert asked == [False, True], "what was begun is done"
+    worker.run_maintenance_tasks()
+    assert len(asked) == 2, "the next is for others"
+
+
+def test_the_trainer_looks_between_jobs(site: Callable[..., Site], work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RQ's maintenance is not due after jobs that are so long that the keeper of the lease has done it."""
+    here = site(job_lease_s=600)
+    project = here.project()
+    looks = []
+    monkeypatch.setattr(Trainer, "tick", lambda self: looks.append(len(here.jobs())))
+    for _ in range(3):
+        here.queue.request_prepare(project, here.task(project, video=here.clip()))
+    work(here)
+    assert len(looks) > 3
 
 
 @pytest.fixture

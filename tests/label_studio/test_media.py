@@ -870,3 +870,28 @@ def test_odd_suffixes_do_not_reach_the_disk(store: Callable[..., MediaStore], si
         assert read(media, uri) == MB
         assert read(media, uri) == MB
         assert len(site.asked(quote(uri, safe="/%"))) == 1, "the second time it comes from the cache"
+
+
+def test_a_server_that_is_away_is_asked_for_one_video_only(store: Callable[..., MediaStore], foreign: Outside) -> None:
+    media = store(media_allowed_hosts="127.0.0.1")
+    with pytest.raises(MediaUnavailable, match="ConnectError"):
+        read(media, "http://127.0.0.1:9/a.mp4")
+    begun = time.monotonic()
+    with pytest.raises(MediaUnavailable, match=r"127\.0\.0\.1:9.*a moment ago"):
+        read(media, "http://127.0.0.1:9/b.mp4")
+    assert time.monotonic() - begun < 2, "no second round of tries with their pauses"
+    foreign.answer("/a.mp4", 503)
+    for _ in range(2):  # it answers, if only with an error of this one
+        with pytest.raises(MediaUnavailable, match="503"):
+            read(media, foreign.url + "/a.mp4")
+    foreign.files["/b.mp4"] = b"video"
+    assert read(media, foreign.url + "/b.mp4") == b"video"
+
+
+def test_a_storage_that_is_away_is_not_label_studio(store: Callable[..., MediaStore], site: Outside) -> None:
+    media = store()
+    site.redirect("/tasks/1/resolve/", "http://127.0.0.1:9/a.mp4")
+    site.files["/data/upload/1/b.mp4"] = b"video"
+    with pytest.raises(MediaUnavailable):
+        read(media, "s3://bucket/a.mp4")
+    assert read(media, "/data/upload/1/b.mp4") == b"video"
