@@ -234,6 +234,7 @@ def test_objects_whose_label_was_renamed_are_neither_examples_nor_background(
     work(here)
     assert counts(here, project) == {"vehicle": 1}
 
+
 def test_annotations_from_before_are_read_once(two: tuple[Site, int, int, int], work: Work) -> None:
     """The mode is switched on in a project that has annotations already."""
     here, project, first, second = two

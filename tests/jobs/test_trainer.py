@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ml_backend.corrections import Comparison
+from ml_backend.corrections import Comparison, Decision
 from ml_backend.corrections_store import Correction, CorrectionStore
 from ml_backend.errors import Interrupted, Postponed
 from ml_backend.events import EventLog
@@ -238,7 +238,8 @@ def test_what_a_failed_training_lacked_may_come_with_few_annotations(context: Co
 
 def test_false_alarms_that_were_removed_count(context: Context) -> None:
     changed = datetime.now(timezone.utc)
-    facts = Correction(1, "version", Comparison(tracks=1, hard=("a", "b", "c", "d")), "a", changed, changed)
+    removed = tuple(Decision("deleted", predicted_id=name) for name in "abcd")
+    facts = Correction(1, "version", Comparison(removed, tracks=1), "a", changed, changed)
     CorrectionStore(context.storage).put(1, 1, facts)
     assert Trainer(context).state(1).new_tracks == 4
 
