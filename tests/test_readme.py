@@ -34,5 +34,5 @@ def test_every_anchor_has_its_heading() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`([A-Z][A-Z0-9]+_[A-Z0-9_]+)(?:=[^`]*)?`", README))))
 def test_every_variable_that_is_named_is_a_setting(name: str) -> None:
-    of_others = {"SSRF_PROTECTION_ENABLED", "ML_BLOCK_LOCAL_IP", "SECRET_KEY", "TASKS_CREATED"}
+    of_others = {"SSRF_PROTECTION_ENABLED", "ML_BLOCK_LOCAL_IP", "SECRET_KEY", "TASKS_CREATED", "NO_PROXY"}
     assert name.lower() in Settings.model_fields or name in of_others
