@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 from redis import Redis
 
 from ml_backend.label_studio.client import LabelStudioClient
@@ -26,6 +27,10 @@ from ml_backend.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# The same examples in every run, however slow the machine; a failure says how to repeat it.
+hypothesis_settings.register_profile("tests", deadline=None, derandomize=True, print_blob=True)
+hypothesis_settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -122,7 +127,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory, mark: dict[str, str])
     server = RedisServer(folder, log_dir=folder, environment=os.environ | mark)
     server.start()
     try:
-        server.wait_ready(30)
+        server.wait_ready(240)
         yield server
     finally:
         server.stop()

@@ -98,10 +98,12 @@ def test_health_does_not_wait_for_weights(settings: Callable[..., Settings], red
     backend = Backend(port=free_port(), log_dir=tmp_path, environment=environment(values))
     backend.start()
     try:
-        backend.wait_ready(60)
+        backend.wait_ready(240)
         with pytest.raises(httpx.ReadTimeout):  # a version cannot be told without them
-            httpx.post(f"{backend.url}/setup", json={"project": "7.1"}, trust_env=False, timeout=1)
-        assert httpx.get(f"{backend.url}/health", trust_env=False, timeout=10).status_code == 200
+            httpx.post(
+                f"{backend.url}/setup", json={"project": "7.1"}, trust_env=False, timeout=httpx.Timeout(120, read=1)
+            )
+        assert httpx.get(f"{backend.url}/health", trust_env=False, timeout=120).status_code == 200
     finally:
         backend.stop(grace=0)
 

@@ -52,7 +52,6 @@ class TaskPage:
                     && Math.abs(video.currentTime - (frame - 1) / fps) < 1 / fps;
             }""",
             arg=[frame, self.truth.fps],
-            timeout=30_000,
         )
 
     def boxes(self) -> np.ndarray[Any, Any]:
@@ -78,6 +77,7 @@ def task_page(motion_stack: Stack, demo: tuple[Demo, SampleTruth], chromium: Any
     made, truth = demo
     server = motion_stack.label_studio
     page = chromium.new_page(viewport={"width": 1600, "height": 1000})
+    page.set_default_timeout(180_000)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{server.url}/user/login/")
@@ -86,10 +86,9 @@ def task_page(motion_stack: Stack, demo: tuple[Demo, SampleTruth], chromium: Any
     page.click("button[type=submit]")
     page.wait_for_load_state("networkidle")
     page.goto(made.url(server.url))
-    page.wait_for_selector(".lsf-frames-control", timeout=60_000)
+    page.wait_for_selector(".lsf-frames-control")
     page.wait_for_function(
-        "() => window.Konva && Konva.stages.length && Htx.annotationStore.selected?.regionStore.regions.length",
-        timeout=60_000,
+        "() => window.Konva && Konva.stages.length && Htx.annotationStore.selected?.regionStore.regions.length"
     )
     try:
         yield TaskPage(page, truth, errors)

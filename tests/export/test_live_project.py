@@ -42,7 +42,10 @@ def project(label_studio: LabelStudio, tmp_path: Path) -> dict[str, Any]:
 
     def annotate(task: int, result: list[dict[str, Any]], **more: Any) -> None:
         answer = httpx.post(
-            f"{label_studio.url}/api/tasks/{task}/annotations/", headers=headers, json={"result": result, **more}
+            f"{label_studio.url}/api/tasks/{task}/annotations/",
+            headers=headers,
+            json={"result": result, **more},
+            timeout=120,
         )
         answer.raise_for_status()
 
@@ -119,7 +122,7 @@ def test_an_export_file_of_label_studio(project: dict[str, Any], label_studio: L
             f"{label_studio.url}/api/projects/{project['id']}/export",
             params={"exportType": kind, "download_all_tasks": "true"},
             headers=headers,
-            timeout=60,
+            timeout=120,
         )
         answer.raise_for_status()
         (tmp_path / f"{kind}.json").write_bytes(answer.content)
@@ -151,7 +154,7 @@ def test_old_work_is_imported(label_studio: LabelStudio, tmp_path: Path) -> None
         f"{label_studio.url}/api/projects/{project_id}/import",
         headers=client.auth_headers(),
         json=json.loads((tmp_path / "t.json").read_text()),
-        timeout=60,
+        timeout=120,
     )
     answer.raise_for_status()
     (task,) = client.list_full_tasks(project_id)

@@ -84,7 +84,7 @@ def test_drafts_and_skipped_annotations_with_work_in_them_do(
 ) -> None:
     task = client.create_task(client.create_project("test", CONFIG), {"video": "a.mp4"})
     draft = {"result": result, "lead_time": 1}
-    answer = httpx.post(f"{client.url}/api/tasks/{task}/drafts", json=draft, headers=client.auth_headers())
+    answer = httpx.post(f"{client.url}/api/tasks/{task}/drafts", json=draft, headers=client.auth_headers(), timeout=120)
     assert answer.status_code == 201
     assert client.get_task(task).annotations == number
     sdk.annotations.create(id=task, result=result, was_cancelled=True)
@@ -105,7 +105,7 @@ def test_upload_keeps_odd_names_and_makes_no_task(client: LabelStudioClient, lab
     address = client.upload_file(project, clip)
     assert address.startswith("/data/upload/")
     assert client.list_task_ids(project) == []
-    fetched = httpx.get(label_studio.url + address, headers=client.auth_headers())
+    fetched = httpx.get(label_studio.url + address, headers=client.auth_headers(), timeout=120)
     assert fetched.content == clip.read_bytes()
 
 

@@ -49,10 +49,10 @@ def test_one_waits_for_label_studio_and_others_take_what_is_known(slow: _Slow, m
     wait_for(lambda: slow.asked == 2)
     started = time.monotonic()
     assert [lister.projects()[0]["title"] for _ in range(20)] == ["1"] * 20
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10
     assert (slow.asked, found) == (2, [])
     slow.let.set()
-    waiting.join(10)
+    waiting.join(120)
     assert found == ["2"]
 
 

@@ -25,24 +25,34 @@ FPS, FRAME_RATE = 25, 29.97
 CONFIG = """<View><Labels name="the-label" toName="video"><Label value="Person" alias="person"/></Labels>
 <Video name="video" value="$video" frameRate="$fps"/><VideoRectangle name="кадр" toName="video"/></View>"""
 
-# What is on screen, once the frame that was asked for has arrived.
+# What is on screen, once the frame that was asked for has arrived, its picture too, and nothing changes any more.
 LOOK = (
-    f"async frame => {{ {READ_NUMBER}"
+    f"async ([frame, picture]) => {{ {READ_NUMBER}"
     + """
   const video = document.querySelector("video");
   const counter = () => parseInt(document.querySelector(".lsf-frames-control").innerText);
   const pause = time => new Promise(next => setTimeout(next, time));
-  for (let waits = 0; waits < 50 && (counter() !== frame || video.seeking); waits++) await pause(40);
-  await pause(60);
-  const boxes = Konva.stages.flatMap(stage => stage.find("Rect")).filter(r => r.isVisible() && r.stroke())
+  for (let waits = 0; waits < 750 && (counter() !== frame || video.seeking); waits++) await pause(40);
+  const boxes = () => Konva.stages.flatMap(stage => stage.find("Rect")).filter(r => r.isVisible() && r.stroke())
     .map(r => [r.x(), r.y(), r.x() + r.width(), r.y() + r.height()]);
-  return {picture: readNumber(video), boxes, counter: counter()};
+  const look = () => ({picture: readNumber(video), boxes: boxes(), counter: counter()});
+  const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+  await pause(60);
+  let before = look(), seen = before;
+  for (let looks = 0; looks < 50 && (!looks || seen.picture !== picture || !same(seen, before)); looks++) {
+    await pause(100);
+    [before, seen] = [seen, look()];
+  }
+  return seen;
 }"""
 )
 
 
-def look(page: Any, frame: int, total: int) -> dict[str, Any]:
-    """Go to a frame as a person does: click on the counter, type, press Enter; then see."""
+def look(page: Any, frame: int, total: int, picture: int) -> dict[str, Any]:
+    """Go to a frame as a person does: click on the counter, type, press Enter; then see.
+
+    ``picture`` is waited for a while.
+    """
     if frame < total:
         control = page.locator(".lsf-frames-control")
         control.click()
@@ -51,7 +61,7 @@ def look(page: Any, frame: int, total: int) -> dict[str, Any]:
         field.press("Enter")
     else:  # the counter does not take the last frame
         page.evaluate("frame => Htx.annotationStore.selected.names.get('video').setFrame(frame)", frame)
-    seen: dict[str, Any] = page.evaluate(LOOK, frame)
+    seen: dict[str, Any] = page.evaluate(LOOK, [frame, picture])
     return seen
 
 
@@ -97,19 +107,21 @@ def case(label_studio: Any, chromium: Any, tmp_path_factory: pytest.TempPathFact
     client.create_prediction(task, make_prediction([region], "v1"))
 
     page = chromium.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(180_000)
     page.goto(f"{label_studio.url}/user/login/")
     page.fill("input[name=email]", label_studio.username)
     page.fill("input[name=password]", label_studio.password)
     page.click("button[type=submit]")
     page.wait_for_load_state("networkidle")
     page.goto(f"{label_studio.url}/projects/{project}/data?task={task}")
-    page.wait_for_selector(".lsf-frames-control", timeout=60_000)
+    page.wait_for_selector(".lsf-frames-control")
     page.wait_for_function(
-        "() => window.Konva && Konva.stages.length && Htx.annotationStore.selected?.regionStore.regions.length",
-        timeout=60_000,
+        "() => window.Konva && Konva.stages.length && Htx.annotationStore.selected?.regionStore.regions.length"
     )
     total = int(page.locator(".lsf-frames-control").inner_text().replace("\n", " ").split("of")[1])
-    looks = [look(page, frame, total) for frame in (9, *range(1, total + 1))][1:]  # so frame 1, too, is gone to
+    frames = [9, *range(1, total + 1)]  # so frame 1, too, is gone to
+    pictures = timeline.decoded_index(np.array(frames)).tolist()
+    looks = [look(page, frame, total, picture) for frame, picture in zip(frames, pictures, strict=True)][1:]
     page.close()
     keys = ("picture", "counter", "boxes")
     return Case(timeline, region, Seen(*([one[key] for one in looks] for key in keys), total))

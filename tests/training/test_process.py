@@ -126,7 +126,7 @@ def test_it_ends_when_asked_to(data: Path, start: Path, tmp_path: Path) -> None:
     plan = train_plan(data, start, tmp_path, args=LONG)
     with pytest.raises(Interrupted):
         run(plan, tmp_path, lambda event: seen.append(time.monotonic()), should_stop=lambda: len(seen) > 1)
-    assert time.monotonic() - seen[-1] < 10
+    assert time.monotonic() - seen[-1] < 120
     assert trainings() == []
 
 
@@ -144,12 +144,12 @@ def test_it_dies_with_its_parent(data: Path, start: Path, tmp_path: Path) -> Non
         assert b"start" in parent.stdout.readline()
         (training,) = trainings()
         parent.send_signal(signal.SIGKILL)
-        parent.wait(10)
-        wait_for(lambda: not training.is_running() or training.status() == psutil.STATUS_ZOMBIE, 10)
+        parent.wait(120)
+        wait_for(lambda: not training.is_running() or training.status() == psutil.STATUS_ZOMBIE)
     finally:
         parent.kill()
         parent.stdout.close()
-        parent.wait(10)
+        parent.wait(120)
 
 
 def test_a_full_disk(data: Path, start: Path, tmp_path: Path) -> None:

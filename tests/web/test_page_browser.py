@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.browser]
 
 AXE = Path(__file__).with_name("axe.min.js")
 HOSTILE = "<img src=x onerror=alert(1)>"
-SLOW_MS = 60_000
+SLOW_MS = 180_000
 STEPS = ("label", "learn", "auto", "review")
 
 
@@ -249,7 +249,7 @@ def test_it_is_live(page: Any, site: Site) -> None:
     page.goto(site.step("review"))
     page.locator("#live.on").wait_for()
     body = {"project": site.project, "format": "mot"}
-    assert httpx.post(f"{site.url}/api/export", json=body).status_code == 202
+    assert httpx.post(f"{site.url}/api/export", json=body, timeout=120).status_code == 202
     page.locator("#part-files", has_text="-mot-").wait_for()
 
 
@@ -294,13 +294,14 @@ def test_where_no_more_may_listen_it_asks(chromium: Any, site: Site) -> None:
     with contextlib.ExitStack() as stack:
         held = 0
         while held < LISTENERS:  # places of pages that have just been closed are still taken for a moment
-            stream = stack.enter_context(httpx.stream("GET", f"{site.url}/api/events", timeout=60))
+            stream = stack.enter_context(httpx.stream("GET", f"{site.url}/api/events", timeout=120))
             held += stream.status_code == 200
             time.sleep(0.1)
         page = chromium.new_page(locale="en")
         page.goto(site.step("review"))
         page.locator("#live", has_text="Updated every few seconds").wait_for()
-        assert httpx.post(f"{site.url}/api/export", json={"project": site.project, "format": "coco"}).status_code == 202
+        body = {"project": site.project, "format": "coco"}
+        assert httpx.post(f"{site.url}/api/export", json=body, timeout=120).status_code == 202
         page.locator("#part-files", has_text="-coco-").wait_for(timeout=SLOW_MS)
         page.close()
 
