@@ -117,7 +117,7 @@ def mark() -> Iterator[dict[str, str]]:
     yield {MARK: mark}
     assert guardian.stdin is not None
     guardian.stdin.close()
-    guardian.wait(timeout=60)
+    guardian.wait(timeout=240)
 
 
 @pytest.fixture(scope="session")
