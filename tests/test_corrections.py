@@ -383,7 +383,7 @@ def test_a_task_has_one_row(store: CorrectionStore) -> None:
     store.put(1, 10, correction("v2", 1, annotation=2, moved=1, deleted=2, tracks=4))
     assert [item.model_version for item in store.by_version(1)] == ["v2"]
     assert store.hard(1) == {10: frozenset({"a0", "p0", "p1"})}
-    assert store.tasks(1) == {10: ("print-2", 4, NOON + timedelta(hours=1))}
+    assert store.tasks(1) == {10: ("print-2", 4, NOON + timedelta(hours=1), 3)}
     store.remove(2, 10)
     assert store.tracks(1) == 4
     store.remove(1, 10)
