@@ -19,6 +19,7 @@ from ml_backend.errors import VideoError
 from ml_backend.video import reader
 from ml_backend.video.probe import frame_times, probe
 from ml_backend.video.reader import read_at, read_frames
+from tests.builders import ROOT
 from tests.video.builders import cut_start, make_video, numbered_image, read_number
 
 BFRAMES = {"bf": "3", "g": "12"}
@@ -158,12 +159,13 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
     for frames in (60, 600):
         path = make_video(tmp_path / f"{frames}.mp4", frames=frames, size=(640, 480))
         code = (
-            "import resource, sys; from ml_backend.video.reader import read_frames\n"
+            "import sys; from benchmarks.measuring import peak_mb; from ml_backend.video.reader import read_frames\n"
             "assert sum(1 for _ in read_frames(sys.argv[1])) == int(sys.argv[2])\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+            "print(peak_mb())"
         )
         command = [sys.executable, "-c", code, str(path), str(frames)]
-        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        peaks.append(float(done.stdout))
     assert peaks[1] < 1.1 * peaks[0]
 
 
