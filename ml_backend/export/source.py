@@ -292,6 +292,11 @@ class Source:
         log.info("Task %d is skipped", part.task_id, exc_info=error)
         self._note(Skipped(part.task_id, part.name, f"{error} {note}".strip(), error.retryable))
 
+    @property
+    def away(self) -> list[Skipped]:
+        """What of :attr:`skipped` may be there again later."""
+        return [item for item in self.skipped if item.passing]
+
     def _note(self, item: Skipped) -> None:
         if item not in self.skipped:  # each pass over the tasks finds the same
             self.skipped.append(item)

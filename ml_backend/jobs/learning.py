@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 BACKGROUND_VIEWS = 1
 #: How often an annotation may change while it is being learned from, before the job is put back.
 CHANGES = 5
-#: At so many videos that are still away no more are looked for: each takes as long as its server keeps silent.
+#: At so many videos that are still away no more are looked for: each is tried several times, with pauses.
 AWAY = 3
 #: Label Studio notes a change of an annotation, and right after that one of its task.
 SAME_CHANGE = timedelta(seconds=5)
@@ -123,10 +123,7 @@ def _look_for_unread(context: Context, project_id: int) -> None:
     for task_id in unread:
         try:
             task = context.client.get_task(int(task_id))
-            config = context.client.get_project(project_id).label_config
-            url = context.settings.label_studio_url
-            plan = plan_task(project_id, task.id, task.data, config, "", annotated=True, label_studio_url=url)
-            for part in plan.parts:
+            for part in _parts(context, task):
                 with context.media.open(part.uri, task.id):
                     back.add(task_id)
         except Interrupted:
@@ -214,19 +211,15 @@ def _report(context: Context, task_id: int, wanted: Wanted) -> None:
     context.count("learned")
 
 
+def _parts(context: Context, task: Task) -> Sequence[VideoPart]:
+    """The videos of a task that was annotated."""
+    label_config, url = context.client.get_project(task.project_id).label_config, context.settings.label_studio_url
+    return plan_task(task.project_id, task.id, task.data, label_config, "", annotated=True, label_studio_url=url).parts
+
+
 def _exemplars(context: Context, task: Task, annotation: Annotation, models: HybridModels) -> Wanted:
-    label_config = context.client.get_project(task.project_id).label_config
-    plan = plan_task(
-        task.project_id,
-        task.id,
-        task.data,
-        label_config,
-        "",
-        annotated=True,
-        label_studio_url=context.settings.label_studio_url,
-    )
     wanted: Wanted = {}
-    for number, part in enumerate(plan.parts):
+    for number, part in enumerate(_parts(context, task)):
         if any(region.get("to_name") == part.control.to_name for region in annotation.result):
             _exemplars_of_part(context, task, annotation, part, number, models, wanted)
     return wanted

@@ -102,10 +102,7 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
         # After jobs that are long enough for the keeper's maintenance the main thread's is hardly ever due. Not when
         # the worker is idle: a signal would end this in the middle.
         if self.trainer is not None and not self._stop_requested:
-            try:
-                self.trainer.tick()
-            except RedisConnectionError as error:
-                log.warning("Maintenance was left out, Redis does not answer: %s", error)
+            self.trainer.tick()
         self.set_state("idle")
 
     def _keep_lease(self, job: Job, execution: Execution, over: threading.Event) -> None:

@@ -25,7 +25,7 @@ from ml_backend.export.dataset import DatasetOptions, DatasetResult, Progress, e
 from ml_backend.export.files import write_text, writing
 from ml_backend.export.images import ImageFormat
 from ml_backend.export.sampling import Sampling
-from ml_backend.export.source import Skipped, Source
+from ml_backend.export.source import Source
 from ml_backend.export.state import State, fingerprint, state_folder
 from ml_backend.training.picking import DatasetPlan, TrainingPicker, count_boxes
 from ml_backend.training.splits import SplitStore
@@ -115,8 +115,7 @@ def build_dataset(
     survey.check()
 
     def check_away() -> None:
-        away = [item for item in source.skipped if item.passing]
-        if away and waits({item.task_id for item in away}):
+        if (away := source.away) and waits({item.task_id for item in away}):
             raise MediaUnavailable(f"Annotated videos cannot be fetched just now: {away[0]}", "They are tried again.")
 
     try:
@@ -126,9 +125,9 @@ def build_dataset(
         _clear_foreign(folder, state_options(export, picker))
         result = export_dataset(source, folder, export, progress=progress, picker=picker, should_stop=stop)
         check_away()
-        return _Assembly(folder, classes, options, result).make(survey, source.skipped)
+        return _Assembly(folder, classes, options, result).make(survey, source)
     except NothingToTrain as error:
-        if any(item.passing for item in source.skipped):
+        if source.away:
             raise MediaUnavailable(error.message, "See that the videos' server answers; it is tried again.") from error
         raise
 
@@ -194,8 +193,8 @@ class _Assembly:
     result: DatasetResult
     videos: list[_Video] = field(default_factory=list)
 
-    def make(self, survey: Survey, skipped: Sequence[Skipped]) -> TrainingDataset:
-        notes = [f"Left out: {item}" for item in sorted(skipped, key=lambda item: item.task_id)]
+    def make(self, survey: Survey, source: Source) -> TrainingDataset:
+        notes = [f"Left out: {item}" for item in sorted(source.skipped, key=lambda item: item.task_id)]
         self.videos = [self._video(name) for name in self.result.names]
         if not self.videos:
             raise NothingToTrain(
@@ -238,7 +237,7 @@ class _Assembly:
             tracks=sum(video.objects for video in self.videos),
             start_from=survey.start_from,
             notes=(*notes, *self._notes(survey, taught, measured)),
-            unread=tuple(sorted({item.task_id for item in skipped if item.passing})),
+            unread=tuple(sorted({item.task_id for item in source.away})),
         )
 
     def _video(self, name: str) -> _Video:

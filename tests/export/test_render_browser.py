@@ -16,23 +16,18 @@ from ml_backend.export.render import Options, render
 from ml_backend.label_studio.regions import region_boxes
 from tests.export.drawing import COLOURS, make_region, write_prediction
 from tests.video.builders import make_video
+from tests.video.chromium import VIDEO
 
 pytestmark = pytest.mark.browser
 
 WITHIN_PX = 3
 
-# Plays for a moment; then seeks, waits until the picture has been painted, and measures what is green in it. Where that
-# is not what is wanted it looks again for a while; what is wrong for good costs its patience only once.
-PLAYER = """async ([content, times, wanted, within_px]) => {
-  const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
-  const video = document.createElement('video');
-  const within = (promise, ms) => Promise.race([promise, new Promise(done => setTimeout(done, ms))]);
-  video.muted = true;
-  document.body.replaceChildren(video);
-  const loaded = new Promise((done, fail) => {
-    video.onloadeddata = done; video.onerror = () => fail(new Error(video.error.message)); });
-  video.src = URL.createObjectURL(new Blob([bytes], {type: 'video/mp4'}));
-  await loaded;
+# Plays for a moment; then measures at each time what is green in the picture.
+PLAYER = (
+    """async ([content, times, wanted, within_px]) => {"""
+    + VIDEO
+    + """
+  const video = await load(content, 'video/mp4');
   await video.play();
   const ended = new Promise(done => { video.onended = done; });
   await within(ended, 60000);
@@ -50,24 +45,12 @@ PLAYER = """async ([content, times, wanted, within_px]) => {
     }
     return box[2] < 0 ? null : box;
   };
-  const fits = (box, other) => box && other ? box.every((v, n) => Math.abs(v - other[n]) <= within_px) : !box && !other;
-  const seen = [];
-  let patience = 300;
-  for (const [n, time] of times.entries()) {
-    const painted = new Promise(done => video.requestVideoFrameCallback(done));
-    const sought = new Promise(done => { video.onseeked = done; });
-    video.currentTime = time;
-    await within(sought, 30000);
-    await within(painted, 500);
-    let box = look();
-    for (; !fits(box, wanted[n]) && patience; patience--) {
-      await new Promise(done => setTimeout(done, 100));
-      box = look();
-    }
-    seen.push(box);
-  }
+  const fits = (box, n) => box && wanted[n]
+    ? box.every((v, side) => Math.abs(v - wanted[n][side]) <= within_px) : !box && !wanted[n];
+  const seen = await lookAt(video, times, look, fits);
   return {width: video.videoWidth, height: video.videoHeight, duration: video.duration, played, heard, seen};
 }"""
+)
 
 
 @pytest.fixture(scope="module")

@@ -15,24 +15,19 @@ from ml_backend.video.normalise import normalise
 from ml_backend.video.probe import frame_times, playback_duration, probe
 from ml_backend.video.reader import read_frames
 from tests.video.builders import BITS, cut_start, make_video, read_number
+from tests.video.chromium import VIDEO
 
 pytestmark = pytest.mark.browser
 
 BFRAMES = {"bf": "3", "g": "12"}
 NO_EDITS = {"use_editlist": "0"}
 MIME = {".webm": "video/webm", ".mkv": "video/x-matroska", ".mov": "video/quicktime"}
-# Loads a video, seeks, waits until the picture has been painted, reads the number in it. Where that is not the wanted
-# one it looks again for a while; what is wrong for good costs its patience only once.
-PLAYER = """async ([content, mime, times, bits, wanted]) => {
-  const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
-  const video = document.createElement('video');
-  const within = (promise, ms) => Promise.race([promise, new Promise(done => setTimeout(done, ms))]);
-  video.muted = true;
-  document.body.replaceChildren(video);
-  const loaded = new Promise((done, fail) => {
-    video.onloadeddata = done; video.onerror = () => fail(new Error(video.error.message)); });
-  video.src = URL.createObjectURL(new Blob([bytes], {type: mime}));
-  await loaded;
+# Reads at each time the number in the picture.
+PLAYER = (
+    """async ([content, mime, times, bits, wanted]) => {"""
+    + VIDEO
+    + """
+  const video = await load(content, mime);
   const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
   const context = canvas.getContext('2d', {willReadFrequently: true});
   const look = () => {
@@ -46,19 +41,10 @@ PLAYER = """async ([content, mime, times, bits, wanted]) => {
     }
     return number;
   };
-  const seen = [];
-  let patience = 300;
-  for (const [n, time] of times.entries()) {
-    const painted = new Promise(done => video.requestVideoFrameCallback(done));
-    const sought = new Promise(done => { video.onseeked = done; });
-    video.currentTime = time;
-    await within(sought, 30000);
-    await within(painted, 500);
-    for (; look() !== wanted[n] && patience; patience--) await new Promise(done => setTimeout(done, 100));
-    seen.push(look());
-  }
+  const seen = await lookAt(video, times, look, (number, n) => number === wanted[n]);
   return {width: video.videoWidth, height: video.videoHeight, duration: video.duration, seen};
 }"""
+)
 
 
 @pytest.fixture(scope="module")

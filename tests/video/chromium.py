@@ -1,0 +1,38 @@
+"""What pages of tests need that look at pictures of a video: JavaScript, to be put into a function's body."""
+
+#: ``load(content, mime)``: a video element that has its first picture, of base64. ``lookAt(video, times, look, fits)``:
+#: seeks, waits until the picture has been painted, and gives what ``look()`` finds at each time. Where ``fits(found,
+#: n)`` is false it looks again for a while; what is wrong for good costs its patience only once. ``within(promise,
+#: ms)``: waits no longer.
+VIDEO = """
+  const within = (promise, ms) => Promise.race([promise, new Promise(done => setTimeout(done, ms))]);
+  const load = async (content, mime) => {
+    const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
+    const video = document.createElement('video');
+    video.muted = true;
+    document.body.replaceChildren(video);
+    const loaded = new Promise((done, fail) => {
+      video.onloadeddata = done; video.onerror = () => fail(new Error(video.error.message)); });
+    video.src = URL.createObjectURL(new Blob([bytes], {type: mime}));
+    await loaded;
+    return video;
+  };
+  const lookAt = async (video, times, look, fits) => {
+    const seen = [];
+    let patience = 300;
+    for (const [n, time] of times.entries()) {
+      const painted = new Promise(done => video.requestVideoFrameCallback(done));
+      const sought = new Promise(done => { video.onseeked = done; });
+      video.currentTime = time;
+      await within(sought, 30000);
+      await within(painted, 500);
+      let found = look();
+      for (; !fits(found, n) && patience; patience--) {
+        await new Promise(done => setTimeout(done, 100));
+        found = look();
+      }
+      seen.push(found);
+    }
+    return seen;
+  };
+"""
