@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ml_backend.errors import ConfigError
-from ml_backend.training.arguments import BACKBONE, FREEZE_NORM, OPTIONS, training_args
+from ml_backend.training.arguments import BACKBONE, FREEZE_NORM, Overrides, training_args
 
 
 def test_little_data_changes_little_of_the_model() -> None:
@@ -71,7 +71,7 @@ def test_names_that_choose_files_code_or_devices_are_refused(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         training_args(20, 200, 12, "cpu", 640, {name: "x"})
     assert repr(name) in caught.value.message
-    assert all(option in caught.value.cure for option in OPTIONS)
+    assert all(option in caught.value.cure for option in Overrides.__annotations__)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_every_option_is_one_of_ultralytics() -> None:
     from ultralytics.cfg import check_cfg
     from ultralytics.utils import DEFAULT_CFG_DICT
 
-    assert set(OPTIONS) - {FREEZE_NORM} <= set(DEFAULT_CFG_DICT)
+    assert set(Overrides.__annotations__) - {FREEZE_NORM} <= set(DEFAULT_CFG_DICT)
     for pictures, tracks, device in ((20, 5, "cpu"), (5000, 900, "cuda")):
         args = training_args(pictures, 10 * pictures, tracks, device, 640)
         check_cfg({name: value for name, value in args.items() if name != FREEZE_NORM})
