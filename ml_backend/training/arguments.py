@@ -1,4 +1,4 @@
-"""How a training is set up: what suits the amount of data, and what may be set by hand."""
+"""Training arguments: defaults that suit the amount of data, and validation of overrides."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing_extensions import TypedDict
 
 from ml_backend.errors import ConfigError
 
-#: Fewer annotated objects than this, or fewer pictures, are few: the backbone, which has seen a million objects,
-#: learns nothing from them but forgets. Frames of one track hardly differ, so tracks count, not boxes.
+#: Below these numbers the backbone is frozen: it has seen a million objects and would only forget. Frames of one
+#: track hardly differ, so tracks are counted, not boxes.
 FEW_TRACKS = 150
 FEW_PICTURES = 500
-#: Pictures gone through in all epochs together, by device: a quarter of an hour on a slow CPU, minutes on a GPU.
+#: Training images processed over all epochs, by device: a quarter of an hour on a slow CPU, minutes on a GPU.
 PASSES = {"cpu": 3000, "mps": 10_000, "cuda": 40_000}
 #: Fewest and most epochs.
 EPOCHS = {"cpu": (10, 40), "mps": (20, 60), "cuda": (30, 100)}
-#: Share of the free GPU memory that a batch may take; serving needs some too.
+#: Share of the free GPU memory that a batch may take; predictions need some too.
 GPU_SHARE = 0.6
-#: Pictures at once without a GPU: each takes 0.35 GB of main memory at 640 pixels, and more at once are no faster.
+#: Batch size without a GPU: each image takes 0.35 GB of main memory at 640 pixels, and larger batches are no faster.
 CPU_BATCH = 8
-#: Marks all layers before the head's neck, however many the model has; resolved when the model is known.
+#: Value of ``freeze`` for all backbone layers; resolved to their number when the model is known.
 BACKBONE = "backbone"
-#: An argument of our own: normalisation statistics stay those of the start checkpoint.
+#: Our own argument: BatchNorm statistics stay those of the start checkpoint.
 FREEZE_NORM = "freeze_norm"
 
 _Unit = Annotated[float, Field(ge=0, le=1)]
@@ -89,10 +89,10 @@ class Overrides(TypedDict, total=False):
 
 
 def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The overrides, if all may be set and have values that make sense.
+    """Validate overrides and return them.
 
     Raises:
-        ConfigError: naming what is wrong, and what may be set.
+        ConfigError: an argument may not be set or has an invalid value; names the allowed ones.
     """
     try:
         TypeAdapter(Overrides).validate_python(dict(overrides))
@@ -120,18 +120,18 @@ def training_args(
     imgsz: int,
     overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Arguments of ultralytics' training that suit the data.
+    """Return arguments for ultralytics' training that suit the data.
 
     Args:
-        pictures: to train on.
-        boxes: on them.
-        tracks: different objects among them.
+        pictures: number of training images.
+        boxes: number of boxes on them.
+        tracks: number of distinct objects among them.
         device_type: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         imgsz: longer side of the network's input, pixels.
-        overrides: what somebody wants differently; see :class:`Overrides`.
+        overrides: values that replace the defaults; see :class:`Overrides`.
 
     Raises:
-        ConfigError: an override is none that may be set.
+        ConfigError: an override may not be set or has an invalid value.
     """
     given = check_overrides(overrides or {})
     few = tracks < FEW_TRACKS or pictures < FEW_PICTURES
@@ -142,7 +142,7 @@ def training_args(
         "epochs": epochs,
         "patience": max(10, epochs // 3),
         "batch": GPU_SHARE if device_type == "cuda" else min(CPU_BATCH, batch_for(pictures)),
-        "nbs": batch_for(pictures),  # a step for each batch: there are not many batches
+        "nbs": batch_for(pictures),  # one optimizer step per batch: there are few batches
         "workers": 4 if device_type == "cuda" else 0,
         "optimizer": "AdamW",
         "lr0": 1e-3,  # on 20 pictures 5e-4 needs twice the epochs, 2e-3 gains nothing
@@ -167,5 +167,5 @@ def training_args(
 
 
 def batch_for(pictures: int) -> int:
-    """Pictures a step: at least four steps an epoch where they suffice, since few steps teach little."""
+    """Return a batch size that gives at least four optimizer steps an epoch, if there are enough images."""
     return next((size for size in (16, 8) if pictures >= 4 * size), 4)

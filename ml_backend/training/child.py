@@ -1,7 +1,7 @@
 """Entry of the training subprocess: ``python -m ml_backend.training.child PLAN.json``.
 
-Events go to standard output, one JSON object a line; everything else to standard error. The process ends at once,
-with all that it started, when its standard input reaches its end: then whoever started it is gone.
+Events go to standard output as JSON lines, everything else to standard error. The process and its children end when
+standard input is closed, which means that the parent process is gone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> int:
-    """Do what a plan says. Exit status: 0 after ``done``, 1 after ``error``."""
+    """Run a plan. Return the exit status: 0 after ``done``, 1 after ``error``."""
     events = _Events()
     end_with_parent()
     faulthandler.enable()
@@ -66,7 +66,7 @@ def _work(plan: Mapping[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
 
 
 class _Events:
-    """The way to the parent. Whatever else prints to standard output, here or in a library, goes to the log."""
+    """The event channel to the parent. Other output to standard output, also by libraries, goes to the log."""
 
     def __init__(self) -> None:
         sys.stdout.flush()
@@ -85,7 +85,7 @@ class _Events:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no infinity, and no number that is none."""
+    """Replace infinity and NaN, which JSON lacks, by ``None``."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -256,8 +256,8 @@ class _Assembly:
             )
         if not measured:
             raise NothingToTrain(
-                "There is nothing to measure with: no annotated object is in the part of the videos that is kept for "
-                f"that.{left_out}",
+                "There is nothing to evaluate on: no annotated object is in the held-out part of the videos."
+                f"{left_out}",
                 "Annotate objects at other times of the video, or annotate another video with the same labels.",
             )
 
@@ -270,14 +270,10 @@ class _Assembly:
         for label in self.classes:
             if label in taught and label not in measured:
                 yield (
-                    f'Nothing of "{label}" is in the part that is kept to measure with: whether it is found better '
-                    "is not known. Annotate it in more videos."
+                    f'Nothing of "{label}" is in the held-out part, so it is not evaluated. Annotate it in more videos.'
                 )
             elif label in measured and label not in taught:
-                yield (
-                    f'"{label}" is only in videos that are kept to measure with, so it is not learned. Annotate it in '
-                    "more videos."
-                )
+                yield (f'"{label}" is only in held-out videos, so it is not trained. Annotate it in more videos.')
             elif label not in taught and not survey.objects[label]:
                 yield f'Nobody has annotated "{label}": it is not learned.'
 

@@ -1,4 +1,4 @@
-"""Fine-tuning a YOLO detector on a dataset; runs in the training subprocess."""
+"""Fine-tune a YOLO detector on a dataset; runs in the training subprocess."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ log = logging.getLogger(__name__)
 Emit = Callable[..., None]
 
 SCRATCH = "yolo11n.yaml"
-#: The time that is left is told from so many epochs: the first take longer, and so do those with mosaics.
+#: Number of epochs from which the time left is estimated: the first ones and those with mosaics take longer.
 RECENT = 5
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: How torch says that a file could not be written.
+#: Messages of torch when a file could not be written.
 _TORCH_WRITE = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos")
 
 
 class OutOfMemory(TrainingFailed):
-    """Memory did not suffice just now: something else may have taken it."""
+    """There was too little memory at the moment; another process may have taken it."""
 
     http_status = 507
     retryable = True
@@ -46,17 +46,17 @@ class OutOfMemory(TrainingFailed):
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """What to train.
+    """A training.
 
     Attributes:
         data: ``data.yaml`` of a YOLO dataset, with an absolute ``path``.
         classes: labels, in the dataset's order.
-        taught: those with boxes to learn from.
-        run: folder for checkpoints, made if need be.
-        start: checkpoint to begin with; ``None``: random weights.
-        start_from: label -> class of the start checkpoint that it is most like, or several in order.
-        resume: ``last.pt`` of an interrupted training; the arguments are then that one's.
-        args: ultralytics' arguments as :func:`training_args` gives them.
+        taught: labels that have boxes in the training part.
+        run: folder for checkpoints; created if missing.
+        start: start checkpoint; ``None``: random weights.
+        start_from: label -> most similar class of the start checkpoint, or several in order of preference.
+        resume: ``last.pt`` of an interrupted training, whose arguments then apply.
+        args: ultralytics' arguments as :func:`training_args` returns them.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:0``, ``mps``.
     """
 
@@ -72,15 +72,15 @@ class TrainingPlan:
 
     @classmethod
     def from_json(cls, plan: Mapping[str, Any]) -> TrainingPlan:
-        """From the subprocess' plan.
+        """Parse the subprocess' plan.
 
-        With ``pictures``, ``boxes`` and ``tracks`` its ``args`` are overrides of what suits so much data and the
-        device; ``epochs`` and ``imgsz`` then hold where ``args`` has none.
+        With ``pictures``, ``boxes`` and ``tracks``, its ``args`` override the defaults for that amount of data and the
+        device; ``epochs`` and ``imgsz`` apply where ``args`` has none.
 
         Raises:
-            KeyError, TypeError: it is none.
-            ConfigError: arguments that cannot be set.
-            WeightsError: the device is not there.
+            KeyError, TypeError: the plan is malformed.
+            ConfigError: an argument may not be set or has an invalid value.
+            WeightsError: the device does not exist.
         """
 
         def path(name: str) -> Path | None:
@@ -108,18 +108,18 @@ class TrainingPlan:
 
 
 def fine_tune(plan: TrainingPlan, emit: Emit) -> dict[str, Any]:
-    """Train, resume a training, or finish one that has only to be finished.
+    """Train, or resume a training, or only finish one whose last epoch is done.
 
     Args:
-        plan: what to train.
-        emit: gets the events ``start`` and ``epoch`` with their fields.
+        plan: the training.
+        emit: called with the events ``start`` and ``epoch`` and their fields.
 
     Returns:
-        fields of the event ``done``: ``weights`` (a stripped checkpoint that has been loaded as a proof), ``epochs``
-        and ``seconds`` of training, and its ``args``.
+        Fields of the event ``done``: ``weights`` (a stripped checkpoint that has been loaded once as a check),
+        ``epochs`` and ``seconds`` of training, and its ``args``.
 
     Raises:
-        TrainingFailed: the data or the arguments are unusable, memory is short, or the loss is not finite.
+        TrainingFailed: the data or the arguments are unusable, memory is too small, or the loss is not finite.
         WeightsError: a checkpoint cannot be used.
         StorageError: the disk is full.
     """
@@ -154,7 +154,7 @@ def _train(plan: TrainingPlan, emit: Emit) -> float:
     else:
         model = {"model": str(plan.start or SCRATCH), "pretrained": plan.start is not None, "cls_remap": False}
         overrides = {**plan.args, **fixed, **model, "exist_ok": True, "verbose": False, "mode": "train"}
-    # From random weights there are no statistics to keep.
+    # Random weights have no BatchNorm statistics worth keeping.
     freeze_norm = bool(overrides.pop(FREEZE_NORM, plan.args.get(FREEZE_NORM))) and plan.start is not None
     trainer = FineTuner(overrides, _start_from(plan, _start_of(plan)), plan.taught, freeze_norm=freeze_norm)
     watch = _Watch(emit)
@@ -166,7 +166,7 @@ def _train(plan: TrainingPlan, emit: Emit) -> float:
 
 
 class _Watch:
-    """Tells what happens in a training."""
+    """Trainer callbacks that emit events."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
@@ -184,7 +184,7 @@ class _Watch:
         )
 
     def losses(self, trainer: Any) -> None:
-        # Later epochs are taken up again from the last checkpoint; in the first one there is none.
+        # In later epochs ultralytics recovers from the last checkpoint; in the first one there is none.
         if trainer.epoch == trainer.start_epoch and not bool(trainer.loss.isfinite()):
             raise _diverged()
 
@@ -206,7 +206,7 @@ class _Watch:
         )
 
 
-#: Models without a distribution of box edges have another loss in its place.
+#: Models without distribution focal loss have an L1 loss in its place.
 _LOSSES = {"box_loss": "box", "cls_loss": "cls", "dfl_loss": "dfl", "l1_loss": "dfl"}
 
 
@@ -215,11 +215,11 @@ def _rounded(value: object) -> float | None:
 
 
 def _finished(plan: TrainingPlan, last: Path) -> bool:
-    """Whether nothing is left to train: that checkpoint is of the last epoch, or of the one that patience ended with.
+    """Return whether a checkpoint is of the last epoch, or of the one at which patience ran out.
 
     Raises:
         WeightsError: it cannot be read.
-        TrainingFailed: it is of other labels.
+        TrainingFailed: it was trained for other labels.
     """
     model, checkpoint = read_checkpoint(last)
     names = tuple(str(model.names[i]) for i in sorted(model.names))
@@ -237,7 +237,7 @@ def _finished(plan: TrainingPlan, last: Path) -> bool:
 
 
 def _adopt(plan: TrainingPlan, last: Path) -> None:
-    """Bring the checkpoints of an interrupted training into this one's folder, if they lie elsewhere."""
+    """Copy the checkpoints of an interrupted training into this one's folder if they are elsewhere."""
     weights = plan.run / "weights"
     weights.mkdir(parents=True, exist_ok=True)
     for source, name in ((last.with_name("best.pt"), "best.pt"), (last, "last.pt")):
@@ -249,10 +249,10 @@ def _adopt(plan: TrainingPlan, last: Path) -> None:
 
 
 def _finish(plan: TrainingPlan) -> tuple[Path, int]:
-    """Strip the best checkpoint and load it as predictions will; its path, and the number of epochs.
+    """Strip the best checkpoint, load it as predictions will, and return its path and the number of epochs.
 
     Raises:
-        TrainingFailed: what has been written is not what was to be trained.
+        TrainingFailed: the checkpoint cannot be read or has other classes.
     """
     from ultralytics.utils.torch_utils import strip_optimizer
 
@@ -271,7 +271,7 @@ def _finish(plan: TrainingPlan) -> tuple[Path, int]:
 
 
 def _start_of(plan: TrainingPlan) -> tuple[Mapping[int, Any], Mapping[str, Any]] | None:
-    """Class names and content of the start checkpoint; ``None`` where a resumed training has it no more."""
+    """Return class names and content of the start checkpoint; ``None`` where a resumed training no longer has it."""
     if plan.start is None or (plan.resume and not plan.start.is_file()):
         return None
     model, content = read_checkpoint(plan.start)
@@ -279,21 +279,21 @@ def _start_of(plan: TrainingPlan) -> tuple[Mapping[int, Any], Mapping[str, Any]]
 
 
 def _start_from(plan: TrainingPlan, start: tuple[Mapping[int, Any], Mapping[str, Any]] | None) -> StartFrom:
-    """Without labels that the start has been taught: it knows them better than any class it had then."""
+    """Return ``start_from`` without labels that the start checkpoint was trained on."""
     learnt = learnt_by(*start) if start else set()
     return {label: name for label, name in plan.start_from.items() if label not in learnt}
 
 
 def _diverged() -> TrainingFailed:
     return TrainingFailed(
-        "The training's loss is not a finite number any more.",
+        "The training's loss is no longer finite.",
         "Lower lr0, or set amp to false; TRAIN_ARGS takes both.",
     )
 
 
 @contextmanager
 def _explained(plan: TrainingPlan) -> Iterator[None]:
-    """Say what went wrong in terms of what can be done about it."""
+    """Translate errors of torch and ultralytics into errors that name cause and fix."""
     try:
         yield
     except BackendError:
