@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,11 @@ def main(
 ) -> None:
     """Export the annotations of a project as rows of JSON.
 
-    Of a task's annotations the ground truth counts, else the latest. Run again, it goes on where it was interrupted
-    and only does what has changed: it keeps a hidden folder beside the result. The last line of stdout is JSON.
+    Of a task's annotations the ground truth counts, else the latest. The last line of stdout is JSON.
     The exit code is 3 if everything was exported but some videos could not be found or read; they are listed.
     """
+    # Ended from outside, leave nothing half-done either.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = parse_sample(sample)
     source = open_source(**where, all_annotators=all_annotators)
     with progress_bar("Exporting videos") as progress:

@@ -10,8 +10,9 @@ did not say. Rows are in order of time, then of track; videos in one file follow
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,18 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.errors import BackendError, ConfigError
+from ml_backend.export.files import make_folder, writing
 from ml_backend.export.names import UniqueNames
-from ml_backend.export.pieces import FileOfEach, OneFile, Pieces
-from ml_backend.export.source import KEPT, Part, Source
-from ml_backend.export.state import part_fingerprint
+from ml_backend.export.source import Part, Source
 from ml_backend.export.video import AnnotatedVideo, VideoObject
 from ml_backend.types import IntArray
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
-
-#: Of the rows: those of an earlier program are not mixed with others.
-_VERSION = 1
 
 #: How the pictures are chosen: all, each track's keyframes, or a number of pictures a second.
 Sample = Literal["all", "keyframes"] | float
@@ -121,10 +118,7 @@ def export_annotations(
     per_video: bool = False,
     progress: Progress | None = None,
 ) -> Written:
-    """Write the annotations of every task.
-
-    Interrupted and run again it goes on with the next video, and later it only does what has changed. A video that has
-    disappeared since it was exported keeps its rows as long as its annotations stay as they were; it is listed.
+    """Write the annotations of every task; each file appears whole, in place of one that is there.
 
     Args:
         out: the file, or with ``per_video`` a folder for one file a video.
@@ -133,47 +127,50 @@ def export_annotations(
         progress: called with videos done and videos in all.
 
     Raises:
-        StorageError: the disk is full, or ``out`` cannot be written. Pieces that are complete stay.
+        StorageError: the disk is full, or ``out`` cannot be written.
         LabelStudioUnavailable: Label Studio is gone.
     """
     total = sum(1 for _ in source.parts())
-    pieces: Pieces = FileOfEach(out) if per_video else OneFile(out)
-    options = [_VERSION, str(sample), with_video, with_annotator]
-    written, names, exported = Written(), UniqueNames(), []
-    for done, part in enumerate(source.parts(), start=1):
-        # Also names of videos that turn out to be gone are used up: the others keep theirs when it comes back.
-        name = names.take(source.file_stem(part), part.task_id)
-        record = pieces.record(name)
-        known: dict[str, Any] = {"options": options, "part": part_fingerprint(part)}
-        unchanged = bool(record) and record.items() >= known.items()
-        try:
-            with part.open() as video:
-                known["video"] = _facts(video)
-                if not unchanged or record["video"] != known["video"]:
-                    record = known
-                    with pieces.writing(name, record) as elements:
-                        for row in annotation_rows(video, sample):
-                            elements.add(row | _extra(part, with_video, with_annotator))
-                        record["rows"] = elements.count
-                        record["unlabelled"] = sum(not item.label for item in video.objects)
-        except BackendError as error:
-            source.skip(part, error, KEPT if unchanged else "")
-            record = pieces.record(name) if unchanged else {}
-        if record:
-            exported.append(name)
-            written.rows += record["rows"]
-            written.unlabelled += record["unlabelled"]
-        if progress:
-            progress(done, total)
-    written.videos = len(exported)
-    written.files = pieces.finish(exported)
+    written, names = Written(), UniqueNames()
+    if per_video:
+        make_folder(out)
+    with nullcontext() if per_video else _json_array(out) as whole:
+        for done, part in enumerate(source.parts(), start=1):
+            # Also names of videos that turn out to be gone are used up: the others keep theirs when it comes back.
+            path = out / f"{names.take(source.file_stem(part), part.task_id)}.json"
+            try:
+                with part.open() as video, nullcontext(whole) if whole else _json_array(path) as add:
+                    for row in annotation_rows(video, sample):
+                        add(row | _extra(part, with_video, with_annotator))
+                        written.rows += 1
+                    written.unlabelled += sum(not item.label for item in video.objects)
+                written.videos += 1
+                if per_video:
+                    written.files.append(path)
+            except BackendError as error:
+                source.skip(part, error)
+                if per_video:
+                    path.unlink(missing_ok=True)  # rows of an earlier export may not be true any more
+            if progress:
+                progress(done, total)
+    if not per_video:
+        written.files.append(out)
     return written
 
 
-def _facts(video: AnnotatedVideo) -> list[Any]:
-    """All that rows take from the file. A hash of its content would take longer than the rows."""
-    times = hashlib.sha256(video.timeline.times.tobytes()).hexdigest()
-    return [video.info.frames, video.info.width, video.info.height, video.timeline.frame_rate, times]
+@contextmanager
+def _json_array(path: Path) -> Iterator[Callable[[Row], None]]:
+    """A file with a JSON array, an element a line; gives what adds one."""
+    with writing(path) as file:
+        separator = "["
+
+        def add(row: Row) -> None:
+            nonlocal separator
+            file.write(f"{separator}\n{json.dumps(row, ensure_ascii=False)}")
+            separator = ","
+
+        yield add
+        file.write("[]\n" if separator == "[" else "\n]\n")
 
 
 def _extra(part: Part, with_video: bool, with_annotator: bool) -> Row:

@@ -15,20 +15,15 @@ from ml_backend.video.writer import storage_error
 
 
 @contextlib.contextmanager
-def writing_bytes(path: Path, temporary_in: Path | None = None) -> Iterator[IO[bytes]]:
+def writing_bytes(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name only when the ``with`` block ends well; its folder is made.
-
-    Args:
-        temporary_in: where it lies until then, on the same file system; by default beside its place.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
     """
     make_folder(path.parent)
-    folder = temporary_in or path.parent
-    make_folder(folder)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=folder)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
     except OSError as error:
         raise storage_error(path, error) from error
     temporary = Path(name)
@@ -45,11 +40,11 @@ def writing_bytes(path: Path, temporary_in: Path | None = None) -> Iterator[IO[b
 
 
 @contextlib.contextmanager
-def writing(path: Path, temporary_in: Path | None = None) -> Iterator[IO[str]]:
+def writing(path: Path) -> Iterator[IO[str]]:
     """As :func:`writing_bytes`, text in UTF-8."""
     # A lone surrogate, which JSON may hold, becomes its escape.
     how: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
-    with writing_bytes(path, temporary_in) as file:
+    with writing_bytes(path) as file:
         text = io.TextIOWrapper(file, **how)
         try:
             yield text

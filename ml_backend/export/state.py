@@ -1,4 +1,4 @@
-"""What an export has done so far, kept beside it, so that one that was interrupted goes on."""
+"""What the export of a dataset has done so far, kept beside it, so that one that was interrupted goes on."""
 
 from __future__ import annotations
 
@@ -48,19 +48,36 @@ def part_fingerprint(part: Part) -> str:
     )
 
 
-class Records:
-    """What each video of an export was made from.
+class State:
+    """Options of a dataset, and what each of its videos was made from.
 
     Args:
-        folder: of the records; made with the first one.
+        out: folder of the export.
+        options: everything that decides what is written.
+
+    Raises:
+        ConfigError: the folder holds something else, or an export with other options.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._dir = folder
+    def __init__(self, out: Path, options: dict[str, Any]) -> None:
+        self._dir = state_folder(out)
+        file = self._dir / "options.json"
+        before = _read_json(file)
+        options = json.loads(json.dumps(options, default=str))  # as they will be read again
+        if before is None:
+            if out.exists() and (not out.is_dir() or any(path.name != _FOLDER for path in out.iterdir())):
+                raise ConfigError(f"{out} holds something else.", "Choose a new or empty folder as --out.")
+            write_text(file, json.dumps(options, indent=1, ensure_ascii=False) + "\n")
+        elif before != options:
+            changed = sorted(key for key in {*before, *options} if before.get(key) != options.get(key))
+            raise ConfigError(
+                f"{out} holds an export with other options ({', '.join(changed)}).",
+                "Choose another --out, remove that folder, or use the same options to continue.",
+            )
 
     def read(self, name: str) -> dict[str, Any]:
         """The record of a video; empty where there is none."""
-        return read_json(self._path(name)) or {}
+        return _read_json(self._path(name)) or {}
 
     def write(self, name: str, record: dict[str, Any]) -> None:
         write_text(self._path(name), json.dumps(record, default=str) + "\n")
@@ -77,35 +94,7 @@ class Records:
         return self._dir / f"{name}.video.json"
 
 
-class State(Records):
-    """Records of a dataset, and its options.
-
-    Args:
-        out: folder of the export.
-        options: everything that decides what is written.
-
-    Raises:
-        ConfigError: the folder holds something else, or an export with other options.
-    """
-
-    def __init__(self, out: Path, options: dict[str, Any]) -> None:
-        super().__init__(state_folder(out))
-        file = self._dir / "options.json"
-        before = read_json(file)
-        options = json.loads(json.dumps(options, default=str))  # as they will be read again
-        if before is None:
-            if out.exists() and (not out.is_dir() or any(path.name != _FOLDER for path in out.iterdir())):
-                raise ConfigError(f"{out} holds something else.", "Choose a new or empty folder as --out.")
-            write_text(file, json.dumps(options, indent=1, ensure_ascii=False) + "\n")
-        elif before != options:
-            changed = sorted(key for key in {*before, *options} if before.get(key) != options.get(key))
-            raise ConfigError(
-                f"{out} holds an export with other options ({', '.join(changed)}).",
-                "Choose another --out, remove that folder, or use the same options to continue.",
-            )
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object; ``None`` where there is none, or it is damaged."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
