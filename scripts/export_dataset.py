@@ -99,6 +99,7 @@ def main(
             to_label_studio,
             out,
             videos=where["videos"],
+            video_map=where["video_map"],
             config=where["config"],
             kind=kind,
             min_iou=min_iou,

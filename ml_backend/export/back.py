@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.errors import BackendError, VideoError
-from ml_backend.export.known import NOTHING, Known
-from ml_backend.export.locate import VideoFolder
+from ml_backend.export.locate import FIND_CURE, NOTHING, Known, VideoFolder
 from ml_backend.export.source import Skipped
 from ml_backend.geometry import Float64Array
 from ml_backend.keyframes import interpolate
@@ -190,7 +189,7 @@ def to_tasks(
             found = folder.look_up_name(each.name, each.known)
             if found.path is None:
                 reason = found.reason or f"There is no video of this name in {folder.folder.absolute()}."
-                raise VideoError(reason, "Put the right one there, or give another --videos.")
+                raise VideoError(reason, FIND_CURE)
             data = _data(found.path, folder, control, url_prefix)
             regions, left_out = _regions(each, found.path, control, control.frame_rate_for(data), min_iou)
         except BackendError as error:
@@ -211,7 +210,8 @@ def _data(path: Path, folder: VideoFolder, control: VideoControl, url_prefix: st
     data: dict[str, Any] = dict(facts)
     if rate_field := control.frame_rate.field:
         data[rate_field] = facts["fps"]
-    place = path.name if folder.single else path.relative_to(folder.folder).as_posix()
+    inside = path.is_relative_to(folder.folder) and not folder.single
+    place = path.relative_to(folder.folder).as_posix() if inside else path.name
     # Keys of cloud storages are taken as they are, and without a prefix it is no address yet.
     is_url = url_prefix and urlsplit(url_prefix).scheme not in CLOUD_SCHEMES
     data[control.value_key] = url_prefix + (quote(place) if is_url else place)

@@ -19,8 +19,8 @@ import numpy as np
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import ReadBoxes, ReadVideo, finite, frame_number
 from ml_backend.export.files import writing
-from ml_backend.export.known import Known, whole
 from ml_backend.export.layout import Finished, Format, Picked, remove_named
+from ml_backend.export.locate import Known, whole
 from ml_backend.export.sampling import SPLITS
 from ml_backend.export.state import state_folder
 
@@ -51,9 +51,9 @@ class Coco(Format):
     def _lines(self, name: str) -> Path:
         return state_folder(self.out) / f"{name}.coco.jsonl"
 
-    def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
+    def remove(self, name: str) -> None:
         for split in SPLITS:
-            remove_named(self.out / "images" / split, name, keep)
+            remove_named(self.out / "images" / split, name)
         self._lines(name).unlink(missing_ok=True)
 
     def finish(self, videos: Sequence[Finished]) -> list[str]:

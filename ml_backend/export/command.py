@@ -51,6 +51,12 @@ def source_options(predictions: str) -> Callable[[Callable[..., Any]], Callable[
             type=click.Path(path_type=Path),
             help="Folder with the videos, found by name with or without Label Studio's upload prefix; or one video.",
         ),
+        click.option(
+            "--video-map",
+            type=_FILE,
+            help="CSV file that says which file is which video. Its lines are `video,file`: a task's id, or its "
+            "video's address or file name; and the file, relative to the CSV file.",
+        ),
         click.option("--config", type=_FILE, help="Label config of the export file.  [default: inferred from it]"),
         click.option("--task", "tasks", type=int, multiple=True, help="Only this task; may be given several times."),
         click.option(
@@ -76,6 +82,7 @@ def open_source(
     project: int | None,
     from_json: Path | None,
     videos: Path | None,
+    video_map: Path | None,
     config: Path | None,
     tasks: tuple[int, ...],
     **options: Any,
@@ -87,12 +94,13 @@ def open_source(
         LabelStudioError, MediaError: see :class:`~ml_backend.export.source.Source`.
     """
     settings, _ = settings_in_force()
+    options |= {"videos": videos, "video_map": video_map, "only": tasks}
     if project is not None and from_json is None:
         client = LabelStudioClient.from_settings(settings)
-        return Source.from_project(client, project, settings, videos=videos, only=tasks, **options)
+        return Source.from_project(client, project, settings, **options)
     if from_json is not None and project is None:
         parsed = read_label_config(config) if config else None
-        return Source.from_file(from_json, videos=videos, config=parsed, settings=settings, only=tasks, **options)
+        return Source.from_file(from_json, config=parsed, settings=settings, **options)
     raise ConfigError("One source is needed.", "Give either --project or --from-json.")
 
 
@@ -116,6 +124,7 @@ def bring_back(
     out: Path,
     *,
     videos: Path | None,
+    video_map: Path | None,
     config: Path | None,
     kind: ResultKind,
     min_iou: float,
@@ -125,6 +134,7 @@ def bring_back(
 
     Args:
         videos: folder with the videos; by default the dataset's own.
+        video_map: see :func:`~ml_backend.export.locate.read_video_map`.
         config: label config whose names and frame rate the regions get; by default as the documentation's example.
 
     Raises:
@@ -137,8 +147,7 @@ def bring_back(
     if not 0 < min_iou < 1:
         raise ConfigError(f"{min_iou:g} cannot bound an IoU.", "Give --min-iou between 0 and 1.")
     control = read_label_config(config).video_controls[0] if config else _EXAMPLE
-    near = dataset if dataset.is_dir() else dataset.absolute().parent
-    folder = VideoFolder(videos) if videos else VideoFolder(near, recursive=False)
+    folder = VideoFolder.of(videos, video_map, beside=dataset / "labels" if dataset.is_dir() else dataset)
     result = BackResult()
     found = list(readers[format_name](dataset))
     with progress_bar("Reading videos") as progress, writing(out) as file:

@@ -23,8 +23,8 @@ from defusedxml.common import DefusedXmlException
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadTrack, ReadVideo, finite, frame_number
 from ml_backend.export.files import writing
-from ml_backend.export.known import NOTHING, Known, whole
 from ml_backend.export.layout import Finished, Format, Picked
+from ml_backend.export.locate import NOTHING, Known, whole
 from ml_backend.export.video import VideoObject
 from ml_backend.geometry import Float64Array
 from ml_backend.keyframes import simplify
@@ -110,7 +110,7 @@ class Cvat(Format):
                 _write_box(xml, after, box, outside=True, keyframe=True)
         xml.close("track")
 
-    def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
+    def remove(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
 
     def finish(self, videos: Sequence[Finished]) -> list[str]:

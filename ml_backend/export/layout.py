@@ -6,16 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.images import ImageFormat
 from ml_backend.export.sampling import Sampling
-from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
 from ml_backend.types import IntArray
-
-if TYPE_CHECKING:
-    from ml_backend.export.source import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +114,19 @@ class Format(ABC):
         """Write everything that is known of one video, but for the pictures."""
 
     @abstractmethod
-    def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
-        """Remove a video's pictures and labels from an earlier export, except the pictures to ``keep``."""
+    def remove(self, name: str) -> None:
+        """Remove a video's pictures and labels from an earlier export."""
 
     @abstractmethod
     def finish(self, videos: Sequence[Finished]) -> list[str]:
         """Write what needs all videos. Returns notes for the user."""
 
 
-def remove_named(folder: Path, name: str, keep: frozenset[Path] = frozenset()) -> None:
+def remove_named(folder: Path, name: str) -> None:
     """Remove files called ``<name>_<digits>.<suffix>`` in a folder."""
     if not folder.is_dir():
         return
     for path in folder.iterdir():
         stem, _, digits = path.stem.rpartition("_")
-        if stem == name and digits.isdigit() and path not in keep:
+        if stem == name and digits.isdigit():
             path.unlink(missing_ok=True)

@@ -19,8 +19,8 @@ import numpy as np
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import ReadBoxes, ReadVideo, finite, frame_number
 from ml_backend.export.files import write_text, writing
-from ml_backend.export.known import Known, whole
 from ml_backend.export.layout import Finished, Format, Picked
+from ml_backend.export.locate import Known, whole
 from ml_backend.export.sampling import SPLITS
 
 #: The classes of MOT16, MOT17 and MOT20, by number.
@@ -80,13 +80,10 @@ class Mot(Format):
         lines = "".join(f"{key}={value}\n" for key, value in info.items())
         write_text(folder / "seqinfo.ini", f"[Sequence]\n{lines}")
 
-    def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
+    def remove(self, name: str) -> None:
         for split in SPLITS:
             folder = self.out / split / name
-            for path in folder.glob("img1/*") if folder.is_dir() else ():
-                if path not in keep:
-                    path.unlink()
-            if folder.is_dir() and not any(folder.glob("img1/*")):
+            if folder.is_dir():
                 shutil.rmtree(folder)
 
     def finish(self, videos: Sequence[Finished]) -> list[str]:

@@ -18,8 +18,8 @@ import yaml
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadVideo, finite
 from ml_backend.export.files import make_folder, write_text
-from ml_backend.export.known import Known
 from ml_backend.export.layout import Finished, Format, Picked, remove_named
+from ml_backend.export.locate import Known
 from ml_backend.export.sampling import SPLITS
 from ml_backend.export.video import FrameBoxes
 from ml_backend.video.writer import storage_error
@@ -56,9 +56,9 @@ class Yolo(Format):
             lines.append(f"{self.class_ids[item.label]} {x:.6f} {y:.6f} {w:.6f} {h:.6f}{number}\n")
         return "".join(lines)
 
-    def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
+    def remove(self, name: str) -> None:
         for split in SPLITS:
-            remove_named(self.out / "images" / split, name, keep)
+            remove_named(self.out / "images" / split, name)
             remove_named(self.out / "labels" / split, name)
 
     def finish(self, videos: Sequence[Finished]) -> list[str]:
