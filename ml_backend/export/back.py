@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 ResultKind = Literal["predictions", "annotations"]
 
 #: Bound of the keyframe simplification: what people have drawn comes back all but unchanged.
-MIN_IOU = 0.995
+_MIN_IOU = 0.995
 
 #: Beyond any video (46 hours at 60 frames a second): larger numbers are damage that would cost memory without end.
 MAX_FRAME = 10_000_000
@@ -171,7 +171,6 @@ def to_tasks(
     result: BackResult,
     *,
     kind: ResultKind = "predictions",
-    min_iou: float = MIN_IOU,
     url_prefix: str = "",
 ) -> Iterator[dict[str, Any]]:
     """Label Studio tasks, one a video, to be imported.
@@ -181,7 +180,6 @@ def to_tasks(
         control: names of the regions, and the frame rate at which Label Studio will count.
         result: is added to.
         kind: whether the regions are predictions (to be reviewed) or an annotation (as good as drawn by hand).
-        min_iou: bound of the keyframe simplification.
         url_prefix: put before the video's path in ``folder``, such as ``/data/local-files/?d=videos/``.
     """
     for each in videos:
@@ -191,7 +189,7 @@ def to_tasks(
                 reason = found.reason or f"There is no video of this name in {folder.folder.absolute()}."
                 raise VideoError(reason, FIND_CURE)
             data = _data(found.path, folder, control, url_prefix)
-            regions, left_out = _regions(each, found.path, control, control.frame_rate_for(data), min_iou)
+            regions, left_out = _regions(each, found.path, control, control.frame_rate_for(data))
         except BackendError as error:
             log.info("%s is skipped", each.name, exc_info=error)
             result.skipped.append(Skipped(0, each.name, str(error)))
@@ -219,7 +217,7 @@ def _data(path: Path, folder: VideoFolder, control: VideoControl, url_prefix: st
 
 
 def _regions(
-    each: ReadVideo, path: Path, control: VideoControl, frame_rate: float, min_iou: float
+    each: ReadVideo, path: Path, control: VideoControl, frame_rate: float
 ) -> tuple[list[dict[str, Any]], Mapping[str, int]]:
     info, timeline = probe(path), video_timeline(path, frame_rate)
     read = each.read(info.width, info.height, info.frames)
@@ -240,7 +238,7 @@ def _regions(
             timeline,
             control,
             info,
-            min_iou,
+            _MIN_IOU,
         )
         if region is not None:
             regions.append(region)

@@ -51,9 +51,9 @@ class Coco(Format):
     def _lines(self, name: str) -> Path:
         return state_folder(self.out) / f"{name}.coco.jsonl"
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
         for split in SPLITS:
-            remove_named(self.out / "images" / split, name)
+            remove_named(self.out / "images" / split, name, keep)
         self._lines(name).unlink(missing_ok=True)
 
     def finish(self, videos: Sequence[Finished]) -> list[str]:

@@ -127,7 +127,6 @@ def bring_back(
     video_map: Path | None,
     config: Path | None,
     kind: ResultKind,
-    min_iou: float,
     url_prefix: str,
 ) -> None:
     """Write Label Studio tasks of a foreign dataset, print a summary, and end as :func:`finish` does.
@@ -144,14 +143,12 @@ def bring_back(
     readers = {"mot": read_mot, "cvat": read_cvat, "yolo-track": read_yolo, "coco": read_coco}
     if format_name not in readers:
         raise ConfigError(f"Labels of the format {format_name} have no tracks.", f"Use one of {', '.join(readers)}.")
-    if not 0 < min_iou < 1:
-        raise ConfigError(f"{min_iou:g} cannot bound an IoU.", "Give --min-iou between 0 and 1.")
     control = read_label_config(config).video_controls[0] if config else _EXAMPLE
     folder = VideoFolder.of(videos, video_map, beside=dataset / "labels" if dataset.is_dir() else dataset)
     result = BackResult()
     found = list(readers[format_name](dataset))
     with progress_bar("Reading videos") as progress, writing(out) as file:
-        tasks = to_tasks(found, folder, control, result, kind=kind, min_iou=min_iou, url_prefix=url_prefix)
+        tasks = to_tasks(found, folder, control, result, kind=kind, url_prefix=url_prefix)
         file.write("[")
         for number, task in enumerate(tasks):
             file.write((",\n" if number else "\n") + json.dumps(task, ensure_ascii=False))

@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import XMLGenerator
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import numpy as np
 from defusedxml import ElementTree
@@ -25,7 +26,7 @@ from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadTrack, ReadVideo, f
 from ml_backend.export.files import writing
 from ml_backend.export.layout import Finished, Format, Picked
 from ml_backend.export.locate import NOTHING, Known, whole
-from ml_backend.export.video import VideoObject
+from ml_backend.export.video import AnnotatedVideo, VideoObject
 from ml_backend.geometry import Float64Array
 from ml_backend.keyframes import simplify
 from ml_backend.types import IntArray
@@ -50,20 +51,21 @@ class Cvat(Format):
 
     def write_labels(self, picked: Picked) -> None:
         with writing(self._path(picked.name)) as file:
-            xml = _Xml(file)
-            xml.open("annotations")
-            xml.text("version", "1.1")
-            self._write_meta(xml, picked)
-            for number, item in enumerate(picked.objects):
-                self._write_track(xml, picked, number, item)
-            xml.close("annotations")
+            file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n')
+            tracks = (self._track(picked, number, item) for number, item in enumerate(picked.objects))
+            for element in chain([self._meta(picked)], tracks):
+                if len(element):
+                    indent(element, level=1)
+                    file.write(f"  {tostring(element, encoding='unicode')}\n")
+            file.write("</annotations>\n")
 
-    def _write_meta(self, xml: _Xml, picked: Picked) -> None:
-        video = picked.video
-        colours = {label.value: label.background for label in video.control.labels}
-        xml.open("meta")
-        xml.open("task")
-        for tag, text in (
+    def _meta(self, picked: Picked) -> Element:
+        video, stride = picked.video, self.sampling.stride
+        labels = [
+            ("label", [("name", name), *([("color", colour)] if colour else []), ("attributes", "")])
+            for name, colour in ((name, _colour(video, name)) for name in self.classes)
+        ]
+        task = [
             ("id", str(video.task_id)),
             ("name", picked.name),
             ("size", str(len(picked.pictures))),
@@ -72,90 +74,56 @@ class Cvat(Format):
             ("bugtracker", ""),
             ("start_frame", "0"),
             ("stop_frame", str(video.info.frames - 1)),
-            ("frame_filter", f"step={self.sampling.stride}" if self.sampling.stride > 1 else ""),
-        ):
-            xml.text(tag, text)
-        xml.open("labels")
-        for name in self.classes:
-            xml.open("label")
-            xml.text("name", name)
-            colour = colours.get(name, "")
-            if re.fullmatch("#[0-9A-Fa-f]{6}", colour):
-                xml.text("color", colour.lower())
-            xml.text("attributes", "")
-            xml.close("label")
-        xml.close("labels")
-        xml.open("original_size")
-        xml.text("width", str(video.info.width))
-        xml.text("height", str(video.info.height))
-        xml.close("original_size")
-        xml.text("source", video.name)
-        xml.close("task")
-        xml.close("meta")
+            ("frame_filter", f"step={stride}" if stride > 1 else ""),
+            ("labels", labels),
+            ("original_size", [("width", str(video.info.width)), ("height", str(video.info.height))]),
+            ("source", video.name),
+        ]
+        return _element("meta", [("task", task)])
 
-    def _write_track(self, xml: _Xml, picked: Picked, number: int, item: VideoObject) -> None:
+    def _track(self, picked: Picked, number: int, item: VideoObject) -> Element:
+        track = Element("track", id=str(number), label=_clean(item.label), source=item.source)
         pictures, xyxy = picked.video.boxes(item)
         chosen = np.isin(pictures, picked.pictures)
         pictures, xyxy = pictures[chosen], xyxy[chosen]
-        if not len(pictures):
-            return
         stride = self.sampling.stride
-        xml.open("track", id=str(number), label=item.label, source=item.source)
         for part in np.split(np.arange(len(pictures)), np.flatnonzero(np.diff(pictures) > stride) + 1):
+            if not len(part):
+                continue
             keys = set(simplify(pictures[part], xyxy[part], KEYFRAME_IOU, own_boxes=True)[0].tolist())
             for picture, box in zip(pictures[part].tolist(), xyxy[part].tolist(), strict=True):
-                _write_box(xml, picture, box, outside=False, keyframe=picture in keys)
+                _add_box(track, picture, box, outside=False, keyframe=picture in keys)
             after = picture + stride
             if after < picked.video.info.frames:
-                _write_box(xml, after, box, outside=True, keyframe=True)
-        xml.close("track")
+                _add_box(track, after, box, outside=True, keyframe=True)
+        return track
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
         self._path(name).unlink(missing_ok=True)
 
     def finish(self, videos: Sequence[Finished]) -> list[str]:
         return []
 
 
-def _write_box(xml: _Xml, picture: int, box: Sequence[float], *, outside: bool, keyframe: bool) -> None:
+def _add_box(track: Element, picture: int, box: Sequence[float], *, outside: bool, keyframe: bool) -> None:
     place = {name: f"{value:.2f}" for name, value in zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)}
     flags = {"outside": str(int(outside)), "occluded": "0", "keyframe": str(int(keyframe))}
-    xml.empty("box", frame=str(picture), **flags, **place, z_order="0")
+    SubElement(track, "box", {"frame": str(picture), **flags, **place, "z_order": "0"})
 
 
-class _Xml:
-    """Indented XML, written as it comes."""
+def _element(tag: str, content: Any) -> Element:
+    """An element of text, or of ``(tag, content)`` pairs."""
+    made = Element(tag)
+    if isinstance(content, str):
+        made.text = _clean(content)
+    else:
+        made.extend(_element(*each) for each in content)
+    return made
 
-    def __init__(self, file: Any) -> None:
-        self._out = XMLGenerator(file, "utf-8", short_empty_elements=True)
-        self._out.startDocument()
-        self._depth = 0
 
-    def open(self, tag: str, **attributes: str) -> None:
-        self._indent()
-        self._out.startElement(tag, {name: _clean(value) for name, value in attributes.items()})  # type: ignore[arg-type]
-        self._depth += 1
-
-    def close(self, tag: str) -> None:
-        self._depth -= 1
-        self._indent()
-        self._out.endElement(tag)
-        if not self._depth:
-            self._out.ignorableWhitespace("\n")
-
-    def text(self, tag: str, text: str) -> None:
-        self._indent()
-        self._out.startElement(tag, {})  # type: ignore[arg-type]
-        self._out.characters(_clean(text))
-        self._out.endElement(tag)
-
-    def empty(self, tag: str, **attributes: str) -> None:
-        self._indent()
-        self._out.startElement(tag, attributes)  # type: ignore[arg-type]
-        self._out.endElement(tag)
-
-    def _indent(self) -> None:
-        self._out.ignorableWhitespace("\n" + "  " * self._depth if self._depth else "")
+def _colour(video: AnnotatedVideo, label: str) -> str:
+    found = next((each.background for each in video.control.labels if each.value == label), "")
+    return found.lower() if re.fullmatch("#[0-9A-Fa-f]{6}", found) else ""
 
 
 def _clean(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.errors import BackendError, ConfigError, Interrupted, MediaError
+from ml_backend.errors import BackendError, ConfigError, Interrupted, MediaError, VideoError
 from ml_backend.export.coco import Coco
 from ml_backend.export.crops import Crops
 from ml_backend.export.cvat import Cvat
@@ -30,6 +30,7 @@ from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
 from ml_backend.export.yolo import Yolo, YoloTrack
 from ml_backend.files import file_sha256
 from ml_backend.label_studio.media import canonical_uri
+from ml_backend.types import Frame
 from ml_backend.video.reader import read_at
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,6 @@ def export_dataset(
     out: Path,
     options: DatasetOptions,
     *,
-    workers: int = 0,
     progress: Progress | None = None,
     picker: Picker | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -100,7 +100,6 @@ def export_dataset(
 
     Args:
         out: folder; new, empty, or of an earlier run with the same options.
-        workers: videos at once, and threads that encode; 0: one for each core.
         progress: called with videos done and videos in all; for a single video with its pictures.
         picker: chooses pictures and parts; ``None``: as ``options.sampling`` says. With one the classes may differ
             from those of an earlier run.
@@ -113,7 +112,6 @@ def export_dataset(
         LabelStudioUnavailable: Label Studio is gone.
         Interrupted: ``should_stop`` said so.
     """
-    workers = workers or os.cpu_count() or 1
     format_class = FORMATS[options.format]
     if source.all_annotators and format_class.one_truth:
         several = ", ".join(name for name, each in FORMATS.items() if not each.one_truth)
@@ -137,7 +135,7 @@ def export_dataset(
         state,
         options,
         crops,
-        workers,
+        os.cpu_count() or 1,
         len(plan),
         picker,
         progress or (lambda done, total: None),
@@ -235,7 +233,7 @@ def _video_key(part: Part, label_studio_url: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """The work on all videos; ``videos`` of them."""
+    """The work on all videos; ``videos`` of them, ``workers`` at once, and as many threads that encode."""
 
     target: Format
     state: State
@@ -304,11 +302,14 @@ class _Run:
                 if before["part"] != record["part"]:
                     self.state.write(planned.name, before | record)
                 return {**before["outcome"], "continued": True}
+            picked = self._pick(planned, video, objects)
             if before is not None:
-                self.target.remove(planned.name)
+                # Decoding takes the time: pictures of the same file that are still wanted stay.
+                same_file = before.get("made_from", {}).get("file") == made_from["file"]
+                self.target.remove(planned.name, self._paths(picked) if same_file else frozenset())
                 self.crops.remove(planned.name)
-            self.state.write(planned.name, {})  # something of it may be there, but not all
-            picked = self._save_pictures(self._pick(planned, video, objects), encoders)
+            self.state.write(planned.name, record)
+            picked = self._save_pictures(picked, encoders)
             self.target.write_labels(picked)
             others = [item.label for item in video.objects if item.label not in self.target.class_ids]
             outcome = {
@@ -334,34 +335,45 @@ class _Run:
         splits = split_pictures(pictures, planned.same_as, planned.by, self.options.sampling, frames)
         return Picked(planned.name, video, objects, pictures, splits)
 
+    def _paths(self, picked: Picked) -> frozenset[Path]:
+        pairs = zip(picked.splits, picked.pictures.tolist(), strict=True)
+        return frozenset(self.target.image_path(picked.name, split, picture) for split, picture in pairs)
+
     def _save_pictures(self, picked: Picked, encoders: ThreadPoolExecutor) -> Picked:
-        """Write the pictures. Returns those that can be decoded and are no near duplicates."""
+        """Write the pictures that are not there yet. Returns those that can be decoded and are no near duplicates."""
         options, target, video = self.options, self.target, picked.video
         write = target.has_images and options.images
         duplicates = None if options.sampling.near_duplicates else NearDuplicates()
-        if not (write or options.crops or duplicates) or not len(picked.pictures):
+        look_at_all = bool(duplicates or options.crops)
+        if not (write or look_at_all) or not len(picked.pictures):
             return picked
         split_of = dict(zip(picked.pictures.tolist(), picked.splits, strict=True))
-        boxes = video.frames(picked.pictures, picked.objects) if duplicates or options.crops else None
-        kept: dict[int, str] = {}
+        # An interrupted run left whole pictures only: they are files that appear when they are complete.
+        there = {n for n, split in split_of.items() if write and target.image_path(picked.name, split, n).exists()}
+        wanted = [picture for picture in split_of if look_at_all or picture not in there]
+        boxes = video.frames(wanted, picked.objects) if look_at_all else iter(())
+        kept = set() if look_at_all else set(there)
         with ImageSaver(options.image_format, encoders, self.workers) as saver:
-            for frame in read_at(video.path, video.info, list(split_of)):
+            for frame in _decoded(video, wanted, bool(there)):
                 self._check_stop(f"picture {frame.index} of {video.name}")
                 if self.videos == 1:
                     self.progress(frame.index + 1, video.info.frames)
                 split = split_of[frame.index]
-                if boxes:
+                path = target.image_path(picked.name, split, frame.index)
+                if look_at_all:
                     shown = next(found for found in boxes if found.index == frame.index)
                     if duplicates and duplicates(frame.image, shown):
+                        path.unlink(missing_ok=True)
                         continue
                     if options.crops:
                         self.crops.save(saver, picked.name, split, shown, frame.image)
-                kept[frame.index] = split
-                if write:
-                    saver.save(target.image_path(picked.name, split, frame.index), frame.image)
+                kept.add(frame.index)
+                if write and frame.index not in there:
+                    saver.save(path, frame.image)
         if self.videos == 1:
             self.progress(video.info.frames, video.info.frames)
-        return Picked(picked.name, video, picked.objects, np.array(list(kept), np.int64), list(kept.values()))
+        left = {picture: split for picture, split in split_of.items() if picture in kept}
+        return Picked(picked.name, video, picked.objects, np.array(list(left), np.int64), list(left.values()))
 
     def _kept(self, planned: Planned, part: Part) -> dict[str, Any] | None:
         """The outcome of a video that was exported and has disappeared, if all but the file is as it was."""
@@ -393,6 +405,18 @@ def _count_boxes(picked: Picked) -> Counter[str]:
     for item in picked.objects:
         counts[item.label] += int(np.isin(picked.video.boxes(item)[0], picked.pictures, assume_unique=True).sum())
     return counts
+
+
+def _decoded(video: AnnotatedVideo, wanted: Sequence[int], others: bool) -> Iterator[Frame]:
+    """The wanted pictures, without those that cannot be decoded; with ``others`` that may be all of them."""
+    if not wanted:
+        return
+    try:
+        yield from read_at(video.path, video.info, wanted)
+    except VideoError as error:
+        if not others:
+            raise
+        log.warning("%s", error)
 
 
 def _identity(video: AnnotatedVideo) -> list[Any]:

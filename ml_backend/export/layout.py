@@ -114,19 +114,19 @@ class Format(ABC):
         """Write everything that is known of one video, but for the pictures."""
 
     @abstractmethod
-    def remove(self, name: str) -> None:
-        """Remove a video's pictures and labels from an earlier export."""
+    def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
+        """Remove a video's pictures and labels from an earlier export, except the pictures to ``keep``."""
 
     @abstractmethod
     def finish(self, videos: Sequence[Finished]) -> list[str]:
         """Write what needs all videos. Returns notes for the user."""
 
 
-def remove_named(folder: Path, name: str) -> None:
+def remove_named(folder: Path, name: str, keep: frozenset[Path] = frozenset()) -> None:
     """Remove files called ``<name>_<digits>.<suffix>`` in a folder."""
     if not folder.is_dir():
         return
     for path in folder.iterdir():
         stem, _, digits = path.stem.rpartition("_")
-        if stem == name and digits.isdigit():
+        if stem == name and digits.isdigit() and path not in keep:
             path.unlink(missing_ok=True)

@@ -80,10 +80,13 @@ class Mot(Format):
         lines = "".join(f"{key}={value}\n" for key, value in info.items())
         write_text(folder / "seqinfo.ini", f"[Sequence]\n{lines}")
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
         for split in SPLITS:
             folder = self.out / split / name
-            if folder.is_dir():
+            for path in folder.glob("img1/*") if folder.is_dir() else ():
+                if path not in keep:
+                    path.unlink()
+            if folder.is_dir() and not any(folder.glob("img1/*")):
                 shutil.rmtree(folder)
 
     def finish(self, videos: Sequence[Finished]) -> list[str]:

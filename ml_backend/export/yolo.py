@@ -56,9 +56,9 @@ class Yolo(Format):
             lines.append(f"{self.class_ids[item.label]} {x:.6f} {y:.6f} {w:.6f} {h:.6f}{number}\n")
         return "".join(lines)
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
         for split in SPLITS:
-            remove_named(self.out / "images" / split, name)
+            remove_named(self.out / "images" / split, name, keep)
             remove_named(self.out / "labels" / split, name)
 
     def finish(self, videos: Sequence[Finished]) -> list[str]:
