@@ -11,11 +11,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image as Pictures
+from PIL import ImageDraw
 
 from ml_backend.errors import ConfigError
+from ml_backend.export.draw import short
 from ml_backend.export.files import make_folder, write_bytes
 from ml_backend.export.fonts import Fonts
-from ml_backend.export.tiles import rounded, short
 from ml_backend.patterns.store import PatternStore
 
 #: Formats by suffix, as Pillow names them.
@@ -126,22 +127,21 @@ def contact_sheet(
     rows = math.ceil(len(cards) / columns)
     heading = round(letters * 1.5)
     mask = fonts.mask(title, heading)
-    head = mask.shape[0] + 2 * gap
-    width = max(columns * (size + gap) + gap, mask.shape[1] + 2 * gap)
+    head = mask.height + 2 * gap
+    width = max(columns * (size + gap) + gap, mask.width + 2 * gap)
     sheet = Pictures.new("RGB", (width, head + rows * (height + gap) + gap), _GROUND)
-    sheet.paste(_TEXT, (gap, gap), Pictures.fromarray(mask))
-    ground = Pictures.fromarray(rounded(size, height, gap))
+    sheet.paste(_TEXT, (gap, gap), mask)
+    draw = ImageDraw.Draw(sheet)
     for number, card in enumerate(cards):
         x, y = gap + number % columns * (size + gap), head + number // columns * (height + gap)
-        sheet.paste(_CARD, (x, y), ground)
+        draw.rounded_rectangle((x, y, x + size - 1, y + height - 1), gap, _CARD)
         picture = _opened(card.thumbnail, size - gap)
-        left, top = x + (size - picture.width) // 2, y + (size - picture.height) // 2
-        corners = Pictures.fromarray(rounded(picture.width, picture.height, gap // 2))
-        sheet.paste(picture, (left, top), corners)
+        sheet.paste(picture, (x + (size - picture.width) // 2, y + (size - picture.height) // 2))
         for row, text in enumerate(card.caption):
-            words = fonts.mask(short(text), letters)[:, : size - gap]
-            place = (x + (size - words.shape[1]) // 2, y + size + row * line)
-            sheet.paste(_FAINT if row else _TEXT, place, Pictures.fromarray(np.ascontiguousarray(words)))
+            words = fonts.mask(short(text), letters)
+            words = words.crop((0, 0, min(words.width, size - gap), words.height))
+            place = (x + (size - words.width) // 2, y + size + row * line)
+            sheet.paste(_FAINT if row else _TEXT, place, words)
     return sheet
 
 

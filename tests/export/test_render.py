@@ -221,6 +221,22 @@ def test_gaps(tmp_path: Path) -> None:
     assert seen == [True] * 10 + [False] * 9 + [True] * 11
 
 
+def test_pictures_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged stretch and a broken tail: what can be read keeps its time."""
+    gone = {*range(8, 23), 28, 29}
+
+    def damaged(*given: Any, **more: Any) -> Any:
+        return (frame for frame in read_frames(*given, **more) if frame.index not in gone)
+
+    monkeypatch.setattr("ml_backend.export.render.read_frames", damaged)
+    source, layer = prepared(tmp_path)
+    out = tmp_path / "out.mp4"
+    assert render(source, out, [layer])["frames"] == 30 - len(gone)
+    kept = [n for n in range(30) if n not in gone]
+    assert [read_number(frame.image) for frame in read_frames(out)] == kept
+    np.testing.assert_allclose(frame_times(out), np.array(kept) / 30, atol=1e-6)
+
+
 # -- what is drawn
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import av
 import numpy as np
@@ -154,6 +156,35 @@ def test_the_file_appears_only_when_complete(tmp_path: Path) -> None:
         writer.write(np.zeros((64, 64, 3), np.uint8))
         assert not path.exists()
     assert probe(path).frames == 1
+
+
+def test_ended_before_the_first_picture(tmp_path: Path) -> None:
+    """After whatever call a signal comes, nothing is left."""
+    left, raised, at, begun = 0, False, 0, False
+
+    def profile(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal left, raised
+        left -= event in ("call", "c_return")  # where signals are handled
+        if left == 0 and not raised:
+            raised = True
+            raise SystemExit(143)
+
+    before = sys.getprofile()
+    while not begun:
+        at += 1
+        left, raised = at, False
+        sys.setprofile(profile)
+        try:
+            with VideoWriter(tmp_path / "o.mp4", 16, 16, 10):
+                sys.setprofile(before)
+                begun = not raised
+                raise SystemExit(0)
+        except SystemExit:
+            pass
+        finally:
+            sys.setprofile(before)
+        assert list(tmp_path.iterdir()) == [], f"call {at} of its way"
+    assert at > 20
 
 
 def test_no_frames(tmp_path: Path) -> None:
