@@ -21,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.errors import BackendError, ConfigError
-from ml_backend.export.files import make_folder, writing
-from ml_backend.export.names import UniqueNames
 from ml_backend.export.source import Source
 from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
+from ml_backend.files import UniqueNames, make_folder, writing
 from ml_backend.types import IntArray
 
 Row = dict[str, Any]

@@ -18,11 +18,11 @@ import numpy as np
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import ReadBoxes, ReadVideo, finite, frame_number
-from ml_backend.export.files import writing
 from ml_backend.export.layout import Finished, Format, Picked, remove_named
 from ml_backend.export.locate import Known, whole
 from ml_backend.export.sampling import SPLITS
 from ml_backend.export.state import state_folder
+from ml_backend.files import writing
 
 
 class Coco(Format):

@@ -23,10 +23,10 @@ from defusedxml.common import DefusedXmlException
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadTrack, ReadVideo, finite, frame_number
-from ml_backend.export.files import writing
 from ml_backend.export.layout import Finished, Format, Picked
 from ml_backend.export.locate import NOTHING, Known, whole
 from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.files import writing
 from ml_backend.geometry import Float64Array
 from ml_backend.keyframes import simplify
 from ml_backend.types import IntArray

@@ -21,14 +21,13 @@ from ml_backend.export.cvat import Cvat
 from ml_backend.export.images import ImageFormat, ImageSaver
 from ml_backend.export.layout import Finished, Format, Picked, Picker
 from ml_backend.export.mot import Mot
-from ml_backend.export.names import UniqueNames
 from ml_backend.export.sampling import NearDuplicates, Sampling, SplitBy, pictures_of, split_pictures, split_videos
 from ml_backend.export.select import chosen_label
 from ml_backend.export.source import KEPT, Source
 from ml_backend.export.state import State, fingerprint
 from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
 from ml_backend.export.yolo import Yolo, YoloTrack
-from ml_backend.files import file_sha256
+from ml_backend.files import UniqueNames, file_sha256
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.types import Frame
 from ml_backend.video.reader import read_at

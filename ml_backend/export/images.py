@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from ml_backend.errors import ConfigError, StorageError
-from ml_backend.export.files import make_folder, write_bytes
+from ml_backend.files import make_folder, write_bytes
 from ml_backend.types import Image
 
 #: Pictures that wait for the encoder, for each of its threads. One of 1920x1080 takes 6 MB.

@@ -16,8 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ml_backend.errors import BackendError, ConfigError, MediaError
-from ml_backend.export.names import safe_name
-from ml_backend.files import file_sha256
+from ml_backend.files import file_sha256, safe_name
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
 from ml_backend.types import VideoInfo

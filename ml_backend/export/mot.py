@@ -18,10 +18,10 @@ import numpy as np
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import ReadBoxes, ReadVideo, finite, frame_number
-from ml_backend.export.files import write_text, writing
 from ml_backend.export.layout import Finished, Format, Picked
 from ml_backend.export.locate import Known, whole
 from ml_backend.export.sampling import SPLITS
+from ml_backend.files import write_text, writing
 
 #: The classes of MOT16, MOT17 and MOT20, by number.
 MOT_CLASSES = {

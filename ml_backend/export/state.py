@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_backend.errors import ConfigError
-from ml_backend.export.files import write_text
+from ml_backend.files import write_text
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from ml_backend.export.annotations import (
     pictures_per_second,
     whole_pixels,
 )
-from ml_backend.export.names import UniqueNames, safe_name
 from ml_backend.export.source import Source
+from ml_backend.files import UniqueNames, safe_name
 from tests.builders import CONFIG, ROOT, wait_for
 from tests.export.builders import key, make_annotation, make_region, make_task, write_export
 from tests.video.builders import make_video
