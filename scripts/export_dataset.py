@@ -87,16 +87,8 @@ def main(
     was exported but some videos could not be found or read; they are listed.
     """
     if to_label_studio is not None:
-        bring_back(
-            format_name,
-            to_label_studio,
-            out,
-            videos=where["videos"],
-            video_map=where["video_map"],
-            config=where["config"],
-            kind=kind,
-            url_prefix=url_prefix,
-        )
+        places = {name: where[name] for name in ("videos", "video_map", "config")}
+        bring_back(format_name, to_label_studio, out, **places, kind=kind, url_prefix=url_prefix)
         return
     sampling = Sampling(stride, keyframes, negatives, not drop_near_duplicates, split, parse_ratio(ratio), seed)
     source = open_source(**where, all_annotators=all_annotators)
