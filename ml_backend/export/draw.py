@@ -250,7 +250,7 @@ class Legend:
         fonts: Fonts,
         rows: int = 12,
     ) -> None:
-        self._scale, self._kinds, self._count, self._rows = scale, kinds, len(labels), rows
+        self._scale, self._kinds, self._rows = scale, kinds, rows
         self._mask = lambda text: fonts.mask(text, scale.font)
         names = [short(label) or "(no label)" for label in labels[:rows]]
         more = [f"{len(labels) - rows} more labels"] if len(labels) > rows else []

@@ -68,18 +68,15 @@ def statistics_figure(statistics: Statistics, fonts: Fonts, colours: Mapping[str
     grid = figure.add_gridspec(3 if people else 2, 2, height_ratios=[bars, sizes, more][: 3 if people else 2])
     videos = "1 video" if statistics.videos == 1 else f"{statistics.videos} videos"
     figure.suptitle(f"{videos}, {statistics.video_seconds:,.1f} s", color=_INK, fontsize=13, fontweight="bold")
-    names = [name or _NO_LABEL for name in labels]
-    tallies = list(labels.values())
-    _tracks(figure.add_subplot(grid[0, 0]), names, tallies, shades, fonts)
-    seconds = figure.add_subplot(grid[0, 1])
-    _bars(seconds, names, [tally.seconds for tally in tallies], shades, fonts, "Seconds on screen")
+    names, tallies = [name or _NO_LABEL for name in labels], list(labels.values())
+    _tracks(figure.add_subplot(grid[0, 0]), "Tracks", names, tallies, shades, fonts)
+    _seconds(figure.add_subplot(grid[0, 1]), "Seconds on screen", names, tallies, shades, fonts)
     _sizes(figure.add_subplot(grid[1, :]), names, tallies, shades, fonts)
     if people:
-        who = [name or "(unknown)" for name in people]
-        blue = [(0.2, 0.45, 0.75)] * len(who)
-        _tracks(figure.add_subplot(grid[2, 0]), who, list(people.values()), blue, fonts, "Tracks by annotator")
-        spent = [tally.seconds for tally in people.values()]
-        _bars(figure.add_subplot(grid[2, 1]), who, spent, blue, fonts, "Seconds on screen by annotator")
+        names, tallies = [name or "(unknown)" for name in people], list(people.values())
+        blue = [(0.2, 0.45, 0.75)] * len(names)
+        _tracks(figure.add_subplot(grid[2, 0]), "Tracks by annotator", names, tallies, blue, fonts)
+        _seconds(figure.add_subplot(grid[2, 1]), "Seconds on screen by annotator", names, tallies, blue, fonts)
     return figure
 
 
@@ -124,41 +121,32 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _bars(axes: Any, names: Sequence[str], values: Sequence[float], shades: Any, fonts: Fonts, title: str) -> None:
+def _seconds(axes: Any, title: str, names: Sequence[str], tallies: Sequence[Tally], shades: Any, fonts: Fonts) -> None:
     _dress(axes, title)
-    axes.barh(range(len(names)), values, color=shades, height=0.7)
-    _label_bars(axes, [f"{value:,.1f}" for value in values], values)
+    bars = axes.barh(range(len(names)), [tally.seconds for tally in tallies], color=shades, height=0.7)
+    _label_bars(axes, bars, [f"{tally.seconds:,.1f}" for tally in tallies])
     _name_rows(axes, names, fonts)
 
 
-def _tracks(
-    axes: Any, names: Sequence[str], tallies: Sequence[Tally], shades: Any, fonts: Fonts, title: str = "Tracks"
-) -> None:
+def _tracks(axes: Any, title: str, names: Sequence[str], tallies: Sequence[Tally], shades: Any, fonts: Fonts) -> None:
     """By hand in full colour, by a model hatched beside it."""
     _dress(axes, title)
-    manual = [tally.manual for tally in tallies]
-    auto = [tally.tracks - tally.manual for tally in tallies]
+    manual, auto = [tally.manual for tally in tallies], [tally.tracks - tally.manual for tally in tallies]
+    how: dict[str, Any] = {"alpha": 0.45, "hatch": "////", "edgecolor": "white", "linewidth": 0}
     rows = range(len(names))
     axes.barh(rows, manual, color=shades, height=0.7)
-    axes.barh(
-        rows, auto, left=manual, color=shades, height=0.7, alpha=0.45, hatch="////", edgecolor="white", linewidth=0
-    )
-    totals = [tally.tracks for tally in tallies]
-    texts = [
-        f"{total:,}" + (f" ({hand:,} by hand)" if 0 < hand < total else "")
-        for total, hand in zip(totals, manual, strict=True)
-    ]
-    _label_bars(axes, texts, totals)
+    bars = axes.barh(rows, auto, left=manual, color=shades, height=0.7, **how)
+    parts = [f" ({hand:,} by hand)" if hand and other else "" for hand, other in zip(manual, auto, strict=True)]
+    _label_bars(axes, bars, [f"{tally.tracks:,}{part}" for tally, part in zip(tallies, parts, strict=True)])
     _name_rows(axes, names, fonts)
     if any(manual) and any(auto):
         axes.set_xlabel("full colour: by hand; hatched: by a model", color=_FAINT, fontsize=9)
 
 
-def _label_bars(axes: Any, texts: Sequence[str], values: Sequence[float]) -> None:
-    limit = max([*values, 1e-9])
-    for row, (text, value) in enumerate(zip(texts, values, strict=True)):
-        axes.text(value + 0.015 * limit, row, text, va="center", color=_FAINT, fontsize=9)
-    axes.set_xlim(0, limit * (1.15 + 0.02 * max(map(len, texts), default=0)))
+def _label_bars(axes: Any, bars: Any, texts: Sequence[str]) -> None:
+    axes.bar_label(bars, texts, padding=4, color=_FAINT, fontsize=9)
+    # Room for the texts beside the longest bar, also where all are empty.
+    axes.set_xlim(0, max(axes.dataLim.x1, 1e-9) * (1.15 + 0.02 * max(map(len, texts), default=0)))
 
 
 def _sizes(axes: Any, names: Sequence[str], tallies: Sequence[Tally], shades: Any, fonts: Fonts) -> None:
