@@ -214,10 +214,11 @@ def _is_url(address: str) -> bool:
 def _without_query(path: str) -> str:
     """A path up to ``?`` or ``#``, unless they are in the name of a video: ``cam#1.mp4``."""
     cut = re.split("[?#]", path, maxsplit=1)[0]
-    return path if _is_video(path) and not _is_video(cut) else cut
+    return path if is_video_name(path) and not is_video_name(cut) else cut
 
 
-def _is_video(name: str) -> bool:
+def is_video_name(name: str) -> bool:
+    """Whether a file name ends as those of videos do."""
     return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
 
 

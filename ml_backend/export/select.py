@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from itertools import chain
 from typing import Any, Literal
 
 from ml_backend.errors import ConfigError
-from ml_backend.export.locate import media_parts, number
+from ml_backend.export.locate import is_video_name, media_parts, number
 from ml_backend.export.tasks import RawTask
 from ml_backend.importing import SOURCE_FIELD
 from ml_backend.label_studio.schema import DEFAULT_FRAME_RATE, VideoControl
-from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
 from ml_backend.versions import is_partial
 
 Predictions = Literal["none", "missing", "only"]
@@ -127,22 +126,14 @@ def region_labels(region: Mapping[str, Any]) -> list[str]:
 
 
 def chosen_classes(texts: Iterable[str], labels: Collection[str]) -> tuple[str, ...]:
-    """The labels that a command line names, each once: ``a,b`` is one of ``labels`` if there is one, else two.
+    """The labels that a command line names, each once: ``a,b`` is one label where ``labels`` has it, else two.
 
     Args:
         texts: labels, or several of them with commas in between.
         labels: of the project.
     """
-    chosen: list[str] = []
-    for text in texts:
-        parts = text.split(",")
-        while parts:
-            # The longest that is a label.
-            sizes = range(len(parts), 0, -1)
-            size = next((n for n in sizes if ",".join(parts[:n]).strip() in labels), 1)
-            chosen.append(",".join(parts[:size]).strip())
-            parts = parts[size:]
-    return tuple(dict.fromkeys(name for name in chosen if name))
+    parts = chain.from_iterable([text] if text in labels else text.split(",") for text in texts)
+    return tuple(dict.fromkeys(filter(None, map(str.strip, parts))))
 
 
 def found_controls(data: Mapping[str, Any], result: Iterable[Mapping[str, Any]]) -> tuple[VideoControl, ...]:
@@ -191,10 +182,7 @@ def _only(fields: Sequence[str], name: str) -> str:
 
 
 def _is_video(value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    names = media_parts(value)
-    return bool(names) and PurePosixPath(names[-1]).suffix.lower() in VIDEO_SUFFIXES
+    return isinstance(value, str) and any(map(is_video_name, media_parts(value)[-1:]))
 
 
 def inferred_rate(data: Mapping[str, Any], regions: Iterable[Mapping[str, Any]]) -> float | None:

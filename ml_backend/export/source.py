@@ -251,7 +251,7 @@ class Source:
             name = video_name(uri) if uri else only.name if only else "video"
             # A task's own facts are those of its first video.
             known = Known.of_task(data if control == controls[0] else {}, regions)
-            yield Part(task["id"], name, uri or "", control, rate, submission, data, known, self._file)
+            yield Part(task["id"], name, uri or "", control, rate, submission, known, self._file)
 
 
 class _Spool:

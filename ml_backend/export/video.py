@@ -51,7 +51,6 @@ class Part:
     control: VideoControl
     frame_rate: float | None
     submission: Submission
-    data: Mapping[str, Any]
     known: Known = field(repr=False)
     _file: Callable[[Part], contextlib.AbstractContextManager[Path]] = field(repr=False)
 
