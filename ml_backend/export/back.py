@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -128,27 +128,19 @@ class ReadBoxes:
         return ReadTrack(track.track_id, track.label, np.concatenate(frames), np.concatenate(boxes))
 
 
-class ReadsBoxes(Protocol):
-    """Reads the boxes of one video, given what its file says: width and height in pixels as displayed, and pictures.
-
-    Numbers beyond these pictures need not be expanded into boxes: damage could fill the memory.
-    """
-
-    def __call__(self, width: int, height: int, pictures: int = ..., /) -> ReadBoxes: ...
-
-
 @dataclass(frozen=True, slots=True)
 class ReadVideo:
     """One video of a foreign dataset.
 
     Attributes:
         name: its file name, with or without suffix, and with or without folders.
-        read: its boxes.
+        read: gives its boxes, called with what its file says: width and height in pixels as displayed, and pictures.
+            Boxes beyond these need not be filled in: a damaged number could fill the memory.
         known: what the dataset says of the video.
     """
 
     name: str
-    read: ReadsBoxes
+    read: Callable[..., ReadBoxes]
     known: Known = NOTHING
 
 
