@@ -335,9 +335,9 @@ class VideoFolder:
     def look_up(self, uri: str, known: Known = NOTHING, task_id: int = 0) -> Choice:
         """The file of a media address; without an address, the only video.
 
-        What ``mapped`` says comes first, then the exact name, then the name without Label Studio's prefix; last, for
-        an address without prefix, a file that has one. Of several with one name those count that lie where the address
-        says.
+        What ``mapped`` says comes first, then the exact name, then the name without Label Studio's prefix, or for an
+        address without prefix a file that has one; last the file that Label Studio would call so. Of several with one
+        name those count that lie where the address says.
 
         Args:
             known: of the video. A file that is otherwise is not taken, whatever its name.
@@ -370,10 +370,10 @@ class VideoFolder:
         bare = _UPLOAD_PREFIX.sub("", name) if _is_upload(names) else _without_prefix(name)
         if bare != name:
             yield self._named.get(bare, [])
-            yield self._uploaded.get(bare, [])
         else:
             # A file with another prefix than the address has would be another upload.
             yield self._prefixed.get(name, [])
+        yield self._uploaded.get(bare, [])
 
     def _by_path(self, names: Sequence[str]) -> Iterator[Sequence[Path]]:
         """Files of this name: those whose folders are the address's, then all."""
@@ -386,8 +386,12 @@ class VideoFolder:
         videos = [(path, _nfc(path.stem)) for path in self._videos()]
         for wanted in dict.fromkeys((stem, _without_prefix(stem))):
             yield [path for path, name in videos if name == wanted]
-            # As exports name what they write.
-            yield [path for path, name in videos if wanted in (safe_name(name), safe_name(_without_prefix(name)))]
+            # As exports name what they write, and Label Studio what is uploaded.
+            yield [
+                path
+                for path, name in videos
+                if wanted in (safe_name(name), safe_name(_without_prefix(name)), _uploaded(name))
+            ]
 
 
 def _files(folder: Path, recursive: bool) -> list[Path]:
