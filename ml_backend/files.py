@@ -13,12 +13,18 @@ import threading
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from ml_backend.errors import StorageError
 
 _CHUNK = 1 << 20
+#: What is taken for a video in a folder or from a browser; a file that is named on the command line is tried whatever
+#: its name.
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
+    | {".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
+)
 #: Of a name: room for the frame number, suffix and what marks a temporary file, within the usual 255 bytes.
 _MAX_BYTES = 180
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
@@ -136,6 +142,11 @@ def make_folder(path: Path) -> None:
 
 
 # -- names
+
+
+def is_video_name(name: str) -> bool:
+    """Whether a file name ends as those of videos do."""
+    return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def safe_name(name: str) -> str:

@@ -11,10 +11,9 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from ml_backend.errors import BackendError, ConfigError, Interrupted, LabelStudioUnavailable, MediaError, StorageError
-from ml_backend.files import file_sha256
+from ml_backend.files import file_sha256, is_video_name
 from ml_backend.label_studio.client import LabelStudioClient, Project
 from ml_backend.label_studio.schema import VideoControl, parse_label_config
-from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
 from ml_backend.outputs import COPIES
 from ml_backend.pipeline import video_facts
 from ml_backend.settings import Settings
@@ -63,11 +62,7 @@ def _below(folder: Path) -> list[Path]:
     found = []
     for root, folders, names in os.walk(folder.absolute()):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(root, name)
-            for name in sorted(names)
-            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES
-        ]
+        found += [Path(root, name) for name in sorted(names) if not name.startswith(".") and is_video_name(name)]
     return found
 
 

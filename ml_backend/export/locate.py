@@ -16,9 +16,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ml_backend.errors import BackendError, ConfigError, MediaError
-from ml_backend.files import file_sha256, safe_name
+from ml_backend.files import file_sha256, is_video_name, safe_name
 from ml_backend.label_studio.media import canonical_uri
-from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
 from ml_backend.types import VideoInfo
 from ml_backend.video.probe import playback_duration, probe
 
@@ -217,11 +216,6 @@ def _without_query(path: str) -> str:
     return path if is_video_name(path) and not is_video_name(cut) else cut
 
 
-def is_video_name(name: str) -> bool:
-    """Whether a file name ends as those of videos do."""
-    return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
-
-
 def _names(path: str) -> tuple[str, ...]:
     names = PurePosixPath(path.replace("\\", "/")).parts
     return tuple(name for name in names if name not in ("/", "..", ".") and "\0" not in name)
@@ -326,7 +320,7 @@ class VideoFolder:
         return paths[0] if len(paths) == 1 else None
 
     def _videos(self) -> list[Path]:
-        return [path for paths in self._named.values() for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
+        return [path for paths in self._named.values() for path in paths if is_video_name(path.name)]
 
     def find(self, uri: str, known: Known = NOTHING) -> Path | None:
         """The file of a media address, or ``None``; see :meth:`look_up`."""
