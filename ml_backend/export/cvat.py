@@ -23,7 +23,7 @@ from defusedxml.common import DefusedXmlException
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadTrack, ReadVideo, finite, frame_number
-from ml_backend.export.layout import Finished, Format, Picked
+from ml_backend.export.layout import Counts, Format, Picked
 from ml_backend.export.locate import NOTHING, Known, whole
 from ml_backend.export.video import AnnotatedVideo, VideoObject
 from ml_backend.files import writing
@@ -101,7 +101,7 @@ class Cvat(Format):
     def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
         self._path(name).unlink(missing_ok=True)
 
-    def finish(self, videos: Sequence[Finished]) -> list[str]:
+    def finish(self, counts: Counts) -> list[str]:
         return []
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ml_backend.export.coco import Coco
 from ml_backend.export.crops import Crops
 from ml_backend.export.cvat import Cvat
 from ml_backend.export.images import ImageFormat, ImageSaver
-from ml_backend.export.layout import Finished, Format, Picked, Picker
+from ml_backend.export.layout import Format, Picked, Picker
 from ml_backend.export.mot import Mot
 from ml_backend.export.sampling import NearDuplicates, Sampling, SplitBy, pictures_of, split_pictures, split_videos
 from ml_backend.export.select import chosen_label
@@ -143,17 +144,17 @@ def export_dataset(
     for name in set(state.names()) - {planned.name for planned in plan}:
         log.info("%s is not part of the export any more", name)
         run.remove(name)
-    finished: dict[str, Finished] = {}
+    counts: dict[str, dict[str, int]] = {}
     for name, outcome in run.all(source, plan):
-        finished[name] = Finished(name, outcome["counts"])
+        counts[name] = outcome["counts"]
         result.videos += 1
         result.continued += outcome["continued"]
         result.pictures.update(outcome["counts"])
         result.boxes.update(outcome["boxes"])
         result.left_out.update(outcome["left_out"])
     # In the plan's order, not in that in which threads came to an end: numbers stay the same.
-    result.names = [planned.name for planned in plan if planned.name in finished]
-    result.notes = target.finish([finished[name] for name in result.names])
+    result.names = [planned.name for planned in plan if planned.name in counts]
+    result.notes = target.finish({name: counts[name] for name in result.names})
     result.picked = lambda name: dict((state.read(name) or {})["outcome"]["picked"])
     return result
 
@@ -253,14 +254,11 @@ class _Run:
             try:
                 done = 0
                 pairs = zip(plan, source.parts(), strict=True)
-                more = True
-                while more or running:
-                    while more and len(running) <= at_once:
-                        pair = next(pairs, None)
-                        more = pair is not None
-                        if pair is not None:
-                            future = videos.submit(self._video, *pair, encoders)
-                            running[future] = pair
+                while True:
+                    for pair in islice(pairs, at_once + 1 - len(running)):
+                        running[videos.submit(self._video, *pair, encoders)] = pair
+                    if not running:
+                        break
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         planned, part = running.pop(future)
                         done += 1
