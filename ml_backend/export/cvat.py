@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,7 +23,7 @@ from defusedxml.common import DefusedXmlException
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadTrack, ReadVideo, finite, frame_number
 from ml_backend.export.layout import Counts, Format, Picked
-from ml_backend.export.locate import NOTHING, Known, whole
+from ml_backend.export.locate import Known, whole
 from ml_backend.export.video import AnnotatedVideo, VideoObject
 from ml_backend.files import writing
 from ml_backend.geometry import Float64Array
@@ -140,56 +139,36 @@ def read_cvat(path: Path) -> Iterator[ReadVideo]:
     if not files:
         raise ConfigError(f"{path} has no XML files.", "Export from CVAT as `CVAT for video 1.1`.")
     for file in files:
-        tasks = list(_tasks(file))
-        if len(tasks) < 2:
-            task = tasks[0] if tasks else _Task("", "", NOTHING, 1)
-            yield ReadVideo(task.name or file.stem, partial(_read_boxes, file, "", task.step), task.known)
-            continue
-        # Of a whole project: each track says whose it is.
+        tasks, source = _head(file)
+        if not tasks:
+            yield ReadVideo(source or file.stem, partial(_read_boxes, file, "", 1))
         for task in tasks:
-            yield ReadVideo(task.name or file.stem, partial(_read_boxes, file, task.id, task.step), task.known)
+            alone = len(tasks) == 1
+            # Of a single task some versions write it beside the task; CVAT names tasks of a project after their videos.
+            name = _text(task, "source") or (source if alone else _text(task, "name"))
+            size = whole(_text(task, "original_size/width")), whole(_text(task, "original_size/height"))
+            stop = _text(task, "stop_frame")
+            # A task may end before its video.
+            frames = (int(stop) + 1, None) if stop.isdecimal() and int(stop) <= MAX_FRAME else None
+            known = Known(size if all(size) else None, frames)
+            # Of a whole project each track says whose it is.
+            which = "" if alone else _text(task, "id")
+            step = _step(_text(task, "frame_filter")) or 1
+            yield ReadVideo(name or file.stem, partial(_read_boxes, file, which, step), known)
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """A video of a file.
-
-    Attributes:
-        id: CVAT's; tracks of a project's export have it.
-        name: of the video, else of the task, which CVAT names after its video.
-        step: pictures from one that was annotated to the next.
-    """
-
-    id: str
-    name: str
-    known: Known
-    step: int
-
-
-def _tasks(path: Path) -> Iterator[_Task]:
-    """What the head of a file says of its tasks."""
-    found: list[Any] = []
+def _head(path: Path) -> tuple[list[Any], str]:
+    """The elements of a file's tasks, and the source that is named beside them."""
+    tasks: list[Any] = []
     source = ""
     for element in _events(path):
         if element.tag in ("task", "job"):
-            found.append(element)
+            tasks.append(element)
         elif element.tag == "source":
             source = (element.text or "").strip()
         elif element.tag in ("meta", "track", "image"):
             break
-    if not found and source:
-        yield _Task("", source, NOTHING, 1)
-    for task in found:
-        # Of a single task some versions write it beside the task.
-        name = _text(task, "source") or (source if len(found) == 1 else "")
-        if len(found) > 1:
-            name = name or _text(task, "name")
-        size = whole(_text(task, "original_size/width")), whole(_text(task, "original_size/height"))
-        stop = _text(task, "stop_frame")
-        # A task may end before its video.
-        frames = (int(stop) + 1, None) if stop.isdecimal() and int(stop) <= MAX_FRAME else None
-        step = _step(_text(task, "frame_filter")) or 1
-        yield _Task(_text(task, "id"), name, Known(size if all(size) else None, frames), step)
+    return tasks, source
 
 
 def _text(element: Any, path: str) -> str:
