@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from urllib.parse import quote
 
 from ml_backend.errors import BackendError, ConfigError, Interrupted, LabelStudioUnavailable, MediaError, StorageError
-from ml_backend.files import file_sha256
-from ml_backend.label_studio.client import Project
+from ml_backend.files import file_sha256, is_video_name
+from ml_backend.label_studio.client import LabelStudioClient, Project
 from ml_backend.label_studio.schema import VideoControl, parse_label_config
-from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
 from ml_backend.outputs import COPIES
 from ml_backend.pipeline import video_facts
 from ml_backend.settings import Settings
@@ -28,16 +27,6 @@ SOURCE_FIELD = "source_sha256"
 
 Status = Literal["imported", "skipped", "failed"]
 Progress = Callable[[str, int, int], None]
-
-
-class Destination(Protocol):
-    """What importing needs of Label Studio's API."""
-
-    def get_project(self, project_id: int) -> Project: ...
-    def list_task_data(self, project_id: int) -> Iterator[tuple[int, dict[str, Any]]]: ...
-    def upload_file(self, project_id: int, path: Path) -> str: ...
-    def create_task(self, project_id: int, data: Mapping[str, Any]) -> int: ...
-    def ensure_local_files_storage(self, project_id: int, folder: Path) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +62,7 @@ def _below(folder: Path) -> list[Path]:
     found = []
     for root, folders, names in os.walk(folder.absolute()):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(root, name)
-            for name in sorted(names)
-            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES
-        ]
+        found += [Path(root, name) for name in sorted(names) if not name.startswith(".") and is_video_name(name)]
     return found
 
 
@@ -96,7 +81,7 @@ class Importer:
 
     def __init__(
         self,
-        client: Destination,
+        client: LabelStudioClient,
         project_id: int,
         settings: Settings,
         *,

@@ -22,9 +22,8 @@ from ml_backend.export.statistics import as_table, collect, write_csv
 
 @click.command(context_settings={"show_default": True})
 @source_options(predictions="missing")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write; a folder with --per-video.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
 @click.option("--sample", default="all", metavar="all|keyframes|N", help="Every frame, keyframes, or N a second.")
-@click.option("--per-video", is_flag=True, help="One file for each video.")
 @click.option("--with-video", is_flag=True, help='Add the field "video" to each row.')
 @click.option("--all-annotators", is_flag=True, help='Every submitted annotation; adds the field "annotator".')
 @click.option("--statistics", is_flag=True, help="Also print a table of what has been annotated.")
@@ -38,7 +37,6 @@ from ml_backend.export.statistics import as_table, collect, write_csv
 def main(
     out: Path,
     sample: str,
-    per_video: bool,
     with_video: bool,
     all_annotators: bool,
     statistics: bool,
@@ -62,7 +60,6 @@ def main(
             sample=chosen,
             with_video=with_video,
             with_annotator=all_annotators,
-            per_video=per_video,
             progress=progress,
         )
     if written.unlabelled:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.errors import BackendError, ConfigError
-from ml_backend.export.files import make_folder, writing
-from ml_backend.export.names import UniqueNames
-from ml_backend.export.source import Part, Source
-from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.export.source import Source
+from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
+from ml_backend.files import writing
 from ml_backend.types import IntArray
 
 Row = dict[str, Any]
@@ -115,13 +113,11 @@ def export_annotations(
     sample: Sample = "all",
     with_video: bool = False,
     with_annotator: bool = False,
-    per_video: bool = False,
     progress: Progress | None = None,
 ) -> Written:
-    """Write the annotations of every task; each file appears whole, in place of one that is there.
+    """Write the annotations of every task to one file, which appears whole, in place of one that is there.
 
     Args:
-        out: the file, or with ``per_video`` a folder for one file a video.
         with_video: add the video's name to each row, as ``video``.
         with_annotator: add who submitted the annotation, as ``annotator``.
         progress: called with videos done and videos in all.
@@ -131,46 +127,24 @@ def export_annotations(
         LabelStudioUnavailable: Label Studio is gone.
     """
     total = sum(1 for _ in source.parts())
-    written, names = Written(), UniqueNames()
-    if per_video:
-        make_folder(out)
-    with nullcontext() if per_video else _json_array(out) as whole:
+    written = Written([out])
+    with writing(out) as file:
+        file.write("[")
         for done, part in enumerate(source.parts(), start=1):
-            # Also names of videos that turn out to be gone are used up: the others keep theirs when it comes back.
-            path = out / f"{names.take(source.file_stem(part), part.task_id)}.json"
             try:
-                with part.open() as video, nullcontext(whole) if whole else _json_array(path) as add:
+                with part.open() as video:
                     for row in annotation_rows(video, sample):
-                        add(row | _extra(part, with_video, with_annotator))
+                        row |= _extra(part, with_video, with_annotator)
+                        file.write((",\n" if written.rows else "\n") + json.dumps(row, ensure_ascii=False))
                         written.rows += 1
                     written.unlabelled += sum(not item.label for item in video.objects)
                 written.videos += 1
-                if per_video:
-                    written.files.append(path)
             except BackendError as error:
                 source.skip(part, error)
-                if per_video:
-                    path.unlink(missing_ok=True)  # rows of an earlier export may not be true any more
             if progress:
                 progress(done, total)
-    if not per_video:
-        written.files.append(out)
+        file.write("\n]\n" if written.rows else "]\n")
     return written
-
-
-@contextmanager
-def _json_array(path: Path) -> Iterator[Callable[[Row], None]]:
-    """A file with a JSON array, an element a line; gives what adds one."""
-    with writing(path) as file:
-        separator = "["
-
-        def add(row: Row) -> None:
-            nonlocal separator
-            file.write(f"{separator}\n{json.dumps(row, ensure_ascii=False)}")
-            separator = ","
-
-        yield add
-        file.write("[]\n" if separator == "[" else "\n]\n")
 
 
 def _extra(part: Part, with_video: bool, with_annotator: bool) -> Row:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ml_backend.export.images import ImageSaver, crop
-from ml_backend.export.names import UniqueNames
 from ml_backend.export.video import FrameBoxes
+from ml_backend.files import UniqueNames
 from ml_backend.types import Image
 
 

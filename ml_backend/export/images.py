@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from ml_backend.errors import ConfigError, StorageError
-from ml_backend.export.files import make_folder, write_bytes
+from ml_backend.files import make_folder, write_bytes
 from ml_backend.types import Image
 
 #: Pictures that wait for the encoder, for each of its threads. One of 1920x1080 takes 6 MB.
@@ -64,14 +64,10 @@ class ImageSaver:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            for future in self._pending:
-                future.cancel()
-        while self._pending:
-            future = self._pending.popleft()
-            if kind is None:
-                future.result()
-            elif not future.cancelled():
-                future.exception()
+            self._pending = deque(future for future in self._pending if not future.cancel())
+        wait(self._pending)
+        for future in self._pending if kind is None else ():
+            future.result()
 
     def save(self, path: Path, image: Image) -> None:
         """Write a picture some time soon; it appears whole. Waits while too many are under way.
@@ -84,10 +80,7 @@ class ImageSaver:
             self._folders.add(path.parent)
         while len(self._pending) >= self._limit:
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._write, path, image))
-
-    def _write(self, path: Path, image: Image) -> None:
-        write_bytes(path, self._format.encode(image))
+        self._pending.append(self._pool.submit(lambda: write_bytes(path, self._format.encode(image))))
 
 
 def crop(image: Image, xyxy: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Image:

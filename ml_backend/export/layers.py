@@ -12,8 +12,8 @@ from typing import Any
 from ml_backend.errors import ConfigError, MediaError
 from ml_backend.export.locate import VideoFolder
 from ml_backend.export.select import Predictions
-from ml_backend.export.source import Part, Source
-from ml_backend.export.video import AnnotatedVideo
+from ml_backend.export.source import Source
+from ml_backend.export.video import AnnotatedVideo, Part
 from ml_backend.label_studio.schema import LabelConfig
 from ml_backend.settings import Settings
 

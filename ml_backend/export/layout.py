@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.images import ImageFormat
 from ml_backend.export.sampling import Sampling
-from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
 from ml_backend.types import IntArray
-
-if TYPE_CHECKING:
-    from ml_backend.export.source import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +34,8 @@ class Picked:
     splits: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A video of the dataset, from this run or an earlier one: its name, and how many pictures each part got."""
-
-    name: str
-    counts: dict[str, int]
+#: How many pictures of each video, by its name, each part has.
+Counts = Mapping[str, Mapping[str, int]]
 
 
 class Picker(Protocol):
@@ -121,8 +114,8 @@ class Format(ABC):
         """Remove a video's pictures and labels from an earlier export, except the pictures to ``keep``."""
 
     @abstractmethod
-    def finish(self, videos: Sequence[Finished]) -> list[str]:
-        """Write what needs all videos. Returns notes for the user."""
+    def finish(self, counts: Counts) -> list[str]:
+        """Write what needs all videos, from this run or earlier ones. Returns notes for the user."""
 
 
 def remove_named(folder: Path, name: str, keep: frozenset[Path] = frozenset()) -> None:

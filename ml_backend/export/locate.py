@@ -1,20 +1,187 @@
-"""Which file of a folder is a task's video: by name, with or without what Label Studio puts before uploads."""
+"""Which file is a task's video: by its name, and by what else is known of it, since names alone are not unique."""
 
 from __future__ import annotations
 
+import csv
+import logging
+import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from ml_backend.errors import MediaError
-from ml_backend.export.known import NOTHING, Choice, Known, choose
-from ml_backend.export.names import safe_name
+from ml_backend.errors import BackendError, ConfigError, MediaError
+from ml_backend.files import file_sha256, is_video_name, safe_name
 from ml_backend.label_studio.media import canonical_uri
-from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
+from ml_backend.types import VideoInfo
+from ml_backend.video.probe import playback_duration, probe
+
+log = logging.getLogger(__name__)
+
+#: What to do where no file is found, or not the right one.
+FIND_CURE = "Put the right one there, give another --videos, or name the file in a --video-map."
+
+#: Frames by which programs differ that count those of one file.
+_FRAMES = 2
+#: Pixels by which a playable copy may be larger: H.264 wants even sizes.
+_PIXELS = 2
+#: Seconds by which the sound of a copy may be longer: its last packet is filled up.
+_SOUND_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Facts that a task or a foreign dataset states of its video; what it does not state is ``None`` or empty.
+
+    Attributes:
+        size: displayed width and height in pixels.
+        frames: fewest and most frames; ``None`` as the most: there may be any number more.
+        durations: seconds that were stated, of which one has to be right.
+        scalable: boxes are shares of the picture, so that another size of the same shape will do where the length is
+            right: what was annotated on small copies is worth as much on the originals.
+    """
+
+    size: tuple[int, int] | None = None
+    frames: tuple[int, int | None] | None = None
+    durations: tuple[float, ...] = ()
+    scalable: bool = field(default=False, compare=False)
+
+    def __bool__(self) -> bool:
+        return bool(self.size or self.frames or self.durations)
+
+    @classmethod
+    def of_task(cls, data: Mapping[str, Any], regions: Iterable[Mapping[str, Any]]) -> Known:
+        """What ``import_videos.py`` has written into a task, and what Label Studio says of a video in its regions.
+
+        Args:
+            data: of the task; empty where it is of another video.
+        """
+        values = [value for region in regions if isinstance(value := region.get("value"), Mapping)]
+        durations = tuple(dict.fromkeys(d for value in values if (d := number(value.get("duration"))) > 0))
+        stated = number(data.get("duration"))
+        if stated > 0 and durations and not any(abs(stated - d) <= max(1, 0.02 * d) for d in durations):
+            # The people who drew saw another video, or the field means something else.
+            return cls(durations=durations, scalable=True)
+        width, height, frames = (whole(data.get(name)) for name in ("width", "height", "frames"))
+        return cls(
+            (width, height) if width and height else None,
+            (frames, frames) if frames else None,
+            durations or ((stated,) if stated > 0 else ()),
+            scalable=True,
+        )
+
+    def difference(self, path: Path) -> str:
+        """How a file differs from what is known, for people; empty where it does not.
+
+        Raises:
+            VideoError: it cannot be used.
+        """
+        if not self:
+            return ""
+        info = probe(path)
+        if self.size and not self._has_size(info.width, info.height):
+            return f"its pictures have {info.width}x{info.height} pixels instead of {self.size[0]}x{self.size[1]}"
+        lasts = self._lasts(path, info, _FRAMES / info.fps + _SOUND_S)
+        if self.frames:
+            least, most = self.frames
+            fits = least - _FRAMES <= info.frames and (most is None or info.frames <= most + _FRAMES)
+            # The playable copy of a video whose frame rate varies has another number of frames, over the same time.
+            if not fits and not (info.variable_frame_rate and lasts):
+                wanted = f"at least {least}" if most is None else str(most)
+                return f"it has {info.frames} frames instead of {wanted}"
+        elif self.durations and not lasts:
+            return f"it lasts {info.duration:.3f} s instead of {self.durations[0]:.3f} s"
+        return ""
+
+    def _has_size(self, width: int, height: int) -> bool:
+        stated_width, stated_height = self.size or (width, height)
+        if not (self.scalable and (self.frames or self.durations)):
+            return abs(stated_width - width) <= _PIXELS and abs(stated_height - height) <= _PIXELS
+        # By how much the heights differ, in pixels of the smaller picture, once the widths are equal.
+        apart = abs(stated_width * height - stated_height * width) / max(stated_width, width)
+        return apart <= _PIXELS
+
+    def _lasts(self, path: Path, info: VideoInfo, tolerance: float) -> bool:
+        # Browsers go by the longest stream.
+        lengths = (info.duration, playback_duration(path))
+        return any(abs(known - length) <= tolerance for known in self.durations for length in lengths)
+
+
+#: Of a video of which only the name is known.
+NOTHING = Known()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A file, or why there is none: empty where none has the name."""
+
+    path: Path | None = None
+    reason: str = ""
+
+
+def choose(groups: Iterable[Sequence[Path]], known: Known = NOTHING) -> Choice:
+    """Choose the file that is meant.
+
+    Args:
+        groups: files whose names fit, the best fitting first. A later group counts where what is known of the video
+            contradicts all files of the earlier ones.
+
+    Returns:
+        No file where several different ones are left: which of them is meant, nobody knows.
+    """
+    reason = ""
+    for group in groups:
+        paths = list(dict.fromkeys(group))
+        faults = {path: _fault(path, known, alone=len(paths) == 1) for path in paths}
+        fitting = [path for path in paths if not faults[path]]
+        if len(fitting) > 1:  # copies of one file are one
+            fitting = list({_content(path): path for path in reversed(fitting)}.values())[::-1]
+        if len(fitting) == 1:
+            return Choice(fitting[0])
+        if fitting:
+            listed = ", ".join(map(str, fitting))
+            log.warning("%d files could be meant, so none is taken: %s", len(fitting), listed)
+            return Choice(None, f"{len(fitting)} files could be meant: {listed}.")
+        reason = reason or " ".join(f"{path} is another video: {fault}." for path, fault in faults.items())
+    return Choice(None, reason)
+
+
+def _fault(path: Path, known: Known, alone: bool) -> str:
+    try:
+        return known.difference(path)
+    except BackendError as error:
+        # Where there is no other, who opens it learns what it lacks.
+        return "" if alone else error.message
+
+
+def _content(path: Path) -> object:
+    try:
+        return file_sha256(path)
+    except OSError:
+        return path
+
+
+def number(value: Any) -> float:
+    """A finite number, also from text; 0 for anything else."""
+    if isinstance(value, bool):
+        return 0.0
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return found if math.isfinite(found) else 0.0
+
+
+def whole(value: Any) -> int:
+    """A whole number above 0, also from text; 0 for anything else."""
+    found = number(value)
+    return int(found) if found > 0 and found == int(found) else 0
+
 
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
 #: Eight digits before a name are rather a day than a prefix, where the address does not say that it is an upload.
@@ -46,11 +213,7 @@ def _is_url(address: str) -> bool:
 def _without_query(path: str) -> str:
     """A path up to ``?`` or ``#``, unless they are in the name of a video: ``cam#1.mp4``."""
     cut = re.split("[?#]", path, maxsplit=1)[0]
-    return path if _is_video(path) and not _is_video(cut) else cut
-
-
-def _is_video(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
+    return path if is_video_name(path) and not is_video_name(cut) else cut
 
 
 def _names(path: str) -> tuple[str, ...]:
@@ -78,33 +241,78 @@ def _nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _key(name: str) -> str:
-    """Names that Label Studio makes one of: blanks become ``_`` and most punctuation goes when a file is uploaded."""
-    return re.sub(r"[^-\w.]", "", _nfc(name).strip().replace(" ", "_"))
+def _uploaded(name: str) -> str:
+    """The name that Label Studio gives an upload: blanks become ``_`` and most punctuation goes."""
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
+
+
+def read_video_map(path: Path) -> dict[str, Path]:
+    """Read lines of ``video,file``: a task's id, or its video's address or file name; and the file that it is.
+
+    Args:
+        path: of the CSV file. Relative names in it start from its folder.
+
+    Raises:
+        ConfigError: it cannot be read, or a line has something else.
+    """
+    found: dict[str, Path] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for number, row in enumerate(csv.reader(file), start=1):
+                if len(row) not in (0, 2):
+                    raise ConfigError(
+                        f"{path}, line {number}, has {len(row)} fields instead of two.",
+                        "Write lines of `video,file`: a task's id, or the address or name of its video; and its file.",
+                    )
+                if row:
+                    found[_nfc(row[0].strip())] = path.parent / row[1].strip()
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.", "Give a CSV file in UTF-8 as --video-map.") from error
+    return found
 
 
 class VideoFolder:
-    """The files of a folder and its subfolders, found by name. Names never become paths: nothing outside is found.
+    """The files of a folder and its subfolders, found by name. Names never become paths: nothing outside is found
+    but what ``mapped`` names.
 
     Args:
         folder: a folder, or a single file.
         recursive: whether subfolders are looked into.
+        mapped: which file is which video, whatever its name; see :func:`read_video_map`.
 
     Raises:
         MediaError: it is not there.
     """
 
-    def __init__(self, folder: Path, *, recursive: bool = True) -> None:
+    def __init__(self, folder: Path, *, recursive: bool = True, mapped: Mapping[str, Path] | None = None) -> None:
         if not folder.exists():
             raise MediaError(f"{folder} does not exist.", "Give the folder with the videos as --videos.")
         self.folder = folder
         self.single = folder if folder.is_file() else None
-        self._by_key: dict[str, list[Path]] = {}
+        self._mapped = mapped or {}
+        self._named: dict[str, list[Path]] = {}
         self._prefixed: dict[str, list[Path]] = {}
+        self._uploaded: dict[str, list[Path]] = {}
         for path in [folder] if self.single else _files(folder, recursive):
-            self._by_key.setdefault(_key(path.name), []).append(path)
-            if (rest := _without_prefix(path.name)) != path.name:
-                self._prefixed.setdefault(_key(rest), []).append(path)
+            name = _nfc(path.name)
+            self._named.setdefault(name, []).append(path)
+            self._uploaded.setdefault(_uploaded(name), []).append(path)
+            if (bare := _without_prefix(name)) != name:
+                self._prefixed.setdefault(bare, []).append(path)
+
+    @classmethod
+    def of(cls, videos: Path | None, video_map: Path | None, beside: Path = Path()) -> VideoFolder:
+        """What the options ``--videos`` and ``--video-map`` say.
+
+        Args:
+            beside: file whose own folder is meant without ``videos``.
+
+        Raises:
+            ConfigError, MediaError: one of them cannot be read.
+        """
+        mapped = read_video_map(video_map) if video_map else {}
+        # Below the folder of the file could be anything, a whole home even.
+        return cls(videos or beside.absolute().parent, recursive=videos is not None, mapped=mapped)
 
     def only(self) -> Path | None:
         """The file itself, or the only video of the folder."""
@@ -112,75 +320,72 @@ class VideoFolder:
         return paths[0] if len(paths) == 1 else None
 
     def _videos(self) -> list[Path]:
-        return [path for paths in self._by_key.values() for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
+        return [path for paths in self._named.values() for path in paths if is_video_name(path.name)]
 
     def find(self, uri: str, known: Known = NOTHING) -> Path | None:
         """The file of a media address, or ``None``; see :meth:`look_up`."""
         return self.look_up(uri, known).path
 
-    def look_up(self, uri: str, known: Known = NOTHING) -> Choice:
-        """The file of a media address.
+    def look_up(self, uri: str, known: Known = NOTHING, task_id: int = 0) -> Choice:
+        """The file of a media address; without an address, the only video.
 
-        The exact name comes first, then one that Label Studio would make the same, then the name without Label
-        Studio's prefix; last, for an address without prefix, a file that has one. Of several with one name those count
-        whose folders fit best, and of these the one that is as it is known to be.
+        What ``mapped`` says comes first, then the exact name, then the name without Label Studio's prefix, or for an
+        address without prefix a file that has one; last the file that Label Studio would call so. Of several with one
+        name those count that lie where the address says.
 
         Args:
             known: of the video. A file that is otherwise is not taken, whatever its name.
         """
+        if mapped := self._by_map(uri, str(task_id)):
+            return choose([[mapped]], known)
+        if not uri:
+            return choose([[path] if (path := self.only()) else []], known)
         return choose(self._by_address(uri), known)
 
     def look_up_name(self, name: str, known: Known = NOTHING) -> Choice:
         """The video of a name in a foreign dataset: of a file, with folders before it or not, an address, or a stem."""
-        return choose(chain(self._by_path(_names(name)), self._by_address(name), self._by_stem(name)), known)
+        if mapped := self._by_map(name):
+            return choose([[mapped]], known)
+        return choose(chain(self._by_address(name), self._by_stem(_nfc(name))), known)
 
-    def find_stem(self, stem: str, known: Known = NOTHING) -> Path | None:
-        """The video whose name without its suffix this is; Label Studio's prefix does not matter."""
-        return choose(self._by_stem(stem), known).path
+    def _by_map(self, uri: str, task_id: str = "") -> Path | None:
+        names = (task_id, uri, *media_parts(uri)[-1:], video_name(uri)) if uri else (task_id,)
+        return next((self._mapped[name] for name in map(_nfc, names) if name in self._mapped), None)
 
     def _by_address(self, uri: str) -> Iterator[Sequence[Path]]:
+        names = media_parts(uri)
         if not _is_url(uri.strip()):
             yield from self._by_path(_names(uri))  # as it is written: what looks quoted may be a file's own name
-        names = media_parts(uri)
         if not names:
             return
         yield from self._by_path(names)
-        name, bare = names[-1], video_name(uri)
+        name = _nfc(names[-1])
         # Also copies of the upload folder behind other addresses.
-        bare = bare if bare != name else _without_prefix(name)
-        yield self._alike(name)
+        bare = _UPLOAD_PREFIX.sub("", name) if _is_upload(names) else _without_prefix(name)
         if bare != name:
-            # The folders of an upload are Label Studio's own, and say nothing of those from which it came.
-            yield from self._by_path((bare,) if _is_upload(names) else (*names[:-1], bare))
-            yield self._alike(bare)
+            yield self._named.get(bare, [])
         else:
             # A file with another prefix than the address has would be another upload.
-            yield self._prefixed.get(_key(name), [])
+            yield self._prefixed.get(name, [])
+        yield self._uploaded.get(bare, [])
 
     def _by_path(self, names: Sequence[str]) -> Iterator[Sequence[Path]]:
-        """Files of exactly this name: those whose folders fit best, then all."""
-        if not names:
-            return
-        found = [path for path in self._by_key.get(_key(names[-1]), []) if _nfc(path.name) == _nfc(names[-1])]
-        tails = [_common_tail(path.parts, names) for path in found]
-        yield [path for path, tail in zip(found, tails, strict=True) if tail == max(tails)]
-        yield found
-
-    def _alike(self, name: str) -> list[Path]:
-        """Files that Label Studio would call so, or that are called as it would call this one."""
-        key, plain = _key(name), _nfc(name)
-        return [path for path in self._by_key.get(key, []) if _key(path.name) == plain or _nfc(path.name) == key]
+        """Files of this name: those whose folders are the address's, then all."""
+        if names:
+            found = self._named.get(_nfc(names[-1]), [])
+            yield [path for path in found if path.parts[-len(names) :] == tuple(names)]
+            yield found
 
     def _by_stem(self, stem: str) -> Iterator[Sequence[Path]]:
-        videos = [(path, path.stem) for path in self._videos()]
-        bare = [(path, _without_prefix(name)) for path, name in videos]
+        videos = [(path, _nfc(path.stem)) for path in self._videos()]
         for wanted in dict.fromkeys((stem, _without_prefix(stem))):
-            key, plain = _key(wanted), _nfc(wanted)
-            for names in (videos, bare):
-                yield [path for path, name in names if _nfc(name) == plain]
-                # As exports name what they write, and as Label Studio names uploads.
-                yield [path for path, name in names if safe_name(name) == plain]
-                yield [path for path, name in names if _key(name) == plain or _nfc(name) == key]
+            yield [path for path, name in videos if name == wanted]
+            # As exports name what they write, and Label Studio what is uploaded.
+            yield [
+                path
+                for path, name in videos
+                if wanted in (safe_name(name), safe_name(_without_prefix(name)), _uploaded(name))
+            ]
 
 
 def _files(folder: Path, recursive: bool) -> list[Path]:
@@ -189,13 +394,3 @@ def _files(folder: Path, recursive: bool) -> list[Path]:
         folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
         found += [Path(root, name) for name in sorted(names) if not name.startswith(".")]
     return found
-
-
-def _common_tail(a: Sequence[str], b: Sequence[str]) -> int:
-    """How many folders of two paths agree, counted from the file upwards; the files' own names are not compared."""
-    count = 0
-    for one, other in zip(reversed(a[:-1]), reversed(b[:-1]), strict=False):
-        if one != other:
-            break
-        count += 1
-    return count

@@ -15,9 +15,9 @@ from matplotlib.font_manager import FontProperties
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.draw import UNLABELLED_COLOUR, label_colours, short
-from ml_backend.export.files import make_folder, write_bytes
 from ml_backend.export.fonts import Fonts
 from ml_backend.export.statistics import Statistics, Tally
+from ml_backend.files import make_folder, write_bytes
 
 FORMATS = (".png", ".svg", ".pdf")
 #: Bars of one plot; what has fewer boxes is counted together.

@@ -15,8 +15,8 @@ from PIL import ImageDraw
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.draw import short
-from ml_backend.export.files import make_folder, write_bytes
 from ml_backend.export.fonts import Fonts
+from ml_backend.files import make_folder, write_bytes
 from ml_backend.patterns.store import PatternStore
 
 #: Formats by suffix, as Pillow names them.

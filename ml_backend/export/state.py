@@ -6,14 +6,10 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ml_backend.errors import ConfigError
-from ml_backend.export.files import write_text
-from ml_backend.export.select import chosen_label
-
-if TYPE_CHECKING:
-    from ml_backend.export.source import Part
+from ml_backend.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -29,23 +25,6 @@ def fingerprint(content: Any) -> str:
     """The same for the same JSON, whatever the order of its keys."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def part_fingerprint(part: Part) -> str:
-    """The same as long as a task says the same of a video; what it says of another one does not matter."""
-    regions, labels = part.regions, {label.value for label in part.control.labels}
-    predicted = part.submission.predicted
-    return fingerprint(
-        {
-            "name": part.name,
-            "rate": part.frame_rate,
-            "labels": [chosen_label(region, labels) for region in regions],
-            "regions": [dict(region) for region in regions],
-            # Scores of accepted regions may be there.
-            "predicted": [dict(predicted.get(str(region.get("id")), {})) for region in regions],
-            "by": [part.submission.annotator, part.submission.is_prediction, part.submission.score],
-        }
-    )
 
 
 class State:
@@ -75,9 +54,9 @@ class State:
                 "Choose another --out, remove that folder, or use the same options to continue.",
             )
 
-    def read(self, name: str) -> dict[str, Any]:
-        """The record of a video; empty where there is none."""
-        return _read_json(self._path(name)) or {}
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The record of a video; ``None`` where there is none."""
+        return _read_json(self._path(name))
 
     def write(self, name: str, record: dict[str, Any]) -> None:
         write_text(self._path(name), json.dumps(record, default=str) + "\n")

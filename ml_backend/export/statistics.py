@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from ml_backend.export.files import writing
 from ml_backend.export.source import Source
 from ml_backend.export.video import AnnotatedVideo
-from ml_backend.types import IntArray
+from ml_backend.files import writing
 
 #: Box sizes are counted in steps of a pixel up to here (8K video is 7680 wide); larger ones count as this.
 _MAX_SIZE = 8192
@@ -137,7 +136,8 @@ def _tally(video: AnnotatedVideo, members: Iterable[int]) -> tuple[Tally, npt.ND
         if not len(pictures):
             continue
         sides = np.sqrt((xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1]))
-        tally.sizes += _count(np.minimum(np.rint(sides), _MAX_SIZE).astype(np.int64))
+        steps = np.minimum(np.rint(sides), _MAX_SIZE).astype(np.int64)
+        tally.sizes += np.bincount(steps, minlength=_MAX_SIZE + 1)
         tally.tracks += 1
         tally.boxes += len(pictures)
         tally.seconds += float(lasting[pictures].sum())
@@ -145,10 +145,6 @@ def _tally(video: AnnotatedVideo, members: Iterable[int]) -> tuple[Tally, npt.ND
         shown[pictures] = True
     tally.frames = int(shown.sum())
     return tally, shown
-
-
-def _count(sizes: IntArray) -> Counts:
-    return np.bincount(sizes, minlength=_MAX_SIZE + 1).astype(np.int64)
 
 
 def picture_seconds(video: AnnotatedVideo) -> npt.NDArray[np.float64]:

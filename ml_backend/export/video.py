@@ -1,18 +1,20 @@
-"""A video file with annotated objects on it: their boxes, picture by picture, without holding them all."""
+"""A task's video with annotated objects on it: their boxes, picture by picture, without holding them all."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ml_backend.export.boxes import Pictures
-from ml_backend.export.select import chosen_label, valid_score
+from ml_backend.export.locate import Known
+from ml_backend.export.select import Submission, chosen_label, region_labels, valid_score
 from ml_backend.geometry import Float64Array
 from ml_backend.label_studio.regions import RegionKeys
 from ml_backend.label_studio.schema import VideoControl
@@ -21,9 +23,6 @@ from ml_backend.pipeline import video_timeline
 from ml_backend.types import IntArray, VideoInfo
 from ml_backend.video.probe import probe
 
-if TYPE_CHECKING:
-    from ml_backend.export.source import Part
-
 log = logging.getLogger(__name__)
 
 #: Pictures whose boxes are in memory at once.
@@ -31,6 +30,57 @@ _CHUNK = 1024
 
 #: What a region may raise that Label Studio would not have written.
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One video of a task with one person's (or a model's) regions on it; the file is not touched yet.
+
+    Attributes:
+        name: the video's file name, without Label Studio's upload prefix.
+        uri: its address in the task; empty for a prediction file.
+        control: names and labels; without a label config what the regions themselves tell.
+        frame_rate: of Label Studio's timeline; ``None``: the one that suits the file, as ``import_videos.py`` sets it.
+        submission: regions, who made them and when.
+        known: what the task says of the video beside its address.
+    """
+
+    task_id: int
+    name: str
+    uri: str
+    control: VideoControl
+    frame_rate: float | None
+    submission: Submission
+    known: Known = field(repr=False)
+    _file: Callable[[Part], contextlib.AbstractContextManager[Path]] = field(repr=False)
+
+    @property
+    def stem(self) -> str:
+        """The name without its suffix; what image files are named after."""
+        return Path(self.name).stem or "video"
+
+    @property
+    def regions(self) -> list[Mapping[str, Any]]:
+        """The ``videorectangle`` results on this video."""
+        return [region for region in self.submission.result if is_of(region, self.control)]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the config, then those that only regions carry (of a label that was renamed since)."""
+        found = (label for region in self.regions for label in region_labels(region))
+        return tuple(dict.fromkeys((*(label.value for label in self.control.labels), *found)))
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[AnnotatedVideo]:
+        """The video file with the objects on it; the file stays in place as long as the context is open.
+
+        Raises:
+            MediaError: the file is not found, deleted or not to be had, or another video than the task's.
+            VideoError: it cannot be used.
+            ConfigError: the task's frame rate is absurd.
+        """
+        with self._file(self) as path:
+            yield AnnotatedVideo.make(self, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,3 +250,11 @@ def _describe(part: Part, region: Mapping[str, Any], labels: set[str]) -> dict[s
         facts["confidence"] = scores[0] if scores else submission.score
         facts["original_class"] = str(classes[0]) if classes else label
     return facts
+
+
+def is_of(region: Mapping[str, Any], control: VideoControl) -> bool:
+    """Whether a result is a box on a control's video."""
+    if region.get("type") != "videorectangle":
+        return False
+    to_name = region.get("to_name")
+    return to_name == control.to_name if to_name is not None else region.get("from_name") == control.from_name

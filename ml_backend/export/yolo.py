@@ -17,12 +17,11 @@ import yaml
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadVideo, finite
-from ml_backend.export.files import make_folder, write_text
-from ml_backend.export.known import Known
-from ml_backend.export.layout import Finished, Format, Picked, remove_named
+from ml_backend.export.layout import Counts, Format, Picked, remove_named
+from ml_backend.export.locate import Known
 from ml_backend.export.sampling import SPLITS
 from ml_backend.export.video import FrameBoxes
-from ml_backend.video.writer import storage_error
+from ml_backend.files import make_folder, storage_error, write_text
 
 
 class Yolo(Format):
@@ -61,14 +60,14 @@ class Yolo(Format):
             remove_named(self.out / "images" / split, name, keep)
             remove_named(self.out / "labels" / split, name)
 
-    def finish(self, videos: Sequence[Finished]) -> list[str]:
-        counts = {split: sum(video.counts.get(split, 0) for video in videos) for split in SPLITS}
+    def finish(self, counts: Counts) -> list[str]:
+        total = {split: sum(parts.get(split, 0) for parts in counts.values()) for split in SPLITS}
         notes = []
-        places = {split: f"images/{split}" for split in SPLITS if counts[split] or split != "test"}
+        places = {split: f"images/{split}" for split in SPLITS if total[split] or split != "test"}
         for split, other in (("train", "val"), ("val", "train")):
             make_folder(self.out / "images" / split)
             make_folder(self.out / "labels" / split)
-            if not counts[split] and counts[other]:
+            if not total[split] and total[other]:
                 places[split] = places[other]
                 notes.append(f"No picture is for {split}: data.yaml names those of {other} instead.")
         # Without `path`, ultralytics starts from this file's folder: the data set can be moved.

@@ -13,9 +13,8 @@ import numpy.typing as npt
 
 from ml_backend.errors import ConfigError, Interrupted, MediaError, VideoError
 from ml_backend.export.layout import Picked
-from ml_backend.export.source import Part
 from ml_backend.export.state import fingerprint
-from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
 from ml_backend.files import file_sha256
 from ml_backend.training.splits import TRAIN, VAL, Split
 from ml_backend.training.survey import candidate_pictures, spans_of, visible

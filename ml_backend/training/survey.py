@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from ml_backend.errors import BackendError, ConfigError, Interrupted, MediaError
 from ml_backend.export.select import region_labels
-from ml_backend.export.source import Part, Source
+from ml_backend.export.source import Source
 from ml_backend.export.state import fingerprint
-from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
 from ml_backend.files import file_sha256
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.patterns.store import video_key

@@ -22,13 +22,13 @@ import av.error
 import numpy as np
 
 from ml_backend.errors import VideoError
-from ml_backend.files import file_sha256
+from ml_backend.files import file_sha256, storage_error
 from ml_backend.types import Image, VideoInfo
 from ml_backend.video.container import Mp4Layout, mp4_layout, open_video
 from ml_backend.video.probe import STANDARD_RATES, Scan, scan
 from ml_backend.video.reader import read_frames
 from ml_backend.video.sound import Sound, add_sound, has_sound
-from ml_backend.video.writer import VideoWriter, storage_error
+from ml_backend.video.writer import VideoWriter
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Generator
 from fractions import Fraction
@@ -16,7 +15,8 @@ import av.error
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from ml_backend.errors import StorageError, VideoError
+from ml_backend.errors import VideoError
+from ml_backend.files import storage_error
 from ml_backend.types import Image
 from ml_backend.video.sound import Sound, Timed, add_sound, has_sound
 
@@ -192,10 +192,3 @@ class VideoWriter:
             self._container.mux(self._stream.encode(picture))
         except OSError as error:
             raise storage_error(self.path, error) from error
-
-
-def storage_error(path: Path, error: OSError) -> StorageError:
-    """Translate a failed write."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"No space left on the disk while writing {path}.", "Free some space and try again.")
-    return StorageError(f"Cannot write {path}: {error}.", "Check the folder's permissions and the disk.")

@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 
 from ml_backend.errors import StorageError
-from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
+from ml_backend.files import VIDEO_SUFFIXES
 from ml_backend.web import answers
 from ml_backend.web.control_room import requested
 from ml_backend.web.problems import Invalid, WrongType

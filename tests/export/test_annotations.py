@@ -24,8 +24,8 @@ from ml_backend.export.annotations import (
     pictures_per_second,
     whole_pixels,
 )
-from ml_backend.export.names import UniqueNames, safe_name
 from ml_backend.export.source import Source
+from ml_backend.files import UniqueNames, safe_name
 from tests.builders import CONFIG, ROOT, wait_for
 from tests.export.builders import key, make_annotation, make_region, make_task, write_export
 from tests.video.builders import make_video
@@ -178,11 +178,8 @@ def test_the_script(tmp_path: Path) -> None:
     assert [(row["label"], row["video"]) for row in rows] == [("läufer", "straße_1.mp4")] * 3
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary == {"videos": 2, "rows": 3, "files": ["a.json"], "skipped": 1}
-    done = run("--from-json", "e.json", "--videos", "videos", "--out", "each", "--per-video", "--task", 1, cwd=tmp_path)
-    assert (done.returncode, [path.name for path in (tmp_path / "each").glob("[!.]*")]) == (
-        0,
-        ["straße_1.json"],
-    )
+    done = run("--from-json", "e.json", "--videos", "videos", "--out", "one.json", "--task", 1, cwd=tmp_path)
+    assert json.loads(done.stdout.splitlines()[-1])["videos"] == 1
 
 
 def test_the_script_with_a_label_config(tmp_path: Path) -> None:
@@ -194,10 +191,6 @@ def test_the_script_with_a_label_config(tmp_path: Path) -> None:
     done = run("--from-json", "e.json", "--config", "config.xml", "--out", "a.json", "--all-annotators", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {row["annotator"] for row in rows_of(tmp_path / "a.json")} == {"1"}
-    arguments = ("--from-json", "e.json", "--config", "config.xml", "--out", "each", "--all-annotators", "--per-video")
-    assert run(*arguments, cwd=tmp_path).returncode == 0
-    names = sorted(path.name for path in (tmp_path / "each").glob("[!.]*"))
-    assert names == ["clip-by-1.json", "clip-by-b@c.d.json"]
 
 
 @pytest.mark.parametrize(
@@ -237,9 +230,6 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 # -- whole files or none
 
 
-EACH = pytest.mark.parametrize("per_video", [False, True], ids=["one file", "one each"])
-
-
 @pytest.fixture
 def tasks(tmp_path: Path) -> list[dict[str, Any]]:
     """Three videos, ten rows each."""
@@ -256,47 +246,31 @@ def export(tmp_path: Path, tasks: list[dict[str, Any]], **options: Any) -> tuple
     return export_annotations(source, tmp_path / "out", with_video=True, **options), source
 
 
-def content(out: Path) -> Any:
-    return {path.name: path.read_bytes() for path in out.iterdir()} if out.is_dir() else out.read_bytes()
-
-
-@EACH
-def test_an_interrupted_export_leaves_whole_files(tmp_path: Path, tasks: list[dict[str, Any]], per_video: bool) -> None:
+def test_an_interrupted_export_leaves_whole_files(tmp_path: Path, tasks: list[dict[str, Any]]) -> None:
     def interrupt(done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
-    export(tmp_path, tasks, per_video=per_video)
-    before = content(tmp_path / "out")
+    export(tmp_path, tasks)
+    before = (tmp_path / "out").read_bytes()
     for task in tasks:
         task["annotations"][0]["result"][0]["value"]["labels"] = ["truck"]
     with pytest.raises(KeyboardInterrupt):
-        export(tmp_path, tasks, per_video=per_video, progress=interrupt)
-    after = content(tmp_path / "out")
+        export(tmp_path, tasks, progress=interrupt)
     assert {path.name for path in tmp_path.iterdir()} == {"e.json", "out", "v1.mp4", "v2.mp4", "v3.mp4"}
-    if not per_video:
-        assert after == before
-    else:
-        assert sorted(after) == ["v1.json", "v2.json", "v3.json"]
-        assert [rows_of(path)[0]["label"] for path in sorted((tmp_path / "out").iterdir())] == [
-            "truck",
-            "truck",
-            "person",
-        ]
-    written, _ = export(tmp_path, tasks, per_video=per_video)
+    assert (tmp_path / "out").read_bytes() == before
+    written, _ = export(tmp_path, tasks)
     assert (written.videos, written.rows) == (3, 30)
-    assert {row["label"] for path in written.files for row in rows_of(path)} == {"truck"}
+    assert {row["label"] for row in rows_of(tmp_path / "out")} == {"truck"}
 
 
-@EACH
-def test_rows_of_a_video_that_has_disappeared_go(tmp_path: Path, tasks: list[dict[str, Any]], per_video: bool) -> None:
-    export(tmp_path, tasks, per_video=per_video)
+def test_rows_of_a_video_that_has_disappeared_go(tmp_path: Path, tasks: list[dict[str, Any]]) -> None:
+    export(tmp_path, tasks)
     (tmp_path / "v2.mp4").unlink()
-    written, source = export(tmp_path, tasks, per_video=per_video)
+    written, source = export(tmp_path, tasks)
     assert (written.videos, written.rows, len(source.skipped)) == (2, 20, 1)
-    files = sorted((tmp_path / "out").iterdir()) if per_video else [tmp_path / "out"]
-    assert files == written.files
-    assert {row["video"] for path in files for row in rows_of(path)} == {"v1.mp4", "v3.mp4"}
+    assert written.files == [tmp_path / "out"]
+    assert {row["video"] for row in rows_of(tmp_path / "out")} == {"v1.mp4", "v3.mp4"}
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from ml_backend.errors import ConfigError
-from ml_backend.export.files import write_text
 from ml_backend.export.select import region_labels, valid_score
 from ml_backend.export.tasks import read_tasks
 from ml_backend.export.yolo import _yaml
+from ml_backend.files import write_text
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, '[{"id": ' + "9" * 5000 + "}]", '{"id": ' + "9" * 5000 + "}"])

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from ml_backend.errors import ConfigError, MediaError
 from ml_backend.export.boxes import Pictures
-from ml_backend.export.control import inferred_rate
 from ml_backend.export.locate import VideoFolder, media_parts, video_name
+from ml_backend.export.select import inferred_rate
 from ml_backend.export.source import Source
 from ml_backend.export.tasks import read_tasks
 from ml_backend.export.video import AnnotatedVideo
@@ -370,14 +370,14 @@ def test_files_are_found_by_name_only(tmp_path: Path) -> None:
         assert folder.find(uri) is None
     assert VideoFolder(inside, recursive=False).find("b.mp4") is None
     (inside / "a.txt").write_text("")
-    assert folder.find_stem("35deac95-b") == inside / "sub" / "35deac95-b.mp4"
-    assert VideoFolder(inside).find_stem("a") == inside / "a.mp4"
-    assert folder.find_stem("absent") is None
+    assert folder.look_up_name("35deac95-b").path == inside / "sub" / "35deac95-b.mp4"
+    assert VideoFolder(inside).look_up_name("a").path == inside / "a.mp4"
+    assert folder.look_up_name("absent").path is None
 
 
 def test_files_have_the_prefix_of_uploads_or_not(tmp_path: Path) -> None:
     for name in ("35deac95-people.mp4", "both.mp4", "35deac95-both.mp4", "20240131-cam.mp4", "cut.mp4"):
-        (tmp_path / name).write_text("")
+        (tmp_path / name).write_text(name)
     folder = VideoFolder(tmp_path)
 
     def found(uri: str) -> str | None:
@@ -394,9 +394,9 @@ def test_files_have_the_prefix_of_uploads_or_not(tmp_path: Path) -> None:
     assert found("cam.mp4") is None
     assert found("/data/local-files/?d=20240131-cut.mp4") is None
     assert found("/data/upload/1/20240131-cut.mp4") == "cut.mp4"
-    (tmp_path / "11111111-people.mp4").write_text("")
+    (tmp_path / "11111111-people.mp4").write_text("another")
     assert VideoFolder(tmp_path).find("people.mp4") is None  # which of the two, nobody knows
-    assert folder.find_stem("abcdef01-cut") == tmp_path / "cut.mp4"
+    assert folder.look_up_name("abcdef01-cut").path == tmp_path / "cut.mp4"
 
 
 def test_decomposed_unicode_is_the_same_name(tmp_path: Path) -> None:
