@@ -21,7 +21,7 @@ from ml_backend.models.crops import letterbox
 from ml_backend.models.dinov2 import Dinov2Embedder
 from ml_backend.models.efficientnet import EfficientNetEmbedder
 from ml_backend.models.embedder import TorchEmbedder
-from ml_backend.models.model_folder import RECIPE
+from ml_backend.models.hub import RECIPE
 from ml_backend.settings import Settings
 from tests.builders import ROOT
 from tests.model_builders import CLIP_MEAN, CLIP_STD, make_tiny_clip, make_tiny_dinov2
