@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from ml_backend.errors import WeightsError
 from ml_backend.models.crops import letterbox
 from ml_backend.models.detector import _select_device
-from ml_backend.models.memory import FitsMemory
+from ml_backend.models.memory import FitsMemory, model_memory
 from ml_backend.settings import Settings
 from ml_backend.types import FloatArray, Image
 
@@ -78,16 +77,18 @@ class TorchEmbedder(FitsMemory):
         Raises:
             WeightsError: the device does not exist.
         """
-        import torch
-
         self._model = model.eval().requires_grad_(False)
         self._input_size = input_size
-        self._mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
-        self._std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
+        self._mean, self._std = list(mean), list(std)
         red, green, blue = (round(value) for value in mean)
         self._fill = (blue, green, red)
         self._batch = settings.embed_batch
         self._placed(_select_device(settings.device), self._to)
+
+    @property
+    def memory_bytes(self) -> Mapping[str, int]:
+        """Bytes that the network takes, by device."""
+        return model_memory(self._model)
 
     def embed(self, crops: Sequence[Image]) -> FloatArray:
         """See :meth:`Embedder.embed`."""
@@ -116,25 +117,21 @@ class TorchEmbedder(FitsMemory):
 
     def _to_input(self, crops: Sequence[Image]) -> torch.Tensor:
         import torch
+        from torchvision.transforms.functional import normalize
 
         squares = np.stack([letterbox(crop, self._input_size, self._fill) for crop in crops])
         pixels = torch.from_numpy(squares).to(self._device).permute(0, 3, 1, 2).flip(1)  # BGR to RGB
-        mean, std = self._mean.to(self._device), self._std.to(self._device)
-        return pixels.float().sub_(mean).div_(std).to(self._dtype)
+        return normalize(pixels.float(), self._mean, self._std, inplace=True).to(self._dtype)
 
     def _in_batches(self, items: Sequence[T], run: Callable[[Sequence[T]], torch.Tensor]) -> FloatArray:
         """Run all items, with what memory there is, and make each row of the result one of length 1."""
         rows: list[FloatArray] = []
         done = 0
         while done < len(items):
-            rows.append(self._fitting(partial(self._run_from, items, done, run)))
+            rest = items[done:]
+            rows.append(self._fitting(lambda limit, rest=rest: self._run(rest[:limit], run)))
             done += len(rows[-1])
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
-
-    def _run_from(
-        self, items: Sequence[T], start: int, run: Callable[[Sequence[T]], torch.Tensor], limit: int
-    ) -> FloatArray:
-        return self._run(items[start : start + limit], run)
 
     def _run(self, items: Sequence[T], run: Callable[[Sequence[T]], torch.Tensor]) -> FloatArray:
         import torch

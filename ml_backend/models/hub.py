@@ -298,9 +298,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _read_config(folder: Path, name: str, setting: str) -> dict[str, Any]:
     if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise WeightsError(
-            f"The model folder {folder} is a file, not a folder.",
-            f"Set {setting} to an existing folder or a hub's model.",
+            f"The model folder {folder} {what}.", f"Set {setting} to an existing folder or a hub's model."
         )
     if not (folder / name).is_file():
         raise WeightsError(
@@ -326,18 +326,14 @@ def _check_safetensors(file: Path) -> None:
 
 
 def _dinov2_weights(path: Path) -> tuple[Path, ...]:
-    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    whole = path / "model.safetensors"
     if whole.is_file():
         return (whole,)
-    if index.is_file():
-        shards = read_json(index).get("weight_map")
-        names = sorted(set(shards.values())) if isinstance(shards, dict) else []
-        if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names):
-            raise WeightsError(f"{index} names no weights.", "Delete it and download it again.")
-        missing = [name for name in names if not (path / name).is_file()]
-        if missing:
-            raise WeightsError(f"{path} is incomplete: {', '.join(missing)} is missing.", "Put it there.")
-        return tuple(path / name for name in names)
+    if shards := sorted(path.glob("model-*-of-[0-9][0-9][0-9][0-9][0-9].safetensors")):
+        expected = int(shards[0].stem.rsplit("-", 1)[-1])
+        if len(shards) != expected:
+            raise WeightsError(f"{path} is incomplete: it has {len(shards)} of {expected} shards.", "Add the others.")
+        return tuple(shards)
     if (path / "pytorch_model.bin").is_file():
         raise WeightsError(
             f"The weights {path / 'pytorch_model.bin'} are a pickle, which is code, and are not loaded.",

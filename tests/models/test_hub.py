@@ -270,7 +270,7 @@ BAD: dict[str, tuple[Callable[[Outside], Any], str]] = {
         "model.safetensors is damaged",
     ),
     "connections that break": (lambda site: site.special.update({WEIGHTS: cut}), "rror"),
-    "a circle": (lambda site: site.redirect(CONFIG, CONFIG), "rror"),
+    "a circle": (lambda site: site.redirect(CONFIG, CONFIG), "edirect"),
     "another kind of model": (
         lambda site: publish(site, NAME, {"config.json": b'{"model_type": "bert"}', "model.safetensors": b"x"}),
         f"{NAME} holds a model of type 'bert'",
