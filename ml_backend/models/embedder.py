@@ -77,9 +77,12 @@ class TorchEmbedder(FitsMemory):
         Raises:
             WeightsError: the device does not exist.
         """
+        import torch
+
         self._model = model.eval().requires_grad_(False)
         self._input_size = input_size
-        self._mean, self._std = list(mean), list(std)
+        self._mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
         red, green, blue = (round(value) for value in mean)
         self._fill = (blue, green, red)
         self._batch = settings.embed_batch
@@ -117,11 +120,11 @@ class TorchEmbedder(FitsMemory):
 
     def _to_input(self, crops: Sequence[Image]) -> torch.Tensor:
         import torch
-        from torchvision.transforms.functional import normalize
 
         squares = np.stack([letterbox(crop, self._input_size, self._fill) for crop in crops])
         pixels = torch.from_numpy(squares).to(self._device).permute(0, 3, 1, 2).flip(1)  # BGR to RGB
-        return normalize(pixels.float(), self._mean, self._std, inplace=True).to(self._dtype)
+        mean, std = self._mean.to(self._device), self._std.to(self._device)
+        return pixels.float().sub_(mean).div_(std).to(self._dtype)
 
     def _in_batches(self, items: Sequence[T], run: Callable[[Sequence[T]], torch.Tensor]) -> FloatArray:
         """Run all items, with what memory there is, and make each row of the result one of length 1."""
