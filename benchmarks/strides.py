@@ -86,7 +86,7 @@ def rows_of(tracks: Sequence[Track], label: str) -> Rows:
 def agreement(exact: Sequence[Track], tracks: Sequence[Track]) -> dict[str, float]:
     from ml_backend.tracks.metrics import Counts, count
 
-    total = Counts.nothing()
+    total = Counts()
     for label in sorted({track.top_class for track in (*exact, *tracks)}):
         total += count(rows_of(exact, label), rows_of(tracks, label))
     scores = total.scores()

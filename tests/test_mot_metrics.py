@@ -65,7 +65,7 @@ def test_files_are_read_as_written_and_ignored_rows_are_left_out(tmp_path: Path)
 def test_sequences_are_added_up_as_trackeval_does() -> None:
     """By hand: one perfect sequence of 10 boxes, and one of 30 that is found in two halves."""
     perfect, halves = line(1, range(10)), np.vstack([line(1, range(15)), line(2, range(15, 30))])
-    found = (Counts.nothing() + count(perfect, perfect) + count(line(1, range(30)), halves)).scores()
+    found = (Counts() + count(perfect, perfect) + count(line(1, range(30)), halves)).scores()
     assert found["DetA"] == pytest.approx(1)
     assert found["AssA"] == pytest.approx((10 * 1.0 + 30 * 0.5) / 40)  # weighted by matched boxes
     assert found["HOTA"] == pytest.approx((25 / 40) ** 0.5)
@@ -74,4 +74,4 @@ def test_sequences_are_added_up_as_trackeval_does() -> None:
 
 
 def test_nothing_at_all() -> None:
-    assert Counts.nothing().scores()["HOTA"] == 0
+    assert Counts().scores()["HOTA"] == 0

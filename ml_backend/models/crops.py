@@ -65,11 +65,9 @@ def letterbox(crop: Image, size: int, fill: tuple[int, int, int]) -> Image:
     h, w = max(round(height * scale), 1), max(round(width * scale), 1)
     # Averaging keeps fine patterns from flickering when it shrinks; cubic keeps edges when it enlarges.
     scaled = cv2.resize(crop, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    square = np.empty((size, size, 3), np.uint8)
-    square[:] = fill
     top, left = (size - h) // 2, (size - w) // 2
-    square[top : top + h, left : left + w] = scaled
-    return square
+    edges = (top, size - h - top, left, size - w - left)
+    return np.asarray(cv2.copyMakeBorder(scaled, *edges, cv2.BORDER_CONSTANT, value=fill), np.uint8)
 
 
 def sharpness(crop: Image) -> float:

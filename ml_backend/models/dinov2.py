@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import WeightsError
 from ml_backend.models.embedder import TorchEmbedder
-from ml_backend.models.model_folder import ModelFolder, read_dinov2_folder, read_json
+from ml_backend.models.hub import ModelFolder, read_dinov2_folder, read_json
 from ml_backend.settings import Settings
 
 if TYPE_CHECKING:

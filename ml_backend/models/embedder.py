@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from ml_backend.errors import WeightsError
 from ml_backend.models.crops import letterbox
 from ml_backend.models.detector import _select_device
-from ml_backend.models.memory import FitsMemory
+from ml_backend.models.memory import FitsMemory, model_memory
 from ml_backend.settings import Settings
 from ml_backend.types import FloatArray, Image
 
@@ -89,6 +88,11 @@ class TorchEmbedder(FitsMemory):
         self._batch = settings.embed_batch
         self._placed(_select_device(settings.device), self._to)
 
+    @property
+    def memory_bytes(self) -> Mapping[str, int]:
+        """Bytes that the network takes, by device."""
+        return model_memory(self._model)
+
     def embed(self, crops: Sequence[Image]) -> FloatArray:
         """See :meth:`Embedder.embed`."""
         return self._in_batches(crops, lambda some: self._forward(self._to_input(some)))
@@ -127,14 +131,10 @@ class TorchEmbedder(FitsMemory):
         rows: list[FloatArray] = []
         done = 0
         while done < len(items):
-            rows.append(self._fitting(partial(self._run_from, items, done, run)))
+            rest = items[done:]
+            rows.append(self._fitting(lambda limit, rest=rest: self._run(rest[:limit], run)))
             done += len(rows[-1])
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
-
-    def _run_from(
-        self, items: Sequence[T], start: int, run: Callable[[Sequence[T]], torch.Tensor], limit: int
-    ) -> FloatArray:
-        return self._run(items[start : start + limit], run)
 
     def _run(self, items: Sequence[T], run: Callable[[Sequence[T]], torch.Tensor]) -> FloatArray:
         import torch

@@ -76,9 +76,6 @@ class _GivenMotion:
     def apply(self, image: object, boxes: object = None) -> Affine:
         return self.camera
 
-    def reset_params(self) -> None:
-        self.camera = np.eye(2, 3)
-
 
 #: Where trackers want a picture, for the motion that is given instead.
 _NO_PICTURE = np.zeros((1, 1, 3), np.uint8)
@@ -115,13 +112,6 @@ class Tracker:
         self._buffer: int = options["track_buffer"]
         self._looks: Floats = np.zeros((0, appearance.SIZE), np.float32)  # of this frame's detections
         self._memory: dict[int, tuple[Floats, int]] = {}  # by track id: look, and frame of the last update
-        self._frame = 0
-
-    def reset(self) -> None:
-        """Forget everything: the next frame begins a new video."""
-        self._tracker.reset()
-        self._camera.reset_params()
-        self._memory.clear()
         self._frame = 0
 
     def update(self, observation: Observation) -> list[Tracked]:

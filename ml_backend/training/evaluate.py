@@ -208,7 +208,7 @@ class _Measurement:
         self._motion = model.kind == "motion"
         self._settings = plan.settings.model_copy(update={"conf": min(CONF, plan.settings.conf)})
         self._precision = AveragePrecision(plan.classes)
-        self._counts = Counts.nothing()
+        self._counts = Counts()
         self._frames = self._pictures = 0
 
     def run(self) -> Iterator[int]:

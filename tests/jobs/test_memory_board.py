@@ -16,7 +16,7 @@ from ml_backend.versions import shaping
 
 class Model:
     device = "cpu"
-    memory_bytes = 1000
+    memory_bytes = {"cpu": 1000}  # noqa: RUF012
 
 
 def test_status_and_optimize(settings: Callable[..., Settings], redis_url: str) -> None:

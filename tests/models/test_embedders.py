@@ -21,7 +21,7 @@ from ml_backend.models.crops import letterbox
 from ml_backend.models.dinov2 import Dinov2Embedder
 from ml_backend.models.efficientnet import EfficientNetEmbedder
 from ml_backend.models.embedder import TorchEmbedder
-from ml_backend.models.model_folder import RECIPE
+from ml_backend.models.hub import RECIPE
 from ml_backend.settings import Settings
 from tests.builders import ROOT
 from tests.model_builders import CLIP_MEAN, CLIP_STD, make_tiny_clip, make_tiny_dinov2
@@ -347,12 +347,12 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "config of nonsense": (lambda config, _: config.write_text("<html>"), "is damaged"),
     "config of a list": (lambda config, _: config.write_text("[]"), "no JSON object"),
     "no weights": (lambda _, weights: weights.unlink(), "has no weights"),
-    "empty weights": (lambda _, weights: weights.write_bytes(b""), "not a safetensors file"),
-    "a web page": (lambda _, weights: weights.write_text("<html>404</html>" * 99), "not a safetensors file"),
-    "half of it": (lambda _, weights: weights.write_bytes(weights.read_bytes()[:90_000]), "is damaged: it has 90000"),
+    "empty weights": (lambda _, weights: weights.write_bytes(b""), "no safetensors file"),
+    "a web page": (lambda _, weights: weights.write_text("<html>404</html>" * 99), "no safetensors file"),
+    "half of it": (lambda _, weights: weights.write_bytes(weights.read_bytes()[:90_000]), "is damaged.*covered"),
     "a pointer": (
         lambda _, weights: weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
-        "pointer of Git LFS",
+        "no safetensors file .*git lfs pull",
     ),
     "tensors missing": (lambda _, weights: drop_tensors(weights), "lack 3 tensors|Missing key"),
 }
@@ -479,7 +479,7 @@ def test_sharded_weights(folders: dict[str, Path], settings: MakeSettings, tmp_p
     whole = Dinov2Embedder(folders["dinov2"], settings(device="cpu"))
     assert np.allclose(sharded.embed(crops(2)), whole.embed(crops(2)), atol=1e-6)
     next((tmp_path / "shards").glob("model-*.safetensors")).unlink()
-    with pytest.raises(WeightsError, match=r"incomplete: model-00001-of-.* is missing"):
+    with pytest.raises(WeightsError, match=r"incomplete: it has \d+ of \d+ shards"):
         Dinov2Embedder(tmp_path / "shards", settings(device="cpu"))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ml_backend.errors import BackendError
-from ml_backend.models.weights import RETRY_AFTER_S
+from ml_backend.models.downloads import RETRY_AFTER_S
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from ml_backend.errors import StorageError, WeightsError
 from ml_backend.files import file_sha256
-from ml_backend.models.weights import forget_failure, recent_failure, remember_failure
+from ml_backend.models.downloads import forget_failure, recent_failure, remember_failure
 from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -80,7 +80,7 @@ class TorchEngine:
     @property
     def memory_bytes(self) -> Mapping[str, int]:
         """Of an export, whose runtime does not tell, the file's size."""
-        return model_memory(self._backend) or {
+        return model_memory(getattr(self._backend, "model", None)) or {
             str(self._device): sum(file.stat().st_size for file in _files(self._path))
         }
 
