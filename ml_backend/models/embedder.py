@@ -11,7 +11,7 @@ import numpy as np
 
 from ml_backend.errors import WeightsError
 from ml_backend.models.crops import letterbox
-from ml_backend.models.detector import _select_device
+from ml_backend.models.engines.torch_engine import select_device
 from ml_backend.models.memory import FitsMemory
 from ml_backend.settings import Settings
 from ml_backend.types import FloatArray, Image
@@ -87,7 +87,7 @@ class TorchEmbedder(FitsMemory):
         red, green, blue = (round(value) for value in mean)
         self._fill = (blue, green, red)
         self._batch = settings.embed_batch
-        self._placed(_select_device(settings.device), self._to)
+        self._placed(select_device(settings.device), self._to)
 
     def embed(self, crops: Sequence[Image]) -> FloatArray:
         """See :meth:`Embedder.embed`."""
