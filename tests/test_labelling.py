@@ -52,7 +52,7 @@ def verdict(label: str | None, probability: float = 0.8, *, best: str = "", othe
     """The bank's: ``label``, or ``None`` with what would have been ``best``."""
     name = best or label or ""
     probabilities = {name: probability, **dict.fromkeys(others, 0.01)}
-    return Verdict(label, probability, name, probabilities, 0.91234, 0.5, 7)
+    return Verdict(label, probability, name, probabilities, 0.91234, 7)
 
 
 NEAREST = {"label": "fallen", "task": 12, "region": "r1", "frame": 34}

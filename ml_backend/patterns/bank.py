@@ -70,7 +70,6 @@ class Verdict:
         best: the best label even when abstaining; ``None`` only where no label was to choose from.
         probabilities: calibrated, by label: independent of each other, they need not add up to 1.
         similarity: cosine to the nearest exemplar of ``best``; 0 without one.
-        margin: ``probability`` less the second label's.
         nearest: id of that exemplar.
     """
 
@@ -79,11 +78,10 @@ class Verdict:
     best: str | None
     probabilities: Mapping[str, float]
     similarity: float
-    margin: float
     nearest: int | None
 
 
-NOTHING = Verdict(None, 0.0, None, {}, 0.0, 0.0, None)
+NOTHING = Verdict(None, 0.0, None, {}, 0.0, None)
 
 
 class PatternBank:
@@ -115,9 +113,6 @@ class PatternBank:
         if learned:
             self.thresholds = dict(zip(labels, learned.cosine.thresholds.clip(-1, 1).tolist(), strict=True))
             self.safe_thresholds = dict(zip(labels, learned.safe.tolist(), strict=True))
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     @classmethod
     def fit(cls, exemplars: Exemplars) -> PatternBank:
@@ -168,7 +163,6 @@ class PatternBank:
             best=name,
             probabilities={self.labels[i]: float(value) for i, value in zip(numbers, probability, strict=True)},
             similarity=float(np.clip(similar[nearest], -1.0, 1.0)),
-            margin=margin,
             nearest=int(ids[nearest]),
         )
 

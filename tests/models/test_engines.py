@@ -6,7 +6,6 @@ import errno
 import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError
@@ -20,7 +19,7 @@ from ml_backend.files import file_sha256
 from ml_backend.models.detector import YoloDetector
 from ml_backend.models.engines import exports, make, openvino_engine
 from ml_backend.models.engines.calibration import Footage
-from ml_backend.models.engines.exports import META, Choice, Export, Plan, Unsound, choose_engine, find
+from ml_backend.models.engines.exports import META, Export, Plan, Unsound, choose_engine, find
 from ml_backend.models.engines.make import Agreement, agreement
 from ml_backend.models.engines.openvino_engine import MAX_SIZES, MODEL_FILE
 from ml_backend.models.engines.torch_engine import padded
@@ -58,16 +57,6 @@ def made(path: Path, settings: Settings) -> Export:
     chosen = choose_engine(path, file_sha256(path), settings)
     assert chosen.export is not None, chosen.note
     return chosen.export
-
-
-def wait_until_made(path: Path, settings: Settings) -> Choice:
-    """What is chosen when nothing is being prepared any more."""
-    for _ in range(1200):
-        chosen = choose_engine(path, file_sha256(path), settings)
-        if "being prepared" not in chosen.note:
-            return chosen
-        time.sleep(0.1)
-    raise AssertionError(chosen.note)
 
 
 def folders(settings: Settings) -> list[Path]:
@@ -156,7 +145,7 @@ def test_pytorch_serves_until_the_background_has_the_export(tiny: Path, here: Se
     assert first.export is None
     assert "being prepared" in first.note
     assert YoloDetector(tiny, here, first.export, first.note).engine["note"] == first.note
-    second = wait_until_made(tiny, here)
+    second = choose_engine(tiny, file_sha256(tiny), here, wait=True)
     assert second.export is not None
     assert second.note == ""
     assert second.key != first.key
@@ -246,7 +235,7 @@ def test_a_disk_that_takes_nothing_is_told_and_not_tried_for_each_video(tiny: Pa
     here.weights_dir.mkdir(parents=True, exist_ok=True)
     (here.weights_dir / "engines").write_text("in the way of the folder")
     assert "being prepared" in choose_engine(tiny, file_sha256(tiny), here).note
-    chosen = wait_until_made(tiny, here)
+    chosen = choose_engine(tiny, file_sha256(tiny), here, wait=True)
     assert chosen.export is None
     assert "openvino is not used" in chosen.note
     assert "cannot be written" in chosen.note
@@ -258,7 +247,7 @@ def test_a_process_that_is_killed_is_told_and_another_tries_later(
     assert "being prepared" in choose_engine(tiny, file_sha256(tiny), here).note
     (child,) = (child for child in exports._children.values() if child.process.poll() is None)
     child.process.kill()
-    chosen = wait_until_made(tiny, here)
+    chosen = choose_engine(tiny, file_sha256(tiny), here, wait=True)
     assert chosen.export is None
     assert "ended with status -9" in chosen.note
     monkeypatch.setattr(exports, "RETRY_AFTER_S", 0.0)

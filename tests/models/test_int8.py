@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import struct
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
@@ -94,16 +93,6 @@ def fp32(weights: Path, settings: Settings) -> Export:
     return exact.export
 
 
-def wait_until_made(weights: Path, settings: Settings, footage: Footage) -> Choice:
-    """What is chosen when nothing is being prepared any more."""
-    for _ in range(3000):
-        chosen = choose(weights, settings, footage)
-        if "being prepared" not in chosen.note:
-            return chosen
-        time.sleep(0.1)
-    raise AssertionError(chosen.note)
-
-
 @pytest.fixture(scope="module")
 def real(yolo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Export]:
     """Settings for the real model, whose folder has its export in fp32. Small pictures, for the time that they take."""
@@ -126,7 +115,7 @@ def test_the_real_model_is_checked_and_then_used_while_fp32_serves(
         "note": first.note,
     }
 
-    second = wait_until_made(yolo_weights, values, footage)
+    second = choose(yolo_weights, values, footage, wait=True)
     assert (second.name, second.note) == ("openvino int8", "")
     assert second.key != first.key
     assert second.export is not None
@@ -250,7 +239,7 @@ def test_a_prediction_gives_the_pictures_and_the_next_one_runs_in_int8(tiny: Pat
             engines.append(detector.engine)
             (model,) = [model for model in get_pool(here).status()["models"] if model["in_use"]]
             assert model["engine"] == detector.engine
-        wait_until_made(tiny, here, Footage(8, str(clip)))
+        choose(tiny, here, Footage(8, str(clip)), wait=True)
     assert [engine["precision"] for engine in engines] == ["fp32", "int8"]
     assert "int8 is being prepared" in engines[0]["note"]
     assert len(Pool(here, 8).videos) == 1
