@@ -222,9 +222,9 @@ def test_too_few_objects_to_tell_and_another_try_with_more_videos(
     assert choose(tiny, here, Footage(3)) == second  # three videos are not yet twice as many
     pool.collect(another(clip, tmp_path, 2))
     # What was made with fewer pictures serves, be it that the next one cannot be made.
-    without_nncf(monkeypatch)
-    assert choose(tiny, here, Footage(3)) == second
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        without_nncf(patch)
+        assert choose(tiny, here, Footage(3)) == second
     fourth = prepared(tiny, here, Footage(3))
     assert fourth.name == "openvino int8", fourth.note
     assert fourth.key != second.key

@@ -48,7 +48,7 @@ _SETTINGS = frozenset({"data_dir", "device", "imgsz", "batch", "conf", "engine",
 NO_INT8 = "int8 is only made for OpenVINO."
 
 #: Exports that did not run in this process: why, and when.
-_failures: dict[str, tuple[str, float]] = {}
+_failures: dict[Path, tuple[str, float]] = {}
 _told: set[tuple[str, str]] = set()
 
 
@@ -78,7 +78,7 @@ class Export:
 
     def failed(self, reason: str) -> None:
         """Leave it alone for a while: it did not run here."""
-        _failures[self.folder.name] = (reason, time.monotonic())
+        _failures[self.folder] = (reason, time.monotonic())
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +290,7 @@ def prune(engines: Path) -> None:
 
 def refusal(folder: Path) -> str:
     """Why an export is not to be used or made, for good or for the next minutes; else empty."""
-    reason, when = _failures.get(folder.name, ("", 0.0))
+    reason, when = _failures.get(folder, ("", 0.0))
     if reason and time.monotonic() - when < RETRY_AFTER_S:
         return reason
     try:
@@ -346,7 +346,7 @@ class _Child:
     def _repeat_log(self) -> str:
         """Log here what it has logged, and return its error."""
         status = self.process.returncode
-        reason = f"the process that makes it ended with status {status}; is there enough memory?" if status else ""
+        reason = f"the process that makes it ended with status {status} (too little memory?)" if status else ""
         self._output.seek(0)
         for line in self._output.read().decode(errors="replace").splitlines():
             level, found, message = line.partition("|")
