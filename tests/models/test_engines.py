@@ -229,6 +229,7 @@ def test_what_cannot_be_exported_is_not_tried_again_at_once(
     assert choose_engine(path, file_sha256(path), here) == first
     monkeypatch.setattr(exports, "RETRY_AFTER_S", 0.0)
     assert "being prepared" in choose_engine(path, file_sha256(path), here).note
+    assert choose_engine(path, file_sha256(path), here, wait=True) == first
 
 
 def test_a_disk_that_takes_nothing_is_told_and_not_tried_for_each_video(tiny: Path, here: Settings) -> None:
@@ -245,8 +246,7 @@ def test_a_process_that_is_killed_is_told_and_another_tries_later(
     tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "being prepared" in choose_engine(tiny, file_sha256(tiny), here).note
-    (child,) = (child for child in exports._children.values() if child.process.poll() is None)
-    child.process.kill()
+    exports._children[str(plan_of(tiny, here).fp32), ""].process.kill()
     chosen = choose_engine(tiny, file_sha256(tiny), here, wait=True)
     assert chosen.export is None
     assert "ended with status -9" in chosen.note
