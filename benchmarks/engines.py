@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ml_backend.settings import Settings
     from ml_backend.types import Detections, Image
 
-ENGINES = ("torch", "openvino", "openvino int8", "tensorrt", "coreml")
+ENGINES = ("torch", "openvino", "openvino int8")
 
 _state: dict[str, Any] = {}
 
@@ -41,7 +41,7 @@ def prepare(weights: Path, settings: Settings, video: Path, frames: int) -> dict
     from ml_backend.files import file_sha256
     from ml_backend.models.detector import YoloDetector
     from ml_backend.models.engines.calibration import Footage
-    from ml_backend.models.engines.choice import choose_engine
+    from ml_backend.models.engines.exports import choose_engine
     from ml_backend.models.memory import process_memory
 
     started = time.perf_counter()
@@ -85,7 +85,7 @@ def row(name: str, made: dict[str, Any], speeds: Sequence[float], reference: Seq
     """One engine's figures."""
     from dataclasses import asdict
 
-    from ml_backend.models.engines.export import agreement
+    from ml_backend.models.engines.make import agreement
 
     if made["note"]:
         return {"engine": name, "note": made["note"]}

@@ -118,7 +118,7 @@ def detector_of(settings: Settings) -> ResolvedDetector:
 def engine_name(video: Path, resolved: ResolvedDetector, settings: Settings, *, wait: bool = False) -> str:
     """``openvino fp32``, for example; with a reason where it is not what was wanted."""
     from ml_backend.models.engines.calibration import Footage
-    from ml_backend.models.engines.choice import choose_engine
+    from ml_backend.models.engines.exports import choose_engine
 
     assert resolved.path
     footage = Footage(video=str(video))

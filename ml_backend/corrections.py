@@ -72,13 +72,11 @@ class Comparison:
     decisions: tuple[Decision, ...] = ()
     tracks: int = 0
 
-    def count(self, kind: Kind) -> int:
-        """Number of regions of a kind; all kinds but ``added`` sum to the number of predicted regions."""
-        return sum(decision.kind == kind for decision in self.decisions)
-
     @property
     def counts(self) -> dict[str, int]:
-        return {kind: self.count(kind) for kind in KINDS}
+        """Number of regions by kind; all kinds but ``added`` sum to the number of predicted regions."""
+        kinds = [decision.kind for decision in self.decisions]
+        return {kind: kinds.count(kind) for kind in KINDS}
 
     @property
     def hard(self) -> tuple[str, ...]:

@@ -181,12 +181,6 @@ class CorrectionStore:
         """Fingerprint by task id, which is text: as the registry keeps what a training has seen."""
         return {str(task_id): task.fingerprint for task_id, task in self.tasks(project_id).items()}
 
-    def tracks(self, project_id: int) -> int:
-        """Number of labelled objects in the annotations of a project."""
-        query = sa.select(sa.func.sum(corrections.c.tracks)).where(corrections.c.project_id == project_id)
-        with self._read() as connection:
-            return int(connection.scalar(query) or 0)
-
     def by_version(self, project_id: int) -> list[VersionAcceptance]:
         """What people did with the predictions of each model version; the version that came first is first.
 

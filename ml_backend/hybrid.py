@@ -10,14 +10,14 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from ml_backend.label_studio.schema import VideoControl
-from ml_backend.labelling import DetectorLabels, Opinion, look_at_tracks, views_of
-from ml_backend.looks import Look, Looks, OpenVideo
+from ml_backend.labelling import DetectorLabels, Opinion
+from ml_backend.looks import Looks, OpenVideo, look_at
 from ml_backend.models.hub import ResolvedModel, load_clip, load_embedder
 from ml_backend.models.zero_shot import ZeroShot, label_prompts, with_detector
 from ml_backend.modes import HybridModels
@@ -75,22 +75,21 @@ class Hybrid:
         verdicts: list[Any] = [None] * len(tracks.tracks)
         texts: list[dict[str, float]] = [{} for _ in tracks.tracks]
 
-        def look(model: ResolvedModel) -> list[list[Look]]:
-            opener = _opener(model, self.settings)
-            k = self.settings.views
-            return look_at_tracks(tracks, model.model_id, opener, looks, open_video, k, should_stop)
+        def looked(model: ResolvedModel) -> Iterator[tuple[int, FloatArray]]:
+            """Tracks by number with ``(m, d)`` views, but for those that could not be looked at."""
+            opener = partial(use_embedder, model, self.settings)
+            wanted, k = [record.views for record in tracks.tracks], self.settings.views
+            found = look_at(wanted, opener, model.model_id, looks, open_video, k, should_stop)
+            yield from ((number, np.stack([one.vector for one in mine])) for number, mine in enumerate(found) if mine)
 
         if self.bank and self.models.embedder and allowed & set(self.bank.labels):
-            for number, found in enumerate(look(self.models.embedder)):
-                views = views_of(found)
-                verdicts[number] = self.bank.classify(views, allowed) if views is not None else None
+            for number, views in looked(self.models.embedder):
+                verdicts[number] = self.bank.classify(views, allowed)
         if self.models.clip:
             zero_shot = self._zero_shot(control)
-            for number, found in enumerate(look(self.models.clip)):
-                views = views_of(found)
-                if views is not None:
-                    shares = detector.shares(tracks.tracks[number].class_scores)
-                    texts[number] = with_detector(zero_shot.probabilities(views), shares, detector.known)
+            for number, views in looked(self.models.clip):
+                shares = detector.shares(tracks.tracks[number].class_scores)
+                texts[number] = with_detector(zero_shot.probabilities(views), shares, detector.known)
         return [Opinion(v, self._nearest(v), text) for v, text in zip(verdicts, texts, strict=True)]
 
     def _zero_shot(self, control: VideoControl) -> ZeroShot:
@@ -122,10 +121,6 @@ class Hybrid:
 def _known_texts(model_id: str, prompts: tuple[tuple[str, tuple[str, ...]], ...]) -> list[ZeroShot]:
     """Where the text embeddings of a label config are kept: empty at first."""
     return []
-
-
-def _opener(model: ResolvedModel, settings: Settings) -> Callable[[], Any]:
-    return lambda: use_embedder(model, settings)
 
 
 class HybridSource:

@@ -8,11 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ml_backend.label_studio.regions import make_region
 from ml_backend.label_studio.schema import LabelMapper, VideoControl
-from ml_backend.looks import Look, Looks, OpenVideo, look_at
+from ml_backend.looks import Looks, OpenVideo
 from ml_backend.patterns.bank import Verdict
 from ml_backend.tracks.record import TrackRecord, TrackSet
 from ml_backend.types import UNLABELLED
@@ -173,25 +171,6 @@ def label_tracks(
         what = ", ".join(f"{count} x {name}" for name, count in out.unmapped.most_common())
         log.info("Tracks that no label of the config covers were left out: %s", what)
     return out
-
-
-def look_at_tracks(
-    tracks: TrackSet,
-    model_id: str,
-    embedder: Any,
-    looks: Looks,
-    open_video: OpenVideo,
-    k: int,
-    should_stop: Callable[[], bool] | None,
-) -> list[list[Look]]:
-    """The looks of all tracks of a set; see :func:`ml_backend.looks.look_at`."""
-    wanted = [record.views for record in tracks.tracks]
-    return look_at(wanted, embedder, model_id, looks, open_video, k, should_stop)
-
-
-def views_of(looks: Sequence[Look]) -> Any:
-    """``(m, d)`` embeddings, or ``None`` where nothing could be looked at."""
-    return np.stack([look.vector for look in looks]) if looks else None
 
 
 def decide(record: TrackRecord, detector_label: str | None, opinion: Opinion) -> Decision | None:

@@ -17,7 +17,7 @@ from ml_backend.hybrid import Hybrid, use_embedder
 from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.schema import prompts_digest, read_label_config
 from ml_backend.models.engines.calibration import Footage
-from ml_backend.models.engines.choice import Choice, choose_engine
+from ml_backend.models.engines.exports import Choice, choose_engine
 from ml_backend.models.weights import ResolvedDetector, resolve_detector
 from ml_backend.modes import hybrid_models, mode_part, require_embedder
 from ml_backend.patterns.bank import PatternBank

@@ -112,7 +112,7 @@ def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | N
     """
     from ml_backend.models.detector import YoloDetector
     from ml_backend.models.engines.calibration import Footage
-    from ml_backend.models.engines.choice import choose_engine
+    from ml_backend.models.engines.exports import choose_engine
     from ml_backend.models.pool import get_pool
 
     if resolved.path is None:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ml_backend.errors import ConfigError
@@ -19,7 +19,16 @@ from ml_backend.errors import ConfigError
 Mode = Literal["yolo", "yolo_dinov2", "yolo_clip", "universal"]
 EmbedderKind = Literal["auto", "dinov2", "fallback"]
 DetectorKind = Literal["auto", "yolo", "motion"]
-EngineKind = Literal["auto", "torch", "openvino", "tensorrt", "coreml"]
+
+
+def _known_engine(value: object) -> object:
+    """Say of an engine that earlier releases had that it is gone."""
+    if value in ("tensorrt", "coreml"):
+        raise ValueError(f"ENGINE={value} was removed, as nobody had tested it; set auto, torch or openvino")
+    return value
+
+
+EngineKind = Annotated[Literal["auto", "torch", "openvino"], BeforeValidator(_known_engine)]
 Precision = Literal["auto", "fp32", "int8"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 #: Queues of jobs in order of priority: preparing a task is short and lets people open it with the right frame rate;
@@ -93,8 +102,8 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps.")
     engine: EngineKind = Field(
         "auto",
-        description="What runs the YOLO network: torch, openvino, tensorrt or coreml; auto: openvino on x86 CPUs, else "
-        "torch. PyTorch serves until an engine is ready, and where it fails.",
+        description="What runs the YOLO network: torch or openvino; auto: openvino on x86 CPUs, else torch. "
+        "PyTorch serves until an engine is ready, and where it fails.",
     )
     precision: Precision = Field(
         "auto",

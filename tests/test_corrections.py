@@ -153,7 +153,7 @@ def test_origin_is_not_believed() -> None:
 def test_moved_and_relabelled_counts_once() -> None:
     found = compare([walker()], [walker("a", 40, "car")])
     assert found.decisions == (Decision("relabelled", "a", "a", moved=True, relabelled=True),)
-    assert (found.count("relabelled"), found.count("moved")) == (1, 0)
+    assert (found.counts["relabelled"], found.counts["moved"]) == (1, 0)
 
 
 def test_a_label_for_what_had_none_is_a_relabelling() -> None:
@@ -183,7 +183,7 @@ def test_a_prediction_that_was_discarded() -> None:
 @pytest.mark.parametrize("kept", [[], [walker("c", to_name="other")]], ids=["nothing", "of another video"])
 def test_everything_is_deleted(kept: list[Any]) -> None:
     found = compare([walker("a")], kept)
-    assert (found.count("deleted"), found.count("merged"), found.count("accepted")) == (1, 0, 0)
+    assert (found.counts["deleted"], found.counts["merged"], found.counts["accepted"]) == (1, 0, 0)
 
 
 def test_two_halves_that_were_made_one() -> None:
@@ -287,7 +287,7 @@ _regions = st.builds(
 @given(st.lists(_regions, max_size=6))
 def test_the_same_is_accepted_whatever_it_is(regions: list[dict[str, Any]]) -> None:
     found = compare(regions, json.loads(json.dumps(regions)))
-    assert found.count("accepted") + found.count("undecided") == len(regions)
+    assert found.counts["accepted"] + found.counts["undecided"] == len(regions)
     assert found.hard == ()
 
 
@@ -356,6 +356,10 @@ def correction(version: str = "v1", hour: int = 0, annotation: int = 1, tracks: 
     return Correction(annotation, version, Comparison(tuple(decisions), tracks), f"print-{annotation}", when, when)
 
 
+def tracks(store: CorrectionStore, project: int) -> int:
+    return sum(task.tracks for task in store.tasks(project).values())
+
+
 def test_acceptance_of_each_version(store: CorrectionStore, path: Path, settings: Any) -> None:
     store.put(1, 10, correction("v2", 5, accepted=9, deleted=1, tracks=9))
     store.put(1, 11, correction("v1", 1, accepted=1, moved=1, added=7, tracks=9))
@@ -373,7 +377,7 @@ def test_acceptance_of_each_version(store: CorrectionStore, path: Path, settings
     assert services.trainings.acceptance(1) == [first, second, third]
     assert store.by_version(3) == []
     assert store.projects() == [1, 2]
-    assert (store.tracks(1), store.tracks(2), store.tracks(3)) == (23, 1, 0)
+    assert tuple(tracks(store, project) for project in (1, 2, 3)) == (23, 1, 0)
 
 
 def test_a_task_has_one_row(store: CorrectionStore) -> None:
@@ -385,10 +389,10 @@ def test_a_task_has_one_row(store: CorrectionStore) -> None:
     assert store.hard(1) == {10: frozenset({"a0", "p0", "p1"})}
     assert store.tasks(1) == {10: ("print-2", 4, NOON + timedelta(hours=1), 3)}
     store.remove(2, 10)
-    assert store.tracks(1) == 4
+    assert tracks(store, 1) == 4
     store.remove(1, 10)
     store.remove(1, 10)
-    assert (store.hard(1), store.tasks(1), store.by_version(1), store.tracks(1)) == ({}, {}, [], 0)
+    assert (store.hard(1), store.tasks(1), store.by_version(1), tracks(store, 1)) == ({}, {}, [], 0)
 
 
 def test_which_state_is_known(store: CorrectionStore) -> None:
@@ -431,6 +435,6 @@ def test_processes_write_one_task_at_once(store: CorrectionStore, path: Path) ->
     for process in running:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors.decode()
-    assert store.tracks(1) <= 5
+    assert tracks(store, 1) <= 5
     store.put(1, 0, correction(accepted=1))
     assert 0 in store.tasks(1)

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ml_backend import keyframe_path
+from ml_backend import keyframes
 from ml_backend.geometry import iou_pairs
 from ml_backend.keyframes import interpolate, simplify
 
@@ -147,7 +147,7 @@ def test_long_track_keeps_the_bound_and_is_near_the_optimum(monkeypatch: pytest.
     frames = np.arange(len(boxes))
     keys, key_boxes = simplify(frames, boxes, own_boxes=True)
     assert lowest_iou(frames, boxes, keys, key_boxes) >= 0.9
-    monkeypatch.setattr(keyframe_path, "_EXACT_FRAMES", len(boxes))
+    monkeypatch.setattr(keyframes, "_EXACT_FRAMES", len(boxes))
     exact, _ = simplify(frames, boxes, own_boxes=True)
     assert len(exact) <= len(keys) <= 1.02 * len(exact)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ml_backend.errors import WeightsError
 from ml_backend.models.crops import letterbox
-from ml_backend.models.detector import _select_device
+from ml_backend.models.engines.torch_engine import select_device
 from ml_backend.models.memory import FitsMemory, model_memory
 from ml_backend.settings import Settings
 from ml_backend.types import FloatArray, Image
@@ -86,7 +86,7 @@ class TorchEmbedder(FitsMemory):
         red, green, blue = (round(value) for value in mean)
         self._fill = (blue, green, red)
         self._batch = settings.embed_batch
-        self._placed(_select_device(settings.device), self._to)
+        self._placed(select_device(settings.device), self._to)
 
     @property
     def memory_bytes(self) -> Mapping[str, int]:

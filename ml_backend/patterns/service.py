@@ -53,7 +53,7 @@ class Patterns:
         bank, _ = self.projects.hybrids.bank(project_id, model_id)
         if bank:
             for label in bank.labels:
-                labels[label]["clusters"] = len(bank.clusters[label].centroids)
+                labels[label]["clusters"] = bank.clusters[label]
                 labels[label]["threshold"] = round(bank.thresholds[label], 4)
                 labels[label]["safe_threshold"] = round(bank.safe_thresholds[label], 4)
         report["labels"] = labels

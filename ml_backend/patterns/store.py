@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -145,33 +145,32 @@ class PatternStore:
         self, project_id: int, model: str, task_id: int, annotation_id: int, wanted: Sequence[NewExemplar]
     ) -> bool:
         """Make ``wanted`` the exemplars of a task; whether that changed the bank."""
-        goal = {(item.region_id, item.look): item for item in wanted}
-        mine = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model, exemplars.c.task_id == task_id)
-        with self._changed(project_id, model) as (connection, before):
-            present = _present(connection, mine)
+        mine = _exemplars_of(project_id, model, task_id)
+
+        def change(connection: Connection) -> None:
+            goal, present = {(item.region_id, item.look): item for item in wanted}, _present(connection, mine)
             gone = [row.id for key, row in present.items() if key not in goal]
             for start in range(0, len(gone), _CHUNK):
                 connection.execute(sa.delete(exemplars).where(exemplars.c.id.in_(gone[start : start + _CHUNK])))
             _put(connection, project_id, model, task_id, annotation_id, goal, present)
-            after = _refresh_digest(connection, project_id, model)
-        return after != before
+
+        return self._change(project_id, model, change)
 
     def add_imported(self, project_id: int, model: str, items: Sequence[NewExemplar]) -> bool:
         """Add exemplars that belong to no task; those that are there already stay. Whether that changed the bank."""
-        goal = {(item.region_id, item.look): item for item in items}
-        imported = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model, exemplars.c.task_id == 0)
-        with self._changed(project_id, model) as (connection, before):
+        goal, imported = {(item.region_id, item.look): item for item in items}, _exemplars_of(project_id, model, 0)
+
+        def change(connection: Connection) -> None:
             _put(connection, project_id, model, 0, 0, goal, _present(connection, imported))
-            after = _refresh_digest(connection, project_id, model)
-        return after != before
+
+        return self._change(project_id, model, change)
 
     def remove_imported(self, project_id: int, model: str) -> bool:
         """Remove all exemplars that were imported; whether there were any."""
-        imported = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model, exemplars.c.task_id == 0)
-        with self._changed(project_id, model) as (connection, before):
-            connection.execute(sa.delete(exemplars).where(imported))
-            after = _refresh_digest(connection, project_id, model)
-        return after != before
+        imported = _exemplars_of(project_id, model, 0)
+        return self._change(
+            project_id, model, lambda connection: connection.execute(sa.delete(exemplars).where(imported))
+        )
 
     def forget_project(self, project_id: int, keep: Sequence[str] = ()) -> None:
         """Annotations are to be read anew when they are needed again; the exemplars stay until then.
@@ -191,28 +190,31 @@ class PatternStore:
 
     def mark_read(self, project_id: int, model: str) -> bool:
         """Note that all annotations are read, or noted to be read; whether that changed the digest."""
-        with self._changed(project_id, model) as (connection, before):
-            after = _refresh_digest(connection, project_id, model)
-        return after != before
+        return self._change(project_id, model, lambda connection: None)
 
-    @contextmanager
-    def _changed(self, project_id: int, model: str) -> Iterator[tuple[Connection, str | None]]:
-        """A transaction that has the write lock from its beginning, so that what it reads stays true."""
+    def _change(self, project_id: int, model: str, change: Callable[[Connection], object]) -> bool:
+        """Whether a change of a project's exemplars changed their digest.
+
+        It is made in a transaction that has the write lock from its beginning, so that what it reads stays true.
+        """
         row = sa.and_(banks.c.project_id == project_id, banks.c.model == model)
+        now = datetime.now(timezone.utc)
         try:
             with self._write() as connection:
                 connection.execute(
-                    sa.insert(banks).values(
-                        project_id=project_id, model=model, digest="", updated_at=datetime.now(timezone.utc)
-                    )
+                    sa.insert(banks).values(project_id=project_id, model=model, digest="", updated_at=now)
                 )
         except StorageError as error:
             if not isinstance(error.__cause__, IntegrityError):
                 raise
         with self._write() as connection:
             # Written before it is read: SQLite would refuse to turn a reader into a writer beside another one.
-            connection.execute(sa.update(banks).where(row).values(updated_at=datetime.now(timezone.utc)))
-            yield connection, connection.scalar(sa.select(banks.c.digest).where(row))
+            connection.execute(sa.update(banks).where(row).values(updated_at=now))
+            before = connection.scalar(sa.select(banks.c.digest).where(row))
+            change(connection)
+            after = _digest(connection, project_id, model)
+            connection.execute(sa.update(banks).where(row).values(digest=after))
+        return bool(after != before)
 
     def exemplars(self, project_id: int, model: str) -> tuple[Exemplars, dict[int, Source]]:
         """All exemplars of a project by one model, and by id where each comes from."""
@@ -352,16 +354,15 @@ def _put(
         connection.execute(sa.insert(exemplars), new)
 
 
-def _refresh_digest(connection: Connection, project_id: int, model: str) -> str:
-    """Note the digest of what is there now: the same exemplars have the same, whichever way they came.
+def _exemplars_of(project_id: int, model: str, task_id: int) -> sa.ColumnElement[bool]:
+    of = exemplars.c.project_id == project_id, exemplars.c.model == model, exemplars.c.task_id == task_id
+    return sa.and_(*of)
 
-    It is empty where no exemplar has a label.
-    """
+
+def _digest(connection: Connection, project_id: int, model: str) -> str:
+    """Of what is there now: the same exemplars have the same, whichever way they came; empty where none has a label."""
     columns = (exemplars.c.label, exemplars.c.task_id, exemplars.c.region_id, exemplars.c.embedding)
     of = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model)
     rows = sorted(tuple(row) for row in connection.execute(sa.select(*columns).where(of)))
     # Background alone gives nothing a label.
-    digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:40] if any(row[0] for row in rows) else ""
-    row = sa.and_(banks.c.project_id == project_id, banks.c.model == model)
-    connection.execute(sa.update(banks).where(row).values(digest=digest))
-    return digest
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:40] if any(row[0] for row in rows) else ""

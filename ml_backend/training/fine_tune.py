@@ -17,7 +17,8 @@ from typing import Any
 
 from ml_backend.errors import BackendError, StorageError, TrainingFailed
 from ml_backend.models._ultralytics import setup_ultralytics
-from ml_backend.models.detector import YoloDetector, _select_device
+from ml_backend.models.detector import YoloDetector
+from ml_backend.models.engines.torch_engine import select_device
 from ml_backend.models.memory import is_out_of_memory
 from ml_backend.settings import get_settings
 from ml_backend.training.arguments import FREEZE_NORM, check_overrides, training_args
@@ -93,7 +94,7 @@ class TrainingPlan:
                 args.setdefault("epochs", plan["epochs"])
             size = [int(plan[name]) for name in ("pictures", "boxes", "tracks")]
             imgsz = int(plan.get("imgsz") or 640)
-            args = training_args(size[0], size[1], size[2], _select_device(device).type, imgsz, args)
+            args = training_args(size[0], size[1], size[2], select_device(device).type, imgsz, args)
         return cls(
             Path(plan["data"]).absolute(),
             tuple(plan["classes"]),
@@ -140,7 +141,7 @@ def _train(plan: TrainingPlan, emit: Emit) -> float:
 
     if plan.start and not plan.resume:
         check_detector(read_checkpoint(plan.start)[0], str(plan.start))
-    device = _select_device(plan.device)
+    device = select_device(plan.device)
     fixed: dict[str, Any] = {
         "data": str(plan.data),
         "save_dir": str(plan.run),

@@ -16,12 +16,11 @@ class Engine(Protocol):
     """A network of one checkpoint, ready to run.
 
     Attributes:
-        name: ``"torch"``, ``"openvino"``, ``"tensorrt"`` or ``"coreml"``.
+        name: ``"torch"`` or ``"openvino"``.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         names: class name by class id.
         stride: sides of the input are multiples of it.
         end2end: whether its output needs no NMS.
-        fixed: the only (height, width) that it takes, or ``None``: any.
         max_batch: more pictures in one call only make it slower.
         at_once: calls that are worth making at the same time, from as many threads.
         memory_bytes: what it takes, by device.
@@ -32,7 +31,6 @@ class Engine(Protocol):
     names: dict[int, str]
     stride: int
     end2end: bool
-    fixed: tuple[int, int] | None
     max_batch: int
     at_once: int
 

@@ -1,7 +1,16 @@
-"""Makes what an engine needs from a checkpoint, and compares it with the checkpoint before anybody uses it."""
+"""Make what a plan lacks, in a process of its own: ``python -m ml_backend.models.engines.make PLAN``.
+
+An export is compared with its checkpoint before anybody uses it. What is logged goes to standard output, a line
+``LEVEL|message`` each, for the process that started this one, and with whose end this one ends.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import signal
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,18 +18,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ml_backend.children import end_with_parent, give_way
+from ml_backend.errors import BackendError
 from ml_backend.geometry import iou_matrix
 from ml_backend.models._openvino import setup_openvino
-from ml_backend.models.detector import YoloDetector, _select_device
-from ml_backend.models.engines.cache import Export, ExportKey, Exports, Unsound
+from ml_backend.models.detector import YoloDetector
+from ml_backend.models.engines.exports import Export, Plan, Unsound, find, keep, not_installed
+from ml_backend.models.engines.int8 import detect, make_int8
 from ml_backend.models.engines.openvino_engine import MODEL_FILE
 from ml_backend.models.engines.torch_engine import TorchEngine
-from ml_backend.settings import Settings
 from ml_backend.types import Detections, Image
 
 if TYPE_CHECKING:
     import openvino
 
+log = logging.getLogger("ml_backend.models.engines.make")  # not __main__, whose lines nobody would see
+
+#: int8 of a large network takes minutes, on a busy machine many. What takes longer hangs.
+TIMEOUT_S = 3600
 #: Also what a network is hardly sure of is compared, and where it sees nothing at all in the pictures, the next.
 CHECK_CONF = (1e-3, 1e-6)
 CHECK_BEST = 100  # boxes a picture
@@ -69,32 +84,45 @@ def agreement(reference: Sequence[Detections], others: Sequence[Detections]) -> 
     return Agreement(boxes, round(share, 4), round(float(np.mean(differences)), 5) if differences else 0.0)
 
 
-def make_export(exports: Exports, key: ExportKey, path: Path, settings: Settings) -> Export:
-    """Export, check and keep; seconds for OpenVINO, minutes for TensorRT.
+def make(plan: Plan) -> None:
+    """Make what is missing of a plan's exports. Another process that makes the same network's is waited for.
 
     Raises:
-        Unsound: it does not find what the checkpoint finds.
-        WeightsError: it cannot be exported.
-        StorageError: the disk does not take it.
+        Unsound: an export does not find what it has to.
+        WeightsError: the checkpoint cannot be loaded.
+        VideoError, StorageError: pictures for int8 cannot be taken.
+        OSError: the disk does not take it.
     """
-    write = _write_openvino if key.engine == "openvino" else _write_by_ultralytics
-
-    def build(folder: Path) -> Mapping[str, Any]:
-        facts = write(folder, key, path, settings)
-        made = Export(folder, key.engine, key.precision, facts["names"], facts["stride"], facts["end2end"], {})
-        found = check(path, made, settings)
-        if not found.sound:
-            raise Unsound(
-                f"{key.engine} finds {found.matched:.0%} of the boxes that PyTorch finds, their confidence differs by "
-                f"{found.conf_difference:.3f}.",
-                "Set ENGINE=torch.",
-            )
-        return {**facts, "check": asdict(found)}
-
-    return exports.make(key, build)
+    plan.fp32.parent.mkdir(parents=True, exist_ok=True)
+    with plan.fp32.with_name(f"{plan.fp32.name}.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        exact = find(plan.fp32) or keep(plan.fp32, lambda folder: _export(plan, folder))
+        if plan.settings.precision == "int8" and not not_installed("nncf"):
+            make_int8(plan, exact)
 
 
-def check(path: Path, export: Export, settings: Settings) -> Agreement:
+def _export(plan: Plan, folder: Path) -> Mapping[str, Any]:
+    """Write the network in fp32, and compare it with the checkpoint."""
+    setup_openvino()
+    import openvino
+    import torch
+
+    started = time.monotonic()
+    engine = TorchEngine(plan.path, torch.device("cpu"), half=False)
+    openvino.save_model(_with_preprocessing(_convert(engine)), folder / MODEL_FILE, compress_to_fp16=False)
+    export = Export(folder, "fp32", engine.names, engine.stride, engine.end2end)
+    found = check(plan, export)
+    if not found.sound:
+        raise Unsound(
+            f"openvino finds {found.matched:.0%} of the boxes that PyTorch finds, their confidence differs by "
+            f"{found.conf_difference:.3f}.",
+            "Set ENGINE=torch.",
+        )
+    log.info("openvino runs %s from the next video on (made in %.1f s)", plan.path.name, time.monotonic() - started)
+    return {"names": export.names, "stride": export.stride, "end2end": export.end2end, "check": asdict(found)}
+
+
+def check(plan: Plan, export: Export) -> Agreement:
     """Compare an export with its checkpoint on a few pictures.
 
     Raises:
@@ -103,13 +131,9 @@ def check(path: Path, export: Export, settings: Settings) -> Agreement:
     pictures = check_pictures()
     found = Agreement(0, 1.0, 0.0)
     for conf in CHECK_CONF:
-        lenient = settings.model_copy(update={"conf": conf, "precision": "fp32"})
-        candidate = YoloDetector(path, lenient, export)
-        detections = candidate.detect(pictures)
-        if candidate.engine["note"]:  # it would compare PyTorch with itself
-            raise RuntimeError(candidate.engine["note"])
-        del candidate
-        found = agreement(YoloDetector(path, lenient).detect(pictures), detections)
+        lenient = plan.settings.model_copy(update={"conf": conf, "precision": "fp32", "device": "cpu"})
+        detections = detect(plan.path, export, lenient, pictures)
+        found = agreement(YoloDetector(plan.path, lenient).detect(pictures), detections)
         if found.boxes:
             break
     return found
@@ -124,16 +148,6 @@ def check_pictures() -> list[Image]:
     pictures = [np.kron(blocks, np.ones((40, 40, 1), np.uint8))]
     pictures += [image for file in sorted(ASSETS.glob("*.jpg")) if (image := cv2.imread(str(file))) is not None]
     return pictures
-
-
-def _write_openvino(folder: Path, key: ExportKey, path: Path, settings: Settings) -> dict[str, Any]:
-    setup_openvino()
-    import openvino
-    import torch
-
-    engine = TorchEngine(path, torch.device("cpu"), half=False)
-    openvino.save_model(_with_preprocessing(_convert(engine)), folder / MODEL_FILE, compress_to_fp16=False)
-    return {"names": engine.names, "stride": engine.stride, "end2end": engine.end2end}
 
 
 def _convert(engine: TorchEngine) -> openvino.Model:
@@ -171,22 +185,30 @@ def _with_preprocessing(model: openvino.Model) -> openvino.Model:
     return steps.build()
 
 
-def _write_by_ultralytics(folder: Path, key: ExportKey, path: Path, settings: Settings) -> dict[str, Any]:
-    """TensorRT and CoreML."""
-    import shutil
-    import tempfile
-
-    from ultralytics import YOLO
-
-    device = _select_device(settings.device)
-    arguments: dict[str, Any] = {"imgsz": settings.imgsz, "half": key.precision == "fp16", "verbose": False}
-    if key.engine == "tensorrt":
-        arguments |= {"format": "engine", "dynamic": True, "batch": settings.batch, "device": str(device)}
+def main(arguments: Sequence[str]) -> int:
+    """Make what a plan lacks. Exit status: 0, or 1 after an error that was logged."""
+    end_with_parent()
+    give_way()
+    signal.alarm(TIMEOUT_S)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("\n%(levelname)s|%(message)s"))  # libraries draw bars without an end
+    logger = logging.getLogger("ml_backend")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    plan = Plan.load(arguments[0])
+    try:
+        make(plan)
+    except BackendError as error:
+        log.error("%s", error.message)
+    except OSError as error:
+        log.error("%s cannot be written: %s", error.filename or plan.fp32.parent, error.strerror or error)
+    except Exception as error:  # exporters raise anything
+        text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        log.error("%s cannot be exported (%s)", plan.path.name, text, exc_info=True)
     else:
-        arguments |= {"format": "coreml"}
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:  # it writes beside the checkpoint
-        copy = Path(shutil.copy(path, Path(temporary) / "model.pt"))
-        made = Path(YOLO(str(copy)).export(**arguments))
-        shutil.move(str(made), folder / made.name)
-    engine = TorchEngine(folder / made.name, device, half=key.precision == "fp16")
-    return {"names": engine.names, "stride": engine.stride, "end2end": engine.end2end}
+        return 0
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
