@@ -25,6 +25,7 @@ from ml_backend.patterns.bank import Exemplars, PatternBank
 from ml_backend.patterns.store import PatternStore, Source
 from ml_backend.settings import Settings
 from ml_backend.tracks.record import TrackSet
+from ml_backend.tracks.views import VIEWS
 from ml_backend.types import UNLABELLED, FloatArray
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def use_embedder(resolved: ResolvedModel, settings: Settings) -> Iterator[Any]:
     from ml_backend.models.pool import get_pool
 
     load = load_clip if resolved.kind == "clip" else load_embedder
-    key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device, settings.embed_batch)
+    key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device)
     with get_pool(settings).use(key, lambda: load(resolved, settings), name=resolved.name) as embedder:
         yield embedder
 
@@ -77,8 +78,7 @@ class Hybrid:
 
         def look(model: ResolvedModel) -> list[list[Look]]:
             opener = _opener(model, self.settings)
-            k = self.settings.views
-            return look_at_tracks(tracks, model.model_id, opener, looks, open_video, k, should_stop)
+            return look_at_tracks(tracks, model.model_id, opener, looks, open_video, VIEWS, should_stop)
 
         if self.bank and self.models.embedder and allowed & set(self.bank.labels):
             for number, found in enumerate(look(self.models.embedder)):

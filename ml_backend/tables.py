@@ -175,7 +175,7 @@ task_scores = sa.Table(
     sa.Column("score", sa.Float, nullable=False),
 )
 
-# When a project retrains, where it differs from the settings.
+# When a project retrains, where it differs from the default.
 training_policies = sa.Table(
     "training_policies",
     metadata,

@@ -75,7 +75,7 @@ class TrainingPlan:
         """From the subprocess' plan.
 
         With ``pictures``, ``boxes`` and ``tracks`` its ``args`` are overrides of what suits so much data and the
-        device; ``epochs`` and ``imgsz`` then hold where ``args`` has none.
+        device; ``imgsz`` then holds where ``args`` has none.
 
         Raises:
             KeyError, TypeError: it is none.
@@ -89,8 +89,6 @@ class TrainingPlan:
         args = dict(plan.get("args") or {})
         device = str(args.pop("device", None) or plan.get("device") or "auto")
         if "pictures" in plan:
-            if plan.get("epochs"):
-                args.setdefault("epochs", plan["epochs"])
             size = [int(plan[name]) for name in ("pictures", "boxes", "tracks")]
             imgsz = int(plan.get("imgsz") or 640)
             args = training_args(size[0], size[1], size[2], _select_device(device).type, imgsz, args)
