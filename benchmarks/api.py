@@ -241,15 +241,14 @@ def main(video: Path, weights: Path, clients: int, seconds: float, loads: int) -
 
     from ml_backend.local.preflight import free_port
     from ml_backend.local.stack import Stack, StackOptions
+    from ml_backend.services import Services
+    from ml_backend.settings import Settings
     from ml_backend.video.sample import make_sample
 
     environment = {
         "YOLO_WEIGHTS": str(weights.absolute()),
         "WEIGHTS_TIMEOUT_S": "1",
-        "TRAIN_MIN_TRACKS": "1",
-        "TRAIN_QUIET_S": "1",
-        "TRAIN_EVERY_S": "0",
-        "TRAIN_EPOCHS": "1000",
+        "TRAIN_ARGS": '{"epochs": 1000}',
     }
     with tempfile.TemporaryDirectory(prefix="api-", ignore_cleanup_errors=True) as folder:
         data = Path(folder) / "data"
@@ -266,6 +265,9 @@ def main(video: Path, weights: Path, clients: int, seconds: float, loads: int) -
             sdk.projects.import_tasks(demo, request=[{"data": task}] * TASKS)
             project = client.create_project("busy", CONFIG)
             client.connect_backend(project, url)
+            named: dict[str, Any] = {name.lower(): value for name, value in stack.settings_environment().items()}
+            trainings = Services.build(Settings(_env_file=None, **named)).trainings
+            trainings.set_policy(project, {"min_tracks": 1, "quiet_s": 1, "every_s": 0})
             work = Work(stack, project, video)
             sample = Path(folder) / "sample.mp4"
             make_sample(sample, seconds=8.0)

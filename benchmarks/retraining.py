@@ -73,10 +73,7 @@ def main(video: Path, weights: Path, epochs: int, events: int, seconds: float) -
     environment = {
         "YOLO_WEIGHTS": str(weights.absolute()),
         "WEIGHTS_TIMEOUT_S": "1",
-        "TRAIN_MIN_TRACKS": "1",
-        "TRAIN_QUIET_S": "2",
-        "TRAIN_EVERY_S": "0",
-        "TRAIN_EPOCHS": str(epochs),
+        "TRAIN_ARGS": json.dumps({"epochs": epochs}),
         "GATE_FRAMES": "120",
     }
     figures: dict[str, Any] = {}
@@ -91,6 +88,7 @@ def main(video: Path, weights: Path, epochs: int, events: int, seconds: float) -
             client.connect_backend(project, stack.backend.url)
             named: dict[str, Any] = {k.lower(): v for k, v in stack.settings_environment().items()}
             services = Services.build(Settings(_env_file=None, **named))
+            services.trainings.set_policy(project, {"min_tracks": 1, "quiet_s": 2, "every_s": 0})
             registry = services.projects.registry
 
             def new_task(path: Path, in_project: int = project) -> int:

@@ -20,6 +20,9 @@ from ml_backend.web.sites import refuse_foreign_names
 
 log = logging.getLogger(__name__)
 
+#: Bytes of a request's body: Label Studio sends pages of tasks with their annotations. Uploads have their own limit.
+MAX_REQUEST = 64 << 20
+
 
 def create_app(settings: Settings | None = None) -> Flask:
     """A fresh application. Starts no thread and opens no connection to Redis or Label Studio by itself.
@@ -31,7 +34,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     settings = settings or get_settings()
     app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_request_mb << 20
+    app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST
     app.extensions["services"] = Services.build(settings)
     app.extensions["pulse"] = make_pulse(app.extensions["services"])
     app.extensions["listeners"] = Listeners()

@@ -25,6 +25,7 @@ from ml_backend.patterns.bank import Exemplars, PatternBank
 from ml_backend.patterns.store import PatternStore, Source
 from ml_backend.settings import Settings
 from ml_backend.tracks.record import TrackSet
+from ml_backend.tracks.views import VIEWS
 from ml_backend.types import UNLABELLED, FloatArray
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def use_embedder(resolved: ResolvedModel, settings: Settings) -> Iterator[Any]:
     from ml_backend.models.pool import get_pool
 
     load = load_clip if resolved.kind == "clip" else load_embedder
-    key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device, settings.embed_batch)
+    key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device)
     with get_pool(settings).use(key, lambda: load(resolved, settings), name=resolved.name) as embedder:
         yield embedder
 
@@ -78,8 +79,8 @@ class Hybrid:
         def looked(model: ResolvedModel) -> Iterator[tuple[int, FloatArray]]:
             """Tracks by number with ``(m, d)`` views, but for those that could not be looked at."""
             opener = partial(use_embedder, model, self.settings)
-            wanted, k = [record.views for record in tracks.tracks], self.settings.views
-            found = look_at(wanted, opener, model.model_id, looks, open_video, k, should_stop)
+            wanted = [record.views for record in tracks.tracks]
+            found = look_at(wanted, opener, model.model_id, looks, open_video, VIEWS, should_stop)
             yield from ((number, np.stack([one.vector for one in mine])) for number, mine in enumerate(found) if mine)
 
         if self.bank and self.models.embedder and allowed & set(self.bank.labels):

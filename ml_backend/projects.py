@@ -68,7 +68,7 @@ class Projects:
     def __init__(self, settings: Settings, storage: Storage) -> None:
         self._settings, self._storage = settings, storage
         self.registry = Registry(storage)
-        self.policies = Policies(settings, storage)
+        self.policies = Policies(storage)
         self.artifacts = Artifacts(settings)
 
     @cached_property

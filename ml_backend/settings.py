@@ -7,6 +7,8 @@ A ``.env`` file in the working directory is read too; the environment wins.
 from __future__ import annotations
 
 import json
+import logging
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +17,8 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, Validat
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ml_backend.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 Mode = Literal["yolo", "yolo_dinov2", "yolo_clip", "universal"]
 EmbedderKind = Literal["auto", "dinov2", "fallback"]
@@ -36,6 +40,29 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 #: rendered videos), but not for a whole library's predictions; whoever has no video helps with another's; labels of
 #: known tracks are renewed when nobody waits for anything; a training, which takes minutes, comes last.
 QUEUES = ("prepare", "patterns", "control", "predict", "segments", "refresh", "train")
+_POLICY = (
+    'Set it for each project: in Label Studio by the extra params {{"training": {{"{0}": ...}}}}, or by '
+    "scripts/train.py policy --project ID '{{\"{0}\": ...}}'."
+)
+_FIXED = "Remove it: the value is fixed at {}."
+#: Settings of the release before, and what to do about each. To be removed in the next release.
+RETIRED = {
+    "TRAIN_AUTO": _POLICY.format("auto"),
+    "TRAIN_MIN_TRACKS": _POLICY.format("min_tracks"),
+    "TRAIN_QUIET_S": _POLICY.format("quiet_s"),
+    "TRAIN_EVERY_S": _POLICY.format("every_s"),
+    "TRAIN_PSEUDO_LABELS": _POLICY.format("pseudo_labels"),
+    "TRAIN_EPOCHS": 'Write TRAIN_ARGS={"epochs": ...} instead.',
+    "TRAIN_IMGSZ": 'Write TRAIN_ARGS={"imgsz": ...} instead.',
+    "LABEL_STUDIO_TIMEOUT": _FIXED.format("30 s"),
+    "MAX_REQUEST_MB": _FIXED.format("64 MB; videos have UPLOAD_MAX_GB"),
+    "JOB_TIMEOUT_S": _FIXED.format("a day"),
+    "MEDIA_TIMEOUT_S": _FIXED.format("30 s"),
+    "EMBED_BATCH": _FIXED.format("32, and less where memory is short"),
+    "VIEWS": _FIXED.format("4"),
+    "MAX_GAP_S": _FIXED.format("2 s"),
+    "SMOOTH_S": _FIXED.format("0.1 s"),
+}
 TrackerKind = Literal["tracktrack", "botsort", "bytetrack", "ocsort", "deepocsort", "fasttrack"]
 
 
@@ -52,7 +79,6 @@ class Settings(BaseSettings):
     label_studio_api_key: SecretStr = Field(
         SecretStr(""), description="Personal access token (a refresh JWT) or legacy token."
     )
-    label_studio_timeout: float = Field(30.0, gt=0, description="Seconds to wait for one API call.")
 
     # -- this service
     basic_auth_user: str = Field("", description="With BASIC_AUTH_PASS: every route but /health asks for these.")
@@ -65,7 +91,6 @@ class Settings(BaseSettings):
     redis_url: str = Field("redis://localhost:6379/0", description="Queue; `unix:///path.sock` works too.")
     database_url: str = Field("", description="SQLAlchemy URL, its driver to be installed; empty: SQLite in DATA_DIR.")
     data_dir: Path = Field(Path("data"), description="Databases, caches, weights, embedded servers' files.")
-    max_request_mb: int = Field(64, gt=0, description="Largest request body accepted.")
     upload_max_gb: float = Field(10.0, gt=0, description="Largest video that the control room's API takes.")
     outputs_gb: float = Field(
         20.0, gt=0, description="Rendered videos and exports kept in DATA_DIR for download; the oldest go first."
@@ -73,12 +98,10 @@ class Settings(BaseSettings):
     log_level: LogLevel = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     job_attempts: int = Field(4, ge=1, description="How often a job is tried before it stays failed.")
     job_lease_s: int = Field(30, ge=5, description="A job whose worker is silent for so long is taken up again.")
-    job_timeout_s: int = Field(24 * 3600, gt=0, description="Longest that one job may run.")
 
     # -- media
     media_cache_gb: float = Field(20.0, gt=0, description="Downloaded videos kept; least recently used go first.")
     media_max_gb: float = Field(50.0, gt=0, description="Largest single download.")
-    media_timeout_s: float = Field(30.0, gt=0, description="Seconds without a byte before a download is retried.")
     media_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated hosts, besides Label Studio's, from which http(s) videos may be fetched."
     )
@@ -117,8 +140,6 @@ class Settings(BaseSettings):
     clip_model: str = Field(
         "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", description="A local folder in open_clip's format, or one of the hub."
     )
-    embed_batch: int = Field(32, ge=1, description="Crops per network call on a GPU; a CPU takes 8 at most.")
-    views: int = Field(4, ge=1, le=32, description="Boxes of a track that are looked at to give it a label.")
     model_memory_gb: float = Field(0.0, ge=0, description="Main memory for loaded models; 0: half of the machine's.")
     gpu_memory_gb: float = Field(0.0, ge=0, description="GPU memory for loaded models; 0: four fifths of the card's.")
     conf: float = Field(0.1, gt=0, lt=1, description="Lowest detection confidence that reaches the tracker.")
@@ -144,25 +165,14 @@ class Settings(BaseSettings):
 
     # -- from tracks to regions
     min_track_s: float = Field(0.27, ge=0, description="Tracks seen for less are flicker and dropped.")
-    max_gap_s: float = Field(2.0, ge=0, description="Gaps up to this are filled by interpolation; longer ones hide.")
-    smooth_s: float = Field(0.1, ge=0, description="Standard deviation of the temporal smoothing; 0: none.")
     keyframe_iou: float = Field(0.9, gt=0, lt=1, description="Interpolated boxes overlap the track's at least so.")
 
     # -- retraining
-    train_auto: bool = Field(True, description="Retrain when people have annotated enough; false: on request only.")
-    train_min_tracks: int = Field(10, ge=0, description="New or changed annotated tracks that make a training.")
-    train_quiet_s: float = Field(60.0, ge=0, description="Seconds without annotations before a training begins.")
-    train_every_s: float = Field(900.0, ge=0, description="Least seconds from one training's start to the next.")
-    train_pseudo_labels: bool = Field(
-        False, description="Also train on sure predictions of tasks that nobody has annotated."
-    )
     train_per_second: float = Field(2.0, gt=0, description="Pictures a second that are trained on, beside keyframes.")
-    train_epochs: int = Field(0, ge=0, description="Most epochs of a training; 0: by the size of the data.")
-    train_imgsz: int = Field(0, ge=0, description="Pixels of the longer side while training; 0: as IMGSZ.")
     train_args: str = Field(
         "{}",
-        description="JSON object with further arguments of ultralytics' training, such as augmentations: "
-        '{"mosaic": 0.5, "degrees": 5}.',
+        description="JSON object with arguments of ultralytics' training, such as epochs, imgsz or augmentations: "
+        '{"epochs": 30, "mosaic": 0.5}.',
     )
     gate_frames: int = Field(900, ge=30, description="Most held-out frames on which two versions are compared.")
     artifacts_url: str = Field(
@@ -266,10 +276,19 @@ def get_settings() -> Settings:
     Raises:
         ConfigError: naming every setting that is wrong.
     """
+    _warn_of_retired()
     try:
         return Settings()
     except ValidationError as error:
         raise ConfigError(wrong_settings(error), "Correct it in the environment or in the file .env.") from error
+
+
+def _warn_of_retired() -> None:
+    from dotenv import dotenv_values
+
+    given = {**dotenv_values(".env"), **os.environ}
+    for name in sorted(RETIRED.keys() & {name.upper() for name, value in given.items() if value}):
+        log.warning("The setting %s has no effect any more. %s", name, RETIRED[name])
 
 
 def wrong_settings(error: ValidationError) -> str:

@@ -13,7 +13,7 @@ from ml_backend.models.tracker import Tracker
 from ml_backend.settings import Settings
 from ml_backend.tracks.assembler import TrackAssembler
 from ml_backend.tracks.record import TrackRecord, TrackSet
-from ml_backend.tracks.views import candidate_views
+from ml_backend.tracks.views import VIEWS, candidate_views
 from ml_backend.types import Observation, Track, VideoInfo
 
 
@@ -85,7 +85,7 @@ class TrackBuilder:
 
     def _record(self, track: Track) -> TrackRecord | None:
         value = track_to_value(track, self._timeline, self._info, self._settings.keyframe_iou)
-        return None if value is None else _record(track, value, self._info, self._settings.views)
+        return None if value is None else _record(track, value, self._info, VIEWS)
 
 
 def _record(track: Track, value: Mapping[str, Any], info: VideoInfo, views: int) -> TrackRecord:

@@ -19,11 +19,10 @@ _SHAPING = (
     "stride",
     "tracker",
     "min_track_s",
-    "max_gap_s",
-    "smooth_s",
     "keyframe_iou",
-    "views",
 )
+#: What were settings of the release before, at their defaults: its predictions are still this release's.
+_FORMER = {"max_gap_s": 2.0, "smooth_s": 0.1, "views": 4}
 #: Settings that are part of a version by themselves, and models, by what is in them.
 _CHOICES = ("mode", "detector", "embedder")
 _MODELS = ("yolo_weights", "dinov2_model", "clip_model")
@@ -51,7 +50,7 @@ def settings_digest(settings: Settings) -> str:
 
 
 def _digested(settings: Settings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in _SHAPING} | {"pipeline": PIPELINE}
+    return {name: getattr(settings, name) for name in _SHAPING} | _FORMER | {"pipeline": PIPELINE}
 
 
 def base_version(settings: Settings, detector: ResolvedDetector) -> str:

@@ -103,6 +103,7 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
     """
 
     def make(**values: Any) -> Settings:
+        assert values.keys() <= Settings.model_fields.keys(), "no such setting"
         defaults = {"data_dir": tmp_path / "data", "weights_timeout_s": 0.1}
         return Settings(_env_file=None, **(defaults | values))
 

@@ -24,6 +24,7 @@ from ml_backend.models.hub import ResolvedModel
 from ml_backend.modes import HybridModels
 from ml_backend.patterns.digest import bank_digests
 from ml_backend.patterns.store import NewExemplar, video_key
+from ml_backend.tracks.views import VIEWS
 from ml_backend.types import UNLABELLED
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def _exemplars_of_part(
     with context.media.open(part.uri, task.id) as path:
         info, timeline = probe(path), video_timeline(path, part.frame_rate)
         size = (info.width, info.height)
-        objects = annotated_objects(annotation.result, part.control, timeline, *size, context.settings.views)
+        objects = annotated_objects(annotation.result, part.control, timeline, *size, VIEWS)
         known = next(store.tracks_of_project(task.project_id, video), None)
         background = left_out(known.tracks, objects) if known and objects else []
         for model in filter(None, (models.embedder, models.clip)):
@@ -263,7 +264,7 @@ def _look(
     from ml_backend.looks import look_at
     from ml_backend.patterns.annotated import with_known
 
-    looks, k = context.projects.patterns.looks(video), context.settings.views
+    looks, k = context.projects.patterns.looks(video), VIEWS
     known = looks.known(model.model_id)
     # Objects whose label has left the config show neither a label nor what is none.
     groups = [(item.region_id, item.label, with_known(item, known, k), k) for item in objects if item.label]

@@ -28,6 +28,8 @@ RETRY_INTERVALS_S = [5, 60, 600]
 #: A failed job is not repeated sooner, however often Label Studio asks.
 FAILED_PAUSE = timedelta(seconds=30)
 FAILURE_TTL_S = 7 * 24 * 3600
+#: Only a job that hangs runs for so long: hours of video, or a training, take some hours of a CPU.
+JOB_TIMEOUT_S = 24 * 3600
 TARGETS_TTL_S = 7 * 24 * 3600
 #: After so long a lock whose holder died is free again.
 LOCK_S = 120
@@ -210,7 +212,7 @@ class JobQueue:
                         args=args,
                         job_id=job_id,
                         unique=True,
-                        timeout=self.settings.job_timeout_s,
+                        timeout=JOB_TIMEOUT_S,
                         result_ttl=0,  # the result is in the database; a finished job must not block a new one
                         failure_ttl=FAILURE_TTL_S,
                         retry=retry,

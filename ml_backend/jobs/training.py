@@ -110,7 +110,7 @@ class _Training(TrainingLife):
             raise
         arguments = json.loads(self._settings.train_args or "{}")
         base = self._context.projects.models(None, download=True).detector.sha256
-        made_of = digest_of([data.digest, arguments, self._settings.train_epochs, self._imgsz, base])
+        made_of = digest_of([data.digest, arguments, self._settings.imgsz, base])
         if self._is_known(version, made_of):
             log.info("Project %s: nothing has been annotated since the last training.", self._project)
             self._report(stage="unchanged")
@@ -145,8 +145,7 @@ class _Training(TrainingLife):
             "boxes": sum(data.boxes.values()),
             "tracks": data.tracks,
             "device": self._settings.device,
-            "imgsz": self._imgsz,
-            "epochs": self._settings.train_epochs,
+            "imgsz": self._settings.imgsz,
             "args": arguments,
         }
         self._make_room()
@@ -209,10 +208,6 @@ class _Training(TrainingLife):
         own = parent.classes if parent else ()
         labels = [label for control in reversed(config.video_controls) for label in reversed(control.labels)]
         return {label.value: classes_for(label) for label in labels if label.value not in own}
-
-    @property
-    def _imgsz(self) -> int:
-        return self._settings.train_imgsz or self._settings.imgsz
 
     def _is_known(self, version: Version, made_of: str) -> bool:
         """Whether the last training that was measured had the same data and settings."""

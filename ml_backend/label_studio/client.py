@@ -27,12 +27,14 @@ LOGIN_CURE = (
     "Set LABEL_STUDIO_API_KEY to a token from Label Studio's Account & Settings page "
     "(a personal access token, or a legacy token where these are enabled)."
 )
+#: Seconds for one call: a project of thousands of tasks takes Label Studio some, one that hangs is tried again.
+TIMEOUT_S = 30.0
 
 
 class LabelStudioClient:
     """A thin client; safe across threads. Connects on first use, so that starting never waits for Label Studio."""
 
-    def __init__(self, url: str, token: str, timeout: float = 30.0) -> None:
+    def __init__(self, url: str, token: str, timeout: float = TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
         self._token = token
         self._timeout = timeout
@@ -40,11 +42,7 @@ class LabelStudioClient:
 
     @classmethod
     def from_settings(cls, settings: Settings, token: str | None = None) -> LabelStudioClient:
-        return cls(
-            settings.label_studio_url,
-            token or settings.label_studio_api_key.get_secret_value(),
-            settings.label_studio_timeout,
-        )
+        return cls(settings.label_studio_url, token or settings.label_studio_api_key.get_secret_value())
 
     @property
     def _sdk(self) -> Any:

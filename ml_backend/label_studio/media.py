@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 CLOUD_SCHEMES = frozenset({"s3", "gs", "azure-blob", "azure_spi", "dbfs", "gcs"})
 ATTEMPTS = 4
+#: Without a byte, before a download is tried again: stores that fetch a file from their archive are silent at first.
+TIMEOUT_S = 30.0
 #: Bytes between two looks at the room that is left: others write on the disk too, and not every server says how much
 #: will come.
 CHECK_BYTES = 64 << 20
@@ -229,7 +231,7 @@ class MediaStore:
         headers = {"Accept-Encoding": "identity"}
         if done:
             headers |= {"Range": f"bytes={done}-", "If-Range": validator}
-        timeout = httpx.Timeout(self._settings.media_timeout_s)
+        timeout = httpx.Timeout(TIMEOUT_S)
         try:
             with httpx.Client(timeout=timeout) as http, self._request(http, source, headers) as response:
                 if response.status_code == 416 or not _goes_on(response, done):

@@ -18,8 +18,6 @@ MODEL_SETTINGS = frozenset(
         "embedder",
         "dinov2_model",
         "clip_model",
-        "embed_batch",
-        "views",
         "model_memory_gb",
         "gpu_memory_gb",
         "weights_timeout_s",

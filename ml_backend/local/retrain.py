@@ -34,6 +34,7 @@ def teach(stack: Stack, demo: Demo, truth: SampleTruth, reporter: Reporter, fold
     """
     client = stack.client()
     services = Services.build(Settings(_env_file=None, **_lower(stack.settings_environment())))
+    services.trainings.set_policy(demo.project_id, {"min_tracks": 1, "quiet_s": 1, "every_s": 0})  # at once
     with reporter.stage("second_video", "Waiting for a second video's tracks") as tick:
         second = folder / "second.mp4"
         make_sample(second, seconds=4.0, seed=1)

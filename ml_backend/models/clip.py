@@ -24,7 +24,7 @@ class ClipEmbedder(TorchEmbedder):
 
     Args:
         path: folder with ``open_clip_config.json`` and ``open_clip_model.safetensors``, as open_clip saves it.
-        settings: ``device`` and ``embed_batch`` are used.
+        settings: ``device`` is used.
 
     Attributes:
         logit_scale: what cosines are multiplied by before the softmax over labels (the inverse temperature).

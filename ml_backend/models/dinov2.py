@@ -29,7 +29,7 @@ class Dinov2Embedder(TorchEmbedder):
 
     Args:
         path: folder with ``config.json`` and ``model.safetensors``, as transformers saves it.
-        settings: ``device`` and ``embed_batch`` are used.
+        settings: ``device`` is used.
 
     Raises:
         WeightsError: the folder is missing, damaged, or another kind of model; the device does not exist.

@@ -25,7 +25,7 @@ class EfficientNetEmbedder(TorchEmbedder):
     See Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019.
 
     Args:
-        settings: ``device`` and ``embed_batch`` are used.
+        settings: ``device`` is used.
 
     Raises:
         WeightsError: the package with the weights is missing or has others; the device does not exist.

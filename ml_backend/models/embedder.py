@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: More crops at once make a CPU no faster, and need more memory.
 CPU_BATCH = 8
+#: On a GPU: more at once are hardly faster; where its memory is short, fewer are tried by themselves.
+EMBED_BATCH = 32
 
 T = TypeVar("T")
 
@@ -70,7 +72,7 @@ class TorchEmbedder(FitsMemory):
 
         Args:
             model: on the CPU in float32.
-            settings: ``device`` and ``embed_batch`` are used.
+            settings: ``device`` is used.
             input_size: pixels of each side of the network's input.
             mean, std: of RGB, on the scale 0..255.
 
@@ -85,7 +87,7 @@ class TorchEmbedder(FitsMemory):
         self._std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
         red, green, blue = (round(value) for value in mean)
         self._fill = (blue, green, red)
-        self._batch = settings.embed_batch
+        self._batch = EMBED_BATCH
         self._placed(select_device(settings.device), self._to)
 
     @property

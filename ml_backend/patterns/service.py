@@ -124,6 +124,7 @@ class Patterns:
         """
         from ml_backend.hybrid import use_embedder
         from ml_backend.patterns.search import find_similar
+        from ml_backend.tracks.views import VIEWS
 
         embedder = self._embedder(project_id)
         bank, _ = self.projects.hybrids.bank(project_id, embedder.model_id)
@@ -149,7 +150,7 @@ class Patterns:
             embedder.model_id,
             embedder=lambda: use_embedder(embedder, self._settings),
             open_video=open_video,
-            views=self._settings.views,
+            views=VIEWS,
             tasks=open_tasks,
             limit=limit,
             on_skip=skip,

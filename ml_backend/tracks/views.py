@@ -16,6 +16,7 @@ from ml_backend.types import BoolArray, FloatArray, IntArray
 
 Floats = npt.NDArray[np.float64]
 
+VIEWS = 4  # boxes of a track that are looked at to give it a label: more take longer and change few labels
 CANDIDATES = 3  # times as many as are wanted: a choice for sharpness, at the price of decoding them
 ENOUGH_PX = 224.0  # what embedders look at; a larger box shows them nothing more
 POOR = 0.3  # a view of less than this share of the best one's quality is left out while there are enough others

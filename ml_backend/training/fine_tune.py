@@ -76,7 +76,7 @@ class TrainingPlan:
         """Parse the subprocess' plan.
 
         With ``pictures``, ``boxes`` and ``tracks``, its ``args`` override the defaults for that amount of data and the
-        device; ``epochs`` and ``imgsz`` apply where ``args`` has none.
+        device; ``imgsz`` applies where ``args`` has none.
 
         Raises:
             KeyError, TypeError: the plan is malformed.
@@ -90,8 +90,6 @@ class TrainingPlan:
         args = dict(plan.get("args") or {})
         device = str(args.pop("device", None) or plan.get("device") or "auto")
         if "pictures" in plan:
-            if plan.get("epochs"):
-                args.setdefault("epochs", plan["epochs"])
             size = [int(plan[name]) for name in ("pictures", "boxes", "tracks")]
             imgsz = int(plan.get("imgsz") or 640)
             args = training_args(size[0], size[1], size[2], select_device(device).type, imgsz, args)

@@ -14,7 +14,6 @@ from sqlalchemy.exc import IntegrityError
 from ml_backend.errors import ConfigError, StorageError
 from ml_backend.label_studio.extra_params import read_extra_params
 from ml_backend.moments import aware
-from ml_backend.settings import Settings
 from ml_backend.storage import Storage
 from ml_backend.tables import training_policies
 
@@ -38,20 +37,10 @@ class TrainingPolicy:
     """
 
     auto: bool = True
-    min_tracks: int = 10
-    quiet_s: float = 60.0
-    every_s: float = 900.0
-    pseudo_labels: bool = False
-
-    @classmethod
-    def of_settings(cls, settings: Settings) -> TrainingPolicy:
-        return cls(
-            settings.train_auto,
-            settings.train_min_tracks,
-            settings.train_quiet_s,
-            settings.train_every_s,
-            settings.train_pseudo_labels,
-        )
+    min_tracks: int = 10  # of fewer, hardly a training passes the gate
+    quiet_s: float = 60.0  # somebody who corrects tracks submits more often than that
+    every_s: float = 900.0  # a training takes minutes of a CPU; people keep most of its time for their predictions
+    pseudo_labels: bool = False  # a model that learns from itself also learns its own mistakes
 
     def changed(self, values: Mapping[str, Any]) -> TrainingPolicy:
         """With other values.
@@ -140,19 +129,19 @@ def _passed(moment: datetime | None, seconds: float, now: datetime) -> bool:
 class Policies:
     """The policies of all projects."""
 
-    def __init__(self, settings: Settings, storage: Storage) -> None:
-        self._default = TrainingPolicy.of_settings(settings)
+    def __init__(self, storage: Storage, default: TrainingPolicy | None = None) -> None:
+        self._default = default or TrainingPolicy()
         self._storage = storage
 
     def get(self, project_id: int) -> TrainingPolicy:
-        """The project's policy: the settings', but for what it has of its own."""
+        """The project's policy: the default, but for what it has of its own."""
         try:
             return self._default.changed(self._row(project_id)[0])
         except ConfigError:  # written by another version of this program
             return self._default
 
     def set(self, project_id: int, values: Mapping[str, Any]) -> TrainingPolicy:
-        """Give a project values of its own; those not named keep the settings'.
+        """Give a project values of its own; those not named keep the default.
 
         Raises:
             ConfigError: see :func:`checked`.

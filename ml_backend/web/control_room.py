@@ -27,8 +27,8 @@ from ml_backend.web.pulse import Pulse
 if TYPE_CHECKING:
     from ml_backend.services import Services
 
-#: Settings that say how predictions are made, and when it is retrained.
-_TOLD = ("mode", "detector", "yolo_weights", "tracker", "imgsz", "conf", "device", "embedder", "views", "train_auto")
+#: Settings that say how predictions are made.
+_TOLD = ("mode", "detector", "yolo_weights", "tracker", "imgsz", "conf", "device", "embedder")
 _PACKAGES = ("torch", "ultralytics", "transformers", "label-studio-sdk", "flask", "rq", "redis")
 #: Seconds for which counts are good enough.
 STATS_S = 60.0

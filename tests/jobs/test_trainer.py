@@ -20,13 +20,15 @@ from ml_backend.jobs.context import Context
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.settings import Settings
 from ml_backend.storage import Event
-from ml_backend.training.policy import is_due
+from ml_backend.training.policy import Policies, TrainingPolicy, is_due
 from ml_backend.training.service import Trainings
 
 
 @pytest.fixture
 def context(settings: Callable[..., Settings], redis_url: str) -> Context:
-    return Context(settings(redis_url=redis_url, job_lease_s=5, train_quiet_s=30, train_min_tracks=5, detector="auto"))
+    context = Context(settings(redis_url=redis_url, job_lease_s=5, detector="auto"))
+    context.projects.policies = Policies(context.storage, TrainingPolicy(quiet_s=30, min_tracks=5))
+    return context
 
 
 def annotate(context: Context, task: int, tracks: int = 5, seconds_ago: float = 60, fingerprint: str = "a") -> None:

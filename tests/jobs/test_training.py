@@ -19,7 +19,7 @@ Work = Callable[[Site], Context]
 
 CONFIG = label_config("walker", "vehicle")
 #: Small and short, so that a training takes seconds.
-FAST = {"imgsz": 256, "train_epochs": 6, "train_per_second": 10.0, "gate_frames": 100, "mode": "yolo"}
+FAST = {"imgsz": 256, "train_args": '{"epochs": 6}', "train_per_second": 10.0, "gate_frames": 100, "mode": "yolo"}
 
 
 def services(here: Site) -> Services:

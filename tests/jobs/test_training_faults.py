@@ -31,7 +31,7 @@ Make = Callable[..., Site]
 Work = Callable[[Site], Context]
 
 CONFIG = label_config("walker", "vehicle")
-FAST = {"imgsz": 256, "train_epochs": 4, "train_per_second": 10.0, "gate_frames": 100, "mode": "yolo"}
+FAST = {"imgsz": 256, "train_args": '{"epochs": 4}', "train_per_second": 10.0, "gate_frames": 100, "mode": "yolo"}
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_killed_at_every_stage_it_goes_on_elsewhere(trained_site: Callable[..., 
         "database_url": f"sqlite:///{database}",
         "artifacts_url": str(tmp_path / "artifacts"),
         "job_attempts": 12,
-        "train_epochs": 6,
+        "train_args": '{"epochs": 6}',
         "local_files_root": None,
     }
     here = trained_site(**shared)
@@ -146,7 +146,7 @@ def test_label_studio_away_for_a_while(
 ) -> None:
     gate = Gate(label_studio.url)
     try:
-        here = trained_site(label_studio_url=gate.url, label_studio_timeout=5)
+        here = trained_site(label_studio_url=gate.url)
         project, _ = fill(here)
         services(here).trainings.start(project, "a test")
         gate.shut()
@@ -187,7 +187,7 @@ def test_no_room_for_the_weights(trained_site: Callable[..., Site], tmp_path: Pa
 
 
 def test_cancelled_for_good(trained_site: Callable[..., Site], tmp_path: Path) -> None:
-    here = trained_site(train_epochs=500)
+    here = trained_site(train_args='{"epochs": 500}')
     project, _ = fill(here)
     services(here).trainings.start(project, "a test")
     with worker_process(here.settings, tmp_path / "worker.log"):
@@ -201,7 +201,7 @@ def test_cancelled_for_good(trained_site: Callable[..., Site], tmp_path: Path) -
 def test_a_worker_that_is_asked_to_end_puts_the_training_back(
     trained_site: Callable[..., Site], tmp_path: Path
 ) -> None:
-    here = trained_site(train_epochs=6)
+    here = trained_site(train_args='{"epochs": 6}')
     project, _ = fill(here)
     services(here).trainings.start(project, "a test")
     with worker_process(here.settings, tmp_path / "worker.log") as process:
@@ -232,7 +232,7 @@ def test_the_video_of_an_annotated_task_is_gone(trained_site: Callable[..., Site
 def elsewhere(trained_site: Callable[..., Site]) -> Iterator[tuple[Site, Outside, Callable[[int], int]]]:
     """A site, a server of videos that is away, and what makes an annotated task with a video of it."""
     with outside() as server:
-        here = trained_site(media_allowed_hosts="127.0.0.1", train_epochs=2)
+        here = trained_site(media_allowed_hosts="127.0.0.1", train_args='{"epochs": 2}')
         path = make_walk(here.videos / "away.mp4", 3)
         server.files["/away.mp4"] = path.read_bytes()
         path.unlink()

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from ml_backend.errors import WeightsError
+from ml_backend.models import embedder as embedder_module
 from ml_backend.models.clip import ClipEmbedder
 from ml_backend.models.crops import letterbox
 from ml_backend.models.dinov2 import Dinov2Embedder
@@ -144,9 +145,12 @@ def test_the_small_embedder_knows_a_thing_again(settings: MakeSettings) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_neither_batch_nor_neighbours_matter(kind: str, folders: dict[str, Path], settings: MakeSettings) -> None:
+def test_neither_batch_nor_neighbours_matter(
+    kind: str, folders: dict[str, Path], settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedder_module, "EMBED_BATCH", 3)
     images = [*crops(3), *crops(2, 200, 40), *crops(2, 40, 120)]
-    embedder = load(kind, folders, settings(device="cpu", embed_batch=3))
+    embedder = load(kind, folders, settings(device="cpu"))
     together = embedder.embed(images)
     assert together.shape == (7, embedder.dim)
     assert together.dtype == np.float32
@@ -213,7 +217,7 @@ class FullDevice:
 
 
 def test_a_full_device_gets_smaller_batches(folders: dict[str, Path], settings: MakeSettings) -> None:
-    embedder = Dinov2Embedder(folders["dinov2"], settings(device="cpu", embed_batch=8))
+    embedder = Dinov2Embedder(folders["dinov2"], settings(device="cpu"))
     images = crops(9)
     expected = embedder.embed(images)
     device = FullDevice(embedder._forward, room=2)
@@ -227,7 +231,8 @@ def test_a_device_without_any_room_is_left_for_the_cpu(
 ) -> None:
     import torch
 
-    embedder = Dinov2Embedder(folders["dinov2"], settings(device="cpu", embed_batch=2))
+    monkeypatch.setattr(embedder_module, "EMBED_BATCH", 2)
+    embedder = Dinov2Embedder(folders["dinov2"], settings(device="cpu"))
     images = crops(3)
     expected = embedder.embed(images)
     # "meta" stands for a GPU: a device of torch that is not the CPU and exists everywhere.
@@ -245,7 +250,7 @@ def test_a_device_without_any_room_is_left_for_the_cpu(
 
 
 def test_texts_need_memory_too(folders: dict[str, Path], settings: MakeSettings) -> None:
-    embedder = ClipEmbedder(folders["clip"], settings(device="cpu", embed_batch=8))
+    embedder = ClipEmbedder(folders["clip"], settings(device="cpu"))
     prompts = [f"number {i}" for i in range(5)]
     expected = embedder.embed_text(prompts)
     model: Any = embedder._model

@@ -268,7 +268,8 @@ def test_a_dataset_that_is_not_there(start: Path, tmp_path: Path) -> None:
 def test_forbidden_arguments_do_not_reach_the_training(data: Path, start: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="distill_model"):
         train(train_plan(data, start, tmp_path, args={"distill_model": "x.pt"}))
-    sized = train_plan(data, start, tmp_path) | {"args": {"mosaic": 0.5}, "pictures": 8, "boxes": 24, "tracks": 3}
-    plan = TrainingPlan.from_json(sized | {"device": "cpu", "imgsz": 96, "epochs": 7})
+    args = {"epochs": 7, "mosaic": 0.5}
+    sized = train_plan(data, start, tmp_path) | {"args": args, "pictures": 8, "boxes": 24, "tracks": 3}
+    plan = TrainingPlan.from_json(sized | {"device": "cpu", "imgsz": 96})
     assert (plan.args["epochs"], plan.args["imgsz"], plan.args["mosaic"]) == (7, 96, 0.5)
     assert plan.device == "cpu"

@@ -25,7 +25,7 @@ from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from ml_backend.app import create_app
+from ml_backend.app import MAX_REQUEST, create_app
 from ml_backend.jobs.plan import plan_task
 from ml_backend.local.processes import RedisServer
 from ml_backend.services import Services
@@ -417,9 +417,9 @@ def test_unknown_routes_answer_as_json(client: FlaskClient, method: str, route: 
 
 
 def test_too_large_a_body(settings: Callable[..., Settings], redis_url: str) -> None:
-    client = create_app(settings(redis_url=redis_url, max_request_mb=1)).test_client()
+    client = create_app(settings(redis_url=redis_url)).test_client()
     for route in ("/predict", "/setup", "/webhook"):
-        answer = client.post(route, data=b" " * (2 << 20), content_type="application/json")
+        answer = client.post(route, data=b" " * (MAX_REQUEST + 1), content_type="application/json")
         assert answer.status_code == 413
         assert answer.json["error"]
 
