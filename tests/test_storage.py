@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ml_backend.errors import StorageError
-from ml_backend.storage import Event, Storage
+from ml_backend.storage import Storage
 from tests.builders import ROOT
 
 
@@ -139,24 +139,28 @@ def test_a_database_of_an_earlier_release_is_given_the_index(path: Path) -> None
     assert Storage(f"sqlite:///{path}").versions(1) == ["v1"]
 
 
-def test_events_in_order_and_by_state(storage: Storage) -> None:
-    first = storage.add_event(Event("TASKS_CREATED", 7, (1, 2), (3,)))
-    second = storage.add_event(Event("TASKS_CREATED", None))
-    storage.add_event(Event("ANNOTATION_CREATED", 7, (1,), (4,), state="recorded"))
-    assert [event.id for event in storage.list_events("pending")] == [first, second]
-    event = storage.list_events("pending", limit=1)[0]
-    assert (event.action, event.project_id, event.task_ids, event.annotation_ids) == ("TASKS_CREATED", 7, (1, 2), (3,))
-    storage.set_event_states([first], "done")
-    assert [event.id for event in storage.list_events("pending")] == [second]
-    assert [event.annotation_ids for event in storage.list_events("recorded")] == [(4,)]
+def test_what_is_pending_stays_until_it_is_done(storage: Storage) -> None:
+    storage.note_pending("learn", 7, range(1, 1201))
+    storage.note_pending("refresh", 7)
+    storage.note_pending("learn", 8, [])
+    assert storage.pending_projects() == [("learn", 7), ("refresh", 7)]
+    seen = storage.pending("learn", 7)
+    assert list(seen) == list(range(1, 1201))
+    storage.note_pending("learn", 7, [5, 5])
+    storage.settle("learn", 7, seen)
+    assert list(storage.pending("learn", 7)) == [5]
+    storage.settle("learn", 7, storage.pending("learn", 7))
+    storage.settle("learn", 7, {})
+    assert storage.pending_projects() == [("refresh", 7)]
+    assert list(storage.pending("refresh", 7)) == [0]
 
 
 def test_survives_being_opened_again(storage: Storage, path: Path) -> None:
     storage.save_prediction("k", 1, prediction())
-    storage.add_event(Event("TASKS_CREATED", 7, (1,)))
+    storage.note_pending("learn", 7, [1])
     again = Storage(f"sqlite:///{path}")
     assert again.get_prediction("k") == prediction()
-    assert len(again.list_events("pending")) == 1
+    assert list(again.pending("learn", 7)) == [1]
 
 
 def test_many_threads_write_and_read_at_once(storage: Storage) -> None:
@@ -164,19 +168,19 @@ def test_many_threads_write_and_read_at_once(storage: Storage) -> None:
         for repeat in range(10):
             storage.save_prediction(f"{repeat}", 1, prediction())  # all the same keys
             storage.save_prediction(f"{number}-{repeat}", 1, prediction())
-            storage.add_event(Event("TASKS_CREATED", number, (repeat,)))
+            storage.note_pending("learn", 1, [repeat + 1, 10 * number + 100 + repeat])
             storage.prediction_bodies([f"{repeat}", f"{number}-{repeat}"])
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))  # raises what a thread raised
     assert storage.count_predictions() == 10 + 80
-    assert len(storage.list_events("pending", limit=1000)) == 80
+    assert len(storage.pending("learn", 1)) == 10 + 80
 
 
 def test_processes_that_start_at_once_all_find_tables(path: Path) -> None:
     code = (
-        "import sys; from ml_backend.storage import Storage, Event;"
-        f"s = Storage('sqlite:///{path}'); s.add_event(Event('TASKS_CREATED', 1)); print('fine')"
+        "import os; from ml_backend.storage import Storage;"
+        f"s = Storage('sqlite:///{path}'); s.note_pending('learn', 1, [os.getpid()]); print('fine')"
     )
     started = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
@@ -184,7 +188,7 @@ def test_processes_that_start_at_once_all_find_tables(path: Path) -> None:
     ]
     outcomes = [process.communicate(timeout=60) for process in started]
     assert [out.strip() for out, _ in outcomes] == [b"fine"] * 4, [err[-300:] for _, err in outcomes]
-    assert len(Storage(f"sqlite:///{path}").list_events("pending")) == 4
+    assert len(Storage(f"sqlite:///{path}").pending("learn", 1)) == 4
 
 
 def test_full_database_is_named_with_a_cure(storage: Storage) -> None:
@@ -206,12 +210,12 @@ def test_database_that_somebody_else_holds_is_an_error_not_a_hang(storage: Stora
     other.execute("BEGIN IMMEDIATE")
     try:
         with pytest.raises(StorageError, match="locked"):
-            storage.add_event(Event("TASKS_CREATED", 1))
-        assert storage.list_events("pending") == []  # readers do not wait for the writer
+            storage.note_pending("learn", 1)
+        assert storage.pending_projects() == []  # readers do not wait for the writer
     finally:
         other.rollback()
         other.close()
-    storage.add_event(Event("TASKS_CREATED", 1))
+    storage.note_pending("learn", 1)
 
 
 def test_file_that_is_no_database(tmp_path: Path) -> None:

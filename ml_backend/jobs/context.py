@@ -43,7 +43,7 @@ class Context:
 
     @cached_property
     def queue(self) -> JobQueue:
-        return JobQueue(self.settings, connect(self.settings, timeout=10.0))
+        return JobQueue(self.settings, connect(self.settings, timeout=10.0), self.storage)
 
     @cached_property
     def trainings(self) -> TrainingQueue:

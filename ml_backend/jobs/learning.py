@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -52,16 +52,19 @@ def learn(context: Context, project_id: int) -> None:
     A task whose video is gone or damaged keeps what it taught. Where a server is away, or refuses us, the others come
     first, and the job fails with what is still to be learned from left as it was.
     """
-    context.queue.begin_learning(project_id)
     models = context.projects.models(project_id, download=True).hybrid
     # What is learned from now on passes other models by; they read everything anew when they are needed again.
     context.projects.patterns.forget_project(project_id, keep=models.ids)
     if _is_unread(context, project_id, models):
-        context.queue.note_for_learning(project_id, None)
+        context.storage.note_pending("learn", project_id)
     later: BackendError | None = None
-    failed: set[str] = set()  # they wait for the job's next try, however often they are asked for meanwhile
-    while waiting := [item for item in _dirty(context, project_id).items() if item[0] not in failed]:
-        for task, ticket in waiting:
+    failed: set[int] = set()  # they wait for the job's next try, however often they are asked for meanwhile
+    while waiting := {
+        task: seen for task, seen in context.storage.pending("learn", project_id).items() if task not in failed
+    }:
+        if ALL_TASKS in waiting:  # first, because it makes more of it
+            waiting = {ALL_TASKS: waiting[ALL_TASKS]}
+        for task, revision in waiting.items():
             try:
                 if _learn(context, project_id, models, task):
                     # Before the task is struck off: whoever takes the job up would find nothing changed.
@@ -69,14 +72,14 @@ def learn(context: Context, project_id: int) -> None:
             except Interrupted:  # asked to stop: the others wait for whoever takes the job up
                 raise
             except BackendError as error:
-                log.warning("Nothing was learned from task %s of project %s: %s", task, project_id, error)
+                log.warning("Nothing was learned from task %s of project %s: %s", task or "list", project_id, error)
                 # A wrong token, a host that is not allowed, or weights that are not to be had, are no fault of the
                 # task's: it waits for the cure.
                 if error.retryable or isinstance(error, LabelStudioError | MediaRefused | WeightsError):
                     later = later or error
                     failed.add(task)
                     continue
-            context.queue.learned(project_id, task, ticket)
+            context.storage.settle("learn", project_id, {task: revision})
     if later:
         raise later
 
@@ -151,18 +154,12 @@ def _is_unread(context: Context, project_id: int, models: HybridModels) -> bool:
     return any(digest is None for digest in bank_digests(context.storage, project_id, models.ids).values())
 
 
-def _dirty(context: Context, project_id: int) -> Mapping[str, bytes]:
-    """What is still to be learned from; the list of all tasks first, because it makes more of it."""
-    dirty = context.queue.dirty_tasks(project_id)
-    return {ALL_TASKS: dirty[ALL_TASKS]} if ALL_TASKS in dirty else dirty
-
-
-def _learn(context: Context, project_id: int, models: HybridModels, task: str) -> bool:
-    if task == ALL_TASKS:
+def _learn(context: Context, project_id: int, models: HybridModels, task_id: int) -> bool:
+    if task_id == ALL_TASKS:
         return _read_all(context, project_id, models)
     # First, and without the video: that may be gone.
-    record_corrections(context, project_id, int(task))
-    return _learn_task(context, project_id, models, int(task)) if models.ids else False
+    record_corrections(context, project_id, task_id)
+    return _learn_task(context, project_id, models, task_id) if models.ids else False
 
 
 def _read_all(context: Context, project_id: int, models: HybridModels) -> bool:
@@ -177,7 +174,7 @@ def _read_all(context: Context, project_id: int, models: HybridModels) -> bool:
         tasks = set()
     store = context.projects.patterns
     known = store.taught_tasks(project_id) | set(CorrectionStore(context.storage).tasks(project_id))
-    context.queue.note_for_learning(project_id, sorted(tasks | known))
+    context.storage.note_pending("learn", project_id, tasks | known)
     changed = [store.mark_read(project_id, model_id) for model_id in models.ids]
     return any(changed)
 
@@ -200,7 +197,7 @@ def _learn_task(context: Context, project_id: int, models: HybridModels, task_id
         _report(context, task_id, wanted)
         return any(changed)
     log.info("Task %s changes faster than it can be learned from; it is tried again.", task_id)
-    context.queue.note_for_learning(project_id, [task_id])
+    context.storage.note_pending("learn", project_id, [task_id])
     return False
 
 
@@ -291,31 +288,31 @@ def refresh(context: Context, project_id: int) -> None:
 
     Those of known tracks take milliseconds.
     """
-    context.queue.begin_refresh(project_id)
-    try:
-        label_config = context.client.get_project(project_id).label_config
-        context.projects.remember_labels(project_id, cached_label_config(label_config))
-        models = context.projects.models(project_id, download=True)
-        read_annotations_once(context, project_id, models.hybrid)
-        open_tasks = [state for state in context.client.list_task_states(project_id) if not state.annotations]
-        # What a model is sure of changes least; tasks without any prediction are being predicted anyway.
-        sure = context.storage.scores(project_id)
-        open_tasks.sort(key=lambda state: (state.id not in sure, sure.get(state.id, 0.0), state.id))
-        for state in open_tasks:
-            try:
-                plan = plan_task(
-                    project_id,
-                    state.id,
-                    state.data,
-                    label_config,
-                    models.version,
-                    annotated=False,
-                    label_studio_url=context.settings.label_studio_url,
-                )
-            except BackendError as error:
-                log.warning("Task %s is not refreshed: %s", state.id, error)
-                continue
-            if not plan.needs_probe:  # else it is being prepared
-                context.queue.request_prediction(plan.key, project_id, state.id, queue="refresh")
-    except NotFound:
-        log.info("Project %s is gone; it is not refreshed.", project_id)
+    while waiting := context.storage.pending("refresh", project_id):
+        try:
+            _refresh(context, project_id)
+        except NotFound:
+            log.info("Project %s is gone; it is not refreshed.", project_id)
+        context.storage.settle("refresh", project_id, waiting)
+
+
+def _refresh(context: Context, project_id: int) -> None:
+    label_config = context.client.get_project(project_id).label_config
+    context.projects.remember_labels(project_id, cached_label_config(label_config))
+    models = context.projects.models(project_id, download=True)
+    read_annotations_once(context, project_id, models.hybrid)
+    open_tasks = [state for state in context.client.list_task_states(project_id) if not state.annotations]
+    # What a model is sure of changes least; tasks without any prediction are being predicted anyway.
+    sure = context.storage.scores(project_id)
+    open_tasks.sort(key=lambda state: (state.id not in sure, sure.get(state.id, 0.0), state.id))
+    url = context.settings.label_studio_url
+    for state in open_tasks:
+        try:
+            plan = plan_task(
+                project_id, state.id, state.data, label_config, models.version, annotated=False, label_studio_url=url
+            )
+        except BackendError as error:
+            log.warning("Task %s is not refreshed: %s", state.id, error)
+            continue
+        if not plan.needs_probe:  # else it is being prepared
+            context.queue.request_prediction(plan.key, project_id, state.id, queue="refresh")

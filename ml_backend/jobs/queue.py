@@ -1,4 +1,4 @@
-"""The queue: idempotent requests in, jobs out. Knows RQ and Redis; knows no HTTP and no models."""
+"""The queue: idempotent requests in, jobs out. Knows RQ, Redis and the table of what is pending; no HTTP, no models."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ml_backend.jobs.board import forget_cancelled
 from ml_backend.jobs.records import failure_text, forget_executions, state_of
 from ml_backend.moments import aware
 from ml_backend.settings import QUEUES, Settings
+from ml_backend.storage import Storage
 
 if TYPE_CHECKING:  # redis loads its whole asynchronous half too: a start need not wait for that
     from redis import Redis
@@ -31,13 +32,18 @@ FAILURE_TTL_S = 7 * 24 * 3600
 TARGETS_TTL_S = 7 * 24 * 3600
 #: After so long a lock whose holder died is free again.
 LOCK_S = 120
-#: Stands for all tasks of a project among those to be learned from.
-ALL_TASKS = "all"
-
-_STRIKE = "if redis.call('hget', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('hdel', KEYS[1], ARGV[1]) end"
+#: By kind of what is pending in the database: the queue, the module of jobs, and the function there.
+_PENDING = {
+    "learn": ("patterns", "learning", "learn"),
+    "refresh": ("refresh", "learning", "refresh"),
+    "prepare": ("prepare", "tasks", "prepare_many"),
+    "train": ("train", "training", "train"),
+}
+#: Stands for the whole project where tasks are pending.
+ALL_TASKS = 0
 
 #: RQ's names of states in which nothing happens any more.
-_OVER = ("finished", "failed", "stopped", "canceled")
+OVER = ("finished", "failed", "stopped", "canceled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +72,16 @@ def connect(settings: Settings, *, timeout: float | None = 1.0) -> Redis:
 class JobQueue:
     """Requests for background work. Every method raises QueueUnavailable when Redis does not answer."""
 
-    def __init__(self, settings: Settings, connection: Redis | None = None) -> None:
+    def __init__(self, settings: Settings, connection: Redis | None = None, storage: Storage | None = None) -> None:
         self.settings = settings
         self._given = connection
+        if storage:
+            self.storage = storage
+
+    @cached_property
+    def storage(self) -> Storage:
+        """Where what is pending is written down."""
+        return Storage(self.settings.database)
 
     @cached_property
     def connection(self) -> Redis:
@@ -106,9 +119,9 @@ class JobQueue:
         """Probe a task's videos, write their frame rate into the task, then request its prediction."""
         return self.request("prepare", "prepare_task", [project_id, task_id], f"prepare-{task_id}")
 
-    def request_prepare_many(self, project_id: int, task_ids: Sequence[int], name: str) -> Requested:
-        """One job that requests many; ``name`` makes it idempotent."""
-        return self.request("prepare", "prepare_many", [project_id, list(task_ids)], f"prepare-many-{name}")
+    def request_prepare_many(self, project_id: int, task_ids: Sequence[int]) -> Requested:
+        """One job that requests many; no ids means all tasks of the project."""
+        return self._request_pending("prepare", project_id, task_ids or (ALL_TASKS,))
 
     def request_prediction(self, key: str, project_id: int, task_id: int, queue: str = "predict") -> Requested:
         """One job per key; every task that asks meanwhile is served by it."""
@@ -119,62 +132,31 @@ class JobQueue:
         return self.request(queue, "predict", [key, project_id, task_id], f"predict-{key}")
 
     def request_learning(self, project_id: int, task_ids: Sequence[int] | None) -> Requested:
-        """Learn labels from what people annotated in these tasks; ``None``: in all tasks of the project.
-
-        Any number of requests make one job; what is asked while it runs makes exactly one more.
-        """
-        self.note_for_learning(project_id, task_ids)
-        with self.guard():
-            generation = int(self.connection.get(_generation_key(project_id)) or 0)
-        name = f"learn-{project_id}-{generation}"
-        return self.request("patterns", "learn", [project_id], name, module="learning")
-
-    def note_for_learning(self, project_id: int, task_ids: Sequence[int] | None) -> None:
-        """As :meth:`request_learning`, for the job itself: it goes on with these before it ends."""
-        names = [ALL_TASKS] if task_ids is None else [str(task_id) for task_id in task_ids]
-        with self.guard():
-            if names:
-                self.connection.hset(_dirty_key(project_id), mapping=dict.fromkeys(names, self._ticket()))
-
-    def begin_learning(self, project_id: int) -> None:
-        """From now on requests make another job."""
-        with self.guard():
-            self.connection.incr(_generation_key(project_id))
-
-    def dirty_tasks(self, project_id: int) -> dict[str, bytes]:
-        """What is still to be learned from: ticket by task id, or by ``ALL_TASKS``."""
-        with self.guard():
-            found = self.connection.hgetall(_dirty_key(project_id))
-        return {name.decode(): ticket for name, ticket in found.items()}  # type: ignore[union-attr,misc]
-
-    def dirty_projects(self) -> list[int]:
-        """Projects of which something is still to be learned."""
-        with self.guard():
-            names = [
-                key.decode().rpartition(":")[2] for key in self.connection.scan_iter(_dirty_key("[0-9]*"), count=1000)
-            ]
-        return sorted(int(name) for name in names)
-
-    def learned(self, project_id: int, task: str, ticket: bytes) -> None:
-        """Strike a task off, unless somebody has asked for it again since ``ticket``."""
-        with self.guard():
-            self.connection.eval(_STRIKE, 1, _dirty_key(project_id), task, ticket)
-
-    def _ticket(self) -> str:
-        return str(self.connection.incr("video:tickets"))
+        """Learn labels from what people annotated in these tasks; ``None``: in all tasks of the project."""
+        return self._request_pending("learn", project_id, (ALL_TASKS,) if task_ids is None else task_ids)
 
     def request_refresh(self, project_id: int) -> Requested:
         """Renew the predictions of all tasks that nobody has annotated, since their labels may have changed."""
-        with self.guard():
-            generation = int(self.connection.get(_refresh_key(project_id)) or 0)
-        name = f"refresh-{project_id}-{generation}"
-        # Before the predictions of an earlier one, most of which are outdated now.
-        return self.request("refresh", "refresh", [project_id], name, "learning", at_front=True)
+        return self._request_pending("refresh", project_id, (ALL_TASKS,))
 
-    def begin_refresh(self, project_id: int) -> None:
-        """From now on requests make another job."""
-        with self.guard():
-            self.connection.incr(_refresh_key(project_id))
+    def _request_pending(self, kind: str, project_id: int, task_ids: Sequence[int]) -> Requested:
+        self.storage.note_pending(kind, project_id, task_ids)
+        return self.start_pending(kind, project_id)
+
+    def start_pending(self, kind: str, project_id: int, pause: timedelta = timedelta(0)) -> Requested:
+        """Make the job that does what is pending of a project.
+
+        Any number of requests make one job. What is asked while it runs, it does too before it ends; what it just
+        misses is found by workers, see :class:`ml_backend.jobs.trainer.Trainer`.
+
+        Args:
+            pause: since the last try of a job that has failed.
+        """
+        queue, module, function = _PENDING[kind]
+        args = [project_id, "Start training"] if kind == "train" else [project_id]
+        name = f"{function.replace('_', '-')}-{project_id}"
+        # A refresh comes before the predictions of an earlier one, most of which are outdated now.
+        return self.request(queue, function, args, name, module, at_front=kind == "refresh", pause=pause)
 
     @contextmanager
     def learning_lock(self, task_id: int) -> Iterator[None]:
@@ -191,10 +173,14 @@ class JobQueue:
         module: str = "tasks",
         *,
         at_front: bool = False,
+        pause: timedelta = FAILED_PAUSE,
     ) -> Requested:
         """A job ``ml_backend.jobs.<module>.<function>``, unless there is one of this id that is not over.
 
         One that waits in a queue of less importance is moved: who asks now does not wait behind all others there.
+
+        Args:
+            pause: a job that has failed is not repeated sooner; 0: one that waits for its next try need not wait.
         """
         from rq import Retry
         from rq.exceptions import DuplicateJobError
@@ -222,20 +208,24 @@ class JobQueue:
                     job = self.fetch(job_id)
                     if job is None:
                         continue  # it ended between the two calls
-                    if state_of(job) not in _OVER:
-                        self._hurry(job, queue)
+                    if state_of(job) not in OVER:
+                        self._hurry(job, queue, now=not pause)
                         return Requested(job_id, False)
-                    if job.ended_at and datetime.now(timezone.utc) - aware(job.ended_at) < FAILED_PAUSE:
+                    if job.ended_at and datetime.now(timezone.utc) - aware(job.ended_at) < pause:
                         return Requested(job_id, False, failure_text(job))
                     forget_executions(job)
                     job.delete()
         return Requested(job_id, False)
 
-    def _hurry(self, job: Job, queue: str) -> None:
+    def _hurry(self, job: Job, queue: str, *, now: bool) -> None:
         behind = job.origin in QUEUES and QUEUES.index(job.origin) > QUEUES.index(queue)
         # Where it is in the list no more, a worker has just begun it.
         if behind and state_of(job) == "queued" and self.connection.lrem(self.queues[job.origin].key, 1, job.id):
             self.queues[queue].enqueue_job(job)
+        if now and state_of(job) == "scheduled":
+            registry = self.queues[job.origin].scheduled_job_registry
+            if registry.remove(job):
+                self.queues[job.origin].enqueue_job(job)
 
     def fetch(self, job_id: str) -> Job | None:
         """RQ's job; call it within :meth:`guard`."""
@@ -359,18 +349,6 @@ class JobQueue:
                     if job := self.fetch(job_id):
                         found.append({"id": job_id, "ended_at": str(job.ended_at), "error": failure_text(job)})
         return sorted(found, key=lambda item: item["ended_at"], reverse=True)
-
-
-def _dirty_key(project_id: int | str) -> str:
-    return f"video:learn:{project_id}"
-
-
-def _generation_key(project_id: int) -> str:
-    return f"video:learn:generation:{project_id}"
-
-
-def _refresh_key(project_id: int) -> str:
-    return f"video:refresh:generation:{project_id}"
 
 
 def _targets_key(key: str) -> str:

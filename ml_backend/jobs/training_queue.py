@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ml_backend.errors import Interrupted, Postponed
-from ml_backend.jobs.queue import JobQueue, Requested
-from ml_backend.jobs.records import forget_executions
+from ml_backend.jobs.queue import OVER, JobQueue, Requested
+from ml_backend.jobs.records import forget_executions, state_of
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -43,14 +44,16 @@ class TrainingQueue:
                 self._redis.set(_force_key(project_id), 1, ex=CANCEL_S)
             if not self._redis.exists(_lock_key(project_id)):  # what was cancelled before is another matter
                 self._redis.delete(_cancel_key(project_id))
-            generation = int(self._redis.get(_generation_key(project_id)) or 0)
-        name = f"{_prefix(project_id)}{generation}"
-        return self._queue.request("train", "train", [project_id, trigger[:200]], name, "training")
+        args = [project_id, trigger[:200]]
+        requested = self._queue.request("train", "train", args, _name(project_id), "training", pause=timedelta(0))
+        if not requested.created:  # it may have begun: then once more afterwards
+            self._queue.storage.note_pending("train", project_id)
+        return requested
 
     def begin(self, project_id: int) -> None:
-        """From now on requests make another job."""
-        with self._queue.guard():
-            self._redis.incr(_generation_key(project_id))
+        """What is asked from now on is done once more."""
+        storage = self._queue.storage
+        storage.settle("train", project_id, storage.pending("train", project_id))
 
     @contextmanager
     def lock(self, project_id: int) -> Iterator[TrainingLock]:
@@ -72,43 +75,31 @@ class TrainingQueue:
 
     def is_wanted(self, project_id: int) -> bool:
         """Whether a job for the project waits or runs."""
-        queue = self._queue.queues["train"]
         with self._queue.guard():
-            ids = [
-                *queue.get_job_ids(),
-                *queue.started_job_registry.get_job_ids(cleanup=False),
-                *queue.scheduled_job_registry.get_job_ids(cleanup=False),
-            ]
-            held = bool(self._redis.exists(_lock_key(project_id)))
-        return held or any(name.startswith(_prefix(project_id)) for name in ids)
+            job = self._queue.fetch(_name(project_id))
+        return job is not None and state_of(job) not in OVER
 
     def my_turn(self, name: str, seconds: int) -> bool:
         """Whether this process is to do something that one of all does every so many seconds."""
         with self._queue.guard():
             return bool(self._redis.set(f"video:turn:{name}", 1, nx=True, ex=max(1, seconds)))
 
-    def cancel(self, project_id: int) -> int:
-        """Ask whoever trains the project to give up, and take waiting requests back; returns how many waited."""
-        waiting = 0
-        queue = self._queue.queues["train"]
+    def cancel(self, project_id: int) -> bool:
+        """Ask whoever trains the project to give up, or take the request back; whether it still waited."""
+        self.begin(project_id)
         with self._queue.guard():
             self._redis.set(_cancel_key(project_id), 1, ex=CANCEL_S)
-            for name in (*queue.get_job_ids(), *queue.scheduled_job_registry.get_job_ids(cleanup=False)):
-                if name.startswith(_prefix(project_id)) and (job := self._queue.fetch(name)):
-                    forget_executions(job)
-                    job.delete()
-                    waiting += 1
-        return waiting
+            job = self._queue.fetch(_name(project_id))
+            waits = job is not None and state_of(job) in ("queued", "scheduled")
+            if job is not None and waits:
+                forget_executions(job)
+                job.delete()
+        return waits
 
     def take_force(self, project_id: int) -> bool:
         """Whether somebody has asked for a training in any case; asked once."""
         with self._queue.guard():
             return bool(self._redis.delete(_force_key(project_id)))
-
-    def has_forgotten(self) -> bool:
-        """Whether Redis has lost what it knew, or never knew anything; true once each time."""
-        with self._queue.guard():
-            return bool(self._redis.set("video:remembers", 1, nx=True))
 
     def caught_up(self, project_id: int) -> dict[int, str]:
         """By task when it had changed last, as it was looked for anything that nobody told us of."""
@@ -165,12 +156,8 @@ class TrainingLock:
             return
 
 
-def _prefix(project_id: int) -> str:
-    return f"train-{project_id}-"
-
-
-def _generation_key(project_id: int) -> str:
-    return f"video:train:generation:{project_id}"
+def _name(project_id: int) -> str:
+    return f"train-{project_id}"
 
 
 def _lock_key(project_id: int) -> str:

@@ -37,8 +37,9 @@ def test_same_request_makes_one_job(queue: JobQueue) -> None:
     assert queue.request_prepare(7, 2).created
     assert queue.request_prediction("k", 7, 1).created
     assert not queue.request_prediction("k", 7, 2).created
-    assert queue.request_prepare_many(7, [1, 2], "x").created
-    assert not queue.request_prepare_many(7, [1, 2], "x").created
+    assert queue.request_prepare_many(7, [1, 2]).created
+    assert not queue.request_prepare_many(7, [3]).created
+    assert set(queue.storage.pending("prepare", 7)) == {1, 2, 3}
     depths = queue.depths()
     assert depths["prepare"]["queued"] == 3
     assert depths["predict"]["queued"] == 1
