@@ -6,7 +6,6 @@ import gzip
 import json
 import logging
 import threading
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,13 +18,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from ml_backend.db.migrations import upgrade
 from ml_backend.errors import StorageError
 from ml_backend.moments import aware
 from ml_backend.tables import (
     annotation_tasks,
     corrections,
     exemplars,
-    metadata,
     past_versions,
     pending,
     predictions,
@@ -34,8 +33,6 @@ from ml_backend.tables import (
 
 log = logging.getLogger(__name__)
 
-#: One for each table that another process may make at the same moment, and some for locks.
-CREATE_ATTEMPTS = 25
 #: Predictions that are removed in one transaction, in which nobody else writes; SQLite limits the number of values too.
 REMOVED_AT_ONCE = 500
 #: Processes that write the same rows at the same moment get in each other's way, but hardly so often.
@@ -78,20 +75,12 @@ class Storage:
             sa.event.listen(self.engine, "connect", _tune_sqlite)
         # SQLite has one writer, and those that find it at work sleep for longer and longer; a lock wakes the next one.
         self._writing = threading.Lock() if self._sqlite else nullcontext()
-        self._create_tables()
-
-    def _create_tables(self) -> None:
-        # Processes may start at once; whoever loses a race for a table, or meets another's lock, finds it made later.
-        for attempt in range(1, CREATE_ATTEMPTS + 1):
-            try:
-                with self.guard():
-                    metadata.create_all(self.engine)
-                return
-            except StorageError as error:
-                cause = str(error.__cause__)
-                if attempt == CREATE_ATTEMPTS or not ("exists" in cause or "locked" in cause):
-                    raise
-                time.sleep(0.02 * attempt)
+        try:
+            with self.guard():
+                upgrade(self.engine)
+        except StorageError:
+            self.engine.dispose()  # SQLite's files beside it go, too
+            raise
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -103,6 +92,8 @@ class Storage:
             cure = "Check DATABASE_URL and that the database runs."
             if "disk is full" in cause or "readonly" in cause or "unable to open" in cause:
                 cure = "Free disk space, or set DATA_DIR to a writable folder."
+            elif "not a database" in cause or "malformed" in cause:
+                cure = "Put a copy of it in its place, or move it away: a new one is made, which knows nothing."
             raise StorageError(f"The database refuses: {cause}.", cure) from error
 
     def ping(self) -> None:
@@ -195,7 +186,6 @@ class Storage:
         of = (predictions.c.project_id == project_id) & (predictions.c.model_version == model_version)
         chosen = sa.select(predictions.c.key, predictions.c.created_at).where(of, predictions.c.created_at < before)
         with self._writing, self.guard(), self.engine.begin() as connection:
-            # In no order: a table without the index, see index_predictions, would be read to its end each time.
             rows = connection.execute(chosen.limit(limit)).all()
             if rows:
                 connection.execute(sa.delete(predictions).where(predictions.c.key.in_([row.key for row in rows])))
@@ -206,12 +196,6 @@ class Storage:
                 values = {"project_id": project_id, "model_version": model_version, "made_at": last}
                 connection.execute(sa.insert(past_versions).values(**values))
         return len(rows)
-
-    def index_predictions(self) -> None:
-        """Make the table's index where an earlier release has made the table: best when few rows are left in it."""
-        with self.guard():
-            for index in predictions.indexes:
-                index.create(self.engine, checkfirst=True)
 
     def count_predictions(self) -> int:
         with self.guard(), self.engine.connect() as connection:
@@ -313,7 +297,5 @@ class Storage:
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    # Readers do not wait for the writer, and a commit costs no full disk flush.
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")  # a commit costs no full disk flush
     cursor.close()

@@ -1,4 +1,4 @@
-"""The tables of the database."""
+"""The tables of the database. A change needs a migration: see ml_backend.db.migrations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ predictions = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),  # gzip of the prediction's JSON
     sa.Column("bytes", sa.Integer, nullable=False),  # of the JSON before compression
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-    # Databases of earlier releases are given it by Storage.index_predictions.
     sa.Index("predictions_of_version", "project_id", "model_version", "created_at"),
 )
 

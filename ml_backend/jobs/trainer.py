@@ -105,7 +105,6 @@ class Trainer:
                         log.info("%d superseded predictions were removed; there may be more.", removed)
                         return removed
                     time.sleep(SWEEP_PAUSE_S)
-        storage.index_predictions()
         if removed:
             log.info("%d superseded predictions were removed.", removed)
         return removed
