@@ -15,7 +15,6 @@ from rq import get_current_job
 
 from ml_backend.errors import ConfigError, Interrupted
 from ml_backend.export.source import Source
-from ml_backend.jobs.board import FINISHED
 from ml_backend.jobs.context import Context, job
 from ml_backend.label_studio.media import MediaStore
 from ml_backend.label_studio.schema import parse_label_config
@@ -126,13 +125,10 @@ class Work:
 
 
 def control_job(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A job whose result is kept for whoever asked for it. The function gets its :class:`Work` first."""
+    """A job that gets its :class:`Work` first. What it returns is kept for whoever asked for it."""
 
     @functools.wraps(function)
-    def run(context: Context, *args: Any) -> None:
-        work = Work(context)
-        result = function(work, *args)
-        if work.id:
-            context.board.end(work.id, FINISHED, result=result)
+    def run(context: Context, *args: Any) -> Any:
+        return function(Work(context), *args)
 
     return job(run)

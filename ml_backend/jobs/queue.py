@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +13,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import ConfigError, QueueUnavailable
-from ml_backend.jobs.board import forget_cancelled
-from ml_backend.jobs.records import failure_text, forget_executions, state_of
 from ml_backend.moments import aware
 from ml_backend.settings import QUEUES, Settings
 from ml_backend.storage import Storage
@@ -30,6 +30,10 @@ RETRY_INTERVALS_S = [5, 60, 600]
 FAILED_PAUSE = timedelta(seconds=30)
 FAILURE_TTL_S = 7 * 24 * 3600
 TARGETS_TTL_S = 7 * 24 * 3600
+#: How long the result of a job is kept for whoever asked for it.
+KEPT_S = 7 * 24 * 3600
+#: Of these there are thousands, and their result is in the database.
+_PASSING = ("prepare_task", "predict", "help_observe")
 #: After so long a lock whose holder died is free again.
 LOCK_S = 120
 #: By kind of what is pending in the database: the queue, the module of jobs, and the function there.
@@ -42,6 +46,11 @@ _PENDING = {
 #: Stands for the whole project where tasks are pending.
 ALL_TASKS = 0
 
+#: A field that RQ does not know, in its record of a job: it goes when that goes. Where there is no job, none is made.
+_CANCEL = "if redis.call('exists', KEYS[1]) == 1 then redis.call('hset', KEYS[1], 'cancel', 1) end"
+
+#: RQ's names of states in which nothing has happened yet.
+WAITING = ("queued", "scheduled", "deferred")
 #: RQ's names of states in which nothing happens any more.
 OVER = ("finished", "failed", "stopped", "canceled")
 
@@ -126,7 +135,7 @@ class JobQueue:
     def request_prediction(self, key: str, project_id: int, task_id: int, queue: str = "predict") -> Requested:
         """One job per key; every task that asks meanwhile is served by it."""
         with self.guard():
-            targets = _targets_key(key)
+            targets = targets_key(key)
             self.connection.sadd(targets, task_id)
             self.connection.expire(targets, TARGETS_TTL_S)
         return self.request(queue, "predict", [key, project_id, task_id], f"predict-{key}")
@@ -189,7 +198,6 @@ class JobQueue:
         retry = Retry(max=repeats, interval=RETRY_INTERVALS_S[:repeats]) if repeats else None
         with self.guard():
             for _ in range(3):
-                forget_cancelled(self.connection, job_id)
                 try:
                     self.queues[queue].enqueue_call(
                         f"ml_backend.jobs.{module}.{function}",
@@ -197,7 +205,7 @@ class JobQueue:
                         job_id=job_id,
                         unique=True,
                         timeout=self.settings.job_timeout_s,
-                        result_ttl=0,  # the result is in the database; a finished job must not block a new one
+                        result_ttl=0 if function in _PASSING else KEPT_S,
                         failure_ttl=FAILURE_TTL_S,
                         retry=retry,
                         description=f"{function} {args}",
@@ -211,7 +219,8 @@ class JobQueue:
                     if state_of(job) not in OVER:
                         self._hurry(job, queue, now=not pause)
                         return Requested(job_id, False)
-                    if job.ended_at and datetime.now(timezone.utc) - aware(job.ended_at) < pause:
+                    failed = job.ended_at if state_of(job) == "failed" else None
+                    if failed and datetime.now(timezone.utc) - aware(failed) < pause:
                         return Requested(job_id, False, failure_text(job))
                     forget_executions(job)
                     job.delete()
@@ -240,26 +249,73 @@ class JobQueue:
         return [job for job in found if job is not None]
 
     def recover_lost(self, after_s: float = 20.0) -> list[str]:
-        """Put jobs back that are in no list, see :func:`ml_backend.jobs.lost.recover`; their ids."""
-        from ml_backend.jobs.lost import recover
+        """Put jobs back that are in no list; their ids.
 
-        return recover(self, after_s)
+        A worker of several queues takes a job's name from one and then notes that it began. Killed in between, it
+        leaves a job that calls itself queued (or scheduled for another try), is nowhere, and blocks every new request
+        for the same work: RQ guards workers of one queue against that, but not of several. What is seen so twice,
+        ``after_s`` apart, is lost; workers call this all the time.
+        """
+        from rq.job import Job
+
+        with self.guard():
+            prefix = Job.redis_job_namespace_prefix
+            keys = list(self.connection.scan_iter(f"{prefix}*", count=1000, _type="HASH"))
+            pipeline = self.connection.pipeline(transaction=False)
+            for key in keys:
+                pipeline.hget(key, "status")
+            states = dict(zip(keys, pipeline.execute(), strict=True))
+            waiting = {key for key, state in states.items() if state in (b"queued", b"scheduled")}
+            missing = {key.decode().removeprefix(prefix) for key in waiting}
+            for queue in self.queues.values():
+                missing -= {*queue.get_job_ids(), *queue.scheduled_job_registry.get_job_ids(cleanup=False)}
+            return [job_id for job_id in sorted(missing) if self._put_back(job_id, after_s)]
+
+    def _put_back(self, job_id: str, after_s: float) -> bool:
+        mark, now = f"video:lost:{job_id}", time.time()
+        if self.connection.set(mark, now, nx=True, ex=int(10 * after_s) + 10):
+            return False
+        seen = self.connection.get(mark)
+        if seen is None or now - float(seen) < after_s:
+            return False
+        job = self.fetch(job_id)
+        if job is None or state_of(job) not in ("queued", "scheduled") or not self.connection.delete(mark):
+            return False
+        log.warning("Job %s was lost by a worker that ended; it is queued again.", job_id)
+        self.queues[job.origin].enqueue_job(job)
+        return True
+
+    # -- giving up
+
+    def request_cancel(self, job_id: str) -> None:
+        """Ask whoever works on a job, now or after its worker's death, to give it up."""
+        from rq.job import Job
+
+        with self.guard():
+            self.connection.eval(_CANCEL, 1, Job.key_for(job_id))
+
+    def is_cancelled(self, job_id: str) -> bool:
+        """Whether somebody has asked for the job's end."""
+        from rq.job import Job
+
+        with self.guard():
+            return bool(self.connection.hexists(Job.key_for(job_id), "cancel"))
 
     # -- targets of a prediction
 
     def targets(self, key: str) -> set[int]:
         """Tasks that wait for this prediction; each until it is served, so that none is lost with a worker."""
         with self.guard():
-            return {int(value) for value in self.connection.smembers(_targets_key(key))}
+            return {int(value) for value in self.connection.smembers(targets_key(key))}
 
     def remove_target(self, key: str, task_id: int) -> None:
         with self.guard():
-            self.connection.srem(_targets_key(key), task_id)
+            self.connection.srem(targets_key(key), task_id)
 
     def add_targets(self, key: str, task_ids: Sequence[int]) -> None:
         if task_ids:
             with self.guard():
-                self.connection.sadd(_targets_key(key), *task_ids)
+                self.connection.sadd(targets_key(key), *task_ids)
 
     @contextmanager
     def delivery_lock(self, task_id: int) -> Iterator[None]:
@@ -282,6 +338,31 @@ class JobQueue:
                 lock.release()
             except RedisError as error:  # expired or Redis went away: the time-out frees it
                 log.warning("The lock %s was not released: %s", name, error)
+
+    def take_back(self, job: Job) -> None:
+        """Cancel a job that waits; call it within :meth:`guard`. Who asked for it sees for a while that it was."""
+        forget_executions(job)
+        if job.func_name.rpartition(".")[2] in _PASSING:
+            job.delete()
+            return
+        job.cancel()
+        job.connection.expire(job.key, KEPT_S)
+        # RQ never forgets the names of jobs that were cancelled.
+        self.connection.zremrangebyscore(self.queues[job.origin].canceled_job_registry.key, 0, time.time() - KEPT_S)
+
+    # -- what was found out, for whoever asks again
+
+    def publish(self, name: str, facts: Any) -> None:
+        """Keep what a job has found out, also while it is found out anew; ``facts`` are plain JSON."""
+        with self.guard():
+            self.connection.set(f"video:found:{name}", json.dumps({"at": time.time(), "facts": facts}), ex=KEPT_S)
+
+    def published(self, name: str) -> tuple[float, Any] | None:
+        """When it was found out (seconds since 1970), and what; ``None``: not yet, or long ago."""
+        with self.guard():
+            value = self.connection.get(f"video:found:{name}")
+        found = json.loads(value) if value else None
+        return (float(found["at"]), found["facts"]) if found else None
 
     # -- the token that Label Studio hands over in /setup
 
@@ -351,5 +432,33 @@ class JobQueue:
         return sorted(found, key=lambda item: item["ended_at"], reverse=True)
 
 
-def _targets_key(key: str) -> str:
+def state_of(job: Job) -> str:
+    """RQ's name of a job's state, as it was when the job was read; empty where it has none."""
+    state = job.get_status(refresh=False)
+    return state.value if state else ""
+
+
+def forget_executions(job: Job, keep: str = "") -> None:
+    """Strike executions of workers that died from a job's list, all but ``keep``.
+
+    RQ keeps them there for a minute longer than it keeps what they point to, and cannot delete the job meanwhile.
+    """
+    registry = job.execution_registry
+    dead = [name for name in registry.get_execution_ids() if name != keep]
+    if dead:
+        registry.connection.zrem(registry.key, *dead)
+
+
+def failure_text(job: Job) -> str:
+    """Why a job failed, in the words of the error that was raised."""
+    text = job.meta.get("error")
+    if text:
+        return str(text)
+    result = job.latest_result() if state_of(job) == "failed" else None
+    trace = (result.exc_string or "").strip() if result else ""
+    return trace.rsplit("\n", 1)[-1]
+
+
+def targets_key(key: str) -> str:
+    """Where Redis keeps the tasks that wait for a prediction."""
     return f"video:targets:{key}"

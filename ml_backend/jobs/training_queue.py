@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ml_backend.errors import Interrupted, Postponed
-from ml_backend.jobs.queue import OVER, JobQueue, Requested
-from ml_backend.jobs.records import forget_executions, state_of
+from ml_backend.errors import Interrupted, Postponed, QueueUnavailable
+from ml_backend.jobs.queue import OVER, WAITING, JobQueue, Requested, state_of
 
 if TYPE_CHECKING:
     from redis import Redis
     from redis.lock import Lock
 
-#: A request to cancel that nobody has seen for so long concerns nobody any more.
-CANCEL_S = 7 * 24 * 3600
+    from ml_backend.jobs.context import Context
+    from ml_backend.training.registry import Registry, Version
+
+log = logging.getLogger(__name__)
+
+#: Seconds within which a training notices that it has been cancelled.
+_LOOK_S = 1.0
+#: That a training is forced is forgotten if none has begun for so long.
+FORCE_S = 7 * 24 * 3600
 
 
 class TrainingQueue:
@@ -41,13 +50,14 @@ class TrainingQueue:
         """
         with self._queue.guard():
             if force:
-                self._redis.set(_force_key(project_id), 1, ex=CANCEL_S)
-            if not self._redis.exists(_lock_key(project_id)):  # what was cancelled before is another matter
-                self._redis.delete(_cancel_key(project_id))
+                self._redis.set(_force_key(project_id), 1, ex=FORCE_S)
         args = [project_id, trigger[:200]]
         requested = self._queue.request("train", "train", args, _name(project_id), "training", pause=timedelta(0))
-        if not requested.created:  # it may have begun: then once more afterwards
-            self._queue.storage.note_pending("train", project_id)
+        if not requested.created:
+            with self._queue.guard():
+                job = self._queue.fetch(requested.job_id)
+            if job is None or state_of(job) not in WAITING:  # it has begun: once more afterwards
+                self._queue.storage.note_pending("train", project_id)
         return requested
 
     def begin(self, project_id: int) -> None:
@@ -88,12 +98,11 @@ class TrainingQueue:
         """Ask whoever trains the project to give up, or take the request back; whether it still waited."""
         self.begin(project_id)
         with self._queue.guard():
-            self._redis.set(_cancel_key(project_id), 1, ex=CANCEL_S)
+            self._queue.request_cancel(_name(project_id))  # first: it may begin at this moment
             job = self._queue.fetch(_name(project_id))
-            waits = job is not None and state_of(job) in ("queued", "scheduled")
+            waits = job is not None and state_of(job) in WAITING
             if job is not None and waits:
-                forget_executions(job)
-                job.delete()
+                self._queue.take_back(job)
         return waits
 
     def take_force(self, project_id: int) -> bool:
@@ -117,13 +126,7 @@ class TrainingQueue:
 
     def is_cancelled(self, project_id: int) -> bool:
         """Whether somebody has asked for the training's end."""
-        with self._queue.guard():
-            return bool(self._redis.exists(_cancel_key(project_id)))
-
-    def clear_cancelled(self, project_id: int) -> None:
-        """Trainings may run again."""
-        with self._queue.guard():
-            self._redis.delete(_cancel_key(project_id))
+        return self._queue.is_cancelled(_name(project_id))
 
 
 class TrainingLock:
@@ -156,6 +159,66 @@ class TrainingLock:
             return
 
 
+class Watch:
+    """A thread beside a training; use as a context manager.
+
+    Attributes:
+        cancelled: somebody has asked for the training's end.
+        lost: the lock has expired and may be another worker's.
+    """
+
+    def __init__(self, context: Context, project_id: int, lock: TrainingLock) -> None:
+        self._context, self._project, self._lock = context, project_id, lock
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="training-watch", daemon=True)
+        self.cancelled = False
+        self.lost = False
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join(timeout=10)
+
+    def should_stop(self) -> bool:
+        """Whether the work has to end now: the process ends, it was cancelled, or it is another's."""
+        return self.cancelled or self.lost or self._context.stop.is_set()
+
+    def check(self) -> None:
+        """Raise Interrupted if the work has to end now."""
+        if self.should_stop():
+            raise Interrupted("The training was stopped.", "It is taken up again unless it was cancelled.")
+
+    def _run(self) -> None:
+        renew_s = self._context.settings.job_lease_s / 3
+        waited = renew_s
+        while True:
+            try:
+                if waited >= renew_s:
+                    self._lock.renew()
+                    waited = 0.0
+                self.cancelled |= self._context.trainings.is_cancelled(self._project)
+            except Interrupted as error:
+                log.warning("%s", error)
+                self.lost = True
+                return
+            except QueueUnavailable as error:  # it may come back before the lock runs out
+                log.debug("The lock was not renewed: %s", error)
+            if self._over.wait(_LOOK_S):
+                return
+            waited += _LOOK_S
+
+
+def unread_before(registry: Registry, version: Version) -> list[str]:
+    """Tasks whose video was away when the version before this one was trained; each run hands them on."""
+    before = registry.last(version.project_id, version.number)
+    return list(before.lineage.get("unread") or ()) if before else []
+
+
 def _name(project_id: int) -> str:
     return f"train-{project_id}"
 
@@ -170,7 +233,3 @@ def _force_key(project_id: int) -> str:
 
 def _caught_up_key(project_id: int) -> str:
     return f"video:caught-up:{project_id}"
-
-
-def _cancel_key(project_id: int) -> str:
-    return f"video:train:cancel:{project_id}"

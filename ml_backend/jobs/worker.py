@@ -31,8 +31,7 @@ from ml_backend.errors import BackendError, QueueUnavailable
 from ml_backend.jobs.context import Context, get_context
 from ml_backend.jobs.leftovers import CLEANER, EVERY_S, remove_leftovers
 from ml_backend.jobs.memory_board import MemoryBoard
-from ml_backend.jobs.queue import JobQueue, connect
-from ml_backend.jobs.records import forget_executions
+from ml_backend.jobs.queue import JobQueue, connect, forget_executions
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.settings import QUEUES, Settings, get_settings
 from ml_backend.versions import shaping

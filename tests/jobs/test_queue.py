@@ -15,7 +15,6 @@ from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
 from ml_backend.errors import QueueUnavailable
-from ml_backend.jobs.board import JobBoard
 from ml_backend.jobs.listing import Jobs
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.settings import Settings
@@ -76,18 +75,20 @@ def test_what_is_wanted_sooner_does_not_wait_behind_the_rest(queue: JobQueue) ->
 
 
 def test_what_was_taken_back_can_be_asked_for_again(queue: JobQueue) -> None:
-    board = JobBoard(queue)
     jobs = Jobs(queue, lambda project: None)
     queue.request_prepare(1, 5)
     cancelled = jobs.cancel("prepare-5")
     assert cancelled
     assert cancelled["state"] == "cancelled"
     assert queue.request_prepare(1, 5).created
-    assert not board.is_cancelled("prepare-5")
+    assert not queue.is_cancelled("prepare-5")
     # While it is there, asking again does not undo what somebody else wants.
-    board.request_cancel("prepare-5")
+    queue.request_cancel("prepare-5")
     assert not queue.request_prepare(1, 5).created
-    assert board.is_cancelled("prepare-5")
+    assert queue.is_cancelled("prepare-5")
+    queue.request_cancel("prepare-6")  # which nobody has asked for
+    assert queue.request_prepare(1, 6).created
+    assert not queue.is_cancelled("prepare-6")
 
 
 def test_arguments_are_plain_json(queue: JobQueue) -> None:

@@ -139,12 +139,21 @@ def test_a_lock_expires(context: Context) -> None:
 def test_cancelling_takes_waiting_requests_back(context: Context) -> None:
     context.trainings.request(1, "somebody")
     context.trainings.request(2, "somebody")
-    context.trainings.cancel(1)
+    assert context.trainings.cancel(1)
     assert jobs(context) == ["train-2"]
-    assert context.trainings.is_cancelled(1)
+    assert not context.trainings.is_wanted(1)
     assert not context.trainings.is_cancelled(2)
-    context.trainings.clear_cancelled(1)
-    assert not context.trainings.is_cancelled(1)
+    assert not context.trainings.cancel(1), "none is left"
+
+
+def test_a_run_that_waits_for_another_try_is_cancelled(context: Context) -> None:
+    run = context.projects.registry.begin(1, "a worker that was asked to end", "somebody", None)
+    assert Trainer(context).look() == [1]
+    Trainings(context.projects, context.queue, context.storage).cancel(1)
+    found = context.projects.registry.get(run.id)
+    assert found is not None
+    assert found.state == "cancelled"
+    assert Trainer(context).look() == []
 
 
 def test_what_was_cancelled_before_it_began_does_not_begin_by_itself(context: Context) -> None:

@@ -315,7 +315,7 @@ def test_what_was_annotated_while_a_training_failed_is_new(
         record_corrections(context, project, other)
         raise TrainingFailed("It cannot be.")
 
-    monkeypatch.setattr(training._Training, "_dataset", fails)
+    monkeypatch.setattr(training.Training, "_dataset", fails)
     services(here).trainings.start(project, "a test")
     work(here)
     last = registry(here).last(project)
