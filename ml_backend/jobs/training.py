@@ -16,7 +16,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
 from rq import get_current_job
 
 from ml_backend.corrections_store import CorrectionStore
@@ -32,6 +31,7 @@ from ml_backend.errors import (
 from ml_backend.files import file_sha256
 from ml_backend.jobs.context import Context, job
 from ml_backend.jobs.listing import CANCELLED
+from ml_backend.jobs.progress import tell
 from ml_backend.jobs.training_queue import TrainingLock, Watch, unread_before
 from ml_backend.label_studio.records import NotFound
 from ml_backend.label_studio.schema import classes_for, parse_label_config
@@ -177,16 +177,6 @@ class Training:
         if promoted:
             self._context.queue.request_refresh(self._project)
 
-    def _report(self, **facts: Any) -> None:
-        current = get_current_job()
-        if current is None:
-            return
-        current.meta["progress"] = facts
-        try:
-            current.save_meta()
-        except RedisError as error:  # a training must not end for a report
-            log.warning("Progress was not reported: %s", error)
-
     def _tidy_up(self, version: Version) -> None:
         for name in ("runs", "gate"):
             shutil.rmtree(self._folder / name / version.name, ignore_errors=True)
@@ -232,7 +222,7 @@ class Training:
         made_of = digest_of([data.digest, arguments, self._settings.train_epochs, self._imgsz, base])
         if self._is_known(version, made_of):
             log.info("Project %s: nothing has been annotated since the last training.", self._project)
-            self._report(stage="unchanged")
+            tell(get_current_job(), stage="unchanged")
             self._registry.discard(version, seen, data.unread)
             return None
         run = self._folder / "runs" / version.name
@@ -314,7 +304,7 @@ class Training:
             SplitStore(self._context.storage),
             self._project,
             plan,
-            lambda done, of: self._report(stage="dataset", done=done, of=of),
+            lambda done, of: tell(get_current_job(), stage="dataset", done=done, of=of),
             self._watch.should_stop,
             lambda tasks: _tries_left() and not {str(task) for task in tasks} <= set(unread),
         )
@@ -379,7 +369,7 @@ class Training:
                 raise
             except BackendError as error:  # the database may be back for the next one
                 log.warning("The epoch was not written down: %s", error)
-            self._report(stage="training", **facts)
+            tell(get_current_job(), stage="training", **facts)
             checkpoint = event.get("checkpoint")
             if checkpoint and time.monotonic() - copied >= CHECKPOINT_S:
                 copied = time.monotonic()
@@ -404,7 +394,7 @@ class Training:
             log.info("Project %s: versions were switched meanwhile; the gate is repeated.", self._project)
         metrics = {**measured, "against": incumbent.name if incumbent else "base"}
         verdict = decide(measured["candidate"], measured["incumbent"])
-        self._report(stage="gate", verdict=verdict.reason)
+        tell(get_current_job(), stage="gate", verdict=verdict.reason)
         if not verdict.promote:
             self._registry.finish(version, "refused", verdict.reason, metrics=metrics)
         else:
@@ -452,7 +442,7 @@ class Training:
 
     def _on_progress(self, event: Mapping[str, Any]) -> None:
         if event.get("event") == "progress":
-            self._report(stage="gate", **{name: value for name, value in event.items() if name != "event"})
+            tell(get_current_job(), stage="gate", **{name: value for name, value in event.items() if name != "event"})
 
     # -- the rest
 
