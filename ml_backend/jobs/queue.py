@@ -407,28 +407,12 @@ class JobQueue:
         with self.guard():
             return sorted(str(key).rsplit(":", 1)[-1] for key in Worker.all_keys(connection=self.connection))
 
-    def job(self, job_id: str) -> dict[str, Any] | None:
-        """State, progress and error of a job."""
-        with self.guard():
-            job = self.fetch(job_id)
-            if job is None:
-                return None
-            status = job.get_status()
-        return {
-            "id": job_id,
-            "state": status.value if status else "unknown",
-            "progress": job.meta.get("progress"),
-            "error": failure_text(job),
-        }
-
     def failed_jobs(self) -> list[dict[str, Any]]:
         """Dead jobs with their error, newest first."""
-        found = []
         with self.guard():
-            for queue in self.queues.values():
-                for job_id in queue.failed_job_registry.get_job_ids(cleanup=False):
-                    if job := self.fetch(job_id):
-                        found.append({"id": job_id, "ended_at": str(job.ended_at), "error": failure_text(job)})
+            registries = [queue.failed_job_registry for queue in self.queues.values()]
+            jobs = self.fetch_many([name for failed in registries for name in failed.get_job_ids(cleanup=False)])
+            found = [{"id": job.id, "ended_at": str(job.ended_at), "error": failure_text(job)} for job in jobs]
         return sorted(found, key=lambda item: item["ended_at"], reverse=True)
 
 

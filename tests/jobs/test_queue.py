@@ -242,13 +242,10 @@ def test_delivery_lock_lets_one_in(queue: JobQueue) -> None:
         pass
 
 
-def test_counters_and_job_state(queue: JobQueue) -> None:
+def test_counters(queue: JobQueue) -> None:
     queue.count("frames", 3)
     queue.count("frames", 0.5)
     assert queue.counters() == {"frames": 3.5}
-    assert queue.job("none") is None
-    queue.request_prepare(7, 1)
-    assert queue.job("prepare-1") == {"id": "prepare-1", "state": "queued", "progress": None, "error": ""}
     assert queue.workers() == []
 
 
@@ -268,7 +265,8 @@ def test_everything_says_when_redis_is_away(settings: Callable[..., Settings], t
         queue.counters,
         queue.depths,
         queue.workers,
-        lambda: queue.job("x"),
+        lambda: queue.is_cancelled("x"),
+        lambda: queue.request_cancel("x"),
         queue.failed_jobs,
     ]
     for call in calls:

@@ -78,8 +78,8 @@ def long_task(site: Callable[..., Site], tmp_path: Path) -> tuple[Site, int]:
 def frames_done(here: Site) -> int:
     """How far the only job is."""
     for name in here.jobs():
-        progress = (here.queue.job(name) or {}).get("progress")
-        if progress:
+        job = here.queue.fetch(name)
+        if job and (progress := job.meta.get("progress")):
             return int(progress["frames"])
     return 0
 
