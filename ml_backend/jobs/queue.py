@@ -32,8 +32,8 @@ FAILURE_TTL_S = 7 * 24 * 3600
 TARGETS_TTL_S = 7 * 24 * 3600
 #: How long the result of a job is kept for whoever asked for it.
 KEPT_S = 7 * 24 * 3600
-#: Of these there are thousands, and their result is in the database.
-_PASSING = ("prepare_task", "predict", "help_observe")
+#: Nobody asks for these by name, and what they do shows elsewhere; of some there are thousands.
+_PASSING = ("prepare_task", "prepare_many", "predict", "help_observe", "refresh")
 #: After so long a lock whose holder died is free again.
 LOCK_S = 120
 #: By kind of what is pending in the database: the queue, the module of jobs, and the function there.
