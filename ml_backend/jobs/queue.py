@@ -345,6 +345,8 @@ class JobQueue:
         if job.func_name.rpartition(".")[2] in _PASSING:
             job.delete()
             return
+        job.ended_at = datetime.now(timezone.utc)
+        job.save(include_meta=False)
         job.cancel()
         job.connection.expire(job.key, KEPT_S)
         # RQ never forgets the names of jobs that were cancelled.

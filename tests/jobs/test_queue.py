@@ -15,7 +15,7 @@ from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
 from ml_backend.errors import QueueUnavailable
-from ml_backend.jobs.listing import Jobs
+from ml_backend.jobs.listing import Jobs, NotCancellable
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.settings import Settings
 
@@ -89,6 +89,30 @@ def test_what_was_taken_back_can_be_asked_for_again(queue: JobQueue) -> None:
     queue.request_cancel("prepare-6")  # which nobody has asked for
     assert queue.request_prepare(1, 6).created
     assert not queue.is_cancelled("prepare-6")
+
+
+def test_who_asked_for_a_job_sees_that_it_was_taken_back(queue: JobQueue) -> None:
+    jobs = Jobs(queue, lambda project: None)
+    queue.request("control", "export_project", [7, "coco", "none", None], "export-7", "control_media")
+    assert jobs.cancel("export-7")
+    (found,) = jobs.all(7)
+    assert (found["state"], found["kind"], found["result"]) == ("cancelled", "export_project", None)
+    assert found["ended_at"]
+    with pytest.raises(NotCancellable, match="cancelled"):
+        jobs.cancel("export-7")
+    assert queue.request("control", "export_project", [7, "coco", "none", None], "export-7", "control_media").created
+    assert [item["state"] for item in jobs.all(7)] == ["queued"]
+
+
+def test_who_asks_need_not_wait_for_the_next_try(queue: JobQueue) -> None:
+    queue.request_learning(7, [1])
+    job = fetch(queue, "learn-7")
+    queue.queues["patterns"].remove(job)
+    queue.queues["patterns"].schedule_job(job, datetime.now(timezone.utc) + timedelta(hours=1))
+    queue.start_pending("learn", 7, pause=timedelta(seconds=600))  # a worker that looks what is to be done
+    assert queue.depths()["patterns"] == {"queued": 0, "started": 0, "scheduled": 1, "failed": 0}
+    assert not queue.request_learning(7, [2]).created
+    assert queue.depths()["patterns"] == {"queued": 1, "started": 0, "scheduled": 0, "failed": 0}
 
 
 def test_arguments_are_plain_json(queue: JobQueue) -> None:
