@@ -32,7 +32,7 @@ from ml_backend.files import file_sha256
 from ml_backend.jobs.context import Context, job
 from ml_backend.jobs.listing import CANCELLED
 from ml_backend.jobs.progress import tell
-from ml_backend.jobs.training_queue import TrainingLock, Watch, unread_before
+from ml_backend.jobs.training_queue import Watch, unread_before
 from ml_backend.label_studio.records import NotFound
 from ml_backend.label_studio.schema import classes_for, parse_label_config
 from ml_backend.training.gate import decide
@@ -40,6 +40,8 @@ from ml_backend.training.keeping import remove_old_weights
 from ml_backend.training.registry import ACTIVE, MEASURED, RunLost, Version
 
 if TYPE_CHECKING:
+    from redis.lock import Lock
+
     from ml_backend.training.dataset import TrainingDataset
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ def train(context: Context, project_id: int, trigger: str) -> dict[str, Any] | N
 class Training:
     """One run, new or taken over from a worker that died."""
 
-    def __init__(self, context: Context, project_id: int, trigger: str, lock: TrainingLock) -> None:
+    def __init__(self, context: Context, project_id: int, trigger: str, lock: Lock) -> None:
         self._context, self._project, self._trigger, self._lock = context, project_id, trigger, lock
         self._settings, self._registry = context.settings, context.projects.registry
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"[:64]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -66,22 +66,24 @@ class TrainingQueue:
         storage.settle("train", project_id, storage.pending("train", project_id))
 
     @contextmanager
-    def lock(self, project_id: int) -> Iterator[TrainingLock]:
-        """Only one worker trains a project at a time.
+    def lock(self, project_id: int) -> Iterator[Lock]:
+        """Only one worker trains a project at a time. The lock expires when its holder dies, see :class:`Watch`.
 
         Raises:
             Postponed: another one does.
         """
+        from redis.exceptions import RedisError
+
         with self._queue.guard():
             # Renewed by another thread than the one that took it.
             lock = self._redis.lock(_lock_key(project_id), timeout=self._lock_s, thread_local=False)
             if not lock.acquire(blocking=False):
                 raise Postponed(f"Project {project_id} is being trained by another worker.", "It is tried again.")
-        held = TrainingLock(lock)
         try:
-            yield held
+            yield lock
         finally:
-            held.release()
+            with suppress(RedisError):  # it is lost, or Redis away: then it goes by itself
+                lock.release()
 
     def is_wanted(self, project_id: int) -> bool:
         """Whether a job for the project waits or runs."""
@@ -129,36 +131,6 @@ class TrainingQueue:
         return self._queue.is_cancelled(_name(project_id))
 
 
-class TrainingLock:
-    """A lock that expires by itself when its holder dies."""
-
-    def __init__(self, lock: Lock) -> None:
-        self._lock = lock
-
-    def renew(self) -> None:
-        """Keep it for another while. While Redis is away it is kept in the hope that it will be back in time.
-
-        Raises:
-            Interrupted: it has expired and somebody else may hold it.
-        """
-        from redis.exceptions import RedisError
-
-        try:
-            self._lock.reacquire()
-        except RedisError as error:
-            if "no longer owned" in str(error) or "unlocked" in str(error):
-                raise Interrupted("The lock on the training was lost.", "Another worker goes on with it.") from error
-
-    def release(self) -> None:
-        """Give it back; if it is lost, or Redis away, it goes by itself."""
-        from redis.exceptions import RedisError
-
-        try:
-            self._lock.release()
-        except RedisError:
-            return
-
-
 class Watch:
     """A thread beside a training; use as a context manager.
 
@@ -167,7 +139,7 @@ class Watch:
         lost: the lock has expired and may be another worker's.
     """
 
-    def __init__(self, context: Context, project_id: int, lock: TrainingLock) -> None:
+    def __init__(self, context: Context, project_id: int, lock: Lock) -> None:
         self._context, self._project, self._lock = context, project_id, lock
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="training-watch", daemon=True)
@@ -194,19 +166,21 @@ class Watch:
             raise Interrupted("The training was stopped.", "It is taken up again unless it was cancelled.")
 
     def _run(self) -> None:
+        from redis.exceptions import LockError, RedisError
+
         renew_s = self._context.settings.job_lease_s / 3
         waited = renew_s
         while True:
             try:
                 if waited >= renew_s:
-                    self._lock.renew()
+                    self._lock.reacquire()
                     waited = 0.0
                 self.cancelled |= self._context.trainings.is_cancelled(self._project)
-            except Interrupted as error:
-                log.warning("%s", error)
+            except LockError:
+                log.warning("The lock on the training was lost: another worker goes on with it.")
                 self.lost = True
                 return
-            except QueueUnavailable as error:  # it may come back before the lock runs out
+            except (QueueUnavailable, RedisError) as error:  # it may come back before the lock runs out
                 log.debug("The lock was not renewed: %s", error)
             if self._over.wait(_LOOK_S):
                 return

@@ -57,7 +57,7 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
         self.memory = MemoryBoard(context.queue.connection, shaping(settings) if predicts else None)
         self.trainer = Trainer(context)
         self._maintains_idle = False
-        self._recovered = self._cleaned = -math.inf
+        self._cleaned = -math.inf
 
     def bootstrap(self, *args: Any, **kwargs: Any) -> None:
         """Registers the worker. Asked to end from then on, it does so in order: RQ's own handlers come only later."""
@@ -155,14 +155,13 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
         # Between jobs only: a database that hangs must not cost a job its lease.
         if threading.current_thread() is threading.main_thread():
             self.trainer.tick()
-        now = time.monotonic()
-        # It looks at every job, so less often than the rest.
-        if now - self._recovered >= 2 * self.lease_s:
-            self._recovered = now
-            try:
+        try:
+            # It looks at every job: so less often than the rest, and one worker of all.
+            if self.context.trainings.my_turn("lost", 2 * self.lease_s):
                 self.context.queue.recover_lost()
-            except QueueUnavailable as error:  # next time, then
-                log.warning("Lost jobs were not looked for: %s", error)
+        except QueueUnavailable as error:  # next time, then
+            log.warning("Lost jobs were not looked for: %s", error)
+        now = time.monotonic()
         if now - self._cleaned >= EVERY_S:
             self._cleaned = now
             # Aside: a hundred thousand pictures of an old export must not cost a job its lease.

@@ -19,6 +19,7 @@ from ml_backend.events import Event, EventLog
 from ml_backend.jobs import trainer as trainer_module
 from ml_backend.jobs.context import Context
 from ml_backend.jobs.trainer import Trainer
+from ml_backend.jobs.training_queue import Watch
 from ml_backend.settings import Settings
 from ml_backend.training.policy import is_due
 from ml_backend.training.service import Trainings
@@ -123,11 +124,20 @@ def test_two_workers_never_train_one_project(context: Context, settings: Callabl
             pass
         with context.trainings.lock(2):
             pass
-        lock.renew()
         # Its holder sleeps for too long: the lock expires, and he finds that somebody else may have it.
         context.queue.connection.delete("video:train:lock:1")
-        with context.trainings.lock(1), pytest.raises(Interrupted, match="lost"):
-            lock.renew()
+        with context.trainings.lock(1), Watch(context, 1, lock) as watch:
+            wait_for(lambda: watch.lost)
+            with pytest.raises(Interrupted):
+                watch.check()
+
+
+def test_a_lock_is_kept_while_its_holder_works(context: Context) -> None:
+    with context.trainings.lock(1) as lock:
+        context.queue.connection.pexpire("video:train:lock:1", 2000)
+        with Watch(context, 1, lock) as watch:
+            wait_for(lambda: int(context.queue.connection.pttl("video:train:lock:1")) > 5000)  # type: ignore[arg-type]
+            assert not watch.should_stop()
 
 
 def test_a_lock_expires(context: Context) -> None:

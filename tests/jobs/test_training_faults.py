@@ -18,7 +18,7 @@ import pytest
 from ml_backend.errors import TrainingFailed
 from ml_backend.jobs import trainer, training
 from ml_backend.jobs.context import Context
-from ml_backend.jobs.corrections import record_corrections
+from ml_backend.jobs.learning import record_corrections
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.local.processes import RedisServer
 from ml_backend.services import Services
