@@ -65,15 +65,13 @@ def main(events: int, seconds: float, load: int) -> None:
             figures = storm(backend.url, events, seconds)
             begun = time.monotonic()
             storage = Storage(settings.database)
-            while storage.list_events("pending", limit=1):
+            while len(jobs := {k: n["queued"] for k, n in JobQueue(settings).depths().items() if n["queued"]}) < 2:
                 if time.monotonic() - begun > PATIENCE_S:
                     raise click.ClickException("The events were not handed over.")
                 time.sleep(0.05)
             figures["handed_over_after_s"] = round(time.monotonic() - begun, 1)
-            kept = len(storage.list_events("recorded", limit=2 * events))
-            figures["lost"] = events - kept
-            depths = JobQueue(settings).depths()
-            figures["jobs"] = {queue: found["queued"] for queue, found in depths.items() if found["queued"]}
+            figures["lost"] = len({0, 1, 2, 3} - set(storage.pending("learn", 7)))
+            figures["jobs"] = jobs
         finally:
             for process in busy:
                 process.send_signal(signal.SIGKILL)

@@ -52,7 +52,7 @@ class Services:
             StorageError: the database cannot be opened.
         """
         storage = Storage(settings.database)
-        queue = JobQueue(settings)
+        queue = JobQueue(settings, storage=storage)
         projects = Projects(settings, storage)
         trainings = Trainings(projects, queue, storage)
         jobs = Jobs(queue, trainings.cancel)

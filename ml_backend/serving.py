@@ -5,7 +5,6 @@ No call loads a model, decodes video or fetches anything.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -165,9 +164,7 @@ class Serving:
     def _request(self, project_id: int, missing: Sequence[TaskPlan], found: dict[str, bytes]) -> list[BackendError]:
         """Enqueue what is missing. Adds to ``found`` what was finished meanwhile; returns what failed for good."""
         if len(missing) > DIRECT_REQUESTS:
-            ids = [plan.task_id for plan in missing]
-            digest = hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
-            self._queue.request_prepare_many(project_id, ids, f"predict-{project_id}-{digest}")
+            self._queue.request_prepare_many(project_id, [plan.task_id for plan in missing])
             return []
         errors: list[BackendError] = []
         for plan in missing:

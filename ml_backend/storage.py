@@ -1,4 +1,4 @@
-"""The database: finished predictions and received events. SQLite by default, any SQLAlchemy URL."""
+"""The database: finished predictions and what is still to be done. SQLite by default, any SQLAlchemy URL."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import gzip
 import json
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -23,9 +24,9 @@ from ml_backend.moments import aware
 from ml_backend.tables import (
     annotation_tasks,
     corrections,
-    events,
     exemplars,
     past_versions,
+    pending,
     predictions,
     task_scores,
 )
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 #: Predictions that are removed in one transaction, in which nobody else writes; SQLite limits the number of values too.
 REMOVED_AT_ONCE = 500
+#: Processes that write the same rows at the same moment get in each other's way, but hardly so often.
+WRITE_ATTEMPTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +47,6 @@ class Made:
     model_version: str
     first: datetime
     last: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A webhook event reduced to what it points at; the truth is fetched from Label Studio."""
-
-    action: str
-    project_id: int | None
-    task_ids: tuple[int, ...] = ()
-    annotation_ids: tuple[int, ...] = ()
-    id: int = 0
-    state: str = "pending"
 
 
 class Storage:
@@ -225,52 +216,67 @@ class Storage:
         with self.guard(), self.engine.connect() as connection:
             return {row.task_id: row.score for row in connection.execute(query)}
 
-    # -- events
+    # -- what is still to be done
 
-    def add_event(self, event: Event) -> int:
-        """Write an event down before anything is done about it; returns its id.
+    def note_pending(self, kind: str, project_id: int, task_ids: Iterable[int] = (0,)) -> None:
+        """Write down what is to be done before anything is done about it; 0 stands for the whole project.
 
         Killed afterwards, the process leaves it in the database: a commit is in the file, if not yet on the disk.
         """
-        with self._writing, self.guard(), self.engine.begin() as connection:
-            result = connection.execute(
-                sa.insert(events).values(
-                    received_at=datetime.now(timezone.utc),
-                    action=event.action,
-                    project_id=event.project_id,
-                    task_ids=list(event.task_ids),
-                    annotation_ids=list(event.annotation_ids),
-                    state=event.state,
-                )
-            )
-            key = result.inserted_primary_key
-            if key is None:  # pragma: no cover - every supported database returns it
-                raise StorageError("The database did not return the new event's id.")
-            return int(key[0])
+        revision = uuid.uuid4().hex
+        of = (pending.c.kind == kind) & (pending.c.project_id == project_id)
+        tasks = sorted(set(task_ids))
+        rows = [{"kind": kind, "project_id": project_id, "task_id": task, "revision": revision} for task in tasks]
+        for start in range(0, len(rows), 500):
+            part = pending.c.task_id.in_(tasks[start : start + 500])
+            self._replace(pending, of & part, rows[start : start + 500])
 
-    def note_annotations(self, noted: Sequence[Event]) -> None:
-        """Remember whose task each annotation is, for the day on which its deletion names nothing else."""
-        tasks = {
-            annotation_id: {"project_id": event.project_id, "task_id": event.task_ids[0]}
-            for event in noted
-            if event.project_id is not None and len(event.task_ids) == 1
-            for annotation_id in event.annotation_ids
-        }
-        ids, known = list(tasks), {}
+    def pending(self, kind: str, project_id: int) -> dict[int, str]:
+        """Revision by task of what is to be done, see :meth:`settle`."""
+        of = (pending.c.kind == kind) & (pending.c.project_id == project_id)
+        query = sa.select(pending.c.task_id, pending.c.revision).where(of).order_by(pending.c.task_id)
         with self.guard(), self.engine.connect() as connection:
-            for start in range(0, len(ids), 500):
-                part = annotation_tasks.c.annotation_id.in_(ids[start : start + 500])
-                for row in connection.execute(sa.select(annotation_tasks).where(part)):
-                    known[row.annotation_id] = {"project_id": row.project_id, "task_id": row.task_id}
-        changed = {name: values for name, values in tasks.items() if known.get(name) != values}
-        if not changed:  # mostly: the same ones are changed again
-            return
-        with self._writing, self.guard(), self.engine.begin() as connection:
-            for annotation_id, values in sorted(changed.items()):
-                of = annotation_tasks.c.annotation_id == annotation_id
-                if not connection.execute(sa.update(annotation_tasks).where(of).values(**values)).rowcount:
-                    with suppress(IntegrityError), connection.begin_nested():  # another process was faster
-                        connection.execute(sa.insert(annotation_tasks).values(annotation_id=annotation_id, **values))
+            return {row.task_id: row.revision for row in connection.execute(query)}
+
+    def settle(self, kind: str, project_id: int, done: Mapping[int, str]) -> None:
+        """Strike off what was done, by task, unless somebody has asked for it again since that revision."""
+        of = (pending.c.kind == kind) & (pending.c.project_id == project_id)
+        one = of & (pending.c.task_id == sa.bindparam("task")) & (pending.c.revision == sa.bindparam("seen"))
+        rows = [{"task": task, "seen": revision} for task, revision in done.items()]
+        if rows:
+            with self._writing, self.guard(), self.engine.begin() as connection:
+                connection.execute(sa.delete(pending).where(one), rows)
+
+    def pending_projects(self) -> list[tuple[str, int]]:
+        """Kind and project of all that is to be done."""
+        query = sa.select(pending.c.kind, pending.c.project_id).distinct()
+        with self.guard(), self.engine.connect() as connection:
+            return sorted((row.kind, row.project_id) for row in connection.execute(query))
+
+    # -- annotations
+
+    def note_annotations(self, project_id: int, task_id: int, annotation_ids: Sequence[int]) -> None:
+        """Remember whose task each annotation is, for the day on which its deletion names nothing else."""
+        values = {"project_id": project_id, "task_id": task_id}
+        for annotation_id in annotation_ids:
+            of = annotation_tasks.c.annotation_id == annotation_id
+            with self.guard(), self.engine.connect() as connection:
+                known = connection.execute(sa.select(annotation_tasks).where(of)).first()
+            if known and (known.project_id, known.task_id) == (project_id, task_id):
+                continue  # mostly: the same ones are changed again
+            self._replace(annotation_tasks, of, [values | {"annotation_id": annotation_id}])
+
+    def _replace(self, table: sa.Table, of: sa.ColumnElement[bool], rows: Sequence[Mapping[str, Any]]) -> None:
+        with self.guard():
+            for attempt in range(1, WRITE_ATTEMPTS + 1):
+                try:
+                    with self._writing, self.engine.begin() as connection:
+                        connection.execute(sa.delete(table).where(of))
+                        connection.execute(sa.insert(table), list(rows))
+                    return
+                except IntegrityError:  # another process has written the same rows at this moment
+                    if attempt == WRITE_ATTEMPTS:
+                        raise
 
     def tasks_of_annotations(self, annotation_ids: Sequence[int]) -> dict[int, int]:
         """Project by task of annotations that events have named, or that were read."""
@@ -284,34 +290,9 @@ class Storage:
         return found
 
     def annotated_projects(self) -> list[int]:
-        """Projects of which an annotation event has ever been received."""
-        query = sa.select(events.c.project_id).where(events.c.state == "recorded", events.c.project_id.is_not(None))
+        """Projects of which an annotation has ever been heard of."""
         with self.guard(), self.engine.connect() as connection:
-            return sorted(connection.scalars(query.distinct()))
-
-    def set_event_states(self, event_ids: Sequence[int], state: str) -> None:
-        if not event_ids:
-            return
-        with self._writing, self.guard(), self.engine.begin() as connection:
-            for start in range(0, len(event_ids), 500):
-                part = events.c.id.in_(event_ids[start : start + 500])
-                connection.execute(sa.update(events).where(part).values(state=state))
-
-    def list_events(self, state: str, limit: int = 100) -> list[Event]:
-        """Oldest first."""
-        query = sa.select(events).where(events.c.state == state).order_by(events.c.id).limit(limit)
-        with self.guard(), self.engine.connect() as connection:
-            return [
-                Event(
-                    action=row.action,
-                    project_id=row.project_id,
-                    task_ids=tuple(row.task_ids),
-                    annotation_ids=tuple(row.annotation_ids),
-                    id=row.id,
-                    state=row.state,
-                )
-                for row in connection.execute(query)
-            ]
+            return sorted(connection.scalars(sa.select(annotation_tasks.c.project_id).distinct()))
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

@@ -50,7 +50,7 @@ def start(project: int, force: bool, no_wait: bool) -> None:
     version = services.projects.registry.last(project)
     if version is None or (last is not None and version.id == last.id):
         failed = [job for job in services.queue.failed_jobs() if (job["id"], job["ended_at"]) not in earlier]
-        errors = [job["error"] for job in failed if job["id"].startswith(f"train-{project}-")]
+        errors = [job["error"] for job in failed if job["id"] == f"train-{project}"]
         if errors:
             raise TrainingFailed(errors[0])
         print(json.dumps({"version": version.name if version else None, "state": "unchanged", "reason": ""}))

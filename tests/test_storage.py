@@ -20,7 +20,7 @@ from alembic.runtime.migration import MigrationContext
 from ml_backend.db.migrations import REVISIONS
 from ml_backend.db.migrations.versions import r0001_baseline
 from ml_backend.errors import StorageError
-from ml_backend.storage import Event, Storage
+from ml_backend.storage import Storage
 from ml_backend.tables import metadata, predictions
 from tests.builders import ROOT
 
@@ -127,24 +127,28 @@ def test_predictions_are_removed_a_few_at_a_time(storage: Storage, path: Path) -
     assert storage.versions(1) == ["v1", "v2"], "the last of them was made an hour ago"
 
 
-def test_events_in_order_and_by_state(storage: Storage) -> None:
-    first = storage.add_event(Event("TASKS_CREATED", 7, (1, 2), (3,)))
-    second = storage.add_event(Event("TASKS_CREATED", None))
-    storage.add_event(Event("ANNOTATION_CREATED", 7, (1,), (4,), state="recorded"))
-    assert [event.id for event in storage.list_events("pending")] == [first, second]
-    event = storage.list_events("pending", limit=1)[0]
-    assert (event.action, event.project_id, event.task_ids, event.annotation_ids) == ("TASKS_CREATED", 7, (1, 2), (3,))
-    storage.set_event_states([first], "done")
-    assert [event.id for event in storage.list_events("pending")] == [second]
-    assert [event.annotation_ids for event in storage.list_events("recorded")] == [(4,)]
+def test_what_is_pending_stays_until_it_is_done(storage: Storage) -> None:
+    storage.note_pending("learn", 7, range(1, 1201))
+    storage.note_pending("refresh", 7)
+    storage.note_pending("learn", 8, [])
+    assert storage.pending_projects() == [("learn", 7), ("refresh", 7)]
+    seen = storage.pending("learn", 7)
+    assert list(seen) == list(range(1, 1201))
+    storage.note_pending("learn", 7, [5, 5])
+    storage.settle("learn", 7, seen)
+    assert list(storage.pending("learn", 7)) == [5]
+    storage.settle("learn", 7, storage.pending("learn", 7))
+    storage.settle("learn", 7, {})
+    assert storage.pending_projects() == [("refresh", 7)]
+    assert list(storage.pending("refresh", 7)) == [0]
 
 
 def test_survives_being_opened_again(storage: Storage, path: Path) -> None:
     storage.save_prediction("k", 1, prediction())
-    storage.add_event(Event("TASKS_CREATED", 7, (1,)))
+    storage.note_pending("learn", 7, [1])
     again = Storage(f"sqlite:///{path}")
     assert again.get_prediction("k") == prediction()
-    assert len(again.list_events("pending")) == 1
+    assert list(again.pending("learn", 7)) == [1]
 
 
 def test_many_threads_write_and_read_at_once(storage: Storage) -> None:
@@ -152,13 +156,13 @@ def test_many_threads_write_and_read_at_once(storage: Storage) -> None:
         for repeat in range(10):
             storage.save_prediction(f"{repeat}", 1, prediction())  # all the same keys
             storage.save_prediction(f"{number}-{repeat}", 1, prediction())
-            storage.add_event(Event("TASKS_CREATED", number, (repeat,)))
+            storage.note_pending("learn", 1, [repeat + 1, 10 * number + 100 + repeat])
             storage.prediction_bodies([f"{repeat}", f"{number}-{repeat}"])
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))  # raises what a thread raised
     assert storage.count_predictions() == 10 + 80
-    assert len(storage.list_events("pending", limit=1000)) == 80
+    assert len(storage.pending("learn", 1)) == 10 + 80
 
 
 # -- the schema
@@ -195,8 +199,8 @@ def test_processes_that_start_at_once_all_find_tables(other: sa.Engine, old: boo
     if old:
         tables_of_the_release_before(other)
     code = (
-        "import sys; from ml_backend.storage import Storage, Event; print('loaded', flush=True); sys.stdin.read();"
-        f"s = Storage({str(other.url)!r}); s.add_event(Event('TASKS_CREATED', 1)); print('fine')"
+        "import os, sys; from ml_backend.storage import Storage; print('loaded', flush=True); sys.stdin.read();"
+        f"s = Storage({str(other.url)!r}); s.note_pending('learn', 1, [os.getpid()]); print('fine')"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     started = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes) for _ in range(4)]
@@ -209,7 +213,7 @@ def test_processes_that_start_at_once_all_find_tables(other: sa.Engine, old: boo
         process.stdin = None
     outcomes = [process.communicate(timeout=60) for process in started]
     assert [out.strip() for out, _ in outcomes] == [b"fine"] * 4, [err[-300:] for _, err in outcomes]
-    assert len(Storage(str(other.url)).list_events("pending")) == 4
+    assert len(Storage(str(other.url)).pending("learn", 1)) == 4
 
 
 def test_database_that_is_up_to_date_is_opened_without_alembic(storage: Storage, path: Path) -> None:
@@ -236,9 +240,14 @@ def test_database_of_the_release_before_migrations_is_upgraded(
                 created_at=datetime.now(timezone.utc),
             )
         )
+        for action, project, state in (("TASKS_CREATED", 8, "pending"), ("ANNOTATION_CREATED", 7, "recorded")):
+            event = {"action": action, "project_id": project, "state": state, "received_at": datetime.now(timezone.utc)}
+            events = r0001_baseline.metadata.tables["events"]
+            connection.execute(sa.insert(events).values(**event, task_ids=[1], annotation_ids=[2]))
         if missing:
             connection.exec_driver_sql(missing)
     upgraded = Storage(str(other.url))
+    assert upgraded.pending_projects() == [("learn", 7), ("learn", 8), ("prepare", 8)]
     assert structure(other) == structure(storage.engine)
     assert upgraded.get_prediction("k") == {"result": []}
 
@@ -304,12 +313,12 @@ def test_database_that_somebody_else_holds_is_an_error_not_a_hang(storage: Stora
     other.execute("BEGIN IMMEDIATE")
     try:
         with pytest.raises(StorageError, match="locked"):
-            storage.add_event(Event("TASKS_CREATED", 1))
-        assert storage.list_events("pending") == []  # readers do not wait for the writer
+            storage.note_pending("learn", 1)
+        assert storage.pending_projects() == []  # readers do not wait for the writer
     finally:
         other.rollback()
         other.close()
-    storage.add_event(Event("TASKS_CREATED", 1))
+    storage.note_pending("learn", 1)
 
 
 def test_file_that_is_no_database(tmp_path: Path) -> None:

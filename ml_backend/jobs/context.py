@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import BackendError, Interrupted, Postponed, QueueUnavailable
-from ml_backend.jobs.board import CANCELLED, CancelCheck, JobBoard
 from ml_backend.jobs.queue import JobQueue, connect
 from ml_backend.jobs.training_queue import TrainingQueue
 from ml_backend.label_studio.client import LabelStudioClient
@@ -19,7 +21,13 @@ from ml_backend.projects import Projects
 from ml_backend.settings import Settings, get_settings
 from ml_backend.storage import Storage
 
+if TYPE_CHECKING:
+    from rq.job import Job
+
 log = logging.getLogger(__name__)
+
+#: Seconds within which a job notices that it was cancelled.
+ASK_S = 1.0
 
 
 class Context:
@@ -43,15 +51,11 @@ class Context:
 
     @cached_property
     def queue(self) -> JobQueue:
-        return JobQueue(self.settings, connect(self.settings, timeout=10.0))
+        return JobQueue(self.settings, connect(self.settings, timeout=10.0), self.storage)
 
     @cached_property
     def trainings(self) -> TrainingQueue:
         return TrainingQueue(self.queue)
-
-    @cached_property
-    def board(self) -> JobBoard:
-        return JobBoard(self.queue)
 
     def stopper(self) -> Callable[[], bool]:
         """For long work of the present job: whether it has to end, since the process does or somebody cancelled it."""
@@ -60,8 +64,17 @@ class Context:
         current = get_current_job()
         if current is None:
             return self.stop.is_set
-        cancelled = CancelCheck(self.board, current.id)
-        return lambda: self.stop.is_set() or cancelled()
+        asked, cancelled = -math.inf, False
+
+        def stop() -> bool:
+            nonlocal asked, cancelled
+            if not cancelled and time.monotonic() - asked >= ASK_S:
+                asked = time.monotonic()
+                with suppress(QueueUnavailable):  # it is asked again; work does not end because Redis is away
+                    cancelled = self.queue.is_cancelled(current.id)
+            return cancelled or self.stop.is_set()
+
+        return stop
 
     @property
     def client(self) -> LabelStudioClient:
@@ -103,11 +116,9 @@ def job(function: Callable[..., Any]) -> Callable[..., Any]:
         if current and "retry_intervals" in current.meta:
             current.retry_intervals = current.meta.pop("retry_intervals")
         try:
-            if current and context.board.is_cancelled(current.id):  # while nobody worked on it
-                raise Interrupted("The job was cancelled.")
             return function(context, *args)
         except Interrupted as error:
-            if current and _is_given_up(context, current.id):
+            if current and _is_given_up(context, current):
                 return None
             if current:
                 current.retries_left = (current.retries_left or 0) + 1  # being asked to stop is no failure
@@ -126,15 +137,15 @@ def job(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _is_given_up(context: Context, job_id: str) -> bool:
+def _is_given_up(context: Context, current: Job) -> bool:
     """Whether a job that was interrupted is not to be taken up again, since somebody has cancelled it."""
     try:
-        if not context.board.is_cancelled(job_id):
+        if not context.queue.is_cancelled(current.id):
             return False
-        context.board.end(job_id, CANCELLED)
-        context.board.clear_cancelled(job_id)
     except QueueUnavailable as error:  # it is taken up again, and asks then
-        log.warning("Whether job %s was cancelled is not known: %s", job_id, error)
+        log.warning("Whether job %s was cancelled is not known: %s", current.id, error)
         return False
-    log.info("Job %s was cancelled.", job_id)
+    current.meta["outcome"] = {"state": "cancelled"}
+    current.save_meta()
+    log.info("Job %s was cancelled.", current.id)
     return True

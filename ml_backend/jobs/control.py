@@ -18,11 +18,11 @@ from rq import get_current_job
 
 from ml_backend.errors import BackendError, Interrupted, MediaError, QueueUnavailable, VideoError
 from ml_backend.hybrid import use_embedder
-from ml_backend.jobs.board import SPREAD
 from ml_backend.jobs.context import Context, job
-from ml_backend.jobs.control_names import data_url, patterns_name, similar_name, stats_name
+from ml_backend.jobs.control_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.control_work import Work, control_job
 from ml_backend.jobs.leftovers import remove_leftovers
+from ml_backend.jobs.listing import Spread
 from ml_backend.outputs import STALE_S
 
 log = logging.getLogger(__name__)
@@ -64,8 +64,8 @@ def auto_label(context: Context, project_id: int, task_ids: list[int]) -> None:
         report(number, len(tasks))
     if work.id:
         # From now on it is as far as their predictions are.
-        context.board.spread(work.id, tasks)
-        log.info("Job %s is %s over %d tasks.", work.id, SPREAD, len(tasks))
+        Spread(context.queue).begin(work.id, tasks)
+        log.info("Job %s is as far as the predictions of %d tasks.", work.id, len(tasks))
 
 
 @control_job
@@ -113,7 +113,7 @@ def _kept_if_it_is_fine(work: Work, project_id: int, path: Path) -> Iterator[Non
 
 def _is_cancelled(work: Work) -> bool:
     try:
-        return bool(work.id) and work.context.board.is_cancelled(work.id)
+        return bool(work.id) and work.context.queue.is_cancelled(work.id)
     except QueueUnavailable as error:
         log.warning("Whether job %s was cancelled is not known: %s", work.id, error)
         return False
@@ -144,7 +144,7 @@ def count_statistics(work: Work, project_id: int) -> dict[str, Any]:
         "rows": counted.rows(),
         "skipped": [str(item) for item in source.skipped],
     }
-    work.context.board.publish(stats_name(project_id), facts)
+    work.context.queue.publish(stats_name(project_id), facts)
     return {"videos": counted.videos}
 
 
@@ -163,7 +163,7 @@ def describe_patterns(work: Work, project_id: int) -> dict[str, Any]:
         digest = store.digest(project_id, embedder)
         points = atlas(*store.exemplars(project_id, embedder))
     facts = {"digest": digest or "", "labels": info["labels"], "map": points}
-    work.context.board.publish(patterns_name(project_id), facts)
+    work.context.queue.publish(patterns_name(project_id), facts)
     return {"labels": len(info["labels"])}
 
 
@@ -182,5 +182,5 @@ def find_similar(work: Work, project_id: int, label: str, limit: int, safe: bool
         for number, item in enumerate(found)
     ]
     facts = {"digest": digest or "", "tracks": rows, "skipped": skipped}
-    work.context.board.publish(similar_name(project_id, label, limit, safe), facts)
+    work.context.queue.publish(similar_name(project_id, label, limit, safe), facts)
     return {"tracks": len(rows)}

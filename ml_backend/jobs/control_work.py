@@ -5,18 +5,17 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
 from rq import get_current_job
 
 from ml_backend.errors import ConfigError, Interrupted
 from ml_backend.export.source import Source
-from ml_backend.jobs.board import FINISHED
 from ml_backend.jobs.context import Context, job
+from ml_backend.jobs.progress import tell
 from ml_backend.label_studio.media import MediaStore
 from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.outputs import Outputs
@@ -51,7 +50,7 @@ class Work:
     def step(self, stage: str) -> Callable[[int, int], None]:
         """What is called with steps done and in all of a stage; it raises Interrupted if the work is to end."""
         started = time.monotonic()
-        self._tell({"stage": stage})
+        self._tell(stage=stage)
 
         def report(done: int, of: int) -> None:
             self.check()
@@ -60,7 +59,7 @@ class Work:
                 return
             rate = done / (now - started) if now > started else 0.0
             eta = round((of - done) / rate) if rate and of >= done else None
-            self._tell({"stage": stage, "done": done, "of": of, "eta_s": eta})
+            self._tell(stage=stage, done=done, of=of, eta_s=eta)
 
         return report
 
@@ -69,15 +68,9 @@ class Work:
         """As :meth:`step`, where a context is expected."""
         yield self.step(stage)
 
-    def _tell(self, progress: Mapping[str, Any]) -> None:
+    def _tell(self, **progress: Any) -> None:
         self._last = time.monotonic()
-        if self._job is None:
-            return
-        self._job.meta["progress"] = dict(progress)
-        try:
-            self._job.save_meta()
-        except RedisError as error:  # minutes of work must not end for a progress report
-            log.warning("Progress was not reported: %s", error)
+        tell(self._job, **progress)
 
     def label_config(self, project_id: int) -> str:
         """A project's label config, as it is written in Label Studio."""
@@ -126,13 +119,10 @@ class Work:
 
 
 def control_job(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A job whose result is kept for whoever asked for it. The function gets its :class:`Work` first."""
+    """A job that gets its :class:`Work` first. What it returns is kept for whoever asked for it."""
 
     @functools.wraps(function)
-    def run(context: Context, *args: Any) -> None:
-        work = Work(context)
-        result = function(work, *args)
-        if work.id:
-            context.board.end(work.id, FINISHED, result=result)
+    def run(context: Context, *args: Any) -> Any:
+        return function(Work(context), *args)
 
     return job(run)

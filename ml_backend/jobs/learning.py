@@ -8,15 +8,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.corrections_store import CorrectionStore
+from ml_backend.corrections import begun_from, compare, regions_fingerprint, was_written_over
+from ml_backend.corrections_store import Correction, CorrectionStore
 from ml_backend.errors import BackendError, Interrupted, LabelStudioError, MediaRefused, WeightsError
 from ml_backend.hybrid import use_embedder
 from ml_backend.jobs.context import Context, job
-from ml_backend.jobs.corrections import read_annotation, record_corrections
 from ml_backend.jobs.plan import VideoPart, cached_label_config, plan_task
 from ml_backend.jobs.queue import ALL_TASKS
 from ml_backend.label_studio.client import Annotation, NotFound, Task
@@ -26,6 +26,7 @@ from ml_backend.patterns.digest import bank_digests
 from ml_backend.patterns.store import NewExemplar, video_key
 from ml_backend.tracks.views import VIEWS
 from ml_backend.types import UNLABELLED
+from ml_backend.versions import is_partial
 
 if TYPE_CHECKING:
     from ml_backend.patterns.annotated import AnnotatedObject
@@ -53,16 +54,19 @@ def learn(context: Context, project_id: int) -> None:
     A task whose video is gone or damaged keeps what it taught. Where a server is away, or refuses us, the others come
     first, and the job fails with what is still to be learned from left as it was.
     """
-    context.queue.begin_learning(project_id)
     models = context.projects.models(project_id, download=True).hybrid
     # What is learned from now on passes other models by; they read everything anew when they are needed again.
     context.projects.patterns.forget_project(project_id, keep=models.ids)
     if _is_unread(context, project_id, models):
-        context.queue.note_for_learning(project_id, None)
+        context.storage.note_pending("learn", project_id)
     later: BackendError | None = None
-    failed: set[str] = set()  # they wait for the job's next try, however often they are asked for meanwhile
-    while waiting := [item for item in _dirty(context, project_id).items() if item[0] not in failed]:
-        for task, ticket in waiting:
+    failed: set[int] = set()  # they wait for the job's next try, however often they are asked for meanwhile
+    while waiting := {
+        task: seen for task, seen in context.storage.pending("learn", project_id).items() if task not in failed
+    }:
+        if ALL_TASKS in waiting:  # first, because it makes more of it
+            waiting = {ALL_TASKS: waiting[ALL_TASKS]}
+        for task, revision in waiting.items():
             try:
                 if _learn(context, project_id, models, task):
                     # Before the task is struck off: whoever takes the job up would find nothing changed.
@@ -70,14 +74,14 @@ def learn(context: Context, project_id: int) -> None:
             except Interrupted:  # asked to stop: the others wait for whoever takes the job up
                 raise
             except BackendError as error:
-                log.warning("Nothing was learned from task %s of project %s: %s", task, project_id, error)
+                log.warning("Nothing was learned from task %s of project %s: %s", task or "list", project_id, error)
                 # A wrong token, a host that is not allowed, or weights that are not to be had, are no fault of the
                 # task's: it waits for the cure.
                 if error.retryable or isinstance(error, LabelStudioError | MediaRefused | WeightsError):
                     later = later or error
                     failed.add(task)
                     continue
-            context.queue.learned(project_id, task, ticket)
+            context.storage.settle("learn", project_id, {task: revision})
     if later:
         raise later
 
@@ -152,18 +156,12 @@ def _is_unread(context: Context, project_id: int, models: HybridModels) -> bool:
     return any(digest is None for digest in bank_digests(context.storage, project_id, models.ids).values())
 
 
-def _dirty(context: Context, project_id: int) -> Mapping[str, bytes]:
-    """What is still to be learned from; the list of all tasks first, because it makes more of it."""
-    dirty = context.queue.dirty_tasks(project_id)
-    return {ALL_TASKS: dirty[ALL_TASKS]} if ALL_TASKS in dirty else dirty
-
-
-def _learn(context: Context, project_id: int, models: HybridModels, task: str) -> bool:
-    if task == ALL_TASKS:
+def _learn(context: Context, project_id: int, models: HybridModels, task_id: int) -> bool:
+    if task_id == ALL_TASKS:
         return _read_all(context, project_id, models)
     # First, and without the video: that may be gone.
-    record_corrections(context, project_id, int(task))
-    return _learn_task(context, project_id, models, int(task)) if models.ids else False
+    record_corrections(context, project_id, task_id)
+    return _learn_task(context, project_id, models, task_id) if models.ids else False
 
 
 def _read_all(context: Context, project_id: int, models: HybridModels) -> bool:
@@ -178,7 +176,7 @@ def _read_all(context: Context, project_id: int, models: HybridModels) -> bool:
         tasks = set()
     store = context.projects.patterns
     known = store.taught_tasks(project_id) | set(CorrectionStore(context.storage).tasks(project_id))
-    context.queue.note_for_learning(project_id, sorted(tasks | known))
+    context.storage.note_pending("learn", project_id, tasks | known)
     changed = [store.mark_read(project_id, model_id) for model_id in models.ids]
     return any(changed)
 
@@ -201,7 +199,7 @@ def _learn_task(context: Context, project_id: int, models: HybridModels, task_id
         _report(context, task_id, wanted)
         return any(changed)
     log.info("Task %s changes faster than it can be learned from; it is tried again.", task_id)
-    context.queue.note_for_learning(project_id, [task_id])
+    context.storage.note_pending("learn", project_id, [task_id])
     return False
 
 
@@ -292,31 +290,78 @@ def refresh(context: Context, project_id: int) -> None:
 
     Those of known tracks take milliseconds.
     """
-    context.queue.begin_refresh(project_id)
+    while waiting := context.storage.pending("refresh", project_id):
+        try:
+            _refresh(context, project_id)
+        except NotFound:
+            log.info("Project %s is gone; it is not refreshed.", project_id)
+        context.storage.settle("refresh", project_id, waiting)
+
+
+def _refresh(context: Context, project_id: int) -> None:
+    label_config = context.client.get_project(project_id).label_config
+    context.projects.remember_labels(project_id, cached_label_config(label_config))
+    models = context.projects.models(project_id, download=True)
+    read_annotations_once(context, project_id, models.hybrid)
+    open_tasks = [state for state in context.client.list_task_states(project_id) if not state.annotations]
+    # What a model is sure of changes least; tasks without any prediction are being predicted anyway.
+    sure = context.storage.scores(project_id)
+    open_tasks.sort(key=lambda state: (state.id not in sure, sure.get(state.id, 0.0), state.id))
+    url = context.settings.label_studio_url
+    for state in open_tasks:
+        try:
+            plan = plan_task(
+                project_id, state.id, state.data, label_config, models.version, annotated=False, label_studio_url=url
+            )
+        except BackendError as error:
+            log.warning("Task %s is not refreshed: %s", state.id, error)
+            continue
+        if not plan.needs_probe:  # else it is being prepared
+            context.queue.request_prediction(plan.key, project_id, state.id, queue="refresh")
+
+
+# -- what people did with predictions
+
+
+def read_annotation(context: Context, project_id: int, task_id: int) -> tuple[Task | None, Annotation | None]:
+    """A task and its annotation; nothing where the task is gone, or of another project than an event said."""
     try:
-        label_config = context.client.get_project(project_id).label_config
-        context.projects.remember_labels(project_id, cached_label_config(label_config))
-        models = context.projects.models(project_id, download=True)
-        read_annotations_once(context, project_id, models.hybrid)
-        open_tasks = [state for state in context.client.list_task_states(project_id) if not state.annotations]
-        # What a model is sure of changes least; tasks without any prediction are being predicted anyway.
-        sure = context.storage.scores(project_id)
-        open_tasks.sort(key=lambda state: (state.id not in sure, sure.get(state.id, 0.0), state.id))
-        for state in open_tasks:
-            try:
-                plan = plan_task(
-                    project_id,
-                    state.id,
-                    state.data,
-                    label_config,
-                    models.version,
-                    annotated=False,
-                    label_studio_url=context.settings.label_studio_url,
-                )
-            except BackendError as error:
-                log.warning("Task %s is not refreshed: %s", state.id, error)
-                continue
-            if not plan.needs_probe:  # else it is being prepared
-                context.queue.request_prediction(plan.key, project_id, state.id, queue="refresh")
+        task, annotation = context.client.get_annotation(task_id)
     except NotFound:
-        log.info("Project %s is gone; it is not refreshed.", project_id)
+        return None, None
+    return (task, annotation) if task.project_id == project_id else (None, None)
+
+
+def record_corrections(context: Context, project_id: int, task_id: int) -> None:
+    """Compare a task's annotation with the prediction that it was begun from, and write down what was done with it.
+
+    A prediction is written over only while its task has no annotation: what the task has is what the person saw. A
+    task without an annotation is forgotten. Needs no video.
+
+    Raises:
+        Interrupted: the process is asked to stop.
+        LabelStudioError, QueueUnavailable, StorageError: a server is away, or refuses.
+    """
+    if context.stop.is_set():
+        raise Interrupted("Stopped before the next task.", "The job is taken up again.")
+    store = CorrectionStore(context.storage)
+    with context.queue.learning_lock(task_id):
+        _, annotation = read_annotation(context, project_id, task_id)
+        if annotation is None:
+            store.remove(project_id, task_id)
+            return
+        submitted = annotation.created_at or datetime.now(timezone.utc)
+        changed = annotation.updated_at or submitted
+        fingerprint = regions_fingerprint(annotation.result)
+        if store.is_current(project_id, task_id, annotation.id, fingerprint, changed):
+            return
+        prediction = begun_from(annotation, context.client.list_predictions(task_id))
+        if prediction and (is_partial(prediction.model_version) or was_written_over(annotation, prediction)):
+            log.info("Task %s: it was begun from what has become more since; that is not compared.", task_id)
+            prediction = None
+        comparison = compare(prediction.result if prediction else [], annotation.result)
+        version = prediction.model_version if prediction else ""
+        correction = Correction(annotation.id, version, comparison, fingerprint, submitted, changed)
+        store.put(project_id, task_id, correction)
+    done = ", ".join(f"{number} {kind}" for kind, number in comparison.counts.items() if number)
+    log.info("Task %s: of the prediction of %s: %s.", task_id, version or "no version", done or "nothing")

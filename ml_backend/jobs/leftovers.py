@@ -6,8 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ml_backend.errors import QueueUnavailable
-from ml_backend.jobs.listing import OVER, STATES
-from ml_backend.jobs.records import state_of
+from ml_backend.jobs.queue import OVER, state_of
 from ml_backend.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def remove_leftovers(context: Context) -> list[str]:
     def needed(folder: str) -> bool:
         with context.queue.guard():
             job = context.queue.fetch(f"import-{folder}")  # so ControlQueue calls it
-            return job is not None and STATES.get(state_of(job)) not in OVER
+            return job is not None and state_of(job) not in OVER
 
     try:
         return Outputs(context.settings).clean(needed=needed)

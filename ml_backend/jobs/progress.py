@@ -1,4 +1,4 @@
-"""What a prediction that takes long shows of itself."""
+"""What a job that takes long shows of itself."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 from rq import get_current_job
+from rq.job import Job
 
 from ml_backend.errors import BackendError, Interrupted
 
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
     from ml_backend.tracks.record import TrackSet
 
 log = logging.getLogger(__name__)
+
+
+def tell(job: Job | None, **facts: Any) -> None:
+    """Write into a job how far it is."""
+    if job is None:
+        return
+    job.meta["progress"] = facts
+    try:
+        job.save_meta()
+    except RedisError as error:  # hours of work must not end for a progress report
+        log.warning("Progress was not reported: %s", error)
 
 
 class Progress:
@@ -35,18 +47,9 @@ class Progress:
             return
         self._last = now
         rate = done / (now - self._started)
-        job.meta["progress"] = {
-            "part": self._part + 1,
-            "parts": self._parts,
-            "frames": done,
-            "of": total,
-            "fps": round(rate, 1),
-            "eta_s": round((total - done) / rate) if rate and total > done else 0,
-        }
-        try:
-            job.save_meta()
-        except RedisError as error:  # hours of work must not end for a progress report
-            log.warning("Progress was not reported: %s", error)
+        eta_s = round((total - done) / rate) if rate and total > done else 0
+        facts = {"part": self._part + 1, "parts": self._parts, "frames": done, "of": total, "fps": round(rate, 1)}
+        tell(job, **facts, eta_s=eta_s)
 
 
 class Preview:

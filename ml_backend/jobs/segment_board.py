@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import LockError
 
 from ml_backend.errors import QueueUnavailable, StorageError
 from ml_backend.segments import Segment, dump_observations, load_observations
 from ml_backend.types import Observation
 
 if TYPE_CHECKING:
+    from redis.lock import Lock
+
     from ml_backend.jobs.queue import JobQueue
     from ml_backend.training.artifacts import Artifacts
 
@@ -28,8 +31,6 @@ AWAY_S = 30.0
 KEPT_S = 7 * 24 * 3600
 
 _BEGUN = "video:segments"
-_RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) end return 0"
-_FREE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
 
 
 class Board:
@@ -52,8 +53,7 @@ class Board:
     ) -> None:
         self._queue, self._artifacts, self._key, self._helping = queue, artifacts, key, helping
         self._claim_s = claim_s or 2.0 * queue.settings.job_lease_s
-        self._me = uuid.uuid4().hex
-        self._claimed: set[int] = set()
+        self._claimed: dict[int, Lock] = {}
         self._done: set[int] = set()
         self._unreadable: set[int] = set()
         self._unkept = False  # observations could not be stored: nothing more is done ahead
@@ -108,12 +108,11 @@ class Board:
 
     def _renew(self) -> None:
         def ask(redis: Any) -> None:
-            with redis.pipeline(transaction=False) as pipeline:
-                for number in sorted(self._claimed):
-                    pipeline.eval(_RENEW, 1, self._claim_key(number), self._me, int(1000 * self._claim_s))
-                if not self._helping:
-                    pipeline.set(self._open_key, 1, px=int(2000 * self._claim_s))
-                pipeline.execute()
+            for lock in list(self._claimed.values()):
+                with suppress(LockError):  # it has run out, and somebody else may be at it: both do the same
+                    lock.reacquire()
+            if not self._helping:
+                redis.set(self._open_key, 1, px=int(2000 * self._claim_s))
 
         self._try(ask)
 
@@ -153,15 +152,16 @@ class Board:
             return False
         try:
             with self._queue.guard():
-                taken = bool(
-                    self._queue.connection.set(self._claim_key(number), self._me, nx=True, px=int(1000 * self._claim_s))
-                )
+                name, seconds = self._claim_key(number), self._claim_s
+                # Renewed by another thread than the one that took it.
+                lock = self._queue.connection.lock(name, timeout=seconds, thread_local=False)
+                taken = bool(lock.acquire(blocking=False))
         except QueueUnavailable:
             if self._helping:
                 raise
             return not ahead  # whether somebody else is at it is not known: nobody is waited for
         if taken:
-            self._claimed.add(number)
+            self._claimed[number] = lock
             if self._exists(number):  # finished between the two questions
                 self._release(number)
                 return False
@@ -220,9 +220,14 @@ class Board:
         return there
 
     def _release(self, number: int) -> None:
-        if number in self._claimed:
-            self._claimed.discard(number)
-            self._try(lambda redis: redis.eval(_FREE, 1, self._claim_key(number), self._me))
+        lock = self._claimed.pop(number, None)
+
+        def free(_: Any) -> None:
+            with suppress(LockError):  # it has run out
+                if lock is not None:
+                    lock.release()
+
+        self._try(free)
 
     def _try(self, ask: Callable[[Any], Any]) -> Any:
         """The answer; ``None`` while Redis is away, which must not end hours of work, nor slow it down."""

@@ -17,6 +17,7 @@ from ml_backend.jobs.delivery import deliver, deliver_one, deliver_partial
 from ml_backend.jobs.learning import read_annotations_once
 from ml_backend.jobs.plan import TaskPlan, VideoPart, cached_label_config, plan_task, tracks_key
 from ml_backend.jobs.progress import Preview, Progress
+from ml_backend.jobs.queue import ALL_TASKS
 from ml_backend.label_studio.client import NotFound, Task
 from ml_backend.label_studio.media import public_uri
 from ml_backend.patterns.store import video_key
@@ -32,10 +33,15 @@ log = logging.getLogger(__name__)
 
 
 @job
-def prepare_many(context: Context, project_id: int, task_ids: list[int]) -> None:
-    """Request the preparation of many tasks; an empty list means all of the project."""
-    for task_id in task_ids or context.client.list_task_ids(project_id):
-        context.queue.request_prepare(project_id, task_id)
+def prepare_many(context: Context, project_id: int) -> None:
+    """Request the preparation of the tasks that are to be prepared, which may be all of the project."""
+    while waiting := context.storage.pending("prepare", project_id):
+        try:
+            for task_id in context.client.list_task_ids(project_id) if ALL_TASKS in waiting else waiting:
+                context.queue.request_prepare(project_id, task_id)
+        except NotFound:
+            log.info("Project %s is gone; nothing to prepare.", project_id)
+        context.storage.settle("prepare", project_id, waiting)
 
 
 @job

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks, of all workers together.
 EVERY_S = 10
-#: Seconds between two tries to learn what no job is trying to learn any more: tokens are mended by people.
-RELEARN_EVERY_S = 600
+#: Pause after the last try of a job whose work is still to be done: tokens, for example, are mended by people.
+REPEAT = timedelta(seconds=600)
 #: Seconds between two looks for what nobody has told us of.
 CATCH_UP_EVERY_S = 1800
 #: Seconds between two looks for predictions that have been superseded, and what one of them may take: whoever looks is
@@ -55,8 +55,7 @@ class Trainer:
         self._tidy()
         try:
             if self._context.trainings.my_turn("trainer", EVERY_S):
-                self.remember()
-                self.relearn()
+                self.start_pending()
                 self.catch_up()
                 self.look()
         except BackendError as error:
@@ -110,13 +109,10 @@ class Trainer:
             log.info("%d superseded predictions were removed.", removed)
         return removed
 
-    def remember(self) -> None:
-        """Read all annotations anew where the queue has forgotten which were to be read."""
-        if not self._context.trainings.has_forgotten():
-            return
-        for project_id in self._context.storage.annotated_projects():
-            log.info("Project %s: its annotations are read anew, since the queue has forgotten them.", project_id)
-            self._context.queue.request_learning(project_id, None)
+    def start_pending(self) -> None:
+        """Make the jobs of what is to be done where none is, be it that Redis has forgotten it."""
+        for kind, project_id in self._context.storage.pending_projects():
+            self._context.queue.start_pending(kind, project_id, pause=REPEAT)
 
     def catch_up(self) -> None:
         """See :func:`ml_backend.jobs.learning.catch_up`."""
@@ -125,14 +121,6 @@ class Trainer:
             return
         for project_id in {*context.storage.annotated_projects(), *CorrectionStore(context.storage).projects()}:
             context.queue.request("patterns", "catch_up", [project_id], f"catch-up-{project_id}", module="learning")
-
-    def relearn(self) -> None:
-        """Learn what was to be learned when the last try of a job had failed."""
-        context = self._context
-        if not context.trainings.my_turn("relearn", RELEARN_EVERY_S):
-            return
-        for project_id in context.queue.dirty_projects():
-            context.queue.request_learning(project_id, [])
 
     def look(self) -> list[int]:
         """Request what is due; returns the projects."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import logging
+import os
 import shutil
+import socket
 import time
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +21,7 @@ from rq import get_current_job
 from ml_backend.corrections_store import CorrectionStore
 from ml_backend.errors import (
     BackendError,
+    ConfigError,
     Interrupted,
     MediaError,
     TrainingFailed,
@@ -24,14 +30,18 @@ from ml_backend.errors import (
 )
 from ml_backend.files import file_sha256
 from ml_backend.jobs.context import Context, job
-from ml_backend.jobs.training_facts import checkpoint_name, digest_of, epochs_in, lineage_of, unread_before
-from ml_backend.jobs.training_life import TrainingLife
+from ml_backend.jobs.listing import CANCELLED
+from ml_backend.jobs.progress import tell
+from ml_backend.jobs.training_queue import Watch, unread_before
 from ml_backend.label_studio.records import NotFound
 from ml_backend.label_studio.schema import classes_for, parse_label_config
 from ml_backend.training.gate import decide
-from ml_backend.training.registry import MEASURED, RunLost, Version
+from ml_backend.training.keeping import remove_old_weights
+from ml_backend.training.registry import ACTIVE, MEASURED, RunLost, Version
 
 if TYPE_CHECKING:
+    from redis.lock import Lock
+
     from ml_backend.training.dataset import TrainingDataset
 
 log = logging.getLogger(__name__)
@@ -43,17 +53,27 @@ GATES = 3
 
 
 @job
-def train(context: Context, project_id: int, trigger: str) -> None:
+def train(context: Context, project_id: int, trigger: str) -> dict[str, Any] | None:
     """Retrain a project's detector if there is something new to learn from; use the result if it is not worse."""
     with context.trainings.lock(project_id) as lock:
         context.trainings.begin(project_id)
-        training = _Training(context, project_id, trigger, lock)
+        training = Training(context, project_id, trigger, lock)
         training.run()
-        training.tell_outcome()
+        return training.outcome()
 
 
-class _Training(TrainingLife):
+class Training:
     """One run, new or taken over from a worker that died."""
+
+    def __init__(self, context: Context, project_id: int, trigger: str, lock: Lock) -> None:
+        self._context, self._project, self._trigger, self._lock = context, project_id, trigger, lock
+        self._settings, self._registry = context.settings, context.projects.registry
+        self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"[:64]
+        self._folder = context.settings.data_dir / "training" / f"project-{project_id}"
+        self._watch = Watch(context, project_id, lock)
+        self._force = False
+        self._seen: dict[str, str] | None = None
+        self._began: int | None = None
 
     def run(self) -> None:
         version = self._begin()
@@ -69,7 +89,6 @@ class _Training(TrainingLife):
                 self._hand_back(version)
                 raise
             self._end(version, "cancelled", "Cancelled on request.")
-            self._context.trainings.clear_cancelled(self._project)
         except BackendError as error:
             if error.retryable and _tries_left():
                 self._hand_back(version)
@@ -84,6 +103,98 @@ class _Training(TrainingLife):
             # Whatever happened: if another version is in use now, the tasks have to follow. A worker that died between
             # the promotion and this line leaves that to the next try, which finds nothing new to train on.
             self._refresh(version)
+
+    # -- how it begins, is handed on, and ends, whatever happens in between
+
+    def _begin(self) -> Version | None:
+        active = self._registry.active(self._project)
+        cancelled = self._context.trainings.is_cancelled(self._project)
+        if self._settings.detector == "motion":
+            if active:
+                self._end(self._registry.take_over(active, self._owner), "cancelled", "DETECTOR=motion is set.")
+            raise ConfigError(
+                "DETECTOR=motion is set: there is no network that could be trained.", "Set DETECTOR=auto or yolo."
+            )
+        if active is None:
+            parent = self._registry.current(self._project)
+            version = self._registry.begin(self._project, self._owner, self._trigger, parent)
+        else:
+            version = self._registry.take_over(active, self._owner)
+        self._began = version.id
+        self._force = self._context.trainings.take_force(self._project) or version.trigger.startswith("force")
+        if cancelled:
+            self._end(version, "cancelled", "Cancelled on request.")
+            return None
+        if active is None:
+            return version
+        if active.attempts >= self._settings.job_attempts:
+            reason = f"Its worker died {active.attempts} times while it was in state {active.state!r}."
+            self._end(version, "failed", f"{reason} The worker's log, or the machine's, may say why.")
+            raise TrainingFailed(reason, "The worker's log, or the machine's, may say why.")
+        log.info("Project %s: %s is taken up again in state %s", self._project, version.name, version.state)
+        return version
+
+    def _hand_back(self, version: Version) -> None:
+        """An orderly end is no death: it does not count against the run."""
+        try:
+            mine = dataclasses.replace(version, owner=self._owner)
+            self._registry.advance(mine, attempts=max(0, version.attempts - 1))
+        except BackendError as error:
+            log.warning("Project %s: %s was not handed back: %s", self._project, version.name, error)
+
+    def _end(self, version: Version, state: str, reason: str, *, again: bool = False) -> None:
+        """End a run that came to nothing; unless ``again``, the annotations as they are do not begin another one."""
+        last = self._registry.get(version.id) or version
+        lineage = dict(last.lineage)
+        seen = lineage.pop("seen", None) or self._seen
+        if not again:
+            # What was annotated while it ran is new to the next one.
+            lineage["seen"] = CorrectionStore(self._context.storage).seen(self._project) if seen is None else seen
+            lineage.setdefault("unread", unread_before(self._registry, last))
+        try:
+            self._registry.finish(dataclasses.replace(version, owner=self._owner), state, reason, lineage=lineage)
+        except RunLost:  # it has ended already, or is another worker's, who needs its files
+            log.info("Project %s: %s is not this worker's any more.", self._project, version.name)
+        else:
+            self._tidy_up(version)
+            if last.artifact:
+                self._context.projects.artifacts.remove(last.artifact)
+
+    def outcome(self) -> dict[str, Any] | None:
+        """What came of it, for whoever asked for it, or looks at the list of jobs."""
+        last = self._registry.get(self._began) if self._began else None
+        if last is None:
+            return {"version": None, "state": "unchanged", "reason": "Nothing new has been annotated."}
+        current = get_current_job()
+        if current is not None and last.state == "cancelled":
+            current.meta["outcome"] = {"state": CANCELLED}
+            current.save_meta()
+        if last.state in ACTIVE:  # another worker goes on with it
+            return None
+        return {"version": last.name, "state": last.state, "reason": last.reason, "metrics": last.metrics}
+
+    def _refresh(self, version: Version) -> None:
+        last = self._registry.get(version.id)
+        promoted = last.state == "promoted" if last else self._registry.current(self._project) is not None
+        if promoted:
+            self._context.queue.request_refresh(self._project)
+
+    def _tidy_up(self, version: Version) -> None:
+        for name in ("runs", "gate"):
+            shutil.rmtree(self._folder / name / version.name, ignore_errors=True)
+        artifacts = self._context.projects.artifacts
+        artifacts.remove(checkpoint_name(version))
+        last = self._registry.get(version.id)
+        if last and (kept := last.lineage.get("held_out_file")):
+            artifacts.remove(kept["name"])
+        self._remove_old_weights()
+
+    def _remove_old_weights(self) -> None:
+        context = self._context
+        try:
+            remove_old_weights(self._project, self._settings, context.storage, context.projects.artifacts)
+        except BackendError as error:  # a training must not end for it; the next one tries again
+            log.warning("Project %s: weights of old versions were not removed: %s", self._project, error)
 
     # -- the steps
 
@@ -113,7 +224,7 @@ class _Training(TrainingLife):
         made_of = digest_of([data.digest, arguments, self._settings.imgsz, base])
         if self._is_known(version, made_of):
             log.info("Project %s: nothing has been annotated since the last training.", self._project)
-            self._report(stage="unchanged")
+            tell(get_current_job(), stage="unchanged")
             self._registry.discard(version, seen, data.unread)
             return None
         run = self._folder / "runs" / version.name
@@ -194,7 +305,7 @@ class _Training(TrainingLife):
             SplitStore(self._context.storage),
             self._project,
             plan,
-            lambda done, of: self._report(stage="dataset", done=done, of=of),
+            lambda done, of: tell(get_current_job(), stage="dataset", done=done, of=of),
             self._watch.should_stop,
             lambda tasks: _tries_left() and not {str(task) for task in tasks} <= set(unread),
         )
@@ -255,7 +366,7 @@ class _Training(TrainingLife):
                 raise
             except BackendError as error:  # the database may be back for the next one
                 log.warning("The epoch was not written down: %s", error)
-            self._report(stage="training", **facts)
+            tell(get_current_job(), stage="training", **facts)
             checkpoint = event.get("checkpoint")
             if checkpoint and time.monotonic() - copied >= CHECKPOINT_S:
                 copied = time.monotonic()
@@ -280,7 +391,7 @@ class _Training(TrainingLife):
             log.info("Project %s: versions were switched meanwhile; the gate is repeated.", self._project)
         metrics = {**measured, "against": incumbent.name if incumbent else "base"}
         verdict = decide(measured["candidate"], measured["incumbent"])
-        self._report(stage="gate", verdict=verdict.reason)
+        tell(get_current_job(), stage="gate", verdict=verdict.reason)
         if not verdict.promote:
             self._registry.finish(version, "refused", verdict.reason, metrics=metrics)
         else:
@@ -328,7 +439,7 @@ class _Training(TrainingLife):
 
     def _on_progress(self, event: Mapping[str, Any]) -> None:
         if event.get("event") == "progress":
-            self._report(stage="gate", **{name: value for name, value in event.items() if name != "event"})
+            tell(get_current_job(), stage="gate", **{name: value for name, value in event.items() if name != "event"})
 
     # -- the rest
 
@@ -348,6 +459,44 @@ class _Training(TrainingLife):
             MemoryBoard(self._context.queue.connection).optimize()
             if pool := current_pool():
                 pool.optimize()
+
+
+def checkpoint_name(version: Version) -> str:
+    """Where a run's last epoch is kept for whoever takes the run up."""
+    return f"projects/{version.project_id}/{version.name}-{version.id}-last.pt"
+
+
+def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]:
+    """What the registry keeps of what a version was made from."""
+    return {
+        "seen": dict(seen),
+        "annotations": with_text_keys(data.annotations),
+        "fingerprints": with_text_keys(data.fingerprints),
+        "pictures": dict(data.pictures),
+        "boxes": dict(data.boxes),
+        "tracks": data.tracks,
+        "taught": list(data.taught),
+        "notes": list(data.notes),
+        "unread": [str(task) for task in data.unread],
+    }
+
+
+def with_text_keys(values: Mapping[int, Any]) -> dict[str, Any]:
+    """JSON's keys are strings."""
+    return {str(key): value for key, value in values.items()}
+
+
+def digest_of(facts: Any) -> str:
+    """SHA-256 of JSON."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def epochs_in(run: Path) -> int:
+    """How many epochs a run's folder knows of."""
+    try:
+        return max(0, len((run / "results.csv").read_text(encoding="utf-8").splitlines()) - 1)
+    except OSError:
+        return 0
 
 
 def _tries_left() -> bool:

@@ -8,8 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import QueueUnavailable
-from ml_backend.jobs.training_facts import unread_before
-from ml_backend.jobs.training_queue import TrainingQueue
+from ml_backend.jobs.training_queue import TrainingQueue, unread_before
 from ml_backend.training.policy import TrainingPolicy
 from ml_backend.training.registry import Version
 from ml_backend.versions import BASE
@@ -66,11 +65,15 @@ class Trainings:
 
         waited = self._requests.cancel(project_id)
         registry = self._projects.registry
-        if waited and registry.active(project_id) is None:
+        if waited:
             # Written down as a run, so that the same annotations do not begin another one by themselves.
-            run = registry.begin(project_id, "cancelled", "cancelled", registry.current(project_id))
+            active = registry.active(project_id)
+            if active:  # it was to be gone on with
+                run = registry.take_over(active, "cancelled")
+            else:
+                run = registry.begin(project_id, "cancelled", "cancelled", registry.current(project_id))
             lineage = {"seen": CorrectionStore(self._storage).seen(project_id), "unread": unread_before(registry, run)}
-            registry.finish(run, "cancelled", "Cancelled before it began.", lineage=lineage)
+            registry.finish(run, "cancelled", "Cancelled before it was through.", lineage={**run.lineage, **lineage})
 
     def versions(self, project_id: int, limit: int | None = None) -> dict[str, Any]:
         """Everything that is known of a project's versions, or of the newest ones, newest first; plain JSON."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from ml_backend.jobs.control_names import STRIDE
+from ml_backend.jobs.control_queue import STRIDE
 from ml_backend.settings import Mode
 
 

@@ -14,8 +14,8 @@ from flask import current_app
 
 import ml_backend
 from ml_backend.errors import BackendError, ConfigError
-from ml_backend.jobs.board import FAILED
-from ml_backend.jobs.control_names import data_url, patterns_name, similar_name, stats_name
+from ml_backend.jobs.control_queue import data_url, patterns_name, similar_name, stats_name
+from ml_backend.jobs.listing import FAILED
 from ml_backend.jobs.memory_board import unlike
 from ml_backend.jobs.workers import live_workers
 from ml_backend.versions import BASE, shaping
@@ -223,7 +223,7 @@ def patterns_info(query: bodies.OfProject) -> answers.Patterns:
         labels = dict(found.projects.patterns.counts(project, embedder.model_id))
         digest = found.projects.patterns.digest(project, embedder.model_id) or ""
         if digest:
-            known = found.jobs.board.published(patterns_name(project))
+            known = found.queue.published(patterns_name(project))
             if known and known[1]["digest"] == digest:
                 points = known[1]["map"]
                 for label, facts in known[1]["labels"].items():
@@ -275,7 +275,7 @@ def similar(query: bodies.FindSimilar) -> tuple[answers.SimilarTracks, int]:
         raise ConfigError(f"The label {query.label!r} has no exemplars.", f"Labels with exemplars: {known}.")
     digest = found.projects.patterns.digest(query.project, embedder.model_id) or ""
     name = similar_name(query.project, query.label, query.limit, query.safe)
-    known_tracks = found.jobs.board.published(name)
+    known_tracks = found.queue.published(name)
     fresh = known_tracks is not None and known_tracks[1]["digest"] == digest
     # New tracks come without another digest.
     fresh = fresh and known_tracks is not None and _age(known_tracks[0]) < STATS_S
@@ -296,7 +296,7 @@ def similar(query: bodies.FindSimilar) -> tuple[answers.SimilarTracks, int]:
 
 def statistics(query: bodies.Statistics) -> tuple[answers.Statistics, int]:
     found, name = services(), stats_name(query.project)
-    known = found.jobs.board.published(name)
+    known = found.queue.published(name)
     fresh = known is not None and not query.fresh and _age(known[0]) < STATS_S
     job = None
     if not fresh:

@@ -80,13 +80,13 @@ class Site:
                 self.queue.connection.zadd(registry.key, {job_id: 1}, xx=True)
 
     def jobs(self) -> dict[str, str]:
-        """State of every job that Redis knows."""
+        """State of every job that is not through."""
         with Redis.from_url(self.settings.redis_url) as connection:
             names = [key.decode()[len("rq:job:") :] for key in connection.keys("rq:job:*")]
             found = Job.fetch_many(names, connection=connection, serializer=JSONSerializer)
             # As it was fetched: it may have ended since.
             states = {job.id: job.get_status(refresh=False) for job in found if job}
-            return {name: state.value for name, state in states.items() if state}
+            return {name: state.value for name, state in states.items() if state and state != "finished"}
 
     def job(self, job_id: str) -> Job:
         return Job.fetch(job_id, connection=self.queue.connection, serializer=JSONSerializer)

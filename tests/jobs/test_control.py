@@ -18,6 +18,7 @@ import pytest
 from ml_backend.app import create_app
 from ml_backend.jobs import control_media
 from ml_backend.jobs.context import Context
+from ml_backend.jobs.listing import Spread
 from ml_backend.video.probe import probe
 from tests.builders import label_config, make_clip, make_tiny_yolo, wait_for, worker_process
 from tests.jobs.conftest import Site
@@ -239,10 +240,13 @@ def test_predictions_are_requested_and_followed(here: Site, work: Work) -> None:
 def test_how_far_predictions_are(here: Site) -> None:
     """The job itself is over; what it has asked for is not."""
     project, asking = here.project(), room(here)
-    queue, board = asking.services.queue, asking.services.jobs.board
+    queue = asking.services.queue
     name = asking.post("/api/auto_label", {"project": project, "tasks": [1, 2, 3, 4]}, 202)["job"]["id"]
-    queue.fetch(name).delete()
-    board.spread(name, [1, 2, 3, 4])
+    job = queue.fetch(name)
+    queue.queues["control"].remove(name)
+    job.set_status("finished")
+    queue.queues["control"].finished_job_registry.add(job, ttl=1000)
+    Spread(queue).begin(name, [1, 2, 3, 4])
     queue.request_prepare(project, 1)
     queue.request_prediction("a" * 40, project, 2)
     queue.request_prediction("a" * 40, project, 3)

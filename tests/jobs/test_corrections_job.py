@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from ml_backend.corrections_store import CorrectionStore
 from ml_backend.events import EventLog, parse_event
-from ml_backend.jobs import learning
+from ml_backend.jobs import learning, trainer
 from ml_backend.jobs.context import Context
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.storage import Storage
@@ -80,7 +80,7 @@ def learn(here: Site, work: Work, project: int, *tasks: int) -> None:
     here.queue.request_learning(project, tasks or None)
     work(here)
     assert here.queue.failed_jobs() == []
-    assert here.queue.dirty_tasks(project) == {}
+    assert here.queue.storage.pending("learn", project) == {}
 
 
 @pytest.fixture
@@ -206,8 +206,9 @@ def test_deletion_whose_event_names_the_annotation_only(here: Site, project: int
     learn(here, work, project)
     here.sdk.annotations.delete(annotation)
     storage = Storage(here.settings.database)
-    storage.add_event(parse_event({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": annotation}]}))
-    assert EventLog(storage, here.queue).hand_over() == 1
+    log = EventLog(storage, here.queue)
+    log.receive(parse_event({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": annotation}]}))
+    log.hand_over()
     work(here)
     assert store(here).tasks(project) == {}
 
@@ -237,31 +238,34 @@ def test_label_studio_away_loses_nothing(here: Site, project: int, work: Work) -
         settings = here.settings.model_copy(update={"label_studio_url": gate.url})
         behind = Site(settings, here.videos, here.client, here.sdk)
         work(behind)
-        assert set(here.queue.dirty_tasks(project)) == {str(task)}
+        assert set(here.queue.storage.pending("learn", project)) == {task}
         gate.open()
         behind.hurry()
         work(behind)
     finally:
         gate.close()
     assert counts(here, project) == {"accepted": 4}
-    assert here.queue.dirty_tasks(project) == {}
+    assert here.queue.storage.pending("learn", project) == {}
 
 
-def test_a_token_that_is_refused_loses_nothing(here: Site, project: int, work: Work) -> None:
+def test_a_token_that_is_refused_loses_nothing(
+    here: Site, project: int, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, prediction = make_task(here, project)
     submit(here, task, [submitted(item) for item in PREDICTED], prediction)
     here.queue.request_learning(project, [task])
     settings = here.settings.model_copy(update={"label_studio_api_key": SecretStr("0" * 40)})
     work(Site(settings, here.videos, here.client, here.sdk))
-    assert set(here.queue.dirty_tasks(project)) == {str(task)}
+    assert set(here.queue.storage.pending("learn", project)) == {task}
     assert "token" in here.error()
     # Somebody mends it, and nobody annotates in this project again.
     context = work(here)
-    here.queue.connection.delete("video:turn:trainer", "video:turn:relearn")  # ten minutes later
+    here.queue.connection.delete("video:turn:trainer")
+    monkeypatch.setattr(trainer, "REPEAT", timedelta(0))  # ten minutes later
     Trainer(context).tick()
     work(here)
     assert counts(here, project) == {"accepted": 4}
-    assert here.queue.dirty_tasks(project) == {}
+    assert here.queue.storage.pending("learn", project) == {}
 
 
 def test_what_nobody_told_us_of_is_found(
@@ -277,7 +281,7 @@ def test_what_nobody_told_us_of_is_found(
         Trainer(context).tick()
         work(here)
         assert here.queue.failed_jobs() == []
-        assert here.queue.dirty_tasks(project) == {}
+        assert here.queue.storage.pending("learn", project) == {}
         said = [record.args for record in caplog.records if "looked at again" in record.msg]
         return int(said[0][1]) if said else 0  # type: ignore[index,arg-type]
 

@@ -265,7 +265,7 @@ def test_video_that_is_gone_keeps_what_it_taught(two: tuple[Site, int, int, int]
     work(here)
     known = counts(here, project)
     assert (known["walker"], known["unused"]) == (1, 1)
-    assert here.queue.dirty_tasks(project) == {}
+    assert here.queue.storage.pending("learn", project) == {}
 
 
 def test_label_studio_away_loses_nothing(two: tuple[Site, int, int, int], work: Work) -> None:
@@ -280,7 +280,7 @@ def test_label_studio_away_loses_nothing(two: tuple[Site, int, int, int], work: 
         with pytest.raises(LabelStudioUnavailable):
             Patterns(behind.settings)._context.client.get_project(project)
         work(behind)
-        assert set(here.queue.dirty_tasks(project)) == {str(first)}
+        assert set(here.queue.storage.pending("learn", project)) == {first}
         assert counts(here, project) == {}
         gate.open()
         behind.hurry()
@@ -288,7 +288,7 @@ def test_label_studio_away_loses_nothing(two: tuple[Site, int, int, int], work: 
     finally:
         gate.close()
     assert counts(here, project) == {"vehicle": 1, "walker": 1}
-    assert here.queue.dirty_tasks(project) == {}
+    assert here.queue.storage.pending("learn", project) == {}
 
 
 def test_task_and_project_that_are_gone(two: tuple[Site, int, int, int], work: Work) -> None:

@@ -150,7 +150,7 @@ def test_many_tasks_with_the_same_video_are_one_computation(site: Make, work: Wo
     here.sdk.projects.import_tasks(id=project, request=imported)
     tasks = sorted(here.client.list_task_ids(project))
     assert len(tasks) == 15
-    here.queue.request_prepare_many(project, [], "all")
+    here.queue.request_prepare_many(project, [])
     work(here)
     assert here.queue.counters()["videos"] == 1
     versions = [here.client.get_task(task).prediction_versions for task in tasks]
@@ -230,7 +230,7 @@ def test_project_deleted(site: Make, work: Work) -> None:
     project = here.project()
     task = here.task(project, video=here.clip())
     here.queue.request_prepare(project, task)
-    here.queue.request_prepare_many(project, [], "all")
+    here.queue.request_prepare_many(project, [])
     here.sdk.projects.delete(id=project)
     work(here)
     assert all("404" in job["error"] for job in here.queue.failed_jobs())

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rq.job import JobStatus
 
 from ml_backend.corrections import Comparison, Decision
 from ml_backend.corrections_store import Correction, CorrectionStore
 from ml_backend.errors import Interrupted, Postponed
-from ml_backend.events import EventLog
+from ml_backend.events import Event, EventLog
 from ml_backend.jobs import trainer as trainer_module
 from ml_backend.jobs.context import Context
 from ml_backend.jobs.trainer import Trainer
+from ml_backend.jobs.training_queue import Watch
 from ml_backend.settings import Settings
-from ml_backend.storage import Event
 from ml_backend.training.policy import Policies, TrainingPolicy, is_due
 from ml_backend.training.service import Trainings
+from tests.builders import wait_for
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def test_annotations_lead_to_one_training(context: Context) -> None:
     annotate(context, 2, tracks=2)
     assert trainer.look() == [1]
     assert trainer.look() == [], "it waits already"
-    assert jobs(context) == ["train-1-0"]
+    assert jobs(context) == ["train-1"]
 
 
 def test_while_people_work_nothing_begins(context: Context) -> None:
@@ -93,19 +95,29 @@ def test_without_redis_it_is_quiet(context: Context, settings: Callable[..., Set
 def test_a_thousand_requests_make_one_job_and_one_more_while_it_runs(context: Context) -> None:
     for _ in range(1000):
         context.trainings.request(1, "Start training")
-    assert jobs(context) == ["train-1-0"]
+    assert jobs(context) == ["train-1"]
+    running = context.queue.queues["train"].fetch_job("train-1")
+    assert running
+    context.queue.queues["train"].remove("train-1")
+    running.set_status(JobStatus.STARTED)
     context.trainings.begin(1)
     for _ in range(1000):
         context.trainings.request(1, "Start training")
-    assert jobs(context) == ["train-1-0", "train-1-1"]
+    Trainer(context).start_pending()
+    assert jobs(context) == []
+    running.delete()  # it has ended
+    for _ in range(2):
+        Trainer(context).start_pending()
+    assert jobs(context) == ["train-1"]
 
 
 def test_the_button_is_written_down_and_handed_over(context: Context) -> None:
     log = EventLog(context.storage, context.queue)
     for _ in range(3):
-        context.storage.add_event(Event("START_TRAINING", 1))
-    assert log.hand_over() == 3
-    assert jobs(context) == ["train-1-0"]
+        log.receive(Event("START_TRAINING", 1))
+    log.hand_over()
+    wait_for(lambda: jobs(context))
+    assert jobs(context) == ["train-1"]
 
 
 def test_two_workers_never_train_one_project(context: Context, settings: Callable[..., Settings]) -> None:
@@ -114,11 +126,20 @@ def test_two_workers_never_train_one_project(context: Context, settings: Callabl
             pass
         with context.trainings.lock(2):
             pass
-        lock.renew()
         # Its holder sleeps for too long: the lock expires, and he finds that somebody else may have it.
         context.queue.connection.delete("video:train:lock:1")
-        with context.trainings.lock(1), pytest.raises(Interrupted, match="lost"):
-            lock.renew()
+        with context.trainings.lock(1), Watch(context, 1, lock) as watch:
+            wait_for(lambda: watch.lost)
+            with pytest.raises(Interrupted):
+                watch.check()
+
+
+def test_a_lock_is_kept_while_its_holder_works(context: Context) -> None:
+    with context.trainings.lock(1) as lock:
+        context.queue.connection.pexpire("video:train:lock:1", 2000)
+        with Watch(context, 1, lock) as watch:
+            wait_for(lambda: int(context.queue.connection.pttl("video:train:lock:1")) > 5000)  # type: ignore[arg-type]
+            assert not watch.should_stop()
 
 
 def test_a_lock_expires(context: Context) -> None:
@@ -130,12 +151,21 @@ def test_a_lock_expires(context: Context) -> None:
 def test_cancelling_takes_waiting_requests_back(context: Context) -> None:
     context.trainings.request(1, "somebody")
     context.trainings.request(2, "somebody")
-    context.trainings.cancel(1)
-    assert jobs(context) == ["train-2-0"]
-    assert context.trainings.is_cancelled(1)
+    assert context.trainings.cancel(1)
+    assert jobs(context) == ["train-2"]
+    assert not context.trainings.is_wanted(1)
     assert not context.trainings.is_cancelled(2)
-    context.trainings.clear_cancelled(1)
-    assert not context.trainings.is_cancelled(1)
+    assert not context.trainings.cancel(1), "none is left"
+
+
+def test_a_run_that_waits_for_another_try_is_cancelled(context: Context) -> None:
+    run = context.projects.registry.begin(1, "a worker that was asked to end", "somebody", None)
+    assert Trainer(context).look() == [1]
+    Trainings(context.projects, context.queue, context.storage).cancel(1)
+    found = context.projects.registry.get(run.id)
+    assert found is not None
+    assert found.state == "cancelled"
+    assert Trainer(context).look() == []
 
 
 def test_what_was_cancelled_before_it_began_does_not_begin_by_itself(context: Context) -> None:
@@ -162,7 +192,7 @@ def test_that_a_training_is_forced_holds_for_whichever_comes_next(context: Conte
     trainings = Trainings(context.projects, context.queue, context.storage)
     trainings.start(1, "annotations")
     trainings.start(1, "somebody", force=True)
-    assert jobs(context) == ["train-1-0"]
+    assert jobs(context) == ["train-1"]
     assert context.trainings.take_force(1)
     assert not context.trainings.take_force(1)
 
@@ -182,16 +212,14 @@ def test_failures_are_repeated_with_growing_pauses(context: Context) -> None:
         assert is_due(policy, state, state.started_at + pause)
 
 
-def test_a_queue_that_forgot_what_is_to_be_read_has_it_read_again(context: Context) -> None:
+def test_a_queue_that_forgot_everything_is_told_again(context: Context) -> None:
     log, trainer = EventLog(context.storage, context.queue), Trainer(context)
-    trainer.remember()
-    context.storage.add_event(Event("ANNOTATION_CREATED", 7, (3,), (4,)))
+    log.receive(Event("ANNOTATION_CREATED", 7, (3,), (4,)))
     log.hand_over()
-    trainer.remember()
-    assert list(context.queue.dirty_tasks(7)) == ["3"]
     context.queue.connection.flushall()
-    trainer.remember()
-    assert list(context.queue.dirty_tasks(7)) == ["all"]
+    trainer.start_pending()
+    assert context.queue.queues["patterns"].get_job_ids() == ["learn-7"]
+    assert list(context.storage.pending("learn", 7)) == [3]
 
 
 def test_going_back_twice_goes_back_two_versions(context: Context, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
     assert list(version.lineage["annotations"]) == [str(task) for task in (before.task - 1,)]
 
     # Whoever looks at the job is told the same.
-    job = services(here).jobs.get(f"train-{project}-0")
+    job = services(here).jobs.get(f"train-{project}")
     assert job is not None
     assert (job["kind"], job["state"], job["project"]) == ("train", "finished", project)
     outcome = {"version": "v1", "state": "promoted", "reason": version.reason, "metrics": version.metrics}
@@ -81,7 +81,7 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
     services(here).trainings.start(project, "a test")
     work(here)
     assert len(context.projects.registry.versions(project)) == 1
-    again_job = services(here).jobs.get(f"train-{project}-1")
+    again_job = services(here).jobs.get(f"train-{project}")
     assert again_job is not None
     assert (again_job["result"]["version"], again_job["result"]["state"]) == (None, "unchanged")
     services(here).trainings.activate(project, "base", "a test")

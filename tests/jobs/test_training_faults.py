@@ -9,15 +9,16 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ml_backend.errors import TrainingFailed
-from ml_backend.jobs import training
+from ml_backend.jobs import trainer, training
 from ml_backend.jobs.context import Context
-from ml_backend.jobs.corrections import record_corrections
+from ml_backend.jobs.learning import record_corrections
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.local.processes import RedisServer
 from ml_backend.services import Services
@@ -314,7 +315,7 @@ def test_what_was_annotated_while_a_training_failed_is_new(
         record_corrections(context, project, other)
         raise TrainingFailed("It cannot be.")
 
-    monkeypatch.setattr(training._Training, "_dataset", fails)
+    monkeypatch.setattr(training.Training, "_dataset", fails)
     services(here).trainings.start(project, "a test")
     work(here)
     last = registry(here).last(project)
@@ -324,7 +325,7 @@ def test_what_was_annotated_while_a_training_failed_is_new(
     assert len(last.lineage["seen"]) == 1
 
 
-def test_a_host_that_is_allowed_later(site: Make, work: Work) -> None:
+def test_a_host_that_is_allowed_later(site: Make, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was annotated before is learned once somebody has mended the setting."""
     with outside() as server:
         here = site(mode="yolo_dinov2")
@@ -336,12 +337,13 @@ def test_a_host_that_is_allowed_later(site: Make, work: Work) -> None:
         here.queue.request_learning(project, [task])
         work(here)
         assert "MEDIA_ALLOWED_HOSTS" in here.error()
-        assert list(here.queue.dirty_tasks(project)) == [str(task)]
+        assert list(here.queue.storage.pending("learn", project)) == [task]
         allowed = here.settings.model_copy(update={"media_allowed_hosts": ("127.0.0.1",)})
         there = Site(allowed, here.videos, here.client, here.sdk)
         context = work(there)
-        there.queue.connection.delete("video:turn:trainer", "video:turn:relearn")  # ten minutes later
+        there.queue.connection.delete("video:turn:trainer")
+        monkeypatch.setattr(trainer, "REPEAT", timedelta(0))  # ten minutes later
         Trainer(context).tick()
         work(there)
-        assert there.queue.dirty_tasks(project) == {}
+        assert there.queue.storage.pending("learn", project) == {}
         assert there.queue.counters()["learned"] >= 1

@@ -6,6 +6,7 @@ import http.server
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +16,11 @@ import av
 import pytest
 from rq import Worker as RQWorker
 from rq.exceptions import StopRequested
+from rq.serializers import JSONSerializer
+from rq.worker import SimpleWorker
 
 from ml_backend.jobs.context import Context, get_context
+from ml_backend.jobs.queue import JOB_TIMEOUT_S, JobQueue
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.jobs.worker import make_worker
 from ml_backend.local.processes import RedisServer
@@ -74,8 +78,8 @@ def long_task(site: Callable[..., Site], tmp_path: Path) -> tuple[Site, int]:
 def frames_done(here: Site) -> int:
     """How far the only job is."""
     for name in here.jobs():
-        progress = (here.queue.job(name) or {}).get("progress")
-        if progress:
+        job = here.queue.fetch(name)
+        if job and (progress := job.meta.get("progress")):
             return int(progress["frames"])
     return 0
 
@@ -99,6 +103,34 @@ def test_killed_in_the_middle_of_a_video(long_task: tuple[Site, int], tmp_path: 
     assert here.queue.counters()["videos"] == 1
     assert here.queue.counters()["frames"] == 800
     assert len(here.predictions(task)) == 1
+
+
+#: A worker that is killed at the worst moment.
+DIES = """
+import os, signal
+from ml_backend.jobs import worker
+worker.LeaseWorker.execute_job = lambda self, job, queue: os.kill(os.getpid(), signal.SIGKILL)
+worker.main()
+"""
+
+
+def test_killed_between_taking_a_job_and_noting_it(settings: Callable[..., Settings], redis_url: str) -> None:
+    """RQ guards workers of one queue against that, but not of several."""
+    chosen = settings(redis_url=redis_url, detector="motion")
+    queue = JobQueue(chosen)
+    queue.request_prepare(1, 2)
+    killed = subprocess.run([sys.executable, "-c", DIES], env=environment(chosen), timeout=300, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert queue.depths()["prepare"] == {"queued": 0, "started": 0, "scheduled": 0, "failed": 0}
+    rq = SimpleWorker(list(queue.queues.values()), connection=queue.connection, serializer=JSONSerializer)
+    rq.clean_registries()
+    assert not any(queue.depths()["prepare"].values()), "it is in none of its lists"
+    assert queue.recover_lost(after_s=0) == []  # somebody may be about to begin it
+    assert queue.recover_lost(after_s=0) == ["prepare-2"]
+    # And it gives the job of a worker that was killed later back only after the longest that it may take.
+    job = queue.fetch("prepare-2")
+    assert job
+    assert rq.get_heartbeat_ttl(job) > JOB_TIMEOUT_S > 100 * chosen.job_lease_s
 
 
 def test_asked_to_end_in_the_middle_of_a_video(long_task: tuple[Site, int], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from ml_backend.errors import ConfigError, WeightsError
 from ml_backend.jobs.context import Context
-from ml_backend.jobs.training_life import TrainingLife
+from ml_backend.jobs.training import Training
 from ml_backend.settings import Settings
 from ml_backend.training.keeping import REFUSED, remove_old_weights
 from ml_backend.training.registry import Registry, Version
@@ -247,7 +247,7 @@ def test_a_training_removes_them_when_it_has_ended_and_fails_for_nothing(
     for _ in range(3):
         last = place.run()
     with place.context.trainings.lock(1) as lock:
-        life = TrainingLife(place.context, 1, "a test", lock)
+        life = Training(place.context, 1, "a test", lock)
         database = sqlite3.connect(place.settings.data_dir / "backend.sqlite3")
         database.execute("DROP TABLE unused_artifacts")
         with caplog.at_level(logging.WARNING):

@@ -95,7 +95,7 @@ def app(settings: Callable[..., Settings], redis_url: str) -> Iterator[Flask]:
     made = create_app(settings(redis_url=redis_url, detector="motion"))
     yield made
     # Events are handed over from a thread, which must not do so into the next test.
-    wait_for(lambda: not made.extensions["services"].storage.list_events("pending"))
+    wait_for(lambda: not made.extensions["services"].events._asked)
 
 
 @pytest.fixture
@@ -573,13 +573,12 @@ def test_event_that_came_while_redis_was_away(settings: Callable[..., Settings],
     answer = client.post("/webhook", json={"action": "TASKS_CREATED", "project": {"id": 7}, "tasks": [{"id": 1}]})
     assert time.monotonic() - started < 10
     assert answer.status_code == 201
-    assert len(services(client).storage.list_events("pending")) == 1
+    assert services(client).storage.pending_projects() == [("prepare", 7)]
     (tmp_path / "redis").mkdir()
     server.start()
     try:
         server.wait_ready(240)
         wait_for(lambda: jobs(server.url))
-        wait_for(lambda: not services(client).storage.list_events("pending"))
         assert len(jobs(server.url)) == 1
     finally:
         server.stop()

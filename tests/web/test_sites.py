@@ -41,7 +41,7 @@ def test_pages_of_other_sites_post_nothing(room: Room, path: str, headers: dict[
     assert "another site" in answer.get_json()["error"]
     assert answer.get_json()["cure"]
     assert room.services.jobs.all() == []
-    assert room.services.storage.list_events("pending") == []
+    assert room.services.storage.pending_projects() == []
     assert room.services.queue.remembered_token() == ""
 
 

@@ -21,7 +21,7 @@ from ml_backend.errors import StorageError
 log = logging.getLogger(__name__)
 
 #: In order, stated so that a database that has the last one is opened without importing Alembic.
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 #: Any number that other programs on the same PostgreSQL server are unlikely to lock: "video" in hexadecimal.
 ADVISORY_LOCK = 0x766964656F
 

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
 
 from ml_backend.errors import BackendError
-from ml_backend.jobs.control_names import STRIDE
+from ml_backend.jobs.control_queue import STRIDE
 from ml_backend.web.page import forms, words
 from ml_backend.web.page.parts import PARTS
 from ml_backend.web.page.state import FAULT, STEPS, THEMES, State, read_state
