@@ -12,8 +12,6 @@ from ml_backend.errors import BackendError
 from ml_backend.settings import Settings, get_settings
 from ml_backend.web import control, protocol
 from ml_backend.web.auth import require_basic_auth
-from ml_backend.web.control_room import make_pulse
-from ml_backend.web.live import Listeners
 from ml_backend.web.page import views as page
 from ml_backend.web.problems import http_problem, is_api, known_problem, problem
 from ml_backend.web.sites import refuse_foreign_names
@@ -33,8 +31,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_mb << 20
     app.extensions["services"] = Services.build(settings)
-    app.extensions["pulse"] = make_pulse(app.extensions["services"])
-    app.extensions["listeners"] = Listeners()
     _measure(app)
     require_basic_auth(app, settings)
     refuse_foreign_names(app, settings)

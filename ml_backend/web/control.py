@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from flask import Blueprint, Response, jsonify, request
 
 from ml_backend.outputs import NAME
-from ml_backend.web import answers, bodies, control_room, downloads, live, openapi, uploads
+from ml_backend.web import answers, bodies, control_room, downloads, openapi, uploads
 from ml_backend.web.protocol import services
 from ml_backend.web.routing import Answer, Route, register
 
@@ -288,17 +288,6 @@ ROUTES: tuple[Route, ...] = (
             {"name": "Range", "in": "header", "required": False, "schema": {"type": "string"}},
             {"name": "If-None-Match", "in": "header", "required": False, "schema": {"type": "string"}},
         ),
-    ),
-    Route(
-        "GET",
-        "/events",
-        live.events,
-        "Jobs",
-        "What changes, as it changes",
-        "Server-sent events: `jobs` (new or changed ones, and ids of those that are gone), `status`, and with a "
-        "project `version`. The first of each tells everything. It ends after ten minutes with `bye`: come again.",
-        {200: Answer("The stream.", media_types=("text/event-stream",), schema={"type": "string"})},
-        query=bodies.OfAnyProject,
     ),
     Route(
         "GET",

@@ -8,9 +8,10 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib import metadata
+from threading import Condition
 from typing import TYPE_CHECKING, Any
 
-from flask import current_app
+from cachetools import TTLCache, cached
 
 import ml_backend
 from ml_backend.errors import BackendError, ConfigError
@@ -22,7 +23,6 @@ from ml_backend.versions import BASE, shaping
 from ml_backend.web import answers, bodies
 from ml_backend.web.problems import Conflict, Unknown
 from ml_backend.web.protocol import services
-from ml_backend.web.pulse import Pulse
 
 if TYPE_CHECKING:
     from ml_backend.services import Services
@@ -32,22 +32,16 @@ _TOLD = ("mode", "detector", "yolo_weights", "tracker", "imgsz", "conf", "device
 _PACKAGES = ("torch", "ultralytics", "transformers", "label-studio-sdk", "flask", "rq", "redis")
 #: Seconds for which counts are good enough.
 STATS_S = 60.0
+#: Seconds for which jobs and queues are good enough: every open page asks for them every two seconds.
+FRESH_S = 1.0
+#: Apps whose state is kept: a process has one, its tests some.
+_APPS = 4
 _BY = "control room"
-
-
-def pulse() -> Pulse:
-    """What is looked up once a second, for everybody."""
-    found: Pulse = current_app.extensions["pulse"]
-    return found
-
-
-def make_pulse(found: Services) -> Pulse:
-    return Pulse(lambda: look(found), found.jobs.all)
 
 
 def status(query: bodies.OfAnyProject) -> answers.Status:
     found = services()
-    state = pulse().state()
+    state = look(found)
     return {
         "version": ml_backend.__version__,
         "redis": state["redis"],
@@ -61,8 +55,15 @@ def status(query: bodies.OfAnyProject) -> answers.Status:
     }
 
 
+@cached(TTLCache(_APPS, FRESH_S), key=lambda found: found.jobs, condition=Condition())
+def all_jobs(found: Services) -> list[dict[str, Any]]:
+    """Every job. The list is shared: it is not to be changed."""
+    return found.jobs.all()
+
+
+@cached(TTLCache(_APPS, FRESH_S), key=lambda found: found.jobs, condition=Condition())
 def look(found: Services) -> dict[str, Any]:
-    """Workers, queues, and what answers; for :class:`ml_backend.web.pulse.Pulse`."""
+    """Workers, queues, and what answers. The value is shared: it is not to be changed."""
     out: dict[str, Any] = {"redis": {"up": True, "error": ""}, "database": {"up": True, "error": ""}}
     try:
         memory = found.memory.status()
@@ -358,7 +359,7 @@ def auto_label(body: bodies.AutoLabel) -> tuple[answers.JobAnswer, int]:
 
 
 def jobs(query: bodies.ListJobs) -> answers.JobList:
-    found = [item for item in pulse().jobs() if query.project in (None, item["project"])]
+    found = [item for item in all_jobs(services()) if query.project in (None, item["project"])]
     return {"jobs": [_job(item) for item in found[: query.limit]], "total": len(found)}
 
 

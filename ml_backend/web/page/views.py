@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Blueprint, Response, redirect, render_template, request, url_for
+from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
 
 from ml_backend.errors import BackendError
 from ml_backend.jobs.control_names import STRIDE
 from ml_backend.web.page import forms, words
-from ml_backend.web.page.parts import PARTS
+from ml_backend.web.page.parts import PARTS, marks
 from ml_backend.web.page.state import FAULT, STEPS, THEMES, State, read_state
 from ml_backend.web.page.texts import LANGUAGES, named, translator
 from ml_backend.web.problems import CrossSite, ForeignName, Unknown
@@ -52,6 +52,8 @@ def harden(response: Response) -> Response:
     # A file's address changes with its content; that there is none may change.
     if request.endpoint == "page.static" and response.status_code in (200, 206, 304):
         response.headers["Cache-Control"] = f"private, max-age={_YEAR}, immutable"
+    elif request.endpoint == "page.live":
+        response.headers["Cache-Control"] = "private, no-cache"  # kept, and asked for again by its ETag
     else:
         response.headers["Cache-Control"] = "no-store"
         response.vary.add("Accept")
@@ -80,7 +82,19 @@ def home() -> Response:
 
 
 def _page(state: State, notice: Markup | None = None, status: int = 200) -> Response:
-    return Response(_rendered("page/index.html", notice=notice or "", **_context(state)), status)
+    try:  # first: what happens while the parts are drawn shows as a change
+        known = marks(state.project)
+    except BackendError:
+        known = {}
+    return Response(_rendered("page/index.html", notice=notice or "", marks=known, **_context(state)), status)
+
+
+@blueprint.get("/ui/live")
+def live() -> Response:
+    """What the page asks for every two seconds: by its marks it knows which of its parts to draw anew."""
+    answer = jsonify(marks(read_state(whole=False).project))
+    answer.add_etag()
+    return answer.make_conditional(request)
 
 
 @blueprint.get("/ui/part/<name>")
