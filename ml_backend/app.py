@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException
 
 from ml_backend.errors import BackendError
 from ml_backend.settings import Settings, get_settings
-from ml_backend.web import control, protocol
+from ml_backend.web import api, protocol
 from ml_backend.web.auth import require_basic_auth
 from ml_backend.web.page import views as page
 from ml_backend.web.problems import http_problem, is_api, known_problem, problem
@@ -35,7 +35,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     require_basic_auth(app, settings)
     refuse_foreign_names(app, settings)
     app.register_blueprint(protocol.blueprint)
-    app.register_blueprint(control.blueprint)
+    app.register_blueprint(api.blueprint)
     app.register_blueprint(page.blueprint)
     app.register_error_handler(BackendError, _known_error)
     app.register_error_handler(HTTPException, _http_error)

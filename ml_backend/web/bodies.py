@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ml_backend.jobs.control_names import STRIDE
+from ml_backend.outputs import NAME
 from ml_backend.settings import Mode
 
 
@@ -27,6 +28,9 @@ TrainedName = Annotated[
 ]
 #: Label Studio takes names of this length.
 LabelName = Annotated[str, Field(min_length=1, max_length=255, description="Name of a label.")]
+JobId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,200}$")]
+#: Of a file that was made here.
+FileName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 ExportFormat = Literal["annotations", "yolo", "yolo-track", "coco", "mot", "cvat"]
 
 

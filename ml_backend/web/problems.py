@@ -15,30 +15,6 @@ MEDIA_TYPE = "application/problem+json"
 #: Headers of Werkzeug's answers that describe the body which is replaced here.
 _OF_BODY = frozenset({"content-type", "content-length"})
 
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "description": "Problem details (RFC 9457): what is wrong, and what can be done about it.",
-    "required": ["type", "title", "status", "detail", "cure"],
-    "additionalProperties": False,
-    "properties": {
-        "type": {"type": "string", "description": "A URN by the kind of error, or about:blank."},
-        "title": {"type": "string", "description": "The kind of error in words."},
-        "status": {"type": "integer", "description": "HTTP status."},
-        "detail": {"type": "string", "description": "What is wrong with this request."},
-        "cure": {"type": "string", "description": "What can be done about it; may be empty."},
-        "errors": {
-            "type": "array",
-            "description": "Each field that is wrong.",
-            "items": {
-                "type": "object",
-                "required": ["field", "message"],
-                "additionalProperties": False,
-                "properties": {"field": {"type": "string"}, "message": {"type": "string"}},
-            },
-        },
-    },
-}
-
 
 class Invalid(BackendError):
     """Fields of a request are wrong.

@@ -18,6 +18,7 @@ from werkzeug.formparser import FormDataParser
 from ml_backend.errors import StorageError
 from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
 from ml_backend.web import answers
+from ml_backend.web.api import route
 from ml_backend.web.control_room import requested
 from ml_backend.web.problems import Invalid, WrongType
 from ml_backend.web.protocol import services
@@ -75,8 +76,19 @@ class _Received:
         return self._digest.hexdigest()
 
 
-def upload_video() -> tuple[answers.JobAnswer, int]:
-    """Take one video; the job that makes a task of it."""
+@route(
+    "POST",
+    "/upload_video",
+    "Label",
+    202,
+    requestBody={"required": True, "content": {"multipart/form-data": {"schema": FORM}}},
+)
+def upload_video() -> answers.JobAnswer:
+    """Upload a video.
+
+    Streamed to disk up to UPLOAD_MAX_GB; a job makes it playable where it is not, and a task of the project. A file
+    that the project has already makes no second task.
+    """
     found = services()
     if request.mimetype != "multipart/form-data":
         raise WrongType("The body must be of the type multipart/form-data.", "Send the fields 'project' and 'file'.")

@@ -22,6 +22,7 @@ from ml_backend.storage import Storage
 from ml_backend.training.service import Trainings
 from tests.builders import environment, wait_for
 
+
 def control(settings: Settings) -> ControlQueue:
     queue, storage = JobQueue(settings), Storage(settings.database)
     trainings = Trainings(Projects(settings, storage), queue, storage)

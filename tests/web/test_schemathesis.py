@@ -9,8 +9,8 @@ from schemathesis import Case
 from schemathesis.checks import CheckFunction, not_a_server_error, positive_data_acceptance
 from schemathesis.config import ChecksConfig, PositiveDataAcceptanceConfig, ProjectConfig, ProjectsConfig
 
-from ml_backend.web import control_room, openapi
-from ml_backend.web.control import ROUTES
+from ml_backend.web import control_room
+from ml_backend.web.api import ROUTES, document
 from tests.web.control import Room
 
 # 422: understood, but there is no such version or label, which no schema can tell.
@@ -23,7 +23,7 @@ _LEFT_OUT: dict[str, list[CheckFunction]] = {
     "/api/upload_video": [positive_data_acceptance],  # no schema tells how a file is to be named: 415
 }
 
-schema = schemathesis.openapi.from_dict(openapi.document(ROUTES, auth=False), config=_CONFIG)
+schema = schemathesis.openapi.from_dict(document(auth=False), config=_CONFIG)
 
 
 @schema.parametrize()

@@ -10,7 +10,7 @@ from flask import request
 from pydantic import ValidationError
 from werkzeug.datastructures import MultiDict
 
-from ml_backend.web import bodies, control_room, downloads, uploads
+from ml_backend.web import bodies, control_room, uploads
 from ml_backend.web.problems import Invalid, Unknown
 
 
@@ -66,9 +66,9 @@ ACTIONS: Mapping[str, Action] = {
     "auto_label": Action(_AutoLabel, _auto_label),
     "init_models": Action(bodies.OfProject, control_room.init_models),
     "optimize": Action(_NoBody, lambda _: control_room.optimize_memory(), ("status",)),
-    "render": Action(bodies.AnnotatedVideo, downloads.create_annotated_video),
-    "render_version": Action(bodies.CustomModelVideo, downloads.create_custom_model_video),
-    "export": Action(bodies.Export, downloads.export),
+    "render": Action(bodies.AnnotatedVideo, control_room.create_annotated_video),
+    "render_version": Action(bodies.CustomModelVideo, control_room.create_custom_model_video),
+    "export": Action(bodies.Export, control_room.export),
     "cancel": Action(_OfJob, lambda body: control_room.cancel(body.job)),
 }
 
@@ -82,13 +82,11 @@ def perform(name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
         BackendError: as the API's handlers do.
     """
     if name == "upload":
-        found, _ = uploads.upload_video()
-        return dict(found), ("jobs",)
+        return dict(uploads.upload_video()), ("jobs",)
     action = ACTIONS.get(name)
     if action is None:
         raise Unknown("There is no such action.")
-    answer = action.handler(_read(action.body, request.form))
-    return dict(answer[0] if isinstance(answer, tuple) else answer), ("jobs", *action.changes)
+    return dict(action.handler(_read(action.body, request.form))), ("jobs", *action.changes)
 
 
 def _read(model: type[bodies.Model], form: MultiDict[str, str]) -> Any:
