@@ -59,7 +59,8 @@ class Route:
         statuses: of answers that are no problem; with two, the handler tells which.
         errors: statuses of problems beside those of all routes.
         starts_job: whether a GET may start work: pages of other sites cannot make it do so.
-        more: of the operation in the OpenAPI document, what the signature does not tell.
+        more: what the signature does not tell: ``form``, model of a multipart body that the handler reads itself, and
+            of the OpenAPI operation ``responses`` and further ``parameters``.
     """
 
     method: str
@@ -82,7 +83,8 @@ class Route:
 
     @property
     def query(self) -> type[BaseModel]:
-        return self.hints.get("query", NoQuery)
+        found: type[BaseModel] = self.hints.get("query", NoQuery)
+        return found
 
     @property
     def body(self) -> type[BaseModel] | None:
@@ -155,7 +157,7 @@ def _view(route: Route) -> Callable[..., Response | tuple[Response, int]]:
             found["query"] = query
         if route.body is not None:
             found["body"] = _body(route.body)
-        elif route.changes and "requestBody" not in route.more and request.content_length:
+        elif route.changes and "form" not in route.more and request.content_length:
             raise Invalid("The request must have no body.", "Leave it out.")
         answer = route.handler(**found)
         if isinstance(answer, Response):
@@ -175,7 +177,7 @@ def _query(model: type[BaseModel]) -> Any:
     try:
         return model.model_validate_strings(given, strict=False)
     except ValidationError as error:
-        raise _invalid(error, "parameter") from error
+        raise invalid(error, "parameter") from error
 
 
 def _body(model: type[BaseModel]) -> Any:
@@ -185,10 +187,10 @@ def _body(model: type[BaseModel]) -> Any:
     try:
         return model.model_validate_json(request.get_data() or b"{}")
     except ValidationError as error:
-        raise _invalid(error, "field") from error
+        raise invalid(error, "field") from error
 
 
-def _invalid(error: ValidationError, what: str) -> Invalid:
+def invalid(error: ValidationError, what: str, cure: str = "See /api/docs.") -> Invalid:
     """Every field that is wrong by name, and why."""
     found = []
     for item in error.errors(include_url=False, include_context=False, include_input=False):
@@ -203,7 +205,7 @@ def _invalid(error: ValidationError, what: str) -> Invalid:
             message = f"The {what} {_quoted(name)} is wrong: {item['msg']}."
         found.append({"field": name, "message": message})
     detail = " ".join(item["message"] for item in found[:5])
-    return Invalid(detail, "See /api/docs.", found[:50])
+    return Invalid(detail, cure, found[:50])
 
 
 def _quoted(name: str) -> str:
@@ -220,7 +222,8 @@ def document(*, auth: bool) -> dict[str, Any]:
     Args:
         auth: whether credentials are asked for.
     """
-    shapes = {answers.Problem, *(shape for route in ROUTES for shape in (route.body, route.answer) if shape)}
+    shapes = {shape for route in ROUTES for shape in (route.body, route.answer, route.more.get("form"))}
+    shapes = {answers.Problem, *shapes} - {None}
     adapters = [(shape, "validation", TypeAdapter(shape)) for shape in shapes]
     refs, found = TypeAdapter.json_schemas(adapters, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     schemas = {shape: schema for (shape, _), schema in refs.items()}
@@ -257,10 +260,9 @@ def _operation(route: Route, schemas: Mapping[Any, Any]) -> dict[str, Any]:
         "description": " ".join(about.split()),
         "parameters": [*_parameters(route), *route.more.get("parameters", ())],
     }
-    if route.body is not None:
-        out["requestBody"] = {"required": True, "content": {"application/json": {"schema": schemas[route.body]}}}
-    elif "requestBody" in route.more:
-        out["requestBody"] = route.more["requestBody"]
+    for media_type, shape in (("application/json", route.body), ("multipart/form-data", route.more.get("form"))):
+        if shape is not None:
+            out["requestBody"] = {"required": True, "content": {media_type: {"schema": schemas[shape]}}}
     told = inspect.getdoc(route.answer).splitlines()[0] if route.answer else ""  # type: ignore[union-attr]
     responses = route.more.get("responses") or {
         str(status): {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from ml_backend.jobs.control_names import STRIDE
 from ml_backend.outputs import NAME
@@ -151,6 +151,19 @@ class Export(Model):
             "mot and cvat, which are whole videos.",
         ),
     ] = None
+
+
+class Upload(Model):
+    """A video of a project, as a form."""
+
+    project: Annotated[
+        ProjectId,
+        WithJsonSchema({"type": "string", "pattern": "^[1-9][0-9]{0,9}$", "description": "Id of the project."}),
+    ]
+    file: Annotated[
+        str,
+        WithJsonSchema({"type": "string", "contentMediaType": "application/octet-stream", "description": "A video."}),
+    ]
 
 
 class FindSimilar(Model):

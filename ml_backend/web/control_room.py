@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -54,19 +55,16 @@ def status(query: bodies.OfAnyProject) -> answers.Status:
     state = look(found)
     return {
         "version": ml_backend.__version__,
-        "redis": state["redis"],
-        "database": state["database"],
         "label_studio": found.settings.label_studio_url,
         "models": _models(found, query.project, state),
         "settings": {name: getattr(found.settings, name) for name in _TOLD},
-        "workers": state["workers"],
-        "queues": state["queues"],
         "versions": _versions(),
+        **{name: state[name] for name in ("redis", "database", "workers", "queues")},  # type: ignore[typeddict-item]
     }
 
 
 @cached(TTLCache(_APPS, FRESH_S), key=lambda found: found.jobs, condition=Condition())
-def all_jobs(found: Services) -> list[dict[str, Any]]:
+def all_jobs(found: Services) -> list[Any]:
     """Every job. The list is shared: it is not to be changed."""
     return found.jobs.all()
 
@@ -79,14 +77,8 @@ def look(found: Services) -> dict[str, Any]:
         memory = found.memory.status()
         out["queues"] = found.queue.depths()
         out["workers"] = [
-            {
-                "name": worker.name,
-                "hostname": worker.hostname,
-                "pid": worker.pid,
-                "queues": list(worker.queues),
-                "memory": memory.get(worker.name),
-            }
-            for worker in live_workers(found.settings.redis_url)
+            {"name": w.name, "hostname": w.hostname, "pid": w.pid, "queues": [*w.queues], "memory": memory.get(w.name)}
+            for w in live_workers(found.settings.redis_url)
         ]
         living = [worker["name"] for worker in out["workers"]]
         out["unlike"] = unlike(shaping(found.settings), found.memory.shaping(living))
@@ -103,17 +95,8 @@ def _models(found: Services, project: int | None, state: Mapping[str, Any]) -> a
     try:
         models = found.projects.models(project)
     except BackendError as error:
-        return {
-            "mode": found.settings.mode,
-            "detector": None,
-            "engine": None,
-            "precision": None,
-            "embedder": None,
-            "clip": None,
-            "version": None,
-            "model_version": None,
-            "notes": [str(error)],
-        }
+        unknown: Any = dict.fromkeys(answers.Models.__annotations__)
+        return unknown | {"mode": found.settings.mode, "notes": [str(error)]}  # type: ignore[no-any-return]
     hybrid = models.hybrid
     engines = [{"name": "opencv", "precision": "", "note": ""}]
     if models.detector.kind != "motion":
@@ -156,23 +139,11 @@ def projects() -> answers.ProjectList:
     Projects of Label Studio that the configured token may see.
     """
     found = services()
-    rows: list[answers.Project] = []
+    rows: list[Any] = []
     for item in found.lister.projects():
         trained = found.projects.trained(item["id"])
-        rows.append(
-            {
-                "id": item["id"],
-                "title": item["title"],
-                "url": item["url"],
-                "tasks": item["tasks"],
-                "annotated": item["annotated"],
-                "annotations": item["annotations"],
-                "predictions": item["predictions"],
-                "mode": found.projects.mode(item["id"]),
-                "version": trained.name if trained else BASE,
-                "policy": asdict(found.trainings.policy(item["id"])),
-            }
-        )
+        used = {"mode": found.projects.mode(item["id"]), "version": trained.name if trained else BASE}
+        rows.append(item | used | {"policy": asdict(found.trainings.policy(item["id"]))})
     return {"projects": rows}
 
 
@@ -232,7 +203,7 @@ def load_custom_model(body: bodies.LoadCustomModel) -> answers.Loading:
     """
     found = services()
     model_version = found.trainings.activate(body.project, body.version, _BY)
-    job = _job(found.control.init_models(body.project))
+    job = requested(found.control.init_models(body.project))["job"]
     return {"version": body.version, "model_version": model_version, "job": job}
 
 
@@ -270,18 +241,18 @@ def patterns_info(query: bodies.OfProject) -> answers.Patterns:
     embedder = models.hybrid.embedder
     labels: dict[str, dict[str, Any]] = {}
     points: list[dict[str, Any]] = []
-    job: answers.Job | None = None
+    job = None
     if embedder is not None:
         labels = dict(found.projects.patterns.counts(project, embedder.model_id))
-        digest = found.projects.patterns.digest(project, embedder.model_id) or ""
+        digest = found.projects.patterns.digest(project, embedder.model_id)
         if digest:
-            known = found.jobs.board.published(patterns_name(project))
-            if known and known[1]["digest"] == digest:
-                points = known[1]["map"]
-                for label, facts in known[1]["labels"].items():
+            _, known, job = _found_by_job(
+                patterns_name(project), lambda: found.control.patterns(project), digest=digest, for_s=math.inf
+            )
+            if job is None:
+                points = known["map"]
+                for label, facts in known["labels"].items():
                     labels.get(label, {}).update(facts)
-            else:
-                job = _unless_failed(found, patterns_name(project)) or _job(found.control.patterns(project))
     return {
         "project": project,
         "mode": models.mode,
@@ -336,17 +307,12 @@ def similar(query: bodies.FindSimilar) -> tuple[answers.SimilarTracks, int]:
     if query.label not in counts:
         known = ", ".join(filter(None, counts)) or "none yet"
         raise ConfigError(f"The label {query.label!r} has no exemplars.", f"Labels with exemplars: {known}.")
-    digest = found.projects.patterns.digest(query.project, embedder.model_id) or ""
-    name = similar_name(query.project, query.label, query.limit, query.safe)
-    known_tracks = found.jobs.board.published(name)
-    fresh = known_tracks is not None and known_tracks[1]["digest"] == digest
-    # New tracks come without another digest.
-    fresh = fresh and known_tracks is not None and _age(known_tracks[0]) < STATS_S
-    job = None
-    if not fresh:
-        asked = (query.project, query.label, query.limit, query.safe)
-        job = _unless_failed(found, name) or _job(found.control.similar(*asked))
-    at, facts = known_tracks or (None, {})
+    asked = (query.project, query.label, query.limit, query.safe)
+    at, facts, job = _found_by_job(
+        similar_name(*asked),
+        lambda: found.control.similar(*asked),
+        digest=found.projects.patterns.digest(query.project, embedder.model_id) or "",
+    )
     return {
         "project": query.project,
         "label": query.label,
@@ -354,7 +320,7 @@ def similar(query: bodies.FindSimilar) -> tuple[answers.SimilarTracks, int]:
         "tracks": facts.get("tracks", []),
         "skipped": facts.get("skipped", []),
         "job": job,
-    }, 200 if fresh else 202
+    }, 202 if job else 200
 
 
 @route("GET", "/stats", "Label", 200, 202, starts_job=True)
@@ -364,14 +330,10 @@ def statistics(query: bodies.Statistics) -> tuple[answers.Statistics, int]:
     By label and by person, and what people accepted of each version. A job counts; numbers of the last minute are not
     counted anew.
     """
-    found, name = services(), stats_name(query.project)
-    known = found.jobs.board.published(name)
-    fresh = known is not None and not query.fresh and _age(known[0]) < STATS_S
-    job = None
-    if not fresh:
-        failed = None if query.fresh else _unless_failed(found, name)
-        job = failed or _job(found.control.statistics(query.project))
-    at, facts = known or (None, {})
+    found = services()
+    at, facts, job = _found_by_job(
+        stats_name(query.project), lambda: found.control.statistics(query.project), anew=query.fresh
+    )
     return {
         "project": query.project,
         "counted_at": _iso(at),
@@ -381,16 +343,31 @@ def statistics(query: bodies.Statistics) -> tuple[answers.Statistics, int]:
         "skipped": facts.get("skipped", []),
         "acceptance": found.trainings.accepted(query.project),
         "job": job,
-    }, 200 if known else 202
+    }, 200 if at else 202
 
 
-def _unless_failed(found: Services, name: str) -> answers.Job | None:
-    """A job that failed a moment ago: whoever polls a GET must not start it over and over."""
-    job = found.jobs.get(name)
-    if job is None or job["state"] != FAILED or not job["ended_at"]:
-        return None
-    ended = datetime.fromisoformat(job["ended_at"]).timestamp()
-    return _job(job) if _age(ended) < STATS_S else None
+def _found_by_job(
+    name: str, start: Callable[[], Any], *, digest: str | None = None, for_s: float = STATS_S, anew: bool = False
+) -> tuple[float | None, dict[str, Any], Any]:
+    """When a job has found something, what, and the job that does so anew where that is not good any more.
+
+    A job that failed a moment ago is not started again, unless ``anew``: whoever polls a GET would do so all the time.
+
+    Args:
+        start: requests the job.
+        digest: of the state that it must be of.
+        for_s: seconds for which it is good; new tracks come without another digest.
+    """
+    jobs = services().jobs
+    known = jobs.board.published(name)
+    if known and not anew and _age(known[0]) < for_s and digest in (None, known[1].get("digest")):
+        return *known, None
+    at, facts = known or (None, {})
+    last = None if anew else jobs.get(name)
+    ended = last["ended_at"] if last and last["state"] == FAILED else None
+    if ended and _age(datetime.fromisoformat(ended).timestamp()) < STATS_S:
+        return at, facts, last
+    return at, facts, start()
 
 
 @route("POST", "/train_custom_model", "Learn", 202)
@@ -540,7 +517,7 @@ def jobs(query: bodies.ListJobs) -> answers.JobList:
     Running, waiting, failed and lately ended ones.
     """
     found = [item for item in all_jobs(services()) if query.project in (None, item["project"])]
-    return {"jobs": [_job(item) for item in found[: query.limit]], "total": len(found)}
+    return {"jobs": found[: query.limit], "total": len(found)}
 
 
 @route("GET", "/jobs/<job_id>", "Jobs")
@@ -562,19 +539,16 @@ def cancel(job_id: bodies.JobId) -> answers.Job:
     return _known(services().jobs.cancel(job_id))
 
 
-def _known(found: dict[str, Any] | None) -> answers.Job:
+def _known(found: Any) -> answers.Job:
     if found is None:
         raise Unknown("There is no such job.", "Results are kept for a week; GET /api/jobs lists what is known.")
-    return _job(found)
+    job: answers.Job = found
+    return job
 
 
-def requested(found: dict[str, Any]) -> answers.JobAnswer:
+def requested(job: Any) -> answers.JobAnswer:
     """The answer that names a job."""
-    return {"job": _job(found)}
-
-
-def _job(found: dict[str, Any]) -> answers.Job:
-    return found  # type: ignore[return-value]
+    return {"job": job}
 
 
 def _age(moment: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_backend.errors import LabelStudioError
 from ml_backend.versions import BASE
-from ml_backend.web import bodies, control_room
+from ml_backend.web import answers, bodies, control_room
 from ml_backend.web.page import charts
 from ml_backend.web.page.state import State
 from ml_backend.web.problems import Unknown
@@ -234,6 +234,11 @@ def _file(path: Path, job: Any) -> Facts:
     return {"name": path.name, "bytes": stat.st_size, "at": at, "key": key, **known}
 
 
+def _holds(worker: answers.Worker) -> list[str]:
+    """A worker, and which models it has loaded."""
+    return [worker["name"], *(str(model["name"]) for model in (worker["memory"] or {}).get("models", ()))]
+
+
 def marks(project: int | None) -> dict[str, str]:
     """A short text for everything that :attr:`Part.on` names; it differs whenever the thing has changed.
 
@@ -245,7 +250,7 @@ def marks(project: int | None) -> dict[str, str]:
     state = control_room.look(found)
     told: dict[str, Any] = {
         "jobs": jobs,
-        "status": [state["redis"], state["database"], state["queues"], [item["name"] for item in state["workers"]]],
+        "status": [state["redis"], state["database"], state["queues"], [_holds(item) for item in state["workers"]]],
     }
     for item in jobs:  # a kind's jobs that begin, end and go; not how far they are
         told.setdefault(item["kind"], []).append((item["id"], item["ended_at"]))

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from functools import cache
 from hashlib import sha256
@@ -20,7 +19,7 @@ from werkzeug.exceptions import HTTPException
 
 from ml_backend.errors import BackendError
 from ml_backend.jobs.control_names import STRIDE
-from ml_backend.web.page import forms, words
+from ml_backend.web.page import forms, texts
 from ml_backend.web.page.parts import PARTS, marks
 from ml_backend.web.page.state import FAULT, STEPS, THEMES, State, read_state
 from ml_backend.web.page.texts import LANGUAGES, named, translator
@@ -94,7 +93,8 @@ def live() -> Response:
     """What the page asks for every two seconds: by its marks it knows which of its parts to draw anew."""
     answer = jsonify(marks(read_state(whole=False).project))
     answer.add_etag()
-    return answer.make_conditional(request)
+    answer.make_conditional(request)
+    return answer
 
 
 @blueprint.get("/ui/part/<name>")
@@ -112,54 +112,33 @@ def part(name: str) -> Response:
 def do(name: str) -> Response:
     """A button. With scripts the answer is a notice; without, the whole page with one."""
     refuse_other_sites()
-    answer, changed = forms.perform(name)
+    answer = forms.perform(name)
     state = read_state(whole="HX-Request" not in request.headers)
     notice = _rendered("page/notice.html", answer=answer, button=name, **_context(state))
     if "HX-Request" not in request.headers:
         return _page(state, notice)
     found = Response(notice)
-    found.headers["HX-Trigger"] = json.dumps({f"live-{item}": "" for item in changed})
+    found.headers["HX-Trigger"] = "changed"  # the page asks at once what has
     return found
 
 
-@blueprint.errorhandler(HTTPException)
-def impossible(error: HTTPException) -> Response:
-    """What Flask itself refuses, such as an upload that is too large."""
-    return _refusal(BackendError(error.description or error.name), error.code or 500)
-
-
-@blueprint.errorhandler(BackendError)
-def refused(error: BackendError) -> Response:
-    """What is wrong and the cure, where the notice would be."""
-    log.warning("%s: %s", request.path, error)
-    return _refusal(error, error.http_status)
-
-
-@blueprint.errorhandler(CrossSite)
-@blueprint.errorhandler(ForeignName)
-def foreign(error: BackendError) -> Response:
-    """What a foreign page may read shows nothing of this server's."""
-    log.warning("%s: %s", request.path, error)
-    return _alone(error, error.http_status)
-
-
 @blueprint.errorhandler(Exception)
-def broken(error: Exception) -> Response:
-    """A fault of ours."""
-    log.exception("%s failed", request.path, exc_info=error)
-    return _alone(FAULT, 500)
-
-
-def _refusal(error: BackendError, status: int) -> Response:
-    # What fails may be the page itself.
-    if "HX-Request" in request.headers or status == 500 or (status > 500 and request.endpoint == "page.home"):
-        return _alone(error, status)
-    return _page(read_state(whole=True), _rendered("page/problem.html", error=error), status)
-
-
-def _alone(error: BackendError, status: int) -> Response:
-    """The notice without the page."""
-    return Response(_rendered("page/problem.html", error=error), status)
+def failed(error: Exception) -> Response:
+    """What is wrong and the cure, where the notice would be."""
+    if isinstance(error, HTTPException):  # what Flask itself refuses, such as an upload that is too large
+        told, status = BackendError(error.description or error.name), error.code or 500
+    elif isinstance(error, BackendError):
+        log.warning("%s: %s", request.path, error)
+        told, status = error, error.http_status
+    else:
+        log.exception("%s failed", request.path, exc_info=error)
+        told, status = FAULT, 500
+    notice = _rendered("page/problem.html", error=told)
+    # A foreign page may read nothing of this server's, and what fails may be the page itself.
+    alone = isinstance(error, (CrossSite, ForeignName)) or "HX-Request" in request.headers
+    if alone or status == 500 or (status > 500 and request.endpoint == "page.home"):
+        return Response(notice, status)
+    return _page(read_state(whole=True), notice, status)
 
 
 def _rendered(template: str, **values: Any) -> Markup:
@@ -205,11 +184,11 @@ def _context(state: State) -> dict[str, Any]:
         "action": action,
         "part_address": part_address,
         "static": lambda name: url_for("page.static", filename=name, v=_digest(name)),
-        "amount": words.amount,
-        "percent": words.percent,
-        "figure": words.figure,
-        "moment": words.moment,
-        "duration": lambda seconds: words.duration(t, seconds),
+        "amount": texts.amount,
+        "percent": texts.percent,
+        "figure": texts.figure,
+        "moment": texts.moment,
+        "duration": lambda seconds: texts.duration(t, seconds),
         "ls_url": services().settings.label_studio_links,
         "named": lambda group, name: named(state.lang, group, name),
     }
