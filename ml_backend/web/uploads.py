@@ -105,7 +105,7 @@ def _receive(path: Path, limit: int) -> tuple[int, str, str]:
         return received[-1]
 
     most = request.max_content_length = limit + _FIELD_BYTES * _FIELDS
-    parser = FormDataParser(receiver, None, _FIELD_BYTES, most, silent=False, max_form_parts=_FIELDS)
+    parser = FormDataParser(receiver, _FIELD_BYTES, most, silent=False, max_form_parts=_FIELDS)
     try:
         _, fields, files = parser.parse(
             request.stream, request.mimetype, request.content_length, dict(request.mimetype_params)
