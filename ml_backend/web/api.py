@@ -55,23 +55,28 @@ class Route:
 
     Attributes:
         path: as Flask writes it, below ``/api``.
-        hints: types of the handler's parameters and of what it returns.
         statuses: of answers that are no problem; with two, the handler tells which.
         errors: statuses of problems beside those of all routes.
         starts_job: whether a GET may start work: pages of other sites cannot make it do so.
         more: what the signature does not tell: ``form``, model of a multipart body that the handler reads itself, and
             of the OpenAPI operation ``responses`` and further ``parameters``.
+        query, body: models of the handler's parameters of these names.
+        of_path: checks of the path's parameters, by name.
+        answer: type of the JSON that is answered; ``None`` where it is none.
     """
 
     method: str
     path: str
     handler: Callable[..., Any]
-    hints: Mapping[str, Any]
     tag: str
     statuses: tuple[int, ...]
     errors: tuple[int, ...]
     starts_job: bool
     more: Mapping[str, Any]
+    query: type[BaseModel] | None
+    body: type[BaseModel] | None
+    of_path: Mapping[str, TypeAdapter[str]]
+    answer: Any
 
     @property
     def name(self) -> str:
@@ -80,27 +85,6 @@ class Route:
     @property
     def changes(self) -> bool:
         return self.method != "GET"
-
-    @property
-    def query(self) -> type[BaseModel]:
-        found: type[BaseModel] = self.hints.get("query", NoQuery)
-        return found
-
-    @property
-    def body(self) -> type[BaseModel] | None:
-        return self.hints.get("body")
-
-    @property
-    def answer(self) -> Any:
-        """Type of the JSON that is answered; ``None`` where it is none."""
-        shape = self.hints["return"]
-        shape = get_args(shape)[0] if get_origin(shape) is tuple else shape  # of an answer and its status
-        return None if shape is Response else shape
-
-    @property
-    def of_path(self) -> dict[str, TypeAdapter[str]]:
-        """Checks of the path's parameters."""
-        return {n: TypeAdapter(hint) for n, hint in self.hints.items() if n not in ("query", "body", "return")}
 
 
 ROUTES: list[Route] = []
@@ -120,7 +104,12 @@ def route(
 
     def add(handler: Handler) -> Handler:
         hints = get_type_hints(handler, include_extras=True)
-        added = Route(method, path, handler, hints, tag, statuses or (200,), errors, starts_job, more)
+        shape, query, body = (hints.pop(name, None) for name in ("return", "query", "body"))
+        shape = get_args(shape)[0] if get_origin(shape) is tuple else shape  # of an answer and its status
+        of_path = {name: TypeAdapter(hint) for name, hint in hints.items()}
+        answer = None if shape is Response else shape
+        given = (method, path, handler, tag, statuses or (200,), errors, starts_job, more)
+        added = Route(*given, query, body, of_path, answer)
         ROUTES.append(added)
         blueprint.add_url_rule(path, added.name, _view(added), methods=[method])
         return handler
@@ -142,18 +131,16 @@ def harden(response: Response) -> Response:
 
 
 def _view(route: Route) -> Callable[..., Response | tuple[Response, int]]:
-    of_path = route.of_path
-
     def view(**found: Any) -> Response | tuple[Response, int]:
         if route.changes or route.starts_job:
             refuse_other_sites()
         for name, value in found.items():
             try:
-                of_path[name].validate_python(value)
+                route.of_path[name].validate_python(value)
             except ValidationError as error:
                 raise Unknown(f"There is no such {name.replace('_', ' ')}.") from error
-        query = _query(route.query)
-        if "query" in route.hints:
+        query = _query(route.query or NoQuery)
+        if route.query is not None:
             found["query"] = query
         if route.body is not None:
             found["body"] = _body(route.body)
@@ -222,7 +209,7 @@ def document(*, auth: bool) -> dict[str, Any]:
     Args:
         auth: whether credentials are asked for.
     """
-    shapes = {shape for route in ROUTES for shape in (route.body, route.answer, route.more.get("form"))}
+    shapes: set[Any] = {shape for route in ROUTES for shape in (route.body, route.answer, route.more.get("form"))}
     shapes = {answers.Problem, *shapes} - {None}
     adapters = [(shape, "validation", TypeAdapter(shape)) for shape in shapes]
     refs, found = TypeAdapter.json_schemas(adapters, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
@@ -284,7 +271,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
         {"name": name, "in": "path", "required": True, "schema": adapter.json_schema()}
         for name, adapter in route.of_path.items()
     ]
-    model = route.query.model_json_schema()
+    model = (route.query or NoQuery).model_json_schema()
     for name, schema in model.get("properties", {}).items():
         facts = {key: value for key, value in schema.items() if key not in ("title", "description")}
         about, needed = schema.get("description", ""), name in model.get("required", ())

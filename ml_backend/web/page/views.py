@@ -161,18 +161,10 @@ def _context(state: State) -> dict[str, Any]:
     """What every template may use."""
     t = translator(state.lang)
 
-    def address(**changes: object) -> str:
-        """The page with other parameters; ``None`` leaves one out."""
-        kept: dict[str, object] = {"project": state.project, "step": state.step} | changes
-        return "/?" + urlencode({name: value for name, value in kept.items() if value is not None})
-
-    def action(name: str) -> str:
-        return url_for("page.do", name=name, project=state.project, step=state.step)
+    here: dict[str, Any] = {"project": state.project, "step": state.step}
 
     def part_address(name: str, **values: object) -> str:
-        kept: dict[str, object] = {"project": state.project, "step": state.step} | values
-        query = urlencode({key: value for key, value in kept.items() if value is not None})
-        return f"{url_for('page.part', name=name)}?{query}"
+        return url_for("page.part", name=name, **(here | values))
 
     context: dict[str, Any] = {
         "s": state,
@@ -180,8 +172,8 @@ def _context(state: State) -> dict[str, Any]:
         "steps": STEPS,
         "stride": STRIDE,
         "languages": LANGUAGES,
-        "address": address,
-        "action": action,
+        "address": lambda **changes: url_for("page.home", **(here | changes)),
+        "action": lambda name: url_for("page.do", name=name, **here),
         "part_address": part_address,
         "static": lambda name: url_for("page.static", filename=name, v=_digest(name)),
         "amount": texts.amount,
