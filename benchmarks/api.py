@@ -177,7 +177,7 @@ def open_page(browser: Any, address: str) -> dict[str, float]:
 
     def sent(event: dict[str, Any]) -> None:
         url = event["request"]["url"]
-        if not url.startswith("data:") and "/api/events" not in url:
+        if not url.startswith("data:") and "/ui/live" not in url:
             wanted[event["requestId"]] = url
 
     told.on("Network.requestWillBeSent", sent)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from ml_backend.jobs.control_queue import STRIDE
+from ml_backend.outputs import NAME
 from ml_backend.settings import Mode
 
 
@@ -27,6 +28,9 @@ TrainedName = Annotated[
 ]
 #: Label Studio takes names of this length.
 LabelName = Annotated[str, Field(min_length=1, max_length=255, description="Name of a label.")]
+JobId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,200}$")]
+#: Of a file that was made here.
+FileName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 ExportFormat = Literal["annotations", "yolo", "yolo-track", "coco", "mot", "cvat"]
 
 
@@ -147,6 +151,19 @@ class Export(Model):
             "mot and cvat, which are whole videos.",
         ),
     ] = None
+
+
+class Upload(Model):
+    """A video of a project, as a form."""
+
+    project: Annotated[
+        ProjectId,
+        WithJsonSchema({"type": "string", "pattern": "^[1-9][0-9]{0,9}$", "description": "Id of the project."}),
+    ]
+    file: Annotated[
+        str,
+        WithJsonSchema({"type": "string", "contentMediaType": "application/octet-stream", "description": "A video."}),
+    ]
 
 
 class FindSimilar(Model):

@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from http import HTTPStatus
+from collections.abc import Iterable
 from typing import Any
 
-from flask import Response, json, request
+from flask import Response, json, jsonify, request
 from werkzeug.exceptions import HTTPException
+from werkzeug.http import HTTP_STATUS_CODES
 
 from ml_backend.errors import BackendError
+
+log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 #: Headers of Werkzeug's answers that describe the body which is replaced here.
 _OF_BODY = frozenset({"content-type", "content-length"})
-
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "description": "Problem details (RFC 9457): what is wrong, and what can be done about it.",
-    "required": ["type", "title", "status", "detail", "cure"],
-    "additionalProperties": False,
-    "properties": {
-        "type": {"type": "string", "description": "A URN by the kind of error, or about:blank."},
-        "title": {"type": "string", "description": "The kind of error in words."},
-        "status": {"type": "integer", "description": "HTTP status."},
-        "detail": {"type": "string", "description": "What is wrong with this request."},
-        "cure": {"type": "string", "description": "What can be done about it; may be empty."},
-        "errors": {
-            "type": "array",
-            "description": "Each field that is wrong.",
-            "items": {
-                "type": "object",
-                "required": ["field", "message"],
-                "additionalProperties": False,
-                "properties": {"field": {"type": "string"}, "message": {"type": "string"}},
-            },
-        },
-    },
-}
 
 
 class Invalid(BackendError):
@@ -84,27 +64,22 @@ class WrongType(BackendError):
     http_status = 415
 
 
-class Busy(BackendError):
-    """Too many ask for the same at once."""
-
-    http_status = 503
-
-
 def is_api() -> bool:
     """Whether the present request is for the API."""
     return request.path == "/api" or request.path.startswith("/api/")
 
 
 def problem(status: int, detail: str, cure: str = "", *, kind: str = "", **more: Any) -> Response:
-    """A problem as an answer."""
-    try:
-        phrase = HTTPStatus(status).phrase
-    except ValueError:
-        phrase = "Error"
+    """A problem as an answer.
+
+    Args:
+        kind: name of a class of errors; empty: that of the status.
+        more: further members.
+    """
     words = re.sub(r"(?<!^)(?=[A-Z])", " ", kind).lower()
     body = {
         "type": f"urn:video-backend:{words.replace(' ', '-')}" if kind else "about:blank",
-        "title": words.capitalize() if kind else phrase,
+        "title": words.capitalize() or HTTP_STATUS_CODES.get(status, "Error"),
         "status": status,
         "detail": detail,
         "cure": cure,
@@ -113,20 +88,26 @@ def problem(status: int, detail: str, cure: str = "", *, kind: str = "", **more:
     return Response(json.dumps(body), status, content_type=MEDIA_TYPE)
 
 
-def known_problem(error: BackendError) -> Response:
-    """Of an error that was raised on purpose."""
-    more = {"errors": error.errors} if isinstance(error, Invalid) and error.errors else {}
-    answer = problem(error.http_status, error.message, error.cure, kind=type(error).__name__, **more)
-    if error.http_status == 503:
-        answer.headers["Retry-After"] = "5"
-    return answer
-
-
-def http_problem(error: HTTPException) -> Response:
-    """Of what Flask itself answers, with the headers that belong to it."""
-    given = error.get_response()
-    answer = problem(given.status_code, error.description or error.name)
-    for name, value in given.headers.items():
-        if name.lower() not in _OF_BODY:
-            answer.headers[name] = value
+def failed(error: Exception) -> Response:
+    """Any error as an answer: a problem of the API's, or in the Label Studio protocol's own form."""
+    headers: Iterable[tuple[str, str]] = ()
+    kind, more = "", {}
+    if isinstance(error, HTTPException):
+        given = error.get_response()
+        status, detail, cure = given.status_code, error.description or error.name, ""
+        headers = [(name, value) for name, value in given.headers.items() if name.lower() not in _OF_BODY]
+    elif isinstance(error, BackendError):
+        status, detail, cure, kind = error.http_status, error.message, error.cure, type(error).__name__
+        log.log(logging.ERROR if status >= 500 else logging.WARNING, "%s: %s", request.path, error)
+        more = {"errors": error.errors} if isinstance(error, Invalid) and error.errors else {}
+        headers = [("Retry-After", "5")] if status == 503 else ()
+    else:
+        log.exception("%s failed", request.path, exc_info=error)
+        status, detail, cure = 500, "Internal error.", "The backend's log says more; please report it."
+    if not is_api():
+        answer = jsonify({"error": detail, "cure": cure})
+        answer.status_code = status
+        return answer
+    answer = problem(status, detail, cure, kind=kind, **more)
+    answer.headers.extend(headers)
     return answer

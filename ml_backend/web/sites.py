@@ -1,17 +1,21 @@
-"""Who may ask: programs, and pages of this very server. Pages of other sites may not, whatever name they come by."""
+"""Who may ask: programs, and pages of this very server, with credentials where some are set.
+
+Pages of other sites may not, whatever name they come by.
+"""
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
 import re
 import socket
 from urllib.parse import urlsplit
 
-from flask import Flask, request
+from flask import Flask, Response, request
 from werkzeug.sansio.utils import host_is_trusted
 
 from ml_backend.settings import Settings
-from ml_backend.web.problems import CrossSite, ForeignName
+from ml_backend.web.problems import CrossSite, ForeignName, is_api, problem
 
 #: What Sec-Fetch-Site says of pages of this server, and of what a person typed.
 _OWN = ("same-origin", "none")
@@ -90,6 +94,35 @@ def refuse_foreign_names(app: Flask, settings: Settings) -> None:
                 f"This server does not know itself by the name {name[:80]!r}.",
                 "Use its address, or add the name to ALLOWED_HOSTS.",
             )
+
+
+def require_basic_auth(app: Flask, settings: Settings) -> None:
+    """Answer 401 to requests without the configured credentials, on every route but /health, as label-studio-ml does.
+
+    Whatever watches over the service asks for its health, and need not know a secret for that; the answer holds none.
+    """
+    user, password = settings.basic_auth_user, settings.basic_auth_pass.get_secret_value()
+    if not (user and password):
+        return
+
+    @app.before_request
+    def check() -> Response | None:
+        if request.path == "/health":
+            return None
+        auth = request.authorization if request.authorization and request.authorization.type == "basic" else None
+        given_user = (auth.username or "") if auth else ""
+        given_password = (auth.password or "") if auth else ""
+        # Bytes: compare_digest refuses text outside ASCII. Both are compared, so that time tells nothing.
+        right = hmac.compare_digest(given_user.encode(), user.encode())
+        right &= hmac.compare_digest(given_password.encode(), password.encode())
+        if right:
+            return None
+        if is_api():
+            answer = problem(401, "The credentials are missing or wrong.", "Send BASIC_AUTH_USER and BASIC_AUTH_PASS.")
+        else:
+            answer = Response("Unauthorized", 401)
+        answer.headers["WWW-Authenticate"] = 'Basic realm="Login required"'
+        return answer
 
 
 def _is_own(address: str) -> bool:

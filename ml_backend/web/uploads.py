@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import re
+import io
 import secrets
 import shutil
 import unicodedata
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 from flask import request
+from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 
 from ml_backend.errors import StorageError
 from ml_backend.files import VIDEO_SUFFIXES
-from ml_backend.web import answers
+from ml_backend.web import answers, bodies
+from ml_backend.web.api import invalid, route
 from ml_backend.web.control_room import requested
 from ml_backend.web.problems import Invalid, WrongType
 from ml_backend.web.protocol import services
-
-if TYPE_CHECKING:
-    from ml_backend.services import Services
-
-log = logging.getLogger(__name__)
 
 GB = 1 << 30
 #: Longest file name in bytes, with room for what Label Studio puts before it; file systems take 255.
@@ -35,62 +31,44 @@ _FIELD_BYTES, _FIELDS = 200_000, 10
 #: Bytes that are left free on the disk.
 _SPARE = 512 << 20
 
-FORM: dict[str, Any] = {
-    "type": "object",
-    "required": ["project", "file"],
-    "additionalProperties": False,
-    "properties": {
-        "project": {"type": "string", "pattern": "^[1-9][0-9]{0,9}$", "description": "Id of the project."},
-        "file": {"type": "string", "contentMediaType": "application/octet-stream", "description": "A video."},
-    },
-}
 
-
-class _Received:
+class _Received(io.BufferedWriter):
     """A file that is being received; it knows the digest of its content at the end."""
 
     def __init__(self, path: Path, limit: int) -> None:
-        self.path = path
+        super().__init__(io.FileIO(path, "xb"))
         self._limit, self._left = limit, limit
-        self._file: IO[bytes] = path.open("xb")
-        self._digest = hashlib.sha256()
+        self.digest = hashlib.sha256()
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes) -> int:  # type: ignore[override]
         self._left -= len(data)
         if self._left < 0:
             raise RequestEntityTooLarge(_too_large(self._limit))
-        self._digest.update(data)
-        return self._file.write(data)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def read(self, size: int = -1) -> bytes:
-        return b""  # what was received is on the disk, and is read there
-
-    def close(self) -> None:
-        self._file.close()
-
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
+        self.digest.update(data)
+        return super().write(data)
 
 
-def upload_video() -> tuple[answers.JobAnswer, int]:
-    """Take one video; the job that makes a task of it."""
+@route("POST", "/upload_video", "Label", 202, form=bodies.Upload)
+def upload_video() -> answers.JobAnswer:
+    """Upload a video.
+
+    Streamed to disk up to UPLOAD_MAX_GB; a job makes it playable where it is not, and a task of the project. A file
+    that the project has already makes no second task.
+    """
     found = services()
     if request.mimetype != "multipart/form-data":
         raise WrongType("The body must be of the type multipart/form-data.", "Send the fields 'project' and 'file'.")
     limit = int(found.settings.upload_max_gb * GB)
-    _check_room(found, request.content_length or 0)
+    _check_room(found.settings.uploads_dir, request.content_length or 0, limit)
     folder = found.settings.uploads_dir / f"part-{secrets.token_hex(8)}"
     try:
         folder.mkdir(parents=True)
-        project, name, digest, path = _receive(folder, limit)
+        project, name, digest = _receive(folder / "video", limit)
         # Of its content and project: the same upload is the same job.
         known = f"{project}-{digest[:16]}"
         target = found.settings.uploads_dir / known / name
         target.parent.mkdir(exist_ok=True)
-        path.replace(target)
+        (folder / "video").replace(target)
     except OSError as error:
         raise StorageError(
             f"The upload cannot be kept: {error.strerror}.", "Free disk space, or set DATA_DIR elsewhere."
@@ -100,17 +78,14 @@ def upload_video() -> tuple[answers.JobAnswer, int]:
     return requested(found.control.import_video(project, known, name))
 
 
-def _check_room(found: Services, wanted: int) -> None:
-    limit = int(found.settings.upload_max_gb * GB)
+def _check_room(folder: Path, wanted: int, limit: int) -> None:
     if wanted > limit + _FIELD_BYTES * _FIELDS:
         raise RequestEntityTooLarge(_too_large(limit))
     try:
-        found.settings.uploads_dir.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(found.settings.uploads_dir).free
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise StorageError(
-            f"{found.settings.uploads_dir} cannot be used: {error.strerror}.", "Set DATA_DIR elsewhere."
-        ) from error
+        raise StorageError(f"{folder} cannot be used: {error.strerror}.", "Set DATA_DIR elsewhere.") from error
     if wanted + _SPARE > free:
         raise StorageError(f"There is no room for {wanted / 1e9:.1f} GB.", "Free disk space.")
 
@@ -119,24 +94,18 @@ def _too_large(limit: int) -> str:
     return f"The file is larger than {limit / GB:g} GB, which UPLOAD_MAX_GB allows."
 
 
-def _receive(folder: Path, limit: int) -> tuple[int, str, str, Path]:
-    """Read the body to its end, the file to the disk; project, the file's name and digest, and where it is."""
+def _receive(path: Path, limit: int) -> tuple[int, str, str]:
+    """Read the body to its end, the file to the disk; project, and the file's name and digest."""
     received: list[_Received] = []
 
     def receiver(*_args: Any, **_more: Any) -> Any:
         if received:
-            raise Invalid("There is more than one file.", "Upload one at a time.", [_wrong("file", "given twice")])
-        received.append(_Received(folder / "video", limit))
+            raise Invalid("There is more than one file.", "Upload one at a time.")
+        received.append(_Received(path, limit))
         return received[-1]
 
-    parser = FormDataParser(
-        receiver,
-        max_form_memory_size=_FIELD_BYTES,
-        max_content_length=limit + _FIELD_BYTES * _FIELDS,
-        max_form_parts=_FIELDS,
-        silent=False,
-    )
-    request.max_content_length = limit + _FIELD_BYTES * _FIELDS
+    most = request.max_content_length = limit + _FIELD_BYTES * _FIELDS
+    parser = FormDataParser(receiver, _FIELD_BYTES, most, silent=False, max_form_parts=_FIELDS)
     try:
         _, fields, files = parser.parse(
             request.stream, request.mimetype, request.content_length, dict(request.mimetype_params)
@@ -150,27 +119,22 @@ def _receive(folder: Path, limit: int) -> tuple[int, str, str, Path]:
     finally:
         for item in received:
             item.close()
-    errors = [_wrong(name, "unknown") for name in {*fields, *files} - {"project", "file"}]
-    errors += [_wrong(name, "missing") for name, given in (("project", fields), ("file", files)) if name not in given]
-    if not errors and not re.fullmatch(FORM["properties"]["project"]["pattern"].strip("^$"), fields["project"]):
-        errors.append(_wrong("project", "not the id of a project"))
-    if not errors and not 0 < int(fields["project"]) < 1 << 31:
-        errors.append(_wrong("project", "not the id of a project"))
-    if errors:
-        detail = " ".join(f"The field '{item['field']}' is {item['message']}." for item in errors)
-        raise Invalid(detail, "Send the fields 'project' and 'file'.", errors)
-    name = safe_name(files["file"].filename or "")
+    cure = "Send the fields 'project' and 'file'."
+    try:
+        named = {name: item.filename or "" for name, item in files.items()}
+        form = bodies.Upload.model_validate_strings(fields.to_dict() | named, strict=False)
+    except ValidationError as error:
+        raise invalid(error, "field", cure) from error
+    if set(files) != {"file"}:
+        raise Invalid("The field 'file' must be a file, and no other.", cure)
+    name = safe_name(form.file)
     if Path(name).suffix.lower() not in VIDEO_SUFFIXES:
         raise WrongType(
             f"{name!r} is not named like a video.", f"The names of videos end with {', '.join(sorted(VIDEO_SUFFIXES))}."
         )
-    if not received[0].path.stat().st_size:
-        raise Invalid("The file is empty.", "Choose another.", [_wrong("file", "empty")])
-    return int(fields["project"]), name, received[0].sha256(), received[0].path
-
-
-def _wrong(field: str, message: str) -> dict[str, str]:
-    return {"field": field[:80], "message": message}
+    if not path.stat().st_size:
+        raise Invalid("The file is empty.", "Choose another.")
+    return form.project, name, received[0].digest.hexdigest()
 
 
 def safe_name(given: str) -> str:

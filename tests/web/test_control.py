@@ -21,6 +21,7 @@ from ml_backend.models.weights import resolve_detector
 from ml_backend.pipeline import yolo_detector
 from ml_backend.settings import Settings
 from ml_backend.versions import shaping
+from ml_backend.web import control_room
 from tests.builders import make_tiny_yolo, wait_for
 from tests.web.control import Room
 
@@ -68,7 +69,7 @@ def test_status_tells_what_runs_the_detector(
         detector._note = "openvino is not used: a test. PyTorch is."
         Worker(["control"], connection=connection, name="one").register_birth()
         MemoryBoard(connection).tick("one", 60)
-        room.app.extensions["pulse"].state.forget()
+        control_room.look.cache_clear()
         models = room.get("/api/status")["models"]
         text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
     assert (models["engine"], models["precision"]) == ("torch", "fp32")
@@ -85,7 +86,7 @@ def test_status_names_workers_with_other_settings(
         Worker(["predict"], connection=connection, name="one").register_birth()
         for name in ("one", "gone"):  # of which the second has ended since
             MemoryBoard(connection, other).tick(name, 60)
-        room.app.extensions["pulse"].state.forget()
+        control_room.look.cache_clear()
         notes = room.get("/api/status")["models"]["notes"]
         text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
     (told,) = [note for note in notes if "instead of" in note]

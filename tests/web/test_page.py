@@ -15,6 +15,7 @@ import pytest
 
 from ml_backend.app import create_app
 from ml_backend.settings import Settings
+from ml_backend.web import control_room
 from ml_backend.web.page import charts, texts
 from ml_backend.web.page.forms import ACTIONS
 from ml_backend.web.page.parts import PARTS, history
@@ -105,9 +106,59 @@ def test_a_static_file_that_is_refused_is_not_kept(room: Room) -> None:
     assert "immutable" in again.headers["Cache-Control"]
 
 
+# -- what the page asks for every two seconds
+
+
+def test_marks_change_with_what_they_stand_for(auto: Room) -> None:
+    def marks() -> dict[str, str]:
+        control_room.all_jobs.cache_clear()
+        control_room.look.cache_clear()
+        found: dict[str, str] = auto.client.get("/ui/live?project=7").get_json()
+        return found
+
+    def changed(before: dict[str, str]) -> set[str]:
+        now = marks()
+        return {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+
+    known = marks()
+    drawn = re.search("data-marks='([^']+)'", page(auto, "/?project=7&step=auto"))
+    assert drawn is not None
+    assert json.loads(drawn[1]) == known, "as the page itself was drawn"
+    assert set(known) == {"jobs", "status", "mode", "current", "version"}
+    assert changed(known) == set()
+    auto.services.control.init_models(8)
+    assert changed(known) == {"status"}, "another project's job is in the queue"
+    auto.services.control.init_models(7)
+    assert changed(known) == {"status", "jobs", "init_models"}
+    known = marks()
+    auto.delete("/api/jobs/init-7")
+    assert changed(known) == {"status", "jobs", "init_models"}
+    known = marks()
+    auto.services.patterns.switch(7, "yolo")
+    assert changed(known) >= {"mode"}
+    known = marks()
+    registry = auto.services.projects.registry
+    run = registry.advance(registry.begin(7, "me", "a test", None), state="training")
+    registry.record_epoch(run, [{"epoch": 1}])
+    assert changed(known) == {"version"}
+
+
+def test_nothing_new_has_no_body(room: Room) -> None:
+    first = room.client.get("/ui/live?project=7")
+    assert first.headers["Cache-Control"] == "private, no-cache"
+    again = room.client.get("/ui/live?project=7", headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
+
+
+def test_live_without_redis(make_room: Callable[..., Room], tmp_path: Path) -> None:
+    room = make_room(redis_url=f"unix://{tmp_path}/none.sock")
+    assert room.client.get("/ui/live", headers={"HX-Request": "true"}).status_code == 503
+    assert "data-marks='{}'" in page(room), "all is drawn anew as soon as there is an answer"
+
+
 def test_the_page_asks_for_credentials(settings: Callable[..., Settings]) -> None:
     client = create_app(settings(detector="motion", basic_auth_user="user", basic_auth_pass="secret")).test_client()
-    for path in ("/", "/ui/part/jobs", "/ui/static/page.css"):
+    for path in ("/", "/ui/live", "/ui/part/jobs", "/ui/static/page.css"):
         assert client.get(path, headers=BROWSER).status_code == 401
 
 
@@ -188,7 +239,7 @@ def test_without_a_worker(room: Room) -> None:
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "99999999999999", "", "7;drop", "00000000000199999999999999999999"])
 def test_a_project_that_is_none(room: Room, value: str) -> None:
-    assert 'data-project=""' in page(room, f"/?project={value}")
+    assert 'hx-get="/ui/live"' in page(room, f"/?project={value}")
 
 
 # -- languages and themes
@@ -290,8 +341,9 @@ def test_a_button_with_scripts_answers_a_notice(hostile: Room) -> None:
         "/ui/do/export", data={"project": "7", "format": "coco", "predictions": "none"}, headers={"HX-Request": "true"}
     )
     assert "Requested: Exporting" in answer.get_data(as_text=True)
-    assert json.loads(answer.headers["HX-Trigger"]) == {"live-jobs": ""}
+    assert answer.headers["HX-Trigger"] == "changed"
     assert kinds(hostile) == {"export_project"}
+    assert f'hx-trigger="every 2s, {answer.headers["HX-Trigger"]} from:body"' in page(hostile)
 
 
 def test_a_button_without_scripts_answers_the_page(hostile: Room) -> None:
@@ -347,7 +399,7 @@ def test_wrong_forms_are_told(room: Room, name: str, data: dict[str, str], statu
         assert 'role="alert"' in answer.get_data(as_text=True)
 
 
-@pytest.mark.parametrize("name", [*ACTIONS, "upload"])
+@pytest.mark.parametrize("name", [*ACTIONS])
 @pytest.mark.parametrize(
     "headers", [{"Origin": "http://evil.example"}, {"Origin": "http://["}, {"Sec-Fetch-Site": "cross-site"}], ids=str
 )

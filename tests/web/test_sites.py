@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from flask import json
 
-from ml_backend.web.control import ROUTES
+from ml_backend.web.api import ROUTES
 from tests.builders import CONFIG
 from tests.web.control import Room
 

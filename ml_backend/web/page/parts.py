@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -11,7 +12,7 @@ from typing import Any
 
 from ml_backend.errors import LabelStudioError
 from ml_backend.versions import BASE
-from ml_backend.web import bodies, control_room
+from ml_backend.web import answers, bodies, control_room
 from ml_backend.web.page import charts
 from ml_backend.web.page.state import State
 from ml_backend.web.problems import Unknown
@@ -33,8 +34,8 @@ class Part:
 
     Attributes:
         facts: what its template is given.
-        on: events of the page's script on which it is drawn anew: ``jobs``, ``status``, ``mode``, ``version`` (also
-            at every epoch of a training), ``current`` (another version is in use), or the kind of a job that has ended.
+        on: what it is drawn anew for when it has changed: ``jobs``, ``status``, ``mode``, ``version`` (also at every
+            epoch of a training), ``current`` (another version is in use), or jobs of a kind. See :func:`marks`.
         starts: whether drawing it may start a job.
         everywhere: whether it can be drawn without a project.
     """
@@ -233,9 +234,38 @@ def _file(path: Path, job: Any) -> Facts:
     return {"name": path.name, "bytes": stat.st_size, "at": at, "key": key, **known}
 
 
+def _holds(worker: answers.Worker) -> list[str]:
+    """A worker, and which models it has loaded."""
+    return [worker["name"], *(str(model["name"]) for model in (worker["memory"] or {}).get("models", ()))]
+
+
+def marks(project: int | None) -> dict[str, str]:
+    """A short text for everything that :attr:`Part.on` names; it differs whenever the thing has changed.
+
+    Raises:
+        BackendError: Redis or the database does not answer.
+    """
+    found = services()
+    jobs = [item for item in control_room.all_jobs(found) if project in (None, item["project"])]
+    state = control_room.look(found)
+    told: dict[str, Any] = {
+        "jobs": jobs,
+        "status": [state["redis"], state["database"], state["queues"], [_holds(item) for item in state["workers"]]],
+    }
+    for item in jobs:  # a kind's jobs that begin, end and go; not how far they are
+        told.setdefault(item["kind"], []).append((item["id"], item["ended_at"]))
+    if project is not None:
+        registry = found.projects.registry
+        current, active = registry.current(project), registry.active(project)
+        told["mode"] = found.projects.mode(project)
+        told["current"] = current.name if current else BASE
+        told["version"] = [told["current"], active and (active.name, active.state, len(active.history))]
+    return {name: sha256(json.dumps(facts).encode()).hexdigest()[:12] for name, facts in told.items()}
+
+
 PARTS: Mapping[str, Part] = {
     "jobs": Part(_jobs, ("jobs",), everywhere=True),
-    "system": Part(_system, ("status", "version", "init_models"), everywhere=True),
+    "system": Part(_system, ("status", "mode", "version", "init_models"), everywhere=True),
     "projects": Part(_projects, ("import_video",), everywhere=True),
     "counts": Part(_counts, ("count_statistics",), starts=True),
     "patterns": Part(_patterns, ("describe_patterns", "learn_patterns", "mode"), starts=True),

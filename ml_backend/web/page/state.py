@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from flask import request
 
@@ -27,14 +27,12 @@ class State:
     """A request.
 
     Attributes:
-        project: id; ``None`` where there is none.
         theme: empty: the system's.
         projects: all there are; empty where ``problem`` says why they are not known.
         foreign: another site led here, or may have; that starts no work.
         values: further parameters.
     """
 
-    project: int | None
     step: str
     lang: str
     theme: str
@@ -42,6 +40,11 @@ class State:
     problem: BackendError | None = None
     foreign: bool = False
     values: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def project(self) -> int | None:
+        """Id of the one that is named, else of the first; ``None`` where there is none."""
+        return self.number("project", 0) or (self.projects[0]["id"] if self.projects else None)
 
     @property
     def chosen(self) -> answers.Project | None:
@@ -71,25 +74,22 @@ def read_state(*, whole: bool) -> State:
         except Exception:
             log.exception("The list of projects failed")
             problem = FAULT
-    step = values.get("step", "")
-    found = State(
-        None, step if step in STEPS else STEPS[0], language(), _theme(), projects, problem, _foreign(), values
+    step, theme = values.get("step", ""), request.cookies.get("theme", "")
+    return State(
+        step if step in STEPS else STEPS[0],
+        language(),
+        theme if theme in THEMES else "",
+        projects,
+        problem,
+        _foreign(),
+        values,
     )
-    named = found.number("project", 0) or None
-    if named is None and projects:
-        named = projects[0]["id"]
-    return replace(found, project=named)
 
 
 def language() -> str:
     """The chosen one, else the browser's, else English."""
     chosen = request.cookies.get("lang", "")
     return chosen if chosen in LANGUAGES else request.accept_languages.best_match(list(LANGUAGES)) or "en"
-
-
-def _theme() -> str:
-    chosen = request.cookies.get("theme", "")
-    return chosen if chosen in THEMES else ""
 
 
 def _foreign() -> bool:
