@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from ml_backend.errors import BackendError, ConfigError, Interrupted, LabelStudioUnavailable, MediaError, StorageError
 from ml_backend.files import file_sha256
-from ml_backend.label_studio.client import Project
+from ml_backend.label_studio.client import Project, TaskState
 from ml_backend.label_studio.schema import VideoControl, parse_label_config
 from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
 from ml_backend.outputs import COPIES
@@ -34,7 +34,7 @@ class Destination(Protocol):
     """What importing needs of Label Studio's API."""
 
     def get_project(self, project_id: int) -> Project: ...
-    def list_task_data(self, project_id: int) -> Iterator[tuple[int, dict[str, Any]]]: ...
+    def list_task_states(self, project_id: int) -> Iterator[TaskState]: ...
     def upload_file(self, project_id: int, path: Path) -> str: ...
     def create_task(self, project_id: int, data: Mapping[str, Any]) -> int: ...
     def ensure_local_files_storage(self, project_id: int, folder: Path) -> None: ...
@@ -112,9 +112,9 @@ class Importer:
             )
         self._control = _first_control(client.get_project(project_id))
         self._known = {
-            str(data[SOURCE_FIELD]): task_id
-            for task_id, data in client.list_task_data(project_id)
-            if data.get(SOURCE_FIELD)
+            str(state.data[SOURCE_FIELD]): state.id
+            for state in client.list_task_states(project_id)
+            if state.data.get(SOURCE_FIELD)
         }
 
     def run(self, paths: Sequence[Path], progress: Progress | None = None) -> Iterator[Outcome]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,7 +12,8 @@ import httpx
 from redis.exceptions import RedisError
 
 from ml_backend.doctor.checks import Finding, Target
-from ml_backend.errors import BackendError
+from ml_backend.errors import BackendError, LabelStudioError
+from ml_backend.label_studio.client import LabelStudioClient, basic_auth_header, server_version
 from ml_backend.settings import Settings
 
 TIMEOUT = 5.0
@@ -127,45 +128,37 @@ def label_studio(target: Target) -> Iterator[Finding]:
     settings = target.settings
     url = settings.label_studio_url
     try:
-        response = httpx.get(f"{url}/api/version", timeout=TIMEOUT, follow_redirects=True)
-        found = str(response.json()["release"])
-    except httpx.HTTPError as error:
-        cure = "Start it, or set LABEL_STUDIO_URL to where it is reachable from this machine."
-        yield Finding("Label Studio", "failed", f"no answer at {url} ({error.__class__.__name__})", cure)
+        yield Finding("Label Studio", "ok", f"{server_version(url, TIMEOUT)} at {url}")
+    except LabelStudioError as error:
+        yield Finding("Label Studio", "failed", error.message, error.cure)
         return
-    except (ValueError, KeyError, TypeError):
-        yield Finding("Label Studio", "failed", f"what answers at {url} is not Label Studio", "Check LABEL_STUDIO_URL.")
-        return
-    yield Finding("Label Studio", "ok", f"{found} at {url}")
-
-    from ml_backend.label_studio.client import LabelStudioClient
-
     client = LabelStudioClient(url, settings.label_studio_api_key.get_secret_value(), TIMEOUT)
     yield Finding("Token", "ok", f"belongs to {client.whoami()}")
-    with httpx.Client(base_url=url, headers=client.auth_headers(), timeout=TIMEOUT) as session:
-        try:
-            yield from _connections(session, target)
-        except (httpx.HTTPError, ValueError) as error:
-            yield Finding("Connection", "failed", f"Label Studio does not tell ({error})", "See Label Studio's log.")
+    try:
+        yield from _connections(client, target)
+    except LabelStudioError as error:
+        yield Finding("Connection", "failed", error.message, error.cure)
 
 
-def _connections(session: httpx.Client, target: Target) -> Iterator[Finding]:
-    projects = _get(session, "/api/projects/", page_size=PROJECTS, ordering="-created_at")
-    backends = [item for project in projects for item in _get(session, "/api/ml", project=project["id"])]
+def _connections(client: LabelStudioClient, target: Target) -> Iterator[Finding]:
+    projects = islice(client.list_projects(), PROJECTS)
+    backends = [item for project in projects for item in client.list_backends(project["id"])]
     connected = [item for item in backends if is_ours(str(item.get("url", "")), target)]
     if not connected:
         cure = f"In Label Studio: project > Settings > Model > Connect model, URL {target.backend_url}. {LOCAL_IP_HINT}"
         yield Finding("Connection", "note", "no project uses this backend", cure)
         return
     for item in connected:
-        project = item["project"]
+        project = int(item["project"])
         check = f"Project {project}"
         if item.get("state") == "ER":
             reason = str(item.get("error_message") or "no reason given").strip().splitlines()[-1][:200]
             yield Finding(check, "failed", f"Label Studio cannot use {item['url']}: {reason}", _connection_cure(reason))
             continue
         yield Finding(check, "ok", f"connected to {item['url']}")
-        yield _webhook(session, check, int(project), str(item["url"]).rstrip("/"), target.settings)
+        hook_url = f"{str(item['url']).rstrip('/')}/webhook"
+        hooks = [hook for hook in client.list_webhooks(project) if hook.get("url") == hook_url]
+        yield _webhook(project, hook_url, hooks, target.settings)
 
 
 def _connection_cure(reason: str) -> str:
@@ -174,11 +167,9 @@ def _connection_cure(reason: str) -> str:
     return f"The backend must be reachable from Label Studio's machine. {LOCAL_IP_HINT}"
 
 
-def _webhook(session: httpx.Client, check: str, project: int, url: str, settings: Settings) -> Finding:
-    hooks = [hook for hook in _get(session, "/api/webhooks/", project=project) if hook.get("url") == f"{url}/webhook"]
-    check += ", webhook"
-    where = f"In Label Studio: project {project} > Settings > Webhooks, URL {url}/webhook"
-    auth = _basic_auth(settings)
+def _webhook(project: int, url: str, hooks: Sequence[Mapping[str, Any]], settings: Settings) -> Finding:
+    check = f"Project {project}, webhook"
+    where = f"In Label Studio: project {project} > Settings > Webhooks, URL {url}"
     if not hooks:
         return Finding(check, "failed", "there is none", f"{where}: add it, with payload, for all actions.")
     hook = hooks[0]
@@ -186,22 +177,13 @@ def _webhook(session: httpx.Client, check: str, project: int, url: str, settings
         return Finding(check, "failed", "is switched off", f"{where}: switch it on.")
     if not hook.get("send_payload"):
         return Finding(check, "failed", "sends no payload", f"{where}: switch 'send payload' on.")
-    if auth:
-        expected = "Basic " + base64.b64encode(":".join(auth).encode()).decode()
+    if auth := _basic_auth(settings):
         headers = {str(name).lower(): value for name, value in (hook.get("headers") or {}).items()}
-        if headers.get("authorization") != expected:
+        if headers.get("authorization") != basic_auth_header(*auth)["Authorization"]:
             found = "carries other credentials" if "authorization" in headers else "carries no credentials"
-            return Finding(check, "failed", f"{found}, so the backend refuses its events", _header_cure(where))
-    return Finding(check, "ok", f"{url}/webhook")
-
-
-def _header_cure(where: str) -> str:
-    return f"{where}: set the header Authorization to 'Basic ' and what `printf USER:PASSWORD | base64` prints."
-
-
-def _get(session: httpx.Client, path: str, **parameters: Any) -> list[dict[str, Any]]:
-    answer = session.get(path, params=parameters).raise_for_status().json()
-    return list(answer["results"] if isinstance(answer, dict) else answer)
+            cure = f"{where}: set the header Authorization to 'Basic ' and what `printf USER:PASSWORD | base64` prints."
+            return Finding(check, "failed", f"{found}, so the backend refuses its events", cure)
+    return Finding(check, "ok", url)
 
 
 def is_ours(url: str, target: Target) -> bool:

@@ -26,7 +26,7 @@ from ml_backend.files import file_sha256
 from ml_backend.jobs.context import Context, job
 from ml_backend.jobs.training_facts import checkpoint_name, digest_of, epochs_in, lineage_of, unread_before
 from ml_backend.jobs.training_life import TrainingLife
-from ml_backend.label_studio.records import NotFound
+from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.schema import classes_for, parse_label_config
 from ml_backend.training.gate import decide
 from ml_backend.training.registry import MEASURED, RunLost, Version

@@ -14,8 +14,8 @@ from threading import Event
 from types import TracebackType
 from typing import IO
 
-from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.local.access import create_token, token_works
+from ml_backend.errors import LabelStudioError
+from ml_backend.label_studio.client import LabelStudioClient, create_token
 from ml_backend.local.environment import MODEL_SETTINGS, backend_settings, base_environment
 from ml_backend.local.guardian import MARK, start_guardian, sweep
 from ml_backend.local.preflight import ROOT
@@ -198,10 +198,14 @@ class Stack:
         )
 
     def _valid_token(self, token: str) -> str:
-        if token and token_works(self.label_studio.url, token):
-            return token
         if token:
-            self.reporter.say("The stored token is no longer valid; making a new one.")
+            try:
+                LabelStudioClient(self.label_studio.url, token).whoami()
+                return token
+            except LabelStudioError as error:
+                if error.retryable:
+                    raise
+                self.reporter.say("The stored token is no longer valid; making a new one.")
         token = create_token(self.label_studio.url, self.username, self.label_studio.password)
         write_private(token_path(self.data_dir), token + "\n")
         return token
