@@ -1,7 +1,7 @@
 """Label Studio's API as this project uses it: the SDK, with its errors translated once.
 
-``label_studio_sdk.client.LabelStudio`` imports pandas and more for label configs and exports (1.5 s, 100 MB); the class
-that it extends has the same calls without them (0.2 s, 13 MB), light enough for the web process.
+``label_studio_sdk.LabelStudio`` imports pandas and more for label configs and exports: 2 s of CPU time and 73 MB in the
+web process. The class that it extends makes the same calls for 0.25 s and 4 MB.
 """
 
 from __future__ import annotations
@@ -390,19 +390,19 @@ class LabelStudioClient:
             user, password = basic_auth
             auth = {"auth_method": "BASIC_AUTH", "basic_auth_user": user, "basic_auth_pass": password}
             headers = basic_auth_header(user, password)
-        connected = self.list_backends(project_id)
         hook_url = f"{backend_url}/webhook"
+        connected = [str(backend["url"]).rstrip("/") for backend in self.list_backends(project_id)]
         with self._translated(f"connect {backend_url} to project {project_id}"):
-            if not any((backend["url"] or "").rstrip("/") == backend_url for backend in connected):
+            if backend_url not in connected:
                 self._sdk.ml.create(url=backend_url, project=project_id, title="Video pre-annotation", **auth)
-            hooks = [hook for hook in self._sdk.webhooks.list(project=project_id) if hook.url == hook_url]
+            hooks = [hook for hook in self.list_webhooks(project_id) if hook["url"] == hook_url]
             if not hooks:
                 self._sdk.webhooks.create(
                     url=hook_url, project=project_id, headers=headers, send_payload=True, send_for_all_actions=True
                 )
             for hook in hooks:
-                if headers and hook.headers != headers:
-                    self._sdk.webhooks.update(hook.id, url=hook_url, headers=headers)
+                if headers and hook.get("headers") != headers:
+                    self._sdk.webhooks.update(hook["id"], url=hook_url, headers=headers)
 
 
 def basic_auth_header(user: str, password: str) -> dict[str, str]:

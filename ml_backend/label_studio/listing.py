@@ -37,8 +37,10 @@ class ProjectLister:
         self._known: tuple[float, list[dict[str, Any]]] | None = None
 
     def prepare(self) -> None:
-        """Load most of what asking needs."""
-        import httpx  # noqa: F401 - with its command line's libraries as much as everything else of the web process's
+        """Load what asking needs."""
+        import label_studio_sdk.base_client
+        import label_studio_sdk.projects.client
+        import label_studio_sdk.tasks.client  # noqa: F401
 
     def projects(self) -> list[dict[str, Any]]:
         """Id, title and numbers of tasks of every project that the token's user sees, newest first.

@@ -24,8 +24,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ml_backend.errors import BackendError, Interrupted, MediaError, MediaUnavailable, StorageError, VideoError
-from ml_backend.label_studio.media import CHECK_BYTES, MediaStore, _same_host, canonical_uri
-from ml_backend.label_studio.media_cache import SPARE_BYTES
+from ml_backend.label_studio.media import CHECK_BYTES, SPARE_BYTES, MediaStore, _same_host, canonical_uri
 from ml_backend.settings import Settings
 from tests.builders import ROOT, Outside, outside
 

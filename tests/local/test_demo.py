@@ -12,7 +12,7 @@ from rq.serializers import JSONSerializer
 
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.local.demo import Demo, _is_of, connect, find_demo, make_demo, wait_for_prediction, was_made
-from ml_backend.local.processes import StartError
+from ml_backend.local.preflight import StartError
 from ml_backend.local.stack import Stack
 from ml_backend.local.verify import check_prediction
 from ml_backend.settings import Settings
