@@ -162,7 +162,8 @@ def test_figures_become_tables_of_what_there_is() -> None:
         "| answers, /health | 10 | 2.5 | 9.5 | 12 | 2 |  |  |  |\n| page, label |  |  |  |  |  | 123,456 | 17 | 90 |"
         in text
     )
-    assert "|  | bank | nearest |\n| --- | ---: | ---: |\n| kinds, 1 | 0.5 | 0.4 |\n| kinds, 2 | 0.75 |  |\n" in text
+    few = ["|  | bank | nearest |", "| --- | ---: | ---: |", "| fallback, kinds, 1 | 0.5 | 0.4 |"]
+    assert "\n".join([*few, "| fallback, kinds, 2 | 0.75 |  |\n"]) in text
     assert text.count("Machine: A processor, 2 cores, no GPU. The clip: 1920 × 1080") == 1
     assert text.count("2030-01-31, 1.5 minutes.") == 3
 

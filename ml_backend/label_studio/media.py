@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Protocol
-from urllib.parse import SplitResult, parse_qs, quote, unquote, urljoin, urlsplit
+from typing import IO, TYPE_CHECKING
+from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
 from ml_backend.errors import Interrupted, MediaError, MediaRefused, MediaUnavailable, StorageError, VideoError
+from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,14 +38,6 @@ SPARE_BYTES = 256 << 20
 #: What the kernel says where no room is left: on the disk, for this user, in one file.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _OWN_SUFFIXES = (".lock", ".json", ".part")
-
-
-class Authenticated(Protocol):
-    """What is needed of the API client."""
-
-    url: str
-
-    def auth_headers(self) -> dict[str, str]: ...
 
 
 def canonical_uri(uri: str, label_studio_url: str = "") -> str:
@@ -99,7 +92,7 @@ class MediaStore:
     def __init__(
         self,
         settings: Settings,
-        client: Authenticated,
+        client: LabelStudioClient,
         should_stop: Callable[[], bool] = lambda: False,
         silent: set[str] | None = None,
     ) -> None:
@@ -133,7 +126,10 @@ class MediaStore:
         source = self._source(uri, task_id)
         target = self._target(uri)
         lock = target.with_suffix(".lock")
-        self._make_dir()
+        try:
+            self._dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self._dir} cannot be made: {error.strerror}.", "Set DATA_DIR elsewhere.") from error
         for _ in range(3):
             # Shared: others read it too, possibly for hours, and the clean-up of the cache passes it over.
             with locked(lock, exclusive=False):
@@ -194,12 +190,6 @@ class MediaStore:
         safe = suffix.lower() if plain and suffix.lower() not in _OWN_SUFFIXES else ".media"
         return self._dir / (hashlib.sha256(uri.encode()).hexdigest()[:40] + safe)
 
-    def _make_dir(self) -> None:
-        try:
-            self._dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{self._dir} cannot be made: {error.strerror}.", "Set DATA_DIR elsewhere.") from error
-
     # -- download
 
     def _download(self, source: _Source, target: Path) -> None:
@@ -232,14 +222,32 @@ class MediaStore:
         headers = {"Accept-Encoding": "identity"}
         if done:
             headers |= {"Range": f"bytes={done}-", "If-Range": validator}
-        timeout = httpx.Timeout(self._settings.media_timeout_s)
+        if source.send_auth:
+            headers |= self._client.auth_headers()  # httpx gives it to no other host that an answer leads to
+
+        def check(request: httpx.Request) -> None:
+            if _split(str(request.url)).scheme not in ("http", "https"):
+                raise httpx.UnsupportedProtocol(request.url.scheme)
+            if not source.any_host_after_redirect:
+                self._check_host(str(request.url))
+
         try:
-            with httpx.Client(timeout=timeout) as http, self._request(http, source, headers) as response:
+            with (
+                httpx.Client(
+                    timeout=self._settings.media_timeout_s,
+                    follow_redirects=True,
+                    max_redirects=5,
+                    event_hooks={"request": [check]},
+                ) as http,
+                http.stream("GET", source.url, headers=headers) as response,
+            ):
                 if response.status_code == 416 or not _goes_on(response, done):
                     meta.unlink(missing_ok=True)  # the next try begins anew
                     raise MediaUnavailable(f"{_server(source.url)} does not resume the download.")
                 self._check_status(response)
                 self._receive(response, part, meta, done if response.status_code == 206 else 0)
+        except (httpx.TooManyRedirects, httpx.UnsupportedProtocol) as error:
+            raise MediaError("The video's address redirects in circles or to something that is not http.") from error
         except (httpx.InvalidURL, UnicodeError) as error:
             raise MediaError(f"The address {public_uri(source.url)[:200]!r} is malformed: {error}.") from error
         except httpx.HTTPError as error:
@@ -248,25 +256,6 @@ class MediaStore:
                 f"The video cannot be fetched from {where}: {error.__class__.__name__}.",
                 "Check that the host is reachable from this machine.",
             ) from error
-
-    @contextlib.contextmanager
-    def _request(self, http: httpx.Client, source: _Source, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        """Follow redirects by hand: each hop's host is checked, and the token goes to Label Studio only."""
-        url = source.url
-        for _hop in range(6):
-            auth = self._client.auth_headers() if source.send_auth and _same_host(url, self._client.url) else {}
-            with http.stream("GET", url, headers={**headers, **auth}) as response:
-                if not response.has_redirect_location:
-                    yield response
-                    return
-                location = response.headers["location"]
-            _split(location)
-            url = urljoin(url, location)
-            if urlsplit(url).scheme not in ("http", "https"):
-                break
-            if not source.any_host_after_redirect:
-                self._check_host(url)
-        raise MediaError("The video's address redirects in circles or to something that is not http.")
 
     def _check_status(self, response: httpx.Response) -> None:
         status = response.status_code
