@@ -142,7 +142,7 @@ def test_the_token_is_tried(settings: MakeSettings, label_studio: LabelStudio) -
 
 def test_another_server_at_label_studios_address(settings: MakeSettings, label_studio: LabelStudio) -> None:
     here = settings()
-    (finding,) = checks.backend(target(here, label_studio.url))
+    (finding,) = examine(target(here, label_studio.url), ["backend"])
     assert finding.status == "failed"
     assert "something else answers" in finding.found
 

@@ -35,7 +35,7 @@ CHECKS = (
 #: Only on request: it makes sense where a worker must run.
 EXTRA = (Check("worker-here", "Worker on this machine", checks.worker_here),)
 
-STYLES = {"ok": "green", "note": "yellow", "skipped": "dim", "failed": "bold red"}
+STYLES = {"ok": "green", "note": "yellow", "failed": "bold red"}
 
 
 def examine(target: Target, names: Sequence[str] = ()) -> list[Finding]:

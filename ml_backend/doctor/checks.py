@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from ml_backend.errors import BackendError, LabelStudioError
+from ml_backend.errors import BackendError, ConfigError, LabelStudioError
 from ml_backend.label_studio.client import LabelStudioClient, basic_auth_header, server_version
 from ml_backend.local.preflight import RUN_GB, check_disk, check_writable
 from ml_backend.settings import Settings
@@ -40,7 +40,7 @@ PACKAGES = (
     *("scikit-learn", "sqlalchemy", "timm", "transformers", "ultralytics"),
 )
 
-Status = Literal["ok", "note", "skipped", "failed"]
+Status = Literal["ok", "note", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Finding:
 
     Attributes:
         check: what was looked at.
-        status: ``note`` works, but should be known; ``skipped`` could not be looked at because of another failure.
+        status: ``note`` works, but should be known.
         found: what was found.
         cure: what to do about it, empty where nothing needs to be done.
     """
@@ -158,8 +158,7 @@ def torch(target: Target) -> Iterator[Finding]:
     """PyTorch, whether torchvision fits it, and the device that is used."""
     printed, failure = _run_python(_IMPORT_TORCH)
     if failure:
-        yield Finding("PyTorch", "failed", failure, f"torch and torchvision must be a pair. {REINSTALL}")
-        return
+        raise ConfigError(failure, f"torch and torchvision must be a pair. {REINSTALL}")
     facts = json.loads(printed)
     yield Finding("PyTorch", "ok", f"torch {facts['torch']}, torchvision {facts['torchvision']}")
     yield device(target.settings.device, facts)
@@ -196,9 +195,8 @@ def codecs(target: Target) -> Iterator[Finding]:
             lacking.append(f"{name} ({'encoder' if mode == 'w' else 'decoder'})")
     found = f"PyAV {av.__version__}"
     if lacking:
-        yield Finding("Codecs", "failed", f"{found} lacks {', '.join(lacking)}", f"Use the PyAV wheel. {REINSTALL}")
-    else:
-        yield Finding("Codecs", "ok", f"{found}: H.264 encoder; H.264, HEVC, VP9, MPEG-4 decoders")
+        raise ConfigError(f"{found} lacks {', '.join(lacking)}", f"Use the PyAV wheel. {REINSTALL}")
+    yield Finding("Codecs", "ok", f"{found}: H.264 encoder; H.264, HEVC, VP9, MPEG-4 decoders")
 
 
 def disk(target: Target) -> Iterator[Finding]:
@@ -225,10 +223,8 @@ def weights(target: Target) -> Iterator[Finding]:
     from ml_backend.models.weights import resolve_detector
 
     detector = resolve_detector(target.settings, download=False)
-    if detector.note:
-        yield Finding("Detector", "note", detector.name, detector.note)
-    else:
-        yield Finding("Detector", "ok", f"{detector.name}{f' ({detector.path})' if detector.path else ''}")
+    found = f"{detector.name} ({detector.path})" if detector.path else detector.name
+    yield Finding("Detector", "note" if detector.note else "ok", found, detector.note)
 
 
 # -- servers
@@ -246,13 +242,12 @@ def queue(target: Target) -> Iterator[Finding]:
     try:
         facts: Any = jobs.connection.info()
         policy = str(facts.get("maxmemory_policy", "noeviction"))
-        found = f"Redis {facts['redis_version']} at {shown}"
+        found, cure = f"Redis {facts['redis_version']} at {shown}", ""
         if not facts.get("aof_enabled"):
-            yield Finding("Queue", "note", f"{found}, without persistence", "Run Redis with --appendonly yes.")
+            found, cure = f"{found}, without persistence", "Run Redis with --appendonly yes."
         elif policy != "noeviction":
-            yield Finding("Queue", "note", f"{found}, evicts by {policy}", "Set maxmemory-policy to noeviction.")
-        else:
-            yield Finding("Queue", "ok", found)
+            found, cure = f"{found}, evicts by {policy}", "Set maxmemory-policy to noeviction."
+        yield Finding("Queue", "note" if cure else "ok", found, cure)
     except RedisError as error:  # some hosted servers refuse INFO
         yield Finding("Queue", "note", f"{shown} answers, but not to INFO: {error}")
     yield from _workers(target.settings)
@@ -279,10 +274,9 @@ def worker_here(target: Target) -> Iterator[Finding]:
     from ml_backend.jobs.workers import live_workers
 
     here = [worker for worker in live_workers(target.settings.redis_url) if worker.hostname == socket.gethostname()]
-    if here:
-        yield Finding("Worker on this machine", "ok", ", ".join(str(worker.pid) for worker in here))
-    else:
-        yield Finding("Worker on this machine", "failed", "none", "Its log says why it does not reach Redis.")
+    if not here:
+        raise ConfigError("none", "Its log says why it does not reach Redis.")
+    yield Finding("Worker on this machine", "ok", ", ".join(str(worker.pid) for worker in here))
 
 
 def database(target: Target) -> Iterator[Finding]:
@@ -302,11 +296,10 @@ def database(target: Target) -> Iterator[Finding]:
             transaction.rollback()
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error)
-        yield Finding("Database", "failed", f"{shown}: {reason}", "Check permissions, disk space and DATABASE_URL.")
-    else:
-        yield Finding("Database", "ok", shown)
+        raise ConfigError(f"{shown}: {reason}", "Check permissions, disk space and DATABASE_URL.") from error
     finally:
         storage.engine.dispose()
+    yield Finding("Database", "ok", shown)
 
 
 def _basic_auth(settings: Settings) -> tuple[str, str] | None:
@@ -322,15 +315,13 @@ def backend(target: Target) -> Iterator[Finding]:
         response = httpx.get(url, auth=auth, timeout=TIMEOUT, trust_env=False)
     except httpx.HTTPError as error:
         cure = "Start it: bash scripts/up.sh, or gunicorn ml_backend.wsgi:app; --backend-url says where it is."
-        yield Finding("ML backend", "failed", f"no answer at {url} ({error.__class__.__name__})", cure)
-        return
+        raise ConfigError(f"no answer at {url} ({error.__class__.__name__})", cure) from error
     if response.status_code == 401:
         cure = "Set the same BASIC_AUTH_USER and BASIC_AUTH_PASS here as for the backend."
-        yield Finding("ML backend", "failed", f"{url} refuses the Basic auth credentials", cure)
-    elif response.status_code != 200 or MODEL_CLASS not in response.text:
-        yield Finding("ML backend", "failed", f"something else answers at {url}", "Choose another port: --port.")
-    else:
-        yield Finding("ML backend", "ok", target.backend_url)
+        raise ConfigError(f"{url} refuses the Basic auth credentials", cure)
+    if response.status_code != 200 or MODEL_CLASS not in response.text:
+        raise ConfigError(f"something else answers at {url}", "Choose another port: --port.")
+    yield Finding("ML backend", "ok", target.backend_url)
 
 
 def label_studio(target: Target) -> Iterator[Finding]:
