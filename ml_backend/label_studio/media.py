@@ -16,11 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Protocol
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
 from ml_backend.errors import Interrupted, MediaError, MediaRefused, MediaUnavailable, StorageError, VideoError
-from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,6 +37,14 @@ SPARE_BYTES = 256 << 20
 #: What the kernel says where no room is left: on the disk, for this user, in one file.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _OWN_SUFFIXES = (".lock", ".json", ".part")
+
+
+class Authenticated(Protocol):
+    """What is needed of the API client; files that are not Label Studio's have none."""
+
+    url: str
+
+    def auth_headers(self) -> dict[str, str]: ...
 
 
 def canonical_uri(uri: str, label_studio_url: str = "") -> str:
@@ -92,7 +99,7 @@ class MediaStore:
     def __init__(
         self,
         settings: Settings,
-        client: LabelStudioClient,
+        client: Authenticated,
         should_stop: Callable[[], bool] = lambda: False,
         silent: set[str] | None = None,
     ) -> None:

@@ -75,10 +75,8 @@ def port_owner(port: int) -> str:
     except ImportError:  # nothing is installed yet
         return ""
     try:
-        found = [
-            c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port
-        ]
-        owner = next(filter(None, found), None)
+        listening = [item for item in psutil.net_connections("tcp") if item.status == psutil.CONN_LISTEN]
+        owner = next((item.pid for item in listening if item.laddr[1:] == (port,) and item.pid), None)
         return f"process {owner}: {' '.join(psutil.Process(owner).cmdline())[:80]}" if owner else ""
     except psutil.Error:
         return ""
