@@ -1,4 +1,4 @@
-"""What a start loads, and what it does not wait for. Counted, not timed: ``benchmarks/start.py`` measures seconds."""
+"""What a start loads, and what it does not wait for. Counted, not timed."""
 
 from __future__ import annotations
 
