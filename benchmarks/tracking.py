@@ -1,11 +1,14 @@
 """Plain ``YOLO.track`` loops beside our tracking of the same clip, in one run.
 
     python benchmarks/tracking.py VIDEO --weights yolo11n.pt [--ground-truth gt.txt] [--wide] [--out FOLDER]
+    python benchmarks/tracking.py VIDEO --weights yolo11n.pt --strides 1,2,3 [--precision int8]
 
 Frames per second count decoding, detection and tracking, from the first frame to the last track; loading the model
 and a first warm-up frame are left out on both sides. "ours, tracking only" is the share of tracker and assembler.
-With a MOTChallenge file of ground truth for one class, HOTA, IDF1 and MOTA are computed for that class. Prints a
-table and, as the last line, JSON.
+With a MOTChallenge file of ground truth for one class, HOTA, IDF1 and MOTA are computed for that class. With
+``--strides``, whole predictions of each stride are scored against those of stride 1, which looks at every frame and
+takes the place of ground truth: what is lost by skipping frames, and by ``--precision``, not how good either is. A
+prediction takes no stride of more than a tenth of a second. Prints a table and, as the last line, JSON.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.measuring import make_engine, numbers, own_place  # noqa: E402
+from benchmarks.pipeline import predict  # noqa: E402
 from ml_backend.models._ultralytics import setup_ultralytics  # noqa: E402
 from ml_backend.models.detector import YoloDetector  # noqa: E402
 from ml_backend.models.motion import MotionDetector  # noqa: E402
@@ -81,20 +86,45 @@ def ours(video: Path, weights: Path | None, class_name: str, settings: Settings)
     begun = time.perf_counter()
     tracks += assembler.close()
     ended = time.perf_counter()
-    rows = [
-        (frame, track.track_id, *xyxy)
-        for track in tracks
-        if motion or class_name in ("", track.top_class)
-        for frame, xyxy in zip(track.frames, track.xyxy, strict=True)
-    ]
     seconds = ended - started
     tracking += ended - begun
-    return _rows(rows), {
+    return _boxes(tracks, "" if motion else class_name), {
         "fps": frames / seconds,
         "tracking_ms": 1000 * tracking / frames,
         "tracking_share": tracking / seconds,
         "most_boxes_held": float(buffered),
     }
+
+
+def beside_exact(
+    video: Path, weights: Path, class_name: str, strides: list[int], precision: str | None
+) -> dict[str, dict[str, float]]:
+    """Predictions of each stride and precision, scored against that of stride 1 in the default precision."""
+    results: dict[str, dict[str, float]] = {}
+    exact: Rows | None = None
+    with own_place():
+        for changes in [{}, {"precision": precision}] if precision else [{}]:
+            make_engine(video, weights, **changes)
+            for stride in dict.fromkeys([1, *strides]):
+                tracks: list[Track] = []
+                _, figures = predict(video, weights, tracks.append, stride=stride, **changes)
+                rows = _boxes(tracks, class_name)
+                exact = rows if exact is None else exact
+                found = {"fps": figures["frames"] / figures["seconds"], "tracks": len(np.unique(rows[:, 1]))}
+                found |= {"boxes": len(rows), **score(exact, rows)}
+                results[f"stride {stride}, {figures['engine']}"] = {k: round(v, 4) for k, v in found.items()}
+    return results
+
+
+def _boxes(tracks: list[Track], class_name: str) -> Rows:
+    return _rows(
+        [
+            (frame, track.track_id, *xyxy)
+            for track in tracks
+            if class_name in ("", track.top_class)
+            for frame, xyxy in zip(track.frames, track.xyxy, strict=True)
+        ]
+    )
 
 
 def _rows(rows: list[tuple[float, ...]]) -> Rows:
@@ -107,6 +137,8 @@ def _rows(rows: list[tuple[float, ...]]) -> Rows:
 @click.option("--ground-truth", type=click.Path(exists=True, path_type=Path), help="MOTChallenge gt.txt.")
 @click.option("--class-name", default="person", show_default=True, help="Class that is compared; empty: all.")
 @click.option("--wide", is_flag=True, help="Also at 960 pixels, and every tracker.")
+@click.option("--strides", callback=lambda *a: numbers(*a) if a[2] else [], help="Compare these instead: 1,2,3.")
+@click.option("--precision", type=click.Choice(["int8"]), help="With --strides: also in it.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write each result as a MOT file here.")
 def main(
@@ -115,9 +147,16 @@ def main(
     ground_truth: Path | None,
     class_name: str,
     wide: bool,
+    strides: list[int],
+    precision: str | None,
     device: str,
     out: Path | None,
 ) -> None:
+    if strides:
+        results = beside_exact(video, weights, class_name, strides, precision)
+        _show(results, True)
+        print(json.dumps({"video": video.name, "class": class_name, "results": results}))
+        return
     settings = Settings(_env_file=None, device=device)
     runs = {
         "YOLO.track, botsort": lambda: plain(video, weights, class_name, device, tracker="botsort.yaml"),
@@ -137,7 +176,7 @@ def main(
                 video, weights, class_name, settings.model_copy(update={"tracker": kind})
             )
     truth = read_mot(ground_truth) if ground_truth else None
-    results: dict[str, dict[str, float]] = {}
+    results = {}
     for name, run in runs.items():
         rows, figures = run()
         figures["tracks"] = float(len(np.unique(rows[:, 1])))

@@ -97,9 +97,9 @@ class Importer:
             )
         self._control = _first_control(client.get_project(project_id))
         self._known = {
-            str(data[SOURCE_FIELD]): task_id
-            for task_id, data in client.list_task_data(project_id)
-            if data.get(SOURCE_FIELD)
+            str(state.data[SOURCE_FIELD]): state.id
+            for state in client.list_task_states(project_id)
+            if state.data.get(SOURCE_FIELD)
         }
 
     def run(self, paths: Sequence[Path], progress: Progress | None = None) -> Iterator[Outcome]:

@@ -15,8 +15,7 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from redis import Redis
 
-from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.local.access import create_token
+from ml_backend.label_studio.client import LabelStudioClient, create_token
 from ml_backend.local.environment import base_environment
 from ml_backend.local.guardian import MARK, start_guardian
 from ml_backend.local.preflight import free_port

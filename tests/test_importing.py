@@ -172,12 +172,14 @@ def test_what_is_not_the_video_s_fault_is_told_apart(
     make_audio(tmp_path / "b.mp4")
     token = client._token
     importer = Importer(client, project, settings())
-    client._token, client._cached_sdk = "0" * 40, None  # revoked meanwhile
+    vars(client).pop("_sdk")
+    client._token = "0" * 40  # revoked meanwhile
     refused, sound = importer.run(find_videos([tmp_path]))
     assert (type(refused.error), refused.detail) == (LabelStudioError, str(refused.error))
     assert "refuses the token" in refused.detail
     assert isinstance(sound.error, VideoError)
-    client._token, client._cached_sdk = token, None
+    vars(client).pop("_sdk")
+    client._token = token
     (done,) = importer.run([tmp_path / "a.mp4"])
     assert (done.status, done.error) == ("imported", None)
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from ml_backend.errors import LabelStudioError
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
-from ml_backend.local.preflight import ROOT
-from ml_backend.local.processes import StartError
+from ml_backend.local.preflight import ROOT, StartError
 from ml_backend.local.stack import Stack
 from ml_backend.local.state import write_private
 from ml_backend.settings import Settings

@@ -14,28 +14,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import httpx
 from redis import Redis
 from redis.exceptions import RedisError
 
-from ml_backend.errors import BackendError
 from ml_backend.jobs.workers import live_workers
-from ml_backend.local.preflight import ROOT, free_port
+from ml_backend.local.preflight import ROOT, StartError
 from ml_backend.local.state import keep_secret_key
-
-__all__ = ["Backend", "LabelStudioServer", "ManagedProcess", "RedisServer", "StartError", "Worker", "free_port"]
 
 #: sun_path has 104 bytes on macOS and 108 on Linux, the final NUL included.
 SOCKET_PATH_MAX = 100
 DATABASE = "label_studio.sqlite3"
 #: RQ needs streams and blocking moves.
 REDIS_MIN_VERSION = (6, 2)  # for set-proc-title
-
-
-class StartError(BackendError):
-    """A process of the local stack did not come up."""
 
 
 class ManagedProcess:
@@ -72,23 +65,15 @@ class ManagedProcess:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self._log_start = log.tell()
-            self._process = self._spawn(log)
-
-    def _spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        try:
-            return subprocess.Popen(
-                list(self.command()),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                cwd=self.cwd,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise StartError(
-                f"{self.name} could not be started: {error}.", "Run scripts/up.sh, it installs it."
-            ) from error
+            outputs: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+            try:
+                self._process = subprocess.Popen(
+                    list(self.command()), env=self.environment, cwd=self.cwd, start_new_session=True, **outputs
+                )
+            except OSError as error:
+                raise StartError(
+                    f"{self.name} could not be started: {error}.", "Run scripts/up.sh, it installs it."
+                ) from error
 
     @property
     def pid(self) -> int | None:

@@ -14,17 +14,16 @@ from threading import Event
 from types import TracebackType
 from typing import IO
 
-from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.local.access import create_token, token_works
-from ml_backend.local.environment import MODEL_SETTINGS, backend_settings, base_environment
+from ml_backend.errors import LabelStudioError
+from ml_backend.label_studio.client import LabelStudioClient, create_token
+from ml_backend.local.environment import MODEL_SETTINGS, base_environment
 from ml_backend.local.guardian import MARK, start_guardian, sweep
-from ml_backend.local.preflight import ROOT
+from ml_backend.local.preflight import ROOT, StartError
 from ml_backend.local.processes import (
     Backend,
     LabelStudioServer,
     ManagedProcess,
     RedisServer,
-    StartError,
     Worker,
     redis_answers,
 )
@@ -37,7 +36,6 @@ from ml_backend.local.state import (
     login_password,
     read_text,
     state_path,
-    take_back,
     token_path,
     write_private,
 )
@@ -185,23 +183,24 @@ class Stack:
     def settings_environment(self, token: str = "") -> dict[str, str]:
         """Settings by which a process finds this stack, and uses the same models as it does."""
         chosen = {name.upper() for name in MODEL_SETTINGS} & self.backend.environment.keys()
-        models = {name: self.backend.environment[name] for name in sorted(chosen)}
-        return models | dict(
-            backend_settings(
-                data_dir=self.data_dir,
-                label_studio_url=self.label_studio.url,
-                token=token or self.token,
-                redis_url=self.redis_url,
-                uploads_root=self.label_studio.media_root,
-                local_files=self.local_files,
-            )
-        )
+        return {name: self.backend.environment[name] for name in sorted(chosen)} | {
+            "LABEL_STUDIO_URL": self.label_studio.url,
+            "LABEL_STUDIO_API_KEY": token or self.token,
+            "REDIS_URL": self.redis_url,
+            "DATA_DIR": str(self.data_dir),
+            "UPLOADS_ROOT": str(self.label_studio.media_root),
+            "LOCAL_FILES_ROOT": str(self.local_files),
+        }
 
     def _valid_token(self, token: str) -> str:
-        if token and token_works(self.label_studio.url, token):
-            return token
         if token:
-            self.reporter.say("The stored token is no longer valid; making a new one.")
+            try:
+                LabelStudioClient(self.label_studio.url, token).whoami()
+                return token
+            except LabelStudioError as error:
+                if error.retryable:
+                    raise
+                self.reporter.say("The stored token is no longer valid; making a new one.")
         token = create_token(self.label_studio.url, self.username, self.label_studio.password)
         write_private(token_path(self.data_dir), token + "\n")
         return token
@@ -221,14 +220,13 @@ class Stack:
         """A client with the rights of Label Studio's first user."""
         return LabelStudioClient(self.label_studio.url, self.token)
 
-    def save_state(self, project_id: int | None = None) -> None:
+    def save_state(self) -> None:
         """Let other commands find this stack."""
         StackState(
             pid=os.getpid(),
             label_studio_url=self.label_studio.url,
             backend_url=self.backend.url,
             redis_url=self.redis_url,
-            project_id=project_id,
             environment=self.settings_environment() | self._stores(),
         ).save(self.data_dir)
         if not self.options.isolated:
@@ -258,7 +256,7 @@ class Stack:
             self._guardian.wait(timeout=30)
             self._guardian = None
             state_path(self.data_dir).unlink(missing_ok=True)
-            take_back(ROOT, self.data_dir)
+            announce(ROOT)
         if self._lock:
             self._lock.close()
             self._lock = None

@@ -28,12 +28,11 @@ MAX_REGIONS_PER_OBJECT = {"yolo": 2.0, "motion": 3.0}
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One object of the truth and what follows it.
+    """An object of the truth, the label of the region that follows it best, and how well it is followed.
 
     Attributes:
         coverage: share of the object's frames with IoU of at least MIN_IOU.
         iou: mean IoU over those frames.
-        label: of the region that follows it best.
     """
 
     truth: str
@@ -58,14 +57,13 @@ class Report:
 
     def summary(self) -> dict[str, Any]:
         """For programs."""
-        found = [match for match in self.matches if match.coverage >= MIN_COVERAGE]
-        mean_iou = float(np.mean([match.iou for match in found])) if found else 0.0
+        found = [match.iou for match in self.matches if match.coverage >= MIN_COVERAGE]
         return {
             "model_version": self.model_version,
             "objects": len(self.matches),
             "found": len(found),
             "regions": self.regions,
-            "mean_iou": round(mean_iou, 3),
+            "mean_iou": round(float(np.mean(found)) if found else 0.0, 3),
             "problems": list(self.problems),
         }
 
@@ -92,10 +90,8 @@ def check_prediction(task: Mapping[str, Any], truth: SampleTruth) -> Report:
     version = str(prediction.get("model_version") or "")
     detector = "motion" if "motion" in version else "yolo"
     regions = [item for item in prediction["result"] if item["type"] == "videorectangle"]
-    for region in regions:
-        if region["value"]["framesCount"] != truth.frames:
-            problems.append(f"framesCount is {region['value']['framesCount']}, the video has {truth.frames} frames")
-            break
+    if wrong := {region["value"]["framesCount"] for region in regions} - {truth.frames}:
+        problems.append(f"framesCount is {min(wrong)}, the video has {truth.frames} frames")
     matches = tuple(_match(track, regions, truth, whole=detector == "yolo") for track in truth.tracks)
     lost = [match for match in matches if match.coverage < MIN_COVERAGE]
     if len(matches) - len(lost) < MIN_FOUND[detector] * len(matches):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
@@ -133,10 +134,14 @@ class TorchEmbedder(FitsMemory):
         rows: list[FloatArray] = []
         done = 0
         while done < len(items):
-            rest = items[done:]
-            rows.append(self._fitting(lambda limit, rest=rest: self._run(rest[:limit], run)))
+            rows.append(self._fitting(partial(self._run_from, items, done, run)))
             done += len(rows[-1])
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
+
+    def _run_from(
+        self, items: Sequence[T], start: int, run: Callable[[Sequence[T]], torch.Tensor], limit: int
+    ) -> FloatArray:
+        return self._run(items[start : start + limit], run)
 
     def _run(self, items: Sequence[T], run: Callable[[Sequence[T]], torch.Tensor]) -> FloatArray:
         import torch

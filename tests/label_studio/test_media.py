@@ -25,8 +25,7 @@ from hypothesis import strategies as st
 
 from ml_backend.errors import BackendError, Interrupted, MediaError, MediaUnavailable, StorageError, VideoError
 from ml_backend.label_studio import media as media_module
-from ml_backend.label_studio.media import CHECK_BYTES, MediaStore, _same_host, canonical_uri
-from ml_backend.label_studio.media_cache import SPARE_BYTES
+from ml_backend.label_studio.media import CHECK_BYTES, SPARE_BYTES, MediaStore, _same_host, canonical_uri
 from ml_backend.settings import Settings
 from tests.builders import ROOT, Outside, outside
 

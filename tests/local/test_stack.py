@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from ml_backend.jobs.workers import live_workers
-from ml_backend.local.access import create_token, token_works
+from ml_backend.label_studio.client import LabelStudioClient, create_token
 from ml_backend.local.preflight import ROOT, free_port
 from ml_backend.local.processes import answers
 from ml_backend.local.state import StackState, read_text, running_stack, token_path, write_private
@@ -101,7 +101,7 @@ def test_a_clean_stop_keeps_state_and_leaves_no_process(command: Command) -> Non
 
     state = command.start()
     assert read_text(token_path(command.data_dir)) == token
-    assert token_works(state.label_studio_url, token)
+    assert LabelStudioClient(state.label_studio_url, token).whoami()
 
 
 def test_a_worker_that_is_killed_comes_back(command: Command) -> None:
@@ -146,7 +146,7 @@ def test_a_token_that_is_no_longer_valid_is_replaced(command: Command) -> None:
     state = command.start()
     token = read_text(token_path(command.data_dir))
     assert token != "no longer valid"
-    assert token_works(state.label_studio_url, token)
+    assert LabelStudioClient(state.label_studio_url, token).whoami()
     assert "making a new one" in command.output.read_text()
 
 
