@@ -190,7 +190,7 @@ class NameAnnotator(BaseAnnotator):
             texts: one for each box, empty for none.
         """
         tracks, labels = np.asarray(detections.tracker_id).tolist(), np.asarray(detections.class_id).tolist()
-        placed = np.zeros((0, 4), np.int64)
+        placed: IntArray = np.zeros((0, 4), np.int64)
         sides: dict[int, int] = {}
         # Longest known first: who was there keeps its place when somebody comes.
         for row in sorted((row for row, text in enumerate(texts) if text), key=lambda i: tracks[i]):
