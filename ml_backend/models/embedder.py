@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
@@ -131,14 +132,14 @@ class TorchEmbedder(FitsMemory):
         rows: list[FloatArray] = []
         done = 0
         while done < len(items):
-            rest = items[done:]
-            rows.append(self._fitting(lambda limit, rest=rest: self._run(rest[:limit], run)))
+            rows.append(self._fitting(partial(self._run, items[done:], run)))
             done += len(rows[-1])
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
 
-    def _run(self, items: Sequence[T], run: Callable[[Sequence[T]], torch.Tensor]) -> FloatArray:
+    def _run(self, items: Sequence[T], run: Callable[[Sequence[T]], torch.Tensor], limit: int) -> FloatArray:
         import torch
 
+        items = items[:limit]
         with torch.inference_mode():
             result = _normalised(run(items))
             if result is None and self._dtype is torch.float16:
