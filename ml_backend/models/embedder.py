@@ -134,18 +134,14 @@ class TorchEmbedder(FitsMemory):
         rows: list[FloatArray] = []
         done = 0
         while done < len(items):
-            rows.append(self._fitting(partial(self._run_from, items, done, run)))
+            rows.append(self._fitting(partial(self._run, items[done:], run)))
             done += len(rows[-1])
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
 
-    def _run_from(
-        self, items: Sequence[T], start: int, run: Callable[[Sequence[T]], torch.Tensor], limit: int
-    ) -> FloatArray:
-        return self._run(items[start : start + limit], run)
-
-    def _run(self, items: Sequence[T], run: Callable[[Sequence[T]], torch.Tensor]) -> FloatArray:
+    def _run(self, items: Sequence[T], run: Callable[[Sequence[T]], torch.Tensor], limit: int) -> FloatArray:
         import torch
 
+        items = items[:limit]
         with torch.inference_mode():
             result = _normalised(run(items))
             if result is None and self._dtype is torch.float16:
