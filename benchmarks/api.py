@@ -235,7 +235,7 @@ def main(video: Path, weights: Path, clients: int, seconds: float, loads: int) -
 
     from ml_backend.local.preflight import free_port
     from ml_backend.local.stack import Stack, StackOptions
-    from ml_backend.services import Services
+    from ml_backend.services import WebContainer
     from ml_backend.settings import Settings
     from ml_backend.video.sample import make_sample
 
@@ -260,7 +260,7 @@ def main(video: Path, weights: Path, clients: int, seconds: float, loads: int) -
             project = client.create_project("busy", CONFIG)
             client.connect_backend(project, url)
             named: dict[str, Any] = {name.lower(): value for name, value in stack.settings_environment().items()}
-            trainings = Services.build(Settings(_env_file=None, **named)).trainings
+            trainings = WebContainer(Settings(_env_file=None, **named)).trainings
             trainings.set_policy(project, {"min_tracks": 1, "quiet_s": 1, "every_s": 0})
             work = Work(stack, project, video)
             sample = Path(folder) / "sample.mp4"

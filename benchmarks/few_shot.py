@@ -36,11 +36,12 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from ml_backend.hybrid import load_embedder  # noqa: E402
 from ml_backend.models._ultralytics import setup_ultralytics  # noqa: E402
 from ml_backend.models.crops import cut  # noqa: E402
 from ml_backend.models.detector import YoloDetector  # noqa: E402
 from ml_backend.models.embedder import Embedder  # noqa: E402
-from ml_backend.models.hub import load_embedder, resolve_embedder  # noqa: E402
+from ml_backend.models.hub import resolve_embedder  # noqa: E402
 from ml_backend.models.tracker import Tracker  # noqa: E402
 from ml_backend.observe import observe  # noqa: E402
 from ml_backend.patterns.bank import Exemplars, PatternBank  # noqa: E402

@@ -66,7 +66,7 @@ def main(video: Path, weights: Path, epochs: int, events: int, seconds: float) -
 
     from ml_backend.local.preflight import free_port
     from ml_backend.local.stack import Stack, StackOptions
-    from ml_backend.services import Services
+    from ml_backend.services import WebContainer
     from ml_backend.settings import Settings
     from ml_backend.video.sample import make_sample
 
@@ -87,9 +87,9 @@ def main(video: Path, weights: Path, epochs: int, events: int, seconds: float) -
             project = client.create_project("retraining", CONFIG)
             client.connect_backend(project, stack.backend.url)
             named: dict[str, Any] = {k.lower(): v for k, v in stack.settings_environment().items()}
-            services = Services.build(Settings(_env_file=None, **named))
+            services = WebContainer(Settings(_env_file=None, **named))
             services.trainings.set_policy(project, {"min_tracks": 1, "quiet_s": 2, "every_s": 0})
-            registry = services.projects.registry
+            registry = services.registry
 
             def new_task(path: Path, in_project: int = project) -> int:
                 return client.create_task(in_project, {"video": client.upload_file(in_project, path)})

@@ -22,12 +22,12 @@ def create_app(settings: Settings | None = None) -> Flask:
     Raises:
         StorageError: the database cannot be opened.
     """
-    from ml_backend.services import Services  # with the database's library, as much as everything else together
+    from ml_backend.services import WebContainer  # with the database's library, as much as everything else together
 
     settings = settings or get_settings()
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST
-    app.extensions["services"] = Services.build(settings)
+    app.extensions["services"] = WebContainer(settings)
     _measure(app)
     require_basic_auth(app, settings)
     refuse_foreign_names(app, settings)

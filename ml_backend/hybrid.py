@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ml_backend.label_studio.schema import VideoControl
 from ml_backend.labelling import DetectorLabels, Opinion
 from ml_backend.looks import Looks, OpenVideo, look_at
-from ml_backend.models.hub import ResolvedModel, load_clip, load_embedder
+from ml_backend.models.hub import ResolvedModel
 from ml_backend.models.zero_shot import ZeroShot, label_prompts, with_detector
 from ml_backend.modes import HybridModels
 from ml_backend.patterns.bank import Exemplars, PatternBank
@@ -28,7 +28,41 @@ from ml_backend.tracks.record import TrackSet
 from ml_backend.tracks.views import VIEWS
 from ml_backend.types import UNLABELLED, FloatArray
 
+if TYPE_CHECKING:  # torch, which is loaded with the first model
+    from ml_backend.models.clip import ClipEmbedder
+    from ml_backend.models.embedder import Embedder
+
 log = logging.getLogger(__name__)
+
+
+def load_embedder(resolved: ResolvedModel, settings: Settings) -> Embedder:
+    """Load what :func:`ml_backend.models.hub.resolve_embedder` found.
+
+    Raises:
+        WeightsError: it cannot be loaded.
+    """
+    if resolved.kind == "dinov2" and resolved.path is not None:
+        from ml_backend.models.dinov2 import Dinov2Embedder
+
+        return Dinov2Embedder(resolved.path, settings)
+    if resolved.kind == "fallback":
+        from ml_backend.models.efficientnet import EfficientNetEmbedder
+
+        return EfficientNetEmbedder(settings)
+    raise ValueError(f"expected a DINOv2 model or the fallback, got {resolved}")
+
+
+def load_clip(resolved: ResolvedModel, settings: Settings) -> ClipEmbedder:
+    """Load what :func:`ml_backend.models.hub.resolve_clip` found.
+
+    Raises:
+        WeightsError: it cannot be loaded.
+    """
+    from ml_backend.models.clip import ClipEmbedder
+
+    if resolved.kind != "clip" or resolved.path is None:
+        raise ValueError(f"expected a CLIP model, got {resolved}")
+    return ClipEmbedder(resolved.path, settings)
 
 
 @contextmanager

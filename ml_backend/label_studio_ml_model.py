@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_backend.errors import RequestError
 from ml_backend.events import parse_event
-from ml_backend.services import Services
+from ml_backend.services import WebContainer
 from ml_backend.settings import get_settings
 
 try:
@@ -28,8 +28,8 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
 
 
 @lru_cache(maxsize=1)
-def _services() -> Services:
-    services = Services.build(get_settings())
+def _services() -> WebContainer:
+    services = WebContainer(get_settings())
     services.events.start()
     return services
 

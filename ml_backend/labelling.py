@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ml_backend.label_studio.regions import make_region
 from ml_backend.label_studio.schema import LabelMapper, VideoControl
@@ -14,9 +14,6 @@ from ml_backend.looks import Looks, OpenVideo
 from ml_backend.patterns.bank import Verdict
 from ml_backend.tracks.record import TrackRecord, TrackSet
 from ml_backend.types import UNLABELLED
-
-if TYPE_CHECKING:
-    from ml_backend.hybrid import Hybrid
 
 log = logging.getLogger(__name__)
 
@@ -124,10 +121,25 @@ class DetectorLabels:
         return {key: vote / total for key, vote in votes.items() if isinstance(key, str) and total > 0}
 
 
+class OpinionSource(Protocol):
+    """What gives labels beside the detector; see :class:`ml_backend.hybrid.Hybrid`."""
+
+    def opinions(
+        self,
+        tracks: TrackSet,
+        control: VideoControl,
+        detector: DetectorLabels,
+        looks: Looks,
+        open_video: OpenVideo,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Opinion]:
+        """Return what is thought of each track, in the order of ``tracks``."""
+
+
 def label_tracks(
     tracks: TrackSet,
     control: VideoControl,
-    hybrid: Hybrid | None,
+    hybrid: OpinionSource | None,
     looks: Looks,
     open_video: OpenVideo,
     should_stop: Callable[[], bool] | None = None,

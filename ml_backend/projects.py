@@ -21,7 +21,6 @@ from ml_backend.settings import Mode, Settings
 from ml_backend.storage import Storage
 from ml_backend.tables import projects
 from ml_backend.training.artifacts import Artifacts
-from ml_backend.training.policy import Policies
 from ml_backend.training.registry import Registry, Version
 from ml_backend.versions import BASE, base_version, model_version
 
@@ -67,9 +66,7 @@ class Projects:
 
     def __init__(self, settings: Settings, storage: Storage) -> None:
         self._settings, self._storage = settings, storage
-        self.registry = Registry(storage)
-        self.policies = Policies(storage)
-        self.artifacts = Artifacts(settings)
+        self._registry, self._artifacts = Registry(storage), Artifacts(settings)
 
     @cached_property
     def patterns(self) -> PatternStore:
@@ -168,7 +165,7 @@ class Projects:
 
     def trained(self, project_id: int) -> Version | None:
         """The version that the project uses; ``None``: the detector of the settings, which may be forced to be it."""
-        return None if self._settings.detector == "motion" else self.registry.current(project_id)
+        return None if self._settings.detector == "motion" else self._registry.current(project_id)
 
     def detector_of(self, version: Version, *, download: bool = False) -> ResolvedDetector:
         """A version's detector; with ``download`` its weights are on this machine afterwards.
@@ -178,9 +175,9 @@ class Projects:
             StorageError: they cannot be fetched now.
         """
         if download:
-            path = self.artifacts.fetch(version.artifact, version.weights_sha256)
+            path = self._artifacts.fetch(version.artifact, version.weights_sha256)
         else:
-            path = self.artifacts.local_path(version.artifact, version.weights_sha256)
+            path = self._artifacts.local_path(version.artifact, version.weights_sha256)
         return ResolvedDetector("yolo", version.detector, path, version.weights_sha256)
 
     def _row(self, project_id: int) -> _Row:

@@ -16,6 +16,7 @@ from ml_backend.jobs.queue import JobQueue
 from ml_backend.projects import ProjectModels, Projects
 from ml_backend.settings import Settings
 from ml_backend.storage import Storage
+from ml_backend.training.policy import Policies
 from ml_backend.versions import same_kind
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Serving:
         self._storage = storage
         self._queue = queue
         self._projects = projects
+        self._policies = Policies(storage)
 
     def version(self, project_id: int | None = None) -> str:
         """The version that predictions made now would carry. Takes milliseconds.
@@ -60,7 +62,7 @@ class Serving:
         """
         changed = bool(label_config) and self._remember_labels(project_id, label_config)
         changed |= self._projects.setup_mode(project_id, extra_params)
-        self._projects.policies.setup(project_id, extra_params)
+        self._policies.setup(project_id, extra_params)
         if changed:
             try:
                 self._queue.request_refresh(project_id)

@@ -20,9 +20,9 @@ from ml_backend.export.sheet import (
     sheet_title,
     write_sheet,
 )
+from ml_backend.jobs.container import Container
 from ml_backend.local.discover import settings_in_force
 from ml_backend.modes import require_embedder
-from ml_backend.patterns.service import Patterns
 from ml_backend.types import UNLABELLED
 
 
@@ -49,7 +49,7 @@ def main(
     """Write a contact sheet of a label's exemplars. Beside a stack that `up.sh` runs, nothing need be configured."""
     form = check_picture(out, force)
     fonts = Fonts(font)
-    projects = Patterns(settings_in_force()[0]).projects
+    projects = Container(settings_in_force()[0]).projects
     model_id = require_embedder(projects.models(project).hybrid).model_id
     wanted = UNLABELLED if label == BACKGROUND_NAME else label
     found = exemplar_cards(projects.patterns, project, model_id, wanted, limit)

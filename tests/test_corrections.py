@@ -27,7 +27,7 @@ from ml_backend.corrections import (
 )
 from ml_backend.corrections_store import Correction, CorrectionStore
 from ml_backend.label_studio.client import Annotation, Prediction
-from ml_backend.services import Services
+from ml_backend.services import WebContainer
 from ml_backend.storage import Storage
 from tests.builders import ROOT
 from tests.export.builders import key, make_region
@@ -373,7 +373,7 @@ def test_acceptance_of_each_version(store: CorrectionStore, path: Path, settings
     assert (first.moved, first.relabelled, first.merged, first.added, first.undecided) == (1, 2, 1, 7, 4)
     assert (first.first, first.last, first.tracks) == (NOON + timedelta(hours=1), NOON + timedelta(hours=3), 12)
     assert (second.decided, second.rate, third.decided, third.rate) == (10, 0.9, 0, None)
-    services = Services.build(settings(database_url=f"sqlite:///{path}"))
+    services = WebContainer(settings(database_url=f"sqlite:///{path}"))
     assert services.trainings.acceptance(1) == [first, second, third]
     assert store.by_version(3) == []
     assert store.projects() == [1, 2]

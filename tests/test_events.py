@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 
 from ml_backend.errors import QueueUnavailable, RequestError
 from ml_backend.events import Event, EventLog, parse_event
-from ml_backend.jobs.context import Context
+from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import ALL_TASKS, JobQueue
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.settings import Settings
@@ -185,7 +185,7 @@ def test_without_redis_nothing_is_forgotten(
             log.hand_over()
     assert set(storage.pending("prepare", 7)) == {1}
     # The process ends; workers find what is to be done.
-    context = Context(settings(redis_url=redis_url))
-    context.storage = storage
-    Trainer(context).start_pending()
+    container = Container(settings(redis_url=redis_url))
+    container.storage = storage
+    Trainer(container).start_pending()
     assert jobs(redis_url) == [(7,)]

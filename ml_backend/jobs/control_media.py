@@ -73,8 +73,9 @@ def render_custom_video(work: Work, project_id: int, task_id: int, version: str)
     Args:
         version: such as ``v2``; empty: the one in use.
     """
-    projects = work.context.projects
-    chosen = projects.registry.find(project_id, version) if version else projects.registry.current(project_id)
+    projects = work.container.projects
+    registry = work.container.registry
+    chosen = registry.find(project_id, version) if version else registry.current(project_id)
     if chosen is None:
         raise ConfigError(
             f"Project {project_id} has no trained version in use.", "Train one, or create an annotated video (base)."
@@ -85,7 +86,7 @@ def render_custom_video(work: Work, project_id: int, task_id: int, version: str)
     with work.video(project_id, task_id) as path, tempfile.TemporaryDirectory(prefix="prediction-") as folder:
         work.step("predicting")
         found = Path(folder) / "prediction.json"
-        found.write_text(json.dumps(look_at_video(work.context, task_id, models, path)), encoding="utf-8")
+        found.write_text(json.dumps(look_at_video(work.container, task_id, models, path)), encoding="utf-8")
         note = " ".join(filter(None, (models.detector.note, *models.hybrid.notes)))
         layer = Layer(models.version, file_layer(path, FileExport(found)).video, note)
         return _render(work, layer, project_id, f"project-{project_id}-task-{task_id}-{chosen.name}")
@@ -127,7 +128,7 @@ def _render(work: Work, layer: Layer, project_id: int, name: str) -> dict[str, A
 
 
 def _made(work: Work, path: Path) -> dict[str, Any]:
-    remove_leftovers(work.context)
+    remove_leftovers(work.container)
     return {"file": path.name, "bytes": path.stat().st_size}
 
 

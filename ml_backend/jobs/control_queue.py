@@ -8,12 +8,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import QueueUnavailable
 from ml_backend.jobs.listing import OVER, Jobs
 from ml_backend.jobs.queue import JobQueue
-from ml_backend.training.service import Trainings
+
+if TYPE_CHECKING:  # with the database's library, which the first requests load
+    from ml_backend.training.service import Trainings
 
 #: Of datasets that are trained on, every so many pictures: two a second at usual rates. Neighbours hardly differ, and
 #: an hour of them all takes 50 GB.

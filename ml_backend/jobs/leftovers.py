@@ -10,7 +10,7 @@ from ml_backend.jobs.queue import OVER, state_of
 from ml_backend.outputs import Outputs
 
 if TYPE_CHECKING:
-    from ml_backend.jobs.context import Context
+    from ml_backend.jobs.container import Container
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ EVERY_S = 3600
 CLEANER = "leftovers"
 
 
-def remove_leftovers(context: Context) -> list[str]:
+def remove_leftovers(container: Container) -> list[str]:
     """Remove what nobody needs any more; may be done at any time, by many at once.
 
     Returns:
@@ -28,12 +28,12 @@ def remove_leftovers(context: Context) -> list[str]:
     """
 
     def needed(folder: str) -> bool:
-        with context.queue.guard():
-            job = context.queue.fetch(f"import-{folder}")  # so ControlQueue calls it
+        with container.queue.guard():
+            job = container.queue.fetch(f"import-{folder}")  # so ControlQueue calls it
             return job is not None and state_of(job) not in OVER
 
     try:
-        return Outputs(context.settings).clean(needed=needed)
+        return Outputs(container.settings).clean(needed=needed)
     except QueueUnavailable as error:
         log.warning("What is left of old uploads stays for now: %s", error)
         return []

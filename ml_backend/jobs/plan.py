@@ -7,11 +7,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import MediaError
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.label_studio.schema import LabelConfig, VideoControl, own_prompts, parse_label_config
+
+if TYPE_CHECKING:
+    from ml_backend.jobs.container import Container
+    from ml_backend.label_studio.client import Task
+    from ml_backend.projects import ProjectModels
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +114,32 @@ def plan_task(
             "Import tasks with that field, or change the Video tag's value.",
         )
     return TaskPlan(project_id, task_id, tuple(parts), version)
+
+
+def plan_of(container: Container, project_id: int, task_id: int) -> tuple[TaskPlan, ProjectModels]:
+    """Return what is to be done for a task now, and with which models.
+
+    Raises:
+        NotFound: there is no such task.
+        LabelStudioError, WeightsError, ConfigError, MediaError: each with its cure.
+    """
+    task = container.client.get_task(task_id)
+    label_config = container.client.get_project(project_id).label_config
+    models = container.projects.models(project_id, download=True)
+    return plan_for(container, task, label_config, models), models
+
+
+def plan_for(container: Container, task: Task, label_config: str, models: ProjectModels | None = None) -> TaskPlan:
+    """Return what is to be done for a task that was read, by default with the project's present models."""
+    if models is None:
+        container.projects.remember_labels(task.project_id, cached_label_config(label_config))
+        models = container.projects.models(task.project_id)
+    return plan_task(
+        task.project_id,
+        task.id,
+        task.data,
+        label_config,
+        models.version,
+        annotated=task.annotations > 0,
+        label_studio_url=container.settings.label_studio_url,
+    )

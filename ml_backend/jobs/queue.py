@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from ml_backend.errors import ConfigError, QueueUnavailable
 from ml_backend.moments import aware
 from ml_backend.settings import QUEUES, Settings
-from ml_backend.storage import Storage
 
-if TYPE_CHECKING:  # redis loads its whole asynchronous half too: a start need not wait for that
+if TYPE_CHECKING:  # redis and the database's library take long to load: a start need not wait for that
     from redis import Redis
     from rq import Queue
     from rq.job import Job
+
+    from ml_backend.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,8 @@ class JobQueue:
     @cached_property
     def storage(self) -> Storage:
         """Where what is pending is written down."""
+        from ml_backend.storage import Storage
+
         return Storage(self.settings.database)
 
     @cached_property

@@ -9,11 +9,13 @@ import logging
 import os
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rq import get_current_job
@@ -24,15 +26,16 @@ from ml_backend.errors import (
     ConfigError,
     Interrupted,
     MediaError,
+    QueueUnavailable,
     TrainingFailed,
     VideoError,
     WeightsError,
 )
 from ml_backend.files import file_sha256
-from ml_backend.jobs.context import Context, job
+from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.listing import CANCELLED
 from ml_backend.jobs.progress import tell
-from ml_backend.jobs.training_queue import Watch, unread_before
+from ml_backend.jobs.training_queue import unread_before
 from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.schema import classes_for, parse_label_config
 from ml_backend.training.gate import decide
@@ -52,12 +55,72 @@ CHECKPOINT_S = 30.0
 GATES = 3
 
 
+#: Seconds within which a training notices that it has been cancelled.
+_LOOK_S = 1.0
+
+
+class Watch:
+    """A thread beside a training; use as a container manager.
+
+    Attributes:
+        cancelled: somebody has asked for the training's end.
+        lost: the lock has expired and may be another worker's.
+    """
+
+    def __init__(self, container: Container, project_id: int, lock: Lock) -> None:
+        self._container, self._project, self._lock = container, project_id, lock
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="training-watch", daemon=True)
+        self.cancelled = False
+        self.lost = False
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join(timeout=10)
+
+    def should_stop(self) -> bool:
+        """Whether the work has to end now: the process ends, it was cancelled, or it is another's."""
+        return self.cancelled or self.lost or self._container.stop.is_set()
+
+    def check(self) -> None:
+        """Raise Interrupted if the work has to end now."""
+        if self.should_stop():
+            raise Interrupted("The training was stopped.", "It is taken up again unless it was cancelled.")
+
+    def _run(self) -> None:
+        from redis.exceptions import LockError, RedisError
+
+        renew_s = self._container.settings.job_lease_s / 3
+        waited = renew_s
+        while True:
+            try:
+                if waited >= renew_s:
+                    self._lock.reacquire()
+                    waited = 0.0
+                self.cancelled |= self._container.training_queue.is_cancelled(self._project)
+            except LockError:
+                log.warning("The lock on the training was lost: another worker goes on with it.")
+                self.lost = True
+                return
+            except (QueueUnavailable, RedisError) as error:  # it may come back before the lock runs out
+                log.debug("The lock was not renewed: %s", error)
+            if self._over.wait(_LOOK_S):
+                return
+            waited += _LOOK_S
+
+
 @job
-def train(context: Context, project_id: int, trigger: str) -> dict[str, Any] | None:
+def train(container: Container, project_id: int, trigger: str) -> dict[str, Any] | None:
     """Retrain a project's detector if there is something new to learn from; use the result if it is not worse."""
-    with context.trainings.lock(project_id) as lock:
-        context.trainings.begin(project_id)
-        training = Training(context, project_id, trigger, lock)
+    with container.training_queue.lock(project_id) as lock:
+        container.training_queue.begin(project_id)
+        training = Training(container, project_id, trigger, lock)
         training.run()
         return training.outcome()
 
@@ -65,12 +128,12 @@ def train(context: Context, project_id: int, trigger: str) -> dict[str, Any] | N
 class Training:
     """One run, new or taken over from a worker that died."""
 
-    def __init__(self, context: Context, project_id: int, trigger: str, lock: Lock) -> None:
-        self._context, self._project, self._trigger, self._lock = context, project_id, trigger, lock
-        self._settings, self._registry = context.settings, context.projects.registry
+    def __init__(self, container: Container, project_id: int, trigger: str, lock: Lock) -> None:
+        self._container, self._project, self._trigger, self._lock = container, project_id, trigger, lock
+        self._settings, self._registry = container.settings, container.registry
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"[:64]
-        self._folder = context.settings.data_dir / "training" / f"project-{project_id}"
-        self._watch = Watch(context, project_id, lock)
+        self._folder = container.settings.data_dir / "training" / f"project-{project_id}"
+        self._watch = Watch(container, project_id, lock)
         self._force = False
         self._seen: dict[str, str] | None = None
         self._began: int | None = None
@@ -108,7 +171,7 @@ class Training:
 
     def _begin(self) -> Version | None:
         active = self._registry.active(self._project)
-        cancelled = self._context.trainings.is_cancelled(self._project)
+        cancelled = self._container.training_queue.is_cancelled(self._project)
         if self._settings.detector == "motion":
             if active:
                 self._end(self._registry.take_over(active, self._owner), "cancelled", "DETECTOR=motion is set.")
@@ -121,7 +184,7 @@ class Training:
         else:
             version = self._registry.take_over(active, self._owner)
         self._began = version.id
-        self._force = self._context.trainings.take_force(self._project) or version.trigger.startswith("force")
+        self._force = self._container.training_queue.take_force(self._project) or version.trigger.startswith("force")
         if cancelled:
             self._end(version, "cancelled", "Cancelled on request.")
             return None
@@ -149,7 +212,7 @@ class Training:
         seen = lineage.pop("seen", None) or self._seen
         if not again:
             # What was annotated while it ran is new to the next one.
-            lineage["seen"] = CorrectionStore(self._context.storage).seen(self._project) if seen is None else seen
+            lineage["seen"] = CorrectionStore(self._container.storage).seen(self._project) if seen is None else seen
             lineage.setdefault("unread", unread_before(self._registry, last))
         try:
             self._registry.finish(dataclasses.replace(version, owner=self._owner), state, reason, lineage=lineage)
@@ -158,7 +221,7 @@ class Training:
         else:
             self._tidy_up(version)
             if last.artifact:
-                self._context.projects.artifacts.remove(last.artifact)
+                self._container.artifacts.remove(last.artifact)
 
     def outcome(self) -> dict[str, Any] | None:
         """What came of it, for whoever asked for it, or looks at the list of jobs."""
@@ -177,12 +240,12 @@ class Training:
         last = self._registry.get(version.id)
         promoted = last.state == "promoted" if last else self._registry.current(self._project) is not None
         if promoted:
-            self._context.queue.request_refresh(self._project)
+            self._container.queue.request_refresh(self._project)
 
     def _tidy_up(self, version: Version) -> None:
         for name in ("runs", "gate"):
             shutil.rmtree(self._folder / name / version.name, ignore_errors=True)
-        artifacts = self._context.projects.artifacts
+        artifacts = self._container.artifacts
         artifacts.remove(checkpoint_name(version))
         last = self._registry.get(version.id)
         if last and (kept := last.lineage.get("held_out_file")):
@@ -190,9 +253,9 @@ class Training:
         self._remove_old_weights()
 
     def _remove_old_weights(self) -> None:
-        context = self._context
+        container = self._container
         try:
-            remove_old_weights(self._project, self._settings, context.storage, context.projects.artifacts)
+            remove_old_weights(self._project, self._settings, container.storage, container.artifacts)
         except BackendError as error:  # a training must not end for it; the next one tries again
             log.warning("Project %s: weights of old versions were not removed: %s", self._project, error)
 
@@ -208,7 +271,7 @@ class Training:
 
     def _train(self, version: Version) -> Version | None:
         """Weights for the gate; ``None`` where there is nothing new to learn from."""
-        corrections = CorrectionStore(self._context.storage)
+        corrections = CorrectionStore(self._container.storage)
         seen = self._seen = corrections.seen(self._project)
         for name in ("runs", "gate"):  # of runs that came to an end elsewhere
             for folder in (self._folder / name).glob("*"):
@@ -220,7 +283,7 @@ class Training:
             corrections.forget(self._project)
             raise
         arguments = json.loads(self._settings.train_args or "{}")
-        base = self._context.projects.models(None, download=True).detector.sha256
+        base = self._container.projects.models(None, download=True).detector.sha256
         made_of = digest_of([data.digest, arguments, self._settings.imgsz, base])
         if self._is_known(version, made_of):
             log.info("Project %s: nothing has been annotated since the last training.", self._project)
@@ -273,7 +336,7 @@ class Training:
         # By its content: whoever is late, and finds the run taken over, replaces nothing.
         name = f"projects/{self._project}/{version.name}-{version.id}-{file_sha256(weights)[:16]}.pt"
         self._watch.check()
-        sha256 = self._context.projects.artifacts.put(weights, name)
+        sha256 = self._container.artifacts.put(weights, name)
         return self._registry.advance(
             version, state="gate", weights_sha256=sha256, artifact=name, config=done.get("args") or arguments
         )
@@ -281,7 +344,7 @@ class Training:
     def _keep_held_out(self, version: Version, path: Path) -> dict[str, str]:
         """The gate measures with this file, whoever goes on with the run."""
         name = f"projects/{self._project}/{version.name}-{version.id}-held-out-{file_sha256(path)[:16]}.json"
-        return {"name": name, "sha256": self._context.projects.artifacts.put(path, name)}
+        return {"name": name, "sha256": self._container.artifacts.put(path, name)}
 
     def _dataset(self, unread: Collection[str]) -> TrainingDataset:
         """The annotations as a dataset; ``unread`` are tasks whose videos were away last time, so it waits for none."""
@@ -289,20 +352,20 @@ class Training:
         from ml_backend.training.dataset import DatasetPlan, build_dataset
         from ml_backend.training.splits import SplitStore
 
-        policy = self._context.projects.policies.get(self._project)
+        policy = self._container.policies.get(self._project)
         plan = DatasetPlan(
             per_second=self._settings.train_per_second,
             held_out_frames=self._settings.gate_frames,
-            hard=CorrectionStore(self._context.storage).hard(self._project),
+            hard=CorrectionStore(self._container.storage).hard(self._project),
             pseudo_labels=policy.pseudo_labels,
         )
         options: dict[str, Any] = {"predictions": "missing"} if policy.pseudo_labels else {}
         options["should_stop"] = self._watch.should_stop
-        source = Source.from_project(self._context.client, self._project, self._settings, **options)
+        source = Source.from_project(self._container.client, self._project, self._settings, **options)
         return build_dataset(
             source,
             self._folder / "dataset",
-            SplitStore(self._context.storage),
+            SplitStore(self._container.storage),
             self._project,
             plan,
             lambda done, of: tell(get_current_job(), stage="dataset", done=done, of=of),
@@ -312,7 +375,7 @@ class Training:
 
     def _mapped(self) -> dict[str, Sequence[str]]:
         """By label the detector's classes that predictions give it."""
-        config = parse_label_config(self._context.client.get_project(self._project).label_config)
+        config = parse_label_config(self._container.client.get_project(self._project).label_config)
         active = self._registry.active(self._project)
         parent = self._registry.get(active.parent_id) if active and active.parent_id else None
         # What a trained version has a class for goes on from there, as in its predictions.
@@ -327,7 +390,7 @@ class Training:
 
     def _start(self, version: Version) -> dict[str, str | None]:
         """The weights to start from: those in use when the run began, or the settings' detector, or none."""
-        projects = self._context.projects
+        projects = self._container.projects
         parent = self._registry.get(version.parent_id) if version.parent_id else None
         detector = (
             projects.detector_of(parent, download=True) if parent else projects.models(None, download=True).detector
@@ -340,7 +403,7 @@ class Training:
     def _checkpoint(self, version: Version, run: Path) -> Path | None:
         """The last epoch's checkpoint of a run that is taken up again: from here, or from where its worker put it."""
         here = run / "weights" / "last.pt"
-        name, artifacts = checkpoint_name(version), self._context.projects.artifacts
+        name, artifacts = checkpoint_name(version), self._container.artifacts
         newest = max((item.get("epoch", 0) for item in version.history), default=0)
         if here.is_file() and (epochs_in(run) >= newest or not artifacts.exists(name)):
             return here  # else the run was elsewhere since
@@ -371,7 +434,7 @@ class Training:
             if checkpoint and time.monotonic() - copied >= CHECKPOINT_S:
                 copied = time.monotonic()
                 try:
-                    self._context.projects.artifacts.put(Path(checkpoint), checkpoint_name(version))
+                    self._container.artifacts.put(Path(checkpoint), checkpoint_name(version))
                 except BackendError as error:  # it only saves time if this worker dies
                     log.warning("The checkpoint was not copied: %s", error)
 
@@ -379,10 +442,10 @@ class Training:
 
     def _gate(self, version: Version) -> None:
         """Measure candidate and incumbent on the held-out part; promote or refuse."""
-        projects = self._context.projects
-        candidate = projects.artifacts.fetch(version.artifact, version.weights_sha256)
+        artifacts = self._container.artifacts
+        candidate = artifacts.fetch(version.artifact, version.weights_sha256)
         kept = version.lineage["held_out_file"]
-        held_out = projects.artifacts.fetch(kept["name"], kept["sha256"])
+        held_out = artifacts.fetch(kept["name"], kept["sha256"])
         for _ in range(GATES):
             incumbent = self._registry.current(self._project)
             measured = self._measure(version, candidate, incumbent, held_out)
@@ -398,17 +461,17 @@ class Training:
             version = self._registry.advance(version, state="promoting", metrics=metrics)
             self._watch.check()
             self._registry.promote(version, verdict.reason, f"gate: {version.trigger}", _id(incumbent))
-        self._context.count("promotions" if verdict.promote else "refusals")
+        self._container.count("promotions" if verdict.promote else "refusals")
         self._tidy_up(version)
 
     def _measure(
         self, version: Version, candidate: Path, incumbent: Version | None, held_out: Path
     ) -> dict[str, dict[str, Any]]:
-        projects = self._context.projects
+        projects = self._container.projects
         described = json.loads(held_out.read_text(encoding="utf-8"))
         base = projects.detector_of(incumbent, download=True) if incumbent else None
         detector = base or projects.models(None, download=True).detector
-        config = self._context.client.get_project(self._project).label_config
+        config = self._container.client.get_project(self._project).label_config
         models = [
             {"name": "candidate", "kind": "yolo", "path": str(candidate), "label_config": config, "trained": True},
             {
@@ -424,7 +487,7 @@ class Training:
             videos: dict[str, str] = {}
             for video in described["videos"]:
                 try:
-                    opened = self._context.media.open(video["uri"], video["task_id"])
+                    opened = self._container.media.open(video["uri"], video["task_id"])
                     videos[video["name"]] = str(stack.enter_context(opened))
                 except (MediaError, VideoError) as error:
                     if error.retryable:
@@ -456,7 +519,7 @@ class Training:
         from ml_backend.models.pool import current_pool
 
         if self._settings.device not in ("cpu", "mps") and Path("/dev/nvidia0").exists():
-            MemoryBoard(self._context.queue.connection).optimize()
+            MemoryBoard(self._container.queue.connection).optimize()
             if pool := current_pool():
                 pool.optimize()
 

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ml_backend.errors import Interrupted, Postponed, QueueUnavailable
+from ml_backend.errors import Postponed
 from ml_backend.jobs.queue import OVER, WAITING, JobQueue, Requested, state_of
 
 if TYPE_CHECKING:
     from redis import Redis
     from redis.lock import Lock
 
-    from ml_backend.jobs.context import Context
     from ml_backend.training.registry import Registry, Version
 
 log = logging.getLogger(__name__)
 
-#: Seconds within which a training notices that it has been cancelled.
-_LOOK_S = 1.0
 #: That a training is forced is forgotten if none has begun for so long.
 FORCE_S = 7 * 24 * 3600
 
@@ -67,7 +62,7 @@ class TrainingQueue:
 
     @contextmanager
     def lock(self, project_id: int) -> Iterator[Lock]:
-        """Only one worker trains a project at a time. The lock expires when its holder dies, see :class:`Watch`.
+        """Only one worker trains a project at a time. The lock expires when its holder dies, see ``Watch`` of the job.
 
         Raises:
             Postponed: another one does.
@@ -129,62 +124,6 @@ class TrainingQueue:
     def is_cancelled(self, project_id: int) -> bool:
         """Whether somebody has asked for the training's end."""
         return self._queue.is_cancelled(_name(project_id))
-
-
-class Watch:
-    """A thread beside a training; use as a context manager.
-
-    Attributes:
-        cancelled: somebody has asked for the training's end.
-        lost: the lock has expired and may be another worker's.
-    """
-
-    def __init__(self, context: Context, project_id: int, lock: Lock) -> None:
-        self._context, self._project, self._lock = context, project_id, lock
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="training-watch", daemon=True)
-        self.cancelled = False
-        self.lost = False
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join(timeout=10)
-
-    def should_stop(self) -> bool:
-        """Whether the work has to end now: the process ends, it was cancelled, or it is another's."""
-        return self.cancelled or self.lost or self._context.stop.is_set()
-
-    def check(self) -> None:
-        """Raise Interrupted if the work has to end now."""
-        if self.should_stop():
-            raise Interrupted("The training was stopped.", "It is taken up again unless it was cancelled.")
-
-    def _run(self) -> None:
-        from redis.exceptions import LockError, RedisError
-
-        renew_s = self._context.settings.job_lease_s / 3
-        waited = renew_s
-        while True:
-            try:
-                if waited >= renew_s:
-                    self._lock.reacquire()
-                    waited = 0.0
-                self.cancelled |= self._context.trainings.is_cancelled(self._project)
-            except LockError:
-                log.warning("The lock on the training was lost: another worker goes on with it.")
-                self.lost = True
-                return
-            except (QueueUnavailable, RedisError) as error:  # it may come back before the lock runs out
-                log.debug("The lock was not renewed: %s", error)
-            if self._over.wait(_LOOK_S):
-                return
-            waited += _LOOK_S
 
 
 def unread_before(registry: Registry, version: Version) -> list[str]:

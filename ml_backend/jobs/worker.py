@@ -28,7 +28,7 @@ from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
 
 from ml_backend.errors import BackendError, QueueUnavailable
-from ml_backend.jobs.context import Context, get_context
+from ml_backend.jobs.container import Container, get_container
 from ml_backend.jobs.leftovers import CLEANER, EVERY_S, remove_leftovers
 from ml_backend.jobs.memory_board import MemoryBoard
 from ml_backend.jobs.queue import connect, forget_executions
@@ -49,13 +49,13 @@ class LeaseQueue(Queue):  # type: ignore[misc]
 class LeaseWorker(SimpleWorker):  # type: ignore[misc]
     """A worker that keeps its models and whose jobs survive its death."""
 
-    def __init__(self, *args: Any, context: Context, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, container: Container, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        settings = context.settings
-        self.context, self.lease_s = context, settings.job_lease_s
+        settings = container.settings
+        self.container, self.lease_s = container, settings.job_lease_s
         predicts = {"predict", "refresh"} & set(queues_of(settings))
-        self.memory = MemoryBoard(context.queue.connection, shaping(settings) if predicts else None)
-        self.trainer = Trainer(context)
+        self.memory = MemoryBoard(container.queue.connection, shaping(settings) if predicts else None)
+        self.trainer = Trainer(container)
         self._maintains_idle = False
         self._cleaned = -math.inf
 
@@ -157,15 +157,15 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
             self.trainer.tick()
         try:
             # It looks at every job: so less often than the rest, and one worker of all.
-            if self.context.trainings.my_turn("lost", 2 * self.lease_s):
-                self.context.queue.recover_lost()
+            if self.container.training_queue.my_turn("lost", 2 * self.lease_s):
+                self.container.queue.recover_lost()
         except QueueUnavailable as error:  # next time, then
             log.warning("Lost jobs were not looked for: %s", error)
         now = time.monotonic()
         if now - self._cleaned >= EVERY_S:
             self._cleaned = now
             # Aside: a hundred thousand pictures of an old export must not cost a job its lease.
-            threading.Thread(target=remove_leftovers, name=CLEANER, args=(self.context,), daemon=True).start()
+            threading.Thread(target=remove_leftovers, name=CLEANER, args=(self.container,), daemon=True).start()
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Known errors have said in one line what is wrong; RQ would add a hundred lines of where."""
@@ -174,7 +174,7 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """First signal: the job stops at its next frame, is put back, and the worker ends."""
-        self.context.stop.set()
+        self.container.stop.set()
         super().request_stop(signum, frame)
 
 
@@ -189,8 +189,8 @@ def make_worker(settings: Settings) -> LeaseWorker:
     Raises:
         QueueUnavailable: Redis does not answer.
     """
-    context = get_context()
-    context.queue.ping()
+    container = get_container()
+    container.queue.ping()
     # Blocking reads wait for jobs, hence no socket time-out.
     connection = connect(settings, timeout=None)
     return LeaseWorker(
@@ -200,7 +200,7 @@ def make_worker(settings: Settings) -> LeaseWorker:
         maintenance_interval=max(1, settings.job_lease_s // 3),
         worker_ttl=settings.job_lease_s + 15,
         job_monitoring_interval=settings.job_lease_s,
-        context=context,
+        container=container,
     )
 
 

@@ -87,21 +87,21 @@ def _teach(stack: Stack, demo: Demo, truth: SampleTruth, folder: Path) -> dict[s
     Raises:
         StartError: something failed, or takes too long; with the end of a log.
     """
-    from ml_backend.services import Services
+    from ml_backend.services import WebContainer
     from ml_backend.settings import Settings
     from ml_backend.training.registry import MEASURED, Version
     from ml_backend.video.sample import make_sample
 
     client, reporter, project = stack.client(), stack.reporter, demo.project_id
     named: dict[str, Any] = {name.lower(): value for name, value in stack.settings_environment().items()}
-    services = Services.build(Settings(_env_file=None, **named))
+    services = WebContainer(Settings(_env_file=None, **named))
     services.trainings.set_policy(project, {"min_tracks": 1, "quiet_s": 1, "every_s": 0})  # at once
 
     def newest(task: int) -> Any:
         return max(client.list_predictions(task), key=lambda item: item.id, default=None)
 
     def measured() -> Version | None:
-        last = services.projects.registry.last(project)
+        last = services.registry.last(project)
         if last is not None and last.state == "failed":
             raise StartError(f"The training has failed: {last.reason}", "The trainer's log says more.")
         return last if last is not None and last.state in MEASURED else None

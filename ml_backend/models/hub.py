@@ -14,16 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ml_backend.errors import WeightsError
 from ml_backend.files import file_sha256
 from ml_backend.models.downloads import fetch, recent_failure
 from ml_backend.settings import Settings
-
-if TYPE_CHECKING:
-    from ml_backend.models.clip import ClipEmbedder
-    from ml_backend.models.embedder import Embedder
 
 #: Version of how a crop becomes an embedding (margins, scaling, pooling). Raise it when that changes: embeddings made
 #: before are then no longer compared with new ones.
@@ -135,36 +131,6 @@ def resolve_clip(settings: Settings, *, download: bool = False) -> ResolvedModel
         return found
     missing, cure = found
     return Unavailable(f"{missing}. {cure}")
-
-
-def load_embedder(resolved: ResolvedModel, settings: Settings) -> Embedder:
-    """Load what :func:`resolve_embedder` found.
-
-    Raises:
-        WeightsError: it cannot be loaded.
-    """
-    if resolved.kind == "dinov2" and resolved.path is not None:
-        from ml_backend.models.dinov2 import Dinov2Embedder
-
-        return Dinov2Embedder(resolved.path, settings)
-    if resolved.kind == "fallback":
-        from ml_backend.models.efficientnet import EfficientNetEmbedder
-
-        return EfficientNetEmbedder(settings)
-    raise ValueError(f"expected a DINOv2 model or the fallback, got {resolved}")
-
-
-def load_clip(resolved: ResolvedModel, settings: Settings) -> ClipEmbedder:
-    """Load what :func:`resolve_clip` found.
-
-    Raises:
-        WeightsError: it cannot be loaded.
-    """
-    from ml_backend.models.clip import ClipEmbedder
-
-    if resolved.kind != "clip" or resolved.path is None:
-        raise ValueError(f"expected a CLIP model, got {resolved}")
-    return ClipEmbedder(resolved.path, settings)
 
 
 def _find(

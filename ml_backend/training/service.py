@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import QueueUnavailable
 from ml_backend.jobs.training_queue import TrainingQueue, unread_before
-from ml_backend.training.policy import TrainingPolicy
-from ml_backend.training.registry import Version
+from ml_backend.training.policy import Policies, TrainingPolicy
+from ml_backend.training.registry import Registry, Version
 from ml_backend.versions import BASE
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Trainings:
 
     def __init__(self, projects: Projects, queue: JobQueue, storage: Storage) -> None:
         self._projects, self._queue, self._storage = projects, queue, storage
-        self._requests = TrainingQueue(queue)
+        self._requests, self._registry, self._policies = TrainingQueue(queue), Registry(storage), Policies(storage)
 
     def start(self, project_id: int, by: str, *, force: bool = False) -> bool:
         """Request a training now, whatever the policy says; whether that made a new job.
@@ -64,7 +64,7 @@ class Trainings:
         from ml_backend.corrections_store import CorrectionStore
 
         waited = self._requests.cancel(project_id)
-        registry = self._projects.registry
+        registry = self._registry
         if waited:
             # Written down as a run, so that the same annotations do not begin another one by themselves.
             active = registry.active(project_id)
@@ -77,7 +77,7 @@ class Trainings:
 
     def versions(self, project_id: int, limit: int | None = None) -> dict[str, Any]:
         """Everything that is known of a project's versions, or of the newest ones, newest first; plain JSON."""
-        registry = self._projects.registry
+        registry = self._registry
         current = registry.current(project_id)
         versions = registry.shown(project_id, limit)
         numbers = {version.id: version.name for version in registry.outline(project_id)}
@@ -107,10 +107,10 @@ class Trainings:
             ConfigError: there is no such version, or it has no weights that were measured.
             WeightsError: its weights are gone.
         """
-        version = self._projects.registry.find(project_id, name)
+        version = self._registry.find(project_id, name)
         if version is not None and version.artifact:
             self._projects.detector_of(version, download=True)  # a switch to weights that are gone would stop all work
-        if self._projects.registry.activate(project_id, version, by):
+        if self._registry.activate(project_id, version, by):
             try:
                 self._queue.request_refresh(project_id)
             except QueueUnavailable as error:  # tasks that are opened get their new predictions all the same
@@ -119,7 +119,7 @@ class Trainings:
 
     def usable(self, project_id: int) -> list[str]:
         """Names of the versions that a project can be switched to, newest first, beside ``base``."""
-        return [version.name for version in self._projects.registry.outline(project_id) if version.has_weights]
+        return [version.name for version in self._registry.outline(project_id) if version.has_weights]
 
     def before(self, project_id: int) -> str:
         """Where a rollback leads: the newest promoted version that is older than the present one, else ``base``.
@@ -128,7 +128,7 @@ class Trainings:
 
         So that going back twice goes back two versions, and not forward again.
         """
-        registry = self._projects.registry
+        registry = self._registry
         current = registry.current(project_id)
         older = (
             version.name
@@ -139,11 +139,11 @@ class Trainings:
 
     def policy(self, project_id: int) -> TrainingPolicy:
         """When the project retrains."""
-        return self._projects.policies.get(project_id)
+        return self._policies.get(project_id)
 
     def set_policy(self, project_id: int, values: Mapping[str, Any]) -> TrainingPolicy:
         """Change that; see :meth:`ml_backend.training.policy.Policies.set`."""
-        return self._projects.policies.set(project_id, values)
+        return self._policies.set(project_id, values)
 
     def acceptance(self, project_id: int) -> list[VersionAcceptance]:
         """What people did with the predictions of each model version, oldest first."""

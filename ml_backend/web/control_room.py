@@ -28,7 +28,7 @@ from ml_backend.web.problems import Conflict, Unknown
 from ml_backend.web.protocol import services
 
 if TYPE_CHECKING:
-    from ml_backend.services import Services
+    from ml_backend.services import WebContainer
 
 #: Settings that say how predictions are made.
 _TOLD = ("mode", "detector", "yolo_weights", "tracker", "imgsz", "conf", "device", "embedder")
@@ -64,13 +64,13 @@ def status(query: bodies.OfAnyProject) -> answers.Status:
 
 
 @cached(TTLCache(_APPS, FRESH_S), key=lambda found: found.jobs, condition=Condition())
-def all_jobs(found: Services) -> list[Any]:
+def all_jobs(found: WebContainer) -> list[Any]:
     """Every job. The list is shared: it is not to be changed."""
     return found.jobs.all()
 
 
 @cached(TTLCache(_APPS, FRESH_S), key=lambda found: found.jobs, condition=Condition())
-def look(found: Services) -> dict[str, Any]:
+def look(found: WebContainer) -> dict[str, Any]:
     """Workers, queues, and what answers. The value is shared: it is not to be changed."""
     out: dict[str, Any] = {"redis": {"up": True, "error": ""}, "database": {"up": True, "error": ""}}
     try:
@@ -91,7 +91,7 @@ def look(found: Services) -> dict[str, Any]:
     return out
 
 
-def _models(found: Services, project: int | None, state: Mapping[str, Any]) -> answers.Models:
+def _models(found: WebContainer, project: int | None, state: Mapping[str, Any]) -> answers.Models:
     try:
         models = found.projects.models(project)
     except BackendError as error:
@@ -207,7 +207,7 @@ def load_custom_model(body: bodies.LoadCustomModel) -> answers.Loading:
     return {"version": body.version, "model_version": model_version, "job": job}
 
 
-def _switched(found: Services, project: int, before: str) -> answers.Switched:
+def _switched(found: WebContainer, project: int, before: str) -> answers.Switched:
     models = found.projects.models(project)
     return {
         "project": project,
@@ -403,7 +403,7 @@ def rollback(body: bodies.Rollback) -> answers.Switched:
     Names the version that is to be left: sent again, it is refused with 409, since that is no longer in use.
     """
     found = services()
-    current = found.projects.registry.current(body.project)
+    current = found.registry.current(body.project)
     name = current.name if current else BASE
     if name != body.instead_of:
         raise Conflict(f"{name} is in use, not {body.instead_of}.", "Look at the versions again.")
@@ -447,11 +447,11 @@ def create_custom_model_video(body: bodies.CustomModelVideo) -> answers.JobAnswe
     return requested(found.control.render_custom(body.project, body.task, body.version or ""))
 
 
-def _check_version(found: Services, project: int, name: str | None) -> None:
+def _check_version(found: WebContainer, project: int, name: str | None) -> None:
     """Refuse at once what the job would refuse later."""
     from ml_backend.training.registry import MEASURED
 
-    registry = found.projects.registry
+    registry = found.registry
     version = registry.find(project, name) if name else registry.current(project)
     if version is None:
         raise ConfigError(f"Project {project} uses no trained version.", "Train one, or draw what 'base' finds.")

@@ -11,7 +11,7 @@ from ml_backend.errors import RequestError
 from ml_backend.web.sites import refuse_other_sites
 
 if TYPE_CHECKING:
-    from ml_backend.services import Services
+    from ml_backend.services import WebContainer
 
 blueprint = Blueprint("protocol", __name__)
 
@@ -26,9 +26,9 @@ def only_programs_and_own_pages() -> None:
         refuse_other_sites()
 
 
-def services() -> Services:
+def services() -> WebContainer:
     """What :func:`ml_backend.app.create_app` put together."""
-    found: Services = current_app.extensions["services"]
+    found: WebContainer = current_app.extensions["services"]
     return found
 
 

@@ -23,9 +23,9 @@ from ml_backend.export.sheet import (
     sheet_title,
     write_sheet,
 )
+from ml_backend.jobs.container import Container
 from ml_backend.looks import Look
 from ml_backend.modes import require_embedder
-from ml_backend.patterns.service import Patterns
 from ml_backend.patterns.store import NewExemplar, PatternStore
 from ml_backend.settings import Settings
 from ml_backend.storage import Storage
@@ -153,7 +153,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_the_script(tmp_path: Path, settings: Callable[..., Settings]) -> None:
     made = settings()
-    projects = Patterns(made).projects
+    projects = Container(made).projects
     learn(projects.patterns, 3, {"b": ("fallen", 2)}, require_embedder(projects.models(1).hybrid).model_id)
     environment = {**os.environ, "DATA_DIR": str(made.data_dir), "WEIGHTS_TIMEOUT_S": "0.1"}
 

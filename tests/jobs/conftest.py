@@ -15,11 +15,11 @@ from rq.job import Job
 from rq.registry import ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 
-from ml_backend.jobs.context import Context, get_context
+from ml_backend.jobs.container import Container, get_container
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.worker import make_worker
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.services import Services
+from ml_backend.services import WebContainer
 from ml_backend.serving import Serving
 from ml_backend.settings import QUEUES, Settings, get_settings
 from tests.builders import CONFIG, environment, make_clip
@@ -44,7 +44,7 @@ class Site:
 
     @property
     def serving(self) -> Serving:
-        return Services.build(self.settings).serving
+        return WebContainer(self.settings).serving
 
     def project(self, config: str = CONFIG) -> int:
         return self.client.create_project("test", config)
@@ -120,22 +120,22 @@ def site(label_studio: Any, redis_url: str, settings: Callable[..., Settings], t
 
 
 @pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Site], Context]]:
+def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Site], Container]]:
     """Do all jobs that are due, as a worker process would, and end when there are none."""
 
-    def run(site: Site) -> Context:
+    def run(site: Site) -> Container:
         for name, value in environment(site.settings).items():
             monkeypatch.setenv(name, value)
         get_settings.cache_clear()
-        get_context.cache_clear()
+        get_container.cache_clear()
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
         try:
             make_worker(get_settings()).work(burst=True, logging_level="ERROR")
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        return get_context()
+        return get_container()
 
     yield run
     get_settings.cache_clear()
-    get_context.cache_clear()
+    get_container.cache_clear()

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from ml_backend.corrections_store import CorrectionStore
 from ml_backend.events import EventLog, parse_event
 from ml_backend.jobs import learning, trainer
-from ml_backend.jobs.context import Context
+from ml_backend.jobs.container import Container
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.storage import Storage
 from ml_backend.tables import corrections
@@ -23,7 +23,7 @@ from tests.builders import Gate, label_config
 from tests.jobs.conftest import Site
 
 Make = Callable[..., Site]
-Work = Callable[[Site], Context]
+Work = Callable[[Site], Container]
 
 CONFIG = label_config("person", "car")
 OLD, NEW = "yolo.track.yolo.base", "yolo.track.yolo.v1"
@@ -259,10 +259,10 @@ def test_a_token_that_is_refused_loses_nothing(
     assert set(here.queue.storage.pending("learn", project)) == {task}
     assert "token" in here.error()
     # Somebody mends it, and nobody annotates in this project again.
-    context = work(here)
+    container = work(here)
     here.queue.connection.delete("video:turn:trainer")
     monkeypatch.setattr(trainer, "REPEAT", timedelta(0))  # ten minutes later
-    Trainer(context).tick()
+    Trainer(container).tick()
     work(here)
     assert counts(here, project) == {"accepted": 4}
     assert here.queue.storage.pending("learn", project) == {}
@@ -278,7 +278,7 @@ def test_what_nobody_told_us_of_is_found(
         """How many tasks were looked at again."""
         caplog.clear()
         here.queue.connection.delete("video:turn:trainer", "video:turn:catch-up")  # half an hour later
-        Trainer(context).tick()
+        Trainer(container).tick()
         work(here)
         assert here.queue.failed_jobs() == []
         assert here.queue.storage.pending("learn", project) == {}
@@ -296,7 +296,7 @@ def test_what_nobody_told_us_of_is_found(
     submit(here, first, [submitted(item) for item in PREDICTED], prediction)
     make_task(here, project)  # which nobody annotates
     learn(here, work, project, first)
-    context = work(here)
+    container = work(here)
     assert catch_up() == 0
     second, prediction = make_task(here, project)
     made = submit(here, second, [submitted(item) for item in PREDICTED], prediction)

@@ -17,11 +17,11 @@ import pytest
 
 from ml_backend.errors import TrainingFailed
 from ml_backend.jobs import trainer, training
-from ml_backend.jobs.context import Context
+from ml_backend.jobs.container import Container
 from ml_backend.jobs.learning import record_corrections
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.local.processes import RedisServer
-from ml_backend.services import Services
+from ml_backend.services import WebContainer
 from ml_backend.settings import Settings
 from ml_backend.training.registry import MEASURED, Registry, Version
 from tests.builders import Gate, Outside, label_config, outside, wait_for, worker_process
@@ -29,7 +29,7 @@ from tests.jobs.conftest import Site
 from tests.jobs.scenes import make_walk, walk_regions
 
 Make = Callable[..., Site]
-Work = Callable[[Site], Context]
+Work = Callable[[Site], Container]
 
 CONFIG = label_config("walker", "vehicle")
 FAST = {"imgsz": 256, "train_args": '{"epochs": 4}', "train_per_second": 10.0, "gate_frames": 100, "mode": "yolo"}
@@ -57,12 +57,12 @@ def fill(here: Site, *, upload: bool = False) -> tuple[int, int]:
     return project, tasks[1]
 
 
-def services(here: Site) -> Services:
-    return Services.build(here.settings)
+def services(here: Site) -> WebContainer:
+    return WebContainer(here.settings)
 
 
 def registry(here: Site) -> Registry:
-    return services(here).projects.registry
+    return services(here).registry
 
 
 def reached(here: Site, project: int, state: str, epochs: int = 0) -> Version | None:
@@ -254,11 +254,11 @@ def test_what_was_away_is_trained_on_once_it_is_back(
     project, _ = fill(here)
     task = annotate(project)
     here.queue.request_learning(project, None)
-    context = work(here)
+    container = work(here)
 
     def new_tracks() -> int:
         here.queue.connection.delete("video:turn:trainer", "video:turn:catch-up")  # half an hour later
-        trainer = Trainer(context)
+        trainer = Trainer(container)
         trainer.tick()
         work(here)
         return trainer.state(project).new_tracks
@@ -306,13 +306,13 @@ def test_what_was_annotated_while_a_training_failed_is_new(
     here = trained_site()
     project, other = fill(here)
     here.queue.request_learning(project, None)
-    context = work(here)
+    container = work(here)
     run = registry(here).begin(project, "me", "t", None)
     registry(here).finish(run, "refused", "worse", lineage={"seen": {}, "unread": ["77"]})
 
     def fails(*_: Any) -> Any:
         here.sdk.annotations.create(id=other, result=walk_regions())
-        record_corrections(context, project, other)
+        record_corrections(container, project, other)
         raise TrainingFailed("It cannot be.")
 
     monkeypatch.setattr(training.Training, "_dataset", fails)
@@ -340,10 +340,10 @@ def test_a_host_that_is_allowed_later(site: Make, work: Work, monkeypatch: pytes
         assert list(here.queue.storage.pending("learn", project)) == [task]
         allowed = here.settings.model_copy(update={"media_allowed_hosts": ("127.0.0.1",)})
         there = Site(allowed, here.videos, here.client, here.sdk)
-        context = work(there)
+        container = work(there)
         there.queue.connection.delete("video:turn:trainer")
         monkeypatch.setattr(trainer, "REPEAT", timedelta(0))  # ten minutes later
-        Trainer(context).tick()
+        Trainer(container).tick()
         work(there)
         assert there.queue.storage.pending("learn", project) == {}
         assert there.queue.counters()["learned"] >= 1

@@ -19,7 +19,7 @@ from rq.exceptions import StopRequested
 from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
 
-from ml_backend.jobs.context import Context, get_context
+from ml_backend.jobs.container import Container, get_container
 from ml_backend.jobs.queue import JOB_TIMEOUT_S, JobQueue
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.jobs.worker import make_worker
@@ -28,20 +28,22 @@ from ml_backend.settings import Settings, get_settings
 from tests.builders import Outside, environment, make_clip, outside, wait_for, worker_process
 from tests.jobs.conftest import Site
 
-Work = Callable[[Site], Context]
+Work = Callable[[Site], Container]
 
 
 @pytest.fixture
-def context(settings: Callable[..., Settings], redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
+def container(
+    settings: Callable[..., Settings], redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Container]:
     """This process's, as a worker has it."""
     chosen = settings(redis_url=redis_url)
     for name, value in environment(chosen).items():
         monkeypatch.setenv(name, value)
     get_settings.cache_clear()
-    get_context.cache_clear()
-    yield get_context()
+    get_container.cache_clear()
+    yield get_container()
     get_settings.cache_clear()
-    get_context.cache_clear()
+    get_container.cache_clear()
 
 
 def repeat_clip(source: Path, target: Path, times: int) -> Path:
@@ -160,9 +162,9 @@ def test_idle_worker_ends_at_once(site: Callable[..., Site], tmp_path: Path) -> 
     assert here.queue.workers() == []
 
 
-def test_a_signal_during_maintenance_leaves_no_lock(context: Context) -> None:
+def test_a_signal_during_maintenance_leaves_no_lock(container: Container) -> None:
     """An idle worker that is asked to end gives back what it holds first: others would wait for it for a minute."""
-    worker = make_worker(context.settings)
+    worker = make_worker(container.settings)
     asked = []
 
     class Board:
@@ -176,7 +178,7 @@ def test_a_signal_during_maintenance_leaves_no_lock(context: Context) -> None:
         def tick(self) -> None:
             asked.append(True)
 
-    worker.memory, worker.trainer = Board(), Lively(context)  # type: ignore[assignment]
+    worker.memory, worker.trainer = Board(), Lively(container)  # type: ignore[assignment]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(StopRequested):

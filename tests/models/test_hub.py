@@ -19,12 +19,11 @@ import numpy as np
 import pytest
 
 from ml_backend.errors import WeightsError
+from ml_backend.hybrid import load_clip, load_embedder
 from ml_backend.models import downloads
 from ml_backend.models.hub import (
     ResolvedModel,
     Unavailable,
-    load_clip,
-    load_embedder,
     resolve_clip,
     resolve_embedder,
 )

@@ -10,7 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from ml_backend.services import Services
+from ml_backend.services import WebContainer
 
 
 class Room:
@@ -22,8 +22,8 @@ class Room:
         self.document: dict[str, Any] = self.client.get("/api/openapi.json").get_json()
 
     @property
-    def services(self) -> Services:
-        found: Services = self.app.extensions["services"]
+    def services(self) -> WebContainer:
+        found: WebContainer = self.app.extensions["services"]
         return found
 
     def get(self, path: str, status: int = 200, **values: Any) -> Any:

@@ -30,10 +30,10 @@ def promoted(room: Room, tmp_path: Path, content: bytes) -> None:
     """Another version of project 7 that passed the gate."""
     weights = tmp_path / "best.pt"
     weights.write_bytes(content)
-    registry = room.services.projects.registry
+    registry = room.services.registry
     run = registry.begin(7, "me", "a test", None)
     name = f"projects/7/{run.name}.pt"
-    sha256 = room.services.projects.artifacts.put(weights, name)
+    sha256 = room.services.artifacts.put(weights, name)
     run = registry.advance(run, detector="yolo11n", weights_sha256=sha256, artifact=name, classes=["person"])
     registry.activate(7, None, "me")
     registry.promote(run, "better", "gate")

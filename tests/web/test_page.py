@@ -137,7 +137,7 @@ def test_marks_change_with_what_they_stand_for(auto: Room) -> None:
     auto.services.patterns.switch(7, "yolo")
     assert changed(known) >= {"mode"}
     known = marks()
-    registry = auto.services.projects.registry
+    registry = auto.services.registry
     run = registry.advance(registry.begin(7, "me", "a test", None), state="training")
     registry.record_epoch(run, [{"epoch": 1}])
     assert changed(known) == {"version"}
@@ -281,7 +281,7 @@ def test_templates_use_texts_that_exist_and_no_text_is_unused() -> None:
 
 
 def test_names_are_escaped(hostile: Room) -> None:
-    registry = hostile.services.projects.registry
+    registry = hostile.services.registry
     run = registry.begin(7, "me", "a test", None)
     registry.finish(run, "failed", SCRIPT)
     for step in STEPS:
@@ -469,7 +469,7 @@ def test_a_trainings_curves() -> None:
 
 
 def test_a_running_training_is_drawn(hostile: Room) -> None:
-    registry = hostile.services.projects.registry
+    registry = hostile.services.registry
     run = registry.advance(registry.begin(7, "me", "a test", None), state="training")
     registry.record_epoch(run, [{"epoch": n, "losses": {"box": 1.0 / n}, "map50": 0.5} for n in (1, 2)])
     text = page(hostile, "/?project=7&step=learn")

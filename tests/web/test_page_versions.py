@@ -11,14 +11,14 @@ from tests.web.control import Room
 
 def add_versions(room: Room, folder: Path, count: int) -> None:
     """So many versions of project 7 that passed the gate, the last one in use."""
-    registry = room.services.projects.registry
+    registry = room.services.registry
     weights = folder / "best.pt"
     for _ in range(count):
         current = registry.current(7)
         run = registry.begin(7, "me", "a test", current)
         weights.write_bytes(b"PK %d" % run.number)
         name = f"projects/7/{run.name}.pt"
-        sha256 = room.services.projects.artifacts.put(weights, name)
+        sha256 = room.services.artifacts.put(weights, name)
         facts = {"history": [{"epoch": 1, "map50": 0.5}], "lineage": {"seen": {"1": "a"}, "tracks": 3}}
         run = registry.advance(run, detector="yolo11n", weights_sha256=sha256, artifact=name, **facts)
         registry.promote(run, "Better.", "gate", current.id if current else None)
@@ -34,7 +34,7 @@ def test_a_version_without_weights_is_shown_and_not_offered(auto: Room, tmp_path
     add_versions(auto, tmp_path, 4)
     found = auto.services
     settings = found.settings.model_copy(update={"keep_versions": 1})
-    assert remove_old_weights(7, settings, found.storage, found.projects.artifacts) == 2
+    assert remove_old_weights(7, settings, found.storage, found.artifacts) == 2
     text = part(auto, "versions")
     assert text.count("Its weights were removed, since there are newer versions.") == 2
     assert text.count("is-removed") == 2

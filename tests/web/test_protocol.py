@@ -28,7 +28,7 @@ from rq.serializers import JSONSerializer
 from ml_backend.app import MAX_REQUEST, create_app
 from ml_backend.jobs.plan import plan_task
 from ml_backend.local.processes import RedisServer
-from ml_backend.services import Services
+from ml_backend.services import WebContainer
 from ml_backend.settings import Settings
 from tests.builders import CONFIG, NO_RECTANGLE, ROOT, environment, wait_for
 
@@ -45,8 +45,8 @@ def request(*tasks: dict[str, Any], **change: Any) -> dict[str, Any]:
     return {"tasks": list(tasks), "project": PROJECT, "label_config": CONFIG, "params": params, **change}
 
 
-def services(client: FlaskClient) -> Services:
-    found: Services = client.application.extensions["services"]
+def services(client: FlaskClient) -> WebContainer:
+    found: WebContainer = client.application.extensions["services"]
     return found
 
 
@@ -332,10 +332,10 @@ def promoted(client: FlaskClient, tmp_path: Path, content: bytes) -> None:
     """Another version of project 7 that passed the gate."""
     weights = tmp_path / "best.pt"
     weights.write_bytes(content)
-    registry = services(client).projects.registry
+    registry = services(client).registry
     run = registry.begin(7, "me", "a test", registry.current(7))
     name = f"projects/7/{run.name}.pt"
-    sha256 = services(client).projects.artifacts.put(weights, name)
+    sha256 = services(client).artifacts.put(weights, name)
     run = registry.advance(run, detector="yolo11n", weights_sha256=sha256, artifact=name, classes=["person"])
     current = registry.current(7)
     registry.promote(run, "better", "gate", current.id if current else None)
@@ -372,8 +372,8 @@ def test_a_version_whose_weights_are_gone_is_not_switched_to(auto_client: FlaskC
     client = auto_client
     promoted(client, tmp_path, b"PK")
     client.post("/versions", json={"project": 7, "version": "base"})
-    version = services(client).projects.registry.find(7, "v1")
-    services(client).projects.artifacts.remove(version.artifact)
+    version = services(client).registry.find(7, "v1")
+    services(client).artifacts.remove(version.artifact)
     answer = client.post("/versions", json={"project": 7, "version": "v1"})
     assert answer.status_code == 503
     assert "is not at" in answer.json["error"]

@@ -191,7 +191,7 @@ def _renders(state: State) -> Facts:
 def _mode(state: State) -> Facts:
     project = _project(state)
     found = services()
-    current = found.projects.registry.current(project)
+    current = found.registry.current(project)
     names = found.trainings.usable(project)
     return {"mode": found.projects.mode(project), "current": current.name if current else BASE, "names": names}
 
@@ -255,7 +255,7 @@ def marks(project: int | None) -> dict[str, str]:
     for item in jobs:  # a kind's jobs that begin, end and go; not how far they are
         told.setdefault(item["kind"], []).append((item["id"], item["ended_at"]))
     if project is not None:
-        registry = found.projects.registry
+        registry = found.registry
         current, active = registry.current(project), registry.active(project)
         told["mode"] = found.projects.mode(project)
         told["current"] = current.name if current else BASE

@@ -1,4 +1,4 @@
-"""What a worker process holds between jobs: connections, and the model that is loaded."""
+"""The container: connections and collaborators of one process, each made on first use."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import BackendError, Interrupted, Postponed, QueueUnavailable
+from ml_backend.jobs.control_queue import ControlQueue
+from ml_backend.jobs.listing import Jobs
+from ml_backend.jobs.memory_board import MemoryBoard
 from ml_backend.jobs.queue import JobQueue, connect
 from ml_backend.jobs.training_queue import TrainingQueue
 from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.listing import ProjectLister
 from ml_backend.label_studio.media import MediaStore
+from ml_backend.outputs import Outputs
 from ml_backend.projects import Projects
 from ml_backend.settings import Settings, get_settings
 from ml_backend.storage import Storage
+from ml_backend.training.artifacts import Artifacts
+from ml_backend.training.policy import Policies
+from ml_backend.training.registry import Registry
+from ml_backend.training.service import Trainings
 
 if TYPE_CHECKING:
     from rq.job import Job
@@ -30,11 +39,16 @@ log = logging.getLogger(__name__)
 ASK_S = 1.0
 
 
-class Context:
-    """Built once per process, each part on first use."""
+class Container:
+    """What a process holds: built once, each part on first use, so that making it opens no connection.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        redis_timeout: seconds to wait for an answer of Redis; requests should not wait for as long as jobs may.
+    """
+
+    def __init__(self, settings: Settings, redis_timeout: float = 10.0) -> None:
         self.settings = settings
+        self._redis_timeout = redis_timeout
         #: Set when the process is asked to end: long work stops at the next frame and is taken up again later.
         self.stop = threading.Event()
         #: Servers that did not answer during the present job.
@@ -46,16 +60,48 @@ class Context:
         return Storage(self.settings.database)
 
     @cached_property
+    def registry(self) -> Registry:
+        return Registry(self.storage)
+
+    @cached_property
+    def policies(self) -> Policies:
+        return Policies(self.storage)
+
+    @cached_property
+    def artifacts(self) -> Artifacts:
+        return Artifacts(self.settings)
+
+    @cached_property
     def projects(self) -> Projects:
         return Projects(self.settings, self.storage)
 
     @cached_property
     def queue(self) -> JobQueue:
-        return JobQueue(self.settings, connect(self.settings, timeout=10.0), self.storage)
+        return JobQueue(self.settings, connect(self.settings, timeout=self._redis_timeout), self.storage)
 
     @cached_property
-    def trainings(self) -> TrainingQueue:
+    def training_queue(self) -> TrainingQueue:
         return TrainingQueue(self.queue)
+
+    @cached_property
+    def trainings(self) -> Trainings:
+        return Trainings(self.projects, self.queue, self.storage)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        return Jobs(self.queue, self.trainings.cancel)
+
+    @cached_property
+    def control(self) -> ControlQueue:
+        return ControlQueue(self.queue, self.trainings, self.jobs)
+
+    @cached_property
+    def lister(self) -> ProjectLister:
+        return ProjectLister(self.settings.label_studio_url, self._token, self.settings.label_studio_links)
+
+    @cached_property
+    def outputs(self) -> Outputs:
+        return Outputs(self.settings)
 
     def stopper(self) -> Callable[[], bool]:
         """For long work of the present job: whether it has to end, since the process does or somebody cancelled it."""
@@ -77,10 +123,13 @@ class Context:
         return stop
 
     @property
+    def memory(self) -> MemoryBoard:
+        """What models workers hold."""
+        return MemoryBoard(self.queue.connection)
+
+    @property
     def client(self) -> LabelStudioClient:
-        configured = self.settings.label_studio_api_key.get_secret_value()
-        # Without a configured token, the one that Label Studio handed over in the last /setup may do (legacy tokens).
-        return self._client(configured or self.queue.remembered_token())
+        return self._client(self._token())
 
     @property
     def media(self) -> MediaStore:
@@ -93,14 +142,18 @@ class Context:
         except QueueUnavailable as error:
             log.warning("Not counted: %s", error)
 
+    def _token(self) -> str:
+        # Without a configured token, the one that Label Studio handed over in the last /setup may do (legacy tokens).
+        return self.settings.label_studio_api_key.get_secret_value() or self.queue.remembered_token()
+
     def _make_client(self, token: str) -> LabelStudioClient:
         return LabelStudioClient.from_settings(self.settings, token)
 
 
 @lru_cache(maxsize=1)
-def get_context() -> Context:
-    """The process's context."""
-    return Context(get_settings())
+def get_container() -> Container:
+    """The worker's container."""
+    return Container(get_settings())
 
 
 def job(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,14 +164,14 @@ def job(function: Callable[..., Any]) -> Callable[..., Any]:
         from rq import get_current_job
 
         current = get_current_job()
-        context = get_context()
-        context.silent.clear()
+        container = get_container()
+        container.silent.clear()
         if current and "retry_intervals" in current.meta:
             current.retry_intervals = current.meta.pop("retry_intervals")
         try:
-            return function(context, *args)
+            return function(container, *args)
         except Interrupted as error:
-            if current and _is_given_up(context, current):
+            if current and _is_given_up(container, current):
                 return None
             if current:
                 current.retries_left = (current.retries_left or 0) + 1  # being asked to stop is no failure
@@ -137,10 +190,10 @@ def job(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _is_given_up(context: Context, current: Job) -> bool:
+def _is_given_up(container: Container, current: Job) -> bool:
     """Whether a job that was interrupted is not to be taken up again, since somebody has cancelled it."""
     try:
-        if not context.queue.is_cancelled(current.id):
+        if not container.queue.is_cancelled(current.id):
             return False
     except QueueUnavailable as error:  # it is taken up again, and asks then
         log.warning("Whether job %s was cancelled is not known: %s", current.id, error)
