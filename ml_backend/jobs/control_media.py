@@ -22,7 +22,6 @@ from ml_backend.export.render import Options, render
 from ml_backend.export.sampling import Sampling
 from ml_backend.jobs.control_queue import STRIDE
 from ml_backend.jobs.control_work import Work, control_job
-from ml_backend.jobs.leftovers import remove_leftovers
 from ml_backend.jobs.tasks import look_at_video
 from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.models.weights import resolve_detector
@@ -128,7 +127,7 @@ def _render(work: Work, layer: Layer, project_id: int, name: str) -> dict[str, A
 
 
 def _made(work: Work, path: Path) -> dict[str, Any]:
-    remove_leftovers(work.container)
+    work.container.remove_leftovers()
     return {"file": path.name, "bytes": path.stat().st_size}
 
 

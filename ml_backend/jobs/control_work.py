@@ -18,7 +18,6 @@ from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.progress import tell
 from ml_backend.label_studio.media import MediaStore
 from ml_backend.label_studio.schema import parse_label_config
-from ml_backend.outputs import Outputs
 
 if TYPE_CHECKING:
     from ml_backend.export.select import Predictions
@@ -38,7 +37,7 @@ class Work:
         self.container = container
         self.settings = container.settings
         self.id = self._job.id if self._job else ""
-        self.outputs = Outputs(container.settings)
+        self.outputs = container.outputs
         self.should_stop = container.stopper()
         self._last = 0.0
 

@@ -515,11 +515,10 @@ class Training:
 
     def _make_room(self) -> None:
         """Idle models leave the card; one budget is shared by serving and training."""
-        from ml_backend.jobs.memory_board import MemoryBoard
         from ml_backend.models.pool import current_pool
 
         if self._settings.device not in ("cpu", "mps") and Path("/dev/nvidia0").exists():
-            MemoryBoard(self._container.queue.connection).optimize()
+            self._container.memory.optimize()
             if pool := current_pool():
                 pool.optimize()
 
