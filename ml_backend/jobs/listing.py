@@ -192,15 +192,17 @@ class Spread:
     def progress(self, job_id: str) -> tuple[int, int, dict[int, str]]:
         """Tasks that are done (well or not), tasks in all, and why some failed, by task."""
         tasks = self._members(job_id)
-        waiting = set(self._pending(tasks)) & tasks
-        failures = self._failures(tasks - waiting) if len(waiting) < len(tasks) else {}
-        return len(tasks) - len(waiting), len(tasks), failures
+        done = tasks.difference(*self._jobs(self._waiting(), tasks).values())
+        failed = [name for queue in self._queues() for name in queue.failed_job_registry.get_job_ids(cleanup=False)]
+        wanted = self._jobs(failed, done) if done else {}
+        found = self._queue.fetch_many(list(wanted))
+        return len(done), len(tasks), {task: failure_text(job) for job in found for task in wanted[job.id]}
 
     def cancel(self, job_id: str, drop: Callable[[str], None]) -> None:
         """Take back what only these tasks wait for; other tasks that wait for the same videos keep their jobs."""
         tasks = self._members(job_id)
         redis = self._queue.connection
-        for name in sorted({name for names in self._pending(tasks).values() for name in names}):
+        for name in sorted(self._jobs(self._waiting(), tasks)):
             if name.startswith(_PREDICT):
                 key = targets_key(name.removeprefix(_PREDICT))
                 redis.srem(key, *tasks)
@@ -208,48 +210,38 @@ class Spread:
                     continue
             drop(name)
 
-    def _pending(self, tasks: set[int]) -> dict[int, list[str]]:
-        """Names of jobs that wait or run, by the tasks that they are for."""
-        names: list[str] = []
-        for queue in ("prepare", "predict", "refresh"):
-            found = self._queue.queues[queue]
-            names += found.get_job_ids()
-            names += found.started_job_registry.get_job_ids(cleanup=False)
-            names += found.scheduled_job_registry.get_job_ids(cleanup=False)
-        out: dict[int, list[str]] = {}
+    def _queues(self) -> list[Queue]:
+        return [self._queue.queues[name] for name in ("prepare", "predict", "refresh")]
+
+    def _waiting(self) -> list[str]:
+        """Names of jobs that wait or run."""
+        return [
+            name
+            for queue in self._queues()
+            for ids in (
+                queue.get_job_ids(),
+                queue.started_job_registry.get_job_ids(cleanup=False),
+                queue.scheduled_job_registry.get_job_ids(cleanup=False),
+            )
+            for name in ids
+        ]
+
+    def _jobs(self, names: Iterable[str], tasks: set[int]) -> dict[str, set[int]]:
+        """Which of these tasks each job is for; jobs that are for none are left out."""
+        out: dict[str, set[int]] = {}
         predicting = []
         for name in names:
             number = name.removeprefix(_PREPARE)
             if name.startswith(_PREPARE) and number.isdecimal():
-                out.setdefault(int(number), []).append(name)
+                out[name] = {int(number)} & tasks
             elif name.startswith(_PREDICT):
                 predicting.append(name)
-        for name, targets in zip(predicting, self._targets(predicting), strict=True):
-            for task in targets & tasks:
-                out.setdefault(task, []).append(name)
-        return out
-
-    def _failures(self, tasks: set[int]) -> dict[int, str]:
-        names: list[str] = []
-        for queue in ("prepare", "predict", "refresh"):
-            names += self._queue.queues[queue].failed_job_registry.get_job_ids(cleanup=False)
-        wanted: dict[str, set[int]] = {}
-        predicting = [name for name in names if name.startswith(_PREDICT)]
-        for name, targets in zip(predicting, self._targets(predicting), strict=True):
-            if mine := targets & tasks:
-                wanted[name] = mine
-        for name in names:
-            number = name.removeprefix(_PREPARE)
-            if name.startswith(_PREPARE) and number.isdecimal() and int(number) in tasks:
-                wanted[name] = {int(number)}
-        return {task: failure_text(job) for job in self._queue.fetch_many(list(wanted)) for task in wanted[job.id]}
-
-    def _targets(self, names: list[str]) -> list[set[int]]:
-        """Tasks that wait for each of some predictions."""
         with self._queue.connection.pipeline(transaction=False) as pipeline:
-            for name in names:
+            for name in predicting:
                 pipeline.smembers(targets_key(name.removeprefix(_PREDICT)))
-            return [{int(value) for value in members} for members in pipeline.execute()]
+            for name, targets in zip(predicting, pipeline.execute(), strict=True):
+                out[name] = {int(value) for value in targets} & tasks
+        return {name: mine for name, mine in out.items() if mine}
 
 
 def _members_key(job_id: str) -> str:
