@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
 from ml_backend.errors import ConfigError
 from ml_backend.label_studio.extra_params import read_extra_params
@@ -187,12 +185,7 @@ class Projects:
         return _Row(row.mode, row.setup_mode, row.prompts) if row else _NO_ROW
 
     def _save(self, project_id: int, **values: str) -> None:
-        with self._storage.guard(), self._storage.engine.begin() as connection:
-            of = projects.c.project_id == project_id
-            if not connection.execute(sa.select(projects.c.project_id).where(of)).first():
-                with contextlib.suppress(IntegrityError), connection.begin_nested():  # another process was faster
-                    connection.execute(sa.insert(projects).values(project_id=project_id, **asdict(_NO_ROW)))
-            connection.execute(sa.update(projects).where(of).values(**values))
+        self._storage.put(projects, {"project_id": project_id}, values, asdict(_NO_ROW))
         if "mode" in values:
             log.info("Project %s: mode %s", project_id, values["mode"] or f"of the settings ({self._settings.mode})")
 
