@@ -54,7 +54,6 @@ class Board:
         self._queue, self._artifacts, self._key, self._helping = queue, artifacts, key, helping
         self._claim_s = claim_s or 2.0 * queue.settings.job_lease_s
         self._claimed: dict[int, Lock] = {}
-        self._done: set[int] = set()
         self._unreadable: set[int] = set()
         self._unkept = False  # observations could not be stored: nothing more is done ahead
         self._own: dict[int, list[Observation]] = {}
@@ -137,8 +136,7 @@ class Board:
             data = self._artifacts.read(_name(self._key, number))
             if data is not None:
                 return load_observations(data)
-            self._done.discard(number)  # another job was through with this video, and has removed it
-            return None
+            return None  # also where another job was through with this video, and has removed it
         except StorageError as error:
             log.warning("Segment %d is observed here: %s", number, error)
         except ValueError as error:
@@ -206,18 +204,13 @@ class Board:
         return sum(int(value) for value in self._try(lambda redis: redis.hvals(_frames_key(self._key))) or ())
 
     def _exists(self, number: int) -> bool:
-        if number in self._done or number in self._unreadable:
-            return number in self._done and number not in self._unreadable
         try:
-            there = self._artifacts.exists(_name(self._key, number))
+            return number not in self._unreadable and self._artifacts.exists(_name(self._key, number))
         except StorageError as error:
             if self._helping:
                 raise
             log.warning("Whether segment %d is done is not known: %s", number, error)
             return False
-        if there:
-            self._done.add(number)
-        return there
 
     def _release(self, number: int) -> None:
         lock = self._claimed.pop(number, None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ml_backend.errors import Interrupted, QueueUnavailable
 from ml_backend.jobs.container import Container, job
-from ml_backend.jobs.plan import TaskPlan, plan_of
+from ml_backend.jobs.plan import TaskPlan, plan_for
 from ml_backend.jobs.segment_board import Board
 from ml_backend.jobs.workers import live_workers
 from ml_backend.segments import Look, Segment, observe_some, observe_together
@@ -120,9 +120,11 @@ def help_observe(container: Container, project_id: int, task_id: int, number: in
     if not board.is_open or not board.is_left(range(count)):
         return
     try:
-        plan, models = plan_of(container, project_id, task_id)
+        task = container.client.get_task(task_id)
     except NotFound:
         return
+    models = container.projects.models(project_id, download=True)
+    plan = plan_for(container, task, container.client.get_project(project_id).label_config, models)
     if number >= len(plan.parts):
         return
     part, settings, stopper = plan.parts[number], container.settings, container.stopper()
