@@ -137,8 +137,11 @@ def compare(predicted: Sequence[Any], annotated: Sequence[Any]) -> Comparison:
     before, after = _read(predicted, "a prediction"), _read(annotated, "an annotation")
     pairs = _same_ids(before, after)
     _add_same_content(pairs, before, after)
+    gone = [i for i, region in enumerate(before) if i not in pairs and region.keys]
+    covers = dict(zip(gone, _covering([before[i] for i in gone], after), strict=True))
     decisions = [
-        _kept(region, after[pairs[i]]) if i in pairs else _gone(region, after) for i, region in enumerate(before)
+        _kept(region, after[pairs[i]]) if i in pairs else _gone(region, covers.get(i))
+        for i, region in enumerate(before)
     ]
     old = set(pairs.values())
     decisions += [Decision("added", "", region.id) for i, region in enumerate(after) if i not in old]
@@ -306,19 +309,26 @@ def _kept(before: _Region, after: _Region) -> Decision:
     return Decision("moved" if moved else "accepted" if before.labels else "undecided", before.id, after.id)
 
 
-def _gone(region: _Region, after: Sequence[_Region]) -> Decision:
-    """Merged into the region that stands for the same object now, if there is one."""
-    cover, most = None, 0.0
-    if region.keys:
-        frames = region.sample()
-        boxes, _ = region.boxes(frames)
-        for other in after:
-            first, last = other.life
-            if not other.keys or other.to_name != region.to_name or first > frames[-1] or 0 < last < frames[0]:
+def _gone(before: _Region, cover: _Region | None) -> Decision:
+    return Decision("merged", before.id, cover.id) if cover else Decision("deleted", before.id)
+
+
+def _covering(gone: Sequence[_Region], after: Sequence[_Region]) -> list[_Region | None]:
+    """For each region that is gone the one that stands for the same object now, if there is one."""
+    found: list[_Region | None] = [None] * len(gone)
+    most = [0.0] * len(gone)
+    samples = [region.sample() for region in gone]
+    boxes = [region.boxes(at)[0] for region, at in zip(gone, samples, strict=True)]
+    frames = np.unique(np.concatenate([np.zeros(0, np.int64), *samples]))
+    for other in (region for region in after if region.keys and gone):
+        first, last = other.life
+        theirs, visible = other.boxes(frames)
+        for i, (region, at) in enumerate(zip(gone, samples, strict=True)):
+            if other.to_name != region.to_name or first > at[-1] or 0 < last < at[0]:
                 continue
-            theirs, visible = other.boxes(frames)
-            overlap = np.where(visible, iou_pairs(boxes, theirs), 0.0)
+            where = np.searchsorted(frames, at)
+            overlap = np.where(visible[where], iou_pairs(boxes[i], theirs[where]), 0.0)
             overlap = overlap[overlap >= COVERS_IOU]
-            if len(overlap) > len(frames) / 2 and overlap.sum() > most:
-                cover, most = other, float(overlap.sum())
-    return Decision("merged", region.id, cover.id) if cover else Decision("deleted", region.id)
+            if len(overlap) > len(at) / 2 and overlap.sum() > most[i]:
+                found[i], most[i] = other, float(overlap.sum())
+    return found

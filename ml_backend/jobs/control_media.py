@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
@@ -114,7 +114,9 @@ def _look_now(work: Work, label_config: str, video: Path, **changes: Any) -> Lay
     with tempfile.TemporaryDirectory(prefix="config-") as folder:
         config = Path(folder) / "label_config.xml"
         config.write_text(label_config, encoding="utf-8")
-        return model_layer(video, None, Model(config, work.settings, progress=work.bar), **changes)
+        return model_layer(
+            video, None, Model(config, work.settings, progress=lambda stage: nullcontext(work.step(stage))), **changes
+        )
 
 
 def _render(work: Work, layer: Layer, project_id: int, name: str) -> dict[str, Any]:

@@ -62,11 +62,6 @@ class Work:
 
         return report
 
-    @contextmanager
-    def bar(self, stage: str) -> Iterator[Callable[[int, int], None]]:
-        """As :meth:`step`, where a container is expected."""
-        yield self.step(stage)
-
     def _tell(self, **progress: Any) -> None:
         self._last = time.monotonic()
         tell(self._job, **progress)

@@ -186,7 +186,7 @@ def _learn_task(container: Container, project_id: int, models: HybridModels, tas
     for _ in range(CHANGES):
         task, annotation = read_annotation(container, project_id, task_id)
         wanted = _exemplars(container, task, annotation, models) if task and annotation else {}
-        with container.queue.learning_lock(task_id):
+        with container.queue.task_lock("learn", task_id):
             # Looking takes time. What is written down is what is true now, and nobody else writes meanwhile.
             if read_annotation(container, project_id, task_id)[1] != annotation:
                 continue
@@ -345,7 +345,7 @@ def record_corrections(container: Container, project_id: int, task_id: int) -> N
     if container.stop.is_set():
         raise Interrupted("Stopped before the next task.", "The job is taken up again.")
     store = CorrectionStore(container.storage)
-    with container.queue.learning_lock(task_id):
+    with container.queue.task_lock("learn", task_id):
         _, annotation = read_annotation(container, project_id, task_id)
         if annotation is None:
             store.remove(project_id, task_id)

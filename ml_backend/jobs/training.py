@@ -250,12 +250,8 @@ class Training:
         last = self._registry.get(version.id)
         if last and (kept := last.lineage.get("held_out_file")):
             artifacts.remove(kept["name"])
-        self._remove_old_weights()
-
-    def _remove_old_weights(self) -> None:
-        container = self._container
         try:
-            remove_old_weights(self._project, self._settings, container.storage, container.artifacts)
+            remove_old_weights(self._project, self._settings, self._container.storage, artifacts)
         except BackendError as error:  # a training must not end for it; the next one tries again
             log.warning("Project %s: weights of old versions were not removed: %s", self._project, error)
 
@@ -284,7 +280,8 @@ class Training:
             raise
         arguments = json.loads(self._settings.train_args or "{}")
         base = self._container.projects.models(None, download=True).detector.sha256
-        made_of = digest_of([data.digest, arguments, self._settings.imgsz, base])
+        facts = json.dumps([data.digest, arguments, self._settings.imgsz, base], sort_keys=True)
+        made_of = hashlib.sha256(facts.encode()).hexdigest()
         if self._is_known(version, made_of):
             log.info("Project %s: nothing has been annotated since the last training.", self._project)
             tell(get_current_job(), stage="unchanged")
@@ -546,11 +543,6 @@ def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]
 def with_text_keys(values: Mapping[int, Any]) -> dict[str, Any]:
     """JSON's keys are strings."""
     return {str(key): value for key, value in values.items()}
-
-
-def digest_of(facts: Any) -> str:
-    """SHA-256 of JSON."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def epochs_in(run: Path) -> int:
