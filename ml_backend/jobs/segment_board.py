@@ -57,7 +57,6 @@ class Board:
         self._unreadable: set[int] = set()
         self._unkept = False  # observations could not be stored: nothing more is done ahead
         self._own: dict[int, list[Observation]] = {}
-        self._told = 0.0
         self._away_until = 0.0
 
     # -- of the one who tracks
@@ -80,7 +79,6 @@ class Board:
             if not self._artifacts.remove(_name(key, number)):
                 return  # the next video tries again
         self._try(lambda redis: redis.zrem(_BEGUN, f"{key}:{count}"))
-        self._try(lambda redis: redis.delete(_frames_key(key)))
 
     # -- of all
 
@@ -183,26 +181,6 @@ class Board:
     def wait(self) -> None:
         time.sleep(WAIT_S)
 
-    def tell(self, segment: Segment, frames: int) -> bool:
-        """Say how far a claimed segment is; once a second, whether it was said."""
-        now = time.monotonic()
-        if now - self._told < 1.0:
-            return False
-        self._told = now
-
-        def ask(redis: Any) -> None:
-            with redis.pipeline(transaction=False) as pipeline:
-                pipeline.hset(_frames_key(self._key), str(segment.number), frames)
-                pipeline.expire(_frames_key(self._key), KEPT_S)
-                pipeline.execute()
-
-        self._try(ask)
-        return True
-
-    def frames(self) -> int:
-        """Frames that all have observed so far."""
-        return sum(int(value) for value in self._try(lambda redis: redis.hvals(_frames_key(self._key))) or ())
-
     def _exists(self, number: int) -> bool:
         try:
             return number not in self._unreadable and self._artifacts.exists(_name(self._key, number))
@@ -242,10 +220,6 @@ class Board:
 
     def _claim_key(self, number: int) -> str:
         return f"{_BEGUN}:{self._key}:{number}"
-
-
-def _frames_key(key: str) -> str:
-    return f"{_BEGUN}:{key}:frames"
 
 
 def _name(key: str, number: int) -> str:
