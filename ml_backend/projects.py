@@ -93,8 +93,7 @@ class Projects:
         Raises:
             ConfigError: there is no such mode.
         """
-        if mode:
-            _check(mode)
+        _check(mode)
         before = self.mode(project_id)
         self._save(project_id, mode=mode)
         return self.mode(project_id) != before
@@ -108,12 +107,12 @@ class Projects:
         Raises:
             ConfigError: there is no such mode.
         """
-        mode = _mode_of(extra_params)
+        found = read_extra_params(extra_params).get("mode")
+        mode = found if isinstance(found, str) else ""
         stored = self._row(project_id)
         if mode == stored.setup_mode:
             return False
-        if mode:
-            _check(mode)
+        _check(mode)
         before = self._mode(stored)
         self._save(project_id, mode=mode, setup_mode=mode)
         return self.mode(project_id) != before
@@ -195,10 +194,5 @@ def _id(version: Version | None) -> int | None:
 
 
 def _check(mode: str) -> None:
-    if mode not in MODES:
+    if mode and mode not in MODES:
         raise ConfigError(f"There is no mode {mode[:80]!r}.", f"Use one of {', '.join(MODES)}.")
-
-
-def _mode_of(extra_params: Any) -> str:
-    mode = read_extra_params(extra_params).get("mode")
-    return mode if isinstance(mode, str) else ""

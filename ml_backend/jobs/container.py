@@ -49,7 +49,7 @@ class Container:
         self.stop = threading.Event()
         #: Servers that did not answer during the present job.
         self.silent: set[str] = set()
-        self._client = lru_cache(maxsize=1)(self._make_client)
+        self._client = lru_cache(maxsize=1)(functools.partial(LabelStudioClient.from_settings, settings))
 
     @cached_property
     def storage(self) -> Storage:
@@ -166,9 +166,6 @@ class Container:
     def _token(self) -> str:
         # Without a configured token, the one that Label Studio handed over in the last /setup may do (legacy tokens).
         return self.settings.label_studio_api_key.get_secret_value() or self.queue.remembered_token()
-
-    def _make_client(self, token: str) -> LabelStudioClient:
-        return LabelStudioClient.from_settings(self.settings, token)
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,6 @@ from ml_backend.errors import QueueUnavailable
 
 if TYPE_CHECKING:
     from ml_backend.jobs.queue import JobQueue
-    from ml_backend.models.pool import ModelPool
 
 log = logging.getLogger(__name__)
 
@@ -58,22 +57,20 @@ class MemoryBoard:
         """For workers, now and then: tell what is loaded, and do what was asked for. Never raises."""
         from ml_backend.models.pool import current_pool
 
+        pool, redis = current_pool(), self._queue.connection
         try:
             with self._queue.guard():
-                self._tick(worker, lease_s, current_pool())
+                wanted = int(redis.get(_OPTIMIZE) or 0)
+                if pool and self._seen is not None and wanted != self._seen:
+                    gone = [model["name"] for model in pool.optimize()["unloaded"]]
+                    log.info("Idle models are unloaded on request: %s", ", ".join(gone) or "none")
+                self._seen = wanted
+                if self._shaping is not None:
+                    redis.set(_SHAPING + worker, json.dumps(dict(self._shaping)), ex=3 * lease_s)
+                if pool:
+                    redis.set(_STATUS + worker, json.dumps(pool.status()), ex=3 * lease_s)
         except QueueUnavailable as error:
             log.warning("The state of models was not reported: %s", error)
-
-    def _tick(self, worker: str, lease_s: int, pool: ModelPool | None) -> None:
-        wanted = int(self._queue.connection.get(_OPTIMIZE) or 0)
-        if pool and self._seen is not None and wanted != self._seen:
-            gone = [model["name"] for model in pool.optimize()["unloaded"]]
-            log.info("Idle models are unloaded on request: %s", ", ".join(gone) or "none")
-        self._seen = wanted
-        if self._shaping is not None:
-            self._queue.connection.set(_SHAPING + worker, json.dumps(dict(self._shaping)), ex=3 * lease_s)
-        if pool:
-            self._queue.connection.set(_STATUS + worker, json.dumps(pool.status()), ex=3 * lease_s)
 
 
 def unlike(mine: Mapping[str, Any], shaping: Mapping[str, Mapping[str, Any]]) -> list[str]:
