@@ -214,11 +214,18 @@ class Storage:
 
         Killed afterwards, the process leaves it in the database: a commit is in the file, if not yet on the disk.
         """
-        revision = uuid.uuid4().hex
+        revision, tasks = uuid.uuid4().hex, sorted(set(task_ids))  # read once: it may be written twice
         of = (pending.c.kind == kind) & (pending.c.project_id == project_id)
-        for part in _parts(sorted(set(task_ids))):
-            rows = [{"kind": kind, "project_id": project_id, "task_id": task, "revision": revision} for task in part]
-            self._replace(pending, of & pending.c.task_id.in_(part), rows)
+
+        def write(connection: Connection) -> None:
+            for part in _parts(tasks):
+                rows = [
+                    {"kind": kind, "project_id": project_id, "task_id": task, "revision": revision} for task in part
+                ]
+                connection.execute(sa.delete(pending).where(of & pending.c.task_id.in_(part)))
+                connection.execute(sa.insert(pending), rows)
+
+        self._write(write)
 
     def pending(self, kind: str, project_id: int) -> dict[int, str]:
         """Revision by task of what is to be done, see :meth:`settle`."""
@@ -246,21 +253,9 @@ class Storage:
 
     def note_annotations(self, project_id: int, task_id: int, annotation_ids: Sequence[int]) -> None:
         """Remember whose task each annotation is, for the day on which its deletion names nothing else."""
-        values = {"project_id": project_id, "task_id": task_id}
         for annotation_id in annotation_ids:
-            of = annotation_tasks.c.annotation_id == annotation_id
-            with self.guard(), self.engine.connect() as connection:
-                known = connection.execute(sa.select(annotation_tasks).where(of)).first()
-            if known and (known.project_id, known.task_id) == (project_id, task_id):
-                continue  # mostly: the same ones are changed again
-            self._replace(annotation_tasks, of, [values | {"annotation_id": annotation_id}])
-
-    def _replace(self, table: sa.Table, of: sa.ColumnElement[bool], rows: Sequence[Mapping[str, Any]]) -> None:
-        def write(connection: Connection) -> None:
-            connection.execute(sa.delete(table).where(of))
-            connection.execute(sa.insert(table), list(rows))
-
-        self._write(write)
+            values = {"project_id": project_id, "task_id": task_id}
+            self.put(annotation_tasks, {"annotation_id": annotation_id}, values)
 
     def put(
         self,
