@@ -21,7 +21,6 @@ from ml_backend.hybrid import use_embedder
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.control_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.control_work import Work, control_job
-from ml_backend.jobs.listing import Spread
 from ml_backend.outputs import STALE_S
 
 log = logging.getLogger(__name__)
@@ -61,10 +60,11 @@ def auto_label(container: Container, project_id: int, task_ids: list[int]) -> No
     for number, task_id in enumerate(tasks, start=1):
         container.queue.request_prepare(project_id, task_id)
         report(number, len(tasks))
-    if work.id:
+    if current := get_current_job():
         # From now on it is as far as their predictions are.
-        Spread(container.queue).begin(work.id, tasks)
-        log.info("Job %s is as far as the predictions of %d tasks.", work.id, len(tasks))
+        current.meta["tasks"] = tasks
+        current.save_meta()
+        log.info("Job %s is as far as the predictions of %d tasks.", current.id, len(tasks))
 
 
 @control_job
