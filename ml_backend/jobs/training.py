@@ -53,8 +53,6 @@ log = logging.getLogger(__name__)
 CHECKPOINT_S = 30.0
 #: How often the gate is repeated when somebody switches versions meanwhile.
 GATES = 3
-
-
 #: Seconds within which a training notices that it has been cancelled.
 _LOOK_S = 1.0
 
@@ -529,8 +527,8 @@ def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]
     """What the registry keeps of what a version was made from."""
     return {
         "seen": dict(seen),
-        "annotations": with_text_keys(data.annotations),
-        "fingerprints": with_text_keys(data.fingerprints),
+        "annotations": {str(task): number for task, number in data.annotations.items()},
+        "fingerprints": {str(task): text for task, text in data.fingerprints.items()},
         "pictures": dict(data.pictures),
         "boxes": dict(data.boxes),
         "tracks": data.tracks,
@@ -538,11 +536,6 @@ def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]
         "notes": list(data.notes),
         "unread": [str(task) for task in data.unread],
     }
-
-
-def with_text_keys(values: Mapping[int, Any]) -> dict[str, Any]:
-    """JSON's keys are strings."""
-    return {str(key): value for key, value in values.items()}
 
 
 def epochs_in(run: Path) -> int:
