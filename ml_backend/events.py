@@ -96,7 +96,9 @@ class EventLog:
         asked = self._note(event)
         with self._lock:
             self._asked |= asked
-        self.start()
+            if self._thread is None or not self._thread.is_alive():  # not before: gunicorn forks
+                self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+                self._thread.start()
         self._wake.set()
         return "queued"
 
@@ -120,13 +122,6 @@ class EventLog:
         for number in projects:
             storage.note_pending("learn", number, [task for task, project in tasks.items() if project == number])
         return {("learn", number) for number in projects}
-
-    def start(self) -> None:
-        """Start the thread, once per process (after gunicorn's fork)."""
-        with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="events", daemon=True)
-                self._thread.start()
 
     def hand_over(self) -> None:
         """Have the queue do what was asked for since the last time. Doing it twice makes no second job."""
