@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ml_backend.errors import BackendError, QueueUnavailable, RequestError
+from ml_backend.errors import BackendError, RequestError
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.storage import Storage
 
@@ -73,12 +73,14 @@ def _id(item: Any) -> int | None:
 
 
 class EventLog:
-    """Takes events in; a thread hands over what they ask for, and tries again while the queue is away."""
+    """Takes events in; a thread hands over what they ask for.
 
-    def __init__(self, storage: Storage, queue: JobQueue, retry_s: float = 5.0) -> None:
-        self._storage = storage
-        self._queue = queue
-        self._retry_s = retry_s
+    What it cannot hand over, since the queue is away or this process ends, workers find in the database: see
+    :class:`ml_backend.jobs.trainer.Trainer`.
+    """
+
+    def __init__(self, storage: Storage, queue: JobQueue) -> None:
+        self._storage, self._queue = storage, queue
         self._asked: set[tuple[str, int]] = set()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -94,7 +96,9 @@ class EventLog:
         asked = self._note(event)
         with self._lock:
             self._asked |= asked
-        self.start()
+            if self._thread is None or not self._thread.is_alive():  # not before: gunicorn forks
+                self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+                self._thread.start()
         self._wake.set()
         return "queued"
 
@@ -119,39 +123,20 @@ class EventLog:
             storage.note_pending("learn", number, [task for task, project in tasks.items() if project == number])
         return {("learn", number) for number in projects}
 
-    def start(self) -> None:
-        """Start the thread, once per process (after gunicorn's fork)."""
-        with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="events", daemon=True)
-                self._thread.start()
-
     def hand_over(self) -> None:
-        """Have the queue do what was asked for. Doing it twice makes no second job.
-
-        What this process does not come to do is found by workers: see :class:`ml_backend.jobs.trainer.Trainer`.
-        """
+        """Have the queue do what was asked for since the last time. Doing it twice makes no second job."""
         with self._lock:
-            asked = sorted(self._asked)
+            asked, self._asked = sorted(self._asked), set()
         for kind, project_id in asked:
-            with self._lock:  # before: what is asked from now on is handed over once more
-                self._asked.discard((kind, project_id))
-            try:
-                self._queue.start_pending(kind, project_id)
-            except BackendError:
-                with self._lock:
-                    self._asked.add((kind, project_id))
-                raise
+            self._queue.start_pending(kind, project_id)
 
     def _run(self) -> None:
         while True:
-            try:
-                self.hand_over()
-            except QueueUnavailable as error:
-                log.warning("Events wait for the queue: %s", error)
-            except BackendError as error:
-                log.error("Events cannot be handed over: %s", error)
-            self._wake.wait(self._retry_s)
+            self._wake.wait()
             # More may come at once; handing each over by itself would keep others from being answered.
             time.sleep(GATHER_S)
             self._wake.clear()
+            try:
+                self.hand_over()
+            except BackendError as error:
+                log.warning("What events ask for is left to workers: %s", error)

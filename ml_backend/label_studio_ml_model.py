@@ -29,9 +29,7 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
 
 @lru_cache(maxsize=1)
 def _services() -> WebContainer:
-    services = WebContainer(get_settings())
-    services.events.start()
-    return services
+    return WebContainer(get_settings())
 
 
 class VideoBackend(LabelStudioMLBase):  # type: ignore[misc]

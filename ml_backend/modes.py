@@ -14,8 +14,6 @@ from ml_backend.settings import Mode, Settings
 
 #: Raised when the same looks and exemplars lead to other labels.
 RECIPE = 2
-#: Modes that learn from annotations.
-LEARNING: frozenset[str] = frozenset({"yolo_dinov2", "yolo_clip", "universal"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
 from ml_backend.errors import ConfigError
 from ml_backend.label_studio.extra_params import read_extra_params
@@ -95,8 +93,7 @@ class Projects:
         Raises:
             ConfigError: there is no such mode.
         """
-        if mode:
-            _check(mode)
+        _check(mode)
         before = self.mode(project_id)
         self._save(project_id, mode=mode)
         return self.mode(project_id) != before
@@ -110,12 +107,12 @@ class Projects:
         Raises:
             ConfigError: there is no such mode.
         """
-        mode = _mode_of(extra_params)
+        found = read_extra_params(extra_params).get("mode")
+        mode = found if isinstance(found, str) else ""
         stored = self._row(project_id)
         if mode == stored.setup_mode:
             return False
-        if mode:
-            _check(mode)
+        _check(mode)
         before = self._mode(stored)
         self._save(project_id, mode=mode, setup_mode=mode)
         return self.mode(project_id) != before
@@ -187,12 +184,7 @@ class Projects:
         return _Row(row.mode, row.setup_mode, row.prompts) if row else _NO_ROW
 
     def _save(self, project_id: int, **values: str) -> None:
-        with self._storage.guard(), self._storage.engine.begin() as connection:
-            of = projects.c.project_id == project_id
-            if not connection.execute(sa.select(projects.c.project_id).where(of)).first():
-                with contextlib.suppress(IntegrityError), connection.begin_nested():  # another process was faster
-                    connection.execute(sa.insert(projects).values(project_id=project_id, **asdict(_NO_ROW)))
-            connection.execute(sa.update(projects).where(of).values(**values))
+        self._storage.put(projects, {"project_id": project_id}, values, asdict(_NO_ROW))
         if "mode" in values:
             log.info("Project %s: mode %s", project_id, values["mode"] or f"of the settings ({self._settings.mode})")
 
@@ -202,10 +194,5 @@ def _id(version: Version | None) -> int | None:
 
 
 def _check(mode: str) -> None:
-    if mode not in MODES:
+    if mode and mode not in MODES:
         raise ConfigError(f"There is no mode {mode[:80]!r}.", f"Use one of {', '.join(MODES)}.")
-
-
-def _mode_of(extra_params: Any) -> str:
-    mode = read_extra_params(extra_params).get("mode")
-    return mode if isinstance(mode, str) else ""

@@ -60,27 +60,24 @@ class Serving:
         Raises:
             ConfigError: the label config cannot hold video tracks, or there is no such mode or training policy.
         """
-        changed = bool(label_config) and self._remember_labels(project_id, label_config)
-        changed |= self._projects.setup_mode(project_id, extra_params)
+        before = self.version(project_id)
+        if label_config:
+            self._projects.remember_labels(project_id, cached_label_config(label_config))
+        self._projects.setup_mode(project_id, extra_params)
         self._policies.setup(project_id, extra_params)
-        if changed:
+        version = self.version(project_id)
+        if version != before:
             try:
                 self._queue.request_refresh(project_id)
             except QueueUnavailable as error:  # tasks that are opened get their labels all the same
                 log.warning("Project %s is not refreshed: %s", project_id, error)
-        return self.version(project_id)
-
-    def _remember_labels(self, project_id: int, label_config: str) -> bool:
-        """Whether other labels mean another version."""
-        before = self.version(project_id)
-        noted = self._projects.remember_labels(project_id, cached_label_config(label_config))
-        return noted and self.version(project_id) != before
+        return version
 
     def remember_token(self, token: Any) -> None:
         """Legacy tokens handed over by Label Studio serve where no other is configured."""
-        if self._settings.label_studio_api_key.get_secret_value() or not isinstance(token, str) or not token:
+        if self._settings.label_studio_api_key.get_secret_value() or not isinstance(token, str):
             return
-        if not token.isascii():  # could not be sent in a header
+        if not token or not token.isascii():  # could not be sent in a header
             return
         try:
             self._queue.remember_token(token[:4096])

@@ -7,15 +7,15 @@ import json
 import logging
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from ml_backend.db.migrations import upgrade
@@ -33,10 +33,14 @@ from ml_backend.tables import (
 
 log = logging.getLogger(__name__)
 
-#: Predictions that are removed in one transaction, in which nobody else writes; SQLite limits the number of values too.
-REMOVED_AT_ONCE = 500
+#: Values in one statement: SQLite limits them.
+_PART = 500
+#: Predictions that are removed in one transaction, in which nobody else writes.
+REMOVED_AT_ONCE = _PART
 #: Processes that write the same rows at the same moment get in each other's way, but hardly so often.
 WRITE_ATTEMPTS = 10
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,37 +125,29 @@ class Storage:
             if not isinstance(error.__cause__, IntegrityError):
                 raise
 
-    def has_prediction(self, key: str) -> bool:
-        with self.guard(), self.engine.connect() as connection:
-            return connection.scalar(sa.select(predictions.c.key).where(predictions.c.key == key)) is not None
-
     def get_prediction(self, key: str) -> dict[str, Any] | None:
         body = self.prediction_bodies([key]).get(key)
         return None if body is None else dict(json.loads(body))
 
     def prediction_sizes(self, keys: Sequence[str]) -> dict[str, int]:
         """JSON bytes of those predictions that are there."""
-        columns = (predictions.c.key, predictions.c.bytes)
-        found: dict[str, int] = {}
+        query = sa.select(predictions.c.key, predictions.c.bytes)
         with self.guard(), self.engine.connect() as connection:
-            for start in range(0, len(keys), 500):  # SQLite limits the number of bound values
-                part = keys[start : start + 500]
-                found.update(
-                    (row.key, row.bytes)
-                    for row in connection.execute(sa.select(*columns).where(predictions.c.key.in_(part)))
-                )
-        return found
+            return {
+                row.key: row.bytes
+                for part in _parts(keys)
+                for row in connection.execute(query.where(predictions.c.key.in_(part)))
+            }
 
     def prediction_bodies(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Those predictions that are there, by key, as JSON text: a long video's is passed on without parsing it."""
-        columns = (predictions.c.key, predictions.c.body)
-        found: dict[str, bytes] = {}
+        query = sa.select(predictions.c.key, predictions.c.body)
         with self.guard(), self.engine.connect() as connection:
-            for start in range(0, len(keys), 500):
-                part = keys[start : start + 500]
-                for row in connection.execute(sa.select(*columns).where(predictions.c.key.in_(part))):
-                    found[row.key] = gzip.decompress(row.body)
-        return found
+            return {
+                row.key: gzip.decompress(row.body)
+                for part in _parts(keys)
+                for row in connection.execute(query.where(predictions.c.key.in_(part)))
+            }
 
     def versions(self, project_id: int | None = None) -> list[str]:
         """Model versions that made predictions, those that were removed since too, newest first."""
@@ -203,12 +199,7 @@ class Storage:
 
     def note_score(self, project_id: int, task_id: int, score: float) -> None:
         """Remember how sure the prediction is that a task was given, 0..1."""
-        of = (task_scores.c.project_id == project_id) & (task_scores.c.task_id == task_id)
-        with self.guard(), self.engine.begin() as connection:
-            if not connection.execute(sa.update(task_scores).where(of).values(score=score)).rowcount:
-                row = {"project_id": project_id, "task_id": task_id, "score": score}
-                with suppress(IntegrityError), connection.begin_nested():  # another process was faster
-                    connection.execute(sa.insert(task_scores).values(**row))
+        self.put(task_scores, {"project_id": project_id, "task_id": task_id}, {"score": score})
 
     def scores(self, project_id: int) -> dict[int, float]:
         """By task how sure its newest prediction is."""
@@ -223,13 +214,18 @@ class Storage:
 
         Killed afterwards, the process leaves it in the database: a commit is in the file, if not yet on the disk.
         """
-        revision = uuid.uuid4().hex
+        revision, tasks = uuid.uuid4().hex, sorted(set(task_ids))  # read once: it may be written twice
         of = (pending.c.kind == kind) & (pending.c.project_id == project_id)
-        tasks = sorted(set(task_ids))
-        rows = [{"kind": kind, "project_id": project_id, "task_id": task, "revision": revision} for task in tasks]
-        for start in range(0, len(rows), 500):
-            part = pending.c.task_id.in_(tasks[start : start + 500])
-            self._replace(pending, of & part, rows[start : start + 500])
+
+        def write(connection: Connection) -> None:
+            for part in _parts(tasks):
+                rows = [
+                    {"kind": kind, "project_id": project_id, "task_id": task, "revision": revision} for task in part
+                ]
+                connection.execute(sa.delete(pending).where(of & pending.c.task_id.in_(part)))
+                connection.execute(sa.insert(pending), rows)
+
+        self._write(write)
 
     def pending(self, kind: str, project_id: int) -> dict[int, str]:
         """Revision by task of what is to be done, see :meth:`settle`."""
@@ -257,22 +253,32 @@ class Storage:
 
     def note_annotations(self, project_id: int, task_id: int, annotation_ids: Sequence[int]) -> None:
         """Remember whose task each annotation is, for the day on which its deletion names nothing else."""
-        values = {"project_id": project_id, "task_id": task_id}
         for annotation_id in annotation_ids:
-            of = annotation_tasks.c.annotation_id == annotation_id
-            with self.guard(), self.engine.connect() as connection:
-                known = connection.execute(sa.select(annotation_tasks).where(of)).first()
-            if known and (known.project_id, known.task_id) == (project_id, task_id):
-                continue  # mostly: the same ones are changed again
-            self._replace(annotation_tasks, of, [values | {"annotation_id": annotation_id}])
+            values = {"project_id": project_id, "task_id": task_id}
+            self.put(annotation_tasks, {"annotation_id": annotation_id}, values)
 
-    def _replace(self, table: sa.Table, of: sa.ColumnElement[bool], rows: Sequence[Mapping[str, Any]]) -> None:
+    def put(
+        self,
+        table: sa.Table,
+        key: Mapping[str, Any],
+        values: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write some values of a row that may be there or not; ``defaults`` are a new row's others."""
+        of = sa.and_(*(table.c[name] == value for name, value in key.items()))
+
+        def write(connection: Connection) -> None:
+            if not connection.execute(sa.update(table).where(of).values(**values)).rowcount:
+                connection.execute(sa.insert(table).values({**(defaults or {}), **key, **values}))
+
+        self._write(write)
+
+    def _write(self, write: Callable[[Connection], None]) -> None:
         with self.guard():
             for attempt in range(1, WRITE_ATTEMPTS + 1):
                 try:
                     with self._writing, self.engine.begin() as connection:
-                        connection.execute(sa.delete(table).where(of))
-                        connection.execute(sa.insert(table), list(rows))
+                        write(connection)
                     return
                 except IntegrityError:  # another process has written the same rows at this moment
                     if attempt == WRITE_ATTEMPTS:
@@ -283,8 +289,7 @@ class Storage:
         found: dict[int, int] = {}
         with self.guard(), self.engine.connect() as connection:
             for table in (annotation_tasks, exemplars, corrections):
-                for start in range(0, len(annotation_ids), 500):
-                    part = list(annotation_ids[start : start + 500])
+                for part in _parts(annotation_ids):
                     query = sa.select(table.c.task_id, table.c.project_id).where(table.c.annotation_id.in_(part))
                     found.update((row.task_id, row.project_id) for row in connection.execute(query.distinct()))
         return found
@@ -293,6 +298,10 @@ class Storage:
         """Projects of which an annotation has ever been heard of."""
         with self.guard(), self.engine.connect() as connection:
             return sorted(connection.scalars(sa.select(annotation_tasks.c.project_id).distinct()))
+
+
+def _parts(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    return (values[start : start + _PART] for start in range(0, len(values), _PART))
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

@@ -44,11 +44,6 @@ def shaping(settings: Settings) -> dict[str, Any]:
     return {**_digested(settings), **choices, **models, "release": ml_backend.__version__}
 
 
-def settings_digest(settings: Settings) -> str:
-    """Four hex digits over the settings that shape predictions."""
-    return hashlib.sha256(json.dumps(_digested(settings), sort_keys=True).encode()).hexdigest()[:4]
-
-
 def _digested(settings: Settings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in _SHAPING} | _FORMER | {"pipeline": PIPELINE}
 
@@ -57,7 +52,8 @@ def base_version(settings: Settings, detector: ResolvedDetector) -> str:
     """What made the tracks, whatever gave them their labels: ``yolo11n-3f2a91c0.tracktrack-9c1e``."""
     name = re.sub(r"[^A-Za-z0-9_]+", "_", detector.name)
     weights = f"-{detector.sha256[:8]}" if detector.sha256 else ""
-    return f"{name}{weights}.{settings.tracker}-{settings_digest(settings)}"
+    digest = hashlib.sha256(json.dumps(_digested(settings), sort_keys=True).encode()).hexdigest()[:4]
+    return f"{name}{weights}.{settings.tracker}-{digest}"
 
 
 def model_version(settings: Settings, detector: ResolvedDetector, mode: str | None = None, registry: str = BASE) -> str:

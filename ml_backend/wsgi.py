@@ -13,6 +13,4 @@ from ml_backend.settings import get_settings
 logging.basicConfig(level=get_settings().log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 app = create_app()
-# Events that were written down before the last stop are handed over now.
-app.extensions["services"].events.start()
 app.extensions["services"].warm_up()

@@ -141,7 +141,7 @@ def test_copies_of_one_id_are_matched_once_each() -> None:
 )
 def test_what_moves_a_region(change: Any) -> None:
     found = compare([walker()], [change(walker())])
-    assert found.decisions == (Decision("moved", "a", "a", moved=True),)
+    assert found.decisions == (Decision("moved", "a", "a"),)
     assert found.hard == ("a",)
 
 
@@ -152,7 +152,7 @@ def test_origin_is_not_believed() -> None:
 
 def test_moved_and_relabelled_counts_once() -> None:
     found = compare([walker()], [walker("a", 40, "car")])
-    assert found.decisions == (Decision("relabelled", "a", "a", moved=True, relabelled=True),)
+    assert found.decisions == (Decision("relabelled", "a", "a"),)
     assert (found.counts["relabelled"], found.counts["moved"]) == (1, 0)
 
 
@@ -192,7 +192,7 @@ def test_two_halves_that_were_made_one() -> None:
     second = make_region(key(11, 20), key(20, 29, enabled=False), region_id="second")
     whole = make_region(key(1, 10), key(20, 29, enabled=False), region_id="first")
     found = compare([first, second], [whole])
-    assert found.decisions == (Decision("moved", "first", "first", moved=True), Decision("merged", "second", "first"))
+    assert found.decisions == (Decision("moved", "first", "first"), Decision("merged", "second", "first"))
     assert found.hard == ("first",)
 
 
@@ -216,7 +216,7 @@ def test_gaps_do_not_count_as_covered() -> None:
 
 
 def test_many_regions_that_are_gone() -> None:
-    """More than are looked at together, of two videos, in any order."""
+    """Of two videos, in any order."""
     predicted = [
         make_region(
             key(1 + 3 * n, n % 70), key(9 + 3 * n, n % 70, enabled=False), region_id=f"p{n}", to_name=f"v{n % 2}"
@@ -374,7 +374,7 @@ def test_acceptance_of_each_version(store: CorrectionStore, path: Path, settings
     assert (first.first, first.last, first.tracks) == (NOON + timedelta(hours=1), NOON + timedelta(hours=3), 12)
     assert (second.decided, second.rate, third.decided, third.rate) == (10, 0.9, 0, None)
     services = WebContainer(settings(database_url=f"sqlite:///{path}"))
-    assert services.trainings.acceptance(1) == [first, second, third]
+    assert [item["model_version"] for item in services.trainings.accepted(1)] == ["v1", "v2", "v3"]
     assert store.by_version(3) == []
     assert store.projects() == [1, 2]
     assert tuple(tracks(store, project) for project in (1, 2, 3)) == (23, 1, 0)

@@ -17,7 +17,7 @@ from ml_backend.label_studio.schema import VideoControl, parse_label_config
 from ml_backend.labelling import DetectorLabels, Opinion, label_tracks
 from ml_backend.looks import Look, Looks, MemoryLooks, look_at
 from ml_backend.models.hub import ResolvedModel
-from ml_backend.modes import LEARNING, HybridModels, hybrid_models, mode_part, require_embedder
+from ml_backend.modes import HybridModels, hybrid_models, mode_part, require_embedder
 from ml_backend.patterns.bank import Exemplars, PatternBank
 from ml_backend.patterns.digest import bank_digests
 from ml_backend.patterns.store import NewExemplar, PatternStore
@@ -75,7 +75,6 @@ def test_models_of_each_mode(make: MakeSettings, mode: Mode, expected: tuple[str
     models = hybrid_models(make(), mode)
     assert (models.mode, kinds(models), models.notes) == (mode, expected, ())
     assert len(models.ids) == sum(kind is not None for kind in expected)
-    assert (mode in LEARNING) == bool(models.ids)
 
 
 def test_what_replaces_dinov2_is_noted(make: MakeSettings) -> None:

@@ -46,9 +46,9 @@ def test_makes_its_folder_and_answers(storage: Storage, path: Path) -> None:
 
 def test_prediction_comes_back_as_it_was(storage: Storage) -> None:
     assert storage.get_prediction("k") is None
-    assert not storage.has_prediction("k")
+    assert storage.get_prediction("k") is None
     storage.save_prediction("k", 1, prediction())
-    assert storage.has_prediction("k")
+    assert storage.get_prediction("k") is not None
     assert storage.get_prediction("k") == prediction()
 
 
@@ -305,7 +305,7 @@ def test_full_database_is_named_with_a_cure(storage: Storage) -> None:
     assert failure.value.http_status == 507
     assert failure.value.retryable
     assert "Free disk space" in failure.value.cure
-    assert not storage.has_prediction("k")
+    assert storage.get_prediction("k") is None
 
 
 def test_database_that_somebody_else_holds_is_an_error_not_a_hang(storage: Storage, path: Path) -> None:

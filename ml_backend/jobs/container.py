@@ -8,15 +8,14 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ml_backend.errors import BackendError, Interrupted, Postponed, QueueUnavailable
 from ml_backend.jobs.control_queue import ControlQueue
 from ml_backend.jobs.listing import Jobs
 from ml_backend.jobs.memory_board import MemoryBoard
-from ml_backend.jobs.queue import JobQueue, connect
+from ml_backend.jobs.queue import OVER, JobQueue, connect, state_of
 from ml_backend.jobs.training_queue import TrainingQueue
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.listing import ProjectLister
@@ -29,9 +28,6 @@ from ml_backend.training.artifacts import Artifacts
 from ml_backend.training.policy import Policies
 from ml_backend.training.registry import Registry
 from ml_backend.training.service import Trainings
-
-if TYPE_CHECKING:
-    from rq.job import Job
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +49,7 @@ class Container:
         self.stop = threading.Event()
         #: Servers that did not answer during the present job.
         self.silent: set[str] = set()
-        self._client = lru_cache(maxsize=1)(self._make_client)
+        self._client = lru_cache(maxsize=1)(functools.partial(LabelStudioClient.from_settings, settings))
 
     @cached_property
     def storage(self) -> Storage:
@@ -116,8 +112,7 @@ class Container:
             nonlocal asked, cancelled
             if not cancelled and time.monotonic() - asked >= ASK_S:
                 asked = time.monotonic()
-                with suppress(QueueUnavailable):  # it is asked again; work does not end because Redis is away
-                    cancelled = self.queue.is_cancelled(current.id)
+                cancelled = self.is_given_up(current.id)
             return cancelled or self.stop.is_set()
 
         return stop
@@ -125,7 +120,7 @@ class Container:
     @property
     def memory(self) -> MemoryBoard:
         """What models workers hold."""
-        return MemoryBoard(self.queue.connection)
+        return MemoryBoard(self.queue)
 
     @property
     def client(self) -> LabelStudioClient:
@@ -142,12 +137,35 @@ class Container:
         except QueueUnavailable as error:
             log.warning("Not counted: %s", error)
 
+    def remove_leftovers(self) -> list[str]:
+        """Remove old outputs and what crashes have left; may be done at any time, by many at once.
+
+        Returns:
+            Names of the outputs that are gone. Where Redis does not answer, the rest stays for the next time.
+        """
+
+        def needed(folder: str) -> bool:
+            with self.queue.guard():
+                job = self.queue.fetch(f"import-{folder}")  # so ControlQueue calls it
+                return job is not None and state_of(job) not in OVER
+
+        try:
+            return self.outputs.clean(needed=needed)
+        except QueueUnavailable as error:
+            log.warning("What is left of old uploads stays for now: %s", error)
+            return []
+
+    def is_given_up(self, job_id: str) -> bool:
+        """Whether somebody has cancelled a job; where Redis is away it is not known, and asked again later."""
+        try:
+            return bool(job_id) and self.queue.is_cancelled(job_id)
+        except QueueUnavailable as error:
+            log.warning("Whether job %s was cancelled is not known: %s", job_id, error)
+            return False
+
     def _token(self) -> str:
         # Without a configured token, the one that Label Studio handed over in the last /setup may do (legacy tokens).
         return self.settings.label_studio_api_key.get_secret_value() or self.queue.remembered_token()
-
-    def _make_client(self, token: str) -> LabelStudioClient:
-        return LabelStudioClient.from_settings(self.settings, token)
 
 
 @lru_cache(maxsize=1)
@@ -171,7 +189,10 @@ def job(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(container, *args)
         except Interrupted as error:
-            if current and _is_given_up(container, current):
+            if current and container.is_given_up(current.id):
+                current.meta["outcome"] = {"state": "cancelled"}
+                current.save_meta()
+                log.info("Job %s was cancelled.", current.id)
                 return None
             if current:
                 current.retries_left = (current.retries_left or 0) + 1  # being asked to stop is no failure
@@ -188,17 +209,3 @@ def job(function: Callable[..., Any]) -> Callable[..., Any]:
             raise
 
     return run
-
-
-def _is_given_up(container: Container, current: Job) -> bool:
-    """Whether a job that was interrupted is not to be taken up again, since somebody has cancelled it."""
-    try:
-        if not container.queue.is_cancelled(current.id):
-            return False
-    except QueueUnavailable as error:  # it is taken up again, and asks then
-        log.warning("Whether job %s was cancelled is not known: %s", current.id, error)
-        return False
-    current.meta["outcome"] = {"state": "cancelled"}
-    current.save_meta()
-    log.info("Job %s was cancelled.", current.id)
-    return True

@@ -16,13 +16,11 @@ from typing import Any
 
 from rq import get_current_job
 
-from ml_backend.errors import BackendError, Interrupted, MediaError, QueueUnavailable, VideoError
+from ml_backend.errors import BackendError, Interrupted, MediaError, VideoError
 from ml_backend.hybrid import use_embedder
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.control_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.control_work import Work, control_job
-from ml_backend.jobs.leftovers import remove_leftovers
-from ml_backend.jobs.listing import Spread
 from ml_backend.outputs import STALE_S
 
 log = logging.getLogger(__name__)
@@ -62,10 +60,11 @@ def auto_label(container: Container, project_id: int, task_ids: list[int]) -> No
     for number, task_id in enumerate(tasks, start=1):
         container.queue.request_prepare(project_id, task_id)
         report(number, len(tasks))
-    if work.id:
+    if current := get_current_job():
         # From now on it is as far as their predictions are.
-        Spread(container.queue).begin(work.id, tasks)
-        log.info("Job %s is as far as the predictions of %d tasks.", work.id, len(tasks))
+        current.meta["tasks"] = tasks
+        current.save_meta()
+        log.info("Job %s is as far as the predictions of %d tasks.", current.id, len(tasks))
 
 
 @control_job
@@ -77,7 +76,7 @@ def import_video(work: Work, project_id: int, folder: str, name: str) -> dict[st
     """
     from ml_backend.importing import Importer
 
-    remove_leftovers(work.container)  # now that room is needed
+    work.container.remove_leftovers()  # now that room is needed
     path = work.settings.uploads_dir / folder / name
     if not path.is_file():
         raise MediaError(
@@ -99,7 +98,7 @@ def _kept_if_it_is_fine(work: Work, project_id: int, path: Path) -> Iterator[Non
     try:
         yield
     except Interrupted:
-        if _is_cancelled(work):
+        if work.container.is_given_up(work.id):
             shutil.rmtree(path.parent, ignore_errors=True)
         raise
     except BackendError as error:
@@ -109,14 +108,6 @@ def _kept_if_it_is_fine(work: Work, project_id: int, path: Path) -> Iterator[Non
             _keep(project_id, path, error)
         raise
     shutil.rmtree(path.parent, ignore_errors=True)
-
-
-def _is_cancelled(work: Work) -> bool:
-    try:
-        return bool(work.id) and work.container.queue.is_cancelled(work.id)
-    except QueueUnavailable as error:
-        log.warning("Whether job %s was cancelled is not known: %s", work.id, error)
-        return False
 
 
 def _keep(project_id: int, path: Path, error: BackendError) -> None:

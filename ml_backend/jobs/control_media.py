@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
@@ -22,7 +22,6 @@ from ml_backend.export.render import Options, render
 from ml_backend.export.sampling import Sampling
 from ml_backend.jobs.control_queue import STRIDE
 from ml_backend.jobs.control_work import Work, control_job
-from ml_backend.jobs.leftovers import remove_leftovers
 from ml_backend.jobs.tasks import look_at_video
 from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.models.weights import resolve_detector
@@ -53,10 +52,12 @@ def render_video(work: Work, project_id: int, task_id: int, what: str) -> dict[s
     """
     name = f"project-{project_id}-task-{task_id}-{what}"
     if what == "base":
-        with work.video(project_id, task_id) as path:
+        with work.video(project_id, task_id) as path, tempfile.TemporaryDirectory(prefix="config-") as folder:
             # Its own classes: what it knows without the project.
-            layer = _look_now(work, _own_classes(work), path, mode="yolo")
-            return _render(work, layer, project_id, name)
+            config = Path(folder) / "label_config.xml"
+            config.write_text(_own_classes(work), encoding="utf-8")
+            model = Model(config, work.settings, progress=lambda stage: nullcontext(work.step(stage)))
+            return _render(work, model_layer(path, None, model, mode="yolo"), project_id, name)
     wanted: Predictions = "none" if what == "annotations" else "only"
     parts = list(work.source_of_task(project_id, task_id, predictions=wanted).parts())
     if not parts:
@@ -106,18 +107,6 @@ def _own_classes(work: Work) -> str:
     )
 
 
-def _look_now(work: Work, label_config: str, video: Path, **changes: Any) -> Layer:
-    """What the settings' detector finds in a video now.
-
-    Args:
-        changes: further settings.
-    """
-    with tempfile.TemporaryDirectory(prefix="config-") as folder:
-        config = Path(folder) / "label_config.xml"
-        config.write_text(label_config, encoding="utf-8")
-        return model_layer(video, None, Model(config, work.settings, progress=work.bar), **changes)
-
-
 def _render(work: Work, layer: Layer, project_id: int, name: str) -> dict[str, Any]:
     colours = css_colours(parse_label_config(work.label_config(project_id)))
     out = work.outputs.new(name, suffix="mp4")
@@ -128,7 +117,7 @@ def _render(work: Work, layer: Layer, project_id: int, name: str) -> dict[str, A
 
 
 def _made(work: Work, path: Path) -> dict[str, Any]:
-    remove_leftovers(work.container)
+    work.container.remove_leftovers()
     return {"file": path.name, "bytes": path.stat().st_size}
 
 
@@ -156,7 +145,11 @@ def export_project(
         else:
 
             def should_stop() -> bool:
-                _check_room(folder)
+                if shutil.disk_usage(folder).free < SPARE_BYTES:
+                    raise NoRoom(
+                        f"The dataset does not fit: less than {SPARE_BYTES >> 20} MB are free at {folder.parent}.",
+                        "Export with a larger stride, or free disk space.",
+                    )
                 return work.should_stop()
 
             stride = stride or (1 if FORMATS[format_name].whole_videos else STRIDE)
@@ -185,15 +178,6 @@ def _workshop(work: Work) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_room(folder: Path) -> None:
-    """Raise NoRoom if the disk is about to be full."""
-    if shutil.disk_usage(folder).free < SPARE_BYTES:
-        raise NoRoom(
-            f"The dataset does not fit: less than {SPARE_BYTES >> 20} MB are free at {folder.parent}.",
-            "Export with a larger stride, or free disk space.",
-        )
 
 
 def _zip(work: Work, folder: Path, out: Path) -> None:

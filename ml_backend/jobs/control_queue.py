@@ -49,7 +49,7 @@ class ControlQueue:
         return self._found(self._queue.request_learning(project_id, None).job_id)
 
     def train(self, project_id: int, *, force: bool) -> Job:
-        requested = self._trainings.request(project_id, f"{getpass.getuser()}, control room", force=force)
+        requested = self._trainings.start(project_id, f"{getpass.getuser()}, control room", force=force)
         return self._found(requested.job_id)
 
     # -- files

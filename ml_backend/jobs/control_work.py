@@ -18,7 +18,6 @@ from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.progress import tell
 from ml_backend.label_studio.media import MediaStore
 from ml_backend.label_studio.schema import parse_label_config
-from ml_backend.outputs import Outputs
 
 if TYPE_CHECKING:
     from ml_backend.export.select import Predictions
@@ -38,7 +37,7 @@ class Work:
         self.container = container
         self.settings = container.settings
         self.id = self._job.id if self._job else ""
-        self.outputs = Outputs(container.settings)
+        self.outputs = container.outputs
         self.should_stop = container.stopper()
         self._last = 0.0
 
@@ -62,11 +61,6 @@ class Work:
             self._tell(stage=stage, done=done, of=of, eta_s=eta)
 
         return report
-
-    @contextmanager
-    def bar(self, stage: str) -> Iterator[Callable[[int, int], None]]:
-        """As :meth:`step`, where a container is expected."""
-        yield self.step(stage)
 
     def _tell(self, **progress: Any) -> None:
         self._last = time.monotonic()

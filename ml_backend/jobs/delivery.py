@@ -38,7 +38,7 @@ def deliver(container: Container, key: str, prediction: dict[str, Any], task_ids
 def deliver_partial(container: Container, key: str, prediction: dict[str, Any]) -> None:
     """Show what was found so far in all tasks that wait for the rest, unless they have something whole."""
     for task_id in sorted(container.queue.targets(key)):
-        with container.queue.delivery_lock(task_id):
+        with container.queue.task_lock("deliver", task_id):
             try:
                 task = container.client.get_task(task_id)
                 # People's work is not touched, and what is whole stays until something else is.
@@ -53,7 +53,7 @@ def deliver_partial(container: Container, key: str, prediction: dict[str, Any]) 
 
 def deliver_one(container: Container, task_id: int, prediction: dict[str, Any]) -> None:
     version = prediction["model_version"]
-    with container.queue.delivery_lock(task_id):
+    with container.queue.task_lock("deliver", task_id):
         try:
             task = container.client.get_task(task_id)
             if version in task.prediction_versions:

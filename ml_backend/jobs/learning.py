@@ -186,7 +186,7 @@ def _learn_task(container: Container, project_id: int, models: HybridModels, tas
     for _ in range(CHANGES):
         task, annotation = read_annotation(container, project_id, task_id)
         wanted = _exemplars(container, task, annotation, models) if task and annotation else {}
-        with container.queue.learning_lock(task_id):
+        with container.queue.task_lock("learn", task_id):
             # Looking takes time. What is written down is what is true now, and nobody else writes meanwhile.
             if read_annotation(container, project_id, task_id)[1] != annotation:
                 continue
@@ -196,18 +196,14 @@ def _learn_task(container: Container, project_id: int, models: HybridModels, tas
                 store.replace_task(project_id, model_id, task_id, number, wanted.get(model_id, []))
                 for model_id in models.ids
             ]
-        _report(container, task_id, wanted)
+        objects = {(item.region_id, item.label) for items in wanted.values() for item in items if item.label}
+        labels = sorted({label for _, label in objects})
+        log.info("Task %s taught %d objects (%s).", task_id, len(objects), ", ".join(labels) or "no label")
+        container.count("learned")
         return any(changed)
     log.info("Task %s changes faster than it can be learned from; it is tried again.", task_id)
     container.storage.note_pending("learn", project_id, [task_id])
     return False
-
-
-def _report(container: Container, task_id: int, wanted: Wanted) -> None:
-    objects = {(item.region_id, item.label) for items in wanted.values() for item in items if item.label}
-    labels = sorted({label for _, label in objects})
-    log.info("Task %s taught %d objects (%s).", task_id, len(objects), ", ".join(labels) or "no label")
-    container.count("learned")
 
 
 def _parts(container: Container, task: Task) -> Sequence[VideoPart]:
@@ -217,37 +213,25 @@ def _parts(container: Container, task: Task) -> Sequence[VideoPart]:
 
 
 def _exemplars(container: Container, task: Task, annotation: Annotation, models: HybridModels) -> Wanted:
-    wanted: Wanted = {}
-    for number, part in enumerate(_parts(container, task)):
-        if any(region.get("to_name") == part.control.to_name for region in annotation.result):
-            _exemplars_of_part(container, task, annotation, part, number, models, wanted)
-    return wanted
-
-
-def _exemplars_of_part(
-    container: Container,
-    task: Task,
-    annotation: Annotation,
-    part: VideoPart,
-    number: int,
-    models: HybridModels,
-    wanted: Wanted,
-) -> None:
+    """By model what the task's annotation shows of labels, and of what is none."""
     from ml_backend.patterns.annotated import annotated_objects, left_out
     from ml_backend.pipeline import video_timeline
     from ml_backend.video.probe import probe
 
-    video, store = video_key(part.uri), container.projects.patterns
-    with container.media.open(part.uri, task.id) as path:
-        info, timeline = probe(path), video_timeline(path, part.frame_rate)
-        size = (info.width, info.height)
-        objects = annotated_objects(annotation.result, part.control, timeline, *size, VIEWS)
-        known = next(store.tracks_of_project(task.project_id, video), None)
-        background = left_out(known.tracks, objects) if known and objects else []
-        for model in filter(None, (models.embedder, models.clip)):
-            wanted.setdefault(model.model_id, []).extend(
-                _look(container, path, video, model, objects, background, f"part-{number}-track")
-            )
+    wanted: Wanted = {}
+    for number, part in enumerate(_parts(container, task)):
+        if not any(region.get("to_name") == part.control.to_name for region in annotation.result):
+            continue
+        video = video_key(part.uri)
+        with container.media.open(part.uri, task.id) as path:
+            info, timeline = probe(path), video_timeline(path, part.frame_rate)
+            objects = annotated_objects(annotation.result, part.control, timeline, info.width, info.height, VIEWS)
+            known = next(container.projects.patterns.tracks_of_project(task.project_id, video), None)
+            background = left_out(known.tracks, objects) if known and objects else []
+            for model in filter(None, (models.embedder, models.clip)):
+                looks = _look(container, path, video, model, objects, background, f"part-{number}-track")
+                wanted.setdefault(model.model_id, []).extend(looks)
+    return wanted
 
 
 def _look(
@@ -345,7 +329,7 @@ def record_corrections(container: Container, project_id: int, task_id: int) -> N
     if container.stop.is_set():
         raise Interrupted("Stopped before the next task.", "The job is taken up again.")
     store = CorrectionStore(container.storage)
-    with container.queue.learning_lock(task_id):
+    with container.queue.task_lock("learn", task_id):
         _, annotation = read_annotation(container, project_id, task_id)
         if annotation is None:
             store.remove(project_id, task_id)

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import BackendError
-from ml_backend.jobs.queue import KEPT_S, WAITING, JobQueue, failure_text, state_of, targets_key
+from ml_backend.jobs.queue import WAITING, JobQueue, failure_text, state_of, targets_key
 from ml_backend.moments import aware
 
 if TYPE_CHECKING:
@@ -63,7 +63,6 @@ class Jobs:
 
     def __init__(self, queue: JobQueue, cancel_training: Callable[[int], None]) -> None:
         self._queue, self._cancel_training = queue, cancel_training
-        self._spread = Spread(queue)
 
     def get(self, job_id: str) -> dict[str, Any] | None:
         """A job; ``None`` where nobody knows of it, or any more.
@@ -104,7 +103,7 @@ class Jobs:
             if item["kind"] == "train":
                 self._cancel_training(int(item["project"]))
             elif job and state_of(job) == "finished":  # its work is other jobs'
-                self._spread.cancel(job_id, self._drop)
+                self._cancel_predictions(job)
                 job.meta["outcome"] = {"state": CANCELLED, "ended_at": time.time()}
                 job.save_meta()
             else:
@@ -156,7 +155,7 @@ class Jobs:
 
     def _outcome(self, job: Job) -> dict[str, Any]:
         """What has become of the jobs that do the work of this one. Once they are through, it is written down."""
-        done, of, failures = self._spread.progress(job.id)
+        done, of, failures = self._predicted(job)
         if done < of:
             elapsed = (datetime.now(timezone.utc) - aware(job.created_at)).total_seconds()
             eta_s = round(elapsed / done * (of - done)) if done else None
@@ -169,91 +168,61 @@ class Jobs:
         job.save_meta()
         return dict(job.meta["outcome"])
 
+    # -- jobs whose work is the predictions of the tasks in their ``meta``; within the queue's guard
 
-class Spread:
-    """Jobs whose work is other jobs': how many of some tasks' predictions are still under way. Within the guard."""
-
-    def __init__(self, queue: JobQueue) -> None:
-        self._queue = queue
-
-    def begin(self, job_id: str, tasks: Iterable[int]) -> None:
-        """From now on a job is as far as the predictions of these tasks are."""
-        key, members = _members_key(job_id), list(tasks)
-        with self._queue.guard(), self._queue.connection.pipeline() as pipeline:
-            pipeline.delete(key)
-            if members:
-                pipeline.sadd(key, *members)
-                pipeline.expire(key, KEPT_S)
-            pipeline.execute()
-
-    def _members(self, job_id: str) -> set[int]:
-        return {int(value) for value in self._queue.connection.smembers(_members_key(job_id))}
-
-    def progress(self, job_id: str) -> tuple[int, int, dict[int, str]]:
+    def _predicted(self, job: Job) -> tuple[int, int, dict[int, str]]:
         """Tasks that are done (well or not), tasks in all, and why some failed, by task."""
-        tasks = self._members(job_id)
-        waiting = set(self._pending(tasks)) & tasks
-        failures = self._failures(tasks - waiting) if len(waiting) < len(tasks) else {}
-        return len(tasks) - len(waiting), len(tasks), failures
+        tasks = set(job.meta.get("tasks", ()))
+        done = tasks.difference(*self._jobs(self._waiting(), tasks).values())
+        failed = [name for queue in self._queues() for name in queue.failed_job_registry.get_job_ids(cleanup=False)]
+        wanted = self._jobs(failed, done) if done else {}
+        found = self._queue.fetch_many(list(wanted))
+        return len(done), len(tasks), {task: failure_text(job) for job in found for task in wanted[job.id]}
 
-    def cancel(self, job_id: str, drop: Callable[[str], None]) -> None:
-        """Take back what only these tasks wait for; other tasks that wait for the same videos keep their jobs."""
-        tasks = self._members(job_id)
+    def _cancel_predictions(self, job: Job) -> None:
+        """Take back what only its tasks wait for; other tasks that wait for the same videos keep their jobs."""
+        tasks = set(job.meta.get("tasks", ()))
         redis = self._queue.connection
-        for name in sorted({name for names in self._pending(tasks).values() for name in names}):
+        for name in sorted(self._jobs(self._waiting(), tasks)):
             if name.startswith(_PREDICT):
                 key = targets_key(name.removeprefix(_PREDICT))
                 redis.srem(key, *tasks)
                 if redis.scard(key):
                     continue
-            drop(name)
+            self._drop(name)
 
-    def _pending(self, tasks: set[int]) -> dict[int, list[str]]:
-        """Names of jobs that wait or run, by the tasks that they are for."""
-        names: list[str] = []
-        for queue in ("prepare", "predict", "refresh"):
-            found = self._queue.queues[queue]
-            names += found.get_job_ids()
-            names += found.started_job_registry.get_job_ids(cleanup=False)
-            names += found.scheduled_job_registry.get_job_ids(cleanup=False)
-        out: dict[int, list[str]] = {}
+    def _queues(self) -> list[Queue]:
+        return [self._queue.queues[name] for name in ("prepare", "predict", "refresh")]
+
+    def _waiting(self) -> list[str]:
+        """Names of jobs that wait or run."""
+        return [
+            name
+            for queue in self._queues()
+            for ids in (
+                queue.get_job_ids(),
+                queue.started_job_registry.get_job_ids(cleanup=False),
+                queue.scheduled_job_registry.get_job_ids(cleanup=False),
+            )
+            for name in ids
+        ]
+
+    def _jobs(self, names: Iterable[str], tasks: set[int]) -> dict[str, set[int]]:
+        """Which of these tasks each job is for; jobs that are for none are left out."""
+        out: dict[str, set[int]] = {}
         predicting = []
         for name in names:
             number = name.removeprefix(_PREPARE)
             if name.startswith(_PREPARE) and number.isdecimal():
-                out.setdefault(int(number), []).append(name)
+                out[name] = {int(number)} & tasks
             elif name.startswith(_PREDICT):
                 predicting.append(name)
-        for name, targets in zip(predicting, self._targets(predicting), strict=True):
-            for task in targets & tasks:
-                out.setdefault(task, []).append(name)
-        return out
-
-    def _failures(self, tasks: set[int]) -> dict[int, str]:
-        names: list[str] = []
-        for queue in ("prepare", "predict", "refresh"):
-            names += self._queue.queues[queue].failed_job_registry.get_job_ids(cleanup=False)
-        wanted: dict[str, set[int]] = {}
-        predicting = [name for name in names if name.startswith(_PREDICT)]
-        for name, targets in zip(predicting, self._targets(predicting), strict=True):
-            if mine := targets & tasks:
-                wanted[name] = mine
-        for name in names:
-            number = name.removeprefix(_PREPARE)
-            if name.startswith(_PREPARE) and number.isdecimal() and int(number) in tasks:
-                wanted[name] = {int(number)}
-        return {task: failure_text(job) for job in self._queue.fetch_many(list(wanted)) for task in wanted[job.id]}
-
-    def _targets(self, names: list[str]) -> list[set[int]]:
-        """Tasks that wait for each of some predictions."""
         with self._queue.connection.pipeline(transaction=False) as pipeline:
-            for name in names:
+            for name in predicting:
                 pipeline.smembers(targets_key(name.removeprefix(_PREDICT)))
-            return [{int(value) for value in members} for members in pipeline.execute()]
-
-
-def _members_key(job_id: str) -> str:
-    return f"video:spread:{job_id}"
+            for name, targets in zip(predicting, pipeline.execute(), strict=True):
+                out[name] = {int(value) for value in targets} & tasks
+        return {name: mine for name, mine in out.items() if mine}
 
 
 def _ids(queue: Queue) -> list[str]:

@@ -116,19 +116,6 @@ def plan_task(
     return TaskPlan(project_id, task_id, tuple(parts), version)
 
 
-def plan_of(container: Container, project_id: int, task_id: int) -> tuple[TaskPlan, ProjectModels]:
-    """Return what is to be done for a task now, and with which models.
-
-    Raises:
-        NotFound: there is no such task.
-        LabelStudioError, WeightsError, ConfigError, MediaError: each with its cure.
-    """
-    task = container.client.get_task(task_id)
-    label_config = container.client.get_project(project_id).label_config
-    models = container.projects.models(project_id, download=True)
-    return plan_for(container, task, label_config, models), models
-
-
 def plan_for(container: Container, task: Task, label_config: str, models: ProjectModels | None = None) -> TaskPlan:
     """Return what is to be done for a task that was read, by default with the project's present models."""
     if models is None:

@@ -32,17 +32,15 @@ def tell(job: Job | None, **facts: Any) -> None:
 
 
 class Progress:
-    """Writes progress into the job, at most once a second. Others may have done what is far ahead."""
+    """Writes progress into the job, at most once a second."""
 
     def __init__(self, part: int, parts: int) -> None:
         self._part, self._parts = part, parts
         self._job = get_current_job()
-        self._most = 0
         self._started = self._last = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         now, job = time.monotonic(), self._job
-        self._most = done = max(done, self._most)
         if job is None or now - self._last < 1.0:
             return
         self._last = now

@@ -172,12 +172,6 @@ class JobQueue:
         # A refresh comes before the predictions of an earlier one, most of which are outdated now.
         return self.request(queue, function, args, name, module, at_front=kind == "refresh", pause=pause)
 
-    @contextmanager
-    def learning_lock(self, task_id: int) -> Iterator[None]:
-        """Only one process at a time reads a task's annotations and writes down what they teach."""
-        with self._lock(f"video:learn:task:{task_id}", f"Task {task_id}"):
-            yield
-
     def request(
         self,
         queue: str,
@@ -323,19 +317,20 @@ class JobQueue:
                 self.connection.sadd(targets_key(key), *task_ids)
 
     @contextmanager
-    def delivery_lock(self, task_id: int) -> Iterator[None]:
-        """Only one process at a time compares a task's predictions and adds one."""
-        with self._lock(f"video:deliver:{task_id}", f"Task {task_id}"):
-            yield
+    def task_lock(self, purpose: str, task_id: int) -> Iterator[None]:
+        """Only one process at a time works on a task for a purpose.
 
-    @contextmanager
-    def _lock(self, name: str, what: str) -> Iterator[None]:
+        Args:
+            purpose: ``learn``: read its annotation and write down what it teaches; ``deliver``: compare its predictions
+                and add one.
+        """
         from redis.exceptions import RedisError
 
+        name = f"video:{purpose}:{task_id}"
         with self.guard():
             lock = self.connection.lock(name, timeout=LOCK_S, blocking_timeout=LOCK_S + 10)
             if not lock.acquire():
-                raise QueueUnavailable(f"{what} is locked by another worker.", "It is tried again later.")
+                raise QueueUnavailable(f"Task {task_id} is locked by another worker.", "It is tried again later.")
         try:
             yield
         finally:

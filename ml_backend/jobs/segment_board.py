@@ -54,11 +54,9 @@ class Board:
         self._queue, self._artifacts, self._key, self._helping = queue, artifacts, key, helping
         self._claim_s = claim_s or 2.0 * queue.settings.job_lease_s
         self._claimed: dict[int, Lock] = {}
-        self._done: set[int] = set()
         self._unreadable: set[int] = set()
         self._unkept = False  # observations could not be stored: nothing more is done ahead
         self._own: dict[int, list[Observation]] = {}
-        self._told = 0.0
         self._away_until = 0.0
 
     # -- of the one who tracks
@@ -81,7 +79,6 @@ class Board:
             if not self._artifacts.remove(_name(key, number)):
                 return  # the next video tries again
         self._try(lambda redis: redis.zrem(_BEGUN, f"{key}:{count}"))
-        self._try(lambda redis: redis.delete(_frames_key(key)))
 
     # -- of all
 
@@ -137,8 +134,7 @@ class Board:
             data = self._artifacts.read(_name(self._key, number))
             if data is not None:
                 return load_observations(data)
-            self._done.discard(number)  # another job was through with this video, and has removed it
-            return None
+            return None  # also where another job was through with this video, and has removed it
         except StorageError as error:
             log.warning("Segment %d is observed here: %s", number, error)
         except ValueError as error:
@@ -185,39 +181,14 @@ class Board:
     def wait(self) -> None:
         time.sleep(WAIT_S)
 
-    def tell(self, segment: Segment, frames: int) -> bool:
-        """Say how far a claimed segment is; once a second, whether it was said."""
-        now = time.monotonic()
-        if now - self._told < 1.0:
-            return False
-        self._told = now
-
-        def ask(redis: Any) -> None:
-            with redis.pipeline(transaction=False) as pipeline:
-                pipeline.hset(_frames_key(self._key), str(segment.number), frames)
-                pipeline.expire(_frames_key(self._key), KEPT_S)
-                pipeline.execute()
-
-        self._try(ask)
-        return True
-
-    def frames(self) -> int:
-        """Frames that all have observed so far."""
-        return sum(int(value) for value in self._try(lambda redis: redis.hvals(_frames_key(self._key))) or ())
-
     def _exists(self, number: int) -> bool:
-        if number in self._done or number in self._unreadable:
-            return number in self._done and number not in self._unreadable
         try:
-            there = self._artifacts.exists(_name(self._key, number))
+            return number not in self._unreadable and self._artifacts.exists(_name(self._key, number))
         except StorageError as error:
             if self._helping:
                 raise
             log.warning("Whether segment %d is done is not known: %s", number, error)
             return False
-        if there:
-            self._done.add(number)
-        return there
 
     def _release(self, number: int) -> None:
         lock = self._claimed.pop(number, None)
@@ -249,10 +220,6 @@ class Board:
 
     def _claim_key(self, number: int) -> str:
         return f"{_BEGUN}:{self._key}:{number}"
-
-
-def _frames_key(key: str) -> str:
-    return f"{_BEGUN}:{key}:frames"
 
 
 def _name(key: str, number: int) -> str:

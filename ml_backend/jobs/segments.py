@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ml_backend.errors import Interrupted, QueueUnavailable
 from ml_backend.jobs.container import Container, job
-from ml_backend.jobs.plan import TaskPlan, plan_of
+from ml_backend.jobs.plan import TaskPlan, plan_for
 from ml_backend.jobs.segment_board import Board
 from ml_backend.jobs.workers import live_workers
 from ml_backend.segments import Look, Segment, observe_some, observe_together
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 QUEUE = "segments"
 #: Workers that come later, or are free again, are asked too.
 ASK_AGAIN_S = 20.0
+#: Of so many frames a helper asks once whether the video is still worked at: it costs a millisecond.
+LOOK_EVERY = 16
 #: Workers that help with one video, at most.
 HELPERS = 32
 
@@ -39,7 +42,6 @@ class Sharing:
 
     Args:
         number: of the video among its task's.
-        report: takes how many frames all have observed, and how many there are.
         is_known: whether the video's tracks are kept. Jobs that differ in labels only are at the same segments.
     """
 
@@ -49,16 +51,15 @@ class Sharing:
         plan: TaskPlan,
         models: ProjectModels,
         number: int,
-        report: Callable[[int, int], None],
         is_known: Callable[[], bool],
     ) -> None:
-        self._container, self._plan, self._models, self._number, self._report = container, plan, models, number, report
+        self._container, self._plan, self._models, self._number = container, plan, models, number
         self._is_known = is_known
         self._should_stop = container.stopper()  # it knows the job by the thread
         self._board: Board | None = None
         self._segments: Sequence[Segment] = ()
         self._key = ""
-        self._asked = 0.0
+        self._asked = -math.inf
 
     def __call__(self, info: VideoInfo, segments: Sequence[Segment], look: Look) -> Generator[Observation, None, None]:
         """All observations; see :func:`ml_backend.segments.observe_together`.
@@ -75,20 +76,14 @@ class Sharing:
         def watched(segment: Segment) -> Iterator[Observation]:
             if self._is_known():
                 raise AlreadyTracked
-            for n, observation in enumerate(look(segment), 1):
-                self._tell(board, segment, n, info)
+            for observation in look(segment):
+                if time.monotonic() - self._asked >= ASK_AGAIN_S:
+                    self._asked = time.monotonic()
+                    self._ask_for_help(board, segment)
                 yield observation
 
         with board.working():
             yield from observe_together(segments, board, watched, self._should_stop)
-
-    def _tell(self, board: Board, segment: Segment, frames: int, info: VideoInfo) -> None:
-        if not board.tell(segment, frames):
-            return
-        self._report(min(board.frames(), info.frames), info.frames)
-        if time.monotonic() - self._asked >= ASK_AGAIN_S:
-            self._asked = time.monotonic()
-            self._ask_for_help(board, segment)
 
     def _ask_for_help(self, board: Board, segment: Segment) -> None:
         """One job for each other worker. They wait until these have nothing more important to do."""
@@ -120,9 +115,11 @@ def help_observe(container: Container, project_id: int, task_id: int, number: in
     if not board.is_open or not board.is_left(range(count)):
         return
     try:
-        plan, models = plan_of(container, project_id, task_id)
+        task = container.client.get_task(task_id)
     except NotFound:
         return
+    models = container.projects.models(project_id, download=True)
+    plan = plan_for(container, task, container.client.get_project(project_id).label_config, models)
     if number >= len(plan.parts):
         return
     part, settings, stopper = plan.parts[number], container.settings, container.stopper()
@@ -136,8 +133,8 @@ def help_observe(container: Container, project_id: int, task_id: int, number: in
         gone: list[int] = []
 
         def watched(segment: Segment) -> Iterator[Observation]:
-            for n, observation in enumerate(look(segment), 1):
-                if board.tell(segment, n) and not board.is_open:
+            for n, observation in enumerate(look(segment)):
+                if n % LOOK_EVERY == 0 and not board.is_open:
                     gone.append(segment.number)
                     raise Interrupted("The video is done, or not wanted any more.")
                 yield observation

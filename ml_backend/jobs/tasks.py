@@ -269,9 +269,7 @@ def _tracks(
         return known
     log.info("Task %s: pre-annotating %s", plan.task_id, public_uri(part.uri))
     report = Progress(number, len(plan.parts))
-    sharing = (
-        Sharing(container, plan, models, number, report, lambda: store.get_tracks(key) is not None) if keep else None
-    )
+    sharing = Sharing(container, plan, models, number, lambda: store.get_tracks(key) is not None) if keep else None
     try:
         with container.media.open(part.uri, plan.task_id) as path:
             tracks = detect_tracks(

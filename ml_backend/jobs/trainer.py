@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from ml_backend.corrections_store import AnnotatedTask, CorrectionStore
 from ml_backend.errors import BackendError
-from ml_backend.storage import REMOVED_AT_ONCE
 from ml_backend.training.policy import TrainingState, is_due
 from ml_backend.training.registry import MEASURED, Version
 from ml_backend.versions import same_kind
@@ -31,11 +30,8 @@ EVERY_S = 10
 REPEAT = timedelta(seconds=600)
 #: Seconds between two looks for what nobody has told us of.
 CATCH_UP_EVERY_S = 1800
-#: Seconds between two looks for predictions that have been superseded, and what one of them may take: whoever looks is
-#: idle, but a job may come.
-SWEEP_S, SWEEP_FOR_S = 60, 5.0
-#: Seconds between two removals, in which others may write into the database.
-SWEEP_PAUSE_S = 0.01
+#: Seconds between two looks for predictions that have been superseded.
+SWEEP_S = 60
 #: How long predictions are kept that differ from the present ones only in what was learned since, which nobody asks for
 #: again, and all others, which are asked for again if a mode, a setting or a version is switched back.
 LEARNED_SINCE, OTHERWISE = timedelta(hours=1), timedelta(days=1)
@@ -74,14 +70,13 @@ class Trainer:
             self._container.artifacts.tidy()
 
     def forget_predictions(self) -> int:
-        """Remove predictions that others have taken the place of; returns how many.
+        """Remove predictions that others have taken the place of, some of each version; returns how many.
 
         Each annotation that is submitted makes a version, and each version a prediction of every open task. One that is
         gone and asked for again is made of the video's tracks in milliseconds. What a project's present version has
         made is kept, and what was made last, in case this worker and those that predict are set differently.
         """
-        storage, now = self._container.storage, datetime.now(timezone.utc)
-        until, removed = time.monotonic() + SWEEP_FOR_S, 0
+        storage, now, removed = self._container.storage, datetime.now(timezone.utc), 0
         for project_id, versions in itertools.groupby(storage.predictions_made(), lambda made: made.project_id):
             made = list(versions)
             last = max(item.last for item in made)
@@ -93,18 +88,10 @@ class Trainer:
             except BackendError as error:  # its weights are away: what is superseded shows once they are back
                 log.debug("Project %s: the present version is not known: %s", project_id, error)
                 continue
-            for item in sorted(old, key=lambda item: item.first):  # as they lie in the table
-                if item.model_version == present:
-                    continue
+            for item in old:
                 before = now - (LEARNED_SINCE if same_kind(present, item.model_version) else OTHERWISE)
-                number = REMOVED_AT_ONCE
-                while number == REMOVED_AT_ONCE and item.first < before:
-                    number = storage.remove_predictions(project_id, item.model_version, before)
-                    removed += number
-                    if time.monotonic() >= until:  # the rest at the next look
-                        log.info("%d superseded predictions were removed; there may be more.", removed)
-                        return removed
-                    time.sleep(SWEEP_PAUSE_S)
+                if item.model_version != present and item.first < before:
+                    removed += storage.remove_predictions(project_id, item.model_version, before)
         if removed:
             log.info("%d superseded predictions were removed.", removed)
         return removed

@@ -53,8 +53,6 @@ log = logging.getLogger(__name__)
 CHECKPOINT_S = 30.0
 #: How often the gate is repeated when somebody switches versions meanwhile.
 GATES = 3
-
-
 #: Seconds within which a training notices that it has been cancelled.
 _LOOK_S = 1.0
 
@@ -250,12 +248,8 @@ class Training:
         last = self._registry.get(version.id)
         if last and (kept := last.lineage.get("held_out_file")):
             artifacts.remove(kept["name"])
-        self._remove_old_weights()
-
-    def _remove_old_weights(self) -> None:
-        container = self._container
         try:
-            remove_old_weights(self._project, self._settings, container.storage, container.artifacts)
+            remove_old_weights(self._project, self._settings, self._container.storage, artifacts)
         except BackendError as error:  # a training must not end for it; the next one tries again
             log.warning("Project %s: weights of old versions were not removed: %s", self._project, error)
 
@@ -284,7 +278,8 @@ class Training:
             raise
         arguments = json.loads(self._settings.train_args or "{}")
         base = self._container.projects.models(None, download=True).detector.sha256
-        made_of = digest_of([data.digest, arguments, self._settings.imgsz, base])
+        facts = json.dumps([data.digest, arguments, self._settings.imgsz, base], sort_keys=True)
+        made_of = hashlib.sha256(facts.encode()).hexdigest()
         if self._is_known(version, made_of):
             log.info("Project %s: nothing has been annotated since the last training.", self._project)
             tell(get_current_job(), stage="unchanged")
@@ -515,11 +510,10 @@ class Training:
 
     def _make_room(self) -> None:
         """Idle models leave the card; one budget is shared by serving and training."""
-        from ml_backend.jobs.memory_board import MemoryBoard
         from ml_backend.models.pool import current_pool
 
         if self._settings.device not in ("cpu", "mps") and Path("/dev/nvidia0").exists():
-            MemoryBoard(self._container.queue.connection).optimize()
+            self._container.memory.optimize()
             if pool := current_pool():
                 pool.optimize()
 
@@ -533,8 +527,8 @@ def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]
     """What the registry keeps of what a version was made from."""
     return {
         "seen": dict(seen),
-        "annotations": with_text_keys(data.annotations),
-        "fingerprints": with_text_keys(data.fingerprints),
+        "annotations": {str(task): number for task, number in data.annotations.items()},
+        "fingerprints": {str(task): text for task, text in data.fingerprints.items()},
         "pictures": dict(data.pictures),
         "boxes": dict(data.boxes),
         "tracks": data.tracks,
@@ -542,16 +536,6 @@ def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]
         "notes": list(data.notes),
         "unread": [str(task) for task in data.unread],
     }
-
-
-def with_text_keys(values: Mapping[int, Any]) -> dict[str, Any]:
-    """JSON's keys are strings."""
-    return {str(key): value for key, value in values.items()}
-
-
-def digest_of(facts: Any) -> str:
-    """SHA-256 of JSON."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def epochs_in(run: Path) -> int:

@@ -71,7 +71,7 @@ class TrainingQueue:
 
         with self._queue.guard():
             # Renewed by another thread than the one that took it.
-            lock = self._redis.lock(_lock_key(project_id), timeout=self._lock_s, thread_local=False)
+            lock = self._redis.lock(f"video:train:lock:{project_id}", timeout=self._lock_s, thread_local=False)
             if not lock.acquire(blocking=False):
                 raise Postponed(f"Project {project_id} is being trained by another worker.", "It is tried again.")
         try:
@@ -134,10 +134,6 @@ def unread_before(registry: Registry, version: Version) -> list[str]:
 
 def _name(project_id: int) -> str:
     return f"train-{project_id}"
-
-
-def _lock_key(project_id: int) -> str:
-    return f"video:train:lock:{project_id}"
 
 
 def _force_key(project_id: int) -> str:

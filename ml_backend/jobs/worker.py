@@ -29,7 +29,6 @@ from rq.worker import SimpleWorker
 
 from ml_backend.errors import BackendError, QueueUnavailable
 from ml_backend.jobs.container import Container, get_container
-from ml_backend.jobs.leftovers import CLEANER, EVERY_S, remove_leftovers
 from ml_backend.jobs.memory_board import MemoryBoard
 from ml_backend.jobs.queue import connect, forget_executions
 from ml_backend.jobs.trainer import Trainer
@@ -37,6 +36,9 @@ from ml_backend.settings import QUEUES, Settings, get_settings
 from ml_backend.versions import shaping
 
 log = logging.getLogger(__name__)
+
+#: Seconds between two looks for what is left over in the data folder, and the name of the thread that looks.
+LEFTOVERS_EVERY_S, CLEANER = 3600, "leftovers"
 
 
 class LeaseQueue(Queue):  # type: ignore[misc]
@@ -54,7 +56,7 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
         settings = container.settings
         self.container, self.lease_s = container, settings.job_lease_s
         predicts = {"predict", "refresh"} & set(queues_of(settings))
-        self.memory = MemoryBoard(container.queue.connection, shaping(settings) if predicts else None)
+        self.memory = MemoryBoard(container.queue, shaping(settings) if predicts else None)
         self.trainer = Trainer(container)
         self._maintains_idle = False
         self._cleaned = -math.inf
@@ -162,10 +164,10 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
         except QueueUnavailable as error:  # next time, then
             log.warning("Lost jobs were not looked for: %s", error)
         now = time.monotonic()
-        if now - self._cleaned >= EVERY_S:
+        if now - self._cleaned >= LEFTOVERS_EVERY_S:
             self._cleaned = now
             # Aside: a hundred thousand pictures of an old export must not cost a job its lease.
-            threading.Thread(target=remove_leftovers, name=CLEANER, args=(self.container,), daemon=True).start()
+            threading.Thread(target=self.container.remove_leftovers, name=CLEANER, daemon=True).start()
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Known errors have said in one line what is wrong; RQ would add a hundred lines of where."""
@@ -217,11 +219,7 @@ def fetch_weights(settings: Settings) -> None:
         return
     log.info("Detector: %s%s", detector.name, f" ({detector.note})" if detector.note else "")
     names = [model.name for model in (models.embedder, models.clip) if model]
-    log.info("Labels: mode %s%s%s", models.mode, "".join(f", {name}" for name in names), _in_brackets(models.notes))
-
-
-def _in_brackets(notes: tuple[str, ...]) -> str:
-    return f" ({' '.join(notes)})" if notes else ""
+    log.info("Labels: mode %s", " ".join([", ".join([models.mode, *names]), *models.notes]))
 
 
 def main() -> int:

@@ -14,7 +14,6 @@ from ml_backend.training.registry import Registry, Version
 from ml_backend.versions import BASE
 
 if TYPE_CHECKING:
-    from ml_backend.corrections_store import VersionAcceptance
     from ml_backend.jobs.queue import JobQueue, Requested
     from ml_backend.projects import Projects
     from ml_backend.storage import Storage
@@ -31,8 +30,8 @@ class Trainings:
         self._projects, self._queue, self._storage = projects, queue, storage
         self._requests, self._registry, self._policies = TrainingQueue(queue), Registry(storage), Policies(storage)
 
-    def start(self, project_id: int, by: str, *, force: bool = False) -> bool:
-        """Request a training now, whatever the policy says; whether that made a new job.
+    def start(self, project_id: int, by: str, *, force: bool = False) -> Requested:
+        """Request a training now, whatever the policy says.
 
         Args:
             by: who asks.
@@ -41,10 +40,6 @@ class Trainings:
         Raises:
             QueueUnavailable: Redis does not answer.
         """
-        return self.request(project_id, by, force=force).created
-
-    def request(self, project_id: int, by: str, *, force: bool = False) -> Requested:
-        """As :meth:`start`; which job it is."""
         return self._requests.request(project_id, f"force: {by}" if force else by, force=force)
 
     def is_wanted(self, project_id: int) -> bool:
@@ -93,7 +88,14 @@ class Trainings:
 
     def accepted(self, project_id: int) -> list[dict[str, Any]]:
         """What people did with the predictions of each model version, oldest first; plain JSON."""
-        return [_accepted(item) for item in self.acceptance(project_id)]
+        from ml_backend.corrections_store import CorrectionStore
+
+        return [
+            asdict(item)
+            | {"first": item.first.isoformat(), "last": item.last.isoformat()}
+            | {"decided": item.decided, "acceptance_rate": item.rate}
+            for item in CorrectionStore(self._storage).by_version(project_id)
+        ]
 
     def activate(self, project_id: int, name: str, by: str) -> str:
         """Switch a project to a version (``v2``) or to the settings' detector (``base``): roll back, or forward again.
@@ -145,12 +147,6 @@ class Trainings:
         """Change that; see :meth:`ml_backend.training.policy.Policies.set`."""
         return self._policies.set(project_id, values)
 
-    def acceptance(self, project_id: int) -> list[VersionAcceptance]:
-        """What people did with the predictions of each model version, oldest first."""
-        from ml_backend.corrections_store import CorrectionStore
-
-        return CorrectionStore(self._storage).by_version(project_id)
-
 
 def _described(version: Version, names: Mapping[int, str]) -> dict[str, Any]:
     return {
@@ -174,9 +170,3 @@ def _described(version: Version, names: Mapping[int, str]) -> dict[str, Any]:
         "metrics": version.metrics,
         "history": version.history,
     }
-
-
-def _accepted(item: VersionAcceptance) -> dict[str, Any]:
-    facts = asdict(item)
-    facts |= {"first": item.first.isoformat(), "last": item.last.isoformat()}
-    return {**facts, "decided": item.decided, "acceptance_rate": item.rate}

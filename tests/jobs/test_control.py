@@ -18,7 +18,6 @@ import pytest
 from ml_backend.app import create_app
 from ml_backend.jobs import control_media
 from ml_backend.jobs.container import Container
-from ml_backend.jobs.listing import Spread
 from ml_backend.video.probe import probe
 from tests.builders import label_config, make_clip, make_tiny_yolo, wait_for, worker_process
 from tests.jobs.conftest import Site
@@ -246,7 +245,8 @@ def test_how_far_predictions_are(here: Site) -> None:
     queue.queues["control"].remove(name)
     job.set_status("finished")
     queue.queues["control"].finished_job_registry.add(job, ttl=1000)
-    Spread(queue).begin(name, [1, 2, 3, 4])
+    job.meta["tasks"] = [1, 2, 3, 4]
+    job.save_meta()
     queue.request_prepare(project, 1)
     queue.request_prediction("a" * 40, project, 2)
     queue.request_prediction("a" * 40, project, 3)

@@ -14,8 +14,7 @@ from ml_backend.errors import MediaError
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.control import import_video
 from ml_backend.jobs.control_media import export_project
-from ml_backend.jobs.leftovers import CLEANER, EVERY_S, remove_leftovers
-from ml_backend.jobs.worker import make_worker
+from ml_backend.jobs.worker import CLEANER, LEFTOVERS_EVERY_S, make_worker
 from ml_backend.outputs import STALE_S
 from ml_backend.services import WebContainer
 from ml_backend.settings import Settings
@@ -44,23 +43,23 @@ def test_an_upload_stays_while_its_job_waits(here: Settings) -> None:
     control, container = WebContainer(here).control, Container(here)
     folder, other = old_upload(here, "7-aaaa"), old_upload(here, "7-bbbb")
     job = control.import_video(7, "7-aaaa", "clip.mp4")
-    remove_leftovers(container)
+    container.remove_leftovers()
     assert (folder.exists(), other.exists()) == (True, False)
     found = container.queue.fetch(job["id"])
     assert found is not None
     for state in ("scheduled", "started", "deferred"):
         found.set_status(state)
-        remove_leftovers(container)
+        container.remove_leftovers()
         assert folder.exists(), state
     found.set_status("failed")
-    remove_leftovers(container)
+    container.remove_leftovers()
     assert not folder.exists()
 
 
 def test_without_a_queue_uploads_stay(settings: Callable[..., Settings], tmp_path: Path) -> None:
     here = settings(redis_url=f"unix://{tmp_path}/none.sock")
     folder = old_upload(here, "7-aaaa")
-    assert remove_leftovers(Container(here)) == []
+    assert Container(here).remove_leftovers() == []
     assert folder.exists()
 
 
@@ -96,6 +95,6 @@ def test_workers_look_once_an_hour(site: Callable[..., Site], work: Callable[[Si
     worker.run_maintenance_tasks()
     wait_for(lambda: not cleaning())
     assert second.exists()
-    worker._cleaned -= EVERY_S  # time passes
+    worker._cleaned -= LEFTOVERS_EVERY_S  # time passes
     worker.run_maintenance_tasks()
     wait_for(lambda: not second.exists())

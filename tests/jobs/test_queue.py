@@ -253,7 +253,7 @@ def test_delivery_lock_lets_one_in(queue: JobQueue) -> None:
     overlaps: list[int] = []
 
     def enter(number: int) -> None:
-        with queue.delivery_lock(5):
+        with queue.task_lock("deliver", 5):
             inside.append(number)
             overlaps.append(len(inside))
             time.sleep(0.02)
@@ -262,7 +262,7 @@ def test_delivery_lock_lets_one_in(queue: JobQueue) -> None:
     with ThreadPoolExecutor(5) as pool:
         list(pool.map(enter, range(5)))
     assert overlaps == [1] * 5
-    with queue.delivery_lock(6), queue.delivery_lock(7):
+    with queue.task_lock("deliver", 6), queue.task_lock("deliver", 7):
         pass
 
 
@@ -282,7 +282,7 @@ def test_everything_says_when_redis_is_away(settings: Callable[..., Settings], t
         lambda: queue.targets("k"),
         lambda: queue.remove_target("k", 1),
         lambda: queue.add_targets("k", [1]),
-        lambda: queue.delivery_lock(1).__enter__(),
+        lambda: queue.task_lock("deliver", 1).__enter__(),
         lambda: queue.remember_token("x"),
         queue.remembered_token,
         lambda: queue.count("x"),

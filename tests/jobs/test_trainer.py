@@ -16,7 +16,6 @@ from ml_backend.corrections import Comparison, Decision
 from ml_backend.corrections_store import Correction, CorrectionStore
 from ml_backend.errors import Interrupted, Postponed
 from ml_backend.events import Event, EventLog
-from ml_backend.jobs import trainer as trainer_module
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.jobs.training import Watch
@@ -329,16 +328,6 @@ def test_what_is_in_use_stays_however_old(container: Container) -> None:
     of_another = predicted(container, learned(now, "cd" * 4), 24 * 8, project=2, keys=2)
     assert Trainer(container).forget_predictions() == 2
     assert set(container.storage.prediction_bodies([*kept, *last, *gone, *of_another])) == {*kept, *last, *of_another}
-
-
-def test_a_backlog_is_removed_a_piece_at_a_time(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "SWEEP_FOR_S", 0.0)
-    now = present(container)
-    for number in range(3):
-        predicted(container, learned(now, f"{number:08x}"), 48 + number, keys=2)
-    predicted(container, now, 0)
-    trainer = Trainer(container)
-    assert [trainer.forget_predictions() for _ in range(4)] == [2, 2, 2, 0]
 
 
 def test_every_minute_somebody_removes_them_and_nobody_twice(container: Container) -> None:

@@ -68,7 +68,7 @@ def test_status_tells_what_runs_the_detector(
         assert isinstance(detector, YoloDetector)
         detector._note = "openvino is not used: a test. PyTorch is."
         Worker(["control"], connection=connection, name="one").register_birth()
-        MemoryBoard(connection).tick("one", 60)
+        MemoryBoard(room.services.queue).tick("one", 60)
         control_room.look.cache_clear()
         models = room.get("/api/status")["models"]
         text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
@@ -85,7 +85,7 @@ def test_status_names_workers_with_other_settings(
     with Redis.from_url(redis_url) as connection:
         Worker(["predict"], connection=connection, name="one").register_birth()
         for name in ("one", "gone"):  # of which the second has ended since
-            MemoryBoard(connection, other).tick(name, 60)
+            MemoryBoard(room.services.queue, other).tick(name, 60)
         control_room.look.cache_clear()
         notes = room.get("/api/status")["models"]["notes"]
         text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
