@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from ml_backend.errors import StorageError
-from ml_backend.files import file_sha256
+from ml_backend.files import file_sha256, writing
 from ml_backend.hybrid import Hybrid, use_embedder
 from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.schema import prompts_digest, read_label_config
@@ -66,7 +63,7 @@ def predict_file(
     engine = _prepare_engine(resolved, settings, video)
     hybrid, part, notes = _hybrid(settings, patterns, prompts_digest(parsed))
     version = model_version(settings, resolved, part)
-    with _atomic(out) as target, _atomic(tracks_out) if tracks_out else contextlib.nullcontext() as mot:
+    with writing(out) as target, writing(tracks_out) if tracks_out else contextlib.nullcontext() as mot:
         number = 0
 
         def write_track(track: Track) -> None:
@@ -135,23 +132,3 @@ def _hybrid(settings: Settings, patterns: Path | None, prompts: str) -> tuple[Hy
         notes = ("No patterns were given (--patterns): labels are the detector's.",)
     part = mode_part(models, digests, prompts)
     return (Hybrid(settings, models, bank, sources) if bank or models.clip else None), part, notes
-
-
-@contextlib.contextmanager
-def _atomic(path: Path) -> Iterator[IO[str]]:
-    """A text file that appears whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}.", "Choose another --out.") from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}.", "Free some disk space.") from error
-    finally:
-        temporary.unlink(missing_ok=True)

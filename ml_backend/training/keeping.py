@@ -12,7 +12,7 @@ from ml_backend.settings import Settings
 from ml_backend.storage import Storage
 from ml_backend.tables import activations, model_versions, unused_artifacts
 from ml_backend.training.artifacts import Artifacts
-from ml_backend.training.registry import ACTIVE, Version, Registry, hold, newest
+from ml_backend.training.registry import ACTIVE, Registry, Version, hold, newest
 
 log = logging.getLogger(__name__)
 

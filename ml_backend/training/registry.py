@@ -242,9 +242,10 @@ class Registry:
 
     def finish(self, version: Version, state: str, reason: str, **values: Any) -> Version:
         """End a run: ``refused``, ``failed`` or ``cancelled``. Raises RunLost as :meth:`advance` does."""
-        log.info("Project %s: %s %s. %s", version.project_id, version.name, state, reason)
         now = datetime.now(timezone.utc)
-        return self.advance(version, state=state, reason=reason, owner="", finished_at=now, **values)
+        done = self.advance(version, state=state, reason=reason, owner="", finished_at=now, **values)
+        log.info("Project %s: %s %s. %s", version.project_id, version.name, state, reason)
+        return done
 
     def discard(self, version: Version, seen: Mapping[str, str], unread: Collection[int] = ()) -> None:
         """Delete a run that had nothing new to learn from, passing its ``seen`` and ``unread`` tasks to the one before.
