@@ -14,8 +14,8 @@ from ml_backend.hybrid import Hybrid, use_embedder
 from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.schema import prompts_digest, read_label_config
 from ml_backend.models.engines.calibration import Footage
-from ml_backend.models.engines.exports import Choice, choose_engine
-from ml_backend.models.weights import ResolvedDetector, resolve_detector
+from ml_backend.models.engines.exports import choose_engine
+from ml_backend.models.weights import resolve_detector
 from ml_backend.modes import hybrid_models, mode_part, require_embedder
 from ml_backend.patterns.bank import PatternBank
 from ml_backend.patterns.store import Source
@@ -60,7 +60,10 @@ def predict_file(
         frame_rate = control.frame_rate_for({})
     rate = video_timeline(video, frame_rate).frame_rate  # before the model is loaded: a wrong file is refused at once
     resolved = resolve_detector(settings, download=True)
-    engine = _prepare_engine(resolved, settings, video)
+    engine = None
+    if resolved.path is not None:  # made now if that takes seconds: there is no other video that could use it later
+        sha256 = resolved.sha256 or file_sha256(resolved.path)
+        engine = choose_engine(resolved.path, sha256, settings, wait=True, footage=Footage(video=str(video)))
     hybrid, part, notes = _hybrid(settings, patterns, prompts_digest(parsed))
     version = model_version(settings, resolved, part)
     with writing(out) as target, writing(tracks_out) if tracks_out else contextlib.nullcontext() as mot:
@@ -103,14 +106,6 @@ def predict_file(
         "labels": dict(Counter(decision.label for _, decision in result.labelled.kept)),
         "note": " ".join(filter(None, (resolved.note, engine.note if engine else "", *notes))),
     }
-
-
-def _prepare_engine(resolved: ResolvedDetector, settings: Settings, video: Path) -> Choice | None:
-    """What runs the detector; made now if that takes seconds, as there is no other video that could use it later."""
-    if resolved.path is None:
-        return None
-    sha256 = resolved.sha256 or file_sha256(resolved.path)
-    return choose_engine(resolved.path, sha256, settings, wait=True, footage=Footage(video=str(video)))
 
 
 def _hybrid(settings: Settings, patterns: Path | None, prompts: str) -> tuple[Hybrid | None, str, tuple[str, ...]]:

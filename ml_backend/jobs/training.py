@@ -316,7 +316,6 @@ class Training:
             "run": str(run),
             "resume": str(checkpoint) if checkpoint else None,
             "pictures": data.pictures.get("train", 0),
-            "boxes": sum(data.boxes.values()),
             "tracks": data.tracks,
             "device": self._settings.device,
             "imgsz": self._settings.imgsz,
