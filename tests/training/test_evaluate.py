@@ -97,21 +97,18 @@ def test_without_boxes_nothing_is_known(tmp_path: Path, settings: Callable[..., 
     assert result["frames"] == 10
 
 
-def test_classes_get_their_labels_by_table_or_by_label_config(
-    tmp_path: Path, settings: Callable[..., Settings]
-) -> None:
+def test_classes_get_their_labels_by_the_label_config(tmp_path: Path, settings: Callable[..., Settings]) -> None:
     video = make_clip(tmp_path / "clip.mp4")
     weights = make_tiny_yolo(tmp_path / "tiny.pt", {0: "car", 1: "truck"})
     boxes: Boxes = [[f, 1, 0, 40, 80, 200, 160] for f in range(4)]
     held_out = hold_out(tmp_path / "held_out.json", boxes, [[0, 3]], [0, 1, 2, 3], ["vehicle", "tree"])
     small = settings(imgsz=64)
     model = {"kind": "yolo", "path": str(weights)}
-    table, _ = measure(held_out, video, model | {"labels": {"car": "vehicle", "truck": "vehicle"}}, small)
     config = label_config("vehicle", "tree", predicted={"vehicle": "car,truck"})
-    by_config, _ = measure(held_out, video, model | {"labels": None, "label_config": config}, small)
-    assert table == by_config
-    assert list(table["labels"]) == ["vehicle"]
-    nothing, _ = measure(held_out, video, model | {"labels": {"car": "unheard of"}}, small)
+    found, _ = measure(held_out, video, model | {"label_config": config}, small)
+    assert list(found["labels"]) == ["vehicle"]
+    config = label_config("unheard of", predicted={"unheard of": "car,truck"})
+    nothing, _ = measure(held_out, video, model | {"label_config": config}, small)
     assert (nothing["map50"], nothing["hota"]) == (0, 0)
 
 
