@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -77,11 +76,6 @@ class VideoResult:
     def keyframes(self) -> int:
         """Keyframes of all regions."""
         return sum(len(region["value"]["sequence"]) for region in self.regions)
-
-    @property
-    def unmapped(self) -> Counter[str]:
-        """Tracks per detector class that no label of the config covers; they were left out."""
-        return self.labelled.unmapped
 
 
 @contextmanager
@@ -217,17 +211,15 @@ def detect_tracks(
             for observation in observations:
                 builder.push(observation)
                 if builder.frames % settings.batch == 0 or observation.index == info.frames - 1:
-                    _report(builder.frames, info, progress, should_stop)
+                    if progress:
+                        progress(builder.frames, info.frames)
+                    if should_stop and should_stop():
+                        raise Interrupted(
+                            f"Stopped at frame {builder.frames} of {info.frames}.", "The job is taken up again."
+                        )
                     if preview:
                         preview(partial(builder.so_far, started))
         return builder.close(started)
-
-
-def _report(done: int, info: VideoInfo, progress: Progress | None, should_stop: Callable[[], bool] | None) -> None:
-    if progress:
-        progress(done, info.frames)
-    if should_stop and should_stop():
-        raise Interrupted(f"Stopped at frame {done} of {info.frames}.", "The job is taken up again.")
 
 
 def segments_of(path: Path | str, info: VideoInfo, stride: int, settings: Settings) -> tuple[Segment, ...]:

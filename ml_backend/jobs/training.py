@@ -311,7 +311,6 @@ class Training:
             "run": str(run),
             "resume": str(checkpoint) if checkpoint else None,
             "pictures": data.pictures.get("train", 0),
-            "boxes": sum(data.boxes.values()),
             "tracks": data.tracks,
             "device": self._settings.device,
             "imgsz": self._settings.imgsz,
@@ -380,7 +379,7 @@ class Training:
 
     def _is_known(self, version: Version, made_of: str) -> bool:
         """Whether the last training that was measured had the same data and settings."""
-        measured = [v for v in self._registry.versions(self._project) if v.state in MEASURED and v.id != version.id]
+        measured = [v for v in self._registry.outline(self._project) if v.state in MEASURED and v.id != version.id]
         return bool(measured) and measured[0].dataset == made_of and not self._force
 
     def _start(self, version: Version) -> dict[str, str | None]:
@@ -419,7 +418,7 @@ class Training:
             facts = {name: value for name, value in event.items() if name not in ("event", "checkpoint")}
             history[:] = [item for item in history if item.get("epoch", 0) < facts.get("epoch", 0)] + [facts]
             try:
-                self._registry.record_epoch(version, history)
+                self._registry.advance(version, history=history)
             except RunLost:
                 raise
             except BackendError as error:  # the database may be back for the next one

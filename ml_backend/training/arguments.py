@@ -114,7 +114,6 @@ def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 def training_args(
     pictures: int,
-    boxes: int,
     tracks: int,
     device_type: str,
     imgsz: int,
@@ -124,8 +123,7 @@ def training_args(
 
     Args:
         pictures: number of training images.
-        boxes: number of boxes on them.
-        tracks: number of distinct objects among them.
+        tracks: number of distinct objects on them.
         device_type: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         imgsz: longer side of the network's input, pixels.
         overrides: values that replace the defaults; see :class:`Overrides`.

@@ -6,14 +6,14 @@ import contextlib
 import hashlib
 import logging
 import os
+import shutil
+import tempfile
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_backend.errors import ConfigError, StorageError, WeightsError
-from ml_backend.files import file_sha256
+from ml_backend.files import file_sha256, writing_bytes
 from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -70,33 +70,24 @@ class Artifacts:
             StorageError: the store is full, read-only or unreachable.
         """
         digest = file_sha256(path)
+        root = self._local_root
         fs = self._connect()
-        target = f"{self._root}/{name}"
-        part = f"{target}.{uuid.uuid4().hex[:8]}.part" if self._local_root else target
         try:
-            fs.makedirs(os.path.dirname(target), exist_ok=True)
-            if self._local_root:
-                self._copy(path, Path(part))
-                os.replace(part, target)
+            if root:
+                with path.open("rb") as source, writing_bytes(root / name) as target:
+                    shutil.copyfileobj(source, target, _CHUNK)
+                    target.flush()
+                    os.fsync(target.fileno())  # a registered version must survive a power cut
             else:
-                fs.put_file(str(path), target)  # stores of objects show whole ones only
+                place = f"{self._root}/{name}"
+                fs.makedirs(os.path.dirname(place), exist_ok=True)
+                fs.put_file(str(path), place)  # stores of objects show whole ones only
         except Exception as error:
-            if self._local_root:
-                with contextlib.suppress(OSError):
-                    Path(part).unlink(missing_ok=True)
             raise StorageError(
                 f"{name} could not be stored at {self._url}: {error}.",
                 "Free disk space, or check ARTIFACTS_URL; the next attempt resumes the training from there.",
             ) from error
         return digest
-
-    @staticmethod
-    def _copy(source: Path, target: Path) -> None:
-        with source.open("rb") as file, target.open("wb") as out:
-            while chunk := file.read(_CHUNK):
-                out.write(chunk)
-            out.flush()
-            os.fsync(out.fileno())  # a registered version must survive a power cut
 
     def fetch(self, name: str, sha256: str = "") -> Path:
         """Return the local path of a file, downloaded if necessary and verified against its digest if that is known.
@@ -138,19 +129,15 @@ class Artifacts:
 
     def _download(self, name: str, path: Path) -> None:
         fs = self._connect()
-        part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fs.get_file(f"{self._root}/{name}", str(part))
-            part.replace(path)
+            with fs.open(f"{self._root}/{name}", "rb") as source, writing_bytes(path) as target:
+                shutil.copyfileobj(source, target, _CHUNK)
         except FileNotFoundError as error:
             raise WeightsError(
                 f"{name} is not at {self._url}.", "Restore it, or switch to another version with scripts/versions.py."
             ) from error
         except Exception as error:
             raise StorageError(f"{name} could not be fetched from {self._url}: {error}.") from error
-        finally:
-            part.unlink(missing_ok=True)
 
     def write(self, name: str, data: bytes) -> None:
         """Store a small file.
@@ -158,16 +145,13 @@ class Artifacts:
         Raises:
             StorageError: the store or the local disk is full, read-only or unreachable.
         """
-        part = self._cache / f"{uuid.uuid4().hex}.part"
         try:
-            part.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data)
-            self.put(part, name)
+            with tempfile.NamedTemporaryFile() as file:
+                file.write(data)
+                file.flush()
+                self.put(Path(file.name), name)
         except OSError as error:
-            raise StorageError(f"{part} cannot be written: {error.strerror}.", "Free disk space.") from error
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+            raise StorageError(f"{name} cannot be written: {error.strerror}.", "Free disk space.") from error
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a small file; ``None`` where it does not exist.
@@ -209,16 +193,13 @@ class Artifacts:
         except Exception as error:  # noqa: BLE001 - every store raises its own
             log.warning("%s was not removed from %s: %s", name, self._url, error)
             return False
-        if sha256 and self._local_root is None and not self.is_configured(name, sha256):
+        if sha256 and self._local_root is None:
             with contextlib.suppress(OSError):
                 self.local_path(name, sha256).unlink(missing_ok=True)
         return True
 
-    def is_configured(self, name: str, sha256: str) -> bool:
+    def is_configured(self, path: Path) -> bool:
         """Return whether ``YOLO_WEIGHTS`` is this very file."""
-        return self._is_configured(self.local_path(name, sha256))
-
-    def _is_configured(self, path: Path) -> bool:
         try:
             return path.samefile(self._configured)
         except OSError:  # one of them does not exist
@@ -226,10 +207,11 @@ class Artifacts:
 
     def tidy(self) -> int:
         """Remove partial files of killed processes and cached copies unused for long; return the number of files."""
-        now, removed = time.time(), 0
-        for path, after_s in self._dispensable():
+        now, removed, root = time.time(), 0, self._local_root
+        for path in [*self._cache.glob("*"), *(root.rglob("*.part") if root else ())]:
+            after_s = LEFT_S if path.suffix == ".part" else UNUSED_S
             try:
-                if now - path.stat().st_mtime > after_s and not self._is_configured(path):
+                if now - path.stat().st_mtime > after_s and not self.is_configured(path):
                     path.unlink()
                     removed += 1
             except OSError as error:
@@ -237,13 +219,3 @@ class Artifacts:
         if removed:
             log.info("%d unused files were removed from the artifact cache.", removed)
         return removed
-
-    def _dispensable(self) -> Iterator[tuple[Path, float]]:
-        """Yield removable files, each with the seconds without a change after which it may go."""
-        if self._cache.is_dir():
-            for path in sorted(self._cache.iterdir()):
-                yield path, LEFT_S if path.suffix == ".part" else UNUSED_S
-        root = self._local_root
-        if root is not None and root.is_dir():
-            for path in sorted(root.rglob("*.part")):
-                yield path, LEFT_S

@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -343,25 +343,21 @@ class _Assembly:
         return chosen
 
     def _write_held_out(self, spans: Sequence[_Span]) -> None:
-        wanted: Mapping[str, set[str]] = {
-            video.name: {span.digest for span in spans if span.video == video.name} for video in self.videos
-        }
-        with writing(self.folder / "held_out.json") as file:
-            file.write(json.dumps({"classes": self.classes}, ensure_ascii=False)[:-1] + ', "videos": [')
-            first = True
-            for name, digests in wanted.items():
-                if not digests:
-                    continue
-                known = self.result.picked(name)
-                chosen = [span for span in known["spans"] if span["digest"] in digests]
-                video = {
-                    "name": name,
-                    "uri": known["uri"],
-                    "task_id": known["task"],
-                    "spans": [span["span"] for span in chosen],
-                    "pictures": [frame for span in chosen for frame in span["pictures"]],
-                    "boxes": [row for span in chosen for row in span["boxes"]],
-                }
-                file.write(("" if first else ",\n") + json.dumps(video, ensure_ascii=False))
-                first = False
-            file.write("]}\n")
+        videos = []
+        for video in self.videos:
+            numbers = {span.number for span in spans if span.video == video.name}
+            if not numbers:
+                continue
+            known = self.result.picked(video.name)
+            chosen = [span for number, span in enumerate(known["spans"]) if number in numbers]
+            found = {
+                "name": video.name,
+                "uri": known["uri"],
+                "task_id": known["task"],
+                "spans": [span["span"] for span in chosen],
+                "pictures": [frame for span in chosen for frame in span["pictures"]],
+                "boxes": [row for span in chosen for row in span["boxes"]],
+            }
+            videos.append(found)
+        body = {"classes": self.classes, "videos": videos}
+        write_text(self.folder / "held_out.json", json.dumps(body, ensure_ascii=False))

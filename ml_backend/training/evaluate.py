@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.ahead import ahead
-from ml_backend.errors import ConfigError, VideoError
+from ml_backend.errors import VideoError
 from ml_backend.label_studio.schema import LabelMapper, parse_label_config
 from ml_backend.models.detector import Detector, YoloDetector
 from ml_backend.models.precision import AveragePrecision
@@ -53,15 +53,14 @@ class MeasuredModel:
         name: key in the results.
         kind: kind of detector.
         path: checkpoint, for ``"yolo"``.
-        labels: class name -> label; other classes are left out. ``None``: as the label config maps them.
         default: label of the motion detector's detections; empty: none, so that only its tracks are evaluated.
+        label_config: says, for ``"yolo"``, which label a class belongs to; other classes are left out.
         trained: its classes are labels of the project; the label config is then mapped as for predictions.
     """
 
     name: str
     kind: Literal["yolo", "motion"]
-    path: Path | None
-    labels: Mapping[str, str] | None
+    path: str | None
     default: str = ""
     label_config: str = ""
     trained: bool = False
@@ -75,8 +74,6 @@ class MeasuredModel:
         names = tuple(names)
         if self.kind == "motion":
             return dict.fromkeys(names, self.default)
-        if self.labels is not None:
-            return self.labels
         controls = parse_label_config(self.label_config).video_controls
         labels = [label for control in controls for label in control.labels]
         return LabelMapper(labels, names, trained=self.trained).table
@@ -119,26 +116,14 @@ class EvaluationPlan:
 
     @classmethod
     def from_json(cls, plan: Mapping[str, Any]) -> EvaluationPlan:
-        """Parse the subprocess' plan; its ``settings`` are those that differ from this process' own.
-
-        Videos without a file are left out.
-
-        Raises:
-            KeyError, TypeError, ValueError: the plan is malformed.
-            ConfigError: the held-out part cannot be read.
-        """
-        try:
-            held = json.loads(Path(plan["held_out"]).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{plan['held_out']} cannot be read ({error}).", "Build the dataset anew.") from error
+        """Parse the subprocess' plan. Videos without a file are left out."""
+        held = json.loads(Path(plan["held_out"]).read_text(encoding="utf-8"))
         videos = tuple(_video(video) for video in held["videos"])
         files = {name: Path(path) for name, path in plan["videos"].items()}
         if missing := sorted({video.name for video in videos} - set(files)):
             log.warning("%s: not evaluated, since the video file is missing.", ", ".join(missing))
             videos = tuple(video for video in videos if video.name in files)
-        models = tuple(_model(model) for model in plan["models"])
-        settings = get_settings().model_copy(update=dict(plan.get("settings") or {}))
-        return cls(tuple(held["classes"]), videos, files, models, settings)
+        return cls(tuple(held["classes"]), videos, files, tuple(MeasuredModel(**model) for model in plan["models"]))
 
 
 def _video(video: Mapping[str, Any]) -> HeldOutVideo:
@@ -147,24 +132,6 @@ def _video(video: Mapping[str, Any]) -> HeldOutVideo:
         tuple((int(first), int(last)) for first, last in video["spans"]),
         frozenset(int(frame) for frame in video["pictures"]),
         np.array(video["boxes"], np.float64).reshape(-1, 7),
-    )
-
-
-def _model(model: Mapping[str, Any]) -> MeasuredModel:
-    kind, path = model["kind"], model.get("path")
-    if kind not in ("yolo", "motion") or (kind == "yolo" and not path):
-        raise ConfigError(f"The model {model['name']} cannot be evaluated: its kind is {kind!r}, its path {path!r}.")
-    labels, config = model.get("labels"), model.get("label_config")
-    if labels is None and not config and kind == "yolo":
-        raise ConfigError(f"The model {model['name']} cannot be evaluated: its classes map to no labels.")
-    return MeasuredModel(
-        str(model["name"]),
-        kind,
-        Path(path) if path else None,
-        None if labels is None else {str(name): str(label) for name, label in labels.items()},
-        model.get("default") or "",
-        config or "",
-        bool(model.get("trained")),
     )
 
 
@@ -213,9 +180,8 @@ class _Measurement:
 
     def run(self) -> Iterator[int]:
         """Run the evaluation; yields the number of frames done from time to time."""
-        yolo: YoloDetector | None = None
-        if self._model.path is not None and not self._motion:
-            yolo = YoloDetector(self._model.path, self._settings)
+        path = self._model.path
+        yolo = YoloDetector(Path(path), self._settings) if path else None
         for video in self._plan.videos:
             info = probe(self._plan.files[video.name])
             for span in video.spans:

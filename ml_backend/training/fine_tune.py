@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import re
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,8 +22,6 @@ from ml_backend.models.memory import is_out_of_memory
 from ml_backend.settings import get_settings
 from ml_backend.training.arguments import FREEZE_NORM, check_overrides, training_args
 from ml_backend.training.known import StartFrom, learnt_by, marks_of, read_checkpoint
-
-__all__ = ["OutOfMemory", "TrainingPlan", "fine_tune", "training_args"]
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +53,7 @@ class TrainingPlan:
         run: folder for checkpoints; created if missing.
         start: start checkpoint; ``None``: random weights.
         start_from: label -> most similar class of the start checkpoint, or several in order of preference.
-        resume: ``last.pt`` of an interrupted training, whose arguments then apply.
+        resume: ``weights/last.pt`` in ``run`` of an interrupted training, whose arguments then apply.
         args: ultralytics' arguments as :func:`training_args` returns them.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:0``, ``mps``.
     """
@@ -75,11 +72,10 @@ class TrainingPlan:
     def from_json(cls, plan: Mapping[str, Any]) -> TrainingPlan:
         """Parse the subprocess' plan.
 
-        With ``pictures``, ``boxes`` and ``tracks``, its ``args`` override the defaults for that amount of data and the
-        device; ``imgsz`` applies where ``args`` has none.
+        With ``pictures``, ``tracks`` and ``imgsz``, its ``args`` override the defaults for that amount of data and the
+        device.
 
         Raises:
-            KeyError, TypeError: the plan is malformed.
             ConfigError: an argument may not be set or has an invalid value.
             WeightsError: the device does not exist.
         """
@@ -88,11 +84,10 @@ class TrainingPlan:
             return Path(plan[name]).absolute() if plan.get(name) else None
 
         args = dict(plan.get("args") or {})
-        device = str(args.pop("device", None) or plan.get("device") or "auto")
+        device = str(plan.get("device") or "auto")
         if "pictures" in plan:
-            size = [int(plan[name]) for name in ("pictures", "boxes", "tracks")]
-            imgsz = int(plan.get("imgsz") or 640)
-            args = training_args(size[0], size[1], size[2], select_device(device).type, imgsz, args)
+            kind = select_device(device).type
+            args = training_args(plan["pictures"], plan["tracks"], kind, plan["imgsz"], args)
         return cls(
             Path(plan["data"]).absolute(),
             tuple(plan["classes"]),
@@ -125,9 +120,7 @@ def fine_tune(plan: TrainingPlan, emit: Emit) -> dict[str, Any]:
     setup_ultralytics()
     seconds = 0.0
     with _explained(plan):
-        finished = plan.resume is not None and _finished(plan, plan.resume)
-        if plan.resume is not None:
-            _adopt(plan, plan.resume)
+        finished = plan.resume is not None and _finished(plan.resume)
         if not finished:
             seconds = _train(plan, emit)
         weights, epochs = _finish(plan)
@@ -213,38 +206,19 @@ def _rounded(value: object) -> float | None:
     return round(float(value), 5) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def _finished(plan: TrainingPlan, last: Path) -> bool:
+def _finished(last: Path) -> bool:
     """Return whether a checkpoint is of the last epoch, or of the one at which patience ran out.
 
     Raises:
         WeightsError: it cannot be read.
-        TrainingFailed: it was trained for other labels.
     """
-    model, checkpoint = read_checkpoint(last)
-    names = tuple(str(model.names[i]) for i in sorted(model.names))
-    if names != plan.classes:
-        raise TrainingFailed(
-            f"The interrupted training was for the labels {', '.join(names)}, which have changed since.",
-            "Start the training anew.",
-        )
+    checkpoint = read_checkpoint(last)[1]
     epoch, args = int(checkpoint.get("epoch", -1)), checkpoint.get("train_args") or {}
     if epoch < 0:  # ultralytics marks finished trainings so
         return True
     best_epoch, patience = (checkpoint.get("stopper") or {}).get("best_epoch"), args.get("patience") or math.inf
     waited = epoch + 1 - best_epoch if best_epoch is not None else 0
     return bool(epoch + 1 >= args.get("epochs", math.inf) or waited >= patience)
-
-
-def _adopt(plan: TrainingPlan, last: Path) -> None:
-    """Copy the checkpoints of an interrupted training into this one's folder if they are elsewhere."""
-    weights = plan.run / "weights"
-    weights.mkdir(parents=True, exist_ok=True)
-    for source, name in ((last.with_name("best.pt"), "best.pt"), (last, "last.pt")):
-        target = weights / name
-        if source.exists() and not (target.exists() and target.samefile(source)):
-            part = target.with_suffix(".part")
-            shutil.copyfile(source, part)
-            os.replace(part, target)
 
 
 def _finish(plan: TrainingPlan) -> tuple[Path, int]:

@@ -12,19 +12,15 @@ from ml_backend.settings import Settings
 from ml_backend.storage import Storage
 from ml_backend.tables import activations, model_versions, unused_artifacts
 from ml_backend.training.artifacts import Artifacts
-from ml_backend.training.registry import ACTIVE, Entry, Registry, hold, newest
+from ml_backend.training.registry import ACTIVE, Registry, Version, hold, newest
 
 log = logging.getLogger(__name__)
 
 #: Refused versions that keep their weights: people switch to one shortly after reading why it was refused, if at all.
 REFUSED = 3
-#: Files removed per training, which waits for it; the rest follows after the next training.
-AT_ONCE = 50
-#: Activations that are read: the version that was in use before the present one is among the latest.
-LATELY = 100
 
 
-def superfluous(versions: Sequence[Entry], used: Sequence[int | None], keep: int) -> list[Entry]:
+def superfluous(versions: Sequence[Version], used: Sequence[int | None], keep: int) -> list[Version]:
     """Return the versions of a project whose weights can go, oldest first.
 
     Kept are the active version, the one before it, its parent, the target of a rollback, the parents of runs in
@@ -37,7 +33,7 @@ def superfluous(versions: Sequence[Entry], used: Sequence[int | None], keep: int
     """
     if not keep:
         return []
-    usable = [version for version in versions if version.has_weights and version.artifact]
+    usable = [version for version in versions if version.has_weights]
     promoted = [version for version in usable if version.state == "promoted"]
     refused = [version for version in usable if version.state == "refused"]
     needed = {version.id for version in (*promoted[:keep], *refused[:REFUSED])}
@@ -45,7 +41,7 @@ def superfluous(versions: Sequence[Entry], used: Sequence[int | None], keep: int
     needed.update(list(dict.fromkeys(number for number in used if number is not None))[:2])
     for version in versions:
         in_use = bool(used) and version.id == used[0]
-        if (in_use or version.is_active) and version.parent_id is not None:
+        if (in_use or version.state in ACTIVE) and version.parent_id is not None:
             needed.add(version.parent_id)
         if in_use:
             needed.update([older.id for older in promoted if older.number < version.number][:1])
@@ -63,12 +59,12 @@ def remove_old_weights(project_id: int, settings: Settings, storage: Storage, ar
         ConfigError: ``ARTIFACTS_URL`` cannot be used.
     """
     versions = Registry(storage).outline(project_id)
-    for version in superfluous(versions, _used(storage, project_id), settings.keep_versions)[:AT_ONCE]:
+    for version in superfluous(versions, _used(storage, project_id), settings.keep_versions):
         own = version.artifact.startswith(f"projects/{project_id}/")
-        if own and not artifacts.is_configured(version.artifact, version.weights_sha256):
+        if own and not artifacts.is_configured(artifacts.local_path(version.artifact, version.weights_sha256)):
             _retire(storage, version)
     gone = 0
-    for name, sha256 in _unused(storage, project_id)[:AT_ONCE]:
+    for name, sha256 in _unused(storage, project_id):
         if not artifacts.remove(name, sha256):
             break  # the store is unreachable: the other removals would wait for it too
         with storage.guard(), storage.engine.begin() as connection:
@@ -82,10 +78,10 @@ def remove_old_weights(project_id: int, settings: Settings, storage: Storage, ar
 def _used(storage: Storage, project_id: int) -> list[int | None]:
     query = sa.select(activations.c.version_id).where(activations.c.project_id == project_id)
     with storage.guard(), storage.engine.connect() as connection:
-        return list(connection.scalars(query.order_by(activations.c.id.desc()).limit(LATELY)))
+        return list(connection.scalars(query.order_by(activations.c.id.desc())))
 
 
-def _retire(storage: Storage, version: Entry) -> None:
+def _retire(storage: Storage, version: Version) -> None:
     """Mark a version as without weights so that the file may be removed, unless it has come into use meanwhile."""
     with storage.guard(), storage.engine.begin() as connection:
         # Lock the row first, as activation does: one of the two waits and then sees what the other has done.

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +26,7 @@ TICK = 0.2
 GRACE = 3.0
 #: Seconds that the process may take to exit after its ``done`` event.
 ENDING = 30.0
-#: Seconds during which buffered events of a process that has exited are still read.
+#: Seconds that the thread which reads events may take to end once the processes are gone.
 DRAIN = 2.0
 LOG = "child.log"
 _TAIL_LINES, _TAIL_BYTES = 15, 20_000
@@ -118,18 +117,16 @@ def _follow(
     should_stop: Callable[[], bool],
 ) -> dict[str, Any] | None:
     """Pass events on until ``done`` or ``error``, which is returned, or until the process has exited."""
-    gone_at: float | None = None
+    gone = False
     while True:
         if should_stop():
             raise Interrupted("The training was stopped.", "It goes on from its last checkpoint.")
         try:
             line = lines.get(timeout=TICK)
         except queue.Empty:
-            # End of file may never come: a grandchild may hold the pipe open.
-            if gone_at is None and process.poll() is not None:
-                gone_at = time.monotonic()
-            if gone_at is not None and time.monotonic() - gone_at > DRAIN:
+            if gone:  # end of file may never come: a grandchild may hold the pipe open
                 return None
+            gone = process.poll() is not None
             continue
         if line is None:
             return None
@@ -164,9 +161,8 @@ def _end(process: subprocess.Popen[bytes], reader: threading.Thread) -> None:
     """Terminate the process and its children."""
     if process.poll() is None:
         _signal(process, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
     _signal(process, signal.SIGKILL)
     process.wait()
     if process.stdin:

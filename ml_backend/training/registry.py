@@ -11,8 +11,8 @@ Only the owner of a run may advance it: a worker that was presumed dead and come
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -37,8 +37,8 @@ class RunLost(Interrupted):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """The small columns of a registry row; those that grow with the data are not read.
+class Version:
+    """A row of the registry; see :data:`ml_backend.tables.model_versions`.
 
     Attributes:
         number: within the project; shown as ``v3``.
@@ -48,18 +48,28 @@ class Entry:
     project_id: int
     number: int
     state: str
+    owner: str
+    attempts: int
     parent_id: int | None
+    trigger: str
+    detector: str
+    start_sha256: str
     weights_sha256: str
     artifact: str
+    dataset: str
+    held_out: str
+    classes: tuple[str, ...]
+    lineage: dict[str, Any] = field(repr=False)
+    config: dict[str, Any] = field(repr=False)
+    metrics: dict[str, Any] = field(repr=False)
+    history: list[dict[str, Any]] = field(repr=False)
+    reason: str
+    created_at: datetime
+    finished_at: datetime | None
 
     @property
     def name(self) -> str:
         return f"v{self.number}"
-
-    @property
-    def is_active(self) -> bool:
-        """Whether the run is in progress."""
-        return self.state in ACTIVE
 
     @property
     def has_weights(self) -> bool:
@@ -72,43 +82,20 @@ class Entry:
         return self.state in MEASURED and bool(self.weights_sha256) and not self.artifact
 
 
-@dataclass(frozen=True, slots=True)
-class Version(Entry):
-    """A row of the registry; see :data:`ml_backend.tables.model_versions`."""
-
-    owner: str
-    attempts: int
-    trigger: str
-    detector: str
-    start_sha256: str
-    dataset: str
-    held_out: str
-    classes: tuple[str, ...]
-    lineage: dict[str, Any] = field(repr=False)
-    config: dict[str, Any] = field(repr=False)
-    metrics: dict[str, Any] = field(repr=False)
-    history: list[dict[str, Any]] = field(repr=False)
-    reason: str
-    created_at: datetime
-    finished_at: datetime | None
-
-
-#: Columns that grow with the data; not read where only the active version is asked for.
+#: Columns that grow with the data: megabytes after hundreds of trainings. They are read only where they are needed.
 _LARGE: dict[str, Any] = {"lineage": {}, "config": {}, "metrics": {}, "history": []}
 _LIGHT = [column for column in model_versions.columns if column.name not in _LARGE]
-_ENTRY = [model_versions.c[item.name] for item in fields(Entry)]
 #: Parts of the lineage that people see. The rest has an entry per task, which only the next training reads.
 SHOWN = ("annotations", "pictures", "tracks", "notes")
 
 
 def _version(row: Any) -> Version:
-    values: dict[str, Any] = {c.name: getattr(row, c.name, _LARGE.get(c.name)) for c in model_versions.columns}
-    shown = {name: getattr(row, f"lineage_{name}", None) for name in SHOWN}
+    values: dict[str, Any] = {**_LARGE, **row._mapping}
+    shown = {name: values.pop(f"lineage_{name}", None) for name in SHOWN}
     values["lineage"] = values["lineage"] or {name: value for name, value in shown.items() if value is not None}
     values["classes"] = tuple(values["classes"])
-    for name in ("created_at", "finished_at"):
-        moment = values[name]
-        values[name] = aware(moment) if moment else moment
+    values["created_at"] = aware(values["created_at"])
+    values["finished_at"] = values["finished_at"] and aware(values["finished_at"])
     return Version(**values)
 
 
@@ -118,18 +105,10 @@ def newest(project_id: int) -> Any:
     return sa.select(activations.c.version_id).where(of).order_by(activations.c.id.desc()).limit(1)
 
 
-def hold(connection: sa.Connection, version: Entry) -> bool:
+def hold(connection: sa.Connection, version: Version) -> bool:
     """Lock a version's row until the transaction ends. Return whether it still has the same weights."""
     same = (model_versions.c.id == version.id) & (model_versions.c.artifact == version.artifact)
     return bool(connection.execute(sa.update(model_versions).where(same).values(artifact=version.artifact)).rowcount)
-
-
-def _removed(version: Version) -> ConfigError:
-    return ConfigError(
-        f"{version.name} of project {version.project_id} cannot be used: its weights were removed because there are "
-        "newer versions.",
-        "Choose one that has weights (scripts/versions.py list), or train anew. KEEP_VERSIONS says how many keep them.",
-    )
 
 
 class Registry:
@@ -141,30 +120,21 @@ class Registry:
     # -- reading
 
     def versions(self, project_id: int, limit: int | None = None) -> list[Version]:
-        """Return the newest versions of a project (all by default), newest first, with every column.
-
-        This can be megabytes after hundreds of trainings; see :meth:`outline` and :meth:`shown`.
-        """
-        return self._many(project_id, model_versions.columns, limit)
-
-    def outline(self, project_id: int) -> list[Entry]:
-        """Return the small columns of all versions of a project, newest first."""
-        return [Entry(*row) for row in self._rows(project_id, _ENTRY)]
-
-    def shown(self, project_id: int, limit: int | None = None) -> list[Version]:
-        """Return what :meth:`versions` does, with only the parts of the lineage that people see."""
+        """Return the newest versions of a project (all by default), newest first, for people: of the lineage, only the
+        parts that they see."""
         picked = [model_versions.c.lineage[name].label(f"lineage_{name}") for name in SHOWN]
         others = [column for column in model_versions.columns if column.name != "lineage"]
         return self._many(project_id, [*others, *picked], limit)
 
-    def _many(self, project_id: int, columns: Iterable[Any], limit: int | None) -> list[Version]:
-        return [_version(row) for row in self._rows(project_id, columns, limit)]
+    def outline(self, project_id: int) -> list[Version]:
+        """Return all versions of a project without their large columns, newest first."""
+        return self._many(project_id, _LIGHT, None)
 
-    def _rows(self, project_id: int, columns: Iterable[Any], limit: int | None = None) -> list[Any]:
+    def _many(self, project_id: int, columns: Iterable[Any], limit: int | None) -> list[Version]:
         query = sa.select(*columns).where(model_versions.c.project_id == project_id)
         query = query.order_by(model_versions.c.number.desc()).limit(limit)
         with self._storage.guard(), self._storage.engine.connect() as connection:
-            return list(connection.execute(query))
+            return [_version(row) for row in connection.execute(query)]
 
     def get(self, version_id: int) -> Version | None:
         return self._one(sa.select(model_versions).where(model_versions.c.id == version_id))
@@ -246,34 +216,21 @@ class Registry:
                         "trigger": trigger[:255],
                         "detector": parent.detector if parent else "",
                         "start_sha256": parent.weights_sha256 if parent else "",
-                        "weights_sha256": "",
-                        "artifact": "",
-                        "dataset": "",
-                        "held_out": "",
+                        **dict.fromkeys(("weights_sha256", "artifact", "dataset", "held_out", "reason"), ""),
+                        **_LARGE,
                         "classes": [],
-                        "lineage": {},
-                        "config": {},
-                        "metrics": {},
-                        "history": [],
-                        "reason": "",
                         "created_at": datetime.now(timezone.utc),
                     }
-                    connection.execute(sa.insert(model_versions).values(**row))
-                break
+                    inserted = connection.execute(sa.insert(model_versions).values(**row)).inserted_primary_key
+                return self._reload(inserted[0])
             except StorageError as error:
                 if not isinstance(error.__cause__, IntegrityError):  # another process took the number
                     raise
-        else:
-            raise StorageError(f"No number could be given to a new version of project {project_id}.")
-        found = self.find(project_id, str(number))
-        if found is None:
-            raise StorageError(f"The new version v{number} of project {project_id} is not in the database.")
-        return found
+        raise StorageError(f"No number could be given to a new version of project {project_id}.")
 
     def take_over(self, version: Version, owner: str) -> Version:
         """Take over a run whose worker has died."""
-        self._update(version.id, None, owner=owner, attempts=version.attempts + 1)
-        return self._reload(version.id)
+        return self._update(version.id, None, owner=owner, attempts=version.attempts + 1)
 
     def advance(self, version: Version, **values: Any) -> Version:
         """Record a run's progress.
@@ -281,19 +238,14 @@ class Registry:
         Raises:
             RunLost: the run belongs to another worker now, or has ended.
         """
-        self._update(version.id, version.owner, **values)
-        return self._reload(version.id)
-
-    def record_epoch(self, version: Version, history: Sequence[Mapping[str, Any]]) -> None:
-        """Record the run's epochs so far; raises RunLost as :meth:`advance` does."""
-        self._update(version.id, version.owner, history=[dict(item) for item in history])
+        return self._update(version.id, version.owner, **values)
 
     def finish(self, version: Version, state: str, reason: str, **values: Any) -> Version:
         """End a run: ``refused``, ``failed`` or ``cancelled``. Raises RunLost as :meth:`advance` does."""
         now = datetime.now(timezone.utc)
-        self._update(version.id, version.owner, state=state, reason=reason, owner="", finished_at=now, **values)
+        done = self.advance(version, state=state, reason=reason, owner="", finished_at=now, **values)
         log.info("Project %s: %s %s. %s", version.project_id, version.name, state, reason)
-        return self._reload(version.id)
+        return done
 
     def discard(self, version: Version, seen: Mapping[str, str], unread: Collection[int] = ()) -> None:
         """Delete a run that had nothing new to learn from, passing its ``seen`` and ``unread`` tasks to the one before.
@@ -363,8 +315,6 @@ class Registry:
                 f"{version.name} of project {version.project_id} cannot be used: it is {version.state}.",
                 "Choose one that was promoted or refused.",
             )
-        if version is not None and version.weights_removed:
-            raise _removed(version)
         present = self.current(project_id)
         if (present.id if present else None) == (version.id if version else None):
             return False
@@ -375,8 +325,13 @@ class Registry:
             "at": datetime.now(timezone.utc),
         }
         with self._storage.guard(), self._storage.engine.begin() as connection:
-            if version is not None and not hold(connection, version):
-                raise _removed(version)
+            if version is not None and (version.weights_removed or not hold(connection, version)):
+                raise ConfigError(
+                    f"{version.name} of project {project_id} cannot be used: its weights were removed because there "
+                    "are newer versions.",
+                    "Choose one that has weights (scripts/versions.py list), or train anew. KEEP_VERSIONS says how "
+                    "many keep them.",
+                )
             connection.execute(sa.insert(activations).values(**row))
         log.info("Project %s: %s is in use, by %s", project_id, version.name if version else "base", by)
         return True
@@ -387,9 +342,10 @@ class Registry:
             raise RunLost("The run is no longer in the database.", "It was deleted there.")
         return found
 
-    def _update(self, version_id: int, only_of: str | None, **values: Any) -> None:
+    def _update(self, version_id: int, only_of: str | None, **values: Any) -> Version:
         with self._storage.guard(), self._storage.engine.begin() as connection:
             self._write(connection, version_id, only_of, values)
+        return self._reload(version_id)
 
     @staticmethod
     def _write(connection: sa.Connection, version_id: int, owner: str | None, values: Mapping[str, Any]) -> None:

@@ -74,7 +74,7 @@ class Trainings:
         """Everything that is known of a project's versions, or of the newest ones, newest first; plain JSON."""
         registry = self._registry
         current = registry.current(project_id)
-        versions = registry.shown(project_id, limit)
+        versions = registry.versions(project_id, limit)
         numbers = {version.id: version.name for version in registry.outline(project_id)}
         return {
             "project": project_id,

@@ -211,14 +211,6 @@ def _around(
     return begin, end
 
 
-@dataclass(slots=True)
-class _Looks:
-    """What the videos show, as far as the split needs it."""
-
-    candidates: dict[str, Candidate] = field(default_factory=dict)
-    measuring: set[str] = field(default_factory=set)
-
-
 def assign_parts(
     source: Source,
     survey: Survey,
@@ -245,17 +237,17 @@ def assign_parts(
         new = (set(survey.videos) | survey.predicted) - set(splits)
         if not new:
             return splits
-        looks = _look(source, survey, splits, new, per_second, should_stop)
+        candidates, measuring = _look(source, survey, splits, new, per_second, should_stop)
         check_away()
         known = {
-            key: Known(split, survey.videos.get(key, frozenset()), key in looks.measuring)
-            for key, split in splits.items()
+            key: Known(split, survey.videos.get(key, frozenset()), key in measuring) for key, split in splits.items()
         }
-        people = [item for key, item in looks.candidates.items() if key in survey.videos]
+        people = [item for key, item in candidates.items() if key in survey.videos]
         decided = decide(people, known)
-        _check_measure(people, decided, looks)
-        for key in sorted(set(looks.candidates) - set(decided)):
-            content = looks.candidates[key].content
+        if not measuring:
+            _check_measure(people, decided)
+        for key in sorted(set(candidates) - set(decided)):
+            content = candidates[key].content
             same = next((s for s in (splits | decided).values() if s.content == content), None)
             decided[key] = same or Split(reserved(key).part, 0, content)
         if store.add(project_id, decided):
@@ -263,9 +255,9 @@ def assign_parts(
         log.info("Project %d: another process has decided on parts of videos", project_id)
 
 
-def _check_measure(people: Sequence[Candidate], decided: Mapping[str, Split], looks: _Looks) -> None:
+def _check_measure(people: Sequence[Candidate], decided: Mapping[str, Split]) -> None:
     """Raise NothingToTrain instead of storing a first split, which is final, that leaves nothing to evaluate."""
-    measured = bool(looks.measuring) or any(
+    measured = any(
         split.part == "held_out" or (split.part == "blocks" and item.measures_itself)
         for item in people
         if (split := decided[item.video])
@@ -285,12 +277,17 @@ def _look(
     new: set[str],
     per_second: float,
     should_stop: Callable[[], bool],
-) -> _Looks:
-    """Open the new videos, and the held-out ones, which may be gone."""
+) -> tuple[dict[str, Candidate], set[str]]:
+    """Open the new videos, and the held-out ones, which may be gone.
+
+    Returns:
+        The new videos by key, and the keys of those that are held out and have something to evaluate.
+    """
     measured = set[str]()
     if new & set(survey.videos):
         measured = {key for key, split in splits.items() if split.part != "train" and survey.videos.get(key)}
-    looks = _Looks()
+    candidates: dict[str, Candidate] = {}
+    measuring = set[str]()
     for part, key in _parts(source, new | measured):
         if should_stop():
             raise Interrupted("Stopped while the videos were scanned.", "They are scanned again.")
@@ -299,19 +296,19 @@ def _look(
                 objects = [item for item in video.objects if item.label in survey.classes]
                 spoilt = visible(video, [item for item in video.objects if item.label not in survey.classes])
                 if key in new:
-                    item = looks.candidates.setdefault(key, Candidate(key, file_sha256(video.path)))
+                    item = candidates.setdefault(key, Candidate(key, file_sha256(video.path)))
                     if not part.submission.is_prediction:
                         _add(item, video, objects, spoilt, per_second)
                 elif not part.submission.is_prediction:
                     seen = visible(video, objects)
                     spans = spans_of(video, splits[key], seen, spoilt, len(seen))
                     if any(seen[first : last + 1].any() for first, last in spans):
-                        looks.measuring.add(key)
+                        measuring.add(key)
         except Interrupted:
             raise
         except BackendError as error:
             source.skip(part, error)
-    return looks
+    return candidates, measuring
 
 
 def _add(

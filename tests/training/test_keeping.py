@@ -216,7 +216,7 @@ def test_a_place_that_is_away_is_tried_again(make: Make, monkeypatch: pytest.Mon
         version = place.run()
         place.artifacts.fetch(version.artifact, version.weights_sha256)
     cache = place.settings.data_dir / "artifact-cache"
-    with monkeypatch.container() as patch:
+    with monkeypatch.context() as patch:
         patch.setattr(fsspec.filesystem("memory").__class__, "rm_file", _refuse)
         assert place.remove() == 0
     assert (len(place.kept()), len(list(cache.iterdir()))) == (2, 4)

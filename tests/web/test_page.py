@@ -139,7 +139,7 @@ def test_marks_change_with_what_they_stand_for(auto: Room) -> None:
     known = marks()
     registry = auto.services.registry
     run = registry.advance(registry.begin(7, "me", "a test", None), state="training")
-    registry.record_epoch(run, [{"epoch": 1}])
+    registry.advance(run, history=[{"epoch": 1}])
     assert changed(known) == {"version"}
 
 
@@ -471,7 +471,7 @@ def test_a_trainings_curves() -> None:
 def test_a_running_training_is_drawn(hostile: Room) -> None:
     registry = hostile.services.registry
     run = registry.advance(registry.begin(7, "me", "a test", None), state="training")
-    registry.record_epoch(run, [{"epoch": n, "losses": {"box": 1.0 / n}, "map50": 0.5} for n in (1, 2)])
+    registry.advance(run, history=[{"epoch": n, "losses": {"box": 1.0 / n}, "map50": 0.5} for n in (1, 2)])
     text = page(hostile, "/?project=7&step=learn")
     assert text.count('class="chart"') == 2
     assert "Training of v1" in text
