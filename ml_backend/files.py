@@ -9,7 +9,6 @@ import io
 import os
 import re
 import tempfile
-import threading
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
@@ -31,11 +30,6 @@ _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 
 
 @lru_cache(maxsize=64)
-def _reading(_path: str, _size: int, _mtime_ns: int) -> threading.Lock:
-    return threading.Lock()
-
-
-@lru_cache(maxsize=64)
 def _sha256(path: str, _size: int, _mtime_ns: int) -> str:
     # Size and time are part of the cache's key: a replaced file is hashed again.
     digest = hashlib.sha256()
@@ -52,9 +46,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         OSError: it cannot be read.
     """
     stat = Path(path).stat()
-    key = os.fspath(path), stat.st_size, stat.st_mtime_ns
-    with _reading(*key):  # whoever asks meanwhile waits for the same result, rather than to read it all again
-        return _sha256(*key)
+    return _sha256(os.fspath(path), stat.st_size, stat.st_mtime_ns)
 
 
 # -- writing
@@ -112,21 +104,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """A whole file. For thousands of images: one name beside the target instead of a random one.
-
-    Raises:
-        StorageError: the disk is full, or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise storage_error(path, error) from error
+    """A whole file, written as :func:`writing_bytes` does."""
+    with writing_bytes(path) as file:
+        file.write(data)
 
 
 def make_folder(path: Path) -> None:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from ml_backend.errors import ConfigError, StorageError
-from ml_backend.files import make_folder, write_bytes
+from ml_backend.files import write_bytes
 from ml_backend.types import Image
 
 #: Pictures that wait for the encoder, for each of its threads. One of 1920x1080 takes 6 MB.
@@ -57,7 +57,6 @@ class ImageSaver:
         self._format, self._pool = image_format, pool
         self._limit = max(1, threads * _WAITING)
         self._pending: deque[Future[None]] = deque()
-        self._folders: set[Path] = set()
 
     def __enter__(self) -> ImageSaver:
         return self
@@ -75,9 +74,6 @@ class ImageSaver:
         Raises:
             StorageError: this or an earlier picture could not be written.
         """
-        if path.parent not in self._folders:
-            make_folder(path.parent)
-            self._folders.add(path.parent)
         while len(self._pending) >= self._limit:
             self._pending.popleft().result()
         self._pending.append(self._pool.submit(lambda: write_bytes(path, self._format.encode(image))))

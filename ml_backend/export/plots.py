@@ -17,7 +17,7 @@ from ml_backend.errors import ConfigError
 from ml_backend.export.draw import UNLABELLED_COLOUR, label_colours, short
 from ml_backend.export.fonts import Fonts
 from ml_backend.export.statistics import Statistics, Tally
-from ml_backend.files import make_folder, write_bytes
+from ml_backend.files import write_bytes
 
 FORMATS = (".png", ".svg", ".pdf")
 #: Bars of one plot; what has fewer boxes is counted together.
@@ -51,7 +51,6 @@ def plot_statistics(
     # Without the date, the same numbers give the same file.
     metadata: dict[str, Any] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(out.suffix.lower(), {})
     figure.savefig(buffer, format=out.suffix[1:].lower(), dpi=144, metadata=metadata)
-    make_folder(out.parent)
     write_bytes(out, buffer.getvalue())
     return fonts.note()
 

@@ -52,7 +52,7 @@ class Options:
         height: of the pictures, px; the video's own when ``None``, which a larger one never exceeds.
         sound: whether the sound is kept.
         font: a font file that is to be preferred.
-        crf, preset: of the encoder; see :class:`~ml_backend.video.writer.VideoWriter`.
+        crf: of the encoder; see :class:`~ml_backend.video.writer.VideoWriter`.
     """
 
     look: Look = field(default_factory=Look)
@@ -63,7 +63,6 @@ class Options:
     sound: bool = True
     font: Path | None = None
     crf: int = 20
-    preset: str = "veryfast"
 
 
 def check_out(out: Path, video: Path, force: bool) -> None:
@@ -125,7 +124,7 @@ def render(
     rate = Fraction(facts.info.fps).limit_denominator(1001)
     sound = _sound(facts, first, options) if options.sound and facts.info.has_audio else None
     started, done = time.perf_counter(), 0
-    how: dict[str, Any] = {"crf": options.crf, "preset": options.preset, "time_base": base, "sound": sound}
+    how: dict[str, Any] = {"crf": options.crf, "time_base": base, "sound": sound}
     with VideoWriter(out, picture.shape[1], picture.shape[0], rate, **how) as writer:
         for frame in read_frames(video, facts.info, start=first, size=size):
             number = frame.index - first

@@ -16,7 +16,7 @@ from PIL import ImageDraw
 from ml_backend.errors import ConfigError
 from ml_backend.export.draw import short
 from ml_backend.export.fonts import Fonts
-from ml_backend.files import make_folder, write_bytes
+from ml_backend.files import write_bytes
 from ml_backend.patterns.store import PatternStore
 
 #: Formats by suffix, as Pillow names them.
@@ -191,5 +191,4 @@ def write_sheet(sheet: Pictures.Image, out: Path, form: str) -> None:
     except (OSError, ValueError) as error:
         size = f"{sheet.width} x {sheet.height}"
         raise ConfigError(f"{out.name} cannot hold {size} pixels: {error}.", "Lower --limit, or take PNG.") from error
-    make_folder(out.parent)
     write_bytes(out, buffer.getvalue())

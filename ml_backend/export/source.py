@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ml_backend.errors import BackendError, ConfigError, LabelStudioUnavailable, MediaError, StorageError
 from ml_backend.export.locate import FIND_CURE, Choice, Known, VideoFolder, video_name
@@ -262,26 +262,17 @@ class _Spool:
 
     def __init__(self, fetch: Callable[[], Iterator[RawTask]]) -> None:
         self._fetch = fetch
-        self._file: IO[str] | None = None
+        self._file: Any = None
 
     def __call__(self) -> Iterator[RawTask]:
         if self._file is None:
-            file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with the last reference to it
-            for task in self._fetch():
-                # Dates become text here, as they are in an export file.
-                line = json.dumps(task, default=str)
-                file.write(line + "\n")
-                yield json.loads(line)
+            file = tempfile.NamedTemporaryFile("w", encoding="utf-8")  # noqa: SIM115 - goes with the last reference
+            # Dates become text here, as they are in an export file.
+            file.writelines(json.dumps(task, default=str) + "\n" for task in self._fetch())
+            file.flush()
             self._file = file
-            return
-        at = 0
-        while True:
-            self._file.seek(at)  # another pass may stand elsewhere
-            line = self._file.readline()
-            if not line:
-                return
-            at = self._file.tell()
-            yield json.loads(line)
+        with open(self._file.name, encoding="utf-8") as lines:  # each pass stands elsewhere
+            yield from map(json.loads, lines)
 
 
 class _NoServer:

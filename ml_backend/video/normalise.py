@@ -24,7 +24,7 @@ import numpy as np
 from ml_backend.errors import VideoError
 from ml_backend.files import file_sha256, storage_error
 from ml_backend.types import Image, VideoInfo
-from ml_backend.video.container import Mp4Layout, mp4_layout, open_video
+from ml_backend.video.container import mp4_layout, open_video
 from ml_backend.video.probe import STANDARD_RATES, Scan, scan
 from ml_backend.video.reader import read_frames
 from ml_backend.video.sound import Sound, add_sound, has_sound
@@ -47,19 +47,14 @@ _RECIPE = 1  # part of the mark in each copy: raise it when copies made before s
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do with a file: nothing, copy its packets into a better container, or encode it anew; and why."""
+    """What to do with a file: nothing, copy its packets into a better container, or encode it anew; and why.
+
+    Attributes:
+        reason: why a browser could not play or step through the file well; empty if it can.
+    """
 
     action: Literal["keep", "remux", "encode"]
     reason: str = ""
-
-
-def needs_normalising(path: str | os.PathLike[str]) -> str | None:
-    """Why a browser could not play or step through this file well, or ``None`` if it can.
-
-    Raises:
-        VideoError: as :func:`~ml_backend.video.probe.probe`.
-    """
-    return plan(path).reason or None
 
 
 def plan(path: str | os.PathLike[str]) -> Plan:
@@ -90,10 +85,10 @@ def _container_fault(path: Path, facts: Scan) -> str:
             return "Label Studio does not take files named *.m4v"
         if suffix != ".mp4":
             return f"it is an MP4 under the name *{suffix}" if suffix != ".mov" else "not every browser plays QuickTime"
-        layout: Mp4Layout = mp4_layout(path)
-        if layout.fragmented:
+        index_at_end, fragmented = mp4_layout(path)
+        if fragmented:
             return "it is fragmented, so that browsers seek to wrong frames"
-        if layout.index_at_end:
+        if index_at_end:
             return "its index is at the end, so that it starts late over a network"
     elif not (facts.container.startswith("matroska") and suffix == ".webm" and facts.info.codec != "h264"):
         return f"browsers do not play this container ({facts.container.split(',')[0]})"
@@ -219,13 +214,6 @@ def _constant_rate(facts: Scan) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
-def _exact_rate(facts: Scan) -> Fraction | None:
-    """The standard rate of a constant-rate video, free of the rounding of its container's timestamps."""
-    if facts.info.variable_frame_rate:
-        return None
-    return next((rate for rate in STANDARD_RATES if float(rate) == facts.info.fps), None)
-
-
 def _grid(facts: Scan, rate: Fraction) -> Any:
     """``(n,)`` int64: for each frame of the constant-rate copy, the source frame shown then."""
     n = max(1, round(facts.info.duration * rate))
@@ -246,8 +234,10 @@ def _mux(facts: Scan, picture: Path, out: Path, mark: str, progress: Progress | 
     ) as output:  # fmt: skip
         output.metadata["comment"] = mark
         copy = output.add_stream_from_template(video)
-        # Only the packet copy of the source itself still has its old start and its container's rounding.
-        start, rate = (start_s, _exact_rate(facts)) if picture == sound else (0.0, None)
+        # Only the packet copy of the source itself still has its old start and its container's rounding of times.
+        start, rate = 0.0, None
+        if picture == sound:
+            start, rate = start_s, next((rate for rate in STANDARD_RATES if float(rate) == facts.info.fps), None)
         streams: list[Iterator[tuple[float, Any]]] = [_video_packets(video_in, video, copy, start, rate)]
         track = Sound(sound, start_s)
         if has_sound(track):

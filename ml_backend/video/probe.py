@@ -51,9 +51,7 @@ class Scan:
         pts: ``(frames,)`` int64 presentation timestamps in ``time_base`` units, or ``None`` where the file has
             none that are tied to pictures.
         time_base: seconds per unit of ``pts``.
-        stored_size: width and height of decoded frames before rotation and aspect correction.
         container: FFmpeg's name of the container format, e.g. ``"mov,mp4,m4a,3gp,3g2,mj2"``.
-        audio_codec: FFmpeg's name of the first audio stream's codec, or ``None``.
         playback_s: length in seconds that a browser shows (``HTMLMediaElement.duration``): other than
             ``info.duration`` it counts from 0 and includes a longer sound track.
         note: what is wrong with a file that is usable nevertheless, else empty.
@@ -64,9 +62,7 @@ class Scan:
     times: TimesArray
     pts: IntArray | None
     time_base: Fraction
-    stored_size: tuple[int, int]
     container: str
-    audio_codec: str | None
     playback_s: float
     note: str
     key_gap: int
@@ -119,7 +115,6 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
     file = Path(path)
     first = _first_frame(file)
     with open_video(file) as (container, stream):
-        audio = container.streams.audio
         tick = Fraction(stream.time_base or Fraction(1, 90_000))
         origin = _origin(container, stream)
         expected = stream.frames
@@ -174,17 +169,14 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
             pix_fmt=first.pix_fmt,
             rotation=first.rotation,
             variable_frame_rate=variable,
-            has_audio=bool(audio),
+            has_audio=bool(container.streams.audio),
         )
-        audio_codec = audio[0].codec_context.codec.canonical_name if audio and audio[0].codec_context else None
         playback = container.duration / av.time_base if container.duration else float(times[-1]) + last
-        stored, name = first.stored, container.format.name
-        return Scan(info, times, pts, tick, stored, name, audio_codec, playback, note, read.key_gap)
+        return Scan(info, times, pts, tick, container.format.name, playback, note, read.key_gap)
 
 
 @dataclass(frozen=True, slots=True)
 class _First:
-    stored: tuple[int, int]
     size: tuple[int, int]
     rotation: int
     pix_fmt: str
@@ -195,9 +187,8 @@ def _first_frame(file: Path) -> _First:
     with open_video(file) as (container, stream):
         for frame in decode(container, stream, limit=_FIRST_FRAME_PACKETS):
             rotation = clockwise(frame)
-            stored = (frame.width, frame.height)
-            size = displayed_size(stored, rotation, stream.sample_aspect_ratio)
-            return _First(stored, size, rotation, frame.format.name)
+            size = displayed_size((frame.width, frame.height), rotation, stream.sample_aspect_ratio)
+            return _First(size, rotation, frame.format.name)
         name = stream.codec_context.name
     raise VideoError(f"No frame of {file.name} can be decoded ({name}): it is corrupt or holds no frames.", _DAMAGED)
 

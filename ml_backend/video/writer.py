@@ -36,7 +36,6 @@ class VideoWriter:
             needs even sizes: positions in pixels stay valid.
         fps: frames per second.
         crf: quality, 0 (lossless) to 51; 18 looks like the original, 23 is half the size.
-        preset: speed against size, a name that x264 knows.
         comment: text that is kept in the file's metadata.
         time_base: seconds per unit of the times that :meth:`write` is given, for pictures at uneven intervals;
             ``1 / fps`` when omitted.
@@ -55,15 +54,10 @@ class VideoWriter:
         fps: float | Fraction,
         *,
         crf: int = 20,
-        preset: str = "veryfast",
         comment: str = "",
         time_base: Fraction | None = None,
         sound: Sound | None = None,
     ) -> None:
-        if width < 1 or height < 1:
-            raise ValueError(f"expected a positive size, got {width}x{height}")
-        if not fps > 0:
-            raise ValueError(f"expected fps > 0, got {fps}")
         self.path = Path(path)
         self._comment = comment
         self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix or '.mp4'}")
@@ -74,10 +68,8 @@ class VideoWriter:
         self._waiting: Timed | None = None
         self.width, self.height = width, height
         self.fps = Fraction(fps).limit_denominator(1001)
-        if time_base is not None and not time_base > 0:
-            raise ValueError(f"expected time_base > 0, got {time_base}")
         self.time_base = time_base or 1 / self.fps
-        self._options = {"crf": str(crf), "preset": preset}
+        self._options = {"crf": str(crf), "preset": "veryfast"}
         self._scaler = VideoReformatter()
         self._frames = 0
 

@@ -362,17 +362,17 @@ def test_files_are_found_by_name_only(tmp_path: Path) -> None:
         path.write_text("")
     (tmp_path / "secret.mp4").write_text("")
     folder = VideoFolder(inside)
-    assert folder.find("/data/upload/1/00000000-a.mp4") == inside / "a.mp4"
-    assert folder.find("/data/upload/1/35deac95-b.mp4") == inside / "sub" / "35deac95-b.mp4"
-    assert folder.find("/data/local-files/?d=y/same.mp4") == inside / "y" / "same.mp4"
-    assert folder.find("/data/upload/1/35deac95-ein_film_1.mp4") == inside / "ein film (1).mp4"
+    assert folder.look_up("/data/upload/1/00000000-a.mp4").path == inside / "a.mp4"
+    assert folder.look_up("/data/upload/1/35deac95-b.mp4").path == inside / "sub" / "35deac95-b.mp4"
+    assert folder.look_up("/data/local-files/?d=y/same.mp4").path == inside / "y" / "same.mp4"
+    assert folder.look_up("/data/upload/1/35deac95-ein_film_1.mp4").path == inside / "ein film (1).mp4"
     for uri in ("../secret.mp4", f"{tmp_path}/secret.mp4", "/data/local-files/?d=../secret.mp4", "", "sub", "a.mp4\0"):
-        assert folder.find(uri) is None
-    assert VideoFolder(inside, recursive=False).find("b.mp4") is None
+        assert folder.look_up(uri).path is None
+    assert VideoFolder(inside, recursive=False).look_up("b.mp4").path is None
     (inside / "a.txt").write_text("")
-    assert folder.look_up_name("35deac95-b").path == inside / "sub" / "35deac95-b.mp4"
-    assert VideoFolder(inside).look_up_name("a").path == inside / "a.mp4"
-    assert folder.look_up_name("absent").path is None
+    assert folder.look_up("35deac95-b").path == inside / "sub" / "35deac95-b.mp4"
+    assert VideoFolder(inside).look_up("a").path == inside / "a.mp4"
+    assert folder.look_up("absent").path is None
 
 
 def test_files_have_the_prefix_of_uploads_or_not(tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_files_have_the_prefix_of_uploads_or_not(tmp_path: Path) -> None:
     folder = VideoFolder(tmp_path)
 
     def found(uri: str) -> str | None:
-        path = folder.find(uri)
+        path = folder.look_up(uri).path
         return path.name if path else None
 
     assert found("/data/local-files/?d=people.mp4") == found("people.mp4") == "35deac95-people.mp4"
@@ -395,13 +395,13 @@ def test_files_have_the_prefix_of_uploads_or_not(tmp_path: Path) -> None:
     assert found("/data/local-files/?d=20240131-cut.mp4") is None
     assert found("/data/upload/1/20240131-cut.mp4") == "cut.mp4"
     (tmp_path / "11111111-people.mp4").write_text("another")
-    assert VideoFolder(tmp_path).find("people.mp4") is None  # which of the two, nobody knows
-    assert folder.look_up_name("abcdef01-cut").path == tmp_path / "cut.mp4"
+    assert VideoFolder(tmp_path).look_up("people.mp4").path is None  # which of the two, nobody knows
+    assert folder.look_up("abcdef01-cut").path == tmp_path / "cut.mp4"
 
 
 def test_decomposed_unicode_is_the_same_name(tmp_path: Path) -> None:
     (tmp_path / "stra\u0308sse.mp4").write_text("")
-    assert VideoFolder(tmp_path).find("str\u00e4sse.mp4") is not None
+    assert VideoFolder(tmp_path).look_up("str\u00e4sse.mp4").path is not None
 
 
 @pytest.mark.parametrize("fps", [Fraction(30000, 1001), Fraction(25)])

@@ -249,20 +249,10 @@ def test_no_single_frames(tmp_path: Path) -> None:
     assert list(read_at(path, None, [])) == []
 
 
-@pytest.mark.parametrize(
-    ("indices", "message"),
-    [
-        ([2, 1], "strictly increasing"),
-        ([1, 1], "strictly increasing"),
-        ([-1, 2], r"0\.\.3"),
-        ([0, 4], r"0\.\.3"),
-        ([0.5], "integer"),
-        ([[0, 1]], "shape"),
-    ],
-)
-def test_wrong_single_frames(tmp_path: Path, indices: Any, message: str) -> None:
+@pytest.mark.parametrize("indices", [[2, 1], [1, 1], [-1, 2], [0, 4]])
+def test_wrong_single_frames(tmp_path: Path, indices: list[int]) -> None:
     path = make_video(tmp_path / "clip.mp4", frames=4)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"strictly increasing indices in 0\.\.3"):
         list(read_at(path, None, indices))
 
 
