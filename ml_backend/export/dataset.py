@@ -17,9 +17,8 @@ import numpy as np
 
 from ml_backend.errors import BackendError, ConfigError, Interrupted, MediaError, VideoError
 from ml_backend.export.coco import Coco
-from ml_backend.export.crops import Crops
 from ml_backend.export.cvat import Cvat
-from ml_backend.export.images import ImageFormat, ImageSaver
+from ml_backend.export.images import Crops, ImageFormat, ImageSaver
 from ml_backend.export.layout import Format, Picked, Picker
 from ml_backend.export.mot import Mot
 from ml_backend.export.sampling import NearDuplicates, Sampling, SplitBy, pictures_of, split_pictures, split_videos

@@ -129,7 +129,9 @@ def collect(source: Source, progress: Callable[[int, int], None] | None = None) 
 def _tally(video: AnnotatedVideo, members: Iterable[int]) -> tuple[Tally, npt.NDArray[np.bool_]]:
     """Numbers of some objects of a video, and on which pictures any of them is."""
     tally, shown = Tally(videos=1), np.zeros(video.info.frames, bool)
-    lasting = picture_seconds(video)
+    times = video.timeline.times
+    end = max(float(times[0]) + video.info.duration, float(times[-1]))
+    lasting = np.diff(times, append=end)  # how long each picture is on screen
     for index in members:
         item = video.objects[index]
         pictures, xyxy = video.boxes(item)
@@ -145,13 +147,6 @@ def _tally(video: AnnotatedVideo, members: Iterable[int]) -> tuple[Tally, npt.ND
         shown[pictures] = True
     tally.frames = int(shown.sum())
     return tally, shown
-
-
-def picture_seconds(video: AnnotatedVideo) -> npt.NDArray[np.float64]:
-    """``(frames,)`` how long each picture is on screen."""
-    times = video.timeline.times
-    end = max(float(times[0]) + video.info.duration, float(times[-1]))
-    return np.asarray(np.diff(times, append=end), np.float64)
 
 
 def as_table(statistics: Statistics) -> Table:

@@ -15,12 +15,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ml_backend.errors import ConfigError, MediaError
-from ml_backend.export.boxes import Pictures
 from ml_backend.export.locate import VideoFolder, media_parts, video_name
 from ml_backend.export.select import inferred_rate
 from ml_backend.export.source import Source
 from ml_backend.export.tasks import read_tasks
-from ml_backend.export.video import AnnotatedVideo
+from ml_backend.export.video import AnnotatedVideo, Pictures
 from ml_backend.label_studio.regions import RegionKeys, region_boxes
 from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.label_studio.timeline import Timeline
