@@ -121,6 +121,15 @@ def make_folder(path: Path) -> None:
         raise StorageError(f"{path} cannot be made: {error.strerror}.", "Choose another --out.") from error
 
 
+def files_below(folder: Path, recursive: bool = True) -> list[Path]:
+    """Files of a folder and its subfolders, sorted; hidden ones are left out."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        found += [Path(root, name) for name in sorted(names) if not name.startswith(".")]
+    return found
+
+
 # -- names
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from ml_backend.errors import BackendError, ConfigError, Interrupted, LabelStudioUnavailable, MediaError, StorageError
-from ml_backend.files import file_sha256, is_video_name
+from ml_backend.files import file_sha256, files_below, is_video_name
 from ml_backend.label_studio.client import LabelStudioClient, Project
 from ml_backend.label_studio.schema import VideoControl, parse_label_config
 from ml_backend.outputs import COPIES
@@ -54,16 +54,9 @@ def find_videos(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise MediaError(f"{path} does not exist.", "Check the path.")
-        found.update(dict.fromkeys(_below(path) if path.is_dir() else [path.absolute()]))
+        below = (file for file in files_below(path.absolute()) if is_video_name(file.name))
+        found.update(dict.fromkeys(below if path.is_dir() else [path.absolute()]))
     return list(found)
-
-
-def _below(folder: Path) -> list[Path]:
-    found = []
-    for root, folders, names in os.walk(folder.absolute()):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(root, name) for name in sorted(names) if not name.startswith(".") and is_video_name(name)]
-    return found
 
 
 class Importer:

@@ -22,7 +22,7 @@ from defusedxml.common import DefusedXmlException
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadTrack, ReadVideo, finite, frame_number
-from ml_backend.export.layout import Counts, Format, Picked
+from ml_backend.export.layout import Format, Picked
 from ml_backend.export.locate import Known, whole
 from ml_backend.export.video import AnnotatedVideo, VideoObject
 from ml_backend.files import writing
@@ -100,9 +100,6 @@ class Cvat(Format):
     def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
         self._path(name).unlink(missing_ok=True)
 
-    def finish(self, counts: Counts) -> list[str]:
-        return []
-
 
 def _add_box(track: Element, picture: int, box: Sequence[float], *, outside: bool, keyframe: bool) -> None:
     place = {name: f"{value:.2f}" for name, value in zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)}
@@ -121,7 +118,7 @@ def _element(tag: str, content: Any) -> Element:
 
 
 def _colour(video: AnnotatedVideo, label: str) -> str:
-    found = next((each.background for each in video.control.labels if each.value == label), "")
+    found = next((each.background for each in video.part.control.labels if each.value == label), "")
     return found.lower() if re.fullmatch("#[0-9A-Fa-f]{6}", found) else ""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 import math
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ml_backend.errors import BackendError, ConfigError, MediaError
-from ml_backend.files import file_sha256, is_video_name, safe_name
+from ml_backend.files import file_sha256, files_below, is_video_name, safe_name
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.video.probe import playback_duration, probe
 
@@ -271,7 +270,7 @@ class VideoFolder:
         self._mapped = mapped or {}
         self._named: dict[str, list[Path]] = {}
         self._prefixed: dict[str, list[Path]] = {}
-        for path in [folder] if self.single else _files(folder, recursive):
+        for path in [folder] if self.single else files_below(folder, recursive):
             name = _nfc(path.name)
             self._named.setdefault(name, []).append(path)
             if (bare := _without_prefix(name)) != name:
@@ -345,11 +344,3 @@ class VideoFolder:
                 yield [path for path, stem in videos if stem == wanted]
                 # As exports name what they write.
                 yield [path for path, stem in videos if wanted in (safe_name(stem), safe_name(_without_prefix(stem)))]
-
-
-def _files(folder: Path, recursive: bool) -> list[Path]:
-    found = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
-        found += [Path(root, name) for name in sorted(names) if not name.startswith(".")]
-    return found

@@ -19,7 +19,7 @@ SPLITS = ("train", "val", "test")
 SplitBy = Literal["auto", "video", "time", "ratio"]
 
 #: From so many videos on, whole ones make a fair validation set.
-_VIDEOS_TO_SPLIT = 5
+VIDEOS_TO_SPLIT = 5
 #: Pictures are compared at this size: noise is averaged away, a person in the distance still shows.
 _THUMBNAIL = (96, 54)
 #: Grey levels of 255 by which pictures differ on average if anything has moved.
@@ -67,12 +67,6 @@ class Sampling:
         ratio = np.asarray(self.ratio, np.float64)
         out: Float64Array = ratio / ratio.sum()
         return out
-
-    def for_videos(self, count: int) -> SplitBy:
-        """What ``"auto"`` means for so many videos."""
-        if self.split != "auto":
-            return self.split
-        return "video" if count >= _VIDEOS_TO_SPLIT else "time"
 
 
 def parse_ratio(text: str) -> tuple[float, float, float]:

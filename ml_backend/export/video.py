@@ -274,14 +274,6 @@ class AnnotatedVideo:
         """File name without Label Studio's upload prefix."""
         return self.part.name
 
-    @property
-    def stem(self) -> str:
-        return self.part.stem
-
-    @property
-    def control(self) -> VideoControl:
-        return self.part.control
-
     def boxes(self, item: VideoObject, first: int = 0, last: int | None = None) -> tuple[IntArray, Float64Array]:
         """Decoded pictures ``(n,)`` on which an object is visible and its boxes ``(n, 4)`` in pixels."""
         return self.pictures.boxes(item.keys, first, last)

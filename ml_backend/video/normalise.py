@@ -135,12 +135,7 @@ def normalise(path: str | os.PathLike[str], out: str | os.PathLike[str], progres
         with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", suffix=".part", dir=target.parent) as scratch:
             copy = Path(scratch) / "copy.mp4"
             if plan(source).action == "encode" or not _copied(facts, copy, mark, progress):
-                picture = Path(scratch) / "picture.mp4"
-                _encode(facts, picture, mark, progress)
-                if facts.info.has_audio:
-                    _mux(facts, picture, copy, mark, None)
-                else:
-                    os.replace(picture, copy)
+                _encode(facts, copy, mark, progress)
             os.replace(copy, target)
     except av.error.FFmpegError as error:
         if isinstance(error, OSError):
@@ -166,13 +161,12 @@ def _finished(target: Path, mark: str) -> VideoInfo | None:
 
 def _copied(facts: Scan, copy: Path, mark: str, progress: Progress | None) -> bool:
     """Copy the packets; whether the copy shows the same frames and is free of what made it necessary."""
-    source = Path(facts.info.path)
     try:
-        _mux(facts, source, copy, mark, progress)
+        _mux(facts, copy, mark, progress)
         again = scan(copy)
         return again.info.frames == facts.info.frames and plan(copy).action == "keep"
     except (VideoError, ValueError) as error:  # ValueError: FFmpeg's "invalid data" and "invalid argument"
-        logger.info("copying the packets of %s did not do (%s): encoding", source, error)
+        logger.info("copying the packets of %s did not do (%s): encoding", facts.info.path, error)
         return False
 
 
@@ -184,7 +178,8 @@ def _encode(facts: Scan, out: Path, mark: str, progress: Progress | None) -> Non
     rate = _constant_rate(facts)
     # A constant source keeps exactly its frames; a variable one is sampled on the new grid.
     slots = np.arange(info.frames) if not info.variable_frame_rate else _grid(facts, rate)
-    with VideoWriter(out, info.width, info.height, rate, comment=mark) as writer:
+    sound = Sound(info.path, float(facts.times[0])) if info.has_audio else None
+    with VideoWriter(out, info.width, info.height, rate, comment=mark, sound=sound) as writer:
         last: Image | None = None
         slot = 0
         for frame in read_frames(info.path, info):
@@ -224,21 +219,18 @@ def _grid(facts: Scan, rate: Fraction) -> Any:
 # -- packets
 
 
-def _mux(facts: Scan, picture: Path, out: Path, mark: str, progress: Progress | None) -> None:
-    """Write the video packets of ``picture`` and the sound of the source that ``facts`` describe into an MP4."""
-    sound, start_s = Path(facts.info.path), float(facts.times[0])
-    frames = facts.info.frames
-    with open_video(picture) as (video_in, video), av.open(
+def _mux(facts: Scan, out: Path, mark: str, progress: Progress | None) -> None:
+    """Write the packets of pictures and sound into an MP4 that begins at 0."""
+    start, frames = float(facts.times[0]), facts.info.frames
+    # A constant rate goes without its container's rounding of times.
+    rate = next((rate for rate in STANDARD_RATES if float(rate) == facts.info.fps), None)
+    with open_video(facts.info.path) as (video_in, video), av.open(
         str(out), "w", format="mp4", container_options={"movflags": "+faststart"}
     ) as output:  # fmt: skip
         output.metadata["comment"] = mark
         copy = output.add_stream_from_template(video)
-        # Only the packet copy of the source itself still has its old start and its container's rounding of times.
-        start, rate = 0.0, None
-        if picture == sound:
-            start, rate = start_s, next((rate for rate in STANDARD_RATES if float(rate) == facts.info.fps), None)
         streams: list[Iterator[tuple[float, Any]]] = [_video_packets(video_in, video, copy, start, rate)]
-        track = Sound(sound, start_s)
+        track = Sound(facts.info.path, start)
         if has_sound(track):
             streams.append(add_sound(track, output))
         done = 0

@@ -113,7 +113,7 @@ def scan(path: str | os.PathLike[str]) -> Scan:
 @lru_cache(maxsize=8)
 def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
     file = Path(path)
-    first = _first_frame(file)
+    (width, height), rotation, pix_fmt = _first_frame(file)
     with open_video(file) as (container, stream):
         tick = Fraction(stream.time_base or Fraction(1, 90_000))
         origin = _origin(container, stream)
@@ -157,7 +157,6 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
             total = f" of {expected - hidden}" if expected > count + hidden else ""
             note = f"{file.name} is damaged or cut off: {count}{total} frames can be used."
             logger.warning("%s %s", note, _DAMAGED)
-        width, height = first.size
         info = VideoInfo(
             path=path,
             width=width,
@@ -166,8 +165,8 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
             frames=count,
             duration=duration,
             codec=stream.codec_context.codec.canonical_name,
-            pix_fmt=first.pix_fmt,
-            rotation=first.rotation,
+            pix_fmt=pix_fmt,
+            rotation=rotation,
             variable_frame_rate=variable,
             has_audio=bool(container.streams.audio),
         )
@@ -175,20 +174,13 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
         return Scan(info, times, pts, tick, container.format.name, playback, note, read.key_gap)
 
 
-@dataclass(frozen=True, slots=True)
-class _First:
-    size: tuple[int, int]
-    rotation: int
-    pix_fmt: str
-
-
-def _first_frame(file: Path) -> _First:
-    """Decode one frame: the only proof that the codec works, and the only place that tells the rotation."""
+def _first_frame(file: Path) -> tuple[tuple[int, int], int, str]:
+    """Displayed size, rotation and pixel format of a frame: decoding one is the only proof that the codec works."""
     with open_video(file) as (container, stream):
         for frame in decode(container, stream, limit=_FIRST_FRAME_PACKETS):
             rotation = clockwise(frame)
             size = displayed_size((frame.width, frame.height), rotation, stream.sample_aspect_ratio)
-            return _First(size, rotation, frame.format.name)
+            return size, rotation, frame.format.name
         name = stream.codec_context.name
     raise VideoError(f"No frame of {file.name} can be decoded ({name}): it is corrupt or holds no frames.", _DAMAGED)
 

@@ -55,7 +55,7 @@ def test_boxes_are_on_decoded_pictures(folder: Path) -> None:
     assert frames.tolist() == list(range(21))
     assert xyxy[0].tolist() == [32, 24, 96, 96]
     assert xyxy[5].tolist() == pytest.approx([64, 24, 128, 96])
-    assert (video.name, video.stem, video.task_id) == ("clip.mp4", "clip", 1)
+    assert (video.name, video.part.stem, video.task_id) == ("clip.mp4", "clip", 1)
     assert (item.track, item.label, item.source, item.confidence, item.original_class) == (
         1,
         "person",
@@ -232,7 +232,7 @@ def test_a_prediction_file_and_its_video(folder: Path) -> None:
     path.write_text(json.dumps({"model_version": "v", "score": 0.5, "result": [moving]}))
     for videos in (folder, folder / "clip.mp4"):
         video = only_video(Source.from_file(path, videos=videos))
-        assert (video.name, video.stem, video.part.frame_rate) == ("clip.mp4", "clip", 30)
+        assert (video.name, video.part.stem, video.part.frame_rate) == ("clip.mp4", "clip", 30)
         assert [item.source for item in video.objects] == ["auto"]
     beside = folder / "p.json"
     beside.write_text(path.read_text())
@@ -301,7 +301,7 @@ def test_two_videos_in_a_task(folder: Path) -> None:
     task["data"] = {"left": "clip.mp4", "right": "second.mp4", "fps": 30, "right_fps": 10}
     for config in (parse_label_config(TWO_VIDEOS), None):
         videos = list(export(folder, task, config=config).videos())
-        assert [(v.name, v.control.from_name, v.part.frame_rate) for v in videos] == [
+        assert [(v.name, v.part.control.from_name, v.part.frame_rate) for v in videos] == [
             ("clip.mp4", "left-box", 30),
             ("second.mp4", "kästchen", 10),
         ]
