@@ -104,9 +104,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """A whole file, written as :func:`writing_bytes` does."""
-    with writing_bytes(path) as file:
-        file.write(data)
+    """A whole file; its folder is made. What a killed run has left of it is written over.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise storage_error(path, error) from error
 
 
 def make_folder(path: Path) -> None:

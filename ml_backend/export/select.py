@@ -57,11 +57,13 @@ def submissions(
         all_annotators: give every annotation.
         model_version: of the prediction wanted; the newest where empty.
     """
-    # What was found in a part of a video is no answer to what is in it, unless somebody asks for just that.
-    versions = [(str(p.get("model_version") or ""), p) for p in task["predictions"]]
-    predicted = [
-        p for version, p in versions if (version == model_version if model_version else not is_partial(version))
-    ]
+
+    def is_wanted(prediction: Mapping[str, Any]) -> bool:
+        # What was found in a part of a video is no answer to what is in it, unless somebody asks for just that.
+        version = str(prediction.get("model_version") or "")
+        return version == model_version if model_version else not is_partial(version)
+
+    predicted = list(filter(is_wanted, task["predictions"]))
     submitted = [a for a in task["annotations"] if not (a.get("was_cancelled") or a.get("skipped"))]
     if submitted and predictions != "only":
         regions = {str(region.get("id")): region for p in task["predictions"] for region in _result(p)}
