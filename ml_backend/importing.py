@@ -18,7 +18,6 @@ from ml_backend.outputs import COPIES
 from ml_backend.pipeline import video_facts
 from ml_backend.settings import Settings
 from ml_backend.video.normalise import normalise, plan
-from ml_backend.video.probe import probe
 
 log = logging.getLogger(__name__)
 
@@ -121,11 +120,10 @@ class Importer:
                 yield Outcome(path, "failed", str(unread), error=unread)
 
     def _import(self, path: Path, progress: Progress | None) -> Outcome:
-        probe(path)  # first, since it refuses what is no video at all
+        reason = plan(path).reason  # first, since it refuses what is no video at all
         digest = file_sha256(path)
         if digest in self._known:
             return Outcome(path, "skipped", f"already task {self._known[digest]}", self._known[digest])
-        reason = plan(path).reason
         if self._local:
             self._served_path(path if not reason else self._copy_path(path, digest))
         if self._dry_run:

@@ -6,7 +6,7 @@
             for frame in video.frames(range(0, video.info.frames, 30)):
                 ...
 
-Memory holds one task at a time, and of its boxes those of some hundred frames.
+Memory holds one task at a time (of a file also its text), and of its boxes those of some hundred frames.
 """
 
 from __future__ import annotations

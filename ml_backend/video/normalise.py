@@ -27,7 +27,7 @@ from ml_backend.types import Image, VideoInfo
 from ml_backend.video.container import mp4_layout, open_video
 from ml_backend.video.probe import STANDARD_RATES, Scan, scan
 from ml_backend.video.reader import read_frames
-from ml_backend.video.writer import Sound, VideoWriter, add_sound, has_sound
+from ml_backend.video.writer import Sound, VideoWriter, add_sound
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -178,7 +178,7 @@ def _encode(facts: Scan, out: Path, mark: str, progress: Progress | None) -> Non
     rate = _constant_rate(facts)
     # A constant source keeps exactly its frames; a variable one is sampled on the new grid.
     slots = np.arange(info.frames) if not info.variable_frame_rate else _grid(facts, rate)
-    sound = Sound(info.path, float(facts.times[0])) if info.has_audio else None
+    sound = Sound(info.path, float(facts.times[0]))
     with VideoWriter(out, info.width, info.height, rate, comment=mark, sound=sound) as writer:
         last: Image | None = None
         slot = 0
@@ -229,13 +229,11 @@ def _mux(facts: Scan, out: Path, mark: str, progress: Progress | None) -> None:
     ) as output:  # fmt: skip
         output.metadata["comment"] = mark
         copy = output.add_stream_from_template(video)
-        streams: list[Iterator[tuple[float, Any]]] = [_video_packets(video_in, video, copy, start, rate)]
-        track = Sound(facts.info.path, start)
-        if has_sound(track):
-            streams.append(add_sound(track, output))
+        pictures = _video_packets(video_in, video, copy, start, rate)
+        heard = add_sound(Sound(facts.info.path, start), output)
         done = 0
         # Interleaved by time, as players (and the muxer's memory) like it.
-        for _, packet in heapq.merge(*streams, key=lambda item: item[0]):
+        for _, packet in heapq.merge(pictures, heard, key=lambda item: item[0]):
             output.mux_one(packet)
             if progress is not None and packet.stream is copy:
                 done += 1

@@ -243,8 +243,7 @@ def test_a_prediction_file_and_its_video(folder: Path) -> None:
     assert "--videos" in source.skipped[0].reason
 
 
-def test_large_exports_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_backend.export.tasks._CHUNK", 50)
+def test_exports_with_or_without_blanks(tmp_path: Path) -> None:
     tasks = [make_task("ä" * n + ".mp4", make_annotation(MOVING), task_id=n) for n in range(1, 30)]
     path = write_export(tmp_path / "e.json", tasks)
     assert list(read_tasks(path)) == tasks
