@@ -10,12 +10,12 @@ import os
 import re
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from ml_backend.errors import StorageError
+from ml_backend.errors import ConfigError, StorageError
 
 _CHUNK = 1 << 20
 #: What is taken for a video in a folder or from a browser; a file that is named on the command line is tried whatever
@@ -130,6 +130,20 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{path} cannot be made: {error.strerror}.", "Choose another --out.") from error
+
+
+def check_output(out: Path, suffixes: Collection[str], force: bool) -> None:
+    """Refuse an output that could not or should not be written, before any work is done.
+
+    Raises:
+        ConfigError: another suffix, a folder, or a file that is there already and ``force`` not given.
+    """
+    if out.suffix.lower() not in suffixes:
+        raise ConfigError(f"{out} cannot be written: its name ends otherwise.", f"End it with {', '.join(suffixes)}.")
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder.", "Choose another --out.")
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists already.", "Choose another --out, or overwrite it with --force.")
 
 
 def files_below(folder: Path, recursive: bool = True) -> list[Path]:

@@ -12,11 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-from ml_backend.errors import ConfigError
 from ml_backend.export.draw import UNLABELLED_COLOUR, label_colours, short
 from ml_backend.export.fonts import Fonts
 from ml_backend.export.statistics import Statistics, Tally
-from ml_backend.files import write_bytes
+from ml_backend.files import check_output, write_bytes
 
 FORMATS = (".png", ".svg", ".pdf")
 #: Bars of one plot; what has fewer boxes is counted together.
@@ -39,8 +38,7 @@ def plot_statistics(statistics: Statistics, out: Path) -> str:
         ConfigError: another kind of file.
         StorageError: the disk is full, or the folder cannot be written.
     """
-    if out.suffix.lower() not in FORMATS:
-        raise ConfigError(f"{out.name} is not the name of a plot.", f"End it with {', '.join(FORMATS)}.")
+    check_output(out, FORMATS, force=True)
     fonts = Fonts()
     figure = statistics_figure(statistics, fonts)
     buffer = io.BytesIO()

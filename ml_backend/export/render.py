@@ -22,6 +22,7 @@ from ml_backend.export.draw import WHITE, Look, Painter, Scale, label_colours
 from ml_backend.export.fonts import Fonts
 from ml_backend.export.layers import Layer
 from ml_backend.export.video import FrameBoxes, VideoObject
+from ml_backend.files import check_output
 from ml_backend.types import Image, IntArray, VideoInfo
 from ml_backend.video.container import check_file
 from ml_backend.video.probe import Scan, scan
@@ -72,16 +73,9 @@ def check_out(out: Path, video: Path, force: bool) -> None:
         VideoError: the video is no file that can be read.
     """
     source = check_file(video)
-    if out.suffix.lower() != ".mp4":
-        raise ConfigError(f"{out.name} is not the name of an MP4 file.", "End it with .mp4.")
-    if not out.exists():
-        return
-    if out.samefile(source):
+    if out.exists() and out.samefile(source):
         raise ConfigError(f"{out} is the video itself.", "Choose another --out.")
-    if out.is_dir():
-        raise ConfigError(f"{out} is a folder.", "Choose another --out.")
-    if not force:
-        raise ConfigError(f"{out} exists already.", "Choose another --out, or overwrite it with --force.")
+    check_output(out, (".mp4",), force)
 
 
 def render(
