@@ -158,12 +158,7 @@ def _tidy_memory() -> None:
 
 
 def fitting_size(width: int, height: int, panes: int, wanted_height: int | None = None) -> tuple[int, int]:
-    """Size of a video's picture in one of several panes: its own, unless less is wanted or all would be too wide.
-
-    Args:
-        width, height: of the video, px.
-        wanted_height: px.
-    """
+    """Size of a video's picture in one of several panes: its own, unless less is wanted or all would be too wide."""
     share = min(1.0, _MAX_WIDTH / (panes * width), (wanted_height or height) / height)
     if share == 1.0:
         return width, height
@@ -174,10 +169,7 @@ def fitting_size(width: int, height: int, panes: int, wanted_height: int | None 
 def _side_by_side(size: tuple[int, int], titles: Sequence[str], fonts: Fonts) -> tuple[Image, list[Image]]:
     """A BGR picture with panes beside each other, and the panes as views of it, to be drawn on.
 
-    One alone is the whole picture; several stand under their titles.
-
-    Args:
-        size: width and height of each pane, px.
+    One alone is the whole picture; several stand under their titles. ``size`` is that of each pane.
     """
     (width, height), count, font = size, len(titles), Scale.of(*size).font
     strip, gap = (round(font * 2.2), max(2, round(font / 3))) if count > 1 else (0, 0)

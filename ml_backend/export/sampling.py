@@ -153,12 +153,7 @@ class NearDuplicates:
         self._kept: tuple[Image, FrameBoxes] | None = None
 
     def __call__(self, image: Image, boxes: FrameBoxes) -> bool:
-        """Whether a picture can go; one that cannot is what the next is compared with.
-
-        Args:
-            image: ``(height, width, 3)`` BGR.
-            boxes: objects on it.
-        """
+        """Whether a picture can go; one that cannot is what the next is compared with."""
         small = cv2.cvtColor(cv2.resize(image, _THUMBNAIL, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY)
         if self._kept is not None:
             before, known = self._kept

@@ -65,21 +65,17 @@ class Statistics:
     videos: int = 0
     video_seconds: float = 0.0
 
-    def share(self, tally: Tally) -> float:
-        """Share of all boxes, 0..1."""
-        total = sum(each.boxes for each in self.labels.values())
-        return tally.boxes / total if total else 0.0
-
     def rows(self) -> list[dict[str, Any]]:
         """One row for each label and each annotator, most boxes first."""
         groups = (("label", self.labels), ("annotator", self.annotators))
+        total = sum(tally.boxes for tally in self.labels.values())
         return [
             {
                 "kind": kind,
                 "name": name,
                 "tracks": tally.tracks,
                 "boxes": tally.boxes,
-                "share": round(self.share(tally), 4),
+                "share": round(tally.boxes / max(total, 1), 4),
                 "frames": tally.frames,
                 "seconds": round(tally.seconds, 3),
                 "manual_tracks": tally.manual,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -190,7 +190,6 @@ class VideoObject:
             untouched.
         confidence: 0..1, only of ``"auto"``; ``None`` where the prediction does not say.
         original_class: the detector's class, only of ``"auto"``; the label where the prediction does not say.
-        annotator: who submitted it.
         region: Label Studio's JSON.
         keys: its keyframes.
         first, last: pictures between which it may be visible.
@@ -202,7 +201,6 @@ class VideoObject:
     source: Literal["manual", "auto"]
     confidence: float | None
     original_class: str | None
-    annotator: str
     region: Mapping[str, Any]
     keys: RegionKeys = field(repr=False, compare=False)
     first: int
@@ -254,15 +252,12 @@ class AnnotatedVideo:
         for region in part.regions:
             try:
                 keys = RegionKeys.read(region)
-                life = pictures.span(keys)
-                if life:
-                    found.append((life, _describe(part, region, labels) | {"region": region, "keys": keys}))
+                if life := pictures.span(keys):
+                    found.append(_object(part, region, labels, keys, life))
             except _DAMAGED as error:
                 log.warning("Region %s of task %d cannot be read: %r", region.get("id"), part.task_id, error)
-        found.sort(key=lambda item: item[0][0])
-        objects = tuple(
-            VideoObject(track=n, first=life[0], last=life[1], **facts) for n, (life, facts) in enumerate(found, start=1)
-        )
+        found.sort(key=lambda item: item.first)
+        objects = tuple(replace(item, track=number) for number, item in enumerate(found, start=1))
         return cls(part, path, info, timeline, pictures, objects)
 
     @property
@@ -316,27 +311,20 @@ class AnnotatedVideo:
             yield FrameBoxes(picture, float(self.timeline.times[picture]), tuple(item for item, _ in found), boxes)
 
 
-def _describe(part: Part, region: Mapping[str, Any], labels: set[str]) -> dict[str, Any]:
+def _object(
+    part: Part, region: Mapping[str, Any], labels: set[str], keys: RegionKeys, life: tuple[int, int]
+) -> VideoObject:
+    """An object that has no number yet."""
     submission = part.submission
-    region_id = str(region.get("id", ""))
-    label = chosen_label(region, labels)
-    auto = submission.is_prediction or region.get("origin") == "prediction"
-    facts: dict[str, Any] = {
-        "region_id": region_id,
-        "label": label,
-        "source": "auto" if auto else "manual",
-        "confidence": None,
-        "original_class": None,
-        "annotator": submission.annotator,
-    }
-    if auto:
-        # Label Studio keeps the id of a region that was accepted, but not in each version what else was in it.
-        sources = [region, submission.predicted.get(region_id, {})]
-        scores = [score for source in sources if (score := valid_score(source.get("score"))) is not None]
-        classes = [meta["original_class"] for s in sources if (meta := s.get("meta") or {}).get("original_class")]
-        facts["confidence"] = scores[0] if scores else submission.score
-        facts["original_class"] = str(classes[0]) if classes else label
-    return facts
+    region_id, label = str(region.get("id", "")), chosen_label(region, labels)
+    if not (submission.is_prediction or region.get("origin") == "prediction"):
+        return VideoObject(0, region_id, label, "manual", None, None, region, keys, *life)
+    # Label Studio keeps the id of a region that was accepted, but not in each version what else was in it.
+    sources = [region, submission.predicted.get(region_id, {})]
+    scores = [score for source in sources if (score := valid_score(source.get("score"))) is not None]
+    classes = [meta["original_class"] for s in sources if (meta := s.get("meta") or {}).get("original_class")]
+    confidence = scores[0] if scores else submission.score
+    return VideoObject(0, region_id, label, "auto", confidence, str([*classes, label][0]), region, keys, *life)
 
 
 def is_of(region: Mapping[str, Any], control: VideoControl) -> bool:

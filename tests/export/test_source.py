@@ -161,7 +161,7 @@ def test_ground_truth_counts_before_the_latest_and_cancelled_never(folder: Path)
     last = make_annotation(annotation_id=2)
     skipped = make_annotation(MOVING, annotation_id=3, was_cancelled=True)
     task = make_task("clip.mp4", first, last, skipped)
-    assert [item.annotator for item in only_video(export(folder, task)).objects] == ["a@b.c"]
+    assert only_video(export(folder, task)).part.submission.annotator == "a@b.c"
     first["ground_truth"] = False
     assert only_video(export(folder, task)).objects == ()
     videos = list(export(folder, task, all_annotators=True).videos())
@@ -194,7 +194,7 @@ def test_predictions_on_request(folder: Path) -> None:
     task = make_task("clip.mp4", predictions=[new, old])
     assert list(export(folder, task).videos()) == []
     (item,) = only_video(export(folder, task, predictions="missing")).objects
-    assert (item.source, item.confidence, item.original_class, item.annotator) == ("auto", 0.5, "person", "b")
+    assert (item.source, item.confidence, item.original_class) == ("auto", 0.5, "person")
     assert only_video(export(folder, task, predictions="only", model_version="a")).objects == ()
     part = {**old, "id": 3, "model_version": "c.partial", "created_at": "2026-01-03"}
     growing = make_task("clip.mp4", predictions=[part])  # what is found so far does not say what else there is
