@@ -131,7 +131,7 @@ def _parts(length: int, dash: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
-    """A half-transparent picture in the form in which it is laid on another one five times as fast as supervision does."""
+    """A half-transparent picture in a form that is laid on another one five times as fast as supervision does it."""
 
     add: Image  # to the picture below
     keep: Image  # how much of that one, 0..255
