@@ -17,6 +17,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,8 @@ class Source:
         config = parse_label_config(client.get_project(project_id).label_config)
         folder = VideoFolder.of(videos, video_map, video_map or Path()) if videos or video_map else None
         store = MediaStore(settings, client, should_stop)
-        spool = _Spool(lambda: client.list_full_tasks(project_id))
-        return cls(spool, store.open, config, folder=folder, url=client.url, **options)
+        tasks = _spooled(lambda: client.list_full_tasks(project_id))
+        return cls(tasks, store.open, config, folder=folder, url=client.url, **options)
 
     def parts(self) -> Iterator[Part]:
         """Everything to export, task by task. Nothing of the videos is read yet."""
@@ -254,25 +255,22 @@ class Source:
             yield Part(task["id"], name, uri or "", control, rate, submission, known, self._file)
 
 
-class _Spool:
-    """Passes over tasks that are asked for once and kept on disk.
+def _spooled(fetch: Callable[[], Iterator[RawTask]]) -> Callable[[], Iterator[RawTask]]:
+    """Tasks that are asked for once and kept on disk: all passes see the same, whatever people do meanwhile."""
 
-    So all passes see the same tasks, whatever people do in Label Studio meanwhile.
-    """
+    @lru_cache(maxsize=1)
+    def kept() -> Any:
+        file = tempfile.NamedTemporaryFile("w", encoding="utf-8")  # noqa: SIM115 - goes with the last reference
+        # Dates become text here, as they are in an export file.
+        file.writelines(json.dumps(task, default=str) + "\n" for task in fetch())
+        file.flush()
+        return file
 
-    def __init__(self, fetch: Callable[[], Iterator[RawTask]]) -> None:
-        self._fetch = fetch
-        self._file: Any = None
-
-    def __call__(self) -> Iterator[RawTask]:
-        if self._file is None:
-            file = tempfile.NamedTemporaryFile("w", encoding="utf-8")  # noqa: SIM115 - goes with the last reference
-            # Dates become text here, as they are in an export file.
-            file.writelines(json.dumps(task, default=str) + "\n" for task in self._fetch())
-            file.flush()
-            self._file = file
-        with open(self._file.name, encoding="utf-8") as lines:  # each pass stands elsewhere
+    def tasks() -> Iterator[RawTask]:
+        with open(kept().name, encoding="utf-8") as lines:
             yield from map(json.loads, lines)
+
+    return tasks
 
 
 class _NoServer:
