@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from ml_backend.label_studio.schema import VideoControl, parse_label_config
 from ml_backend.outputs import COPIES
 from ml_backend.pipeline import video_facts
 from ml_backend.settings import Settings
-from ml_backend.video.normalise import normalise, plan
+from ml_backend.video.normalise import Progress, normalise, plan
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 SOURCE_FIELD = "source_sha256"
 
 Status = Literal["imported", "skipped", "failed"]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ class Importer:
         """Import one file after the other; a bad file does not stop the others.
 
         Args:
-            progress: called with the file's name, frames converted and frames in all, while a copy is made.
+            progress: called with frames converted and frames in all, while a copy is made.
 
         Raises:
             LabelStudioUnavailable: Label Studio is gone, so that no further file can succeed.
@@ -134,7 +133,7 @@ class Importer:
             playable = self._copy_path(path, digest)
             if playable.exists():
                 os.utime(playable)  # of an earlier try: from now on it is no leftover
-            normalise(path, playable, None if progress is None else lambda a, b: progress(path.name, a, b))
+            normalise(path, playable, progress)
         url = self._serve(playable) if self._local else self._client.upload_file(self._project_id, playable)
         facts = video_facts(playable)
         data: dict[str, Any] = {**facts, "source": path.name, SOURCE_FIELD: digest}

@@ -189,7 +189,7 @@ def test_an_end_in_the_middle_of_a_copy_is_no_failure(
 ) -> None:
     video = make_video(tmp_path / "old.avi", frames=20, codec="mpeg4")
 
-    def stop(_name: str, _done: int, _of: int) -> None:
+    def stop(_done: int, _of: int) -> None:
         raise Interrupted("The job was stopped.")
 
     with pytest.raises(Interrupted):
