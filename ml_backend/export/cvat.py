@@ -150,7 +150,8 @@ def read_cvat(path: Path) -> Iterator[ReadVideo]:
             known = Known(size if all(size) else None, frames)
             # Of a whole project each track says whose it is.
             which = "" if alone else _text(task, "id")
-            step = _step(_text(task, "frame_filter")) or 1
+            found = re.search(r"step\s*=\s*([1-9]\d*)", _text(task, "frame_filter"))
+            step = int(found[1]) if found else 1
             yield ReadVideo(name or file.stem, partial(_read_boxes, file, which, step), known)
 
 
@@ -224,11 +225,6 @@ def _read_boxes(
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ConfigError(f"{path}, track {name}: {reason}.", "Correct the file.") from error
     return ReadBoxes(tuple(track for track in tracks if len(track.frames)), left_out=+left_out)
-
-
-def _step(text: str) -> int:
-    match = re.search(r"step\s*=\s*([1-9]\d*)", text)
-    return int(match.group(1)) if match else 0
 
 
 def _shown(track: Any, step: int, pictures: int) -> tuple[IntArray, Float64Array, bool]:

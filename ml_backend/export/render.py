@@ -27,7 +27,8 @@ from ml_backend.types import Image, IntArray, VideoInfo
 from ml_backend.video.container import check_file
 from ml_backend.video.probe import Scan, scan
 from ml_backend.video.reader import read_frames
-from ml_backend.video.writer import Sound, VideoWriter
+from ml_backend.video.sound import Sound
+from ml_backend.video.writer import VideoWriter
 
 Progress = Callable[[int, int], None]
 

@@ -27,7 +27,8 @@ from ml_backend.types import Image, VideoInfo
 from ml_backend.video.container import mp4_layout, open_video
 from ml_backend.video.probe import STANDARD_RATES, Scan, scan
 from ml_backend.video.reader import read_frames
-from ml_backend.video.writer import Sound, VideoWriter, add_sound
+from ml_backend.video.sound import Sound, add_sound
+from ml_backend.video.writer import VideoWriter
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]

@@ -19,7 +19,8 @@ from ml_backend.video.container import mp4_layout
 from ml_backend.video.normalise import plan
 from ml_backend.video.probe import frame_times, probe
 from ml_backend.video.reader import read_frames
-from ml_backend.video.writer import Sound, VideoWriter
+from ml_backend.video.sound import Sound
+from ml_backend.video.writer import VideoWriter
 from tests.video.builders import make_video, numbered_image, read_number
 
 
