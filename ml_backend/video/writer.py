@@ -79,7 +79,8 @@ class VideoWriter:
             self._container = av.open(
                 str(self._temporary), "w", format="mp4", container_options={"movflags": "+faststart"}
             )
-            self._container.metadata["comment"] = self._comment
+            if self._comment:
+                self._container.metadata["comment"] = self._comment
             self._stream = self._pictures()
             if self._sound is not None:
                 self._heard = add_sound(self._sound, self._container)
