@@ -260,15 +260,20 @@ def _spooled(fetch: Callable[[], Iterator[RawTask]]) -> Callable[[], Iterator[Ra
 
     @lru_cache(maxsize=1)
     def kept() -> Any:
-        file = tempfile.NamedTemporaryFile("w", encoding="utf-8")  # noqa: SIM115 - goes with the last reference
+        file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with the last reference to it
         # Dates become text here, as they are in an export file.
         file.writelines(json.dumps(task, default=str) + "\n" for task in fetch())
-        file.flush()
         return file
 
     def tasks() -> Iterator[RawTask]:
-        with open(kept().name, encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
+        file, at = kept(), 0
+        while True:
+            file.seek(at)  # another pass may stand elsewhere
+            line = file.readline()
+            if not line:
+                return
+            at = file.tell()
+            yield json.loads(line)
 
     return tasks
 
