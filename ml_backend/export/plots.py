@@ -42,9 +42,7 @@ def plot_statistics(statistics: Statistics, out: Path) -> str:
     fonts = Fonts()
     figure = statistics_figure(statistics, fonts)
     buffer = io.BytesIO()
-    # Without the date, the same numbers give the same file.
-    metadata: dict[str, Any] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(out.suffix.lower(), {})
-    figure.savefig(buffer, format=out.suffix[1:].lower(), dpi=144, metadata=metadata)
+    figure.savefig(buffer, format=out.suffix[1:].lower(), dpi=144)
     write_bytes(out, buffer.getvalue())
     return fonts.note()
 

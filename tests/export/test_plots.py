@@ -117,10 +117,3 @@ def test_matplotlib_stays_as_it_was(tmp_path: Path) -> None:
     code = "import sys, ml_backend.export.plots; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
-
-
-def test_the_same_numbers_give_the_same_file(tmp_path: Path) -> None:
-    found = statistics({"thing": tally(1, 1, 1, 5)})
-    for name in ("a.png", "b.png"):
-        plot_statistics(found, tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
