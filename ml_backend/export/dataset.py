@@ -31,7 +31,7 @@ from ml_backend.export.sampling import (
     split_videos,
 )
 from ml_backend.export.select import chosen_label
-from ml_backend.export.source import KEPT, Source
+from ml_backend.export.source import Source
 from ml_backend.export.state import State, fingerprint
 from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
 from ml_backend.export.yolo import Yolo, YoloTrack
@@ -277,7 +277,7 @@ class _Run:
                             raise
                         except BackendError as error:
                             kept = self._kept(planned, part)
-                            source.skip(part, error, KEPT if kept else "")
+                            source.skip(part, error, "What was exported of it before is kept." if kept else "")
                             if kept:
                                 yield planned.name, kept
                             else:

@@ -33,9 +33,6 @@ from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: Said of a video that has disappeared and had been exported before.
-KEPT = "What was exported of it before is kept."
-
 #: Opens the file of a media address, of the task with this id.
 Find = Callable[[str, int], contextlib.AbstractContextManager[Path]]
 
