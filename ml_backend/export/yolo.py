@@ -67,7 +67,8 @@ class Yolo(Format):
                 notes.append(f"No picture is for {split}: data.yaml names those of {other} instead.")
         # Without `path`, ultralytics starts from this file's folder: the data set can be moved.
         data = {**places, "nc": len(self.classes), "names": dict(enumerate(self.classes))}
-        write_text(self.out / "data.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+        readable = all(map(str.isprintable, self.classes))  # else PyYAML takes some characters for line ends
+        write_text(self.out / "data.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=readable))
         return notes
 
 
