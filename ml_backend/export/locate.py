@@ -207,7 +207,7 @@ def video_name(uri: str) -> str:
     return _UPLOAD_PREFIX.sub("", names[-1]) if _is_upload(names) else names[-1]
 
 
-def _is_upload(names: tuple[str, ...]) -> bool:
+def _is_upload(names: Sequence[str]) -> bool:
     return ("data", "upload") in pairwise(names[:-1])  # a server may have a path of its own before it
 
 
