@@ -9,14 +9,13 @@ import io
 import os
 import re
 import tempfile
-import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from ml_backend.errors import StorageError
+from ml_backend.errors import ConfigError, StorageError
 
 _CHUNK = 1 << 20
 #: What is taken for a video in a folder or from a browser; a file that is named on the command line is tried whatever
@@ -28,11 +27,6 @@ VIDEO_SUFFIXES = frozenset(
 #: Of a name: room for the frame number, suffix and what marks a temporary file, within the usual 255 bytes.
 _MAX_BYTES = 180
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
-
-
-@lru_cache(maxsize=64)
-def _reading(_path: str, _size: int, _mtime_ns: int) -> threading.Lock:
-    return threading.Lock()
 
 
 @lru_cache(maxsize=64)
@@ -52,9 +46,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         OSError: it cannot be read.
     """
     stat = Path(path).stat()
-    key = os.fspath(path), stat.st_size, stat.st_mtime_ns
-    with _reading(*key):  # whoever asks meanwhile waits for the same result, rather than to read it all again
-        return _sha256(*key)
+    return _sha256(os.fspath(path), stat.st_size, stat.st_mtime_ns)
 
 
 # -- writing
@@ -112,20 +104,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """A whole file. For thousands of images: one name beside the target instead of a random one.
+    """A whole file; its folder is made. What a killed run has left of it is written over.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
     """
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.part")
     try:
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        temporary.write_bytes(data)
+        temporary.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise storage_error(path, error) from error
 
 
@@ -139,6 +130,29 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{path} cannot be made: {error.strerror}.", "Choose another --out.") from error
+
+
+def check_output(out: Path, suffixes: Collection[str], force: bool) -> None:
+    """Refuse an output that could not or should not be written, before any work is done.
+
+    Raises:
+        ConfigError: another suffix, a folder, or a file that is there already and ``force`` not given.
+    """
+    if out.suffix.lower() not in suffixes:
+        raise ConfigError(f"{out} cannot be written: its name ends otherwise.", f"End it with {', '.join(suffixes)}.")
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder.", "Choose another --out.")
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists already.", "Choose another --out, or overwrite it with --force.")
+
+
+def files_below(folder: Path, recursive: bool = True) -> list[Path]:
+    """Files of a folder and its subfolders, sorted; hidden ones are left out."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        found += [Path(root, name) for name in sorted(names) if not name.startswith(".")]
+    return found
 
 
 # -- names

@@ -54,14 +54,7 @@ def main(
     chosen = parse_sample(sample)
     source = open_source(**where, all_annotators=all_annotators)
     with progress_bar("Exporting videos") as progress:
-        written = export_annotations(
-            source,
-            out,
-            sample=chosen,
-            with_video=with_video,
-            with_annotator=all_annotators,
-            progress=progress,
-        )
+        written = export_annotations(source, out, sample=chosen, with_video=with_video, progress=progress)
     if written.unlabelled:
         print(f"{written.unlabelled} objects without a label were left out.", file=sys.stderr)
     if statistics or statistics_csv or statistics_plot:
@@ -81,12 +74,12 @@ def main(
             {
                 "videos": written.videos,
                 "rows": written.rows,
-                "files": [str(path) for path in written.files],
+                "files": [str(out)],
                 "skipped": len(source.skipped),
             }
         )
     )
-    finish(source)
+    finish(source.skipped)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def main(
         "skipped": len(source.skipped),
     }
     print(json.dumps(summary, ensure_ascii=False))
-    finish(source)
+    finish(source.skipped)
 
 
 if __name__ == "__main__":

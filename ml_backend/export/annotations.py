@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ml_backend.errors import BackendError, ConfigError
 from ml_backend.export.source import Source
-from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
+from ml_backend.export.video import AnnotatedVideo, VideoObject
 from ml_backend.files import writing
 from ml_backend.types import IntArray
 
@@ -34,9 +34,8 @@ Sample = Literal["all", "keyframes"] | float
 
 @dataclass(slots=True)
 class Written:
-    """What :func:`export_annotations` wrote: files, videos and rows, and how many objects have no label (left out)."""
+    """What :func:`export_annotations` wrote: videos and rows, and how many objects have no label (left out)."""
 
-    files: list[Path] = field(default_factory=list)
     videos: int = 0
     rows: int = 0
     unlabelled: int = 0
@@ -112,14 +111,14 @@ def export_annotations(
     *,
     sample: Sample = "all",
     with_video: bool = False,
-    with_annotator: bool = False,
     progress: Progress | None = None,
 ) -> Written:
     """Write the annotations of every task to one file, which appears whole, in place of one that is there.
 
+    Rows of a source with every annotator's version say who submitted it, as ``annotator``.
+
     Args:
         with_video: add the video's name to each row, as ``video``.
-        with_annotator: add who submitted the annotation, as ``annotator``.
         progress: called with videos done and videos in all.
 
     Raises:
@@ -127,14 +126,17 @@ def export_annotations(
         LabelStudioUnavailable: Label Studio is gone.
     """
     total = sum(1 for _ in source.parts())
-    written = Written([out])
+    written = Written()
     with writing(out) as file:
         file.write("[")
         for done, part in enumerate(source.parts(), start=1):
             try:
+                extra = {"video": part.name} if with_video else {}
+                if source.all_annotators:
+                    extra["annotator"] = part.submission.annotator
                 with part.open() as video:
                     for row in annotation_rows(video, sample):
-                        row |= _extra(part, with_video, with_annotator)
+                        row |= extra
                         file.write((",\n" if written.rows else "\n") + json.dumps(row, ensure_ascii=False))
                         written.rows += 1
                     written.unlabelled += sum(not item.label for item in video.objects)
@@ -145,8 +147,3 @@ def export_annotations(
                 progress(done, total)
         file.write("\n]\n" if written.rows else "]\n")
     return written
-
-
-def _extra(part: Part, with_video: bool, with_annotator: bool) -> Row:
-    extra = {"video": part.name} if with_video else {}
-    return extra | ({"annotator": part.submission.annotator} if with_annotator else {})

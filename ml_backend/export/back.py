@@ -176,7 +176,7 @@ def to_tasks(
     """
     for each in videos:
         try:
-            found = folder.look_up_name(each.name, each.known)
+            found = folder.look_up(each.name, each.known)
             if found.path is None:
                 reason = found.reason or f"There is no video of this name in {folder.folder.absolute()}."
                 raise VideoError(reason, FIND_CURE)

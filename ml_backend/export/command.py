@@ -104,12 +104,8 @@ def open_source(
     raise ConfigError("One source is needed.", "Give either --project or --from-json.")
 
 
-def finish(source: Source) -> None:
+def finish(skipped: Sequence[Skipped]) -> None:
     """List on stderr what was skipped, and end with :data:`SKIPPED` if anything was."""
-    _end(source.skipped)
-
-
-def _end(skipped: Sequence[Skipped]) -> None:
     if not skipped:
         return
     print(f"Skipped, {len(skipped)}:", file=sys.stderr)
@@ -168,4 +164,4 @@ def bring_back(
         "skipped": len(result.skipped),
     }
     print(json.dumps(summary, ensure_ascii=False))
-    _end(result.skipped)
+    finish(result.skipped)

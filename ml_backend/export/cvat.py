@@ -22,7 +22,7 @@ from defusedxml.common import DefusedXmlException
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadTrack, ReadVideo, finite, frame_number
-from ml_backend.export.layout import Counts, Format, Picked
+from ml_backend.export.layout import Format, Picked
 from ml_backend.export.locate import Known, whole
 from ml_backend.export.video import AnnotatedVideo, VideoObject
 from ml_backend.files import writing
@@ -100,9 +100,6 @@ class Cvat(Format):
     def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
         self._path(name).unlink(missing_ok=True)
 
-    def finish(self, counts: Counts) -> list[str]:
-        return []
-
 
 def _add_box(track: Element, picture: int, box: Sequence[float], *, outside: bool, keyframe: bool) -> None:
     place = {name: f"{value:.2f}" for name, value in zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)}
@@ -121,7 +118,7 @@ def _element(tag: str, content: Any) -> Element:
 
 
 def _colour(video: AnnotatedVideo, label: str) -> str:
-    found = next((each.background for each in video.control.labels if each.value == label), "")
+    found = next((each.background for each in video.part.control.labels if each.value == label), "")
     return found.lower() if re.fullmatch("#[0-9A-Fa-f]{6}", found) else ""
 
 
@@ -153,7 +150,8 @@ def read_cvat(path: Path) -> Iterator[ReadVideo]:
             known = Known(size if all(size) else None, frames)
             # Of a whole project each track says whose it is.
             which = "" if alone else _text(task, "id")
-            step = _step(_text(task, "frame_filter")) or 1
+            found = re.search(r"step\s*=\s*([1-9]\d*)", _text(task, "frame_filter"))
+            step = int(found[1]) if found else 1
             yield ReadVideo(name or file.stem, partial(_read_boxes, file, which, step), known)
 
 
@@ -227,11 +225,6 @@ def _read_boxes(
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ConfigError(f"{path}, track {name}: {reason}.", "Correct the file.") from error
     return ReadBoxes(tuple(track for track in tracks if len(track.frames)), left_out=+left_out)
-
-
-def _step(text: str) -> int:
-    match = re.search(r"step\s*=\s*([1-9]\d*)", text)
-    return int(match.group(1)) if match else 0
 
 
 def _shown(track: Any, step: int, pictures: int) -> tuple[IntArray, Float64Array, bool]:

@@ -17,14 +17,21 @@ import numpy as np
 
 from ml_backend.errors import BackendError, ConfigError, Interrupted, MediaError, VideoError
 from ml_backend.export.coco import Coco
-from ml_backend.export.crops import Crops
 from ml_backend.export.cvat import Cvat
-from ml_backend.export.images import ImageFormat, ImageSaver
+from ml_backend.export.images import Crops, ImageFormat, ImageSaver
 from ml_backend.export.layout import Format, Picked, Picker
 from ml_backend.export.mot import Mot
-from ml_backend.export.sampling import NearDuplicates, Sampling, SplitBy, pictures_of, split_pictures, split_videos
+from ml_backend.export.sampling import (
+    VIDEOS_TO_SPLIT,
+    NearDuplicates,
+    Sampling,
+    SplitBy,
+    pictures_of,
+    split_pictures,
+    split_videos,
+)
 from ml_backend.export.select import chosen_label
-from ml_backend.export.source import KEPT, Source
+from ml_backend.export.source import Source
 from ml_backend.export.state import State, fingerprint
 from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
 from ml_backend.export.yolo import Yolo, YoloTrack
@@ -209,7 +216,9 @@ def plan_videos(
         same_as.append(firsts.setdefault(_video_key(part, source.url) or f"only {taken[-1]}", taken[-1]))
         labels.update(dict.fromkeys(part.labels))
     videos = list(firsts.values())
-    by = sampling.for_videos(len(videos))
+    by = sampling.split
+    if by == "auto":
+        by = "video" if len(videos) >= VIDEOS_TO_SPLIT else "time"
     splits: Sequence[str | None] = [None] * len(videos)
     if not picker and whole_videos and sampling.split != "video":
         splits = ["train"] * len(videos)
@@ -268,7 +277,7 @@ class _Run:
                             raise
                         except BackendError as error:
                             kept = self._kept(planned, part)
-                            source.skip(part, error, KEPT if kept else "")
+                            source.skip(part, error, "What was exported of it before is kept." if kept else "")
                             if kept:
                                 yield planned.name, kept
                             else:
@@ -286,7 +295,9 @@ class _Run:
         with part.open() as video:
             objects = tuple(item for item in video.objects if item.label in self.target.class_ids)
             made_from = {
-                "file": _identity(video),
+                # Whether a file is still the same: pictures of another must not be taken for its. Not the file's time:
+                # the cache of downloaded media sets it whenever a file is used.
+                "file": [video.name, file_sha256(video.path), video.info.frames, video.info.width, video.info.height],
                 "regions": fingerprint([[dict(item.region), item.source, item.confidence] for item in objects]),
                 "frame_rate": video.timeline.frame_rate,
                 "classes": list(self.target.classes),
@@ -414,12 +425,6 @@ def _decoded(video: AnnotatedVideo, wanted: Sequence[int], others: bool) -> Iter
         if not others:
             raise
         log.warning("%s", error)
-
-
-def _identity(video: AnnotatedVideo) -> list[Any]:
-    """Tells whether a file is still the same: pictures of another must not be taken for its."""
-    # Not the file's time: the cache of downloaded media sets it whenever a file is used.
-    return [video.name, file_sha256(video.path), video.info.frames, video.info.width, video.info.height]
 
 
 def _part_fingerprint(part: Part) -> str:

@@ -79,19 +79,12 @@ def short(text: str, limit: int = 32) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Sizes in pixels that suit a picture.
+    """Sizes in pixels that suit a picture."""
 
-    Attributes:
-        line: thickness of boxes.
-        font: size of letters.
-        pad: between letters and a plate's edge.
-        dash: usual length of a dash.
-    """
-
-    line: int
+    line: int  # thickness of boxes
     font: int
-    pad: int
-    dash: int
+    pad: int  # between letters and a plate's edge
+    dash: int  # its usual length
 
     @classmethod
     def of(cls, width: int, height: int) -> Scale:
@@ -103,12 +96,7 @@ class Scale:
 
 
 class DashedBoxAnnotator(BaseAnnotator):
-    """Boxes with dashed edges, which supervision has not.
-
-    Args:
-        palette: by ``class_id``.
-        thickness, dash: px.
-    """
+    """Boxes with dashed edges, which supervision has not."""
 
     def __init__(self, palette: sv.ColorPalette, thickness: int, dash: int) -> None:
         self._palette, self._thickness, self._dash = palette, thickness, dash
@@ -143,15 +131,10 @@ def _parts(length: int, dash: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
-    """A half-transparent picture in the form in which it is laid on another one five times as fast as supervision does.
+    """A half-transparent picture in a form that is laid on another one five times as fast as supervision does it."""
 
-    Attributes:
-        add: ``(height, width, 3)`` what is added to the picture below, BGR.
-        keep: ``(height, width, 3)`` how much is kept of that one before, 0..255.
-    """
-
-    add: Image
-    keep: Image
+    add: Image  # to the picture below
+    keep: Image  # how much of that one, 0..255
 
     @classmethod
     def of(cls, picture: Pictures.Image) -> _Tile:
@@ -180,15 +163,11 @@ class NameAnnotator(BaseAnnotator):
 
     def __init__(self, colours: Sequence[Colour], scale: Scale, fonts: Fonts) -> None:
         self._colours, self._scale, self._fonts = colours, scale, fonts
-        self._plate = lru_cache(maxsize=256)(self._made)  # those of the objects in sight, and some more
+        self._plate = lru_cache(maxsize=256)(self._made)
         self._sides: dict[int, int] = {}  # by track: of its box, in the picture before
 
     def annotate(self, scene: Image, detections: sv.Detections, texts: Sequence[str] = ()) -> Image:
-        """Draw on ``scene``, BGR, in place.
-
-        Args:
-            texts: one for each box, empty for none.
-        """
+        """Draw on ``scene``, BGR, in place; a box with an empty text gets none."""
         tracks, labels = np.asarray(detections.tracker_id).tolist(), np.asarray(detections.class_id).tolist()
         placed: IntArray = np.zeros((0, 4), np.int64)
         sides: dict[int, int] = {}
@@ -259,11 +238,7 @@ class Legend:
         self._panel = lru_cache(maxsize=64)(self._made)
 
     def draw(self, image: Image, class_id: IntArray) -> None:
-        """Draw on a BGR image, in place.
-
-        Args:
-            class_id: ``(n,)`` labels of the boxes in the picture.
-        """
+        """Draw on a BGR image, in place, which has boxes with these labels."""
         counts = np.bincount(np.minimum(class_id, self._rows), minlength=len(self._names)).tolist()
         margin = max(4, self._scale.font // 2)
         self._panel(*counts).lay_on(image, margin, margin)

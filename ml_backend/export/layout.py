@@ -60,6 +60,9 @@ class Format(ABC):
     Args:
         out: folder of the dataset.
         classes: label names in the order of their numbers.
+
+    Raises:
+        ConfigError: naming an option that the format cannot express.
     """
 
     #: Whether pictures belong to it.
@@ -73,16 +76,7 @@ class Format(ABC):
         self.out, self.classes = out, tuple(classes)
         self.image_format, self.sampling = image_format, sampling
         self.class_ids = {name: number for number, name in enumerate(self.classes)}
-        self.check()
-
-    def check(self) -> None:
-        """Refuse what the format cannot express.
-
-        Raises:
-            ConfigError: naming the option.
-        """
         if self.whole_videos:
-            sampling = self.sampling
             if sampling.keyframes or sampling.negatives is not None or not sampling.near_duplicates:
                 raise ConfigError(
                     "This format has sequences of evenly spaced pictures: none of them can be left out.",
@@ -113,9 +107,9 @@ class Format(ABC):
     def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
         """Remove a video's pictures and labels from an earlier export, except the pictures to ``keep``."""
 
-    @abstractmethod
     def finish(self, counts: Counts) -> list[str]:
         """Write what needs all videos, from this run or earlier ones. Returns notes for the user."""
+        return []
 
 
 def remove_named(folder: Path, name: str, keep: frozenset[Path] = frozenset()) -> None:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import csv
 import logging
 import math
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ml_backend.errors import BackendError, ConfigError, MediaError
-from ml_backend.files import file_sha256, is_video_name, safe_name
+from ml_backend.files import file_sha256, files_below, is_video_name, safe_name
 from ml_backend.label_studio.media import canonical_uri
-from ml_backend.types import VideoInfo
 from ml_backend.video.probe import playback_duration, probe
 
 log = logging.getLogger(__name__)
@@ -42,14 +40,11 @@ class Known:
         size: displayed width and height in pixels.
         frames: fewest and most frames; ``None`` as the most: there may be any number more.
         durations: seconds that were stated, of which one has to be right.
-        scalable: boxes are shares of the picture, so that another size of the same shape will do where the length is
-            right: what was annotated on small copies is worth as much on the originals.
     """
 
     size: tuple[int, int] | None = None
     frames: tuple[int, int | None] | None = None
     durations: tuple[float, ...] = ()
-    scalable: bool = field(default=False, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.size or self.frames or self.durations)
@@ -66,13 +61,12 @@ class Known:
         stated = number(data.get("duration"))
         if stated > 0 and durations and not any(abs(stated - d) <= max(1, 0.02 * d) for d in durations):
             # The people who drew saw another video, or the field means something else.
-            return cls(durations=durations, scalable=True)
+            return cls(durations=durations)
         width, height, frames = (whole(data.get(name)) for name in ("width", "height", "frames"))
         return cls(
             (width, height) if width and height else None,
             (frames, frames) if frames else None,
             durations or ((stated,) if stated > 0 else ()),
-            scalable=True,
         )
 
     def difference(self, path: Path) -> str:
@@ -84,9 +78,12 @@ class Known:
         if not self:
             return ""
         info = probe(path)
-        if self.size and not self._has_size(info.width, info.height):
+        size = info.width, info.height
+        if self.size and any(abs(stated - real) > _PIXELS for stated, real in zip(self.size, size, strict=True)):
             return f"its pictures have {info.width}x{info.height} pixels instead of {self.size[0]}x{self.size[1]}"
-        lasts = self._lasts(path, info, _FRAMES / info.fps + _SOUND_S)
+        tolerance = _FRAMES / info.fps + _SOUND_S
+        lengths = info.duration, playback_duration(path)  # browsers go by the longest stream
+        lasts = any(abs(known - length) <= tolerance for known in self.durations for length in lengths)
         if self.frames:
             least, most = self.frames
             fits = least - _FRAMES <= info.frames and (most is None or info.frames <= most + _FRAMES)
@@ -97,19 +94,6 @@ class Known:
         elif self.durations and not lasts:
             return f"it lasts {info.duration:.3f} s instead of {self.durations[0]:.3f} s"
         return ""
-
-    def _has_size(self, width: int, height: int) -> bool:
-        stated_width, stated_height = self.size or (width, height)
-        if not (self.scalable and (self.frames or self.durations)):
-            return abs(stated_width - width) <= _PIXELS and abs(stated_height - height) <= _PIXELS
-        # By how much the heights differ, in pixels of the smaller picture, once the widths are equal.
-        apart = abs(stated_width * height - stated_height * width) / max(stated_width, width)
-        return apart <= _PIXELS
-
-    def _lasts(self, path: Path, info: VideoInfo, tolerance: float) -> bool:
-        # Browsers go by the longest stream.
-        lengths = (info.duration, playback_duration(path))
-        return any(abs(known - length) <= tolerance for known in self.durations for length in lengths)
 
 
 #: Of a video of which only the name is known.
@@ -196,7 +180,7 @@ def media_parts(uri: str) -> tuple[str, ...]:
     try:
         address = canonical_uri(uri)
         if not _is_url(address):
-            return _names(unquote(_without_query(address)))
+            return _names(unquote(address))
         split = urlsplit(address)
     except (MediaError, ValueError):
         return ()
@@ -208,12 +192,6 @@ def media_parts(uri: str) -> tuple[str, ...]:
 def _is_url(address: str) -> bool:
     """Else it is a path: a file may be called ``a:b.mp4``."""
     return "://" in address or address.startswith("/")
-
-
-def _without_query(path: str) -> str:
-    """A path up to ``?`` or ``#``, unless they are in the name of a video: ``cam#1.mp4``."""
-    cut = re.split("[?#]", path, maxsplit=1)[0]
-    return path if is_video_name(path) and not is_video_name(cut) else cut
 
 
 def _names(path: str) -> tuple[str, ...]:
@@ -229,7 +207,7 @@ def video_name(uri: str) -> str:
     return _UPLOAD_PREFIX.sub("", names[-1]) if _is_upload(names) else names[-1]
 
 
-def _is_upload(names: tuple[str, ...]) -> bool:
+def _is_upload(names: Sequence[str]) -> bool:
     return ("data", "upload") in pairwise(names[:-1])  # a server may have a path of its own before it
 
 
@@ -292,11 +270,9 @@ class VideoFolder:
         self._mapped = mapped or {}
         self._named: dict[str, list[Path]] = {}
         self._prefixed: dict[str, list[Path]] = {}
-        self._uploaded: dict[str, list[Path]] = {}
-        for path in [folder] if self.single else _files(folder, recursive):
+        for path in [folder] if self.single else files_below(folder, recursive):
             name = _nfc(path.name)
             self._named.setdefault(name, []).append(path)
-            self._uploaded.setdefault(_uploaded(name), []).append(path)
             if (bare := _without_prefix(name)) != name:
                 self._prefixed.setdefault(bare, []).append(path)
 
@@ -322,75 +298,49 @@ class VideoFolder:
     def _videos(self) -> list[Path]:
         return [path for paths in self._named.values() for path in paths if is_video_name(path.name)]
 
-    def find(self, uri: str, known: Known = NOTHING) -> Path | None:
-        """The file of a media address, or ``None``; see :meth:`look_up`."""
-        return self.look_up(uri, known).path
-
     def look_up(self, uri: str, known: Known = NOTHING, task_id: int = 0) -> Choice:
-        """The file of a media address; without an address, the only video.
+        """The file of a media address or of a name in a foreign dataset, which may lack folders and suffix; without
+        either, the only video.
 
-        What ``mapped`` says comes first, then the exact name, then the name without Label Studio's prefix, or for an
-        address without prefix a file that has one; last the file that Label Studio would call so. Of several with one
-        name those count that lie where the address says.
+        What ``mapped`` says comes first, then the exact name, then the name without Label Studio's prefix, or for a
+        name without prefix a file that has one, then the file that Label Studio would call so; last the name without
+        suffix. Of several with one name those count that lie where the address says.
 
         Args:
             known: of the video. A file that is otherwise is not taken, whatever its name.
         """
-        if mapped := self._by_map(uri, str(task_id)):
-            return choose([[mapped]], known)
+        # As it is written, too: what looks quoted may be a file's own name.
+        spelled = [media_parts(uri)] if _is_url(uri.strip()) else [_names(uri), media_parts(uri)]
+        names = list(dict.fromkeys(names for names in spelled if names))
+        keys = [str(task_id), uri, *(each[-1] for each in names), video_name(uri)] if uri else [str(task_id)]
+        for key in map(_nfc, keys):
+            if key in self._mapped:
+                return choose([[self._mapped[key]]], known)
         if not uri:
             return choose([[path] if (path := self.only()) else []], known)
-        return choose(self._by_address(uri), known)
+        return choose(chain(self._by_name(names), self._by_prefix(names), self._by_stem(names)), known)
 
-    def look_up_name(self, name: str, known: Known = NOTHING) -> Choice:
-        """The video of a name in a foreign dataset: of a file, with folders before it or not, an address, or a stem."""
-        if mapped := self._by_map(name):
-            return choose([[mapped]], known)
-        return choose(chain(self._by_address(name), self._by_stem(_nfc(name))), known)
-
-    def _by_map(self, uri: str, task_id: str = "") -> Path | None:
-        names = (task_id, uri, *media_parts(uri)[-1:], video_name(uri)) if uri else (task_id,)
-        return next((self._mapped[name] for name in map(_nfc, names) if name in self._mapped), None)
-
-    def _by_address(self, uri: str) -> Iterator[Sequence[Path]]:
-        names = media_parts(uri)
-        if not _is_url(uri.strip()):
-            yield from self._by_path(_names(uri))  # as it is written: what looks quoted may be a file's own name
-        if not names:
-            return
-        yield from self._by_path(names)
-        name = _nfc(names[-1])
-        # Also copies of the upload folder behind other addresses.
-        bare = _UPLOAD_PREFIX.sub("", name) if _is_upload(names) else _without_prefix(name)
-        if bare != name:
-            yield self._named.get(bare, [])
-        else:
-            # A file with another prefix than the address has would be another upload.
-            yield self._prefixed.get(name, [])
-        yield self._uploaded.get(bare, [])
-
-    def _by_path(self, names: Sequence[str]) -> Iterator[Sequence[Path]]:
+    def _by_name(self, spelled: Sequence[Sequence[str]]) -> Iterator[Sequence[Path]]:
         """Files of this name: those whose folders are the address's, then all."""
-        if names:
+        for names in spelled:
             found = self._named.get(_nfc(names[-1]), [])
             yield [path for path in found if path.parts[-len(names) :] == tuple(names)]
             yield found
 
-    def _by_stem(self, stem: str) -> Iterator[Sequence[Path]]:
+    def _by_prefix(self, spelled: Sequence[Sequence[str]]) -> Iterator[Sequence[Path]]:
+        for names in spelled:
+            name = _nfc(names[-1])
+            # Also copies of the upload folder behind other addresses.
+            bare = _UPLOAD_PREFIX.sub("", name) if _is_upload(names) else _without_prefix(name)
+            # A file with another prefix than the address has would be another upload.
+            yield self._named.get(bare, []) if bare != name else self._prefixed.get(name, [])
+            yield [path for path in self._videos() if _uploaded(_nfc(path.name)) == bare]
+
+    def _by_stem(self, spelled: Sequence[Sequence[str]]) -> Iterator[Sequence[Path]]:
         videos = [(path, _nfc(path.stem)) for path in self._videos()]
-        for wanted in dict.fromkeys((stem, _without_prefix(stem))):
-            yield [path for path, name in videos if name == wanted]
-            # As exports name what they write, and Label Studio what is uploaded.
-            yield [
-                path
-                for path, name in videos
-                if wanted in (safe_name(name), safe_name(_without_prefix(name)), _uploaded(name))
-            ]
-
-
-def _files(folder: Path, recursive: bool) -> list[Path]:
-    found = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
-        found += [Path(root, name) for name in sorted(names) if not name.startswith(".")]
-    return found
+        for names in spelled:
+            name = _nfc(names[-1])
+            for wanted in dict.fromkeys((name, _without_prefix(name))):
+                yield [path for path, stem in videos if stem == wanted]
+                # As exports name what they write.
+                yield [path for path, stem in videos if wanted in (safe_name(stem), safe_name(_without_prefix(stem)))]

@@ -23,22 +23,12 @@ from ml_backend.export.locate import Known, whole
 from ml_backend.export.sampling import SPLITS
 from ml_backend.files import write_text, writing
 
+_NAMES = (
+    "pedestrian", "person on vehicle", "car", "bicycle", "motorbike", "non motorized vehicle", "static person",
+    "distractor", "occluder", "occluder on the ground", "occluder full", "reflection", "crowd",
+)  # fmt: skip
 #: The classes of MOT16, MOT17 and MOT20, by number.
-MOT_CLASSES = {
-    1: "pedestrian",
-    2: "person on vehicle",
-    3: "car",
-    4: "bicycle",
-    5: "motorbike",
-    6: "non motorized vehicle",
-    7: "static person",
-    8: "distractor",
-    9: "occluder",
-    10: "occluder on the ground",
-    11: "occluder full",
-    12: "reflection",
-    13: "crowd",
-}
+MOT_CLASSES = dict(enumerate(_NAMES, start=1))
 
 
 class Mot(Format):

@@ -22,6 +22,7 @@ from ml_backend.export.draw import WHITE, Look, Painter, Scale, label_colours
 from ml_backend.export.fonts import Fonts
 from ml_backend.export.layers import Layer
 from ml_backend.export.video import FrameBoxes, VideoObject
+from ml_backend.files import check_output
 from ml_backend.types import Image, IntArray, VideoInfo
 from ml_backend.video.container import check_file
 from ml_backend.video.probe import Scan, scan
@@ -52,7 +53,7 @@ class Options:
         height: of the pictures, px; the video's own when ``None``, which a larger one never exceeds.
         sound: whether the sound is kept.
         font: a font file that is to be preferred.
-        crf, preset: of the encoder; see :class:`~ml_backend.video.writer.VideoWriter`.
+        crf: of the encoder; see :class:`~ml_backend.video.writer.VideoWriter`.
     """
 
     look: Look = field(default_factory=Look)
@@ -63,7 +64,6 @@ class Options:
     sound: bool = True
     font: Path | None = None
     crf: int = 20
-    preset: str = "veryfast"
 
 
 def check_out(out: Path, video: Path, force: bool) -> None:
@@ -74,16 +74,9 @@ def check_out(out: Path, video: Path, force: bool) -> None:
         VideoError: the video is no file that can be read.
     """
     source = check_file(video)
-    if out.suffix.lower() != ".mp4":
-        raise ConfigError(f"{out.name} is not the name of an MP4 file.", "End it with .mp4.")
-    if not out.exists():
-        return
-    if out.samefile(source):
+    if out.exists() and out.samefile(source):
         raise ConfigError(f"{out} is the video itself.", "Choose another --out.")
-    if out.is_dir():
-        raise ConfigError(f"{out} is a folder.", "Choose another --out.")
-    if not force:
-        raise ConfigError(f"{out} exists already.", "Choose another --out, or overwrite it with --force.")
+    check_output(out, (".mp4",), force)
 
 
 def render(
@@ -125,7 +118,7 @@ def render(
     rate = Fraction(facts.info.fps).limit_denominator(1001)
     sound = _sound(facts, first, options) if options.sound and facts.info.has_audio else None
     started, done = time.perf_counter(), 0
-    how: dict[str, Any] = {"crf": options.crf, "preset": options.preset, "time_base": base, "sound": sound}
+    how: dict[str, Any] = {"crf": options.crf, "time_base": base, "sound": sound}
     with VideoWriter(out, picture.shape[1], picture.shape[0], rate, **how) as writer:
         for frame in read_frames(video, facts.info, start=first, size=size):
             number = frame.index - first
@@ -166,12 +159,7 @@ def _tidy_memory() -> None:
 
 
 def fitting_size(width: int, height: int, panes: int, wanted_height: int | None = None) -> tuple[int, int]:
-    """Size of a video's picture in one of several panes: its own, unless less is wanted or all would be too wide.
-
-    Args:
-        width, height: of the video, px.
-        wanted_height: px.
-    """
+    """Size of a video's picture in one of several panes: its own, unless less is wanted or all would be too wide."""
     share = min(1.0, _MAX_WIDTH / (panes * width), (wanted_height or height) / height)
     if share == 1.0:
         return width, height
@@ -182,10 +170,7 @@ def fitting_size(width: int, height: int, panes: int, wanted_height: int | None 
 def _side_by_side(size: tuple[int, int], titles: Sequence[str], fonts: Fonts) -> tuple[Image, list[Image]]:
     """A BGR picture with panes beside each other, and the panes as views of it, to be drawn on.
 
-    One alone is the whole picture; several stand under their titles.
-
-    Args:
-        size: width and height of each pane, px.
+    One alone is the whole picture; several stand under their titles. ``size`` is that of each pane.
     """
     (width, height), count, font = size, len(titles), Scale.of(*size).font
     strip, gap = (round(font * 2.2), max(2, round(font / 3))) if count > 1 else (0, 0)

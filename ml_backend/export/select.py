@@ -57,9 +57,15 @@ def submissions(
         all_annotators: give every annotation.
         model_version: of the prediction wanted; the newest where empty.
     """
-    predicted = [p for p in task["predictions"] if _is_wanted(str(p.get("model_version") or ""), model_version)]
-    submitted = [] if predictions == "only" else [a for a in task["annotations"] if not _cancelled(a)]
-    if submitted:
+
+    def is_wanted(prediction: Mapping[str, Any]) -> bool:
+        # What was found in a part of a video is no answer to what is in it, unless somebody asks for just that.
+        version = str(prediction.get("model_version") or "")
+        return version == model_version if model_version else not is_partial(version)
+
+    predicted = list(filter(is_wanted, task["predictions"]))
+    submitted = [a for a in task["annotations"] if not (a.get("was_cancelled") or a.get("skipped"))]
+    if submitted and predictions != "only":
         regions = {str(region.get("id")): region for p in task["predictions"] for region in _result(p)}
         chosen = sorted(submitted, key=_rank)
         return [
@@ -74,15 +80,6 @@ def submissions(
     newest = max(predicted, key=lambda p: (str(p.get("created_at") or p.get("updated_at") or ""), _id(p)))
     version = str(newest.get("model_version") or "")
     return [Submission(_result(newest), {}, version, True, valid_score(newest.get("score")))]
-
-
-def _is_wanted(version: str, wanted: str) -> bool:
-    """What was found in a part of a video is no answer to what is in it, unless somebody asks for just that."""
-    return version == wanted if wanted else not is_partial(version)
-
-
-def _cancelled(annotation: Mapping[str, Any]) -> bool:
-    return bool(annotation.get("was_cancelled") or annotation.get("skipped"))
 
 
 def _rank(annotation: Mapping[str, Any]) -> tuple[bool, str, int]:

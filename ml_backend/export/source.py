@@ -6,7 +6,7 @@
             for frame in video.frames(range(0, video.info.frames, 30)):
                 ...
 
-Memory holds one task at a time, and of its boxes those of some hundred frames.
+Memory holds one task at a time (of a file also its text), and of its boxes those of some hundred frames.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import logging
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ml_backend.errors import BackendError, ConfigError, LabelStudioUnavailable, MediaError, StorageError
 from ml_backend.export.locate import FIND_CURE, Choice, Known, VideoFolder, video_name
@@ -31,9 +32,6 @@ from ml_backend.label_studio.schema import LabelConfig, parse_label_config
 from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
-
-#: Said of a video that has disappeared and had been exported before.
-KEPT = "What was exported of it before is kept."
 
 #: Opens the file of a media address, of the task with this id.
 Find = Callable[[str, int], contextlib.AbstractContextManager[Path]]
@@ -158,8 +156,8 @@ class Source:
         config = parse_label_config(client.get_project(project_id).label_config)
         folder = VideoFolder.of(videos, video_map, video_map or Path()) if videos or video_map else None
         store = MediaStore(settings, client, should_stop)
-        spool = _Spool(lambda: client.list_full_tasks(project_id))
-        return cls(spool, store.open, config, folder=folder, url=client.url, **options)
+        tasks = _spooled(lambda: client.list_full_tasks(project_id))
+        return cls(tasks, store.open, config, folder=folder, url=client.url, **options)
 
     def parts(self) -> Iterator[Part]:
         """Everything to export, task by task. Nothing of the videos is read yet."""
@@ -254,34 +252,27 @@ class Source:
             yield Part(task["id"], name, uri or "", control, rate, submission, known, self._file)
 
 
-class _Spool:
-    """Passes over tasks that are asked for once and kept on disk.
+def _spooled(fetch: Callable[[], Iterator[RawTask]]) -> Callable[[], Iterator[RawTask]]:
+    """Tasks that are asked for once and kept on disk: all passes see the same, whatever people do meanwhile."""
 
-    So all passes see the same tasks, whatever people do in Label Studio meanwhile.
-    """
+    @lru_cache(maxsize=1)
+    def kept() -> Any:
+        file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with the last reference to it
+        # Dates become text here, as they are in an export file.
+        file.writelines(json.dumps(task, default=str) + "\n" for task in fetch())
+        return file
 
-    def __init__(self, fetch: Callable[[], Iterator[RawTask]]) -> None:
-        self._fetch = fetch
-        self._file: IO[str] | None = None
-
-    def __call__(self) -> Iterator[RawTask]:
-        if self._file is None:
-            file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with the last reference to it
-            for task in self._fetch():
-                # Dates become text here, as they are in an export file.
-                line = json.dumps(task, default=str)
-                file.write(line + "\n")
-                yield json.loads(line)
-            self._file = file
-            return
-        at = 0
+    def tasks() -> Iterator[RawTask]:
+        file, at = kept(), 0
         while True:
-            self._file.seek(at)  # another pass may stand elsewhere
-            line = self._file.readline()
+            file.seek(at)  # another pass may stand elsewhere
+            line = file.readline()
             if not line:
                 return
-            at = self._file.tell()
+            at = file.tell()
             yield json.loads(line)
+
+    return tasks
 
 
 class _NoServer:

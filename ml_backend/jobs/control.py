@@ -84,9 +84,8 @@ def import_video(work: Work, project_id: int, folder: str, name: str) -> dict[st
             "Upload it again; a worker on another machine needs the same DATA_DIR.",
         )
     with _kept_if_it_is_fine(work, project_id, path):
-        report = work.step("importing")
         importer = Importer(work.container.client, project_id, work.settings)
-        (outcome,) = importer.run([path], lambda _, done, of: report(done, of))
+        (outcome,) = importer.run([path], work.step("importing"))
         if outcome.error:
             raise outcome.error
         return {"task": outcome.task_id, "status": outcome.status, "detail": outcome.detail}

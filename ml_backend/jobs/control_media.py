@@ -136,11 +136,10 @@ def export_project(
     words = ("project", project_id, format_name)
     with _workshop(work) as folder:
         if format_name == "annotations":
-            written = export_annotations(
-                source, folder / "annotations.json", with_video=True, progress=work.step("exporting")
-            )
+            rows = folder / "annotations.json"
+            written = export_annotations(source, rows, with_video=True, progress=work.step("exporting"))
             out = work.outputs.new(*words, suffix="json")
-            os.replace(written.files[0], out)
+            os.replace(rows, out)
             facts: dict[str, Any] = {"videos": written.videos, "rows": written.rows}
         else:
 

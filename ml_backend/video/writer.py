@@ -18,7 +18,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from ml_backend.errors import VideoError
 from ml_backend.files import storage_error
 from ml_backend.types import Image
-from ml_backend.video.sound import Sound, Timed, add_sound, has_sound
+from ml_backend.video.sound import Sound, Timed, add_sound
 
 # Without accurate rounding every colour comes out one step too green, again on each copy of a copy. FFmpeg's number
 # for it (SWS_ACCURATE_RND), because PyAV 17, the last one for Python 3.10, has no name for it.
@@ -36,7 +36,6 @@ class VideoWriter:
             needs even sizes: positions in pixels stay valid.
         fps: frames per second.
         crf: quality, 0 (lossless) to 51; 18 looks like the original, 23 is half the size.
-        preset: speed against size, a name that x264 knows.
         comment: text that is kept in the file's metadata.
         time_base: seconds per unit of the times that :meth:`write` is given, for pictures at uneven intervals;
             ``1 / fps`` when omitted.
@@ -55,15 +54,10 @@ class VideoWriter:
         fps: float | Fraction,
         *,
         crf: int = 20,
-        preset: str = "veryfast",
         comment: str = "",
         time_base: Fraction | None = None,
         sound: Sound | None = None,
     ) -> None:
-        if width < 1 or height < 1:
-            raise ValueError(f"expected a positive size, got {width}x{height}")
-        if not fps > 0:
-            raise ValueError(f"expected fps > 0, got {fps}")
         self.path = Path(path)
         self._comment = comment
         self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix or '.mp4'}")
@@ -74,30 +68,27 @@ class VideoWriter:
         self._waiting: Timed | None = None
         self.width, self.height = width, height
         self.fps = Fraction(fps).limit_denominator(1001)
-        if time_base is not None and not time_base > 0:
-            raise ValueError(f"expected time_base > 0, got {time_base}")
         self.time_base = time_base or 1 / self.fps
-        self._options = {"crf": str(crf), "preset": preset}
+        self._options = {"crf": str(crf), "preset": "veryfast"}
         self._scaler = VideoReformatter()
         self._frames = 0
 
     def __enter__(self) -> VideoWriter:
         try:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._container = av.open(
-                    str(self._temporary), "w", format="mp4", container_options={"movflags": "+faststart"}
-                )
-            except OSError as error:
-                raise storage_error(self.path, error) from error
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._container = av.open(
+                str(self._temporary), "w", format="mp4", container_options={"movflags": "+faststart"}
+            )
             if self._comment:
                 self._container.metadata["comment"] = self._comment
             self._stream = self._pictures()
-            if self._sound is not None and has_sound(self._sound):
+            if self._sound is not None:
                 self._heard = add_sound(self._sound, self._container)
                 self._waiting = next(self._heard, None)
-        except BaseException:  # also a signal's
+        except BaseException as error:  # also a signal's
             self._discard()
+            if isinstance(error, OSError):
+                raise storage_error(self.path, error) from error
             raise
         return self
 
