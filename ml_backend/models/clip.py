@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import WeightsError
 from ml_backend.models.embedder import TorchEmbedder
-from ml_backend.models.hub import ModelFolder, read_clip_folder
+from ml_backend.models.hub import ResolvedModel, read_clip_folder
 from ml_backend.settings import Settings
 from ml_backend.types import FloatArray
 
@@ -72,7 +72,7 @@ class ClipEmbedder(TorchEmbedder):
         return features
 
 
-def _load(folder: ModelFolder) -> tuple[Any, Any]:
+def _load(folder: ResolvedModel) -> tuple[Any, Any]:
     """Model and tokeniser."""
     import open_clip
     from open_clip.factory import load_checkpoint

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -41,36 +41,17 @@ _SMALL_FILES = ("*.json", "*.txt", "*.model")
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFolder:
-    """A model on disk that looks usable.
-
-    Attributes:
-        kind: ``"dinov2"`` or ``"clip"``.
-        path: the folder.
-        name: short name for people.
-        weights: its files, more than one where they are sharded.
-        config: its main configuration file.
-        model_id: equal for equal weights and recipe, wherever the folder lies.
-    """
-
-    kind: Literal["dinov2", "clip"]
-    path: Path
-    name: str
-    weights: tuple[Path, ...]
-    config: dict[str, Any]
-    model_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class ResolvedModel:
     """A model that can be loaded.
 
     Attributes:
         kind: which class loads it.
         name: short name for people, e.g. ``"dinov2-base"``.
-        model_id: equal exactly where embeddings may be compared; that of the loaded model, without loading it.
+        model_id: equal exactly where embeddings may be compared: for equal weights and recipe, wherever they lie.
         path: its folder; ``None`` for the fallback.
         note: why it is not what was asked for, else empty; meant to be shown.
+        weights: the folder's files with weights, more than one where they are sharded.
+        config: the folder's main configuration file.
     """
 
     kind: Literal["dinov2", "clip", "fallback"]
@@ -78,17 +59,8 @@ class ResolvedModel:
     model_id: str
     path: Path | None = None
     note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Unavailable:
-    """No such model here.
-
-    Attributes:
-        note: what is missing and how to provide it; meant to be shown.
-    """
-
-    note: str
+    weights: tuple[Path, ...] = field(default=(), compare=False, repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 def resolve_embedder(settings: Settings, *, download: bool = False) -> ResolvedModel:
@@ -114,8 +86,8 @@ def resolve_embedder(settings: Settings, *, download: bool = False) -> ResolvedM
     return _fallback(f"{missing}: EfficientNet-Lite0 is used instead, which tells things apart less well. {cure}")
 
 
-def resolve_clip(settings: Settings, *, download: bool = False) -> ResolvedModel | Unavailable:
-    """Decide which CLIP model the settings mean; there is none to fall back to.
+def resolve_clip(settings: Settings, *, download: bool = False) -> ResolvedModel | str:
+    """Decide which CLIP model the settings mean, or say what is missing and how to provide it.
 
     Args:
         settings: ``clip_model`` is what matters.
@@ -130,13 +102,13 @@ def resolve_clip(settings: Settings, *, download: bool = False) -> ResolvedModel
     if isinstance(found, ResolvedModel):
         return found
     missing, cure = found
-    return Unavailable(f"{missing}. {cure}")
+    return f"{missing}. {cure}"
 
 
 def _find(
     setting: str,
     value: str,
-    read: Callable[[Path], ModelFolder],
+    read: Callable[[Path], ResolvedModel],
     weights: Sequence[str],
     settings: Settings,
     download: bool,
@@ -144,7 +116,7 @@ def _find(
     """The model that ``setting`` names, or what is missing and how to cure it."""
     local = Path(value).expanduser()
     if value and local.exists():
-        return _resolved(read(local.absolute()))
+        return read(local.absolute())
     if not _HUB_ID.fullmatch(value) or ".." in value:
         raise WeightsError(
             f"The model folder {value!r} does not exist.",
@@ -152,7 +124,7 @@ def _find(
         )
     cached = settings.weights_dir / value.replace("/", "--")
     if cached.is_dir():
-        return _resolved(read(cached))
+        return read(cached)
     reason = recent_failure(cached)
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:  # as huggingface_hub reads it
         reason = "HF_HUB_OFFLINE is set"
@@ -160,15 +132,11 @@ def _find(
         patterns = [*_SMALL_FILES, *weights]
         reason = fetch("huggingface_hub", value, cached, settings.weights_timeout_s, patterns=patterns, check=read)
         if not reason:
-            return _resolved(read(cached))
+            return read(cached)
     return (
         f"{value} is not here{f' ({reason})' if reason else ' yet'}",
         f"To provide it, put the model's folder at {cached} or set {setting} to where it is.",
     )
-
-
-def _resolved(folder: ModelFolder) -> ResolvedModel:
-    return ResolvedModel(folder.kind, folder.name, folder.model_id, folder.path)
 
 
 def _fallback(note: str = "") -> ResolvedModel:
@@ -199,7 +167,7 @@ def fallback_id() -> str:
     return _model_id(FALLBACK, (fallback_weights(),))
 
 
-def read_dinov2_folder(path: Path) -> ModelFolder:
+def read_dinov2_folder(path: Path) -> ResolvedModel:
     """Look at a folder in transformers' format.
 
     Raises:
@@ -218,10 +186,10 @@ def read_dinov2_folder(path: Path) -> ModelFolder:
     hidden = config.get("hidden_size")
     size = _DINOV2_SIZES.get(hidden, hidden) if isinstance(hidden, int) else "unknown"
     name = f"{kind.replace('_with_registers', '-reg')}-{size}"
-    return ModelFolder("dinov2", path, name, weights, config, _model_id(name, weights))
+    return ResolvedModel("dinov2", name, _model_id(name, weights), path, weights=weights, config=config)
 
 
-def read_clip_folder(path: Path) -> ModelFolder:
+def read_clip_folder(path: Path) -> ResolvedModel:
     """Look at a folder in open_clip's format.
 
     Raises:
@@ -242,7 +210,8 @@ def read_clip_folder(path: Path) -> ModelFolder:
     if file.suffix == ".safetensors":
         _check_safetensors(file)
     name = path.name.rsplit("--", 1)[-1]
-    return ModelFolder("clip", path, name, (file,), config, _model_id(f"clip-{model.get('embed_dim')}", (file,)))
+    model_id = _model_id(f"clip-{model.get('embed_dim')}", (file,))
+    return ResolvedModel("clip", name, model_id, path, weights=(file,), config=config)
 
 
 def read_json(file: Path) -> dict[str, Any]:

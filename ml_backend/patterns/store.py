@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import IntegrityError
 
-from ml_backend.errors import StorageError
 from ml_backend.looks import Look, from_half, to_half
 from ml_backend.patterns.bank import Exemplars
 from ml_backend.patterns.digest import bank_digests
@@ -100,9 +99,9 @@ class PatternStore:
         ]
 
     def add_looks(self, video: str, model: str, looks: Sequence[Look]) -> None:
-        """Keep what is new; another worker may have added the same meanwhile."""
-        rows = {
-            look.key(video, model): {
+        """Keep what is new."""
+        rows = [
+            {
                 "key": look.key(video, model),
                 "video": video,
                 "model": model,
@@ -112,28 +111,10 @@ class PatternStore:
                 "thumbnail": look.thumbnail,
             }
             for look in looks
-        }
-        if not rows:
-            return
-        try:
+        ]
+        if rows:
             with self._write() as connection:
-                known = _existing(connection, embeddings.c.key, list(rows))
-                new = [row for key, row in rows.items() if key not in known]
-                if new:
-                    connection.execute(sa.insert(embeddings), new)
-        except StorageError as error:
-            if not isinstance(error.__cause__, IntegrityError):
-                raise
-            for look in looks:  # one of them came in between: the others one by one
-                self._add_look(rows[look.key(video, model)])
-
-    def _add_look(self, row: dict[str, Any]) -> None:
-        try:
-            with self._write() as connection:
-                connection.execute(sa.insert(embeddings).values(**row))
-        except StorageError as error:
-            if not isinstance(error.__cause__, IntegrityError):
-                raise
+                connection.execute(_insert_new(connection, embeddings), rows)
 
     # -- exemplars
 
@@ -199,15 +180,9 @@ class PatternStore:
         """
         row = sa.and_(banks.c.project_id == project_id, banks.c.model == model)
         now = datetime.now(timezone.utc)
-        try:
-            with self._write() as connection:
-                connection.execute(
-                    sa.insert(banks).values(project_id=project_id, model=model, digest="", updated_at=now)
-                )
-        except StorageError as error:
-            if not isinstance(error.__cause__, IntegrityError):
-                raise
         with self._write() as connection:
+            start = {"project_id": project_id, "model": model, "digest": "", "updated_at": now}
+            connection.execute(_insert_new(connection, banks).values(start))
             # Written before it is read: SQLite would refuse to turn a reader into a writer beside another one.
             connection.execute(sa.update(banks).where(row).values(updated_at=now))
             before = connection.scalar(sa.select(banks.c.digest).where(row))
@@ -319,11 +294,10 @@ def _of_project(project_id: int, model: str, *columns: sa.Column[Any]) -> sa.Sel
     )
 
 
-def _existing(connection: Connection, column: sa.Column[str], keys: Sequence[str]) -> set[str]:
-    found: set[str] = set()
-    for start in range(0, len(keys), _CHUNK):
-        found.update(connection.scalars(sa.select(column).where(column.in_(keys[start : start + _CHUNK]))))
-    return found
+def _insert_new(connection: Connection, table: sa.Table) -> Any:
+    """An insertion that leaves rows alone that are there already; SQLAlchemy has it for each database apart."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    return insert(table).on_conflict_do_nothing()
 
 
 def _present(connection: Connection, which: sa.ColumnElement[bool]) -> dict[tuple[str, str], Any]:

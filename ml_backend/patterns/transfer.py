@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.errors import ConfigError, StorageError
+from ml_backend.errors import ConfigError
+from ml_backend.files import writing_bytes
 from ml_backend.looks import Look, from_half
 from ml_backend.patterns.bank import Exemplars
 from ml_backend.patterns.store import NewExemplar, PatternStore, Source
@@ -88,25 +87,9 @@ def export_bank(store: PatternStore, project_id: int, model_id: str, out: Path) 
         "labels": json.dumps(exemplars.labels, ensure_ascii=False),
         "sources": json.dumps([[source.task_id, source.region_id, source.frame] for source in of]),
     }
-    _write(out, save(tensors, metadata))
+    with writing_bytes(out) as file:
+        file.write(save(tensors, metadata))
     return len(exemplars)
-
-
-def _write(out: Path, data: bytes) -> None:
-    temporary: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        temporary.chmod(0o644)
-        temporary.replace(out)
-    except OSError as error:
-        raise StorageError(f"{out} cannot be written: {error.strerror}.", "Choose another place.") from error
-    finally:
-        if temporary:
-            temporary.unlink(missing_ok=True)
 
 
 def read_bank(path: Path, model_id: str) -> BankFile:
