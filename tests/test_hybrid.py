@@ -24,7 +24,7 @@ from ml_backend.patterns.store import NewExemplar, PatternStore
 from ml_backend.settings import Mode, Settings
 from ml_backend.storage import Storage
 from ml_backend.tracks.record import TrackRecord, TrackSet
-from ml_backend.tracks.views import View
+from ml_backend.tracks.views import VIEWS, View
 from ml_backend.types import UNLABELLED, FloatArray
 from ml_backend.video.writer import VideoWriter
 from tests.builders import label_config
@@ -231,7 +231,7 @@ def see(values: Settings, model: ResolvedModel, clip: Path) -> dict[int, FloatAr
         model.model_id,
         MemoryLooks(),
         lambda: nullcontext(clip),
-        values.views,
+        VIEWS,
     )
     pairs = zip(TRACKS.tracks, found, strict=True)
     return {item.track_id: np.stack([look.vector for look in mine]) for item, mine in pairs if mine}

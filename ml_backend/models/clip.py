@@ -83,7 +83,7 @@ def _load(folder: ResolvedModel) -> tuple[Any, Any]:
             # The weights are loaded apart from the model, because open_clip would choose among the folder's files
             # by itself, and not by the order of which we took the model's identity.
             model = open_clip.create_model(source, load_weights=False, pretrained_text=False)
-            load_checkpoint(model, str(folder.weights[0]), weights_only=True)
+            load_checkpoint(model, str(folder.weights), weights_only=True)
             hub_format = bool(folder.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"))
             options = {"local_files_only": True, "trust_remote_code": False} if hub_format else {}
             tokenizer = open_clip.get_tokenizer(source, **options)

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +24,12 @@ from ml_backend.settings import Settings
 #: before are then no longer compared with new ones.
 RECIPE = "r1"
 
+DINOV2_WEIGHTS = "model.safetensors"
 DINOV2_TYPES = ("dinov2", "dinov2_with_registers")
 _DINOV2_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 
-#: Names of open_clip's weights, the first that is there is taken. A ``.bin`` is a pickle, of which nothing but tensors
-#: is loaded.
-CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+#: Names of open_clip's weights; the first that is there is taken.
+CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 CLIP_CONFIG = "open_clip_config.json"
 
 FALLBACK = "efficientnet_lite0"
@@ -50,7 +49,7 @@ class ResolvedModel:
         model_id: equal exactly where embeddings may be compared: for equal weights and recipe, wherever they lie.
         path: its folder; ``None`` for the fallback.
         note: why it is not what was asked for, else empty; meant to be shown.
-        weights: the folder's files with weights, more than one where they are sharded.
+        weights: the folder's file with weights.
         config: the folder's main configuration file.
     """
 
@@ -59,7 +58,7 @@ class ResolvedModel:
     model_id: str
     path: Path | None = None
     note: str = ""
-    weights: tuple[Path, ...] = field(default=(), compare=False, repr=False)
+    weights: Path | None = field(default=None, compare=False, repr=False)
     config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -76,7 +75,7 @@ def resolve_embedder(settings: Settings, *, download: bool = False) -> ResolvedM
     """
     if settings.embedder == "fallback":
         return _fallback()
-    weights = ("model.safetensors", "model-*-of-*.safetensors")
+    weights = (DINOV2_WEIGHTS,)
     found = _find("DINOV2_MODEL", settings.dinov2_model, read_dinov2_folder, weights, settings, download)
     if isinstance(found, ResolvedModel):
         return found
@@ -97,8 +96,7 @@ def resolve_clip(settings: Settings, *, download: bool = False) -> ResolvedModel
         WeightsError: a configured folder does not exist or is no such model.
     """
     # The same folder on the hub also holds them in transformers' format, which would double the download.
-    weights = [name for name in CLIP_WEIGHTS if name.endswith(".safetensors")]
-    found = _find("CLIP_MODEL", settings.clip_model, read_clip_folder, weights, settings, download)
+    found = _find("CLIP_MODEL", settings.clip_model, read_clip_folder, CLIP_WEIGHTS, settings, download)
     if isinstance(found, ResolvedModel):
         return found
     missing, cure = found
@@ -164,7 +162,7 @@ def fallback_weights() -> Path:
 
 def fallback_id() -> str:
     """Identity of its embeddings. Raises as :func:`fallback_weights` does."""
-    return _model_id(FALLBACK, (fallback_weights(),))
+    return _model_id(FALLBACK, fallback_weights())
 
 
 def read_dinov2_folder(path: Path) -> ResolvedModel:
@@ -180,9 +178,13 @@ def read_dinov2_folder(path: Path) -> ResolvedModel:
             f"{path} holds a model of type {kind!r}, not DINOv2.",
             "Set DINOV2_MODEL to a model such as facebook/dinov2-base, or to a folder with one.",
         )
-    weights = _dinov2_weights(path)
-    for file in weights:
-        _check_safetensors(file)
+    weights = path / DINOV2_WEIGHTS
+    if not weights.is_file():
+        raise WeightsError(
+            f"{path} has no weights as safetensors; others are pickles, which are code, and are not loaded.",
+            f"Put the model's {DINOV2_WEIGHTS} there; save_pretrained() writes it.",
+        )
+    _check_safetensors(weights)
     hidden = config.get("hidden_size")
     size = _DINOV2_SIZES.get(hidden, hidden) if isinstance(hidden, int) else "unknown"
     name = f"{kind.replace('_with_registers', '-reg')}-{size}"
@@ -207,11 +209,10 @@ def read_clip_folder(path: Path) -> ResolvedModel:
     file = next((path / name for name in CLIP_WEIGHTS if (path / name).is_file()), None)
     if file is None:
         raise WeightsError(f"{path} has no weights.", f"Put {CLIP_WEIGHTS[0]} there, or delete the folder.")
-    if file.suffix == ".safetensors":
-        _check_safetensors(file)
+    _check_safetensors(file)
     name = path.name.rsplit("--", 1)[-1]
-    model_id = _model_id(f"clip-{model.get('embed_dim')}", (file,))
-    return ResolvedModel("clip", name, model_id, path, weights=(file,), config=config)
+    model_id = _model_id(f"clip-{model.get('embed_dim')}", file)
+    return ResolvedModel("clip", name, model_id, path, weights=file, config=config)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -260,28 +261,9 @@ def _check_safetensors(file: Path) -> None:
         ) from error
 
 
-def _dinov2_weights(path: Path) -> tuple[Path, ...]:
-    whole = path / "model.safetensors"
-    if whole.is_file():
-        return (whole,)
-    if shards := sorted(path.glob("model-*-of-[0-9][0-9][0-9][0-9][0-9].safetensors")):
-        expected = int(shards[0].stem.rsplit("-", 1)[-1])
-        if len(shards) != expected:
-            raise WeightsError(f"{path} is incomplete: it has {len(shards)} of {expected} shards.", "Add the others.")
-        return tuple(shards)
-    if (path / "pytorch_model.bin").is_file():
-        raise WeightsError(
-            f"The weights {path / 'pytorch_model.bin'} are a pickle, which is code, and are not loaded.",
-            "Put the model's model.safetensors there; save_pretrained() writes it.",
-        )
-    raise WeightsError(f"{path} has no weights as safetensors.", "Put model.safetensors there.")
-
-
-def _model_id(name: str, weights: Sequence[Path]) -> str:
+def _model_id(name: str, weights: Path) -> str:
     """Identity of the embeddings that weights make, e.g. ``"dinov2-base-1a2b3c4d-r1"``."""
     try:
-        digests = [file_sha256(file) for file in weights]
+        return f"{name}-{file_sha256(weights)[:8]}-{RECIPE}"
     except OSError as error:
         raise WeightsError(f"The weights cannot be read: {error.strerror}.", "Check the permissions.") from error
-    digest = digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
-    return f"{name}-{digest[:8]}-{RECIPE}"

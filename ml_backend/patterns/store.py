@@ -198,7 +198,7 @@ class PatternStore:
         groups: dict[tuple[int, str, str], int] = {}
         numbers = [groups.setdefault((row.task_id, row.region_id, row.origin), len(groups)) for row in rows]
         vectors = from_half([row.vector for row in rows])
-        sources = {row.id: Source(row.label, row.task_id, row.region_id, row.frame, row.origin) for row in rows}
+        sources = {row.id: _source(row) for row in rows}
         ids, labels = [row.id for row in rows], tuple(row.label for row in rows)
         found = Exemplars(np.array(ids, np.int64), vectors, labels, np.array(numbers, np.int64))
         return found, sources
@@ -214,10 +214,7 @@ class PatternStore:
         query = _of_project(project_id, model, embeddings.c.thumbnail).where(exemplars.c.label == label)
         query = query.order_by(None).order_by(exemplars.c.id.desc()).limit(limit)
         with self._read() as connection:
-            return [
-                (row.id, Source(row.label, row.task_id, row.region_id, row.frame, row.origin), row.thumbnail)
-                for row in connection.execute(query)
-            ]
+            return [(row.id, _source(row), row.thumbnail) for row in connection.execute(query)]
 
     def counts(self, project_id: int, model: str) -> dict[str, dict[str, int]]:
         """Per label: number of exemplars, annotated objects, and tasks."""
@@ -292,6 +289,10 @@ def _of_project(project_id: int, model: str, *columns: sa.Column[Any]) -> sa.Sel
         .where(exemplars.c.project_id == project_id, exemplars.c.model == model)
         .order_by(exemplars.c.id)
     )
+
+
+def _source(row: Any) -> Source:
+    return Source(row.label, row.task_id, row.region_id, row.frame, row.origin)
 
 
 def _insert_new(connection: Connection, table: sa.Table) -> Any:

@@ -66,7 +66,7 @@ def export_bank(store: PatternStore, project_id: int, model_id: str, out: Path) 
     """
     from safetensors.numpy import save
 
-    exemplars, sources = store.exemplars(project_id, model_id)
+    exemplars, _ = store.exemplars(project_id, model_id)
     if not len(exemplars):
         raise ConfigError(
             f"Project {project_id} has no exemplars by {model_id}.", "Annotate some tracks and submit them first."
@@ -79,13 +79,11 @@ def export_bank(store: PatternStore, project_id: int, model_id: str, out: Path) 
         "thumbnails": np.frombuffer(b"".join(blobs), np.uint8),
         "thumbnail_ends": np.cumsum([len(blob) for blob in blobs], dtype=np.int64),
     }
-    of = [sources[number] for number in exemplars.ids.tolist()]
     metadata = {
         "format": FORMAT,
         "version": VERSION,
         "model": model_id,
         "labels": json.dumps(exemplars.labels, ensure_ascii=False),
-        "sources": json.dumps([[source.task_id, source.region_id, source.frame] for source in of]),
     }
     with writing_bytes(out) as file:
         file.write(save(tensors, metadata))

@@ -225,16 +225,6 @@ def test_downloads_clip_without_its_copies_in_other_formats(settings: MakeSettin
     assert model.embed_text(["a dog"]).shape == (1, 24)
 
 
-def test_downloads_shards(settings: MakeSettings, site: Outside, dinov2: Path, tmp_path: Path) -> None:
-    from transformers import Dinov2Model
-
-    Dinov2Model.from_pretrained(dinov2).save_pretrained(tmp_path / "shards", max_shard_size="100KB")
-    publish(site, NAME, content_of(tmp_path / "shards"))
-    found = resolve_embedder(settings(weights_timeout_s=DEADLINE), download=True)
-    assert found.path is not None
-    assert names(found.path) == names(tmp_path / "shards")
-
-
 WEIGHTS = f"/{NAME}/resolve/{REVISION}/model.safetensors"
 CONFIG = f"/{NAME}/resolve/{REVISION}/config.json"
 
