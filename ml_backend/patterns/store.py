@@ -21,9 +21,6 @@ from ml_backend.storage import Storage
 from ml_backend.tables import banks, embeddings, exemplars, track_sets
 from ml_backend.tracks.record import TrackSet
 
-#: SQLite limits the number of bound values in one statement.
-_CHUNK = 500
-
 
 @dataclass(frozen=True, slots=True)
 class NewExemplar:
@@ -130,9 +127,9 @@ class PatternStore:
 
         def change(connection: Connection) -> None:
             goal, present = {(item.region_id, item.look): item for item in wanted}, _present(connection, mine)
-            gone = [row.id for key, row in present.items() if key not in goal]
-            for start in range(0, len(gone), _CHUNK):
-                connection.execute(sa.delete(exemplars).where(exemplars.c.id.in_(gone[start : start + _CHUNK])))
+            gone = [{"gone": row.id} for key, row in present.items() if key not in goal]
+            if gone:
+                connection.execute(sa.delete(exemplars).where(exemplars.c.id == sa.bindparam("gone")), gone)
             _put(connection, project_id, model, task_id, annotation_id, goal, present)
 
         return self._change(project_id, model, change)

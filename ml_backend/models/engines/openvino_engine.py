@@ -14,8 +14,8 @@ import numpy as np
 from cachetools import LRUCache
 
 from ml_backend.models._openvino import setup_openvino
-from ml_backend.models.engines.base import Pixels
 from ml_backend.models.engines.exports import Export
+from ml_backend.models.engines.torch_engine import Pixels
 
 if TYPE_CHECKING:
     import openvino
@@ -30,7 +30,7 @@ CANCEL_MS = 2000
 
 
 class OpenvinoEngine:
-    """See :class:`~ml_backend.models.engines.base.Engine`. The GIL is free while the network runs.
+    """Offers what TorchEngine does. The GIL is free while the network runs.
 
     May be used from many threads; two keep it busy while one of them prepares or reads what it is given.
 
