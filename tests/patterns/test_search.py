@@ -95,7 +95,6 @@ def find(store: PatternStore, clip: Path, label: str = "red", *, model: Any = No
     given: dict[str, Any] = {
         "embedder": lambda: embedder,
         "open_video": lambda stored: nullcontext(clip),
-        "views": 4,
     }
     return find_similar(store, 1, label, BANK, MODEL, **(given | changes))
 
