@@ -249,7 +249,7 @@ def teach(
     wanted = []
     for number, (label, rows) in enumerate(vectors.items()):
         looks = [Look(n, (float(number), 0.0, 50.0, 50.0), row, b"") for n, row in enumerate(rows)]
-        store.add_looks(f"taught-{task}", model.model_id, looks)
+        store.looks(f"taught-{task}").add(model.model_id, looks)
         keys = [look.key(f"taught-{task}", model.model_id) for look in looks]
         wanted += [NewExemplar(f"r-{label}", label, key) for key in keys]
     store.replace_task(project, model.model_id, task, 1, wanted)
@@ -305,7 +305,7 @@ def test_imported_exemplars_name_their_origin(make: MakeSettings, store: Pattern
     assert models.embedder is not None
     seen = see(values, models.embedder, clip)
     look = Look(0, (0.0, 0.0, 0.0, 0.0), seen[1][0], b"")
-    store.add_looks("bank-f", models.embedder.model_id, [look])
+    store.looks("bank-f").add(models.embedder.model_id, [look])
     item = NewExemplar("f-1", "alarm", look.key("bank-f", models.embedder.model_id), "f")
     store.add_imported(1, models.embedder.model_id, [item])
     hybrid = HybridSource(values, store).get(1, models)

@@ -183,7 +183,7 @@ def import_bank(store: PatternStore, project_id: int, bank: BankFile) -> int:
         Look(number, (0.0, 0.0, 0.0, 0.0), vector, picture)
         for number, (vector, picture) in enumerate(zip(bank.vectors, bank.thumbnails, strict=True))
     ]
-    store.add_looks(video, bank.model_id, looks)
+    store.looks(video).add(bank.model_id, looks)
     wanted = [
         NewExemplar(f"{bank.origin}-{group}", label, look.key(video, bank.model_id), bank.origin)
         for label, group, look in zip(bank.labels, bank.groups.tolist(), looks, strict=True)
