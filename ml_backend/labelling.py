@@ -168,17 +168,8 @@ def label_tracks(
             out.unmapped[record.top_class] += 1
             continue
         out.kept.append((record, decision))
-        out.regions.append(
-            make_region(
-                record.value,
-                control,
-                record.track_id,
-                decision.label,
-                decision.score,
-                record.top_class,
-                decision.why,
-            )
-        )
+        told = (decision.label, decision.score, record.top_class, decision.why)
+        out.regions.append(make_region(record.value, control, record.track_id, *told))
     if out.unmapped:
         what = ", ".join(f"{count} x {name}" for name, count in out.unmapped.most_common())
         log.info("Tracks that no label of the config covers were left out: %s", what)

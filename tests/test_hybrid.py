@@ -24,7 +24,7 @@ from ml_backend.patterns.store import NewExemplar, PatternStore
 from ml_backend.settings import Mode, Settings
 from ml_backend.storage import Storage
 from ml_backend.tracks.record import TrackRecord, TrackSet
-from ml_backend.tracks.views import View
+from ml_backend.tracks.views import VIEWS, View
 from ml_backend.types import UNLABELLED, FloatArray
 from ml_backend.video.writer import VideoWriter
 from tests.builders import label_config
@@ -230,7 +230,7 @@ def see(values: Settings, model: ResolvedModel, clip: Path) -> dict[int, FloatAr
         model.model_id,
         MemoryLooks(),
         lambda: nullcontext(clip),
-        values.views,
+        VIEWS,
     )
     pairs = zip(TRACKS.tracks, found, strict=True)
     return {item.track_id: np.stack([look.vector for look in mine]) for item, mine in pairs if mine}
@@ -248,7 +248,7 @@ def teach(
     wanted = []
     for number, (label, rows) in enumerate(vectors.items()):
         looks = [Look(n, (float(number), 0.0, 50.0, 50.0), row, b"") for n, row in enumerate(rows)]
-        store.add_looks(f"taught-{task}", model.model_id, looks)
+        store.looks(f"taught-{task}").add(model.model_id, looks)
         keys = [look.key(f"taught-{task}", model.model_id) for look in looks]
         wanted += [NewExemplar(f"r-{label}", label, key) for key in keys]
     store.replace_task(project, model.model_id, task, 1, wanted)
@@ -304,7 +304,7 @@ def test_imported_exemplars_name_their_origin(make: MakeSettings, store: Pattern
     assert models.embedder is not None
     seen = see(values, models.embedder, clip)
     look = Look(0, (0.0, 0.0, 0.0, 0.0), seen[1][0], b"")
-    store.add_looks("bank-f", models.embedder.model_id, [look])
+    store.looks("bank-f").add(models.embedder.model_id, [look])
     item = NewExemplar("f-1", "alarm", look.key("bank-f", models.embedder.model_id), "f")
     store.add_imported(1, models.embedder.model_id, [item])
     hybrid = HybridSource(values, store).get(1, models)

@@ -54,7 +54,7 @@ def projects(make: Callable[..., Projects]) -> Projects:
 
 def teach(projects: Projects, project: int, model: str, label: str = "a", task: int = 10, number: int = 0) -> None:
     look = Look(number, (0.0, 0.0, 9.0, 9.0), np.eye(4, dtype=np.float32)[number % 4], b"")
-    projects.patterns.add_looks("v", model, [look])
+    projects.patterns.looks("v").add(model, [look])
     projects.patterns.replace_task(project, model, task, 1, [NewExemplar("r", label, look.key("v", model))])
 
 

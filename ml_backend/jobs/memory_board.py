@@ -62,8 +62,7 @@ class MemoryBoard:
             with self._queue.guard():
                 wanted = int(redis.get(_OPTIMIZE) or 0)
                 if pool and self._seen is not None and wanted != self._seen:
-                    gone = [model["name"] for model in pool.optimize()["unloaded"]]
-                    log.info("Idle models are unloaded on request: %s", ", ".join(gone) or "none")
+                    log.info("Idle models are unloaded on request: %s", ", ".join(pool.optimize()) or "none")
                 self._seen = wanted
                 if self._shaping is not None:
                     redis.set(_SHAPING + worker, json.dumps(dict(self._shaping)), ex=3 * lease_s)

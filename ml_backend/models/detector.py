@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,10 +14,9 @@ import numpy as np
 from ml_backend.errors import WeightsError
 from ml_backend.geometry import scaled_size
 from ml_backend.models._ultralytics import setup_ultralytics
-from ml_backend.models.engines.base import Engine, Pixels
 from ml_backend.models.engines.exports import Export
 from ml_backend.models.engines.openvino_engine import OpenvinoEngine
-from ml_backend.models.engines.torch_engine import TorchEngine, padded, select_device
+from ml_backend.models.engines.torch_engine import Pixels, TorchEngine, padded, select_device
 from ml_backend.models.memory import FitsMemory, is_out_of_memory
 from ml_backend.settings import Settings
 from ml_backend.types import Detections, Image
@@ -144,7 +144,7 @@ class YoloDetector(FitsMemory):
 
         self._move(torch.device("cpu"))
 
-    def _load(self, device: torch.device) -> Engine:
+    def _load(self, device: torch.device) -> TorchEngine | OpenvinoEngine:
         if self._export is not None:
             try:
                 return OpenvinoEngine(self._export, self._batch)
@@ -162,7 +162,8 @@ class YoloDetector(FitsMemory):
         log.warning("%s: %s", self._path.name, self._note)
 
     def _detect_from(self, images: Sequence[Image], start: int, limit: int) -> list[Detections]:
-        batch = _same_shape(images, start, limit)
+        shape = images[start].shape
+        batch = list(takewhile(lambda image: image.shape == shape, images[start : start + limit]))
         engine = self._engine
         try:
             return self._detect_batch(engine, batch)
@@ -178,7 +179,7 @@ class YoloDetector(FitsMemory):
                 self._move(self._device)
         return self._detect_batch(self._engine, batch[: self._batch])
 
-    def _detect_batch(self, engine: Engine, images: Sequence[Image]) -> list[Detections]:
+    def _detect_batch(self, engine: TorchEngine | OpenvinoEngine, images: Sequence[Image]) -> list[Detections]:
         import torch
         import torchvision  # noqa: F401 - once imported, ultralytics' NMS uses its faster kernel
         from ultralytics.utils import nms, ops
@@ -201,14 +202,6 @@ class YoloDetector(FitsMemory):
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip().splitlines()[0]
-
-
-def _same_shape(images: Sequence[Image], start: int, limit: int) -> Sequence[Image]:
-    """The longest run of equally sized images from ``start``, at most ``limit``."""
-    end = start + 1
-    while end < min(len(images), start + limit) and images[end].shape == images[start].shape:
-        end += 1
-    return images[start:end]
 
 
 def _to_detections(found: torch.Tensor) -> Detections:

@@ -76,7 +76,8 @@ def fetch(
         reason = f"{target} cannot be written: {error.strerror}"
     except WeightsError as error:
         reason = error.message.rstrip(".").replace(str(part), source)
-    remember_failure(target, reason)
+    with contextlib.suppress(OSError):  # a full disk is one of the reasons; then the next job tries again
+        _failure_file(target).write_text(reason, encoding="utf-8")
     return reason
 
 
@@ -128,20 +129,6 @@ def _failure_file(target: Path) -> Path:
     return target.with_name(target.name + ".unavailable")
 
 
-def remember_failure(target: Path, reason: str) -> None:
-    """Note beside ``target`` why it could not be downloaded, for the other processes too."""
-    try:
-        _failure_file(target).write_text(reason, encoding="utf-8")
-    except OSError as error:  # a full disk is one of the reasons; then the next job tries again
-        log.debug("The failed download of %s is not remembered: %s", target.name, error)
-
-
-def forget_failure(target: Path) -> None:
-    """It is there now."""
-    with contextlib.suppress(OSError):  # it is forgotten with time anyway
-        _failure_file(target).unlink(missing_ok=True)
-
-
 def recent_failure(target: Path) -> str | None:
     """Why ``target`` could not be downloaded within the last ``RETRY_AFTER_S``; ``None`` where it may be tried."""
     marker = _failure_file(target)
@@ -149,7 +136,7 @@ def recent_failure(target: Path) -> str | None:
         if time.time() - marker.stat().st_mtime < RETRY_AFTER_S:
             return marker.read_text(encoding="utf-8") or "download failed"
     except OSError:
-        return None  # no marker: never failed
+        pass  # no marker: never failed
     return None
 
 

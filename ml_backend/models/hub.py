@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +24,12 @@ from ml_backend.settings import Settings
 #: before are then no longer compared with new ones.
 RECIPE = "r1"
 
+DINOV2_WEIGHTS = "model.safetensors"
 DINOV2_TYPES = ("dinov2", "dinov2_with_registers")
 _DINOV2_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 
-#: Names of open_clip's weights, the first that is there is taken. A ``.bin`` is a pickle, of which nothing but tensors
-#: is loaded.
-CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+#: Names of open_clip's weights; the first that is there is taken.
+CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 CLIP_CONFIG = "open_clip_config.json"
 
 FALLBACK = "efficientnet_lite0"
@@ -41,36 +40,17 @@ _SMALL_FILES = ("*.json", "*.txt", "*.model")
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFolder:
-    """A model on disk that looks usable.
-
-    Attributes:
-        kind: ``"dinov2"`` or ``"clip"``.
-        path: the folder.
-        name: short name for people.
-        weights: its files, more than one where they are sharded.
-        config: its main configuration file.
-        model_id: equal for equal weights and recipe, wherever the folder lies.
-    """
-
-    kind: Literal["dinov2", "clip"]
-    path: Path
-    name: str
-    weights: tuple[Path, ...]
-    config: dict[str, Any]
-    model_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class ResolvedModel:
     """A model that can be loaded.
 
     Attributes:
         kind: which class loads it.
         name: short name for people, e.g. ``"dinov2-base"``.
-        model_id: equal exactly where embeddings may be compared; that of the loaded model, without loading it.
+        model_id: equal exactly where embeddings may be compared: for equal weights and recipe, wherever they lie.
         path: its folder; ``None`` for the fallback.
         note: why it is not what was asked for, else empty; meant to be shown.
+        weights: the folder's file with weights.
+        config: the folder's main configuration file.
     """
 
     kind: Literal["dinov2", "clip", "fallback"]
@@ -78,17 +58,8 @@ class ResolvedModel:
     model_id: str
     path: Path | None = None
     note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Unavailable:
-    """No such model here.
-
-    Attributes:
-        note: what is missing and how to provide it; meant to be shown.
-    """
-
-    note: str
+    weights: Path | None = field(default=None, compare=False, repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 def resolve_embedder(settings: Settings, *, download: bool = False) -> ResolvedModel:
@@ -104,7 +75,7 @@ def resolve_embedder(settings: Settings, *, download: bool = False) -> ResolvedM
     """
     if settings.embedder == "fallback":
         return _fallback()
-    weights = ("model.safetensors", "model-*-of-*.safetensors")
+    weights = (DINOV2_WEIGHTS,)
     found = _find("DINOV2_MODEL", settings.dinov2_model, read_dinov2_folder, weights, settings, download)
     if isinstance(found, ResolvedModel):
         return found
@@ -114,8 +85,8 @@ def resolve_embedder(settings: Settings, *, download: bool = False) -> ResolvedM
     return _fallback(f"{missing}: EfficientNet-Lite0 is used instead, which tells things apart less well. {cure}")
 
 
-def resolve_clip(settings: Settings, *, download: bool = False) -> ResolvedModel | Unavailable:
-    """Decide which CLIP model the settings mean; there is none to fall back to.
+def resolve_clip(settings: Settings, *, download: bool = False) -> ResolvedModel | str:
+    """Decide which CLIP model the settings mean, or say what is missing and how to provide it.
 
     Args:
         settings: ``clip_model`` is what matters.
@@ -125,18 +96,17 @@ def resolve_clip(settings: Settings, *, download: bool = False) -> ResolvedModel
         WeightsError: a configured folder does not exist or is no such model.
     """
     # The same folder on the hub also holds them in transformers' format, which would double the download.
-    weights = [name for name in CLIP_WEIGHTS if name.endswith(".safetensors")]
-    found = _find("CLIP_MODEL", settings.clip_model, read_clip_folder, weights, settings, download)
+    found = _find("CLIP_MODEL", settings.clip_model, read_clip_folder, CLIP_WEIGHTS, settings, download)
     if isinstance(found, ResolvedModel):
         return found
     missing, cure = found
-    return Unavailable(f"{missing}. {cure}")
+    return f"{missing}. {cure}"
 
 
 def _find(
     setting: str,
     value: str,
-    read: Callable[[Path], ModelFolder],
+    read: Callable[[Path], ResolvedModel],
     weights: Sequence[str],
     settings: Settings,
     download: bool,
@@ -144,7 +114,7 @@ def _find(
     """The model that ``setting`` names, or what is missing and how to cure it."""
     local = Path(value).expanduser()
     if value and local.exists():
-        return _resolved(read(local.absolute()))
+        return read(local.absolute())
     if not _HUB_ID.fullmatch(value) or ".." in value:
         raise WeightsError(
             f"The model folder {value!r} does not exist.",
@@ -152,7 +122,7 @@ def _find(
         )
     cached = settings.weights_dir / value.replace("/", "--")
     if cached.is_dir():
-        return _resolved(read(cached))
+        return read(cached)
     reason = recent_failure(cached)
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:  # as huggingface_hub reads it
         reason = "HF_HUB_OFFLINE is set"
@@ -160,15 +130,11 @@ def _find(
         patterns = [*_SMALL_FILES, *weights]
         reason = fetch("huggingface_hub", value, cached, settings.weights_timeout_s, patterns=patterns, check=read)
         if not reason:
-            return _resolved(read(cached))
+            return read(cached)
     return (
         f"{value} is not here{f' ({reason})' if reason else ' yet'}",
         f"To provide it, put the model's folder at {cached} or set {setting} to where it is.",
     )
-
-
-def _resolved(folder: ModelFolder) -> ResolvedModel:
-    return ResolvedModel(folder.kind, folder.name, folder.model_id, folder.path)
 
 
 def _fallback(note: str = "") -> ResolvedModel:
@@ -196,10 +162,10 @@ def fallback_weights() -> Path:
 
 def fallback_id() -> str:
     """Identity of its embeddings. Raises as :func:`fallback_weights` does."""
-    return _model_id(FALLBACK, (fallback_weights(),))
+    return _model_id(FALLBACK, fallback_weights())
 
 
-def read_dinov2_folder(path: Path) -> ModelFolder:
+def read_dinov2_folder(path: Path) -> ResolvedModel:
     """Look at a folder in transformers' format.
 
     Raises:
@@ -212,16 +178,20 @@ def read_dinov2_folder(path: Path) -> ModelFolder:
             f"{path} holds a model of type {kind!r}, not DINOv2.",
             "Set DINOV2_MODEL to a model such as facebook/dinov2-base, or to a folder with one.",
         )
-    weights = _dinov2_weights(path)
-    for file in weights:
-        _check_safetensors(file)
+    weights = path / DINOV2_WEIGHTS
+    if not weights.is_file():
+        raise WeightsError(
+            f"{path} has no weights as safetensors; others are pickles, which are code, and are not loaded.",
+            f"Put the model's {DINOV2_WEIGHTS} there; save_pretrained() writes it.",
+        )
+    _check_safetensors(weights)
     hidden = config.get("hidden_size")
     size = _DINOV2_SIZES.get(hidden, hidden) if isinstance(hidden, int) else "unknown"
     name = f"{kind.replace('_with_registers', '-reg')}-{size}"
-    return ModelFolder("dinov2", path, name, weights, config, _model_id(name, weights))
+    return ResolvedModel("dinov2", name, _model_id(name, weights), path, weights=weights, config=config)
 
 
-def read_clip_folder(path: Path) -> ModelFolder:
+def read_clip_folder(path: Path) -> ResolvedModel:
     """Look at a folder in open_clip's format.
 
     Raises:
@@ -239,10 +209,10 @@ def read_clip_folder(path: Path) -> ModelFolder:
     file = next((path / name for name in CLIP_WEIGHTS if (path / name).is_file()), None)
     if file is None:
         raise WeightsError(f"{path} has no weights.", f"Put {CLIP_WEIGHTS[0]} there, or delete the folder.")
-    if file.suffix == ".safetensors":
-        _check_safetensors(file)
+    _check_safetensors(file)
     name = path.name.rsplit("--", 1)[-1]
-    return ModelFolder("clip", path, name, (file,), config, _model_id(f"clip-{model.get('embed_dim')}", (file,)))
+    model_id = _model_id(f"clip-{model.get('embed_dim')}", file)
+    return ResolvedModel("clip", name, model_id, path, weights=file, config=config)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -291,28 +261,9 @@ def _check_safetensors(file: Path) -> None:
         ) from error
 
 
-def _dinov2_weights(path: Path) -> tuple[Path, ...]:
-    whole = path / "model.safetensors"
-    if whole.is_file():
-        return (whole,)
-    if shards := sorted(path.glob("model-*-of-[0-9][0-9][0-9][0-9][0-9].safetensors")):
-        expected = int(shards[0].stem.rsplit("-", 1)[-1])
-        if len(shards) != expected:
-            raise WeightsError(f"{path} is incomplete: it has {len(shards)} of {expected} shards.", "Add the others.")
-        return tuple(shards)
-    if (path / "pytorch_model.bin").is_file():
-        raise WeightsError(
-            f"The weights {path / 'pytorch_model.bin'} are a pickle, which is code, and are not loaded.",
-            "Put the model's model.safetensors there; save_pretrained() writes it.",
-        )
-    raise WeightsError(f"{path} has no weights as safetensors.", "Put model.safetensors there.")
-
-
-def _model_id(name: str, weights: Sequence[Path]) -> str:
+def _model_id(name: str, weights: Path) -> str:
     """Identity of the embeddings that weights make, e.g. ``"dinov2-base-1a2b3c4d-r1"``."""
     try:
-        digests = [file_sha256(file) for file in weights]
+        return f"{name}-{file_sha256(weights)[:8]}-{RECIPE}"
     except OSError as error:
         raise WeightsError(f"The weights cannot be read: {error.strerror}.", "Check the permissions.") from error
-    digest = digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
-    return f"{name}-{digest[:8]}-{RECIPE}"

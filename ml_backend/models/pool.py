@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ml_backend.models.memory import (
     free_gpu_memory,
     gpu_memory,
-    is_out_of_memory,
     machine_memory,
     model_memory,
     process_memory,
@@ -47,12 +46,6 @@ class _Entry:
         """By device, where the model is now: it may have moved to the CPU since it was loaded."""
         return model_memory(self.model)
 
-    def facts(self) -> dict[str, Any]:
-        """Name, device and bytes, for people."""
-        sizes = self.bytes()
-        device = getattr(self.model, "device", None) or max(sizes, key=lambda name: sizes[name], default="cpu")
-        return {"name": self.name, "device": str(device), "bytes": sum(sizes.values())}
-
 
 class ModelPool:
     """Keeps models loaded while there is room, the most recently used ones first.
@@ -60,25 +53,15 @@ class ModelPool:
     Models in use are never unloaded, even if they exceed the budget together: refusing would stop all work. May be
     used from many threads; loading holds up only those who wait for the same model.
 
-    Args:
+    Attributes:
         ram_bytes: budget of main memory, for what is not on a CUDA card.
         gpu_bytes: budget of each CUDA card; 0: four fifths of it.
     """
 
     def __init__(self, ram_bytes: int, gpu_bytes: int = 0) -> None:
-        self.set_budget(ram_bytes, gpu_bytes)
+        self.ram_bytes, self.gpu_bytes = ram_bytes, gpu_bytes
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()  # least recently used first
         self._lock = threading.RLock()
-
-    def set_budget(self, ram_bytes: int, gpu_bytes: int = 0) -> None:
-        """Other budgets from now on; what exceeds them goes when the next model comes or becomes idle.
-
-        Raises:
-            ValueError: a budget below 0, or no main memory at all.
-        """
-        if ram_bytes <= 0 or gpu_bytes < 0:
-            raise ValueError(f"expected ram_bytes > 0 and gpu_bytes >= 0, got {ram_bytes} and {gpu_bytes}")
-        self._ram_bytes, self._gpu_bytes = ram_bytes, gpu_bytes
 
     @contextmanager
     def use(self, key: Hashable, load: Callable[[], T], *, name: str) -> Iterator[T]:
@@ -118,16 +101,21 @@ class ModelPool:
         now = time.monotonic()
         with self._lock:
             totals = self._totals()
-            models = [
-                {
-                    **entry.facts(),
-                    "engine": getattr(entry.model, "engine", None),
-                    "in_use": entry.users,
-                    "loading": entry.model is None,
-                    "idle_seconds": 0.0 if entry.users else round(now - entry.since, 3),
-                }
-                for entry in self._entries.values()
-            ]
+            models = []
+            for entry in self._entries.values():
+                sizes = entry.bytes()
+                device = getattr(entry.model, "device", None) or max(sizes, key=lambda name: sizes[name], default="cpu")
+                models.append(
+                    {
+                        "name": entry.name,
+                        "device": str(device),
+                        "bytes": sum(sizes.values()),
+                        "engine": getattr(entry.model, "engine", None),
+                        "in_use": entry.users,
+                        "loading": entry.model is None,
+                        "idle_seconds": 0.0 if entry.users else round(now - entry.since, 3),
+                    }
+                )
         card = min(filter(_is_gpu, totals), default="cuda:0")
         machine, card_memory = machine_memory(), gpu_memory(card)
         on_gpu = sum(size for place, size in totals.items() if _is_gpu(place))
@@ -140,7 +128,7 @@ class ModelPool:
         return {
             "models": models,
             "ram": {
-                "budget": self._ram_bytes,
+                "budget": self.ram_bytes,
                 "models": totals.get("ram", 0),
                 "process": process_memory(),
                 "total": machine.total,
@@ -149,42 +137,16 @@ class ModelPool:
             "gpu": gpu if card_memory or on_gpu else None,
         }
 
-    def optimize(self) -> dict[str, Any]:
-        """Unload all models that are not in use.
-
-        Returns:
-            ``unloaded``: name, device and bytes of each; ``before`` and ``after``: what :meth:`status` says of
-            ``ram`` and ``gpu``.
-        """
-        before = self.status()
+    def optimize(self) -> list[str]:
+        """Unload all models that are not in use; returns their names."""
         with self._lock:
-            gone = self._take_idle()
-            unloaded = [entry.facts() for entry in gone]
-        _release(gone, collect=True)
-        after = self.status()
-        keep = ("ram", "gpu")
-        return {
-            "unloaded": unloaded,
-            "before": {name: before[name] for name in keep},
-            "after": {name: after[name] for name in keep},
-        }
+            gone = [self._entries.pop(key) for key, entry in list(self._entries.items()) if not entry.users]
+        _release(gone)
+        return [entry.name for entry in gone]
 
     def _load(self, entry: _Entry, load: Callable[[], Any]) -> None:
         started = time.monotonic()
-        idle: list[_Entry] = []
-        try:
-            entry.model = load()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            with self._lock:
-                idle = self._take_idle()
-            if not idle:
-                raise
-        if idle:  # not within the except block: the error keeps what the failed call holds alive
-            log.warning("Out of memory while loading %s: trying again without the models that are idle.", entry.name)
-            _release(idle)
-            entry.model = load()
+        entry.model = load()
         with self._lock:
             gone = self._evict()
         _release(gone)
@@ -194,15 +156,8 @@ class ModelPool:
         for device, size in sizes.items():
             budget = self._budget(_place(device))
             if budget is not None and size > budget:
-                log.warning(
-                    "%s alone takes %.2f GB, more than the %.2f GB that %s allows; it is used nevertheless.",
-                    *(entry.name, size / GB, budget / GB),
-                    "GPU_MEMORY_GB" if _is_gpu(device) else "MODEL_MEMORY_GB",
-                )
-
-    def _take_idle(self) -> list[_Entry]:
-        """Take all idle models out. Holds the lock."""
-        return [self._entries.pop(key) for key, entry in list(self._entries.items()) if not entry.users]
+                setting = "GPU_MEMORY_GB" if _is_gpu(device) else "MODEL_MEMORY_GB"
+                log.warning("%s alone exceeds what %s allows; it is used nevertheless.", entry.name, setting)
 
     def _evict(self, spare: _Entry | None = None) -> list[_Entry]:
         """Take idle models out, least recently used first, until the rest keeps the budgets. Holds the lock."""
@@ -226,9 +181,9 @@ class ModelPool:
 
     def _budget(self, place: str) -> int | None:
         if not _is_gpu(place):
-            return self._ram_bytes
-        if self._gpu_bytes:
-            return self._gpu_bytes
+            return self.ram_bytes
+        if self.gpu_bytes:
+            return self.gpu_bytes
         card = gpu_memory(place)
         return None if card is None else int(card.total * GPU_SHARE)
 
@@ -242,12 +197,12 @@ def _place(device: str) -> str:
     return device if _is_gpu(device) else "ram"
 
 
-def _release(entries: list[_Entry], *, collect: bool = False) -> None:
+def _release(entries: list[_Entry]) -> None:
     """Let go of models that have been taken out. Without the lock: it takes a while."""
     for entry in entries:
         log.info("Unloaded %s", entry.name)
         entry.model = None
-    if entries or collect:
+    if entries:
         gc.collect()  # networks refer to themselves
         free_gpu_memory()
 
@@ -265,7 +220,7 @@ def get_pool(settings: Settings) -> ModelPool:
         if _pool is None:
             _pool = ModelPool(ram, gpu)
         else:
-            _pool.set_budget(ram, gpu)
+            _pool.ram_bytes, _pool.gpu_bytes = ram, gpu
         return _pool
 
 

@@ -65,18 +65,6 @@ class Tracked(NamedTuple):
     look: Floats | None = None
 
 
-class _GivenMotion:
-    """Stands where a tracker of ultralytics has its ``GMC``: hands it the motion that was observed."""
-
-    method = "sparseOptFlow"  # anything but None means "on"
-
-    def __init__(self) -> None:
-        self.camera: Affine = np.eye(2, 3)
-
-    def apply(self, image: object, boxes: object = None) -> Affine:
-        return self.camera
-
-
 #: Where trackers want a picture, for the motion that is given instead.
 _NO_PICTURE = np.zeros((1, 1, 3), np.uint8)
 
@@ -103,9 +91,10 @@ class Tracker:
         options.update(gmc_method="none", with_reid=False, track_buffer=max(1, round(BUFFER_S * fps)))
         options.update(occ_reappear_window=options["track_buffer"])  # FastTracker's second buffer
         self._tracker: Any = TRACKER_MAP[kind](args=SimpleNamespace(**options))
-        self._camera = _GivenMotion()
+        self._camera: Affine = np.eye(2, 3)
         if hasattr(self._tracker, "gmc"):
-            self._tracker.gmc = self._camera
+            # Hands it the motion that was observed; any method but None means "on".
+            self._tracker.gmc = SimpleNamespace(method="sparseOptFlow", apply=lambda *_: self._camera)
         # The one place where all of a tracker's evidence for "the same object" comes together.
         name = "_cost_matrix" if kind == "tracktrack" else "get_dists"
         setattr(self._tracker, name, self._with_looks(getattr(self._tracker, name)))
@@ -134,7 +123,7 @@ class Tracker:
             self._looks = np.full((len(rows), appearance.SIZE), np.nan, np.float32)
         picture = None
         if observation.camera is not None:
-            self._camera.camera, picture = observation.camera, _NO_PICTURE
+            self._camera, picture = observation.camera, _NO_PICTURE
         result: npt.NDArray[np.float32] = self._tracker.update(Boxes(rows.reshape(-1, 6), (1, 1)), picture)
         self._frame += 1
         tracked = []

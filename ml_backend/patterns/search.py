@@ -16,6 +16,7 @@ from ml_backend.looks import Look, look_at
 from ml_backend.patterns.bank import PatternBank
 from ml_backend.patterns.store import PatternStore, StoredTracks
 from ml_backend.tracks.record import TrackRecord
+from ml_backend.tracks.views import VIEWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,6 @@ def find_similar(
     *,
     embedder: Callable[[], AbstractContextManager[Any]],
     open_video: Callable[[StoredTracks], AbstractContextManager[Path]],
-    views: int,
     tasks: Collection[int] | None = None,
     limit: int = 50,
     on_skip: Callable[[StoredTracks, BackendError], None] | None = None,
@@ -79,7 +79,6 @@ def find_similar(
 
     Args:
         embedder, open_video: called only where something has to be looked at.
-        views: looks per track.
         tasks: those to look through, normally the ones without annotations; by default all that have tracks.
         limit: how many.
         on_skip: told of videos that cannot be looked at; without it the error is raised.
@@ -97,7 +96,7 @@ def find_similar(
         records, looks = stored.tracks.tracks, store.looks(stored.video)
         try:
             wanted = [record.views for record in records]
-            seen = look_at(wanted, embedder, model_id, looks, partial(open_video, stored), views)
+            seen = look_at(wanted, embedder, model_id, looks, partial(open_video, stored), VIEWS)
         except BackendError as error:
             if on_skip is None:
                 raise

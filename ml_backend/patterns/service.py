@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import BackendError, ConfigError
+from ml_backend.errors import ConfigError
 from ml_backend.jobs.container import Container
 from ml_backend.modes import require_embedder
 from ml_backend.projects import Projects
@@ -14,7 +13,6 @@ from ml_backend.projects import Projects
 if TYPE_CHECKING:  # the web process, which only switches and asks others, does not compute
     from ml_backend.models.hub import ResolvedModel
     from ml_backend.patterns.search import Similar
-    from ml_backend.patterns.store import StoredTracks
 
 
 class Patterns:
@@ -122,7 +120,6 @@ class Patterns:
         """
         from ml_backend.hybrid import use_embedder
         from ml_backend.patterns.search import find_similar
-        from ml_backend.tracks.views import VIEWS
 
         embedder = self._embedder(project_id)
         bank, _ = self.projects.hybrids.bank(project_id, embedder.model_id)
@@ -134,12 +131,6 @@ class Patterns:
         open_tasks = {state.id for state in states if not state.annotations}
         skipped: list[str] = []
 
-        def skip(stored: StoredTracks, error: BackendError) -> None:
-            skipped.append(f"task {stored.task_id}: {error}")
-
-        def open_video(stored: StoredTracks) -> AbstractContextManager[Path]:
-            return self._container.media.open(stored.uri, stored.task_id)
-
         found = find_similar(
             self.projects.patterns,
             project_id,
@@ -147,11 +138,10 @@ class Patterns:
             bank,
             embedder.model_id,
             embedder=lambda: use_embedder(embedder, self._settings),
-            open_video=open_video,
-            views=VIEWS,
+            open_video=lambda stored: self._container.media.open(stored.uri, stored.task_id),
             tasks=open_tasks,
             limit=limit,
-            on_skip=skip,
+            on_skip=lambda stored, error: skipped.append(f"task {stored.task_id}: {error}"),
         )
         return [item for item in found if item.safe or not safe_only], skipped
 

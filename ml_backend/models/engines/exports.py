@@ -325,23 +325,16 @@ class _Child:
             stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONPATH": import_path(os.environ)},
         )
-        self._failure: str | None = None
-        self._ended = 0.0
+        self.failure = ""
+        self._ended: float | None = None
 
-    @property
-    def failure(self) -> str:
-        """Why it came to nothing; empty while it runs, and after a success."""
-        if self._failure is None and self.process.poll() is not None:
-            self._ended = time.monotonic()
-            self._failure = self._repeat_log()
-        return self._failure or ""
-
-    @property
-    def over(self) -> bool:
-        """Whether another one may be started."""
+    def check(self) -> bool:
+        """Whether it runs, or has failed so lately that no other one is to be started; ``failure`` says why then."""
         if self.process.poll() is None:
-            return False
-        return not self.failure or time.monotonic() - self._ended >= RETRY_AFTER_S
+            return True
+        if self._ended is None:
+            self._ended, self.failure = time.monotonic(), self._repeat_log()
+        return bool(self.failure) and time.monotonic() - self._ended < RETRY_AFTER_S
 
     def _repeat_log(self) -> str:
         """Log here what it has logged, and return its error."""
@@ -369,11 +362,12 @@ def _make(plan: Plan, wait: bool) -> str:
     try:
         with _children_lock:
             child = _children.get(key)
-            if child is None or child.over:
+            if child is None or not child.check():
                 child = _children[key] = _Child(plan)
     except OSError as error:
         return f"the process that makes it did not start ({error})"
     if wait:
         child.process.wait()
     with _children_lock:
+        child.check()
         return child.failure

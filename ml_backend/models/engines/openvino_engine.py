@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from cachetools import LRUCache
 
 from ml_backend.models._openvino import setup_openvino
-from ml_backend.models.engines.base import Pixels
 from ml_backend.models.engines.exports import Export
+from ml_backend.models.engines.torch_engine import Pixels
 
 if TYPE_CHECKING:
     import openvino
@@ -29,7 +30,7 @@ CANCEL_MS = 2000
 
 
 class OpenvinoEngine:
-    """See :class:`~ml_backend.models.engines.base.Engine`. The GIL is free while the network runs.
+    """Offers what TorchEngine does. The GIL is free while the network runs.
 
     May be used from many threads; two keep it busy while one of them prepares or reads what it is given.
 
@@ -66,7 +67,7 @@ class OpenvinoEngine:
         if cores < (os.cpu_count() or 1):  # OpenVINO knows of no container's share; joblib does
             self._options["INFERENCE_NUM_THREADS"] = str(cores)
         self.at_once = 2
-        self._sizes: OrderedDict[tuple[int, int], _Requests] = OrderedDict()
+        self._sizes: LRUCache[tuple[int, int], _Requests] = LRUCache(MAX_SIZES)
         self._compiling = threading.Lock()
 
     @property
@@ -87,9 +88,6 @@ class OpenvinoEngine:
                 self._model.reshape([1, height, width, 3])
                 compiled = self._core.compile_model(self._model, "CPU", self._options)
                 self._sizes[size] = _Requests([compiled.create_infer_request() for _ in range(self._streams)])
-                while len(self._sizes) > MAX_SIZES:
-                    self._sizes.popitem(last=False)
-            self._sizes.move_to_end(size)
             return self._sizes[size]
 
 

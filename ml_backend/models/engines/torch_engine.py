@@ -8,22 +8,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ml_backend.errors import WeightsError
 from ml_backend.models._ultralytics import setup_ultralytics
-from ml_backend.models.engines.base import Pixels
 from ml_backend.models.memory import is_out_of_memory, model_memory
 
 if TYPE_CHECKING:
     import torch
 
+#: ``(n, height, width, 3)`` uint8 BGR, letterboxed.
+Pixels = npt.NDArray[np.uint8]
 #: On a CPU the layers' outputs of more frames no longer fit into its cache: 8 at once are a tenth slower than 2.
 CPU_BATCH = 2
 GPU_BATCH = 1024  # no limit but the settings' and the memory's
 
 
 class TorchEngine:
-    """See :class:`~ml_backend.models.engines.base.Engine`.
+    """A network of one checkpoint, ready to run.
+
+    Attributes:
+        name: ``"torch"``; of the other engine ``"openvino"``.
+        precision: ``"fp32"``, ``"fp16"`` or, with OpenVINO, ``"int8"``.
+        names: class name by class id.
+        stride: sides of the input are multiples of it.
+        end2end: whether its output needs no NMS.
+        max_batch: more pictures in one call only make it slower.
+        at_once: calls that are worth making at the same time, from as many threads.
 
     Args:
         path: checkpoint. It is code: trusted paths only.
@@ -75,9 +86,15 @@ class TorchEngine:
 
     @property
     def memory_bytes(self) -> Mapping[str, int]:
+        """What it takes, by device."""
         return model_memory(self._backend)
 
     def infer(self, pixels: Pixels) -> Any:
+        """Raw output of the network, as ultralytics' NMS takes it.
+
+        Raises:
+            RuntimeError: it does not run; also when memory is short.
+        """
         import torch
 
         count = len(pixels)
