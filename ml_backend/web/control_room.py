@@ -7,7 +7,6 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
-from functools import lru_cache
 from importlib import metadata
 from threading import Condition
 from typing import TYPE_CHECKING, Any
@@ -58,7 +57,7 @@ def status(query: bodies.OfAnyProject) -> answers.Status:
         "label_studio": found.settings.label_studio_url,
         "models": _models(found, query.project, state),
         "settings": {name: getattr(found.settings, name) for name in _TOLD},
-        "versions": _versions(),
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         **{name: state[name] for name in ("redis", "database", "workers", "queues")},  # type: ignore[typeddict-item]
     }
 
@@ -119,17 +118,6 @@ def _engines(detector: str, workers: list[answers.Worker]) -> list[dict[str, str
     """What runs a detector where it is loaded: workers need not agree, such as while an export is being made."""
     loaded = [model for worker in workers for model in (worker["memory"] or {}).get("models", ())]
     return [model["engine"] for model in loaded if model["name"] == detector and model["engine"]]
-
-
-@lru_cache(maxsize=1)
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 @route("GET", "/projects", "Overview", errors=(502,))
@@ -276,19 +264,20 @@ def exemplars(query: bodies.ShowExemplars) -> answers.Exemplars:
     embedder = found.projects.models(query.project).hybrid.embedder
     rows: list[answers.Exemplar] = []
     if embedder is not None:
-        gallery = found.projects.patterns.gallery(query.project, embedder.model_id, query.label, query.limit)
-        for number, source, thumbnail in gallery:
-            rows.append(
-                {
-                    "id": number,
-                    "label": source.label,
-                    "task": source.task_id or None,
-                    "region": source.region_id,
-                    "frame": source.frame,
-                    "origin": source.origin,
-                    "thumbnail": data_url(thumbnail),
-                }
+        rows = [
+            {
+                "id": number,
+                "label": source.label,
+                "task": source.task_id or None,
+                "region": source.region_id,
+                "frame": source.frame,
+                "origin": source.origin,
+                "thumbnail": data_url(thumbnail),
+            }
+            for number, source, thumbnail in found.projects.patterns.gallery(
+                query.project, embedder.model_id, query.label, query.limit
             )
+        ]
     return {"project": query.project, "label": query.label, "exemplars": rows}
 
 
@@ -442,21 +431,17 @@ def create_custom_model_video(body: bodies.CustomModelVideo) -> answers.JobAnswe
     The version that is named, or the one in use, in the project's mode. Tracks that it has made of the video are used
     again.
     """
-    found = services()
-    _check_version(found, body.project, body.version)
-    return requested(found.control.render_custom(body.project, body.task, body.version or ""))
-
-
-def _check_version(found: WebContainer, project: int, name: str | None) -> None:
-    """Refuse at once what the job would refuse later."""
     from ml_backend.training.registry import MEASURED
 
+    found = services()
     registry = found.registry
-    version = registry.find(project, name) if name else registry.current(project)
+    version = registry.find(body.project, body.version) if body.version else registry.current(body.project)
+    # Refused at once, rather than by the job.
     if version is None:
-        raise ConfigError(f"Project {project} uses no trained version.", "Train one, or draw what 'base' finds.")
+        raise ConfigError(f"Project {body.project} uses no trained version.", "Train one, or draw what 'base' finds.")
     if version.state not in MEASURED:
         raise ConfigError(f"{version.name} is {version.state}: it has no weights.", "Choose another version.")
+    return requested(found.control.render_custom(body.project, body.task, body.version or ""))
 
 
 @route("POST", "/export", "Review and export", 202)
@@ -473,10 +458,7 @@ def export(body: bodies.Export) -> answers.JobAnswer:
     "/download/<filename>",
     "Review and export",
     errors=(416,),
-    parameters=[
-        {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
-        for name in ("Range", "If-None-Match")
-    ],
+    parameters=[{"name": name, "in": "header", "schema": {"type": "string"}} for name in ("Range", "If-None-Match")],
     responses={
         "200": {"description": "The file.", "content": {kind: {"schema": {}} for kind in _TYPES.values()}},
         "206": {"description": "The part.", "content": {kind: {"schema": {}} for kind in _TYPES.values()}},
