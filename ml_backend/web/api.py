@@ -6,7 +6,6 @@ is a type of :mod:`ml_backend.web.answers`; Pydantic checks the ones and writes 
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -117,7 +116,7 @@ def harden(response: Response) -> Response:
 
 def _view(route: Route) -> Callable[..., Response | tuple[Response, int]]:
     def view(**found: Any) -> Response | tuple[Response, int]:
-        if route.changes or route.starts_job:
+        if route.starts_job:
             refuse_other_sites()
         for name, value in found.items():
             try:
@@ -211,14 +210,14 @@ def document(*, auth: bool) -> dict[str, Any]:
 
 
 def _operation(route: Route, schemas: Mapping[Any, Any]) -> dict[str, Any]:
-    summary, _, about = (inspect.getdoc(route.handler) or "").partition("\n")
+    summary, _, about = " ".join((route.handler.__doc__ or "").split()).partition(". ")
     if route.answer is answers.JobAnswer:
         about += " The same request is the same job for as long as that waits or runs."
     out: dict[str, Any] = {
         "operationId": route.name,
         "tags": [route.tag],
         "summary": summary.rstrip("."),
-        "description": " ".join(about.split()),
+        "description": about,
         "parameters": [*_parameters(route), *route.more.get("parameters", ())],
     }
     for media_type, shape in (("application/json", route.body), ("multipart/form-data", route.form)):

@@ -122,10 +122,7 @@ def _engines(detector: str, workers: list[answers.Worker]) -> list[dict[str, str
 
 @route("GET", "/projects", "Overview", errors=(502,))
 def projects() -> answers.ProjectList:
-    """Projects.
-
-    Projects of Label Studio that the configured token may see.
-    """
+    """Projects of Label Studio that the configured token may see."""
     found = services()
     rows: list[Any] = []
     for item in found.lister.projects():
@@ -140,10 +137,7 @@ def projects() -> answers.ProjectList:
 
 @route("GET", "/memory_status", "Models")
 def memory_status() -> answers.Memory:
-    """Models and memory by worker.
-
-    As workers told it last, within their lease.
-    """
+    """Models and memory by worker. As workers told it last, within their lease."""
     return {"workers": services().memory.status()}
 
 
@@ -185,10 +179,7 @@ def switch_model(body: bodies.SwitchModel) -> answers.Switched:
 
 @route("POST", "/load_custom_model", "Models", 202)
 def load_custom_model(body: bodies.LoadCustomModel) -> answers.Loading:
-    """Use a trained version.
-
-    Only versions of the registry: no file can be named. Sent again, it changes nothing.
-    """
+    """Use a trained version. Only versions of the registry: no file can be named. Sent again, it changes nothing."""
     found = services()
     model_version = found.trainings.activate(body.project, body.version, _BY)
     job = requested(found.control.init_models(body.project))["job"]
@@ -211,10 +202,7 @@ def _switched(found: WebContainer, project: int, before: str) -> answers.Switche
 
 @route("POST", "/learn_patterns", "Learn", 202)
 def learn_patterns(body: bodies.OfProject) -> answers.JobAnswer:
-    """Learn all annotations anew.
-
-    What people submit is learned by itself; this reads everything once more.
-    """
+    """Learn all annotations anew. What people submit is learned by itself; this reads everything once more."""
     return requested(services().control.learn(body.project))
 
 
@@ -256,10 +244,7 @@ def patterns_info(query: bodies.OfProject) -> answers.Patterns:
 
 @route("GET", "/exemplars", "Learn")
 def exemplars(query: bodies.ShowExemplars) -> answers.Exemplars:
-    """What a label was taught with.
-
-    Views of annotated objects with their pictures, newest first.
-    """
+    """What a label was taught with. Views of annotated objects with their pictures, newest first."""
     found = services()
     embedder = found.projects.models(query.project).hybrid.embedder
     rows: list[answers.Exemplar] = []
@@ -376,10 +361,7 @@ def train(body: bodies.Train) -> answers.JobAnswer:
 
 @route("GET", "/versions", "Learn")
 def versions(query: bodies.OfProject) -> answers.Versions:
-    """A project's versions.
-
-    What was trained, epoch by epoch, how good it is, and what people accepted.
-    """
+    """A project's versions. What was trained, epoch by epoch, how good it is, and what people accepted."""
     trainings = services().trainings
     facts: Any = trainings.versions(query.project) | {"before": trainings.before(query.project)}
     return dict(facts)  # type: ignore[return-value]
@@ -446,10 +428,7 @@ def create_custom_model_video(body: bodies.CustomModelVideo) -> answers.JobAnswe
 
 @route("POST", "/export", "Review and export", 202)
 def export(body: bodies.Export) -> answers.JobAnswer:
-    """Export a project.
-
-    Rows of JSON, or a dataset in a zip archive. Asked for later, it makes another file.
-    """
+    """Export a project. Rows of JSON, or a dataset in a zip archive. Asked for later, it makes another file."""
     return requested(services().control.export(body.project, body.format, body.predictions, body.stride))
 
 
@@ -494,20 +473,14 @@ def download(filename: bodies.FileName) -> Response:
 
 @route("GET", "/jobs", "Jobs")
 def jobs(query: bodies.ListJobs) -> answers.JobList:
-    """Jobs.
-
-    Running, waiting, failed and lately ended ones.
-    """
+    """Running, waiting, failed and lately ended jobs."""
     found = [item for item in all_jobs(services()) if query.project in (None, item["project"])]
     return {"jobs": found[: query.limit], "total": len(found)}
 
 
 @route("GET", "/jobs/<job_id>", "Jobs")
 def job(job_id: bodies.JobId) -> answers.Job:
-    """A job.
-
-    State, progress, time left, error and result. Results are kept for a week.
-    """
+    """A job. State, progress, time left, error and result. Results are kept for a week."""
     return _known(services().jobs.get(job_id))
 
 
@@ -555,19 +528,13 @@ def _is(media_type: str, kind: str) -> dict[str, Any]:
 
 @route("GET", "/openapi.json", "This API", responses=_is("application/json", "object"))
 def describe() -> Response:
-    """This document.
-
-    OpenAPI 3.1.
-    """
+    """This document, OpenAPI 3.1."""
     return jsonify(_document())
 
 
 @route("GET", "/docs", "This API", responses=_is("text/html", "string"))
 def docs() -> Response:
-    """This document for people.
-
-    A page without scripts.
-    """
+    """This document for people, a page without scripts."""
     answer = Response(render_template("api_docs.html", document=_document()), content_type="text/html; charset=utf-8")
     answer.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
     return answer

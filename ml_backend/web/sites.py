@@ -41,6 +41,12 @@ def refuse_other_sites() -> None:
         raise CrossSite("A page of another site sent this request.", _CURE)
 
 
+def refuse_foreign_changes() -> None:
+    """Before each request: Label Studio's say nothing of an origin; a form on a page of another site cannot hide its."""
+    if request.method not in ("GET", "HEAD", "OPTIONS"):
+        refuse_other_sites()
+
+
 def refuse_unproven() -> None:
     """Only what is surely no other site's doing may start work by being looked at.
 

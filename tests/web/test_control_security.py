@@ -25,34 +25,18 @@ def _basic(user: str, password: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
-def test_every_route_asks_for_credentials(make_room: Callable[..., Room], route: Any) -> None:
-    client = make_room_without_document(make_room)
-    for headers in ({}, _basic("user", "wrong"), _basic("wrong", "secret"), {"Authorization": "Bearer secret"}):
-        answer = client.open(_path(route.path), method=route.method, headers=headers)
-        assert answer.status_code == 401
-        assert answer.content_type == "application/problem+json"
-        assert answer.headers["WWW-Authenticate"].startswith("Basic")
-        assert set(answer.get_json()) == {"type", "title", "status", "detail", "cure"}
-    answer = client.open(_path(route.path), method=route.method, headers=_basic("user", "secret"))
-    assert answer.status_code != 401
-    answer.close()
-
-
-def make_room_without_document(make_room: Callable[..., Room]) -> Any:
-    """A client that asks for credentials; the document cannot be read without them."""
-    from ml_backend.app import create_app
-
-    settings = make_room().services.settings.model_copy(
-        update={"basic_auth_user": "user", "basic_auth_pass": _secret("secret")}
-    )
-    return create_app(settings).test_client()
-
-
-def _secret(value: str) -> Any:
-    from pydantic import SecretStr
-
-    return SecretStr(value)
+def test_every_route_asks_for_credentials(make_room: Callable[..., Room]) -> None:
+    client = make_room(basic_auth_user="user", basic_auth_pass="secret").client
+    for route in ROUTES:
+        for headers in ({}, _basic("user", "wrong"), _basic("wrong", "secret"), {"Authorization": "Bearer secret"}):
+            answer = client.open(_path(route.path), method=route.method, headers=headers)
+            assert answer.status_code == 401, route.name
+            assert answer.content_type == "application/problem+json"
+            assert answer.headers["WWW-Authenticate"].startswith("Basic")
+            assert set(answer.get_json()) == {"type", "title", "status", "detail", "cure"}
+        answer = client.open(_path(route.path), method=route.method, headers=_basic("user", "secret"))
+        assert answer.status_code != 401, route.name
+        answer.close()
 
 
 @pytest.mark.parametrize(
@@ -72,21 +56,14 @@ def _secret(value: str) -> Any:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("route", CHANGING, ids=lambda route: f"{route.method} {route.path}")
-def test_pages_of_other_sites_change_nothing(room: Room, route: Any, headers: dict[str, str]) -> None:
-    body: dict[str, Any] = {"json": {"project": 7}}
-    if route.form:
-        body = {"data": {"project": "7", "file": (io.BytesIO(b"x"), "a.mp4")}, "content_type": "multipart/form-data"}
-    problem = room.ask(route.method, _path(route.path), 403, headers=headers, **body)
-    assert "another site" in problem["detail"]
-    assert room.services.jobs.all() == []
-
-
-@pytest.mark.parametrize(
-    "path", ["/api/get_patterns_info?project=7", "/api/stats?project=7", "/api/similar?project=7&label=a"]
-)
-def test_pages_of_other_sites_start_no_job_by_looking(room: Room, path: str) -> None:
-    room.get(path, 403, headers={"Sec-Fetch-Site": "cross-site"})
+def test_pages_of_other_sites_change_nothing(room: Room, headers: dict[str, str]) -> None:
+    for route in CHANGING:
+        body: dict[str, Any] = {"json": {"project": 7}}
+        if route.form:
+            file = (io.BytesIO(b"x"), "a.mp4")
+            body = {"data": {"project": "7", "file": file}, "content_type": "multipart/form-data"}
+        problem = room.ask(route.method, _path(route.path), 403, headers=headers, **body)
+        assert "another site" in problem["detail"]
     assert room.services.jobs.all() == []
 
 
@@ -136,12 +113,6 @@ def test_names_with_scripts_are_escaped_in_the_page(room: Room) -> None:
         page = render_template("api_docs.html", document=document)
     assert "<script" not in page
     assert "<img" not in page
-
-
-def test_the_page_allows_no_script(room: Room) -> None:
-    answer = room.client.get("/api/docs")
-    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-    assert "script-src" not in answer.headers["Content-Security-Policy"]
 
 
 def test_secrets_are_not_told(make_room: Callable[..., Room]) -> None:

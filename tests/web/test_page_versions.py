@@ -6,22 +6,14 @@ import sqlite3
 from pathlib import Path
 
 from ml_backend.training.keeping import remove_old_weights
-from tests.web.control import Room
+from tests.web.control import Room, promoted
 
 
 def add_versions(room: Room, folder: Path, count: int) -> None:
-    """So many versions of project 7 that passed the gate, the last one in use."""
-    registry = room.services.registry
-    weights = folder / "best.pt"
-    for _ in range(count):
-        current = registry.current(7)
-        run = registry.begin(7, "me", "a test", current)
-        weights.write_bytes(b"PK %d" % run.number)
-        name = f"projects/7/{run.name}.pt"
-        sha256 = room.services.artifacts.put(weights, name)
+    """So many versions, with what a training tells of them."""
+    for number in range(count):
         facts = {"history": [{"epoch": 1, "map50": 0.5}], "lineage": {"seen": {"1": "a"}, "tracks": 3}}
-        run = registry.advance(run, detector="yolo11n", weights_sha256=sha256, artifact=name, **facts)
-        registry.promote(run, "Better.", "gate", current.id if current else None)
+        promoted(room.services, folder, b"PK %d" % number, **facts)
 
 
 def part(room: Room, name: str) -> str:
