@@ -42,7 +42,7 @@ def refuse_other_sites() -> None:
 
 
 def refuse_foreign_changes() -> None:
-    """Before each request: Label Studio's say nothing of an origin; a form on a page of another site cannot hide its."""
+    """Label Studio's requests say nothing of an origin; a form on a page of another site cannot hide its."""
     if request.method not in ("GET", "HEAD", "OPTIONS"):
         refuse_other_sites()
 
