@@ -42,7 +42,8 @@ class Route:
         errors: statuses of problems beside those of all routes.
         starts_job: whether a GET may start work: pages of other sites cannot make it do so.
         form: model of a multipart body, which the handler reads itself.
-        more: ``responses`` and further ``parameters`` of the OpenAPI operation, which the signature does not tell.
+        media: types of what is answered.
+        headers: of the request, which the handler minds.
         query, body: models of the handler's parameters of these names.
         of_path: checks of the path's parameters, by name.
         answer: type of the JSON that is answered; ``None`` where it is none.
@@ -56,7 +57,8 @@ class Route:
     errors: tuple[int, ...]
     starts_job: bool
     form: type[BaseModel] | None
-    more: Mapping[str, Any]
+    media: tuple[str, ...]
+    headers: tuple[str, ...]
     query: type[BaseModel] | None
     body: type[BaseModel] | None
     of_path: Mapping[str, TypeAdapter[str]]
@@ -83,7 +85,8 @@ def route(
     errors: tuple[int, ...] = (),
     starts_job: bool = False,
     form: type[BaseModel] | None = None,
-    **more: Any,
+    media: tuple[str, ...] = ("application/json",),
+    headers: tuple[str, ...] = (),
 ) -> Callable[[Handler], Handler]:
     """Serve a handler, which stays what it is for others to call. For the arguments see :class:`Route`."""
 
@@ -93,7 +96,7 @@ def route(
         shape = get_args(shape)[0] if get_origin(shape) is tuple else shape  # of an answer and its status
         of_path = {name: TypeAdapter(hint) for name, hint in hints.items()}
         answer = None if shape is Response else shape
-        given = (method, path, handler, tag, statuses or (200,), errors, starts_job, form, more)
+        given = (method, path, handler, tag, statuses or (200,), errors, starts_job, form, media, headers)
         added = Route(*given, query, body, of_path, answer)
         ROUTES.append(added)
         blueprint.add_url_rule(path, added.name, _view(added), methods=[method])
@@ -218,7 +221,7 @@ def _operation(route: Route, schemas: Mapping[Any, Any]) -> dict[str, Any]:
         "tags": [route.tag],
         "summary": summary.rstrip("."),
         "description": about,
-        "parameters": [*_parameters(route), *route.more.get("parameters", ())],
+        "parameters": _parameters(route),
     }
     for media_type, shape in (("application/json", route.body), ("multipart/form-data", route.form)):
         if shape is not None:
@@ -227,18 +230,20 @@ def _operation(route: Route, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     errors |= _CHANGING if route.changes else set()
     errors |= {403} if route.starts_job else set()
     errors |= {404} if route.of_path else set()
-    content = {"application/json": {"schema": schemas.get(route.answer)}}
+    content = {kind: {"schema": schemas.get(route.answer, {})} for kind in route.media}
     problem = {MEDIA_TYPE: {"schema": schemas[answers.Problem]}}
-    told = [(status, content) for status in route.statuses] + [(status, problem) for status in sorted(errors)]
+    told = [(status, {} if status == 304 else content) for status in route.statuses]
+    told += [(status, problem) for status in sorted(errors)]
     responses = {str(status): {"description": HTTPStatus(status).phrase, "content": kind} for status, kind in told}
-    return out | {"responses": responses | route.more.get("responses", {})}
+    return out | {"responses": responses}
 
 
 def _parameters(route: Route) -> list[dict[str, Any]]:
-    found = [
+    found: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": adapter.json_schema()}
         for name, adapter in route.of_path.items()
     ]
+    found += [{"name": name, "in": "header", "schema": {"type": "string"}} for name in route.headers]
     model = (route.query or NoQuery).model_json_schema()
     for name, schema in model.get("properties", {}).items():
         del schema["title"]  # the name once more

@@ -436,13 +436,10 @@ def export(body: bodies.Export) -> answers.JobAnswer:
     "GET",
     "/download/<filename>",
     "Review and export",
+    *(200, 206, 304),
     errors=(416,),
-    parameters=[{"name": name, "in": "header", "schema": {"type": "string"}} for name in ("Range", "If-None-Match")],
-    responses={
-        "200": {"description": "The file.", "content": {kind: {"schema": {}} for kind in _TYPES.values()}},
-        "206": {"description": "The part.", "content": {kind: {"schema": {}} for kind in _TYPES.values()}},
-        "304": {"description": "It is as the headers say that it is known."},
-    },
+    media=tuple(_TYPES.values()),
+    headers=("Range", "If-None-Match"),
 )
 def download(filename: bodies.FileName) -> Response:
     """Download a file.
@@ -522,17 +519,13 @@ def _document() -> dict[str, Any]:
     return document(auth=bool(settings.basic_auth_user and settings.basic_auth_pass.get_secret_value()))
 
 
-def _is(media_type: str, kind: str) -> dict[str, Any]:
-    return {"200": {"description": "The document.", "content": {media_type: {"schema": {"type": kind}}}}}
-
-
-@route("GET", "/openapi.json", "This API", responses=_is("application/json", "object"))
+@route("GET", "/openapi.json", "This API")
 def describe() -> Response:
     """This document, OpenAPI 3.1."""
     return jsonify(_document())
 
 
-@route("GET", "/docs", "This API", responses=_is("text/html", "string"))
+@route("GET", "/docs", "This API", media=("text/html",))
 def docs() -> Response:
     """This document for people, a page without scripts."""
     answer = Response(render_template("api_docs.html", document=_document()), content_type="text/html; charset=utf-8")
