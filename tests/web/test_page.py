@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from itertools import product
@@ -16,13 +17,14 @@ import pytest
 
 from ml_backend.app import create_app
 from ml_backend.settings import Settings
+from ml_backend.training.keeping import remove_old_weights
 from ml_backend.web import control_room
 from ml_backend.web.page import charts, texts
 from ml_backend.web.page.forms import ACTIONS
 from ml_backend.web.page.parts import PARTS, history
 from ml_backend.web.page.state import STEPS
 from tests.builders import outside, send
-from tests.web.control import Room
+from tests.web.control import Room, promoted
 
 #: What one sends to this machine itself, or to an encrypted server, and to others.
 PLAIN = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -470,3 +472,47 @@ def test_a_running_training_is_drawn(hostile: Room) -> None:
 def test_bars_stay_within_their_rail() -> None:
     assert 'width="100.0"' in charts.bar(1.5)
     assert 'width="0.0"' in charts.bar(-1)
+
+
+# -- versions
+
+
+def add_versions(room: Room, folder: Path, count: int) -> None:
+    """So many versions, with what a training tells of them."""
+    for number in range(count):
+        facts = {"history": [{"epoch": 1, "map50": 0.5}], "lineage": {"seen": {"1": "a"}, "tracks": 3}}
+        promoted(room.services, folder, b"PK %d" % number, **facts)
+
+
+def test_a_version_without_weights_is_shown_and_not_offered(auto: Room, tmp_path: Path) -> None:
+    add_versions(auto, tmp_path, 4)
+    found = auto.services
+    settings = found.settings.model_copy(update={"keep_versions": 1})
+    assert remove_old_weights(7, settings, found.storage, found.artifacts) == 2
+    text = page(auto, "/ui/part/versions?project=7")
+    assert text.count("Its weights were removed, since there are newer versions.") == 2
+    assert text.count("is-removed") == 2
+    assert 'id="use-v3"' in text
+    for name in ("v1", "v2"):
+        assert f">{name}<" in text, "its figures are still there"
+        assert f'id="use-{name}"' not in text
+    choices = page(auto, "/ui/part/mode?project=7")
+    assert [name for name in ("v1", "v2", "v3", "v4") if f'<option value="{name}"' in choices] == ["v3", "v4"]
+    problem = auto.post("/api/switch_model", {"project": 7, "version": "v1"}, 422)
+    assert "weights were removed" in problem["detail"]
+    assert "KEEP_VERSIONS" in problem["cure"]
+    rows = auto.get("/api/versions?project=7")["versions"]
+    assert [row["weights_removed"] for row in rows] == [False, False, True, True]
+    assert [row["tracks"] for row in rows] == [3] * 4
+
+
+def test_of_many_versions_the_page_reads_what_it_shows(auto: Room, tmp_path: Path) -> None:
+    add_versions(auto, tmp_path, 22)
+    with sqlite3.connect(auto.services.settings.data_dir / "backend.sqlite3") as connection:
+        connection.execute("UPDATE model_versions SET history = '[', metrics = '{', lineage = '{' WHERE number < 3")
+    text = page(auto, "/ui/part/versions?project=7")
+    assert 'id="use-v3"' in text
+    assert 'id="use-v2"' not in text
+    assert "v21" in text
+    choices = page(auto, "/ui/part/mode?project=7")
+    assert choices.count("<option") == 4 + 22 + 1, "any version can be chosen"

@@ -1,14 +1,15 @@
-"""Pages of other sites, and pages that have their own name point to this machine (DNS rebinding)."""
+"""People who mean harm: pages of other sites, DNS rebinding, missing credentials, names with scripts."""
 
 from __future__ import annotations
 
+import io
 import socket
 from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 import pytest
-from flask import json
+from flask import json, render_template
 
 from ml_backend.web.api import ROUTES
 from tests.builders import CONFIG
@@ -25,12 +26,25 @@ FOREIGN = [
     {"Origin": "http://evil.example"},
     {"Origin": "null"},
     {"Origin": "http://["},
+    {"Origin": "http://localhost.evil.example"},
+    {"Origin": "http://evil.example/localhost"},
+    {"Origin": "http://localhost:81"},
+    {"Origin": "http://localhost@evil.example"},
+    {"Origin": "file://localhost"},
+    {"Origin": ""},
+    {"Sec-Fetch-Site": "cross-site"},
     {"Sec-Fetch-Site": "same-site"},
     {"Referer": "http://evil.example/page"},
 ]
+CHANGING = [route for route in ROUTES if route.changes]
+SCRIPT = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 #: Of a page at evil.example that has this name point here: to the browser it is the same site.
 REBOUND = {"Host": "evil.example:9090", "Origin": "http://evil.example:9090", "Sec-Fetch-Site": "same-origin"}
+
+
+def _path(path: str) -> str:
+    return "/api" + path.replace("<job_id>", "x").replace("<filename>", "x.mp4")
 
 
 @pytest.mark.parametrize("headers", FOREIGN, ids=str)
@@ -58,8 +72,7 @@ def test_programs_may_use_the_protocol_by_any_name_and_rebound_pages_not(room: R
 def test_rebound_pages_cannot_use_the_api(room: Room) -> None:
     """Not even to look, where browsers send neither Origin nor Sec-Fetch-Site."""
     for route, headers in product(ROUTES, ({"Host": "evil.example:9090"}, REBOUND)):
-        path = "/api" + route.path.replace("<job_id>", "x").replace("<filename>", "x.mp4")
-        problem = room.ask(route.method, path, 421, headers=headers)
+        problem = room.ask(route.method, _path(route.path), 421, headers=headers)
         assert problem["title"] == "Foreign name"
 
 
@@ -120,3 +133,83 @@ def test_credentials_make_the_check_needless(make_room: Callable[..., Room]) -> 
     client = make_room(basic_auth_user="u", basic_auth_pass="p").client
     assert client.get("/api/status", headers={"Host": "control.example"}, auth=("u", "p")).status_code == 200
     assert client.get("/api/status", headers={"Host": "control.example"}).status_code == 401
+
+
+def test_every_route_asks_for_credentials(make_room: Callable[..., Room]) -> None:
+    client = make_room(basic_auth_user="user", basic_auth_pass="secret").client
+    for route in ROUTES:
+        for user, password in (("", ""), ("user", "wrong"), ("wrong", "secret")):
+            answer = client.open(_path(route.path), method=route.method, auth=(user, password))
+            assert answer.status_code == 401, route.name
+            assert answer.content_type == "application/problem+json"
+            assert answer.headers["WWW-Authenticate"].startswith("Basic")
+            assert set(answer.get_json()) == {"type", "title", "status", "detail", "cure"}
+        answer = client.open(_path(route.path), method=route.method, auth=("user", "secret"))
+        assert answer.status_code != 401, route.name
+        answer.close()
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+def test_pages_of_other_sites_change_nothing(room: Room, headers: dict[str, str]) -> None:
+    for route in CHANGING:
+        body: dict[str, Any] = {"json": {"project": 7}}
+        if route.form:
+            file = (io.BytesIO(b"x"), "a.mp4")
+            body = {"data": {"project": "7", "file": file}, "content_type": "multipart/form-data"}
+        problem = room.ask(route.method, _path(route.path), 403, headers=headers, **body)
+        assert "another site" in problem["detail"]
+    assert room.services.jobs.all() == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Origin": "http://localhost"}, {"Origin": "https://localhost", "Sec-Fetch-Site": "same-origin"}],
+    ids=str,
+)
+def test_its_own_pages_and_programs_may(room: Room, headers: dict[str, str]) -> None:
+    room.post("/api/init_models", {"project": 7}, 202, headers=headers)
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "text/json"]
+)
+def test_what_a_foreign_form_could_send_is_no_json(room: Room, kind: str) -> None:
+    for route in CHANGING:
+        if route.body:
+            room.ask("POST", _path(route.path), 415, data=b'{"project": 7}', content_type=kind)
+    assert room.services.jobs.all() == []
+
+
+def test_nobody_may_read_from_another_site(room: Room) -> None:
+    answer = room.client.get("/api/status", headers={"Origin": "http://evil.example"})
+    assert not any(name.lower().startswith("access-control") for name, _ in answer.headers)
+    options = room.client.options("/api/init_models", headers={"Origin": "http://evil.example"})
+    assert not any(name.lower().startswith("access-control") for name, _ in options.headers)
+
+
+def test_names_with_scripts_are_text(room: Room) -> None:
+    """In answers they are JSON, which no browser takes for a page."""
+    for path in (f"/api/similar?project=7&label={SCRIPT}", f"/api/versions?project={SCRIPT}", f"/api/jobs?{SCRIPT}=1"):
+        answer = room.client.get(path)
+        assert answer.status_code in (400, 422)
+        assert answer.content_type == "application/problem+json"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    name = "<img src=x onerror=alert(1)>.mp4"
+    data = {"project": "7", "file": (io.BytesIO(b"x"), name)}
+    job = room.ask("POST", "/api/upload_video", 202, data=data, content_type="multipart/form-data")["job"]
+    assert "<" not in room.services.queue.fetch(job["id"]).args[2]
+
+
+def test_names_with_scripts_are_escaped_in_the_page(room: Room) -> None:
+    document = room.document | {"info": {"title": SCRIPT, "version": "1", "description": SCRIPT}}
+    document["components"] = {"schemas": {SCRIPT: {"description": SCRIPT, "enum": [SCRIPT]}}}
+    with room.app.test_request_context("/api/docs"):
+        page = render_template("api_docs.html", document=document)
+    assert "<script" not in page
+    assert "<img" not in page
+
+
+def test_secrets_are_not_told(make_room: Callable[..., Room]) -> None:
+    room = make_room(label_studio_api_key="geheim", redis_url="redis://user:geheim@127.0.0.1:1/0")
+    for path in ("/api/status", "/api/jobs", "/api/memory_status", "/api/projects"):
+        assert b"geheim" not in room.client.get(path).data
