@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from threading import Condition
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 #: Settings that say how predictions are made.
 _TOLD = ("mode", "detector", "yolo_weights", "tracker", "imgsz", "conf", "device", "embedder")
 _PACKAGES = ("torch", "ultralytics", "transformers", "label-studio-sdk", "flask", "rq", "redis")
+#: Version of a package; to read them takes longer than all else that a status tells.
+_installed = cache(metadata.version)
 #: Seconds for which counts are good enough.
 STATS_S = 60.0
 #: Seconds for which jobs and queues are good enough: every open page asks for them every two seconds.
@@ -57,7 +60,7 @@ def status(query: bodies.OfAnyProject) -> answers.Status:
         "label_studio": found.settings.label_studio_url,
         "models": _models(found, query.project, state),
         "settings": {name: getattr(found.settings, name) for name in _TOLD},
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: _installed(name) for name in _PACKAGES}},
         **{name: state[name] for name in ("redis", "database", "workers", "queues")},  # type: ignore[typeddict-item]
     }
 
