@@ -10,7 +10,7 @@ from ml_backend.settings import Settings, get_settings
 from ml_backend.web import api, protocol
 from ml_backend.web.page import views as page
 from ml_backend.web.problems import failed
-from ml_backend.web.sites import refuse_foreign_names, require_basic_auth
+from ml_backend.web.sites import refuse_foreign_changes, refuse_foreign_names, require_basic_auth
 
 #: Bytes of a request's body: Label Studio sends pages of tasks with their annotations. Uploads have their own limit.
 MAX_REQUEST = 64 << 20
@@ -31,6 +31,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     _measure(app)
     require_basic_auth(app, settings)
     refuse_foreign_names(app, settings)
+    app.before_request(refuse_foreign_changes)
     app.register_blueprint(protocol.blueprint)
     app.register_blueprint(api.blueprint)
     app.register_blueprint(page.blueprint)

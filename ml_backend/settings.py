@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ml_backend.errors import ConfigError
@@ -32,6 +32,44 @@ def _known_engine(value: object) -> object:
     return value
 
 
+def _http(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("it begins with http:// or https://")
+    return value.rstrip("/")
+
+
+def _redis(value: str) -> str:
+    if not value.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("it begins with redis://, rediss:// or unix://")
+    return value
+
+
+def _json_object(value: str) -> str:
+    try:
+        found = json.loads(value or "{}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError("it is a JSON object")
+    return value
+
+
+def _known_queues(value: tuple[str, ...]) -> tuple[str, ...]:
+    if unknown := sorted(set(value) - set(QUEUES)):
+        raise ValueError(f"there is no queue {', '.join(unknown)}; they are {', '.join(QUEUES)}")
+    return value
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(name.strip().lower() for name in value.split(",") if name.strip())
+    return value
+
+
+#: Separated by commas in the environment.
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+#: Absolute, since processes of one stack may be started from different folders.
+Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 EngineKind = Annotated[Literal["auto", "torch", "openvino"], BeforeValidator(_known_engine)]
 Precision = Literal["auto", "fp32", "int8"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -72,8 +110,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
 
     # -- Label Studio
-    label_studio_url: str = Field("http://localhost:8080", description="Where Label Studio answers, without a path.")
-    label_studio_public_url: str = Field(
+    label_studio_url: Annotated[str, AfterValidator(_http)] = Field(
+        "http://localhost:8080", description="Where Label Studio answers, without a path."
+    )
+    label_studio_public_url: Annotated[str, AfterValidator(lambda url: url and _http(url))] = Field(
         "", description="Where people reach Label Studio, for links; empty: LABEL_STUDIO_URL."
     )
     label_studio_api_key: SecretStr = Field(
@@ -83,33 +123,37 @@ class Settings(BaseSettings):
     # -- this service
     basic_auth_user: str = Field("", description="With BASIC_AUTH_PASS: every route but /health asks for these.")
     basic_auth_pass: SecretStr = Field(SecretStr(""), description="See BASIC_AUTH_USER.")
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+    allowed_hosts: Names = Field(
         (),
         description="Comma-separated names by which browsers may reach this service, beside addresses, `localhost` and "
         "names without a dot; `.example.org` means all below it, `*` any. Not needed with Basic auth.",
     )
-    redis_url: str = Field("redis://localhost:6379/0", description="Queue; `unix:///path.sock` works too.")
+    redis_url: Annotated[str, AfterValidator(_redis)] = Field(
+        "redis://localhost:6379/0", description="Queue; `unix:///path.sock` works too."
+    )
     database_url: str = Field("", description="SQLAlchemy URL, its driver to be installed; empty: SQLite in DATA_DIR.")
-    data_dir: Path = Field(Path("data"), description="Databases, caches, weights, embedded servers' files.")
+    data_dir: Folder = Field(Path("data"), description="Databases, caches, weights, embedded servers' files.")
     upload_max_gb: float = Field(10.0, gt=0, description="Largest video that the control room's API takes.")
     outputs_gb: float = Field(
         20.0, gt=0, description="Rendered videos and exports kept in DATA_DIR for download; the oldest go first."
     )
-    log_level: LogLevel = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_level: Annotated[LogLevel, BeforeValidator(lambda name: str(name).upper())] = Field(
+        "INFO", description="DEBUG, INFO, WARNING or ERROR."
+    )
     job_attempts: int = Field(4, ge=1, description="How often a job is tried before it stays failed.")
     job_lease_s: int = Field(30, ge=5, description="A job whose worker is silent for so long is taken up again.")
 
     # -- media
     media_cache_gb: float = Field(20.0, gt=0, description="Downloaded videos kept; least recently used go first.")
     media_max_gb: float = Field(50.0, gt=0, description="Largest single download.")
-    media_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+    media_allowed_hosts: Names = Field(
         (), description="Comma-separated hosts, besides Label Studio's, from which http(s) videos may be fetched."
     )
-    local_files_root: Path | None = Field(
+    local_files_root: Folder | None = Field(
         None,
         description="Label Studio's LOCAL_FILES_DOCUMENT_ROOT if visible from here: such videos are used in place.",
     )
-    uploads_root: Path | None = Field(
+    uploads_root: Folder | None = Field(
         None, description="Label Studio's media folder if visible from here: uploads are used in place."
     )
 
@@ -169,7 +213,7 @@ class Settings(BaseSettings):
 
     # -- retraining
     train_per_second: float = Field(2.0, gt=0, description="Pictures a second that are trained on, beside keyframes.")
-    train_args: str = Field(
+    train_args: Annotated[str, AfterValidator(_json_object)] = Field(
         "{}",
         description="JSON object with arguments of ultralytics' training, such as epochs, imgsz or augmentations: "
         '{"epochs": 30, "mosaic": 0.5}.',
@@ -184,61 +228,9 @@ class Settings(BaseSettings):
         description="Promoted versions of a project that keep their weights, beside what is in use and what a rollback "
         "leads to; of refused ones three do. Older ones stay in the list, but cannot be used any more. 0: all.",
     )
-    worker_queues: Annotated[tuple[str, ...], NoDecode] = Field(
+    worker_queues: Annotated[Names, AfterValidator(_known_queues)] = Field(
         (), description="Comma-separated queues that a worker serves, in order; empty: all."
     )
-
-    @field_validator("label_studio_url", "label_studio_public_url")
-    @classmethod
-    def _no_trailing_slash(cls, value: str, info: ValidationInfo) -> str:
-        if not value and info.field_name == "label_studio_public_url":
-            return value
-        if not value.startswith(("http://", "https://")):
-            raise ValueError("it begins with http:// or https://")
-        return value.rstrip("/")
-
-    @field_validator("redis_url")
-    @classmethod
-    def _known_scheme(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("it begins with redis://, rediss:// or unix://")
-        return value
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _upper(cls, value: object) -> object:
-        return value.upper() if isinstance(value, str) else value
-
-    @field_validator("train_args")
-    @classmethod
-    def _json_object(cls, value: str) -> str:
-        try:
-            found = json.loads(value or "{}")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"it is not JSON: {error}") from error
-        if not isinstance(found, dict):
-            raise ValueError("it is a JSON object")
-        return value
-
-    @field_validator("worker_queues")
-    @classmethod
-    def _known_queues(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := sorted(set(value) - set(QUEUES)):
-            raise ValueError(f"there is no queue {', '.join(unknown)}; they are {', '.join(QUEUES)}")
-        return value
-
-    @field_validator("allowed_hosts", "media_allowed_hosts", "worker_queues", mode="before")
-    @classmethod
-    def _split_list(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(host.strip().lower() for host in value.split(",") if host.strip())
-        return value
-
-    @field_validator("data_dir", "local_files_root", "uploads_root")
-    @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
-        # Processes of one stack may be started from different folders.
-        return None if value is None else value.expanduser().absolute()
 
     @property
     def label_studio_links(self) -> str:

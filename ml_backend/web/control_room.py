@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
-from functools import lru_cache
+from functools import cache
 from importlib import metadata
 from threading import Condition
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 #: Settings that say how predictions are made.
 _TOLD = ("mode", "detector", "yolo_weights", "tracker", "imgsz", "conf", "device", "embedder")
 _PACKAGES = ("torch", "ultralytics", "transformers", "label-studio-sdk", "flask", "rq", "redis")
+#: Version of a package; to read them takes longer than all else that a status tells.
+_installed = cache(metadata.version)
 #: Seconds for which counts are good enough.
 STATS_S = 60.0
 #: Seconds for which jobs and queues are good enough: every open page asks for them every two seconds.
@@ -58,7 +60,7 @@ def status(query: bodies.OfAnyProject) -> answers.Status:
         "label_studio": found.settings.label_studio_url,
         "models": _models(found, query.project, state),
         "settings": {name: getattr(found.settings, name) for name in _TOLD},
-        "versions": _versions(),
+        "versions": {"python": platform.python_version(), **{name: _installed(name) for name in _PACKAGES}},
         **{name: state[name] for name in ("redis", "database", "workers", "queues")},  # type: ignore[typeddict-item]
     }
 
@@ -121,23 +123,9 @@ def _engines(detector: str, workers: list[answers.Worker]) -> list[dict[str, str
     return [model["engine"] for model in loaded if model["name"] == detector and model["engine"]]
 
 
-@lru_cache(maxsize=1)
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 @route("GET", "/projects", "Overview", errors=(502,))
 def projects() -> answers.ProjectList:
-    """Projects.
-
-    Projects of Label Studio that the configured token may see.
-    """
+    """Projects of Label Studio that the configured token may see."""
     found = services()
     rows: list[Any] = []
     for item in found.lister.projects():
@@ -152,10 +140,7 @@ def projects() -> answers.ProjectList:
 
 @route("GET", "/memory_status", "Models")
 def memory_status() -> answers.Memory:
-    """Models and memory by worker.
-
-    As workers told it last, within their lease.
-    """
+    """Models and memory by worker. As workers told it last, within their lease."""
     return {"workers": services().memory.status()}
 
 
@@ -197,10 +182,7 @@ def switch_model(body: bodies.SwitchModel) -> answers.Switched:
 
 @route("POST", "/load_custom_model", "Models", 202)
 def load_custom_model(body: bodies.LoadCustomModel) -> answers.Loading:
-    """Use a trained version.
-
-    Only versions of the registry: no file can be named. Sent again, it changes nothing.
-    """
+    """Use a trained version. Only versions of the registry: no file can be named. Sent again, it changes nothing."""
     found = services()
     model_version = found.trainings.activate(body.project, body.version, _BY)
     job = requested(found.control.init_models(body.project))["job"]
@@ -223,10 +205,7 @@ def _switched(found: WebContainer, project: int, before: str) -> answers.Switche
 
 @route("POST", "/learn_patterns", "Learn", 202)
 def learn_patterns(body: bodies.OfProject) -> answers.JobAnswer:
-    """Learn all annotations anew.
-
-    What people submit is learned by itself; this reads everything once more.
-    """
+    """Learn all annotations anew. What people submit is learned by itself; this reads everything once more."""
     return requested(services().control.learn(body.project))
 
 
@@ -268,27 +247,25 @@ def patterns_info(query: bodies.OfProject) -> answers.Patterns:
 
 @route("GET", "/exemplars", "Learn")
 def exemplars(query: bodies.ShowExemplars) -> answers.Exemplars:
-    """What a label was taught with.
-
-    Views of annotated objects with their pictures, newest first.
-    """
+    """What a label was taught with. Views of annotated objects with their pictures, newest first."""
     found = services()
     embedder = found.projects.models(query.project).hybrid.embedder
     rows: list[answers.Exemplar] = []
     if embedder is not None:
-        gallery = found.projects.patterns.gallery(query.project, embedder.model_id, query.label, query.limit)
-        for number, source, thumbnail in gallery:
-            rows.append(
-                {
-                    "id": number,
-                    "label": source.label,
-                    "task": source.task_id or None,
-                    "region": source.region_id,
-                    "frame": source.frame,
-                    "origin": source.origin,
-                    "thumbnail": data_url(thumbnail),
-                }
+        rows = [
+            {
+                "id": number,
+                "label": source.label,
+                "task": source.task_id or None,
+                "region": source.region_id,
+                "frame": source.frame,
+                "origin": source.origin,
+                "thumbnail": data_url(thumbnail),
+            }
+            for number, source, thumbnail in found.projects.patterns.gallery(
+                query.project, embedder.model_id, query.label, query.limit
             )
+        ]
     return {"project": query.project, "label": query.label, "exemplars": rows}
 
 
@@ -387,10 +364,7 @@ def train(body: bodies.Train) -> answers.JobAnswer:
 
 @route("GET", "/versions", "Learn")
 def versions(query: bodies.OfProject) -> answers.Versions:
-    """A project's versions.
-
-    What was trained, epoch by epoch, how good it is, and what people accepted.
-    """
+    """A project's versions. What was trained, epoch by epoch, how good it is, and what people accepted."""
     trainings = services().trainings
     facts: Any = trainings.versions(query.project) | {"before": trainings.before(query.project)}
     return dict(facts)  # type: ignore[return-value]
@@ -442,29 +416,22 @@ def create_custom_model_video(body: bodies.CustomModelVideo) -> answers.JobAnswe
     The version that is named, or the one in use, in the project's mode. Tracks that it has made of the video are used
     again.
     """
-    found = services()
-    _check_version(found, body.project, body.version)
-    return requested(found.control.render_custom(body.project, body.task, body.version or ""))
-
-
-def _check_version(found: WebContainer, project: int, name: str | None) -> None:
-    """Refuse at once what the job would refuse later."""
     from ml_backend.training.registry import MEASURED
 
+    found = services()
     registry = found.registry
-    version = registry.find(project, name) if name else registry.current(project)
+    version = registry.find(body.project, body.version) if body.version else registry.current(body.project)
+    # Refused at once, rather than by the job.
     if version is None:
-        raise ConfigError(f"Project {project} uses no trained version.", "Train one, or draw what 'base' finds.")
+        raise ConfigError(f"Project {body.project} uses no trained version.", "Train one, or draw what 'base' finds.")
     if version.state not in MEASURED:
         raise ConfigError(f"{version.name} is {version.state}: it has no weights.", "Choose another version.")
+    return requested(found.control.render_custom(body.project, body.task, body.version or ""))
 
 
 @route("POST", "/export", "Review and export", 202)
 def export(body: bodies.Export) -> answers.JobAnswer:
-    """Export a project.
-
-    Rows of JSON, or a dataset in a zip archive. Asked for later, it makes another file.
-    """
+    """Export a project. Rows of JSON, or a dataset in a zip archive. Asked for later, it makes another file."""
     return requested(services().control.export(body.project, body.format, body.predictions, body.stride))
 
 
@@ -472,16 +439,10 @@ def export(body: bodies.Export) -> answers.JobAnswer:
     "GET",
     "/download/<filename>",
     "Review and export",
+    *(200, 206, 304),
     errors=(416,),
-    parameters=[
-        {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
-        for name in ("Range", "If-None-Match")
-    ],
-    responses={
-        "200": {"description": "The file.", "content": {kind: {"schema": {}} for kind in _TYPES.values()}},
-        "206": {"description": "The part.", "content": {kind: {"schema": {}} for kind in _TYPES.values()}},
-        "304": {"description": "It is as the headers say that it is known."},
-    },
+    media=tuple(_TYPES.values()),
+    headers=("Range", "If-None-Match"),
 )
 def download(filename: bodies.FileName) -> Response:
     """Download a file.
@@ -512,20 +473,14 @@ def download(filename: bodies.FileName) -> Response:
 
 @route("GET", "/jobs", "Jobs")
 def jobs(query: bodies.ListJobs) -> answers.JobList:
-    """Jobs.
-
-    Running, waiting, failed and lately ended ones.
-    """
+    """Running, waiting, failed and lately ended jobs."""
     found = [item for item in all_jobs(services()) if query.project in (None, item["project"])]
     return {"jobs": found[: query.limit], "total": len(found)}
 
 
 @route("GET", "/jobs/<job_id>", "Jobs")
 def job(job_id: bodies.JobId) -> answers.Job:
-    """A job.
-
-    State, progress, time left, error and result. Results are kept for a week.
-    """
+    """A job. State, progress, time left, error and result. Results are kept for a week."""
     return _known(services().jobs.get(job_id))
 
 
@@ -567,25 +522,15 @@ def _document() -> dict[str, Any]:
     return document(auth=bool(settings.basic_auth_user and settings.basic_auth_pass.get_secret_value()))
 
 
-def _is(media_type: str, kind: str) -> dict[str, Any]:
-    return {"200": {"description": "The document.", "content": {media_type: {"schema": {"type": kind}}}}}
-
-
-@route("GET", "/openapi.json", "This API", responses=_is("application/json", "object"))
+@route("GET", "/openapi.json", "This API")
 def describe() -> Response:
-    """This document.
-
-    OpenAPI 3.1.
-    """
+    """This document, OpenAPI 3.1."""
     return jsonify(_document())
 
 
-@route("GET", "/docs", "This API", responses=_is("text/html", "string"))
+@route("GET", "/docs", "This API", media=("text/html",))
 def docs() -> Response:
-    """This document for people.
-
-    A page without scripts.
-    """
+    """This document for people, a page without scripts."""
     answer = Response(render_template("api_docs.html", document=_document()), content_type="text/html; charset=utf-8")
     answer.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
     return answer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from flask import Response, json, jsonify, request
@@ -16,8 +15,8 @@ from ml_backend.errors import BackendError
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
-#: Headers of Werkzeug's answers that describe the body which is replaced here.
-_OF_BODY = frozenset({"content-type", "content-length"})
+#: What is said of a fault of ours.
+FAULT = BackendError("Internal error.", "The backend's log says more; please report it.")
 
 
 class Invalid(BackendError):
@@ -88,26 +87,31 @@ def problem(status: int, detail: str, cure: str = "", *, kind: str = "", **more:
     return Response(json.dumps(body), status, content_type=MEDIA_TYPE)
 
 
+def told(error: Exception) -> tuple[BackendError, int]:
+    """What to say of any error, and the status; the log has it too."""
+    if isinstance(error, HTTPException):  # what Flask itself refuses, such as an upload that is too large
+        return BackendError(error.description or error.name), error.code or 500
+    if isinstance(error, BackendError):
+        level = logging.ERROR if error.http_status >= 500 else logging.WARNING
+        log.log(level, "%s: %s", request.path, error)
+        return error, error.http_status
+    log.exception("%s failed", request.path, exc_info=error)
+    return FAULT, 500
+
+
 def failed(error: Exception) -> Response:
     """Any error as an answer: a problem of the API's, or in the Label Studio protocol's own form."""
-    headers: Iterable[tuple[str, str]] = ()
-    kind, more = "", {}
-    if isinstance(error, HTTPException):
-        given = error.get_response()
-        status, detail, cure = given.status_code, error.description or error.name, ""
-        headers = [(name, value) for name, value in given.headers.items() if name.lower() not in _OF_BODY]
-    elif isinstance(error, BackendError):
-        status, detail, cure, kind = error.http_status, error.message, error.cure, type(error).__name__
-        log.log(logging.ERROR if status >= 500 else logging.WARNING, "%s: %s", request.path, error)
-        more = {"errors": error.errors} if isinstance(error, Invalid) and error.errors else {}
-        headers = [("Retry-After", "5")] if status == 503 else ()
-    else:
-        log.exception("%s failed", request.path, exc_info=error)
-        status, detail, cure = 500, "Internal error.", "The backend's log says more; please report it."
+    said, status = told(error)
     if not is_api():
-        answer = jsonify({"error": detail, "cure": cure})
+        answer = jsonify({"error": said.message, "cure": said.cure})
         answer.status_code = status
         return answer
-    answer = problem(status, detail, cure, kind=kind, **more)
-    answer.headers.extend(headers)
+    kind = "" if type(said) is BackendError else type(said).__name__
+    more = {"errors": said.errors} if isinstance(said, Invalid) and said.errors else {}
+    answer = problem(status, said.message, said.cure, kind=kind, **more)
+    if isinstance(error, HTTPException):  # such as Allow, Location and Content-Range
+        for name, value in error.get_response().headers.items():
+            answer.headers.setdefault(name, value)
+    if status == 503:
+        answer.headers["Retry-After"] = "5"
     return answer

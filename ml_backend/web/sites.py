@@ -41,6 +41,12 @@ def refuse_other_sites() -> None:
         raise CrossSite("A page of another site sent this request.", _CURE)
 
 
+def refuse_foreign_changes() -> None:
+    """Label Studio's requests say nothing of an origin; a form on a page of another site cannot hide its."""
+    if request.method not in ("GET", "HEAD", "OPTIONS"):
+        refuse_other_sites()
+
+
 def refuse_unproven() -> None:
     """Only what is surely no other site's doing may start work by being looked at.
 
@@ -75,10 +81,9 @@ def refuse_foreign_names(app: Flask, settings: Settings) -> None:
     """
     if settings.basic_auth_user and settings.basic_auth_pass.get_secret_value():
         return
-    allowed = settings.allowed_hosts
+    allowed = [*settings.allowed_hosts, socket.gethostname().lower()]
     if "*" in allowed:
         return
-    own = socket.gethostname().lower()
 
     @app.before_request
     def check() -> None:
@@ -87,9 +92,7 @@ def refuse_foreign_names(app: Flask, settings: Settings) -> None:
         if (request.blueprint == "protocol" or health) and not browser:
             return
         name = _name(request.host)
-        # Without a list that function trusts everybody.
-        listed = bool(allowed) and host_is_trusted(name, allowed)
-        if not (listed or name == own or _is_local(name)):
+        if not (host_is_trusted(name, allowed) or _is_local(name)):
             raise ForeignName(
                 f"This server does not know itself by the name {name[:80]!r}.",
                 "Use its address, or add the name to ALLOWED_HOSTS.",
@@ -109,18 +112,14 @@ def require_basic_auth(app: Flask, settings: Settings) -> None:
     def check() -> Response | None:
         if request.path == "/health":
             return None
-        auth = request.authorization if request.authorization and request.authorization.type == "basic" else None
-        given_user = (auth.username or "") if auth else ""
-        given_password = (auth.password or "") if auth else ""
-        # Bytes: compare_digest refuses text outside ASCII. Both are compared, so that time tells nothing.
-        right = hmac.compare_digest(given_user.encode(), user.encode())
-        right &= hmac.compare_digest(given_password.encode(), password.encode())
-        if right:
+        auth = request.authorization
+        given = f"{auth.username}:{auth.password}" if auth and auth.type == "basic" else ""
+        # Bytes: compare_digest refuses text outside ASCII. It takes as long for right as for wrong credentials.
+        if hmac.compare_digest(given.encode(), f"{user}:{password}".encode()):
             return None
+        answer = Response("Unauthorized", 401)
         if is_api():
             answer = problem(401, "The credentials are missing or wrong.", "Send BASIC_AUTH_USER and BASIC_AUTH_PASS.")
-        else:
-            answer = Response("Unauthorized", 401)
         answer.headers["WWW-Authenticate"] = 'Basic realm="Login required"'
         return answer
 

@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import secrets
 import shutil
 import unicodedata
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flask import request
-from pydantic import ValidationError
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 
 from ml_backend.errors import StorageError
-from ml_backend.files import VIDEO_SUFFIXES
+from ml_backend.files import VIDEO_SUFFIXES, file_sha256
+from ml_backend.outputs import GB, RECEIVED
 from ml_backend.web import answers, bodies
-from ml_backend.web.api import invalid, route
+from ml_backend.web.api import naming_errors, route
 from ml_backend.web.control_room import requested
 from ml_backend.web.problems import Invalid, WrongType
 from ml_backend.web.protocol import services
 
-GB = 1 << 30
 #: Longest file name in bytes, with room for what Label Studio puts before it; file systems take 255.
 NAME_BYTES = 150
 #: Bytes of form fields, and their number: there is one, and the file. Werkzeug reads 64 kB at once.
 _FIELD_BYTES, _FIELDS = 200_000, 10
 #: Bytes that are left free on the disk.
 _SPARE = 512 << 20
-
-
-class _Received(io.BufferedWriter):
-    """A file that is being received; it knows the digest of its content at the end."""
-
-    def __init__(self, path: Path, limit: int) -> None:
-        super().__init__(io.FileIO(path, "xb"))
-        self._limit, self._left = limit, limit
-        self.digest = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:  # type: ignore[override]
-        self._left -= len(data)
-        if self._left < 0:
-            raise RequestEntityTooLarge(_too_large(self._limit))
-        self.digest.update(data)
-        return super().write(data)
 
 
 @route("POST", "/upload_video", "Label", 202, form=bodies.Upload)
@@ -58,17 +40,18 @@ def upload_video() -> answers.JobAnswer:
     found = services()
     if request.mimetype != "multipart/form-data":
         raise WrongType("The body must be of the type multipart/form-data.", "Send the fields 'project' and 'file'.")
-    limit = int(found.settings.upload_max_gb * GB)
-    _check_room(found.settings.uploads_dir, request.content_length or 0, limit)
-    folder = found.settings.uploads_dir / f"part-{secrets.token_hex(8)}"
+    limit, uploads = int(found.settings.upload_max_gb * GB), found.settings.uploads_dir
+    folder = uploads / f"{RECEIVED}{secrets.token_hex(8)}"
     try:
         folder.mkdir(parents=True)
-        project, name, digest = _receive(folder / "video", limit)
+        wanted = min(request.content_length or 0, limit)  # what is larger is refused below
+        if wanted + _SPARE > shutil.disk_usage(folder).free:
+            raise StorageError(f"There is no room for {wanted / 1e9:.1f} GB.", "Free disk space.")
+        project, name = _receive(folder, limit)
         # Of its content and project: the same upload is the same job.
-        known = f"{project}-{digest[:16]}"
-        target = found.settings.uploads_dir / known / name
-        target.parent.mkdir(exist_ok=True)
-        (folder / "video").replace(target)
+        known = f"{project}-{file_sha256(folder / 'video')[:16]}"
+        (uploads / known).mkdir(exist_ok=True)
+        (folder / "video").replace(uploads / known / name)
     except OSError as error:
         raise StorageError(
             f"The upload cannot be kept: {error.strerror}.", "Free disk space, or set DATA_DIR elsewhere."
@@ -78,53 +61,33 @@ def upload_video() -> answers.JobAnswer:
     return requested(found.control.import_video(project, known, name))
 
 
-def _check_room(folder: Path, wanted: int, limit: int) -> None:
-    if wanted > limit + _FIELD_BYTES * _FIELDS:
-        raise RequestEntityTooLarge(_too_large(limit))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be used: {error.strerror}.", "Set DATA_DIR elsewhere.") from error
-    if wanted + _SPARE > free:
-        raise StorageError(f"There is no room for {wanted / 1e9:.1f} GB.", "Free disk space.")
-
-
-def _too_large(limit: int) -> str:
-    return f"The file is larger than {limit / GB:g} GB, which UPLOAD_MAX_GB allows."
-
-
-def _receive(path: Path, limit: int) -> tuple[int, str, str]:
-    """Read the body to its end, the file to the disk; project, and the file's name and digest."""
-    received: list[_Received] = []
+def _receive(folder: Path, limit: int) -> tuple[int, str]:
+    """Read the body to its end, the file to the disk as ``video``; project, and the file's name."""
+    path, cure = folder / "video", "Send the fields 'project' and 'file'."
+    most = request.max_content_length = limit + _FIELD_BYTES * _FIELDS
 
     def receiver(*_args: Any, **_more: Any) -> Any:
-        if received:
+        if path.exists():
             raise Invalid("There is more than one file.", "Upload one at a time.")
-        received.append(_Received(path, limit))
-        return received[-1]
+        return opened.enter_context(path.open("xb"))
 
-    most = request.max_content_length = limit + _FIELD_BYTES * _FIELDS
     parser = FormDataParser(receiver, _FIELD_BYTES, most, silent=False, max_form_parts=_FIELDS)
     try:
-        _, fields, files = parser.parse(
-            request.stream, request.mimetype, request.content_length, dict(request.mimetype_params)
-        )
+        with ExitStack() as opened:
+            _, fields, files = parser.parse(
+                request.stream, request.mimetype, request.content_length, dict(request.mimetype_params)
+            )
+        if path.exists() and path.stat().st_size > limit:
+            raise RequestEntityTooLarge
     except RequestEntityTooLarge as error:
-        raise RequestEntityTooLarge(_too_large(limit)) from error
-    except HTTPException:
-        raise
+        raise RequestEntityTooLarge(
+            f"The file is larger than {limit / GB:g} GB, which UPLOAD_MAX_GB allows."
+        ) from error
     except ValueError as error:
         raise Invalid(f"The body is no form: {error}.", "Send it as a browser's form does.") from error
-    finally:
-        for item in received:
-            item.close()
-    cure = "Send the fields 'project' and 'file'."
-    try:
+    with naming_errors("field", cure):
         named = {name: item.filename or "" for name, item in files.items()}
         form = bodies.Upload.model_validate_strings(fields.to_dict() | named, strict=False)
-    except ValidationError as error:
-        raise invalid(error, "field", cure) from error
     if set(files) != {"file"}:
         raise Invalid("The field 'file' must be a file, and no other.", cure)
     name = safe_name(form.file)
@@ -134,7 +97,7 @@ def _receive(path: Path, limit: int) -> tuple[int, str, str]:
         )
     if not path.stat().st_size:
         raise Invalid("The file is empty.", "Choose another.")
-    return form.project, name, received[0].digest.hexdigest()
+    return form.project, name
 
 
 def safe_name(given: str) -> str:

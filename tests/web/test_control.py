@@ -23,20 +23,7 @@ from ml_backend.settings import Settings
 from ml_backend.versions import shaping
 from ml_backend.web import control_room
 from tests.builders import make_tiny_yolo, wait_for
-from tests.web.control import Room
-
-
-def promoted(room: Room, tmp_path: Path, content: bytes) -> None:
-    """Another version of project 7 that passed the gate."""
-    weights = tmp_path / "best.pt"
-    weights.write_bytes(content)
-    registry = room.services.registry
-    run = registry.begin(7, "me", "a test", None)
-    name = f"projects/7/{run.name}.pt"
-    sha256 = room.services.artifacts.put(weights, name)
-    run = registry.advance(run, detector="yolo11n", weights_sha256=sha256, artifact=name, classes=["person"])
-    registry.activate(7, None, "me")
-    registry.promote(run, "better", "gate")
+from tests.web.control import Room, promoted
 
 
 def states(room: Room) -> dict[str, str]:
@@ -132,7 +119,7 @@ def test_memory(room: Room) -> None:
 
 def test_switching_modes_and_versions(auto: Room, tmp_path: Path) -> None:
     for content in (b"PK first", b"PK second"):
-        promoted(auto, tmp_path, content)
+        promoted(auto.services, tmp_path, content)
     found = auto.post("/api/switch_model", {"project": 7, "mode": "yolo", "version": "v1"})
     assert (found["mode"], found["version"], found["changed"]) == ("yolo", "v1", True)
     again = auto.post("/api/switch_model", {"project": 7, "mode": "yolo", "version": "v1"})
@@ -154,7 +141,7 @@ def test_no_file_can_be_loaded(auto: Room, name: str) -> None:
 
 
 def test_loading_a_custom_model(auto: Room, tmp_path: Path) -> None:
-    promoted(auto, tmp_path, b"PK first")
+    promoted(auto.services, tmp_path, b"PK first")
     auto.post("/api/switch_model", {"project": 7, "version": "base"})
     found = auto.post("/api/load_custom_model", {"project": 7, "version": "v1"}, 202)
     assert found["model_version"].endswith(".v1")
@@ -163,7 +150,7 @@ def test_loading_a_custom_model(auto: Room, tmp_path: Path) -> None:
 
 def test_rolling_back_names_what_is_left(auto: Room, tmp_path: Path) -> None:
     for content in (b"PK first", b"PK second"):
-        promoted(auto, tmp_path, content)
+        promoted(auto.services, tmp_path, content)
     known = auto.get("/api/versions?project=7")
     assert known["current"] == "v2"
     assert known["before"] in ("v1", "base")
@@ -330,7 +317,10 @@ def test_the_document_is_one(room: Room) -> None:
 
 
 def test_the_page_names_every_route_and_needs_nothing_else(room: Room) -> None:
-    text = room.client.get("/api/docs").get_data(as_text=True)
+    answer = room.client.get("/api/docs")
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "script-src" not in answer.headers["Content-Security-Policy"]
+    text = answer.get_data(as_text=True)
     for path in room.document["paths"]:
         assert path in text
     assert "<script" not in text

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +29,8 @@ from ml_backend.jobs.trainer import Trainer
 from ml_backend.local.processes import RedisServer
 from ml_backend.services import WebContainer
 from ml_backend.settings import Settings
-from tests.builders import CONFIG, NO_RECTANGLE, ROOT, environment, wait_for
+from tests.builders import CONFIG, NO_RECTANGLE, environment, wait_for
+from tests.web.control import promoted
 
 PROJECT = "7.1700000000"
 
@@ -329,19 +328,6 @@ def versions_of(client: FlaskClient, project: str) -> dict[str, Any]:
     return found
 
 
-def promoted(client: FlaskClient, tmp_path: Path, content: bytes) -> None:
-    """Another version of project 7 that passed the gate."""
-    weights = tmp_path / "best.pt"
-    weights.write_bytes(content)
-    registry = services(client).registry
-    run = registry.begin(7, "me", "a test", registry.current(7))
-    name = f"projects/7/{run.name}.pt"
-    sha256 = services(client).artifacts.put(weights, name)
-    run = registry.advance(run, detector="yolo11n", weights_sha256=sha256, artifact=name, classes=["person"])
-    current = registry.current(7)
-    registry.promote(run, "better", "gate", current.id if current else None)
-
-
 @pytest.fixture
 def auto_client(settings: Callable[..., Settings], redis_url: str) -> FlaskClient:
     """The detector is not forced to be the motion detector, so that versions are used."""
@@ -354,7 +340,7 @@ def test_a_promoted_version_is_what_setup_tells_and_one_call_rolls_back(
     client = auto_client
     before = client.post("/setup", json={"project": "7.1", "schema": ""}).json["model_version"]
     for content in (b"PK first", b"PK second"):
-        promoted(client, tmp_path, content)
+        promoted(services(client), tmp_path, content)
     told = client.post("/setup", json={"project": "7.1", "schema": ""}).json["model_version"]
     assert told.endswith(".v2")
     found = versions_of(client, "7")
@@ -371,7 +357,7 @@ def test_a_promoted_version_is_what_setup_tells_and_one_call_rolls_back(
 
 def test_a_version_whose_weights_are_gone_is_not_switched_to(auto_client: FlaskClient, tmp_path: Path) -> None:
     client = auto_client
-    promoted(client, tmp_path, b"PK")
+    promoted(services(client), tmp_path, b"PK")
     client.post("/versions", json={"project": 7, "version": "base"})
     version = services(client).registry.find(7, "v1")
     services(client).artifacts.remove(version.artifact)
@@ -430,7 +416,6 @@ def test_too_large_a_body(settings: Callable[..., Settings], redis_url: str) -> 
 # -- bad input
 
 
-@pytest.mark.parametrize("route", ["/setup", "/predict", "/webhook"])
 @pytest.mark.parametrize(
     "body",
     [
@@ -451,10 +436,11 @@ def test_too_large_a_body(settings: Callable[..., Settings], redis_url: str) -> 
     ],
     ids=lambda body: repr(body[:12]),
 )
-def test_malformed_bodies_are_refused(client: FlaskClient, route: str, body: bytes) -> None:
-    answer = client.post(route, data=body, content_type="application/json")
-    assert answer.status_code == 400
-    assert set(answer.json) == {"error", "cure"}
+def test_malformed_bodies_are_refused(client: FlaskClient, body: bytes) -> None:
+    for route in ("/setup", "/predict", "/webhook"):
+        answer = client.post(route, data=body, content_type="application/json")
+        assert answer.status_code == 400, route
+        assert set(answer.json) == {"error", "cure"}
 
 
 def test_content_type_does_not_matter(client: FlaskClient) -> None:
@@ -531,16 +517,12 @@ def test_without_redis_predict_says_so_quickly(without_redis: FlaskClient) -> No
     assert took < 10
 
 
-def test_redis_on_a_dead_port(settings: Callable[..., Settings]) -> None:
-    client = create_app(settings(redis_url="redis://127.0.0.1:1/0", detector="motion")).test_client()
-    started = time.monotonic()
-    assert client.post("/predict", json=request(task())).status_code == 503
-    assert time.monotonic() - started < 10
-
-
-def test_password_of_redis_is_not_told(settings: Callable[..., Settings]) -> None:
+def test_redis_on_a_dead_port_whose_password_is_not_told(settings: Callable[..., Settings]) -> None:
     client = create_app(settings(redis_url="redis://user:geheim@127.0.0.1:1/0", detector="motion")).test_client()
+    started = time.monotonic()
     answer = client.post("/predict", json=request(task()))
+    assert time.monotonic() - started < 10
+    assert answer.status_code == 503
     assert "127.0.0.1:1" in answer.json["error"]
     assert b"geheim" not in answer.data
 
@@ -629,38 +611,6 @@ def test_database_that_cannot_be_made(settings: Callable[..., Settings], tmp_pat
 
 
 # -- the process
-
-
-def test_web_process_loads_no_heavy_library(settings: Callable[..., Settings], redis_url: str) -> None:
-    code = (
-        f"CONFIG = {CONFIG!r}"
-        + """
-import sys
-from ml_backend.wsgi import app
-client = app.test_client()
-task = {"id": 1, "data": {"video": "/data/upload/1/a.mp4"}}
-statuses = [
-    client.get("/health").status_code,
-    client.post("/setup", json={"project": "7.1", "schema": CONFIG}).status_code,
-    client.post("/predict", json={"project": "7.1", "label_config": CONFIG, "tasks": [task]}).status_code,
-    client.post("/webhook", json={"action": "TASKS_CREATED", "project": {"id": 7}}).status_code,
-    client.get("/versions").status_code,
-    client.get("/metrics").status_code,
-]
-heavy = ("torch", "ultralytics", "cv2", "av", "scipy", "pandas", "label_studio_sdk", "matplotlib")
-print(statuses, [name for name in heavy if name in sys.modules])
-"""
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment(settings(redis_url=redis_url)),
-        timeout=240,
-        check=False,
-    )
-    assert done.stdout.strip().endswith("[200, 200, 200, 201, 200, 200] []"), done.stderr[-2000:]
 
 
 @pytest.fixture

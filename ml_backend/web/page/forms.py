@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 from flask import request
-from pydantic import ValidationError
 
 from ml_backend.web import answers, bodies, control_room, uploads
-from ml_backend.web.api import invalid
+from ml_backend.web.api import naming_errors
 from ml_backend.web.problems import Invalid, Unknown
 
 
@@ -79,12 +78,7 @@ def perform(name: str) -> dict[str, Any]:
 
 def _read(model: type[bodies.Model]) -> Any:
     """The form as a body; empty fields are not sent."""
-    given: dict[str, Any] = {}
-    for name, values in request.form.lists():
-        kept = [value for value in values if value]
-        if kept:
-            given[name] = kept if name == "tasks" else kept[-1]
-    try:
+    sent = {name: [value for value in values if value] for name, values in request.form.lists()}
+    given = {name: kept if name == "tasks" else kept[-1] for name, kept in sent.items() if kept}
+    with naming_errors("field", "Load the page again."):
         return model.model_validate(given, strict=False)
-    except ValidationError as error:
-        raise invalid(error, "field", "Load the page again.") from error

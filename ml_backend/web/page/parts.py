@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_backend.errors import LabelStudioError
 from ml_backend.versions import BASE
-from ml_backend.web import answers, bodies, control_room
+from ml_backend.web import bodies, control_room
 from ml_backend.web.page import charts
 from ml_backend.web.page.state import State
 from ml_backend.web.problems import Unknown
@@ -73,10 +73,7 @@ def _jobs(state: State) -> Facts:
 
 
 def _system(state: State) -> Facts:
-    found = control_room.status(bodies.OfAnyProject(project=state.project))
-    waiting = sum(queue.get("queued", 0) + queue.get("scheduled", 0) for queue in found["queues"].values())
-    failed = sum(queue.get("failed", 0) for queue in found["queues"].values())
-    return {"status": found, "waiting": waiting, "failed": failed}
+    return {"status": control_room.status(bodies.OfAnyProject(project=state.project))}
 
 
 # -- 1. label
@@ -137,8 +134,7 @@ def _versions(state: State) -> Facts:
     project, trainings = _project(state), services().trainings
     found = trainings.versions(project, VERSIONS) | {"before": trainings.before(project)}
     # Such a version cannot be used, whatever became of it; its reason says the rest.
-    rows = [item | {"state": "removed"} if item["weights_removed"] else item for item in found["versions"]]
-    found["versions"] = rows
+    found["versions"] = [v | {"state": "removed"} if v["weights_removed"] else v for v in found["versions"]]
     jobs = [item for item in _jobs_of(state) if item["kind"] == "train" and item["state"] in LIVE]
     shown = next((item for item in found["versions"] if item["history"]), None)
     return {
@@ -203,7 +199,8 @@ def _auto(state: State) -> Facts:
 
 
 def _files(state: State) -> Facts:
-    results = {item["result"]["file"]: item for item in _jobs_of(state) if _has_file(item["result"])}
+    jobs = [item for item in _jobs_of(state) if isinstance(item["result"], dict)]
+    results = {item["result"].get("file"): item for item in jobs}
     found = [_file(path, results.get(path.name)) for path in services().outputs.of_project(_project(state))]
     page, pages = _page(state, "files", len(found))
     videos = [item for item in found if item["name"].endswith(".mp4")]
@@ -218,10 +215,6 @@ def _files(state: State) -> Facts:
     }
 
 
-def _has_file(result: Any) -> bool:
-    return isinstance(result, dict) and "file" in result
-
-
 def _file(path: Path, job: Any) -> Facts:
     """A file, with what its job tells of it; a job's name is given again, and an older file's job is then unknown."""
     try:
@@ -234,11 +227,6 @@ def _file(path: Path, job: Any) -> Facts:
     return {"name": path.name, "bytes": stat.st_size, "at": at, "key": key, **known}
 
 
-def _holds(worker: answers.Worker) -> list[str]:
-    """A worker, and which models it has loaded."""
-    return [worker["name"], *(str(model["name"]) for model in (worker["memory"] or {}).get("models", ()))]
-
-
 def marks(project: int | None) -> dict[str, str]:
     """A short text for everything that :attr:`Part.on` names; it differs whenever the thing has changed.
 
@@ -248,10 +236,8 @@ def marks(project: int | None) -> dict[str, str]:
     found = services()
     jobs = [item for item in control_room.all_jobs(found) if project in (None, item["project"])]
     state = control_room.look(found)
-    told: dict[str, Any] = {
-        "jobs": jobs,
-        "status": [state["redis"], state["database"], state["queues"], [_holds(item) for item in state["workers"]]],
-    }
+    holds = [(item["name"], [m["name"] for m in (item["memory"] or {}).get("models", ())]) for item in state["workers"]]
+    told: dict[str, Any] = {"jobs": jobs, "status": [state["redis"], state["database"], state["queues"], holds]}
     for item in jobs:  # a kind's jobs that begin, end and go; not how far they are
         told.setdefault(item["kind"], []).append((item["id"], item["ended_at"]))
     if project is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,15 +10,11 @@ from flask import request
 from ml_backend.errors import BackendError
 from ml_backend.web import answers, control_room
 from ml_backend.web.page.texts import LANGUAGES
-from ml_backend.web.problems import CrossSite
+from ml_backend.web.problems import CrossSite, told
 from ml_backend.web.sites import refuse_unproven
-
-log = logging.getLogger(__name__)
 
 STEPS = ("label", "learn", "auto", "review")
 THEMES = ("light", "dark")
-#: What is said of a fault of ours.
-FAULT = BackendError("Internal error.", "The backend's log says more; please report it.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,32 +64,15 @@ def read_state(*, whole: bool) -> State:
     if whole:
         try:
             projects = control_room.projects()["projects"]
-        except BackendError as error:
-            problem = error
-        except Exception:
-            log.exception("The list of projects failed")
-            problem = FAULT
-    step, theme = values.get("step", ""), request.cookies.get("theme", "")
-    return State(
-        step if step in STEPS else STEPS[0],
-        language(),
-        theme if theme in THEMES else "",
-        projects,
-        problem,
-        _foreign(),
-        values,
-    )
-
-
-def language() -> str:
-    """The chosen one, else the browser's, else English."""
-    chosen = request.cookies.get("lang", "")
-    return chosen if chosen in LANGUAGES else request.accept_languages.best_match(list(LANGUAGES)) or "en"
-
-
-def _foreign() -> bool:
+        except Exception as error:  # noqa: BLE001 -- told() logs it
+            problem, _ = told(error)
     try:
         refuse_unproven()
+        foreign = False
     except CrossSite:
-        return True
-    return False
+        foreign = True
+    step, theme, lang = values.get("step", ""), request.cookies.get("theme", ""), request.cookies.get("lang", "")
+    if lang not in LANGUAGES:
+        lang = request.accept_languages.best_match(list(LANGUAGES)) or "en"
+    step, theme = step if step in STEPS else STEPS[0], theme if theme in THEMES else ""
+    return State(step, lang, theme, projects, problem, foreign, values)

@@ -12,19 +12,12 @@ from markupsafe import Markup
 
 #: Languages by code, as they call themselves.
 LANGUAGES = {"en": "English", "ko": "한국어"}
-_FOLDER = Path(__file__).parent
 
 
 @cache
 def words(lang: str) -> dict[str, str]:
-    """Every text of a language, with ``{name}`` where values go.
-
-    Raises:
-        KeyError: there is no such language.
-    """
-    if lang not in LANGUAGES:
-        raise KeyError(lang)
-    found: dict[str, str] = json.loads((_FOLDER / f"texts.{lang}.json").read_text(encoding="utf-8"))
+    """Every text of one of :data:`LANGUAGES`, with ``{name}`` where values go."""
+    found: dict[str, str] = json.loads(Path(__file__).with_name(f"texts.{lang}.json").read_text(encoding="utf-8"))
     return found
 
 

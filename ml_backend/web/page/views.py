@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -15,19 +14,16 @@ from urllib.parse import urlencode
 
 from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
 from markupsafe import Markup
-from werkzeug.exceptions import HTTPException
 
 from ml_backend.errors import BackendError
 from ml_backend.jobs.control_queue import STRIDE
 from ml_backend.web.page import forms, texts
 from ml_backend.web.page.parts import PARTS, marks
-from ml_backend.web.page.state import FAULT, STEPS, THEMES, State, read_state
+from ml_backend.web.page.state import STEPS, THEMES, State, read_state
 from ml_backend.web.page.texts import LANGUAGES, named, translator
-from ml_backend.web.problems import CrossSite, ForeignName, Unknown
+from ml_backend.web.problems import CrossSite, ForeignName, Unknown, told
 from ml_backend.web.protocol import health, services
-from ml_backend.web.sites import refuse_other_sites, refuse_unproven, takes_html
-
-log = logging.getLogger(__name__)
+from ml_backend.web.sites import refuse_unproven, takes_html
 
 _STATIC = Path(__file__).parents[1] / "static"
 blueprint = Blueprint(
@@ -111,7 +107,6 @@ def part(name: str) -> Response:
 @blueprint.post("/ui/do/<name>")
 def do(name: str) -> Response:
     """A button. With scripts the answer is a notice; without, the whole page with one."""
-    refuse_other_sites()
     answer = forms.perform(name)
     state = read_state(whole="HX-Request" not in request.headers)
     notice = _rendered("page/notice.html", answer=answer, button=name, **_context(state))
@@ -125,15 +120,8 @@ def do(name: str) -> Response:
 @blueprint.errorhandler(Exception)
 def failed(error: Exception) -> Response:
     """What is wrong and the cure, where the notice would be."""
-    if isinstance(error, HTTPException):  # what Flask itself refuses, such as an upload that is too large
-        told, status = BackendError(error.description or error.name), error.code or 500
-    elif isinstance(error, BackendError):
-        log.warning("%s: %s", request.path, error)
-        told, status = error, error.http_status
-    else:
-        log.exception("%s failed", request.path, exc_info=error)
-        told, status = FAULT, 500
-    notice = _rendered("page/problem.html", error=told)
+    said, status = told(error)
+    notice = _rendered("page/problem.html", error=said)
     # A foreign page may read nothing of this server's, and what fails may be the page itself.
     alone = isinstance(error, (CrossSite, ForeignName)) or "HX-Request" in request.headers
     if alone or status == 500 or (status > 500 and request.endpoint == "page.home"):
@@ -150,22 +138,14 @@ def _draw(name: str, state: State, context: dict[str, Any]) -> Markup:
     """A part, or what is wrong with it: one that fails takes no other with it."""
     try:
         return _rendered(f"page/parts/{name}.html", **PARTS[name].facts(state), **context)
-    except BackendError as error:
-        return _rendered("page/problem.html", error=error, **context)
-    except Exception:
-        log.exception("The part %s of the page failed", name)
-        return _rendered("page/problem.html", error=FAULT, **context)
+    except Exception as error:  # noqa: BLE001 -- told() logs it
+        return _rendered("page/problem.html", error=told(error)[0], **context)
 
 
 def _context(state: State) -> dict[str, Any]:
     """What every template may use."""
     t = translator(state.lang)
-
     here: dict[str, Any] = {"project": state.project, "step": state.step}
-
-    def part_address(name: str, **values: object) -> str:
-        return url_for("page.part", name=name, **(here | values))
-
     context: dict[str, Any] = {
         "s": state,
         "t": t,
@@ -174,7 +154,7 @@ def _context(state: State) -> dict[str, Any]:
         "languages": LANGUAGES,
         "address": lambda **changes: url_for("page.home", **(here | changes)),
         "action": lambda name: url_for("page.do", name=name, **here),
-        "part_address": part_address,
+        "part_address": lambda name, **values: url_for("page.part", name=name, **(here | values)),
         "static": lambda name: url_for("page.static", filename=name, v=_digest(name)),
         "amount": texts.amount,
         "percent": texts.percent,
@@ -194,7 +174,7 @@ def _context(state: State) -> dict[str, Any]:
         waits = found.starts and state.foreign
         events = [f"live-{item} from:body" for item in found.on] + (["load"] if waits else [])
         content = "" if waits else _draw(name, state, context)
-        source = part_address(name, **kept)
+        source = context["part_address"](name, **kept)
         return _rendered(
             "page/part.html", name=name, source=source, events=", ".join(events), content=content, **context
         )
