@@ -89,8 +89,8 @@ PARTS: dict[str, Part] = {
     "api": Part(
         "API latency",
         _ON_VIDEO,
-        ("--clients", "10", "--seconds", "3", "--loads", "1"),
-        ("per_second", "median_ms", "p99_ms", "worst_ms", "errors", "bytes", "requests", "interactive_ms"),
+        ("--clients", "10", "--seconds", "3"),
+        ("per_second", "median_ms", "p99_ms", "worst_ms", "errors"),
     ),
 }
 

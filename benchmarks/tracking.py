@@ -1,6 +1,6 @@
 """Plain ``YOLO.track`` loops beside our tracking of the same clip, in one run.
 
-    python benchmarks/tracking.py VIDEO --weights yolo11n.pt [--ground-truth gt.txt] [--wide] [--out FOLDER]
+    python benchmarks/tracking.py VIDEO --weights yolo11n.pt [--ground-truth gt.txt]
     python benchmarks/tracking.py VIDEO --weights yolo11n.pt --strides 1,2,3 [--precision int8]
 
 Frames per second count decoding, detection and tracking, from the first frame to the last track; loading the model
@@ -36,7 +36,7 @@ from ml_backend.models.tracker import Tracker  # noqa: E402
 from ml_backend.observe import observe  # noqa: E402
 from ml_backend.settings import Settings  # noqa: E402
 from ml_backend.tracks.assembler import TrackAssembler  # noqa: E402
-from ml_backend.tracks.metrics import Rows, read_mot, score, write_mot  # noqa: E402
+from ml_backend.tracks.metrics import Rows, read_mot, score  # noqa: E402
 from ml_backend.types import Track  # noqa: E402
 from ml_backend.video.probe import probe  # noqa: E402
 from ml_backend.video.reader import read_frames  # noqa: E402
@@ -136,21 +136,17 @@ def _rows(rows: list[tuple[float, ...]]) -> Rows:
 @click.option("--weights", required=True, type=click.Path(exists=True, path_type=Path), help="YOLO checkpoint.")
 @click.option("--ground-truth", type=click.Path(exists=True, path_type=Path), help="MOTChallenge gt.txt.")
 @click.option("--class-name", default="person", show_default=True, help="Class that is compared; empty: all.")
-@click.option("--wide", is_flag=True, help="Also at 960 pixels, and every tracker.")
 @click.option("--strides", callback=lambda *a: numbers(*a) if a[2] else [], help="Compare these instead: 1,2,3.")
 @click.option("--precision", type=click.Choice(["int8"]), help="With --strides: also in it.")
 @click.option("--device", default="auto", show_default=True)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write each result as a MOT file here.")
 def main(
     video: Path,
     weights: Path,
     ground_truth: Path | None,
     class_name: str,
-    wide: bool,
     strides: list[int],
     precision: str | None,
     device: str,
-    out: Path | None,
 ) -> None:
     if strides:
         results = beside_exact(video, weights, class_name, strides, precision)
@@ -166,15 +162,6 @@ def main(
         "ours": lambda: ours(video, weights, class_name, settings),
         "ours, motion detector": lambda: ours(video, None, class_name, settings),
     }
-    if wide:
-        runs["YOLO.track, tracktrack, 960 px"] = lambda: plain(
-            video, weights, class_name, device, tracker="tracktrack.yaml", conf=settings.conf, imgsz=960
-        )
-        runs["ours, 960 px"] = lambda: ours(video, weights, class_name, settings.model_copy(update={"imgsz": 960}))
-        for kind in ("botsort", "bytetrack", "ocsort", "deepocsort", "fasttrack"):
-            runs[f"ours, {kind}"] = lambda kind=kind: ours(
-                video, weights, class_name, settings.model_copy(update={"tracker": kind})
-            )
     truth = read_mot(ground_truth) if ground_truth else None
     results = {}
     for name, run in runs.items():
@@ -184,9 +171,6 @@ def main(
         if truth is not None:
             figures.update(score(truth, rows))
         results[name] = {key: round(value, 4) for key, value in figures.items()}
-        if out:
-            out.mkdir(parents=True, exist_ok=True)
-            write_mot(out / f"{name.replace(', ', '-').replace(' ', '_')}.txt", rows)
     _show(results, truth is not None)
     print(json.dumps({"video": video.name, "class": class_name, "results": results}))
 
