@@ -98,8 +98,8 @@ def crowd(url: str, path: str, headers: dict[str, str], clients: int, seconds: f
 class Work:
     """A training and predictions that go on until the stack stops."""
 
-    def __init__(self, stack: Any, project: int, video: Path) -> None:
-        self._stack, self._project, self._video = stack, project, video
+    def __init__(self, stack: Any, project: int, registry: Any, video: Path) -> None:
+        self._stack, self._project, self._registry, self._video = stack, project, registry, video
         self._client = stack.client()
 
     def running(self, *states: str) -> Counter[str]:
@@ -108,20 +108,14 @@ class Work:
         answer.raise_for_status()
         return Counter(job["kind"] for job in answer.json()["jobs"] if job["state"] in states)
 
-    def _versions(self) -> list[str]:
-        """States of the project's versions."""
-        query = {"project": self._project}
-        answer = httpx.get(f"{self._stack.backend.url}/api/versions", params=query, trust_env=False, timeout=TIMEOUT_S)
-        answer.raise_for_status()
-        return [item["state"] for item in answer.json()["versions"]]
-
     def begin(self, sample: Path) -> None:
         """Submit what is seen in a short video; return when a training runs and a prediction does."""
         first = new_task(self._client, self._project, sample)
         prediction = wait("a prediction", lambda: newest(self._client, first), self._stack)
         submit_as_walkers(self._client, first, prediction)
         self.feed()
-        wait("a training", lambda: "training" in self._versions(), self._stack)
+        active = self._registry.active
+        wait("a training", lambda: (v := active(self._project)) and v.state == "training", self._stack)
 
     def feed(self) -> None:
         """See that predictions do not run out."""
@@ -159,7 +153,7 @@ def main(video: Path, weights: Path, clients: int, seconds: float) -> None:
 
     with tempfile.TemporaryDirectory(prefix="api-", ignore_cleanup_errors=True) as folder:
         place = Path(folder)
-        with local_stack(weights, place, TRAIN_ARGS='{"epochs": 1000}') as (stack, project, _):
+        with local_stack(weights, place, TRAIN_ARGS='{"epochs": 1000}') as (stack, project, container):
             client, url = stack.client(), stack.backend.url
             # Not connected: nobody asks for these tasks' predictions.
             demo = client.create_project("demo", (ROOT / "label_config.xml").read_text(encoding="utf-8"))
@@ -168,7 +162,7 @@ def main(video: Path, weights: Path, clients: int, seconds: float) -> None:
             task = {"video": client.upload_file(demo, clip)}
             sdk = LabelStudio(base_url=stack.label_studio.url, api_key=stack.token)
             sdk.projects.import_tasks(demo, request=[{"data": task}] * TASKS)
-            work = Work(stack, project, video)
+            work = Work(stack, project, container.registry, video)
             make_sample(sample, seconds=8.0)
             work.begin(sample)
 

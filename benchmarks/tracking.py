@@ -28,8 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measuring import make_engine, numbers, own_place  # noqa: E402
-from benchmarks.pipeline import predict  # noqa: E402
-from ml_backend.models._ultralytics import setup_ultralytics  # noqa: E402
+from benchmarks.pipeline import plain_loop, predict  # noqa: E402
 from ml_backend.models.detector import YoloDetector  # noqa: E402
 from ml_backend.models.motion import MotionDetector  # noqa: E402
 from ml_backend.models.tracker import Tracker  # noqa: E402
@@ -42,27 +41,6 @@ from ml_backend.video.probe import probe  # noqa: E402
 from ml_backend.video.reader import read_frames  # noqa: E402
 
 Found = tuple[Rows, dict[str, float]]
-
-
-def plain(video: Path, weights: Path, class_name: str, device: str, **options: Any) -> Found:
-    """The loop of the ultralytics documentation."""
-    setup_ultralytics()
-    from ultralytics import YOLO
-
-    model = YOLO(weights)
-    options = {"verbose": False, **({} if device == "auto" else {"device": device}), **options}
-    model.predict(next(read_frames(video)).image, **{k: v for k, v in options.items() if k != "tracker"})
-    rows: list[tuple[float, ...]] = []
-    started, frames = time.perf_counter(), 0
-    for frame, result in enumerate(model.track(video, stream=True, **options)):
-        frames += 1
-        boxes = result.boxes.cpu().numpy()
-        if boxes.id is None:
-            continue
-        for track_id, xyxy, class_id in zip(boxes.id, boxes.xyxy, boxes.cls, strict=True):
-            if class_name in ("", model.names[int(class_id)]):
-                rows.append((frame, track_id, *xyxy))
-    return _rows(rows), {"fps": frames / (time.perf_counter() - started)}
 
 
 def ours(video: Path, weights: Path | None, class_name: str, settings: Settings) -> Found:
@@ -117,17 +95,12 @@ def beside_exact(
 
 
 def _boxes(tracks: list[Track], class_name: str) -> Rows:
-    return _rows(
-        [
-            (frame, track.track_id, *xyxy)
-            for track in tracks
-            if class_name in ("", track.top_class)
-            for frame, xyxy in zip(track.frames, track.xyxy, strict=True)
-        ]
-    )
-
-
-def _rows(rows: list[tuple[float, ...]]) -> Rows:
+    rows = [
+        (frame, track.track_id, *xyxy)
+        for track in tracks
+        if class_name in ("", track.top_class)
+        for frame, xyxy in zip(track.frames, track.xyxy, strict=True)
+    ]
     return np.array(rows, np.float64).reshape(-1, 6)
 
 
@@ -154,10 +127,11 @@ def main(
         print(json.dumps({"video": video.name, "class": class_name, "results": results}))
         return
     settings = Settings(_env_file=None, device=device)
+    given: dict[str, Any] = {} if device == "auto" else {"device": device}
     runs = {
-        "YOLO.track, botsort": lambda: plain(video, weights, class_name, device, tracker="botsort.yaml"),
-        "YOLO.track, tracktrack": lambda: plain(
-            video, weights, class_name, device, tracker="tracktrack.yaml", conf=settings.conf
+        "YOLO.track, botsort": lambda: plain_loop(video, weights, class_name, tracker="botsort.yaml", **given),
+        "YOLO.track, tracktrack": lambda: plain_loop(
+            video, weights, class_name, tracker="tracktrack.yaml", conf=settings.conf, **given
         ),
         "ours": lambda: ours(video, weights, class_name, settings),
         "ours, motion detector": lambda: ours(video, None, class_name, settings),
