@@ -35,19 +35,15 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.tracking import find_tracks  # noqa: E402
 from ml_backend.hybrid import load_embedder  # noqa: E402
 from ml_backend.models._ultralytics import setup_ultralytics  # noqa: E402
 from ml_backend.models.crops import cut  # noqa: E402
-from ml_backend.models.detector import YoloDetector  # noqa: E402
 from ml_backend.models.embedder import Embedder  # noqa: E402
 from ml_backend.models.hub import resolve_embedder  # noqa: E402
-from ml_backend.models.tracker import Tracker  # noqa: E402
-from ml_backend.observe import observe  # noqa: E402
 from ml_backend.patterns.bank import Exemplars, PatternBank  # noqa: E402
 from ml_backend.settings import Settings  # noqa: E402
-from ml_backend.tracks.assembler import TrackAssembler  # noqa: E402
-from ml_backend.types import Image, Track  # noqa: E402
-from ml_backend.video.probe import probe  # noqa: E402
+from ml_backend.types import Image  # noqa: E402
 from ml_backend.video.reader import read_frames  # noqa: E402
 
 COUNTS = (1, 2, 5, 10, 20)
@@ -88,7 +84,8 @@ class Crop:
 def find_crops(video: Path, weights: Path, photographs: list[Path]) -> list[Crop]:
     """Track the video with the project's pipeline, and cut views; then those of the photographs."""
     rng = np.random.default_rng(0)
-    tracks = find_tracks(video, weights)
+    found, _ = find_tracks(video, weights, Settings(_env_file=None, stride=1))
+    tracks = sorted(found, key=lambda track: track.track_id)
     wanted: dict[int, list[tuple[int, int, bool]]] = {}
     for number, track in enumerate(tracks):
         seen = np.flatnonzero(track.conf > 0)
@@ -103,18 +100,6 @@ def find_crops(video: Path, weights: Path, photographs: list[Path]) -> list[Crop
             if _inside(box, frame.image):
                 crops += _views(track.top_class, number, age, tested, frame.image, box, rng)
     return crops + list(_photographs(photographs, weights, len(tracks), rng))
-
-
-def find_tracks(video: Path, weights: Path) -> list[Track]:
-    """Detector, tracker and assembler as the pipeline chains them; every class is kept."""
-    settings, info = Settings(_env_file=None), probe(video)
-    detector = YoloDetector(weights, settings)
-    tracker = Tracker(settings.tracker, info.fps)
-    assembler = TrackAssembler(info.fps, detector.names, info.width, info.height, settings)
-    tracks: list[Track] = []
-    for observation in observe(video, info, detector, batch=settings.batch):
-        tracks += assembler.push(observation.index, tracker.update(observation))
-    return sorted(tracks + assembler.close(), key=lambda track: track.track_id)
 
 
 def _inside(box: np.ndarray, image: Image) -> bool:

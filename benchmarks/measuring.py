@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import av
 import click
@@ -80,16 +81,11 @@ def cpu_seconds() -> float:
 @contextmanager
 def own_place() -> Iterator[Path]:
     """A folder for a while; in it is DATA_DIR, for this process and its children, so that yours stays as it is."""
-    before = os.environ.get("DATA_DIR")
-    with tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as name:
-        os.environ["DATA_DIR"] = str(Path(name) / "data")
-        try:
-            yield Path(name)
-        finally:
-            if before is None:
-                del os.environ["DATA_DIR"]
-            else:
-                os.environ["DATA_DIR"] = before
+    with (
+        tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as name,
+        patch.dict(os.environ, DATA_DIR=str(Path(name) / "data")),
+    ):
+        yield Path(name)
 
 
 def settings_for(weights: Path, **changes: Any) -> Settings:

@@ -35,7 +35,7 @@ class LabelSpec:
         value: what Label Studio stores in results: the ``alias`` if the tag has one, else its ``value``.
         predicted_values: model classes that the config assigns to this label, as written, without blanks around.
         background: CSS colour, or empty.
-        attrs: all attributes of the tag.
+        attrs: all attributes of the tag, names in lower case.
     """
 
     value: str
@@ -44,14 +44,9 @@ class LabelSpec:
     attrs: Mapping[str, str] = field(default_factory=dict)
 
 
-#: Attribute of ``<Label>`` that says in words what the label looks like; several descriptions are separated by ``|``.
-PROMPT_ATTRIBUTE = "clip_prompt"
-
-
 def own_prompts(label: LabelSpec) -> tuple[str, ...]:
-    """What a label's ``clip_prompt`` says; empty without one."""
-    text = next((value for name, value in label.attrs.items() if name.lower() == PROMPT_ATTRIBUTE), "")
-    return tuple(part.strip() for part in text.split("|") if part.strip())
+    """What a label's ``clip_prompt`` says it looks like: descriptions separated by ``|``; empty without one."""
+    return tuple(part.strip() for part in label.attrs.get("clip_prompt", "").split("|") if part.strip())
 
 
 def prompts_digest(config: LabelConfig) -> str:
@@ -197,7 +192,7 @@ def _label_specs(labels: Element) -> list[LabelSpec]:
         if value:
             predicted = attrs.get("predicted_values", "")
             names = tuple(name.strip() for name in predicted.split(",") if name.strip())
-            specs.append(LabelSpec(value, names, attrs.get("background", ""), dict(node.attrib)))
+            specs.append(LabelSpec(value, names, attrs.get("background", ""), attrs))
     return specs
 
 
