@@ -25,6 +25,7 @@ from ml_backend.local.state import keep_secret_key
 
 #: sun_path has 104 bytes on macOS and 108 on Linux, the final NUL included.
 SOCKET_PATH_MAX = 100
+LS_VENV = ROOT / ".venv-label-studio"
 DATABASE = "label_studio.sqlite3"
 
 
@@ -223,7 +224,6 @@ class LabelStudioServer(ManagedProcess):
         log_dir: Path,
         environment: Mapping[str, str],
         local_files: Path | None = None,
-        venv: Path = ROOT / ".venv-label-studio",
     ) -> None:
         super().__init__("Label Studio", log_dir=log_dir, environment=environment, cwd=folder)
         self.folder = folder
@@ -231,8 +231,6 @@ class LabelStudioServer(ManagedProcess):
         self.username = username
         self.password = password
         self.url = f"http://localhost:{port}"
-        self._venv = venv
-        self._template = venv / "database" / DATABASE
         self.environment.update(label_studio_environment(folder, local_files))
         # Not as arguments, which every user of the machine can read.
         self.environment.update(LABEL_STUDIO_USERNAME=username, LABEL_STUDIO_PASSWORD=password)
@@ -247,17 +245,17 @@ class LabelStudioServer(ManagedProcess):
     def command(self) -> Sequence[str]:
         return [
             # Through its Python: the script's first line is wrong after the project's folder was moved.
-            *(str(self._venv / "bin" / "python"), str(self._venv / "bin" / "label-studio"), "start", "--no-browser"),
+            *(str(LS_VENV / "bin" / "python"), str(LS_VENV / "bin" / "label-studio"), "start", "--no-browser"),
             *("--internal-host", "127.0.0.1", "--port", str(self.port)),
         ]
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        database = self.folder / DATABASE
-        if not database.exists() and self._template.exists():
+        database, template = self.folder / DATABASE, LS_VENV / "database" / DATABASE
+        if not database.exists() and template.exists():
             # An empty database with all migrations done, made when Label Studio was installed.
             copy = database.with_suffix(".new")
-            shutil.copyfile(self._template, copy)
+            shutil.copyfile(template, copy)
             copy.replace(database)
         keep_secret_key(self.folder)
         super().start()

@@ -220,7 +220,6 @@ class Stack:
             pid=os.getpid(),
             label_studio_url=self.label_studio.url,
             backend_url=self.backend.url,
-            redis_url=self.redis_url,
             environment=self.settings_environment() | self._stores(),
         ).save(self.data_dir)
         if not self.options.isolated:
@@ -244,10 +243,7 @@ class Stack:
         if self.redis:  # last: the worker puts its job back while it stops
             self.redis.stop()
         if self._guardian:
-            sweep(self._mark)
-            if self._guardian.stdin:
-                self._guardian.stdin.close()
-            self._guardian.wait(timeout=30)
+            self._guardian.communicate(timeout=30)  # closes its input: it ends what is left
             self._guardian = None
             state_path(self.data_dir).unlink(missing_ok=True)
             announce(ROOT)
