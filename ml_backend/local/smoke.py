@@ -69,12 +69,11 @@ def _try_everything(folder: Path, reporter: Reporter) -> dict[str, Any]:
             wait_for_prediction(stack, demo, tick)
         with reporter.stage("check", "Comparing the tracks with what moves in the sample"):
             report = check_prediction(stack.client().get_full_task(demo.task_id, demo.project_id), truth)
-        for line in report.lines():
-            reporter.say(line)
+        reporter.say(str(report))
         found = report.summary()
-        if report.ok:
+        if found["ok"]:
             found |= _teach(stack, demo, truth, folder)
-    return {"ok": report.ok, **found}
+    return found
 
 
 def _teach(stack: Stack, demo: Demo, truth: SampleTruth, folder: Path) -> dict[str, Any]:
