@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -219,13 +218,9 @@ def _upright(xyxy: Float64Array, degrees: Float64Array) -> Float64Array:
 
 def visible_frames(region: Mapping[str, Any]) -> int:
     """Number of Label Studio frames on which a region is drawn, found without going through them."""
-    value = region["value"]
-    sequence = sorted(value.get("sequence") or [], key=lambda key: int(key["frame"]))
-    enabled = {int(key["frame"]): bool(key.get("enabled", True)) for key in sequence}
-    if not enabled:
-        return 0
-    end = max(int(value.get("framesCount") or 0), *enabled) + 1
-    return sum(after - frame if enabled[frame] else 1 for frame, after in pairwise([*enabled, end]))
+    keys = RegionKeys.read(region)
+    end = max([int(region["value"].get("framesCount") or 0), *keys.frames[-1:].tolist()]) + 1
+    return int(np.where(keys.enabled, np.diff(keys.frames, append=end), 1).sum())
 
 
 def make_prediction(regions: Sequence[Region], model_version: str) -> dict[str, Any]:
