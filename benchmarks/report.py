@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -43,55 +43,30 @@ class Part:
 
     Attributes:
         arguments: of its command; ``quick`` ones are added for a rough run, and win.
-        columns: of what it prints last, those of the table.
     """
 
     title: str
     arguments: tuple[str, ...]
     quick: tuple[str, ...]
-    columns: tuple[str, ...]
 
 
 _ON_VIDEO = (VIDEO, "--weights", WEIGHTS)
-_SPEED = ("frames", "fps", "cpu_s", "peak_mb")
-_SCORES = ("HOTA", "DetA", "AssA", "IDF1")
 
 #: In the order of the page.
-PARTS: dict[str, Part] = {
-    "pipeline": Part(
-        "A prediction beside a plain loop",
-        (*_ON_VIDEO, "--precision", "int8"),
-        ("--repeat", "2"),
-        ("fps", "fps_ratio", "cpu_ms_per_frame", "peak_mb", "tracks", "keyframes", "boxes", "lowest_iou", "engine"),
-    ),
+PARTS = {
+    "pipeline": Part("A prediction beside a plain loop", (*_ON_VIDEO, "--precision", "int8"), ("--repeat", "2")),
     "tracking": Part(
         "Tracks of each stride beside those of stride 1",
         (*_ON_VIDEO, "--strides", "1,2,3", "--precision", "int8"),
         ("--strides", "1,3"),
-        ("fps", "tracks", "boxes", *_SCORES, "IDSW"),
     ),
-    "few_shot": Part(
-        "Labels from few examples",
-        ("--data", DATA),
-        ("--draws", "5"),
-        ("bank", "nearest", "logistic", "abstained on unknown", "abstained on known", "right when accepted", "brier"),
-    ),
+    "few_shot": Part("Labels from few examples", ("--data", DATA), ("--draws", "5")),
     "retraining": Part(
-        "Retraining, and serving meanwhile (s)",
-        _ON_VIDEO,
-        ("--epochs", "2", "--events", "100", "--seconds", "2"),
-        ("median", "p99", "worst"),
+        "Retraining, and serving meanwhile", _ON_VIDEO, ("--epochs", "2", "--events", "100", "--seconds", "2")
     ),
-    "export": Part(
-        "Export", (VIDEO,), ("--rounds", "1", "--repeat", "2", "--no-hour"), ("frames", "boxes", "seconds", "mb")
-    ),
-    "render": Part("Rendering", (VIDEO,), ("--rounds", "1", "--repeat", "2"), _SPEED),
-    "api": Part(
-        "API latency",
-        _ON_VIDEO,
-        ("--clients", "10", "--seconds", "3", "--loads", "1"),
-        ("per_second", "median_ms", "p99_ms", "worst_ms", "errors", "bytes", "requests", "interactive_ms"),
-    ),
+    "export": Part("Export", (VIDEO,), ("--rounds", "1", "--repeat", "2", "--no-hour")),
+    "render": Part("Rendering", (VIDEO,), ("--rounds", "1", "--repeat", "2")),
+    "api": Part("API latency", _ON_VIDEO, ("--clients", "10", "--seconds", "3")),
 }
 
 
@@ -153,7 +128,8 @@ def run_part(name: str, part: Part, video: Path, weights: Path, quick: bool) -> 
         "quick": quick,
         "machine": machine(),
         "clip": clip_of(video),
-        "result": last_json("".join(lines)),
+        "output": "".join(lines[:-1]).strip("\n"),
+        "result": last_json(lines[-1] if lines else ""),
     }
 
 
@@ -178,11 +154,7 @@ def page(parts: Mapping[str, Mapping[str, Any]], earlier: str = "") -> str:
         lines += ["Nothing has been measured yet.", ""]
     before = ""
     for name, found in ((name, parts[name]) for name in PARTS if name in parts):
-        result = found["result"]
-        others = ", ".join(f"{key} {_cell(value)}" for key, value in result.items() if not isinstance(value, dict))
-        lines += [f"## {PARTS[name].title}", "", f"    {found['command']}", ""]
-        lines += [*_table(list(_rows(result, PARTS[name].columns)), PARTS[name].columns), ""]
-        lines += [others, ""] if others else []
+        lines += [f"## {PARTS[name].title}", "", f"    {found['command']}", "", "```text", found["output"], "```", ""]
         load = f", begun at a load of {found['load']:g}" if "load" in found else ""
         rough = " **A quick run: rough figures.**" if found["quick"] else ""
         lines += [f"{found['date']}, {found['minutes']:g} minutes{load}.{rough}", ""]
@@ -190,36 +162,6 @@ def page(parts: Mapping[str, Mapping[str, Any]], earlier: str = "") -> str:
             lines += [where, ""]
         before = where
     return "\n".join(lines) + (f"\n{earlier}" if earlier else "")
-
-
-def _rows(value: Mapping[str, Any], columns: Sequence[str], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What has one of the columns, by the keys that lead to it."""
-    if path and any(column in value for column in columns):
-        yield path, value
-        return
-    for name, inner in value.items():
-        if isinstance(inner, dict):
-            yield from _rows(inner, columns, f"{path}, {name}" if path else name)
-
-
-def _table(rows: Sequence[tuple[str, Mapping[str, Any]]], columns: Sequence[str]) -> list[str]:
-    """Markdown, of those columns that any row has."""
-    used = [column for column in columns if any(column in row for _, row in rows)]
-    lines = [["", *used], ["---", *("---:" for _ in used)]]
-    # The outermost name is the same for all rows where there is only one, such as "rows".
-    outer = {name.partition(", ")[0] for name, _ in rows}
-    for name, row in rows:
-        shown = name.partition(", ")[2] if len(outer) == 1 and ", " in name else name
-        lines.append([shown.replace("|", "\\|"), *(_cell(row.get(column)) for column in used)])
-    return [f"| {' | '.join(cells)} |" for cells in lines]
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):  # errors by kind
-        value = sum(value.values())
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
 
 
 def known(path: Path) -> dict[str, Any]:

@@ -137,7 +137,7 @@ class Importer:
         url = self._serve(playable) if self._local else self._client.upload_file(self._project_id, playable)
         facts = video_facts(playable)
         data: dict[str, Any] = {**facts, "source": path.name, SOURCE_FIELD: digest}
-        if field := self._control.frame_rate.field:
+        if field := self._control.rate_field:
             data[field] = facts["fps"]
         data[self._control.value_key] = url
         task_id = self._client.create_task(self._project_id, data)

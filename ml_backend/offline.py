@@ -56,7 +56,7 @@ def predict_file(
     """
     parsed = read_label_config(config)
     control = parsed.video_controls[0]
-    if frame_rate is None and not control.frame_rate.text.startswith("$"):
+    if frame_rate is None and not control.frame_rate.startswith("$"):
         frame_rate = control.frame_rate_for({})
     rate = video_timeline(video, frame_rate).frame_rate  # before the model is loaded: a wrong file is refused at once
     resolved = resolve_detector(settings, download=True)

@@ -111,7 +111,7 @@ def packages(target: Target) -> Iterator[Finding]:
         yield Finding("Packages", "failed", f"missing: {', '.join(missing)}", REINSTALL)
     else:
         yield Finding("Packages", "ok", ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
-    yield from _opencv()
+    yield _opencv()
 
 
 def _version(name: str) -> str | None:
@@ -121,25 +121,21 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _opencv() -> Iterator[Finding]:
+def _opencv() -> Finding:
     """Two packages write the same folder; two versions of them leave a mixture."""
     versions = {name: _version(name) for name in ("opencv-python", "opencv-python-headless")}
     found = ", ".join(f"{name} {value or 'missing'}" for name, value in versions.items())
     if len(set(filter(None, versions.values()))) != 1:
-        yield Finding("OpenCV", "failed", found, f"Both must have the same version. {REINSTALL}")
-        return
+        return Finding("OpenCV", "failed", found, f"Both must have the same version. {REINSTALL}")
     loaded, failure = _run_python("import cv2; print(cv2.__version__)")
     if failure:
         found = f"cannot be imported: {failure}"
-    elif not str(versions["opencv-python-headless"] or versions["opencv-python"]).startswith(loaded):
-        found = f"{found}, but {loaded} is what gets imported"
+    elif str(versions["opencv-python-headless"] or versions["opencv-python"]).startswith(loaded):
+        return Finding("OpenCV", "ok", found)
     else:
-        yield Finding("OpenCV", "ok", found)
-        return
-    cure = "Reinstall the headless one last: "
-    yield Finding(
-        "OpenCV", "failed", found, f"{cure}`pip install --no-deps --force-reinstall opencv-python-headless==4.12.0.88`."
-    )
+        found = f"{found}, but {loaded} is what gets imported"
+    cure = "`pip install --no-deps --force-reinstall opencv-python-headless==4.12.0.88`"
+    return Finding("OpenCV", "failed", found, f"Reinstall the headless one last: {cure}.")
 
 
 def _run_python(code: str) -> tuple[str, str]:
@@ -166,7 +162,6 @@ def torch(target: Target) -> Iterator[Finding]:
 
 def device(wanted: str, facts: Mapping[str, object]) -> Finding:
     """What ``DEVICE`` means here; ``facts`` are PyTorch's: cuda, mps, build, device."""
-    has_driver = shutil.which("nvidia-smi") is not None
     if wanted.startswith("cuda") and not facts["cuda"]:
         return Finding(
             "GPU", "failed", f"DEVICE={wanted}, but PyTorch sees no CUDA GPU", "Set DEVICE=auto or install the driver."
@@ -175,7 +170,7 @@ def device(wanted: str, facts: Mapping[str, object]) -> Finding:
         return Finding("GPU", "ok", f"{facts['device']} (CUDA {facts['build']})")
     if facts["mps"]:
         return Finding("GPU", "ok", "Apple GPU (mps)")
-    if has_driver:
+    if shutil.which("nvidia-smi"):
         cure = f"The driver may be too old for CUDA {facts['build']}: install a newer one, or set DEVICE=cpu."
         return Finding("GPU", "note", "there is an NVIDIA driver, but PyTorch cannot use the GPU", cure)
     return Finding("GPU", "ok", f"none; {os.cpu_count()} CPU cores are used")
@@ -235,6 +230,7 @@ def queue(target: Target) -> Iterator[Finding]:
     from redis.exceptions import RedisError
 
     from ml_backend.jobs.queue import JobQueue
+    from ml_backend.jobs.workers import live_workers
 
     jobs = JobQueue(target.settings)
     shown = target.settings.redis_url.rsplit("@", 1)[-1]
@@ -250,23 +246,17 @@ def queue(target: Target) -> Iterator[Finding]:
         yield Finding("Queue", "note" if cure else "ok", found, cure)
     except RedisError as error:  # some hosted servers refuse INFO
         yield Finding("Queue", "note", f"{shown} answers, but not to INFO: {error}")
-    yield from _workers(target.settings)
+    workers = live_workers(target.settings.redis_url)
+    names = ", ".join(f"{worker.hostname}:{worker.pid}" for worker in workers)
+    if workers:
+        yield Finding("Workers", "ok", f"{len(workers)} ({names})")
+    else:
+        yield Finding("Workers", "failed", "none is running", "Start one: python -m ml_backend.jobs.worker")
     failed = jobs.failed_jobs()
     if failed:
         yield Finding(
             "Failed jobs", "note", f"{len(failed)}", "The worker's log has the reasons; opening a task asks again."
         )
-
-
-def _workers(settings: Settings) -> Iterator[Finding]:
-    from ml_backend.jobs.workers import live_workers
-
-    workers = live_workers(settings.redis_url)
-    if workers:
-        names = ", ".join(f"{worker.hostname}:{worker.pid}" for worker in workers)
-        yield Finding("Workers", "ok", f"{len(workers)} ({names})")
-    else:
-        yield Finding("Workers", "failed", "none is running", "Start one: python -m ml_backend.jobs.worker")
 
 
 def worker_here(target: Target) -> Iterator[Finding]:
@@ -354,18 +344,15 @@ def _connections(client: LabelStudioClient, target: Target) -> Iterator[Finding]
         check = f"Project {project}"
         if item.get("state") == "ER":
             reason = str(item.get("error_message") or "no reason given").strip().splitlines()[-1][:200]
-            yield Finding(check, "failed", f"Label Studio cannot use {item['url']}: {reason}", _connection_cure(reason))
+            cure = f"The backend must be reachable from Label Studio's machine. {LOCAL_IP_HINT}"
+            if "401" in reason:
+                cure = "Enter the backend's user and password where the model is connected (Settings > Model)."
+            yield Finding(check, "failed", f"Label Studio cannot use {item['url']}: {reason}", cure)
             continue
         yield Finding(check, "ok", f"connected to {item['url']}")
         hook_url = f"{str(item['url']).rstrip('/')}/webhook"
         hooks = [hook for hook in client.list_webhooks(project) if hook.get("url") == hook_url]
         yield _webhook(project, hook_url, hooks, target.settings)
-
-
-def _connection_cure(reason: str) -> str:
-    if "401" in reason:
-        return "Enter the backend's Basic auth user and password where the model is connected (Settings > Model)."
-    return f"The backend must be reachable from Label Studio's machine. {LOCAL_IP_HINT}"
 
 
 def _webhook(project: int, url: str, hooks: Sequence[Mapping[str, Any]], settings: Settings) -> Finding:
@@ -394,13 +381,11 @@ def is_ours(url: str, target: Target) -> bool:
     """
     if url.rstrip("/") == target.backend_url.rstrip("/"):
         return True
-    if urlsplit(url).port == urlsplit(target.backend_url).port and urlsplit(url).hostname in _LOCAL_NAMES:
+    local = ("localhost", "127.0.0.1", "host.docker.internal", "backend")
+    if urlsplit(url).port == urlsplit(target.backend_url).port and urlsplit(url).hostname in local:
         return True
     try:
         response = httpx.get(f"{url.rstrip('/')}/health", auth=_basic_auth(target.settings), timeout=2.0)
         return bool(response.json().get("model_class") == MODEL_CLASS)
     except (httpx.HTTPError, ValueError, AttributeError, BackendError):
         return False
-
-
-_LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "host.docker.internal", "backend"))

@@ -198,7 +198,7 @@ def _data(path: Path, folder: VideoFolder, control: VideoControl, url_prefix: st
     """Data of a task, as ``import_videos.py`` would fill it in."""
     facts = video_facts(path)
     data: dict[str, Any] = dict(facts)
-    if rate_field := control.frame_rate.field:
+    if rate_field := control.rate_field:
         data[rate_field] = facts["fps"]
     inside = path.is_relative_to(folder.folder) and not folder.single
     place = path.relative_to(folder.folder).as_posix() if inside else path.name

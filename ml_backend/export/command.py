@@ -21,14 +21,14 @@ from ml_backend.export.source import Skipped, Source
 from ml_backend.export.yolo import read_yolo
 from ml_backend.files import writing
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.schema import FrameRate, VideoControl, read_label_config
+from ml_backend.label_studio.schema import VideoControl, read_label_config
 from ml_backend.local.discover import settings_in_force
 
 #: Exit code of an export that is complete but for videos that could not be had.
 SKIPPED = 3
 
 #: The names of the documentation's example.
-_EXAMPLE = VideoControl("box", "video", "video", "label", (), FrameRate("$fps"))
+_EXAMPLE = VideoControl("box", "video", "video", "label", (), "$fps")
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 

@@ -103,7 +103,7 @@ def plan_task(
         uri = control.media(data)
         if uri is None:
             continue
-        field = control.frame_rate.field
+        field = control.rate_field
         open_rate = field is not None and not annotated and data.get(field) in (None, "")
         rate = None if open_rate else control.frame_rate_for(data)
         parts.append(VideoPart(control, canonical_uri(uri, label_studio_url), rate))

@@ -77,7 +77,7 @@ def _with_video_facts(container: Container, task: Task, label_config: str) -> Ta
     from ml_backend.pipeline import VIDEO_FIELDS, video_facts
 
     parts = plan_for(container, task, label_config).parts
-    fields = {*VIDEO_FIELDS, *filter(None, (part.control.frame_rate.field for part in parts))}
+    fields = {*VIDEO_FIELDS, *filter(None, (part.control.rate_field for part in parts))}
     if all(task.data.get(name) not in (None, "") for name in fields):
         return task  # imported with them: no need to fetch the video now
     facts: dict[str, Any] = {}
@@ -87,7 +87,7 @@ def _with_video_facts(container: Container, task: Task, label_config: str) -> Ta
             video = video_facts(path)
         if number == 0:
             facts.update(video)  # the common names describe the first video
-        if field := part.control.frame_rate.field:
+        if field := part.control.rate_field:
             rates.setdefault(field, video["fps"])  # of several videos with one field the first has it
     # What somebody put there on purpose stays.
     added = {name: value for name, value in (facts | rates).items() if task.data.get(name) in (None, "")}

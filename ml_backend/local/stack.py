@@ -10,9 +10,8 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
 from types import TracebackType
-from typing import IO
+from typing import IO, NoReturn
 
 from ml_backend.errors import LabelStudioError
 from ml_backend.label_studio.client import LabelStudioClient, create_token
@@ -110,6 +109,7 @@ class Stack:
             Worker(name, queues, redis_url=self.redis_url, log_dir=self.log_dir, environment=environment, cwd=self._cwd)
             for name, queues in (("worker", QUEUES[:-1]), ("trainer", QUEUES[-1:]))
         )
+        self._ours: list[ManagedProcess] = [self.worker, self.trainer, self.backend]
 
     # -- life
 
@@ -129,8 +129,7 @@ class Stack:
     @property
     def processes(self) -> list[ManagedProcess]:
         """All processes that this stack runs, in the order in which they must stop."""
-        own: list[ManagedProcess] = [self.worker, self.trainer, self.backend, self.label_studio]
-        return [*own, self.redis] if self.redis else own
+        return [*self._ours, self.label_studio, *([self.redis] if self.redis else [])]
 
     def start(self) -> None:
         """Bring everything up.
@@ -142,26 +141,22 @@ class Stack:
             folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.data_dir)
         self._guardian = start_guardian(self._mark)
-        new = self.label_studio.is_new
         self.label_studio.start()
         with self.reporter.stage("redis", "Starting Redis") as tick:
             self._start_redis(tick)
         token = read_text(token_path(self.data_dir))
         if token:  # not the first start: everything at once
             self._start_backend(token)
-        text = "Starting Label Studio" + (" (it makes its database first, 20 to 60 s)" if new else "")
-        with self.reporter.stage("label_studio", text) as tick:
+        with self.reporter.stage("label_studio", "Starting Label Studio (the first time up to a minute)") as tick:
             self.label_studio.wait_ready(LABEL_STUDIO_TIMEOUT, tick)
             self.token = self._valid_token(token)
         with self.reporter.stage("backend", "Starting backend and worker") as tick:
             if self.token != token:
-                self.worker.stop()
-                self.trainer.stop()
-                self.backend.stop()
+                for process in self._ours:
+                    process.stop()
                 self._start_backend(self.token)
-            self.backend.wait_ready(BACKEND_TIMEOUT, tick)
-            self.worker.wait_ready(BACKEND_TIMEOUT, tick)
-            self.trainer.wait_ready(BACKEND_TIMEOUT, tick)
+            for process in self._ours:
+                process.wait_ready(BACKEND_TIMEOUT, tick)
         self.save_state()
 
     def _start_redis(self, tick: Callable[[], None]) -> None:
@@ -176,7 +171,7 @@ class Stack:
 
     def _start_backend(self, token: str) -> None:
         settings = self.settings_environment(token)
-        for process in (self.worker, self.trainer, self.backend):
+        for process in self._ours:
             process.environment.update(settings)
             process.start()
 
@@ -208,13 +203,12 @@ class Stack:
     @property
     def basic_auth(self) -> tuple[str, str] | None:
         """Credentials that the backend asks for, if it does."""
-        named = {name.lower(): value for name, value in self.options.environment.items()}
-        known = Settings(_env_file=None if self.options.isolated else ROOT / ".env")
-        user = named.get("basic_auth_user") or ("" if self.options.isolated else known.basic_auth_user)
-        secret = named.get("basic_auth_pass") or (
-            "" if self.options.isolated else known.basic_auth_pass.get_secret_value()
-        )
-        return (user, secret) if user and secret else None
+        if self.options.isolated:
+            user, password = (self.options.environment.get(f"BASIC_AUTH_{name}", "") for name in ("USER", "PASS"))
+        else:
+            known = Settings(_env_file=ROOT / ".env")
+            user, password = known.basic_auth_user, known.basic_auth_pass.get_secret_value()
+        return (user, password) if user and password else None
 
     def client(self) -> LabelStudioClient:
         """A client with the rights of Label Studio's first user."""
@@ -226,7 +220,6 @@ class Stack:
             pid=os.getpid(),
             label_studio_url=self.label_studio.url,
             backend_url=self.backend.url,
-            redis_url=self.redis_url,
             environment=self.settings_environment() | self._stores(),
         ).save(self.data_dir)
         if not self.options.isolated:
@@ -250,10 +243,7 @@ class Stack:
         if self.redis:  # last: the worker puts its job back while it stops
             self.redis.stop()
         if self._guardian:
-            sweep(self._mark)
-            if self._guardian.stdin:
-                self._guardian.stdin.close()
-            self._guardian.wait(timeout=30)
+            self._guardian.communicate(timeout=30)  # closes its input: it ends what is left
             self._guardian = None
             state_path(self.data_dir).unlink(missing_ok=True)
             announce(ROOT)
@@ -267,32 +257,27 @@ class Stack:
 
     # -- watching
 
-    def watch(self, until: Event | None = None) -> None:
-        """Restart what dies, with growing pauses; returns when ``until`` is set."""
-        until = until or Event()
-        while not until.wait(0.5):
+    def watch(self) -> NoReturn:
+        """Restart what dies, with growing pauses, until a signal comes."""
+        while True:
             self.revive()
+            time.sleep(0.5)
 
     def revive(self) -> None:
         """Restart what has died, unless it is pausing."""
         for process in self.processes:
-            if not process.alive:
-                self._restart(process)
-
-    def _restart(self, process: ManagedProcess) -> None:
-        count, since = self._deaths.get(process.name, (0, 0.0))
-        now = time.monotonic()
-        if count and now < since:
-            return  # still pausing
-        if count and now - since > HEALTHY_S:
-            count = 0
-        pause = min(2.0**count, MAX_BACK_OFF_S)
-        self.reporter.say(
-            f"{process.name} ended unexpectedly (exit status {process.returncode}); restarting it. "
-            f"Its log is {process.log_path}; the last lines:\n{process.tail(5)}"
-        )
-        self._deaths[process.name] = (count + 1, now + pause)
-        process.start()
+            count, until = self._deaths.get(process.name, (0, 0.0))
+            now = time.monotonic()
+            if process.alive or now < until:
+                continue
+            if now - until > HEALTHY_S:
+                count = 0
+            self.reporter.say(
+                f"{process.name} ended unexpectedly (exit status {process.returncode}); restarting it. "
+                f"Its log is {process.log_path}; the last lines:\n{process.tail(5)}"
+            )
+            self._deaths[process.name] = (count + 1, now + min(2.0**count, MAX_BACK_OFF_S))
+            process.start()
 
 
 def _lock(data_dir: Path) -> IO[str]:

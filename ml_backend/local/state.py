@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 USERNAME = "admin@localhost.localdomain"
@@ -58,7 +58,7 @@ def keep_secret_key(label_studio: Path) -> None:
         write_private(path, "\n".join(lines) + "\n")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class StackState:
     """A running stack, for commands that want to talk to it.
 
@@ -70,8 +70,7 @@ class StackState:
     pid: int
     label_studio_url: str
     backend_url: str
-    redis_url: str
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str]
 
     def save(self, data_dir: Path) -> None:
         write_private(state_path(data_dir), json.dumps(asdict(self), indent=1) + "\n")

@@ -45,20 +45,16 @@ class Match:
 class Report:
     """Outcome of a comparison; ``problems`` is empty when the prediction is right."""
 
-    detector: str
     model_version: str
     regions: int
     matches: tuple[Match, ...]
     problems: tuple[str, ...]
 
-    @property
-    def ok(self) -> bool:
-        return not self.problems
-
     def summary(self) -> dict[str, Any]:
         """For programs."""
         found = [match.iou for match in self.matches if match.coverage >= MIN_COVERAGE]
         return {
+            "ok": not self.problems,
             "model_version": self.model_version,
             "objects": len(self.matches),
             "found": len(found),
@@ -67,14 +63,15 @@ class Report:
             "problems": list(self.problems),
         }
 
-    def lines(self) -> list[str]:
+    def __str__(self) -> str:
         """For people."""
         rows = [
             f"  {match.truth}: region {match.label or '-'}, covered {match.coverage:.0%}, IoU {match.iou:.2f}"
             for match in self.matches
         ]
-        verdict = "The prediction is right." if self.ok else "The prediction is wrong:"
-        return [f"{self.regions} regions by {self.model_version}", *rows, verdict, *(f"  {p}" for p in self.problems)]
+        verdict = "The prediction is wrong:" if self.problems else "The prediction is right."
+        head = f"{self.regions} regions by {self.model_version}"
+        return "\n".join([head, *rows, verdict, *(f"  {problem}" for problem in self.problems)])
 
 
 def check_prediction(task: Mapping[str, Any], truth: SampleTruth) -> Report:
@@ -85,7 +82,7 @@ def check_prediction(task: Mapping[str, Any], truth: SampleTruth) -> Report:
         problems.append(f"the task's fps is {data.get('fps')!r}, the video's {truth.fps:g}: boxes would drift")
     predictions = task.get("predictions") or []
     if not predictions:
-        return Report("", "", 0, (), (*problems, "the task has no prediction"))
+        return Report("", 0, (), (*problems, "the task has no prediction"))
     prediction = predictions[-1]
     version = str(prediction.get("model_version") or "")
     detector = "motion" if "motion" in version else "yolo"
@@ -104,7 +101,7 @@ def check_prediction(task: Mapping[str, Any], truth: SampleTruth) -> Report:
             for match in matches
             if match not in lost and match.label != match.truth
         ]
-    return Report(detector, version, len(regions), matches, tuple(problems))
+    return Report(version, len(regions), matches, tuple(problems))
 
 
 def follow(region: Mapping[str, Any], truth: SampleTruth) -> str | None:

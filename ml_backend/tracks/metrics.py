@@ -7,7 +7,6 @@ Bernardin and Stiefelhagen (2008); for one class, and for several sequences toge
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +38,6 @@ def read_mot(path: Path) -> Rows:
     rows[:, 0] -= 1
     rows[:, 4:6] += rows[:, 2:4]
     return rows
-
-
-def write_mot(path: Path, rows: Iterable[Iterable[float]]) -> None:
-    """Write (frame from 0, id, x1, y1, x2, y2) rows as a MOTChallenge file."""
-    with path.open("w") as file:
-        for frame, track_id, x1, y1, x2, y2 in rows:
-            file.write(f"{int(frame) + 1},{int(track_id)},{x1:.2f},{y1:.2f},{x2 - x1:.2f},{y2 - y1:.2f},1,-1,-1,-1\n")
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def test_the_sample_gets_tracks_although_the_backend_asks_for_a_password(
     """Label Studio's webhook brings no credentials of its own, so this needs the header that connecting adds."""
     wait_for_prediction(stack, demo, lambda: None)
     report = check_prediction(stack.client().get_full_task(demo.task_id, demo.project_id), truth)
-    assert report.ok, report.lines()
+    assert not report.problems, report
     assert report.detector == "motion"
 
 

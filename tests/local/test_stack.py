@@ -106,11 +106,13 @@ def test_a_clean_stop_keeps_state_and_leaves_no_process(command: Command) -> Non
 
 def test_a_worker_that_is_killed_comes_back(command: Command) -> None:
     state = running_stack(command.data_dir) or command.start()
-    before = live_workers(state.redis_url)
+    before = live_workers(state.environment["REDIS_URL"])
     assert sorted(len(worker.queues) for worker in before) == [1, len(QUEUES) - 1], "one for trainings"
     worker = max(before, key=lambda worker: len(worker.queues))
     os.kill(worker.pid, signal.SIGKILL)
-    wait_until(lambda: {other.pid for other in live_workers(state.redis_url)} - {other.pid for other in before})
+    wait_until(
+        lambda: {other.pid for other in live_workers(state.environment["REDIS_URL"])} - {other.pid for other in before}
+    )
     assert "worker ended unexpectedly" in command.output.read_text()
 
 

@@ -28,7 +28,7 @@ from ml_backend.local.state import (
 
 
 def make_state(pid: int) -> StackState:
-    return StackState(pid, "http://localhost:1", "http://localhost:2", "unix:///r", environment={"A": "b"})
+    return StackState(pid, "http://localhost:1", "http://localhost:2", {"A": "b"})
 
 
 def test_password_is_made_once_and_private(tmp_path: Path) -> None:
