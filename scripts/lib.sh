@@ -18,14 +18,23 @@ die() { # what is wrong, what to do about it
 # Sets PYTHON to an interpreter of 3.10 or newer, or ends with what was found instead.
 find_python() {
     local candidate version seen=""
-    # Newer than 3.13 is the last choice: wheels of some packages may not exist yet.
-    for candidate in ${PYTHON:-} python3.13 python3.12 python3.11 python3.10 python3 python python3.14; do
+    # Newer than 3.13 is taken only if nothing else is there: wheels of some packages may not exist yet.
+    for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11 python3.10 python python3.14; do
         command -v "$candidate" >/dev/null 2>&1 || continue
         version="$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" || continue
         seen="$seen $candidate=$version"
-        case "$version" in 2.* | 3.[0-9]) continue ;; esac
-        PYTHON="$(command -v "$candidate")"
-        return
+        case "$version" in
+        3.10 | 3.11 | 3.12 | 3.13)
+            PYTHON="$(command -v "$candidate")"
+            return
+            ;;
+        esac
+    done
+    for candidate in python3 python3.14; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then
+            PYTHON="$(command -v "$candidate")"
+            return
+        fi
     done
     if [ -z "$seen" ]; then
         die "Python was not found." "Install Python 3.10 or newer (Debian, Ubuntu: sudo apt install python3 python3-venv)."

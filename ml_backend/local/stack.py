@@ -203,12 +203,13 @@ class Stack:
     @property
     def basic_auth(self) -> tuple[str, str] | None:
         """Credentials that the backend asks for, if it does."""
-        if self.options.isolated:
-            user, password = (self.options.environment.get(f"BASIC_AUTH_{name}", "") for name in ("USER", "PASS"))
-        else:
-            known = Settings(_env_file=ROOT / ".env")
-            user, password = known.basic_auth_user, known.basic_auth_pass.get_secret_value()
-        return (user, password) if user and password else None
+        named = {name.lower(): value for name, value in self.options.environment.items()}
+        known = Settings(_env_file=None if self.options.isolated else ROOT / ".env")
+        user = named.get("basic_auth_user") or ("" if self.options.isolated else known.basic_auth_user)
+        secret = named.get("basic_auth_pass") or (
+            "" if self.options.isolated else known.basic_auth_pass.get_secret_value()
+        )
+        return (user, secret) if user and secret else None
 
     def client(self) -> LabelStudioClient:
         """A client with the rights of Label Studio's first user."""
