@@ -1,12 +1,14 @@
-"""From a task's video field to a local file: in place where visible, else a streamed, cached download."""
+"""From a task's video field to a local file: in place where visible, else a streamed, resumable, cached download."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import contextlib
+import errno
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -14,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
 from ml_backend.errors import Interrupted, MediaError, MediaRefused, MediaUnavailable, StorageError, VideoError
@@ -34,7 +36,9 @@ TIMEOUT_S = 30.0
 CHECK_BYTES = 64 << 20
 #: Room that a download leaves on the disk for databases and logs.
 SPARE_BYTES = 256 << 20
-_OWN_SUFFIXES = (".lock", ".part")
+#: What the kernel says where no room is left: on the disk, for this user, in one file.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_OWN_SUFFIXES = (".lock", ".json", ".part")
 
 
 class Authenticated(Protocol):
@@ -106,6 +110,7 @@ class MediaStore:
         self._settings = settings
         self._client = client
         self._dir = settings.media_dir
+        self._cache = MediaCache(self._dir, int(settings.media_cache_gb * (1 << 30)))
 
     @contextlib.contextmanager
     def open(self, uri: str, task_id: int) -> Iterator[Path]:
@@ -203,26 +208,29 @@ class MediaStore:
                 "Check that the host is reachable from this machine.",
             )
         part = target.with_name(target.name + ".part")
-        try:
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    self._stream(source, part)
-                    break
-                except MediaUnavailable as error:
-                    if attempt == ATTEMPTS:
-                        if _is_silent(error.__cause__, source.url):
-                            self._silent.add(server)
-                        raise
-                    time.sleep(0.2 * 2**attempt)
-            part.replace(target)
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)  # what nobody completes takes no room
+        meta = target.with_name(target.name + ".part.json")
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._stream(source, part, meta)
+                break
+            except MediaUnavailable as error:
+                if attempt == ATTEMPTS:
+                    if _is_silent(error.__cause__, source.url):
+                        self._silent.add(server)
+                    raise
+                time.sleep(0.2 * 2**attempt)  # the next try goes on where this one stopped
+        part.replace(target)
+        meta.unlink(missing_ok=True)
+        self._cache.trim(keep=target)
 
-    def _stream(self, source: _Source, part: Path) -> None:
+    def _stream(self, source: _Source, part: Path, meta: Path) -> None:
         import httpx
 
+        validator = _read_validator(meta)
+        done = part.stat().st_size if validator and part.is_file() else 0
         headers = {"Accept-Encoding": "identity"}
+        if done:
+            headers |= {"Range": f"bytes={done}-", "If-Range": validator}
         if source.send_auth:
             headers |= self._client.auth_headers()  # httpx gives it to no other host that an answer leads to
 
@@ -242,8 +250,11 @@ class MediaStore:
                 ) as http,
                 http.stream("GET", source.url, headers=headers) as response,
             ):
+                if response.status_code == 416 or not _goes_on(response, done):
+                    meta.unlink(missing_ok=True)  # the next try begins anew
+                    raise MediaUnavailable(f"{_server(source.url)} does not resume the download.")
                 self._check_status(response)
-                self._receive(response, part)
+                self._receive(response, part, meta, done if response.status_code == 206 else 0)
         except (httpx.TooManyRedirects, httpx.UnsupportedProtocol) as error:
             raise MediaError("The video's address redirects in circles or to something that is not http.") from error
         except (httpx.InvalidURL, UnicodeError) as error:
@@ -257,7 +268,7 @@ class MediaStore:
 
     def _check_status(self, response: httpx.Response) -> None:
         status = response.status_code
-        if status == 200:
+        if status in (200, 206):
             return
         name = _server(str(response.url)) + urlsplit(str(response.url)).path
         if status in (401, 403):
@@ -266,73 +277,54 @@ class MediaStore:
             raise kind(f"{name} refuses access ({status}).", "Check LABEL_STUDIO_API_KEY and the storage's rights.")
         if status in (404, 410):
             raise MediaError(f"{name} does not exist ({status}).", "Import the video again or correct the task.")
-        if status >= 500 or status in (408, 429):
+        if status >= 500 or status in (408, 416, 429):
             raise MediaUnavailable(f"{name} fails ({status}).", "See that server's log.")
         raise MediaError(f"{name} answers with status {status}.")
 
-    def _receive(self, response: httpx.Response, part: Path) -> None:
+    def _receive(self, response: httpx.Response, part: Path, meta: Path, done: int) -> None:
         limit = int(self._settings.media_max_gb * (1 << 30))
-        expected = int(response.headers.get("content-length") or 0)
-        if expected > limit:
+        length = int(response.headers.get("content-length") or 0)
+        expected = done + length if length else 0
+        if max(expected, done) > limit:
             raise self._too_large()
         if "text/html" in response.headers.get("content-type", ""):
             raise MediaError(
                 f"{_server(str(response.url))} answers with a web page instead of a video.",
                 "Check the address and the token; a login page looks like this.",
             )
-        done = checked = 0
         try:
-            part.unlink(missing_ok=True)  # of an earlier try: its room is free
-            self._make_room(expected or CHECK_BYTES)
-            with part.open("wb") as file:
+            if not done:
+                part.unlink(missing_ok=True)  # begun anew, the old one's room is free
+            self._cache.make_room(length or CHECK_BYTES, keep=part)
+            # If-Range takes a strong validator only.
+            etag = response.headers.get("etag", "")
+            validator = etag if etag and not etag.startswith("W/") else response.headers.get("last-modified", "")
+            if validator:
+                meta.write_text(json.dumps({"validator": validator}))
+            else:
+                meta.unlink(missing_ok=True)
+            checked = done
+            with part.open("ab" if done else "wb") as file:
                 for chunk in response.iter_raw():
                     done += len(chunk)
                     if done > limit:
+                        _discard(part, meta)
                         raise self._too_large()
                     file.write(chunk)
                     if self._should_stop():
-                        raise Interrupted(f"Stopped after {done} bytes.", "The download begins again with its job.")
+                        raise Interrupted(f"Stopped after {done} bytes.", "The download goes on from there.")
                     if done - checked >= CHECK_BYTES and done != expected:
                         checked = done
-                        self._make_room(min(CHECK_BYTES, expected - done) if expected else CHECK_BYTES)
+                        self._cache.make_room(min(CHECK_BYTES, expected - done) if expected else CHECK_BYTES, keep=part)
+        except StorageError:
+            _discard(part, meta)  # what cannot be completed must not take the last room
+            raise
         except OSError as error:
+            if error.errno in _FULL:
+                _discard(part, meta)
             raise StorageError(f"{part} cannot be written: {error.strerror}.", "Free some disk space.") from error
         if expected and done != expected:
             raise MediaUnavailable(f"The download stopped at {done} of {expected} bytes.")
-
-    def _make_room(self, wanted: int) -> None:
-        """Remove the least recently used files until so many bytes more fit into the cache, and onto the disk.
-
-        The disk may be smaller than what the cache is allowed: without this, the cache alone would fill it for good.
-        Files whose lock somebody holds stay, the one that is being downloaded among them.
-
-        Raises:
-            StorageError: the disk has no room even so.
-        """
-
-        def missing() -> int:
-            return wanted + SPARE_BYTES - shutil.disk_usage(self._dir).free
-
-        entries = []
-        for file in self._dir.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # another process evicts too
-                if file.suffix != ".lock":
-                    stat = file.stat()
-                    entries.append((stat.st_mtime, stat.st_size, file))
-        held, short = sum(size for _, size, _ in entries), missing()
-        # Where all of it would not be enough for the disk, nothing is thrown away in vain.
-        excess = max(short if held >= short else 0, held + wanted - int(self._settings.media_cache_gb * (1 << 30)))
-        for _, size, file in sorted(entries):
-            if excess <= 0:
-                break
-            if _remove_unused(file):
-                log.debug("%s left the cache", file)
-                excess -= size
-        if missing() > 0:
-            raise StorageError(
-                f"No room in {self._dir} for {wanted / 1e9:.2f} GB.",
-                "Free some disk space, or set DATA_DIR on a larger disk.",
-            )
 
     def _too_large(self) -> MediaError:
         return MediaRefused(f"The video is larger than {self._settings.media_max_gb} GB.", "Raise MEDIA_MAX_GB.")
@@ -379,11 +371,104 @@ def _inside(root: Path, relative: str) -> Path | None:
         return None
 
 
-# -- the folder of downloads, which all processes share
+def _read_validator(meta: Path) -> str:
+    """The validator of a partial download, empty where there is none (a process was killed while writing it)."""
+    try:
+        validator = json.loads(meta.read_text(encoding="utf-8"))["validator"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.debug("No partial download beside %s: %s", meta, error)
+        return ""
+    return validator if isinstance(validator, str) and validator.isascii() and validator.isprintable() else ""
+
+
+def _goes_on(response: httpx.Response, done: int) -> bool:
+    """Whether a partial answer begins exactly at ``done``: some caches round ranges down."""
+    if response.status_code != 206:
+        return True
+    answered: str = response.headers.get("content-range", "")
+    return answered.replace(" ", "").startswith(f"bytes{done}-")
+
+
+def _discard(part: Path, meta: Path) -> None:
+    """Give a partial download up."""
+    for file in (part, meta):
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s cannot be removed: %s", file, error)
+
+
+# -- the folder of downloads
+
+
+class MediaCache:
+    """Files that may go, except while somebody holds their lock. Shared by all processes on one folder.
+
+    Args:
+        limit: bytes that all files together may have.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder, self._limit = folder, limit
+
+    def trim(self, keep: Path) -> None:
+        """Remove the least recently used files until the cache fits; files in use stay.
+
+        Args:
+            keep: stays as well.
+        """
+        entries = self._entries()
+        self._evict(entries, sum(size for _, size, _ in entries) - self._limit, keep)
+
+    def make_room(self, wanted: int, keep: Path) -> None:
+        """Remove the least recently used files, where the disk needs it, until so many bytes and a spare are free.
+
+        The disk may be smaller than what the cache is allowed: without this, the cache alone would fill it for good.
+
+        Args:
+            keep: what is just being downloaded.
+
+        Raises:
+            StorageError: there is no room even so.
+        """
+        missing = self._missing(wanted)
+        if missing <= 0:
+            return
+        entries = [entry for entry in self._entries() if entry[2] != keep]
+        # Where all of it would not be enough, nothing is thrown away in vain.
+        if sum(size for _, size, _ in entries) >= missing:
+            self._evict(entries, missing, keep)
+        if self._missing(wanted) > 0:
+            raise StorageError(
+                f"No room in {self.folder} for {wanted / 1e9:.2f} GB.",
+                "Free some disk space, or set DATA_DIR on a larger disk.",
+            )
+
+    def _missing(self, wanted: int) -> int:
+        return wanted + SPARE_BYTES - shutil.disk_usage(self.folder).free
+
+    def _entries(self) -> list[tuple[float, int, Path]]:
+        """Last use, bytes and path of every file, half ones too."""
+        entries = []
+        for file in self.folder.iterdir():
+            if file.suffix in (".lock", ".json") or not file.is_file():
+                continue
+            with contextlib.suppress(FileNotFoundError):  # another process evicts too
+                stat = file.stat()
+                entries.append((stat.st_mtime, stat.st_size, file))
+        return entries
+
+    def _evict(self, entries: list[tuple[float, int, Path]], excess: int, keep: Path) -> None:
+        for _, size, file in sorted(entries):
+            if excess <= 0:
+                return
+            if file != keep and _remove_unused(file):
+                log.debug("%s left the cache", file)
+                excess -= size
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, exclusive: bool, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, *, exclusive: bool, wait: bool = True) -> Iterator[IO[bytes]]:
     """Hold a lock file.
 
     Raises:
@@ -399,7 +484,7 @@ def locked(path: Path, *, exclusive: bool, wait: bool = True) -> Iterator[None]:
     with file:
         mode = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
         fcntl.flock(file, mode if wait else mode | fcntl.LOCK_NB)
-        yield
+        yield file
 
 
 def _remove_unused(file: Path) -> bool:
@@ -407,6 +492,7 @@ def _remove_unused(file: Path) -> bool:
     try:
         with locked(base.with_suffix(".lock"), exclusive=True, wait=False):
             file.unlink(missing_ok=True)
+            file.with_name(file.name + ".json").unlink(missing_ok=True)
         return True
     except BlockingIOError:
         return False  # somebody reads it

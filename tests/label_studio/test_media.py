@@ -432,44 +432,135 @@ def test_login_page_is_not_a_video(store: Callable[..., MediaStore], site: Outsi
     assert cached(store()) == set()
 
 
-# -- interruptions
+# -- resuming
 
 
-def test_broken_connection_is_tried_again(store: Callable[..., MediaStore], site: Outside) -> None:
+def test_broken_connection_goes_on_where_it_stopped(store: Callable[..., MediaStore], site: Outside) -> None:
     path = "/data/upload/1/a.mp4"
-    site.files[path] = MB
+    site.files[path], site.etags[path] = MB, '"v1"'
     site.break_after[path] = [300_000, 400_000]
     assert read(store(), path) == MB
-    assert len(site.asked(path)) == 3
+    asked = site.asked(path)
+    assert "range" not in asked[0]
+    assert [headers["if-range"] for headers in asked[1:]] == ['"v1"'] * 2
+    starts = [int(headers["range"][6:-1]) for headers in asked[1:]]
+    assert 0 < starts[0] <= 300_000 < starts[1] <= 700_000
     assert len(cached(store())) == 1
 
 
-def test_request_to_stop_is_obeyed_during_a_download(settings: Callable[..., Settings], site: Outside) -> None:
-    """A worker that is told to end does not wait for gigabytes."""
+def test_file_that_changed_meanwhile_is_begun_anew(store: Callable[..., MediaStore], site: Outside) -> None:
+    path, new = "/data/upload/1/a.mp4", MB[::-1]
+    site.files[path], site.etags[path] = MB, '"v1"'
+
+    def first(handler: http.server.BaseHTTPRequestHandler) -> None:
+        del site.special[path]
+        site.break_after[path] = [300_000]
+        site._serve(handler)
+        site.files[path], site.etags[path] = new, '"v2"'
+
+    site.special[path] = first
+    assert read(store(), path) == new
+
+
+def test_without_validator_nothing_is_glued_together(store: Callable[..., MediaStore], site: Outside) -> None:
     path = "/data/upload/1/a.mp4"
     site.files[path] = MB
-    stopped = MediaStore(settings(), Client(site.url), lambda: True)
-    with pytest.raises(Interrupted):
-        read(stopped, path)
-    assert cached(stopped) == set()
-    assert read(MediaStore(settings(), Client(site.url)), path) == MB
+    site.break_after[path] = [300_000]
+    assert read(store(), path) == MB
+    assert "range" not in site.asked(path)[1]
+
+
+def test_weak_validator_is_no_validator(store: Callable[..., MediaStore], site: Outside) -> None:
+    path = "/data/upload/1/a.mp4"
+    site.files[path], site.etags[path] = MB, 'W/"v1"'
+    site.break_after[path] = [300_000]
+    assert read(store(), path) == MB
+    assert "range" not in site.asked(path)[1]
+
+
+def test_server_that_answers_another_range(store: Callable[..., MediaStore], site: Outside) -> None:
+    """Some servers and caches round ranges down; what they send must not be appended as if they had not."""
+    path = "/data/upload/1/a.mp4"
+    site.files[path], site.etags[path] = MB, '"v1"'
+    site.break_after[path] = [300_000]
+
+    def rounded(handler: http.server.BaseHTTPRequestHandler) -> None:
+        if "Range" not in handler.headers:
+            del site.special[path]
+            site._serve(handler)
+            site.special[path] = rounded
+            return
+        start = 262_144
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes {start}-{len(MB) - 1}/{len(MB)}")
+        handler.send_header("Content-Length", str(len(MB) - start))
+        handler.send_header("ETag", '"v1"')
+        handler.end_headers()
+        handler.wfile.write(MB[start:])
+
+    site.special[path] = rounded
+    with contextlib.suppress(MediaUnavailable):  # giving up is fine, garbage is not
+        assert read(store(), path) == MB
+
+
+@pytest.fixture(scope="module")
+def half_a_download(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache after a download that broke off again and again until it was given up."""
+    folder, path = tmp_path_factory.mktemp("half"), "/data/upload/1/a.mp4"
+    with outside("localhost") as site:
+        site.files[path], site.etags[path] = MB, '"v1"'
+        site.break_after[path] = [100_000] * 10
+        with pytest.raises(MediaUnavailable):
+            read(MediaStore(Settings(_env_file=None, data_dir=folder), Client(site.url)), path)
+    return folder / "media"
 
 
 @pytest.fixture
-def part(store: Callable[..., MediaStore], site: Outside) -> Path:
-    """What a process that was killed during the download of ``a.mp4`` has left."""
-    path, media = "/data/upload/1/a.mp4", store()
-    site.files[path] = MB
-    target = media._target(path)
-    target.parent.mkdir(parents=True)
-    found = target.with_name(target.name + ".part")
-    found.write_bytes(MB[::-1] + b"too much")
-    return found
+def interrupted(half_a_download: Path, store: Callable[..., MediaStore], site: Outside) -> tuple[MediaStore, Path]:
+    """A store that finds half of a download, and the partial file."""
+    path = "/data/upload/1/a.mp4"
+    site.files[path], site.etags[path] = MB, '"v1"'
+    media = store()
+    shutil.copytree(half_a_download, media._settings.media_dir)
+    (part,) = media._settings.media_dir.glob("*.part")
+    assert 0 < part.stat().st_size < len(MB)
+    return media, part
 
 
-def test_next_process_begins_anew(part: Path, store: Callable[..., MediaStore]) -> None:
-    assert read(store(), "/data/upload/1/a.mp4") == MB
-    assert not part.exists()
+def test_request_to_stop_is_obeyed_during_a_download(settings: Callable[..., Settings], site: Outside) -> None:
+    """A worker that is told to end does not wait for gigabytes; what is there is kept for the next one."""
+    path = "/data/upload/1/a.mp4"
+    site.files[path], site.etags[path] = MB, '"v1"'
+    with pytest.raises(Interrupted):
+        read(MediaStore(settings(), Client(site.url), lambda: True), path)
+    assert read(MediaStore(settings(), Client(site.url)), path) == MB
+    assert "range" in site.asked(path)[-1]
+
+
+def test_next_process_goes_on(interrupted: tuple[MediaStore, Path], site: Outside) -> None:
+    media, part = interrupted
+    size = part.stat().st_size
+    assert read(media, "/data/upload/1/a.mp4") == MB
+    assert [headers.get("range") for _, headers in site.requests] == [f"bytes={size}-"]
+
+
+@pytest.mark.parametrize("note", [b"", b"{", b"[]", b"\xff\xfe", b'{"validator": 7}', b"{}"])
+def test_damaged_note_beside_a_partial_file_is_no_obstacle(interrupted: tuple[MediaStore, Path], note: bytes) -> None:
+    media, part = interrupted
+    part.with_name(part.name + ".json").write_bytes(note)
+    assert read(media, "/data/upload/1/a.mp4") == MB
+
+
+def test_killed_between_the_last_byte_and_the_rename(interrupted: tuple[MediaStore, Path], site: Outside) -> None:
+    media, part = interrupted
+    part.write_bytes(MB)  # complete: the server can only answer 416 to a request for the rest
+    assert read(media, "/data/upload/1/a.mp4") == MB
+
+
+def test_longer_partial_file_than_the_video(interrupted: tuple[MediaStore, Path]) -> None:
+    media, part = interrupted
+    part.write_bytes(MB + b"too much")
+    assert read(media, "/data/upload/1/a.mp4") == MB
 
 
 # -- room
@@ -718,21 +809,12 @@ def test_no_room_for_a_video_of_unknown_length(
 
 
 def test_old_part_is_no_obstacle_for_a_new_beginning(
-    part: Path, store: Callable[..., MediaStore], disk: Callable[[MediaStore, int], Disk]
+    interrupted: tuple[MediaStore, Path], disk: Callable[[MediaStore, int], Disk]
 ) -> None:
-    media = store()
+    media, part = interrupted
+    part.with_name(part.name + ".json").unlink()  # so that it cannot go on
     disk(media, len(MB))
     assert read(media, "/data/upload/1/a.mp4") == MB
-
-
-def test_old_part_of_another_video_makes_room(
-    part: Path, store: Callable[..., MediaStore], site: Outside, disk: Callable[[MediaStore, int], Disk]
-) -> None:
-    media = store()
-    disk(media, len(MB) + 100)
-    site.files["/data/upload/1/b.mp4"] = MB
-    assert read(media, "/data/upload/1/b.mp4") == MB
-    assert not part.exists()
 
 
 def test_disk_that_is_too_small(store: Callable[..., MediaStore], site: Outside) -> None:
