@@ -221,7 +221,7 @@ class Registry:
                         "classes": [],
                         "created_at": datetime.now(timezone.utc),
                     }
-                    inserted = connection.execute(sa.insert(model_versions).values(**row)).inserted_primary_key
+                    inserted: Any = connection.execute(sa.insert(model_versions).values(**row)).inserted_primary_key
                 return self._reload(inserted[0])
             except StorageError as error:
                 if not isinstance(error.__cause__, IntegrityError):  # another process took the number
