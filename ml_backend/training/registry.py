@@ -72,6 +72,11 @@ class Version:
         return f"v{self.number}"
 
     @property
+    def is_active(self) -> bool:
+        """Whether the run is in progress."""
+        return self.state in ACTIVE
+
+    @property
     def has_weights(self) -> bool:
         """Whether it can be used: it was evaluated, and its weights were not removed since."""
         return self.state in MEASURED and not self.weights_removed
