@@ -41,7 +41,7 @@ def superfluous(versions: Sequence[Version], used: Sequence[int | None], keep: i
     needed.update(list(dict.fromkeys(number for number in used if number is not None))[:2])
     for version in versions:
         in_use = bool(used) and version.id == used[0]
-        if (in_use or version.state in ACTIVE) and version.parent_id is not None:
+        if (in_use or version.is_active) and version.parent_id is not None:
             needed.add(version.parent_id)
         if in_use:
             needed.update([older.id for older in promoted if older.number < version.number][:1])

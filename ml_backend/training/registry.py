@@ -72,6 +72,11 @@ class Version:
         return f"v{self.number}"
 
     @property
+    def is_active(self) -> bool:
+        """Whether the run is in progress."""
+        return self.state in ACTIVE
+
+    @property
     def has_weights(self) -> bool:
         """Whether it can be used: it was evaluated, and its weights were not removed since."""
         return self.state in MEASURED and not self.weights_removed
@@ -221,7 +226,7 @@ class Registry:
                         "classes": [],
                         "created_at": datetime.now(timezone.utc),
                     }
-                    inserted = connection.execute(sa.insert(model_versions).values(**row)).inserted_primary_key
+                    inserted: Any = connection.execute(sa.insert(model_versions).values(**row)).inserted_primary_key
                 return self._reload(inserted[0])
             except StorageError as error:
                 if not isinstance(error.__cause__, IntegrityError):  # another process took the number
