@@ -584,7 +584,8 @@ def full(client: FlaskClient) -> Iterator[FlaskClient]:
     sa.event.listen(engine, "connect", limit)
     engine.dispose()
     for number in range(200):
-        answer = client.post("/webhook", json={"action": "ANNOTATION_CREATED", "annotation": {"id": number + 1}})
+        tasks = [{"id": 100 * number + task} for task in range(1, 101)]
+        answer = client.post("/webhook", json={"action": "TASKS_CREATED", "project": {"id": 7}, "tasks": tasks})
         if answer.status_code != 201:
             break
     yield client
@@ -594,7 +595,8 @@ def full(client: FlaskClient) -> Iterator[FlaskClient]:
 
 
 def test_full_disk(full: FlaskClient) -> None:
-    answer = full.post("/webhook", json={"action": "TASKS_CREATED", "project": {"id": 7}, "tasks": [{"id": 1}]})
+    tasks = [{"id": 1_000_000 + number} for number in range(100)]
+    answer = full.post("/webhook", json={"action": "TASKS_CREATED", "project": {"id": 7}, "tasks": tasks})
     assert answer.status_code == 507
     assert "full" in answer.json["error"]
     assert "Free disk space" in answer.json["cure"]
