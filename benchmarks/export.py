@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,9 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.pipeline import peak_mb, repeat_video
+from benchmarks.measuring import in_child, peak_mb, repeat_video
 
-ROOT = Path(__file__).resolve().parent.parent
 OBJECTS = 25
 LIFE_S = 10.0
 QUALITY = 95
@@ -124,9 +122,7 @@ RUNS = {"limit": run_limit, "yolo": run_export, "annotations": run_annotations}
 
 def measure(name: str, video: Path, stride: int) -> dict[str, Any]:
     """One measurement in a process of its own."""
-    command = [sys.executable, __file__, "--run", name, "--stride", str(stride), str(video)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result = in_child(__file__, "--run", name, "--stride", stride, video)
     # An hour takes its time: what is known is said at once.
     print(f"{name} {video.stem}: {result}", file=sys.stderr, flush=True)
     return result

@@ -1,7 +1,8 @@
-"""What several benchmarks need: memory, processor time, long videos, and a place of their own."""
+"""What several benchmarks need: memory, processor time, long videos, a place of their own, and a local stack."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -9,11 +10,13 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import av
 import click
@@ -22,8 +25,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 if TYPE_CHECKING:
+    from ml_backend.label_studio.client import LabelStudioClient, Prediction
+    from ml_backend.local.stack import Stack
     from ml_backend.models.weights import ResolvedDetector
+    from ml_backend.services import WebContainer
     from ml_backend.settings import Settings
+
+CONFIG = (
+    '<View><Labels name="label" toName="video"><Label value="person"/><Label value="walker"/></Labels>'
+    '<Video name="video" value="$video" frameRate="$fps"/><VideoRectangle name="box" toName="video"/></View>'
+)
+#: Seconds to wait for a training on a slow machine.
+PATIENCE_S = 3000.0
 
 
 def repeat_video(source: Path, target: Path, times: int) -> None:
@@ -68,16 +81,11 @@ def cpu_seconds() -> float:
 @contextmanager
 def own_place() -> Iterator[Path]:
     """A folder for a while; in it is DATA_DIR, for this process and its children, so that yours stays as it is."""
-    before = os.environ.get("DATA_DIR")
-    with tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as name:
-        os.environ["DATA_DIR"] = str(Path(name) / "data")
-        try:
-            yield Path(name)
-        finally:
-            if before is None:
-                del os.environ["DATA_DIR"]
-            else:
-                os.environ["DATA_DIR"] = before
+    with (
+        tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as name,
+        patch.dict(os.environ, DATA_DIR=str(Path(name) / "data")),
+    ):
+        yield Path(name)
 
 
 def settings_for(weights: Path, **changes: Any) -> Settings:
@@ -118,7 +126,7 @@ def detector_of(settings: Settings) -> ResolvedDetector:
 def engine_name(video: Path, resolved: ResolvedDetector, settings: Settings, *, wait: bool = False) -> str:
     """``openvino fp32``, for example; with a reason where it is not what was wanted."""
     from ml_backend.models.engines.calibration import Footage
-    from ml_backend.models.engines.choice import choose_engine
+    from ml_backend.models.engines.exports import choose_engine
 
     assert resolved.path
     footage = Footage(video=str(video))
@@ -133,6 +141,57 @@ def in_child(script: str, *arguments: object) -> dict[str, Any]:
     if done.returncode:
         raise click.ClickException(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return last_json(done.stdout)
+
+
+@contextmanager
+def local_stack(weights: Path, folder: Path, **environment: str) -> Iterator[tuple[Stack, int, WebContainer]]:
+    """A whole stack in a folder, a connected project that trains as soon as it may, and what its processes see."""
+    from ml_backend.local.preflight import free_port
+    from ml_backend.local.stack import Stack, StackOptions
+    from ml_backend.services import WebContainer
+    from ml_backend.settings import Settings
+
+    environment |= {"YOLO_WEIGHTS": str(weights.absolute()), "WEIGHTS_TIMEOUT_S": "1"}
+    data = folder / "data"
+    data.mkdir()
+    options = StackOptions(data, free_port(), free_port(), isolated=True, environment=environment)
+    with Stack(options) as stack:
+        client = stack.client()
+        project = client.create_project("benchmark", CONFIG)
+        client.connect_backend(project, stack.backend.url)
+        named: dict[str, Any] = {name.lower(): value for name, value in stack.settings_environment().items()}
+        container = WebContainer(Settings(_env_file=None, **named))
+        container.trainings.set_policy(project, {"min_tracks": 1, "quiet_s": 2, "every_s": 0})
+        yield stack, project, container
+
+
+def new_task(client: LabelStudioClient, project: int, video: Path) -> int:
+    """Upload a video, under a name of its own: it is tracked anew."""
+    return client.create_task(project, {"video": client.upload_file(project, video)})
+
+
+def newest(client: LabelStudioClient, task: int) -> Prediction | None:
+    return max(client.list_predictions(task), key=lambda item: item.id, default=None)
+
+
+def submit_as_walkers(client: LabelStudioClient, task: int, prediction: Prediction) -> tuple[int, list[dict[str, Any]]]:
+    """Submit all tracks with a label that no detector knows; the annotation's id, and what is in it."""
+    result = [{**region, "value": {**region["value"], "labels": ["walker"]}} for region in prediction.result]
+    return client.create_annotation(task, result, prediction.id), result
+
+
+def wait(what: str, condition: Callable[[], Any], stack: Stack) -> Any:
+    from ml_backend.errors import LabelStudioUnavailable
+
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        with contextlib.suppress(LabelStudioUnavailable):  # on a loaded machine it may take longer than it may
+            if value := condition():
+                return value
+        if time.monotonic() > deadline:
+            raise click.ClickException(f"not after {PATIENCE_S:.0f} s: {what}\n{stack.trainer.tail(20)}")
+        stack.revive()
+        time.sleep(0.1)
 
 
 def last_json(text: str) -> dict[str, Any]:

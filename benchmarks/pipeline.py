@@ -41,34 +41,37 @@ if TYPE_CHECKING:
     from ml_backend.types import Track
 
 
-def run_plain(video: Path, weights: Path, tracker: str) -> dict[str, Any]:
-    """What the usual example does: a box per frame and track."""
+def plain_loop(video: Path, weights: Path, class_name: str = "", **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """The loop of the ultralytics documentation: ``(n, 6)`` frame, track and xyxy of each box, and figures."""
     from ml_backend.models._ultralytics import setup_ultralytics
     from ml_backend.video.reader import read_frames
 
     setup_ultralytics()
     from ultralytics import YOLO
 
-    model, imgsz = YOLO(str(weights)), settings_for(weights).imgsz
-    model.predict(next(read_frames(video)).image, verbose=False, imgsz=imgsz)
+    model = YOLO(str(weights))
+    options = {"verbose": False, **options}
+    model.predict(
+        next(read_frames(video)).image, **{name: value for name, value in options.items() if name != "tracker"}
+    )
     started, before = time.perf_counter(), cpu_seconds()
-    frames = boxes = 0
-    tracks: set[int] = set()
-    options = {"tracker": f"{tracker}.yaml", "imgsz": imgsz}
-    for result in model.track(str(video), stream=True, verbose=False, **options):
+    frames, rows = 0, []
+    for frame, result in enumerate(model.track(str(video), stream=True, **options)):
         frames += 1
-        if result.boxes is not None and result.boxes.id is not None:
-            boxes += len(result.boxes)
-            tracks.update(int(i) for i in result.boxes.id)
+        boxes = result.boxes.cpu().numpy()
+        if boxes.id is not None:
+            for track_id, xyxy, class_id in zip(boxes.id, boxes.xyxy, boxes.cls, strict=True):
+                if class_name in ("", model.names[int(class_id)]):
+                    rows.append((frame, track_id, *xyxy))
     seconds, cpu = time.perf_counter() - started, cpu_seconds() - before
-    return {
-        "frames": frames,
-        "seconds": seconds,
-        "cpu_s": cpu,
-        "tracks": len(tracks),
-        "boxes": boxes,
-        "keyframes": boxes,
-    }
+    figures = {"frames": frames, "seconds": seconds, "cpu_s": cpu, "fps": frames / seconds}
+    return np.array(rows, np.float64).reshape(-1, 6), figures
+
+
+def run_plain(video: Path, weights: Path, tracker: str) -> dict[str, Any]:
+    """What the usual example does: a box per frame and track."""
+    rows, figures = plain_loop(video, weights, tracker=f"{tracker}.yaml", imgsz=settings_for(weights).imgsz)
+    return {**figures, "tracks": len(np.unique(rows[:, 1])), "boxes": len(rows), "keyframes": len(rows)}
 
 
 def predict(

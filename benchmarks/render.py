@@ -1,8 +1,8 @@
 """Rendering of one video beside decoding and encoding it alone, in one run; and of the video repeated, for memory.
 
-    python benchmarks/render.py VIDEO [--prediction FILE] [--repeat 10] [--rounds 3]
+    python benchmarks/render.py VIDEO [--objects 24] [--repeat 10] [--rounds 3]
 
-Without a prediction, as many objects as ``--objects`` says walk through the whole video. Each variant runs in a
+As many objects as ``--objects`` says walk through the whole video. Each variant runs in a
 process of its own, so that its peak memory is its own; the rounds take turns, so that what else the machine does
 meets both, and the best of each counts. On a machine that others use too, the ratio of processor time says more than
 that of wall time. Prints a table and, as the last line, JSON.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.pipeline import peak_mb, repeat_video  # noqa: E402
+from benchmarks.measuring import in_child, peak_mb, repeat_video  # noqa: E402
 
 
 def walking(frames: int, fps: float, objects: int) -> dict[str, Any]:
@@ -53,19 +52,6 @@ def walking(frames: int, fps: float, objects: int) -> dict[str, Any]:
     return {"model_version": "walking", "score": 1.0, "result": result}
 
 
-def repeated(prediction: dict[str, Any], times: int, frames: int) -> dict[str, Any]:
-    """The same objects again in each repetition of the clip."""
-    result = []
-    for turn in range(times):
-        for region in prediction["result"]:
-            value = region["value"]
-            sequence = [{**key, "frame": key["frame"] + turn * frames} for key in value["sequence"]]
-            sequence[-1]["enabled"] = False
-            total = {"framesCount": frames * times, "duration": value["duration"] * times, "sequence": sequence}
-            result.append({**region, "id": f"{region['id']}-{turn}", "value": {**value, **total}})
-    return {**prediction, "result": result}
-
-
 def run_plain(video: Path, out: Path) -> tuple[int, float, float]:
     """Decode and encode, nothing else."""
     from ml_backend.video.probe import probe
@@ -80,11 +66,14 @@ def run_plain(video: Path, out: Path) -> tuple[int, float, float]:
     return info.frames, time.perf_counter() - started, time.process_time() - before
 
 
-def run_render(video: Path, out: Path, prediction: Path) -> tuple[int, float, float]:
+def run_render(video: Path, out: Path, objects: int) -> tuple[int, float, float]:
     from ml_backend.export.draw import Look
     from ml_backend.export.layers import Export, file_layer
     from ml_backend.export.render import Options, render
+    from ml_backend.video.probe import probe
 
+    info, prediction = probe(video), out.with_suffix(".json")
+    prediction.write_text(json.dumps(walking(info.frames, info.fps, objects)))
     # Starting up, with its imports, is over: of a long video it is nothing.
     started, before = time.perf_counter(), time.process_time()
     layer = file_layer(video, Export(prediction))
@@ -94,35 +83,25 @@ def run_render(video: Path, out: Path, prediction: Path) -> tuple[int, float, fl
 
 @click.command()
 @click.argument("video", type=click.Path(exists=True, path_type=Path))
-@click.option("--prediction", type=click.Path(exists=True, path_type=Path))
 @click.option("--objects", default=24)
 @click.option("--repeat", default=10, help="Also render the video so many times over; 0: do not.")
 @click.option("--rounds", default=3)
 @click.option("--variant", hidden=True)
-def main(video: Path, prediction: Path | None, objects: int, repeat: int, rounds: int, variant: str | None) -> None:
+def main(video: Path, objects: int, repeat: int, rounds: int, variant: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if variant:
             out = Path(folder) / "out.mp4"
-            run = run_plain(video, out) if variant == "plain" else run_render(video, out, prediction or Path())
+            run = run_plain(video, out) if variant == "plain" else run_render(video, out, objects)
             print(json.dumps({"frames": run[0], "seconds": run[1], "cpu_s": run[2], "peak_mb": peak_mb()}))
             return
-        from ml_backend.video.probe import probe
-
-        info = probe(video)
-        boxes = json.loads(prediction.read_text()) if prediction else walking(info.frames, info.fps, objects)
-        given = Path(folder) / "boxes.json"
-        given.write_text(json.dumps(boxes))
-        plans = [("decode + encode", "plain", video, given), ("rendered", "render", video, given)] * rounds
+        plans = [("decode + encode", "plain", video), ("rendered", "render", video)] * rounds
         if repeat > 1:
-            long, many = Path(folder) / f"long{video.suffix}", Path(folder) / "many.json"
+            long = Path(folder) / f"long{video.suffix}"
             repeat_video(video, long, repeat)
-            many.write_text(json.dumps(repeated(boxes, repeat, info.frames)))
-            plans.append((f"rendered, {repeat}x", "render", long, many))
+            plans.append((f"rendered, {repeat}x", "render", long))
         rows: dict[str, dict[str, Any]] = {}
-        for name, kind, file, shown in plans:
-            command = [sys.executable, __file__, str(file), "--prediction", str(shown), "--variant", kind]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            row = json.loads(done.stdout.strip().rsplit("\n", 1)[-1])
+        for name, kind, file in plans:
+            row = in_child(__file__, file, "--objects", objects, "--variant", kind)
             row["fps"] = row["frames"] / row["seconds"]
             print(
                 f"{name:16} {row['frames']:6} frames {row['fps']:6.1f} frames/s "

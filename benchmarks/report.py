@@ -3,13 +3,12 @@
     python benchmarks/report.py [--only NAME ...] [--quick] [--data FOLDER] [--out docs/performance.md]
 
 Figures are kept beside the page as JSON; ``--only`` makes some parts anew and leaves the others as they are, and
-``--render`` writes the page without running anything. A part that was never run, or that fails, is left out of the page
-or stays as it was. Run it on a machine with nothing else to do: how much of the processor others had is noted.
+``--render`` writes the page without running anything. A part that was never run is left out of the page, one that fails
+stays as it was. Run it on a machine with nothing else to do.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import os
@@ -17,10 +16,10 @@ import platform
 import shutil
 import subprocess
 import sys
-import textwrap
 import time
-from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,76 +28,87 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measuring import cpu_seconds, last_json, own_place  # noqa: E402
-from benchmarks.report_parts import PARTS, VIDEO, WEIGHTS, Part, Rows, number, percent  # noqa: E402
+from benchmarks.measuring import last_json, own_place  # noqa: E402
 
-PACKAGES = ("torch", "openvino", "nncf", "ultralytics", "av", "opencv-python-headless", "numpy")
-#: What makes low precision fast on a processor.
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-#: From this share of the processor on, others are told of beside the figures.
-DISTURBED = 0.05
+PACKAGES = ("torch", "openvino", "ultralytics", "av", "opencv-python-headless", "numpy")
+#: From this line on the page is written by hand.
+EARLIER = "## Earlier measurements"
+#: What is put in the place of these words of a command.
+VIDEO, WEIGHTS, DATA = "VIDEO", "WEIGHTS", "DATA"
 
 
-def machine() -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One benchmark: ``benchmarks/<name>.py``. What it measures, its docstring says.
+
+    Attributes:
+        arguments: of its command; ``quick`` ones are added for a rough run, and win.
+    """
+
+    title: str
+    arguments: tuple[str, ...]
+    quick: tuple[str, ...]
+
+
+_ON_VIDEO = (VIDEO, "--weights", WEIGHTS)
+
+#: In the order of the page.
+PARTS = {
+    "pipeline": Part("A prediction beside a plain loop", (*_ON_VIDEO, "--precision", "int8"), ("--repeat", "2")),
+    "tracking": Part(
+        "Tracks of each stride beside those of stride 1",
+        (*_ON_VIDEO, "--strides", "1,2,3", "--precision", "int8"),
+        ("--strides", "1,3"),
+    ),
+    "few_shot": Part("Labels from few examples", ("--data", DATA), ("--draws", "5")),
+    "retraining": Part(
+        "Retraining, and serving meanwhile", _ON_VIDEO, ("--epochs", "2", "--events", "100", "--seconds", "2")
+    ),
+    "export": Part("Export", (VIDEO,), ("--rounds", "1", "--repeat", "2", "--no-hour")),
+    "render": Part("Rendering", (VIDEO,), ("--rounds", "1", "--repeat", "2")),
+    "api": Part("API latency", _ON_VIDEO, ("--clients", "10", "--seconds", "3")),
+}
+
+
+def machine() -> str:
     """What the figures depend on; nothing that names the machine."""
     import psutil
 
-    facts: dict[str, Any] = {
-        "processor": platform.processor() or platform.machine(),
-        "instructions": [],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30),
-        "system": f"{platform.system()} {platform.machine()}",
-        "gpu": _gpu(),
-        "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
-    }
+    processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
-        known = {name.strip(): value.strip() for name, _, value in reversed(lines)}
-        facts["processor"] = known.get("model name", facts["processor"])
-        flags = set(known.get("flags", known.get("Features", "")).split())
-        facts["instructions"] = [name for name in INSTRUCTIONS if name in flags]
-    if hasattr(platform, "freedesktop_os_release"):
-        with contextlib.suppress(OSError, KeyError):  # then without the name of the distribution
-            facts["system"] = f"{platform.freedesktop_os_release()['PRETTY_NAME']}, {platform.machine()}"
-    return facts
+        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        processor = models[0] if models else processor
+    gpu = "no GPU"
+    if tool := shutil.which("nvidia-smi"):
+        command = [tool, "--query-gpu=name", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        gpu = ", ".join(done.stdout.splitlines()) or gpu
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    memory = round(psutil.virtual_memory().total / 2**30)
+    return (
+        f"{processor}, {os.cpu_count()} cores, {memory} GB of memory, {gpu}; {platform.system()} {platform.machine()}, "
+        f"Python {platform.python_version()}, {packages}"
+    )
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _gpu() -> str:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ""
-    command = [tool, "--query-gpu=name", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return ", ".join(done.stdout.split("\n")[:-1]) if done.returncode == 0 else ""
-
-
-def clip_facts(video: Path) -> dict[str, Any]:
+def clip_of(video: Path) -> str:
     from ml_backend.video.probe import probe
 
     info = probe(video)
-    return {name: getattr(info, name) for name in ("width", "height", "fps", "frames", "duration", "codec")}
+    return f"{info.width} × {info.height}, {info.codec}, {info.frames} frames, {info.fps:g} a second"
 
 
-def run_part(part: Part, video: Path, weights: Path, quick: bool) -> dict[str, Any]:
+def run_part(name: str, part: Part, video: Path, weights: Path, quick: bool) -> dict[str, Any]:
     """Run it; its output is seen as it comes.
 
     Raises:
         ClickException: it has failed.
     """
-    places = {VIDEO: str(video), WEIGHTS: str(weights)}
+    places = {VIDEO: video, WEIGHTS: weights, DATA: video.parent}
     arguments = (*part.arguments, *(part.quick if quick else ()))
-    command = [sys.executable, str(Path(__file__).with_name(part.script)), *(places.get(a, a) for a in arguments)]
-    started, own, busy = time.perf_counter(), cpu_seconds(), _busy_seconds()
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *(str(places.get(a, a)) for a in arguments)]
+    started, load = time.perf_counter(), os.getloadavg()[0]
     lines: list[str] = []
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as process:
@@ -108,127 +118,63 @@ def run_part(part: Part, video: Path, weights: Path, quick: bool) -> dict[str, A
             if not line.startswith("{"):
                 click.echo(f"  {line.rstrip()}", err=True)
     if process.returncode:
-        raise click.ClickException(f"{part.script} has failed.")
-    seconds = time.perf_counter() - started
-    others = max(0.0, _busy_seconds() - busy - (cpu_seconds() - own)) / (seconds * (os.cpu_count() or 1))
-    names = {VIDEO: video.name, WEIGHTS: weights.name}
+        raise click.ClickException(f"{name}.py has failed.")
+    shown = (places[a].name if a in places else a for a in arguments)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "command": " ".join(["python", f"benchmarks/{part.script}", *(names.get(a, a) for a in arguments)]),
-        "minutes": round(seconds / 60, 1),
+        "command": " ".join(["python", f"benchmarks/{name}.py", *shown]),
+        "minutes": round((time.perf_counter() - started) / 60, 1),
+        "load": round(load, 1),
         "quick": quick,
-        "others": round(others, 3) if part.whole else None,
         "machine": machine(),
-        "clip": clip_facts(video),
-        "result": last_json("".join(lines)),
+        "clip": clip_of(video),
+        "output": "".join(lines[:-1]).strip("\n"),
+        "result": last_json(lines[-1] if lines else ""),
     }
-
-
-def _busy_seconds() -> float:
-    """Of all cores of the machine, by whomever."""
-    import psutil
-
-    spent = psutil.cpu_times()
-    return sum(getattr(spent, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
 
 
 # -- the page
 
 
-def page(parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """docs/performance.md of the parts that there are."""
-    shown = {name: parts[name] for name in PARTS if name in parts}
-    machines = _distinct([found["machine"] for found in shown.values()])
-    clips = _distinct([found["clip"] for found in shown.values()])
+def page(parts: Mapping[str, Mapping[str, Any]], earlier: str = "") -> str:
+    """docs/performance.md of the parts that there are, and what was written by hand."""
     lines = [
         "# Performance",
         "",
-        *_wrapped(
-            "Written by `python benchmarks/report.py`; do not edit. The figures themselves are in "
-            "[performance.json](performance.json)."
-        ),
+        f"Written by `python benchmarks/report.py` as far as “{EARLIER.strip('# ')}”; the figures themselves are in",
+        "[performance.json](performance.json). What each benchmark measures is said at the top of its file. To measure",
+        "on your machine, with nothing else running:",
+        "",
+        "```bash",
+        "python benchmarks/report.py --data FOLDER   # with people.mp4 and yolo11n.pt in it",
+        "```",
+        "",
     ]
-    lines += ["To measure on your machine, with nothing else running:", "", "```bash"]
-    lines += ["python benchmarks/report.py --data FOLDER   # with people.mp4 and yolo11n.pt in it", "```", ""]
-    if not shown:
+    if not parts:
         lines += ["Nothing has been measured yet.", ""]
-    for number_, facts in enumerate(machines, 1):
-        lines += [f"## Machine{f' {number_}' if len(machines) > 1 else ''}", "", *_machine_lines(facts), ""]
-    for facts in clips:
-        lines += [f"The clip: {_clip_line(facts)}.", ""]
-    for name, found in shown.items():
-        part = PARTS[name]
-        where = f" Machine {machines.index(found['machine']) + 1}." if len(machines) > 1 else ""
-        if len(clips) > 1:
-            where += f" The clip: {_clip_line(found['clip'])}."
-        lines += [f"## {part.title}", "", f"    {found['command']}", "", *_wrapped(part.method)]
-        lines += _table(part.table(found["result"]))
-        lines += ["", *_wrapped(part.remark(found["result"])), *_wrapped(part.limits)]
-        lines += [f"{found['date']}, {found['minutes']:g} minutes.{where}{_doubts(found)}", ""]
-    return "\n".join(lines)
-
-
-def _distinct(values: Sequence[Any]) -> list[Any]:
-    kept: list[Any] = []
-    for value in values:
-        if value not in kept:
-            kept.append(value)
-    return kept
-
-
-def _machine_lines(facts: Mapping[str, Any]) -> list[str]:
-    flags = f" ({', '.join(facts['instructions'])})" if facts["instructions"] else ""
-    packages = ", ".join(f"{name} {found}" for name, found in facts["packages"].items())
-    return [
-        f"- {facts['processor']}{flags}, {facts['cores']} cores, {facts['memory_gb']} GB of memory, "
-        f"{facts['gpu'] or 'no GPU'}",
-        f"- {facts['system']}",
-        f"- Python {facts['python']}, {packages}",
-    ]
-
-
-def _clip_line(facts: Mapping[str, Any]) -> str:
-    return (
-        f"{facts['width']} × {facts['height']}, {facts['codec']}, {number(facts['frames'])} frames, "
-        f"{facts['fps']:g} a second, {facts['duration']:.1f} s"
-    )
-
-
-def _doubts(found: Mapping[str, Any]) -> str:
-    text = " **A quick run: rough figures.**" if found["quick"] else ""
-    if (found["others"] or 0) >= DISTURBED:
-        text += f" **Other work had {percent(found['others'], 0)} of the processor: do not rely on these figures.**"
-    return text
-
-
-def _wrapped(text: str) -> list[str]:
-    """A paragraph, and the empty line after it; nothing for none."""
-    return [*textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False), ""] if text else []
-
-
-def _table(rows: Rows) -> list[str]:
-    """Markdown; all columns but the first are aligned to the right where they hold figures."""
-    header, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    figures = [all(not row[n] or row[n][0].isdigit() for row in body) for n in range(len(header))]
-    rule = ["---:" if right and n else "---" for n, right in enumerate(figures)]
-    return [f"| {' | '.join(row)} |" for row in (header, rule, *body)]
-
-
-# -- the command
+    before = ""
+    for name, found in ((name, parts[name]) for name in PARTS if name in parts):
+        lines += [f"## {PARTS[name].title}", "", f"    {found['command']}", "", "```text", found["output"], "```", ""]
+        load = f", begun at a load of {found['load']:g}" if "load" in found else ""
+        rough = " **A quick run: rough figures.**" if found["quick"] else ""
+        lines += [f"{found['date']}, {found['minutes']:g} minutes{load}.{rough}", ""]
+        if (where := f"Machine: {found['machine']}. The clip: {found['clip']}.") != before:
+            lines += [where, ""]
+        before = where
+    return "\n".join(lines) + (f"\n{earlier}" if earlier else "")
 
 
 def known(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))["parts"]) if path.exists() else {}
+    return dict(json.loads(path.read_text(encoding="utf-8"))["parts"]) if path.is_file() else {}
 
 
 def write(out: Path, parts: Mapping[str, Any]) -> None:
-    """Page and figures; each appears as a whole."""
-    ordered = {name: parts[name] for name in PARTS if name in parts}
-    text = json.dumps({"parts": ordered}, indent=1, ensure_ascii=False) + "\n"
-    for path, content in ((out.with_suffix(".json"), text), (out, page(ordered))):
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(content, encoding="utf-8")
-        part.replace(path)
+    """The page and its figures."""
+    before = out.read_text(encoding="utf-8") if out.is_file() else ""
+    earlier = EARLIER + before.partition(EARLIER)[2] if f"\n{EARLIER}" in before else ""
+    kept = {name: parts[name] for name in PARTS if name in parts}
+    out.with_suffix(".json").write_text(json.dumps({"parts": kept}, indent=1) + "\n", encoding="utf-8")
+    out.write_text(page(parts, earlier), encoding="utf-8")
 
 
 @click.command(help=__doc__)
@@ -251,7 +197,7 @@ def main(only: tuple[str, ...], quick: bool, render: bool, data: Path, video: st
             for name in only or PARTS:
                 click.echo(f"{name} ...", err=True)
                 try:
-                    parts[name] = run_part(PARTS[name], *files, quick)
+                    parts[name] = run_part(name, PARTS[name], *files, quick)
                 except (click.ClickException, ValueError) as error:
                     click.echo(f"  {error}", err=True)
                     failed.append(name)

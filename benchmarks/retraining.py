@@ -10,12 +10,10 @@ trained and while something is. Prints a table and, as the last line, JSON.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,25 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-CONFIG = (
-    '<View><Labels name="label" toName="video"><Label value="person"/><Label value="walker"/></Labels>'
-    '<Video name="video" value="$video" frameRate="$fps"/><VideoRectangle name="box" toName="video"/></View>'
-)
-PATIENCE_S = 3000.0
-
-
-def wait(what: str, condition: Callable[[], Any], stack: Any) -> Any:
-    from ml_backend.errors import LabelStudioUnavailable
-
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        with contextlib.suppress(LabelStudioUnavailable):  # on a loaded machine it may take longer than it may
-            if value := condition():
-                return value
-        if time.monotonic() > deadline:
-            raise click.ClickException(f"not after {PATIENCE_S:.0f} s: {what}\n{stack.trainer.tail(20)}")
-        stack.revive()
-        time.sleep(0.1)
+from benchmarks.measuring import CONFIG, local_stack, new_task, newest, submit_as_walkers, wait  # noqa: E402
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
@@ -64,51 +44,23 @@ def main(video: Path, weights: Path, epochs: int, events: int, seconds: float) -
     """Measure with VIDEO."""
     from label_studio_sdk import LabelStudio
 
-    from ml_backend.local.preflight import free_port
-    from ml_backend.local.stack import Stack, StackOptions
-    from ml_backend.services import Services
-    from ml_backend.settings import Settings
     from ml_backend.video.sample import make_sample
 
-    environment = {
-        "YOLO_WEIGHTS": str(weights.absolute()),
-        "WEIGHTS_TIMEOUT_S": "1",
-        "TRAIN_MIN_TRACKS": "1",
-        "TRAIN_QUIET_S": "2",
-        "TRAIN_EVERY_S": "0",
-        "TRAIN_EPOCHS": str(epochs),
-        "GATE_FRAMES": "120",
-    }
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="retraining-", ignore_cleanup_errors=True) as folder:
-        data = Path(folder) / "data"
-        data.mkdir()
-        options = StackOptions(data, free_port(), free_port(), isolated=True, environment=environment)
-        with Stack(options) as stack:
-            client = stack.client()
+        place, arguments = Path(folder), json.dumps({"epochs": epochs})
+        with local_stack(weights, place, TRAIN_ARGS=arguments, GATE_FRAMES="120") as (stack, project, services):
+            client, registry = stack.client(), services.registry
             sdk = LabelStudio(base_url=stack.label_studio.url, api_key=stack.token)
-            project = client.create_project("retraining", CONFIG)
-            client.connect_backend(project, stack.backend.url)
-            named: dict[str, Any] = {k.lower(): v for k, v in stack.settings_environment().items()}
-            services = Services.build(Settings(_env_file=None, **named))
-            registry = services.projects.registry
-
-            def new_task(path: Path, in_project: int = project) -> int:
-                return client.create_task(in_project, {"video": client.upload_file(in_project, path)})
-
-            def newest(task: int) -> Any:
-                found = client.list_predictions(task)
-                return max(found, key=lambda item: item.id) if found else None
-
-            first, watched = new_task(video), new_task(video)
+            first, watched = new_task(client, project, video), new_task(client, project, video)
             for task in (first, watched):
-                wait(f"the prediction of task {task}", lambda task=task: newest(task), stack)
+                wait(f"the prediction of task {task}", lambda task=task: newest(client, task), stack)
 
             # -- from submit to version to predictions
-            prediction = newest(first)
-            result = [{**r, "value": {**r["value"], "labels": ["walker"]}} for r in prediction.result]
+            prediction = newest(client, first)
+            assert prediction
             begun = time.monotonic()
-            submitted = client.create_annotation(first, result, prediction.id)
+            submitted, result = submit_as_walkers(client, first, prediction)
             figures["submit_answered_s"] = round(time.monotonic() - begun, 2)
             done = wait(
                 "a version", lambda: (v := registry.last(project)) and v.state in ("promoted", "refused") and v, stack
@@ -116,7 +68,7 @@ def main(video: Path, weights: Path, epochs: int, events: int, seconds: float) -
             figures["submit_to_version_s"] = round(time.monotonic() - begun, 1)
             figures["outcome"] = f"{done.state}: {done.reason}"
             if done.state == "promoted":
-                wait("new predictions", lambda: newest(watched).model_version.endswith(f".{done.name}"), stack)
+                wait("new predictions", lambda: newest(client, watched).model_version.endswith(f".{done.name}"), stack)
                 figures["submit_to_predictions_s"] = round(time.monotonic() - begun, 1)
             figures["epochs_s"] = [item.get("seconds") for item in done.history]
 
@@ -138,16 +90,16 @@ def main(video: Path, weights: Path, epochs: int, events: int, seconds: float) -
                         time.sleep(0.05)
                 return percentiles(times)
 
-            clips = [Path(folder) / f"clip{number}.mp4" for number in range(2)]
+            clips = [place / f"clip{number}.mp4" for number in range(2)]
             for number, clip in enumerate(clips):
                 make_sample(clip, seconds=4.0, seed=number)
             other = client.create_project("clips", CONFIG)
             client.connect_backend(other, stack.backend.url)
 
             def predict_clip(clip: Path) -> float:
-                task = new_task(clip, other)
+                task = new_task(client, other, clip)
                 started = time.monotonic()
-                wait("the clip's prediction", lambda: newest(task), stack)
+                wait("the clip's prediction", lambda: newest(client, task), stack)
                 return round(time.monotonic() - started, 1)
 
             wait("quiet", lambda: registry.active(project) is None, stack)
@@ -182,13 +134,9 @@ def main(video: Path, weights: Path, epochs: int, events: int, seconds: float) -
             wait("a training", lambda: (v := registry.active(project)) and v.state == "training", stack)
             figures["predict_request_training"] = serve(10)
             figures["predict_clip_training_s"] = predict_clip(clips[1])
-            wait(
-                "the end", lambda: registry.active(project) is None and not services.trainings.is_wanted(project), stack
-            )
-            time.sleep(15)
-            wait(
-                "the end", lambda: registry.active(project) is None and not services.trainings.is_wanted(project), stack
-            )
+            for pause in (15, 0):  # a late event may begin another one
+                wait("the end", lambda: not (registry.active(project) or services.trainings.is_wanted(project)), stack)
+                time.sleep(pause)
             figures["trainings_by_events"] = len(registry.versions(project)) - before
     for name, value in figures.items():
         print(f"{name:<28} {value}")

@@ -1,11 +1,14 @@
 """Plain ``YOLO.track`` loops beside our tracking of the same clip, in one run.
 
-    python benchmarks/tracking.py VIDEO --weights yolo11n.pt [--ground-truth gt.txt] [--wide] [--out FOLDER]
+    python benchmarks/tracking.py VIDEO --weights yolo11n.pt [--ground-truth gt.txt]
+    python benchmarks/tracking.py VIDEO --weights yolo11n.pt --strides 1,2,3 [--precision int8]
 
 Frames per second count decoding, detection and tracking, from the first frame to the last track; loading the model
-and a first warm-up frame are left out on both sides. "ours, tracking only" is the share of tracker and assembler.
-With a MOTChallenge file of ground truth for one class, HOTA, IDF1 and MOTA are computed for that class. Prints a
-table and, as the last line, JSON.
+and a first warm-up frame are left out on both sides. ``tracking_ms`` is what tracker and assembler take of a frame.
+With a MOTChallenge file of ground truth for one class, HOTA, IDF1 and MOTA are computed for that class. With
+``--strides``, whole predictions of each stride are scored against those of stride 1, which looks at every frame and
+takes the place of ground truth: what is lost by skipping frames, and by ``--precision``, not how good either is. A
+prediction takes no stride of more than a tenth of a second. Prints a table and, as the last line, JSON.
 """
 
 from __future__ import annotations
@@ -24,14 +27,15 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from ml_backend.models._ultralytics import setup_ultralytics  # noqa: E402
+from benchmarks.measuring import make_engine, numbers, own_place  # noqa: E402
+from benchmarks.pipeline import plain_loop, predict  # noqa: E402
 from ml_backend.models.detector import YoloDetector  # noqa: E402
 from ml_backend.models.motion import MotionDetector  # noqa: E402
 from ml_backend.models.tracker import Tracker  # noqa: E402
 from ml_backend.observe import observe  # noqa: E402
 from ml_backend.settings import Settings  # noqa: E402
 from ml_backend.tracks.assembler import TrackAssembler  # noqa: E402
-from ml_backend.tracks.metrics import Rows, read_mot, score, write_mot  # noqa: E402
+from ml_backend.tracks.metrics import Rows, read_mot, score  # noqa: E402
 from ml_backend.types import Track  # noqa: E402
 from ml_backend.video.probe import probe  # noqa: E402
 from ml_backend.video.reader import read_frames  # noqa: E402
@@ -39,28 +43,7 @@ from ml_backend.video.reader import read_frames  # noqa: E402
 Found = tuple[Rows, dict[str, float]]
 
 
-def plain(video: Path, weights: Path, class_name: str, device: str, **options: Any) -> Found:
-    """The loop of the ultralytics documentation."""
-    setup_ultralytics()
-    from ultralytics import YOLO
-
-    model = YOLO(weights)
-    options = {"verbose": False, **({} if device == "auto" else {"device": device}), **options}
-    model.predict(next(read_frames(video)).image, **{k: v for k, v in options.items() if k != "tracker"})
-    rows: list[tuple[float, ...]] = []
-    started, frames = time.perf_counter(), 0
-    for frame, result in enumerate(model.track(video, stream=True, **options)):
-        frames += 1
-        boxes = result.boxes.cpu().numpy()
-        if boxes.id is None:
-            continue
-        for track_id, xyxy, class_id in zip(boxes.id, boxes.xyxy, boxes.cls, strict=True):
-            if class_name in ("", model.names[int(class_id)]):
-                rows.append((frame, track_id, *xyxy))
-    return _rows(rows), {"fps": frames / (time.perf_counter() - started)}
-
-
-def ours(video: Path, weights: Path | None, class_name: str, settings: Settings) -> Found:
+def find_tracks(video: Path, weights: Path | None, settings: Settings) -> tuple[list[Track], dict[str, float]]:
     """Detector, tracker and assembler as the pipeline chains them; without weights the motion detector."""
     info = probe(video)
     detector = YoloDetector(weights, settings) if weights else MotionDetector(info.fps)
@@ -70,34 +53,51 @@ def ours(video: Path, weights: Path | None, class_name: str, settings: Settings)
     tracker = Tracker(settings.tracker, info.fps, motion=motion)
     assembler = TrackAssembler(info.fps, detector.names, info.width, info.height, settings, motion=motion)
     tracks: list[Track] = []
-    frames, tracking, buffered = 0, 0.0, 0
+    frames, tracking = 0, 0.0
     started = time.perf_counter()
     for observation in observe(video, info, detector, batch=settings.batch, stride=1 if motion else settings.stride):
         begun = time.perf_counter()
         tracks += assembler.push(observation.index, tracker.update(observation))
         tracking += time.perf_counter() - begun
-        buffered = max(buffered, assembler.buffered)
         frames += 1
     begun = time.perf_counter()
     tracks += assembler.close()
     ended = time.perf_counter()
+    return tracks, {"fps": frames / (ended - started), "tracking_ms": 1000 * (tracking + ended - begun) / frames}
+
+
+def ours(video: Path, weights: Path | None, class_name: str, settings: Settings) -> Found:
+    tracks, figures = find_tracks(video, weights, settings)
+    return _boxes(tracks, class_name if weights else ""), figures
+
+
+def beside_exact(
+    video: Path, weights: Path, class_name: str, strides: list[int], precision: str | None
+) -> dict[str, dict[str, float]]:
+    """Predictions of each stride and precision, scored against that of stride 1 in the default precision."""
+    results: dict[str, dict[str, float]] = {}
+    exact: Rows | None = None
+    with own_place():
+        for changes in [{}, {"precision": precision}] if precision else [{}]:
+            make_engine(video, weights, **changes)
+            for stride in dict.fromkeys([1, *strides]):
+                tracks: list[Track] = []
+                _, figures = predict(video, weights, tracks.append, stride=stride, **changes)
+                rows = _boxes(tracks, class_name)
+                exact = rows if exact is None else exact
+                found = {"fps": figures["frames"] / figures["seconds"], "tracks": len(np.unique(rows[:, 1]))}
+                found |= {"boxes": len(rows), **score(exact, rows)}
+                results[f"stride {stride}, {figures['engine']}"] = {k: round(v, 4) for k, v in found.items()}
+    return results
+
+
+def _boxes(tracks: list[Track], class_name: str) -> Rows:
     rows = [
         (frame, track.track_id, *xyxy)
         for track in tracks
-        if motion or class_name in ("", track.top_class)
+        if class_name in ("", track.top_class)
         for frame, xyxy in zip(track.frames, track.xyxy, strict=True)
     ]
-    seconds = ended - started
-    tracking += ended - begun
-    return _rows(rows), {
-        "fps": frames / seconds,
-        "tracking_ms": 1000 * tracking / frames,
-        "tracking_share": tracking / seconds,
-        "most_boxes_held": float(buffered),
-    }
-
-
-def _rows(rows: list[tuple[float, ...]]) -> Rows:
     return np.array(rows, np.float64).reshape(-1, 6)
 
 
@@ -106,38 +106,35 @@ def _rows(rows: list[tuple[float, ...]]) -> Rows:
 @click.option("--weights", required=True, type=click.Path(exists=True, path_type=Path), help="YOLO checkpoint.")
 @click.option("--ground-truth", type=click.Path(exists=True, path_type=Path), help="MOTChallenge gt.txt.")
 @click.option("--class-name", default="person", show_default=True, help="Class that is compared; empty: all.")
-@click.option("--wide", is_flag=True, help="Also at 960 pixels, and every tracker.")
+@click.option("--strides", callback=lambda *a: numbers(*a) if a[2] else [], help="Compare these instead: 1,2,3.")
+@click.option("--precision", type=click.Choice(["int8"]), help="With --strides: also in it.")
 @click.option("--device", default="auto", show_default=True)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write each result as a MOT file here.")
 def main(
     video: Path,
     weights: Path,
     ground_truth: Path | None,
     class_name: str,
-    wide: bool,
+    strides: list[int],
+    precision: str | None,
     device: str,
-    out: Path | None,
 ) -> None:
+    if strides:
+        results = beside_exact(video, weights, class_name, strides, precision)
+        _show(results, True)
+        print(json.dumps({"video": video.name, "class": class_name, "results": results}))
+        return
     settings = Settings(_env_file=None, device=device)
+    given: dict[str, Any] = {} if device == "auto" else {"device": device}
     runs = {
-        "YOLO.track, botsort": lambda: plain(video, weights, class_name, device, tracker="botsort.yaml"),
-        "YOLO.track, tracktrack": lambda: plain(
-            video, weights, class_name, device, tracker="tracktrack.yaml", conf=settings.conf
+        "YOLO.track, botsort": lambda: plain_loop(video, weights, class_name, tracker="botsort.yaml", **given),
+        "YOLO.track, tracktrack": lambda: plain_loop(
+            video, weights, class_name, tracker="tracktrack.yaml", conf=settings.conf, **given
         ),
         "ours": lambda: ours(video, weights, class_name, settings),
         "ours, motion detector": lambda: ours(video, None, class_name, settings),
     }
-    if wide:
-        runs["YOLO.track, tracktrack, 960 px"] = lambda: plain(
-            video, weights, class_name, device, tracker="tracktrack.yaml", conf=settings.conf, imgsz=960
-        )
-        runs["ours, 960 px"] = lambda: ours(video, weights, class_name, settings.model_copy(update={"imgsz": 960}))
-        for kind in ("botsort", "bytetrack", "ocsort", "deepocsort", "fasttrack"):
-            runs[f"ours, {kind}"] = lambda kind=kind: ours(
-                video, weights, class_name, settings.model_copy(update={"tracker": kind})
-            )
     truth = read_mot(ground_truth) if ground_truth else None
-    results: dict[str, dict[str, float]] = {}
+    results = {}
     for name, run in runs.items():
         rows, figures = run()
         figures["tracks"] = float(len(np.unique(rows[:, 1])))
@@ -145,9 +142,6 @@ def main(
         if truth is not None:
             figures.update(score(truth, rows))
         results[name] = {key: round(value, 4) for key, value in figures.items()}
-        if out:
-            out.mkdir(parents=True, exist_ok=True)
-            write_mot(out / f"{name.replace(', ', '-').replace(' ', '_')}.txt", rows)
     _show(results, truth is not None)
     print(json.dumps({"video": video.name, "class": class_name, "results": results}))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,8 +9,6 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-_WAIT_S = 0.1  # between two looks whether anybody still wants what waits to be handed over
 
 
 def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
@@ -25,44 +21,17 @@ def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
     """
     if most < 1:
         raise ValueError(f"expected most >= 1, got {most}")
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(most)
-    stop = threading.Event()
-
-    def hand_over(item: Any, error: BaseException | None = None) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put((item, error), timeout=_WAIT_S)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def run() -> None:
-        iterator = iter(items)
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+        waiting: deque[Future[Any]] = deque(thread.submit(next, iterator, end) for _ in range(most + 1))
         try:
-            for item in iterator:
-                if not hand_over(item):
-                    return
-            hand_over(None, _End())
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the one who iterates
-            hand_over(None, error)
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(thread.submit(next, iterator, end))
+                yield item
         finally:
+            thread.shutdown(cancel_futures=True)
             if isinstance(iterator, Generator):
                 iterator.close()
-
-    thread = threading.Thread(target=run, name="ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, _End):
-                return
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        stop.set()
-        thread.join()
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], at_once: int) -> Generator[R, None, None]:
@@ -98,7 +67,3 @@ def in_order(function: Callable[[T], R], items: Iterable[T], at_once: int) -> Ge
             threads.shutdown(wait=False, cancel_futures=True)
     if failure is not None:
         raise failure
-
-
-class _End(Exception):
-    """There are no more."""

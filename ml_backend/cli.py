@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress
 
 from ml_backend.errors import BackendError
 from ml_backend.settings import LogLevel, wrong_settings
@@ -59,13 +59,6 @@ def progress_bar(title: str, every_s: float = 5.0) -> Iterator[Callable[[int, in
 
         yield line
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -7,8 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from functools import cached_property
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -32,8 +31,6 @@ ROUNDING = 0.002
 COVERS_IOU = 0.5
 #: Frames of a deleted region that are looked at for what covers it.
 SAMPLE = 25
-#: Deleted regions that are looked at together.
-_CHUNK = 128
 #: Beyond these, numbers are damage: no video has so many frames, and no box lies so far outside the picture.
 _MAX_FRAME, _MAX_PERCENT = 1 << 31, 1e6
 
@@ -49,15 +46,11 @@ class Decision:
             is matters more than its exact place. ``undecided``: predicted without a label, and left so, untouched.
         predicted_id: empty: drawn by hand.
         annotated_id: empty: deleted, or without an id; of a merged region that of the one that covers it.
-        moved: whether its boxes changed.
-        relabelled: whether its labels changed; also where it had none before.
     """
 
     kind: Kind
     predicted_id: str = ""
     annotated_id: str = ""
-    moved: bool = False
-    relabelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +65,11 @@ class Comparison:
     decisions: tuple[Decision, ...] = ()
     tracks: int = 0
 
-    def count(self, kind: Kind) -> int:
-        """Number of regions of a kind; all kinds but ``added`` sum to the number of predicted regions."""
-        return sum(decision.kind == kind for decision in self.decisions)
-
     @property
     def counts(self) -> dict[str, int]:
-        return {kind: self.count(kind) for kind in KINDS}
+        """Number of regions by kind; all kinds but ``added`` sum to the number of predicted regions."""
+        kinds = [decision.kind for decision in self.decisions]
+        return {kind: kinds.count(kind) for kind in KINDS}
 
     @property
     def hard(self) -> tuple[str, ...]:
@@ -132,7 +123,7 @@ def was_written_over(annotation: Annotation, prediction: Prediction) -> bool:
     return prediction.updated_at - prediction.created_at > timedelta(seconds=1) and begun < prediction.updated_at
 
 
-def compare(predicted: Sequence[Any], annotated: Sequence[Any], width: float = 100, height: float = 100) -> Comparison:
+def compare(predicted: Sequence[Any], annotated: Sequence[Any]) -> Comparison:
     """Compare a prediction with the annotation that came of it.
 
     Regions are matched by their ids, then, as imports lose these, by having the same boxes. What Label Studio says of
@@ -142,22 +133,14 @@ def compare(predicted: Sequence[Any], annotated: Sequence[Any], width: float = 1
         predicted: the prediction's results, as in Label Studio's JSON. Other types than ``videorectangle``, and what
             is damaged, is passed over.
         annotated: the annotation's.
-        width, height: displayed size of the video, or its aspect; matters for rotated boxes only.
     """
     before, after = _read(predicted, "a prediction"), _read(annotated, "an annotation")
     pairs = _same_ids(before, after)
-    pairs |= _same_content(
-        [i for i in range(len(before)) if i not in pairs],
-        sorted(set(range(len(after))) - set(pairs.values())),
-        before,
-        after,
-        (width, height),
-    )
-    gone = [i for i in range(len(before)) if i not in pairs]
-    covering = _covering([before[i] for i in gone], after, (width, height))
-    covered = dict(zip(gone, covering, strict=True))
+    _add_same_content(pairs, before, after)
+    gone = [i for i, region in enumerate(before) if i not in pairs and region.keys]
+    covers = dict(zip(gone, _covering([before[i] for i in gone], after), strict=True))
     decisions = [
-        _kept(region, after[pairs[i]], (width, height)) if i in pairs else _gone(region, covered[i])
+        _kept(region, after[pairs[i]]) if i in pairs else _gone(region, covers.get(i))
         for i, region in enumerate(before)
     ]
     old = set(pairs.values())
@@ -184,18 +167,9 @@ class _Region:
         keys = sorted((_key(key) for key in value.get("sequence") or []), key=lambda key: key["frame"])
         self.keys = list({key["frame"]: key for key in keys}.values())
         self.numbers = np.array([[key[name] for name in _NUMBERS] for key in self.keys], np.float64)
+        self.frames: IntArray = np.array([key["frame"] for key in self.keys], np.int64)  # ascending
 
-    @cached_property
-    def value(self) -> dict[str, Any]:
-        return {"value": {"framesCount": self.count, "sequence": self.keys}}
-
-    @cached_property
-    def frames(self) -> IntArray:
-        """``(n,)`` ascending frames of the keyframes."""
-        return np.array([key["frame"] for key in self.keys], np.int64)
-
-    @cached_property
-    def spans(self) -> IntArray:
+    def _spans(self) -> IntArray:
         """``(n, 2)`` first and last frames on which it is visible, one for each keyframe."""
         end = max(self.count, self.keys[-1]["frame"]) + 1 if self.keys else 0
         ends = [*(key["frame"] for key in self.keys[1:]), end]
@@ -213,19 +187,19 @@ class _Region:
         last = self.keys[-1]
         return self.keys[0]["frame"], 0 if last["enabled"] else last["frame"]
 
-    def sample(self, number: int) -> IntArray:
-        """At most ``number`` of the frames on which it is visible, evenly."""
-        ends = np.cumsum(self.spans[:, 1] - self.spans[:, 0] + 1)
-        if not len(ends):
-            return np.zeros(0, np.int64)
-        at = np.unique(np.linspace(0, ends[-1] - 1, min(number, int(ends[-1]))).astype(np.int64))
+    def sample(self) -> IntArray:
+        """Up to ``SAMPLE`` of the frames on which it is visible, evenly; it has keyframes."""
+        spans = self._spans()
+        ends = np.cumsum(spans[:, 1] - spans[:, 0] + 1)
+        at = np.unique(np.linspace(0, ends[-1] - 1, min(SAMPLE, int(ends[-1]))).astype(np.int64))
         span = np.searchsorted(ends, at, side="right")
-        out: IntArray = self.spans[span, 1] - (ends[span] - 1 - at)
+        out: IntArray = spans[span, 1] - (ends[span] - 1 - at)
         return out
 
-    def boxes(self, size: tuple[float, float], frames: IntArray) -> tuple[Float64Array, Any]:
-        """``(xyxy (n, 4), visible (n,))`` on these frames."""
-        _, xyxy, visible = region_boxes(self.value, *size, frames)
+    def boxes(self, frames: IntArray) -> tuple[Float64Array, Any]:
+        """``(xyxy (n, 4), visible (n,))`` on these frames, in percent of the picture."""
+        value = {"value": {"framesCount": self.count, "sequence": self.keys}}
+        _, xyxy, visible = region_boxes(value, 100, 100, frames)
         return xyxy, visible
 
 
@@ -283,33 +257,25 @@ def _same_ids(before: Sequence[_Region], after: Sequence[_Region]) -> dict[int, 
     return pairs
 
 
-def _same_content(
-    left: Sequence[int],
-    right: Sequence[int],
-    before: Sequence[_Region],
-    after: Sequence[_Region],
-    size: tuple[float, float],
-) -> dict[int, int]:
-    """As :func:`_same_ids`, for regions that have the same boxes; first those that have the same labels, too."""
+def _add_same_content(pairs: dict[int, int], before: Sequence[_Region], after: Sequence[_Region]) -> None:
+    """Add pairs of other regions that have the same boxes; first those that have the same labels, too."""
     candidates: dict[Any, list[int]] = defaultdict(list)
-    for j in right:
-        if after[j].keys:
-            candidates[after[j].to_name, after[j].life].append(j)
+    taken = set(pairs.values())
+    for j, region in enumerate(after):
+        if region.keys and j not in taken:
+            candidates[region.to_name, region.life].append(j)
     same: list[tuple[int, int]] = []
-    for i in left:
-        others = candidates.get((before[i].to_name, before[i].life)) if before[i].keys else None
+    for i, region in enumerate(before):
+        others = candidates.get((region.to_name, region.life)) if region.keys and i not in pairs else None
         if others:  # the first box rules out nearly all others
             first = np.array([after[j].numbers[0] for j in others])
-            near = np.abs(first - before[i].numbers[0]).max(axis=1) <= ROUNDING
-            near |= iou_matrix([_corners(before[i])], [_corners(after[j]) for j in others])[0] >= SAME_IOU
-            same += [(i, others[n]) for n in np.flatnonzero(near) if _same_boxes(before[i], after[others[n]], size)]
-    pairs: dict[int, int] = {}
-    taken: set[int] = set()
+            near = np.abs(first - region.numbers[0]).max(axis=1) <= ROUNDING
+            near |= iou_matrix([_corners(region)], [_corners(after[j]) for j in others])[0] >= SAME_IOU
+            same += [(i, others[n]) for n in np.flatnonzero(near) if _same_boxes(region, after[others[n]])]
     for i, j in sorted(same, key=lambda pair: (before[pair[0]].labels != after[pair[1]].labels, pair)):
         if i not in pairs and j not in taken:
             pairs[i] = j
             taken.add(j)
-    return pairs
 
 
 def _corners(region: _Region) -> Float64Array:
@@ -317,7 +283,7 @@ def _corners(region: _Region) -> Float64Array:
     return np.array([x, y, x + width, y + height])
 
 
-def _same_boxes(a: _Region, b: _Region, size: tuple[float, float]) -> bool:
+def _same_boxes(a: _Region, b: _Region) -> bool:
     if not a.keys or not b.keys:
         return not a.keys and not b.keys
     enabled = [[key["enabled"] for key in region.keys] for region in (a, b)]
@@ -330,54 +296,39 @@ def _same_boxes(a: _Region, b: _Region, size: tuple[float, float]) -> bool:
     # Browsers differ by a frame or two in how long a video is.
     ends = [max(region.count, int(region.frames[-1])) for region in (a, b) if region.count]
     at = at[at <= min(ends, default=int(at[-1]))].astype(np.int64)
-    (mine, shown), (others, shown_too) = a.boxes(size, at), b.boxes(size, at)
+    (mine, shown), (others, shown_too) = a.boxes(at), b.boxes(at)
     if (shown != shown_too).any():
         return False
     return bool((iou_pairs(mine[shown], others[shown]) >= SAME_IOU).all())
 
 
-def _kept(before: _Region, after: _Region, size: tuple[float, float]) -> Decision:
-    moved, relabelled = not _same_boxes(before, after, size), before.labels != after.labels
-    kind: Kind = "relabelled" if relabelled else "moved" if moved else "accepted" if before.labels else "undecided"
-    return Decision(kind, before.id, after.id, moved, relabelled)
+def _kept(before: _Region, after: _Region) -> Decision:
+    if before.labels != after.labels:
+        return Decision("relabelled", before.id, after.id)
+    moved = not _same_boxes(before, after)
+    return Decision("moved" if moved else "accepted" if before.labels else "undecided", before.id, after.id)
 
 
 def _gone(before: _Region, cover: _Region | None) -> Decision:
     return Decision("merged", before.id, cover.id) if cover else Decision("deleted", before.id)
 
 
-def _covering(gone: Sequence[_Region], after: Sequence[_Region], size: tuple[float, float]) -> list[_Region | None]:
+def _covering(gone: Sequence[_Region], after: Sequence[_Region]) -> list[_Region | None]:
     """For each region that is gone the one that stands for the same object now, if there is one."""
     found: list[_Region | None] = [None] * len(gone)
-    # Neighbours in time are looked at together: they concern the same few regions.
-    order = sorted((i for i in range(len(gone)) if gone[i].keys), key=lambda i: (gone[i].to_name, gone[i].life))
-    for to_name, group in groupby(order, key=lambda i: gone[i].to_name):
-        others = [region for region in after if region.keys and region.to_name == to_name]
-        members = list(group)
-        for start in range(0, len(members), _CHUNK):
-            chunk = members[start : start + _CHUNK]
-            for i, best in zip(chunk, _cover_each([gone[i] for i in chunk], others, size), strict=True):
-                found[i] = others[best] if best >= 0 else None
-    return found
-
-
-def _cover_each(gone: Sequence[_Region], others: Sequence[_Region], size: tuple[float, float]) -> list[int]:
-    """Position of the best among ``others`` for each of ``gone``; -1 where there is none. All have keyframes."""
-    samples = [region.sample(SAMPLE) for region in gone]
-    boxes = np.concatenate([region.boxes(size, at)[0] for region, at in zip(gone, samples, strict=True)])
-    lengths = np.array([len(at) for at in samples])
-    begins = np.cumsum(lengths) - lengths
-    frames, where = np.unique(np.concatenate(samples), return_inverse=True)
-    best, most = np.full(len(gone), -1), np.zeros(len(gone))
-    for n, other in enumerate(others):
+    most = [0.0] * len(gone)
+    samples = [region.sample() for region in gone]
+    boxes = [region.boxes(at)[0] for region, at in zip(gone, samples, strict=True)]
+    frames = np.unique(np.concatenate([np.zeros(0, np.int64), *samples]))
+    for other in (region for region in after if region.keys and gone):
         first, last = other.life
-        if first > frames[-1] or (last and last < frames[0]):
-            continue
-        theirs, visible = other.boxes(size, frames)
-        overlap = np.where(visible[where], iou_pairs(boxes, theirs[where]), 0.0)
-        overlap[overlap < COVERS_IOU] = 0.0
-        covers = np.add.reduceat((overlap > 0).astype(np.int64), begins) > lengths / 2
-        total = np.add.reduceat(overlap, begins)
-        better = covers & (total > most)
-        best[better], most[better] = n, total[better]
-    return [int(n) for n in best]
+        theirs, visible = other.boxes(frames)
+        for i, (region, at) in enumerate(zip(gone, samples, strict=True)):
+            if other.to_name != region.to_name or first > at[-1] or 0 < last < at[0]:
+                continue
+            where = np.searchsorted(frames, at)
+            overlap = np.where(visible[where], iou_pairs(boxes[i], theirs[where]), 0.0)
+            overlap = overlap[overlap >= COVERS_IOU]
+            if len(overlap) > len(at) / 2 and overlap.sum() > most[i]:
+                found[i], most[i] = other, float(overlap.sum())
+    return found

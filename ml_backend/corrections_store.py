@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import IntegrityError
 
 from ml_backend.corrections import KINDS, Comparison
-from ml_backend.errors import StorageError
 from ml_backend.moments import aware
 from ml_backend.storage import Storage
 from ml_backend.tables import corrections
@@ -108,7 +106,7 @@ class CorrectionStore:
 
     def put(self, project_id: int, task_id: int, correction: Correction) -> None:
         """Write down what became of a task's prediction, in place of what was known of the task."""
-        comparison, of = correction.comparison, _of_task(project_id, task_id)
+        comparison = correction.comparison
         values: dict[str, Any] = {
             "annotation_id": correction.annotation_id,
             "model_version": correction.model_version[:_VERSION_CHARS],
@@ -119,18 +117,7 @@ class CorrectionStore:
             "submitted_at": _utc(correction.submitted_at),
             "changed_at": _utc(correction.changed_at),
         }
-        for last in (False, True):
-            try:
-                with self._storage.guard(), self._storage.engine.begin() as connection:
-                    if not connection.execute(sa.update(corrections).where(of).values(**values)).rowcount:
-                        connection.execute(
-                            sa.insert(corrections).values(project_id=project_id, task_id=task_id, **values)
-                        )
-                return
-            except StorageError as error:
-                # Another process was faster: its row is there now.
-                if last or not isinstance(error.__cause__, IntegrityError):
-                    raise
+        self._storage.put(corrections, {"project_id": project_id, "task_id": task_id}, values)
 
     def remove(self, project_id: int, task_id: int) -> None:
         """Forget a task: it, or its annotation, is gone."""
@@ -180,12 +167,6 @@ class CorrectionStore:
     def seen(self, project_id: int) -> dict[str, str]:
         """Fingerprint by task id, which is text: as the registry keeps what a training has seen."""
         return {str(task_id): task.fingerprint for task_id, task in self.tasks(project_id).items()}
-
-    def tracks(self, project_id: int) -> int:
-        """Number of labelled objects in the annotations of a project."""
-        query = sa.select(sa.func.sum(corrections.c.tracks)).where(corrections.c.project_id == project_id)
-        with self._read() as connection:
-            return int(connection.scalar(query) or 0)
 
     def by_version(self, project_id: int) -> list[VersionAcceptance]:
         """What people did with the predictions of each model version; the version that came first is first.

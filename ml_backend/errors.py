@@ -27,10 +27,6 @@ class BackendError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.cure}".rstrip()
 
-    def __reduce__(self) -> tuple[type[BackendError], tuple[str, str]]:
-        # Exceptions cross process borders (worker -> queue) by pickle; keep the cure.
-        return (type(self), (self.message, self.cure))
-
 
 class RequestError(BackendError):
     """The caller sent something that cannot be understood."""

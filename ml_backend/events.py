@@ -1,35 +1,35 @@
-"""Webhook events: written down first, handed to the queue second, so that none is lost when Redis is away."""
+"""Webhook events: what they ask for is written down first, and handed to the queue second, so that none is lost."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from ml_backend.errors import BackendError, QueueUnavailable, RequestError
+from ml_backend.errors import BackendError, RequestError
 from ml_backend.jobs.queue import JobQueue
-from ml_backend.jobs.training_queue import TrainingQueue
-from ml_backend.storage import Event, Storage
+from ml_backend.storage import Storage
 
 log = logging.getLogger(__name__)
 
-#: Kept for retraining once their labels are learned. Label Studio sends these names.
-ANNOTATION_EVENTS = frozenset(
-    {
-        "ANNOTATION_CREATED",
-        "ANNOTATION_UPDATED",
-        "ANNOTATION_DELETED",
-        "ANNOTATIONS_CREATED",
-        "ANNOTATIONS_UPDATED",
-        "ANNOTATIONS_DELETED",
-        "START_TRAINING",
-    }
-)
-#: Events that are handed over at a time, and seconds in which they are gathered.
-READ, GATHER_S = 1000, 0.2
-QUEUED_EVENTS = frozenset({"TASKS_CREATED", "TASKS_DELETED"}) | ANNOTATION_EVENTS
+#: Something is learned from these. Label Studio sends these names.
+_ANNOTATIONS = frozenset(f"ANNOTATION{many}_{what}" for many in ("", "S") for what in ("CREATED", "UPDATED", "DELETED"))
+QUEUED_EVENTS = frozenset({"TASKS_CREATED", "TASKS_DELETED", "START_TRAINING"}) | _ANNOTATIONS
+#: Seconds in which events are gathered before the queue is told.
+GATHER_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A webhook event reduced to what it points at; the truth is fetched from Label Studio."""
+
+    action: str
+    project_id: int | None
+    task_ids: tuple[int, ...] = ()
+    annotation_ids: tuple[int, ...] = ()
 
 
 def parse_event(body: Any) -> Event:
@@ -73,89 +73,70 @@ def _id(item: Any) -> int | None:
 
 
 class EventLog:
-    """Takes events in and hands the pending ones to the queue; a thread tries again what could not be handed over."""
+    """Takes events in; a thread hands over what they ask for.
 
-    def __init__(self, storage: Storage, queue: JobQueue, retry_s: float = 5.0) -> None:
-        self._storage = storage
-        self._queue = queue
-        self._trainings = TrainingQueue(queue)
-        self._retry_s = retry_s
+    What it cannot hand over, since the queue is away or this process ends, workers find in the database: see
+    :class:`ml_backend.jobs.trainer.Trainer`.
+    """
+
+    def __init__(self, storage: Storage, queue: JobQueue) -> None:
+        self._storage, self._queue = storage, queue
+        self._asked: set[tuple[str, int]] = set()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def receive(self, event: Event) -> str:
-        """Record an event; returns what happens with it: ``"ignored"`` or ``"queued"``.
+        """Write down what an event asks for; returns what happens with it: ``"ignored"`` or ``"queued"``.
 
         The queue is told from a thread: a webhook must be answered at once even when Redis is slow to refuse.
         """
         if event.action not in QUEUED_EVENTS:
             return "ignored"
-        self._storage.add_event(event)
-        self.start()
+        asked = self._note(event)
+        with self._lock:
+            self._asked |= asked
+            if self._thread is None or not self._thread.is_alive():  # not before: gunicorn forks
+                self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+                self._thread.start()
         self._wake.set()
         return "queued"
 
-    def start(self) -> None:
-        """Start the thread, once per process (after gunicorn's fork)."""
-        with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="events", daemon=True)
-                self._thread.start()
-
-    def hand_over(self) -> int:
-        """Hand pending events to the queue; returns how many. Doing it twice makes no second job.
-
-        What many events of a storm ask for is asked for once: the queue would make one job of it anyhow.
-        """
-        pending = self._storage.list_events("pending", limit=READ)
-        self._storage.note_annotations(pending)
-        dirty: dict[int, set[int] | None] = {}
-        trained: set[int] = set()
-        for event in pending:
-            if event.action == "TASKS_CREATED":
-                if event.project_id is not None:
-                    self._queue.request_prepare_many(event.project_id, event.task_ids, f"event-{event.id}")
-            elif event.action == "START_TRAINING" and event.project_id is not None:
-                dirty[event.project_id] = None
-                trained.add(event.project_id)
-        self._learn([event for event in pending if event.action not in ("TASKS_CREATED", "START_TRAINING")], dirty)
-        for project_id, tasks in sorted(dirty.items()):
-            self._queue.request_learning(project_id, None if tasks is None else sorted(tasks))
-        for project_id in sorted(trained):
-            self._trainings.request(project_id, "Start training")
-        for kept in (True, False):
-            ids = [event.id for event in pending if (event.action in ANNOTATION_EVENTS) is kept]
-            self._storage.set_event_states(ids, "recorded" if kept else "done")
-        return len(pending)
-
-    def _learn(self, events: Sequence[Event], dirty: dict[int, set[int] | None]) -> None:
-        """What people annotate, change or delete changes what is known of their labels.
-
-        Args:
-            dirty: by project the tasks that are to be read, ``None`` for all; they are added there.
-        """
+    def _note(self, event: Event) -> set[tuple[str, int]]:
+        """Kind and project of what is to be done now."""
+        storage, project_id = self._storage, event.project_id
+        if event.action in ("TASKS_CREATED", "START_TRAINING"):
+            kinds = ("prepare",) if event.action == "TASKS_CREATED" else ("learn", "train")
+            if project_id is None:
+                return set()
+            for kind in kinds:
+                storage.note_pending(kind, project_id, event.task_ids if kind == "prepare" and event.task_ids else (0,))
+            return {(kind, project_id) for kind in kinds}
+        if project_id is not None and len(event.task_ids) == 1:
+            storage.note_annotations(project_id, event.task_ids[0], event.annotation_ids)
         # Events of deletions name annotations only, and maybe no project.
-        annotations = sorted({number for event in events for number in event.annotation_ids})
-        tasks = self._storage.tasks_of_annotations(annotations)
-        for event in events:
-            if event.project_id is not None:
-                tasks |= dict.fromkeys(event.task_ids, event.project_id)
-        for task_id, project_id in tasks.items():
-            known = dirty.setdefault(project_id, set())
-            if known is not None:
-                known.add(task_id)
+        tasks = storage.tasks_of_annotations(event.annotation_ids)
+        if project_id is not None:
+            tasks |= dict.fromkeys(event.task_ids, project_id)
+        projects = set(tasks.values())
+        for number in projects:
+            storage.note_pending("learn", number, [task for task, project in tasks.items() if project == number])
+        return {("learn", number) for number in projects}
+
+    def hand_over(self) -> None:
+        """Have the queue do what was asked for since the last time. Doing it twice makes no second job."""
+        with self._lock:
+            asked, self._asked = sorted(self._asked), set()
+        for kind, project_id in asked:
+            self._queue.start_pending(kind, project_id)
 
     def _run(self) -> None:
         while True:
-            try:
-                while self.hand_over():
-                    pass
-            except QueueUnavailable as error:
-                log.warning("Events wait for the queue: %s", error)
-            except BackendError as error:
-                log.error("Events cannot be handed over: %s", error)
-            self._wake.wait(self._retry_s)
+            self._wake.wait()
             # More may come at once; handing each over by itself would keep others from being answered.
             time.sleep(GATHER_S)
             self._wake.clear()
+            try:
+                self.hand_over()
+            except BackendError as error:
+                log.warning("What events ask for is left to workers: %s", error)

@@ -7,27 +7,52 @@ names where there are none).
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from cachetools import LRUCache, cached
 
-from ml_backend.label_studio.schema import VideoControl
-from ml_backend.labelling import DetectorLabels, Opinion, look_at_tracks, views_of
-from ml_backend.looks import Look, Looks, OpenVideo
-from ml_backend.models.hub import ResolvedModel, load_clip, load_embedder
+from ml_backend.label_studio.schema import LabelSpec, VideoControl
+from ml_backend.labelling import DetectorLabels, Opinion
+from ml_backend.looks import Looks, OpenVideo, look_at
+from ml_backend.models.hub import ResolvedModel
 from ml_backend.models.zero_shot import ZeroShot, label_prompts, with_detector
 from ml_backend.modes import HybridModels
 from ml_backend.patterns.bank import Exemplars, PatternBank
 from ml_backend.patterns.store import PatternStore, Source
 from ml_backend.settings import Settings
 from ml_backend.tracks.record import TrackSet
+from ml_backend.tracks.views import VIEWS
 from ml_backend.types import UNLABELLED, FloatArray
 
+if TYPE_CHECKING:  # torch, which is loaded with the first model
+    from ml_backend.models.embedder import TorchEmbedder
+
 log = logging.getLogger(__name__)
+
+
+def load_embedder(resolved: ResolvedModel, settings: Settings) -> TorchEmbedder:
+    """Load what :mod:`ml_backend.models.hub` resolved.
+
+    Raises:
+        WeightsError: it cannot be loaded.
+    """
+    if resolved.path is None:
+        from ml_backend.models.efficientnet import EfficientNetEmbedder
+
+        return EfficientNetEmbedder(settings)
+    if resolved.kind == "clip":
+        from ml_backend.models.clip import ClipEmbedder
+
+        return ClipEmbedder(resolved.path, settings)
+    from ml_backend.models.dinov2 import Dinov2Embedder
+
+    return Dinov2Embedder(resolved.path, settings)
 
 
 @contextmanager
@@ -39,9 +64,8 @@ def use_embedder(resolved: ResolvedModel, settings: Settings) -> Iterator[Any]:
     """
     from ml_backend.models.pool import get_pool
 
-    load = load_clip if resolved.kind == "clip" else load_embedder
-    key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device, settings.embed_batch)
-    with get_pool(settings).use(key, lambda: load(resolved, settings), name=resolved.name) as embedder:
+    key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device)
+    with get_pool(settings).use(key, lambda: load_embedder(resolved, settings), name=resolved.name) as embedder:
         yield embedder
 
 
@@ -75,34 +99,22 @@ class Hybrid:
         verdicts: list[Any] = [None] * len(tracks.tracks)
         texts: list[dict[str, float]] = [{} for _ in tracks.tracks]
 
-        def look(model: ResolvedModel) -> list[list[Look]]:
-            opener = _opener(model, self.settings)
-            k = self.settings.views
-            return look_at_tracks(tracks, model.model_id, opener, looks, open_video, k, should_stop)
+        def looked(model: ResolvedModel) -> Iterator[tuple[int, FloatArray]]:
+            """Tracks by number with ``(m, d)`` views, but for those that could not be looked at."""
+            opener = partial(use_embedder, model, self.settings)
+            wanted = [record.views for record in tracks.tracks]
+            found = look_at(wanted, opener, model.model_id, looks, open_video, VIEWS, should_stop)
+            yield from ((number, np.stack([one.vector for one in mine])) for number, mine in enumerate(found) if mine)
 
         if self.bank and self.models.embedder and allowed & set(self.bank.labels):
-            for number, found in enumerate(look(self.models.embedder)):
-                views = views_of(found)
-                verdicts[number] = self.bank.classify(views, allowed) if views is not None else None
+            for number, views in looked(self.models.embedder):
+                verdicts[number] = self.bank.classify(views, allowed)
         if self.models.clip:
-            zero_shot = self._zero_shot(control)
-            for number, found in enumerate(look(self.models.clip)):
-                views = views_of(found)
-                if views is not None:
-                    shares = detector.shares(tracks.tracks[number].class_scores)
-                    texts[number] = with_detector(zero_shot.probabilities(views), shares, detector.known)
+            zero_shot = _zero_shot(self.models.clip, self.settings, control.labels).calibrate(self.taught)
+            for number, views in looked(self.models.clip):
+                shares = detector.shares(tracks.tracks[number].class_scores)
+                texts[number] = with_detector(zero_shot.probabilities(views), shares, detector.known)
         return [Opinion(v, self._nearest(v), text) for v, text in zip(verdicts, texts, strict=True)]
-
-    def _zero_shot(self, control: VideoControl) -> ZeroShot:
-        clip = self.models.clip
-        if clip is None:
-            raise ValueError("no CLIP to ask")
-        prompts = tuple((label.value, label_prompts(label)) for label in control.labels)
-        known = _known_texts(clip.model_id, prompts)
-        if not known:
-            with use_embedder(clip, self.settings) as model:
-                known.append(ZeroShot.from_prompts(model, control.labels))
-        return known[0].calibrate(self.taught)
 
     def _nearest(self, verdict: Any) -> dict[str, Any] | None:
         source = self.sources.get(verdict.nearest) if verdict and verdict.nearest is not None else None
@@ -118,14 +130,15 @@ class Hybrid:
         }
 
 
-@lru_cache(maxsize=16)
-def _known_texts(model_id: str, prompts: tuple[tuple[str, tuple[str, ...]], ...]) -> list[ZeroShot]:
-    """Where the text embeddings of a label config are kept: empty at first."""
-    return []
-
-
-def _opener(model: ResolvedModel, settings: Settings) -> Callable[[], Any]:
-    return lambda: use_embedder(model, settings)
+@cached(
+    LRUCache(16),
+    key=lambda clip, _, labels: (clip.model_id, tuple((label.value, label_prompts(label)) for label in labels)),
+    lock=threading.Lock(),
+)
+def _zero_shot(clip: ResolvedModel, settings: Settings, labels: Sequence[LabelSpec]) -> ZeroShot:
+    """Embed the texts of a label config; remembered, so that CLIP is not loaded where all looks are known."""
+    with use_embedder(clip, settings) as model:
+        return ZeroShot.from_prompts(model, labels)
 
 
 class HybridSource:
@@ -133,7 +146,7 @@ class HybridSource:
 
     def __init__(self, settings: Settings, store: PatternStore) -> None:
         self._settings, self._store = settings, store
-        self._fitted: dict[tuple[int, str], tuple[str, PatternBank | None, Mapping[int, Source]]] = {}
+        self._fitted: LRUCache[tuple[int, str], tuple[str, PatternBank | None, Mapping[int, Source]]] = LRUCache(8)
 
     def get(self, project_id: int, models: HybridModels) -> Hybrid | None:
         """``None`` where labels are the detector's alone."""
@@ -152,18 +165,15 @@ class HybridSource:
         """The bank of a project and the sources of its exemplars; fitted anew only where exemplars changed."""
         digest = self._store.digest(project_id, model_id) or ""
         known = self._fitted.get((project_id, model_id))
-        if known and known[0] == digest:
-            return known[1], known[2]
-        bank: PatternBank | None = None
-        sources: Mapping[int, Source] = {}
-        if digest:
-            exemplars, sources = self._store.exemplars(project_id, model_id)
-            if set(exemplars.labels) - {UNLABELLED}:
-                bank = PatternBank.fit(exemplars)
-        if len(self._fitted) >= 8:
-            self._fitted.pop(next(iter(self._fitted)))
-        self._fitted[project_id, model_id] = (digest, bank, sources)
-        return bank, sources
+        if known is None or known[0] != digest:
+            bank: PatternBank | None = None
+            sources: Mapping[int, Source] = {}
+            if digest:
+                exemplars, sources = self._store.exemplars(project_id, model_id)
+                if set(exemplars.labels) - {UNLABELLED}:
+                    bank = PatternBank.fit(exemplars)
+            known = self._fitted[project_id, model_id] = (digest, bank, sources)
+        return known[1], known[2]
 
 
 def objects_of(exemplars: Exemplars) -> list[tuple[str, FloatArray]]:

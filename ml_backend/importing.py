@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from urllib.parse import quote
 
 from ml_backend.errors import BackendError, ConfigError, Interrupted, LabelStudioUnavailable, MediaError, StorageError
-from ml_backend.files import file_sha256
-from ml_backend.label_studio.client import Project
+from ml_backend.files import file_sha256, files_below, is_video_name
+from ml_backend.label_studio.client import LabelStudioClient, Project
 from ml_backend.label_studio.schema import VideoControl, parse_label_config
-from ml_backend.label_studio.suffixes import VIDEO_SUFFIXES
 from ml_backend.outputs import COPIES
 from ml_backend.pipeline import video_facts
 from ml_backend.settings import Settings
-from ml_backend.video.normalise import normalise, plan
-from ml_backend.video.probe import probe
+from ml_backend.video.normalise import Progress, normalise, plan
 
 log = logging.getLogger(__name__)
 
@@ -27,17 +25,6 @@ log = logging.getLogger(__name__)
 SOURCE_FIELD = "source_sha256"
 
 Status = Literal["imported", "skipped", "failed"]
-Progress = Callable[[str, int, int], None]
-
-
-class Destination(Protocol):
-    """What importing needs of Label Studio's API."""
-
-    def get_project(self, project_id: int) -> Project: ...
-    def list_task_data(self, project_id: int) -> Iterator[tuple[int, dict[str, Any]]]: ...
-    def upload_file(self, project_id: int, path: Path) -> str: ...
-    def create_task(self, project_id: int, data: Mapping[str, Any]) -> int: ...
-    def ensure_local_files_storage(self, project_id: int, folder: Path) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +52,9 @@ def find_videos(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise MediaError(f"{path} does not exist.", "Check the path.")
-        found.update(dict.fromkeys(_below(path) if path.is_dir() else [path.absolute()]))
+        below = (file for file in files_below(path.absolute()) if is_video_name(file.name))
+        found.update(dict.fromkeys(below if path.is_dir() else [path.absolute()]))
     return list(found)
-
-
-def _below(folder: Path) -> list[Path]:
-    found = []
-    for root, folders, names in os.walk(folder.absolute()):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(root, name)
-            for name in sorted(names)
-            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES
-        ]
-    return found
 
 
 class Importer:
@@ -96,7 +72,7 @@ class Importer:
 
     def __init__(
         self,
-        client: Destination,
+        client: LabelStudioClient,
         project_id: int,
         settings: Settings,
         *,
@@ -112,16 +88,16 @@ class Importer:
             )
         self._control = _first_control(client.get_project(project_id))
         self._known = {
-            str(data[SOURCE_FIELD]): task_id
-            for task_id, data in client.list_task_data(project_id)
-            if data.get(SOURCE_FIELD)
+            str(state.data[SOURCE_FIELD]): state.id
+            for state in client.list_task_states(project_id)
+            if state.data.get(SOURCE_FIELD)
         }
 
     def run(self, paths: Sequence[Path], progress: Progress | None = None) -> Iterator[Outcome]:
         """Import one file after the other; a bad file does not stop the others.
 
         Args:
-            progress: called with the file's name, frames converted and frames in all, while a copy is made.
+            progress: called with frames converted and frames in all, while a copy is made.
 
         Raises:
             LabelStudioUnavailable: Label Studio is gone, so that no further file can succeed.
@@ -143,11 +119,10 @@ class Importer:
                 yield Outcome(path, "failed", str(unread), error=unread)
 
     def _import(self, path: Path, progress: Progress | None) -> Outcome:
-        probe(path)  # first, since it refuses what is no video at all
+        reason = plan(path).reason  # first, since it refuses what is no video at all
         digest = file_sha256(path)
         if digest in self._known:
             return Outcome(path, "skipped", f"already task {self._known[digest]}", self._known[digest])
-        reason = plan(path).reason
         if self._local:
             self._served_path(path if not reason else self._copy_path(path, digest))
         if self._dry_run:
@@ -158,11 +133,11 @@ class Importer:
             playable = self._copy_path(path, digest)
             if playable.exists():
                 os.utime(playable)  # of an earlier try: from now on it is no leftover
-            normalise(path, playable, None if progress is None else lambda a, b: progress(path.name, a, b))
+            normalise(path, playable, progress)
         url = self._serve(playable) if self._local else self._client.upload_file(self._project_id, playable)
         facts = video_facts(playable)
         data: dict[str, Any] = {**facts, "source": path.name, SOURCE_FIELD: digest}
-        if field := self._control.frame_rate.field:
+        if field := self._control.rate_field:
             data[field] = facts["fps"]
         data[self._control.value_key] = url
         task_id = self._client.create_task(self._project_id, data)

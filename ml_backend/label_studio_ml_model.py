@@ -1,7 +1,7 @@
 """The same model for people who run the stock ``label-studio-ml start``.
 
-label-studio-ml 2.x is installed from its repository; see the README. Redis and a worker are needed here too: the class
-looks up and enqueues, exactly as this project's own server does.
+label-studio-ml 2.x is installed from its repository; see docs/guides/api.md. Redis and a worker are needed here too: the
+class looks up and enqueues, exactly as this project's own server does.
 
     # my_backend/model.py
     from ml_backend.label_studio_ml_model import VideoBackend
@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_backend.errors import RequestError
 from ml_backend.events import parse_event
-from ml_backend.services import Services
+from ml_backend.services import WebContainer
 from ml_backend.settings import get_settings
 
 try:
@@ -28,10 +28,8 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
 
 
 @lru_cache(maxsize=1)
-def _services() -> Services:
-    services = Services.build(get_settings())
-    services.events.start()
-    return services
+def _services() -> WebContainer:
+    return WebContainer(get_settings())
 
 
 class VideoBackend(LabelStudioMLBase):  # type: ignore[misc]

@@ -6,19 +6,14 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any, Protocol
 
 from ml_backend.label_studio.regions import make_region
 from ml_backend.label_studio.schema import LabelMapper, VideoControl
-from ml_backend.looks import Look, Looks, OpenVideo, look_at
+from ml_backend.looks import Looks, OpenVideo
 from ml_backend.patterns.bank import Verdict
 from ml_backend.tracks.record import TrackRecord, TrackSet
 from ml_backend.types import UNLABELLED
-
-if TYPE_CHECKING:
-    from ml_backend.hybrid import Hybrid
 
 log = logging.getLogger(__name__)
 
@@ -126,10 +121,25 @@ class DetectorLabels:
         return {key: vote / total for key, vote in votes.items() if isinstance(key, str) and total > 0}
 
 
+class OpinionSource(Protocol):
+    """What gives labels beside the detector; see :class:`ml_backend.hybrid.Hybrid`."""
+
+    def opinions(
+        self,
+        tracks: TrackSet,
+        control: VideoControl,
+        detector: DetectorLabels,
+        looks: Looks,
+        open_video: OpenVideo,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Opinion]:
+        """Return what is thought of each track, in the order of ``tracks``."""
+
+
 def label_tracks(
     tracks: TrackSet,
     control: VideoControl,
-    hybrid: Hybrid | None,
+    hybrid: OpinionSource | None,
     looks: Looks,
     open_video: OpenVideo,
     should_stop: Callable[[], bool] | None = None,
@@ -158,40 +168,12 @@ def label_tracks(
             out.unmapped[record.top_class] += 1
             continue
         out.kept.append((record, decision))
-        out.regions.append(
-            make_region(
-                record.value,
-                control,
-                record.track_id,
-                decision.label,
-                decision.score,
-                record.top_class,
-                decision.why,
-            )
-        )
+        told = (decision.label, decision.score, record.top_class, decision.why)
+        out.regions.append(make_region(record.value, control, record.track_id, *told))
     if out.unmapped:
         what = ", ".join(f"{count} x {name}" for name, count in out.unmapped.most_common())
         log.info("Tracks that no label of the config covers were left out: %s", what)
     return out
-
-
-def look_at_tracks(
-    tracks: TrackSet,
-    model_id: str,
-    embedder: Any,
-    looks: Looks,
-    open_video: OpenVideo,
-    k: int,
-    should_stop: Callable[[], bool] | None,
-) -> list[list[Look]]:
-    """The looks of all tracks of a set; see :func:`ml_backend.looks.look_at`."""
-    wanted = [record.views for record in tracks.tracks]
-    return look_at(wanted, embedder, model_id, looks, open_video, k, should_stop)
-
-
-def views_of(looks: Sequence[Look]) -> Any:
-    """``(m, d)`` embeddings, or ``None`` where nothing could be looked at."""
-    return np.stack([look.vector for look in looks]) if looks else None
 
 
 def decide(record: TrackRecord, detector_label: str | None, opinion: Opinion) -> Decision | None:

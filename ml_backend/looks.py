@@ -125,25 +125,38 @@ def look_at(
         VideoError: the file cannot be used.
         Interrupted: ``should_stop`` said so; what is finished is kept.
     """
-    found = _known_looks(wanted, looks.known(model_id), k)
-    missing = [i for i, candidates in enumerate(wanted) if candidates and not found[i]]
+    by_frame: dict[int, list[Look]] = {}
+    for look in looks.known(model_id):
+        by_frame.setdefault(look.frame, []).append(look)
+    found = [_known_of(candidates, by_frame, k) for candidates in wanted]
+    missing = {i: candidates for i, candidates in enumerate(wanted) if candidates and not found[i]}
     if not missing:
         return found
+    waiting: list[tuple[int, _Crop]] = []
+
+    def flush(model: Embedder) -> None:
+        """Embed what waits in one call of the network."""
+        if not waiting:
+            return
+        exact = model.embed([crop.image for _, crop in waiting])
+        vectors = from_half([to_half(vector) for vector in exact])  # what a later reader will find
+        new = []
+        for (number, crop), vector in zip(waiting, vectors, strict=True):
+            new.append(Look(crop.view.frame, crop.view.xyxy, vector, _thumbnail(crop.image)))
+            found[number].append(new[-1])
+        looks.add(model_id, new)
+        waiting.clear()
+
     with embedder() as model, open_video() as path:
-        queue = _Queue(model, model_id, looks, found)
         try:
-            for number, crops in _crops_of_tracks(path, {i: wanted[i] for i in missing}, should_stop):
-                queue.put(number, _choose(crops, k))
+            for number, crops in _crops_of_tracks(path, missing, should_stop):
+                best = best_views([crop.view for crop in crops], [crop.sharpness for crop in crops], k)
+                waiting += [(number, crops[i]) for i in best]
+                if len(waiting) >= WAITING:
+                    flush(model)
         finally:
-            queue.flush()  # of a job that is stopped, and taken up again, too
+            flush(model)  # of a job that is stopped, and taken up again, too
     return found
-
-
-def _known_looks(wanted: Sequence[Sequence[View]], known: Sequence[Look], k: int) -> list[list[Look]]:
-    by_frame: dict[int, list[Look]] = {}
-    for look in known:
-        by_frame.setdefault(look.frame, []).append(look)
-    return [_known_of(candidates, by_frame, k) for candidates in wanted]
 
 
 def _known_of(candidates: Sequence[View], by_frame: dict[int, list[Look]], k: int) -> list[Look]:
@@ -206,37 +219,6 @@ def _readable(frames: Iterator[Frame]) -> Iterator[Frame]:
         yield from frames
     except VideoError as error:
         log.warning("Some tracks cannot be looked at: %s", error)
-
-
-def _choose(crops: list[_Crop], k: int) -> list[_Crop]:
-    indices = best_views([crop.view for crop in crops], [crop.sharpness for crop in crops], k)
-    return [crops[i] for i in indices]
-
-
-class _Queue:
-    """Collects crops of several tracks for one call of the network."""
-
-    def __init__(self, model: Embedder, model_id: str, looks: Looks, found: list[list[Look]]) -> None:
-        self._model, self._model_id, self._looks, self._found = model, model_id, looks, found
-        self._waiting: list[tuple[int, _Crop]] = []
-
-    def put(self, number: int, crops: list[_Crop]) -> None:
-        self._waiting += [(number, crop) for crop in crops]
-        if len(self._waiting) >= WAITING:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self._waiting:
-            return
-        exact = self._model.embed([crop.image for _, crop in self._waiting])
-        vectors = from_half([to_half(vector) for vector in exact])  # what a later reader will find
-        new = []
-        for (number, crop), vector in zip(self._waiting, vectors, strict=True):
-            look = Look(crop.view.frame, crop.view.xyxy, vector, _thumbnail(crop.image))
-            self._found[number].append(look)
-            new.append(look)
-        self._looks.add(self._model_id, new)
-        self._waiting.clear()
 
 
 def _shrink(image: Image, longest: int) -> Image:

@@ -26,12 +26,23 @@ WORKER_COUNTERS = {
 }
 
 
-class QueueCollector(Collector):
-    """Reads the queue and the database when scraped."""
+class Metrics(Collector):
+    """Of one app, so that tests do not share state. The queue and the database are read when it is scraped."""
 
     def __init__(self, queue: JobQueue, storage: Storage) -> None:
-        self._queue = queue
-        self._storage = storage
+        self._queue, self._storage = queue, storage
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "video_backend_requests", "Requests answered.", ["endpoint", "status"], registry=self.registry
+        )
+        self.latency = Histogram(
+            "video_backend_request_seconds",
+            "Time to answer.",
+            ["endpoint"],
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0),
+            registry=self.registry,
+        )
+        self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("video_backend_up", "Whether a part answers.", labels=["part"])
@@ -59,21 +70,3 @@ class QueueCollector(Collector):
             up.add_metric(["database"], 1)
             yield GaugeMetricFamily("video_backend_stored_predictions", "Predictions in the database.", value=stored)
         yield up
-
-
-class Metrics:
-    """The registry of one app; each app has its own, so that tests do not share state."""
-
-    def __init__(self, queue: JobQueue, storage: Storage) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "video_backend_requests", "Requests answered.", ["endpoint", "status"], registry=self.registry
-        )
-        self.latency = Histogram(
-            "video_backend_request_seconds",
-            "Time to answer.",
-            ["endpoint"],
-            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0),
-            registry=self.registry,
-        )
-        self.registry.register(QueueCollector(queue, storage))

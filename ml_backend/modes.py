@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ml_backend.errors import ConfigError
-from ml_backend.models.hub import ResolvedModel, Unavailable, resolve_clip, resolve_embedder
+from ml_backend.models.hub import ResolvedModel, resolve_clip, resolve_embedder
 from ml_backend.settings import Mode, Settings
 
 #: Raised when the same looks and exemplars lead to other labels.
 RECIPE = 2
-#: Modes that learn from annotations.
-LEARNING: frozenset[str] = frozenset({"yolo_dinov2", "yolo_clip", "universal"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +49,8 @@ def hybrid_models(settings: Settings, mode: Mode, *, download: bool = False) -> 
         notes += [embedder.note] if embedder.note else []
     if mode in ("yolo_clip", "universal"):
         found = resolve_clip(settings, download=download)
-        if isinstance(found, Unavailable):
-            notes.append(found.note)
+        if isinstance(found, str):
+            notes.append(found)
         else:
             clip = found
     return HybridModels(mode, embedder, clip, tuple(notes))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import takewhile
+from dataclasses import dataclass
+from itertools import islice, takewhile
 
 import numpy as np
 
 from ml_backend.ahead import ahead, in_order
-from ml_backend.looking import Looked, Looking, groups, intervals
-from ml_backend.models.between import Pairs, between
+from ml_backend.models.between import Pairs, between, pairs
 from ml_backend.models.detector import Detector
-from ml_backend.models.observer import Observer
-from ml_backend.types import Affine, Observation, VideoInfo
+from ml_backend.models.observer import Observer, reduced
+from ml_backend.types import Affine, Detections, Frame, Image, Observation, VideoInfo
 from ml_backend.video.reader import read_frames
 
 
@@ -49,16 +49,134 @@ def observe(
     last = info.frames - 1 if end is None else end
     size = detector.working_size(info.width, info.height)
     frames = takewhile(lambda frame: frame.index <= last, read_frames(path, info, start=start, size=size))
-    looking = Looking(detector, (info.width, info.height), batch)
+    looking = _Looking(detector, (info.width, info.height), batch)
     filling = _Filling((info.width, info.height))
     # One group of frames is decoded while others are glanced at, one is looked at closely, and one is filled in.
     with (
         closing(ahead(frames, batch * stride)) as decoded,
-        closing(in_order(looking.glance, groups(intervals(decoded, stride), batch), detector.at_once)) as glances,
+        closing(in_order(looking.glance, _groups(_intervals(decoded, stride), batch), detector.at_once)) as glances,
         closing(ahead(map(looking.closely, glances), 1)) as looked,
     ):
         for group in looked:
             yield from filling.filled(group)
+
+
+@dataclass(frozen=True, slots=True)
+class _Interval:
+    """Frames after the one before; the last of them is looked at.
+
+    Attributes:
+        left: the frame before; ``None`` where the video, or the stretch, begins.
+        whole: no frame is missing, and it is as long as it may be: the others need not be looked at.
+    """
+
+    left: Frame | None
+    frames: list[Frame]
+
+    @property
+    def whole(self) -> bool:
+        return self.left is not None and self.frames[-1].index - self.left.index == len(self.frames)
+
+
+def _intervals(frames: Iterable[Frame], stride: int) -> Iterator[_Interval]:
+    """Frames, up to each whose index is a multiple of ``stride``, and up to the last."""
+    left: Frame | None = None
+    collected: list[Frame] = []
+    for frame in frames:
+        collected.append(frame)
+        if frame.index % stride == 0:
+            yield _Interval(left, collected)
+            left, collected = frame, []
+    if collected:
+        yield _Interval(left, collected)
+
+
+def _groups(items: Iterator[_Interval], size: int) -> Iterator[list[_Interval]]:
+    """As many intervals at a time, the last time fewer."""
+    return iter(lambda: list(islice(items, size)), [])
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What was found in consecutive frames.
+
+    Attributes:
+        frames: indices and, where they were looked at, the detections in pixels of the displayed video, and the frame,
+            reduced, see :func:`ml_backend.models.observer.reduced`.
+        explained: pairs by the index of the later frame, where those between it and the one looked at before need
+            not be looked at.
+    """
+
+    frames: list[tuple[int, tuple[Detections, Image] | None]]
+    explained: dict[int, Pairs]
+
+
+#: Intervals, and what was found on those of their frames that are looked at in any case, by index.
+_Glance = tuple[list[_Interval], dict[int, Detections]]
+
+
+class _Looking:
+    """Looks at one video.
+
+    Args:
+        size: ``(width, height)`` of the displayed video.
+        batch: frames that the detector is given at once.
+    """
+
+    def __init__(self, detector: Detector, size: tuple[int, int], batch: int) -> None:
+        self._detector, self._size, self._batch = detector, size, batch
+        self._last: Detections | None = None  # of the last frame of the group before
+
+    def glance(self, group: list[_Interval]) -> _Glance:
+        """Look at what is looked at in any case. May be called for several groups at once."""
+        found: dict[int, Detections] = {}
+        self._detect([interval.frames[-1] for interval in group], found)
+        self._detect([frame for interval in group if not interval.whole for frame in interval.frames[:-1]], found)
+        return group, found
+
+    def closely(self, glance: _Glance) -> _Looked:
+        """Look at what that has left unclear; groups in order. By halves: often one look explains all the others."""
+        group, found = glance
+        left = group[0].left
+        if left is not None and self._last is not None:
+            found[left.index] = self._last
+        explained: dict[int, Pairs] = {}
+        open_ = [(x.left, x.frames) for x in group if x.whole and x.left is not None and len(x.frames) > 1]
+        while open_:
+            unclear = []
+            for a, frames in open_:
+                matched = pairs(found[a.index], found[frames[-1].index])
+                if matched is None:
+                    unclear.append((a, frames))
+                else:
+                    explained[frames[-1].index] = matched
+            open_ = [halves for a, frames in unclear for halves in _halved(a, frames)]
+            self._detect([frames[-1] for _, frames in open_ if frames[-1].index not in found], found)
+            open_ = [(a, frames) for a, frames in open_ if len(frames) > 1]
+        self._last = found[group[-1].frames[-1].index]
+        every = (frame for interval in group for frame in interval.frames)
+        seen = [(f.index, (found[f.index], reduced(f.image)) if f.index in found else None) for f in every]
+        return _Looked(seen, explained)
+
+    def _detect(self, frames: Sequence[Frame], found: dict[int, Detections]) -> None:
+        for n in range(0, len(frames), self._batch):
+            some = frames[n : n + self._batch]
+            for frame, detections in zip(some, self._detector.detect([f.image for f in some]), strict=True):
+                found[frame.index] = _resized(detections, frame, self._size)
+
+
+def _halved(left: Frame, frames: list[Frame]) -> Iterator[tuple[Frame, list[Frame]]]:
+    middle = len(frames) // 2
+    yield left, frames[:middle]
+    if len(frames) - middle > 1:  # its last one has been looked at
+        yield frames[middle - 1], frames[middle:]
+
+
+def _resized(detections: Detections, frame: Frame, size: tuple[int, int]) -> Detections:
+    """From pixels of the picture to those of the displayed video."""
+    height, width = frame.image.shape[:2]
+    factor = np.array([size[0] / width, size[1] / height] * 2, np.float32)
+    return Detections(detections.xyxy * factor, detections.conf, detections.class_id)
 
 
 class _Filling:
@@ -69,13 +187,13 @@ class _Filling:
         self._observer = Observer()
         self._before: Observation | None = None  # of the last frame that was looked at
 
-    def filled(self, group: Looked) -> Iterator[Observation]:
+    def filled(self, group: _Looked) -> Iterator[Observation]:
         skipped: list[int] = []
         for index, seen in group.frames:
             if seen is None:
                 skipped.append(index)
                 continue
-            now = self._observer.observe(index, seen.detections, seen.picture, self._size)
+            now = self._observer.observe(index, *seen, self._size)
             before, matched = self._before, group.explained.get(index)
             yield from _between(before, now, skipped, matched) if before and matched else [now]
             self._before = now

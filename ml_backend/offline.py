@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from ml_backend.errors import StorageError
-from ml_backend.files import file_sha256
+from ml_backend.files import file_sha256, writing
 from ml_backend.hybrid import Hybrid, use_embedder
 from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.schema import prompts_digest, read_label_config
 from ml_backend.models.engines.calibration import Footage
-from ml_backend.models.engines.choice import Choice, choose_engine
-from ml_backend.models.weights import ResolvedDetector, resolve_detector
+from ml_backend.models.engines.exports import choose_engine
+from ml_backend.models.weights import resolve_detector
 from ml_backend.modes import hybrid_models, mode_part, require_embedder
 from ml_backend.patterns.bank import PatternBank
 from ml_backend.patterns.store import Source
@@ -59,14 +56,17 @@ def predict_file(
     """
     parsed = read_label_config(config)
     control = parsed.video_controls[0]
-    if frame_rate is None and not control.frame_rate.text.startswith("$"):
+    if frame_rate is None and not control.frame_rate.startswith("$"):
         frame_rate = control.frame_rate_for({})
     rate = video_timeline(video, frame_rate).frame_rate  # before the model is loaded: a wrong file is refused at once
     resolved = resolve_detector(settings, download=True)
-    engine = _prepare_engine(resolved, settings, video)
+    engine = None
+    if resolved.path is not None:  # made now if that takes seconds: there is no other video that could use it later
+        sha256 = resolved.sha256 or file_sha256(resolved.path)
+        engine = choose_engine(resolved.path, sha256, settings, wait=True, footage=Footage(video=str(video)))
     hybrid, part, notes = _hybrid(settings, patterns, prompts_digest(parsed))
     version = model_version(settings, resolved, part)
-    with _atomic(out) as target, _atomic(tracks_out) if tracks_out else contextlib.nullcontext() as mot:
+    with writing(out) as target, writing(tracks_out) if tracks_out else contextlib.nullcontext() as mot:
         number = 0
 
         def write_track(track: Track) -> None:
@@ -108,14 +108,6 @@ def predict_file(
     }
 
 
-def _prepare_engine(resolved: ResolvedDetector, settings: Settings, video: Path) -> Choice | None:
-    """What runs the detector; made now if that takes seconds, as there is no other video that could use it later."""
-    if resolved.path is None:
-        return None
-    sha256 = resolved.sha256 or file_sha256(resolved.path)
-    return choose_engine(resolved.path, sha256, settings, wait=True, footage=Footage(video=str(video)))
-
-
 def _hybrid(settings: Settings, patterns: Path | None, prompts: str) -> tuple[Hybrid | None, str, tuple[str, ...]]:
     """What gives labels beside the detector, its part of the version, and what is to be said of it."""
     models = hybrid_models(settings, settings.mode, download=True)
@@ -135,23 +127,3 @@ def _hybrid(settings: Settings, patterns: Path | None, prompts: str) -> tuple[Hy
         notes = ("No patterns were given (--patterns): labels are the detector's.",)
     part = mode_part(models, digests, prompts)
     return (Hybrid(settings, models, bank, sources) if bank or models.clip else None), part, notes
-
-
-@contextlib.contextmanager
-def _atomic(path: Path) -> Iterator[IO[str]]:
-    """A text file that appears whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}.", "Choose another --out.") from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}.", "Free some disk space.") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -78,11 +77,6 @@ class VideoResult:
         """Keyframes of all regions."""
         return sum(len(region["value"]["sequence"]) for region in self.regions)
 
-    @property
-    def unmapped(self) -> Counter[str]:
-        """Tracks per detector class that no label of the config covers; they were left out."""
-        return self.labelled.unmapped
-
 
 @contextmanager
 def use_detector(resolved: ResolvedDetector, settings: Settings, info: VideoInfo) -> Iterator[Detector]:
@@ -112,7 +106,7 @@ def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | N
     """
     from ml_backend.models.detector import YoloDetector
     from ml_backend.models.engines.calibration import Footage
-    from ml_backend.models.engines.choice import choose_engine
+    from ml_backend.models.engines.exports import choose_engine
     from ml_backend.models.pool import get_pool
 
     if resolved.path is None:
@@ -217,17 +211,15 @@ def detect_tracks(
             for observation in observations:
                 builder.push(observation)
                 if builder.frames % settings.batch == 0 or observation.index == info.frames - 1:
-                    _report(builder.frames, info, progress, should_stop)
+                    if progress:
+                        progress(builder.frames, info.frames)
+                    if should_stop and should_stop():
+                        raise Interrupted(
+                            f"Stopped at frame {builder.frames} of {info.frames}.", "The job is taken up again."
+                        )
                     if preview:
                         preview(partial(builder.so_far, started))
         return builder.close(started)
-
-
-def _report(done: int, info: VideoInfo, progress: Progress | None, should_stop: Callable[[], bool] | None) -> None:
-    if progress:
-        progress(done, info.frames)
-    if should_stop and should_stop():
-        raise Interrupted(f"Stopped at frame {done} of {info.frames}.", "The job is taken up again.")
 
 
 def segments_of(path: Path | str, info: VideoInfo, stride: int, settings: Settings) -> tuple[Segment, ...]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
 from ml_backend.errors import ConfigError
 from ml_backend.label_studio.extra_params import read_extra_params
@@ -21,7 +19,6 @@ from ml_backend.settings import Mode, Settings
 from ml_backend.storage import Storage
 from ml_backend.tables import projects
 from ml_backend.training.artifacts import Artifacts
-from ml_backend.training.policy import Policies
 from ml_backend.training.registry import Registry, Version
 from ml_backend.versions import BASE, base_version, model_version
 
@@ -67,9 +64,7 @@ class Projects:
 
     def __init__(self, settings: Settings, storage: Storage) -> None:
         self._settings, self._storage = settings, storage
-        self.registry = Registry(storage)
-        self.policies = Policies(settings, storage)
-        self.artifacts = Artifacts(settings)
+        self._registry, self._artifacts = Registry(storage), Artifacts(settings)
 
     @cached_property
     def patterns(self) -> PatternStore:
@@ -98,8 +93,7 @@ class Projects:
         Raises:
             ConfigError: there is no such mode.
         """
-        if mode:
-            _check(mode)
+        _check(mode)
         before = self.mode(project_id)
         self._save(project_id, mode=mode)
         return self.mode(project_id) != before
@@ -113,12 +107,12 @@ class Projects:
         Raises:
             ConfigError: there is no such mode.
         """
-        mode = _mode_of(extra_params)
+        found = read_extra_params(extra_params).get("mode")
+        mode = found if isinstance(found, str) else ""
         stored = self._row(project_id)
         if mode == stored.setup_mode:
             return False
-        if mode:
-            _check(mode)
+        _check(mode)
         before = self._mode(stored)
         self._save(project_id, mode=mode, setup_mode=mode)
         return self.mode(project_id) != before
@@ -168,7 +162,7 @@ class Projects:
 
     def trained(self, project_id: int) -> Version | None:
         """The version that the project uses; ``None``: the detector of the settings, which may be forced to be it."""
-        return None if self._settings.detector == "motion" else self.registry.current(project_id)
+        return None if self._settings.detector == "motion" else self._registry.current(project_id)
 
     def detector_of(self, version: Version, *, download: bool = False) -> ResolvedDetector:
         """A version's detector; with ``download`` its weights are on this machine afterwards.
@@ -178,9 +172,9 @@ class Projects:
             StorageError: they cannot be fetched now.
         """
         if download:
-            path = self.artifacts.fetch(version.artifact, version.weights_sha256)
+            path = self._artifacts.fetch(version.artifact, version.weights_sha256)
         else:
-            path = self.artifacts.local_path(version.artifact, version.weights_sha256)
+            path = self._artifacts.local_path(version.artifact, version.weights_sha256)
         return ResolvedDetector("yolo", version.detector, path, version.weights_sha256)
 
     def _row(self, project_id: int) -> _Row:
@@ -190,12 +184,7 @@ class Projects:
         return _Row(row.mode, row.setup_mode, row.prompts) if row else _NO_ROW
 
     def _save(self, project_id: int, **values: str) -> None:
-        with self._storage.guard(), self._storage.engine.begin() as connection:
-            of = projects.c.project_id == project_id
-            if not connection.execute(sa.select(projects.c.project_id).where(of)).first():
-                with contextlib.suppress(IntegrityError), connection.begin_nested():  # another process was faster
-                    connection.execute(sa.insert(projects).values(project_id=project_id, **asdict(_NO_ROW)))
-            connection.execute(sa.update(projects).where(of).values(**values))
+        self._storage.put(projects, {"project_id": project_id}, values, asdict(_NO_ROW))
         if "mode" in values:
             log.info("Project %s: mode %s", project_id, values["mode"] or f"of the settings ({self._settings.mode})")
 
@@ -205,10 +194,5 @@ def _id(version: Version | None) -> int | None:
 
 
 def _check(mode: str) -> None:
-    if mode not in MODES:
+    if mode and mode not in MODES:
         raise ConfigError(f"There is no mode {mode[:80]!r}.", f"Use one of {', '.join(MODES)}.")
-
-
-def _mode_of(extra_params: Any) -> str:
-    mode = read_extra_params(extra_params).get("mode")
-    return mode if isinstance(mode, str) else ""

@@ -1,88 +1,48 @@
-"""What the web process holds, put together in one place."""
+"""The web process's container: what requests need beside what jobs need."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass
+from functools import cached_property
 
 from ml_backend.errors import BackendError
 from ml_backend.events import EventLog
-from ml_backend.jobs.context import Context
-from ml_backend.jobs.control_queue import ControlQueue
-from ml_backend.jobs.listing import Jobs
-from ml_backend.jobs.memory_board import MemoryBoard
-from ml_backend.jobs.queue import JobQueue
-from ml_backend.label_studio.listing import ProjectLister
+from ml_backend.jobs.container import Container
 from ml_backend.metrics import Metrics
-from ml_backend.outputs import Outputs
 from ml_backend.patterns.service import Patterns
-from ml_backend.projects import Projects
 from ml_backend.serving import Serving
 from ml_backend.settings import Settings
-from ml_backend.storage import Storage
-from ml_backend.training.service import Trainings
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
-    """Connections and collaborators of one process that answers Label Studio."""
+class WebContainer(Container):
+    """Connections and collaborators of one process that answers Label Studio.
 
-    settings: Settings
-    storage: Storage
-    queue: JobQueue
-    projects: Projects
-    serving: Serving
-    events: EventLog
-    metrics: Metrics
-    trainings: Trainings
-    jobs: Jobs
-    control: ControlQueue
-    patterns: Patterns
-    lister: ProjectLister
-    outputs: Outputs
+    Raises:
+        StorageError: the database cannot be opened.
+    """
 
-    @classmethod
-    def build(cls, settings: Settings) -> Services:
-        """Starts no thread and opens no connection to Redis or Label Studio by itself.
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, redis_timeout=1.0)
+        _ = self.storage  # a database that cannot be opened is found at the start, not by the first request
 
-        Raises:
-            StorageError: the database cannot be opened.
-        """
-        storage = Storage(settings.database)
-        queue = JobQueue(settings)
-        projects = Projects(settings, storage)
-        trainings = Trainings(projects, queue, storage)
-        jobs = Jobs(queue, trainings.cancel)
-        context = Context(settings)
-        # The same connections as everybody's.
-        context.storage, context.projects, context.queue = storage, projects, queue
+    @cached_property
+    def serving(self) -> Serving:
+        return Serving(self.settings, self.storage, self.queue, self.projects)
 
-        def token() -> str:
-            return settings.label_studio_api_key.get_secret_value() or queue.remembered_token()
+    @cached_property
+    def events(self) -> EventLog:
+        return EventLog(self.storage, self.queue)
 
-        return cls(
-            settings,
-            storage,
-            queue,
-            projects,
-            Serving(settings, storage, queue, projects),
-            EventLog(storage, queue),
-            Metrics(queue, storage),
-            trainings,
-            jobs,
-            ControlQueue(queue, trainings, jobs),
-            Patterns(settings, context),
-            ProjectLister(settings.label_studio_url, token, settings.label_studio_links),
-            Outputs(settings),
-        )
+    @cached_property
+    def metrics(self) -> Metrics:
+        return Metrics(self.queue, self.storage)
 
-    @property
-    def memory(self) -> MemoryBoard:
-        """What models workers hold."""
-        return MemoryBoard(self.queue.connection)
+    @cached_property
+    def patterns(self) -> Patterns:
+        return Patterns(self)
 
     def warm_up(self) -> None:
         """Begin to load, in a thread, what the first requests need, so that none waits for it for long.

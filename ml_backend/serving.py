@@ -5,7 +5,6 @@ No call loads a model, decodes video or fetches anything.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from ml_backend.jobs.queue import JobQueue
 from ml_backend.projects import ProjectModels, Projects
 from ml_backend.settings import Settings
 from ml_backend.storage import Storage
+from ml_backend.training.policy import Policies
 from ml_backend.versions import same_kind
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ class Serving:
         self._storage = storage
         self._queue = queue
         self._projects = projects
+        self._policies = Policies(storage)
 
     def version(self, project_id: int | None = None) -> str:
         """The version that predictions made now would carry. Takes milliseconds.
@@ -59,27 +60,24 @@ class Serving:
         Raises:
             ConfigError: the label config cannot hold video tracks, or there is no such mode or training policy.
         """
-        changed = bool(label_config) and self._remember_labels(project_id, label_config)
-        changed |= self._projects.setup_mode(project_id, extra_params)
-        self._projects.policies.setup(project_id, extra_params)
-        if changed:
+        before = self.version(project_id)
+        if label_config:
+            self._projects.remember_labels(project_id, cached_label_config(label_config))
+        self._projects.setup_mode(project_id, extra_params)
+        self._policies.setup(project_id, extra_params)
+        version = self.version(project_id)
+        if version != before:
             try:
                 self._queue.request_refresh(project_id)
             except QueueUnavailable as error:  # tasks that are opened get their labels all the same
                 log.warning("Project %s is not refreshed: %s", project_id, error)
-        return self.version(project_id)
-
-    def _remember_labels(self, project_id: int, label_config: str) -> bool:
-        """Whether other labels mean another version."""
-        before = self.version(project_id)
-        noted = self._projects.remember_labels(project_id, cached_label_config(label_config))
-        return noted and self.version(project_id) != before
+        return version
 
     def remember_token(self, token: Any) -> None:
         """Legacy tokens handed over by Label Studio serve where no other is configured."""
-        if self._settings.label_studio_api_key.get_secret_value() or not isinstance(token, str) or not token:
+        if self._settings.label_studio_api_key.get_secret_value() or not isinstance(token, str):
             return
-        if not token.isascii():  # could not be sent in a header
+        if not token or not token.isascii():  # could not be sent in a header
             return
         try:
             self._queue.remember_token(token[:4096])
@@ -165,9 +163,7 @@ class Serving:
     def _request(self, project_id: int, missing: Sequence[TaskPlan], found: dict[str, bytes]) -> list[BackendError]:
         """Enqueue what is missing. Adds to ``found`` what was finished meanwhile; returns what failed for good."""
         if len(missing) > DIRECT_REQUESTS:
-            ids = [plan.task_id for plan in missing]
-            digest = hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
-            self._queue.request_prepare_many(project_id, ids, f"predict-{project_id}-{digest}")
+            self._queue.request_prepare_many(project_id, [plan.task_id for plan in missing])
             return []
         errors: list[BackendError] = []
         for plan in missing:

@@ -1,4 +1,4 @@
-"""The README's configuration table, made from the settings: ``python -m ml_backend.settings_table README.md``."""
+"""Make the settings table of the docs: ``python -m ml_backend.settings_table docs/configuration.md``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from ml_backend.settings import Settings
 
-START = "<!-- settings: made by `python -m ml_backend.settings_table README.md` -->"
+START = "<!-- settings: made by `python -m ml_backend.settings_table docs/configuration.md` -->"
 END = "<!-- /settings -->"
 
 
@@ -31,8 +31,8 @@ def settings_table() -> str:
     return "\n".join(rows)
 
 
-def update(path: Path) -> bool:
-    """Write the table between the markers; whether that changed the file.
+def update(path: Path) -> None:
+    """Write the table between the markers.
 
     Raises:
         ValueError: the file lacks the markers.
@@ -41,10 +41,7 @@ def update(path: Path) -> bool:
     pattern = re.compile(re.escape(START) + ".*?" + re.escape(END), re.S)
     if not pattern.search(text):
         raise ValueError(f"{path} lacks the lines {START!r} and {END!r}")
-    new = pattern.sub(lambda _: f"{START}\n\n{settings_table()}\n\n{END}", text)
-    if new != text:
-        path.write_text(new, encoding="utf-8")
-    return new != text
+    path.write_text(pattern.sub(lambda _: f"{START}\n\n{settings_table()}\n\n{END}", text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The database: finished predictions and received events. SQLite by default, any SQLAlchemy URL."""
+"""The database: finished predictions and what is still to be done. SQLite by default, any SQLAlchemy URL."""
 
 from __future__ import annotations
 
@@ -6,37 +6,41 @@ import gzip
 import json
 import logging
 import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from ml_backend.db.migrations import upgrade
 from ml_backend.errors import StorageError
 from ml_backend.moments import aware
 from ml_backend.tables import (
     annotation_tasks,
     corrections,
-    events,
     exemplars,
-    metadata,
     past_versions,
+    pending,
     predictions,
     task_scores,
 )
 
 log = logging.getLogger(__name__)
 
-#: One for each table that another process may make at the same moment, and some for locks.
-CREATE_ATTEMPTS = 25
-#: Predictions that are removed in one transaction, in which nobody else writes; SQLite limits the number of values too.
-REMOVED_AT_ONCE = 500
+#: Values in one statement: SQLite limits them.
+_PART = 500
+#: Predictions that are removed in one transaction, in which nobody else writes.
+REMOVED_AT_ONCE = _PART
+#: Processes that write the same rows at the same moment get in each other's way, but hardly so often.
+WRITE_ATTEMPTS = 10
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +51,6 @@ class Made:
     model_version: str
     first: datetime
     last: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A webhook event reduced to what it points at; the truth is fetched from Label Studio."""
-
-    action: str
-    project_id: int | None
-    task_ids: tuple[int, ...] = ()
-    annotation_ids: tuple[int, ...] = ()
-    id: int = 0
-    state: str = "pending"
 
 
 class Storage:
@@ -87,20 +79,12 @@ class Storage:
             sa.event.listen(self.engine, "connect", _tune_sqlite)
         # SQLite has one writer, and those that find it at work sleep for longer and longer; a lock wakes the next one.
         self._writing = threading.Lock() if self._sqlite else nullcontext()
-        self._create_tables()
-
-    def _create_tables(self) -> None:
-        # Processes may start at once; whoever loses a race for a table, or meets another's lock, finds it made later.
-        for attempt in range(1, CREATE_ATTEMPTS + 1):
-            try:
-                with self.guard():
-                    metadata.create_all(self.engine)
-                return
-            except StorageError as error:
-                cause = str(error.__cause__)
-                if attempt == CREATE_ATTEMPTS or not ("exists" in cause or "locked" in cause):
-                    raise
-                time.sleep(0.02 * attempt)
+        try:
+            with self.guard():
+                upgrade(self.engine)
+        except StorageError:
+            self.engine.dispose()  # SQLite's files beside it go, too
+            raise
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -112,6 +96,8 @@ class Storage:
             cure = "Check DATABASE_URL and that the database runs."
             if "disk is full" in cause or "readonly" in cause or "unable to open" in cause:
                 cure = "Free disk space, or set DATA_DIR to a writable folder."
+            elif "not a database" in cause or "malformed" in cause:
+                cure = "Put a copy of it in its place, or move it away: a new one is made, which knows nothing."
             raise StorageError(f"The database refuses: {cause}.", cure) from error
 
     def ping(self) -> None:
@@ -139,37 +125,29 @@ class Storage:
             if not isinstance(error.__cause__, IntegrityError):
                 raise
 
-    def has_prediction(self, key: str) -> bool:
-        with self.guard(), self.engine.connect() as connection:
-            return connection.scalar(sa.select(predictions.c.key).where(predictions.c.key == key)) is not None
-
     def get_prediction(self, key: str) -> dict[str, Any] | None:
         body = self.prediction_bodies([key]).get(key)
         return None if body is None else dict(json.loads(body))
 
     def prediction_sizes(self, keys: Sequence[str]) -> dict[str, int]:
         """JSON bytes of those predictions that are there."""
-        columns = (predictions.c.key, predictions.c.bytes)
-        found: dict[str, int] = {}
+        query = sa.select(predictions.c.key, predictions.c.bytes)
         with self.guard(), self.engine.connect() as connection:
-            for start in range(0, len(keys), 500):  # SQLite limits the number of bound values
-                part = keys[start : start + 500]
-                found.update(
-                    (row.key, row.bytes)
-                    for row in connection.execute(sa.select(*columns).where(predictions.c.key.in_(part)))
-                )
-        return found
+            return {
+                row.key: row.bytes
+                for part in _parts(keys)
+                for row in connection.execute(query.where(predictions.c.key.in_(part)))
+            }
 
     def prediction_bodies(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Those predictions that are there, by key, as JSON text: a long video's is passed on without parsing it."""
-        columns = (predictions.c.key, predictions.c.body)
-        found: dict[str, bytes] = {}
+        query = sa.select(predictions.c.key, predictions.c.body)
         with self.guard(), self.engine.connect() as connection:
-            for start in range(0, len(keys), 500):
-                part = keys[start : start + 500]
-                for row in connection.execute(sa.select(*columns).where(predictions.c.key.in_(part))):
-                    found[row.key] = gzip.decompress(row.body)
-        return found
+            return {
+                row.key: gzip.decompress(row.body)
+                for part in _parts(keys)
+                for row in connection.execute(query.where(predictions.c.key.in_(part)))
+            }
 
     def versions(self, project_id: int | None = None) -> list[str]:
         """Model versions that made predictions, those that were removed since too, newest first."""
@@ -204,7 +182,6 @@ class Storage:
         of = (predictions.c.project_id == project_id) & (predictions.c.model_version == model_version)
         chosen = sa.select(predictions.c.key, predictions.c.created_at).where(of, predictions.c.created_at < before)
         with self._writing, self.guard(), self.engine.begin() as connection:
-            # In no order: a table without the index, see index_predictions, would be read to its end each time.
             rows = connection.execute(chosen.limit(limit)).all()
             if rows:
                 connection.execute(sa.delete(predictions).where(predictions.c.key.in_([row.key for row in rows])))
@@ -216,24 +193,13 @@ class Storage:
                 connection.execute(sa.insert(past_versions).values(**values))
         return len(rows)
 
-    def index_predictions(self) -> None:
-        """Make the table's index where an earlier release has made the table: best when few rows are left in it."""
-        with self.guard():
-            for index in predictions.indexes:
-                index.create(self.engine, checkfirst=True)
-
     def count_predictions(self) -> int:
         with self.guard(), self.engine.connect() as connection:
             return connection.scalar(sa.select(sa.func.count()).select_from(predictions)) or 0
 
     def note_score(self, project_id: int, task_id: int, score: float) -> None:
         """Remember how sure the prediction is that a task was given, 0..1."""
-        of = (task_scores.c.project_id == project_id) & (task_scores.c.task_id == task_id)
-        with self.guard(), self.engine.begin() as connection:
-            if not connection.execute(sa.update(task_scores).where(of).values(score=score)).rowcount:
-                row = {"project_id": project_id, "task_id": task_id, "score": score}
-                with suppress(IntegrityError), connection.begin_nested():  # another process was faster
-                    connection.execute(sa.insert(task_scores).values(**row))
+        self.put(task_scores, {"project_id": project_id, "task_id": task_id}, {"score": score})
 
     def scores(self, project_id: int) -> dict[int, float]:
         """By task how sure its newest prediction is."""
@@ -241,98 +207,104 @@ class Storage:
         with self.guard(), self.engine.connect() as connection:
             return {row.task_id: row.score for row in connection.execute(query)}
 
-    # -- events
+    # -- what is still to be done
 
-    def add_event(self, event: Event) -> int:
-        """Write an event down before anything is done about it; returns its id.
+    def note_pending(self, kind: str, project_id: int, task_ids: Iterable[int] = (0,)) -> None:
+        """Write down what is to be done before anything is done about it; 0 stands for the whole project.
 
         Killed afterwards, the process leaves it in the database: a commit is in the file, if not yet on the disk.
         """
-        with self._writing, self.guard(), self.engine.begin() as connection:
-            result = connection.execute(
-                sa.insert(events).values(
-                    received_at=datetime.now(timezone.utc),
-                    action=event.action,
-                    project_id=event.project_id,
-                    task_ids=list(event.task_ids),
-                    annotation_ids=list(event.annotation_ids),
-                    state=event.state,
-                )
-            )
-            key = result.inserted_primary_key
-            if key is None:  # pragma: no cover - every supported database returns it
-                raise StorageError("The database did not return the new event's id.")
-            return int(key[0])
+        revision, tasks = uuid.uuid4().hex, sorted(set(task_ids))  # read once: it may be written twice
+        of = (pending.c.kind == kind) & (pending.c.project_id == project_id)
 
-    def note_annotations(self, noted: Sequence[Event]) -> None:
-        """Remember whose task each annotation is, for the day on which its deletion names nothing else."""
-        tasks = {
-            annotation_id: {"project_id": event.project_id, "task_id": event.task_ids[0]}
-            for event in noted
-            if event.project_id is not None and len(event.task_ids) == 1
-            for annotation_id in event.annotation_ids
-        }
-        ids, known = list(tasks), {}
+        def write(connection: Connection) -> None:
+            for part in _parts(tasks):
+                rows = [
+                    {"kind": kind, "project_id": project_id, "task_id": task, "revision": revision} for task in part
+                ]
+                connection.execute(sa.delete(pending).where(of & pending.c.task_id.in_(part)))
+                connection.execute(sa.insert(pending), rows)
+
+        self._write(write)
+
+    def pending(self, kind: str, project_id: int) -> dict[int, str]:
+        """Revision by task of what is to be done, see :meth:`settle`."""
+        of = (pending.c.kind == kind) & (pending.c.project_id == project_id)
+        query = sa.select(pending.c.task_id, pending.c.revision).where(of).order_by(pending.c.task_id)
         with self.guard(), self.engine.connect() as connection:
-            for start in range(0, len(ids), 500):
-                part = annotation_tasks.c.annotation_id.in_(ids[start : start + 500])
-                for row in connection.execute(sa.select(annotation_tasks).where(part)):
-                    known[row.annotation_id] = {"project_id": row.project_id, "task_id": row.task_id}
-        changed = {name: values for name, values in tasks.items() if known.get(name) != values}
-        if not changed:  # mostly: the same ones are changed again
-            return
-        with self._writing, self.guard(), self.engine.begin() as connection:
-            for annotation_id, values in sorted(changed.items()):
-                of = annotation_tasks.c.annotation_id == annotation_id
-                if not connection.execute(sa.update(annotation_tasks).where(of).values(**values)).rowcount:
-                    with suppress(IntegrityError), connection.begin_nested():  # another process was faster
-                        connection.execute(sa.insert(annotation_tasks).values(annotation_id=annotation_id, **values))
+            return {row.task_id: row.revision for row in connection.execute(query)}
+
+    def settle(self, kind: str, project_id: int, done: Mapping[int, str]) -> None:
+        """Strike off what was done, by task, unless somebody has asked for it again since that revision."""
+        of = (pending.c.kind == kind) & (pending.c.project_id == project_id)
+        one = of & (pending.c.task_id == sa.bindparam("task")) & (pending.c.revision == sa.bindparam("seen"))
+        rows = [{"task": task, "seen": revision} for task, revision in done.items()]
+        if rows:
+            with self._writing, self.guard(), self.engine.begin() as connection:
+                connection.execute(sa.delete(pending).where(one), rows)
+
+    def pending_projects(self) -> list[tuple[str, int]]:
+        """Kind and project of all that is to be done."""
+        query = sa.select(pending.c.kind, pending.c.project_id).distinct()
+        with self.guard(), self.engine.connect() as connection:
+            return sorted((row.kind, row.project_id) for row in connection.execute(query))
+
+    # -- annotations
+
+    def note_annotations(self, project_id: int, task_id: int, annotation_ids: Sequence[int]) -> None:
+        """Remember whose task each annotation is, for the day on which its deletion names nothing else."""
+        for annotation_id in annotation_ids:
+            values = {"project_id": project_id, "task_id": task_id}
+            self.put(annotation_tasks, {"annotation_id": annotation_id}, values)
+
+    def put(
+        self,
+        table: sa.Table,
+        key: Mapping[str, Any],
+        values: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write some values of a row that may be there or not; ``defaults`` are a new row's others."""
+        of = sa.and_(*(table.c[name] == value for name, value in key.items()))
+
+        def write(connection: Connection) -> None:
+            if not connection.execute(sa.update(table).where(of).values(**values)).rowcount:
+                connection.execute(sa.insert(table).values({**(defaults or {}), **key, **values}))
+
+        self._write(write)
+
+    def _write(self, write: Callable[[Connection], None]) -> None:
+        with self.guard():
+            for attempt in range(1, WRITE_ATTEMPTS + 1):
+                try:
+                    with self._writing, self.engine.begin() as connection:
+                        write(connection)
+                    return
+                except IntegrityError:  # another process has written the same rows at this moment
+                    if attempt == WRITE_ATTEMPTS:
+                        raise
 
     def tasks_of_annotations(self, annotation_ids: Sequence[int]) -> dict[int, int]:
         """Project by task of annotations that events have named, or that were read."""
         found: dict[int, int] = {}
         with self.guard(), self.engine.connect() as connection:
             for table in (annotation_tasks, exemplars, corrections):
-                for start in range(0, len(annotation_ids), 500):
-                    part = list(annotation_ids[start : start + 500])
+                for part in _parts(annotation_ids):
                     query = sa.select(table.c.task_id, table.c.project_id).where(table.c.annotation_id.in_(part))
                     found.update((row.task_id, row.project_id) for row in connection.execute(query.distinct()))
         return found
 
     def annotated_projects(self) -> list[int]:
-        """Projects of which an annotation event has ever been received."""
-        query = sa.select(events.c.project_id).where(events.c.state == "recorded", events.c.project_id.is_not(None))
+        """Projects of which an annotation has ever been heard of."""
         with self.guard(), self.engine.connect() as connection:
-            return sorted(connection.scalars(query.distinct()))
+            return sorted(connection.scalars(sa.select(annotation_tasks.c.project_id).distinct()))
 
-    def set_event_states(self, event_ids: Sequence[int], state: str) -> None:
-        if not event_ids:
-            return
-        with self._writing, self.guard(), self.engine.begin() as connection:
-            for start in range(0, len(event_ids), 500):
-                part = events.c.id.in_(event_ids[start : start + 500])
-                connection.execute(sa.update(events).where(part).values(state=state))
 
-    def list_events(self, state: str, limit: int = 100) -> list[Event]:
-        """Oldest first."""
-        query = sa.select(events).where(events.c.state == state).order_by(events.c.id).limit(limit)
-        with self.guard(), self.engine.connect() as connection:
-            return [
-                Event(
-                    action=row.action,
-                    project_id=row.project_id,
-                    task_ids=tuple(row.task_ids),
-                    annotation_ids=tuple(row.annotation_ids),
-                    id=row.id,
-                    state=row.state,
-                )
-                for row in connection.execute(query)
-            ]
+def _parts(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    return (values[start : start + _PART] for start in range(0, len(values), _PART))
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    # Readers do not wait for the writer, and a commit costs no full disk flush.
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")  # a commit costs no full disk flush
     cursor.close()

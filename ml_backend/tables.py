@@ -1,4 +1,4 @@
-"""The tables of the database."""
+"""The tables of the database. A change needs a migration: see ml_backend.db.migrations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ predictions = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),  # gzip of the prediction's JSON
     sa.Column("bytes", sa.Integer, nullable=False),  # of the JSON before compression
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-    # Databases of earlier releases are given it by Storage.index_predictions.
     sa.Index("predictions_of_version", "project_id", "model_version", "created_at"),
 )
 
@@ -28,17 +27,16 @@ past_versions = sa.Table(
     sa.Column("made_at", sa.DateTime(timezone=True), nullable=False),  # the last of them
 )
 
-events = sa.Table(
-    "events",
+# What is still to be done for a project, by kind: see ml_backend.jobs.queue. Redis may forget its jobs: they are made
+# again from here.
+pending = sa.Table(
+    "pending",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
-    sa.Column("action", sa.String(64), nullable=False),
-    sa.Column("project_id", sa.Integer),
-    sa.Column("task_ids", sa.JSON, nullable=False),
-    sa.Column("annotation_ids", sa.JSON, nullable=False),
-    # pending: still to be handed to the queue; done: handed over; recorded: kept for retraining
-    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("kind", sa.String(16), primary_key=True),  # learn, refresh, prepare or train
+    sa.Column("project_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("task_id", sa.Integer, primary_key=True, autoincrement=False),  # 0: the whole project
+    # Another one with each request: whoever has done what an older one asked for does not strike off a newer one.
+    sa.Column("revision", sa.String(32), nullable=False),
 )
 
 # Which task an annotation belongs to: events of deletions name the annotation only.
@@ -176,7 +174,7 @@ task_scores = sa.Table(
     sa.Column("score", sa.Float, nullable=False),
 )
 
-# When a project retrains, where it differs from the settings.
+# When a project retrains, where it differs from the default.
 training_policies = sa.Table(
     "training_policies",
     metadata,

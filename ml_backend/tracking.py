@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from ml_backend.label_studio.regions import track_to_value
 from ml_backend.label_studio.timeline import Timeline
@@ -13,7 +12,7 @@ from ml_backend.models.tracker import Tracker
 from ml_backend.settings import Settings
 from ml_backend.tracks.assembler import TrackAssembler
 from ml_backend.tracks.record import TrackRecord, TrackSet
-from ml_backend.tracks.views import candidate_views
+from ml_backend.tracks.views import VIEWS, candidate_views
 from ml_backend.types import Observation, Track, VideoInfo
 
 
@@ -52,12 +51,8 @@ class TrackBuilder:
 
     def so_far(self, started: float) -> TrackSet:
         """As :meth:`close`, as if the video ended here; more may be pushed all the same."""
-        records = list(self._records)
-        for track in copy.deepcopy(self._assembler).close():
-            record = self._record(track)
-            if record is not None:
-                records.append(record)
-        return self._set(records, started)
+        found = (self._record(track) for track in copy.deepcopy(self._assembler).close())
+        return self._set([*self._records, *filter(None, found)], started)
 
     def close(self, started: float) -> TrackSet:
         """All tracks.
@@ -84,17 +79,16 @@ class TrackBuilder:
             self._on_track(track)
 
     def _record(self, track: Track) -> TrackRecord | None:
-        value = track_to_value(track, self._timeline, self._info, self._settings.keyframe_iou)
-        return None if value is None else _record(track, value, self._info, self._settings.views)
-
-
-def _record(track: Track, value: Mapping[str, Any], info: VideoInfo, views: int) -> TrackRecord:
-    return TrackRecord(
-        track.track_id,
-        int(track.frames[0]),
-        len(track),
-        float(track.score),
-        dict(track.class_scores),
-        value,
-        tuple(candidate_views(track.frames, track.xyxy, track.conf, info.width, info.height, views)),
-    )
+        info = self._info
+        value = track_to_value(track, self._timeline, info, self._settings.keyframe_iou)
+        if value is None:
+            return None
+        return TrackRecord(
+            track.track_id,
+            int(track.frames[0]),
+            len(track),
+            float(track.score),
+            dict(track.class_scores),
+            value,
+            tuple(candidate_views(track.frames, track.xyxy, track.conf, info.width, info.height, VIEWS)),
+        )

@@ -19,11 +19,10 @@ _SHAPING = (
     "stride",
     "tracker",
     "min_track_s",
-    "max_gap_s",
-    "smooth_s",
     "keyframe_iou",
-    "views",
 )
+#: What were settings of the release before, at their defaults: its predictions are still this release's.
+_FORMER = {"max_gap_s": 2.0, "smooth_s": 0.1, "views": 4}
 #: Settings that are part of a version by themselves, and models, by what is in them.
 _CHOICES = ("mode", "detector", "embedder")
 _MODELS = ("yolo_weights", "dinov2_model", "clip_model")
@@ -45,20 +44,16 @@ def shaping(settings: Settings) -> dict[str, Any]:
     return {**_digested(settings), **choices, **models, "release": ml_backend.__version__}
 
 
-def settings_digest(settings: Settings) -> str:
-    """Four hex digits over the settings that shape predictions."""
-    return hashlib.sha256(json.dumps(_digested(settings), sort_keys=True).encode()).hexdigest()[:4]
-
-
 def _digested(settings: Settings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in _SHAPING} | {"pipeline": PIPELINE}
+    return {name: getattr(settings, name) for name in _SHAPING} | _FORMER | {"pipeline": PIPELINE}
 
 
 def base_version(settings: Settings, detector: ResolvedDetector) -> str:
     """What made the tracks, whatever gave them their labels: ``yolo11n-3f2a91c0.tracktrack-9c1e``."""
     name = re.sub(r"[^A-Za-z0-9_]+", "_", detector.name)
     weights = f"-{detector.sha256[:8]}" if detector.sha256 else ""
-    return f"{name}{weights}.{settings.tracker}-{settings_digest(settings)}"
+    digest = hashlib.sha256(json.dumps(_digested(settings), sort_keys=True).encode()).hexdigest()[:4]
+    return f"{name}{weights}.{settings.tracker}-{digest}"
 
 
 def model_version(settings: Settings, detector: ResolvedDetector, mode: str | None = None, registry: str = BASE) -> str:

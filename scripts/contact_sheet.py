@@ -12,17 +12,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ml_backend.cli import fail_clearly
 from ml_backend.export.fonts import Fonts
-from ml_backend.export.sheet import (
-    BACKGROUND_NAME,
-    check_picture,
-    contact_sheet,
-    exemplar_cards,
-    sheet_title,
-    write_sheet,
-)
+from ml_backend.export.sheet import BACKGROUND_NAME, FORMATS, contact_sheet, exemplar_cards, sheet_title, write_sheet
+from ml_backend.files import check_output
+from ml_backend.jobs.container import Container
 from ml_backend.local.discover import settings_in_force
 from ml_backend.modes import require_embedder
-from ml_backend.patterns.service import Patterns
 from ml_backend.types import UNLABELLED
 
 
@@ -31,30 +25,19 @@ from ml_backend.types import UNLABELLED
 @click.option("--label", required=True, help=f"Of the project; {BACKGROUND_NAME}: what people left without one.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="PNG, JPG or WebP to write.")
 @click.option("--limit", type=click.IntRange(1, 2000), default=200, help="Exemplars at most.")
-@click.option("--columns", type=click.IntRange(1, 100), help="[default: by the number of exemplars]")
-@click.option("--size", type=click.IntRange(48, 512), default=144, help="Of a cell, px.")
 @click.option("--font", type=click.Path(path_type=Path), help="Font file for the captions.")
 @click.option("--force", is_flag=True, help="Overwrite.")
 @fail_clearly
-def main(
-    project: int,
-    label: str,
-    out: Path,
-    limit: int,
-    columns: int | None,
-    size: int,
-    font: Path | None,
-    force: bool,
-) -> None:
+def main(project: int, label: str, out: Path, limit: int, font: Path | None, force: bool) -> None:
     """Write a contact sheet of a label's exemplars. Beside a stack that `up.sh` runs, nothing need be configured."""
-    form = check_picture(out, force)
+    check_output(out, FORMATS, force)
     fonts = Fonts(font)
-    projects = Patterns(settings_in_force()[0]).projects
+    projects = Container(settings_in_force()[0]).projects
     model_id = require_embedder(projects.models(project).hybrid).model_id
     wanted = UNLABELLED if label == BACKGROUND_NAME else label
     found = exemplar_cards(projects.patterns, project, model_id, wanted, limit)
     title = sheet_title(found)
-    write_sheet(contact_sheet(found.cards, title, fonts, columns=columns, size=size), out, form)
+    write_sheet(contact_sheet(found.cards, title, fonts), out)
     if fonts.note():
         click.echo(f"Note: {fonts.note()}", err=True)
     print(f"{title}; written to {out}")

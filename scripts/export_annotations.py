@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,8 @@ from ml_backend.export.statistics import as_table, collect, write_csv
 
 @click.command(context_settings={"show_default": True})
 @source_options(predictions="missing")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write; a folder with --per-video.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
 @click.option("--sample", default="all", metavar="all|keyframes|N", help="Every frame, keyframes, or N a second.")
-@click.option("--per-video", is_flag=True, help="One file for each video.")
 @click.option("--with-video", is_flag=True, help='Add the field "video" to each row.')
 @click.option("--all-annotators", is_flag=True, help='Every submitted annotation; adds the field "annotator".')
 @click.option("--statistics", is_flag=True, help="Also print a table of what has been annotated.")
@@ -37,7 +37,6 @@ from ml_backend.export.statistics import as_table, collect, write_csv
 def main(
     out: Path,
     sample: str,
-    per_video: bool,
     with_video: bool,
     all_annotators: bool,
     statistics: bool,
@@ -47,22 +46,15 @@ def main(
 ) -> None:
     """Export the annotations of a project as rows of JSON.
 
-    Of a task's annotations the ground truth counts, else the latest. Run again, it goes on where it was interrupted
-    and only does what has changed: it keeps a hidden folder beside the result. The last line of stdout is JSON.
+    Of a task's annotations the ground truth counts, else the latest. The last line of stdout is JSON.
     The exit code is 3 if everything was exported but some videos could not be found or read; they are listed.
     """
+    # Ended from outside, leave nothing half-done either.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = parse_sample(sample)
     source = open_source(**where, all_annotators=all_annotators)
     with progress_bar("Exporting videos") as progress:
-        written = export_annotations(
-            source,
-            out,
-            sample=chosen,
-            with_video=with_video,
-            with_annotator=all_annotators,
-            per_video=per_video,
-            progress=progress,
-        )
+        written = export_annotations(source, out, sample=chosen, with_video=with_video, progress=progress)
     if written.unlabelled:
         print(f"{written.unlabelled} objects without a label were left out.", file=sys.stderr)
     if statistics or statistics_csv or statistics_plot:
@@ -82,12 +74,12 @@ def main(
             {
                 "videos": written.videos,
                 "rows": written.rows,
-                "files": [str(path) for path in written.files],
+                "files": [str(out)],
                 "skipped": len(source.skipped),
             }
         )
     )
-    finish(source)
+    finish(source.skipped)
 
 
 if __name__ == "__main__":

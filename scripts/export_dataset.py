@@ -13,7 +13,6 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ml_backend.cli import fail_clearly, progress_bar
-from ml_backend.export.back import MIN_IOU
 from ml_backend.export.command import bring_back, finish, open_source, source_options
 from ml_backend.export.dataset import FORMATS, DatasetOptions, export_dataset
 from ml_backend.export.images import ImageFormat
@@ -52,15 +51,11 @@ from ml_backend.export.select import chosen_classes
 @click.option("--no-images", is_flag=True, help="Write labels only.")
 @click.option("--crops", is_flag=True, help="Also write each box's picture to crops/, for classifiers.")
 @click.option(
-    "--workers", type=int, default=0, show_default=False, help="Videos at once.  [default: one for each core]"
-)
-@click.option(
     "--to-label-studio",
     type=click.Path(path_type=Path, exists=True),
     help="The other way: read this dataset and write tasks that Label Studio can import to --out.",
 )
 @click.option("--as", "kind", type=click.Choice(["predictions", "annotations"]), default="predictions")
-@click.option("--min-iou", type=float, default=MIN_IOU, help="Bound of the keyframe simplification.")
 @click.option(
     "--url-prefix", default="", show_default=False, help="Put before paths in tasks: /data/local-files/?d=videos/"
 )
@@ -81,10 +76,8 @@ def main(
     quality: int,
     no_images: bool,
     crops: bool,
-    workers: int,
     to_label_studio: Path | None,
     kind: Any,
-    min_iou: float,
     url_prefix: str,
     **where: Any,
 ) -> None:
@@ -94,16 +87,8 @@ def main(
     was exported but some videos could not be found or read; they are listed.
     """
     if to_label_studio is not None:
-        bring_back(
-            format_name,
-            to_label_studio,
-            out,
-            videos=where["videos"],
-            config=where["config"],
-            kind=kind,
-            min_iou=min_iou,
-            url_prefix=url_prefix,
-        )
+        places = {name: where[name] for name in ("videos", "video_map", "config")}
+        bring_back(format_name, to_label_studio, out, **places, kind=kind, url_prefix=url_prefix)
         return
     sampling = Sampling(stride, keyframes, negatives, not drop_near_duplicates, split, parse_ratio(ratio), seed)
     source = open_source(**where, all_annotators=all_annotators)
@@ -112,7 +97,7 @@ def main(
     names = chosen_classes(classes, labels)
     options = DatasetOptions(format_name, sampling, ImageFormat(image_format, quality), names, crops, not no_images)
     with progress_bar("Exporting") as progress:
-        result = export_dataset(source, out, options, workers=workers, progress=progress)
+        result = export_dataset(source, out, options, progress=progress)
     for note in result.notes:
         print(note, file=sys.stderr)
     for label, count in result.left_out.items():
@@ -126,7 +111,7 @@ def main(
         "skipped": len(source.skipped),
     }
     print(json.dumps(summary, ensure_ascii=False))
-    finish(source)
+    finish(source.skipped)
 
 
 if __name__ == "__main__":

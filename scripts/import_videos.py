@@ -48,7 +48,7 @@ def main(paths: tuple[Path, ...], project: int, local_files: bool, dry_run: bool
     count: Counter[str] = Counter(imported=0, skipped=0, failed=0)
     try:
         with progress_bar("Making playable copies") as progress:
-            for outcome in importer.run(videos, lambda _, done, total: progress(done, total)):
+            for outcome in importer.run(videos, progress):
                 count[outcome.status] += 1
                 colour = COLOURS[outcome.status]
                 console.print(f"[{colour}]{outcome.status:>8}[/] {escape(str(outcome.path))}: {escape(outcome.detail)}")

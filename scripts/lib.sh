@@ -69,6 +69,11 @@ installed() { # venv, lock name
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(lock_stamp "$1" "$ROOT/$2")" ]
 }
 
+# That of .venv, which has more to tell, where it is there; else PYTHON.
+installed_python() {
+    if "$VENV/bin/python" -c 'import psutil' >/dev/null 2>&1; then printf '%s' "$VENV/bin/python"; else printf '%s' "$PYTHON"; fi
+}
+
 make_venv() { # venv
     if "$1/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 &&
         "$1/bin/python" -m pip --version >/dev/null 2>&1; then

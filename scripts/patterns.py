@@ -15,6 +15,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ml_backend.cli import fail_clearly
+from ml_backend.jobs.container import Container
 from ml_backend.local.discover import settings_in_force
 from ml_backend.patterns.service import Patterns
 from ml_backend.settings import Mode
@@ -130,7 +131,7 @@ def remove_imported(project: int) -> None:
 
 
 def _patterns() -> Patterns:
-    return Patterns(settings_in_force()[0])
+    return Patterns(Container(settings_in_force()[0]))
 
 
 def _table(console: Console, columns: list[str], rows: list[list[Any]]) -> None:

@@ -93,7 +93,7 @@ def main(video: Path, out: Path, **given: Any) -> None:
         font=given["font"],
     )
     with progress_bar(f"Rendering {video.name}") as progress:
-        summary = render(video, out, layers, options, progress, resume=True)
+        summary = render(video, out, layers, options, progress)
     if summary["note"]:
         click.echo(f"Note: {summary['note']}", err=True)
     print(json.dumps(summary, ensure_ascii=False))

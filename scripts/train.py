@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ml_backend.cli import fail_clearly
 from ml_backend.errors import TrainingFailed
 from ml_backend.local.discover import settings_in_force
-from ml_backend.services import Services
+from ml_backend.services import WebContainer
 
 #: Exit code where the gate refuses the result.
 REFUSED = 4
@@ -36,9 +36,9 @@ def main() -> None:
 @fail_clearly
 def start(project: int, force: bool, no_wait: bool) -> None:
     """Train now. The last line is JSON: version, state, reason and metrics; exit code 4 if the gate refuses it."""
-    services = Services.build(settings_in_force()[0])
+    services = WebContainer(settings_in_force()[0])
     services.queue.ping()
-    last = services.projects.registry.last(project)
+    last = services.registry.last(project)
     earlier = {(job["id"], job["ended_at"]) for job in services.queue.failed_jobs()}
     services.trainings.start(project, f"{getpass.getuser()}, scripts/train.py", force=force)
     if no_wait:
@@ -47,10 +47,10 @@ def start(project: int, force: bool, no_wait: bool) -> None:
     while services.trainings.is_wanted(project):
         told = _tell(services, project, told)
         time.sleep(1.0)
-    version = services.projects.registry.last(project)
+    version = services.registry.last(project)
     if version is None or (last is not None and version.id == last.id):
         failed = [job for job in services.queue.failed_jobs() if (job["id"], job["ended_at"]) not in earlier]
-        errors = [job["error"] for job in failed if job["id"].startswith(f"train-{project}-")]
+        errors = [job["error"] for job in failed if job["id"] == f"train-{project}"]
         if errors:
             raise TrainingFailed(errors[0])
         print(json.dumps({"version": version.name if version else None, "state": "unchanged", "reason": ""}))
@@ -63,9 +63,9 @@ def _facts(version: Any) -> dict[str, Any]:
     return {"state": version.state, "reason": version.reason, "metrics": version.metrics}
 
 
-def _tell(services: Services, project: int, told: str) -> str:
+def _tell(services: WebContainer, project: int, told: str) -> str:
     """Say what has changed since ``told``."""
-    version = services.projects.registry.active(project)
+    version = services.registry.active(project)
     if version is None:
         text = "Waiting for a worker"
     elif version.state == "training" and version.history:
@@ -86,7 +86,7 @@ def _tell(services: Services, project: int, told: str) -> str:
 @fail_clearly
 def cancel(project: int) -> None:
     """Stop the training that runs, and take waiting ones back."""
-    Services.build(settings_in_force()[0]).trainings.cancel(project)
+    WebContainer(settings_in_force()[0]).trainings.cancel(project)
     print("Cancelled.")
 
 
@@ -96,7 +96,7 @@ def cancel(project: int) -> None:
 @fail_clearly
 def policy(project: int, values: str | None) -> None:
     """Show when the project retrains by itself, or give it VALUES of its own, such as '{"min_tracks": 5}'."""
-    services = Services.build(settings_in_force()[0])
+    services = WebContainer(settings_in_force()[0])
     if values is not None:
         try:
             parsed = json.loads(values)

@@ -26,51 +26,19 @@ Other settings: see .env.example. PYTHON=/path/to/python chooses the interpreter
 END
 }
 
-port="${PORT:-9090}"
-label_studio_port="${LABEL_STUDIO_PORT:-8080}"
-data_dir="${DATA_DIR:-}"
-smoke=""
-arguments=("$@")
-while [ $# -gt 0 ]; do
-    case "$1" in
-    -h | --help)
+for argument in "$@"; do
+    case "$argument" in -h | --help)
         usage
         exit 0
         ;;
-    --smoke) smoke=1 ;;
-    --no-demo) ;;
-    --port | --label-studio-port | --data-dir)
-        [ $# -ge 2 ] || die "$1 needs a value." "bash scripts/up.sh --help"
-        case "$1" in
-        --port) port="$2" ;;
-        --label-studio-port) label_studio_port="$2" ;;
-        --data-dir) data_dir="$2" ;;
-        esac
-        shift
-        ;;
-    --port=*) port="${1#*=}" ;;
-    --label-studio-port=*) label_studio_port="${1#*=}" ;;
-    --data-dir=*) data_dir="${1#*=}" ;;
-    *) die "Unknown option: $1" "bash scripts/up.sh --help" ;;
     esac
-    shift
 done
 
-# What people write is meant from where they stand, not from the project's folder.
-case "$data_dir" in
-"") data_dir="$ROOT/data" ;;
-/*) ;;
-*) data_dir="$started_in/$data_dir" ;;
-esac
-
 find_python
-# Before the long installation, not after it.
-if [ -z "$smoke" ]; then
-    "$PYTHON" -m ml_backend.local.preflight start \
-        --data-dir "$data_dir" --port "$port" --label-studio-port "$label_studio_port" || exit 1
-fi
+# Before the long installation, not after it. Prints the data folder: what people write is meant from where they stand.
+data_dir="$("$(installed_python)" -m ml_backend.local.preflight start --from "$started_in" "$@")" || exit 1
 set_up requirements.lock requirements.lock
 
 # Of an option that is given twice the last one counts.
 exec "$VENV/bin/python" -m ml_backend.local --install-seconds "$INSTALL_SECONDS" \
-    ${arguments[@]+"${arguments[@]}"} --data-dir "$data_dir"
+    ${@+"$@"} --data-dir "$data_dir"

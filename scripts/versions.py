@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ml_backend.cli import fail_clearly
 from ml_backend.local.discover import settings_in_force
-from ml_backend.services import Services
+from ml_backend.services import WebContainer
 
 PROJECT = click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")
 
@@ -89,8 +89,8 @@ def _pair(before: Any, after: Any) -> str:
     return f"{after:.3f}" if before is None else f"{before:.3f} -> {after:.3f}"
 
 
-def _services() -> Services:
-    return Services.build(settings_in_force()[0])
+def _services() -> WebContainer:
+    return WebContainer(settings_in_force()[0])
 
 
 if __name__ == "__main__":

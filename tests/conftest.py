@@ -15,8 +15,7 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from redis import Redis
 
-from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.local.access import create_token
+from ml_backend.label_studio.client import LabelStudioClient, create_token
 from ml_backend.local.environment import base_environment
 from ml_backend.local.guardian import MARK, start_guardian
 from ml_backend.local.preflight import free_port
@@ -103,6 +102,7 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
     """
 
     def make(**values: Any) -> Settings:
+        assert values.keys() <= Settings.model_fields.keys(), "no such setting"
         defaults = {"data_dir": tmp_path / "data", "weights_timeout_s": 0.1}
         return Settings(_env_file=None, **(defaults | values))
 

@@ -42,13 +42,12 @@ def make_tiny_dinov2(path: Path, *, registers: int = 0, hidden_size: int = 32, s
     return path
 
 
-def make_tiny_clip(path: Path, *, seed: int = 0, pickle: bool = False) -> Path:
+def make_tiny_clip(path: Path, *, seed: int = 0) -> Path:
     """A folder as open_clip saves it; embeddings have 24 numbers. 7 MB.
 
     Args:
         path: is made.
         seed: of the weights.
-        pickle: save ``open_clip_pytorch_model.bin`` instead of safetensors.
     """
     import torch
     from open_clip.model import CLIP
@@ -63,8 +62,5 @@ def make_tiny_clip(path: Path, *, seed: int = 0, pickle: bool = False) -> Path:
     config = {"model_cfg": CLIP_CONFIG, "preprocess_cfg": {"mean": CLIP_MEAN, "std": CLIP_STD}}
     (path / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    if pickle:
-        torch.save(state, path / "open_clip_pytorch_model.bin")
-    else:
-        save_file(state, path / "open_clip_model.safetensors")
+    save_file(state, path / "open_clip_model.safetensors")
     return path

@@ -23,17 +23,6 @@ def test_shell_scripts_parse(script: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_no_file_is_too_long() -> None:
-    """A file that passes 400 lines does too much."""
-    long = {
-        str(path.relative_to(ROOT)): lines
-        for folder in ("ml_backend", "scripts")
-        for path in (ROOT / folder).rglob("*.py")
-        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 400
-    }
-    assert long == {}
-
-
 def test_importing_the_app_loads_no_heavy_library() -> None:
     """The web process answers in milliseconds because it never loads a model, nor what models need."""
     code = "import sys, ml_backend.app; print([n for n in ('torch', 'ultralytics', 'torchvision') if n in sys.modules])"

@@ -17,7 +17,7 @@ import pytest
 from pydantic import SecretStr
 from rq import SimpleWorker
 
-from ml_backend.doctor import machine, services
+from ml_backend.doctor import checks
 from ml_backend.doctor.__main__ import CHECKS, examine
 from ml_backend.doctor.checks import Check, Finding, Target
 from ml_backend.errors import ConfigError
@@ -88,16 +88,16 @@ def test_missing_weights_are_a_note_or_a_failure(settings: MakeSettings, tmp_pat
 
 def test_cuda_is_asked_for_but_not_there() -> None:
     facts = {"cuda": False, "mps": False, "build": "13.0", "device": ""}
-    assert machine.device("cuda:0", facts).status == "failed"
-    assert machine.device("auto", facts | {"cuda": True, "device": "H"}).found == "H (CUDA 13.0)"
+    assert checks.device("cuda:0", facts).status == "failed"
+    assert checks.device("auto", facts | {"cuda": True, "device": "H"}).found == "H (CUDA 13.0)"
 
 
 def test_full_and_unwritable_data_folders(
     settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "FULL_DISK_GB", 1e9)
+    monkeypatch.setattr(checks, "RUN_GB", 1e9)
     (finding,) = examine(target(settings()), ["disk"])
-    assert (finding.status, finding.cure) == ("failed", "Free some disk space.")
+    assert (finding.status, finding.cure[:15]) == ("failed", "Free some space")
     file = tmp_path / "file"
     file.touch()
     (finding,) = examine(target(settings(data_dir=file)), ["disk"])
@@ -142,7 +142,7 @@ def test_the_token_is_tried(settings: MakeSettings, label_studio: LabelStudio) -
 
 def test_another_server_at_label_studios_address(settings: MakeSettings, label_studio: LabelStudio) -> None:
     here = settings()
-    (finding,) = services.backend(target(here, label_studio.url))
+    (finding,) = examine(target(here, label_studio.url), ["backend"])
     assert finding.status == "failed"
     assert "something else answers" in finding.found
 

@@ -15,10 +15,12 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from ml_backend.errors import QueueUnavailable, RequestError
-from ml_backend.events import EventLog, parse_event
+from ml_backend.events import Event, EventLog, parse_event
+from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import ALL_TASKS, JobQueue
+from ml_backend.jobs.trainer import Trainer
 from ml_backend.settings import Settings
-from ml_backend.storage import Event, Storage
+from ml_backend.storage import Storage
 from tests.builders import wait_for
 
 
@@ -95,7 +97,7 @@ def storage(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def log(storage: Storage, settings: Callable[..., Settings], redis_url: str) -> EventLog:
-    return EventLog(storage, JobQueue(settings(redis_url=redis_url)))
+    return EventLog(storage, JobQueue(settings(redis_url=redis_url), storage=storage))
 
 
 def jobs(url: str, name: str = "prepare") -> list[tuple[Any, ...]]:
@@ -105,13 +107,13 @@ def jobs(url: str, name: str = "prepare") -> list[tuple[Any, ...]]:
         return [tuple(job.args) for job in fetched if job]
 
 
-def test_outcomes(log: EventLog, storage: Storage) -> None:
+def test_outcomes(log: EventLog, storage: Storage, redis_url: str) -> None:
     assert log.receive(parse_event({"action": "PROJECT_UPDATED"})) == "ignored"
     assert log.receive(parse_event({"action": "ANNOTATION_UPDATED", "annotation": {"id": 1}})) == "queued"
     assert log.receive(parse_event({"action": "TASKS_CREATED", "project": {"id": 1}})) == "queued"
-    wait_for(lambda: not storage.list_events("pending"))
-    (kept,) = storage.list_events("recorded")  # for retraining
-    assert (kept.action, kept.annotation_ids) == ("ANNOTATION_UPDATED", (1,))
+    wait_for(lambda: jobs(redis_url))
+    assert storage.pending_projects() == [("prepare", 1)]
+    assert set(storage.pending("prepare", 1)) == {ALL_TASKS}
 
 
 def annotation_event(action: str, annotation: int, task: int | None = None, project: int | None = 7) -> Event:
@@ -119,87 +121,71 @@ def annotation_event(action: str, annotation: int, task: int | None = None, proj
     return parse_event(body | ({"project": {"id": project}} if project else {}))
 
 
-def test_annotations_are_learned_from(log: EventLog, storage: Storage) -> None:
+def test_annotations_are_learned_from(log: EventLog, storage: Storage, redis_url: str) -> None:
     for number in range(1000):
-        storage.add_event(annotation_event("ANNOTATION_UPDATED", number % 10 + 1, number % 3 + 1))
-    while log.hand_over():
-        pass
-    assert set(log._queue.dirty_tasks(7)) == {"1", "2", "3"}
-    assert jobs(log._queue.settings.redis_url, "patterns") == [(7,)]
-    assert not storage.list_events("pending")
+        log.receive(annotation_event("ANNOTATION_UPDATED", number % 10 + 1, number % 3 + 1))
+    wait_for(lambda: jobs(redis_url, "patterns"))
+    assert set(storage.pending("learn", 7)) == {1, 2, 3}
+    assert jobs(redis_url, "patterns") == [(7,)]
+    assert storage.annotated_projects() == [7]
 
 
 def test_deletion_names_the_annotation_only(log: EventLog, storage: Storage) -> None:
-    log._queue.connection.flushall()
-    storage.add_event(annotation_event("ANNOTATION_CREATED", 5, 3))
-    storage.add_event(parse_event({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 5}, {"id": 6}]}))
-    log.hand_over()
-    assert set(log._queue.dirty_tasks(7)) == {"3"}
+    log.receive(annotation_event("ANNOTATION_CREATED", 5, 3))
+    storage.settle("learn", 7, storage.pending("learn", 7))
+    log.receive(parse_event({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 5}, {"id": 6}]}))
+    assert set(storage.pending("learn", 7)) == {3}
 
 
 def test_start_training_reads_everything(log: EventLog, storage: Storage, redis_url: str) -> None:
-    storage.add_event(parse_event({"action": "START_TRAINING", "project": {"id": 7}}))
-    log.hand_over()
-    assert set(log._queue.dirty_tasks(7)) == {ALL_TASKS}
+    log.receive(parse_event({"action": "START_TRAINING", "project": {"id": 7}}))
+    wait_for(lambda: jobs(redis_url, "train"))
+    assert set(storage.pending("learn", 7)) == {ALL_TASKS}
     assert jobs(redis_url, "patterns") == [(7,)]
+    assert jobs(redis_url, "train") == [(7, "Start training")]
 
 
-def test_what_comes_while_learning_makes_exactly_one_more_job(log: EventLog, storage: Storage, redis_url: str) -> None:
+def test_what_is_asked_for_again_meanwhile_is_not_struck_off(log: EventLog, storage: Storage, redis_url: str) -> None:
     queue = log._queue
-    queue.request_learning(7, [1])
-    queue.begin_learning(7)  # the job begins
-    (ticket,) = queue.dirty_tasks(7).values()
+    queue.request_learning(7, [1, 3])
+    seen = storage.pending("learn", 7)  # the job begins
     for _ in range(5):
         queue.request_learning(7, [1, 2])
-    queue.learned(7, "1", ticket)  # asked for again since: it stays
-    assert set(queue.dirty_tasks(7)) == {"1", "2"}
-    assert len(jobs(redis_url, "patterns")) == 2
-    for task, newest in queue.dirty_tasks(7).items():
-        queue.learned(7, task, newest)
-    assert queue.dirty_tasks(7) == {}
+    storage.settle("learn", 7, seen)
+    assert set(storage.pending("learn", 7)) == {1, 2}
+    assert jobs(redis_url, "patterns") == [(7,)]
+    storage.settle("learn", 7, storage.pending("learn", 7))
+    assert storage.pending_projects() == []
+    queue.request_learning(7, [3])
+    storage.settle("learn", 7, seen)  # by a worker that was thought dead: it has not seen this one
+    assert set(storage.pending("learn", 7)) == {3}
 
 
-def test_handed_over_in_order_and_once(log: EventLog, storage: Storage, redis_url: str) -> None:
-    for number in range(3):
-        storage.add_event(Event("TASKS_CREATED", 7, (number + 1,)))
-    assert log.hand_over() == 3
-    assert log.hand_over() == 0
-    assert jobs(redis_url) == [(7, [1]), (7, [2]), (7, [3])]
-    assert len(storage.list_events("done")) == 3
-
-
-def test_killed_between_handing_over_and_noting_it(log: EventLog, storage: Storage, redis_url: str) -> None:
-    event = storage.add_event(Event("TASKS_CREATED", 7, (1,)))
-    log.hand_over()
-    storage.set_event_states([event], "pending")
-    assert log.hand_over() == 1
-    assert jobs(redis_url) == [(7, [1])]
-
-
-def test_event_without_project_does_not_block_the_others(log: EventLog, storage: Storage, redis_url: str) -> None:
-    storage.add_event(Event("TASKS_CREATED", None, (1,)))
-    storage.add_event(Event("TASKS_CREATED", 7, (2,)))
-    assert log.hand_over() == 2
-    assert jobs(redis_url) == [(7, [2])]
-
-
-def test_more_events_than_one_reading(log: EventLog, storage: Storage, redis_url: str) -> None:
+def test_tasks_are_prepared_once(log: EventLog, storage: Storage, redis_url: str) -> None:
     for number in range(130):
-        storage.add_event(Event("TASKS_CREATED", 7, (number + 1,)))
-    log.start()
-    wait_for(lambda: not storage.list_events("pending"))
-    assert len(jobs(redis_url)) == 130
-
-
-def test_events_of_the_last_run_are_handed_over_at_the_start(log: EventLog, storage: Storage, redis_url: str) -> None:
-    storage.add_event(Event("TASKS_CREATED", 7, (1,)))
-    log.start()
+        log.receive(Event("TASKS_CREATED", 7, (number + 1,)))
     wait_for(lambda: jobs(redis_url))
+    assert jobs(redis_url) == [(7,)]
+    assert set(storage.pending("prepare", 7)) == set(range(1, 131))
 
 
-def test_without_redis_events_stay_pending(storage: Storage, settings: Callable[..., Settings], tmp_path: Path) -> None:
-    log = EventLog(storage, JobQueue(settings(redis_url=f"unix://{tmp_path}/none")))
-    storage.add_event(Event("TASKS_CREATED", 7, (1,)))
+def test_event_without_project_does_not_block_the_others(log: EventLog, redis_url: str) -> None:
+    log.receive(Event("TASKS_CREATED", None, (1,)))
+    log.receive(Event("TASKS_CREATED", 7, (2,)))
+    wait_for(lambda: jobs(redis_url) == [(7,)])
+
+
+def test_without_redis_nothing_is_forgotten(
+    storage: Storage, settings: Callable[..., Settings], redis_url: str, tmp_path: Path
+) -> None:
+    log = EventLog(storage, JobQueue(settings(redis_url=f"unix://{tmp_path}/none"), storage=storage))
+    log.receive(Event("TASKS_CREATED", 7, (1,)))
+    log._asked.add(("prepare", 7))  # whether or not its thread has tried already
     with pytest.raises(QueueUnavailable):
         log.hand_over()
-    assert len(storage.list_events("pending")) == 1
+    assert set(storage.pending("prepare", 7)) == {1}
+    # The process ends; workers find what is to be done.
+    container = Container(settings(redis_url=redis_url))
+    container.storage = storage
+    Trainer(container).start_pending()
+    assert jobs(redis_url) == [(7,)]

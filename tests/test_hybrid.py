@@ -17,14 +17,14 @@ from ml_backend.label_studio.schema import VideoControl, parse_label_config
 from ml_backend.labelling import DetectorLabels, Opinion, label_tracks
 from ml_backend.looks import Look, Looks, MemoryLooks, look_at
 from ml_backend.models.hub import ResolvedModel
-from ml_backend.modes import LEARNING, HybridModels, hybrid_models, mode_part, require_embedder
+from ml_backend.modes import HybridModels, hybrid_models, mode_part, require_embedder
 from ml_backend.patterns.bank import Exemplars, PatternBank
 from ml_backend.patterns.digest import bank_digests
 from ml_backend.patterns.store import NewExemplar, PatternStore
 from ml_backend.settings import Mode, Settings
 from ml_backend.storage import Storage
 from ml_backend.tracks.record import TrackRecord, TrackSet
-from ml_backend.tracks.views import View
+from ml_backend.tracks.views import VIEWS, View
 from ml_backend.types import UNLABELLED, FloatArray
 from ml_backend.video.writer import VideoWriter
 from tests.builders import label_config
@@ -75,7 +75,6 @@ def test_models_of_each_mode(make: MakeSettings, mode: Mode, expected: tuple[str
     models = hybrid_models(make(), mode)
     assert (models.mode, kinds(models), models.notes) == (mode, expected, ())
     assert len(models.ids) == sum(kind is not None for kind in expected)
-    assert (mode in LEARNING) == bool(models.ids)
 
 
 def test_what_replaces_dinov2_is_noted(make: MakeSettings) -> None:
@@ -231,7 +230,7 @@ def see(values: Settings, model: ResolvedModel, clip: Path) -> dict[int, FloatAr
         model.model_id,
         MemoryLooks(),
         lambda: nullcontext(clip),
-        values.views,
+        VIEWS,
     )
     pairs = zip(TRACKS.tracks, found, strict=True)
     return {item.track_id: np.stack([look.vector for look in mine]) for item, mine in pairs if mine}
@@ -249,7 +248,7 @@ def teach(
     wanted = []
     for number, (label, rows) in enumerate(vectors.items()):
         looks = [Look(n, (float(number), 0.0, 50.0, 50.0), row, b"") for n, row in enumerate(rows)]
-        store.add_looks(f"taught-{task}", model.model_id, looks)
+        store.looks(f"taught-{task}").add(model.model_id, looks)
         keys = [look.key(f"taught-{task}", model.model_id) for look in looks]
         wanted += [NewExemplar(f"r-{label}", label, key) for key in keys]
     store.replace_task(project, model.model_id, task, 1, wanted)
@@ -305,7 +304,7 @@ def test_imported_exemplars_name_their_origin(make: MakeSettings, store: Pattern
     assert models.embedder is not None
     seen = see(values, models.embedder, clip)
     look = Look(0, (0.0, 0.0, 0.0, 0.0), seen[1][0], b"")
-    store.add_looks("bank-f", models.embedder.model_id, [look])
+    store.looks("bank-f").add(models.embedder.model_id, [look])
     item = NewExemplar("f-1", "alarm", look.key("bank-f", models.embedder.model_id), "f")
     store.add_imported(1, models.embedder.model_id, [item])
     hybrid = HybridSource(values, store).get(1, models)

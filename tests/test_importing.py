@@ -18,7 +18,7 @@ from ml_backend.errors import ConfigError, Interrupted, LabelStudioError, MediaE
 from ml_backend.importing import Importer, Outcome, find_videos
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
 from ml_backend.settings import Settings
-from ml_backend.video.normalise import needs_normalising
+from ml_backend.video.normalise import plan
 from ml_backend.video.probe import probe
 from tests.builders import ROOT, label_config
 from tests.video.builders import make_audio, make_video
@@ -80,7 +80,7 @@ def test_import_by_upload(
         served = httpx.get(client.url + data["video"], headers=client.auth_headers(), timeout=120)
         copy = tmp_path / "served.mp4"
         copy.write_bytes(served.raise_for_status().content)
-        assert needs_normalising(copy) is None
+        assert plan(copy).action == "keep"
         assert probe(copy).frames == frames
     assert not list((tmp_path / "data").rglob("*.mp4")), "uploaded copies are not kept"
 
@@ -172,12 +172,14 @@ def test_what_is_not_the_video_s_fault_is_told_apart(
     make_audio(tmp_path / "b.mp4")
     token = client._token
     importer = Importer(client, project, settings())
-    client._token, client._cached_sdk = "0" * 40, None  # revoked meanwhile
+    vars(client).pop("_sdk")
+    client._token = "0" * 40  # revoked meanwhile
     refused, sound = importer.run(find_videos([tmp_path]))
     assert (type(refused.error), refused.detail) == (LabelStudioError, str(refused.error))
     assert "refuses the token" in refused.detail
     assert isinstance(sound.error, VideoError)
-    client._token, client._cached_sdk = token, None
+    vars(client).pop("_sdk")
+    client._token = token
     (done,) = importer.run([tmp_path / "a.mp4"])
     assert (done.status, done.error) == ("imported", None)
 
@@ -187,7 +189,7 @@ def test_an_end_in_the_middle_of_a_copy_is_no_failure(
 ) -> None:
     video = make_video(tmp_path / "old.avi", frames=20, codec="mpeg4")
 
-    def stop(_name: str, _done: int, _of: int) -> None:
+    def stop(_done: int, _of: int) -> None:
         raise Interrupted("The job was stopped.")
 
     with pytest.raises(Interrupted):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -11,7 +9,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ml_backend import keyframe_path
 from ml_backend.geometry import iou_pairs
 from ml_backend.keyframes import interpolate, simplify
 
@@ -39,30 +36,8 @@ def lowest_iou(frames: npt.ArrayLike, boxes: Boxes, keys: npt.ArrayLike, key_box
     return float(iou_pairs(interpolate(keys, key_boxes, frames), boxes).min())
 
 
-def fewest(frames: npt.NDArray[np.int64], boxes: Boxes, min_iou: float) -> int:
-    """Number of keyframes of the best choice among the boxes, by trying all."""
-    inner = range(1, len(frames) - 1)
-    for count in range(len(frames) - 1):
-        for chosen in itertools.combinations(inner, count):
-            keep = [0, *chosen, len(frames) - 1]
-            if lowest_iou(frames, boxes, frames[keep], boxes[keep]) >= min_iou:
-                return len(keep)
-    return len(frames)
-
-
 coordinates = st.one_of(st.floats(0, 60), st.sampled_from([0.0, 10.0, 20.0, 20.000001]))
 any_boxes = st.integers(1, 40).flatmap(lambda n: arrays(np.float64, (n, 4), elements=coordinates))
-
-
-@st.composite
-def proper_tracks(draw: st.DrawFn, most: int = 9) -> tuple[npt.NDArray[np.int64], Boxes]:
-    """A few boxes that jitter a little or much, on frames that may be some steps apart."""
-    n = draw(st.integers(1, most))
-    steps = draw(st.lists(st.integers(1, 3), min_size=n, max_size=n))
-    reach = draw(st.sampled_from([2.0, 10.0, 25.0]))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    boxes = np.array([20.0, 20, 50, 60]) + rng.uniform(-reach, reach, (n, 4))
-    return np.cumsum(steps), np.concatenate([boxes[:, :2], np.maximum(boxes[:, 2:], boxes[:, :2] + 1)], axis=1)
 
 
 @settings(deadline=None)
@@ -72,31 +47,11 @@ def test_bound_holds_on_every_frame_for_any_boxes(boxes: Boxes, min_iou: float, 
     frames = np.arange(7, 7 + len(boxes))
     keys, key_boxes = simplify(frames, boxes, min_iou, own_boxes=own)
     assert lowest_iou(frames, boxes, keys, key_boxes) >= min_iou
+    assert not own or (key_boxes == boxes[np.isin(frames, keys)]).all()
     assert keys[0] == frames[0]
     assert keys[-1] == frames[-1]
     assert (np.diff(keys) > 0).all()
     assert np.isin(keys, frames).all()
-
-
-@settings(deadline=None)
-@given(proper_tracks(), st.sampled_from([0.5, 0.8, 0.9, 0.95]))
-def test_no_choice_among_the_boxes_has_fewer(track: tuple[npt.NDArray[np.int64], Boxes], min_iou: float) -> None:
-    frames, boxes = track
-    keys, key_boxes = simplify(frames, boxes, min_iou, own_boxes=True)
-    assert len(keys) == fewest(frames, boxes, min_iou)
-    np.testing.assert_array_equal(key_boxes, boxes[np.isin(frames, keys)])
-    assert len(simplify(frames, boxes, min_iou)[0]) <= len(keys)
-
-
-def test_side_further_out_than_it_could_be_further_in_is_no_reason_for_a_keyframe() -> None:
-    boxes = np.array([[0.0, 0, 110.5, 10], [0, 0, 100, 10], [0, 0, 110.5, 10]])  # 100 / 110.5 is more than 0.9
-    assert simplify(np.arange(3), boxes, own_boxes=True)[0].tolist() == [0, 2]
-
-
-def test_way_over_a_farther_keyframe_is_found_where_the_nearer_leads_nowhere() -> None:
-    shift = np.array([12.0, 15, 21, 12, 18, 11])
-    boxes = np.stack([shift, 0 * shift + 20, shift + 30, 0 * shift + 60], axis=1)
-    assert len(simplify(np.arange(6), boxes, 0.7, own_boxes=True)[0]) == fewest(np.arange(6), boxes, 0.7) == 4
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -104,17 +59,10 @@ def test_walker_needs_few_keyframes(seed: int) -> None:
     boxes = walker(600, seed)
     frames = np.arange(600)
     keys, key_boxes = simplify(frames, boxes, 0.9)
-    own, own_boxes = simplify(frames, boxes, 0.9, own_boxes=True)
+    own, _ = simplify(frames, boxes, 0.9, own_boxes=True)
     assert lowest_iou(frames, boxes, keys, key_boxes) >= 0.9
     assert len(keys) <= 0.06 * len(frames)
-    assert len(keys) <= len(own)
-    fit = iou_pairs(interpolate(keys, key_boxes, frames), boxes).mean()
-    assert fit >= iou_pairs(interpolate(own, own_boxes, frames), boxes).mean()
-
-
-def test_fitted_boxes_save_keyframes() -> None:
-    frames, boxes = np.arange(600), walker(600, 5, jitter=4)
-    assert len(simplify(frames, boxes)[0]) < 0.9 * len(simplify(frames, boxes, own_boxes=True)[0])
+    assert len(keys) < 0.9 * len(own), "fitted boxes save keyframes"
 
 
 def test_straight_line_needs_its_ends_only() -> None:
@@ -139,17 +87,15 @@ def test_shortest_tracks_are_kept_whole(n: int) -> None:
     np.testing.assert_array_equal(key_boxes, boxes)
 
 
-def test_long_track_keeps_the_bound_and_is_near_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the exact method's length, on a track that stands still for long and then moves."""
+def test_a_long_track_that_stands_still_and_then_moves() -> None:
     still = np.array([500, 300, 560, 460]) + smooth(np.random.default_rng(0).normal(0, 1, (2500, 4)), 3)
     moving = walker(1500, 1)
     boxes = np.concatenate([still, moving - moving[0] + still[-1]])
     frames = np.arange(len(boxes))
-    keys, key_boxes = simplify(frames, boxes, own_boxes=True)
+    keys, key_boxes = simplify(frames, boxes)
     assert lowest_iou(frames, boxes, keys, key_boxes) >= 0.9
-    monkeypatch.setattr(keyframe_path, "_EXACT_FRAMES", len(boxes))
-    exact, _ = simplify(frames, boxes, own_boxes=True)
-    assert len(exact) <= len(keys) <= 1.02 * len(exact)
+    assert (keys < 2500).sum() <= 5
+    assert len(keys) <= 0.06 * 1500
 
 
 def test_hour_of_a_parked_car_needs_two_keyframes() -> None:

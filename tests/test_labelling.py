@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import pytest
 
 from ml_backend.label_studio.regions import make_region
@@ -22,10 +21,8 @@ from ml_backend.labelling import (
     Opinion,
     decide,
     label_tracks,
-    look_at_tracks,
-    views_of,
 )
-from ml_backend.looks import Look, MemoryLooks
+from ml_backend.looks import MemoryLooks, look_at
 from ml_backend.models.weights import MOTION
 from ml_backend.patterns.bank import NOTHING, Verdict
 from ml_backend.pipeline import detect_tracks, predict_video
@@ -55,7 +52,7 @@ def verdict(label: str | None, probability: float = 0.8, *, best: str = "", othe
     """The bank's: ``label``, or ``None`` with what would have been ``best``."""
     name = best or label or ""
     probabilities = {name: probability, **dict.fromkeys(others, 0.01)}
-    return Verdict(label, probability, name, probabilities, 0.91234, 0.5, 7)
+    return Verdict(label, probability, name, probabilities, 0.91234, 7)
 
 
 NEAREST = {"label": "fallen", "task": 12, "region": "r1", "frame": 34}
@@ -370,13 +367,8 @@ def test_motion_in_a_real_video(tmp_path: Path, settings: Callable[..., Settings
 # -- looks
 
 
-def test_views_of_looks() -> None:
-    assert views_of([]) is None
-    looks = [Look(n, (0.0, 0.0, 5.0, 5.0), np.eye(3, dtype=np.float32)[n], b"") for n in range(2)]
-    assert np.array_equal(views_of(looks), np.eye(3)[:2])
-
-
 def test_tracks_without_views_are_not_looked_at() -> None:
     tracks = make_set(make_record(1), make_record(2))
-    found = look_at_tracks(tracks, "m", refuse, MemoryLooks(), lambda: nullcontext(Path()), 4, None)
+    wanted = [record.views for record in tracks.tracks]
+    found = look_at(wanted, refuse, "m", MemoryLooks(), lambda: nullcontext(Path()), 4)
     assert found == [[], []]

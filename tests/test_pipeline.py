@@ -142,8 +142,8 @@ def test_unmapped_classes_are_left_out_counted_and_logged_once(
     with caplog.at_level("INFO", logger="ml_backend.labelling"):
         none = predict_video(clip, control("elephant"), 20, values)
     assert none.regions == []
-    assert sum(none.unmapped.values()) == len(whole.regions) > 0
-    assert set(none.unmapped) == {"person"}
+    assert sum(none.labelled.unmapped.values()) == len(whole.regions) > 0
+    assert set(none.labelled.unmapped) == {"person"}
     assert len([record for record in caplog.records if record.name == "ml_backend.labelling"]) == 1
 
 

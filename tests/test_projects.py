@@ -54,7 +54,7 @@ def projects(make: Callable[..., Projects]) -> Projects:
 
 def teach(projects: Projects, project: int, model: str, label: str = "a", task: int = 10, number: int = 0) -> None:
     look = Look(number, (0.0, 0.0, 9.0, 9.0), np.eye(4, dtype=np.float32)[number % 4], b"")
-    projects.patterns.add_looks("v", model, [look])
+    projects.patterns.looks("v").add(model, [look])
     projects.patterns.replace_task(project, model, task, 1, [NewExemplar("r", label, look.key("v", model))])
 
 
@@ -267,9 +267,9 @@ def test_a_detector_may_be_pinned_until_the_project_has_another_version(
     models = projects.models(1, pinned=before)
     assert models.detector == detector
     assert models.version.startswith("yolo11n-abababab.")
-    run = projects.registry.begin(1, "me", "test", None)
-    run = projects.registry.advance(run, detector="yolo11n", weights_sha256="cd" * 32, artifact="x/v1.pt")
-    projects.registry.promote(run, "better", "test")
+    run = projects._registry.begin(1, "me", "test", None)
+    run = projects._registry.advance(run, detector="yolo11n", weights_sha256="cd" * 32, artifact="x/v1.pt")
+    projects._registry.promote(run, "better", "test")
     models = projects.models(1, pinned=before)
     assert models.version.startswith("yolo11n-cdcdcdcd.")
     assert models.version.endswith(".v1")

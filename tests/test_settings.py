@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ml_backend.errors import ConfigError
-from ml_backend.settings import Settings, get_settings
+from ml_backend.settings import RETIRED, Settings, get_settings
 from tests.builders import ROOT
 
 
@@ -35,6 +35,28 @@ def test_wrong_setting(name: str, value: str, text: str, monkeypatch: pytest.Mon
 
 def test_log_level_in_small_letters(settings: Callable[..., Settings]) -> None:
     assert settings(log_level="debug").log_level == "DEBUG"
+
+
+def test_settings_of_the_release_before_are_named_with_what_to_do_instead(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRAIN_AUTO", "no such value")
+    monkeypatch.setenv("VIEWS", "")
+    (tmp_path / ".env").write_text("train_epochs=5\nIMGSZ=320\nLABEL_STUDIO_HOST=http://of-compose\n")
+    get_settings.cache_clear()
+    for _ in range(2):
+        assert get_settings().imgsz == 320
+    get_settings.cache_clear()
+    auto, epochs = caplog.messages
+    assert "TRAIN_AUTO has no effect" in auto
+    assert '{"training": {"auto": ...}}' in auto
+    assert "TRAIN_EPOCHS has no effect" in epochs
+    assert "TRAIN_ARGS" in epochs
+
+
+def test_nothing_is_a_setting_and_none() -> None:
+    assert not {name.upper() for name in Settings.model_fields} & set(RETIRED)
 
 
 def test_worker_says_it_in_one_line(tmp_path: Path) -> None:

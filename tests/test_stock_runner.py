@@ -95,13 +95,8 @@ def test_annotation_events_are_recorded(runner: FlaskClient, values: Settings) -
     answer = runner.post("/webhook", json=body)
     assert (answer.status_code, answer.json) == (201, {"result": {"result": "queued"}, "status": "ok"})
     storage = create_app(values).extensions["services"].storage
-    (event,) = wait_for(lambda: storage.list_events("recorded"))
-    assert (event.action, event.project_id, event.task_ids, event.annotation_ids) == (
-        "ANNOTATION_CREATED",
-        7,
-        (1,),
-        (5,),
-    )
+    assert wait_for(lambda: list(storage.pending("learn", 7))) == [1]
+    assert storage.tasks_of_annotations([5]) == {1: 7}
 
 
 def test_project_is_needed(runner: FlaskClient) -> None:

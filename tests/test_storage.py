@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
 
+from ml_backend.db.migrations import REVISIONS
+from ml_backend.db.migrations.versions import r0001_baseline
 from ml_backend.errors import StorageError
-from ml_backend.storage import Event, Storage
+from ml_backend.storage import Storage
+from ml_backend.tables import metadata, predictions
 from tests.builders import ROOT
 
 
@@ -37,9 +46,9 @@ def test_makes_its_folder_and_answers(storage: Storage, path: Path) -> None:
 
 def test_prediction_comes_back_as_it_was(storage: Storage) -> None:
     assert storage.get_prediction("k") is None
-    assert not storage.has_prediction("k")
+    assert storage.get_prediction("k") is None
     storage.save_prediction("k", 1, prediction())
-    assert storage.has_prediction("k")
+    assert storage.get_prediction("k") is not None
     assert storage.get_prediction("k") == prediction()
 
 
@@ -118,45 +127,28 @@ def test_predictions_are_removed_a_few_at_a_time(storage: Storage, path: Path) -
     assert storage.versions(1) == ["v1", "v2"], "the last of them was made an hour ago"
 
 
-def test_a_database_of_an_earlier_release_is_given_the_index(path: Path) -> None:
-    path.parent.mkdir(parents=True)
-    with sqlite3.connect(path) as connection:
-        connection.execute(
-            "CREATE TABLE predictions (key VARCHAR(64) PRIMARY KEY, project_id INTEGER NOT NULL, model_version "
-            "VARCHAR(255) NOT NULL, body BLOB NOT NULL, bytes INTEGER NOT NULL, created_at DATETIME NOT NULL)"
-        )
-    storage = Storage(f"sqlite:///{path}")
-    storage.save_prediction("k", 1, prediction())
-    assert storage.versions(1) == ["v1"]
-    for _ in range(2):
-        storage.index_predictions()
-    query = (
-        "EXPLAIN QUERY PLAN SELECT model_version, max(created_at) FROM predictions GROUP BY project_id, model_version"
-    )
-    with sqlite3.connect(path) as connection:
-        plan = str(connection.execute(query).fetchall())
-    assert "COVERING INDEX predictions_of_version" in plan
-    assert Storage(f"sqlite:///{path}").versions(1) == ["v1"]
-
-
-def test_events_in_order_and_by_state(storage: Storage) -> None:
-    first = storage.add_event(Event("TASKS_CREATED", 7, (1, 2), (3,)))
-    second = storage.add_event(Event("TASKS_CREATED", None))
-    storage.add_event(Event("ANNOTATION_CREATED", 7, (1,), (4,), state="recorded"))
-    assert [event.id for event in storage.list_events("pending")] == [first, second]
-    event = storage.list_events("pending", limit=1)[0]
-    assert (event.action, event.project_id, event.task_ids, event.annotation_ids) == ("TASKS_CREATED", 7, (1, 2), (3,))
-    storage.set_event_states([first], "done")
-    assert [event.id for event in storage.list_events("pending")] == [second]
-    assert [event.annotation_ids for event in storage.list_events("recorded")] == [(4,)]
+def test_what_is_pending_stays_until_it_is_done(storage: Storage) -> None:
+    storage.note_pending("learn", 7, range(1, 1201))
+    storage.note_pending("refresh", 7)
+    storage.note_pending("learn", 8, [])
+    assert storage.pending_projects() == [("learn", 7), ("refresh", 7)]
+    seen = storage.pending("learn", 7)
+    assert list(seen) == list(range(1, 1201))
+    storage.note_pending("learn", 7, [5, 5])
+    storage.settle("learn", 7, seen)
+    assert list(storage.pending("learn", 7)) == [5]
+    storage.settle("learn", 7, storage.pending("learn", 7))
+    storage.settle("learn", 7, {})
+    assert storage.pending_projects() == [("refresh", 7)]
+    assert list(storage.pending("refresh", 7)) == [0]
 
 
 def test_survives_being_opened_again(storage: Storage, path: Path) -> None:
     storage.save_prediction("k", 1, prediction())
-    storage.add_event(Event("TASKS_CREATED", 7, (1,)))
+    storage.note_pending("learn", 7, [1])
     again = Storage(f"sqlite:///{path}")
     assert again.get_prediction("k") == prediction()
-    assert len(again.list_events("pending")) == 1
+    assert list(again.pending("learn", 7)) == [1]
 
 
 def test_many_threads_write_and_read_at_once(storage: Storage) -> None:
@@ -164,27 +156,142 @@ def test_many_threads_write_and_read_at_once(storage: Storage) -> None:
         for repeat in range(10):
             storage.save_prediction(f"{repeat}", 1, prediction())  # all the same keys
             storage.save_prediction(f"{number}-{repeat}", 1, prediction())
-            storage.add_event(Event("TASKS_CREATED", number, (repeat,)))
+            storage.note_pending("learn", 1, [repeat + 1, 10 * number + 100 + repeat])
             storage.prediction_bodies([f"{repeat}", f"{number}-{repeat}"])
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))  # raises what a thread raised
     assert storage.count_predictions() == 10 + 80
-    assert len(storage.list_events("pending", limit=1000)) == 80
+    assert len(storage.pending("learn", 1)) == 10 + 80
 
 
-def test_processes_that_start_at_once_all_find_tables(path: Path) -> None:
+# -- the schema
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[sa.Engine]:
+    """A database's file that no Storage has opened yet: ``sqlite3`` in its simplest mode."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'db.sqlite3'}")
+    yield engine
+    engine.dispose()
+
+
+def structure(engine: sa.Engine) -> list[Any]:
+    """Statements that made what is in an SQLite database."""
+    with engine.connect() as connection:
+        return list(connection.scalars(sa.text("SELECT sql FROM sqlite_master WHERE sql > '' ORDER BY sql")))
+
+
+def tables_of_the_release_before(engine: sa.Engine) -> None:
+    """It made them itself."""
+    r0001_baseline.metadata.create_all(engine)
+
+
+def test_migrations_make_the_tables_that_the_code_uses(storage: Storage) -> None:
+    with storage.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+        assert context.get_current_revision() == REVISIONS[-1]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_processes_that_start_at_once_all_find_tables(other: sa.Engine, old: bool) -> None:
+    if old:
+        tables_of_the_release_before(other)
     code = (
-        "import sys; from ml_backend.storage import Storage, Event;"
-        f"s = Storage('sqlite:///{path}'); s.add_event(Event('TASKS_CREATED', 1)); print('fine')"
+        "import os, sys; from ml_backend.storage import Storage; print('loaded', flush=True); sys.stdin.read();"
+        f"s = Storage({str(other.url)!r}); s.note_pending('learn', 1, [os.getpid()]); print('fine')"
     )
-    started = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
-        for _ in range(4)
-    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes) for _ in range(4)]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"loaded\n"
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.stdin = None
     outcomes = [process.communicate(timeout=60) for process in started]
     assert [out.strip() for out, _ in outcomes] == [b"fine"] * 4, [err[-300:] for _, err in outcomes]
-    assert len(Storage(f"sqlite:///{path}").list_events("pending")) == 4
+    assert len(Storage(str(other.url)).pending("learn", 1)) == 4
+
+
+def test_database_that_is_up_to_date_is_opened_without_alembic(storage: Storage, path: Path) -> None:
+    code = (
+        "import sys; from ml_backend.storage import Storage;"
+        f"Storage('sqlite:///{path}'); sys.exit('alembic' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("missing", ["", "DROP INDEX predictions_of_version", "DROP TABLE training_splits"])
+def test_database_of_the_release_before_migrations_is_upgraded(
+    other: sa.Engine, storage: Storage, missing: str
+) -> None:
+    tables_of_the_release_before(other)
+    with other.begin() as connection:
+        connection.execute(
+            sa.insert(predictions).values(
+                key="k",
+                project_id=1,
+                model_version="v1",
+                body=gzip.compress(b'{"result": []}'),
+                bytes=14,
+                created_at=datetime.now(timezone.utc),
+            )
+        )
+        for action, project, state in (("TASKS_CREATED", 8, "pending"), ("ANNOTATION_CREATED", 7, "recorded")):
+            event = {"action": action, "project_id": project, "state": state, "received_at": datetime.now(timezone.utc)}
+            events = r0001_baseline.metadata.tables["events"]
+            connection.execute(sa.insert(events).values(**event, task_ids=[1], annotation_ids=[2]))
+        if missing:
+            connection.exec_driver_sql(missing)
+    upgraded = Storage(str(other.url))
+    assert upgraded.pending_projects() == [("learn", 7), ("learn", 8), ("prepare", 8)]
+    assert structure(other) == structure(storage.engine)
+    assert upgraded.get_prediction("k") == {"result": []}
+
+
+@pytest.mark.parametrize(
+    ("statements", "text"),
+    [
+        (["CREATE TABLE customers (id INTEGER)"], "table customers"),
+        (["CREATE TABLE predictions (id INTEGER, text VARCHAR)"], "table predictions"),
+        (
+            ["CREATE TABLE alembic_version (version_num VARCHAR(32))", "INSERT INTO alembic_version VALUES ('9999')"],
+            "schema 9999 is not known",
+        ),
+    ],
+)
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_unknown_database_is_left_as_it_is(
+    other: sa.Engine, tmp_path: Path, statements: list[str], text: str, mode: str
+) -> None:
+    with other.begin() as connection:
+        for statement in (f"PRAGMA journal_mode={mode}", *statements):
+            connection.exec_driver_sql(statement).close()
+    other.dispose()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(StorageError, match=text) as failure:
+        Storage(str(other.url))
+    assert "left as it was" in failure.value.message
+    assert "DATA_DIR" in failure.value.cure
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_upgrade_that_fails_in_the_middle_changes_nothing(
+    other: sa.Engine, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(index: sa.Index, *_: Any, **__: Any) -> None:
+        raise sa.exc.OperationalError("CREATE INDEX", {}, Exception("disk is full"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sa.Index, "create", create)  # the tables have been made by then
+        with pytest.raises(StorageError, match="full"):
+            Storage(str(other.url))
+    assert structure(other) == []
+    Storage(str(other.url))
+    assert structure(other) == structure(storage.engine)
 
 
 def test_full_database_is_named_with_a_cure(storage: Storage) -> None:
@@ -198,7 +305,7 @@ def test_full_database_is_named_with_a_cure(storage: Storage) -> None:
     assert failure.value.http_status == 507
     assert failure.value.retryable
     assert "Free disk space" in failure.value.cure
-    assert not storage.has_prediction("k")
+    assert storage.get_prediction("k") is None
 
 
 def test_database_that_somebody_else_holds_is_an_error_not_a_hang(storage: Storage, path: Path) -> None:
@@ -206,19 +313,21 @@ def test_database_that_somebody_else_holds_is_an_error_not_a_hang(storage: Stora
     other.execute("BEGIN IMMEDIATE")
     try:
         with pytest.raises(StorageError, match="locked"):
-            storage.add_event(Event("TASKS_CREATED", 1))
-        assert storage.list_events("pending") == []  # readers do not wait for the writer
+            storage.note_pending("learn", 1)
+        assert storage.pending_projects() == []  # readers do not wait for the writer
     finally:
         other.rollback()
         other.close()
-    storage.add_event(Event("TASKS_CREATED", 1))
+    storage.note_pending("learn", 1)
 
 
 def test_file_that_is_no_database(tmp_path: Path) -> None:
     path = tmp_path / "db"
     path.write_bytes(b"this was a photograph" * 500)
-    with pytest.raises(StorageError, match="not a database"):
+    with pytest.raises(StorageError, match="not a database") as failure:
         Storage(f"sqlite:///{path}")
+    assert "move it away" in failure.value.cure
+    assert path.read_bytes() == b"this was a photograph" * 500
 
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ml_backend.geometry import iou_pairs
 from ml_backend.settings import Settings
+from ml_backend.tracks import assembler as assembler_module
 from ml_backend.tracks.assembler import TrackAssembler
 from ml_backend.tracks.credibility import core
 from ml_backend.tracks.smooth import fill_and_smooth, split_spans
@@ -77,20 +78,22 @@ def test_one_object_is_one_track_on_its_own_boxes() -> None:
     assert track.label is None
 
 
-def test_steady_motion_is_not_held_back_at_the_ends_of_a_life() -> None:
+def test_steady_motion_is_not_held_back_at_the_ends_of_a_life(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = walk(1, range(60), velocity=(8, 0))
-    (track,) = assemble(rows, smooth_s=0.3)
+    monkeypatch.setattr(assembler_module, "SMOOTH_S", 0.3)
+    (track,) = assemble(rows)
     assert np.abs(track.xyxy[0] - rows[0][0][1]).max() < 0.1
     assert np.abs(track.xyxy[-1] - rows[59][0][1]).max() < 0.1
 
 
-def test_smoothing_takes_jitter_away() -> None:
+def test_smoothing_takes_jitter_away(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     clean = walk(1, range(120))
     noisy = {f: [(1, r[0][1] + rng.normal(0, 4, 4).astype(np.float32), 0.8, 0)] for f, r in clean.items()}
     truth = np.stack([clean[f][0][1] for f in range(120)])
-    (raw,) = assemble(noisy, smooth_s=0)
-    (smooth,) = assemble(noisy, smooth_s=0.1)
+    (smooth,) = assemble(noisy)
+    monkeypatch.setattr(assembler_module, "SMOOTH_S", 0.0)
+    (raw,) = assemble(noisy)
     assert np.abs(smooth.xyxy - truth).mean() < 0.6 * np.abs(raw.xyxy - truth).mean()
 
 
@@ -127,12 +130,13 @@ def test_what_the_motion_detector_sees_must_go_somewhere() -> None:
     assert [t.track_id for t in tracks] == [2]
 
 
-def test_a_short_gap_is_filled_and_a_long_one_stays_hidden() -> None:
-    (track,) = assemble(walk(1, [*range(30), *range(45, 90)]), max_gap_s=1)
+def test_a_short_gap_is_filled_and_a_long_one_stays_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    (track,) = assemble(walk(1, [*range(30), *range(45, 90)]))
     assert track.frames.tolist() == list(range(90))
     assert (track.conf[30:45] == 0).all()
     assert (track.conf[:30] > 0).all()
-    (track,) = assemble(walk(1, [*range(30), *range(45, 90)]), max_gap_s=0.2)
+    monkeypatch.setattr(assembler_module, "MAX_GAP_S", 0.2)
+    (track,) = assemble(walk(1, [*range(30), *range(45, 90)]))
     assert track.frames.tolist() == [*range(30), *range(45, 90)]
 
 

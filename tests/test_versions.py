@@ -30,10 +30,7 @@ def test_names_what_made_the_prediction(settings: Callable[..., Settings]) -> No
         {"conf": 0.2},
         {"tracker": "botsort"},
         {"min_track_s": 1.0},
-        {"max_gap_s": 3.0},
-        {"smooth_s": 0.0},
         {"keyframe_iou": 0.95},
-        {"views": 8},
     ],
 )
 def test_other_settings_that_shape_boxes_are_another_version(

@@ -208,10 +208,6 @@ def test_wrong_arguments() -> None:
     frames, xyxy, conf = make_boxes(3)
     with pytest.raises(ValueError, match="shapes"):
         candidate_views(frames, xyxy[:2], conf, WIDTH, HEIGHT, 4)
-    with pytest.raises(ValueError, match="at least 1"):
-        candidate_views(frames, xyxy, conf, WIDTH, HEIGHT, 0)
     views = candidate_views(frames, xyxy, conf, WIDTH, HEIGHT, 4)
     with pytest.raises(ValueError, match="3 values of sharpness"):
         best_views(views, [1.0], 4)
-    with pytest.raises(ValueError, match="at least 1"):
-        best_views(views, [1.0] * 3, 0)

@@ -15,27 +15,27 @@ from rich.console import Console
 from rich.table import Table
 
 from ml_backend.cli import fail_clearly
-from ml_backend.doctor import machine, services
+from ml_backend.doctor import checks
 from ml_backend.doctor.checks import Check, Finding, Target
 from ml_backend.local.discover import settings_in_force
 
 CHECKS = (
-    Check("python", "Python", machine.python),
-    Check("packages", "Packages", machine.packages),
-    Check("torch", "PyTorch", machine.torch),
-    Check("codecs", "Codecs", machine.codecs),
-    Check("disk", "Data folder", machine.disk),
-    Check("database", "Database", services.database),
-    Check("queue", "Queue", services.queue),
-    Check("weights", "Detector", machine.weights),
-    Check("labels", "Labels", machine.labels),
-    Check("backend", "ML backend", services.backend),
-    Check("label-studio", "Token", services.label_studio),
+    Check("python", "Python", checks.python),
+    Check("packages", "Packages", checks.packages),
+    Check("torch", "PyTorch", checks.torch),
+    Check("codecs", "Codecs", checks.codecs),
+    Check("disk", "Data folder", checks.disk),
+    Check("database", "Database", checks.database),
+    Check("queue", "Queue", checks.queue),
+    Check("weights", "Detector", checks.weights),
+    Check("labels", "Labels", checks.labels),
+    Check("backend", "ML backend", checks.backend),
+    Check("label-studio", "Token", checks.label_studio),
 )
 #: Only on request: it makes sense where a worker must run.
-EXTRA = (Check("worker-here", "Worker on this machine", services.worker_here),)
+EXTRA = (Check("worker-here", "Worker on this machine", checks.worker_here),)
 
-STYLES = {"ok": "green", "note": "yellow", "skipped": "dim", "failed": "bold red"}
+STYLES = {"ok": "green", "note": "yellow", "failed": "bold red"}
 
 
 def examine(target: Target, names: Sequence[str] = ()) -> list[Finding]:

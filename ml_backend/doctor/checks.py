@@ -1,15 +1,46 @@
-"""What a check is, and how checks are run."""
+"""The doctor's checks: of this machine, of the servers, and of what connects them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from ml_backend.errors import BackendError
+import httpx
+
+from ml_backend.errors import BackendError, ConfigError, LabelStudioError
+from ml_backend.label_studio.client import LabelStudioClient, basic_auth_header, server_version
+from ml_backend.local.preflight import RUN_GB, check_disk, check_writable
 from ml_backend.settings import Settings
 
-Status = Literal["ok", "note", "skipped", "failed"]
+#: Seconds for an answer of a server.
+TIMEOUT = 5.0
+#: Importing PyTorch right after it was installed reads gigabytes.
+IMPORT_TIMEOUT = 120.0
+REINSTALL = "Run `bash scripts/up.sh` (or `pip install --no-deps -r requirements.lock`) to install the pinned versions."
+LOW_DISK_GB = 5.0
+#: Newest projects that are looked at.
+PROJECTS = 100
+MODEL_CLASS = "VideoBackend"
+LOCAL_IP_HINT = (
+    "Label Studio refuses local addresses unless it runs with "
+    "SSRF_PROTECTION_ENABLED=false and ML_BLOCK_LOCAL_IP=false."
+)
+PACKAGES = (
+    *("av", "flask", "gunicorn", "label-studio-sdk", "lap", "numpy", "open-clip-torch", "redis", "rq"),
+    *("scikit-learn", "sqlalchemy", "timm", "transformers", "ultralytics"),
+)
+
+Status = Literal["ok", "note", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +49,7 @@ class Finding:
 
     Attributes:
         check: what was looked at.
-        status: ``note`` works, but should be known; ``skipped`` could not be looked at because of another failure.
+        status: ``note`` works, but should be known.
         found: what was found.
         cure: what to do about it, empty where nothing needs to be done.
     """
@@ -53,3 +84,308 @@ class Check:
         except BackendError as error:
             findings.append(Finding(self.title, "failed", error.message, error.cure))
         return findings
+
+
+# -- this machine
+
+# In a process of its own: a broken build of PyTorch may crash instead of raising.
+_IMPORT_TORCH = """
+import json, torch, torchvision
+torchvision.ops.nms(torch.zeros((1, 4)), torch.zeros(1), 0.5)
+cuda = torch.cuda.is_available()
+print(json.dumps({
+    "torch": torch.__version__, "torchvision": torchvision.__version__, "cuda": cuda, "build": torch.version.cuda,
+    "mps": torch.backends.mps.is_available(), "device": torch.cuda.get_device_name(0) if cuda else "",
+}))
+"""
+
+
+def python(target: Target) -> Iterator[Finding]:
+    """Which Python runs this; in an older one than 3.10 it could not have been imported."""
+    yield Finding("Python", "ok", f"{sys.version.split()[0]} ({sys.executable})")
+
+
+def packages(target: Target) -> Iterator[Finding]:
+    missing = [name for name in PACKAGES if _version(name) is None]
+    if missing:
+        yield Finding("Packages", "failed", f"missing: {', '.join(missing)}", REINSTALL)
+    else:
+        yield Finding("Packages", "ok", ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
+    yield _opencv()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _opencv() -> Finding:
+    """Two packages write the same folder; two versions of them leave a mixture."""
+    versions = {name: _version(name) for name in ("opencv-python", "opencv-python-headless")}
+    found = ", ".join(f"{name} {value or 'missing'}" for name, value in versions.items())
+    if len(set(filter(None, versions.values()))) != 1:
+        return Finding("OpenCV", "failed", found, f"Both must have the same version. {REINSTALL}")
+    loaded, failure = _run_python("import cv2; print(cv2.__version__)")
+    if failure:
+        found = f"cannot be imported: {failure}"
+    elif str(versions["opencv-python-headless"] or versions["opencv-python"]).startswith(loaded):
+        return Finding("OpenCV", "ok", found)
+    else:
+        found = f"{found}, but {loaded} is what gets imported"
+    cure = "`pip install --no-deps --force-reinstall opencv-python-headless==4.12.0.88`"
+    return Finding("OpenCV", "failed", found, f"Reinstall the headless one last: {cure}.")
+
+
+def _run_python(code: str) -> tuple[str, str]:
+    """The last line that a process prints, and why it failed: empty where it has not."""
+    command = [sys.executable, "-c", code]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        return "", f"the import takes longer than {IMPORT_TIMEOUT:.0f} s; is the disk overloaded?"
+    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+    last = lines[-1] if lines else f"crashed ({done.returncode})"
+    return ("", last[:300]) if done.returncode else (last, "")
+
+
+def torch(target: Target) -> Iterator[Finding]:
+    """PyTorch, whether torchvision fits it, and the device that is used."""
+    printed, failure = _run_python(_IMPORT_TORCH)
+    if failure:
+        raise ConfigError(failure, f"torch and torchvision must be a pair. {REINSTALL}")
+    facts = json.loads(printed)
+    yield Finding("PyTorch", "ok", f"torch {facts['torch']}, torchvision {facts['torchvision']}")
+    yield device(target.settings.device, facts)
+
+
+def device(wanted: str, facts: Mapping[str, object]) -> Finding:
+    """What ``DEVICE`` means here; ``facts`` are PyTorch's: cuda, mps, build, device."""
+    if wanted.startswith("cuda") and not facts["cuda"]:
+        return Finding(
+            "GPU", "failed", f"DEVICE={wanted}, but PyTorch sees no CUDA GPU", "Set DEVICE=auto or install the driver."
+        )
+    if facts["cuda"]:
+        return Finding("GPU", "ok", f"{facts['device']} (CUDA {facts['build']})")
+    if facts["mps"]:
+        return Finding("GPU", "ok", "Apple GPU (mps)")
+    if shutil.which("nvidia-smi"):
+        cure = f"The driver may be too old for CUDA {facts['build']}: install a newer one, or set DEVICE=cpu."
+        return Finding("GPU", "note", "there is an NVIDIA driver, but PyTorch cannot use the GPU", cure)
+    return Finding("GPU", "ok", f"none; {os.cpu_count()} CPU cores are used")
+
+
+def codecs(target: Target) -> Iterator[Finding]:
+    """Decoders of common videos, and the encoder that makes browser-playable copies."""
+    import av
+    from av.codec import Codec
+    from av.error import FFmpegError
+
+    lacking = []
+    for name, mode in (("libx264", "w"), ("h264", "r"), ("hevc", "r"), ("vp9", "r"), ("mpeg4", "r")):
+        try:
+            Codec(name, mode)
+        except (ValueError, FFmpegError):
+            lacking.append(f"{name} ({'encoder' if mode == 'w' else 'decoder'})")
+    found = f"PyAV {av.__version__}"
+    if lacking:
+        raise ConfigError(f"{found} lacks {', '.join(lacking)}", f"Use the PyAV wheel. {REINSTALL}")
+    yield Finding("Codecs", "ok", f"{found}: H.264 encoder; H.264, HEVC, VP9, MPEG-4 decoders")
+
+
+def disk(target: Target) -> Iterator[Finding]:
+    """Whether the data folder can be written and has room."""
+    folder = target.settings.data_dir.absolute()
+    check_writable(folder)
+    free_gb = check_disk(folder, RUN_GB, "Running")
+    low = free_gb < min(LOW_DISK_GB, target.settings.media_cache_gb)
+    cure = "Free some space or lower MEDIA_CACHE_GB." if low else ""
+    yield Finding("Data folder", "note" if low else "ok", f"{folder}, {free_gb:.1f} GB free", cure)
+
+
+def labels(target: Target) -> Iterator[Finding]:
+    """Which models would give labels beside the detector."""
+    from ml_backend.modes import hybrid_models
+
+    models = hybrid_models(target.settings, target.settings.mode)
+    found = [f"mode {models.mode}", *(model.model_id for model in (models.embedder, models.clip) if model)]
+    yield Finding("Labels", "note" if models.notes else "ok", ", ".join(found), " ".join(models.notes))
+
+
+def weights(target: Target) -> Iterator[Finding]:
+    """Which detector would be used now."""
+    from ml_backend.models.weights import resolve_detector
+
+    detector = resolve_detector(target.settings, download=False)
+    found = f"{detector.name} ({detector.path})" if detector.path else detector.name
+    yield Finding("Detector", "note" if detector.note else "ok", found, detector.note)
+
+
+# -- servers
+
+
+def queue(target: Target) -> Iterator[Finding]:
+    """Redis answers, keeps what it is given, and somebody works on it."""
+    from redis.exceptions import RedisError
+
+    from ml_backend.jobs.queue import JobQueue
+    from ml_backend.jobs.workers import live_workers
+
+    jobs = JobQueue(target.settings)
+    shown = target.settings.redis_url.rsplit("@", 1)[-1]
+    jobs.ping()
+    try:
+        facts: Any = jobs.connection.info()
+        policy = str(facts.get("maxmemory_policy", "noeviction"))
+        found, cure = f"Redis {facts['redis_version']} at {shown}", ""
+        if not facts.get("aof_enabled"):
+            found, cure = f"{found}, without persistence", "Run Redis with --appendonly yes."
+        elif policy != "noeviction":
+            found, cure = f"{found}, evicts by {policy}", "Set maxmemory-policy to noeviction."
+        yield Finding("Queue", "note" if cure else "ok", found, cure)
+    except RedisError as error:  # some hosted servers refuse INFO
+        yield Finding("Queue", "note", f"{shown} answers, but not to INFO: {error}")
+    workers = live_workers(target.settings.redis_url)
+    names = ", ".join(f"{worker.hostname}:{worker.pid}" for worker in workers)
+    if workers:
+        yield Finding("Workers", "ok", f"{len(workers)} ({names})")
+    else:
+        yield Finding("Workers", "failed", "none is running", "Start one: python -m ml_backend.jobs.worker")
+    failed = jobs.failed_jobs()
+    if failed:
+        yield Finding(
+            "Failed jobs", "note", f"{len(failed)}", "The worker's log has the reasons; opening a task asks again."
+        )
+
+
+def worker_here(target: Target) -> Iterator[Finding]:
+    """Whether a worker of this very machine or container is registered; for health checks."""
+    from ml_backend.jobs.workers import live_workers
+
+    here = [worker for worker in live_workers(target.settings.redis_url) if worker.hostname == socket.gethostname()]
+    if not here:
+        raise ConfigError("none", "Its log says why it does not reach Redis.")
+    yield Finding("Worker on this machine", "ok", ", ".join(str(worker.pid) for worker in here))
+
+
+def database(target: Target) -> Iterator[Finding]:
+    """Whether the database can be opened and written."""
+    import sqlalchemy as sa
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from ml_backend.storage import Storage
+    from ml_backend.tables import metadata
+
+    storage = Storage(target.settings.database)
+    shown = sa.make_url(target.settings.database).render_as_string(hide_password=True)
+    table = metadata.sorted_tables[0]
+    try:
+        with storage.engine.connect() as connection, connection.begin() as transaction:
+            connection.execute(table.delete().where(sa.false()))  # changes nothing, but needs the right to write
+            transaction.rollback()
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error)
+        raise ConfigError(f"{shown}: {reason}", "Check permissions, disk space and DATABASE_URL.") from error
+    finally:
+        storage.engine.dispose()
+    yield Finding("Database", "ok", shown)
+
+
+def _basic_auth(settings: Settings) -> tuple[str, str] | None:
+    user, password = settings.basic_auth_user, settings.basic_auth_pass.get_secret_value()
+    return (user, password) if user and password else None
+
+
+def backend(target: Target) -> Iterator[Finding]:
+    """Whether the backend answers, as Label Studio would ask it."""
+    url = f"{target.backend_url}/"  # says the same as /health, which asks for no credentials
+    try:
+        auth = _basic_auth(target.settings)
+        response = httpx.get(url, auth=auth, timeout=TIMEOUT, trust_env=False)
+    except httpx.HTTPError as error:
+        cure = "Start it: bash scripts/up.sh, or gunicorn ml_backend.wsgi:app; --backend-url says where it is."
+        raise ConfigError(f"no answer at {url} ({error.__class__.__name__})", cure) from error
+    if response.status_code == 401:
+        cure = "Set the same BASIC_AUTH_USER and BASIC_AUTH_PASS here as for the backend."
+        raise ConfigError(f"{url} refuses the Basic auth credentials", cure)
+    if response.status_code != 200 or MODEL_CLASS not in response.text:
+        raise ConfigError(f"something else answers at {url}", "Choose another port: --port.")
+    yield Finding("ML backend", "ok", target.backend_url)
+
+
+def label_studio(target: Target) -> Iterator[Finding]:
+    """Label Studio answers, takes the token, and its projects are connected properly."""
+    settings = target.settings
+    url = settings.label_studio_url
+    try:
+        yield Finding("Label Studio", "ok", f"{server_version(url, TIMEOUT)} at {url}")
+    except LabelStudioError as error:
+        yield Finding("Label Studio", "failed", error.message, error.cure)
+        return
+    client = LabelStudioClient(url, settings.label_studio_api_key.get_secret_value(), TIMEOUT)
+    yield Finding("Token", "ok", f"belongs to {client.whoami()}")
+    try:
+        yield from _connections(client, target)
+    except LabelStudioError as error:
+        yield Finding("Connection", "failed", error.message, error.cure)
+
+
+def _connections(client: LabelStudioClient, target: Target) -> Iterator[Finding]:
+    projects = islice(client.list_projects(), PROJECTS)
+    backends = [item for project in projects for item in client.list_backends(project["id"])]
+    connected = [item for item in backends if is_ours(str(item.get("url", "")), target)]
+    if not connected:
+        cure = f"In Label Studio: project > Settings > Model > Connect model, URL {target.backend_url}. {LOCAL_IP_HINT}"
+        yield Finding("Connection", "note", "no project uses this backend", cure)
+        return
+    for item in connected:
+        project = int(item["project"])
+        check = f"Project {project}"
+        if item.get("state") == "ER":
+            reason = str(item.get("error_message") or "no reason given").strip().splitlines()[-1][:200]
+            cure = f"The backend must be reachable from Label Studio's machine. {LOCAL_IP_HINT}"
+            if "401" in reason:
+                cure = "Enter the backend's user and password where the model is connected (Settings > Model)."
+            yield Finding(check, "failed", f"Label Studio cannot use {item['url']}: {reason}", cure)
+            continue
+        yield Finding(check, "ok", f"connected to {item['url']}")
+        hook_url = f"{str(item['url']).rstrip('/')}/webhook"
+        hooks = [hook for hook in client.list_webhooks(project) if hook.get("url") == hook_url]
+        yield _webhook(project, hook_url, hooks, target.settings)
+
+
+def _webhook(project: int, url: str, hooks: Sequence[Mapping[str, Any]], settings: Settings) -> Finding:
+    check = f"Project {project}, webhook"
+    where = f"In Label Studio: project {project} > Settings > Webhooks, URL {url}"
+    if not hooks:
+        return Finding(check, "failed", "there is none", f"{where}: add it, with payload, for all actions.")
+    hook = hooks[0]
+    if not hook.get("is_active"):
+        return Finding(check, "failed", "is switched off", f"{where}: switch it on.")
+    if not hook.get("send_payload"):
+        return Finding(check, "failed", "sends no payload", f"{where}: switch 'send payload' on.")
+    if auth := _basic_auth(settings):
+        headers = {str(name).lower(): value for name, value in (hook.get("headers") or {}).items()}
+        if headers.get("authorization") != basic_auth_header(*auth)["Authorization"]:
+            found = "carries other credentials" if "authorization" in headers else "carries no credentials"
+            cure = f"{where}: set the header Authorization to 'Basic ' and what `printf USER:PASSWORD | base64` prints."
+            return Finding(check, "failed", f"{found}, so the backend refuses its events", cure)
+    return Finding(check, "ok", url)
+
+
+def is_ours(url: str, target: Target) -> bool:
+    """Whether an URL that Label Studio knows leads to this backend: the same address, or the same model behind it.
+
+    Label Studio may know it by another name (in a compose network: ``http://backend:9090``), so names are tried.
+    """
+    if url.rstrip("/") == target.backend_url.rstrip("/"):
+        return True
+    local = ("localhost", "127.0.0.1", "host.docker.internal", "backend")
+    if urlsplit(url).port == urlsplit(target.backend_url).port and urlsplit(url).hostname in local:
+        return True
+    try:
+        response = httpx.get(f"{url.rstrip('/')}/health", auth=_basic_auth(target.settings), timeout=2.0)
+        return bool(response.json().get("model_class") == MODEL_CLASS)
+    except (httpx.HTTPError, ValueError, AttributeError, BackendError):
+        return False

@@ -10,9 +10,9 @@ did not say. Rows are in order of time, then of track; videos in one file follow
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,18 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.errors import BackendError, ConfigError
-from ml_backend.export.names import UniqueNames
-from ml_backend.export.pieces import FileOfEach, OneFile, Pieces
-from ml_backend.export.source import KEPT, Part, Source
-from ml_backend.export.state import part_fingerprint
+from ml_backend.export.source import Source
 from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.files import writing
 from ml_backend.types import IntArray
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
-
-#: Of the rows: those of an earlier program are not mixed with others.
-_VERSION = 1
 
 #: How the pictures are chosen: all, each track's keyframes, or a number of pictures a second.
 Sample = Literal["all", "keyframes"] | float
@@ -39,9 +34,8 @@ Sample = Literal["all", "keyframes"] | float
 
 @dataclass(slots=True)
 class Written:
-    """What :func:`export_annotations` wrote: files, videos and rows, and how many objects have no label (left out)."""
+    """What :func:`export_annotations` wrote: videos and rows, and how many objects have no label (left out)."""
 
-    files: list[Path] = field(default_factory=list)
     videos: int = 0
     rows: int = 0
     unlabelled: int = 0
@@ -117,65 +111,39 @@ def export_annotations(
     *,
     sample: Sample = "all",
     with_video: bool = False,
-    with_annotator: bool = False,
-    per_video: bool = False,
     progress: Progress | None = None,
 ) -> Written:
-    """Write the annotations of every task.
+    """Write the annotations of every task to one file, which appears whole, in place of one that is there.
 
-    Interrupted and run again it goes on with the next video, and later it only does what has changed. A video that has
-    disappeared since it was exported keeps its rows as long as its annotations stay as they were; it is listed.
+    Rows of a source with every annotator's version say who submitted it, as ``annotator``.
 
     Args:
-        out: the file, or with ``per_video`` a folder for one file a video.
         with_video: add the video's name to each row, as ``video``.
-        with_annotator: add who submitted the annotation, as ``annotator``.
         progress: called with videos done and videos in all.
 
     Raises:
-        StorageError: the disk is full, or ``out`` cannot be written. Pieces that are complete stay.
+        StorageError: the disk is full, or ``out`` cannot be written.
         LabelStudioUnavailable: Label Studio is gone.
     """
     total = sum(1 for _ in source.parts())
-    pieces: Pieces = FileOfEach(out) if per_video else OneFile(out)
-    options = [_VERSION, str(sample), with_video, with_annotator]
-    written, names, exported = Written(), UniqueNames(), []
-    for done, part in enumerate(source.parts(), start=1):
-        # Also names of videos that turn out to be gone are used up: the others keep theirs when it comes back.
-        name = names.take(source.file_stem(part), part.task_id)
-        record = pieces.record(name)
-        known: dict[str, Any] = {"options": options, "part": part_fingerprint(part)}
-        unchanged = bool(record) and record.items() >= known.items()
-        try:
-            with part.open() as video:
-                known["video"] = _facts(video)
-                if not unchanged or record["video"] != known["video"]:
-                    record = known
-                    with pieces.writing(name, record) as elements:
-                        for row in annotation_rows(video, sample):
-                            elements.add(row | _extra(part, with_video, with_annotator))
-                        record["rows"] = elements.count
-                        record["unlabelled"] = sum(not item.label for item in video.objects)
-        except BackendError as error:
-            source.skip(part, error, KEPT if unchanged else "")
-            record = pieces.record(name) if unchanged else {}
-        if record:
-            exported.append(name)
-            written.rows += record["rows"]
-            written.unlabelled += record["unlabelled"]
-        if progress:
-            progress(done, total)
-    written.videos = len(exported)
-    written.files = pieces.finish(exported)
+    written = Written()
+    with writing(out) as file:
+        file.write("[")
+        for done, part in enumerate(source.parts(), start=1):
+            try:
+                extra = {"video": part.name} if with_video else {}
+                if source.all_annotators:
+                    extra["annotator"] = part.submission.annotator
+                with part.open() as video:
+                    for row in annotation_rows(video, sample):
+                        row |= extra
+                        file.write((",\n" if written.rows else "\n") + json.dumps(row, ensure_ascii=False))
+                        written.rows += 1
+                    written.unlabelled += sum(not item.label for item in video.objects)
+                written.videos += 1
+            except BackendError as error:
+                source.skip(part, error)
+            if progress:
+                progress(done, total)
+        file.write("\n]\n" if written.rows else "]\n")
     return written
-
-
-def _facts(video: AnnotatedVideo) -> list[Any]:
-    """All that rows take from the file. A hash of its content would take longer than the rows."""
-    times = hashlib.sha256(video.timeline.times.tobytes()).hexdigest()
-    return [video.info.frames, video.info.width, video.info.height, video.timeline.frame_rate, times]
-
-
-def _extra(part: Part, with_video: bool, with_annotator: bool) -> Row:
-    extra = {"video": part.name} if with_video else {}
-    return extra | ({"annotator": part.submission.annotator} if with_annotator else {})

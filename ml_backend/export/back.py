@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
 from ml_backend.errors import BackendError, VideoError
-from ml_backend.export.known import NOTHING, Known
-from ml_backend.export.locate import VideoFolder
+from ml_backend.export.locate import FIND_CURE, NOTHING, Known, VideoFolder
 from ml_backend.export.source import Skipped
 from ml_backend.geometry import Float64Array
 from ml_backend.keyframes import interpolate
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 ResultKind = Literal["predictions", "annotations"]
 
 #: Bound of the keyframe simplification: what people have drawn comes back all but unchanged.
-MIN_IOU = 0.995
+_MIN_IOU = 0.995
 
 #: Beyond any video (46 hours at 60 frames a second): larger numbers are damage that would cost memory without end.
 MAX_FRAME = 10_000_000
@@ -129,27 +128,19 @@ class ReadBoxes:
         return ReadTrack(track.track_id, track.label, np.concatenate(frames), np.concatenate(boxes))
 
 
-class ReadsBoxes(Protocol):
-    """Reads the boxes of one video, given what its file says: width and height in pixels as displayed, and pictures.
-
-    Numbers beyond these pictures need not be expanded into boxes: damage could fill the memory.
-    """
-
-    def __call__(self, width: int, height: int, pictures: int = ..., /) -> ReadBoxes: ...
-
-
 @dataclass(frozen=True, slots=True)
 class ReadVideo:
     """One video of a foreign dataset.
 
     Attributes:
         name: its file name, with or without suffix, and with or without folders.
-        read: its boxes.
+        read: gives its boxes, called with what its file says: width and height in pixels as displayed, and pictures.
+            Boxes beyond these need not be filled in: a damaged number could fill the memory.
         known: what the dataset says of the video.
     """
 
     name: str
-    read: ReadsBoxes
+    read: Callable[..., ReadBoxes]
     known: Known = NOTHING
 
 
@@ -172,7 +163,6 @@ def to_tasks(
     result: BackResult,
     *,
     kind: ResultKind = "predictions",
-    min_iou: float = MIN_IOU,
     url_prefix: str = "",
 ) -> Iterator[dict[str, Any]]:
     """Label Studio tasks, one a video, to be imported.
@@ -182,17 +172,16 @@ def to_tasks(
         control: names of the regions, and the frame rate at which Label Studio will count.
         result: is added to.
         kind: whether the regions are predictions (to be reviewed) or an annotation (as good as drawn by hand).
-        min_iou: bound of the keyframe simplification.
         url_prefix: put before the video's path in ``folder``, such as ``/data/local-files/?d=videos/``.
     """
     for each in videos:
         try:
-            found = folder.look_up_name(each.name, each.known)
+            found = folder.look_up(each.name, each.known)
             if found.path is None:
                 reason = found.reason or f"There is no video of this name in {folder.folder.absolute()}."
-                raise VideoError(reason, "Put the right one there, or give another --videos.")
+                raise VideoError(reason, FIND_CURE)
             data = _data(found.path, folder, control, url_prefix)
-            regions, left_out = _regions(each, found.path, control, control.frame_rate_for(data), min_iou)
+            regions, left_out = _regions(each, found.path, control, control.frame_rate_for(data))
         except BackendError as error:
             log.info("%s is skipped", each.name, exc_info=error)
             result.skipped.append(Skipped(0, each.name, str(error)))
@@ -209,9 +198,10 @@ def _data(path: Path, folder: VideoFolder, control: VideoControl, url_prefix: st
     """Data of a task, as ``import_videos.py`` would fill it in."""
     facts = video_facts(path)
     data: dict[str, Any] = dict(facts)
-    if rate_field := control.frame_rate.field:
+    if rate_field := control.rate_field:
         data[rate_field] = facts["fps"]
-    place = path.name if folder.single else path.relative_to(folder.folder).as_posix()
+    inside = path.is_relative_to(folder.folder) and not folder.single
+    place = path.relative_to(folder.folder).as_posix() if inside else path.name
     # Keys of cloud storages are taken as they are, and without a prefix it is no address yet.
     is_url = url_prefix and urlsplit(url_prefix).scheme not in CLOUD_SCHEMES
     data[control.value_key] = url_prefix + (quote(place) if is_url else place)
@@ -219,7 +209,7 @@ def _data(path: Path, folder: VideoFolder, control: VideoControl, url_prefix: st
 
 
 def _regions(
-    each: ReadVideo, path: Path, control: VideoControl, frame_rate: float, min_iou: float
+    each: ReadVideo, path: Path, control: VideoControl, frame_rate: float
 ) -> tuple[list[dict[str, Any]], Mapping[str, int]]:
     info, timeline = probe(path), video_timeline(path, frame_rate)
     read = each.read(info.width, info.height, info.frames)
@@ -240,7 +230,7 @@ def _regions(
             timeline,
             control,
             info,
-            min_iou,
+            _MIN_IOU,
         )
         if region is not None:
             regions.append(region)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ import numpy as np
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import ReadBoxes, ReadVideo, finite, frame_number
-from ml_backend.export.files import writing
-from ml_backend.export.known import Known, whole
-from ml_backend.export.layout import Finished, Format, Picked, remove_named
+from ml_backend.export.layout import Counts, Format, Picked, remove_named
+from ml_backend.export.locate import Known, whole
 from ml_backend.export.sampling import SPLITS
 from ml_backend.export.state import state_folder
+from ml_backend.files import writing
 
 
 class Coco(Format):
@@ -56,11 +56,11 @@ class Coco(Format):
             remove_named(self.out / "images" / split, name, keep)
         self._lines(name).unlink(missing_ok=True)
 
-    def finish(self, videos: Sequence[Finished]) -> list[str]:
+    def finish(self, counts: Counts) -> list[str]:
         for split in SPLITS:
             path = self.out / "annotations" / f"instances_{split}.json"
             # An empty list of images is a valid file; only test is left out where nobody wants one.
-            if split == "test" and not any(video.counts.get(split) for video in videos):
+            if split == "test" and not any(parts.get(split) for parts in counts.values()):
                 path.unlink(missing_ok=True)
                 continue
             categories = [
@@ -70,9 +70,9 @@ class Coco(Format):
                 file.write('{"info": {"description": "Annotated video"}, "licenses": [],\n"categories": ')
                 file.write(json.dumps(categories, ensure_ascii=False))
                 for key, items in (
-                    ("videos", self._videos(videos, split)),
-                    ("images", self._images(videos, split)),
-                    ("annotations", self._annotations(videos, split)),
+                    ("videos", self._videos(counts, split)),
+                    ("images", self._images(counts, split)),
+                    ("annotations", self._annotations(counts, split)),
                 ):
                     file.write(f',\n"{key}": [')
                     for number, item in enumerate(items):
@@ -81,31 +81,31 @@ class Coco(Format):
                 file.write("}\n")
         return []
 
-    def _videos(self, videos: Sequence[Finished], split: str) -> Iterator[dict[str, Any]]:
-        for number, video in enumerate(videos, start=1):
-            if video.counts.get(split):
-                head = next(_read_lines(self._lines(video.name)))
+    def _videos(self, counts: Counts, split: str) -> Iterator[dict[str, Any]]:
+        for number, (name, parts) in enumerate(counts.items(), start=1):
+            if parts.get(split):
+                head = next(_read_lines(self._lines(name)))
                 size = {"width": head["width"], "height": head["height"], "fps": head["fps"]}
-                yield {"id": number, "name": video.name, "file_name": head["name"], **size}
+                yield {"id": number, "name": name, "file_name": head["name"], **size}
 
-    def _rows(self, videos: Sequence[Finished], split: str) -> Iterator[tuple[int, int, dict[str, Any], Any]]:
+    def _rows(self, counts: Counts, split: str) -> Iterator[tuple[int, int, dict[str, Any], Any]]:
         """(image id, video id, line, head of the video): the same numbers on each pass.
 
         Tracks are numbered through the dataset, so that one that lies in two parts has one number in both.
         """
         image = tracks = 0
-        for number, video in enumerate(videos, start=1):
-            lines = _read_lines(self._lines(video.name))
+        for number, name in enumerate(counts, start=1):
+            lines = _read_lines(self._lines(name))
             head = next(lines)
-            head |= {"video": video.name, "first_track": tracks}
+            head |= {"video": name, "first_track": tracks}
             tracks += head["tracks"]
             for line in lines:
                 if line["split"] == split:
                     image += 1
                     yield image, number, line, head
 
-    def _images(self, videos: Sequence[Finished], split: str) -> Iterator[dict[str, Any]]:
-        for image, number, line, head in self._rows(videos, split):
+    def _images(self, counts: Counts, split: str) -> Iterator[dict[str, Any]]:
+        for image, number, line, head in self._rows(counts, split):
             yield {
                 "id": image,
                 "file_name": self.image_name(head["video"], line["frame"]),
@@ -116,9 +116,9 @@ class Coco(Format):
                 "time": line["time"],
             }
 
-    def _annotations(self, videos: Sequence[Finished], split: str) -> Iterator[dict[str, Any]]:
+    def _annotations(self, counts: Counts, split: str) -> Iterator[dict[str, Any]]:
         annotation = 0
-        for image, number, line, head in self._rows(videos, split):
+        for image, number, line, head in self._rows(counts, split):
             for box in line["boxes"]:
                 annotation += 1
                 x1, y1, x2, y2 = box["xyxy"]

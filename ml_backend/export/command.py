@@ -15,20 +15,20 @@ from ml_backend.errors import ConfigError
 from ml_backend.export.back import BackResult, ResultKind, to_tasks
 from ml_backend.export.coco import read_coco
 from ml_backend.export.cvat import read_cvat
-from ml_backend.export.files import writing
 from ml_backend.export.locate import VideoFolder
 from ml_backend.export.mot import read_mot
 from ml_backend.export.source import Skipped, Source
 from ml_backend.export.yolo import read_yolo
+from ml_backend.files import writing
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.schema import FrameRate, VideoControl, read_label_config
+from ml_backend.label_studio.schema import VideoControl, read_label_config
 from ml_backend.local.discover import settings_in_force
 
 #: Exit code of an export that is complete but for videos that could not be had.
 SKIPPED = 3
 
 #: The names of the documentation's example.
-_EXAMPLE = VideoControl("box", "video", "video", "label", (), FrameRate("$fps"))
+_EXAMPLE = VideoControl("box", "video", "video", "label", (), "$fps")
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -50,6 +50,12 @@ def source_options(predictions: str) -> Callable[[Callable[..., Any]], Callable[
             "--videos",
             type=click.Path(path_type=Path),
             help="Folder with the videos, found by name with or without Label Studio's upload prefix; or one video.",
+        ),
+        click.option(
+            "--video-map",
+            type=_FILE,
+            help="CSV file that says which file is which video. Its lines are `video,file`: a task's id, or its "
+            "video's address or file name; and the file, relative to the CSV file.",
         ),
         click.option("--config", type=_FILE, help="Label config of the export file.  [default: inferred from it]"),
         click.option("--task", "tasks", type=int, multiple=True, help="Only this task; may be given several times."),
@@ -76,6 +82,7 @@ def open_source(
     project: int | None,
     from_json: Path | None,
     videos: Path | None,
+    video_map: Path | None,
     config: Path | None,
     tasks: tuple[int, ...],
     **options: Any,
@@ -87,21 +94,18 @@ def open_source(
         LabelStudioError, MediaError: see :class:`~ml_backend.export.source.Source`.
     """
     settings, _ = settings_in_force()
+    options |= {"videos": videos, "video_map": video_map, "only": tasks}
     if project is not None and from_json is None:
         client = LabelStudioClient.from_settings(settings)
-        return Source.from_project(client, project, settings, videos=videos, only=tasks, **options)
+        return Source.from_project(client, project, settings, **options)
     if from_json is not None and project is None:
         parsed = read_label_config(config) if config else None
-        return Source.from_file(from_json, videos=videos, config=parsed, settings=settings, only=tasks, **options)
+        return Source.from_file(from_json, config=parsed, settings=settings, **options)
     raise ConfigError("One source is needed.", "Give either --project or --from-json.")
 
 
-def finish(source: Source) -> None:
+def finish(skipped: Sequence[Skipped]) -> None:
     """List on stderr what was skipped, and end with :data:`SKIPPED` if anything was."""
-    _end(source.skipped)
-
-
-def _end(skipped: Sequence[Skipped]) -> None:
     if not skipped:
         return
     print(f"Skipped, {len(skipped)}:", file=sys.stderr)
@@ -116,15 +120,16 @@ def bring_back(
     out: Path,
     *,
     videos: Path | None,
+    video_map: Path | None,
     config: Path | None,
     kind: ResultKind,
-    min_iou: float,
     url_prefix: str,
 ) -> None:
     """Write Label Studio tasks of a foreign dataset, print a summary, and end as :func:`finish` does.
 
     Args:
         videos: folder with the videos; by default the dataset's own.
+        video_map: see :func:`~ml_backend.export.locate.read_video_map`.
         config: label config whose names and frame rate the regions get; by default as the documentation's example.
 
     Raises:
@@ -134,15 +139,12 @@ def bring_back(
     readers = {"mot": read_mot, "cvat": read_cvat, "yolo-track": read_yolo, "coco": read_coco}
     if format_name not in readers:
         raise ConfigError(f"Labels of the format {format_name} have no tracks.", f"Use one of {', '.join(readers)}.")
-    if not 0 < min_iou < 1:
-        raise ConfigError(f"{min_iou:g} cannot bound an IoU.", "Give --min-iou between 0 and 1.")
     control = read_label_config(config).video_controls[0] if config else _EXAMPLE
-    near = dataset if dataset.is_dir() else dataset.absolute().parent
-    folder = VideoFolder(videos) if videos else VideoFolder(near, recursive=False)
+    folder = VideoFolder.of(videos, video_map, beside=dataset / "labels" if dataset.is_dir() else dataset)
     result = BackResult()
     found = list(readers[format_name](dataset))
     with progress_bar("Reading videos") as progress, writing(out) as file:
-        tasks = to_tasks(found, folder, control, result, kind=kind, min_iou=min_iou, url_prefix=url_prefix)
+        tasks = to_tasks(found, folder, control, result, kind=kind, url_prefix=url_prefix)
         file.write("[")
         for number, task in enumerate(tasks):
             file.write((",\n" if number else "\n") + json.dumps(task, ensure_ascii=False))
@@ -162,4 +164,4 @@ def bring_back(
         "skipped": len(result.skipped),
     }
     print(json.dumps(summary, ensure_ascii=False))
-    _end(result.skipped)
+    finish(result.skipped)

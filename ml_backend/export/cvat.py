@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import XMLGenerator
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import numpy as np
 from defusedxml import ElementTree
@@ -22,10 +22,10 @@ from defusedxml.common import DefusedXmlException
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadTrack, ReadVideo, finite, frame_number
-from ml_backend.export.files import writing
-from ml_backend.export.known import NOTHING, Known, whole
-from ml_backend.export.layout import Finished, Format, Picked
-from ml_backend.export.video import VideoObject
+from ml_backend.export.layout import Format, Picked
+from ml_backend.export.locate import Known, whole
+from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.files import writing
 from ml_backend.geometry import Float64Array
 from ml_backend.keyframes import simplify
 from ml_backend.types import IntArray
@@ -50,20 +50,21 @@ class Cvat(Format):
 
     def write_labels(self, picked: Picked) -> None:
         with writing(self._path(picked.name)) as file:
-            xml = _Xml(file)
-            xml.open("annotations")
-            xml.text("version", "1.1")
-            self._write_meta(xml, picked)
-            for number, item in enumerate(picked.objects):
-                self._write_track(xml, picked, number, item)
-            xml.close("annotations")
+            file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n')
+            tracks = (self._track(picked, number, item) for number, item in enumerate(picked.objects))
+            for element in chain([self._meta(picked)], tracks):
+                if len(element):
+                    indent(element, level=1)
+                    file.write(f"  {tostring(element, encoding='unicode')}\n")
+            file.write("</annotations>\n")
 
-    def _write_meta(self, xml: _Xml, picked: Picked) -> None:
-        video = picked.video
-        colours = {label.value: label.background for label in video.control.labels}
-        xml.open("meta")
-        xml.open("task")
-        for tag, text in (
+    def _meta(self, picked: Picked) -> Element:
+        video, stride = picked.video, self.sampling.stride
+        labels = [
+            ("label", [("name", name), *([("color", colour)] if colour else []), ("attributes", "")])
+            for name, colour in ((name, _colour(video, name)) for name in self.classes)
+        ]
+        task = [
             ("id", str(video.task_id)),
             ("name", picked.name),
             ("size", str(len(picked.pictures))),
@@ -72,90 +73,53 @@ class Cvat(Format):
             ("bugtracker", ""),
             ("start_frame", "0"),
             ("stop_frame", str(video.info.frames - 1)),
-            ("frame_filter", f"step={self.sampling.stride}" if self.sampling.stride > 1 else ""),
-        ):
-            xml.text(tag, text)
-        xml.open("labels")
-        for name in self.classes:
-            xml.open("label")
-            xml.text("name", name)
-            colour = colours.get(name, "")
-            if re.fullmatch("#[0-9A-Fa-f]{6}", colour):
-                xml.text("color", colour.lower())
-            xml.text("attributes", "")
-            xml.close("label")
-        xml.close("labels")
-        xml.open("original_size")
-        xml.text("width", str(video.info.width))
-        xml.text("height", str(video.info.height))
-        xml.close("original_size")
-        xml.text("source", video.name)
-        xml.close("task")
-        xml.close("meta")
+            ("frame_filter", f"step={stride}" if stride > 1 else ""),
+            ("labels", labels),
+            ("original_size", [("width", str(video.info.width)), ("height", str(video.info.height))]),
+            ("source", video.name),
+        ]
+        return _element("meta", [("task", task)])
 
-    def _write_track(self, xml: _Xml, picked: Picked, number: int, item: VideoObject) -> None:
+    def _track(self, picked: Picked, number: int, item: VideoObject) -> Element:
+        track = Element("track", id=str(number), label=_clean(item.label), source=item.source)
         pictures, xyxy = picked.video.boxes(item)
         chosen = np.isin(pictures, picked.pictures)
         pictures, xyxy = pictures[chosen], xyxy[chosen]
-        if not len(pictures):
-            return
         stride = self.sampling.stride
-        xml.open("track", id=str(number), label=item.label, source=item.source)
         for part in np.split(np.arange(len(pictures)), np.flatnonzero(np.diff(pictures) > stride) + 1):
+            if not len(part):
+                continue
             keys = set(simplify(pictures[part], xyxy[part], KEYFRAME_IOU, own_boxes=True)[0].tolist())
             for picture, box in zip(pictures[part].tolist(), xyxy[part].tolist(), strict=True):
-                _write_box(xml, picture, box, outside=False, keyframe=picture in keys)
+                _add_box(track, picture, box, outside=False, keyframe=picture in keys)
             after = picture + stride
             if after < picked.video.info.frames:
-                _write_box(xml, after, box, outside=True, keyframe=True)
-        xml.close("track")
+                _add_box(track, after, box, outside=True, keyframe=True)
+        return track
 
     def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
         self._path(name).unlink(missing_ok=True)
 
-    def finish(self, videos: Sequence[Finished]) -> list[str]:
-        return []
 
-
-def _write_box(xml: _Xml, picture: int, box: Sequence[float], *, outside: bool, keyframe: bool) -> None:
+def _add_box(track: Element, picture: int, box: Sequence[float], *, outside: bool, keyframe: bool) -> None:
     place = {name: f"{value:.2f}" for name, value in zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)}
     flags = {"outside": str(int(outside)), "occluded": "0", "keyframe": str(int(keyframe))}
-    xml.empty("box", frame=str(picture), **flags, **place, z_order="0")
+    SubElement(track, "box", {"frame": str(picture), **flags, **place, "z_order": "0"})
 
 
-class _Xml:
-    """Indented XML, written as it comes."""
+def _element(tag: str, content: Any) -> Element:
+    """An element of text, or of ``(tag, content)`` pairs."""
+    made = Element(tag)
+    if isinstance(content, str):
+        made.text = _clean(content)
+    else:
+        made.extend(_element(*each) for each in content)
+    return made
 
-    def __init__(self, file: Any) -> None:
-        self._out = XMLGenerator(file, "utf-8", short_empty_elements=True)
-        self._out.startDocument()
-        self._depth = 0
 
-    def open(self, tag: str, **attributes: str) -> None:
-        self._indent()
-        self._out.startElement(tag, {name: _clean(value) for name, value in attributes.items()})  # type: ignore[arg-type]
-        self._depth += 1
-
-    def close(self, tag: str) -> None:
-        self._depth -= 1
-        self._indent()
-        self._out.endElement(tag)
-        if not self._depth:
-            self._out.ignorableWhitespace("\n")
-
-    def text(self, tag: str, text: str) -> None:
-        self._indent()
-        self._out.startElement(tag, {})  # type: ignore[arg-type]
-        self._out.characters(_clean(text))
-        self._out.endElement(tag)
-
-    def empty(self, tag: str, **attributes: str) -> None:
-        self._indent()
-        self._out.startElement(tag, attributes)  # type: ignore[arg-type]
-        self._out.endElement(tag)
-
-    def _indent(self) -> None:
-        self._out.ignorableWhitespace("\n" + "  " * self._depth if self._depth else "")
+def _colour(video: AnnotatedVideo, label: str) -> str:
+    found = next((each.background for each in video.part.control.labels if each.value == label), "")
+    return found.lower() if re.fullmatch("#[0-9A-Fa-f]{6}", found) else ""
 
 
 def _clean(text: str) -> str:
@@ -172,56 +136,37 @@ def read_cvat(path: Path) -> Iterator[ReadVideo]:
     if not files:
         raise ConfigError(f"{path} has no XML files.", "Export from CVAT as `CVAT for video 1.1`.")
     for file in files:
-        tasks = list(_tasks(file))
-        if len(tasks) < 2:
-            task = tasks[0] if tasks else _Task("", "", NOTHING, 1)
-            yield ReadVideo(task.name or file.stem, partial(_read_boxes, file, "", task.step), task.known)
-            continue
-        # Of a whole project: each track says whose it is.
+        tasks, source = _head(file)
+        if not tasks:
+            yield ReadVideo(source or file.stem, partial(_read_boxes, file, "", 1))
         for task in tasks:
-            yield ReadVideo(task.name or file.stem, partial(_read_boxes, file, task.id, task.step), task.known)
+            alone = len(tasks) == 1
+            # Of a single task some versions write it beside the task; CVAT names tasks of a project after their videos.
+            name = _text(task, "source") or (source if alone else _text(task, "name"))
+            size = whole(_text(task, "original_size/width")), whole(_text(task, "original_size/height"))
+            stop = _text(task, "stop_frame")
+            # A task may end before its video.
+            frames = (int(stop) + 1, None) if stop.isdecimal() and int(stop) <= MAX_FRAME else None
+            known = Known(size if all(size) else None, frames)
+            # Of a whole project each track says whose it is.
+            which = "" if alone else _text(task, "id")
+            found = re.search(r"step\s*=\s*([1-9]\d*)", _text(task, "frame_filter"))
+            step = int(found[1]) if found else 1
+            yield ReadVideo(name or file.stem, partial(_read_boxes, file, which, step), known)
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """A video of a file.
-
-    Attributes:
-        id: CVAT's; tracks of a project's export have it.
-        name: of the video, else of the task, which CVAT names after its video.
-        step: pictures from one that was annotated to the next.
-    """
-
-    id: str
-    name: str
-    known: Known
-    step: int
-
-
-def _tasks(path: Path) -> Iterator[_Task]:
-    """What the head of a file says of its tasks."""
-    found: list[Any] = []
+def _head(path: Path) -> tuple[list[Any], str]:
+    """The elements of a file's tasks, and the source that is named beside them."""
+    tasks: list[Any] = []
     source = ""
     for element in _events(path):
         if element.tag in ("task", "job"):
-            found.append(element)
+            tasks.append(element)
         elif element.tag == "source":
             source = (element.text or "").strip()
         elif element.tag in ("meta", "track", "image"):
             break
-    if not found and source:
-        yield _Task("", source, NOTHING, 1)
-    for task in found:
-        # Of a single task some versions write it beside the task.
-        name = _text(task, "source") or (source if len(found) == 1 else "")
-        if len(found) > 1:
-            name = name or _text(task, "name")
-        size = whole(_text(task, "original_size/width")), whole(_text(task, "original_size/height"))
-        stop = _text(task, "stop_frame")
-        # A task may end before its video.
-        frames = (int(stop) + 1, None) if stop.isdecimal() and int(stop) <= MAX_FRAME else None
-        step = _step(_text(task, "frame_filter")) or 1
-        yield _Task(_text(task, "id"), name, Known(size if all(size) else None, frames), step)
+    return tasks, source
 
 
 def _text(element: Any, path: str) -> str:
@@ -280,11 +225,6 @@ def _read_boxes(
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ConfigError(f"{path}, track {name}: {reason}.", "Correct the file.") from error
     return ReadBoxes(tuple(track for track in tracks if len(track.frames)), left_out=+left_out)
-
-
-def _step(text: str) -> int:
-    match = re.search(r"step\s*=\s*([1-9]\d*)", text)
-    return int(match.group(1)) if match else 0
 
 
 def _shown(track: Any, step: int, pictures: int) -> tuple[IntArray, Float64Array, bool]:

@@ -1,4 +1,4 @@
-"""Datasets of pictures and labels: which videos, in what order, on how many threads; continued where it stopped."""
+"""Datasets of pictures and labels: which videos, in what order, on how many threads; continued by video."""
 
 from __future__ import annotations
 
@@ -9,25 +9,34 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ml_backend.errors import BackendError, ConfigError, Interrupted, VideoError
+from ml_backend.errors import BackendError, ConfigError, Interrupted, MediaError, VideoError
 from ml_backend.export.coco import Coco
-from ml_backend.export.crops import Crops
 from ml_backend.export.cvat import Cvat
-from ml_backend.export.images import ImageFormat, ImageSaver
-from ml_backend.export.layout import Finished, Format, Picked, Picker
+from ml_backend.export.images import Crops, ImageFormat, ImageSaver
+from ml_backend.export.layout import Format, Picked, Picker
 from ml_backend.export.mot import Mot
-from ml_backend.export.plan import Planned, plan_videos
-from ml_backend.export.sampling import NearDuplicates, Sampling, pictures_of, split_pictures
-from ml_backend.export.source import KEPT, Part, Source
-from ml_backend.export.state import State, fingerprint, part_fingerprint
-from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.export.sampling import (
+    VIDEOS_TO_SPLIT,
+    NearDuplicates,
+    Sampling,
+    SplitBy,
+    pictures_of,
+    split_pictures,
+    split_videos,
+)
+from ml_backend.export.select import chosen_label
+from ml_backend.export.source import Source
+from ml_backend.export.state import State, fingerprint
+from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
 from ml_backend.export.yolo import Yolo, YoloTrack
-from ml_backend.files import file_sha256
+from ml_backend.files import UniqueNames, file_sha256
+from ml_backend.label_studio.media import canonical_uri
 from ml_backend.types import Frame
 from ml_backend.video.reader import read_at
 
@@ -87,7 +96,6 @@ def export_dataset(
     out: Path,
     options: DatasetOptions,
     *,
-    workers: int = 0,
     progress: Progress | None = None,
     picker: Picker | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -99,7 +107,6 @@ def export_dataset(
 
     Args:
         out: folder; new, empty, or of an earlier run with the same options.
-        workers: videos at once, and threads that encode; 0: one for each core.
         progress: called with videos done and videos in all; for a single video with its pictures.
         picker: chooses pictures and parts; ``None``: as ``options.sampling`` says. With one the classes may differ
             from those of an earlier run.
@@ -112,7 +119,6 @@ def export_dataset(
         LabelStudioUnavailable: Label Studio is gone.
         Interrupted: ``should_stop`` said so.
     """
-    workers = workers or os.cpu_count() or 1
     format_class = FORMATS[options.format]
     if source.all_annotators and format_class.one_truth:
         several = ", ".join(name for name, each in FORMATS.items() if not each.one_truth)
@@ -130,20 +136,33 @@ def export_dataset(
     target = format_class(out, classes, options.image_format, options.sampling)
     state = State(out, state_options(options, picker))
     result = DatasetResult(classes)
-    run = _Run(target, state, options, workers, len(plan), progress, picker, should_stop)
-    _remove_stale(run, state, {planned.name for planned in plan})
-    finished: dict[str, Finished] = {}
+    crops = Crops(out, classes, options.image_format.suffix)
+    run = _Run(
+        target,
+        state,
+        options,
+        crops,
+        os.cpu_count() or 1,
+        len(plan),
+        picker,
+        progress or (lambda done, total: None),
+        should_stop or (lambda: False),
+    )
+    for name in set(state.names()) - {planned.name for planned in plan}:
+        log.info("%s is not part of the export any more", name)
+        run.remove(name)
+    counts: dict[str, dict[str, int]] = {}
     for name, outcome in run.all(source, plan):
-        finished[name] = Finished(name, outcome["counts"])
+        counts[name] = outcome["counts"]
         result.videos += 1
         result.continued += outcome["continued"]
         result.pictures.update(outcome["counts"])
         result.boxes.update(outcome["boxes"])
         result.left_out.update(outcome["left_out"])
     # In the plan's order, not in that in which threads came to an end: numbers stay the same.
-    result.names = [planned.name for planned in plan if planned.name in finished]
-    result.notes = target.finish([finished[name] for name in result.names])
-    result.picked = lambda name: dict(state.read(name)["outcome"]["picked"])
+    result.names = [planned.name for planned in plan if planned.name in counts]
+    result.notes = target.finish({name: counts[name] for name in result.names})
+    result.picked = lambda name: dict((state.read(name) or {})["outcome"]["picked"])
     return result
 
 
@@ -152,50 +171,103 @@ def state_options(options: DatasetOptions, picker: Picker | None = None) -> dict
     return asdict(options) | ({"classes": "of each video"} if picker else {})
 
 
-def _remove_stale(run: _Run, state: State, names: set[str]) -> None:
-    for name in state.names():
-        if name not in names:
-            log.info("%s is not part of the export any more", name)
-            run.remove(name)
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One video of one task (and person) in a dataset.
+
+    Attributes:
+        name: of its files; unique in the dataset.
+        split: the part that it belongs to as a whole; ``None``: its pictures are split.
+        by: how they are split.
+        same_as: name of the first that has the same video; chance is drawn for that one.
+        shared: whether there are others with the same video. A picture lies in the same part for all of them.
+    """
+
+    name: str
+    split: str | None
+    by: SplitBy
+    same_as: str
+    shared: bool
+
+    @property
+    def rule(self) -> Any:
+        """All of this that decides where pictures go, as JSON."""
+        return self.split or [self.by, self.same_as, self.shared]
 
 
+def plan_videos(
+    source: Source, sampling: Sampling, whole_videos: bool, picker: Picker | None = None
+) -> tuple[list[Planned], tuple[str, ...]]:
+    """All videos in the source's order, and all labels: those of the config, then others as they appear.
+
+    Args:
+        whole_videos: whether the format has no other parts than whole videos.
+        picker: says for each picture to which part it belongs.
+    """
+    names, labels = UniqueNames(), dict[str, None]()
+    if source.config:
+        labels.update(dict.fromkeys(source.config.labels))
+    taken: list[str] = []
+    firsts: dict[str, str] = {}
+    same_as: list[str] = []
+    for part in source.parts():
+        name = picker.name(part) if picker else source.file_stem(part)
+        taken.append(names.take(name, part.task_id))
+        same_as.append(firsts.setdefault(_video_key(part, source.url) or f"only {taken[-1]}", taken[-1]))
+        labels.update(dict.fromkeys(part.labels))
+    videos = list(firsts.values())
+    by = sampling.split
+    if by == "auto":
+        by = "video" if len(videos) >= VIDEOS_TO_SPLIT else "time"
+    splits: Sequence[str | None] = [None] * len(videos)
+    if not picker and whole_videos and sampling.split != "video":
+        splits = ["train"] * len(videos)
+    elif not picker and by == "video":
+        splits = split_videos(len(videos), sampling)
+    split_of = dict(zip(videos, splits, strict=True))
+    tasks = Counter(same_as)
+    plan = [
+        Planned(name, split_of[first], by, first, tasks[first] > 1) for name, first in zip(taken, same_as, strict=True)
+    ]
+    return plan, tuple(labels)
+
+
+def _video_key(part: Part, label_studio_url: str) -> str:
+    """The same for the same video in several tasks; empty where nothing is known."""
+    try:
+        return canonical_uri(part.uri, label_studio_url)
+    except MediaError:
+        return part.uri
+
+
+@dataclass(frozen=True, slots=True)
 class _Run:
-    """The work on all videos."""
+    """The work on all videos; ``videos`` of them, ``workers`` at once, and as many threads that encode."""
 
-    def __init__(
-        self,
-        target: Format,
-        state: State,
-        options: DatasetOptions,
-        workers: int,
-        videos: int,
-        progress: Progress | None,
-        picker: Picker | None,
-        should_stop: Callable[[], bool] | None,
-    ) -> None:
-        self._target, self._state, self._options, self._workers = target, state, options, workers
-        self._videos = videos
-        self._progress = progress or (lambda done, total: None)
-        self._picker, self._should_stop = picker, should_stop or (lambda: False)
-        self._crops = Crops(target.out, target.classes, options.image_format.suffix)
-        self._stop = threading.Event()
+    target: Format
+    state: State
+    options: DatasetOptions
+    crops: Crops
+    workers: int
+    videos: int
+    picker: Picker | None
+    progress: Progress
+    should_stop: Callable[[], bool]
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def all(self, source: Source, plan: Sequence[Planned]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each video's name and outcome, as they are done. Parts are read only as fast as they are worked on."""
-        at_once = min(self._workers, self._videos)
-        with ThreadPoolExecutor(at_once) as videos, ThreadPoolExecutor(self._workers) as encoders:
+        at_once = min(self.workers, self.videos)
+        with ThreadPoolExecutor(at_once) as videos, ThreadPoolExecutor(self.workers) as encoders:
             running: dict[Future[dict[str, Any]], tuple[Planned, Part]] = {}
             try:
                 done = 0
                 pairs = zip(plan, source.parts(), strict=True)
-                more = True
-                while more or running:
-                    while more and len(running) <= at_once:
-                        pair = next(pairs, None)
-                        more = pair is not None
-                        if pair is not None:
-                            future = videos.submit(self._video, *pair, encoders)
-                            running[future] = pair
+                while True:
+                    for pair in islice(pairs, at_once + 1 - len(running)):
+                        running[videos.submit(self._video, *pair, encoders)] = pair
+                    if not running:
+                        break
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         planned, part = running.pop(future)
                         done += 1
@@ -205,15 +277,15 @@ class _Run:
                             raise
                         except BackendError as error:
                             kept = self._kept(planned, part)
-                            source.skip(part, error, KEPT if kept else "")
+                            source.skip(part, error, "What was exported of it before is kept." if kept else "")
                             if kept:
                                 yield planned.name, kept
                             else:
                                 self._discard(planned.name)
-                        if self._videos > 1:
-                            self._progress(done, self._videos)
+                        if self.videos > 1:
+                            self.progress(done, self.videos)
             except BaseException:
-                self._stop.set()
+                self.stop.set()
                 for future in running:
                     future.cancel()
                 raise
@@ -221,84 +293,79 @@ class _Run:
     def _video(self, planned: Planned, part: Part, encoders: ThreadPoolExecutor) -> dict[str, Any]:
         self._check_stop(planned.name)
         with part.open() as video:
-            objects = tuple(item for item in video.objects if item.label in self._target.class_ids)
+            objects = tuple(item for item in video.objects if item.label in self.target.class_ids)
             made_from = {
-                "file": _identity(video),
+                # Whether a file is still the same: pictures of another must not be taken for its. Not the file's time:
+                # the cache of downloaded media sets it whenever a file is used.
+                "file": [video.name, file_sha256(video.path), video.info.frames, video.info.width, video.info.height],
                 "regions": fingerprint([[dict(item.region), item.source, item.confidence] for item in objects]),
                 "frame_rate": video.timeline.frame_rate,
-                "classes": list(self._target.classes),
-                "split": None if self._picker else planned.rule,
-                **({"picker": self._picker.made_from(video)} if self._picker else {}),
+                "classes": list(self.target.classes),
+                "split": None if self.picker else planned.rule,
+                **({"picker": self.picker.made_from(video)} if self.picker else {}),
             }
-            before = self._state.read(planned.name)
-            record = {"made_from": made_from, "part": part_fingerprint(part)}
-            if before.get("complete") and before.get("made_from") == made_from:
-                if before.get("part") != record["part"]:
-                    self._state.write(planned.name, before | record)
+            record = {"made_from": made_from, "part": _part_fingerprint(part)}
+            before = self.state.read(planned.name)
+            if before and "outcome" in before and before["made_from"] == made_from:
+                if before["part"] != record["part"]:
+                    self.state.write(planned.name, before | record)
                 return {**before["outcome"], "continued": True}
-            same_pictures = before.get("made_from", {}).get("file") == made_from["file"]
             picked = self._pick(planned, video, objects)
-            if before:
-                keep = self._paths(picked) if same_pictures else frozenset()
-                self._target.remove(planned.name, keep)
-                self._crops.remove(planned.name)
-            self._state.write(planned.name, record | {"complete": False})
+            if before is not None:
+                # Decoding takes the time: pictures of the same file that are still wanted stay.
+                same_file = before.get("made_from", {}).get("file") == made_from["file"]
+                self.target.remove(planned.name, self._paths(picked) if same_file else frozenset())
+                self.crops.remove(planned.name)
+            self.state.write(planned.name, record)
             picked = self._save_pictures(picked, encoders)
-            self._target.write_labels(picked)
-            others = [item.label for item in video.objects if item.label not in self._target.class_ids]
+            self.target.write_labels(picked)
+            others = [item.label for item in video.objects if item.label not in self.target.class_ids]
             outcome = {
                 "counts": dict(Counter(picked.splits)),
-                "boxes": dict(self._count_boxes(picked)),
+                "boxes": dict(_count_boxes(picked)),
                 "left_out": dict(Counter(others)),
-                **({"picked": self._picker.notes(picked)} if self._picker else {}),
+                **({"picked": self.picker.notes(picked)} if self.picker else {}),
             }
-            self._state.write(planned.name, record | {"complete": True, "outcome": outcome})
+            self.state.write(planned.name, record | {"outcome": outcome})
             return outcome | {"continued": False}
 
     def _check_stop(self, where: str) -> None:
-        if self._stop.is_set() or self._should_stop():
+        if self.stop.is_set() or self.should_stop():
             raise Interrupted(f"Stopped at {where}.", "Run it again to go on.")
 
     def _pick(self, planned: Planned, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> Picked:
-        if self._picker:
-            return Picked(planned.name, video, objects, *self._picker.pick(video, objects))
-        pictures = pictures_of(video, objects, planned.name, self._options.sampling)
-        splits: Sequence[str]
+        if self.picker:
+            return Picked(planned.name, video, objects, *self.picker.pick(video, objects))
+        pictures = pictures_of(video, objects, planned.name, self.options.sampling)
         if planned.split is not None:
-            splits = [planned.split] * len(pictures)
-        else:
-            frames = video.info.frames if planned.shared else None
-            splits = split_pictures(pictures, planned.same_as, planned.by, self._options.sampling, frames)
+            return Picked(planned.name, video, objects, pictures, [planned.split] * len(pictures))
+        frames = video.info.frames if planned.shared else None
+        splits = split_pictures(pictures, planned.same_as, planned.by, self.options.sampling, frames)
         return Picked(planned.name, video, objects, pictures, splits)
 
     def _paths(self, picked: Picked) -> frozenset[Path]:
         pairs = zip(picked.splits, picked.pictures.tolist(), strict=True)
-        return frozenset(self._target.image_path(picked.name, split, picture) for split, picture in pairs)
+        return frozenset(self.target.image_path(picked.name, split, picture) for split, picture in pairs)
 
     def _save_pictures(self, picked: Picked, encoders: ThreadPoolExecutor) -> Picked:
-        """Write the pictures that are not there yet. Returns what is left without those that cannot be decoded, and
-        without near duplicates."""
-        options, target, video = self._options, self._target, picked.video
+        """Write the pictures that are not there yet. Returns those that can be decoded and are no near duplicates."""
+        options, target, video = self.options, self.target, picked.video
         write = target.has_images and options.images
         duplicates = None if options.sampling.near_duplicates else NearDuplicates()
-        if not (write or options.crops or duplicates) or not len(picked.pictures):
+        look_at_all = bool(duplicates or options.crops)
+        if not (write or look_at_all) or not len(picked.pictures):
             return picked
         split_of = dict(zip(picked.pictures.tolist(), picked.splits, strict=True))
         # An interrupted run left whole pictures only: they are files that appear when they are complete.
-        there = {
-            picture
-            for picture, split in split_of.items()
-            if write and target.image_path(picked.name, split, picture).exists()
-        }
-        look_at_all = bool(duplicates or options.crops)
+        there = {n for n, split in split_of.items() if write and target.image_path(picked.name, split, n).exists()}
         wanted = [picture for picture in split_of if look_at_all or picture not in there]
         boxes = video.frames(wanted, picked.objects) if look_at_all else iter(())
         kept = set() if look_at_all else set(there)
-        with ImageSaver(options.image_format, encoders, self._workers) as saver:
+        with ImageSaver(options.image_format, encoders, self.workers) as saver:
             for frame in _decoded(video, wanted, bool(there)):
                 self._check_stop(f"picture {frame.index} of {video.name}")
-                if self._videos == 1:
-                    self._progress(frame.index + 1, video.info.frames)
+                if self.videos == 1:
+                    self.progress(frame.index + 1, video.info.frames)
                 split = split_of[frame.index]
                 path = target.image_path(picked.name, split, frame.index)
                 if look_at_all:
@@ -307,24 +374,21 @@ class _Run:
                         path.unlink(missing_ok=True)
                         continue
                     if options.crops:
-                        self._crops.save(saver, picked.name, split, shown, frame.image)
+                        self.crops.save(saver, picked.name, split, shown, frame.image)
                 kept.add(frame.index)
                 if write and frame.index not in there:
                     saver.save(path, frame.image)
-        if self._videos == 1:
-            self._progress(video.info.frames, video.info.frames)
-        if len(kept) == len(picked.pictures):
-            return picked
-        chosen = np.array([picture in kept for picture in picked.pictures.tolist()], bool)
-        splits = [split for split, keep in zip(picked.splits, chosen, strict=True) if keep]
-        return Picked(picked.name, video, picked.objects, picked.pictures[chosen], splits)
+        if self.videos == 1:
+            self.progress(video.info.frames, video.info.frames)
+        left = {picture: split for picture, split in split_of.items() if picture in kept}
+        return Picked(picked.name, video, picked.objects, np.array(list(left), np.int64), list(left.values()))
 
     def _kept(self, planned: Planned, part: Part) -> dict[str, Any] | None:
         """The outcome of a video that was exported and has disappeared, if all but the file is as it was."""
-        before = self._state.read(planned.name)
-        if self._picker or not before.get("complete") or before.get("part") != part_fingerprint(part):
+        before = self.state.read(planned.name)
+        if self.picker or not before or "outcome" not in before or before["part"] != _part_fingerprint(part):
             return None
-        made_from, classes = before["made_from"], list(self._target.classes)
+        made_from, classes = before["made_from"], list(self.target.classes)
         # Further classes change no numbers.
         if made_from["split"] != planned.rule or classes[: len(made_from["classes"])] != made_from["classes"]:
             return None
@@ -332,22 +396,23 @@ class _Run:
 
     def _discard(self, name: str) -> None:
         """Pictures without labels would teach that nothing is on them, those with old labels what is known better."""
-        before = self._state.read(name)
+        before = self.state.read(name)
         # Who picks lists the pictures: others may stay, should the video come back.
-        if before and not (self._picker and before.get("complete")):
+        if before is not None and not (self.picker and "outcome" in before):
             self.remove(name)
 
     def remove(self, name: str) -> None:
         """Take a video out of the dataset: its pictures, labels and crops."""
-        self._target.remove(name)
-        self._crops.remove(name)
-        self._state.remove(name)
+        self.target.remove(name)
+        self.crops.remove(name)
+        self.state.remove(name)
 
-    def _count_boxes(self, picked: Picked) -> Counter[str]:
-        counts: Counter[str] = Counter()
-        for item in picked.objects:
-            counts[item.label] += int(np.isin(picked.video.boxes(item)[0], picked.pictures, assume_unique=True).sum())
-        return counts
+
+def _count_boxes(picked: Picked) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for item in picked.objects:
+        counts[item.label] += int(np.isin(picked.video.boxes(item)[0], picked.pictures, assume_unique=True).sum())
+    return counts
 
 
 def _decoded(video: AnnotatedVideo, wanted: Sequence[int], others: bool) -> Iterator[Frame]:
@@ -362,7 +427,18 @@ def _decoded(video: AnnotatedVideo, wanted: Sequence[int], others: bool) -> Iter
         log.warning("%s", error)
 
 
-def _identity(video: AnnotatedVideo) -> list[Any]:
-    """Tells whether a file is still the same: pictures of another must not be taken for its."""
-    # Not the file's time: the cache of downloaded media sets it whenever a file is used.
-    return [video.name, file_sha256(video.path), video.info.frames, video.info.width, video.info.height]
+def _part_fingerprint(part: Part) -> str:
+    """The same as long as a task says the same of a video; what it says of another one does not matter."""
+    regions, labels = part.regions, {label.value for label in part.control.labels}
+    predicted = part.submission.predicted
+    return fingerprint(
+        {
+            "name": part.name,
+            "rate": part.frame_rate,
+            "labels": [chosen_label(region, labels) for region in regions],
+            "regions": [dict(region) for region in regions],
+            # Scores of accepted regions may be there.
+            "predicted": [dict(predicted.get(str(region.get("id")), {})) for region in regions],
+            "by": [part.submission.annotator, part.submission.is_prediction, part.submission.score],
+        }
+    )

@@ -6,33 +6,30 @@ noted, so that the reader can be told.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import unicodedata
-from collections.abc import Iterator
 from functools import lru_cache
-from itertools import islice
+from itertools import groupby
 from pathlib import Path
 
-import numpy as np
-from fontTools.ttLib import TTFont, TTLibError  # type: ignore[import-untyped]
+import matplotlib
+from matplotlib.ft2font import FT2Font
 from PIL import Image as Pictures
 from PIL import ImageDraw, ImageFont
 
 from ml_backend.errors import ConfigError
-from ml_backend.types import Image
 
 log = logging.getLogger(__name__)
 
-_SYSTEM_FOLDERS = (
-    "/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts",
-    "/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts", "C:/Windows/Fonts",
-)  # fmt: skip
+#: Comes with matplotlib, so it is on every machine; it has Latin, Greek, Cyrillic and many symbols.
+_DEJAVU = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 #: Fonts that are known to cover much are looked into first.
 _LIKELY = ("cjk", "noto", "unifont", "unicode", "gothic", "nanum", "malgun", "msyh", "wqy", "droid", "arial")
 #: A machine may have thousands; looking into one takes some milliseconds.
 _MAX_FONTS = 2000
+#: Marks, joiners and controls: alone they mean nothing, so it is no loss where a font lacks them.
+_SILENT = ("Mn", "Cf", "Cc")
 
 
 class Fonts:
@@ -50,7 +47,7 @@ class Fonts:
 
     def __init__(self, font: str | os.PathLike[str] | None = None) -> None:
         self.missing: set[str] = set()
-        self._known = [_dejavu()]
+        self._known = [_DEJAVU]
         if font is not None:
             path = Path(font)
             if not _characters(path):
@@ -64,19 +61,19 @@ class Fonts:
         for char in unicodedata.normalize("NFC", " ".join(text.split())):
             if self._font_of(char) is not None:
                 out.append(char)
-            elif unicodedata.category(char) not in ("Mn", "Cf", "Cc"):  # marks and joiners alone mean nothing
+            elif unicodedata.category(char) not in _SILENT:
                 self.missing.add(char)
                 out.append(_substitute(char))
         return " ".join("".join(out).split())
 
-    def mask(self, text: str, size: int) -> Image:
-        """How much of each pixel a line of text covers, ``(height, width)`` uint8; the height depends on ``size`` only.
+    def mask(self, text: str, size: int) -> Pictures.Image:
+        """How much of each pixel a line of text covers, in mode ``L``; the height depends on ``size`` only.
 
         Args:
             size: of the letters, px.
         """
         ascent, descent = _load(self._known[0], size).getmetrics()
-        runs = [(_load(path, size), run) for path, run in self._runs(self.readable(text))]
+        runs = [(_load(path, size), run) for path, run in self._runs(text)]
         width = max(1, round(sum(font.getlength(run) for font, run in runs)))
         picture = Pictures.new("L", (width, ascent + descent))
         draw = ImageDraw.Draw(picture)
@@ -84,12 +81,11 @@ class Fonts:
         for font, run in runs:
             draw.text((x, ascent), run, fill=255, font=font, anchor="ls")
             x += font.getlength(run)
-        return np.asarray(picture, np.uint8)
+        return picture
 
     def file_for(self, text: str) -> Path:
         """A font file for others to draw ``readable(text)`` with: of the first character that DejaVu has not."""
-        used = [path for path, _ in self._runs(self.readable(text))]
-        return next((path for path in used if path != self._known[0]), self._known[0])
+        return next((path for path, _ in self._runs(text) if path != self._known[0]), self._known[0])
 
     def note(self) -> str:
         """What to tell the reader of characters that could not be drawn; empty where all could."""
@@ -101,30 +97,18 @@ class Fonts:
             "Ubuntu: apt install fonts-noto-cjk) or name one with --font."
         )
 
-    def files(self) -> list[str]:
-        """Font files that have been used so far."""
-        return [str(path) for path in self._known]
-
-    def _runs(self, text: str) -> Iterator[tuple[Path, str]]:
-        run, current = "", self._known[0]
-        for char in text:
-            font = self._font_of(char) or self._known[0]
-            if font != current and run:
-                yield current, run
-                run = ""
-            current = font
-            run += char
-        if run:
-            yield current, run
+    def _runs(self, text: str) -> list[tuple[Path, str]]:
+        """``readable(text)`` in parts, each with the font that draws it."""
+        runs = groupby(self.readable(text), lambda char: self._font_of(char) or self._known[0])
+        return [(path, "".join(run)) for path, run in runs]
 
     def _font_of(self, char: str) -> Path | None:
         if char not in self._found:
-            self._found[char] = next((path for path in self._known if ord(char) in _characters(path)), None)
-            if self._found[char] is None and unicodedata.category(char) not in ("Mn", "Cf", "Cc"):
-                found = next((path for path in _system_fonts() if ord(char) in _characters(path)), None)
-                if found is not None:
-                    self._known.append(found)
-                    self._found[char] = found
+            others = () if unicodedata.category(char) in _SILENT else _system_fonts()
+            found = next((path for path in (*self._known, *others) if ord(char) in _characters(path)), None)
+            if found is not None and found not in self._known:
+                self._known.append(found)
+            self._found[char] = found
         return self._found[char]
 
 
@@ -136,34 +120,20 @@ def _substitute(char: str) -> str:
     return f"U+{ord(char):04X} "
 
 
-def _dejavu() -> Path:
-    """DejaVu Sans as matplotlib ships it, found without importing matplotlib."""
-    spec = importlib.util.find_spec("matplotlib")
-    folders = spec.submodule_search_locations if spec else None
-    for folder in folders or []:
-        path = Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-        if path.is_file():
-            return path
-    raise ConfigError("The font DejaVu Sans, a part of matplotlib, is missing.", "Install matplotlib.")
-
-
 @lru_cache(maxsize=64)
 def _load(path: Path, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=_MAX_FONTS)
 def _characters(path: Path) -> frozenset[int]:
     """Code points that a font file (the first font in a collection) can draw; none where it is unusable."""
     try:
-        with TTFont(path, lazy=True, fontNumber=0) as font:
-            # Bitmaps only (emoji): they exist in one size that letters do not have.
-            if "glyf" not in font and "CFF " not in font and "CFF2" not in font:
-                return frozenset()
-            codes = frozenset(font.getBestCmap() or ())
+        font = FT2Font(str(path))
         _load(path, 16)
-        return codes
-    except (OSError, TTLibError, KeyError, AssertionError, ValueError, EOFError) as error:
+        # Bitmaps only (emoji): they exist in one size that letters do not have.
+        return frozenset(font.get_charmap()) if font.scalable else frozenset()
+    except (OSError, RuntimeError, ValueError) as error:
         log.debug("%s is not a font that can be used: %s", path, error)
         return frozenset()
 
@@ -171,13 +141,7 @@ def _characters(path: Path) -> frozenset[int]:
 @lru_cache(maxsize=1)
 def _system_fonts() -> tuple[Path, ...]:
     """Font files of the machine, those that are likely to help first."""
-    folders = [Path(folder).expanduser() for folder in _SYSTEM_FOLDERS]
-    files = (
-        Path(root) / name
-        for folder in folders
-        for root, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith((".ttf", ".otf", ".ttc"))
-    )
-    found = list(islice(files, _MAX_FONTS))
-    return tuple(sorted(found, key=lambda path: (not any(hint in path.name.lower() for hint in _LIKELY), str(path))))
+    from matplotlib.font_manager import findSystemFonts  # lists the machine's fonts when it is imported
+
+    found = sorted(map(Path, findSystemFonts()))
+    return tuple(sorted(found, key=lambda path: not any(hint in path.name.lower() for hint in _LIKELY))[:_MAX_FONTS])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import Executor, Future
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,8 @@ import cv2
 import numpy as np
 
 from ml_backend.errors import ConfigError, StorageError
-from ml_backend.export.files import make_folder, write_bytes
+from ml_backend.export.video import FrameBoxes
+from ml_backend.files import UniqueNames, write_bytes
 from ml_backend.types import Image
 
 #: Pictures that wait for the encoder, for each of its threads. One of 1920x1080 takes 6 MB.
@@ -57,21 +59,16 @@ class ImageSaver:
         self._format, self._pool = image_format, pool
         self._limit = max(1, threads * _WAITING)
         self._pending: deque[Future[None]] = deque()
-        self._folders: set[Path] = set()
 
     def __enter__(self) -> ImageSaver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            for future in self._pending:
-                future.cancel()
-        while self._pending:
-            future = self._pending.popleft()
-            if kind is None:
-                future.result()
-            elif not future.cancelled():
-                future.exception()
+            self._pending = deque(future for future in self._pending if not future.cancel())
+        wait(self._pending)
+        for future in self._pending if kind is None else ():
+            future.result()
 
     def save(self, path: Path, image: Image) -> None:
         """Write a picture some time soon; it appears whole. Waits while too many are under way.
@@ -79,15 +76,9 @@ class ImageSaver:
         Raises:
             StorageError: this or an earlier picture could not be written.
         """
-        if path.parent not in self._folders:
-            make_folder(path.parent)
-            self._folders.add(path.parent)
         while len(self._pending) >= self._limit:
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._write, path, image))
-
-    def _write(self, path: Path, image: Image) -> None:
-        write_bytes(path, self._format.encode(image))
+        self._pending.append(self._pool.submit(lambda: write_bytes(path, self._format.encode(image))))
 
 
 def crop(image: Image, xyxy: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Image:
@@ -98,3 +89,34 @@ def crop(image: Image, xyxy: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Im
     x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
     # A copy, since the view would keep the whole picture in memory.
     return np.ascontiguousarray(image[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)])
+
+
+class Crops:
+    """What is in each box, for classifiers: ``crops/<part>/<label>/<video>_<frame>_<track>.jpg``.
+
+    Args:
+        out: folder of the dataset.
+        classes: label names in the order of their numbers. Those that a file system would take for one get folders
+            of their own: the second ends in its number.
+        suffix: of the files, without a dot.
+    """
+
+    def __init__(self, out: Path, classes: Sequence[str], suffix: str) -> None:
+        self._folder, self._suffix = out / "crops", suffix
+        names = UniqueNames()
+        self._folder_of = {label: names.take(label, number) for number, label in enumerate(classes)}
+
+    def save(self, saver: ImageSaver, name: str, split: str, frame: FrameBoxes, image: Image) -> None:
+        """Write what is in the boxes of a picture ``(height, width, 3)``."""
+        for item, box in zip(frame.objects, frame.xyxy, strict=True):
+            file = f"{name}_{frame.index:06d}_{item.track}.{self._suffix}"
+            saver.save(self._folder / split / self._folder_of[item.label] / file, crop(image, box))
+
+    def remove(self, name: str) -> None:
+        """Remove a video's crops."""
+        for folder in self._folder.glob("*/*"):
+            for path in folder.glob("*"):
+                stem, _, track = path.stem.rpartition("_")
+                video, _, picture = stem.rpartition("_")
+                if video == name and picture.isdigit() and track.isdigit():
+                    path.unlink(missing_ok=True)

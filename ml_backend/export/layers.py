@@ -12,8 +12,8 @@ from typing import Any
 from ml_backend.errors import ConfigError, MediaError
 from ml_backend.export.locate import VideoFolder
 from ml_backend.export.select import Predictions
-from ml_backend.export.source import Part, Source
-from ml_backend.export.video import AnnotatedVideo
+from ml_backend.export.source import Source
+from ml_backend.export.video import AnnotatedVideo, Part
 from ml_backend.label_studio.schema import LabelConfig
 from ml_backend.settings import Settings
 
@@ -116,7 +116,7 @@ def _choose(parts: Iterator[Part], video: Path, export: Export, show: str) -> Pa
     others: list[str] = []
     for part in parts:
         first = first or part
-        if task is not None or not part.uri or by_name.find(part.uri, part.known) is not None:
+        if task is not None or not part.uri or by_name.look_up(part.uri, part.known).path:
             fitting.append(part)
         else:
             others.append(f"{part.task_id} ({part.name})")
@@ -125,7 +125,7 @@ def _choose(parts: Iterator[Part], video: Path, export: Export, show: str) -> Pa
         raise ConfigError(f"{path.name} has several tasks with {video.name}: {ids}.", "Choose one with --task.")
     if fitting:
         # Of a task with several videos the one whose name fits.
-        return next((part for part in fitting if part.uri and by_name.find(part.uri, part.known)), fitting[0])
+        return next((part for part in fitting if part.uri and by_name.look_up(part.uri, part.known).path), fitting[0])
     if first is not None and len(others) == 1:
         return first  # there is no choice, so it is meant, whatever its name
     what = show or "annotations or predictions"

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.images import ImageFormat
 from ml_backend.export.sampling import Sampling
-from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
 from ml_backend.types import IntArray
-
-if TYPE_CHECKING:
-    from ml_backend.export.source import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +34,8 @@ class Picked:
     splits: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A video of the dataset, from this run or an earlier one: its name, and how many pictures each part got."""
-
-    name: str
-    counts: dict[str, int]
+#: How many pictures of each video, by its name, each part has.
+Counts = Mapping[str, Mapping[str, int]]
 
 
 class Picker(Protocol):
@@ -67,6 +60,9 @@ class Format(ABC):
     Args:
         out: folder of the dataset.
         classes: label names in the order of their numbers.
+
+    Raises:
+        ConfigError: naming an option that the format cannot express.
     """
 
     #: Whether pictures belong to it.
@@ -80,16 +76,7 @@ class Format(ABC):
         self.out, self.classes = out, tuple(classes)
         self.image_format, self.sampling = image_format, sampling
         self.class_ids = {name: number for number, name in enumerate(self.classes)}
-        self.check()
-
-    def check(self) -> None:
-        """Refuse what the format cannot express.
-
-        Raises:
-            ConfigError: naming the option.
-        """
         if self.whole_videos:
-            sampling = self.sampling
             if sampling.keyframes or sampling.negatives is not None or not sampling.near_duplicates:
                 raise ConfigError(
                     "This format has sequences of evenly spaced pictures: none of them can be left out.",
@@ -120,9 +107,9 @@ class Format(ABC):
     def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
         """Remove a video's pictures and labels from an earlier export, except the pictures to ``keep``."""
 
-    @abstractmethod
-    def finish(self, videos: Sequence[Finished]) -> list[str]:
-        """Write what needs all videos. Returns notes for the user."""
+    def finish(self, counts: Counts) -> list[str]:
+        """Write what needs all videos, from this run or earlier ones. Returns notes for the user."""
+        return []
 
 
 def remove_named(folder: Path, name: str, keep: frozenset[Path] = frozenset()) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import configparser
 import csv
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,27 +18,17 @@ import numpy as np
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import ReadBoxes, ReadVideo, finite, frame_number
-from ml_backend.export.files import write_text, writing
-from ml_backend.export.known import Known, whole
-from ml_backend.export.layout import Finished, Format, Picked
+from ml_backend.export.layout import Counts, Format, Picked
+from ml_backend.export.locate import Known, whole
 from ml_backend.export.sampling import SPLITS
+from ml_backend.files import write_text, writing
 
+_NAMES = (
+    "pedestrian", "person on vehicle", "car", "bicycle", "motorbike", "non motorized vehicle", "static person",
+    "distractor", "occluder", "occluder on the ground", "occluder full", "reflection", "crowd",
+)  # fmt: skip
 #: The classes of MOT16, MOT17 and MOT20, by number.
-MOT_CLASSES = {
-    1: "pedestrian",
-    2: "person on vehicle",
-    3: "car",
-    4: "bicycle",
-    5: "motorbike",
-    6: "non motorized vehicle",
-    7: "static person",
-    8: "distractor",
-    9: "occluder",
-    10: "occluder on the ground",
-    11: "occluder full",
-    12: "reflection",
-    13: "crowd",
-}
+MOT_CLASSES = dict(enumerate(_NAMES, start=1))
 
 
 class Mot(Format):
@@ -89,9 +79,9 @@ class Mot(Format):
             if folder.is_dir() and not any(folder.glob("img1/*")):
                 shutil.rmtree(folder)
 
-    def finish(self, videos: Sequence[Finished]) -> list[str]:
+    def finish(self, counts: Counts) -> list[str]:
         for split in SPLITS:
-            names = [video.name for video in videos if split in video.counts]
+            names = [name for name, parts in counts.items() if split in parts]
             if names or split == "train":
                 # TrackEval's list of sequences; its first line is a heading.
                 with writing(self.out / "seqmaps" / f"{split}.txt") as file:

@@ -8,79 +8,66 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-from ml_backend.errors import ConfigError
-from ml_backend.export.draw import label_colours
-from ml_backend.export.files import make_folder, write_bytes
+from ml_backend.export.draw import UNLABELLED_COLOUR, label_colours, short
 from ml_backend.export.fonts import Fonts
 from ml_backend.export.statistics import Statistics, Tally
-from ml_backend.export.tiles import UNLABELLED_COLOUR, short
+from ml_backend.files import check_output, write_bytes
 
 FORMATS = (".png", ".svg", ".pdf")
 #: Bars of one plot; what has fewer boxes is counted together.
 MAX_BARS = 24
-_NO_LABEL = "(no label)"
+#: Edges of the histogram's columns, px: an eighth of a doubling wide, but at least a pixel; the last are beyond 8K.
+_EDGES = np.unique(np.rint(2 ** np.arange(0, 13.2, 1 / 8))) - 0.5
 _INK, _FAINT, _GRID = "#1c1c22", "#6e7078", "#e4e5ea"
 
 
-def plot_statistics(
-    statistics: Statistics, out: Path, *, colours: Mapping[str, str] | None = None, font: Path | None = None
-) -> str:
+def plot_statistics(statistics: Statistics, out: Path) -> str:
     """Write a plot of :func:`ml_backend.export.statistics.collect`'s numbers. Nothing global of matplotlib is touched.
 
     Args:
         out: ends in ``.png``, ``.svg`` or ``.pdf``; one that is there is replaced.
-        colours: CSS colours by label; see :func:`~ml_backend.export.draw.label_colours`.
-        font: a font file that is to be preferred.
 
     Returns:
         What is to be told of characters that could not be drawn, else empty.
 
     Raises:
-        ConfigError: another kind of file, or the font is none.
+        ConfigError: another kind of file.
         StorageError: the disk is full, or the folder cannot be written.
     """
-    if out.suffix.lower() not in FORMATS:
-        raise ConfigError(f"{out.name} is not the name of a plot.", f"End it with {', '.join(FORMATS)}.")
-    fonts = Fonts(font)
-    figure = statistics_figure(statistics, fonts, colours)
+    check_output(out, FORMATS, force=True)
+    fonts = Fonts()
+    figure = statistics_figure(statistics, fonts)
     buffer = io.BytesIO()
-    # Without the date, the same numbers give the same file.
-    metadata: dict[str, Any] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(out.suffix.lower(), {})
-    figure.savefig(buffer, format=out.suffix[1:].lower(), dpi=144, metadata=metadata)
-    make_folder(out.parent)
+    figure.savefig(buffer, format=out.suffix[1:].lower(), dpi=144)
     write_bytes(out, buffer.getvalue())
     return fonts.note()
 
 
-def statistics_figure(statistics: Statistics, fonts: Fonts, colours: Mapping[str, str] | None = None) -> Figure:
+def statistics_figure(statistics: Statistics, fonts: Fonts) -> Figure:
     """The plot as a figure: bars by label, sizes below them, and bars by annotator where there are several."""
     labels = _largest(statistics.labels)
     people = _largest(statistics.annotators) if len(statistics.annotators) > 1 else {}
-    rgb = label_colours(list(statistics.labels), colours)
-    shades = [_share(rgb.get(name, UNLABELLED_COLOUR)) for name in labels]
+    rgb = label_colours(list(statistics.labels))
+    shades = [np.divide(rgb.get(name, UNLABELLED_COLOUR), 255) for name in labels]
     bars, sizes, more = 1.4 + 0.32 * max(len(labels), 2), 3.0, 1.2 + 0.32 * len(people) if people else 0.0
     figure = Figure(figsize=(11, bars + sizes + more), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(3 if people else 2, 2, height_ratios=[bars, sizes, more][: 3 if people else 2])
     videos = "1 video" if statistics.videos == 1 else f"{statistics.videos} videos"
     figure.suptitle(f"{videos}, {statistics.video_seconds:,.1f} s", color=_INK, fontsize=13, fontweight="bold")
-    names = [name or _NO_LABEL for name in labels]
-    tallies = list(labels.values())
-    _tracks(figure.add_subplot(grid[0, 0]), names, tallies, shades, fonts)
-    seconds = figure.add_subplot(grid[0, 1])
-    _bars(seconds, names, [tally.seconds for tally in tallies], shades, fonts, "Seconds on screen")
+    names, tallies = [name or "(no label)" for name in labels], list(labels.values())
+    _tracks(figure.add_subplot(grid[0, 0]), "Tracks", names, tallies, shades, fonts)
+    _seconds(figure.add_subplot(grid[0, 1]), "Seconds on screen", names, tallies, shades, fonts)
     _sizes(figure.add_subplot(grid[1, :]), names, tallies, shades, fonts)
     if people:
-        who = [name or "(unknown)" for name in people]
-        blue = [(0.2, 0.45, 0.75)] * len(who)
-        _tracks(figure.add_subplot(grid[2, 0]), who, list(people.values()), blue, fonts, "Tracks by annotator")
-        spent = [tally.seconds for tally in people.values()]
-        _bars(figure.add_subplot(grid[2, 1]), who, spent, blue, fonts, "Seconds on screen by annotator")
+        names, tallies = [name or "(unknown)" for name in people], list(people.values())
+        blue = [(0.2, 0.45, 0.75)] * len(names)
+        _tracks(figure.add_subplot(grid[2, 0]), "Tracks by annotator", names, tallies, blue, fonts)
+        _seconds(figure.add_subplot(grid[2, 1]), "Seconds on screen by annotator", names, tallies, blue, fonts)
     return figure
 
 
@@ -93,11 +80,6 @@ def _largest(group: Mapping[str, Tally]) -> dict[str, Tally]:
     for _, tally in ordered[MAX_BARS - 1 :]:
         rest.add(tally)
     return dict(ordered[: MAX_BARS - 1]) | {f"{len(ordered) - MAX_BARS + 1} more": rest}
-
-
-def _share(rgb: Sequence[int]) -> tuple[float, float, float]:
-    red, green, blue = rgb
-    return red / 255, green / 255, blue / 255
 
 
 def _dress(axes: Any, title: str) -> None:
@@ -125,41 +107,32 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _bars(axes: Any, names: Sequence[str], values: Sequence[float], shades: Any, fonts: Fonts, title: str) -> None:
+def _seconds(axes: Any, title: str, names: Sequence[str], tallies: Sequence[Tally], shades: Any, fonts: Fonts) -> None:
     _dress(axes, title)
-    axes.barh(range(len(names)), values, color=shades, height=0.7)
-    _label_bars(axes, [f"{value:,.1f}" for value in values], values)
+    bars = axes.barh(range(len(names)), [tally.seconds for tally in tallies], color=shades, height=0.7)
+    _label_bars(axes, bars, [f"{tally.seconds:,.1f}" for tally in tallies])
     _name_rows(axes, names, fonts)
 
 
-def _tracks(
-    axes: Any, names: Sequence[str], tallies: Sequence[Tally], shades: Any, fonts: Fonts, title: str = "Tracks"
-) -> None:
+def _tracks(axes: Any, title: str, names: Sequence[str], tallies: Sequence[Tally], shades: Any, fonts: Fonts) -> None:
     """By hand in full colour, by a model hatched beside it."""
     _dress(axes, title)
-    manual = [tally.manual for tally in tallies]
-    auto = [tally.tracks - tally.manual for tally in tallies]
+    manual, auto = [tally.manual for tally in tallies], [tally.tracks - tally.manual for tally in tallies]
+    how: dict[str, Any] = {"alpha": 0.45, "hatch": "////", "edgecolor": "white", "linewidth": 0}
     rows = range(len(names))
     axes.barh(rows, manual, color=shades, height=0.7)
-    axes.barh(
-        rows, auto, left=manual, color=shades, height=0.7, alpha=0.45, hatch="////", edgecolor="white", linewidth=0
-    )
-    totals = [tally.tracks for tally in tallies]
-    texts = [
-        f"{total:,}" + (f" ({hand:,} by hand)" if 0 < hand < total else "")
-        for total, hand in zip(totals, manual, strict=True)
-    ]
-    _label_bars(axes, texts, totals)
+    bars = axes.barh(rows, auto, left=manual, color=shades, height=0.7, **how)
+    parts = [f" ({hand:,} by hand)" if hand and other else "" for hand, other in zip(manual, auto, strict=True)]
+    _label_bars(axes, bars, [f"{tally.tracks:,}{part}" for tally, part in zip(tallies, parts, strict=True)])
     _name_rows(axes, names, fonts)
     if any(manual) and any(auto):
         axes.set_xlabel("full colour: by hand; hatched: by a model", color=_FAINT, fontsize=9)
 
 
-def _label_bars(axes: Any, texts: Sequence[str], values: Sequence[float]) -> None:
-    limit = max([*values, 1e-9])
-    for row, (text, value) in enumerate(zip(texts, values, strict=True)):
-        axes.text(value + 0.015 * limit, row, text, va="center", color=_FAINT, fontsize=9)
-    axes.set_xlim(0, limit * (1.15 + 0.02 * max(map(len, texts), default=0)))
+def _label_bars(axes: Any, bars: Any, texts: Sequence[str]) -> None:
+    axes.bar_label(bars, texts, padding=4, color=_FAINT, fontsize=9)
+    # Room for the texts beside the longest bar, also where all are empty.
+    axes.set_xlim(0, max(axes.dataLim.x1, 1e-9) * (1.15 + 0.02 * max(map(len, texts), default=0)))
 
 
 def _sizes(axes: Any, names: Sequence[str], tallies: Sequence[Tally], shades: Any, fonts: Fonts) -> None:
@@ -168,17 +141,21 @@ def _sizes(axes: Any, names: Sequence[str], tallies: Sequence[Tally], shades: An
     axes.set_xlabel("side of a square of the same area, px", color=_FAINT, fontsize=9)
     axes.set_ylabel("boxes", color=_FAINT, fontsize=9)
     axes.grid(axis="y", color=_GRID)
-    total = np.sum([tally.sizes for tally in tallies], axis=0) if tallies else np.zeros(1, np.int64)
-    used = np.flatnonzero(total)
+    # What is smaller than a pixel counts as one.
+    columns = [
+        np.histogram(np.maximum(np.arange(len(tally.sizes)), 1), bins=_EDGES, weights=tally.sizes)[0]
+        for tally in tallies
+    ]
+    used = np.flatnonzero(np.sum(columns, axis=0))
     if not len(used):
         axes.set_xticks([])
         axes.set_yticks([])
         axes.text(0.5, 0.5, "no boxes", transform=axes.transAxes, ha="center", color=_FAINT)
         return
-    edges = _edges(int(used[0]), int(used[-1]))
+    edges = _EDGES[used[0] : used[-1] + 2]
     below = np.zeros(len(edges) - 1)
-    for name, tally, shade in zip(names, tallies, shades, strict=True):
-        counts, _ = np.histogram(np.arange(len(tally.sizes)), bins=edges, weights=tally.sizes)
+    for name, column, shade in zip(names, columns, shades, strict=True):
+        counts = column[used[0] : used[-1] + 1]
         if not counts.any():
             continue
         axes.bar(
@@ -192,13 +169,3 @@ def _sizes(axes: Any, names: Sequence[str], tallies: Sequence[Tally], shades: An
     ticks = [tick for tick in usual if edges[0] <= tick <= edges[-1]] or [float(edges[0]), float(edges[-1])]
     axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
     axes.minorticks_off()
-
-
-def _edges(smallest: int, largest: int) -> npt.NDArray[np.float64]:
-    """Edges of the histogram's columns: a tenth of a doubling wide, but at least a pixel."""
-    low = max(smallest, 1) - 0.5
-    edges = [low]
-    while edges[-1] <= largest:
-        edges.append(max(edges[-1] + 1, round(edges[-1] * 2**0.125) + 0.5))
-    edges[0] = low if smallest else 0.25
-    return np.array(edges, np.float64)

@@ -8,28 +8,23 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import supervision as sv
+from PIL import Image as Pictures
 
 from ml_backend.errors import ConfigError
-from ml_backend.export.compare import Layout, fitting_size
-from ml_backend.export.draw import Look, Painter, label_colours
+from ml_backend.export.draw import WHITE, Look, Painter, Scale, label_colours
 from ml_backend.export.fonts import Fonts
 from ml_backend.export.layers import Layer
-from ml_backend.export.segments import segments_of
-from ml_backend.export.state import fingerprint
-from ml_backend.export.tiles import Scale
 from ml_backend.export.video import FrameBoxes, VideoObject
-from ml_backend.files import file_sha256
+from ml_backend.files import check_output
 from ml_backend.types import Image, IntArray, VideoInfo
 from ml_backend.video.container import check_file
-from ml_backend.video.join import join
 from ml_backend.video.probe import Scan, scan
 from ml_backend.video.reader import read_frames
 from ml_backend.video.sound import Sound
@@ -37,16 +32,14 @@ from ml_backend.video.writer import VideoWriter
 
 Progress = Callable[[int, int], None]
 
+#: Of all panes together, px: hardware decoders of H.264 take 4096.
+_MAX_WIDTH = 3840
+#: Around the panes, and of the strip with their titles.
+_GROUND, _STRIP = (24, 24, 28), (38, 38, 44)
 #: Units a second of the times of pictures at uneven intervals, as MPEG counts.
 _TICKS = 90_000
 #: Pictures after which memory is tidied up, which takes about as long as drawing one.
 _TIDY = 100
-#: Pictures after which x264 makes a key frame by itself: segments of so many cost nothing.
-_KEY = 250
-#: Of a segment, about: as much work is lost at most.
-_SEGMENT_S = 10
-#: Of drawing: pictures of an earlier program are not mixed with others.
-_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +53,7 @@ class Options:
         height: of the pictures, px; the video's own when ``None``, which a larger one never exceeds.
         sound: whether the sound is kept.
         font: a font file that is to be preferred.
-        crf, preset: of the encoder; see :class:`~ml_backend.video.writer.VideoWriter`.
+        crf: of the encoder; see :class:`~ml_backend.video.writer.VideoWriter`.
     """
 
     look: Look = field(default_factory=Look)
@@ -71,7 +64,6 @@ class Options:
     sound: bool = True
     font: Path | None = None
     crf: int = 20
-    preset: str = "veryfast"
 
 
 def check_out(out: Path, video: Path, force: bool) -> None:
@@ -82,16 +74,9 @@ def check_out(out: Path, video: Path, force: bool) -> None:
         VideoError: the video is no file that can be read.
     """
     source = check_file(video)
-    if out.suffix.lower() != ".mp4":
-        raise ConfigError(f"{out.name} is not the name of an MP4 file.", "End it with .mp4.")
-    if not out.exists():
-        return
-    if out.samefile(source):
+    if out.exists() and out.samefile(source):
         raise ConfigError(f"{out} is the video itself.", "Choose another --out.")
-    if out.is_dir():
-        raise ConfigError(f"{out} is a folder.", "Choose another --out.")
-    if not force:
-        raise ConfigError(f"{out} exists already.", "Choose another --out, or overwrite it with --force.")
+    check_output(out, (".mp4",), force)
 
 
 def render(
@@ -100,7 +85,6 @@ def render(
     layers: Sequence[Layer],
     options: Options | None = None,
     progress: Progress | None = None,
-    resume: bool = False,
 ) -> dict[str, Any]:
     """Write a video with boxes, one picture in memory at a time.
 
@@ -111,8 +95,6 @@ def render(
         out: target, ending in ``.mp4``; one that is there is replaced.
         layers: one or more, of this video.
         progress: called with pictures done and in all.
-        resume: keep what is done when interrupted, and go on with what an interrupted run has kept of the same; see
-            :mod:`ml_backend.export.segments`.
 
     Returns:
         Summary: frames, seconds, fps, width, height, tracks and labels (of each layer), note.
@@ -127,97 +109,40 @@ def render(
     first, last = _stretch(facts, options)
     fonts = Fonts(options.font)
     size = fitting_size(facts.info.width, facts.info.height, len(layers), options.height)
-    layout = Layout(size, [layer.title for layer in layers], Scale.of(*size).font, fonts)
+    picture, panes = _side_by_side(size, [layer.title for layer in layers], fonts)
     labels = _labels(layers, options.colours)
     colours = label_colours(labels, options.colours)
-    painters = [_Pane(layer, labels, colours, size, facts.info, options.look, fonts, first, last) for layer in layers]
+    painters = [_Boxes(layer, labels, colours, size, facts.info, options.look, fonts, first, last) for layer in layers]
     base, stamps = _stamps(facts, first, last)
     total = last + 1 - first
     rate = Fraction(facts.info.fps).limit_denominator(1001)
     sound = _sound(facts, first, options) if options.sound and facts.info.has_audio else None
-
-    def writer(path: Path, heard: Sound | None = None) -> VideoWriter:
-        how: dict[str, Any] = {"crf": options.crf, "preset": options.preset, "time_base": base, "sound": heard}
-        return VideoWriter(path, layout.width, layout.height, rate, **how)
-
-    def pictures(at: int) -> Iterator[tuple[int, Image]]:
-        """Numbers and pictures as they are to be seen, from one on."""
-        for frame in read_frames(video, facts.info, start=first + at, size=size):
+    started, done = time.perf_counter(), 0
+    how: dict[str, Any] = {"crf": options.crf, "time_base": base, "sound": sound}
+    with VideoWriter(out, picture.shape[1], picture.shape[0], rate, **how) as writer:
+        for frame in read_frames(video, facts.info, start=first, size=size):
             number = frame.index - first
             if frame.index > last:
                 break
-            picture = layout.spread(frame.image)
-            for pane, painter in zip(layout.panes, painters, strict=True):
-                painter.paint(pane.of(picture), frame.index)
-            yield number, picture
+            for pane, painter in zip(panes, painters, strict=True):
+                pane[:] = frame.image
+                painter.paint(pane, frame.index)
+            writer.write(picture, int(stamps[number]))
+            done += 1
             if number % _TIDY == _TIDY - 1:
                 _tidy_memory()
             if progress is not None:
                 progress(number + 1, total)
-
-    started = time.perf_counter()
-    if resume:
-        length = _KEY * max(1, round(_SEGMENT_S * facts.info.fps / _KEY))
-        made_of = _made_of(facts, layers, options, fonts, {"stretch": [first, last], "length": length, "size": size})
-        with segments_of(out, made_of, length, writer) as segments:
-            kept, at = segments.frames, segments.done * length
-            if segments.carried is not None:
-                for painter, state in zip(painters, segments.carried, strict=True):
-                    painter.restore(state)
-            if at < total:
-                for number, picture in pictures(at):
-                    segments.write(number, picture, int(stamps[number]), _states(painters))
-            join(out, segments.finish(total), base or 1 / rate, sound)
-            done = segments.frames
-    else:
-        kept, done = 0, 0
-        with writer(out, sound) as whole:
-            for number, picture in pictures(0):
-                whole.write(picture, int(stamps[number]))
-                done += 1
     seconds = time.perf_counter() - started
     return {
         "frames": done,
         "seconds": round(seconds, 3),
-        "fps": round((done - kept) / seconds, 2) if seconds else 0.0,
-        "width": layout.width,
-        "height": layout.height,
-        "tracks": [len(pane.objects) for pane in painters],
-        "labels": [dict(Counter(item.label for item in pane.objects)) for pane in painters],
+        "fps": round(done / seconds, 2) if seconds else 0.0,
+        "width": picture.shape[1],
+        "height": picture.shape[0],
+        "tracks": [len(boxes.objects) for boxes in painters],
+        "labels": [dict(Counter(item.label for item in boxes.objects)) for boxes in painters],
         "note": " ".join(filter(None, [*(layer.note for layer in layers), fonts.note()])),
-    }
-
-
-def _states(painters: Sequence[_Pane]) -> Callable[[], list[Any]]:
-    states = [painter.state() for painter in painters]
-    return lambda: [state() for state in states]
-
-
-def _made_of(
-    facts: Scan, layers: Sequence[Layer], options: Options, fonts: Fonts, more: Mapping[str, Any]
-) -> dict[str, Any]:
-    """All that decides pictures, as JSON."""
-    shown = [
-        [
-            layer.title,
-            layer.video.timeline.frame_rate,
-            [
-                [item.track, item.label, item.source, item.confidence, item.first, item.last, item.region["value"]]
-                for item in layer.video.objects
-            ],
-        ]
-        for layer in layers
-    ]
-    return {
-        "version": _VERSION,
-        # Of other releases or another number of processors the encoder's decisions may be others.
-        "made_by": [av.__version__, av.library_versions, sv.__version__, os.cpu_count()],
-        "video": file_sha256(facts.info.path),
-        # Sound is added at the end; where it begins and ends is said by the pictures.
-        "options": {key: value for key, value in asdict(options).items() if key not in ("sound", "start", "end")},
-        "fonts": {path: file_sha256(path) for path in fonts.files()},
-        "layers": fingerprint(shown),
-        **more,
     }
 
 
@@ -233,7 +158,36 @@ def _tidy_memory() -> None:
             trim(0)
 
 
-class _Pane:
+def fitting_size(width: int, height: int, panes: int, wanted_height: int | None = None) -> tuple[int, int]:
+    """Size of a video's picture in one of several panes: its own, unless less is wanted or all would be too wide."""
+    share = min(1.0, _MAX_WIDTH / (panes * width), (wanted_height or height) / height)
+    if share == 1.0:
+        return width, height
+    # Even sizes need no padding in the middle of a picture that is made of several.
+    return max(2, round(width * share / 2) * 2), max(2, round(height * share / 2) * 2)
+
+
+def _side_by_side(size: tuple[int, int], titles: Sequence[str], fonts: Fonts) -> tuple[Image, list[Image]]:
+    """A BGR picture with panes beside each other, and the panes as views of it, to be drawn on.
+
+    One alone is the whole picture; several stand under their titles. ``size`` is that of each pane.
+    """
+    (width, height), count, font = size, len(titles), Scale.of(*size).font
+    strip, gap = (round(font * 2.2), max(2, round(font / 3))) if count > 1 else (0, 0)
+    ground = Pictures.new("RGB", (count * (width + gap) - gap, height + strip), _GROUND)
+    lefts = [number * (width + gap) for number in range(count)]
+    if strip:
+        for left, title in zip(lefts, titles, strict=True):
+            head, mask, pad = Pictures.new("RGB", (width, strip), _STRIP), fonts.mask(title, font), round(font * 0.7)
+            # Of a title that is too long the beginning tells most.
+            mask = mask.crop((0, 0, min(mask.width, max(width - 2 * pad, 1)), mask.height))
+            head.paste(WHITE, (pad, (strip - mask.height) // 2), mask)
+            ground.paste(head, (left, 0))
+    picture = np.ascontiguousarray(np.asarray(ground)[..., ::-1])
+    return picture, [picture[strip:, left : left + width] for left in lefts]
+
+
+class _Boxes:
     """The boxes of one layer, picture by picture."""
 
     def __init__(
@@ -264,14 +218,6 @@ class _Pane:
             if boxes.index == index:
                 self._painter.paint(image, self._detections(boxes.objects, boxes.xyxy))
                 return
-
-    def state(self) -> Callable[[], dict[str, Any]]:
-        """See :meth:`Painter.state`."""
-        return self._painter.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """See :meth:`Painter.restore`."""
-        self._painter.restore(state)
 
     def _detections(self, objects: Sequence[VideoObject], xyxy: Any) -> sv.Detections:
         return sv.Detections(

@@ -19,7 +19,7 @@ SPLITS = ("train", "val", "test")
 SplitBy = Literal["auto", "video", "time", "ratio"]
 
 #: From so many videos on, whole ones make a fair validation set.
-_VIDEOS_TO_SPLIT = 5
+VIDEOS_TO_SPLIT = 5
 #: Pictures are compared at this size: noise is averaged away, a person in the distance still shows.
 _THUMBNAIL = (96, 54)
 #: Grey levels of 255 by which pictures differ on average if anything has moved.
@@ -67,12 +67,6 @@ class Sampling:
         ratio = np.asarray(self.ratio, np.float64)
         out: Float64Array = ratio / ratio.sum()
         return out
-
-    def for_videos(self, count: int) -> SplitBy:
-        """What ``"auto"`` means for so many videos."""
-        if self.split != "auto":
-            return self.split
-        return "video" if count >= _VIDEOS_TO_SPLIT else "time"
 
 
 def parse_ratio(text: str) -> tuple[float, float, float]:
@@ -159,12 +153,7 @@ class NearDuplicates:
         self._kept: tuple[Image, FrameBoxes] | None = None
 
     def __call__(self, image: Image, boxes: FrameBoxes) -> bool:
-        """Whether a picture can go; one that cannot is what the next is compared with.
-
-        Args:
-            image: ``(height, width, 3)`` BGR.
-            boxes: objects on it.
-        """
+        """Whether a picture can go; one that cannot is what the next is compared with."""
         small = cv2.cvtColor(cv2.resize(image, _THUMBNAIL, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY)
         if self._kept is not None:
             before, known = self._kept

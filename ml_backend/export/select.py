@@ -1,15 +1,26 @@
-"""Which annotation or prediction of a task counts."""
+"""What of a task counts: which annotation or prediction, which of its videos, and at which frame rate."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
+from ml_backend.errors import ConfigError
+from ml_backend.export.locate import media_parts, number
 from ml_backend.export.tasks import RawTask
+from ml_backend.files import is_video_name
+from ml_backend.importing import SOURCE_FIELD
+from ml_backend.label_studio.schema import DEFAULT_FRAME_RATE, VideoControl
 from ml_backend.versions import is_partial
 
 Predictions = Literal["none", "missing", "only"]
+
+#: Fields in which projects keep the frame rate of a video.
+_RATE_FIELDS = ("fps", "frame_rate", "frameRate", "framerate")
+_USUAL = (DEFAULT_FRAME_RATE, 25.0, 30.0, 29.97, 23.976, 50.0, 60.0, 59.94, 15.0, 12.5, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +57,15 @@ def submissions(
         all_annotators: give every annotation.
         model_version: of the prediction wanted; the newest where empty.
     """
-    predicted = [p for p in task["predictions"] if _is_wanted(str(p.get("model_version") or ""), model_version)]
-    submitted = [] if predictions == "only" else [a for a in task["annotations"] if not _cancelled(a)]
-    if submitted:
+
+    def is_wanted(prediction: Mapping[str, Any]) -> bool:
+        # What was found in a part of a video is no answer to what is in it, unless somebody asks for just that.
+        version = str(prediction.get("model_version") or "")
+        return version == model_version if model_version else not is_partial(version)
+
+    predicted = list(filter(is_wanted, task["predictions"]))
+    submitted = [a for a in task["annotations"] if not (a.get("was_cancelled") or a.get("skipped"))]
+    if submitted and predictions != "only":
         regions = {str(region.get("id")): region for p in task["predictions"] for region in _result(p)}
         chosen = sorted(submitted, key=_rank)
         return [
@@ -63,15 +80,6 @@ def submissions(
     newest = max(predicted, key=lambda p: (str(p.get("created_at") or p.get("updated_at") or ""), _id(p)))
     version = str(newest.get("model_version") or "")
     return [Submission(_result(newest), {}, version, True, valid_score(newest.get("score")))]
-
-
-def _is_wanted(version: str, wanted: str) -> bool:
-    """What was found in a part of a video is no answer to what is in it, unless somebody asks for just that."""
-    return version == wanted if wanted else not is_partial(version)
-
-
-def _cancelled(annotation: Mapping[str, Any]) -> bool:
-    return bool(annotation.get("was_cancelled") or annotation.get("skipped"))
 
 
 def _rank(annotation: Mapping[str, Any]) -> tuple[bool, str, int]:
@@ -116,19 +124,84 @@ def region_labels(region: Mapping[str, Any]) -> list[str]:
 
 
 def chosen_classes(texts: Iterable[str], labels: Collection[str]) -> tuple[str, ...]:
-    """The labels that a command line names, each once: ``a,b`` is one of ``labels`` if there is one, else two.
+    """The labels that a command line names, each once: ``a,b`` is one label where ``labels`` has it, else two.
 
     Args:
         texts: labels, or several of them with commas in between.
         labels: of the project.
     """
-    chosen: list[str] = []
-    for text in texts:
-        parts = text.split(",")
-        while parts:
-            # The longest that is a label.
-            sizes = range(len(parts), 0, -1)
-            size = next((n for n in sizes if ",".join(parts[:n]).strip() in labels), 1)
-            chosen.append(",".join(parts[:size]).strip())
-            parts = parts[size:]
-    return tuple(dict.fromkeys(name for name in chosen if name))
+    parts = chain.from_iterable([text] if text in labels else text.split(",") for text in texts)
+    return tuple(dict.fromkeys(filter(None, map(str.strip, parts))))
+
+
+def found_controls(data: Mapping[str, Any], result: Iterable[Mapping[str, Any]]) -> tuple[VideoControl, ...]:
+    """The video controls that a task's regions name; one for its video where there are no regions.
+
+    Args:
+        data: of the task.
+        result: of an annotation or a prediction.
+
+    Raises:
+        ConfigError: which field has the video is not known.
+    """
+    names: dict[str, str] = {}
+    for region in result:
+        if region.get("type") == "videorectangle":
+            from_name = str(region.get("from_name") or "box")
+            names.setdefault(str(region.get("to_name") or f"?{from_name}"), from_name)
+    fields = [key for key, value in data.items() if _is_video(value)]
+    if SOURCE_FIELD in data and "/" not in str(data.get("source")):
+        # What `import_videos.py` notes: the name of the file that it was given.
+        fields = [key for key in fields if key != "source"]
+    if not names:
+        # Nothing was drawn, so that it matters to nobody what the control is called.
+        names = {_only(fields, "video"): "box"}
+    fields_left = [field for field in fields if field not in names]
+    return tuple(
+        VideoControl(from_name, to_name, to_name if to_name in fields else _only(fields_left, to_name), "label", ())
+        for to_name, from_name in names.items()
+    )
+
+
+def _only(fields: Sequence[str], name: str) -> str:
+    """The field of a control's video.
+
+    Raises:
+        ConfigError: there are several, none of them of the control's name.
+    """
+    if name in fields or not fields:
+        return name
+    if len(fields) > 1:
+        raise ConfigError(
+            f"The task has several fields with a video ({', '.join(fields)}), and which one is meant is not known.",
+            "Give the project's label config as --config.",
+        )
+    return fields[0]
+
+
+def _is_video(value: Any) -> bool:
+    return isinstance(value, str) and any(map(is_video_name, media_parts(value)[-1:]))
+
+
+def inferred_rate(data: Mapping[str, Any], regions: Iterable[Mapping[str, Any]]) -> float | None:
+    """Frames per second of the timeline on which regions were drawn.
+
+    ``framesCount`` is ``duration`` times the frame rate, rounded: what the task's own fields say is believed if it
+    agrees, then a usual rate that does, then the quotient itself.
+
+    Returns:
+        ``None`` where neither regions nor fields say anything.
+    """
+    stated = [rate for field in _RATE_FIELDS if (rate := number(data.get(field))) > 0]
+    for region in regions:
+        value = region.get("value")
+        if not isinstance(value, Mapping):
+            continue
+        duration, count = number(value.get("duration")), number(value.get("framesCount"))
+        if not (duration > 0 and count > 0):
+            continue
+        for rate in (*stated, *_USUAL):
+            if math.floor(duration * rate + 0.5) == count:
+                return rate
+        return count / duration
+    return stated[0] if stated else None

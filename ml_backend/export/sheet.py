@@ -11,16 +11,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image as Pictures
+from PIL import ImageDraw
 
 from ml_backend.errors import ConfigError
-from ml_backend.export.files import make_folder, write_bytes
+from ml_backend.export.draw import short
 from ml_backend.export.fonts import Fonts
-from ml_backend.export.tiles import rounded, short
+from ml_backend.files import write_bytes
 from ml_backend.patterns.store import PatternStore
 
 #: Formats by suffix, as Pillow names them.
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 BACKGROUND_NAME = "(background)"
+#: Of the cell for one picture, px: thumbnails have 96.
+_CELL = 144
 _GROUND, _CARD, _EMPTY = (236, 237, 241), (255, 255, 255), (206, 208, 214)
 _TEXT, _FAINT = (28, 28, 34), (112, 114, 124)
 
@@ -107,41 +110,30 @@ def sheet_title(found: Exemplars) -> str:
     return text + (f", {len(found.cards)} shown" if len(found.cards) < found.total else "")
 
 
-def contact_sheet(
-    cards: Sequence[Card], title: str, fonts: Fonts, *, columns: int | None = None, size: int = 144
-) -> Pictures.Image:
-    """A grid of pictures with captions.
-
-    Args:
-        columns: by default as many as make the sheet a little wider than high.
-        size: of the cell for one picture, px; thumbnails keep their proportions in it.
-    """
-    letters = max(10, round(size / 12))
-    gap = max(4, size // 12)
-    line = round(letters * 1.35)
+def contact_sheet(cards: Sequence[Card], title: str, fonts: Fonts) -> Pictures.Image:
+    """A grid of pictures with captions, a little wider than high; thumbnails keep their proportions."""
+    size, gap, letters, line = _CELL, _CELL // 12, _CELL // 12, _CELL // 9
     lines = max((len(card.caption) for card in cards), default=0)
     height = size + lines * line + gap
-    if columns is None:
-        columns = max(1, min(len(cards), round(math.sqrt(1.5 * len(cards)))))
+    columns = max(1, min(len(cards), round(math.sqrt(1.5 * len(cards)))))
     rows = math.ceil(len(cards) / columns)
     heading = round(letters * 1.5)
     mask = fonts.mask(title, heading)
-    head = mask.shape[0] + 2 * gap
-    width = max(columns * (size + gap) + gap, mask.shape[1] + 2 * gap)
+    head = mask.height + 2 * gap
+    width = max(columns * (size + gap) + gap, mask.width + 2 * gap)
     sheet = Pictures.new("RGB", (width, head + rows * (height + gap) + gap), _GROUND)
-    sheet.paste(_TEXT, (gap, gap), Pictures.fromarray(mask))
-    ground = Pictures.fromarray(rounded(size, height, gap))
+    sheet.paste(_TEXT, (gap, gap), mask)
+    draw = ImageDraw.Draw(sheet)
     for number, card in enumerate(cards):
         x, y = gap + number % columns * (size + gap), head + number // columns * (height + gap)
-        sheet.paste(_CARD, (x, y), ground)
+        draw.rounded_rectangle((x, y, x + size - 1, y + height - 1), gap, _CARD)
         picture = _opened(card.thumbnail, size - gap)
-        left, top = x + (size - picture.width) // 2, y + (size - picture.height) // 2
-        corners = Pictures.fromarray(rounded(picture.width, picture.height, gap // 2))
-        sheet.paste(picture, (left, top), corners)
+        sheet.paste(picture, (x + (size - picture.width) // 2, y + (size - picture.height) // 2))
         for row, text in enumerate(card.caption):
-            words = fonts.mask(short(text), letters)[:, : size - gap]
-            place = (x + (size - words.shape[1]) // 2, y + size + row * line)
-            sheet.paste(_FAINT if row else _TEXT, place, Pictures.fromarray(np.ascontiguousarray(words)))
+            words = fonts.mask(short(text), letters)
+            words = words.crop((0, 0, min(words.width, size - gap), words.height))
+            place = (x + (size - words.width) // 2, y + size + row * line)
+            sheet.paste(_FAINT if row else _TEXT, place, words)
     return sheet
 
 
@@ -158,38 +150,18 @@ def _opened(jpeg: bytes, size: int) -> Pictures.Image:
     return resized
 
 
-def check_picture(out: Path, force: bool) -> str:
-    """The format of a picture that may be written, as Pillow names it.
-
-    Raises:
-        ConfigError: another kind of file, or there already and ``force`` not given.
-    """
-    form = FORMATS.get(out.suffix.lower())
-    if form is None:
-        raise ConfigError(f"{out.name} is not the name of a picture.", f"End it with {', '.join(FORMATS)}.")
-    if out.is_dir():
-        raise ConfigError(f"{out} is a folder.", "Choose another --out.")
-    if out.exists() and not force:
-        raise ConfigError(f"{out} exists already.", "Choose another --out, or overwrite it with --force.")
-    return form
-
-
-def write_sheet(sheet: Pictures.Image, out: Path, form: str) -> None:
-    """Write a sheet.
-
-    Args:
-        form: from :func:`check_picture`.
+def write_sheet(sheet: Pictures.Image, out: Path) -> None:
+    """Write a sheet; the suffix tells the format, one of ``FORMATS``.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
         ConfigError: the sheet is too large for the format.
     """
-    buffer = io.BytesIO()
+    buffer, form = io.BytesIO(), FORMATS[out.suffix.lower()]
     try:
         # 4:4:4: letters have coloured fringes otherwise.
         sheet.save(buffer, form, **({"quality": 92, "subsampling": 0} if form == "JPEG" else {}))
     except (OSError, ValueError) as error:
         size = f"{sheet.width} x {sheet.height}"
         raise ConfigError(f"{out.name} cannot hold {size} pixels: {error}.", "Lower --limit, or take PNG.") from error
-    make_folder(out.parent)
     write_bytes(out, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""What an export has done so far, kept beside it, so that one that was interrupted goes on."""
+"""What the export of a dataset has done so far, kept beside it, so that one that was interrupted goes on."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ml_backend.errors import ConfigError
-from ml_backend.export.files import write_text
-from ml_backend.export.select import chosen_label
-
-if TYPE_CHECKING:
-    from ml_backend.export.source import Part
+from ml_backend.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -31,36 +27,36 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def part_fingerprint(part: Part) -> str:
-    """The same as long as a task says the same of a video; what it says of another one does not matter."""
-    regions, labels = part.regions, {label.value for label in part.control.labels}
-    predicted = part.submission.predicted
-    return fingerprint(
-        {
-            "name": part.name,
-            "rate": part.frame_rate,
-            "labels": [chosen_label(region, labels) for region in regions],
-            "regions": [dict(region) for region in regions],
-            # Scores of accepted regions may be there.
-            "predicted": [dict(predicted.get(str(region.get("id")), {})) for region in regions],
-            "by": [part.submission.annotator, part.submission.is_prediction, part.submission.score],
-        }
-    )
-
-
-class Records:
-    """What each video of an export was made from.
+class State:
+    """Options of a dataset, and what each of its videos was made from.
 
     Args:
-        folder: of the records; made with the first one.
+        out: folder of the export.
+        options: everything that decides what is written.
+
+    Raises:
+        ConfigError: the folder holds something else, or an export with other options.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._dir = folder
+    def __init__(self, out: Path, options: dict[str, Any]) -> None:
+        self._dir = state_folder(out)
+        file = self._dir / "options.json"
+        before = _read_json(file)
+        options = json.loads(json.dumps(options, default=str))  # as they will be read again
+        if before is None:
+            if out.exists() and (not out.is_dir() or any(path.name != _FOLDER for path in out.iterdir())):
+                raise ConfigError(f"{out} holds something else.", "Choose a new or empty folder as --out.")
+            write_text(file, json.dumps(options, indent=1, ensure_ascii=False) + "\n")
+        elif before != options:
+            changed = sorted(key for key in {*before, *options} if before.get(key) != options.get(key))
+            raise ConfigError(
+                f"{out} holds an export with other options ({', '.join(changed)}).",
+                "Choose another --out, remove that folder, or use the same options to continue.",
+            )
 
-    def read(self, name: str) -> dict[str, Any]:
-        """The record of a video; empty where there is none."""
-        return read_json(self._path(name)) or {}
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The record of a video; ``None`` where there is none."""
+        return _read_json(self._path(name))
 
     def write(self, name: str, record: dict[str, Any]) -> None:
         write_text(self._path(name), json.dumps(record, default=str) + "\n")
@@ -77,35 +73,7 @@ class Records:
         return self._dir / f"{name}.video.json"
 
 
-class State(Records):
-    """Records of a dataset, and its options.
-
-    Args:
-        out: folder of the export.
-        options: everything that decides what is written.
-
-    Raises:
-        ConfigError: the folder holds something else, or an export with other options.
-    """
-
-    def __init__(self, out: Path, options: dict[str, Any]) -> None:
-        super().__init__(state_folder(out))
-        file = self._dir / "options.json"
-        before = read_json(file)
-        options = json.loads(json.dumps(options, default=str))  # as they will be read again
-        if before is None:
-            if out.exists() and (not out.is_dir() or any(path.name != _FOLDER for path in out.iterdir())):
-                raise ConfigError(f"{out} holds something else.", "Choose a new or empty folder as --out.")
-            write_text(file, json.dumps(options, indent=1, ensure_ascii=False) + "\n")
-        elif before != options:
-            changed = sorted(key for key in {*before, *options} if before.get(key) != options.get(key))
-            raise ConfigError(
-                f"{out} holds an export with other options ({', '.join(changed)}).",
-                "Choose another --out, remove that folder, or use the same options to continue.",
-            )
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object; ``None`` where there is none, or it is damaged."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from ml_backend.export.files import writing
 from ml_backend.export.source import Source
 from ml_backend.export.video import AnnotatedVideo
-from ml_backend.types import IntArray
+from ml_backend.files import writing
 
 #: Box sizes are counted in steps of a pixel up to here (8K video is 7680 wide); larger ones count as this.
 _MAX_SIZE = 8192
@@ -66,21 +65,17 @@ class Statistics:
     videos: int = 0
     video_seconds: float = 0.0
 
-    def share(self, tally: Tally) -> float:
-        """Share of all boxes, 0..1."""
-        total = sum(each.boxes for each in self.labels.values())
-        return tally.boxes / total if total else 0.0
-
     def rows(self) -> list[dict[str, Any]]:
         """One row for each label and each annotator, most boxes first."""
         groups = (("label", self.labels), ("annotator", self.annotators))
+        total = sum(tally.boxes for tally in self.labels.values())
         return [
             {
                 "kind": kind,
                 "name": name,
                 "tracks": tally.tracks,
                 "boxes": tally.boxes,
-                "share": round(self.share(tally), 4),
+                "share": round(tally.boxes / max(total, 1), 4),
                 "frames": tally.frames,
                 "seconds": round(tally.seconds, 3),
                 "manual_tracks": tally.manual,
@@ -108,54 +103,35 @@ def collect(source: Source, progress: Callable[[int, int], None] | None = None) 
     for done, video in enumerate(source.videos(), start=1):
         found.videos += 1
         found.video_seconds += video.info.duration
-        by_label: dict[str, list[int]] = {}
-        for index, item in enumerate(video.objects):
-            by_label.setdefault(item.label, []).append(index)
-        person = Tally()
-        shown_all = np.zeros(video.info.frames, bool)
-        for label, members in by_label.items():
-            tally, shown = _tally(video, members)
-            found.labels.setdefault(label, Tally()).add(tally)
-            shown_all |= shown
-            person.add(tally)
-        if by_label:
-            person.frames, person.videos = int(shown_all.sum()), 1
-        annotator = video.part.submission.annotator
-        found.annotators.setdefault(annotator, Tally()).add(person)
+        for label in dict.fromkeys(item.label for item in video.objects):
+            found.labels.setdefault(label, Tally()).add(_tally(video, label))
+        found.annotators.setdefault(video.part.submission.annotator, Tally()).add(_tally(video))
         if progress:
             progress(done, total)
     return found
 
 
-def _tally(video: AnnotatedVideo, members: Iterable[int]) -> tuple[Tally, npt.NDArray[np.bool_]]:
-    """Numbers of some objects of a video, and on which pictures any of them is."""
-    tally, shown = Tally(videos=1), np.zeros(video.info.frames, bool)
-    lasting = picture_seconds(video)
-    for index in members:
-        item = video.objects[index]
+def _tally(video: AnnotatedVideo, label: str | None = None) -> Tally:
+    """Numbers of the objects with a label, or of all objects of a video."""
+    objects = [item for item in video.objects if label in (None, item.label)]
+    tally, shown = Tally(videos=int(bool(objects))), np.zeros(video.info.frames, bool)
+    times = video.timeline.times
+    end = max(float(times[0]) + video.info.duration, float(times[-1]))
+    lasting = np.diff(times, append=end)  # how long each picture is on screen
+    for item in objects:
         pictures, xyxy = video.boxes(item)
         if not len(pictures):
             continue
         sides = np.sqrt((xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1]))
-        tally.sizes += _count(np.minimum(np.rint(sides), _MAX_SIZE).astype(np.int64))
+        steps = np.minimum(np.rint(sides), _MAX_SIZE).astype(np.int64)
+        tally.sizes += np.bincount(steps, minlength=_MAX_SIZE + 1)
         tally.tracks += 1
         tally.boxes += len(pictures)
         tally.seconds += float(lasting[pictures].sum())
         tally.manual += item.source == "manual"
         shown[pictures] = True
     tally.frames = int(shown.sum())
-    return tally, shown
-
-
-def _count(sizes: IntArray) -> Counts:
-    return np.bincount(sizes, minlength=_MAX_SIZE + 1).astype(np.int64)
-
-
-def picture_seconds(video: AnnotatedVideo) -> npt.NDArray[np.float64]:
-    """``(frames,)`` how long each picture is on screen."""
-    times = video.timeline.times
-    end = max(float(times[0]) + video.info.duration, float(times[-1]))
-    return np.asarray(np.diff(times, append=end), np.float64)
+    return tally
 
 
 def as_table(statistics: Statistics) -> Table:

@@ -8,16 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ml_backend.errors import ConfigError
 
 RawTask = dict[str, Any]
 
-#: Characters that are read at first; a task that is longer doubles it, so that each is parsed a few times at most.
-_CHUNK = 1 << 18
 _BETWEEN = re.compile(r"[\s,]*")
 #: Fields that JSON_MIN adds to a task's own.
 _MIN_FIELDS = frozenset({"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement"})
@@ -25,7 +23,7 @@ _CURE = "Export the project from Label Studio as JSON, or write predictions with
 
 
 def read_tasks(path: Path) -> Iterator[RawTask]:
-    """Tasks of a file, one in memory at a time.
+    """Tasks of a file, of which one at a time is more than text.
 
     Args:
         path: Label Studio's JSON or JSON_MIN export (a list of tasks), a single task, or a prediction as
@@ -35,13 +33,13 @@ def read_tasks(path: Path) -> Iterator[RawTask]:
         ConfigError: not readable, not JSON, or none of these.
     """
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for _, rows in groupby(_items(file, path), key=_group):
-                yield from _one_shape(rows, path)
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error.reason}.", _CURE) from error
+    for _, rows in groupby(_items(text, path), key=_group):
+        yield from _one_shape(rows, path)
 
 
 def is_prediction_file(path: Path) -> bool:
@@ -120,35 +118,21 @@ def _mappings(items: Any) -> list[dict[str, Any]]:
     return [dict(item) for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
 
 
-def _items(file: IO[str], path: Path) -> Iterator[Any]:
-    """The elements of a file's outer list, or its only object."""
-    text = file.read(_CHUNK).lstrip()
-    if text.startswith("["):
-        yield from _elements(file, text[1:], path)
-        return
+def _items(text: str, path: Path) -> Iterator[Any]:
+    """The elements of the outer list, or the only object, decoded one after the other."""
+    decoder, at = json.JSONDecoder(), len(text) - len(text.lstrip())
+    several = text.startswith("[", at)
+    at += several
     try:
-        yield json.loads("".join(chain([text], iter(lambda: file.read(_CHUNK), ""))))
+        while True:
+            at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
+            if several and text.startswith("]", at):
+                return
+            item, at = decoder.raw_decode(text, at)
+            yield item
+            if not several:
+                return
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not JSON: {error}.", _CURE) from error
+        raise ConfigError(f"{path} is not JSON, or was cut off: {error}.", _CURE) from error
     except (RecursionError, ValueError) as error:  # brackets or digits without end
         raise ConfigError(f"{path} cannot be read: {type(error).__name__}.", _CURE) from error
-
-
-def _elements(file: IO[str], text: str, path: Path) -> Iterator[Any]:
-    decoder = json.JSONDecoder()
-    at, ended = 0, False
-    while True:
-        at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
-        if text.startswith("]", at):
-            return
-        try:
-            item, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            if ended:
-                raise ConfigError(f"{path} is not JSON, or was cut off: {error.msg}.", _CURE) from error
-            more = file.read(max(_CHUNK, len(text) - at))
-            text, at, ended = text[at:] + more, 0, not more
-            continue
-        except (RecursionError, ValueError) as error:  # brackets or digits without end
-            raise ConfigError(f"{path} cannot be read: {type(error).__name__}.", _CURE) from error
-        yield item

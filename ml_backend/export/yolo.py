@@ -6,8 +6,6 @@ Without boxes it is empty. With tracking each line ends in the track's number, a
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,12 +15,11 @@ import yaml
 
 from ml_backend.errors import ConfigError
 from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadVideo, finite
-from ml_backend.export.files import make_folder, write_text
-from ml_backend.export.known import Known
-from ml_backend.export.layout import Finished, Format, Picked, remove_named
+from ml_backend.export.layout import Counts, Format, Picked, remove_named
+from ml_backend.export.locate import Known
 from ml_backend.export.sampling import SPLITS
 from ml_backend.export.video import FrameBoxes
-from ml_backend.video.writer import storage_error
+from ml_backend.files import make_folder, storage_error, write_text
 
 
 class Yolo(Format):
@@ -33,13 +30,10 @@ class Yolo(Format):
 
     def write_labels(self, picked: Picked) -> None:
         info = picked.video.info
-        made: set[Path] = set()
+        for split in set(picked.splits):
+            make_folder(self.out / "labels" / split)
         for frame, split in zip(picked.video.frames(picked.pictures, picked.objects), picked.splits, strict=True):
-            folder = self.out / "labels" / split
-            if folder not in made:
-                make_folder(folder)
-                made.add(folder)
-            path = folder / f"{picked.name}_{frame.index:06d}.txt"
+            path = self.out / "labels" / split / f"{picked.name}_{frame.index:06d}.txt"
             try:
                 # Not by way of a temporary file: an export that breaks off here writes the video's labels again.
                 path.write_text(self._lines(frame, info.width, info.height), encoding="ascii", newline="\n")
@@ -61,28 +55,21 @@ class Yolo(Format):
             remove_named(self.out / "images" / split, name, keep)
             remove_named(self.out / "labels" / split, name)
 
-    def finish(self, videos: Sequence[Finished]) -> list[str]:
-        counts = {split: sum(video.counts.get(split, 0) for video in videos) for split in SPLITS}
+    def finish(self, counts: Counts) -> list[str]:
+        total = {split: sum(parts.get(split, 0) for parts in counts.values()) for split in SPLITS}
         notes = []
-        places = {split: f"images/{split}" for split in SPLITS if counts[split] or split != "test"}
+        places = {split: f"images/{split}" for split in SPLITS if total[split] or split != "test"}
         for split, other in (("train", "val"), ("val", "train")):
             make_folder(self.out / "images" / split)
             make_folder(self.out / "labels" / split)
-            if not counts[split] and counts[other]:
+            if not total[split] and total[other]:
                 places[split] = places[other]
                 notes.append(f"No picture is for {split}: data.yaml names those of {other} instead.")
         # Without `path`, ultralytics starts from this file's folder: the data set can be moved.
-        lines = [f"{split}: {place}" for split, place in places.items()]
-        lines += [f"nc: {len(self.classes)}", "names:" if self.classes else "names: {}"]
-        lines += [f"  {number}: {_yaml(name)}" for number, name in enumerate(self.classes)]
-        write_text(self.out / "data.yaml", "\n".join(lines) + "\n")
+        data = {**places, "nc": len(self.classes), "names": dict(enumerate(self.classes))}
+        readable = all(map(str.isprintable, self.classes))  # else PyYAML takes some characters for line ends
+        write_text(self.out / "data.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=readable))
         return notes
-
-
-def _yaml(name: str) -> str:
-    """JSON's strings are YAML's, but for control characters that JSON leaves as they are."""
-    text = json.dumps(name, ensure_ascii=False)
-    return re.sub("[\x7f-\x9f\ufffe\uffff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class YoloTrack(Yolo):

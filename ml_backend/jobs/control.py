@@ -16,13 +16,11 @@ from typing import Any
 
 from rq import get_current_job
 
-from ml_backend.errors import BackendError, Interrupted, MediaError, QueueUnavailable, VideoError
+from ml_backend.errors import BackendError, Interrupted, MediaError, VideoError
 from ml_backend.hybrid import use_embedder
-from ml_backend.jobs.board import SPREAD
-from ml_backend.jobs.context import Context, job
-from ml_backend.jobs.control_names import data_url, patterns_name, similar_name, stats_name
+from ml_backend.jobs.container import Container, job
+from ml_backend.jobs.control_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.control_work import Work, control_job
-from ml_backend.jobs.leftovers import remove_leftovers
 from ml_backend.outputs import STALE_S
 
 log = logging.getLogger(__name__)
@@ -36,7 +34,7 @@ def init_models(work: Work, project_id: int) -> dict[str, Any]:
     """Load the models that a project's next prediction needs; they stay loaded while memory allows."""
     from ml_backend.pipeline import yolo_detector
 
-    models = work.context.projects.models(project_id, download=True)
+    models = work.container.projects.models(project_id, download=True)
     hybrid = models.hybrid
     loaded = []
     wanted = [item for item in (hybrid.embedder, hybrid.clip) if item]
@@ -54,18 +52,19 @@ def init_models(work: Work, project_id: int) -> dict[str, Any]:
 
 
 @job
-def auto_label(context: Context, project_id: int, task_ids: list[int]) -> None:
+def auto_label(container: Container, project_id: int, task_ids: list[int]) -> None:
     """Request predictions of these tasks; an empty list means all that nobody has annotated."""
-    tasks = task_ids or [state.id for state in context.client.list_task_states(project_id) if not state.annotations]
-    work = Work(context)
+    tasks = task_ids or [state.id for state in container.client.list_task_states(project_id) if not state.annotations]
+    work = Work(container)
     report = work.step("requesting")
     for number, task_id in enumerate(tasks, start=1):
-        context.queue.request_prepare(project_id, task_id)
+        container.queue.request_prepare(project_id, task_id)
         report(number, len(tasks))
-    if work.id:
+    if current := get_current_job():
         # From now on it is as far as their predictions are.
-        context.board.spread(work.id, tasks)
-        log.info("Job %s is %s over %d tasks.", work.id, SPREAD, len(tasks))
+        current.meta["tasks"] = tasks
+        current.save_meta()
+        log.info("Job %s is as far as the predictions of %d tasks.", current.id, len(tasks))
 
 
 @control_job
@@ -77,7 +76,7 @@ def import_video(work: Work, project_id: int, folder: str, name: str) -> dict[st
     """
     from ml_backend.importing import Importer
 
-    remove_leftovers(work.context)  # now that room is needed
+    work.container.remove_leftovers()  # now that room is needed
     path = work.settings.uploads_dir / folder / name
     if not path.is_file():
         raise MediaError(
@@ -85,9 +84,8 @@ def import_video(work: Work, project_id: int, folder: str, name: str) -> dict[st
             "Upload it again; a worker on another machine needs the same DATA_DIR.",
         )
     with _kept_if_it_is_fine(work, project_id, path):
-        report = work.step("importing")
-        importer = Importer(work.context.client, project_id, work.settings)
-        (outcome,) = importer.run([path], lambda _, done, of: report(done, of))
+        importer = Importer(work.container.client, project_id, work.settings)
+        (outcome,) = importer.run([path], work.step("importing"))
         if outcome.error:
             raise outcome.error
         return {"task": outcome.task_id, "status": outcome.status, "detail": outcome.detail}
@@ -99,7 +97,7 @@ def _kept_if_it_is_fine(work: Work, project_id: int, path: Path) -> Iterator[Non
     try:
         yield
     except Interrupted:
-        if _is_cancelled(work):
+        if work.container.is_given_up(work.id):
             shutil.rmtree(path.parent, ignore_errors=True)
         raise
     except BackendError as error:
@@ -109,14 +107,6 @@ def _kept_if_it_is_fine(work: Work, project_id: int, path: Path) -> Iterator[Non
             _keep(project_id, path, error)
         raise
     shutil.rmtree(path.parent, ignore_errors=True)
-
-
-def _is_cancelled(work: Work) -> bool:
-    try:
-        return bool(work.id) and work.context.board.is_cancelled(work.id)
-    except QueueUnavailable as error:
-        log.warning("Whether job %s was cancelled is not known: %s", work.id, error)
-        return False
 
 
 def _keep(project_id: int, path: Path, error: BackendError) -> None:
@@ -144,7 +134,7 @@ def count_statistics(work: Work, project_id: int) -> dict[str, Any]:
         "rows": counted.rows(),
         "skipped": [str(item) for item in source.skipped],
     }
-    work.context.board.publish(stats_name(project_id), facts)
+    work.container.queue.publish(stats_name(project_id), facts)
     return {"videos": counted.videos}
 
 
@@ -155,15 +145,15 @@ def describe_patterns(work: Work, project_id: int) -> dict[str, Any]:
     from ml_backend.patterns.service import Patterns
 
     work.step("clustering")
-    info = Patterns(work.settings, work.context).info(project_id)
-    embedder, store = info["embedder"], work.context.projects.patterns
+    info = Patterns(work.container).info(project_id)
+    embedder, store = info["embedder"], work.container.projects.patterns
     points: list[dict[str, Any]] = []
     digest: str | None = None
     if embedder:
         digest = store.digest(project_id, embedder)
         points = atlas(*store.exemplars(project_id, embedder))
     facts = {"digest": digest or "", "labels": info["labels"], "map": points}
-    work.context.board.publish(patterns_name(project_id), facts)
+    work.container.queue.publish(patterns_name(project_id), facts)
     return {"labels": len(info["labels"])}
 
 
@@ -173,14 +163,14 @@ def find_similar(work: Work, project_id: int, label: str, limit: int, safe: bool
     from ml_backend.patterns.service import Patterns
 
     work.step("searching")
-    patterns = Patterns(work.settings, work.context)
+    patterns = Patterns(work.container)
     found, skipped = patterns.similar(project_id, label, limit=limit, safe_only=safe)
-    embedder = work.context.projects.models(project_id).hybrid.embedder
-    digest = work.context.projects.patterns.digest(project_id, embedder.model_id) if embedder else None
+    embedder = work.container.projects.models(project_id).hybrid.embedder
+    digest = work.container.projects.patterns.digest(project_id, embedder.model_id) if embedder else None
     rows = [
         item.summary() | {"thumbnail": data_url(item.thumbnail) if number < THUMBNAILS else None}
         for number, item in enumerate(found)
     ]
     facts = {"digest": digest or "", "tracks": rows, "skipped": skipped}
-    work.context.board.publish(similar_name(project_id, label, limit, safe), facts)
+    work.container.queue.publish(similar_name(project_id, label, limit, safe), facts)
     return {"tracks": len(rows)}

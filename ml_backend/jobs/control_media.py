@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
@@ -20,9 +20,8 @@ from ml_backend.export.layers import Export as FileExport
 from ml_backend.export.layers import Layer, Model, css_colours, file_layer, model_layer
 from ml_backend.export.render import Options, render
 from ml_backend.export.sampling import Sampling
-from ml_backend.jobs.control_names import STRIDE
+from ml_backend.jobs.control_queue import STRIDE
 from ml_backend.jobs.control_work import Work, control_job
-from ml_backend.jobs.leftovers import remove_leftovers
 from ml_backend.jobs.tasks import look_at_video
 from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.models.weights import resolve_detector
@@ -53,10 +52,12 @@ def render_video(work: Work, project_id: int, task_id: int, what: str) -> dict[s
     """
     name = f"project-{project_id}-task-{task_id}-{what}"
     if what == "base":
-        with work.video(project_id, task_id) as path:
+        with work.video(project_id, task_id) as path, tempfile.TemporaryDirectory(prefix="config-") as folder:
             # Its own classes: what it knows without the project.
-            layer = _look_now(work, _own_classes(work), path, mode="yolo")
-            return _render(work, layer, project_id, name)
+            config = Path(folder) / "label_config.xml"
+            config.write_text(_own_classes(work), encoding="utf-8")
+            model = Model(config, work.settings, progress=lambda stage: nullcontext(work.step(stage)))
+            return _render(work, model_layer(path, None, model, mode="yolo"), project_id, name)
     wanted: Predictions = "none" if what == "annotations" else "only"
     parts = list(work.source_of_task(project_id, task_id, predictions=wanted).parts())
     if not parts:
@@ -73,8 +74,9 @@ def render_custom_video(work: Work, project_id: int, task_id: int, version: str)
     Args:
         version: such as ``v2``; empty: the one in use.
     """
-    projects = work.context.projects
-    chosen = projects.registry.find(project_id, version) if version else projects.registry.current(project_id)
+    projects = work.container.projects
+    registry = work.container.registry
+    chosen = registry.find(project_id, version) if version else registry.current(project_id)
     if chosen is None:
         raise ConfigError(
             f"Project {project_id} has no trained version in use.", "Train one, or create an annotated video (base)."
@@ -85,7 +87,7 @@ def render_custom_video(work: Work, project_id: int, task_id: int, version: str)
     with work.video(project_id, task_id) as path, tempfile.TemporaryDirectory(prefix="prediction-") as folder:
         work.step("predicting")
         found = Path(folder) / "prediction.json"
-        found.write_text(json.dumps(look_at_video(work.context, task_id, models, path)), encoding="utf-8")
+        found.write_text(json.dumps(look_at_video(work.container, task_id, models, path)), encoding="utf-8")
         note = " ".join(filter(None, (models.detector.note, *models.hybrid.notes)))
         layer = Layer(models.version, file_layer(path, FileExport(found)).video, note)
         return _render(work, layer, project_id, f"project-{project_id}-task-{task_id}-{chosen.name}")
@@ -105,18 +107,6 @@ def _own_classes(work: Work) -> str:
     )
 
 
-def _look_now(work: Work, label_config: str, video: Path, **changes: Any) -> Layer:
-    """What the settings' detector finds in a video now.
-
-    Args:
-        changes: further settings.
-    """
-    with tempfile.TemporaryDirectory(prefix="config-") as folder:
-        config = Path(folder) / "label_config.xml"
-        config.write_text(label_config, encoding="utf-8")
-        return model_layer(video, None, Model(config, work.settings, progress=work.bar), **changes)
-
-
 def _render(work: Work, layer: Layer, project_id: int, name: str) -> dict[str, Any]:
     colours = css_colours(parse_label_config(work.label_config(project_id)))
     out = work.outputs.new(name, suffix="mp4")
@@ -127,7 +117,7 @@ def _render(work: Work, layer: Layer, project_id: int, name: str) -> dict[str, A
 
 
 def _made(work: Work, path: Path) -> dict[str, Any]:
-    remove_leftovers(work.context)
+    work.container.remove_leftovers()
     return {"file": path.name, "bytes": path.stat().st_size}
 
 
@@ -146,16 +136,19 @@ def export_project(
     words = ("project", project_id, format_name)
     with _workshop(work) as folder:
         if format_name == "annotations":
-            written = export_annotations(
-                source, folder / "annotations.json", with_video=True, progress=work.step("exporting")
-            )
+            rows = folder / "annotations.json"
+            written = export_annotations(source, rows, with_video=True, progress=work.step("exporting"))
             out = work.outputs.new(*words, suffix="json")
-            os.replace(written.files[0], out)
+            os.replace(rows, out)
             facts: dict[str, Any] = {"videos": written.videos, "rows": written.rows}
         else:
 
             def should_stop() -> bool:
-                _check_room(folder)
+                if shutil.disk_usage(folder).free < SPARE_BYTES:
+                    raise NoRoom(
+                        f"The dataset does not fit: less than {SPARE_BYTES >> 20} MB are free at {folder.parent}.",
+                        "Export with a larger stride, or free disk space.",
+                    )
                 return work.should_stop()
 
             stride = stride or (1 if FORMATS[format_name].whole_videos else STRIDE)
@@ -184,15 +177,6 @@ def _workshop(work: Work) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_room(folder: Path) -> None:
-    """Raise NoRoom if the disk is about to be full."""
-    if shutil.disk_usage(folder).free < SPARE_BYTES:
-        raise NoRoom(
-            f"The dataset does not fit: less than {SPARE_BYTES >> 20} MB are free at {folder.parent}.",
-            "Export with a larger stride, or free disk space.",
-        )
 
 
 def _zip(work: Work, folder: Path, out: Path) -> None:

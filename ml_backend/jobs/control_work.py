@@ -5,21 +5,19 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
 from rq import get_current_job
 
 from ml_backend.errors import ConfigError, Interrupted
 from ml_backend.export.source import Source
-from ml_backend.jobs.board import FINISHED
-from ml_backend.jobs.context import Context, job
+from ml_backend.jobs.container import Container, job
+from ml_backend.jobs.progress import tell
 from ml_backend.label_studio.media import MediaStore
 from ml_backend.label_studio.schema import parse_label_config
-from ml_backend.outputs import Outputs
 
 if TYPE_CHECKING:
     from ml_backend.export.select import Predictions
@@ -34,13 +32,13 @@ class Work:
         id: of the job; empty outside of a worker.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, container: Container) -> None:
         self._job = get_current_job()
-        self.context = context
-        self.settings = context.settings
+        self.container = container
+        self.settings = container.settings
         self.id = self._job.id if self._job else ""
-        self.outputs = Outputs(context.settings)
-        self.should_stop = context.stopper()
+        self.outputs = container.outputs
+        self.should_stop = container.stopper()
         self._last = 0.0
 
     def check(self) -> None:
@@ -51,7 +49,7 @@ class Work:
     def step(self, stage: str) -> Callable[[int, int], None]:
         """What is called with steps done and in all of a stage; it raises Interrupted if the work is to end."""
         started = time.monotonic()
-        self._tell({"stage": stage})
+        self._tell(stage=stage)
 
         def report(done: int, of: int) -> None:
             self.check()
@@ -60,28 +58,17 @@ class Work:
                 return
             rate = done / (now - started) if now > started else 0.0
             eta = round((of - done) / rate) if rate and of >= done else None
-            self._tell({"stage": stage, "done": done, "of": of, "eta_s": eta})
+            self._tell(stage=stage, done=done, of=of, eta_s=eta)
 
         return report
 
-    @contextmanager
-    def bar(self, stage: str) -> Iterator[Callable[[int, int], None]]:
-        """As :meth:`step`, where a context is expected."""
-        yield self.step(stage)
-
-    def _tell(self, progress: Mapping[str, Any]) -> None:
+    def _tell(self, **progress: Any) -> None:
         self._last = time.monotonic()
-        if self._job is None:
-            return
-        self._job.meta["progress"] = dict(progress)
-        try:
-            self._job.save_meta()
-        except RedisError as error:  # minutes of work must not end for a progress report
-            log.warning("Progress was not reported: %s", error)
+        tell(self._job, **progress)
 
     def label_config(self, project_id: int) -> str:
         """A project's label config, as it is written in Label Studio."""
-        return self.context.client.get_project(project_id).label_config
+        return self.container.client.get_project(project_id).label_config
 
     def source(self, project_id: int, *, predictions: Predictions = "none") -> Source:
         """A project's annotated tasks.
@@ -90,7 +77,7 @@ class Work:
             LabelStudioError: it cannot be read.
             ConfigError: the label config has no video.
         """
-        client, settings = self.context.client, self.settings
+        client, settings = self.container.client, self.settings
         return Source.from_project(client, project_id, settings, predictions=predictions, should_stop=self.should_stop)
 
     def source_of_task(self, project_id: int, task_id: int, *, predictions: Predictions) -> Source:
@@ -100,7 +87,7 @@ class Work:
             NotFound: the task is not in the project.
         """
         config = parse_label_config(self.label_config(project_id))
-        task = self.context.client.get_full_task(task_id, project_id)
+        task = self.container.client.get_full_task(task_id, project_id)
         return Source(lambda: iter([task]), self._store().open, config, predictions=predictions)
 
     @contextmanager
@@ -113,7 +100,7 @@ class Work:
             MediaError: the file is not to be had.
         """
         control = parse_label_config(self.label_config(project_id)).video_controls[0]
-        uri = control.media(self.context.client.get_full_task(task_id, project_id)["data"])
+        uri = control.media(self.container.client.get_full_task(task_id, project_id)["data"])
         if uri is None:
             raise ConfigError(
                 f'Task {task_id} has no field "{control.value_key}" with a video.', "Choose another task."
@@ -122,17 +109,14 @@ class Work:
             yield path
 
     def _store(self) -> MediaStore:
-        return MediaStore(self.settings, self.context.client, self.should_stop)
+        return MediaStore(self.settings, self.container.client, self.should_stop)
 
 
 def control_job(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A job whose result is kept for whoever asked for it. The function gets its :class:`Work` first."""
+    """A job that gets its :class:`Work` first. What it returns is kept for whoever asked for it."""
 
     @functools.wraps(function)
-    def run(context: Context, *args: Any) -> None:
-        work = Work(context)
-        result = function(work, *args)
-        if work.id:
-            context.board.end(work.id, FINISHED, result=result)
+    def run(container: Container, *args: Any) -> Any:
+        return function(Work(container), *args)
 
     return job(run)

@@ -8,15 +8,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.corrections_store import CorrectionStore
+from ml_backend.corrections import begun_from, compare, regions_fingerprint, was_written_over
+from ml_backend.corrections_store import Correction, CorrectionStore
 from ml_backend.errors import BackendError, Interrupted, LabelStudioError, MediaRefused, WeightsError
 from ml_backend.hybrid import use_embedder
-from ml_backend.jobs.context import Context, job
-from ml_backend.jobs.corrections import read_annotation, record_corrections
+from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.plan import VideoPart, cached_label_config, plan_task
 from ml_backend.jobs.queue import ALL_TASKS
 from ml_backend.label_studio.client import Annotation, NotFound, Task
@@ -24,7 +24,9 @@ from ml_backend.models.hub import ResolvedModel
 from ml_backend.modes import HybridModels
 from ml_backend.patterns.digest import bank_digests
 from ml_backend.patterns.store import NewExemplar, video_key
+from ml_backend.tracks.views import VIEWS
 from ml_backend.types import UNLABELLED
+from ml_backend.versions import is_partial
 
 if TYPE_CHECKING:
     from ml_backend.patterns.annotated import AnnotatedObject
@@ -45,55 +47,58 @@ Wanted = dict[str, list[NewExemplar]]
 
 
 @job
-def learn(context: Context, project_id: int) -> None:
+def learn(container: Container, project_id: int) -> None:
     """Learn from the tasks of a project that were annotated, changed or deleted since the last time.
 
     What people did with predictions is written down in every mode; labels are learned where the mode has models.
     A task whose video is gone or damaged keeps what it taught. Where a server is away, or refuses us, the others come
     first, and the job fails with what is still to be learned from left as it was.
     """
-    context.queue.begin_learning(project_id)
-    models = context.projects.models(project_id, download=True).hybrid
+    models = container.projects.models(project_id, download=True).hybrid
     # What is learned from now on passes other models by; they read everything anew when they are needed again.
-    context.projects.patterns.forget_project(project_id, keep=models.ids)
-    if _is_unread(context, project_id, models):
-        context.queue.note_for_learning(project_id, None)
+    container.projects.patterns.forget_project(project_id, keep=models.ids)
+    if _is_unread(container, project_id, models):
+        container.storage.note_pending("learn", project_id)
     later: BackendError | None = None
-    failed: set[str] = set()  # they wait for the job's next try, however often they are asked for meanwhile
-    while waiting := [item for item in _dirty(context, project_id).items() if item[0] not in failed]:
-        for task, ticket in waiting:
+    failed: set[int] = set()  # they wait for the job's next try, however often they are asked for meanwhile
+    while waiting := {
+        task: seen for task, seen in container.storage.pending("learn", project_id).items() if task not in failed
+    }:
+        if ALL_TASKS in waiting:  # first, because it makes more of it
+            waiting = {ALL_TASKS: waiting[ALL_TASKS]}
+        for task, revision in waiting.items():
             try:
-                if _learn(context, project_id, models, task):
+                if _learn(container, project_id, models, task):
                     # Before the task is struck off: whoever takes the job up would find nothing changed.
-                    context.queue.request_refresh(project_id)
+                    container.queue.request_refresh(project_id)
             except Interrupted:  # asked to stop: the others wait for whoever takes the job up
                 raise
             except BackendError as error:
-                log.warning("Nothing was learned from task %s of project %s: %s", task, project_id, error)
+                log.warning("Nothing was learned from task %s of project %s: %s", task or "list", project_id, error)
                 # A wrong token, a host that is not allowed, or weights that are not to be had, are no fault of the
                 # task's: it waits for the cure.
                 if error.retryable or isinstance(error, LabelStudioError | MediaRefused | WeightsError):
                     later = later or error
                     failed.add(task)
                     continue
-            context.queue.learned(project_id, task, ticket)
+            container.storage.settle("learn", project_id, {task: revision})
     if later:
         raise later
 
 
 @job
-def catch_up(context: Context, project_id: int) -> None:
+def catch_up(container: Container, project_id: int) -> None:
     """Learn from tasks that were annotated, changed or deleted while nobody told us.
 
     Label Studio does not repeat what it sent while this server was away, or could not write it down.
     """
     try:
-        tasks = {state.id: state for state in context.client.list_task_states(project_id)}
+        tasks = {state.id: state for state in container.client.list_task_states(project_id)}
     except NotFound:
         tasks = {}
-    known = CorrectionStore(context.storage).tasks(project_id)
+    known = CorrectionStore(container.storage).tasks(project_id)
     # Tasks also change for what teaches nothing: a prediction, an annotation that does not count. Once is enough.
-    asked = context.trainings.caught_up(project_id)
+    asked = container.training_queue.caught_up(project_id)
     moments = {task_id: state.updated_at.isoformat() for task_id, state in tasks.items() if state.updated_at}
     missed = known.keys() - tasks.keys()
     for task_id, state in tasks.items():
@@ -105,15 +110,15 @@ def catch_up(context: Context, project_id: int) -> None:
             missed.add(task_id)
     if missed:
         log.info("Project %s: %d annotations are looked at again.", project_id, len(missed))
-        context.queue.request_learning(project_id, sorted(missed))
+        container.queue.request_learning(project_id, sorted(missed))
     annotated = {task_id for task_id in moments if task_id in known or tasks[task_id].annotations > 0}
-    context.trainings.note_caught_up(project_id, {task_id: moments[task_id] for task_id in annotated})
-    _look_for_unread(context, project_id)
+    container.training_queue.note_caught_up(project_id, {task_id: moments[task_id] for task_id in annotated})
+    _look_for_unread(container, project_id)
 
 
-def _look_for_unread(context: Context, project_id: int) -> None:
+def _look_for_unread(container: Container, project_id: int) -> None:
     """Videos that were away while the project was trained, and are back, are something new to train on."""
-    registry = context.projects.registry
+    registry = container.registry
     last = registry.last(project_id)
     unread = list(last.lineage.get("unread") or ()) if last else []
     if last is None or not unread or last.is_active:
@@ -122,9 +127,9 @@ def _look_for_unread(context: Context, project_id: int) -> None:
     back, gone, away = set(), set(), 0
     for task_id in unread:
         try:
-            task = context.client.get_task(int(task_id))
-            for part in _parts(context, task):
-                with context.media.open(part.uri, task.id):
+            task = container.client.get_task(int(task_id))
+            for part in _parts(container, task):
+                with container.media.open(part.uri, task.id):
                     back.add(task_id)
         except Interrupted:
             raise
@@ -141,118 +146,96 @@ def _look_for_unread(context: Context, project_id: int) -> None:
         registry.settle_unread(last, back, gone)
 
 
-def read_annotations_once(context: Context, project_id: int, models: HybridModels) -> None:
+def read_annotations_once(container: Container, project_id: int, models: HybridModels) -> None:
     """What a project's people annotated before it had this mode, or this embedder, is worth learning too."""
-    if _is_unread(context, project_id, models):
-        context.queue.request_learning(project_id, None)
+    if _is_unread(container, project_id, models):
+        container.queue.request_learning(project_id, None)
 
 
-def _is_unread(context: Context, project_id: int, models: HybridModels) -> bool:
-    return any(digest is None for digest in bank_digests(context.storage, project_id, models.ids).values())
+def _is_unread(container: Container, project_id: int, models: HybridModels) -> bool:
+    return any(digest is None for digest in bank_digests(container.storage, project_id, models.ids).values())
 
 
-def _dirty(context: Context, project_id: int) -> Mapping[str, bytes]:
-    """What is still to be learned from; the list of all tasks first, because it makes more of it."""
-    dirty = context.queue.dirty_tasks(project_id)
-    return {ALL_TASKS: dirty[ALL_TASKS]} if ALL_TASKS in dirty else dirty
-
-
-def _learn(context: Context, project_id: int, models: HybridModels, task: str) -> bool:
-    if task == ALL_TASKS:
-        return _read_all(context, project_id, models)
+def _learn(container: Container, project_id: int, models: HybridModels, task_id: int) -> bool:
+    if task_id == ALL_TASKS:
+        return _read_all(container, project_id, models)
     # First, and without the video: that may be gone.
-    record_corrections(context, project_id, int(task))
-    return _learn_task(context, project_id, models, int(task)) if models.ids else False
+    record_corrections(container, project_id, task_id)
+    return _learn_task(container, project_id, models, task_id) if models.ids else False
 
 
-def _read_all(context: Context, project_id: int, models: HybridModels) -> bool:
+def _read_all(container: Container, project_id: int, models: HybridModels) -> bool:
     """Note all annotated tasks for learning, and those that were once; whether a bank is in use again.
 
     Nothing is unlearned here: the list may be older than what another worker has learned meanwhile.
     """
     try:
-        tasks = {state.id for state in context.client.list_task_states(project_id) if state.annotations}
+        tasks = {state.id for state in container.client.list_task_states(project_id) if state.annotations}
     except NotFound:
         log.info("Project %s is gone; nothing is learned from it.", project_id)
         tasks = set()
-    store = context.projects.patterns
-    known = store.taught_tasks(project_id) | set(CorrectionStore(context.storage).tasks(project_id))
-    context.queue.note_for_learning(project_id, sorted(tasks | known))
+    store = container.projects.patterns
+    known = store.taught_tasks(project_id) | set(CorrectionStore(container.storage).tasks(project_id))
+    container.storage.note_pending("learn", project_id, tasks | known)
     changed = [store.mark_read(project_id, model_id) for model_id in models.ids]
     return any(changed)
 
 
-def _learn_task(context: Context, project_id: int, models: HybridModels, task_id: int) -> bool:
+def _learn_task(container: Container, project_id: int, models: HybridModels, task_id: int) -> bool:
     """Make what the task's annotation shows the task's exemplars; whether that changed anything."""
     for _ in range(CHANGES):
-        task, annotation = read_annotation(context, project_id, task_id)
-        wanted = _exemplars(context, task, annotation, models) if task and annotation else {}
-        with context.queue.learning_lock(task_id):
+        task, annotation = read_annotation(container, project_id, task_id)
+        wanted = _exemplars(container, task, annotation, models) if task and annotation else {}
+        with container.queue.task_lock("learn", task_id):
             # Looking takes time. What is written down is what is true now, and nobody else writes meanwhile.
-            if read_annotation(context, project_id, task_id)[1] != annotation:
+            if read_annotation(container, project_id, task_id)[1] != annotation:
                 continue
-            store = context.projects.patterns
+            store = container.projects.patterns
             number = annotation.id if annotation else 0
             changed = [
                 store.replace_task(project_id, model_id, task_id, number, wanted.get(model_id, []))
                 for model_id in models.ids
             ]
-        _report(context, task_id, wanted)
+        objects = {(item.region_id, item.label) for items in wanted.values() for item in items if item.label}
+        labels = sorted({label for _, label in objects})
+        log.info("Task %s taught %d objects (%s).", task_id, len(objects), ", ".join(labels) or "no label")
+        container.count("learned")
         return any(changed)
     log.info("Task %s changes faster than it can be learned from; it is tried again.", task_id)
-    context.queue.note_for_learning(project_id, [task_id])
+    container.storage.note_pending("learn", project_id, [task_id])
     return False
 
 
-def _report(context: Context, task_id: int, wanted: Wanted) -> None:
-    objects = {(item.region_id, item.label) for items in wanted.values() for item in items if item.label}
-    labels = sorted({label for _, label in objects})
-    log.info("Task %s taught %d objects (%s).", task_id, len(objects), ", ".join(labels) or "no label")
-    context.count("learned")
-
-
-def _parts(context: Context, task: Task) -> Sequence[VideoPart]:
+def _parts(container: Container, task: Task) -> Sequence[VideoPart]:
     """The videos of a task that was annotated."""
-    label_config, url = context.client.get_project(task.project_id).label_config, context.settings.label_studio_url
+    label_config, url = container.client.get_project(task.project_id).label_config, container.settings.label_studio_url
     return plan_task(task.project_id, task.id, task.data, label_config, "", annotated=True, label_studio_url=url).parts
 
 
-def _exemplars(context: Context, task: Task, annotation: Annotation, models: HybridModels) -> Wanted:
-    wanted: Wanted = {}
-    for number, part in enumerate(_parts(context, task)):
-        if any(region.get("to_name") == part.control.to_name for region in annotation.result):
-            _exemplars_of_part(context, task, annotation, part, number, models, wanted)
-    return wanted
-
-
-def _exemplars_of_part(
-    context: Context,
-    task: Task,
-    annotation: Annotation,
-    part: VideoPart,
-    number: int,
-    models: HybridModels,
-    wanted: Wanted,
-) -> None:
+def _exemplars(container: Container, task: Task, annotation: Annotation, models: HybridModels) -> Wanted:
+    """By model what the task's annotation shows of labels, and of what is none."""
     from ml_backend.patterns.annotated import annotated_objects, left_out
     from ml_backend.pipeline import video_timeline
     from ml_backend.video.probe import probe
 
-    video, store = video_key(part.uri), context.projects.patterns
-    with context.media.open(part.uri, task.id) as path:
-        info, timeline = probe(path), video_timeline(path, part.frame_rate)
-        size = (info.width, info.height)
-        objects = annotated_objects(annotation.result, part.control, timeline, *size, context.settings.views)
-        known = next(store.tracks_of_project(task.project_id, video), None)
-        background = left_out(known.tracks, objects) if known and objects else []
-        for model in filter(None, (models.embedder, models.clip)):
-            wanted.setdefault(model.model_id, []).extend(
-                _look(context, path, video, model, objects, background, f"part-{number}-track")
-            )
+    wanted: Wanted = {}
+    for number, part in enumerate(_parts(container, task)):
+        if not any(region.get("to_name") == part.control.to_name for region in annotation.result):
+            continue
+        video = video_key(part.uri)
+        with container.media.open(part.uri, task.id) as path:
+            info, timeline = probe(path), video_timeline(path, part.frame_rate)
+            objects = annotated_objects(annotation.result, part.control, timeline, info.width, info.height, VIEWS)
+            known = next(container.projects.patterns.tracks_of_project(task.project_id, video), None)
+            background = left_out(known.tracks, objects) if known and objects else []
+            for model in filter(None, (models.embedder, models.clip)):
+                looks = _look(container, path, video, model, objects, background, f"part-{number}-track")
+                wanted.setdefault(model.model_id, []).extend(looks)
+    return wanted
 
 
 def _look(
-    context: Context,
+    container: Container,
     path: Any,
     video: str,
     model: ResolvedModel,
@@ -263,7 +246,7 @@ def _look(
     from ml_backend.looks import look_at
     from ml_backend.patterns.annotated import with_known
 
-    looks, k = context.projects.patterns.looks(video), context.settings.views
+    looks, k = container.projects.patterns.looks(video), VIEWS
     known = looks.known(model.model_id)
     # Objects whose label has left the config show neither a label nor what is none.
     groups = [(item.region_id, item.label, with_known(item, known, k), k) for item in objects if item.label]
@@ -273,12 +256,12 @@ def _look(
         chosen = [group for group in groups if group[3] == views]
         seen = look_at(
             [candidates for _, _, candidates, _ in chosen],
-            lambda: use_embedder(model, context.settings),
+            lambda: use_embedder(model, container.settings),
             model.model_id,
             looks,
             lambda: contextlib.nullcontext(path),
             views,
-            context.stop.is_set,
+            container.stop.is_set,
         )
         for (region_id, label, _, _), mine in zip(chosen, seen, strict=True):
             found += [NewExemplar(region_id, label, look.key(video, model.model_id)) for look in mine]
@@ -286,36 +269,83 @@ def _look(
 
 
 @job
-def refresh(context: Context, project_id: int) -> None:
+def refresh(container: Container, project_id: int) -> None:
     """Ask for new predictions of every task that nobody has annotated, the most uncertain first.
 
     Those of known tracks take milliseconds.
     """
-    context.queue.begin_refresh(project_id)
+    while waiting := container.storage.pending("refresh", project_id):
+        try:
+            _refresh(container, project_id)
+        except NotFound:
+            log.info("Project %s is gone; it is not refreshed.", project_id)
+        container.storage.settle("refresh", project_id, waiting)
+
+
+def _refresh(container: Container, project_id: int) -> None:
+    label_config = container.client.get_project(project_id).label_config
+    container.projects.remember_labels(project_id, cached_label_config(label_config))
+    models = container.projects.models(project_id, download=True)
+    read_annotations_once(container, project_id, models.hybrid)
+    open_tasks = [state for state in container.client.list_task_states(project_id) if not state.annotations]
+    # What a model is sure of changes least; tasks without any prediction are being predicted anyway.
+    sure = container.storage.scores(project_id)
+    open_tasks.sort(key=lambda state: (state.id not in sure, sure.get(state.id, 0.0), state.id))
+    url = container.settings.label_studio_url
+    for state in open_tasks:
+        try:
+            plan = plan_task(
+                project_id, state.id, state.data, label_config, models.version, annotated=False, label_studio_url=url
+            )
+        except BackendError as error:
+            log.warning("Task %s is not refreshed: %s", state.id, error)
+            continue
+        if not plan.needs_probe:  # else it is being prepared
+            container.queue.request_prediction(plan.key, project_id, state.id, queue="refresh")
+
+
+# -- what people did with predictions
+
+
+def read_annotation(container: Container, project_id: int, task_id: int) -> tuple[Task | None, Annotation | None]:
+    """A task and its annotation; nothing where the task is gone, or of another project than an event said."""
     try:
-        label_config = context.client.get_project(project_id).label_config
-        context.projects.remember_labels(project_id, cached_label_config(label_config))
-        models = context.projects.models(project_id, download=True)
-        read_annotations_once(context, project_id, models.hybrid)
-        open_tasks = [state for state in context.client.list_task_states(project_id) if not state.annotations]
-        # What a model is sure of changes least; tasks without any prediction are being predicted anyway.
-        sure = context.storage.scores(project_id)
-        open_tasks.sort(key=lambda state: (state.id not in sure, sure.get(state.id, 0.0), state.id))
-        for state in open_tasks:
-            try:
-                plan = plan_task(
-                    project_id,
-                    state.id,
-                    state.data,
-                    label_config,
-                    models.version,
-                    annotated=False,
-                    label_studio_url=context.settings.label_studio_url,
-                )
-            except BackendError as error:
-                log.warning("Task %s is not refreshed: %s", state.id, error)
-                continue
-            if not plan.needs_probe:  # else it is being prepared
-                context.queue.request_prediction(plan.key, project_id, state.id, queue="refresh")
+        task, annotation = container.client.get_annotation(task_id)
     except NotFound:
-        log.info("Project %s is gone; it is not refreshed.", project_id)
+        return None, None
+    return (task, annotation) if task.project_id == project_id else (None, None)
+
+
+def record_corrections(container: Container, project_id: int, task_id: int) -> None:
+    """Compare a task's annotation with the prediction that it was begun from, and write down what was done with it.
+
+    A prediction is written over only while its task has no annotation: what the task has is what the person saw. A
+    task without an annotation is forgotten. Needs no video.
+
+    Raises:
+        Interrupted: the process is asked to stop.
+        LabelStudioError, QueueUnavailable, StorageError: a server is away, or refuses.
+    """
+    if container.stop.is_set():
+        raise Interrupted("Stopped before the next task.", "The job is taken up again.")
+    store = CorrectionStore(container.storage)
+    with container.queue.task_lock("learn", task_id):
+        _, annotation = read_annotation(container, project_id, task_id)
+        if annotation is None:
+            store.remove(project_id, task_id)
+            return
+        submitted = annotation.created_at or datetime.now(timezone.utc)
+        changed = annotation.updated_at or submitted
+        fingerprint = regions_fingerprint(annotation.result)
+        if store.is_current(project_id, task_id, annotation.id, fingerprint, changed):
+            return
+        prediction = begun_from(annotation, container.client.list_predictions(task_id))
+        if prediction and (is_partial(prediction.model_version) or was_written_over(annotation, prediction)):
+            log.info("Task %s: it was begun from what has become more since; that is not compared.", task_id)
+            prediction = None
+        comparison = compare(prediction.result if prediction else [], annotation.result)
+        version = prediction.model_version if prediction else ""
+        correction = Correction(annotation.id, version, comparison, fingerprint, submitted, changed)
+        store.put(project_id, task_id, correction)
+    done = ", ".join(f"{number} {kind}" for kind, number in comparison.counts.items() if number)
+    log.info("Task %s: of the prediction of %s: %s.", task_id, version or "no version", done or "nothing")

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import BackendError
-from ml_backend.jobs.board import CANCELLED, FAILED, FINISHED, REQUESTED, SPREAD, JobBoard
-from ml_backend.jobs.queue import JobQueue, _targets_key
-from ml_backend.jobs.records import failure_text, forget_executions, state_of
-from ml_backend.jobs.spread import Spread
-from ml_backend.jobs.training_queue import TrainingQueue
+from ml_backend.jobs.queue import WAITING, JobQueue, failure_text, state_of, targets_key
 from ml_backend.moments import aware
 
 if TYPE_CHECKING:
@@ -21,6 +17,10 @@ if TYPE_CHECKING:
 
 #: Jobs of one state and queue that are read for a list; there may be a hundred thousand.
 LISTED = 100
+#: How the names of jobs begin that prepare a task, and that predict.
+_PREPARE, _PREDICT = "prepare-", "predict-"
+#: What becomes of a job.
+FINISHED, FAILED, CANCELLED = "finished", "failed", "cancelled"
 #: What jobs are called, by their function.
 KINDS = {
     "prepare_task": "prepare",
@@ -31,6 +31,8 @@ KINDS = {
     "refresh": "refresh",
     "train": "train",
 }
+#: Jobs whose second argument is a task.
+_OF_TASK = ("prepare_task", "help_observe", "render_video", "render_custom_video")
 #: What RQ's states are called here.
 STATES = {
     "queued": "queued",
@@ -61,8 +63,6 @@ class Jobs:
 
     def __init__(self, queue: JobQueue, cancel_training: Callable[[int], None]) -> None:
         self._queue, self._cancel_training = queue, cancel_training
-        self.board = JobBoard(queue)
-        self._spread = Spread(queue, self.board)
 
     def get(self, job_id: str) -> dict[str, Any] | None:
         """A job; ``None`` where nobody knows of it, or any more.
@@ -73,24 +73,14 @@ class Jobs:
         """
         with self._queue.guard():
             job = self._queue.fetch(job_id)
-            record = self.board.get(job_id)
-            if job is not None:
-                return self._view(job, record)
-        return self._recorded(record) if record else None
+            return self._view(job) if job else None
 
     def all(self, project_id: int | None = None) -> list[dict[str, Any]]:
         """What runs, waits and has ended lately: running ones first, then waiting, then ended ones, newest first."""
         with self._queue.guard():
-            ids = [name for queue in self._queue.queues.values() for name in _ids(queue)]
-            live = {job.id: job for job in self._queue.fetch_many(ids)}
-            records = {record["id"]: record for record in self.board.recent()}
-            older = self.board.records([name for name in live if name not in records])
-            records |= {record["id"]: record for record in older}
-            items = [self._view(job, records.get(name)) for name, job in live.items()]
-        items += [self._recorded(record) for name, record in records.items() if name not in live]
-        if project_id is not None:
-            items = [item for item in items if item["project"] == project_id]
-        return sorted(items, key=_order)
+            ids = {name for queue in self._queue.queues.values() for name in _ids(queue)}
+            items = [self._view(job) for job in self._queue.fetch_many(sorted(ids))]
+        return sorted((item for item in items if project_id in (None, item["project"])), key=_order)
 
     def cancel(self, job_id: str) -> dict[str, Any] | None:
         """Take a job back, or have whoever works on it give it up; what it says then. ``None``: there is none.
@@ -109,41 +99,44 @@ class Jobs:
                 "It takes seconds a task. To stop using what was learned, switch the project's mode.",
             )
         with self._queue.guard():
+            job = self._queue.fetch(job_id)
             if item["kind"] == "train":
                 self._cancel_training(int(item["project"]))
-                self.board.end(job_id, CANCELLED)  # what is said of it once it has ended
-            elif item["kind"] == "auto_label" and item["state"] == "running" and self._queue.fetch(job_id) is None:
-                self._spread.cancel(job_id, self._drop)
-                self.board.end(job_id, CANCELLED)
+            elif job and state_of(job) == "finished":  # its work is other jobs'
+                self._cancel_predictions(job)
+                job.meta["outcome"] = {"state": CANCELLED, "ended_at": time.time()}
+                job.save_meta()
             else:
                 self._drop(job_id)
         return self.get(job_id) or item | {"state": CANCELLED}
 
     def _drop(self, job_id: str) -> None:
-        """Delete a job that waits; ask for the end of one that runs. To be called within the queue's guard."""
+        """Take back a job that waits; ask for the end of one that runs. To be called within the queue's guard."""
+        self._queue.request_cancel(job_id)  # first: it may begin at this moment
         job = self._queue.fetch(job_id)
         if job is None:
             return
-        self.board.request_cancel(job_id)  # first: it may begin at this moment
         if job.func_name.endswith(".predict") and job.args:
-            self._queue.connection.delete(_targets_key(str(job.args[0])))
-        if job.get_status() != "started":
-            forget_executions(job)
-            job.delete()
-            self.board.end(job_id, CANCELLED)
+            self._queue.connection.delete(targets_key(str(job.args[0])))
+        if state_of(job) in WAITING:
+            self._queue.take_back(job)
 
     # -- one job
 
-    def _view(self, job: Job, record: Mapping[str, Any] | None) -> dict[str, Any]:
-        state = STATES.get(state_of(job), "queued")
-        if state == "running" and self.board.is_cancelled(job.id):
-            state = "cancelling"
+    def _view(self, job: Job) -> dict[str, Any]:
+        state, result, meta = STATES.get(state_of(job), "queued"), None, job.meta
         kind, project, task = _describe(job)
-        if record:
-            kind, project, task = record["kind"], record["project"], record.get("task", task)
-        if kind == "train" and state == "running" and TrainingQueue(self._queue).is_cancelled(project or 0):
-            state = "cancelling"
-        progress = job.meta.get("progress") if state in ("running", "cancelling") else None
+        error = failure_text(job) if state == FAILED else str(meta.get("error") or "")
+        progress, ended = None, job.ended_at
+        if state == "running":
+            progress = meta.get("progress")
+            if self._queue.is_cancelled(job.id):
+                state = "cancelling"
+        elif state == FINISHED:
+            outcome = meta.get("outcome") or (self._outcome(job) if kind == "auto_label" else {})
+            state, error = outcome.get("state", state), outcome.get("error", "")
+            progress, ended = outcome.get("progress"), outcome.get("ended_at", ended)
+            result = outcome["result"] if "result" in outcome else job.return_value()
         return {
             "id": job.id,
             "kind": kind,
@@ -153,48 +146,83 @@ class Jobs:
             "state": state,
             "progress": _progress(progress),
             "eta_s": (progress or {}).get("eta_s"),
-            "error": failure_text(job) if state == FAILED else str(job.meta.get("error") or ""),
-            "result": None,
-            "requested_at": _iso(job.enqueued_at or job.created_at),
-            "started_at": _iso(job.started_at),
-            "ended_at": _iso(job.ended_at) if state in OVER else None,
-        }
-
-    def _recorded(self, record: dict[str, Any]) -> dict[str, Any]:
-        """A job that RQ has forgotten: it is over, or the jobs that do its work are looked at."""
-        progress: dict[str, Any] | None = None
-        state = str(record["state"])
-        result, error, ended = record.get("result"), str(record.get("error") or ""), record.get("ended_at")
-        if state == SPREAD:
-            done, of, failures = self._spread.progress(record["id"])
-            state, ended = "running", None
-            if done >= of:
-                result = {"tasks": of, "failed": len(failures)}
-                error = next(iter(failures.values()), "")
-                state, ended = (FAILED if failures and len(failures) == of else FINISHED), time.time()
-                self.board.end(record["id"], state, result=result, error=error)
-            else:
-                progress = {"stage": "predicting", "done": done, "of": of}
-                elapsed = time.time() - float(record["requested_at"])
-                progress["eta_s"] = round(elapsed / done * (of - done)) if done else None
-        elif state == REQUESTED:
-            # Only a job that has ended well disappears without a word.
-            state = FINISHED
-        return {
-            "id": record["id"],
-            "kind": record["kind"],
-            "project": record["project"],
-            "task": record.get("task"),
-            "queue": None,
-            "state": state,
-            "progress": _progress(progress),
-            "eta_s": (progress or {}).get("eta_s"),
             "error": error,
             "result": result,
-            "requested_at": _iso(record.get("requested_at")),
-            "started_at": None,
-            "ended_at": _iso(ended),
+            "requested_at": _iso(job.enqueued_at or job.created_at),
+            "started_at": _iso(job.started_at),
+            "ended_at": _iso(ended) if state in OVER else None,
         }
+
+    def _outcome(self, job: Job) -> dict[str, Any]:
+        """What has become of the jobs that do the work of this one. Once they are through, it is written down."""
+        done, of, failures = self._predicted(job)
+        if done < of:
+            elapsed = (datetime.now(timezone.utc) - aware(job.created_at)).total_seconds()
+            eta_s = round(elapsed / done * (of - done)) if done else None
+            progress = {"stage": "predicting", "done": done, "of": of, "eta_s": eta_s}
+            return {"state": "running", "progress": progress, "result": None}
+        result = {"tasks": of, "failed": len(failures)}
+        state = FAILED if failures and len(failures) == of else FINISHED
+        error = next(iter(failures.values()), "")
+        job.meta["outcome"] = {"state": state, "result": result, "error": error, "ended_at": time.time()}
+        job.save_meta()
+        return dict(job.meta["outcome"])
+
+    # -- jobs whose work is the predictions of the tasks in their ``meta``; within the queue's guard
+
+    def _predicted(self, job: Job) -> tuple[int, int, dict[int, str]]:
+        """Tasks that are done (well or not), tasks in all, and why some failed, by task."""
+        tasks = set(job.meta.get("tasks", ()))
+        done = tasks.difference(*self._jobs(self._waiting(), tasks).values())
+        failed = [name for queue in self._queues() for name in queue.failed_job_registry.get_job_ids(cleanup=False)]
+        wanted = self._jobs(failed, done) if done else {}
+        found = self._queue.fetch_many(list(wanted))
+        return len(done), len(tasks), {task: failure_text(job) for job in found for task in wanted[job.id]}
+
+    def _cancel_predictions(self, job: Job) -> None:
+        """Take back what only its tasks wait for; other tasks that wait for the same videos keep their jobs."""
+        tasks = set(job.meta.get("tasks", ()))
+        redis = self._queue.connection
+        for name in sorted(self._jobs(self._waiting(), tasks)):
+            if name.startswith(_PREDICT):
+                key = targets_key(name.removeprefix(_PREDICT))
+                redis.srem(key, *tasks)
+                if redis.scard(key):
+                    continue
+            self._drop(name)
+
+    def _queues(self) -> list[Queue]:
+        return [self._queue.queues[name] for name in ("prepare", "predict", "refresh")]
+
+    def _waiting(self) -> list[str]:
+        """Names of jobs that wait or run."""
+        return [
+            name
+            for queue in self._queues()
+            for ids in (
+                queue.get_job_ids(),
+                queue.started_job_registry.get_job_ids(cleanup=False),
+                queue.scheduled_job_registry.get_job_ids(cleanup=False),
+            )
+            for name in ids
+        ]
+
+    def _jobs(self, names: Iterable[str], tasks: set[int]) -> dict[str, set[int]]:
+        """Which of these tasks each job is for; jobs that are for none are left out."""
+        out: dict[str, set[int]] = {}
+        predicting = []
+        for name in names:
+            number = name.removeprefix(_PREPARE)
+            if name.startswith(_PREPARE) and number.isdecimal():
+                out[name] = {int(number)} & tasks
+            elif name.startswith(_PREDICT):
+                predicting.append(name)
+        with self._queue.connection.pipeline(transaction=False) as pipeline:
+            for name in predicting:
+                pipeline.smembers(targets_key(name.removeprefix(_PREDICT)))
+            for name, targets in zip(predicting, pipeline.execute(), strict=True):
+                out[name] = {int(value) for value in targets} & tasks
+        return {name: mine for name, mine in out.items() if mine}
 
 
 def _ids(queue: Queue) -> list[str]:
@@ -203,7 +231,11 @@ def _ids(queue: Queue) -> list[str]:
         *queue.started_job_registry.get_job_ids(cleanup=False),
         *queue.get_job_ids(0, LISTED),
         *queue.scheduled_job_registry.get_job_ids(0, LISTED, cleanup=False),
-        *queue.failed_job_registry.get_job_ids(0, LISTED, desc=True, cleanup=False),
+        *(
+            name
+            for registry in (queue.failed_job_registry, queue.finished_job_registry, queue.canceled_job_registry)
+            for name in registry.get_job_ids(0, LISTED, desc=True, cleanup=False)
+        ),
     ]
 
 
@@ -215,7 +247,7 @@ def _describe(job: Job) -> tuple[str, int | None, int | None]:
     if name == "predict" and len(args) == 3:
         return kind, int(args[1]), int(args[2])
     project = int(args[0]) if args and isinstance(args[0], int) else None
-    task = int(args[1]) if name in ("prepare_task", "help_observe") and len(args) > 1 else None
+    task = int(args[1]) if name in _OF_TASK and len(args) > 1 else None
     return kind, project, task
 
 

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import QueueUnavailable
 
 if TYPE_CHECKING:
-    from redis import Redis
-
-    from ml_backend.models.pool import ModelPool
+    from ml_backend.jobs.queue import JobQueue
 
 log = logging.getLogger(__name__)
 
@@ -32,50 +29,47 @@ class MemoryBoard:
         shaping: of a worker that makes predictions: see :func:`ml_backend.versions.shaping`.
     """
 
-    def __init__(self, connection: Redis, shaping: Mapping[str, Any] | None = None) -> None:
-        self._connection, self._shaping = connection, shaping
+    def __init__(self, queue: JobQueue, shaping: Mapping[str, Any] | None = None) -> None:
+        self._queue, self._shaping = queue, shaping
         self._seen: int | None = None
 
     def status(self) -> dict[str, Any]:
         """By worker: its models, budgets and memory, as :meth:`ml_backend.models.pool.ModelPool.status` gives them."""
-        with _guard():
-            names = sorted(key.decode() for key in self._connection.scan_iter(f"{_STATUS}*", count=1000))
-            values = self._connection.mget(names) if names else []
+        with self._queue.guard():
+            names = sorted(key.decode() for key in self._queue.connection.scan_iter(f"{_STATUS}*", count=1000))
+            values = self._queue.connection.mget(names) if names else []
         return {
             name.removeprefix(_STATUS): json.loads(value) for name, value in zip(names, values, strict=True) if value
         }
 
     def shaping(self, workers: Sequence[str]) -> dict[str, Any]:
         """By worker, of these that tell it: the settings that shape its predictions."""
-        with _guard():
-            values = self._connection.mget([_SHAPING + name for name in workers]) if workers else []
+        with self._queue.guard():
+            values = self._queue.connection.mget([_SHAPING + name for name in workers]) if workers else []
         return {name: json.loads(value) for name, value in zip(workers, values, strict=True) if value}
 
     def optimize(self) -> None:
         """Ask all workers to unload idle models; each does so between two jobs, within its lease."""
-        with _guard():
-            self._connection.incr(_OPTIMIZE)
+        with self._queue.guard():
+            self._queue.connection.incr(_OPTIMIZE)
 
     def tick(self, worker: str, lease_s: int) -> None:
         """For workers, now and then: tell what is loaded, and do what was asked for. Never raises."""
         from ml_backend.models.pool import current_pool
 
+        pool, redis = current_pool(), self._queue.connection
         try:
-            with _guard():
-                self._tick(worker, lease_s, current_pool())
+            with self._queue.guard():
+                wanted = int(redis.get(_OPTIMIZE) or 0)
+                if pool and self._seen is not None and wanted != self._seen:
+                    log.info("Idle models are unloaded on request: %s", ", ".join(pool.optimize()) or "none")
+                self._seen = wanted
+                if self._shaping is not None:
+                    redis.set(_SHAPING + worker, json.dumps(dict(self._shaping)), ex=3 * lease_s)
+                if pool:
+                    redis.set(_STATUS + worker, json.dumps(pool.status()), ex=3 * lease_s)
         except QueueUnavailable as error:
             log.warning("The state of models was not reported: %s", error)
-
-    def _tick(self, worker: str, lease_s: int, pool: ModelPool | None) -> None:
-        wanted = int(self._connection.get(_OPTIMIZE) or 0)
-        if pool and self._seen is not None and wanted != self._seen:
-            gone = [model["name"] for model in pool.optimize()["unloaded"]]
-            log.info("Idle models are unloaded on request: %s", ", ".join(gone) or "none")
-        self._seen = wanted
-        if self._shaping is not None:
-            self._connection.set(_SHAPING + worker, json.dumps(dict(self._shaping)), ex=3 * lease_s)
-        if pool:
-            self._connection.set(_STATUS + worker, json.dumps(pool.status()), ex=3 * lease_s)
 
 
 def unlike(mine: Mapping[str, Any], shaping: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -95,15 +89,3 @@ def unlike(mine: Mapping[str, Any], shaping: Mapping[str, Mapping[str, Any]]) ->
                 "and again. Start all processes with the same settings and the same release."
             )
     return out
-
-
-@contextmanager
-def _guard() -> Iterator[None]:
-    from redis.exceptions import RedisError
-
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        raise QueueUnavailable(
-            f"Redis does not answer ({error.__class__.__name__}).", "Start it, or set REDIS_URL."
-        ) from error

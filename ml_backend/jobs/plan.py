@@ -7,11 +7,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import MediaError
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.label_studio.schema import LabelConfig, VideoControl, own_prompts, parse_label_config
+
+if TYPE_CHECKING:
+    from ml_backend.jobs.container import Container
+    from ml_backend.label_studio.client import Task
+    from ml_backend.projects import ProjectModels
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ def plan_task(
         uri = control.media(data)
         if uri is None:
             continue
-        field = control.frame_rate.field
+        field = control.rate_field
         open_rate = field is not None and not annotated and data.get(field) in (None, "")
         rate = None if open_rate else control.frame_rate_for(data)
         parts.append(VideoPart(control, canonical_uri(uri, label_studio_url), rate))
@@ -109,3 +114,19 @@ def plan_task(
             "Import tasks with that field, or change the Video tag's value.",
         )
     return TaskPlan(project_id, task_id, tuple(parts), version)
+
+
+def plan_for(container: Container, task: Task, label_config: str, models: ProjectModels | None = None) -> TaskPlan:
+    """Return what is to be done for a task that was read, by default with the project's present models."""
+    if models is None:
+        container.projects.remember_labels(task.project_id, cached_label_config(label_config))
+        models = container.projects.models(task.project_id)
+    return plan_task(
+        task.project_id,
+        task.id,
+        task.data,
+        label_config,
+        models.version,
+        annotated=task.annotations > 0,
+        label_studio_url=container.settings.label_studio_url,
+    )

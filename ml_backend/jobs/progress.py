@@ -1,4 +1,4 @@
-"""What a prediction that takes long shows of itself."""
+"""What a job that takes long shows of itself."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 from rq import get_current_job
+from rq.job import Job
 
 from ml_backend.errors import BackendError, Interrupted
 
@@ -19,34 +20,34 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def tell(job: Job | None, **facts: Any) -> None:
+    """Write into a job how far it is."""
+    if job is None:
+        return
+    job.meta["progress"] = facts
+    try:
+        job.save_meta()
+    except RedisError as error:  # hours of work must not end for a progress report
+        log.warning("Progress was not reported: %s", error)
+
+
 class Progress:
-    """Writes progress into the job, at most once a second. Others may have done what is far ahead."""
+    """Writes progress into the job, at most once a second."""
 
     def __init__(self, part: int, parts: int) -> None:
         self._part, self._parts = part, parts
         self._job = get_current_job()
-        self._most = 0
         self._started = self._last = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         now, job = time.monotonic(), self._job
-        self._most = done = max(done, self._most)
         if job is None or now - self._last < 1.0:
             return
         self._last = now
         rate = done / (now - self._started)
-        job.meta["progress"] = {
-            "part": self._part + 1,
-            "parts": self._parts,
-            "frames": done,
-            "of": total,
-            "fps": round(rate, 1),
-            "eta_s": round((total - done) / rate) if rate and total > done else 0,
-        }
-        try:
-            job.save_meta()
-        except RedisError as error:  # hours of work must not end for a progress report
-            log.warning("Progress was not reported: %s", error)
+        eta_s = round((total - done) / rate) if rate and total > done else 0
+        facts = {"part": self._part + 1, "parts": self._parts, "frames": done, "of": total, "fps": round(rate, 1)}
+        tell(job, **facts, eta_s=eta_s)
 
 
 class Preview:

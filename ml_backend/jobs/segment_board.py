@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import LockError
 
 from ml_backend.errors import QueueUnavailable, StorageError
 from ml_backend.segments import Segment, dump_observations, load_observations
 from ml_backend.types import Observation
 
 if TYPE_CHECKING:
+    from redis.lock import Lock
+
     from ml_backend.jobs.queue import JobQueue
     from ml_backend.training.artifacts import Artifacts
 
@@ -28,8 +31,6 @@ AWAY_S = 30.0
 KEPT_S = 7 * 24 * 3600
 
 _BEGUN = "video:segments"
-_RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) end return 0"
-_FREE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
 
 
 class Board:
@@ -52,13 +53,10 @@ class Board:
     ) -> None:
         self._queue, self._artifacts, self._key, self._helping = queue, artifacts, key, helping
         self._claim_s = claim_s or 2.0 * queue.settings.job_lease_s
-        self._me = uuid.uuid4().hex
-        self._claimed: set[int] = set()
-        self._done: set[int] = set()
+        self._claimed: dict[int, Lock] = {}
         self._unreadable: set[int] = set()
         self._unkept = False  # observations could not be stored: nothing more is done ahead
         self._own: dict[int, list[Observation]] = {}
-        self._told = 0.0
         self._away_until = 0.0
 
     # -- of the one who tracks
@@ -81,7 +79,6 @@ class Board:
             if not self._artifacts.remove(_name(key, number)):
                 return  # the next video tries again
         self._try(lambda redis: redis.zrem(_BEGUN, f"{key}:{count}"))
-        self._try(lambda redis: redis.delete(_frames_key(key)))
 
     # -- of all
 
@@ -108,12 +105,11 @@ class Board:
 
     def _renew(self) -> None:
         def ask(redis: Any) -> None:
-            with redis.pipeline(transaction=False) as pipeline:
-                for number in sorted(self._claimed):
-                    pipeline.eval(_RENEW, 1, self._claim_key(number), self._me, int(1000 * self._claim_s))
-                if not self._helping:
-                    pipeline.set(self._open_key, 1, px=int(2000 * self._claim_s))
-                pipeline.execute()
+            for lock in list(self._claimed.values()):
+                with suppress(LockError):  # it has run out, and somebody else may be at it: both do the same
+                    lock.reacquire()
+            if not self._helping:
+                redis.set(self._open_key, 1, px=int(2000 * self._claim_s))
 
         self._try(ask)
 
@@ -138,8 +134,7 @@ class Board:
             data = self._artifacts.read(_name(self._key, number))
             if data is not None:
                 return load_observations(data)
-            self._done.discard(number)  # another job was through with this video, and has removed it
-            return None
+            return None  # also where another job was through with this video, and has removed it
         except StorageError as error:
             log.warning("Segment %d is observed here: %s", number, error)
         except ValueError as error:
@@ -153,15 +148,16 @@ class Board:
             return False
         try:
             with self._queue.guard():
-                taken = bool(
-                    self._queue.connection.set(self._claim_key(number), self._me, nx=True, px=int(1000 * self._claim_s))
-                )
+                name, seconds = self._claim_key(number), self._claim_s
+                # Renewed by another thread than the one that took it.
+                lock = self._queue.connection.lock(name, timeout=seconds, thread_local=False)
+                taken = bool(lock.acquire(blocking=False))
         except QueueUnavailable:
             if self._helping:
                 raise
             return not ahead  # whether somebody else is at it is not known: nobody is waited for
         if taken:
-            self._claimed.add(number)
+            self._claimed[number] = lock
             if self._exists(number):  # finished between the two questions
                 self._release(number)
                 return False
@@ -185,44 +181,24 @@ class Board:
     def wait(self) -> None:
         time.sleep(WAIT_S)
 
-    def tell(self, segment: Segment, frames: int) -> bool:
-        """Say how far a claimed segment is; once a second, whether it was said."""
-        now = time.monotonic()
-        if now - self._told < 1.0:
-            return False
-        self._told = now
-
-        def ask(redis: Any) -> None:
-            with redis.pipeline(transaction=False) as pipeline:
-                pipeline.hset(_frames_key(self._key), str(segment.number), frames)
-                pipeline.expire(_frames_key(self._key), KEPT_S)
-                pipeline.execute()
-
-        self._try(ask)
-        return True
-
-    def frames(self) -> int:
-        """Frames that all have observed so far."""
-        return sum(int(value) for value in self._try(lambda redis: redis.hvals(_frames_key(self._key))) or ())
-
     def _exists(self, number: int) -> bool:
-        if number in self._done or number in self._unreadable:
-            return number in self._done and number not in self._unreadable
         try:
-            there = self._artifacts.exists(_name(self._key, number))
+            return number not in self._unreadable and self._artifacts.exists(_name(self._key, number))
         except StorageError as error:
             if self._helping:
                 raise
             log.warning("Whether segment %d is done is not known: %s", number, error)
             return False
-        if there:
-            self._done.add(number)
-        return there
 
     def _release(self, number: int) -> None:
-        if number in self._claimed:
-            self._claimed.discard(number)
-            self._try(lambda redis: redis.eval(_FREE, 1, self._claim_key(number), self._me))
+        lock = self._claimed.pop(number, None)
+
+        def free(_: Any) -> None:
+            with suppress(LockError):  # it has run out
+                if lock is not None:
+                    lock.release()
+
+        self._try(free)
 
     def _try(self, ask: Callable[[Any], Any]) -> Any:
         """The answer; ``None`` while Redis is away, which must not end hours of work, nor slow it down."""
@@ -244,10 +220,6 @@ class Board:
 
     def _claim_key(self, number: int) -> str:
         return f"{_BEGUN}:{self._key}:{number}"
-
-
-def _frames_key(key: str) -> str:
-    return f"{_BEGUN}:{key}:frames"
 
 
 def _name(key: str, number: int) -> str:

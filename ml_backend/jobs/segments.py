@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ml_backend.errors import Interrupted, QueueUnavailable
-from ml_backend.jobs.context import Context, job
+from ml_backend.jobs.container import Container, job
+from ml_backend.jobs.plan import TaskPlan, plan_for
 from ml_backend.jobs.segment_board import Board
 from ml_backend.jobs.workers import live_workers
 from ml_backend.segments import Look, Segment, observe_some, observe_together
@@ -18,7 +20,6 @@ from ml_backend.settings import QUEUES
 from ml_backend.types import Observation, VideoInfo
 
 if TYPE_CHECKING:
-    from ml_backend.jobs.plan import TaskPlan
     from ml_backend.projects import ProjectModels
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 QUEUE = "segments"
 #: Workers that come later, or are free again, are asked too.
 ASK_AGAIN_S = 20.0
+#: Of so many frames a helper asks once whether the video is still worked at: it costs a millisecond.
+LOOK_EVERY = 16
 #: Workers that help with one video, at most.
 HELPERS = 32
 
@@ -39,26 +42,24 @@ class Sharing:
 
     Args:
         number: of the video among its task's.
-        report: takes how many frames all have observed, and how many there are.
         is_known: whether the video's tracks are kept. Jobs that differ in labels only are at the same segments.
     """
 
     def __init__(
         self,
-        context: Context,
+        container: Container,
         plan: TaskPlan,
         models: ProjectModels,
         number: int,
-        report: Callable[[int, int], None],
         is_known: Callable[[], bool],
     ) -> None:
-        self._context, self._plan, self._models, self._number, self._report = context, plan, models, number, report
+        self._container, self._plan, self._models, self._number = container, plan, models, number
         self._is_known = is_known
-        self._should_stop = context.stopper()  # it knows the job by the thread
+        self._should_stop = container.stopper()  # it knows the job by the thread
         self._board: Board | None = None
         self._segments: Sequence[Segment] = ()
         self._key = ""
-        self._asked = 0.0
+        self._asked = -math.inf
 
     def __call__(self, info: VideoInfo, segments: Sequence[Segment], look: Look) -> Generator[Observation, None, None]:
         """All observations; see :func:`ml_backend.segments.observe_together`.
@@ -69,31 +70,25 @@ class Sharing:
         part = self._plan.parts[self._number]
         self._segments = segments
         self._key = segments_key(self._plan.project_id, part.uri, self._models.base, info, segments)
-        self._board = board = Board(self._context.queue, self._context.projects.artifacts, self._key)
+        self._board = board = Board(self._container.queue, self._container.artifacts, self._key)
         board.open(len(segments))
 
         def watched(segment: Segment) -> Iterator[Observation]:
             if self._is_known():
                 raise AlreadyTracked
-            for n, observation in enumerate(look(segment), 1):
-                self._tell(board, segment, n, info)
+            for observation in look(segment):
+                if time.monotonic() - self._asked >= ASK_AGAIN_S:
+                    self._asked = time.monotonic()
+                    self._ask_for_help(board, segment)
                 yield observation
 
         with board.working():
             yield from observe_together(segments, board, watched, self._should_stop)
 
-    def _tell(self, board: Board, segment: Segment, frames: int, info: VideoInfo) -> None:
-        if not board.tell(segment, frames):
-            return
-        self._report(min(board.frames(), info.frames), info.frames)
-        if time.monotonic() - self._asked >= ASK_AGAIN_S:
-            self._asked = time.monotonic()
-            self._ask_for_help(board, segment)
-
     def _ask_for_help(self, board: Board, segment: Segment) -> None:
         """One job for each other worker. They wait until these have nothing more important to do."""
-        queue = self._context.queue
-        others = sum(QUEUE in worker.queues for worker in live_workers(self._context.settings.redis_url)) - 1
+        queue = self._container.queue
+        others = sum(QUEUE in worker.queues for worker in live_workers(self._container.settings.redis_url)) - 1
         later = [other.number for other in self._segments if other.number > segment.number]
         arguments = [self._plan.project_id, self._plan.task_id, self._number, self._key, len(self._segments)]
         try:
@@ -110,24 +105,25 @@ class Sharing:
 
 
 @job
-def help_observe(context: Context, project_id: int, task_id: int, number: int, key: str, count: int) -> None:
+def help_observe(container: Container, project_id: int, task_id: int, number: int, key: str, count: int) -> None:
     """Observe segments of a video that another worker tracks, until none is left or something else is waiting."""
-    from ml_backend.jobs.tasks import plan_of
     from ml_backend.label_studio.client import NotFound
     from ml_backend.pipeline import detection_stride, segment_look, segments_of
     from ml_backend.video.probe import probe
 
-    board = Board(context.queue, context.projects.artifacts, key, helping=True)
+    board = Board(container.queue, container.artifacts, key, helping=True)
     if not board.is_open or not board.is_left(range(count)):
         return
     try:
-        plan, models = plan_of(context, project_id, task_id)
+        task = container.client.get_task(task_id)
     except NotFound:
         return
+    models = container.projects.models(project_id, download=True)
+    plan = plan_for(container, task, container.client.get_project(project_id).label_config, models)
     if number >= len(plan.parts):
         return
-    part, settings, stopper = plan.parts[number], context.settings, context.stopper()
-    with context.media.open(part.uri, task_id) as path:
+    part, settings, stopper = plan.parts[number], container.settings, container.stopper()
+    with container.media.open(part.uri, task_id) as path:
         info = probe(path)
         segments = segments_of(path, info, detection_stride(settings, models.detector, info), settings)
         if segments_key(project_id, part.uri, models.base, info, segments) != key:
@@ -137,8 +133,8 @@ def help_observe(context: Context, project_id: int, task_id: int, number: int, k
         gone: list[int] = []
 
         def watched(segment: Segment) -> Iterator[Observation]:
-            for n, observation in enumerate(look(segment), 1):
-                if board.tell(segment, n) and not board.is_open:
+            for n, observation in enumerate(look(segment)):
+                if n % LOOK_EVERY == 0 and not board.is_open:
                     gone.append(segment.number)
                     raise Interrupted("The video is done, or not wanted any more.")
                 yield observation
@@ -146,17 +142,17 @@ def help_observe(context: Context, project_id: int, task_id: int, number: int, k
         done = 0
         try:
             with board.working():
-                done = observe_some(segments, board, watched, stopper, lambda: _something_waits(context))
+                done = observe_some(segments, board, watched, stopper, lambda: _something_waits(container))
         except Interrupted:
             if not gone:
                 raise
     log.info("Task %s: helped with %d of %d segments.", task_id, done, len(segments))
 
 
-def _something_waits(context: Context) -> bool:
+def _something_waits(container: Container) -> bool:
     """Whether there is work that comes first; who tracks asks for help again."""
-    with context.queue.guard():
-        return any(context.queue.queues[name].count for name in QUEUES[: QUEUES.index(QUEUE)])
+    with container.queue.guard():
+        return any(container.queue.queues[name].count for name in QUEUES[: QUEUES.index(QUEUE)])
 
 
 def segments_key(project_id: int, uri: str, base: str, info: VideoInfo, segments: Sequence[Segment]) -> str:

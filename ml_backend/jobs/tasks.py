@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from rq import get_current_job
 
-from ml_backend.jobs.context import Context, job
+from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.delivery import deliver, deliver_one, deliver_partial
 from ml_backend.jobs.learning import read_annotations_once
-from ml_backend.jobs.plan import TaskPlan, VideoPart, cached_label_config, plan_task, tracks_key
+from ml_backend.jobs.plan import TaskPlan, VideoPart, cached_label_config, plan_for, tracks_key
 from ml_backend.jobs.progress import Preview, Progress
+from ml_backend.jobs.queue import ALL_TASKS
 from ml_backend.label_studio.client import NotFound, Task
 from ml_backend.label_studio.media import public_uri
 from ml_backend.patterns.store import video_key
@@ -32,158 +33,135 @@ log = logging.getLogger(__name__)
 
 
 @job
-def prepare_many(context: Context, project_id: int, task_ids: list[int]) -> None:
-    """Request the preparation of many tasks; an empty list means all of the project."""
-    for task_id in task_ids or context.client.list_task_ids(project_id):
-        context.queue.request_prepare(project_id, task_id)
+def prepare_many(container: Container, project_id: int) -> None:
+    """Request the preparation of the tasks that are to be prepared, which may be all of the project."""
+    while waiting := container.storage.pending("prepare", project_id):
+        try:
+            for task_id in container.client.list_task_ids(project_id) if ALL_TASKS in waiting else waiting:
+                container.queue.request_prepare(project_id, task_id)
+        except NotFound:
+            log.info("Project %s is gone; nothing to prepare.", project_id)
+        container.storage.settle("prepare", project_id, waiting)
 
 
 @job
-def prepare_task(context: Context, project_id: int, task_id: int) -> None:
+def prepare_task(container: Container, project_id: int, task_id: int) -> None:
     """Write what is known of a task's videos into the task, then request its prediction.
 
     A task that is gone meanwhile needs nothing. One with annotations is never written to: its timeline is in use.
     """
     try:
-        task = context.client.get_task(task_id)
+        task = container.client.get_task(task_id)
     except NotFound:
         log.info("Task %s is gone; nothing to prepare.", task_id)
         return
-    label_config = context.client.get_project(task.project_id).label_config
+    label_config = container.client.get_project(task.project_id).label_config
     if not task.annotations:
-        task = _with_video_facts(context, task, label_config)
-    _request_prediction(context, _plan(context, task, label_config))
+        task = _with_video_facts(container, task, label_config)
+    _request_prediction(container, plan_for(container, task, label_config))
 
 
-def _request_prediction(context: Context, plan: TaskPlan) -> None:
+def _request_prediction(container: Container, plan: TaskPlan) -> None:
     # What nobody waits for does not become urgent by being outdated.
     current = get_current_job()
     queue = "refresh" if current and current.origin == "refresh" else "predict"
-    requested = context.queue.request_prediction(plan.key, plan.project_id, plan.task_id, queue=queue)
+    requested = container.queue.request_prediction(plan.key, plan.project_id, plan.task_id, queue=queue)
     if not requested.created:
         # The job that exists may have served its last target a moment ago and be about to end.
-        prediction = context.storage.get_prediction(plan.key)
+        prediction = container.storage.get_prediction(plan.key)
         if prediction is not None:
-            deliver(context, plan.key, prediction, [plan.task_id])
+            deliver(container, plan.key, prediction, [plan.task_id])
 
 
-def _with_video_facts(context: Context, task: Task, label_config: str) -> Task:
+def _with_video_facts(container: Container, task: Task, label_config: str) -> Task:
     from ml_backend.pipeline import VIDEO_FIELDS, video_facts
 
-    parts = _plan(context, task, label_config).parts
-    fields = {*VIDEO_FIELDS, *filter(None, (part.control.frame_rate.field for part in parts))}
+    parts = plan_for(container, task, label_config).parts
+    fields = {*VIDEO_FIELDS, *filter(None, (part.control.rate_field for part in parts))}
     if all(task.data.get(name) not in (None, "") for name in fields):
         return task  # imported with them: no need to fetch the video now
     facts: dict[str, Any] = {}
     rates: dict[str, Any] = {}
     for number, part in enumerate(parts):
-        with context.media.open(part.uri, task.id) as path:
+        with container.media.open(part.uri, task.id) as path:
             video = video_facts(path)
         if number == 0:
             facts.update(video)  # the common names describe the first video
-        if field := part.control.frame_rate.field:
+        if field := part.control.rate_field:
             rates.setdefault(field, video["fps"])  # of several videos with one field the first has it
     # What somebody put there on purpose stays.
     added = {name: value for name, value in (facts | rates).items() if task.data.get(name) in (None, "")}
-    fresh = context.client.get_task(task.id)  # downloads take time: somebody may have begun to annotate
+    fresh = container.client.get_task(task.id)  # downloads take time: somebody may have begun to annotate
     if fresh.annotations:
         return fresh
     data = fresh.data | {name: value for name, value in added.items() if fresh.data.get(name) in (None, "")}
-    context.client.update_task_data(task.id, data)
+    container.client.update_task_data(task.id, data)
     return Task(task.id, task.project_id, data, 0, fresh.prediction_versions)
 
 
-def plan_of(context: Context, project_id: int, task_id: int) -> tuple[TaskPlan, ProjectModels]:
-    """What is to be done for a task now, and with which models.
-
-    Raises:
-        NotFound: there is no such task.
-        LabelStudioError, WeightsError, ConfigError, MediaError: each with its cure.
-    """
-    task = context.client.get_task(task_id)
-    label_config = context.client.get_project(project_id).label_config
-    models = context.projects.models(project_id, download=True)
-    return _plan(context, task, label_config, models), models
-
-
-def _plan(context: Context, task: Task, label_config: str, models: ProjectModels | None = None) -> TaskPlan:
-    if models is None:
-        context.projects.remember_labels(task.project_id, cached_label_config(label_config))
-        models = context.projects.models(task.project_id)
-    return plan_task(
-        task.project_id,
-        task.id,
-        task.data,
-        label_config,
-        models.version,
-        annotated=task.annotations > 0,
-        label_studio_url=context.settings.label_studio_url,
-    )
-
-
 @job
-def predict(context: Context, key: str, project_id: int, task_id: int) -> None:
+def predict(container: Container, key: str, project_id: int, task_id: int) -> None:
     """Make the prediction that ``key`` stands for and give it to every task that waits for it."""
-    prediction = context.storage.get_prediction(key)
+    prediction = container.storage.get_prediction(key)
     if prediction is not None:
-        deliver(context, key, prediction, [task_id])
+        deliver(container, key, prediction, [task_id])
         return
-    task = _living_task(context, key, task_id)
+    task = _living_task(container, key, task_id)
     if task is not None:
-        _predict_for(context, key, task)
+        _predict_for(container, key, task)
 
 
-def _living_task(context: Context, key: str, task_id: int) -> Task | None:
+def _living_task(container: Container, key: str, task_id: int) -> Task | None:
     """The task, or another one that waits for the same video where it was deleted meanwhile."""
     candidates = [task_id]
     while candidates:
         try:
-            return context.client.get_task(candidates[0])
+            return container.client.get_task(candidates[0])
         except NotFound:
             log.info("Task %s is gone; it needs no prediction.", candidates[0])
-            context.queue.remove_target(key, candidates[0])
-            candidates = sorted(context.queue.targets(key))
+            container.queue.remove_target(key, candidates[0])
+            candidates = sorted(container.queue.targets(key))
     return None
 
 
-def _predict_for(context: Context, key: str, task: Task) -> None:
-    label_config = context.client.get_project(task.project_id).label_config
-    context.projects.remember_labels(task.project_id, cached_label_config(label_config))
-    models = context.projects.models(task.project_id, download=True)
-    read_annotations_once(context, task.project_id, models.hybrid)
-    plan = _plan(context, task, label_config, models)
+def _predict_for(container: Container, key: str, task: Task) -> None:
+    label_config = container.client.get_project(task.project_id).label_config
+    container.projects.remember_labels(task.project_id, cached_label_config(label_config))
+    models = container.projects.models(task.project_id, download=True)
+    read_annotations_once(container, task.project_id, models.hybrid)
+    plan = plan_for(container, task, label_config, models)
     if plan.needs_probe:
-        context.queue.request_prepare(task.project_id, task.id)
+        container.queue.request_prepare(task.project_id, task.id)
         return
     if plan.key != key:
         # The task, the label config or the weights changed since the request: work for the present state.
-        _ask_anew(context, plan, key)
+        _ask_anew(container, plan, key)
         return
-    prediction = _run(context, plan, models, show=partial(deliver_partial, context, key))
-    now = context.projects.models(task.project_id, pinned=models)
-    present = _plan(context, task, label_config, now)
+    prediction = _run(container, plan, models, show=partial(deliver_partial, container, key))
+    now = container.projects.models(task.project_id, pinned=models)
+    present = plan_for(container, task, label_config, now)
     if present.key != key:
         if now.base != models.base and all(map(is_partial, task.prediction_versions)):
             # The project has another detector since. What took hours is shown until that one is through.
-            deliver_one(context, task.id, prediction)
+            deliver_one(container, task.id, prediction)
         # Something was learned meanwhile, and may be in it: it must not pass for what its version says.
-        _ask_anew(context, present, key)
+        _ask_anew(container, present, key)
         return
-    context.storage.save_prediction(key, plan.project_id, prediction)
-    deliver(context, key, prediction, [task.id])
+    container.storage.save_prediction(key, plan.project_id, prediction)
+    deliver(container, key, prediction, [task.id])
 
 
-def _ask_anew(context: Context, plan: TaskPlan, key: str) -> None:
+def _ask_anew(container: Container, plan: TaskPlan, key: str) -> None:
     """Request ``plan`` in place of ``key``, for every task that waits for that."""
     log.info("The request for task %s is outdated; it is asked anew.", plan.task_id)
-    _request_prediction(context, plan)
-    for other in sorted(context.queue.targets(key)):
+    _request_prediction(container, plan)
+    for other in sorted(container.queue.targets(key)):
         if other != plan.task_id:
-            context.queue.request_prepare(plan.project_id, other)
-        context.queue.remove_target(key, other)
+            container.queue.request_prepare(plan.project_id, other)
+        container.queue.remove_target(key, other)
 
 
-def look_at_video(context: Context, task_id: int, models: ProjectModels, path: Path) -> dict[str, Any]:
+def look_at_video(container: Container, task_id: int, models: ProjectModels, path: Path) -> dict[str, Any]:
     """What some models find in a task's first video, as a prediction that is given to nobody.
 
     Tracks that are known are not made again. Those of a version that is not in use are not kept: the newest tracks of a
@@ -197,18 +175,18 @@ def look_at_video(context: Context, task_id: int, models: ProjectModels, path: P
     """
     from ml_backend.pipeline import video_timeline
 
-    task = context.client.get_task(task_id)
-    label_config = context.client.get_project(task.project_id).label_config
-    plan = _plan(context, task, label_config, models)
+    task = container.client.get_task(task_id)
+    label_config = container.client.get_project(task.project_id).label_config
+    plan = plan_for(container, task, label_config, models)
     part = plan.parts[0]
     if part.frame_rate is None:  # the one that the task is going to be given
         part = replace(part, frame_rate=video_timeline(path).frame_rate)
-    keep = models.trained == context.projects.trained(task.project_id)
-    return _run(context, replace(plan, parts=(part,)), models, keep=keep)
+    keep = models.trained == container.projects.trained(task.project_id)
+    return _run(container, replace(plan, parts=(part,)), models, keep=keep)
 
 
 def _run(
-    context: Context,
+    container: Container,
     plan: TaskPlan,
     models: ProjectModels,
     *,
@@ -218,27 +196,32 @@ def _run(
     """The prediction. ``show`` is given predictions of what was found so far, now and then."""
     from ml_backend.label_studio.regions import make_prediction
 
-    hybrid = context.projects.hybrids.get(plan.project_id, models.hybrid)
+    hybrid = container.projects.hybrids.get(plan.project_id, models.hybrid)
     regions: list[dict[str, Any]] = []
 
     def show_part(part: VideoPart, tracks: TrackSet) -> None:
         if show:
-            found = [*regions, *_labelled(context, plan, models, hybrid, part, tracks).regions]
+            found = [*regions, *_labelled(container, plan, models, hybrid, part, tracks).regions]
             show(make_prediction(found, plan.version + PARTIAL))
 
     for number, part in enumerate(plan.parts):
-        preview = Preview(context.settings.partial_s, partial(show_part, part)) if show else None
-        tracks = _tracks(context, plan, models, part, number, keep=keep, preview=preview)
+        preview = Preview(container.settings.partial_s, partial(show_part, part)) if show else None
+        tracks = _tracks(container, plan, models, part, number, keep=keep, preview=preview)
         started = time.perf_counter()
-        labelled = _labelled(context, plan, models, hybrid, part, tracks)
-        context.count("labelling_seconds", time.perf_counter() - started)
-        context.count("tracks", len(labelled.regions))
+        labelled = _labelled(container, plan, models, hybrid, part, tracks)
+        container.count("labelling_seconds", time.perf_counter() - started)
+        container.count("tracks", len(labelled.regions))
         regions.extend(labelled.regions)
     return make_prediction(regions, plan.version)
 
 
 def _labelled(
-    context: Context, plan: TaskPlan, models: ProjectModels, hybrid: Hybrid | None, part: VideoPart, tracks: TrackSet
+    container: Container,
+    plan: TaskPlan,
+    models: ProjectModels,
+    hybrid: Hybrid | None,
+    part: VideoPart,
+    tracks: TrackSet,
 ) -> LabelledTracks:
     from ml_backend.labelling import label_tracks
 
@@ -246,9 +229,9 @@ def _labelled(
         tracks,
         part.control,
         hybrid,
-        context.projects.patterns.looks(video_key(part.uri)),
-        lambda: context.media.open(part.uri, plan.task_id),
-        context.stopper(),
+        container.projects.patterns.looks(video_key(part.uri)),
+        lambda: container.media.open(part.uri, plan.task_id),
+        container.stopper(),
         trained=models.trained is not None,
         taught=_taught(models, hybrid),
     )
@@ -264,7 +247,7 @@ def _taught(models: ProjectModels, hybrid: Hybrid | None) -> frozenset[str] | No
 
 
 def _tracks(
-    context: Context,
+    container: Container,
     plan: TaskPlan,
     models: ProjectModels,
     part: VideoPart,
@@ -279,25 +262,23 @@ def _tracks(
 
     if part.frame_rate is None:
         raise ValueError("a part without frame rate must be probed before it is predicted")
-    store = context.projects.patterns
+    store = container.projects.patterns
     key = tracks_key(plan.project_id, part.uri, part.frame_rate, models.base)
     known = store.get_tracks(key)
     if known is not None:
         return known
     log.info("Task %s: pre-annotating %s", plan.task_id, public_uri(part.uri))
     report = Progress(number, len(plan.parts))
-    sharing = (
-        Sharing(context, plan, models, number, report, lambda: store.get_tracks(key) is not None) if keep else None
-    )
+    sharing = Sharing(container, plan, models, number, lambda: store.get_tracks(key) is not None) if keep else None
     try:
-        with context.media.open(part.uri, plan.task_id) as path:
+        with container.media.open(part.uri, plan.task_id) as path:
             tracks = detect_tracks(
                 path,
                 part.frame_rate,
-                context.settings,
+                container.settings,
                 models.detector,  # the one that the version names, whatever has appeared since
                 progress=report,
-                should_stop=context.stopper(),
+                should_stop=container.stopper(),
                 share=sharing,
                 preview=preview,
             )
@@ -305,10 +286,10 @@ def _tracks(
         log.info("Task %s: another job was through with %s.", plan.task_id, public_uri(part.uri))
         if sharing:
             sharing.done()
-        return _tracks(context, plan, models, part, number, keep=keep, preview=preview)
+        return _tracks(container, plan, models, part, number, keep=keep, preview=preview)
     if sharing:
         store.save_tracks(key, plan.project_id, plan.task_id, number, part.uri, tracks)
         sharing.done()
     for name, amount in (("videos", 1), ("frames", tracks.frames), ("inference_seconds", tracks.seconds)):
-        context.count(name, amount)
+        container.count(name, amount)
     return tracks

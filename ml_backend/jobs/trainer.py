@@ -15,27 +15,23 @@ from typing import TYPE_CHECKING
 
 from ml_backend.corrections_store import AnnotatedTask, CorrectionStore
 from ml_backend.errors import BackendError
-from ml_backend.storage import REMOVED_AT_ONCE
 from ml_backend.training.policy import TrainingState, is_due
 from ml_backend.training.registry import MEASURED, Version
 from ml_backend.versions import same_kind
 
 if TYPE_CHECKING:
-    from ml_backend.jobs.context import Context
+    from ml_backend.jobs.container import Container
 
 log = logging.getLogger(__name__)
 
 #: Seconds between two looks, of all workers together.
 EVERY_S = 10
-#: Seconds between two tries to learn what no job is trying to learn any more: tokens are mended by people.
-RELEARN_EVERY_S = 600
+#: Pause after the last try of a job whose work is still to be done: tokens, for example, are mended by people.
+REPEAT = timedelta(seconds=600)
 #: Seconds between two looks for what nobody has told us of.
 CATCH_UP_EVERY_S = 1800
-#: Seconds between two looks for predictions that have been superseded, and what one of them may take: whoever looks is
-#: idle, but a job may come.
-SWEEP_S, SWEEP_FOR_S = 60, 5.0
-#: Seconds between two removals, in which others may write into the database.
-SWEEP_PAUSE_S = 0.01
+#: Seconds between two looks for predictions that have been superseded.
+SWEEP_S = 60
 #: How long predictions are kept that differ from the present ones only in what was learned since, which nobody asks for
 #: again, and all others, which are asked for again if a mode, a setting or a version is switched back.
 LEARNED_SINCE, OTHERWISE = timedelta(hours=1), timedelta(days=1)
@@ -46,23 +42,22 @@ TIDY_S = 24 * 3600.0
 class Trainer:
     """See the module."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, container: Container) -> None:
+        self._container = container
         self._tidied: float | None = None
 
     def tick(self) -> None:
         """For workers, now and then. Never raises what belongs to a server that is away."""
         self._tidy()
         try:
-            if self._context.trainings.my_turn("trainer", EVERY_S):
-                self.remember()
-                self.relearn()
+            if self._container.training_queue.my_turn("trainer", EVERY_S):
+                self.start_pending()
                 self.catch_up()
                 self.look()
         except BackendError as error:
             log.warning("Trainings that may be due were not looked for: %s", error)
         try:
-            if self._context.trainings.my_turn("predictions", SWEEP_S):
+            if self._container.training_queue.my_turn("predictions", SWEEP_S):
                 self.forget_predictions()
         except BackendError as error:
             log.warning("Predictions that nobody needs any more were not removed: %s", error)
@@ -72,17 +67,16 @@ class Trainer:
         now = time.monotonic()
         if self._tidied is None or now - self._tidied >= TIDY_S:
             self._tidied = now
-            self._context.projects.artifacts.tidy()
+            self._container.artifacts.tidy()
 
     def forget_predictions(self) -> int:
-        """Remove predictions that others have taken the place of; returns how many.
+        """Remove predictions that others have taken the place of, some of each version; returns how many.
 
         Each annotation that is submitted makes a version, and each version a prediction of every open task. One that is
         gone and asked for again is made of the video's tracks in milliseconds. What a project's present version has
         made is kept, and what was made last, in case this worker and those that predict are set differently.
         """
-        storage, now = self._context.storage, datetime.now(timezone.utc)
-        until, removed = time.monotonic() + SWEEP_FOR_S, 0
+        storage, now, removed = self._container.storage, datetime.now(timezone.utc), 0
         for project_id, versions in itertools.groupby(storage.predictions_made(), lambda made: made.project_id):
             made = list(versions)
             last = max(item.last for item in made)
@@ -90,76 +84,56 @@ class Trainer:
             if not old:
                 continue
             try:
-                present = self._context.projects.models(project_id).version
+                present = self._container.projects.models(project_id).version
             except BackendError as error:  # its weights are away: what is superseded shows once they are back
                 log.debug("Project %s: the present version is not known: %s", project_id, error)
                 continue
-            for item in sorted(old, key=lambda item: item.first):  # as they lie in the table
-                if item.model_version == present:
-                    continue
+            for item in old:
                 before = now - (LEARNED_SINCE if same_kind(present, item.model_version) else OTHERWISE)
-                number = REMOVED_AT_ONCE
-                while number == REMOVED_AT_ONCE and item.first < before:
-                    number = storage.remove_predictions(project_id, item.model_version, before)
-                    removed += number
-                    if time.monotonic() >= until:  # the rest at the next look
-                        log.info("%d superseded predictions were removed; there may be more.", removed)
-                        return removed
-                    time.sleep(SWEEP_PAUSE_S)
-        storage.index_predictions()
+                if item.model_version != present and item.first < before:
+                    removed += storage.remove_predictions(project_id, item.model_version, before)
         if removed:
             log.info("%d superseded predictions were removed.", removed)
         return removed
 
-    def remember(self) -> None:
-        """Read all annotations anew where the queue has forgotten which were to be read."""
-        if not self._context.trainings.has_forgotten():
-            return
-        for project_id in self._context.storage.annotated_projects():
-            log.info("Project %s: its annotations are read anew, since the queue has forgotten them.", project_id)
-            self._context.queue.request_learning(project_id, None)
+    def start_pending(self) -> None:
+        """Make the jobs of what is to be done where none is, be it that Redis has forgotten it."""
+        for kind, project_id in self._container.storage.pending_projects():
+            self._container.queue.start_pending(kind, project_id, pause=REPEAT)
 
     def catch_up(self) -> None:
         """See :func:`ml_backend.jobs.learning.catch_up`."""
-        context = self._context
-        if not context.trainings.my_turn("catch-up", CATCH_UP_EVERY_S):
+        container = self._container
+        if not container.training_queue.my_turn("catch-up", CATCH_UP_EVERY_S):
             return
-        for project_id in {*context.storage.annotated_projects(), *CorrectionStore(context.storage).projects()}:
-            context.queue.request("patterns", "catch_up", [project_id], f"catch-up-{project_id}", module="learning")
-
-    def relearn(self) -> None:
-        """Learn what was to be learned when the last try of a job had failed."""
-        context = self._context
-        if not context.trainings.my_turn("relearn", RELEARN_EVERY_S):
-            return
-        for project_id in context.queue.dirty_projects():
-            context.queue.request_learning(project_id, [])
+        for project_id in {*container.storage.annotated_projects(), *CorrectionStore(container.storage).projects()}:
+            container.queue.request("patterns", "catch_up", [project_id], f"catch-up-{project_id}", module="learning")
 
     def look(self) -> list[int]:
         """Request what is due; returns the projects."""
-        context = self._context
-        if context.settings.detector == "motion":
+        container = self._container
+        if container.settings.detector == "motion":
             return []
-        lost = {version.project_id: version for version in context.projects.registry.all_active()}
+        lost = {version.project_id: version for version in container.registry.all_active()}
         requested = []
-        for project_id in sorted({*CorrectionStore(context.storage).projects(), *lost}):
-            due = project_id not in lost and is_due(context.projects.policies.get(project_id), self.state(project_id))
-            if (due or project_id in lost) and not context.trainings.is_wanted(project_id):
+        for project_id in sorted({*CorrectionStore(container.storage).projects(), *lost}):
+            due = project_id not in lost and is_due(container.policies.get(project_id), self.state(project_id))
+            if (due or project_id in lost) and not container.training_queue.is_wanted(project_id):
                 reason = "annotations" if due else lost[project_id].trigger
                 log.info("Project %s: a training is %s.", project_id, "due" if due else "taken up again")
-                context.trainings.request(project_id, reason)
+                container.training_queue.request(project_id, reason)
                 requested.append(project_id)
         return requested
 
     def state(self, project_id: int) -> TrainingState:
         """What has been annotated since the last training."""
-        registry = self._context.projects.registry
+        registry = self._container.registry
         last = registry.last(project_id)
         failures = 0
         if last and last.state == "failed":
             states = [version.state for version in registry.outline(project_id)]
             failures = next((n for n, state in enumerate(states) if state != "failed"), len(states))
-        tasks = CorrectionStore(self._context.storage).tasks(project_id)
+        tasks = CorrectionStore(self._container.storage).tasks(project_id)
         new = _unlike(tasks, last)
         if new and failures:
             # What was missing may be there now; then all that has not been learned counts.

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import logging
+import os
 import shutil
+import socket
+import threading
 import time
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rq import get_current_job
@@ -16,22 +23,28 @@ from rq import get_current_job
 from ml_backend.corrections_store import CorrectionStore
 from ml_backend.errors import (
     BackendError,
+    ConfigError,
     Interrupted,
     MediaError,
+    QueueUnavailable,
     TrainingFailed,
     VideoError,
     WeightsError,
 )
 from ml_backend.files import file_sha256
-from ml_backend.jobs.context import Context, job
-from ml_backend.jobs.training_facts import checkpoint_name, digest_of, epochs_in, lineage_of, unread_before
-from ml_backend.jobs.training_life import TrainingLife
-from ml_backend.label_studio.records import NotFound
+from ml_backend.jobs.container import Container, job
+from ml_backend.jobs.listing import CANCELLED
+from ml_backend.jobs.progress import tell
+from ml_backend.jobs.training_queue import unread_before
+from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.schema import classes_for, parse_label_config
 from ml_backend.training.gate import decide
-from ml_backend.training.registry import MEASURED, RunLost, Version
+from ml_backend.training.keeping import remove_old_weights
+from ml_backend.training.registry import ACTIVE, MEASURED, RunLost, Version
 
 if TYPE_CHECKING:
+    from redis.lock import Lock
+
     from ml_backend.training.dataset import TrainingDataset
 
 log = logging.getLogger(__name__)
@@ -40,20 +53,88 @@ log = logging.getLogger(__name__)
 CHECKPOINT_S = 30.0
 #: How often the gate is repeated when somebody switches versions meanwhile.
 GATES = 3
+#: Seconds within which a training notices that it has been cancelled.
+_LOOK_S = 1.0
+
+
+class Watch:
+    """A thread beside a training; use as a container manager.
+
+    Attributes:
+        cancelled: somebody has asked for the training's end.
+        lost: the lock has expired and may be another worker's.
+    """
+
+    def __init__(self, container: Container, project_id: int, lock: Lock) -> None:
+        self._container, self._project, self._lock = container, project_id, lock
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="training-watch", daemon=True)
+        self.cancelled = False
+        self.lost = False
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join(timeout=10)
+
+    def should_stop(self) -> bool:
+        """Whether the work has to end now: the process ends, it was cancelled, or it is another's."""
+        return self.cancelled or self.lost or self._container.stop.is_set()
+
+    def check(self) -> None:
+        """Raise Interrupted if the work has to end now."""
+        if self.should_stop():
+            raise Interrupted("The training was stopped.", "It is taken up again unless it was cancelled.")
+
+    def _run(self) -> None:
+        from redis.exceptions import LockError, RedisError
+
+        renew_s = self._container.settings.job_lease_s / 3
+        waited = renew_s
+        while True:
+            try:
+                if waited >= renew_s:
+                    self._lock.reacquire()
+                    waited = 0.0
+                self.cancelled |= self._container.training_queue.is_cancelled(self._project)
+            except LockError:
+                log.warning("The lock on the training was lost: another worker goes on with it.")
+                self.lost = True
+                return
+            except (QueueUnavailable, RedisError) as error:  # it may come back before the lock runs out
+                log.debug("The lock was not renewed: %s", error)
+            if self._over.wait(_LOOK_S):
+                return
+            waited += _LOOK_S
 
 
 @job
-def train(context: Context, project_id: int, trigger: str) -> None:
+def train(container: Container, project_id: int, trigger: str) -> dict[str, Any] | None:
     """Retrain a project's detector if there is something new to learn from; use the result if it is not worse."""
-    with context.trainings.lock(project_id) as lock:
-        context.trainings.begin(project_id)
-        training = _Training(context, project_id, trigger, lock)
+    with container.training_queue.lock(project_id) as lock:
+        container.training_queue.begin(project_id)
+        training = Training(container, project_id, trigger, lock)
         training.run()
-        training.tell_outcome()
+        return training.outcome()
 
 
-class _Training(TrainingLife):
+class Training:
     """One run, new or taken over from a worker that died."""
+
+    def __init__(self, container: Container, project_id: int, trigger: str, lock: Lock) -> None:
+        self._container, self._project, self._trigger, self._lock = container, project_id, trigger, lock
+        self._settings, self._registry = container.settings, container.registry
+        self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"[:64]
+        self._folder = container.settings.data_dir / "training" / f"project-{project_id}"
+        self._watch = Watch(container, project_id, lock)
+        self._force = False
+        self._seen: dict[str, str] | None = None
+        self._began: int | None = None
 
     def run(self) -> None:
         version = self._begin()
@@ -69,7 +150,6 @@ class _Training(TrainingLife):
                 self._hand_back(version)
                 raise
             self._end(version, "cancelled", "Cancelled on request.")
-            self._context.trainings.clear_cancelled(self._project)
         except BackendError as error:
             if error.retryable and _tries_left():
                 self._hand_back(version)
@@ -85,6 +165,94 @@ class _Training(TrainingLife):
             # the promotion and this line leaves that to the next try, which finds nothing new to train on.
             self._refresh(version)
 
+    # -- how it begins, is handed on, and ends, whatever happens in between
+
+    def _begin(self) -> Version | None:
+        active = self._registry.active(self._project)
+        cancelled = self._container.training_queue.is_cancelled(self._project)
+        if self._settings.detector == "motion":
+            if active:
+                self._end(self._registry.take_over(active, self._owner), "cancelled", "DETECTOR=motion is set.")
+            raise ConfigError(
+                "DETECTOR=motion is set: there is no network that could be trained.", "Set DETECTOR=auto or yolo."
+            )
+        if active is None:
+            parent = self._registry.current(self._project)
+            version = self._registry.begin(self._project, self._owner, self._trigger, parent)
+        else:
+            version = self._registry.take_over(active, self._owner)
+        self._began = version.id
+        self._force = self._container.training_queue.take_force(self._project) or version.trigger.startswith("force")
+        if cancelled:
+            self._end(version, "cancelled", "Cancelled on request.")
+            return None
+        if active is None:
+            return version
+        if active.attempts >= self._settings.job_attempts:
+            reason = f"Its worker died {active.attempts} times while it was in state {active.state!r}."
+            self._end(version, "failed", f"{reason} The worker's log, or the machine's, may say why.")
+            raise TrainingFailed(reason, "The worker's log, or the machine's, may say why.")
+        log.info("Project %s: %s is taken up again in state %s", self._project, version.name, version.state)
+        return version
+
+    def _hand_back(self, version: Version) -> None:
+        """An orderly end is no death: it does not count against the run."""
+        try:
+            mine = dataclasses.replace(version, owner=self._owner)
+            self._registry.advance(mine, attempts=max(0, version.attempts - 1))
+        except BackendError as error:
+            log.warning("Project %s: %s was not handed back: %s", self._project, version.name, error)
+
+    def _end(self, version: Version, state: str, reason: str, *, again: bool = False) -> None:
+        """End a run that came to nothing; unless ``again``, the annotations as they are do not begin another one."""
+        last = self._registry.get(version.id) or version
+        lineage = dict(last.lineage)
+        seen = lineage.pop("seen", None) or self._seen
+        if not again:
+            # What was annotated while it ran is new to the next one.
+            lineage["seen"] = CorrectionStore(self._container.storage).seen(self._project) if seen is None else seen
+            lineage.setdefault("unread", unread_before(self._registry, last))
+        try:
+            self._registry.finish(dataclasses.replace(version, owner=self._owner), state, reason, lineage=lineage)
+        except RunLost:  # it has ended already, or is another worker's, who needs its files
+            log.info("Project %s: %s is not this worker's any more.", self._project, version.name)
+        else:
+            self._tidy_up(version)
+            if last.artifact:
+                self._container.artifacts.remove(last.artifact)
+
+    def outcome(self) -> dict[str, Any] | None:
+        """What came of it, for whoever asked for it, or looks at the list of jobs."""
+        last = self._registry.get(self._began) if self._began else None
+        if last is None:
+            return {"version": None, "state": "unchanged", "reason": "Nothing new has been annotated."}
+        current = get_current_job()
+        if current is not None and last.state == "cancelled":
+            current.meta["outcome"] = {"state": CANCELLED}
+            current.save_meta()
+        if last.state in ACTIVE:  # another worker goes on with it
+            return None
+        return {"version": last.name, "state": last.state, "reason": last.reason, "metrics": last.metrics}
+
+    def _refresh(self, version: Version) -> None:
+        last = self._registry.get(version.id)
+        promoted = last.state == "promoted" if last else self._registry.current(self._project) is not None
+        if promoted:
+            self._container.queue.request_refresh(self._project)
+
+    def _tidy_up(self, version: Version) -> None:
+        for name in ("runs", "gate"):
+            shutil.rmtree(self._folder / name / version.name, ignore_errors=True)
+        artifacts = self._container.artifacts
+        artifacts.remove(checkpoint_name(version))
+        last = self._registry.get(version.id)
+        if last and (kept := last.lineage.get("held_out_file")):
+            artifacts.remove(kept["name"])
+        try:
+            remove_old_weights(self._project, self._settings, self._container.storage, artifacts)
+        except BackendError as error:  # a training must not end for it; the next one tries again
+            log.warning("Project %s: weights of old versions were not removed: %s", self._project, error)
+
     # -- the steps
 
     def _steps(self, version: Version) -> None:
@@ -97,7 +265,7 @@ class _Training(TrainingLife):
 
     def _train(self, version: Version) -> Version | None:
         """Weights for the gate; ``None`` where there is nothing new to learn from."""
-        corrections = CorrectionStore(self._context.storage)
+        corrections = CorrectionStore(self._container.storage)
         seen = self._seen = corrections.seen(self._project)
         for name in ("runs", "gate"):  # of runs that came to an end elsewhere
             for folder in (self._folder / name).glob("*"):
@@ -109,11 +277,12 @@ class _Training(TrainingLife):
             corrections.forget(self._project)
             raise
         arguments = json.loads(self._settings.train_args or "{}")
-        base = self._context.projects.models(None, download=True).detector.sha256
-        made_of = digest_of([data.digest, arguments, self._settings.train_epochs, self._imgsz, base])
+        base = self._container.projects.models(None, download=True).detector.sha256
+        facts = json.dumps([data.digest, arguments, self._settings.imgsz, base], sort_keys=True)
+        made_of = hashlib.sha256(facts.encode()).hexdigest()
         if self._is_known(version, made_of):
             log.info("Project %s: nothing has been annotated since the last training.", self._project)
-            self._report(stage="unchanged")
+            tell(get_current_job(), stage="unchanged")
             self._registry.discard(version, seen, data.unread)
             return None
         run = self._folder / "runs" / version.name
@@ -142,11 +311,9 @@ class _Training(TrainingLife):
             "run": str(run),
             "resume": str(checkpoint) if checkpoint else None,
             "pictures": data.pictures.get("train", 0),
-            "boxes": sum(data.boxes.values()),
             "tracks": data.tracks,
             "device": self._settings.device,
-            "imgsz": self._imgsz,
-            "epochs": self._settings.train_epochs,
+            "imgsz": self._settings.imgsz,
             "args": arguments,
         }
         self._make_room()
@@ -163,7 +330,7 @@ class _Training(TrainingLife):
         # By its content: whoever is late, and finds the run taken over, replaces nothing.
         name = f"projects/{self._project}/{version.name}-{version.id}-{file_sha256(weights)[:16]}.pt"
         self._watch.check()
-        sha256 = self._context.projects.artifacts.put(weights, name)
+        sha256 = self._container.artifacts.put(weights, name)
         return self._registry.advance(
             version, state="gate", weights_sha256=sha256, artifact=name, config=done.get("args") or arguments
         )
@@ -171,7 +338,7 @@ class _Training(TrainingLife):
     def _keep_held_out(self, version: Version, path: Path) -> dict[str, str]:
         """The gate measures with this file, whoever goes on with the run."""
         name = f"projects/{self._project}/{version.name}-{version.id}-held-out-{file_sha256(path)[:16]}.json"
-        return {"name": name, "sha256": self._context.projects.artifacts.put(path, name)}
+        return {"name": name, "sha256": self._container.artifacts.put(path, name)}
 
     def _dataset(self, unread: Collection[str]) -> TrainingDataset:
         """The annotations as a dataset; ``unread`` are tasks whose videos were away last time, so it waits for none."""
@@ -179,30 +346,30 @@ class _Training(TrainingLife):
         from ml_backend.training.dataset import DatasetPlan, build_dataset
         from ml_backend.training.splits import SplitStore
 
-        policy = self._context.projects.policies.get(self._project)
+        policy = self._container.policies.get(self._project)
         plan = DatasetPlan(
             per_second=self._settings.train_per_second,
             held_out_frames=self._settings.gate_frames,
-            hard=CorrectionStore(self._context.storage).hard(self._project),
+            hard=CorrectionStore(self._container.storage).hard(self._project),
             pseudo_labels=policy.pseudo_labels,
         )
         options: dict[str, Any] = {"predictions": "missing"} if policy.pseudo_labels else {}
         options["should_stop"] = self._watch.should_stop
-        source = Source.from_project(self._context.client, self._project, self._settings, **options)
+        source = Source.from_project(self._container.client, self._project, self._settings, **options)
         return build_dataset(
             source,
             self._folder / "dataset",
-            SplitStore(self._context.storage),
+            SplitStore(self._container.storage),
             self._project,
             plan,
-            lambda done, of: self._report(stage="dataset", done=done, of=of),
+            lambda done, of: tell(get_current_job(), stage="dataset", done=done, of=of),
             self._watch.should_stop,
             lambda tasks: _tries_left() and not {str(task) for task in tasks} <= set(unread),
         )
 
     def _mapped(self) -> dict[str, Sequence[str]]:
         """By label the detector's classes that predictions give it."""
-        config = parse_label_config(self._context.client.get_project(self._project).label_config)
+        config = parse_label_config(self._container.client.get_project(self._project).label_config)
         active = self._registry.active(self._project)
         parent = self._registry.get(active.parent_id) if active and active.parent_id else None
         # What a trained version has a class for goes on from there, as in its predictions.
@@ -210,18 +377,14 @@ class _Training(TrainingLife):
         labels = [label for control in reversed(config.video_controls) for label in reversed(control.labels)]
         return {label.value: classes_for(label) for label in labels if label.value not in own}
 
-    @property
-    def _imgsz(self) -> int:
-        return self._settings.train_imgsz or self._settings.imgsz
-
     def _is_known(self, version: Version, made_of: str) -> bool:
         """Whether the last training that was measured had the same data and settings."""
-        measured = [v for v in self._registry.versions(self._project) if v.state in MEASURED and v.id != version.id]
+        measured = [v for v in self._registry.outline(self._project) if v.state in MEASURED and v.id != version.id]
         return bool(measured) and measured[0].dataset == made_of and not self._force
 
     def _start(self, version: Version) -> dict[str, str | None]:
         """The weights to start from: those in use when the run began, or the settings' detector, or none."""
-        projects = self._context.projects
+        projects = self._container.projects
         parent = self._registry.get(version.parent_id) if version.parent_id else None
         detector = (
             projects.detector_of(parent, download=True) if parent else projects.models(None, download=True).detector
@@ -234,7 +397,7 @@ class _Training(TrainingLife):
     def _checkpoint(self, version: Version, run: Path) -> Path | None:
         """The last epoch's checkpoint of a run that is taken up again: from here, or from where its worker put it."""
         here = run / "weights" / "last.pt"
-        name, artifacts = checkpoint_name(version), self._context.projects.artifacts
+        name, artifacts = checkpoint_name(version), self._container.artifacts
         newest = max((item.get("epoch", 0) for item in version.history), default=0)
         if here.is_file() and (epochs_in(run) >= newest or not artifacts.exists(name)):
             return here  # else the run was elsewhere since
@@ -255,17 +418,17 @@ class _Training(TrainingLife):
             facts = {name: value for name, value in event.items() if name not in ("event", "checkpoint")}
             history[:] = [item for item in history if item.get("epoch", 0) < facts.get("epoch", 0)] + [facts]
             try:
-                self._registry.record_epoch(version, history)
+                self._registry.advance(version, history=history)
             except RunLost:
                 raise
             except BackendError as error:  # the database may be back for the next one
                 log.warning("The epoch was not written down: %s", error)
-            self._report(stage="training", **facts)
+            tell(get_current_job(), stage="training", **facts)
             checkpoint = event.get("checkpoint")
             if checkpoint and time.monotonic() - copied >= CHECKPOINT_S:
                 copied = time.monotonic()
                 try:
-                    self._context.projects.artifacts.put(Path(checkpoint), checkpoint_name(version))
+                    self._container.artifacts.put(Path(checkpoint), checkpoint_name(version))
                 except BackendError as error:  # it only saves time if this worker dies
                     log.warning("The checkpoint was not copied: %s", error)
 
@@ -273,10 +436,10 @@ class _Training(TrainingLife):
 
     def _gate(self, version: Version) -> None:
         """Measure candidate and incumbent on the held-out part; promote or refuse."""
-        projects = self._context.projects
-        candidate = projects.artifacts.fetch(version.artifact, version.weights_sha256)
+        artifacts = self._container.artifacts
+        candidate = artifacts.fetch(version.artifact, version.weights_sha256)
         kept = version.lineage["held_out_file"]
-        held_out = projects.artifacts.fetch(kept["name"], kept["sha256"])
+        held_out = artifacts.fetch(kept["name"], kept["sha256"])
         for _ in range(GATES):
             incumbent = self._registry.current(self._project)
             measured = self._measure(version, candidate, incumbent, held_out)
@@ -285,24 +448,24 @@ class _Training(TrainingLife):
             log.info("Project %s: versions were switched meanwhile; the gate is repeated.", self._project)
         metrics = {**measured, "against": incumbent.name if incumbent else "base"}
         verdict = decide(measured["candidate"], measured["incumbent"])
-        self._report(stage="gate", verdict=verdict.reason)
+        tell(get_current_job(), stage="gate", verdict=verdict.reason)
         if not verdict.promote:
             self._registry.finish(version, "refused", verdict.reason, metrics=metrics)
         else:
             version = self._registry.advance(version, state="promoting", metrics=metrics)
             self._watch.check()
             self._registry.promote(version, verdict.reason, f"gate: {version.trigger}", _id(incumbent))
-        self._context.count("promotions" if verdict.promote else "refusals")
+        self._container.count("promotions" if verdict.promote else "refusals")
         self._tidy_up(version)
 
     def _measure(
         self, version: Version, candidate: Path, incumbent: Version | None, held_out: Path
     ) -> dict[str, dict[str, Any]]:
-        projects = self._context.projects
+        projects = self._container.projects
         described = json.loads(held_out.read_text(encoding="utf-8"))
         base = projects.detector_of(incumbent, download=True) if incumbent else None
         detector = base or projects.models(None, download=True).detector
-        config = self._context.client.get_project(self._project).label_config
+        config = self._container.client.get_project(self._project).label_config
         models = [
             {"name": "candidate", "kind": "yolo", "path": str(candidate), "label_config": config, "trained": True},
             {
@@ -318,7 +481,7 @@ class _Training(TrainingLife):
             videos: dict[str, str] = {}
             for video in described["videos"]:
                 try:
-                    opened = self._context.media.open(video["uri"], video["task_id"])
+                    opened = self._container.media.open(video["uri"], video["task_id"])
                     videos[video["name"]] = str(stack.enter_context(opened))
                 except (MediaError, VideoError) as error:
                     if error.retryable:
@@ -333,7 +496,7 @@ class _Training(TrainingLife):
 
     def _on_progress(self, event: Mapping[str, Any]) -> None:
         if event.get("event") == "progress":
-            self._report(stage="gate", **{name: value for name, value in event.items() if name != "event"})
+            tell(get_current_job(), stage="gate", **{name: value for name, value in event.items() if name != "event"})
 
     # -- the rest
 
@@ -346,13 +509,40 @@ class _Training(TrainingLife):
 
     def _make_room(self) -> None:
         """Idle models leave the card; one budget is shared by serving and training."""
-        from ml_backend.jobs.memory_board import MemoryBoard
         from ml_backend.models.pool import current_pool
 
         if self._settings.device not in ("cpu", "mps") and Path("/dev/nvidia0").exists():
-            MemoryBoard(self._context.queue.connection).optimize()
+            self._container.memory.optimize()
             if pool := current_pool():
                 pool.optimize()
+
+
+def checkpoint_name(version: Version) -> str:
+    """Where a run's last epoch is kept for whoever takes the run up."""
+    return f"projects/{version.project_id}/{version.name}-{version.id}-last.pt"
+
+
+def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]:
+    """What the registry keeps of what a version was made from."""
+    return {
+        "seen": dict(seen),
+        "annotations": {str(task): number for task, number in data.annotations.items()},
+        "fingerprints": {str(task): text for task, text in data.fingerprints.items()},
+        "pictures": dict(data.pictures),
+        "boxes": dict(data.boxes),
+        "tracks": data.tracks,
+        "taught": list(data.taught),
+        "notes": list(data.notes),
+        "unread": [str(task) for task in data.unread],
+    }
+
+
+def epochs_in(run: Path) -> int:
+    """How many epochs a run's folder knows of."""
+    try:
+        return max(0, len((run / "results.csv").read_text(encoding="utf-8").splitlines()) - 1)
+    except OSError:
+        return 0
 
 
 def _tries_left() -> bool:

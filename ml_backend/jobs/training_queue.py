@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from ml_backend.errors import Interrupted, Postponed
-from ml_backend.jobs.queue import JobQueue, Requested
-from ml_backend.jobs.records import forget_executions
+from ml_backend.errors import Postponed
+from ml_backend.jobs.queue import OVER, WAITING, JobQueue, Requested, state_of
 
 if TYPE_CHECKING:
     from redis import Redis
     from redis.lock import Lock
 
-#: A request to cancel that nobody has seen for so long concerns nobody any more.
-CANCEL_S = 7 * 24 * 3600
+    from ml_backend.training.registry import Registry, Version
+
+log = logging.getLogger(__name__)
+
+#: That a training is forced is forgotten if none has begun for so long.
+FORCE_S = 7 * 24 * 3600
 
 
 class TrainingQueue:
@@ -40,75 +45,67 @@ class TrainingQueue:
         """
         with self._queue.guard():
             if force:
-                self._redis.set(_force_key(project_id), 1, ex=CANCEL_S)
-            if not self._redis.exists(_lock_key(project_id)):  # what was cancelled before is another matter
-                self._redis.delete(_cancel_key(project_id))
-            generation = int(self._redis.get(_generation_key(project_id)) or 0)
-        name = f"{_prefix(project_id)}{generation}"
-        return self._queue.request("train", "train", [project_id, trigger[:200]], name, "training")
+                self._redis.set(_force_key(project_id), 1, ex=FORCE_S)
+        args = [project_id, trigger[:200]]
+        requested = self._queue.request("train", "train", args, _name(project_id), "training", pause=timedelta(0))
+        if not requested.created:
+            with self._queue.guard():
+                job = self._queue.fetch(requested.job_id)
+            if job is None or state_of(job) not in WAITING:  # it has begun: once more afterwards
+                self._queue.storage.note_pending("train", project_id)
+        return requested
 
     def begin(self, project_id: int) -> None:
-        """From now on requests make another job."""
-        with self._queue.guard():
-            self._redis.incr(_generation_key(project_id))
+        """What is asked from now on is done once more."""
+        storage = self._queue.storage
+        storage.settle("train", project_id, storage.pending("train", project_id))
 
     @contextmanager
-    def lock(self, project_id: int) -> Iterator[TrainingLock]:
-        """Only one worker trains a project at a time.
+    def lock(self, project_id: int) -> Iterator[Lock]:
+        """Only one worker trains a project at a time. The lock expires when its holder dies, see ``Watch`` of the job.
 
         Raises:
             Postponed: another one does.
         """
+        from redis.exceptions import RedisError
+
         with self._queue.guard():
             # Renewed by another thread than the one that took it.
-            lock = self._redis.lock(_lock_key(project_id), timeout=self._lock_s, thread_local=False)
+            lock = self._redis.lock(f"video:train:lock:{project_id}", timeout=self._lock_s, thread_local=False)
             if not lock.acquire(blocking=False):
                 raise Postponed(f"Project {project_id} is being trained by another worker.", "It is tried again.")
-        held = TrainingLock(lock)
         try:
-            yield held
+            yield lock
         finally:
-            held.release()
+            with suppress(RedisError):  # it is lost, or Redis away: then it goes by itself
+                lock.release()
 
     def is_wanted(self, project_id: int) -> bool:
         """Whether a job for the project waits or runs."""
-        queue = self._queue.queues["train"]
         with self._queue.guard():
-            ids = [
-                *queue.get_job_ids(),
-                *queue.started_job_registry.get_job_ids(cleanup=False),
-                *queue.scheduled_job_registry.get_job_ids(cleanup=False),
-            ]
-            held = bool(self._redis.exists(_lock_key(project_id)))
-        return held or any(name.startswith(_prefix(project_id)) for name in ids)
+            job = self._queue.fetch(_name(project_id))
+        return job is not None and state_of(job) not in OVER
 
     def my_turn(self, name: str, seconds: int) -> bool:
         """Whether this process is to do something that one of all does every so many seconds."""
         with self._queue.guard():
             return bool(self._redis.set(f"video:turn:{name}", 1, nx=True, ex=max(1, seconds)))
 
-    def cancel(self, project_id: int) -> int:
-        """Ask whoever trains the project to give up, and take waiting requests back; returns how many waited."""
-        waiting = 0
-        queue = self._queue.queues["train"]
+    def cancel(self, project_id: int) -> bool:
+        """Ask whoever trains the project to give up, or take the request back; whether it still waited."""
+        self.begin(project_id)
         with self._queue.guard():
-            self._redis.set(_cancel_key(project_id), 1, ex=CANCEL_S)
-            for name in (*queue.get_job_ids(), *queue.scheduled_job_registry.get_job_ids(cleanup=False)):
-                if name.startswith(_prefix(project_id)) and (job := self._queue.fetch(name)):
-                    forget_executions(job)
-                    job.delete()
-                    waiting += 1
-        return waiting
+            self._queue.request_cancel(_name(project_id))  # first: it may begin at this moment
+            job = self._queue.fetch(_name(project_id))
+            waits = job is not None and state_of(job) in WAITING
+            if job is not None and waits:
+                self._queue.take_back(job)
+        return waits
 
     def take_force(self, project_id: int) -> bool:
         """Whether somebody has asked for a training in any case; asked once."""
         with self._queue.guard():
             return bool(self._redis.delete(_force_key(project_id)))
-
-    def has_forgotten(self) -> bool:
-        """Whether Redis has lost what it knew, or never knew anything; true once each time."""
-        with self._queue.guard():
-            return bool(self._redis.set("video:remembers", 1, nx=True))
 
     def caught_up(self, project_id: int) -> dict[int, str]:
         """By task when it had changed last, as it was looked for anything that nobody told us of."""
@@ -126,55 +123,17 @@ class TrainingQueue:
 
     def is_cancelled(self, project_id: int) -> bool:
         """Whether somebody has asked for the training's end."""
-        with self._queue.guard():
-            return bool(self._redis.exists(_cancel_key(project_id)))
-
-    def clear_cancelled(self, project_id: int) -> None:
-        """Trainings may run again."""
-        with self._queue.guard():
-            self._redis.delete(_cancel_key(project_id))
+        return self._queue.is_cancelled(_name(project_id))
 
 
-class TrainingLock:
-    """A lock that expires by itself when its holder dies."""
-
-    def __init__(self, lock: Lock) -> None:
-        self._lock = lock
-
-    def renew(self) -> None:
-        """Keep it for another while. While Redis is away it is kept in the hope that it will be back in time.
-
-        Raises:
-            Interrupted: it has expired and somebody else may hold it.
-        """
-        from redis.exceptions import RedisError
-
-        try:
-            self._lock.reacquire()
-        except RedisError as error:
-            if "no longer owned" in str(error) or "unlocked" in str(error):
-                raise Interrupted("The lock on the training was lost.", "Another worker goes on with it.") from error
-
-    def release(self) -> None:
-        """Give it back; if it is lost, or Redis away, it goes by itself."""
-        from redis.exceptions import RedisError
-
-        try:
-            self._lock.release()
-        except RedisError:
-            return
+def unread_before(registry: Registry, version: Version) -> list[str]:
+    """Tasks whose video was away when the version before this one was trained; each run hands them on."""
+    before = registry.last(version.project_id, version.number)
+    return list(before.lineage.get("unread") or ()) if before else []
 
 
-def _prefix(project_id: int) -> str:
-    return f"train-{project_id}-"
-
-
-def _generation_key(project_id: int) -> str:
-    return f"video:train:generation:{project_id}"
-
-
-def _lock_key(project_id: int) -> str:
-    return f"video:train:lock:{project_id}"
+def _name(project_id: int) -> str:
+    return f"train-{project_id}"
 
 
 def _force_key(project_id: int) -> str:
@@ -183,7 +142,3 @@ def _force_key(project_id: int) -> str:
 
 def _caught_up_key(project_id: int) -> str:
     return f"video:caught-up:{project_id}"
-
-
-def _cancel_key(project_id: int) -> str:
-    return f"video:train:cancel:{project_id}"

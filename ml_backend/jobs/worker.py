@@ -25,19 +25,20 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
-from rq.worker import SimpleWorker, WorkerStatus
+from rq.worker import SimpleWorker
 
 from ml_backend.errors import BackendError, QueueUnavailable
-from ml_backend.jobs.context import Context, get_context
-from ml_backend.jobs.leftovers import CLEANER, EVERY_S, remove_leftovers
+from ml_backend.jobs.container import Container, get_container
 from ml_backend.jobs.memory_board import MemoryBoard
-from ml_backend.jobs.queue import JobQueue, connect
-from ml_backend.jobs.records import forget_executions
+from ml_backend.jobs.queue import connect, forget_executions
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.settings import QUEUES, Settings, get_settings
 from ml_backend.versions import shaping
 
 log = logging.getLogger(__name__)
+
+#: Seconds between two looks for what is left over in the data folder, and the name of the thread that looks.
+LEFTOVERS_EVERY_S, CLEANER = 3600, "leftovers"
 
 
 class LeaseQueue(Queue):  # type: ignore[misc]
@@ -50,15 +51,15 @@ class LeaseQueue(Queue):  # type: ignore[misc]
 class LeaseWorker(SimpleWorker):  # type: ignore[misc]
     """A worker that keeps its models and whose jobs survive its death."""
 
-    lease_s = 30
-    stop_event: threading.Event | None = None
-    job_queue: JobQueue | None = None
-    memory: MemoryBoard | None = None
-    trainer: Trainer | None = None
-    context: Context | None = None
-    _maintains_idle = False
-    _recovered = -math.inf
-    _cleaned = -math.inf
+    def __init__(self, *args: Any, container: Container, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        settings = container.settings
+        self.container, self.lease_s = container, settings.job_lease_s
+        predicts = {"predict", "refresh"} & set(queues_of(settings))
+        self.memory = MemoryBoard(container.queue, shaping(settings) if predicts else None)
+        self.trainer = Trainer(container)
+        self._maintains_idle = False
+        self._cleaned = -math.inf
 
     def bootstrap(self, *args: Any, **kwargs: Any) -> None:
         """Registers the worker. Asked to end from then on, it does so in order: RQ's own handlers come only later."""
@@ -101,7 +102,7 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
             keeper.join(timeout=5)
         # After jobs that are long enough for the keeper's maintenance the main thread's is hardly ever due. Not when
         # the worker is idle: a signal would end this in the middle.
-        if self.trainer is not None and not self._stop_requested:
+        if not self._stop_requested:
             self.trainer.tick()
         self.set_state("idle")
 
@@ -120,15 +121,15 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
         """
         if self._stop_requested:  # what waits is for the others
             return
-        idle = threading.current_thread() is threading.main_thread() and self.get_state() != WorkerStatus.BUSY
-        self._maintains_idle = self._maintains_idle or idle
+        # The main thread does this only while no job runs.
+        idle = threading.current_thread() is threading.main_thread()
+        self._maintains_idle |= idle
         try:
             self._maintain()
         except RedisConnectionError as error:
             log.warning("Maintenance was left out, Redis does not answer: %s", error)
         finally:
-            if idle:
-                self._maintains_idle = False
+            self._maintains_idle &= not idle
         if idle and self._stop_requested:
             raise StopRequested
 
@@ -152,23 +153,21 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
             scheduler.enqueue_scheduled_jobs()
         finally:
             scheduler.release_locks()
-        if self.memory is not None:
-            self.memory.tick(self.name, self.lease_s)
+        self.memory.tick(self.name, self.lease_s)
         # Between jobs only: a database that hangs must not cost a job its lease.
-        if self.trainer is not None and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             self.trainer.tick()
+        try:
+            # It looks at every job: so less often than the rest, and one worker of all.
+            if self.container.training_queue.my_turn("lost", 2 * self.lease_s):
+                self.container.queue.recover_lost()
+        except QueueUnavailable as error:  # next time, then
+            log.warning("Lost jobs were not looked for: %s", error)
         now = time.monotonic()
-        # It looks at every job, so less often than the rest.
-        if self.job_queue is not None and now - self._recovered >= 2 * self.lease_s:
-            self._recovered = now
-            try:
-                self.job_queue.recover_lost()
-            except QueueUnavailable as error:  # next time, then
-                log.warning("Lost jobs were not looked for: %s", error)
-        if self.context is not None and now - self._cleaned >= EVERY_S:
+        if now - self._cleaned >= LEFTOVERS_EVERY_S:
             self._cleaned = now
             # Aside: a hundred thousand pictures of an old export must not cost a job its lease.
-            threading.Thread(target=remove_leftovers, name=CLEANER, args=(self.context,), daemon=True).start()
+            threading.Thread(target=self.container.remove_leftovers, name=CLEANER, daemon=True).start()
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Known errors have said in one line what is wrong; RQ would add a hundred lines of where."""
@@ -177,8 +176,7 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """First signal: the job stops at its next frame, is put back, and the worker ends."""
-        if self.stop_event is not None:
-            self.stop_event.set()
+        self.container.stop.set()
         super().request_stop(signum, frame)
 
 
@@ -193,26 +191,19 @@ def make_worker(settings: Settings) -> LeaseWorker:
     Raises:
         QueueUnavailable: Redis does not answer.
     """
-    context = get_context()
-    context.queue.ping()
+    container = get_container()
+    container.queue.ping()
     # Blocking reads wait for jobs, hence no socket time-out.
     connection = connect(settings, timeout=None)
-    worker = LeaseWorker(
+    return LeaseWorker(
         [LeaseQueue(name, connection=connection, serializer=JSONSerializer) for name in queues_of(settings)],
         connection=connection,
         serializer=JSONSerializer,
         maintenance_interval=max(1, settings.job_lease_s // 3),
         worker_ttl=settings.job_lease_s + 15,
         job_monitoring_interval=settings.job_lease_s,
+        container=container,
     )
-    worker.lease_s = settings.job_lease_s
-    worker.stop_event = context.stop
-    worker.job_queue = context.queue
-    predicts = {"predict", "refresh"} & set(queues_of(settings))
-    worker.memory = MemoryBoard(context.queue.connection, shaping(settings) if predicts else None)
-    worker.trainer = Trainer(context)
-    worker.context = context
-    return worker
 
 
 def fetch_weights(settings: Settings) -> None:
@@ -228,11 +219,7 @@ def fetch_weights(settings: Settings) -> None:
         return
     log.info("Detector: %s%s", detector.name, f" ({detector.note})" if detector.note else "")
     names = [model.name for model in (models.embedder, models.clip) if model]
-    log.info("Labels: mode %s%s%s", models.mode, "".join(f", {name}" for name in names), _in_brackets(models.notes))
-
-
-def _in_brackets(notes: tuple[str, ...]) -> str:
-    return f" ({' '.join(notes)})" if notes else ""
+    log.info("Labels: mode %s", " ".join([", ".join([models.mode, *names]), *models.notes]))
 
 
 def main() -> int:

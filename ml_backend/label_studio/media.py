@@ -6,19 +6,20 @@ import base64
 import binascii
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol
-from urllib.parse import SplitResult, parse_qs, quote, unquote, urljoin, urlsplit
+from typing import IO, TYPE_CHECKING, Protocol
+from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
 from ml_backend.errors import Interrupted, MediaError, MediaRefused, MediaUnavailable, StorageError, VideoError
-from ml_backend.label_studio.media_cache import MediaCache, locked
 from ml_backend.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,16 +29,20 @@ log = logging.getLogger(__name__)
 
 CLOUD_SCHEMES = frozenset({"s3", "gs", "azure-blob", "azure_spi", "dbfs", "gcs"})
 ATTEMPTS = 4
+#: Without a byte, before a download is tried again: stores that fetch a file from their archive are silent at first.
+TIMEOUT_S = 30.0
 #: Bytes between two looks at the room that is left: others write on the disk too, and not every server says how much
 #: will come.
 CHECK_BYTES = 64 << 20
+#: Room that a download leaves on the disk for databases and logs.
+SPARE_BYTES = 256 << 20
 #: What the kernel says where no room is left: on the disk, for this user, in one file.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _OWN_SUFFIXES = (".lock", ".json", ".part")
 
 
 class Authenticated(Protocol):
-    """What is needed of the API client."""
+    """What is needed of the API client; files that are not Label Studio's have none."""
 
     url: str
 
@@ -130,7 +135,10 @@ class MediaStore:
         source = self._source(uri, task_id)
         target = self._target(uri)
         lock = target.with_suffix(".lock")
-        self._make_dir()
+        try:
+            self._dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self._dir} cannot be made: {error.strerror}.", "Set DATA_DIR elsewhere.") from error
         for _ in range(3):
             # Shared: others read it too, possibly for hours, and the clean-up of the cache passes it over.
             with locked(lock, exclusive=False):
@@ -191,12 +199,6 @@ class MediaStore:
         safe = suffix.lower() if plain and suffix.lower() not in _OWN_SUFFIXES else ".media"
         return self._dir / (hashlib.sha256(uri.encode()).hexdigest()[:40] + safe)
 
-    def _make_dir(self) -> None:
-        try:
-            self._dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{self._dir} cannot be made: {error.strerror}.", "Set DATA_DIR elsewhere.") from error
-
     # -- download
 
     def _download(self, source: _Source, target: Path) -> None:
@@ -229,14 +231,32 @@ class MediaStore:
         headers = {"Accept-Encoding": "identity"}
         if done:
             headers |= {"Range": f"bytes={done}-", "If-Range": validator}
-        timeout = httpx.Timeout(self._settings.media_timeout_s)
+        if source.send_auth:
+            headers |= self._client.auth_headers()  # httpx gives it to no other host that an answer leads to
+
+        def check(request: httpx.Request) -> None:
+            if _split(str(request.url)).scheme not in ("http", "https"):
+                raise httpx.UnsupportedProtocol(request.url.scheme)
+            if not source.any_host_after_redirect:
+                self._check_host(str(request.url))
+
         try:
-            with httpx.Client(timeout=timeout) as http, self._request(http, source, headers) as response:
+            with (
+                httpx.Client(
+                    timeout=TIMEOUT_S,
+                    follow_redirects=True,
+                    max_redirects=5,
+                    event_hooks={"request": [check]},
+                ) as http,
+                http.stream("GET", source.url, headers=headers) as response,
+            ):
                 if response.status_code == 416 or not _goes_on(response, done):
                     meta.unlink(missing_ok=True)  # the next try begins anew
                     raise MediaUnavailable(f"{_server(source.url)} does not resume the download.")
                 self._check_status(response)
                 self._receive(response, part, meta, done if response.status_code == 206 else 0)
+        except (httpx.TooManyRedirects, httpx.UnsupportedProtocol) as error:
+            raise MediaError("The video's address redirects in circles or to something that is not http.") from error
         except (httpx.InvalidURL, UnicodeError) as error:
             raise MediaError(f"The address {public_uri(source.url)[:200]!r} is malformed: {error}.") from error
         except httpx.HTTPError as error:
@@ -245,25 +265,6 @@ class MediaStore:
                 f"The video cannot be fetched from {where}: {error.__class__.__name__}.",
                 "Check that the host is reachable from this machine.",
             ) from error
-
-    @contextlib.contextmanager
-    def _request(self, http: httpx.Client, source: _Source, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        """Follow redirects by hand: each hop's host is checked, and the token goes to Label Studio only."""
-        url = source.url
-        for _hop in range(6):
-            auth = self._client.auth_headers() if source.send_auth and _same_host(url, self._client.url) else {}
-            with http.stream("GET", url, headers={**headers, **auth}) as response:
-                if not response.has_redirect_location:
-                    yield response
-                    return
-                location = response.headers["location"]
-            _split(location)
-            url = urljoin(url, location)
-            if urlsplit(url).scheme not in ("http", "https"):
-                break
-            if not source.any_host_after_redirect:
-                self._check_host(url)
-        raise MediaError("The video's address redirects in circles or to something that is not http.")
 
     def _check_status(self, response: httpx.Response) -> None:
         status = response.status_code
@@ -395,3 +396,103 @@ def _discard(part: Path, meta: Path) -> None:
             file.unlink(missing_ok=True)
         except OSError as error:
             log.warning("%s cannot be removed: %s", file, error)
+
+
+# -- the folder of downloads
+
+
+class MediaCache:
+    """Files that may go, except while somebody holds their lock. Shared by all processes on one folder.
+
+    Args:
+        limit: bytes that all files together may have.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder, self._limit = folder, limit
+
+    def trim(self, keep: Path) -> None:
+        """Remove the least recently used files until the cache fits; files in use stay.
+
+        Args:
+            keep: stays as well.
+        """
+        entries = self._entries()
+        self._evict(entries, sum(size for _, size, _ in entries) - self._limit, keep)
+
+    def make_room(self, wanted: int, keep: Path) -> None:
+        """Remove the least recently used files, where the disk needs it, until so many bytes and a spare are free.
+
+        The disk may be smaller than what the cache is allowed: without this, the cache alone would fill it for good.
+
+        Args:
+            keep: what is just being downloaded.
+
+        Raises:
+            StorageError: there is no room even so.
+        """
+        missing = self._missing(wanted)
+        if missing <= 0:
+            return
+        entries = [entry for entry in self._entries() if entry[2] != keep]
+        # Where all of it would not be enough, nothing is thrown away in vain.
+        if sum(size for _, size, _ in entries) >= missing:
+            self._evict(entries, missing, keep)
+        if self._missing(wanted) > 0:
+            raise StorageError(
+                f"No room in {self.folder} for {wanted / 1e9:.2f} GB.",
+                "Free some disk space, or set DATA_DIR on a larger disk.",
+            )
+
+    def _missing(self, wanted: int) -> int:
+        return wanted + SPARE_BYTES - shutil.disk_usage(self.folder).free
+
+    def _entries(self) -> list[tuple[float, int, Path]]:
+        """Last use, bytes and path of every file, half ones too."""
+        entries = []
+        for file in self.folder.iterdir():
+            if file.suffix in (".lock", ".json") or not file.is_file():
+                continue
+            with contextlib.suppress(FileNotFoundError):  # another process evicts too
+                stat = file.stat()
+                entries.append((stat.st_mtime, stat.st_size, file))
+        return entries
+
+    def _evict(self, entries: list[tuple[float, int, Path]], excess: int, keep: Path) -> None:
+        for _, size, file in sorted(entries):
+            if excess <= 0:
+                return
+            if file != keep and _remove_unused(file):
+                log.debug("%s left the cache", file)
+                excess -= size
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, exclusive: bool, wait: bool = True) -> Iterator[IO[bytes]]:
+    """Hold a lock file.
+
+    Raises:
+        StorageError: it cannot be made.
+        BlockingIOError: somebody else holds it, and ``wait`` is false.
+    """
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}.", "Check DATA_DIR's rights and space."
+        ) from error
+    with file:
+        mode = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        fcntl.flock(file, mode if wait else mode | fcntl.LOCK_NB)
+        yield file
+
+
+def _remove_unused(file: Path) -> bool:
+    base = file.with_name(file.name.removesuffix(".part"))
+    try:
+        with locked(base.with_suffix(".lock"), exclusive=True, wait=False):
+            file.unlink(missing_ok=True)
+            file.with_name(file.name + ".json").unlink(missing_ok=True)
+        return True
+    except BlockingIOError:
+        return False  # somebody reads it

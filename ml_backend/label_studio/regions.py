@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,6 @@ def track_to_value(track: Track, timeline: Timeline, video: VideoInfo, min_iou: 
     Returns:
         ``{"framesCount", "duration", "sequence"}``, or ``None`` where the track is on none of Label Studio's frames.
     """
-    limit = [100.0, 100.0]
     count = timeline.frames_count
     sequence: list[dict[str, Any]] = []
     for frames, xyxy in timeline.resample(track.frames, track.xyxy):
@@ -71,7 +69,7 @@ def track_to_value(track: Track, timeline: Timeline, video: VideoInfo, min_iou: 
         if not len(visible):
             continue
         for part in np.split(visible, np.flatnonzero(np.diff(visible) > 1) + 1):
-            keys, boxes = _keyframes(frames[part], np.clip(corners[part], 0.0, [*limit, *limit]), min_iou)
+            keys, boxes = _keyframes(frames[part], np.clip(corners[part], 0.0, 100.0), min_iou)
             for frame, box in zip(keys.tolist(), boxes.tolist(), strict=True):
                 # Hidden after the part's last frame, on which it is still drawn; at the video's end there is no after.
                 ends = frame == keys[-1] and frame < count
@@ -117,12 +115,7 @@ def make_region(
         "from_name": control.from_name,
         "to_name": control.to_name,
         "type": "videorectangle",
-        "value": {
-            "framesCount": value["framesCount"],
-            "duration": value["duration"],
-            "labels": [label] if label else [],
-            "sequence": value["sequence"],
-        },
+        "value": {**value, "labels": [label] if label else []},
         "score": round(float(score), 4),
         "meta": {"original_class": original_class},
     }
@@ -140,10 +133,7 @@ def track_to_region(
     Returns:
         The result, or ``None`` where the track has no label or is on none of Label Studio's frames.
     """
-    if track.label is None:
-        return None
-    value = track_to_value(track, timeline, video, min_iou)
-    if value is None:
+    if track.label is None or (value := track_to_value(track, timeline, video, min_iou)) is None:
         return None
     return make_region(value, control, track.track_id, track.label, track.score, track.top_class)
 
@@ -228,13 +218,9 @@ def _upright(xyxy: Float64Array, degrees: Float64Array) -> Float64Array:
 
 def visible_frames(region: Mapping[str, Any]) -> int:
     """Number of Label Studio frames on which a region is drawn, found without going through them."""
-    value = region["value"]
-    sequence = sorted(value.get("sequence") or [], key=lambda key: int(key["frame"]))
-    enabled = {int(key["frame"]): bool(key.get("enabled", True)) for key in sequence}
-    if not enabled:
-        return 0
-    end = max(int(value.get("framesCount") or 0), *enabled) + 1
-    return sum(after - frame if enabled[frame] else 1 for frame, after in pairwise([*enabled, end]))
+    keys = RegionKeys.read(region)
+    end = max([int(region["value"].get("framesCount") or 0), *keys.frames[-1:].tolist()]) + 1
+    return int(np.where(keys.enabled, np.diff(keys.frames, append=end), 1).sum())
 
 
 def make_prediction(regions: Sequence[Region], model_version: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +35,7 @@ class LabelSpec:
         value: what Label Studio stores in results: the ``alias`` if the tag has one, else its ``value``.
         predicted_values: model classes that the config assigns to this label, as written, without blanks around.
         background: CSS colour, or empty.
-        attrs: all attributes of the tag.
+        attrs: all attributes of the tag, names in lower case.
     """
 
     value: str
@@ -45,45 +44,15 @@ class LabelSpec:
     attrs: Mapping[str, str] = field(default_factory=dict)
 
 
-#: Attribute of ``<Label>`` that says in words what the label looks like; several descriptions are separated by ``|``.
-PROMPT_ATTRIBUTE = "clip_prompt"
-
-
 def own_prompts(label: LabelSpec) -> tuple[str, ...]:
-    """What a label's ``clip_prompt`` says; empty without one."""
-    text = next((value for name, value in label.attrs.items() if name.lower() == PROMPT_ATTRIBUTE), "")
-    return tuple(part.strip() for part in text.split("|") if part.strip())
+    """What a label's ``clip_prompt`` says it looks like: descriptions separated by ``|``; empty without one."""
+    return tuple(part.strip() for part in label.attrs.get("clip_prompt", "").split("|") if part.strip())
 
 
 def prompts_digest(config: LabelConfig) -> str:
     """Digest of the labels' names and prompts; 40 hex digits."""
     described = [[[label.value, *own_prompts(label)] for label in c.labels] for c in config.video_controls]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:40]
-
-
-@dataclass(frozen=True, slots=True)
-class FrameRate:
-    """The ``frameRate`` attribute as written: ``"25"``, ``"$fps"``; empty where absent."""
-
-    text: str = ""
-
-    @property
-    def field(self) -> str | None:
-        """The task field that ``"$field"`` names, if it names a plain one."""
-        name = self.text[1:]
-        return name if self.text.startswith("$") and name.isidentifier() else None
-
-    def resolve(self, task_data: Mapping[str, Any]) -> float:
-        """Frames per second of Label Studio's timeline for one task, found as its player does."""
-        match = _FIELD.fullmatch(self.text)
-        if match:
-            raw = lookup(task_data, match.group(1))
-        else:
-            raw = _FIELD.sub(lambda m: str(lookup(task_data, m.group(1))), self.text)
-        rate = _js_number(raw)
-        if not math.isfinite(rate) or rate <= 0:
-            return DEFAULT_FRAME_RATE
-        return 1.0 / rate if rate < 1 else rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +65,7 @@ class VideoControl:
         value_key: path of the task field that holds the video's address, from ``value="$video"``.
         labels_name: name of the (first) ``Labels`` control.
         labels: labels of all ``Labels`` controls of this video, in order.
-        frame_rate: the ``Video``'s ``frameRate``.
+        frame_rate: the ``Video``'s ``frameRate`` as written: ``"25"``, ``"$fps"``; empty where absent.
     """
 
     from_name: str
@@ -104,11 +73,25 @@ class VideoControl:
     value_key: str
     labels_name: str
     labels: tuple[LabelSpec, ...]
-    frame_rate: FrameRate = field(default_factory=FrameRate)
+    frame_rate: str = ""
+
+    @property
+    def rate_field(self) -> str | None:
+        """The task field that ``frameRate="$field"`` names, if it names a plain one."""
+        name = self.frame_rate[1:]
+        return name if self.frame_rate.startswith("$") and name.isidentifier() else None
 
     def frame_rate_for(self, task_data: Mapping[str, Any]) -> float:
-        """Frames per second of Label Studio's timeline for this task."""
-        return self.frame_rate.resolve(task_data)
+        """Frames per second of Label Studio's timeline for this task, found as its player does."""
+        match = _FIELD.fullmatch(self.frame_rate)
+        if match:
+            raw = lookup(task_data, match.group(1))
+        else:
+            raw = _FIELD.sub(lambda m: str(lookup(task_data, m.group(1))), self.frame_rate)
+        rate = _js_number(raw)
+        if not math.isfinite(rate) or rate <= 0:
+            return DEFAULT_FRAME_RATE
+        return 1.0 / rate if rate < 1 else rate
 
     def media(self, task_data: Mapping[str, Any]) -> str | None:
         """The video's address in a task, or ``None`` where the task has none."""
@@ -209,7 +192,7 @@ def _label_specs(labels: Element) -> list[LabelSpec]:
         if value:
             predicted = attrs.get("predicted_values", "")
             names = tuple(name.strip() for name in predicted.split(",") if name.strip())
-            specs.append(LabelSpec(value, names, attrs.get("background", ""), dict(node.attrib)))
+            specs.append(LabelSpec(value, names, attrs.get("background", ""), attrs))
     return specs
 
 
@@ -270,7 +253,7 @@ def parse_label_config(xml: str) -> LabelConfig:
             value_key=match.group(1),
             labels_name=sets[0][1]["name"],
             labels=specs,
-            frame_rate=FrameRate(video.get("framerate", "")),
+            frame_rate=video.get("framerate", ""),
         )
     return LabelConfig(tuple(controls.values()))
 
@@ -320,9 +303,6 @@ class LabelMapper:
         class_names: the model's classes.
         trained: the classes are labels of the project: before all else a class is the label of exactly its name. What
             ``predicted_values`` says is of the detector that it was trained from, and of labels that were renamed.
-
-    Attributes:
-        unmapped: how often :meth:`map` was asked for each class that no label covers.
     """
 
     def __init__(self, labels: Iterable[LabelSpec], class_names: Iterable[str] = (), *, trained: bool = False) -> None:
@@ -331,13 +311,11 @@ class LabelMapper:
         self._by_prediction: dict[str, str] = {}
         self._by_name: dict[str, str] = {}
         self._rest: str | None = None
-        self.class_names = tuple(class_names)
-        self.unmapped: Counter[str] = Counter()
+        self._class_names = tuple(class_names)
         for label in labels:
             self._values.add(label.value)
             self._by_name.setdefault(plain_name(label.value), label.value)
-            written = label.attrs.get("value", "")
-            if written:
+            if written := label.attrs.get("value"):
                 self._by_name.setdefault(plain_name(written), label.value)
             for name in label.predicted_values:
                 if name == REST:
@@ -345,27 +323,15 @@ class LabelMapper:
                 else:
                     self._by_prediction.setdefault(plain_name(name), label.value)
 
-    def _find(self, class_name: str) -> str | None:
+    def map(self, class_name: str) -> str | None:
+        """The label for a class, or ``None``."""
         exactly = class_name if class_name in self._values else None  # others may differ in case, or a hyphen, only
         if exactly is not None and self._trained:
             return exactly
         key = plain_name(class_name)
         return self._by_prediction.get(key) or exactly or self._by_name.get(key) or self._rest
 
-    def map(self, class_name: str) -> str | None:
-        """The label for a class, or ``None``, which is counted in :attr:`unmapped`."""
-        label = self._find(class_name)
-        if label is None:
-            self.unmapped[class_name] += 1
-        return label
-
     @property
     def table(self) -> dict[str, str]:
         """The model's classes that have a label, with it."""
-        return {name: label for name in self.class_names if (label := self._find(name)) is not None}
-
-    @property
-    def unknown_predicted_values(self) -> tuple[str, ...]:
-        """What the config lists in ``predicted_values`` although the model has no such class (normalised)."""
-        known = {plain_name(name) for name in self.class_names}
-        return tuple(name for name in self._by_prediction if name not in known) if known else ()
+        return {name: label for name in self._class_names if (label := self.map(name)) is not None}

@@ -18,7 +18,7 @@ from ml_backend.cli import fail_clearly
 from ml_backend.errors import BackendError
 from ml_backend.local.demo import Demo, connect, find_demo, make_demo, wait_for_prediction, was_made
 from ml_backend.local.environment import spare_local_addresses
-from ml_backend.local.preflight import ROOT, PreflightError, check_start
+from ml_backend.local.preflight import ROOT, check_start
 from ml_backend.local.report import Reporter
 from ml_backend.local.smoke import run_smoke
 from ml_backend.local.stack import Stack, StackOptions
@@ -49,10 +49,7 @@ def main(port: int, label_studio_port: int, data_dir: Path, no_demo: bool, smoke
     if smoke:
         stop_on_signals(lambda: None)
         sys.exit(run_smoke(reporter))
-    try:
-        check_start(data_dir.absolute(), port, label_studio_port)
-    except PreflightError as error:
-        raise BackendError(error.message, error.cure) from error
+    check_start(data_dir.absolute(), port, label_studio_port)
     options = StackOptions(data_dir.absolute(), port, label_studio_port, redis_url=os.environ.get("REDIS_URL", ""))
     run(Stack(options, reporter), demo=not no_demo)
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ml_backend.errors import LabelStudioError
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
-from ml_backend.local.preflight import ROOT
-from ml_backend.local.processes import StartError
+from ml_backend.local.preflight import ROOT, StartError
 from ml_backend.local.stack import Stack
 from ml_backend.local.state import write_private
 from ml_backend.settings import Settings
@@ -86,9 +86,7 @@ def connect(stack: Stack, client: LabelStudioClient, project_id: int) -> None:
         raise StartError(error.message, f"The end of {stack.backend.log_path}:\n{stack.backend.tail(5)}") from error
 
 
-def wait_for_prediction(
-    stack: Stack, demo: Demo, tick: Callable[[], None], timeout: float = PREDICTION_TIMEOUT
-) -> None:
+def wait_for_prediction(stack: Stack, demo: Demo, tick: Callable[[], None]) -> None:
     """Wait until the task carries a prediction.
 
     Raises:
@@ -97,21 +95,31 @@ def wait_for_prediction(
     client = stack.client()
     jobs = JobQueue(Settings(_env_file=None, redis_url=stack.redis_url))
     earlier = {job["id"] for job in jobs.failed_jobs()} - {f"prepare-{demo.task_id}"}
+
+    def look() -> bool:
+        for job in jobs.failed_jobs():
+            if job["id"] not in earlier and _is_of(jobs, job["id"], demo.task_id):
+                raise no_prediction(stack, f"The sample video's job has failed: {job['error']}")
+        return bool(client.get_task(demo.task_id).prediction_versions)
+
+    wait_until(stack, tick, look, "The sample video has no prediction", PREDICTION_TIMEOUT)
+
+
+def wait_until(stack: Stack, tick: Callable[[], None], look: Callable[[], Any], problem: str, timeout: float) -> Any:
+    """Wait for something and return it, while the stack is watched over.
+
+    Raises:
+        StartError: it is not there in time; with the end of the worker's log.
+    """
     deadline = time.monotonic() + timeout
-    next_look = 0.0
-    while True:
-        if time.monotonic() >= next_look:
-            if client.get_task(demo.task_id).prediction_versions:
-                return
-            next_look = time.monotonic() + 0.5
-            for job in jobs.failed_jobs():
-                if job["id"] not in earlier and _is_of(jobs, job["id"], demo.task_id):
-                    raise no_prediction(stack, f"The sample video's job has failed: {job['error']}")
+    while not (found := look()):
         if time.monotonic() > deadline:
-            raise no_prediction(stack, f"The sample video has no prediction after {timeout:.0f} s.")
+            raise no_prediction(stack, f"{problem} after {timeout:.0f} s.")
         stack.revive()
-        tick()
-        time.sleep(0.1)
+        for _ in range(5):
+            tick()
+            time.sleep(0.1)
+    return found
 
 
 def _is_of(jobs: JobQueue, job_id: str, task_id: int) -> bool:

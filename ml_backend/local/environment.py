@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 
 from ml_backend.local.preflight import ROOT
@@ -12,21 +12,8 @@ from ml_backend.settings import Settings
 #: Settings that describe models and machine, not where things are: an isolated stack takes them over, and only them.
 MODEL_SETTINGS = frozenset(
     {
-        "mode",
-        "detector",
-        "yolo_weights",
-        "embedder",
-        "dinov2_model",
-        "clip_model",
-        "embed_batch",
-        "views",
-        "model_memory_gb",
-        "gpu_memory_gb",
-        "weights_timeout_s",
-        "device",
-        "imgsz",
-        "batch",
-        "tracker",
+        *("mode", "detector", "yolo_weights", "embedder", "dinov2_model", "clip_model"),
+        *("model_memory_gb", "gpu_memory_gb", "weights_timeout_s", "device", "imgsz", "batch", "tracker"),
     }
 )
 #: Settings that name a file or a folder, or else something to download.
@@ -73,17 +60,3 @@ def spare_local_addresses(environment: MutableMapping[str, str]) -> None:
     # Some programs understand the star only where it stands alone.
     spared = "*" if "*" in hosts else ",".join(dict.fromkeys([*hosts, "localhost", "127.0.0.1"]))
     environment.update(dict.fromkeys(names, spared))
-
-
-def backend_settings(
-    *, data_dir: Path, label_studio_url: str, token: str, redis_url: str, uploads_root: Path, local_files: Path
-) -> Mapping[str, str]:
-    """Settings by which backend, worker and scripts find each other."""
-    return {
-        "LABEL_STUDIO_URL": label_studio_url,
-        "LABEL_STUDIO_API_KEY": token,
-        "REDIS_URL": redis_url,
-        "DATA_DIR": str(data_dir),
-        "UPLOADS_ROOT": str(uploads_root),
-        "LOCAL_FILES_ROOT": str(local_files),
-    }

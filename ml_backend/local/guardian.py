@@ -1,7 +1,8 @@
 """Ends what is left of a local stack when its supervisor is gone, however it went.
 
 The supervisor holds the other end of this process's standard input. When that closes, by a clean end or by a kill,
-every process that carries the stack's mark in its environment is asked to end and, after a while, killed.
+every process that carries the stack's mark in its environment is asked to end and, after a while, killed. Neither
+process groups nor PR_SET_PDEATHSIG do that: workers start trainings in sessions of their own, and theirs start others.
 """
 
 from __future__ import annotations
@@ -22,13 +23,11 @@ GRACE_S = 10.0
 
 def start_guardian(mark: str) -> subprocess.Popen[bytes]:
     """Start the guardian; keep the returned object, its ``stdin`` is what the guardian watches."""
-    environment = {name: value for name, value in os.environ.items() if name != MARK}
+    environment = {name: value for name, value in os.environ.items() if name != MARK} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "ml_backend.local.guardian", mark]
+    # In a session of its own: a Ctrl-C in the terminal is not for it.
     return subprocess.Popen(
-        [sys.executable, "-m", "ml_backend.local.guardian", mark],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        env=environment | {"PYTHONPATH": str(ROOT)},
-        start_new_session=True,  # a Ctrl-C in the terminal is not for it
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, start_new_session=True
     )
 
 
@@ -42,24 +41,18 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def sweep(mark: str, grace: float = GRACE_S) -> int:
-    """End all marked processes; returns how many there were."""
+def sweep(mark: str, grace: float = GRACE_S) -> None:
+    """Ask all marked processes to end, and kill those that are there after ``grace`` seconds."""
     processes = marked(mark)
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    _, stubborn = psutil.wait_procs(processes, timeout=grace)
-    for process in stubborn + marked(mark):
+    psutil.wait_procs(processes, timeout=grace)
+    for process in marked(mark):
         with contextlib.suppress(psutil.Error):
             process.kill()
-    return len(processes)
-
-
-def main() -> int:
-    sys.stdin.buffer.read()  # returns when the supervisor has gone
-    sweep(sys.argv[1])
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.stdin.buffer.read()  # returns when the supervisor has gone
+    sweep(sys.argv[1])

@@ -1,4 +1,4 @@
-"""What must be true of a machine before anything is installed or started.
+"""Checks of a machine: of what must be true before anything is installed or started. The doctor makes the same ones.
 
 Only the standard library: this runs under the machine's own Python, before the virtual environment exists.
 """
@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ml_backend.errors import BackendError
 from ml_backend.local.state import running_stack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,34 +29,26 @@ DOWNLOAD_GB = 3.5
 RUN_GB = 0.5
 
 
-class PreflightError(Exception):
-    """Something that the reader must put right first."""
-
-    def __init__(self, message: str, cure: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.cure = cure
-
-    def __str__(self) -> str:
-        return f"{self.message} {self.cure}"
+class StartError(BackendError):
+    """Something that the reader must put right first, or a process of the local stack that did not come up."""
 
 
-def free_port(host: str = "127.0.0.1") -> int:
+def free_port() -> int:
     """A port that nothing listens on just now."""
     while True:
         with socket.socket() as sock:
-            sock.bind((host, 0))
+            sock.bind(("127.0.0.1", 0))
             port = int(sock.getsockname()[1])
         if _is_free(socket.AF_INET6, "::1", port):
             return port
 
 
-def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
+def port_is_free(port: int) -> bool:
     """Whether a server could listen there, counting listeners on all interfaces.
 
     Nor may any listen on ``::1``: our addresses say ``localhost``, for which many programs try that first.
     """
-    return _is_free(socket.AF_INET, host, port) and _is_free(socket.AF_INET6, "::1", port)
+    return _is_free(socket.AF_INET, "127.0.0.1", port) and _is_free(socket.AF_INET6, "::1", port)
 
 
 def _is_free(family: socket.AddressFamily, host: str, port: int) -> bool:
@@ -76,64 +69,55 @@ def _is_free(family: socket.AddressFamily, host: str, port: int) -> bool:
 
 
 def port_owner(port: int) -> str:
-    """Name and id of the process that listens on a port, or ``""`` where the system does not tell."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for fields in map(str.split, lines):
-            if fields[3] == "0A" and int(fields[1].rsplit(":", 1)[1], 16) == port:  # 0A: LISTEN
-                inodes.add(f"socket:[{fields[9]}]")
-    if not inodes:
+    """Id and command of the process that listens on a port; ``""`` where the system, or psutil's absence, hides it."""
+    try:
+        import psutil
+    except ImportError:  # nothing is installed yet
         return ""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if any(os.readlink(fd) in inodes for fd in (process / "fd").iterdir()):
-                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                return f"process {process.name}: {command[:80]}"
-        except OSError:
-            continue  # it ended meanwhile, or belongs to somebody else
-    return ""
+    try:
+        listening = [item for item in psutil.net_connections("tcp") if item.status == psutil.CONN_LISTEN]
+        owner = next((item.pid for item in listening if item.laddr[1:] == (port,) and item.pid), None)
+        return f"process {owner}: {' '.join(psutil.Process(owner).cmdline())[:80]}" if owner else ""
+    except psutil.Error:
+        return ""
 
 
 def check_port(port: int, what: str, option: str, variable: str) -> None:
     """Raise if ``port`` is taken, naming who has it and how to choose another."""
-    if port_is_free(port):
-        return
-    owner = port_owner(port)
-    raise PreflightError(
-        f"Port {port}, wanted for {what}, is busy{f' ({owner})' if owner else ''}.",
-        f"Stop that program, or choose another port: {option} {port + 1} (or {variable}={port + 1}).",
-    )
+    if not port_is_free(port):
+        owner = port_owner(port)
+        raise StartError(
+            f"Port {port}, wanted for {what}, is busy{f' ({owner})' if owner else ''}.",
+            f"Stop that program, or choose another port: {option} {port + 1} (or {variable}={port + 1}).",
+        )
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 
 def check_disk(
     folder: Path, needed_gb: float, what: str, cure: str = "Free some space, or move the project to a larger disk."
-) -> None:
-    """Raise unless the file system of ``folder`` (which need not exist yet) has room."""
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
+) -> float:
+    """Raise unless the file system of ``folder`` (which need not exist yet) has room; return how many GB are free."""
+    existing = _existing(folder)
     free_gb = shutil.disk_usage(existing).free / 1e9
     if free_gb < needed_gb:
-        raise PreflightError(
-            f"{what} needs about {needed_gb:g} GB of disk space, but {existing} has only {free_gb:.1f} GB free.",
-            cure,
+        raise StartError(
+            f"{what} needs about {needed_gb:g} GB of disk space, but {existing} has only {free_gb:.1f} GB free.", cure
         )
+    return free_gb
 
 
 def check_writable(folder: Path) -> None:
-    """Raise unless files can be made in ``folder``; makes the folder."""
+    """Raise unless files can be made in ``folder``, or in what there is of its parents."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=_existing(folder)):
             pass
     except OSError as error:
-        raise PreflightError(
+        raise StartError(
             f"{folder} cannot be written to ({error.strerror or error}).",
-            "Use a copy of the project in a folder of yours, or choose another data folder: --data-dir.",
+            "Use a copy of the project in a folder of yours, or choose another data folder: --data-dir or DATA_DIR.",
         ) from error
 
 
@@ -153,11 +137,10 @@ def check_start(data_dir: Path, port: int, label_studio_port: int) -> None:
     """Room, rights and ports for the local stack.
 
     Raises:
-        PreflightError: for the first thing that is in the way.
+        StartError: for the first thing that is in the way.
     """
-    running = running_stack(data_dir)
-    if running:
-        raise PreflightError(
+    if running := running_stack(data_dir):
+        raise StartError(
             f"It is running already (process {running.pid}): {running.label_studio_url}",
             "Open that address, or stop it (Ctrl-C where it was started), "
             "or run another one: --data-dir, --port and --label-studio-port.",
@@ -165,32 +148,36 @@ def check_start(data_dir: Path, port: int, label_studio_port: int) -> None:
     check_writable(data_dir)
     check_disk(data_dir, RUN_GB, "Running")
     if port == label_studio_port:
-        raise PreflightError(
+        raise StartError(
             f"Backend and Label Studio cannot share port {port}.", "Choose two: --port, --label-studio-port."
         )
     check_port(label_studio_port, "Label Studio", "--label-studio-port", "LABEL_STUDIO_PORT")
     check_port(port, "the ML backend", "--port", "PORT")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="preflight", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("install")
-    start = commands.add_parser("start")
-    start.add_argument("--data-dir", type=Path, required=True)
-    start.add_argument("--port", type=int, required=True)
-    start.add_argument("--label-studio-port", type=int, required=True)
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="up.sh", usage="bash scripts/up.sh [OPTIONS] (--help)", allow_abbrev=False)
+    parser.add_argument("step", choices=["install", "start"])
+    parser.add_argument("--from", type=Path, default=Path.cwd(), dest="place")
+    parser.add_argument("--data-dir", type=Path, default=os.environ.get("DATA_DIR") or ROOT / "data")
+    parser.add_argument("--port", type=int, default=os.environ.get("PORT") or 9090)
+    parser.add_argument("--label-studio-port", type=int, default=os.environ.get("LABEL_STUDIO_PORT") or 8080)
+    parser.add_argument("--no-demo", action="store_true")
+    parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args(arguments)
+    data_dir = Path(os.path.abspath(options.place / options.data_dir))
     try:
-        if options.command == "install":
+        if options.step == "install":
             check_install()
-        else:
-            check_start(options.data_dir.absolute(), options.port, options.label_studio_port)
-    except PreflightError as error:
+            return 0
+        if not options.smoke:
+            check_start(data_dir, options.port, options.label_studio_port)
+    except StartError as error:
         print(f"error: {error.message}\n  cure: {error.cure}", file=sys.stderr)
         return 1
+    print(data_dir)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

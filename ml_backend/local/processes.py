@@ -14,28 +14,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import httpx
 from redis import Redis
 from redis.exceptions import RedisError
 
-from ml_backend.errors import BackendError
 from ml_backend.jobs.workers import live_workers
-from ml_backend.local.preflight import ROOT, free_port
+from ml_backend.local.preflight import ROOT, StartError
 from ml_backend.local.state import keep_secret_key
-
-__all__ = ["Backend", "LabelStudioServer", "ManagedProcess", "RedisServer", "StartError", "Worker", "free_port"]
 
 #: sun_path has 104 bytes on macOS and 108 on Linux, the final NUL included.
 SOCKET_PATH_MAX = 100
+LS_VENV = ROOT / ".venv-label-studio"
 DATABASE = "label_studio.sqlite3"
 #: RQ needs streams and blocking moves.
 REDIS_MIN_VERSION = (6, 2)  # for set-proc-title
-
-
-class StartError(BackendError):
-    """A process of the local stack did not come up."""
 
 
 class ManagedProcess:
@@ -72,23 +66,15 @@ class ManagedProcess:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self._log_start = log.tell()
-            self._process = self._spawn(log)
-
-    def _spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        try:
-            return subprocess.Popen(
-                list(self.command()),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                cwd=self.cwd,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise StartError(
-                f"{self.name} could not be started: {error}.", "Run scripts/up.sh, it installs it."
-            ) from error
+            outputs: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+            try:
+                self._process = subprocess.Popen(
+                    list(self.command()), env=self.environment, cwd=self.cwd, start_new_session=True, **outputs
+                )
+            except OSError as error:
+                raise StartError(
+                    f"{self.name} could not be started: {error}.", "Run scripts/up.sh, it installs it."
+                ) from error
 
     @property
     def pid(self) -> int | None:
@@ -166,7 +152,7 @@ class RedisServer(ManagedProcess):
         self._short: tempfile.TemporaryDirectory[str] | None = None
         self.socket = folder / "redis.sock"
         if len(os.fsencode(self.socket)) > SOCKET_PATH_MAX:
-            self._short = tempfile.TemporaryDirectory(prefix="redis-", dir=_short_temp())
+            self._short = tempfile.TemporaryDirectory(prefix="redis-", dir="/tmp")
             self.socket = Path(self._short.name) / "redis.sock"
 
     @property
@@ -202,11 +188,6 @@ class RedisServer(ManagedProcess):
         self.socket.unlink(missing_ok=True)
         if self._short:
             self._short.cleanup()
-
-
-def _short_temp() -> str:
-    temporary = tempfile.gettempdir()
-    return temporary if len(temporary) < 50 else "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
 
 
 def redis_answers(url: str) -> bool:
@@ -261,7 +242,6 @@ class LabelStudioServer(ManagedProcess):
         log_dir: Path,
         environment: Mapping[str, str],
         local_files: Path | None = None,
-        venv: Path = ROOT / ".venv-label-studio",
     ) -> None:
         super().__init__("Label Studio", log_dir=log_dir, environment=environment, cwd=folder)
         self.folder = folder
@@ -269,8 +249,6 @@ class LabelStudioServer(ManagedProcess):
         self.username = username
         self.password = password
         self.url = f"http://localhost:{port}"
-        self._venv = venv
-        self._template = venv / "database" / DATABASE
         self.environment.update(label_studio_environment(folder, local_files))
         # Not as arguments, which every user of the machine can read.
         self.environment.update(LABEL_STUDIO_USERNAME=username, LABEL_STUDIO_PASSWORD=password)
@@ -285,22 +263,17 @@ class LabelStudioServer(ManagedProcess):
     def command(self) -> Sequence[str]:
         return [
             # Through its Python: the script's first line is wrong after the project's folder was moved.
-            *(str(self._venv / "bin" / "python"), str(self._venv / "bin" / "label-studio"), "start", "--no-browser"),
+            *(str(LS_VENV / "bin" / "python"), str(LS_VENV / "bin" / "label-studio"), "start", "--no-browser"),
             *("--internal-host", "127.0.0.1", "--port", str(self.port)),
         ]
 
-    @property
-    def is_new(self) -> bool:
-        """Whether it has no database yet and none was prepared: then the first start takes 20 to 60 s."""
-        return not (self.folder / DATABASE).exists() and not self._template.exists()
-
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        database = self.folder / DATABASE
-        if not database.exists() and self._template.exists():
+        database, template = self.folder / DATABASE, LS_VENV / "database" / DATABASE
+        if not database.exists() and template.exists():
             # An empty database with all migrations done, made when Label Studio was installed.
             copy = database.with_suffix(".new")
-            shutil.copyfile(self._template, copy)
+            shutil.copyfile(template, copy)
             copy.replace(database)
         keep_secret_key(self.folder)
         super().start()

@@ -10,21 +10,19 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
 from types import TracebackType
-from typing import IO
+from typing import IO, NoReturn
 
-from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.local.access import create_token, token_works
-from ml_backend.local.environment import MODEL_SETTINGS, backend_settings, base_environment
+from ml_backend.errors import LabelStudioError
+from ml_backend.label_studio.client import LabelStudioClient, create_token
+from ml_backend.local.environment import MODEL_SETTINGS, base_environment
 from ml_backend.local.guardian import MARK, start_guardian, sweep
-from ml_backend.local.preflight import ROOT
+from ml_backend.local.preflight import ROOT, StartError
 from ml_backend.local.processes import (
     Backend,
     LabelStudioServer,
     ManagedProcess,
     RedisServer,
-    StartError,
     Worker,
     redis_answers,
 )
@@ -37,7 +35,6 @@ from ml_backend.local.state import (
     login_password,
     read_text,
     state_path,
-    take_back,
     token_path,
     write_private,
 )
@@ -112,6 +109,7 @@ class Stack:
             Worker(name, queues, redis_url=self.redis_url, log_dir=self.log_dir, environment=environment, cwd=self._cwd)
             for name, queues in (("worker", QUEUES[:-1]), ("trainer", QUEUES[-1:]))
         )
+        self._ours: list[ManagedProcess] = [self.worker, self.trainer, self.backend]
 
     # -- life
 
@@ -131,8 +129,7 @@ class Stack:
     @property
     def processes(self) -> list[ManagedProcess]:
         """All processes that this stack runs, in the order in which they must stop."""
-        own: list[ManagedProcess] = [self.worker, self.trainer, self.backend, self.label_studio]
-        return [*own, self.redis] if self.redis else own
+        return [*self._ours, self.label_studio, *([self.redis] if self.redis else [])]
 
     def start(self) -> None:
         """Bring everything up.
@@ -144,26 +141,22 @@ class Stack:
             folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.data_dir)
         self._guardian = start_guardian(self._mark)
-        new = self.label_studio.is_new
         self.label_studio.start()
         with self.reporter.stage("redis", "Starting Redis") as tick:
             self._start_redis(tick)
         token = read_text(token_path(self.data_dir))
         if token:  # not the first start: everything at once
             self._start_backend(token)
-        text = "Starting Label Studio" + (" (it makes its database first, 20 to 60 s)" if new else "")
-        with self.reporter.stage("label_studio", text) as tick:
+        with self.reporter.stage("label_studio", "Starting Label Studio (the first time up to a minute)") as tick:
             self.label_studio.wait_ready(LABEL_STUDIO_TIMEOUT, tick)
             self.token = self._valid_token(token)
         with self.reporter.stage("backend", "Starting backend and worker") as tick:
             if self.token != token:
-                self.worker.stop()
-                self.trainer.stop()
-                self.backend.stop()
+                for process in self._ours:
+                    process.stop()
                 self._start_backend(self.token)
-            self.backend.wait_ready(BACKEND_TIMEOUT, tick)
-            self.worker.wait_ready(BACKEND_TIMEOUT, tick)
-            self.trainer.wait_ready(BACKEND_TIMEOUT, tick)
+            for process in self._ours:
+                process.wait_ready(BACKEND_TIMEOUT, tick)
         self.save_state()
 
     def _start_redis(self, tick: Callable[[], None]) -> None:
@@ -178,30 +171,31 @@ class Stack:
 
     def _start_backend(self, token: str) -> None:
         settings = self.settings_environment(token)
-        for process in (self.worker, self.trainer, self.backend):
+        for process in self._ours:
             process.environment.update(settings)
             process.start()
 
     def settings_environment(self, token: str = "") -> dict[str, str]:
         """Settings by which a process finds this stack, and uses the same models as it does."""
         chosen = {name.upper() for name in MODEL_SETTINGS} & self.backend.environment.keys()
-        models = {name: self.backend.environment[name] for name in sorted(chosen)}
-        return models | dict(
-            backend_settings(
-                data_dir=self.data_dir,
-                label_studio_url=self.label_studio.url,
-                token=token or self.token,
-                redis_url=self.redis_url,
-                uploads_root=self.label_studio.media_root,
-                local_files=self.local_files,
-            )
-        )
+        return {name: self.backend.environment[name] for name in sorted(chosen)} | {
+            "LABEL_STUDIO_URL": self.label_studio.url,
+            "LABEL_STUDIO_API_KEY": token or self.token,
+            "REDIS_URL": self.redis_url,
+            "DATA_DIR": str(self.data_dir),
+            "UPLOADS_ROOT": str(self.label_studio.media_root),
+            "LOCAL_FILES_ROOT": str(self.local_files),
+        }
 
     def _valid_token(self, token: str) -> str:
-        if token and token_works(self.label_studio.url, token):
-            return token
         if token:
-            self.reporter.say("The stored token is no longer valid; making a new one.")
+            try:
+                LabelStudioClient(self.label_studio.url, token).whoami()
+                return token
+            except LabelStudioError as error:
+                if error.retryable:
+                    raise
+                self.reporter.say("The stored token is no longer valid; making a new one.")
         token = create_token(self.label_studio.url, self.username, self.label_studio.password)
         write_private(token_path(self.data_dir), token + "\n")
         return token
@@ -221,14 +215,12 @@ class Stack:
         """A client with the rights of Label Studio's first user."""
         return LabelStudioClient(self.label_studio.url, self.token)
 
-    def save_state(self, project_id: int | None = None) -> None:
+    def save_state(self) -> None:
         """Let other commands find this stack."""
         StackState(
             pid=os.getpid(),
             label_studio_url=self.label_studio.url,
             backend_url=self.backend.url,
-            redis_url=self.redis_url,
-            project_id=project_id,
             environment=self.settings_environment() | self._stores(),
         ).save(self.data_dir)
         if not self.options.isolated:
@@ -252,13 +244,10 @@ class Stack:
         if self.redis:  # last: the worker puts its job back while it stops
             self.redis.stop()
         if self._guardian:
-            sweep(self._mark)
-            if self._guardian.stdin:
-                self._guardian.stdin.close()
-            self._guardian.wait(timeout=30)
+            self._guardian.communicate(timeout=30)  # closes its input: it ends what is left
             self._guardian = None
             state_path(self.data_dir).unlink(missing_ok=True)
-            take_back(ROOT, self.data_dir)
+            announce(ROOT)
         if self._lock:
             self._lock.close()
             self._lock = None
@@ -269,32 +258,27 @@ class Stack:
 
     # -- watching
 
-    def watch(self, until: Event | None = None) -> None:
-        """Restart what dies, with growing pauses; returns when ``until`` is set."""
-        until = until or Event()
-        while not until.wait(0.5):
+    def watch(self) -> NoReturn:
+        """Restart what dies, with growing pauses, until a signal comes."""
+        while True:
             self.revive()
+            time.sleep(0.5)
 
     def revive(self) -> None:
         """Restart what has died, unless it is pausing."""
         for process in self.processes:
-            if not process.alive:
-                self._restart(process)
-
-    def _restart(self, process: ManagedProcess) -> None:
-        count, since = self._deaths.get(process.name, (0, 0.0))
-        now = time.monotonic()
-        if count and now < since:
-            return  # still pausing
-        if count and now - since > HEALTHY_S:
-            count = 0
-        pause = min(2.0**count, MAX_BACK_OFF_S)
-        self.reporter.say(
-            f"{process.name} ended unexpectedly (exit status {process.returncode}); restarting it. "
-            f"Its log is {process.log_path}; the last lines:\n{process.tail(5)}"
-        )
-        self._deaths[process.name] = (count + 1, now + pause)
-        process.start()
+            count, until = self._deaths.get(process.name, (0, 0.0))
+            now = time.monotonic()
+            if process.alive or now < until:
+                continue
+            if now - until > HEALTHY_S:
+                count = 0
+            self.reporter.say(
+                f"{process.name} ended unexpectedly (exit status {process.returncode}); restarting it. "
+                f"Its log is {process.log_path}; the last lines:\n{process.tail(5)}"
+            )
+            self._deaths[process.name] = (count + 1, now + min(2.0**count, MAX_BACK_OFF_S))
+            process.start()
 
 
 def _lock(data_dir: Path) -> IO[str]:

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 USERNAME = "admin@localhost.localdomain"
@@ -58,7 +58,7 @@ def keep_secret_key(label_studio: Path) -> None:
         write_private(path, "\n".join(lines) + "\n")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class StackState:
     """A running stack, for commands that want to talk to it.
 
@@ -70,9 +70,7 @@ class StackState:
     pid: int
     label_studio_url: str
     backend_url: str
-    redis_url: str
-    project_id: int | None = None
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str]
 
     def save(self, data_dir: Path) -> None:
         write_private(state_path(data_dir), json.dumps(asdict(self), indent=1) + "\n")
@@ -116,28 +114,18 @@ def announcements(root: Path) -> Path:
 
 
 def announced(root: Path) -> list[Path]:
-    """Folders that were announced and not taken back; what runs on them may have been killed."""
+    """Folders that were announced; what ran on them may have ended."""
     return [Path(line) for line in read_text(announcements(root)).splitlines() if line]
 
 
-def announce(root: Path, data_dir: Path) -> None:
-    """Let commands that know only the project's folder find the stack that runs on ``data_dir``."""
-    if data_dir != root / "data":
-        _write_announcements(root, [data_dir, *(other for other in announced(root) if other != data_dir)])
-
-
-def take_back(root: Path, data_dir: Path) -> None:
-    """Undo :func:`announce`."""
-    if data_dir in (known := announced(root)):
-        _write_announcements(root, [other for other in known if other != data_dir])
-
-
-def _write_announcements(root: Path, folders: list[Path]) -> None:
+def announce(root: Path, data_dir: Path | None = None) -> None:
+    """Let commands that know only the project's folder find the stack on ``data_dir``; forget those that have ended."""
+    folders = [] if data_dir in (None, root / "data") else [data_dir]
+    running = [folder for folder in dict.fromkeys([*folders, *announced(root)]) if folder and running_stack(folder)]
     path = announcements(root)
-    running = [folder for folder in folders if running_stack(folder)]
     if running:
         write_private(path, "".join(f"{folder}\n" for folder in running))
-        return
-    path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        path.parent.rmdir()  # where nothing else is in it, it was made for this
+    elif path.is_file():
+        path.unlink()
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()  # where nothing else is in it, it was made for this

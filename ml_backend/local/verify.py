@@ -28,12 +28,11 @@ MAX_REGIONS_PER_OBJECT = {"yolo": 2.0, "motion": 3.0}
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One object of the truth and what follows it.
+    """An object of the truth, the label of the region that follows it best, and how well it is followed.
 
     Attributes:
         coverage: share of the object's frames with IoU of at least MIN_IOU.
         iou: mean IoU over those frames.
-        label: of the region that follows it best.
     """
 
     truth: str
@@ -46,37 +45,33 @@ class Match:
 class Report:
     """Outcome of a comparison; ``problems`` is empty when the prediction is right."""
 
-    detector: str
     model_version: str
     regions: int
     matches: tuple[Match, ...]
     problems: tuple[str, ...]
 
-    @property
-    def ok(self) -> bool:
-        return not self.problems
-
     def summary(self) -> dict[str, Any]:
         """For programs."""
-        found = [match for match in self.matches if match.coverage >= MIN_COVERAGE]
-        mean_iou = float(np.mean([match.iou for match in found])) if found else 0.0
+        found = [match.iou for match in self.matches if match.coverage >= MIN_COVERAGE]
         return {
+            "ok": not self.problems,
             "model_version": self.model_version,
             "objects": len(self.matches),
             "found": len(found),
             "regions": self.regions,
-            "mean_iou": round(mean_iou, 3),
+            "mean_iou": round(float(np.mean(found)) if found else 0.0, 3),
             "problems": list(self.problems),
         }
 
-    def lines(self) -> list[str]:
+    def __str__(self) -> str:
         """For people."""
         rows = [
             f"  {match.truth}: region {match.label or '-'}, covered {match.coverage:.0%}, IoU {match.iou:.2f}"
             for match in self.matches
         ]
-        verdict = "The prediction is right." if self.ok else "The prediction is wrong:"
-        return [f"{self.regions} regions by {self.model_version}", *rows, verdict, *(f"  {p}" for p in self.problems)]
+        verdict = "The prediction is wrong:" if self.problems else "The prediction is right."
+        head = f"{self.regions} regions by {self.model_version}"
+        return "\n".join([head, *rows, verdict, *(f"  {problem}" for problem in self.problems)])
 
 
 def check_prediction(task: Mapping[str, Any], truth: SampleTruth) -> Report:
@@ -87,15 +82,13 @@ def check_prediction(task: Mapping[str, Any], truth: SampleTruth) -> Report:
         problems.append(f"the task's fps is {data.get('fps')!r}, the video's {truth.fps:g}: boxes would drift")
     predictions = task.get("predictions") or []
     if not predictions:
-        return Report("", "", 0, (), (*problems, "the task has no prediction"))
+        return Report("", 0, (), (*problems, "the task has no prediction"))
     prediction = predictions[-1]
     version = str(prediction.get("model_version") or "")
     detector = "motion" if "motion" in version else "yolo"
     regions = [item for item in prediction["result"] if item["type"] == "videorectangle"]
-    for region in regions:
-        if region["value"]["framesCount"] != truth.frames:
-            problems.append(f"framesCount is {region['value']['framesCount']}, the video has {truth.frames} frames")
-            break
+    if wrong := {region["value"]["framesCount"] for region in regions} - {truth.frames}:
+        problems.append(f"framesCount is {min(wrong)}, the video has {truth.frames} frames")
     matches = tuple(_match(track, regions, truth, whole=detector == "yolo") for track in truth.tracks)
     lost = [match for match in matches if match.coverage < MIN_COVERAGE]
     if len(matches) - len(lost) < MIN_FOUND[detector] * len(matches):
@@ -108,7 +101,7 @@ def check_prediction(task: Mapping[str, Any], truth: SampleTruth) -> Report:
             for match in matches
             if match not in lost and match.label != match.truth
         ]
-    return Report(detector, version, len(regions), matches, tuple(problems))
+    return Report(version, len(regions), matches, tuple(problems))
 
 
 def follow(region: Mapping[str, Any], truth: SampleTruth) -> str | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from ml_backend.geometry import iou_matrix
-from ml_backend.tracks.metrics import linear_sum_assignment
 from ml_backend.types import Detections, FloatArray, IntArray
 
 #: Surer detections that are seen on one side only have come or gone in between; weaker ones flicker.

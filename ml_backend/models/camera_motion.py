@@ -22,10 +22,6 @@ class CameraMotion:
     """
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the last frame."""
         self._gray: Image | None = None
         self._points: npt.NDArray[np.float32] | None = None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import WeightsError
 from ml_backend.models.embedder import TorchEmbedder
-from ml_backend.models.model_folder import ModelFolder, read_clip_folder
+from ml_backend.models.hub import ResolvedModel, read_clip_folder
 from ml_backend.settings import Settings
 from ml_backend.types import FloatArray
 
@@ -24,7 +24,7 @@ class ClipEmbedder(TorchEmbedder):
 
     Args:
         path: folder with ``open_clip_config.json`` and ``open_clip_model.safetensors``, as open_clip saves it.
-        settings: ``device`` and ``embed_batch`` are used.
+        settings: ``device`` is used.
 
     Attributes:
         logit_scale: what cosines are multiplied by before the softmax over labels (the inverse temperature).
@@ -72,7 +72,7 @@ class ClipEmbedder(TorchEmbedder):
         return features
 
 
-def _load(folder: ModelFolder) -> tuple[Any, Any]:
+def _load(folder: ResolvedModel) -> tuple[Any, Any]:
     """Model and tokeniser."""
     import open_clip
     from open_clip.factory import load_checkpoint
@@ -83,7 +83,7 @@ def _load(folder: ModelFolder) -> tuple[Any, Any]:
             # The weights are loaded apart from the model, because open_clip would choose among the folder's files
             # by itself, and not by the order of which we took the model's identity.
             model = open_clip.create_model(source, load_weights=False, pretrained_text=False)
-            load_checkpoint(model, str(folder.weights[0]), weights_only=True)
+            load_checkpoint(model, str(folder.weights), weights_only=True)
             hub_format = bool(folder.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"))
             options = {"local_files_only": True, "trust_remote_code": False} if hub_format else {}
             tokenizer = open_clip.get_tokenizer(source, **options)

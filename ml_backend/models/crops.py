@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.geometry import scaled_size
 from ml_backend.types import Image
 
 #: Margin around a box, as a share of its longer side, on each of the four sides. It forgives boxes that are a little
@@ -62,14 +63,12 @@ def letterbox(crop: Image, size: int, fill: tuple[int, int, int]) -> Image:
         raise ValueError(f"expected a crop of shape (h, w, 3) with h, w >= 1, got {crop.shape}")
     height, width = crop.shape[:2]
     scale = size / max(height, width)
-    h, w = max(round(height * scale), 1), max(round(width * scale), 1)
+    w, h = scaled_size(width, height, scale)
     # Averaging keeps fine patterns from flickering when it shrinks; cubic keeps edges when it enlarges.
     scaled = cv2.resize(crop, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    square = np.empty((size, size, 3), np.uint8)
-    square[:] = fill
     top, left = (size - h) // 2, (size - w) // 2
-    square[top : top + h, left : left + w] = scaled
-    return square
+    edges = (top, size - h - top, left, size - w - left)
+    return np.asarray(cv2.copyMakeBorder(scaled, *edges, cv2.BORDER_CONSTANT, value=fill), np.uint8)
 
 
 def sharpness(crop: Image) -> float:
@@ -89,7 +88,7 @@ def sharpness(crop: Image) -> float:
         return 0.0
     height, width = crop.shape[:2]
     scale = FOCUS_SIZE / max(height, width)
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    size = scaled_size(width, height, scale)
     grey = cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY)
     fixed = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     return float(cv2.Laplacian(fixed, cv2.CV_32F).var())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,10 +14,9 @@ import numpy as np
 from ml_backend.errors import WeightsError
 from ml_backend.geometry import scaled_size
 from ml_backend.models._ultralytics import setup_ultralytics
-from ml_backend.models.engines.base import Engine, Pixels
-from ml_backend.models.engines.cache import Export
+from ml_backend.models.engines.exports import Export
 from ml_backend.models.engines.openvino_engine import OpenvinoEngine
-from ml_backend.models.engines.torch_engine import TorchEngine, padded
+from ml_backend.models.engines.torch_engine import Pixels, TorchEngine, padded, select_device
 from ml_backend.models.memory import FitsMemory, is_out_of_memory
 from ml_backend.settings import Settings
 from ml_backend.types import Detections, Image
@@ -60,9 +60,9 @@ class YoloDetector(FitsMemory):
     those of ``YOLO(path).predict(images, conf=settings.conf, imgsz=settings.imgsz)``.
 
     Args:
-        path: checkpoint (``.pt``) or a model exported by ultralytics. A checkpoint is code: trusted paths only.
+        path: checkpoint (``.pt``). It is code: trusted paths only.
         settings: ``device``, ``imgsz``, ``batch``, ``conf`` and ``precision`` are used.
-        export: of the checkpoint, for another engine than PyTorch, which takes over if that does not run.
+        export: of the checkpoint, for OpenVINO. PyTorch takes over if that does not run.
         note: why PyTorch is used and not what was wanted.
 
     Raises:
@@ -84,8 +84,7 @@ class YoloDetector(FitsMemory):
         self._export = export
         self._note = note
         self._warm: set[tuple[int, int]] = set()
-        on_cpu = export is not None and export.engine == "openvino"
-        self._placed(_select_device("cpu" if on_cpu else settings.device), self._move)
+        self._placed(select_device("cpu" if export else settings.device), self._move)
         self.at_once = self._engine.at_once
         self.names: dict[int, str] = self._engine.names
 
@@ -132,7 +131,7 @@ class YoloDetector(FitsMemory):
         """The network's input for images of one size."""
         from ultralytics.data.augment import LetterBox
 
-        letterbox = LetterBox(self._input_size(), auto=self._engine.fixed is None, stride=self._engine.stride)
+        letterbox = LetterBox(self._input_size(), auto=True, stride=self._engine.stride)
         return np.stack([letterbox(image=image) for image in images])
 
     def _move(self, device: torch.device) -> None:
@@ -143,13 +142,12 @@ class YoloDetector(FitsMemory):
     def _to_cpu(self) -> None:
         import torch
 
-        self._export = None  # what was made for another device does not run here
         self._move(torch.device("cpu"))
 
-    def _load(self, device: torch.device) -> Engine:
+    def _load(self, device: torch.device) -> TorchEngine | OpenvinoEngine:
         if self._export is not None:
             try:
-                return self._load_export(self._export, device)
+                return OpenvinoEngine(self._export, self._batch)
             except RUNTIME_FAULTS as error:
                 if is_out_of_memory(error):
                     raise
@@ -157,19 +155,15 @@ class YoloDetector(FitsMemory):
         # fp16 halves time and memory on CUDA; elsewhere it is slower or breaks models.
         return TorchEngine(self._path, device, half=self._half and device.type == "cuda")
 
-    def _load_export(self, export: Export, device: torch.device) -> Engine:
-        if export.engine == "openvino":
-            return OpenvinoEngine(export, self._batch)
-        return TorchEngine(export.model, device, half=export.precision == "fp16")
-
     def _give_up_export(self, export: Export, reason: str) -> None:
         self._export = None
-        self._note = f"{export.engine} does not run ({reason}): PyTorch is used."
+        self._note = f"openvino does not run ({reason}): PyTorch is used."
         export.failed(reason)
         log.warning("%s: %s", self._path.name, self._note)
 
     def _detect_from(self, images: Sequence[Image], start: int, limit: int) -> list[Detections]:
-        batch = _same_shape(images, start, limit)
+        shape = images[start].shape
+        batch = list(takewhile(lambda image: image.shape == shape, images[start : start + limit]))
         engine = self._engine
         try:
             return self._detect_batch(engine, batch)
@@ -185,7 +179,7 @@ class YoloDetector(FitsMemory):
                 self._move(self._device)
         return self._detect_batch(self._engine, batch[: self._batch])
 
-    def _detect_batch(self, engine: Engine, images: Sequence[Image]) -> list[Detections]:
+    def _detect_batch(self, engine: TorchEngine | OpenvinoEngine, images: Sequence[Image]) -> list[Detections]:
         import torch
         import torchvision  # noqa: F401 - once imported, ultralytics' NMS uses its faster kernel
         from ultralytics.utils import nms, ops
@@ -203,8 +197,6 @@ class YoloDetector(FitsMemory):
     def _input_size(self) -> list[int]:
         from ultralytics.utils.checks import check_imgsz
 
-        if self._engine.fixed is not None:
-            return list(self._engine.fixed)
         return list(check_imgsz(self._imgsz, stride=self._engine.stride, min_dim=2))
 
 
@@ -212,32 +204,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
-def _same_shape(images: Sequence[Image], start: int, limit: int) -> Sequence[Image]:
-    """The longest run of equally sized images from ``start``, at most ``limit``."""
-    end = start + 1
-    while end < min(len(images), start + limit) and images[end].shape == images[start].shape:
-        end += 1
-    return images[start:end]
-
-
 def _to_detections(found: torch.Tensor) -> Detections:
     rows = found.float().cpu().numpy()
     xyxy, conf = np.ascontiguousarray(rows[:, :4], np.float32), np.ascontiguousarray(rows[:, 4], np.float32)
     return Detections(xyxy, conf, rows[:, 5].astype(np.int64))
-
-
-def _select_device(name: str) -> torch.device:
-    """``auto``: CUDA, then Apple's GPU, then the CPU. Raises WeightsError for a device that is not there."""
-    import torch
-
-    mps = torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise WeightsError(f"DEVICE={name!r} is not a device name.", "Use auto, cpu, cuda, cuda:0 or mps.") from error
-    there = {"cpu": True, "mps": mps, "cuda": (device.index or 0) < torch.cuda.device_count()}.get(device.type, False)
-    if not there:
-        raise WeightsError(f"DEVICE={name!r} is not available on this machine.", "Set DEVICE=auto.")
-    return device

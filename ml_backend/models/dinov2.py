@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import WeightsError
 from ml_backend.models.embedder import TorchEmbedder
-from ml_backend.models.model_folder import ModelFolder, read_dinov2_folder, read_json
+from ml_backend.models.hub import ResolvedModel, read_dinov2_folder, read_json
 from ml_backend.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,21 +29,22 @@ class Dinov2Embedder(TorchEmbedder):
 
     Args:
         path: folder with ``config.json`` and ``model.safetensors``, as transformers saves it.
-        settings: ``device`` and ``embed_batch`` are used.
+        settings: ``device`` is used.
 
     Raises:
         WeightsError: the folder is missing, damaged, or another kind of model; the device does not exist.
     """
 
     def __init__(self, path: str | Path, settings: Settings) -> None:
-        folder = read_dinov2_folder(Path(path).expanduser())
+        path = Path(path).expanduser()
+        folder = read_dinov2_folder(path)
         model = _load(folder)
         config = model.config
         self.model_id = folder.model_id
         self.dim = 2 * int(config.hidden_size)
         self._patches_from = 1 + int(getattr(config, "num_register_tokens", 0))
         patch = int(config.patch_size)
-        mean, std = _normalisation(folder.path)
+        mean, std = _normalisation(path)
         self._set_up(model, settings, max(INPUT_SIZE // patch, 1) * patch, mean, std)
 
     def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -55,7 +56,7 @@ class Dinov2Embedder(TorchEmbedder):
         return torch.cat([normalize(whole, dim=-1), normalize(parts, dim=-1)], -1)
 
 
-def _load(folder: ModelFolder) -> Any:
+def _load(folder: ResolvedModel) -> Any:
     import torch
     import transformers
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import WeightsError
 from ml_backend.models.embedder import TorchEmbedder
-from ml_backend.models.fallback import model_id, weights_file
+from ml_backend.models.hub import fallback_id, fallback_weights
 from ml_backend.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class EfficientNetEmbedder(TorchEmbedder):
     See Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019.
 
     Args:
-        settings: ``device`` and ``embed_batch`` are used.
+        settings: ``device`` is used.
 
     Raises:
         WeightsError: the package with the weights is missing or has others; the device does not exist.
@@ -35,8 +35,8 @@ class EfficientNetEmbedder(TorchEmbedder):
     cpu_batch = 4  # a fifth faster than 8, whose layers' outputs no longer fit into the cache
 
     def __init__(self, settings: Settings) -> None:
-        self.model_id = model_id()
-        self._set_up(_load(weights_file()), settings, INPUT_SIZE, MEAN, STD)
+        self.model_id = fallback_id()
+        self._set_up(_load(fallback_weights()), settings, INPUT_SIZE, MEAN, STD)
 
     def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
         model: Any = self._model

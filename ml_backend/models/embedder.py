@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from ml_backend.errors import WeightsError
 from ml_backend.models.crops import letterbox
-from ml_backend.models.detector import _select_device
-from ml_backend.models.memory import FitsMemory
+from ml_backend.models.engines.torch_engine import select_device
+from ml_backend.models.memory import FitsMemory, model_memory
 from ml_backend.settings import Settings
 from ml_backend.types import FloatArray, Image
 
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 #: More crops at once make a CPU no faster, and need more memory.
 CPU_BATCH = 8
+#: On a GPU: more at once are hardly faster; where its memory is short, fewer are tried by themselves.
+EMBED_BATCH = 32
 
 T = TypeVar("T")
 
@@ -71,7 +73,7 @@ class TorchEmbedder(FitsMemory):
 
         Args:
             model: on the CPU in float32.
-            settings: ``device`` and ``embed_batch`` are used.
+            settings: ``device`` is used.
             input_size: pixels of each side of the network's input.
             mean, std: of RGB, on the scale 0..255.
 
@@ -86,8 +88,13 @@ class TorchEmbedder(FitsMemory):
         self._std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
         red, green, blue = (round(value) for value in mean)
         self._fill = (blue, green, red)
-        self._batch = settings.embed_batch
-        self._placed(_select_device(settings.device), self._to)
+        self._batch = EMBED_BATCH
+        self._placed(select_device(settings.device), self._to)
+
+    @property
+    def memory_bytes(self) -> Mapping[str, int]:
+        """Bytes that the network takes, by device."""
+        return model_memory(self._model)
 
     def embed(self, crops: Sequence[Image]) -> FloatArray:
         """See :meth:`Embedder.embed`."""
@@ -127,18 +134,14 @@ class TorchEmbedder(FitsMemory):
         rows: list[FloatArray] = []
         done = 0
         while done < len(items):
-            rows.append(self._fitting(partial(self._run_from, items, done, run)))
+            rows.append(self._fitting(partial(self._run, items[done:], run)))
             done += len(rows[-1])
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
 
-    def _run_from(
-        self, items: Sequence[T], start: int, run: Callable[[Sequence[T]], torch.Tensor], limit: int
-    ) -> FloatArray:
-        return self._run(items[start : start + limit], run)
-
-    def _run(self, items: Sequence[T], run: Callable[[Sequence[T]], torch.Tensor]) -> FloatArray:
+    def _run(self, items: Sequence[T], run: Callable[[Sequence[T]], torch.Tensor], limit: int) -> FloatArray:
         import torch
 
+        items = items[:limit]
         with torch.inference_mode():
             result = _normalised(run(items))
             if result is None and self._dtype is torch.float16:

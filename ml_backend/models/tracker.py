@@ -65,21 +65,6 @@ class Tracked(NamedTuple):
     look: Floats | None = None
 
 
-class _GivenMotion:
-    """Stands where a tracker of ultralytics has its ``GMC``: hands it the motion that was observed."""
-
-    method = "sparseOptFlow"  # anything but None means "on"
-
-    def __init__(self) -> None:
-        self.camera: Affine = np.eye(2, 3)
-
-    def apply(self, image: object, boxes: object = None) -> Affine:
-        return self.camera
-
-    def reset_params(self) -> None:
-        self.camera = np.eye(2, 3)
-
-
 #: Where trackers want a picture, for the motion that is given instead.
 _NO_PICTURE = np.zeros((1, 1, 3), np.uint8)
 
@@ -106,22 +91,16 @@ class Tracker:
         options.update(gmc_method="none", with_reid=False, track_buffer=max(1, round(BUFFER_S * fps)))
         options.update(occ_reappear_window=options["track_buffer"])  # FastTracker's second buffer
         self._tracker: Any = TRACKER_MAP[kind](args=SimpleNamespace(**options))
-        self._camera = _GivenMotion()
+        self._camera: Affine = np.eye(2, 3)
         if hasattr(self._tracker, "gmc"):
-            self._tracker.gmc = self._camera
+            # Hands it the motion that was observed; any method but None means "on".
+            self._tracker.gmc = SimpleNamespace(method="sparseOptFlow", apply=lambda *_: self._camera)
         # The one place where all of a tracker's evidence for "the same object" comes together.
         name = "_cost_matrix" if kind == "tracktrack" else "get_dists"
         setattr(self._tracker, name, self._with_looks(getattr(self._tracker, name)))
         self._buffer: int = options["track_buffer"]
         self._looks: Floats = np.zeros((0, appearance.SIZE), np.float32)  # of this frame's detections
         self._memory: dict[int, tuple[Floats, int]] = {}  # by track id: look, and frame of the last update
-        self._frame = 0
-
-    def reset(self) -> None:
-        """Forget everything: the next frame begins a new video."""
-        self._tracker.reset()
-        self._camera.reset_params()
-        self._memory.clear()
         self._frame = 0
 
     def update(self, observation: Observation) -> list[Tracked]:
@@ -144,7 +123,7 @@ class Tracker:
             self._looks = np.full((len(rows), appearance.SIZE), np.nan, np.float32)
         picture = None
         if observation.camera is not None:
-            self._camera.camera, picture = observation.camera, _NO_PICTURE
+            self._camera, picture = observation.camera, _NO_PICTURE
         result: npt.NDArray[np.float32] = self._tracker.update(Boxes(rows.reshape(-1, 6), (1, 1)), picture)
         self._frame += 1
         tracked = []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import log_softmax, softmax
 
 from ml_backend.label_studio.schema import LabelSpec, own_prompts
 from ml_backend.types import FloatArray
@@ -89,7 +90,7 @@ class ZeroShot:
         """
         if views.ndim != 2 or views.shape[1] != self.text.shape[1] or not len(views):
             raise ValueError(f"expected views of shape (m >= 1, {self.text.shape[1]}), got {views.shape}")
-        chances = _softmax(self.temperature * self._logits(views))
+        chances = softmax(self.temperature * self._logits(views))
         return dict(zip(self.labels, chances[:-1].tolist(), strict=True))
 
     def calibrate(self, objects: Sequence[tuple[str, FloatArray]]) -> ZeroShot:
@@ -108,11 +109,8 @@ class ZeroShot:
         logits = np.stack([row for _, row in known])
 
         def loss(temperature: float) -> float:
-            scaled = temperature * logits
-            top = scaled.max(axis=1)
-            log_sum = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
-            likelihood = (log_sum - scaled[np.arange(len(truth)), truth]).sum()
-            return float(likelihood + PRIOR_OBJECTS * np.log(temperature) ** 2)
+            likelihood = log_softmax(temperature * logits, axis=1)[np.arange(len(truth)), truth].sum()
+            return float(PRIOR_OBJECTS * np.log(temperature) ** 2 - likelihood)
 
         best = min(TEMPERATURES.tolist(), key=loss)
         return replace(self, temperature=float(best))
@@ -138,9 +136,3 @@ def with_detector(
     rest = max(0.0, 1.0 - sum(probabilities.values()))
     total = sum(weighted.values()) + rest
     return {label: p / total for label, p in weighted.items()} if total > 0 else dict(probabilities)
-
-
-def _softmax(values: Floats) -> Floats:
-    out: Floats = np.exp(values - values.max())
-    out /= out.sum()
-    return out

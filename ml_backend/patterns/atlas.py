@@ -15,22 +15,15 @@ POINTS = 2000
 
 
 def project_2d(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """``(n, 2)`` coordinates, -1..1, by principal components of ``(n, d)`` vectors (Pearson 1901).
+    """``(n, 2)`` coordinates, -1..1, by principal components of ``(n, d)`` vectors; the same for the same vectors."""
+    found = np.zeros((len(vectors), 2))
+    if len(vectors) > 1 and np.ptp(vectors, axis=0).any():
+        from sklearn.decomposition import PCA  # type: ignore[import-untyped,unused-ignore]
 
-    The same vectors give the same map: of each axis' two directions the one is taken whose largest weight is positive.
-    """
-    n = len(vectors)
-    centred = np.asarray(vectors, np.float64) - (np.mean(vectors, axis=0, dtype=np.float64) if n else 0.0)
-    if n < 2 or not np.any(centred):
-        return np.zeros((n, 2))
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    axes = axes[:, ::-1][:, :2]
-    axes = axes * np.sign(axes[np.argmax(np.abs(axes), axis=0), np.arange(axes.shape[1])])
-    found = centred @ axes
-    if found.shape[1] < 2:
-        found = np.column_stack([found, np.zeros(n)])
-    out: npt.NDArray[np.float64] = found / max(float(np.abs(found).max()), 1e-12)
-    return out
+        axes = min(2, *vectors.shape)
+        found[:, :axes] = PCA(axes, random_state=0).fit_transform(vectors)
+        found /= np.abs(found).max()
+    return found
 
 
 def atlas(exemplars: Exemplars, sources: dict[int, Source], limit: int = POINTS) -> list[dict[str, Any]]:

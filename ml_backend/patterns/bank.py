@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.patterns.calibration import Acceptance, Evidence, fit_acceptance, fit_temperature
-from ml_backend.patterns.clusters import LabelClusters, find_clusters
+from ml_backend.patterns.calibration import Acceptance, Evidence, fit_acceptance, fit_temperature, make_evidence
+from ml_backend.patterns.clusters import count_clusters
 from ml_backend.patterns.heads import Heads
 from ml_backend.patterns.sampling import Sample, take_sample
 from ml_backend.patterns.twins import Twins, find_twins
@@ -70,7 +70,6 @@ class Verdict:
         best: the best label even when abstaining; ``None`` only where no label was to choose from.
         probabilities: calibrated, by label: independent of each other, they need not add up to 1.
         similarity: cosine to the nearest exemplar of ``best``; 0 without one.
-        margin: ``probability`` less the second label's.
         nearest: id of that exemplar.
     """
 
@@ -79,11 +78,10 @@ class Verdict:
     best: str | None
     probabilities: Mapping[str, float]
     similarity: float
-    margin: float
     nearest: int | None
 
 
-NOTHING = Verdict(None, 0.0, None, {}, 0.0, 0.0, None)
+NOTHING = Verdict(None, 0.0, None, {}, 0.0, None)
 
 
 class PatternBank:
@@ -91,7 +89,7 @@ class PatternBank:
 
     Attributes:
         labels: with at least one exemplar, sorted.
-        clusters: by label.
+        clusters: number of looks that a label has.
         thresholds: by label, the cosine to the nearest exemplar at which a view is as likely right as wrong, for
             display; decisions are made on the score of both heads.
         safe_thresholds: by label, score of :meth:`rank` from which pseudo-labels are safe. With few exemplars nothing
@@ -102,7 +100,7 @@ class PatternBank:
     def __init__(
         self,
         labels: tuple[str, ...],
-        clusters: Mapping[str, LabelClusters],
+        clusters: Mapping[str, int],
         dimension: int,
         learned: _Learned | None,
     ) -> None:
@@ -115,9 +113,6 @@ class PatternBank:
         if learned:
             self.thresholds = dict(zip(labels, learned.cosine.thresholds.clip(-1, 1).tolist(), strict=True))
             self.safe_thresholds = dict(zip(labels, learned.safe.tolist(), strict=True))
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     @classmethod
     def fit(cls, exemplars: Exemplars) -> PatternBank:
@@ -135,10 +130,7 @@ class PatternBank:
 
         # Many small products: on a busy machine, threads that wait for each other make them ten times slower.
         with threadpool_limits(1):
-            clusters = {
-                label: find_clusters(embeddings[of == i], ids[of == i], groups[of == i])
-                for i, label in enumerate(labels)
-            }
+            clusters = {label: count_clusters(embeddings[of == i], groups[of == i]) for i, label in enumerate(labels)}
             learned = _learn(take_sample(embeddings, of, ids, groups), len(labels))
         return cls(labels, clusters, dimension, learned)
 
@@ -171,7 +163,6 @@ class PatternBank:
             best=name,
             probabilities={self.labels[i]: float(value) for i, value in zip(numbers, probability, strict=True)},
             similarity=float(np.clip(similar[nearest], -1.0, 1.0)),
-            margin=margin,
             nearest=int(ids[nearest]),
         )
 
@@ -258,7 +249,7 @@ def _learn(sample: Sample, count: int) -> _Learned:
     claim[impostor] = np.nanargmax(foreign[impostor], axis=1)
 
     def evidence(genuine: Floats, other: Floats) -> Evidence:
-        return Evidence(
+        return make_evidence(
             np.concatenate([genuine[measured, own[measured]], other[impostor, claim[impostor]]]),
             np.repeat([True, False], [measured.sum(), impostor.sum()]),
             np.concatenate([own[measured], claim[impostor]]),

@@ -7,11 +7,11 @@ objects do. *Which one?* A softmax over the labels whose temperature fits the le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit, log_softmax  # type: ignore[import-untyped,unused-ignore]
 
 from ml_backend.types import BoolArray, IntArray
 
@@ -37,45 +37,20 @@ STRANGERS_AT_OF_ONE = 3.0
 MIN_REACH = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """Scores of left-out views, one row a view and label.
+#: Scores of left-out views, one row a view and label: ``genuine`` where the view shows the label, ``label`` the number
+#: of the one that is asked for, ``weight`` in objects, ``background`` where the row is weak evidence.
+EVIDENCE = np.dtype([("score", "f8"), ("genuine", "?"), ("label", "i8"), ("weight", "f8"), ("background", "?")])
+Evidence = npt.NDArray[np.void]
 
-    Attributes:
-        score: ``(n,)``.
-        genuine: ``(n,)`` whether the view shows the label.
-        label: ``(n,)`` number of the label that is asked for.
-        weight: ``(n,)`` in objects.
-        background: ``(n,)`` whether the row is weak evidence.
-    """
 
-    score: Floats
-    genuine: BoolArray
-    label: IntArray
-    weight: Floats
-    background: BoolArray
-
-    def where(self, rows: BoolArray) -> Evidence:
-        """Some of the rows."""
-        return Evidence(
-            self.score[rows], self.genuine[rows], self.label[rows], self.weight[rows], self.background[rows]
-        )
-
-    def weaker(self, share: float) -> Evidence:
-        """The same with less weight on the background."""
-        weight = np.where(self.background, share * self.weight, self.weight)
-        return Evidence(self.score, self.genuine, self.label, weight, self.background)
-
-    @classmethod
-    def join(cls, parts: Sequence[Evidence]) -> Evidence:
-        """All rows of ``parts``."""
-        return cls(
-            np.concatenate([part.score for part in parts]),
-            np.concatenate([part.genuine for part in parts]),
-            np.concatenate([part.label for part in parts]),
-            np.concatenate([part.weight for part in parts]),
-            np.concatenate([part.background for part in parts]),
-        )
+def make_evidence(
+    score: Floats, genuine: BoolArray, label: IntArray, weight: Floats, background: BoolArray
+) -> Evidence:
+    """Rows of :data:`EVIDENCE` from ``(n,)`` columns."""
+    rows = np.empty(len(score), EVIDENCE)
+    for name, column in zip(EVIDENCE.names or (), (score, genuine, label, weight, background), strict=True):
+        rows[name] = column
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +70,9 @@ class Acceptance:
 
     def __call__(self, score: Floats, label: IntArray) -> Floats:
         """``(n,)`` scores for ``(n,)`` labels to probabilities."""
-        p = _sigmoid(self.slope * score + self.offset[label])
-        return p - np.maximum(p - 0.5, 0.0) * 2 * (1 - self.ceiling)
+        p = expit(self.slope * score + self.offset[label])
+        out: Floats = p - np.maximum(p - 0.5, 0.0) * 2 * (1 - self.ceiling)
+        return out
 
     @property
     def thresholds(self) -> Floats:
@@ -115,26 +91,19 @@ def with_assumptions(evidence: Evidence, count: int, copy: float) -> Evidence:
         count: labels.
         copy: score of a copy of an exemplar.
     """
-    score, genuine = evidence.score, evidence.genuine
+    score, genuine, weight = evidence["score"], evidence["genuine"], evidence["weight"]
     if (~genuine).any():
-        low = float(np.average(score[~genuine], weights=evidence.weight[~genuine]))
-        low = min(low, copy - 1e-3)
+        low = min(float(np.average(score[~genuine], weights=weight[~genuine])), copy - 1e-3)
         high = low + GENUINE_AT * (copy - low)
     else:
-        high = float(np.average(score, weights=evidence.weight)) if len(score) else copy - (1 - COPY)
+        high = float(np.average(score, weights=weight)) if len(score) else copy - (1 - COPY)
         # Copies alone would leave no room for the next frame.
         high = min(high, copy - MIN_REACH)
         low = copy - (STRANGERS_AT if len(score) else STRANGERS_AT_OF_ONE) * (copy - high)
-    labels = np.arange(count)
-    each = np.full(count, PRIOR_OBJECTS / count)
-    no = np.zeros(count, bool)
-    return Evidence.join(
-        [
-            evidence,
-            Evidence(np.full(count, high), ~no, labels, each, no),
-            Evidence(np.full(count, low), no, labels, each, no),
-        ]
-    )
+    labels, each = np.arange(count), np.full(count, PRIOR_OBJECTS / count)
+    yes, no = np.ones(count, bool), np.zeros(count, bool)
+    assumed = [make_evidence(np.full(count, at), kind, labels, each, no) for at, kind in ((high, yes), (low, no))]
+    return np.concatenate([evidence, *assumed])
 
 
 def fit_acceptance(evidence: Evidence, count: int, copy: float) -> Acceptance:
@@ -145,23 +114,23 @@ def fit_acceptance(evidence: Evidence, count: int, copy: float) -> Acceptance:
     is a stranger to another, and then not so far that typical background is accepted. Arguments as for
     :func:`with_assumptions`.
     """
-    hard = ~evidence.background
-    known = evidence.where(hard)
+    weak = evidence["background"]
+    known = evidence[~weak]
     # Strangers that were only assumed give way to the background, in both directions.
     floor = np.inf
-    if evidence.background.any() and known.genuine.all():
-        floor = float(np.average(evidence.score[~hard], weights=evidence.weight[~hard]))
-    if not len(known.score) or known.genuine.all():
-        # The background is the only impostor there is.
-        evidence = with_assumptions(evidence, count, copy)
-        known = with_assumptions(known, count, copy)
+    if weak.any() and known["genuine"].all():
+        floor = float(np.average(evidence["score"][weak], weights=evidence["weight"][weak]))
+        # It is the only impostor there is.
+        evidence, known = with_assumptions(evidence, count, copy), with_assumptions(known, count, copy)
     else:
         known = with_assumptions(known, count, copy)
-        evidence = Evidence.join([known, evidence.where(~hard)])
+        evidence = np.concatenate([known, evidence[weak]])
     without = _fit(known, count)
     allowed = KEEP * _recall(without, evidence)
-    for share in (1.0, 0.5, 0.25, 0.1) if evidence.background.any() else ():
-        fitted = _fit(evidence.weaker(share), count)
+    for share in (1.0, 0.5, 0.25, 0.1) if weak.any() else ():
+        weaker = evidence.copy()
+        weaker["weight"][evidence["background"]] *= share
+        fitted = _fit(weaker, count)
         # Background that looks as genuine as exemplars flattens the curve: all exemplars are kept as all is accepted.
         sound = (fitted.thresholds >= np.minimum(without.thresholds, floor)).all()
         if sound and (_recall(fitted, evidence) >= allowed).all():
@@ -171,68 +140,39 @@ def fit_acceptance(evidence: Evidence, count: int, copy: float) -> Acceptance:
 
 def _recall(acceptance: Acceptance, evidence: Evidence) -> Floats:
     """``(k,)`` weighted share of each label's genuine rows that are accepted."""
-    count = len(acceptance.offset)
-    rows = evidence.genuine
-    label, weight = evidence.label[rows], evidence.weight[rows]
-    accepted = acceptance(evidence.score[rows], label) >= 0.5
+    count, rows = len(acceptance.offset), evidence[evidence["genuine"]]
+    label, weight = rows["label"], rows["weight"]
+    accepted = acceptance(rows["score"], label) >= 0.5
     out: Floats = np.bincount(label, weight * accepted, count) / np.maximum(np.bincount(label, weight, count), 1e-12)
     return out
 
 
 def _fit(evidence: Evidence, count: int) -> Acceptance:
-    rows = evidence.weight > 0
-    score, genuine, label = evidence.score[rows], evidence.genuine[rows], evidence.label[rows]
-    weight = evidence.weight[rows]
+    """One logistic regression: a slope and an offset for all labels, and what each label's own offset adds."""
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped,unused-ignore]
+
+    evidence = evidence[evidence["weight"] > 0]
+    score, genuine, label, weight = (evidence[name] for name in ("score", "genuine", "label", "weight"))
     positive, negative = float(weight[genuine].sum()), float(weight[~genuine].sum())
     # Whatever the shares among what was annotated.
-    weight = weight * np.where(
-        genuine, (1 - UNKNOWN) * (positive + negative) / positive, UNKNOWN * (positive + negative) / negative
-    )
+    share = np.where(genuine, (1 - UNKNOWN) / positive, UNKNOWN / negative)
+    weight = weight * share * (positive + negative)
     target = np.where(genuine, (positive + 1) / (positive + 2), 1 / (negative + 2))
     center, spread = float(np.average(score, weights=weight)), 1e-6
     spread = max(spread, float(np.sqrt(np.average((score - center) ** 2, weights=weight))))
-    slope, offset = _platt((score - center) / spread, target, weight)
-    slope = max(slope, 1e-3) / spread
-    offset -= slope * center
-    z = slope * score + offset
-    shift = np.array([_shift(z[label == i], target[label == i], weight[label == i]) for i in range(count)])
+    # The penalty of a coefficient is set by the scale of its column.
+    scale = 1 / np.sqrt([SLOPE_PRIOR, OFFSET_PRIOR])
+    design = np.column_stack([(score - center) / spread * scale[0], np.eye(count)[label] * scale[1]])
+    # A smoothed target is a share of both classes.
+    model = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-8).fit(
+        np.concatenate([design, design]),
+        np.repeat([1, 0], len(design)),
+        np.concatenate([weight * target, weight * (1 - target)]),
+    )
+    slope = max(float(model.coef_[0, 0]) * scale[0], 1e-3) / spread
+    offset = float(model.intercept_[0]) - slope * center + model.coef_[0, 1:] * scale[1]
     # Laplace's rule of succession: so sure one may be after as many objects, all of which were right.
-    return Acceptance(slope, offset + shift, (positive + 1) / (positive + 2))
-
-
-def _platt(x: Floats, target: Floats, weight: Floats) -> tuple[float, float]:
-    """Slope and offset of a logistic model, by Newton's method with step halving."""
-    design = np.stack([x, np.ones_like(x)], axis=1)
-    penalty = np.array([SLOPE_PRIOR, 1e-6])
-    theta: Floats = np.zeros(2)
-
-    def loss(t: Floats) -> float:
-        z = design @ t
-        return float(weight @ (np.logaddexp(0.0, z) - target * z) + 0.5 * penalty @ t**2)
-
-    value = loss(theta)
-    for _ in range(100):
-        p = _sigmoid(design @ theta)
-        gradient = design.T @ (weight * (p - target)) + penalty * theta
-        hessian = (design * (weight * p * (1 - p))[:, None]).T @ design + np.diag(penalty)
-        step, size = np.linalg.solve(hessian, gradient), 1.0
-        while size > 1e-6 and loss(theta - size * step) > value:
-            size /= 2
-        theta = theta - size * step
-        previous, value = value, loss(theta)
-        if previous - value < 1e-9:
-            break
-    return float(theta[0]), float(theta[1])
-
-
-def _shift(z: Floats, target: Floats, weight: Floats) -> float:
-    """A label's own offset beside the common one: Newton's method under a Gaussian prior at 0."""
-    shift = 0.0
-    for _ in range(20):
-        p = _sigmoid(z + shift)
-        gradient = float(weight @ (p - target)) + OFFSET_PRIOR * shift
-        shift -= gradient / (float(weight @ (p * (1 - p))) + OFFSET_PRIOR)
-    return shift
+    return Acceptance(slope, offset, (positive + 1) / (positive + 2))
 
 
 def fit_temperature(total: Floats, own: IntArray, weight: Floats) -> float:
@@ -253,15 +193,8 @@ def fit_temperature(total: Floats, own: IntArray, weight: Floats) -> float:
     total, own, weight = np.where(finite, total, -np.inf)[rows], own[rows], weight[rows]
     best, lowest = default, np.inf
     for factor in np.geomspace(1 / 8, 16, 29):
-        z = total / (default * factor)
-        top = z.max(axis=1)
-        loss = weight @ (top + np.log(np.exp(z - top[:, None]).sum(axis=1)) - z[np.arange(len(own)), own])
-        loss = float(loss) + 0.5 * TEMPERATURE_PRIOR * float(np.log(factor)) ** 2 / 2
+        chosen = log_softmax(total / (default * factor), axis=1)[np.arange(len(own)), own]
+        loss = -float(weight @ chosen) + 0.5 * TEMPERATURE_PRIOR * float(np.log(factor)) ** 2 / 2
         if loss < lowest:
             best, lowest = float(default * factor), loss
     return best
-
-
-def _sigmoid(z: Floats) -> Floats:
-    out: Floats = 1.0 / (1.0 + np.exp(-np.clip(z, -30.0, 30.0)))
-    return out

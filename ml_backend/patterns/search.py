@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ml_backend.looks import Look, look_at
 from ml_backend.patterns.bank import PatternBank
 from ml_backend.patterns.store import PatternStore, StoredTracks
 from ml_backend.tracks.record import TrackRecord
+from ml_backend.tracks.views import VIEWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,6 @@ def find_similar(
     *,
     embedder: Callable[[], AbstractContextManager[Any]],
     open_video: Callable[[StoredTracks], AbstractContextManager[Path]],
-    views: int,
     tasks: Collection[int] | None = None,
     limit: int = 50,
     on_skip: Callable[[StoredTracks, BackendError], None] | None = None,
@@ -79,7 +79,6 @@ def find_similar(
 
     Args:
         embedder, open_video: called only where something has to be looked at.
-        views: looks per track.
         tasks: those to look through, normally the ones without annotations; by default all that have tracks.
         limit: how many.
         on_skip: told of videos that cannot be looked at; without it the error is raised.
@@ -90,66 +89,32 @@ def find_similar(
     if label not in bank.labels:
         known = ", ".join(bank.labels) or "none yet"
         raise ConfigError(f"The label {label!r} has no exemplars.", f"Annotate some. Labels with exemplars: {known}.")
-    best: list[tuple[float, int, _Seen]] = []
-    number = 0
-    for found in _seen(store, project_id, model_id, embedder, open_video, views, tasks, on_skip):
-        scores = bank.rank(label, [np.stack([look.vector for look in item.looks]) for item in found])
-        for item, score in zip(found, scores.tolist(), strict=True):
-            entry = (float(score), -number, item)
-            number += 1
-            if len(best) < limit:
-                heapq.heappush(best, entry)
-            else:
-                heapq.heappushpop(best, entry)
-    return [_similar(item, bank, label, score) for score, _, item in sorted(best, key=lambda e: (-e[0], -e[1]))]
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A track and its looks; ``video`` is what it is of, without the other tracks."""
-
-    video: StoredTracks
-    record: TrackRecord
-    looks: list[Look]
-
-
-def _seen(
-    store: PatternStore,
-    project_id: int,
-    model_id: str,
-    embedder: Callable[[], AbstractContextManager[Any]],
-    open_video: Callable[[StoredTracks], AbstractContextManager[Path]],
-    views: int,
-    tasks: Collection[int] | None,
-    on_skip: Callable[[StoredTracks, BackendError], None] | None,
-) -> Iterator[list[_Seen]]:
-    """Tracks with looks, video by video; never an empty list."""
+    best: list[tuple[float, StoredTracks, TrackRecord, list[Look]]] = []
     for stored in store.tracks_of_project(project_id):
         if tasks is not None and stored.task_id not in tasks:
             continue
-        records = stored.tracks.tracks
-        looks = store.looks(stored.video)
-
-        def opened(stored: StoredTracks = stored) -> AbstractContextManager[Path]:
-            return open_video(stored)
-
+        records, looks = stored.tracks.tracks, store.looks(stored.video)
         try:
-            seen = look_at([record.views for record in records], embedder, model_id, looks, opened, views)
+            wanted = [record.views for record in records]
+            seen = look_at(wanted, embedder, model_id, looks, partial(open_video, stored), VIEWS)
         except BackendError as error:
             if on_skip is None:
                 raise
             on_skip(stored, error)
             continue
+        found = [(record, mine) for record, mine in zip(records, seen, strict=True) if mine]
+        scores = bank.rank(label, [np.stack([look.vector for look in mine]) for _, mine in found])
         video = replace(stored, tracks=replace(stored.tracks, tracks=()))
-        found = [_Seen(video, record, mine) for record, mine in zip(records, seen, strict=True) if mine]
-        if found:
-            yield found
+        best += [(score, video, *track) for score, track in zip(scores.tolist(), found, strict=True)]
+        best = sorted(best, key=lambda item: -item[0])[:limit]
+    return [_similar(bank, label, *item) for item in best]
 
 
-def _similar(found: _Seen, bank: PatternBank, label: str, score: float) -> Similar:
-    video, record = found.video, found.record
-    each = bank.rank(label, [look.vector[None] for look in found.looks])
-    look = found.looks[int(np.argmax(each))]
+def _similar(
+    bank: PatternBank, label: str, score: float, video: StoredTracks, record: TrackRecord, looks: list[Look]
+) -> Similar:
+    each = bank.rank(label, [look.vector[None] for look in looks])
+    look = looks[int(np.argmax(each))]
     duration, count = float(record.value["duration"]), int(record.value["framesCount"])
     time = look.frame / max(video.tracks.frames, 1) * duration
     return Similar(

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import BackendError, ConfigError
-from ml_backend.jobs.context import Context
+from ml_backend.errors import ConfigError
+from ml_backend.jobs.container import Container
 from ml_backend.modes import require_embedder
 from ml_backend.projects import Projects
-from ml_backend.settings import Settings
 
 if TYPE_CHECKING:  # the web process, which only switches and asks others, does not compute
     from ml_backend.models.hub import ResolvedModel
     from ml_backend.patterns.search import Similar
-    from ml_backend.patterns.store import StoredTracks
 
 
 class Patterns:
     """The learned labels of all projects. Long work is left to the worker, but for :meth:`similar`."""
 
-    def __init__(self, settings: Settings, context: Context | None = None) -> None:
-        self._context = context or Context(settings)
-        self._settings = settings
+    def __init__(self, container: Container) -> None:
+        self._container, self._settings = container, container.settings
 
     @property
     def projects(self) -> Projects:
         """Modes and versions."""
-        return self._context.projects
+        return self._container.projects
 
     def info(self, project_id: int) -> dict[str, Any]:
         """Mode, models, version, and per label: exemplars, objects, tasks, clusters, thresholds.
@@ -53,7 +49,7 @@ class Patterns:
         bank, _ = self.projects.hybrids.bank(project_id, model_id)
         if bank:
             for label in bank.labels:
-                labels[label]["clusters"] = len(bank.clusters[label].centroids)
+                labels[label]["clusters"] = bank.clusters[label]
                 labels[label]["threshold"] = round(bank.thresholds[label], 4)
                 labels[label]["safe_threshold"] = round(bank.safe_thresholds[label], 4)
         report["labels"] = labels
@@ -68,12 +64,12 @@ class Patterns:
         """
         changed = self.projects.set_mode(project_id, mode)
         if changed:
-            self._context.queue.request_refresh(project_id)
+            self._container.queue.request_refresh(project_id)
         return changed
 
     def learn(self, project_id: int) -> None:
         """Have all annotations of a project read anew."""
-        self._context.queue.request_learning(project_id, None)
+        self._container.queue.request_learning(project_id, None)
 
     def export(self, project_id: int, out: Path) -> int:
         """Write the project's bank to a file; returns the number of exemplars."""
@@ -98,8 +94,8 @@ class Patterns:
         unread = self.projects.patterns.digest(project_id, model_id) is None
         number = import_bank(self.projects.patterns, project_id, bank)
         if unread:  # the import must not pass for having read the project's own annotations
-            self._context.queue.request_learning(project_id, None)
-        self._context.queue.request_refresh(project_id)
+            self._container.queue.request_learning(project_id, None)
+        self._container.queue.request_refresh(project_id)
         return number
 
     def remove_imported(self, project_id: int) -> None:
@@ -108,8 +104,8 @@ class Patterns:
         unread = self.projects.patterns.digest(project_id, model_id) is None
         self.projects.patterns.remove_imported(project_id, model_id)
         if unread:
-            self._context.queue.request_learning(project_id, None)
-        self._context.queue.request_refresh(project_id)
+            self._container.queue.request_learning(project_id, None)
+        self._container.queue.request_refresh(project_id)
 
     def similar(
         self, project_id: int, label: str, *, limit: int = 50, safe_only: bool = False
@@ -131,15 +127,9 @@ class Patterns:
             raise ConfigError(
                 f"Project {project_id} has learned no label yet.", "Annotate some tracks and submit them."
             )
-        states = self._context.client.list_task_states(project_id)
+        states = self._container.client.list_task_states(project_id)
         open_tasks = {state.id for state in states if not state.annotations}
         skipped: list[str] = []
-
-        def skip(stored: StoredTracks, error: BackendError) -> None:
-            skipped.append(f"task {stored.task_id}: {error}")
-
-        def open_video(stored: StoredTracks) -> AbstractContextManager[Path]:
-            return self._context.media.open(stored.uri, stored.task_id)
 
         found = find_similar(
             self.projects.patterns,
@@ -148,11 +138,10 @@ class Patterns:
             bank,
             embedder.model_id,
             embedder=lambda: use_embedder(embedder, self._settings),
-            open_video=open_video,
-            views=self._settings.views,
+            open_video=lambda stored: self._container.media.open(stored.uri, stored.task_id),
             tasks=open_tasks,
             limit=limit,
-            on_skip=skip,
+            on_skip=lambda stored, error: skipped.append(f"task {stored.task_id}: {error}"),
         )
         return [item for item in found if item.safe or not safe_only], skipped
 

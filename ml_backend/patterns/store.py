@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -11,19 +11,15 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import IntegrityError
 
-from ml_backend.errors import StorageError
 from ml_backend.looks import Look, from_half, to_half
 from ml_backend.patterns.bank import Exemplars
 from ml_backend.patterns.digest import bank_digests
 from ml_backend.storage import Storage
 from ml_backend.tables import banks, embeddings, exemplars, track_sets
 from ml_backend.tracks.record import TrackSet
-
-#: SQLite limits the number of bound values in one statement.
-_CHUNK = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +66,14 @@ class PatternStore:
         self._storage = storage
 
     @contextmanager
-    def _read(self) -> Iterator[Connection]:
+    def read(self) -> Iterator[Connection]:
+        """A connection that only reads."""
         with self._storage.guard(), self._storage.engine.connect() as connection:
             yield connection
 
     @contextmanager
-    def _write(self) -> Iterator[Connection]:
+    def write(self) -> Iterator[Connection]:
+        """A transaction."""
         with self._storage.guard(), self._storage.engine.begin() as connection:
             yield connection
 
@@ -84,56 +82,6 @@ class PatternStore:
     def looks(self, video: str) -> StoredLooks:
         """The looks of one video."""
         return StoredLooks(self, video)
-
-    def known_looks(self, video: str, model: str) -> list[Look]:
-        query = (
-            sa.select(embeddings)
-            .where(embeddings.c.video == video, embeddings.c.model == model)
-            .order_by(embeddings.c.frame, embeddings.c.key)
-        )
-        with self._read() as connection:
-            rows = connection.execute(query).all()
-        vectors = from_half([row.vector for row in rows])
-        return [
-            Look(row.frame, (row.x1, row.y1, row.x2, row.y2), vector, row.thumbnail)
-            for row, vector in zip(rows, vectors, strict=True)
-        ]
-
-    def add_looks(self, video: str, model: str, looks: Sequence[Look]) -> None:
-        """Keep what is new; another worker may have added the same meanwhile."""
-        rows = {
-            look.key(video, model): {
-                "key": look.key(video, model),
-                "video": video,
-                "model": model,
-                "frame": look.frame,
-                **dict(zip(("x1", "y1", "x2", "y2"), look.xyxy, strict=True)),
-                "vector": to_half(look.vector),
-                "thumbnail": look.thumbnail,
-            }
-            for look in looks
-        }
-        if not rows:
-            return
-        try:
-            with self._write() as connection:
-                known = _existing(connection, embeddings.c.key, list(rows))
-                new = [row for key, row in rows.items() if key not in known]
-                if new:
-                    connection.execute(sa.insert(embeddings), new)
-        except StorageError as error:
-            if not isinstance(error.__cause__, IntegrityError):
-                raise
-            for look in looks:  # one of them came in between: the others one by one
-                self._add_look(rows[look.key(video, model)])
-
-    def _add_look(self, row: dict[str, Any]) -> None:
-        try:
-            with self._write() as connection:
-                connection.execute(sa.insert(embeddings).values(**row))
-        except StorageError as error:
-            if not isinstance(error.__cause__, IntegrityError):
-                raise
 
     # -- exemplars
 
@@ -145,33 +93,32 @@ class PatternStore:
         self, project_id: int, model: str, task_id: int, annotation_id: int, wanted: Sequence[NewExemplar]
     ) -> bool:
         """Make ``wanted`` the exemplars of a task; whether that changed the bank."""
-        goal = {(item.region_id, item.look): item for item in wanted}
-        mine = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model, exemplars.c.task_id == task_id)
-        with self._changed(project_id, model) as (connection, before):
-            present = _present(connection, mine)
-            gone = [row.id for key, row in present.items() if key not in goal]
-            for start in range(0, len(gone), _CHUNK):
-                connection.execute(sa.delete(exemplars).where(exemplars.c.id.in_(gone[start : start + _CHUNK])))
+        mine = _exemplars_of(project_id, model, task_id)
+
+        def change(connection: Connection) -> None:
+            goal, present = {(item.region_id, item.look): item for item in wanted}, _present(connection, mine)
+            gone = [{"gone": row.id} for key, row in present.items() if key not in goal]
+            if gone:
+                connection.execute(sa.delete(exemplars).where(exemplars.c.id == sa.bindparam("gone")), gone)
             _put(connection, project_id, model, task_id, annotation_id, goal, present)
-            after = _refresh_digest(connection, project_id, model)
-        return after != before
+
+        return self._change(project_id, model, change)
 
     def add_imported(self, project_id: int, model: str, items: Sequence[NewExemplar]) -> bool:
         """Add exemplars that belong to no task; those that are there already stay. Whether that changed the bank."""
-        goal = {(item.region_id, item.look): item for item in items}
-        imported = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model, exemplars.c.task_id == 0)
-        with self._changed(project_id, model) as (connection, before):
+        goal, imported = {(item.region_id, item.look): item for item in items}, _exemplars_of(project_id, model, 0)
+
+        def change(connection: Connection) -> None:
             _put(connection, project_id, model, 0, 0, goal, _present(connection, imported))
-            after = _refresh_digest(connection, project_id, model)
-        return after != before
+
+        return self._change(project_id, model, change)
 
     def remove_imported(self, project_id: int, model: str) -> bool:
         """Remove all exemplars that were imported; whether there were any."""
-        imported = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model, exemplars.c.task_id == 0)
-        with self._changed(project_id, model) as (connection, before):
-            connection.execute(sa.delete(exemplars).where(imported))
-            after = _refresh_digest(connection, project_id, model)
-        return after != before
+        imported = _exemplars_of(project_id, model, 0)
+        return self._change(
+            project_id, model, lambda connection: connection.execute(sa.delete(exemplars).where(imported))
+        )
 
     def forget_project(self, project_id: int, keep: Sequence[str] = ()) -> None:
         """Annotations are to be read anew when they are needed again; the exemplars stay until then.
@@ -179,56 +126,53 @@ class PatternStore:
         Args:
             keep: models for which they need not be.
         """
-        with self._write() as connection:
+        with self.write() as connection:
             of = sa.and_(banks.c.project_id == project_id, banks.c.model.not_in(list(keep)))
             connection.execute(sa.delete(banks).where(of))
 
     def taught_tasks(self, project_id: int) -> set[int]:
         """Tasks that exemplars of the project come from."""
         query = sa.select(exemplars.c.task_id).where(exemplars.c.project_id == project_id, exemplars.c.task_id != 0)
-        with self._read() as connection:
+        with self.read() as connection:
             return set(connection.scalars(query.distinct()))
 
     def mark_read(self, project_id: int, model: str) -> bool:
         """Note that all annotations are read, or noted to be read; whether that changed the digest."""
-        with self._changed(project_id, model) as (connection, before):
-            after = _refresh_digest(connection, project_id, model)
-        return after != before
+        return self._change(project_id, model, lambda connection: None)
 
-    @contextmanager
-    def _changed(self, project_id: int, model: str) -> Iterator[tuple[Connection, str | None]]:
-        """A transaction that has the write lock from its beginning, so that what it reads stays true."""
+    def _change(self, project_id: int, model: str, change: Callable[[Connection], object]) -> bool:
+        """Whether a change of a project's exemplars changed their digest.
+
+        It is made in a transaction that has the write lock from its beginning, so that what it reads stays true.
+        """
         row = sa.and_(banks.c.project_id == project_id, banks.c.model == model)
-        try:
-            with self._write() as connection:
-                connection.execute(
-                    sa.insert(banks).values(
-                        project_id=project_id, model=model, digest="", updated_at=datetime.now(timezone.utc)
-                    )
-                )
-        except StorageError as error:
-            if not isinstance(error.__cause__, IntegrityError):
-                raise
-        with self._write() as connection:
+        now = datetime.now(timezone.utc)
+        with self.write() as connection:
+            start = {"project_id": project_id, "model": model, "digest": "", "updated_at": now}
+            connection.execute(_insert_new(connection, banks).values(start))
             # Written before it is read: SQLite would refuse to turn a reader into a writer beside another one.
-            connection.execute(sa.update(banks).where(row).values(updated_at=datetime.now(timezone.utc)))
-            yield connection, connection.scalar(sa.select(banks.c.digest).where(row))
+            connection.execute(sa.update(banks).where(row).values(updated_at=now))
+            before = connection.scalar(sa.select(banks.c.digest).where(row))
+            change(connection)
+            after = _digest(connection, project_id, model)
+            connection.execute(sa.update(banks).where(row).values(digest=after))
+        return bool(after != before)
 
     def exemplars(self, project_id: int, model: str) -> tuple[Exemplars, dict[int, Source]]:
         """All exemplars of a project by one model, and by id where each comes from."""
-        with self._read() as connection:
+        with self.read() as connection:
             rows = connection.execute(_of_project(project_id, model, embeddings.c.vector)).all()
         groups: dict[tuple[int, str, str], int] = {}
         numbers = [groups.setdefault((row.task_id, row.region_id, row.origin), len(groups)) for row in rows]
         vectors = from_half([row.vector for row in rows])
-        sources = {row.id: Source(row.label, row.task_id, row.region_id, row.frame, row.origin) for row in rows}
+        sources = {row.id: _source(row) for row in rows}
         ids, labels = [row.id for row in rows], tuple(row.label for row in rows)
         found = Exemplars(np.array(ids, np.int64), vectors, labels, np.array(numbers, np.int64))
         return found, sources
 
     def thumbnails(self, project_id: int, model: str) -> dict[int, bytes]:
         """JPEG by exemplar id."""
-        with self._read() as connection:
+        with self.read() as connection:
             rows = connection.execute(_of_project(project_id, model, embeddings.c.thumbnail))
             return {row.id: row.thumbnail for row in rows}
 
@@ -236,18 +180,15 @@ class PatternStore:
         """Some exemplars of a label, newest first: id, where each comes from, and its JPEG."""
         query = _of_project(project_id, model, embeddings.c.thumbnail).where(exemplars.c.label == label)
         query = query.order_by(None).order_by(exemplars.c.id.desc()).limit(limit)
-        with self._read() as connection:
-            return [
-                (row.id, Source(row.label, row.task_id, row.region_id, row.frame, row.origin), row.thumbnail)
-                for row in connection.execute(query)
-            ]
+        with self.read() as connection:
+            return [(row.id, _source(row), row.thumbnail) for row in connection.execute(query)]
 
     def counts(self, project_id: int, model: str) -> dict[str, dict[str, int]]:
         """Per label: number of exemplars, annotated objects, and tasks."""
         columns = (exemplars.c.label, exemplars.c.task_id, exemplars.c.region_id, exemplars.c.origin)
         query = sa.select(*columns).where(exemplars.c.project_id == project_id, exemplars.c.model == model)
         found: dict[str, list[Any]] = {}
-        with self._read() as connection:
+        with self.read() as connection:
             for row in connection.execute(query):
                 found.setdefault(row.label, []).append(row)
         return {
@@ -271,13 +212,13 @@ class PatternStore:
             "body": tracks.dump(),
             "created_at": datetime.now(timezone.utc),
         }
-        with self._write() as connection:
+        with self.write() as connection:
             # One that an earlier release wrote, or another worker a moment ago, is replaced.
             connection.execute(sa.delete(track_sets).where(track_sets.c.key == key))
             connection.execute(sa.insert(track_sets).values(key=key, **row))
 
     def get_tracks(self, key: str) -> TrackSet | None:
-        with self._read() as connection:
+        with self.read() as connection:
             body = connection.scalar(sa.select(track_sets.c.body).where(track_sets.c.key == key))
         return None if body is None else TrackSet.load(body)
 
@@ -287,7 +228,7 @@ class PatternStore:
         query = sa.select(*columns).where(track_sets.c.project_id == project_id).order_by(track_sets.c.created_at)
         if video:
             query = query.where(track_sets.c.video == video)
-        with self._read() as connection:
+        with self.read() as connection:
             newest = {row.video: row for row in connection.execute(query)}
         for row in sorted(newest.values(), key=lambda row: (row.task_id, row.part)):
             tracks = self.get_tracks(row.key)
@@ -302,10 +243,32 @@ class StoredLooks:
         self._store, self._video = store, video
 
     def known(self, model_id: str) -> list[Look]:
-        return self._store.known_looks(self._video, model_id)
+        of = sa.and_(embeddings.c.video == self._video, embeddings.c.model == model_id)
+        query = sa.select(embeddings).where(of).order_by(embeddings.c.frame, embeddings.c.key)
+        with self._store.read() as connection:
+            rows = connection.execute(query).all()
+        vectors = from_half([row.vector for row in rows])
+        return [
+            Look(row.frame, (row.x1, row.y1, row.x2, row.y2), vector, row.thumbnail)
+            for row, vector in zip(rows, vectors, strict=True)
+        ]
 
     def add(self, model_id: str, looks: Sequence[Look]) -> None:
-        self._store.add_looks(self._video, model_id, looks)
+        rows = [
+            {
+                "key": look.key(self._video, model_id),
+                "video": self._video,
+                "model": model_id,
+                "frame": look.frame,
+                **dict(zip(("x1", "y1", "x2", "y2"), look.xyxy, strict=True)),
+                "vector": to_half(look.vector),
+                "thumbnail": look.thumbnail,
+            }
+            for look in looks
+        ]
+        if rows:
+            with self._store.write() as connection:
+                connection.execute(_insert_new(connection, embeddings), rows)
 
 
 def _of_project(project_id: int, model: str, *columns: sa.Column[Any]) -> sa.Select[Any]:
@@ -317,11 +280,14 @@ def _of_project(project_id: int, model: str, *columns: sa.Column[Any]) -> sa.Sel
     )
 
 
-def _existing(connection: Connection, column: sa.Column[str], keys: Sequence[str]) -> set[str]:
-    found: set[str] = set()
-    for start in range(0, len(keys), _CHUNK):
-        found.update(connection.scalars(sa.select(column).where(column.in_(keys[start : start + _CHUNK]))))
-    return found
+def _source(row: Any) -> Source:
+    return Source(row.label, row.task_id, row.region_id, row.frame, row.origin)
+
+
+def _insert_new(connection: Connection, table: sa.Table) -> Any:
+    """An insertion that leaves rows alone that are there already; SQLAlchemy has it for each database apart."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    return insert(table).on_conflict_do_nothing()
 
 
 def _present(connection: Connection, which: sa.ColumnElement[bool]) -> dict[tuple[str, str], Any]:
@@ -352,16 +318,15 @@ def _put(
         connection.execute(sa.insert(exemplars), new)
 
 
-def _refresh_digest(connection: Connection, project_id: int, model: str) -> str:
-    """Note the digest of what is there now: the same exemplars have the same, whichever way they came.
+def _exemplars_of(project_id: int, model: str, task_id: int) -> sa.ColumnElement[bool]:
+    of = exemplars.c.project_id == project_id, exemplars.c.model == model, exemplars.c.task_id == task_id
+    return sa.and_(*of)
 
-    It is empty where no exemplar has a label.
-    """
+
+def _digest(connection: Connection, project_id: int, model: str) -> str:
+    """Of what is there now: the same exemplars have the same, whichever way they came; empty where none has a label."""
     columns = (exemplars.c.label, exemplars.c.task_id, exemplars.c.region_id, exemplars.c.embedding)
     of = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model)
     rows = sorted(tuple(row) for row in connection.execute(sa.select(*columns).where(of)))
     # Background alone gives nothing a label.
-    digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:40] if any(row[0] for row in rows) else ""
-    row = sa.and_(banks.c.project_id == project_id, banks.c.model == model)
-    connection.execute(sa.update(banks).where(row).values(digest=digest))
-    return digest
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:40] if any(row[0] for row in rows) else ""

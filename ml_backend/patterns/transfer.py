@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.errors import ConfigError, StorageError
+from ml_backend.errors import ConfigError
+from ml_backend.files import writing_bytes
 from ml_backend.looks import Look, from_half
 from ml_backend.patterns.bank import Exemplars
 from ml_backend.patterns.store import NewExemplar, PatternStore, Source
@@ -67,7 +66,7 @@ def export_bank(store: PatternStore, project_id: int, model_id: str, out: Path) 
     """
     from safetensors.numpy import save
 
-    exemplars, sources = store.exemplars(project_id, model_id)
+    exemplars, _ = store.exemplars(project_id, model_id)
     if not len(exemplars):
         raise ConfigError(
             f"Project {project_id} has no exemplars by {model_id}.", "Annotate some tracks and submit them first."
@@ -80,33 +79,15 @@ def export_bank(store: PatternStore, project_id: int, model_id: str, out: Path) 
         "thumbnails": np.frombuffer(b"".join(blobs), np.uint8),
         "thumbnail_ends": np.cumsum([len(blob) for blob in blobs], dtype=np.int64),
     }
-    of = [sources[number] for number in exemplars.ids.tolist()]
     metadata = {
         "format": FORMAT,
         "version": VERSION,
         "model": model_id,
         "labels": json.dumps(exemplars.labels, ensure_ascii=False),
-        "sources": json.dumps([[source.task_id, source.region_id, source.frame] for source in of]),
     }
-    _write(out, save(tensors, metadata))
+    with writing_bytes(out) as file:
+        file.write(save(tensors, metadata))
     return len(exemplars)
-
-
-def _write(out: Path, data: bytes) -> None:
-    temporary: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        temporary.chmod(0o644)
-        temporary.replace(out)
-    except OSError as error:
-        raise StorageError(f"{out} cannot be written: {error.strerror}.", "Choose another place.") from error
-    finally:
-        if temporary:
-            temporary.unlink(missing_ok=True)
 
 
 def read_bank(path: Path, model_id: str) -> BankFile:
@@ -202,7 +183,7 @@ def import_bank(store: PatternStore, project_id: int, bank: BankFile) -> int:
         Look(number, (0.0, 0.0, 0.0, 0.0), vector, picture)
         for number, (vector, picture) in enumerate(zip(bank.vectors, bank.thumbnails, strict=True))
     ]
-    store.add_looks(video, bank.model_id, looks)
+    store.looks(video).add(bank.model_id, looks)
     wanted = [
         NewExemplar(f"{bank.origin}-{group}", label, look.key(video, bank.model_id), bank.origin)
         for label, group, look in zip(bank.labels, bank.groups.tolist(), looks, strict=True)

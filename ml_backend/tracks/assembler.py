@@ -16,6 +16,8 @@ from ml_backend.tracks.stitch import best_pairs
 from ml_backend.tracks.tracklet import Tracklet
 from ml_backend.types import FloatArray, Track
 
+MAX_GAP_S = 2.0  # gaps up to this are filled by interpolation; in longer ones nobody knows where it was
+SMOOTH_S = 0.1  # standard deviation of the smoothing: takes the jitter of boxes away, and rounds no turn off
 STITCH_S = 2.0  # pieces of one life are joined over gaps up to this
 SILENT_S = 1.2  # a track unseen for so long will not be continued by the tracker itself
 MIN_STRENGTH = 0.4  # of anything that is kept
@@ -63,7 +65,7 @@ class TrackAssembler:
         fps: decoded frames per second.
         names: the detector's class names.
         width, height: of the displayed picture, pixels.
-        settings: ``min_track_s``, ``max_gap_s`` and ``smooth_s`` are used.
+        settings: ``min_track_s`` is used.
         motion: the boxes come from the motion detector, whose confidence says nothing about being real.
     """
 
@@ -253,8 +255,8 @@ class TrackAssembler:
             tracklet.frames[kept],
             tracklet.xyxy[kept],
             tracklet.conf[kept],
-            round(settings.max_gap_s * self._fps),
-            settings.smooth_s * self._fps,
+            round(MAX_GAP_S * self._fps),
+            SMOOTH_S * self._fps,
         )
         xyxy = clip_xyxy(xyxy, self._width, self._height).astype(np.float32)
         visible = (xyxy[:, 2] - xyxy[:, 0] >= 1) & (xyxy[:, 3] - xyxy[:, 1] >= 1)

@@ -65,29 +65,20 @@ def motion_at(tracklet: Tracklet, fps: float, *, tail: bool) -> Motion:
     return Motion(anchor, mean_box - velocity * mean_t, velocity, size)
 
 
-def stitch_cost(
-    tail: Tracklet,
-    head: Tracklet,
-    fps: float,
-    max_gap_s: float,
-    width: int,
-    height: int,
-    motion: Callable[[Tracklet, bool], Motion] | None = None,
+def _stitch_cost(
+    tail: Tracklet, head: Tracklet, fps: float, width: int, height: int, motion: Callable[[Tracklet, bool], Motion]
 ) -> float:
     """Cost (0: certain, 1 and more: just possible, inf: no) that ``head`` continues ``tail``.
 
     Args:
-        motion: remembers what :func:`motion_at` says of a tracklet's tail, or head.
+        motion: what :func:`motion_at` says of a tracklet's tail (true) or head.
     """
     gap = head.start - tail.end
-    if head.end <= tail.end or gap > max_gap_s * fps or gap < -OVERLAP_S * fps:
-        return np.inf
     if _class_similarity(tail.votes, head.votes) < MIN_CLASS_SIMILARITY:
         return np.inf
     unlike = _unlike(tail.last_look, head.first_look)
     if unlike > MAX_LOOK:
         return np.inf
-    motion = motion or (lambda tracklet, at_tail: motion_at(tracklet, fps, tail=at_tail))
     a, b = motion(tail, True), motion(head, False)
     if _outside(a.at(b.frame), width, height) or _outside(b.at(a.frame), width, height):
         return np.inf
@@ -116,12 +107,11 @@ def best_pairs(
     starts = np.array([t.start for t in tracklets], np.int64)
     ends = np.array([t.end for t in tracklets], np.int64)
     gaps = starts[None] - ends[:, None]
-    possible = (gaps <= max_gap_s * fps) & (gaps >= -OVERLAP_S * fps)
-    np.fill_diagonal(possible, False)
+    possible = (gaps <= max_gap_s * fps) & (gaps >= -OVERLAP_S * fps) & (ends[None] > ends[:, None])
     cost = np.full(gaps.shape, np.inf)
     motion = lru_cache(None)(lambda tracklet, at_tail: motion_at(tracklet, fps, tail=at_tail))
     for i, j in np.argwhere(possible):
-        cost[i, j] = stitch_cost(tracklets[i], tracklets[j], fps, max_gap_s, width, height, motion)
+        cost[i, j] = _stitch_cost(tracklets[i], tracklets[j], fps, width, height, motion)
     if not np.isfinite(cost).any():
         return []
     _, columns, _ = lap.lapjv(np.where(np.isfinite(cost), cost, _NEVER), extend_cost=True, cost_limit=_NEVER / 2)

@@ -16,6 +16,7 @@ from ml_backend.types import BoolArray, FloatArray, IntArray
 
 Floats = npt.NDArray[np.float64]
 
+VIEWS = 4  # boxes of a track that are looked at to give it a label: more take longer and change few labels
 CANDIDATES = 3  # times as many as are wanted: a choice for sharpness, at the price of decoding them
 ENOUGH_PX = 224.0  # what embedders look at; a larger box shows them nothing more
 POOR = 0.3  # a view of less than this share of the best one's quality is left out while there are enough others
@@ -58,12 +59,11 @@ def candidate_views(
         In order of time, at most ``3 k``; at least ``k`` where the track has so many boxes that may be taken.
 
     Raises:
-        ValueError: shapes that do not fit, or ``k`` below 1.
+        ValueError: shapes that do not fit.
     """
     n = len(frames)
     if frames.shape != (n,) or xyxy.shape != (n, 4) or conf.shape != (n,):
         raise ValueError(f"expected shapes (n,), (n, 4), (n,), got {frames.shape}, {xyxy.shape}, {conf.shape}")
-    _check_k(k)
     boxes = np.asarray(xyxy, np.float64)
     inside = boxes.clip(0, [width, height, width, height])
     sides = inside[:, 2:] - inside[:, :2]
@@ -97,22 +97,16 @@ def best_views(candidates: Sequence[View], sharpness: Sequence[float], k: int) -
         ``min(k, len(candidates))`` indices into ``candidates``, in order of time.
 
     Raises:
-        ValueError: lengths that differ, or ``k`` below 1.
+        ValueError: lengths that differ.
     """
     if len(candidates) != len(sharpness):
         raise ValueError(f"expected {len(candidates)} values of sharpness, got {len(sharpness)}")
-    _check_k(k)
     if not candidates:
         return []
     boxes = np.array([view.xyxy for view in candidates], np.float64)
     quality = _quality(boxes[:, 2:] - boxes[:, :2], np.array([view.conf for view in candidates], np.float64))
     order = np.argsort([view.frame for view in candidates], kind="stable").astype(np.int64)
     return [int(i) for i in _best_of_each(order, quality * _relative_sharpness(sharpness), k)]
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"expected k of at least 1, got {k}")
 
 
 def _cut_off(boxes: Floats, width: int, height: int) -> BoolArray:

@@ -1,4 +1,4 @@
-"""Where weights are kept: a folder, or any place that fsspec knows, shared by all workers."""
+"""The artifact store for weights: a folder or any fsspec URL, shared by all workers."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import contextlib
 import hashlib
 import logging
 import os
+import shutil
+import tempfile
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_backend.errors import ConfigError, StorageError, WeightsError
-from ml_backend.files import file_sha256
+from ml_backend.files import file_sha256, writing_bytes
 from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
-#: Seconds after which a file that was being written is what a killed process has left: none takes so long.
+#: Seconds after which a partial file counts as left behind by a killed process: no transfer takes so long.
 LEFT_S = 24 * 3600.0
-#: Seconds without use after which a copy of what is kept elsewhere goes; whoever needs it fetches it again.
+#: Seconds without use after which a cached copy of a remote file is removed; it is fetched again on demand.
 UNUSED_S = 30 * 24 * 3600.0
 
 
 class Artifacts:
-    """Files by name below one location. A name appears when its file is complete, and never changes afterwards.
+    """Files by name below one location. A name appears only when its file is complete, and never changes afterwards.
 
     Args:
         settings: ``artifacts_url`` is the location; empty: a folder in ``data_dir``.
@@ -54,64 +54,55 @@ class Artifacts:
 
     @property
     def _local_root(self) -> Path | None:
-        """The location as a folder of this machine, without connecting to anything."""
+        """The location as a local folder, without connecting to anything; ``None`` for a URL."""
         text = self._url.removeprefix("file://")
         return Path(text) if "://" not in text and "::" not in text else None
 
     def local_path(self, name: str, sha256: str) -> Path:
-        """Where the file is, or will be once :meth:`fetch` has brought it. Takes no time."""
+        """Return where the file is, or will be once :meth:`fetch` has downloaded it. Does no I/O."""
         root = self._local_root
         return root / name if root else self._cache / f"{sha256}{Path(name).suffix}"
 
     def put(self, path: Path, name: str) -> str:
-        """Store a file; returns its SHA-256. What has that name is replaced, at once and as a whole.
+        """Store a file, atomically replacing one of that name, and return its SHA-256.
 
         Raises:
-            StorageError: the place is full, read-only or away.
+            StorageError: the store is full, read-only or unreachable.
         """
         digest = file_sha256(path)
+        root = self._local_root
         fs = self._connect()
-        target = f"{self._root}/{name}"
-        part = f"{target}.{uuid.uuid4().hex[:8]}.part" if self._local_root else target
         try:
-            fs.makedirs(os.path.dirname(target), exist_ok=True)
-            if self._local_root:
-                self._copy(path, Path(part))
-                os.replace(part, target)
+            if root:
+                with path.open("rb") as source, writing_bytes(root / name) as target:
+                    shutil.copyfileobj(source, target, _CHUNK)
+                    target.flush()
+                    os.fsync(target.fileno())  # a registered version must survive a power cut
             else:
-                fs.put_file(str(path), target)  # stores of objects show whole ones only
+                place = f"{self._root}/{name}"
+                fs.makedirs(os.path.dirname(place), exist_ok=True)
+                fs.put_file(str(path), place)  # stores of objects show whole ones only
         except Exception as error:
-            if self._local_root:
-                with contextlib.suppress(OSError):
-                    Path(part).unlink(missing_ok=True)
             raise StorageError(
                 f"{name} could not be stored at {self._url}: {error}.",
-                "Free disk space, or check ARTIFACTS_URL; the training goes on from there when it is tried again.",
+                "Free disk space, or check ARTIFACTS_URL; the next attempt resumes the training from there.",
             ) from error
         return digest
 
-    @staticmethod
-    def _copy(source: Path, target: Path) -> None:
-        with source.open("rb") as file, target.open("wb") as out:
-            while chunk := file.read(_CHUNK):
-                out.write(chunk)
-            out.flush()
-            os.fsync(out.fileno())  # a version that is registered must survive a power cut
-
     def fetch(self, name: str, sha256: str = "") -> Path:
-        """The file on this machine, checked against its digest where that is known.
+        """Return the local path of a file, downloaded if necessary and verified against its digest if that is known.
 
         Args:
-            name: empty, as of versions whose weights were removed: there is none.
+            name: empty for versions whose weights were removed.
 
         Raises:
-            WeightsError: it is gone or damaged.
-            StorageError: the disk here is full.
+            WeightsError: the file is gone or damaged.
+            StorageError: the local disk is full.
         """
         if not name:
             raise WeightsError(
-                "The version's weights were removed, since there are newer versions.",
-                "Choose one that has weights (scripts/versions.py list). KEEP_VERSIONS says how many keep them.",
+                "The version's weights were removed because there are newer versions.",
+                "Choose one that has weights (scripts/versions.py list). KEEP_VERSIONS sets how many keep them.",
             )
         root = self._local_root
         path = self.local_path(name, sha256 or hashlib.sha256(name.encode()).hexdigest())
@@ -138,42 +129,35 @@ class Artifacts:
 
     def _download(self, name: str, path: Path) -> None:
         fs = self._connect()
-        part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fs.get_file(f"{self._root}/{name}", str(part))
-            part.replace(path)
+            with fs.open(f"{self._root}/{name}", "rb") as source, writing_bytes(path) as target:
+                shutil.copyfileobj(source, target, _CHUNK)
         except FileNotFoundError as error:
             raise WeightsError(
                 f"{name} is not at {self._url}.", "Restore it, or switch to another version with scripts/versions.py."
             ) from error
         except Exception as error:
             raise StorageError(f"{name} could not be fetched from {self._url}: {error}.") from error
-        finally:
-            part.unlink(missing_ok=True)
 
     def write(self, name: str, data: bytes) -> None:
         """Store a small file.
 
         Raises:
-            StorageError: the place, or the disk here, is full, read-only or away.
+            StorageError: the store or the local disk is full, read-only or unreachable.
         """
-        part = self._cache / f"{uuid.uuid4().hex}.part"
         try:
-            part.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data)
-            self.put(part, name)
+            with tempfile.NamedTemporaryFile() as file:
+                file.write(data)
+                file.flush()
+                self.put(Path(file.name), name)
         except OSError as error:
-            raise StorageError(f"{part} cannot be written: {error.strerror}.", "Free disk space.") from error
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+            raise StorageError(f"{name} cannot be written: {error.strerror}.", "Free disk space.") from error
 
     def read(self, name: str) -> bytes | None:
-        """A small file; ``None`` where there is none.
+        """Return the content of a small file; ``None`` where it does not exist.
 
         Raises:
-            StorageError: the place is away.
+            StorageError: the store is unreachable.
         """
         fs = self._connect()
         try:
@@ -184,10 +168,10 @@ class Artifacts:
             raise StorageError(f"{name} could not be read from {self._url}: {error}.") from error
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file.
+        """Return whether a file exists.
 
         Raises:
-            StorageError: the place is away.
+            StorageError: the store is unreachable.
         """
         fs = self._connect()
         try:
@@ -196,10 +180,10 @@ class Artifacts:
             raise StorageError(f"{self._url} does not answer: {error}.", "Check ARTIFACTS_URL.") from error
 
     def remove(self, name: str, sha256: str = "") -> bool:
-        """Remove a file that is of no use any more; one that is gone already does no harm. Whether it is gone.
+        """Remove a file and return whether it is gone; a file that does not exist counts as removed.
 
         Args:
-            sha256: this machine's copy of that content goes too.
+            sha256: content whose local cached copy is removed too.
         """
         fs = self._connect()
         try:
@@ -209,41 +193,29 @@ class Artifacts:
         except Exception as error:  # noqa: BLE001 - every store raises its own
             log.warning("%s was not removed from %s: %s", name, self._url, error)
             return False
-        if sha256 and self._local_root is None and not self.is_configured(name, sha256):
+        if sha256 and self._local_root is None:
             with contextlib.suppress(OSError):
                 self.local_path(name, sha256).unlink(missing_ok=True)
         return True
 
-    def is_configured(self, name: str, sha256: str) -> bool:
-        """Whether the settings' detector is this very file: `YOLO_WEIGHTS` may lead here."""
-        return self._is_configured(self.local_path(name, sha256))
-
-    def _is_configured(self, path: Path) -> bool:
+    def is_configured(self, path: Path) -> bool:
+        """Return whether ``YOLO_WEIGHTS`` is this very file."""
         try:
             return path.samefile(self._configured)
         except OSError:  # one of them does not exist
             return False
 
     def tidy(self) -> int:
-        """Remove what killed processes have left, and copies that nobody has used for long; returns how many files."""
-        now, removed = time.time(), 0
-        for path, after_s in self._dispensable():
+        """Remove partial files of killed processes and cached copies unused for long; return the number of files."""
+        now, removed, root = time.time(), 0, self._local_root
+        for path in [*self._cache.glob("*"), *(root.rglob("*.part") if root else ())]:
+            after_s = LEFT_S if path.suffix == ".part" else UNUSED_S
             try:
-                if now - path.stat().st_mtime > after_s and not self._is_configured(path):
+                if now - path.stat().st_mtime > after_s and not self.is_configured(path):
                     path.unlink()
                     removed += 1
             except OSError as error:
                 log.warning("%s was not removed: %s", path, error)
         if removed:
-            log.info("%d files were removed that nobody has needed for long.", removed)
+            log.info("%d unused files were removed from the artifact cache.", removed)
         return removed
-
-    def _dispensable(self) -> Iterator[tuple[Path, float]]:
-        """Files that may be removed, each after so many seconds without a change."""
-        if self._cache.is_dir():
-            for path in sorted(self._cache.iterdir()):
-                yield path, LEFT_S if path.suffix == ".part" else UNUSED_S
-        root = self._local_root
-        if root is not None and root.is_dir():
-            for path in sorted(root.rglob("*.part")):
-                yield path, LEFT_S

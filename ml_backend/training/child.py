@@ -1,7 +1,7 @@
 """Entry of the training subprocess: ``python -m ml_backend.training.child PLAN.json``.
 
-Events go to standard output, one JSON object a line; everything else to standard error. The process ends at once,
-with all that it started, when its standard input reaches its end: then whoever started it is gone.
+Events go to standard output as JSON lines, everything else to standard error. The process and its children end when
+standard input is closed, which means that the parent process is gone.
 """
 
 from __future__ import annotations
@@ -13,25 +13,33 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_backend.children import end, end_with_parent, give_way
-from ml_backend.errors import BackendError, ConfigError
+from ml_backend.errors import BackendError
 
 log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> int:
-    """Do what a plan says. Exit status: 0 after ``done``, 1 after ``error``."""
+    """Run a plan. Return the exit status: 0 after ``done``, 1 after ``error``."""
     events = _Events()
     end_with_parent()
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     give_way()
     try:
-        events.emit("done", **_work(_read(arguments), events.emit))
+        plan = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+        if plan["kind"] == "train":
+            from ml_backend.training.fine_tune import TrainingPlan, fine_tune
+
+            events.emit("done", **fine_tune(TrainingPlan.from_json(plan), events.emit))
+        else:
+            from ml_backend.training.evaluate import EvaluationPlan, evaluate
+
+            events.emit("done", **evaluate(EvaluationPlan.from_json(plan), events.emit))
     except BackendError as error:
         log.error("%s", error, exc_info=True)
         events.emit("error", message=error.message, cure=error.cure, retryable=error.retryable)
@@ -39,34 +47,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _read(arguments: list[str]) -> dict[str, Any]:
-    try:
-        (path,) = arguments
-        plan = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {"kind": plan["kind"], **plan}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"The plan cannot be read ({type(error).__name__}: {error}).") from error
-
-
-def _work(plan: Mapping[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
-    try:
-        if plan["kind"] == "train":
-            from ml_backend.training.fine_tune import TrainingPlan, fine_tune
-
-            training = TrainingPlan.from_json(plan)
-        elif plan["kind"] == "evaluate":
-            from ml_backend.training.evaluate import EvaluationPlan, evaluate
-
-            evaluation = EvaluationPlan.from_json(plan)
-        else:
-            raise ConfigError(f"There is no plan of the kind {plan['kind']!r}.")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"The plan lacks something ({type(error).__name__}: {error}).") from error
-    return fine_tune(training, emit) if plan["kind"] == "train" else evaluate(evaluation, emit)
-
-
 class _Events:
-    """The way to the parent. Whatever else prints to standard output, here or in a library, goes to the log."""
+    """The event channel to the parent. Other output to standard output, also by libraries, goes to the log."""
 
     def __init__(self) -> None:
         sys.stdout.flush()
@@ -85,7 +67,7 @@ class _Events:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no infinity, and no number that is none."""
+    """Replace infinity and NaN, which JSON lacks, by ``None``."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ import yaml
 
 from ml_backend.errors import ConfigError, MediaUnavailable, StorageError
 from ml_backend.export.dataset import DatasetOptions, DatasetResult, Progress, export_dataset, state_options
-from ml_backend.export.files import write_text, writing
 from ml_backend.export.images import ImageFormat
 from ml_backend.export.sampling import Sampling
 from ml_backend.export.source import Source
 from ml_backend.export.state import State, fingerprint, state_folder
+from ml_backend.files import write_text, writing
 from ml_backend.training.picking import DatasetPlan, TrainingPicker, count_boxes
 from ml_backend.training.splits import SplitStore
 from ml_backend.training.survey import NothingToTrain, Survey, assign_parts, described, key_of
@@ -256,8 +256,8 @@ class _Assembly:
             )
         if not measured:
             raise NothingToTrain(
-                "There is nothing to measure with: no annotated object is in the part of the videos that is kept for "
-                f"that.{left_out}",
+                "There is nothing to evaluate on: no annotated object is in the held-out part of the videos."
+                f"{left_out}",
                 "Annotate objects at other times of the video, or annotate another video with the same labels.",
             )
 
@@ -270,14 +270,10 @@ class _Assembly:
         for label in self.classes:
             if label in taught and label not in measured:
                 yield (
-                    f'Nothing of "{label}" is in the part that is kept to measure with: whether it is found better '
-                    "is not known. Annotate it in more videos."
+                    f'Nothing of "{label}" is in the held-out part, so it is not evaluated. Annotate it in more videos.'
                 )
             elif label in measured and label not in taught:
-                yield (
-                    f'"{label}" is only in videos that are kept to measure with, so it is not learned. Annotate it in '
-                    "more videos."
-                )
+                yield (f'"{label}" is only in held-out videos, so it is not trained. Annotate it in more videos.')
             elif label not in taught and not survey.objects[label]:
                 yield f'Nobody has annotated "{label}": it is not learned.'
 
@@ -347,25 +343,21 @@ class _Assembly:
         return chosen
 
     def _write_held_out(self, spans: Sequence[_Span]) -> None:
-        wanted: Mapping[str, set[str]] = {
-            video.name: {span.digest for span in spans if span.video == video.name} for video in self.videos
-        }
-        with writing(self.folder / "held_out.json") as file:
-            file.write(json.dumps({"classes": self.classes}, ensure_ascii=False)[:-1] + ', "videos": [')
-            first = True
-            for name, digests in wanted.items():
-                if not digests:
-                    continue
-                known = self.result.picked(name)
-                chosen = [span for span in known["spans"] if span["digest"] in digests]
-                video = {
-                    "name": name,
-                    "uri": known["uri"],
-                    "task_id": known["task"],
-                    "spans": [span["span"] for span in chosen],
-                    "pictures": [frame for span in chosen for frame in span["pictures"]],
-                    "boxes": [row for span in chosen for row in span["boxes"]],
-                }
-                file.write(("" if first else ",\n") + json.dumps(video, ensure_ascii=False))
-                first = False
-            file.write("]}\n")
+        videos = []
+        for video in self.videos:
+            numbers = {span.number for span in spans if span.video == video.name}
+            if not numbers:
+                continue
+            known = self.result.picked(video.name)
+            chosen = [span for number, span in enumerate(known["spans"]) if number in numbers]
+            found = {
+                "name": video.name,
+                "uri": known["uri"],
+                "task_id": known["task"],
+                "spans": [span["span"] for span in chosen],
+                "pictures": [frame for span in chosen for frame in span["pictures"]],
+                "boxes": [row for span in chosen for row in span["boxes"]],
+            }
+            videos.append(found)
+        body = {"classes": self.classes, "videos": videos}
+        write_text(self.folder / "held_out.json", json.dumps(body, ensure_ascii=False))

@@ -1,7 +1,7 @@
-"""Measuring detectors on held-out parts of annotated videos; runs in the training subprocess.
+"""Evaluate detectors on held-out parts of annotated videos; runs in the training subprocess.
 
-Each model runs as it does in predictions: the same detector, tracker and assembler. Frames are streamed: memory does
-not depend on how long the parts are.
+Each model runs as in predictions, with the same detector, tracker and assembler. Frames are streamed: memory does not
+grow with the length of the parts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.ahead import ahead
-from ml_backend.errors import ConfigError, VideoError
+from ml_backend.errors import VideoError
 from ml_backend.label_studio.schema import LabelMapper, parse_label_config
 from ml_backend.models.detector import Detector, YoloDetector
 from ml_backend.models.precision import AveragePrecision
@@ -37,37 +37,36 @@ log = logging.getLogger(__name__)
 
 Emit = Callable[..., None]
 
-#: Average precision looks at weak detections too.
+#: Confidence threshold for average precision, which needs the weak detections too.
 CONF = 0.01
-#: Predictions come to a frame through all before it; the background model has then seen so many seconds at least.
+#: Seconds before a part from which the motion detector learns the background, as it would in a prediction.
 RUN_UP_S = 5.0
-#: Seconds between two reports of progress.
+#: Seconds between two progress events.
 REPORT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredModel:
-    """A model to measure.
+    """A model to evaluate.
 
     Attributes:
-        name: for the results.
-        kind: what detects.
+        name: key in the results.
+        kind: kind of detector.
         path: checkpoint, for ``"yolo"``.
-        labels: class name -> label; other classes are left out. ``None``: as the label config has it.
-        default: label of what the motion detector finds; empty: none, so only its tracks are measured.
-        trained: its classes are labels of the project; the label config is then read as predictions read it.
+        default: label of the motion detector's detections; empty: none, so that only its tracks are evaluated.
+        label_config: says, for ``"yolo"``, which label a class belongs to; other classes are left out.
+        trained: its classes are labels of the project; the label config is then mapped as for predictions.
     """
 
     name: str
     kind: Literal["yolo", "motion"]
-    path: Path | None
-    labels: Mapping[str, str] | None
+    path: str | None
     default: str = ""
     label_config: str = ""
     trained: bool = False
 
     def labels_of(self, names: Iterable[str]) -> Mapping[str, str]:
-        """Class name -> label of a detector with these classes.
+        """Return class name -> label for a detector with these classes.
 
         Raises:
             ConfigError: the label config cannot be read.
@@ -75,8 +74,6 @@ class MeasuredModel:
         names = tuple(names)
         if self.kind == "motion":
             return dict.fromkeys(names, self.default)
-        if self.labels is not None:
-            return self.labels
         controls = parse_label_config(self.label_config).video_controls
         labels = [label for control in controls for label in control.labels]
         return LabelMapper(labels, names, trained=self.trained).table
@@ -87,10 +84,10 @@ class HeldOutVideo:
     """Held-out parts of a video.
 
     Attributes:
-        name: names the local file.
+        name: key of the local file.
         spans: first and last decoded frame of each part.
-        pictures: frames on which detections are measured.
-        boxes: ``(n, 7)``: frame, track, index of the label, x1, y1, x2, y2 in pixels; on every frame of the parts.
+        pictures: frames on which average precision is computed.
+        boxes: ``(n, 7)``: frame, track id, label index, x1, y1, x2, y2 in pixels; on every frame of the parts.
     """
 
     name: str
@@ -101,14 +98,14 @@ class HeldOutVideo:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPlan:
-    """What to measure, and on what.
+    """Models and the held-out parts to evaluate them on.
 
     Attributes:
         classes: the project's labels.
         videos: held-out parts.
-        files: local file by video name; those of all videos.
-        models: each is measured on all parts.
-        settings: how predictions are made.
+        files: local file of each video, by name.
+        models: each is evaluated on all parts.
+        settings: settings of predictions.
     """
 
     classes: tuple[str, ...]
@@ -119,26 +116,14 @@ class EvaluationPlan:
 
     @classmethod
     def from_json(cls, plan: Mapping[str, Any]) -> EvaluationPlan:
-        """From the subprocess' plan; its ``settings`` are those that differ from this process' own.
-
-        Videos without a file are left out.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is none.
-            ConfigError: the held-out part cannot be read.
-        """
-        try:
-            held = json.loads(Path(plan["held_out"]).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{plan['held_out']} cannot be read ({error}).", "Build the dataset anew.") from error
+        """Parse the subprocess' plan. Videos without a file are left out."""
+        held = json.loads(Path(plan["held_out"]).read_text(encoding="utf-8"))
         videos = tuple(_video(video) for video in held["videos"])
         files = {name: Path(path) for name, path in plan["videos"].items()}
         if missing := sorted({video.name for video in videos} - set(files)):
-            log.warning("Nothing is measured on %s: there is no file.", ", ".join(missing))
+            log.warning("%s: not evaluated, since the video file is missing.", ", ".join(missing))
             videos = tuple(video for video in videos if video.name in files)
-        models = tuple(_model(model) for model in plan["models"])
-        settings = get_settings().model_copy(update=dict(plan.get("settings") or {}))
-        return cls(tuple(held["classes"]), videos, files, models, settings)
+        return cls(tuple(held["classes"]), videos, files, tuple(MeasuredModel(**model) for model in plan["models"]))
 
 
 def _video(video: Mapping[str, Any]) -> HeldOutVideo:
@@ -150,35 +135,17 @@ def _video(video: Mapping[str, Any]) -> HeldOutVideo:
     )
 
 
-def _model(model: Mapping[str, Any]) -> MeasuredModel:
-    kind, path = model["kind"], model.get("path")
-    if kind not in ("yolo", "motion") or (kind == "yolo" and not path):
-        raise ConfigError(f"The model {model['name']} cannot be measured: its kind is {kind!r}, its path {path!r}.")
-    labels, config = model.get("labels"), model.get("label_config")
-    if labels is None and not config and kind == "yolo":
-        raise ConfigError(f"The model {model['name']} cannot be measured: nothing says what its classes mean.")
-    return MeasuredModel(
-        str(model["name"]),
-        kind,
-        Path(path) if path else None,
-        None if labels is None else {str(name): str(label) for name, label in labels.items()},
-        model.get("default") or "",
-        config or "",
-        bool(model.get("trained")),
-    )
-
-
 def evaluate(plan: EvaluationPlan, emit: Emit) -> dict[str, Any]:
-    """Measure each model.
+    """Evaluate each model.
 
     Args:
-        plan: what to measure.
-        emit: gets the events ``progress`` with their fields.
+        plan: models and held-out parts.
+        emit: called with the events ``progress`` and their fields.
 
     Returns:
-        fields of the event ``done``: ``results`` by model name, each with ``map50``, ``map50_95``, ``labels``
-        (``ap50``, ``ap50_95``, ``boxes`` of each label that has boxes on the pictures), ``hota``, ``idf1``,
-        ``pictures`` and ``frames``. Measures of nothing are ``None``.
+        Fields of the event ``done``: ``results`` by model name, each with ``map50``, ``map50_95``, ``labels``
+        (``ap50``, ``ap50_95``, ``boxes`` of each label with boxes on the frames), ``hota``, ``idf1``, ``pictures`` and
+        ``frames``. Metrics without ground truth are ``None``.
 
     Raises:
         WeightsError: a model cannot be loaded.
@@ -201,21 +168,20 @@ def evaluate(plan: EvaluationPlan, emit: Emit) -> dict[str, Any]:
 
 
 class _Measurement:
-    """One model on all parts."""
+    """Evaluates one model on all parts."""
 
     def __init__(self, model: MeasuredModel, plan: EvaluationPlan) -> None:
         self._model, self._plan = model, plan
         self._motion = model.kind == "motion"
         self._settings = plan.settings.model_copy(update={"conf": min(CONF, plan.settings.conf)})
         self._precision = AveragePrecision(plan.classes)
-        self._counts = Counts.nothing()
+        self._counts = Counts()
         self._frames = self._pictures = 0
 
     def run(self) -> Iterator[int]:
-        """Measure; yields the number of frames done from time to time."""
-        yolo: YoloDetector | None = None
-        if self._model.path is not None and not self._motion:
-            yolo = YoloDetector(self._model.path, self._settings)
+        """Run the evaluation; yields the number of frames done from time to time."""
+        path = self._model.path
+        yolo = YoloDetector(Path(path), self._settings) if path else None
         for video in self._plan.videos:
             info = probe(self._plan.files[video.name])
             for span in video.spans:
@@ -226,7 +192,7 @@ class _Measurement:
                         yield from self._span(detector, video, info, span)
 
     def result(self) -> dict[str, Any]:
-        """What has been measured."""
+        """Return the metrics so far."""
         known = self._counts.truth_boxes > 0
         scores = self._counts.scores()
         return {
@@ -242,7 +208,7 @@ class _Measurement:
         if not 0 <= first <= last < info.frames:
             raise VideoError(
                 f"{info.path} has {info.frames} frames, but frames {first} to {last} were annotated.",
-                "The video has changed since: build the dataset anew.",
+                "The video has changed since. Start the training again.",
             )
         settings, motion = self._settings, self._motion
         to_class, to_track = self._class_indices(detector.names)
@@ -274,7 +240,7 @@ class _Measurement:
         self._counts += count(*(rows[np.isin(rows[:, 0], seen)] for rows in (truth_rows, result)))
 
     def _class_indices(self, names: Mapping[int, str]) -> tuple[IntArray, set[str]]:
-        """By class id of the detector the index of the label, -1 for none; and the classes whose tracks count."""
+        """Return ``(classes,)`` label index by class id (-1 for none), and the class names whose tracks count."""
         labels = self._model.labels_of(names.values())
         index = {label: i for i, label in enumerate(self._plan.classes)}
         to_class = np.full(max(names, default=-1) + 1, -1, np.int64)
@@ -294,10 +260,9 @@ def _at_least(observation: Observation, conf: float) -> Observation:
 
 
 def _labelled(detections: Detections, to_class: IntArray) -> Detections:
-    """Detections with labels' indices for classes, the most confident first; those without a label are left out.
+    """Return detections with label indices as classes, most confident first; those without a label are left out.
 
-    Classes that share a label find the same object several times; the most confident of these boxes stays, as within
-    one class.
+    Where several classes map to one label, duplicates are removed by NMS per label, as within one class.
     """
     import torch
     from torchvision.ops import batched_nms
@@ -315,6 +280,6 @@ def _labelled(detections: Detections, to_class: IntArray) -> Detections:
 
 
 def _rows(tracks: list[Track]) -> Rows:
-    """(frame, id, x1, y1, x2, y2) of all boxes."""
+    """Return ``(n, 6)`` frame, track id, x1, y1, x2, y2 of all boxes."""
     rows = [np.column_stack([t.frames, np.full(len(t), t.track_id), t.xyxy]) for t in tracks]
     return np.concatenate([np.zeros((0, 6)), *rows])

@@ -1,4 +1,4 @@
-"""Fine-tuning a YOLO detector on a dataset; runs in the training subprocess."""
+"""Fine-tune a YOLO detector on a dataset; runs in the training subprocess."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import re
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,28 +16,27 @@ from typing import Any
 
 from ml_backend.errors import BackendError, StorageError, TrainingFailed
 from ml_backend.models._ultralytics import setup_ultralytics
-from ml_backend.models.detector import YoloDetector, _select_device
+from ml_backend.models.detector import YoloDetector
+from ml_backend.models.engines.torch_engine import select_device
 from ml_backend.models.memory import is_out_of_memory
 from ml_backend.settings import get_settings
 from ml_backend.training.arguments import FREEZE_NORM, check_overrides, training_args
 from ml_backend.training.known import StartFrom, learnt_by, marks_of, read_checkpoint
-
-__all__ = ["OutOfMemory", "TrainingPlan", "fine_tune", "training_args"]
 
 log = logging.getLogger(__name__)
 
 Emit = Callable[..., None]
 
 SCRATCH = "yolo11n.yaml"
-#: The time that is left is told from so many epochs: the first take longer, and so do those with mosaics.
+#: Number of epochs from which the time left is estimated: the first ones and those with mosaics take longer.
 RECENT = 5
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: How torch says that a file could not be written.
+#: Messages of torch when a file could not be written.
 _TORCH_WRITE = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos")
 
 
 class OutOfMemory(TrainingFailed):
-    """Memory did not suffice just now: something else may have taken it."""
+    """There was too little memory at the moment; another process may have taken it."""
 
     http_status = 507
     retryable = True
@@ -46,17 +44,17 @@ class OutOfMemory(TrainingFailed):
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """What to train.
+    """A training.
 
     Attributes:
         data: ``data.yaml`` of a YOLO dataset, with an absolute ``path``.
         classes: labels, in the dataset's order.
-        taught: those with boxes to learn from.
-        run: folder for checkpoints, made if need be.
-        start: checkpoint to begin with; ``None``: random weights.
-        start_from: label -> class of the start checkpoint that it is most like, or several in order.
-        resume: ``last.pt`` of an interrupted training; the arguments are then that one's.
-        args: ultralytics' arguments as :func:`training_args` gives them.
+        taught: labels that have boxes in the training part.
+        run: folder for checkpoints; created if missing.
+        start: start checkpoint; ``None``: random weights.
+        start_from: label -> most similar class of the start checkpoint, or several in order of preference.
+        resume: ``weights/last.pt`` in ``run`` of an interrupted training, whose arguments then apply.
+        args: ultralytics' arguments as :func:`training_args` returns them.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:0``, ``mps``.
     """
 
@@ -72,28 +70,24 @@ class TrainingPlan:
 
     @classmethod
     def from_json(cls, plan: Mapping[str, Any]) -> TrainingPlan:
-        """From the subprocess' plan.
+        """Parse the subprocess' plan.
 
-        With ``pictures``, ``boxes`` and ``tracks`` its ``args`` are overrides of what suits so much data and the
-        device; ``epochs`` and ``imgsz`` then hold where ``args`` has none.
+        With ``pictures``, ``tracks`` and ``imgsz``, its ``args`` override the defaults for that amount of data and the
+        device.
 
         Raises:
-            KeyError, TypeError: it is none.
-            ConfigError: arguments that cannot be set.
-            WeightsError: the device is not there.
+            ConfigError: an argument may not be set or has an invalid value.
+            WeightsError: the device does not exist.
         """
 
         def path(name: str) -> Path | None:
             return Path(plan[name]).absolute() if plan.get(name) else None
 
         args = dict(plan.get("args") or {})
-        device = str(args.pop("device", None) or plan.get("device") or "auto")
+        device = str(plan.get("device") or "auto")
         if "pictures" in plan:
-            if plan.get("epochs"):
-                args.setdefault("epochs", plan["epochs"])
-            size = [int(plan[name]) for name in ("pictures", "boxes", "tracks")]
-            imgsz = int(plan.get("imgsz") or 640)
-            args = training_args(size[0], size[1], size[2], _select_device(device).type, imgsz, args)
+            kind = select_device(device).type
+            args = training_args(plan["pictures"], plan["tracks"], kind, plan["imgsz"], args)
         return cls(
             Path(plan["data"]).absolute(),
             tuple(plan["classes"]),
@@ -108,27 +102,25 @@ class TrainingPlan:
 
 
 def fine_tune(plan: TrainingPlan, emit: Emit) -> dict[str, Any]:
-    """Train, resume a training, or finish one that has only to be finished.
+    """Train, or resume a training, or only finish one whose last epoch is done.
 
     Args:
-        plan: what to train.
-        emit: gets the events ``start`` and ``epoch`` with their fields.
+        plan: the training.
+        emit: called with the events ``start`` and ``epoch`` and their fields.
 
     Returns:
-        fields of the event ``done``: ``weights`` (a stripped checkpoint that has been loaded as a proof), ``epochs``
-        and ``seconds`` of training, and its ``args``.
+        Fields of the event ``done``: ``weights`` (a stripped checkpoint that has been loaded once as a check),
+        ``epochs`` and ``seconds`` of training, and its ``args``.
 
     Raises:
-        TrainingFailed: the data or the arguments are unusable, memory is short, or the loss is not finite.
+        TrainingFailed: the data or the arguments are unusable, memory is too small, or the loss is not finite.
         WeightsError: a checkpoint cannot be used.
         StorageError: the disk is full.
     """
     setup_ultralytics()
     seconds = 0.0
     with _explained(plan):
-        finished = plan.resume is not None and _finished(plan, plan.resume)
-        if plan.resume is not None:
-            _adopt(plan, plan.resume)
+        finished = plan.resume is not None and _finished(plan.resume)
         if not finished:
             seconds = _train(plan, emit)
         weights, epochs = _finish(plan)
@@ -140,7 +132,7 @@ def _train(plan: TrainingPlan, emit: Emit) -> float:
 
     if plan.start and not plan.resume:
         check_detector(read_checkpoint(plan.start)[0], str(plan.start))
-    device = _select_device(plan.device)
+    device = select_device(plan.device)
     fixed: dict[str, Any] = {
         "data": str(plan.data),
         "save_dir": str(plan.run),
@@ -154,7 +146,7 @@ def _train(plan: TrainingPlan, emit: Emit) -> float:
     else:
         model = {"model": str(plan.start or SCRATCH), "pretrained": plan.start is not None, "cls_remap": False}
         overrides = {**plan.args, **fixed, **model, "exist_ok": True, "verbose": False, "mode": "train"}
-    # From random weights there are no statistics to keep.
+    # Random weights have no BatchNorm statistics worth keeping.
     freeze_norm = bool(overrides.pop(FREEZE_NORM, plan.args.get(FREEZE_NORM))) and plan.start is not None
     trainer = FineTuner(overrides, _start_from(plan, _start_of(plan)), plan.taught, freeze_norm=freeze_norm)
     watch = _Watch(emit)
@@ -166,7 +158,7 @@ def _train(plan: TrainingPlan, emit: Emit) -> float:
 
 
 class _Watch:
-    """Tells what happens in a training."""
+    """Trainer callbacks that emit events."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
@@ -184,7 +176,7 @@ class _Watch:
         )
 
     def losses(self, trainer: Any) -> None:
-        # Later epochs are taken up again from the last checkpoint; in the first one there is none.
+        # In later epochs ultralytics recovers from the last checkpoint; in the first one there is none.
         if trainer.epoch == trainer.start_epoch and not bool(trainer.loss.isfinite()):
             raise _diverged()
 
@@ -206,7 +198,7 @@ class _Watch:
         )
 
 
-#: Models without a distribution of box edges have another loss in its place.
+#: Models without distribution focal loss have an L1 loss in its place.
 _LOSSES = {"box_loss": "box", "cls_loss": "cls", "dfl_loss": "dfl", "l1_loss": "dfl"}
 
 
@@ -214,20 +206,13 @@ def _rounded(value: object) -> float | None:
     return round(float(value), 5) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def _finished(plan: TrainingPlan, last: Path) -> bool:
-    """Whether nothing is left to train: that checkpoint is of the last epoch, or of the one that patience ended with.
+def _finished(last: Path) -> bool:
+    """Return whether a checkpoint is of the last epoch, or of the one at which patience ran out.
 
     Raises:
         WeightsError: it cannot be read.
-        TrainingFailed: it is of other labels.
     """
-    model, checkpoint = read_checkpoint(last)
-    names = tuple(str(model.names[i]) for i in sorted(model.names))
-    if names != plan.classes:
-        raise TrainingFailed(
-            f"The interrupted training was for the labels {', '.join(names)}, which have changed since.",
-            "Start the training anew.",
-        )
+    checkpoint = read_checkpoint(last)[1]
     epoch, args = int(checkpoint.get("epoch", -1)), checkpoint.get("train_args") or {}
     if epoch < 0:  # ultralytics marks finished trainings so
         return True
@@ -236,23 +221,11 @@ def _finished(plan: TrainingPlan, last: Path) -> bool:
     return bool(epoch + 1 >= args.get("epochs", math.inf) or waited >= patience)
 
 
-def _adopt(plan: TrainingPlan, last: Path) -> None:
-    """Bring the checkpoints of an interrupted training into this one's folder, if they lie elsewhere."""
-    weights = plan.run / "weights"
-    weights.mkdir(parents=True, exist_ok=True)
-    for source, name in ((last.with_name("best.pt"), "best.pt"), (last, "last.pt")):
-        target = weights / name
-        if source.exists() and not (target.exists() and target.samefile(source)):
-            part = target.with_suffix(".part")
-            shutil.copyfile(source, part)
-            os.replace(part, target)
-
-
 def _finish(plan: TrainingPlan) -> tuple[Path, int]:
-    """Strip the best checkpoint and load it as predictions will; its path, and the number of epochs.
+    """Strip the best checkpoint, load it as predictions will, and return its path and the number of epochs.
 
     Raises:
-        TrainingFailed: what has been written is not what was to be trained.
+        TrainingFailed: the checkpoint cannot be read or has other classes.
     """
     from ultralytics.utils.torch_utils import strip_optimizer
 
@@ -271,7 +244,7 @@ def _finish(plan: TrainingPlan) -> tuple[Path, int]:
 
 
 def _start_of(plan: TrainingPlan) -> tuple[Mapping[int, Any], Mapping[str, Any]] | None:
-    """Class names and content of the start checkpoint; ``None`` where a resumed training has it no more."""
+    """Return class names and content of the start checkpoint; ``None`` where a resumed training no longer has it."""
     if plan.start is None or (plan.resume and not plan.start.is_file()):
         return None
     model, content = read_checkpoint(plan.start)
@@ -279,21 +252,21 @@ def _start_of(plan: TrainingPlan) -> tuple[Mapping[int, Any], Mapping[str, Any]]
 
 
 def _start_from(plan: TrainingPlan, start: tuple[Mapping[int, Any], Mapping[str, Any]] | None) -> StartFrom:
-    """Without labels that the start has been taught: it knows them better than any class it had then."""
+    """Return ``start_from`` without labels that the start checkpoint was trained on."""
     learnt = learnt_by(*start) if start else set()
     return {label: name for label, name in plan.start_from.items() if label not in learnt}
 
 
 def _diverged() -> TrainingFailed:
     return TrainingFailed(
-        "The training's loss is not a finite number any more.",
+        "The training's loss is no longer finite.",
         "Lower lr0, or set amp to false; TRAIN_ARGS takes both.",
     )
 
 
 @contextmanager
 def _explained(plan: TrainingPlan) -> Iterator[None]:
-    """Say what went wrong in terms of what can be done about it."""
+    """Translate errors of torch and ultralytics into errors that name cause and fix."""
     try:
         yield
     except BackendError:

@@ -1,4 +1,4 @@
-"""Whether a candidate may replace the incumbent: both were measured on the same held-out part."""
+"""The promotion gate: compare a candidate with the incumbent on the same held-out frames."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: By so much a measure may fall: less cannot be told from chance.
+#: Largest drop of each metric that is still within noise.
 NOISE = {"map50_95": 0.002, "map50": 0.01, "hota": 0.01, "idf1": 0.01}
-#: Measures of tracks hang on a few crossings and beginnings: over the root of the frames measured, so much more.
+#: Track metrics depend on a few crossings and births, so their tolerance grows by this over sqrt(measured frames).
 TRACK_NOISE = {"hota": 0.3, "idf1": 0.3}
-#: A label may lose so much of its AP50, where it has enough boxes for that to mean anything.
+#: Largest drop of one label's AP50, checked where the label has enough boxes for AP to be meaningful.
 LABEL_LOSS = 0.05
 LABEL_BOXES = 20
 _NAMES = {"map50_95": "mAP50-95", "map50": "mAP50", "hota": "HOTA", "idf1": "IDF1"}
@@ -22,7 +22,7 @@ class Verdict:
     """The gate's decision.
 
     Attributes:
-        reason: for people, with the figures that led to it.
+        reason: explanation for people, with the metrics that led to it.
     """
 
     promote: bool
@@ -30,10 +30,13 @@ class Verdict:
 
 
 def decide(candidate: Mapping[str, Any], incumbent: Mapping[str, Any]) -> Verdict:
-    """Compare two models' measures, as :mod:`ml_backend.training.evaluate` gives them.
+    """Decide whether the candidate may replace the incumbent.
 
-    The candidate passes if no measure has fallen by more than chance explains: mAP50-95 and mAP50 of all labels, AP50
-    of each label with at least ``LABEL_BOXES`` boxes, and HOTA and IDF1 of the tracks where there are true ones.
+    The candidate passes if no metric has dropped beyond its tolerance: mAP50-95 and mAP50 over all labels, AP50 of each
+    label with at least ``LABEL_BOXES`` boxes, and HOTA and IDF1 where there are ground-truth tracks.
+
+    Args:
+        candidate, incumbent: metrics as :func:`ml_backend.training.evaluate.evaluate` returns them.
     """
     if _value(candidate, "map50_95") is None:
         return Verdict(False, "Nothing in the held-out part could be measured.")

@@ -1,4 +1,4 @@
-"""Which versions keep their weights. The registry keeps everything else that is known of the others."""
+"""Weight retention: which versions keep their checkpoint. The registry keeps the record of all of them."""
 
 from __future__ import annotations
 
@@ -12,36 +12,32 @@ from ml_backend.settings import Settings
 from ml_backend.storage import Storage
 from ml_backend.tables import activations, model_versions, unused_artifacts
 from ml_backend.training.artifacts import Artifacts
-from ml_backend.training.registry import ACTIVE, Entry, Registry, hold, newest
+from ml_backend.training.registry import ACTIVE, Registry, Version, hold, newest
 
 log = logging.getLogger(__name__)
 
-#: Refused versions that keep their weights: who switches to one does so when he reads why it was refused.
+#: Refused versions that keep their weights: people switch to one shortly after reading why it was refused, if at all.
 REFUSED = 3
-#: Most files that are removed after one training, which is not over before; the others after the next one.
-AT_ONCE = 50
-#: Most activations that are looked at: what was in use before the present version is among the last ones.
-LATELY = 100
 
 
-def superfluous(versions: Sequence[Entry], used: Sequence[int | None], keep: int) -> list[Entry]:
-    """Versions of a project whose weights are not needed any more, oldest first.
+def superfluous(versions: Sequence[Version], used: Sequence[int | None], keep: int) -> list[Version]:
+    """Return the versions of a project whose weights can go, oldest first.
 
-    Kept are the one in use, the one before it, what it was trained from, where a rollback leads, what a run that is
-    under way begins with, and the newest ones.
+    Kept are the active version, the one before it, its parent, the target of a rollback, the parents of runs in
+    progress, and the newest ones.
 
     Args:
-        versions: all of them, newest first.
-        used: ids of those that were in use, the present one first; ``None``: the detector of the settings.
-        keep: promoted ones that keep their weights in any case; 0: all, refused ones too.
+        versions: all versions, newest first.
+        used: ids of the versions that were active, the present one first; ``None`` is the detector of the settings.
+        keep: number of promoted versions that always keep their weights; 0 keeps all, refused ones too.
     """
     if not keep:
         return []
-    usable = [version for version in versions if version.has_weights and version.artifact]
+    usable = [version for version in versions if version.has_weights]
     promoted = [version for version in usable if version.state == "promoted"]
     refused = [version for version in usable if version.state == "refused"]
     needed = {version.id for version in (*promoted[:keep], *refused[:REFUSED])}
-    # The one before: where somebody who has rolled back goes again if that was no better.
+    # The one before: whoever has rolled back may want to return to it.
     needed.update(list(dict.fromkeys(number for number in used if number is not None))[:2])
     for version in versions:
         in_use = bool(used) and version.id == used[0]
@@ -53,24 +49,24 @@ def superfluous(versions: Sequence[Entry], used: Sequence[int | None], keep: int
 
 
 def remove_old_weights(project_id: int, settings: Settings, storage: Storage, artifacts: Artifacts) -> int:
-    """Remove the weights that a project does not need any more; returns how many files are gone.
+    """Remove the weights that a project no longer needs and return the number of files removed.
 
-    What cannot be removed now is written down, and tried again the next time. Only files that trainings of the project
-    have put there are touched.
+    A file that cannot be removed now is recorded and tried again next time. Only files that the project's own
+    trainings have stored are touched.
 
     Raises:
         StorageError: the database does not answer.
-        ConfigError: `ARTIFACTS_URL` cannot be used.
+        ConfigError: ``ARTIFACTS_URL`` cannot be used.
     """
     versions = Registry(storage).outline(project_id)
-    for version in superfluous(versions, _used(storage, project_id), settings.keep_versions)[:AT_ONCE]:
+    for version in superfluous(versions, _used(storage, project_id), settings.keep_versions):
         own = version.artifact.startswith(f"projects/{project_id}/")
-        if own and not artifacts.is_configured(version.artifact, version.weights_sha256):
+        if own and not artifacts.is_configured(artifacts.local_path(version.artifact, version.weights_sha256)):
             _retire(storage, version)
     gone = 0
-    for name, sha256 in _unused(storage, project_id)[:AT_ONCE]:
+    for name, sha256 in _unused(storage, project_id):
         if not artifacts.remove(name, sha256):
-            break  # the place is away: the others would wait for it too
+            break  # the store is unreachable: the other removals would wait for it too
         with storage.guard(), storage.engine.begin() as connection:
             connection.execute(sa.delete(unused_artifacts).where(unused_artifacts.c.artifact == name))
         gone += 1
@@ -82,13 +78,13 @@ def remove_old_weights(project_id: int, settings: Settings, storage: Storage, ar
 def _used(storage: Storage, project_id: int) -> list[int | None]:
     query = sa.select(activations.c.version_id).where(activations.c.project_id == project_id)
     with storage.guard(), storage.engine.connect() as connection:
-        return list(connection.scalars(query.order_by(activations.c.id.desc()).limit(LATELY)))
+        return list(connection.scalars(query.order_by(activations.c.id.desc())))
 
 
-def _retire(storage: Storage, version: Entry) -> None:
-    """From now on a version has no weights, so that their file may go; unless somebody has begun to use it."""
+def _retire(storage: Storage, version: Version) -> None:
+    """Mark a version as without weights so that the file may be removed, unless it has come into use meanwhile."""
     with storage.guard(), storage.engine.begin() as connection:
-        # First, since whoever activates it does the same: one of the two waits, and sees what the other has done.
+        # Lock the row first, as activation does: one of the two waits and then sees what the other has done.
         if not hold(connection, version) or connection.scalar(newest(version.project_id)) == version.id:
             return
         trained_on = (model_versions.c.parent_id == version.id) & model_versions.c.state.in_(ACTIVE)
@@ -103,7 +99,7 @@ def _retire(storage: Storage, version: Entry) -> None:
 
 
 def _unused(storage: Storage, project_id: int) -> list[tuple[str, str]]:
-    """Name and SHA-256 of files that no version has any more, and that are not gone yet, oldest first."""
+    """Return name and SHA-256 of files that no version refers to any more and that still exist, oldest first."""
     had = sa.exists().where(model_versions.c.artifact == unused_artifacts.c.artifact)
     query = sa.select(unused_artifacts.c.artifact, unused_artifacts.c.weights_sha256)
     query = query.where(unused_artifacts.c.project_id == project_id, ~had)

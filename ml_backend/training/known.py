@@ -1,4 +1,4 @@
-"""What a detector knows of a project's labels: what each begins with, and which it has been taught."""
+"""Class transfer: which class of the start checkpoint each label starts from, and which labels were trained."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from ml_backend.errors import WeightsError
 from ml_backend.label_studio.schema import REST, plain_name
 from ml_backend.models.memory import is_out_of_memory
 
-#: Label -> class that it begins with, or several, of which the first that there is counts.
+#: Label -> class of the start checkpoint that it starts from, or several, of which the first that exists counts.
 StartFrom = Mapping[str, str | Sequence[str]]
 
-#: Where a checkpoint says which labels it has been taught.
+#: Key of a checkpoint that lists the labels it was trained on.
 LEARNT = "taught"
-#: Where it says which it can see: those taught, and those that still have what an earlier detector knew.
+#: Key that lists the labels it can detect: trained ones, and those that kept an earlier detector's weights.
 KNOWN = "known"
 
 
 def rows_to_begin_with(names: Sequence[str], start: Mapping[int, Any], start_from: StartFrom) -> dict[int, int]:
-    """For each class of a new detector the class of another one that it begins with; those with none are left out.
+    """Map each class of a new detector to the class of the start checkpoint whose weights it starts with.
 
     Args:
-        names: the new classes.
-        start: the other's classes.
-        start_from: name -> the other's class, or several in order, of which the first that it has counts:
-            :data:`REST` is the first class that belongs to no other name. A name that the other has too stands for
-            itself.
+        names: classes of the new detector.
+        start: class id -> name of the start checkpoint.
+        start_from: label -> class of the start checkpoint, or several in order of preference. :data:`REST` stands for
+            the first class that belongs to no other label. A label that the checkpoint has too maps to itself.
+
+    Returns:
+        new class id -> class id of the start checkpoint; classes without a counterpart are left out.
     """
     wanted = {name: (value,) if isinstance(value, str) else tuple(value) for name, value in start_from.items()}
     rows = {plain_name(str(name)): index for index, name in reversed(list(start.items()))}
@@ -53,16 +55,16 @@ def marks_of(
     start: tuple[Mapping[int, Any], Mapping[str, Any]] | None,
     start_from: StartFrom,
 ) -> dict[str, list[str]]:
-    """What is written into a trained checkpoint, so that whoever has it knows what it knows.
+    """Return the entries of a trained checkpoint that record which labels it was trained on and can detect.
 
     Args:
-        start: class names and content of the checkpoint that it began with.
+        start: class names and content of the start checkpoint.
     """
     learnt, seen = set(taught), set(taught)
     if start is not None:
         names, content = start
         learnt |= learnt_by(names, content)
-        # A detector without marks is a foreign one, which knows all its classes.
+        # A checkpoint without these entries is not ours: it detects all its classes.
         known = known_of(content)
         for index, row in rows_to_begin_with(classes, names, start_from).items():
             if known is None or str(names[row]) in known:
@@ -72,22 +74,22 @@ def marks_of(
 
 
 def learnt_by(names: Mapping[int, Any], content: Mapping[str, Any]) -> set[str]:
-    """The classes that a checkpoint has been taught and still has."""
+    """Return the classes that a checkpoint was trained on and still has."""
     return set(content.get(LEARNT) or ()) & set(map(str, names.values()))
 
 
 def known_of(content: Mapping[str, Any]) -> frozenset[str] | None:
-    """The classes that a checkpoint's marks say it can see; ``None``: it has none."""
+    """Return the classes that a checkpoint records it can detect; ``None`` where it records nothing."""
     marks = content.get(KNOWN) or content.get(LEARNT)
     return None if marks is None else frozenset(map(str, marks))
 
 
 @lru_cache(maxsize=16)
 def known_classes(path: Path, sha256: str) -> frozenset[str] | None:
-    """The classes that a trained detector can see; ``None``: it does not say.
+    """Return the classes that a trained detector can detect; ``None`` where the checkpoint does not say.
 
     Args:
-        sha256: of the file, which may be replaced.
+        sha256: of the file; part of the cache key, since the file may be replaced.
 
     Raises:
         WeightsError: it cannot be read.
@@ -96,7 +98,7 @@ def known_classes(path: Path, sha256: str) -> frozenset[str] | None:
 
 
 def read_checkpoint(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Model and content of a checkpoint.
+    """Return model and content of a checkpoint.
 
     Raises:
         WeightsError: missing or unreadable.

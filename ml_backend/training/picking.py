@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.errors import ConfigError, Interrupted, MediaError, VideoError
+from ml_backend.errors import Interrupted, MediaError, VideoError
 from ml_backend.export.layout import Picked
-from ml_backend.export.source import Part
 from ml_backend.export.state import fingerprint
-from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
 from ml_backend.files import file_sha256
 from ml_backend.training.splits import TRAIN, VAL, Split
 from ml_backend.training.survey import candidate_pictures, spans_of, visible
@@ -24,6 +23,12 @@ from ml_backend.video.reader import read_at
 
 #: Changes with what is picked from the same annotations: older choices are then made again.
 _RULES = 1
+#: Most pictures of one video in a task, evenly thinned: more of one scene teach little and take long.
+_MAX_PICTURES = 300
+#: Most pictures without any object, as a share of those with objects: they only teach what is background.
+_NEGATIVES = 0.2
+#: Score from which a prediction counts as sure; pictures that show anything less sure are left out.
+_SURE = 0.7
 #: Pictures of a task that has been annotated as empty.
 _EMPTY_PICTURES = 20
 #: Pictures a second of a measured span on which boxes are compared; a short one has some all the same.
@@ -37,30 +42,16 @@ class DatasetPlan:
 
     Attributes:
         per_second: pictures a second, besides those with keyframes.
-        max_pictures: of one video in a task, evenly thinned.
-        negatives: most pictures without any object, as a share of those with objects.
         held_out_frames: most frames to measure with.
         hard: by task the regions that people had to correct: pictures that show them are trained on twice as often.
         pseudo_labels: whether sure predictions of tasks that nobody has annotated are trained on. The source has to
             give them (``predictions="missing"``).
-        pseudo_min_score: what is sure; pictures that show anything less sure are left out.
     """
 
     per_second: float = 2.0
-    max_pictures: int = 300
-    negatives: float = 0.2
     held_out_frames: int = 900
     hard: Mapping[int, Collection[str]] = field(default_factory=dict)
     pseudo_labels: bool = False
-    pseudo_min_score: float = 0.7
-
-    def __post_init__(self) -> None:
-        if not (self.per_second > 0 and self.max_pictures > 0 and self.held_out_frames > 0 and self.negatives >= 0):
-            raise ConfigError(
-                f"{self.per_second:g} pictures a second, at most {self.max_pictures}, {self.negatives:g} of them "
-                f"empty, {self.held_out_frames} frames to measure with: this is no dataset.",
-                "Give numbers above 0.",
-            )
 
 
 class TrainingPicker:
@@ -96,9 +87,9 @@ class TrainingPicker:
         return {
             "rules": _RULES,
             "split": [split.part, split.phase] if split else None,
-            "plan": [plan.per_second, plan.max_pictures, plan.negatives],
+            "plan": [plan.per_second, _MAX_PICTURES, _NEGATIVES],
             "span": plan.held_out_frames if split and split.part != "train" else 0,
-            "pseudo": plan.pseudo_min_score if video.part.submission.is_prediction else None,
+            "pseudo": _SURE if video.part.submission.is_prediction else None,
             "hard": sorted(self._hard(video)),
             "others": fingerprint(others) if others else "",
         }
@@ -116,13 +107,13 @@ class TrainingPicker:
         at = at[wanted[at]]
         there = visible(video, objects)[at]
         positive, negative = at[there], at[~there]
-        most = max(1, round(plan.negatives * min(len(positive), plan.max_pictures))) if plan.negatives else 0
+        most = max(1, round(_NEGATIVES * min(len(positive), _MAX_PICTURES)))
         if not video.part.regions:
-            most = _EMPTY_PICTURES if plan.negatives else 0
+            most = _EMPTY_PICTURES
         if pseudo:
             most = 0  # what a model has overlooked is no background
-        negative = _thinned(negative, min(most, plan.max_pictures - 1))
-        pictures = np.union1d(_thinned(positive, plan.max_pictures - len(negative)), negative).astype(np.int64)
+        negative = _thinned(negative, min(most, _MAX_PICTURES - 1))
+        pictures = np.union1d(_thinned(positive, _MAX_PICTURES - len(negative)), negative).astype(np.int64)
         return pictures, [_USES[use] for use in uses[pictures].tolist()]
 
     def notes(self, picked: Picked) -> dict[str, Any]:
@@ -169,11 +160,10 @@ class TrainingPicker:
     def _spoilt(self, video: AnnotatedVideo) -> npt.NDArray[np.bool_]:
         """Pictures that show something that must be taught neither as an object nor as background."""
         pseudo = video.part.submission.is_prediction
-        least = self._plan.pseudo_min_score
         unsure = [
             item
             for item in video.objects
-            if item.label not in self._class_ids or (pseudo and not (item.confidence or 0.0) >= least)
+            if item.label not in self._class_ids or (pseudo and not (item.confidence or 0.0) >= _SURE)
         ]
         return visible(video, unsure)
 

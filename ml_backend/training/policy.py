@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic.dataclasses
 import sqlalchemy as sa
+from pydantic import ConfigDict, Field, StrictBool, TypeAdapter, ValidationError
 from sqlalchemy.exc import IntegrityError
 
 from ml_backend.errors import ConfigError, StorageError
 from ml_backend.label_studio.extra_params import read_extra_params
 from ml_backend.moments import aware
-from ml_backend.settings import Settings
 from ml_backend.storage import Storage
 from ml_backend.tables import training_policies
 
@@ -22,10 +22,11 @@ from ml_backend.tables import training_policies
 SKEW_S = 60.0
 #: Seconds after a training that failed, doubled with each further one, and the most.
 FAILED_S, LONGEST_S = 60.0, 24 * 3600.0
-_YEAR = 366 * 24 * 3600.0
+
+_Seconds = Annotated[float, Field(strict=True, ge=0, le=366 * 24 * 3600, allow_inf_nan=False)]
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
 class TrainingPolicy:
     """A project's policy.
 
@@ -37,21 +38,11 @@ class TrainingPolicy:
         pseudo_labels: whether sure predictions of tasks that nobody has annotated are trained on, too.
     """
 
-    auto: bool = True
-    min_tracks: int = 10
-    quiet_s: float = 60.0
-    every_s: float = 900.0
-    pseudo_labels: bool = False
-
-    @classmethod
-    def of_settings(cls, settings: Settings) -> TrainingPolicy:
-        return cls(
-            settings.train_auto,
-            settings.train_min_tracks,
-            settings.train_quiet_s,
-            settings.train_every_s,
-            settings.train_pseudo_labels,
-        )
+    auto: StrictBool = True
+    min_tracks: Annotated[int, Field(strict=True, ge=0, le=10**7)] = 10  # of fewer, hardly a training passes the gate
+    quiet_s: _Seconds = 60.0  # somebody who corrects tracks submits more often than that
+    every_s: _Seconds = 900.0  # a training takes minutes of a CPU; people keep most of its time for their predictions
+    pseudo_labels: StrictBool = False  # a model that learns from itself also learns its own mistakes
 
     def changed(self, values: Mapping[str, Any]) -> TrainingPolicy:
         """With other values.
@@ -68,29 +59,16 @@ def checked(values: Any) -> dict[str, Any]:
     Raises:
         ConfigError: naming what is wrong.
     """
-    if not isinstance(values, Mapping):
-        raise ConfigError("A training policy is a JSON object.", f"Its names are {', '.join(_KINDS)}.")
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        kind = _KINDS.get(str(name))
-        if kind is None:
-            raise ConfigError(
-                f"A training policy has no {str(name)[:40]!r}.", f"Its names are {', '.join(sorted(_KINDS))}."
-            )
-        if kind == "bool":
-            if not isinstance(value, bool):
-                raise ConfigError(f"{name} of a training policy is true or false, not {value!r}.")
-            out[name] = value
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _YEAR:
-            raise ConfigError(f"{name} of a training policy is a number from 0 on, not {str(value)[:40]}.")
-        if not math.isfinite(value):
-            raise ConfigError(f"{name} of a training policy is a finite number.")
-        out[name] = int(value) if kind == "int" else float(value)
-    return out
-
-
-_KINDS = {field.name: str(field.type) for field in fields(TrainingPolicy)}
+    try:
+        policy = TypeAdapter(TrainingPolicy).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))[:40]
+        raise ConfigError(
+            f"The training policy cannot be used: {where}: {first['msg']}.",
+            f"It is a JSON object; its names are {', '.join(field.name for field in fields(TrainingPolicy))}.",
+        ) from error
+    return {name: getattr(policy, name) for name in values}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +118,19 @@ def _passed(moment: datetime | None, seconds: float, now: datetime) -> bool:
 class Policies:
     """The policies of all projects."""
 
-    def __init__(self, settings: Settings, storage: Storage) -> None:
-        self._default = TrainingPolicy.of_settings(settings)
+    def __init__(self, storage: Storage, default: TrainingPolicy | None = None) -> None:
+        self._default = default or TrainingPolicy()
         self._storage = storage
 
     def get(self, project_id: int) -> TrainingPolicy:
-        """The project's policy: the settings', but for what it has of its own."""
+        """The project's policy: the default, but for what it has of its own."""
         try:
             return self._default.changed(self._row(project_id)[0])
         except ConfigError:  # written by another version of this program
             return self._default
 
     def set(self, project_id: int, values: Mapping[str, Any]) -> TrainingPolicy:
-        """Give a project values of its own; those not named keep the settings'.
+        """Give a project values of its own; those not named keep the default.
 
         Raises:
             ConfigError: see :func:`checked`.

@@ -1,4 +1,4 @@
-"""The parent's side of the training subprocess: a crash, a leak or a full card there harms nobody else."""
+"""Run training and evaluation in a subprocess: a crash, a leak or a full GPU there does not harm the worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -21,20 +20,20 @@ from ml_backend.errors import Interrupted, StorageError, TrainingFailed
 
 log = logging.getLogger(__name__)
 
-#: Seconds between the questions whether to stop.
+#: Seconds between calls of ``should_stop``.
 TICK = 0.2
-#: Seconds from the polite signal to the kill. Checkpoints are whole at any time, hence few.
+#: Seconds from SIGTERM to SIGKILL; short, because checkpoints on disk are complete at any time.
 GRACE = 3.0
-#: Seconds that the process may take to end after it has said that it is done.
+#: Seconds that the process may take to exit after its ``done`` event.
 ENDING = 30.0
-#: Seconds in which the last events of a process that has ended are still read.
+#: Seconds that the thread which reads events may take to end once the processes are gone.
 DRAIN = 2.0
 LOG = "child.log"
 _TAIL_LINES, _TAIL_BYTES = 15, 20_000
 
 
 class TrainingRetryable(TrainingFailed):
-    """A training came to nothing for a reason that may pass: memory, disk, a kill from outside."""
+    """A training failed for a reason that may pass: memory, disk, a signal."""
 
     http_status = 503
     retryable = True
@@ -48,21 +47,21 @@ def run_child(
     should_stop: Callable[[], bool],
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Do in a process of its own what a plan says, and wait for it.
+    """Run a plan in a subprocess and wait for it.
 
     Args:
         plan: see :mod:`ml_backend.training.child`.
-        folder: gets the plan and the log ``child.log``, which is appended to.
-        on_event: gets every event but the last; what it raises ends the process and is raised on.
-        should_stop: asked several times a second.
-        environment: whole environment of the process; by default this one's.
+        folder: receives the plan and the log ``child.log``, which is appended to.
+        on_event: called with every event but the last; an exception from it ends the process and propagates.
+        should_stop: polled several times a second.
+        environment: whole environment of the process; by default that of this process.
 
     Returns:
-        the event ``done``.
+        The ``done`` event.
 
     Raises:
-        TrainingFailed: it came to nothing; the message is the process' own, or comes with the end of its log.
-        Interrupted: ``should_stop`` said so. Nothing that was started is left.
+        TrainingFailed: the process failed; the message is its own, or includes the end of its log.
+        Interrupted: ``should_stop`` returned true. No process is left running.
         StorageError: the folder cannot be written.
     """
     folder = folder.absolute()
@@ -98,12 +97,12 @@ def _spawn(
 ) -> subprocess.Popen[bytes]:
     values = dict(os.environ if environment is None else environment)
     values["PYTHONPATH"] = import_path(values)
-    # Libraries keep settings and caches; in the home directory they would be nobody's.
+    # Libraries keep settings and caches; keep those out of the home directory.
     values.setdefault("YOLO_CONFIG_DIR", str(folder / ".ultralytics"))
     values.setdefault("MPLCONFIGDIR", str(folder / ".matplotlib"))
     return subprocess.Popen(
         [sys.executable, "-m", "ml_backend.training.child", str(plan)],
-        stdin=subprocess.PIPE,  # kept open as long as this process lives: see child.py
+        stdin=subprocess.PIPE,  # open as long as this process lives; see child.py
         stdout=subprocess.PIPE,
         stderr=log_file,
         env=values,
@@ -117,19 +116,17 @@ def _follow(
     on_event: Callable[[dict[str, Any]], None],
     should_stop: Callable[[], bool],
 ) -> dict[str, Any] | None:
-    """Pass events on until ``done`` or ``error``, which is returned, or until the process is gone."""
-    gone_at: float | None = None
+    """Pass events on until ``done`` or ``error``, which is returned, or until the process has exited."""
+    gone = False
     while True:
         if should_stop():
             raise Interrupted("The training was stopped.", "It goes on from its last checkpoint.")
         try:
             line = lines.get(timeout=TICK)
         except queue.Empty:
-            # The end of the pipe may never come: something that it has started may hold it open.
-            if gone_at is None and process.poll() is not None:
-                gone_at = time.monotonic()
-            if gone_at is not None and time.monotonic() - gone_at > DRAIN:
+            if gone:  # end of file may never come: a grandchild may hold the pipe open
                 return None
+            gone = process.poll() is not None
             continue
         if line is None:
             return None
@@ -155,25 +152,24 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         event = None
     if not isinstance(event, dict) or not isinstance(event.get("event"), str):
-        log.warning("The training process wrote what is no event: %.200r", line)
+        log.warning("The training process wrote a line that is not an event: %.200r", line)
         return None
     return event
 
 
 def _end(process: subprocess.Popen[bytes], reader: threading.Thread) -> None:
-    """End the process and everything that it started."""
+    """Terminate the process and its children."""
     if process.poll() is None:
         _signal(process, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
     _signal(process, signal.SIGKILL)
     process.wait()
     if process.stdin:
-        with contextlib.suppress(OSError):  # nothing has been written to it
+        with contextlib.suppress(OSError):  # nothing was ever written to it
             process.stdin.close()
     reader.join(DRAIN)
-    if process.stdout and not reader.is_alive():  # else it is waited for, and closing would wait too
+    if process.stdout and not reader.is_alive():  # closing while the reader blocks would block too
         process.stdout.close()
 
 
@@ -183,7 +179,7 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def _death(status: int, log_path: Path, log_start: int) -> TrainingFailed:
-    """What to raise for a process that has ended without saying why."""
+    """Return the error for a process that exited without a final event."""
     end = f"The end of {log_path}:\n{_tail(log_path, log_start)}"
     if status < 0:
         hint = " (out of memory?)" if -status == signal.SIGKILL else ""

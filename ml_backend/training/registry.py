@@ -1,18 +1,18 @@
-"""The registry of versions: what was trained from what, how good it is, and which version a project uses.
+"""The registry of versions: lineage and metrics of every training, and the version that a project uses.
 
-A run is a row from its first moment on, so that whoever takes it up after a crash knows how far it came:
+A run has a row from its start, so that a worker that resumes it after a crash knows its stage:
 
     dataset -> training -> gate -> promoting -> promoted
                                              -> refused, failed, cancelled (from any of them)
 
-Only its owner may move a run on: one who was thought dead and comes back finds that it is no longer his.
+Only the owner of a run may advance it: a worker that was presumed dead and comes back gets :class:`RunLost`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -26,61 +26,36 @@ from ml_backend.tables import activations, model_versions
 
 log = logging.getLogger(__name__)
 
-#: States of a run that somebody works on, or has worked on until he died.
+#: States of a run that is in progress, or was when its worker died.
 ACTIVE = ("dataset", "training", "gate", "promoting")
-#: States of a run that has weights which were measured.
+#: States of a run whose weights were evaluated.
 MEASURED = ("promoted", "refused")
 
 
 class RunLost(Interrupted):
-    """Somebody else has taken the run over; he goes on with it."""
+    """Another worker has taken over the run and continues it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """The beginning of a row of the registry, which the database reads without what grows with the data.
+class Version:
+    """A row of the registry; see :data:`ml_backend.tables.model_versions`.
 
     Attributes:
-        number: within the project; people call it ``v3``.
+        number: within the project; shown as ``v3``.
     """
 
     id: int
     project_id: int
     number: int
     state: str
-    parent_id: int | None
-    weights_sha256: str
-    artifact: str
-
-    @property
-    def name(self) -> str:
-        return f"v{self.number}"
-
-    @property
-    def is_active(self) -> bool:
-        """Whether it is still being made."""
-        return self.state in ACTIVE
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether it can be used: it was measured, and its weights were not removed since."""
-        return self.state in MEASURED and not self.weights_removed
-
-    @property
-    def weights_removed(self) -> bool:
-        """Whether it had weights that were removed, since there are newer ones; see ``KEEP_VERSIONS``."""
-        return self.state in MEASURED and bool(self.weights_sha256) and not self.artifact
-
-
-@dataclass(frozen=True, slots=True)
-class Version(Entry):
-    """A row of the registry; see :data:`ml_backend.tables.model_versions`."""
-
     owner: str
     attempts: int
+    parent_id: int | None
     trigger: str
     detector: str
     start_sha256: str
+    weights_sha256: str
+    artifact: str
     dataset: str
     held_out: str
     classes: tuple[str, ...]
@@ -92,44 +67,53 @@ class Version(Entry):
     created_at: datetime
     finished_at: datetime | None
 
+    @property
+    def name(self) -> str:
+        return f"v{self.number}"
 
-#: Columns that grow with the data; whoever only wants to know which version is in use does not read them.
+    @property
+    def is_active(self) -> bool:
+        """Whether the run is in progress."""
+        return self.state in ACTIVE
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it can be used: it was evaluated, and its weights were not removed since."""
+        return self.state in MEASURED and not self.weights_removed
+
+    @property
+    def weights_removed(self) -> bool:
+        """Whether its weights were removed because there are newer versions; see ``KEEP_VERSIONS``."""
+        return self.state in MEASURED and bool(self.weights_sha256) and not self.artifact
+
+
+#: Columns that grow with the data: megabytes after hundreds of trainings. They are read only where they are needed.
 _LARGE: dict[str, Any] = {"lineage": {}, "config": {}, "metrics": {}, "history": []}
 _LIGHT = [column for column in model_versions.columns if column.name not in _LARGE]
-_ENTRY = [model_versions.c[item.name] for item in fields(Entry)]
-#: What of the lineage people are shown. The rest of it is a line for every task, which only the next training reads.
+#: Parts of the lineage that people see. The rest has an entry per task, which only the next training reads.
 SHOWN = ("annotations", "pictures", "tracks", "notes")
 
 
 def _version(row: Any) -> Version:
-    values: dict[str, Any] = {c.name: getattr(row, c.name, _LARGE.get(c.name)) for c in model_versions.columns}
-    shown = {name: getattr(row, f"lineage_{name}", None) for name in SHOWN}
+    values: dict[str, Any] = {**_LARGE, **row._mapping}
+    shown = {name: values.pop(f"lineage_{name}", None) for name in SHOWN}
     values["lineage"] = values["lineage"] or {name: value for name, value in shown.items() if value is not None}
     values["classes"] = tuple(values["classes"])
-    for name in ("created_at", "finished_at"):
-        moment = values[name]
-        values[name] = aware(moment) if moment else moment
+    values["created_at"] = aware(values["created_at"])
+    values["finished_at"] = values["finished_at"] and aware(values["finished_at"])
     return Version(**values)
 
 
 def newest(project_id: int) -> Any:
-    """Query for the id of the version that a project uses."""
+    """Return the query for the id of a project's active version."""
     of = activations.c.project_id == project_id
     return sa.select(activations.c.version_id).where(of).order_by(activations.c.id.desc()).limit(1)
 
 
-def hold(connection: sa.Connection, version: Entry) -> bool:
-    """Keep others from changing a version until the transaction is over; whether it still has the same weights."""
+def hold(connection: sa.Connection, version: Version) -> bool:
+    """Lock a version's row until the transaction ends. Return whether it still has the same weights."""
     same = (model_versions.c.id == version.id) & (model_versions.c.artifact == version.artifact)
     return bool(connection.execute(sa.update(model_versions).where(same).values(artifact=version.artifact)).rowcount)
-
-
-def _removed(version: Version) -> ConfigError:
-    return ConfigError(
-        f"{version.name} of project {version.project_id} cannot be used: its weights were removed, since there are "
-        "newer versions.",
-        "Choose one that has weights (scripts/versions.py list), or train anew. KEEP_VERSIONS says how many keep them.",
-    )
 
 
 class Registry:
@@ -141,39 +125,30 @@ class Registry:
     # -- reading
 
     def versions(self, project_id: int, limit: int | None = None) -> list[Version]:
-        """All versions of a project, or the newest ones, newest first, with all that is known of them.
-
-        Megabytes where there were hundreds of trainings; see :meth:`outline` and :meth:`shown`.
-        """
-        return self._many(project_id, model_versions.columns, limit)
-
-    def outline(self, project_id: int) -> list[Entry]:
-        """Of all versions of a project what fits into a few lines, newest first."""
-        return [Entry(*row) for row in self._rows(project_id, _ENTRY)]
-
-    def shown(self, project_id: int, limit: int | None = None) -> list[Version]:
-        """As :meth:`versions`, of the lineage only what people are shown: the database picks it out."""
+        """Return the newest versions of a project (all by default), newest first, for people: of the lineage, only the
+        parts that they see."""
         picked = [model_versions.c.lineage[name].label(f"lineage_{name}") for name in SHOWN]
         others = [column for column in model_versions.columns if column.name != "lineage"]
         return self._many(project_id, [*others, *picked], limit)
 
-    def _many(self, project_id: int, columns: Iterable[Any], limit: int | None) -> list[Version]:
-        return [_version(row) for row in self._rows(project_id, columns, limit)]
+    def outline(self, project_id: int) -> list[Version]:
+        """Return all versions of a project without their large columns, newest first."""
+        return self._many(project_id, _LIGHT, None)
 
-    def _rows(self, project_id: int, columns: Iterable[Any], limit: int | None = None) -> list[Any]:
+    def _many(self, project_id: int, columns: Iterable[Any], limit: int | None) -> list[Version]:
         query = sa.select(*columns).where(model_versions.c.project_id == project_id)
         query = query.order_by(model_versions.c.number.desc()).limit(limit)
         with self._storage.guard(), self._storage.engine.connect() as connection:
-            return list(connection.execute(query))
+            return [_version(row) for row in connection.execute(query)]
 
     def get(self, version_id: int) -> Version | None:
         return self._one(sa.select(model_versions).where(model_versions.c.id == version_id))
 
     def find(self, project_id: int, name: str) -> Version | None:
-        """A version by the name that people use, such as ``v3``; ``None`` for ``base``.
+        """Return a version by its name, such as ``v3``; ``None`` for ``base``.
 
         Raises:
-            ConfigError: there is none of that name.
+            ConfigError: there is no such version.
         """
         text = name.strip().lower()
         if text == "base":
@@ -188,28 +163,28 @@ class Registry:
         )
 
     def active(self, project_id: int) -> Version | None:
-        """The run that is under way, or was when its worker died."""
+        """Return the project's run in progress, if any; its worker may have died."""
         of = (model_versions.c.project_id == project_id) & model_versions.c.state.in_(ACTIVE)
         return self._one(sa.select(model_versions).where(of).order_by(model_versions.c.id).limit(1))
 
     def all_active(self) -> list[Version]:
-        """The runs of all projects that are not over."""
+        """Return the runs in progress of all projects."""
         query = sa.select(model_versions).where(model_versions.c.state.in_(ACTIVE)).order_by(model_versions.c.id)
         with self._storage.guard(), self._storage.engine.connect() as connection:
             return [_version(row) for row in connection.execute(query)]
 
     def last(self, project_id: int, before: int = 1 << 30) -> Version | None:
-        """The newest version, whatever became of it, of those with a number below ``before``."""
+        """Return the newest version in any state with a number below ``before``."""
         of = (model_versions.c.project_id == project_id) & (model_versions.c.number < before)
         return self._one(sa.select(model_versions).where(of).order_by(model_versions.c.number.desc()).limit(1))
 
     def current(self, project_id: int) -> Version | None:
-        """The version in use, without lineage, config, metrics and history; ``None``: the detector of the settings."""
+        """Return the active version without its large columns; ``None`` is the detector of the settings."""
         in_use = newest(project_id).scalar_subquery()
         return self._one(sa.select(*_LIGHT).where(model_versions.c.id == in_use))
 
     def activations(self, project_id: int) -> list[dict[str, Any]]:
-        """Which versions were in use, newest first: ``version`` (``v3`` or ``base``), ``by`` and ``at``."""
+        """Return the activations, newest first: ``version`` (``v3`` or ``base``), ``by`` and ``at``."""
         query = (
             sa.select(model_versions.c.number, activations.c.by, activations.c.at)
             .select_from(activations.outerjoin(model_versions, activations.c.version_id == model_versions.c.id))
@@ -230,7 +205,7 @@ class Registry:
     # -- runs
 
     def begin(self, project_id: int, owner: str, trigger: str, parent: Version | None) -> Version:
-        """A new run."""
+        """Insert a new run."""
         highest = sa.select(sa.func.max(model_versions.c.number)).where(model_versions.c.project_id == project_id)
         for _ in range(5):
             try:
@@ -246,67 +221,49 @@ class Registry:
                         "trigger": trigger[:255],
                         "detector": parent.detector if parent else "",
                         "start_sha256": parent.weights_sha256 if parent else "",
-                        "weights_sha256": "",
-                        "artifact": "",
-                        "dataset": "",
-                        "held_out": "",
+                        **dict.fromkeys(("weights_sha256", "artifact", "dataset", "held_out", "reason"), ""),
+                        **_LARGE,
                         "classes": [],
-                        "lineage": {},
-                        "config": {},
-                        "metrics": {},
-                        "history": [],
-                        "reason": "",
                         "created_at": datetime.now(timezone.utc),
                     }
-                    connection.execute(sa.insert(model_versions).values(**row))
-                break
+                    inserted: Any = connection.execute(sa.insert(model_versions).values(**row)).inserted_primary_key
+                return self._reload(inserted[0])
             except StorageError as error:
                 if not isinstance(error.__cause__, IntegrityError):  # another process took the number
                     raise
-        else:
-            raise StorageError(f"No number could be given to a new version of project {project_id}.")
-        found = self.find(project_id, str(number))
-        if found is None:
-            raise StorageError(f"The new version v{number} of project {project_id} is not in the database.")
-        return found
+        raise StorageError(f"No number could be given to a new version of project {project_id}.")
 
     def take_over(self, version: Version, owner: str) -> Version:
-        """Go on with a run whose owner is gone."""
-        self._update(version.id, None, owner=owner, attempts=version.attempts + 1)
-        return self._reload(version.id)
+        """Take over a run whose worker has died."""
+        return self._update(version.id, None, owner=owner, attempts=version.attempts + 1)
 
     def advance(self, version: Version, **values: Any) -> Version:
-        """Write down how far a run has come.
+        """Record a run's progress.
 
         Raises:
-            RunLost: it is not this owner's any more, or over.
+            RunLost: the run belongs to another worker now, or has ended.
         """
-        self._update(version.id, version.owner, **values)
-        return self._reload(version.id)
-
-    def record_epoch(self, version: Version, history: Sequence[Mapping[str, Any]]) -> None:
-        """Write down the run's epochs so far; raises RunLost as :meth:`advance` does."""
-        self._update(version.id, version.owner, history=[dict(item) for item in history])
+        return self._update(version.id, version.owner, **values)
 
     def finish(self, version: Version, state: str, reason: str, **values: Any) -> Version:
         """End a run: ``refused``, ``failed`` or ``cancelled``. Raises RunLost as :meth:`advance` does."""
         now = datetime.now(timezone.utc)
-        self._update(version.id, version.owner, state=state, reason=reason, owner="", finished_at=now, **values)
+        done = self.advance(version, state=state, reason=reason, owner="", finished_at=now, **values)
         log.info("Project %s: %s %s. %s", version.project_id, version.name, state, reason)
-        return self._reload(version.id)
+        return done
 
     def discard(self, version: Version, seen: Mapping[str, str], unread: Collection[int] = ()) -> None:
-        """Forget a run that had nothing new to learn from; the one before it has seen, and not read, what it has.
+        """Delete a run that had nothing new to learn from, passing its ``seen`` and ``unread`` tasks to the one before.
 
         Raises:
-            RunLost: it is not this owner's any more, or over.
+            RunLost: the run belongs to another worker now, or has ended.
         """
         of = (model_versions.c.id == version.id) & (model_versions.c.owner == version.owner)
         with self._storage.guard(), self._storage.engine.begin() as connection:
             if not connection.execute(
                 sa.delete(model_versions).where(of & model_versions.c.state.in_(ACTIVE))
             ).rowcount:
-                raise RunLost("Another worker has taken the training over.", "It goes on there.")
+                raise RunLost("Another worker has taken over the training.", "It continues there.")
             before = sa.select(model_versions).where(model_versions.c.project_id == version.project_id)
             last = connection.execute(before.order_by(model_versions.c.number.desc()).limit(1)).first()
             if last is not None:
@@ -314,10 +271,11 @@ class Registry:
                 connection.execute(sa.update(model_versions).where(model_versions.c.id == last.id).values(lineage=now))
 
     def settle_unread(self, version: Version, back: Collection[str], gone: Collection[str]) -> None:
-        """Of tasks whose video was away when a version was trained: those that are ``back`` are new to the next one.
+        """Update which tasks a version could not read because their video was unavailable.
 
         Args:
-            gone: will not come back, or are deleted.
+            back: tasks whose video is available again: new to the next training.
+            gone: tasks that are deleted or whose video will not come back.
         """
         this = model_versions.c.id == version.id
         with self._storage.guard(), self._storage.engine.begin() as connection:
@@ -328,42 +286,40 @@ class Registry:
             connection.execute(sa.update(model_versions).where(this).values(lineage=lineage))
 
     def promote(self, version: Version, reason: str, by: str, instead_of: int | None = None) -> Version:
-        """End a run well: from this moment on the project uses it. Both are written down at once or not at all.
+        """Promote a run and activate it for its project, in one transaction.
 
         Args:
-            instead_of: id of the version that it was compared with, ``None`` for the settings' detector.
+            instead_of: id of the incumbent that it was compared with, ``None`` for the detector of the settings.
 
         Raises:
-            RunLost: it is not this owner's any more, or over.
-            Postponed: another version is in use by now; it has to be compared with that.
+            RunLost: the run belongs to another worker now, or has ended.
+            Postponed: another version has become active; the candidate has to be compared with that one.
         """
         now = datetime.now(timezone.utc)
         values = {"state": "promoted", "reason": reason, "owner": "", "finished_at": now}
         with self._storage.guard(), self._storage.engine.begin() as connection:
             self._write(connection, version.id, version.owner, values)
             if connection.scalar(newest(version.project_id)) != instead_of:
-                raise Postponed("Somebody has switched to another version meanwhile.", "The gate is repeated.")
+                raise Postponed("The project has switched to another version meanwhile.", "The gate runs again.")
             activation = {"project_id": version.project_id, "version_id": version.id, "by": by[:255], "at": now}
             connection.execute(sa.insert(activations).values(**activation))
         log.info("Project %s: %s is in use. %s", version.project_id, version.name, reason)
         return self._reload(version.id)
 
     def activate(self, project_id: int, version: Version | None, by: str) -> bool:
-        """Switch a project to a version that was measured before, or (``None``) back to the settings' detector.
+        """Switch a project to an evaluated version, or (``None``) back to the detector of the settings.
 
         Returns:
-            whether that changed anything.
+            Whether that changed anything.
 
         Raises:
-            ConfigError: the version has no weights that were measured.
+            ConfigError: the version was never evaluated, or its weights were removed.
         """
         if version is not None and (version.state not in MEASURED or version.project_id != project_id):
             raise ConfigError(
                 f"{version.name} of project {version.project_id} cannot be used: it is {version.state}.",
                 "Choose one that was promoted or refused.",
             )
-        if version is not None and version.weights_removed:
-            raise _removed(version)
         present = self.current(project_id)
         if (present.id if present else None) == (version.id if version else None):
             return False
@@ -374,8 +330,13 @@ class Registry:
             "at": datetime.now(timezone.utc),
         }
         with self._storage.guard(), self._storage.engine.begin() as connection:
-            if version is not None and not hold(connection, version):
-                raise _removed(version)
+            if version is not None and (version.weights_removed or not hold(connection, version)):
+                raise ConfigError(
+                    f"{version.name} of project {project_id} cannot be used: its weights were removed because there "
+                    "are newer versions.",
+                    "Choose one that has weights (scripts/versions.py list), or train anew. KEEP_VERSIONS says how "
+                    "many keep them.",
+                )
             connection.execute(sa.insert(activations).values(**row))
         log.info("Project %s: %s is in use, by %s", project_id, version.name if version else "base", by)
         return True
@@ -386,9 +347,10 @@ class Registry:
             raise RunLost("The run is no longer in the database.", "It was deleted there.")
         return found
 
-    def _update(self, version_id: int, only_of: str | None, **values: Any) -> None:
+    def _update(self, version_id: int, only_of: str | None, **values: Any) -> Version:
         with self._storage.guard(), self._storage.engine.begin() as connection:
             self._write(connection, version_id, only_of, values)
+        return self._reload(version_id)
 
     @staticmethod
     def _write(connection: sa.Connection, version_id: int, owner: str | None, values: Mapping[str, Any]) -> None:
@@ -396,4 +358,4 @@ class Registry:
         if owner is not None:
             of &= model_versions.c.owner == owner
         if not connection.execute(sa.update(model_versions).where(of).values(**values)).rowcount:
-            raise RunLost("Another worker has taken the training over.", "It goes on there.")
+            raise RunLost("Another worker has taken over the training.", "It continues there.")

@@ -8,14 +8,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.errors import QueueUnavailable
-from ml_backend.jobs.training_facts import unread_before
-from ml_backend.jobs.training_queue import TrainingQueue
-from ml_backend.training.policy import TrainingPolicy
-from ml_backend.training.registry import Version
+from ml_backend.jobs.training_queue import TrainingQueue, unread_before
+from ml_backend.training.policy import Policies, TrainingPolicy
+from ml_backend.training.registry import Registry, Version
 from ml_backend.versions import BASE
 
 if TYPE_CHECKING:
-    from ml_backend.corrections_store import VersionAcceptance
     from ml_backend.jobs.queue import JobQueue, Requested
     from ml_backend.projects import Projects
     from ml_backend.storage import Storage
@@ -30,10 +28,10 @@ class Trainings:
 
     def __init__(self, projects: Projects, queue: JobQueue, storage: Storage) -> None:
         self._projects, self._queue, self._storage = projects, queue, storage
-        self._requests = TrainingQueue(queue)
+        self._requests, self._registry, self._policies = TrainingQueue(queue), Registry(storage), Policies(storage)
 
-    def start(self, project_id: int, by: str, *, force: bool = False) -> bool:
-        """Request a training now, whatever the policy says; whether that made a new job.
+    def start(self, project_id: int, by: str, *, force: bool = False) -> Requested:
+        """Request a training now, whatever the policy says.
 
         Args:
             by: who asks.
@@ -42,10 +40,6 @@ class Trainings:
         Raises:
             QueueUnavailable: Redis does not answer.
         """
-        return self.request(project_id, by, force=force).created
-
-    def request(self, project_id: int, by: str, *, force: bool = False) -> Requested:
-        """As :meth:`start`; which job it is."""
         return self._requests.request(project_id, f"force: {by}" if force else by, force=force)
 
     def is_wanted(self, project_id: int) -> bool:
@@ -65,18 +59,22 @@ class Trainings:
         from ml_backend.corrections_store import CorrectionStore
 
         waited = self._requests.cancel(project_id)
-        registry = self._projects.registry
-        if waited and registry.active(project_id) is None:
+        registry = self._registry
+        if waited:
             # Written down as a run, so that the same annotations do not begin another one by themselves.
-            run = registry.begin(project_id, "cancelled", "cancelled", registry.current(project_id))
+            active = registry.active(project_id)
+            if active:  # it was to be gone on with
+                run = registry.take_over(active, "cancelled")
+            else:
+                run = registry.begin(project_id, "cancelled", "cancelled", registry.current(project_id))
             lineage = {"seen": CorrectionStore(self._storage).seen(project_id), "unread": unread_before(registry, run)}
-            registry.finish(run, "cancelled", "Cancelled before it began.", lineage=lineage)
+            registry.finish(run, "cancelled", "Cancelled before it was through.", lineage={**run.lineage, **lineage})
 
     def versions(self, project_id: int, limit: int | None = None) -> dict[str, Any]:
         """Everything that is known of a project's versions, or of the newest ones, newest first; plain JSON."""
-        registry = self._projects.registry
+        registry = self._registry
         current = registry.current(project_id)
-        versions = registry.shown(project_id, limit)
+        versions = registry.versions(project_id, limit)
         numbers = {version.id: version.name for version in registry.outline(project_id)}
         return {
             "project": project_id,
@@ -90,7 +88,14 @@ class Trainings:
 
     def accepted(self, project_id: int) -> list[dict[str, Any]]:
         """What people did with the predictions of each model version, oldest first; plain JSON."""
-        return [_accepted(item) for item in self.acceptance(project_id)]
+        from ml_backend.corrections_store import CorrectionStore
+
+        return [
+            asdict(item)
+            | {"first": item.first.isoformat(), "last": item.last.isoformat()}
+            | {"decided": item.decided, "acceptance_rate": item.rate}
+            for item in CorrectionStore(self._storage).by_version(project_id)
+        ]
 
     def activate(self, project_id: int, name: str, by: str) -> str:
         """Switch a project to a version (``v2``) or to the settings' detector (``base``): roll back, or forward again.
@@ -104,10 +109,10 @@ class Trainings:
             ConfigError: there is no such version, or it has no weights that were measured.
             WeightsError: its weights are gone.
         """
-        version = self._projects.registry.find(project_id, name)
+        version = self._registry.find(project_id, name)
         if version is not None and version.artifact:
             self._projects.detector_of(version, download=True)  # a switch to weights that are gone would stop all work
-        if self._projects.registry.activate(project_id, version, by):
+        if self._registry.activate(project_id, version, by):
             try:
                 self._queue.request_refresh(project_id)
             except QueueUnavailable as error:  # tasks that are opened get their new predictions all the same
@@ -116,7 +121,7 @@ class Trainings:
 
     def usable(self, project_id: int) -> list[str]:
         """Names of the versions that a project can be switched to, newest first, beside ``base``."""
-        return [version.name for version in self._projects.registry.outline(project_id) if version.has_weights]
+        return [version.name for version in self._registry.outline(project_id) if version.has_weights]
 
     def before(self, project_id: int) -> str:
         """Where a rollback leads: the newest promoted version that is older than the present one, else ``base``.
@@ -125,7 +130,7 @@ class Trainings:
 
         So that going back twice goes back two versions, and not forward again.
         """
-        registry = self._projects.registry
+        registry = self._registry
         current = registry.current(project_id)
         older = (
             version.name
@@ -136,17 +141,11 @@ class Trainings:
 
     def policy(self, project_id: int) -> TrainingPolicy:
         """When the project retrains."""
-        return self._projects.policies.get(project_id)
+        return self._policies.get(project_id)
 
     def set_policy(self, project_id: int, values: Mapping[str, Any]) -> TrainingPolicy:
         """Change that; see :meth:`ml_backend.training.policy.Policies.set`."""
-        return self._projects.policies.set(project_id, values)
-
-    def acceptance(self, project_id: int) -> list[VersionAcceptance]:
-        """What people did with the predictions of each model version, oldest first."""
-        from ml_backend.corrections_store import CorrectionStore
-
-        return CorrectionStore(self._storage).by_version(project_id)
+        return self._policies.set(project_id, values)
 
 
 def _described(version: Version, names: Mapping[int, str]) -> dict[str, Any]:
@@ -171,9 +170,3 @@ def _described(version: Version, names: Mapping[int, str]) -> dict[str, Any]:
         "metrics": version.metrics,
         "history": version.history,
     }
-
-
-def _accepted(item: VersionAcceptance) -> dict[str, Any]:
-    facts = asdict(item)
-    facts |= {"first": item.first.isoformat(), "last": item.last.isoformat()}
-    return {**facts, "decided": item.decided, "acceptance_rate": item.rate}

@@ -1,8 +1,8 @@
-"""What of a project's videos is trained on, and what is kept to measure with.
+"""Split a project's videos into training and held-out parts.
 
-Neighbouring pictures of a video are nearly the same. A model that has trained on one of them is not measured by the
-other; so whole videos are held out, or, where there are too few, blocks of time with gaps between them. A video's
-part is decided when it is first trained with and kept in the database: what was trained on never becomes a measure.
+Neighbouring frames of a video are nearly identical, so evaluating on the neighbours of training frames is leakage.
+Therefore whole videos are held out, or, where there are too few, blocks of time with gaps between them. A video's part
+is decided when it is first used and kept in the database: training frames never become evaluation frames.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from ml_backend.types import IntArray
 
 Part = Literal["train", "held_out", "blocks"]
 
-#: What a picture is for; the numbers are those of :meth:`Split.uses`.
+#: Use of a frame, as :meth:`Split.uses` returns it.
 NEITHER, TRAIN, VAL, HELD_OUT = 0, 1, 2, 3
 
 #: Share of the videos that is held out.
 HELD_OUT_SHARE = 0.2
-#: Of a video in blocks: two fifths are trained on right beside the measured one, so that it sees the same scenes.
+#: Pattern of a video in blocks: training blocks on both sides of the held-out one show the same scenes.
 _BLOCKS = (TRAIN, TRAIN, HELD_OUT, TRAIN, VAL)
-#: Of a video that is trained on: enough to see when training should end.
+#: Pattern of a training video: a tenth for validation is enough to see when training should stop.
 _TRAINED = (TRAIN,) * 9 + (VAL,)
-#: Seconds of video for one round of blocks, and the most rounds: long blocks have few edges, at which pictures go.
+#: Seconds of video per repetition of the pattern, and the most repetitions: each edge between blocks costs frames.
 _ROUND_S, _MAX_ROUNDS = 20.0, 4
-#: Share of a block's length beside a block of another use whose pictures are not trained on.
+#: Width of the gap beside a block of another use, as a share of a block: its frames are not trained on.
 _GAP = 0.1
-#: A held-out video is measured at so many places.
+#: Number of places at which a held-out video is evaluated.
 _PLACES = 4
 
 
@@ -50,8 +50,8 @@ class Split:
     """A video's part.
 
     Attributes:
-        part: ``"train"`` and ``"held_out"`` are whole videos, ``"blocks"`` one that is cut in blocks of time.
-        phase: by how many blocks the pattern is shifted.
+        part: ``"train"`` and ``"held_out"`` are whole videos, ``"blocks"`` is one that is cut into blocks of time.
+        phase: number of blocks by which the pattern is shifted.
         content: SHA-256 of the file.
     """
 
@@ -60,7 +60,7 @@ class Split:
     content: str = ""
 
     def uses(self, times: Float64Array) -> IntArray:
-        """``(n,)``: what each picture is for, :data:`TRAIN` and so on; :data:`NEITHER` in the gaps.
+        """Return ``(n,)`` the use of each frame, :data:`TRAIN` and so on; :data:`NEITHER` in the gaps.
 
         Args:
             times: ``(n,)`` seconds, ascending.
@@ -79,8 +79,8 @@ class Split:
         return out
 
     def places(self, times: Float64Array) -> list[tuple[int, int]]:
-        """Where the video is measured: first and last picture of each block that is held out, or of each quarter of a
-        video that is held out; as many as there are."""
+        """Return where the video is evaluated: first and last frame of each held-out block, or of each quarter of a
+        held-out video."""
         if self.part == "train":
             return []
         if self.part == "held_out":
@@ -106,12 +106,12 @@ class Split:
 
 
 def phases(part: Part) -> int:
-    """How many phases a part has."""
+    """Return the number of phases of a part."""
     return {"train": len(_TRAINED), "blocks": len(_BLOCKS), "held_out": 1}[part]
 
 
 def _length(times: Float64Array) -> float:
-    """Seconds from the first picture to the end of the last."""
+    """Return the seconds from the first frame to the end of the last."""
     span = float(times[-1] - times[0])
     return span * len(times) / (len(times) - 1) if len(times) > 1 else 1.0
 
@@ -129,12 +129,12 @@ def _block_of(times: Float64Array, edges: Float64Array) -> IntArray:
 
 @dataclass(slots=True)
 class Candidate:
-    """A video whose part is to be decided; the tasks on it add what they show.
+    """A video whose part is to be decided; each task on it adds what it shows.
 
     Attributes:
         video: its key.
         content: SHA-256 of the file.
-        shown: by part, phase, and label: pictures ``(4,)`` for each use on which it would be visible.
+        shown: by part and phase, then label: ``(4,)`` number of frames per use on which the label would be visible.
     """
 
     video: str
@@ -142,12 +142,12 @@ class Candidate:
     shown: dict[tuple[Part, int], dict[str, IntArray]] = field(default_factory=dict)
 
     def add(self, times: Float64Array, visible: Mapping[str, npt.NDArray[np.bool_]], sampled: IntArray) -> None:
-        """What a task shows.
+        """Add what a task shows.
 
         Args:
-            times: ``(n,)`` seconds of all pictures.
-            visible: by label, ``(n,)`` whether any such object is.
-            sampled: pictures that could be trained on. What is measured may be any.
+            times: ``(n,)`` seconds of all frames.
+            visible: by label, ``(n,)`` whether any such object is visible.
+            sampled: indices of the frames that could be trained on; evaluation may use any frame.
         """
         parts: tuple[Part, ...] = ("train", "blocks")
         for part in parts:
@@ -164,14 +164,14 @@ class Candidate:
         return frozenset(label for counts in self.shown.values() for label, found in counts.items() if found.any())
 
     def best(self, part: Part) -> int:
-        """The phase with which most labels are both learned and measured (or watched); the first of several."""
+        """Return the phase in which most labels are both trained and evaluated (or validated); the first of several."""
         order = _chance(self.video) if not self.labels else 0
         count = phases(part)
         return max(range(count), key=lambda phase: (*self._worth(part, phase), -((phase - order) % count)))
 
     @property
     def measures_itself(self) -> bool:
-        """Whether in blocks something of it can be learned and something measured."""
+        """Whether, cut into blocks, it has something to train on and something to evaluate."""
         return self._worth("blocks", self.best("blocks"))[0] > 0
 
     def _worth(self, part: Part, phase: int) -> tuple[int, ...]:
@@ -192,8 +192,8 @@ class Known:
     """A video whose part is decided.
 
     Attributes:
-        labels: what is annotated on it now.
-        measures: whether anything is measured with it now: it may be gone, or its annotations.
+        labels: labels that are annotated on it now.
+        measures: whether it contributes to the evaluation now: the file or its annotations may be gone.
     """
 
     split: Split
@@ -202,10 +202,10 @@ class Known:
 
 
 def decide(candidates: Iterable[Candidate], known: Mapping[str, Known]) -> dict[str, Split]:
-    """The parts of new videos. The same candidates and known videos give the same, in whatever order.
+    """Decide the parts of new videos. The result does not depend on the order of the arguments.
 
-    About a fifth of all videos is held out, such that what is measured is learned elsewhere. Where that cannot be
-    done and nothing is measured yet, the new videos are cut in blocks. One without objects is trained on.
+    About a fifth of all videos is held out, such that every held-out label is also trained elsewhere. Where that is
+    impossible and nothing is held out yet, the new videos are cut into blocks. Videos without objects are trained on.
     """
     groups = _by_content(candidates)
     decided: dict[str, Split] = {}
@@ -222,7 +222,7 @@ def decide(candidates: Iterable[Candidate], known: Mapping[str, Known]) -> dict[
     held = [k for k in known.values() if k.split.part == "held_out" and k.measures]
     total = len(objects) + sum(bool(k.labels) for k in known.values())
     blocks = sum(k.split.part == "blocks" and k.measures for k in known.values())
-    # What measures now goes on doing so alone, as long as it is enough: versions stay comparable.
+    # Keep the present held-out part as it is while it is large enough: versions stay comparable.
     lacking = HELD_OUT_SHARE * (total - blocks) - len(held)
     chosen = _held_out(objects, learned, math.floor(lacking + 1e-9) if held or blocks else math.ceil(lacking))
     nothing_measured = not chosen and not (held or blocks)
@@ -239,7 +239,7 @@ def decide(candidates: Iterable[Candidate], known: Mapping[str, Known]) -> dict[
 
 
 def _by_content(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
-    """Candidates with the same file together; the first of each group stands for all of it."""
+    """Group candidates by file content; the first of each group represents it."""
     groups: dict[str, list[Candidate]] = {}
     for item in sorted(candidates, key=lambda item: item.video):
         groups.setdefault(item.content or item.video, []).append(item)
@@ -253,12 +253,12 @@ def _by_content(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
 
 
 def _held_out(candidates: Sequence[Candidate], learned: Sequence[frozenset[str]], wanted: int) -> set[str]:
-    """Keys of up to ``wanted`` videos whose labels are all learned elsewhere; those that measure most come first."""
+    """Return the keys of up to ``wanted`` videos whose labels are all trained elsewhere, most new labels first."""
     chosen: dict[str, frozenset[str]] = {}
     left = Counter(label for labels in (*learned, *(item.labels for item in candidates)) for label in labels)
     while len(chosen) < wanted:
         measured = frozenset[str]().union(*chosen.values())
-        # Without it, each of its labels and of those that are held out must remain somewhere.
+        # Every held-out label must remain in some training video.
         possible = [
             item for item in candidates if item.video not in chosen and all(left[label] > 1 for label in item.labels)
         ]
@@ -271,33 +271,33 @@ def _held_out(candidates: Sequence[Candidate], learned: Sequence[frozenset[str]]
 
 
 def reserved(video: str) -> Split:
-    """The part of a video of which only predictions are trained on; a person's annotations may follow.
+    """Return the part of a video that has predictions only; a person's annotations may follow.
 
-    A fifth is left alone, so that there will be videos to measure with that were never trained on.
+    A fifth is reserved, so that there will be videos for evaluation that were never trained on.
     """
     return Split("held_out" if _chance(video) % round(1 / HELD_OUT_SHARE) == 0 else "train")
 
 
 def _chance(text: str) -> int:
-    """A number that depends on nothing but the text."""
+    """Return a pseudo-random number that depends on nothing but the text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
 class SplitStore:
-    """Access to the parts of videos; safe across threads and processes: who decides first decides for all."""
+    """Stores the parts of videos. Safe across threads and processes: the first decision counts for all."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
     def splits(self, project_id: int) -> dict[str, Split]:
-        """All parts that are decided, by the video's key."""
+        """Return the decided parts by video key."""
         query = sa.select(training_splits).where(training_splits.c.project_id == project_id)
         with self._storage.guard(), self._storage.engine.connect() as connection:
             return {row.video: Split(row.part, row.phase, row.content) for row in connection.execute(query)}
 
     def add(self, project_id: int, decided: Mapping[str, Split]) -> bool:
-        """Keep decisions that belong together; ``False``, and none is kept, where one of the videos has its part
-        already: somebody else was faster, and the rest has to be decided anew."""
+        """Store decisions that belong together. Return false, and store none, where one of the videos has a part
+        already: another process was faster, and the rest has to be decided again."""
         now = datetime.now(timezone.utc)
         rows = [
             {"project_id": project_id, "video": video, "decided_at": now}

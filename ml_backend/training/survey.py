@@ -1,4 +1,4 @@
-"""What is annotated in a project, read before any picture is: labels, lineage, and the parts of new videos."""
+"""Summarise a project's annotations before any frame is decoded, and assign new videos to parts of the split."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from ml_backend.errors import BackendError, ConfigError, Interrupted, MediaError
 from ml_backend.export.select import region_labels
-from ml_backend.export.source import Part, Source
+from ml_backend.export.source import Source
 from ml_backend.export.state import fingerprint
-from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
 from ml_backend.files import file_sha256
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.patterns.store import video_key
@@ -24,26 +24,26 @@ from ml_backend.types import IntArray
 
 log = logging.getLogger(__name__)
 
-#: A short video gives at least so many pictures, nearer to each other than usual; those alike are dropped later.
+#: Fewest candidate frames of a short video, sampled more densely than usual; near-duplicates are dropped later.
 AT_LEAST = 50
-#: Seconds of video that are measured in one piece: long enough for tracks, short enough for several.
+#: Seconds of one held-out span: long enough for tracks, short enough to have several.
 SPAN_S = 5.0
 
 
 class NothingToTrain(ConfigError):
-    """The annotations are not enough to train and to measure with."""
+    """The annotations are not enough for training and evaluation."""
 
 
 @dataclass(slots=True)
 class Survey:
-    """What the tasks say, without their videos.
+    """Summary of a project's annotated tasks.
 
     Attributes:
         classes: labels of the config.
-        videos: by key, the known labels that people have annotated on each video, from all tasks on it.
-        predicted: keys of videos on which nobody has annotated anything, but for which there are predictions.
-        annotations, fingerprints: by task, the annotation that counts and a fingerprint of its regions.
-        objects: annotated objects by label; without label under the empty name.
+        videos: by video key, the labels of the config that people have annotated on it, over all its tasks.
+        predicted: keys of videos that have predictions but no annotations.
+        annotations, fingerprints: by task, the id of the annotation that counts and a fingerprint of its regions.
+        objects: number of annotated objects by label; those without a label under the empty string.
     """
 
     classes: tuple[str, ...]
@@ -56,14 +56,14 @@ class Survey:
 
     @classmethod
     def of(cls, source: Source, classes: tuple[str, ...], pseudo: bool, should_stop: Callable[[], bool]) -> Survey:
-        """One pass over the tasks.
+        """Read all tasks once.
 
         Args:
             pseudo: whether predictions count.
 
         Raises:
-            LabelStudioError: they cannot be read.
-            Interrupted: ``should_stop`` said so.
+            LabelStudioError: the tasks cannot be read.
+            Interrupted: ``should_stop`` returned true.
         """
         found = cls(classes)
         for part in source.parts():
@@ -97,7 +97,7 @@ class Survey:
             self.annotations[part.task_id] = submission.annotation_id
 
     def _note_detected(self, part: Part, region: Mapping[str, Any], label: str) -> None:
-        # What a person has changed may have lost what the prediction said of the same region.
+        # A region that a person has changed may have lost its meta; then the prediction's own region has it.
         for item in (region, part.submission.predicted.get(str(region.get("id", "")), {})):
             meta = item.get("meta")
             name = meta.get("original_class") if isinstance(meta, Mapping) else None
@@ -107,17 +107,17 @@ class Survey:
 
     @property
     def start_from(self) -> dict[str, str]:
-        """By label, the detector's class that most of its regions had when they were predicted."""
+        """By label, the detector class that most of its regions had when they were predicted."""
         found = {label: self._detected[label] for label in self.classes if label in self._detected}
         return {label: max(sorted(counts), key=counts.__getitem__) for label, counts in found.items()}
 
     @property
     def unknown(self) -> dict[str, int]:
-        """Objects by label that the config does not have."""
+        """Number of objects by label, for labels that the config does not have."""
         return {label: count for label, count in sorted(self.objects.items()) if label not in self.classes}
 
     def check(self) -> None:
-        """Raise NothingToTrain where the annotations alone tell that there is nothing to learn."""
+        """Raise NothingToTrain where the annotations alone show that there is nothing to learn."""
         if not self.videos:
             raise NothingToTrain(
                 "Nobody has annotated anything in this project yet.", "Draw and label objects, and submit the task."
@@ -135,15 +135,15 @@ class Survey:
 
 
 def described(counts: Mapping[str, int]) -> str:
-    """Objects by label in words."""
+    """Return counts by label as text."""
     return ", ".join(f'{count} × "{label}"' if label else f"{count} × without label" for label, count in counts.items())
 
 
 def key_of(part: Part, label_studio_url: str) -> str:
-    """A video's key, which all tasks on it share.
+    """Return the key of a video, which all tasks on it share.
 
     Raises:
-        MediaError: its address is none.
+        MediaError: its URI is invalid.
     """
     return video_key(canonical_uri(part.uri, label_studio_url))
 
@@ -154,7 +154,7 @@ def _label(region: Mapping[str, Any], classes: Sequence[str]) -> str:
 
 
 def visible(video: AnnotatedVideo, objects: Sequence[VideoObject]) -> npt.NDArray[np.bool_]:
-    """``(n,)`` whether any of the objects is on each picture."""
+    """Return ``(n,)`` whether any of the objects is visible on each frame."""
     out = np.zeros(len(video.timeline.times), np.bool_)
     for item in objects:
         out[video.boxes(item)[0]] = True
@@ -162,7 +162,7 @@ def visible(video: AnnotatedVideo, objects: Sequence[VideoObject]) -> npt.NDArra
 
 
 def candidate_pictures(video: AnnotatedVideo, objects: Sequence[VideoObject], per_second: float) -> IntArray:
-    """``(n,)`` pictures that may be trained on: where people have put keyframes, and some each second."""
+    """Return ``(n,)`` indices of frames that may be trained on: keyframes, and ``per_second`` more."""
     frames = len(video.timeline.times)
     stride = min(max(1, round(video.info.fps / per_second)), max(1, frames // AT_LEAST))
     return np.union1d(video.keyframes(objects), np.arange(0, frames, stride)).astype(np.int64)
@@ -171,15 +171,15 @@ def candidate_pictures(video: AnnotatedVideo, objects: Sequence[VideoObject], pe
 def spans_of(
     video: AnnotatedVideo, split: Split, seen: npt.NDArray[np.bool_], spoilt: npt.NDArray[np.bool_], most: int
 ) -> list[tuple[int, int]]:
-    """Where a video is measured: first and last picture of a few seconds in each of its places.
+    """Return the held-out spans of a video: first and last frame of a few seconds in each of its places.
 
-    They lie in the middle of the place, or, where nothing is seen there, around what is nearest to it. So a video
-    has the same spans whatever other videos there are.
+    A span lies in the middle of its place, or, where nothing is visible there, around the nearest object. So the spans
+    of a video do not depend on the other videos.
 
     Args:
-        seen: ``(n,)`` whether there is anything to find on each picture.
-        spoilt: ``(n,)`` whether there is something of which nobody knows what it is.
-        most: pictures in a span.
+        seen: ``(n,)`` whether any object of a known label is on each frame.
+        spoilt: ``(n,)`` whether any object of an unknown label is.
+        most: largest number of frames of a span.
     """
     times, out = video.timeline.times, []
     for first, last in split.places(times):
@@ -197,7 +197,7 @@ def spans_of(
 def _around(
     middle: int, first: int, last: int, times: Any, spoilt: npt.NDArray[np.bool_], most: int
 ) -> tuple[int, int] | None:
-    """The pictures around one, without a break; ``None`` where that one is spoilt itself."""
+    """Return the contiguous usable frames around one; ``None`` where that one is spoilt itself."""
     if spoilt[middle]:
         return None
     near = np.abs(times[first : last + 1] - times[middle]) < SPAN_S / 2
@@ -211,14 +211,6 @@ def _around(
     return begin, end
 
 
-@dataclass(slots=True)
-class _Looks:
-    """What the videos show, as far as it is needed to decide on their parts."""
-
-    candidates: dict[str, Candidate] = field(default_factory=dict)
-    measuring: set[str] = field(default_factory=set)
-
-
 def assign_parts(
     source: Source,
     survey: Survey,
@@ -228,33 +220,34 @@ def assign_parts(
     should_stop: Callable[[], bool],
     check_away: Callable[[], None] = lambda: None,
 ) -> dict[str, Split]:
-    """The part of each video of the project, by key; decides on those that are new.
+    """Return the part of each video of the project, by key, and decide on new videos.
 
-    Videos that cannot be opened get none; they are in ``source.skipped``.
+    Videos that cannot be opened get no part; they are in ``source.skipped``.
 
     Args:
-        check_away: asked before anything is decided, which stays so: it may raise where a video is away that counts.
+        check_away: called before anything is decided, since a decision is final; may raise where a video that counts is
+            unavailable.
 
     Raises:
-        NothingToTrain: no decision leaves anything to measure with; none is kept.
-        Interrupted: ``should_stop`` said so.
+        NothingToTrain: every possible split leaves nothing to evaluate; none is stored.
+        Interrupted: ``should_stop`` returned true.
     """
     while True:
         splits = store.splits(project_id)
         new = (set(survey.videos) | survey.predicted) - set(splits)
         if not new:
             return splits
-        looks = _look(source, survey, splits, new, per_second, should_stop)
+        candidates, measuring = _look(source, survey, splits, new, per_second, should_stop)
         check_away()
         known = {
-            key: Known(split, survey.videos.get(key, frozenset()), key in looks.measuring)
-            for key, split in splits.items()
+            key: Known(split, survey.videos.get(key, frozenset()), key in measuring) for key, split in splits.items()
         }
-        people = [item for key, item in looks.candidates.items() if key in survey.videos]
+        people = [item for key, item in candidates.items() if key in survey.videos]
         decided = decide(people, known)
-        _check_measure(people, decided, looks)
-        for key in sorted(set(looks.candidates) - set(decided)):
-            content = looks.candidates[key].content
+        if not measuring:
+            _check_measure(people, decided)
+        for key in sorted(set(candidates) - set(decided)):
+            content = candidates[key].content
             same = next((s for s in (splits | decided).values() if s.content == content), None)
             decided[key] = same or Split(reserved(key).part, 0, content)
         if store.add(project_id, decided):
@@ -262,17 +255,17 @@ def assign_parts(
         log.info("Project %d: another process has decided on parts of videos", project_id)
 
 
-def _check_measure(people: Sequence[Candidate], decided: Mapping[str, Split], looks: _Looks) -> None:
-    """A first decision that gives nothing to measure would stand for ever: better to wait for more annotations."""
-    measured = bool(looks.measuring) or any(
+def _check_measure(people: Sequence[Candidate], decided: Mapping[str, Split]) -> None:
+    """Raise NothingToTrain instead of storing a first split, which is final, that leaves nothing to evaluate."""
+    measured = any(
         split.part == "held_out" or (split.part == "blocks" and item.measures_itself)
         for item in people
         if (split := decided[item.video])
     )
     if not measured and any(item.labels for item in people):
         raise NothingToTrain(
-            "There is nothing to measure with: the annotated objects are not visible long enough to train on one part "
-            "of the video and to measure on another.",
+            "There is nothing to evaluate on: the annotated objects are not visible long enough to train on one part "
+            "of the video and to evaluate on another.",
             "Annotate objects at different times of the video, or annotate a second video with the same labels.",
         )
 
@@ -284,33 +277,38 @@ def _look(
     new: set[str],
     per_second: float,
     should_stop: Callable[[], bool],
-) -> _Looks:
-    """Open the videos that are new, and those that are measured with: they may be gone."""
+) -> tuple[dict[str, Candidate], set[str]]:
+    """Open the new videos, and the held-out ones, which may be gone.
+
+    Returns:
+        The new videos by key, and the keys of those that are held out and have something to evaluate.
+    """
     measured = set[str]()
     if new & set(survey.videos):
         measured = {key for key, split in splits.items() if split.part != "train" and survey.videos.get(key)}
-    looks = _Looks()
+    candidates: dict[str, Candidate] = {}
+    measuring = set[str]()
     for part, key in _parts(source, new | measured):
         if should_stop():
-            raise Interrupted("Stopped while the videos were looked at.", "They are looked at again.")
+            raise Interrupted("Stopped while the videos were scanned.", "They are scanned again.")
         try:
             with part.open() as video:
                 objects = [item for item in video.objects if item.label in survey.classes]
                 spoilt = visible(video, [item for item in video.objects if item.label not in survey.classes])
                 if key in new:
-                    item = looks.candidates.setdefault(key, Candidate(key, file_sha256(video.path)))
+                    item = candidates.setdefault(key, Candidate(key, file_sha256(video.path)))
                     if not part.submission.is_prediction:
                         _add(item, video, objects, spoilt, per_second)
                 elif not part.submission.is_prediction:
                     seen = visible(video, objects)
                     spans = spans_of(video, splits[key], seen, spoilt, len(seen))
                     if any(seen[first : last + 1].any() for first, last in spans):
-                        looks.measuring.add(key)
+                        measuring.add(key)
         except Interrupted:
             raise
         except BackendError as error:
             source.skip(part, error)
-    return looks
+    return candidates, measuring
 
 
 def _add(
@@ -330,7 +328,7 @@ def _parts(source: Source, wanted: set[str]) -> Iterator[tuple[Part, str]]:
     for part in source.parts():
         try:
             key = key_of(part, source.url)
-        except MediaError:  # noted by the survey
+        except MediaError:  # already skipped by the summary
             continue
         if key in wanted:
             yield part, key

@@ -1,6 +1,6 @@
-"""ultralytics' detection trainer, made to begin with what a detector knows and to keep it.
+"""ultralytics' detection trainer, extended to start from an existing detector's classes and to retain them.
 
-Imports ultralytics: import this only after :func:`ml_backend.models._ultralytics.setup_ultralytics`.
+Imports ultralytics: import this module only after :func:`ml_backend.models._ultralytics.setup_ultralytics`.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from ml_backend.training.known import StartFrom, rows_to_begin_with
 
 log = logging.getLogger(__name__)
 
-#: Heads of the class scores: the usual one, and that of models which also learn without suppression of duplicates.
+#: Classification branches of the head: the usual one, and that of NMS-free models.
 BRANCHES = ("cv3", "one2one_cv3")
-#: Class probabilities in half precision differ from those in full by less, on cards where it works.
+#: Largest difference of class probabilities between half and full precision on GPUs where AMP works.
 AMP_TOLERANCE = 0.1
 
 
 class FineTuner(DetectionTrainer):  # type: ignore[misc]
-    """Trains a detector for other classes without forgetting those it knows.
+    """Trains a detector for other classes while retaining those it knows.
 
     Args:
         overrides: ultralytics' training arguments.
         start_from: label -> class of the start checkpoint, or several; see :func:`rows_to_begin_with`.
-        taught: labels that have boxes in the data. The others are left alone; see :class:`ClassLoss`.
-        freeze_norm: normalise with the start checkpoint's statistics in all layers, not only in the frozen ones. Those
-            of a few pictures, mosaics at that, say little about the next video.
+        taught: labels that have boxes in the data. The others get no loss; see :class:`ClassLoss`.
+        freeze_norm: keep the start checkpoint's BatchNorm statistics in all layers, not only in the frozen ones. The
+            statistics of a few images, mosaics at that, say little about the next video.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
         self.freeze_norm = freeze_norm
         self.start_from = dict(start_from)
         self.taught = frozenset(taught)
-        #: Label -> class of the start checkpoint whose row it got.
+        #: Label -> class of the start checkpoint whose weights it started from.
         self.began: dict[str, str] = {}
         super().__init__(overrides=dict(overrides))
 
@@ -73,7 +73,7 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
         return model
 
     def _model_train(self) -> None:
-        super()._model_train()  # keeps the statistics of frozen layers
+        super()._model_train()  # keeps the BatchNorm statistics of frozen layers
         self._leave_alone_what_nobody_taught()
         if self.freeze_norm:
             for module in self.model.modules():
@@ -91,11 +91,11 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
                 criterion.bce = ClassLoss(torch.tensor(taught, device=self.device))
 
     def auto_batch(self) -> int:
-        # What fits is far more than what teaches most: of few pictures it would make one step an epoch.
+        # The batch that fits is far larger than what trains best: few images would make one step an epoch.
         return min(int(self.args.nbs), int(super().auto_batch()))
 
     def save_model(self) -> bool:
-        """Checkpoints appear as a whole, the best one first: whenever the process ends, training can be resumed."""
+        """Write checkpoints atomically, the best one first: training can be resumed whenever the process ends."""
         last: Path = self.wdir / "last.pt"
         best: Path = self.wdir / "best.pt"
         self.last, self.best = last.with_suffix(".part"), best.with_suffix(".part")
@@ -109,14 +109,15 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
         return bool(saved)
 
     def final_eval(self) -> None:
-        """Leave out one more validation, and keep the last checkpoint as it is, so that all can be resumed."""
+        """Skip the final validation and leave ``last.pt`` unstripped, so that it can be resumed."""
 
 
 class ClassLoss(nn.Module):
-    """Binary cross-entropy of class scores that leaves labels alone which nobody has annotated.
+    """Binary cross-entropy of class scores that does not punish labels nobody has annotated.
 
-    Where nothing is annotated they may be seen all the same: that is no background. But what is annotated has another
-    label, so there they are wrong: what was "person" and is "first_responder" now must not be found as both.
+    Where nothing is annotated, objects of such labels may be visible all the same, so it must not count as background.
+    An annotated box has another label, so there the loss does apply: what was "person" and is "first_responder" now
+    must not be detected as both.
 
     Args:
         taught: ``(classes,)`` whether there are boxes of the label.
@@ -127,23 +128,23 @@ class ClassLoss(nn.Module):
         self._taught = taught
 
     def forward(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Losses ``(batch, places, classes)`` of logits and wanted probabilities of the same shape."""
+        """Return losses ``(batch, anchors, classes)`` of logits and target probabilities of the same shape."""
         losses = nn.functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
         annotated = targets.sum(-1, keepdim=True) > 0
         return losses * (self._taught | annotated)
 
 
 def begin_rows(model: Any, start: Any, names: Sequence[str], start_from: StartFrom) -> dict[str, str]:
-    """Give each class of a model's head the weights that a class of another model has, or none.
+    """Initialise each class of a model's head with the weights of a class of the start checkpoint, or with zeros.
 
     Args:
-        model: with the other one's weights, except for the classes'.
-        start: the other model.
-        names: of the model's classes.
+        model: has the start checkpoint's weights, except for the class rows.
+        start: model of the start checkpoint.
+        names: the model's classes.
         start_from: see :func:`rows_to_begin_with`.
 
     Returns:
-        name -> the other's class, for those that begin with what it knows.
+        label -> class of the start checkpoint, for the labels that start from one.
     """
     pairs = rows_to_begin_with(names, start.names, start_from)
     head, source = model.model[-1], start.model[-1]
@@ -151,8 +152,8 @@ def begin_rows(model: Any, start: Any, names: Sequence[str], start_from: StartFr
         for attribute in BRANCHES:
             for level, branch in enumerate(getattr(head, attribute, None) or ()):
                 last = branch[-1]
-                # Also where both have as many classes, and their rows have been copied in order: they mean others.
-                # From zero every class is equally rare everywhere; one that nobody has taught then stays unseen.
+                # Also where both have the same number of classes and ultralytics copied the rows in order: they mean
+                # different classes. From zero, a label without training boxes stays undetected.
                 last.weight.zero_()
                 last.bias[:] = _prior(len(names), float(head.stride[level]))
                 known = getattr(source, attribute, None)
@@ -165,16 +166,12 @@ def begin_rows(model: Any, start: Any, names: Sequence[str], start_from: StartFr
 
 
 def _prior(classes: int, stride: float) -> float:
-    """Bias of a class that nothing is known of: one object in a hundred places (as ultralytics begins)."""
+    """Return the initial bias of a class without weights: ultralytics' prior of five objects in a 640-pixel image."""
     return math.log(5 / classes / (640 / stride) ** 2)
 
 
 def check_detector(model: Any, path: str) -> None:
-    """Refuse what cannot be trained as a detector.
-
-    Raises:
-        WeightsError: saying what it is.
-    """
+    """Raise WeightsError where a model cannot be trained as a detector."""
     if type(model) is not DetectionModel or not isinstance(model.model[-1], Detect):
         raise WeightsError(
             f"{path} is no YOLO detection model that can be trained.",
@@ -182,23 +179,23 @@ def check_detector(model: Any, path: str) -> None:
         )
     if model.is_fused():
         raise WeightsError(
-            f"{path} has been simplified for prediction and cannot be trained any more.",
+            f"{path} has fused layers for inference and cannot be trained.",
             "Set YOLO_WEIGHTS to the checkpoint it was made from.",
         )
 
 
 def _keep_offline() -> None:
-    """Replace what would download something: a font for plots that are not made, a model to test a card with."""
+    """Replace functions that would download: a font for plots that are not made, a model for the AMP check."""
     data_utils.check_font = lambda *_: None
     engine.check_amp = amp_works
 
 
 def amp_works(model: Any) -> bool:
-    """Whether a model gives about the same in half precision; some cards compute nonsense in it."""
+    """Return whether a model gives about the same scores in half precision; some GPUs compute NaN or garbage."""
     device = next(model.parameters()).device
     if device.type != "cuda":
         return False
-    copied = deepcopy(model).train()  # as in training: raw class scores, before any selection
+    copied = deepcopy(model).train()  # training mode returns raw class scores
     picture = torch.rand(2, 3, 256, 256, device=device, generator=torch.Generator(device).manual_seed(0))
     with torch.no_grad():
         whole = _scores(copied(picture))
@@ -206,7 +203,7 @@ def amp_works(model: Any) -> bool:
             half = _scores(copied(picture))
     works = bool(torch.isfinite(half).all()) and bool(((whole - half).abs() < AMP_TOLERANCE).all())
     if not works:
-        log.warning("This card computes wrongly in half precision: training in full precision.")
+        log.warning("This GPU computes wrong results in half precision: training in full precision.")
     return works
 
 

@@ -6,7 +6,6 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,7 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
 
 
 def _choose(file: Path, container: Any) -> Any:
-    streams = [s for s in container.streams.video if not _is_cover(s)]
+    streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
     if not streams:
         if container.streams.audio:
             raise VideoError(f"{file.name} holds only audio.", _ANOTHER)
@@ -108,26 +107,10 @@ def _choose(file: Path, container: Any) -> Any:
     return stream
 
 
-def _is_cover(stream: Any) -> bool:
-    return bool(stream.disposition & stream.disposition.attached_pic)
-
-
-@dataclass(frozen=True, slots=True)
-class Mp4Layout:
-    """Where an MP4 keeps its index (``moov`` box)."""
-
-    index_at_end: bool
-    fragmented: bool
-
-
-def mp4_layout(path: str | os.PathLike[str]) -> Mp4Layout:
-    """Read the outer boxes of an MP4 or QuickTime file.
-
-    Raises:
-        VideoError: as :func:`check_file`.
-    """
+def mp4_layout(path: Path) -> tuple[bool, bool]:
+    """Whether an MP4's index (``moov`` box) is at its end, and whether it is fragmented."""
     order: list[bytes] = []
-    with check_file(path).open("rb") as handle:
+    with path.open("rb") as handle:
         end = handle.seek(0, os.SEEK_END)
         position = 0
         while position + 8 <= end and len(order) < 1000:
@@ -142,4 +125,4 @@ def mp4_layout(path: str | os.PathLike[str]) -> Mp4Layout:
             position += size
     moov = order.index(b"moov") if b"moov" in order else len(order)
     mdat = order.index(b"mdat") if b"mdat" in order else len(order)
-    return Mp4Layout(index_at_end=mdat < moov, fragmented=b"moof" in order)
+    return mdat < moov, b"moof" in order

@@ -22,13 +22,13 @@ import av.error
 import numpy as np
 
 from ml_backend.errors import VideoError
-from ml_backend.files import file_sha256
+from ml_backend.files import file_sha256, storage_error
 from ml_backend.types import Image, VideoInfo
-from ml_backend.video.container import Mp4Layout, mp4_layout, open_video
+from ml_backend.video.container import mp4_layout, open_video
 from ml_backend.video.probe import STANDARD_RATES, Scan, scan
 from ml_backend.video.reader import read_frames
-from ml_backend.video.sound import Sound, add_sound, has_sound
-from ml_backend.video.writer import VideoWriter, storage_error
+from ml_backend.video.sound import Sound, add_sound
+from ml_backend.video.writer import VideoWriter
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -47,19 +47,14 @@ _RECIPE = 1  # part of the mark in each copy: raise it when copies made before s
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do with a file: nothing, copy its packets into a better container, or encode it anew; and why."""
+    """What to do with a file: nothing, copy its packets into a better container, or encode it anew; and why.
+
+    Attributes:
+        reason: why a browser could not play or step through the file well; empty if it can.
+    """
 
     action: Literal["keep", "remux", "encode"]
     reason: str = ""
-
-
-def needs_normalising(path: str | os.PathLike[str]) -> str | None:
-    """Why a browser could not play or step through this file well, or ``None`` if it can.
-
-    Raises:
-        VideoError: as :func:`~ml_backend.video.probe.probe`.
-    """
-    return plan(path).reason or None
 
 
 def plan(path: str | os.PathLike[str]) -> Plan:
@@ -90,10 +85,10 @@ def _container_fault(path: Path, facts: Scan) -> str:
             return "Label Studio does not take files named *.m4v"
         if suffix != ".mp4":
             return f"it is an MP4 under the name *{suffix}" if suffix != ".mov" else "not every browser plays QuickTime"
-        layout: Mp4Layout = mp4_layout(path)
-        if layout.fragmented:
+        index_at_end, fragmented = mp4_layout(path)
+        if fragmented:
             return "it is fragmented, so that browsers seek to wrong frames"
-        if layout.index_at_end:
+        if index_at_end:
             return "its index is at the end, so that it starts late over a network"
     elif not (facts.container.startswith("matroska") and suffix == ".webm" and facts.info.codec != "h264"):
         return f"browsers do not play this container ({facts.container.split(',')[0]})"
@@ -141,12 +136,7 @@ def normalise(path: str | os.PathLike[str], out: str | os.PathLike[str], progres
         with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", suffix=".part", dir=target.parent) as scratch:
             copy = Path(scratch) / "copy.mp4"
             if plan(source).action == "encode" or not _copied(facts, copy, mark, progress):
-                picture = Path(scratch) / "picture.mp4"
-                _encode(facts, picture, mark, progress)
-                if facts.info.has_audio:
-                    _mux(facts, picture, copy, mark, None)
-                else:
-                    os.replace(picture, copy)
+                _encode(facts, copy, mark, progress)
             os.replace(copy, target)
     except av.error.FFmpegError as error:
         if isinstance(error, OSError):
@@ -172,13 +162,12 @@ def _finished(target: Path, mark: str) -> VideoInfo | None:
 
 def _copied(facts: Scan, copy: Path, mark: str, progress: Progress | None) -> bool:
     """Copy the packets; whether the copy shows the same frames and is free of what made it necessary."""
-    source = Path(facts.info.path)
     try:
-        _mux(facts, source, copy, mark, progress)
+        _mux(facts, copy, mark, progress)
         again = scan(copy)
         return again.info.frames == facts.info.frames and plan(copy).action == "keep"
     except (VideoError, ValueError) as error:  # ValueError: FFmpeg's "invalid data" and "invalid argument"
-        logger.info("copying the packets of %s did not do (%s): encoding", source, error)
+        logger.info("copying the packets of %s did not do (%s): encoding", facts.info.path, error)
         return False
 
 
@@ -190,7 +179,8 @@ def _encode(facts: Scan, out: Path, mark: str, progress: Progress | None) -> Non
     rate = _constant_rate(facts)
     # A constant source keeps exactly its frames; a variable one is sampled on the new grid.
     slots = np.arange(info.frames) if not info.variable_frame_rate else _grid(facts, rate)
-    with VideoWriter(out, info.width, info.height, rate, comment=mark) as writer:
+    sound = Sound(info.path, float(facts.times[0]))
+    with VideoWriter(out, info.width, info.height, rate, comment=mark, sound=sound) as writer:
         last: Image | None = None
         slot = 0
         for frame in read_frames(info.path, info):
@@ -219,13 +209,6 @@ def _constant_rate(facts: Scan) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
-def _exact_rate(facts: Scan) -> Fraction | None:
-    """The standard rate of a constant-rate video, free of the rounding of its container's timestamps."""
-    if facts.info.variable_frame_rate:
-        return None
-    return next((rate for rate in STANDARD_RATES if float(rate) == facts.info.fps), None)
-
-
 def _grid(facts: Scan, rate: Fraction) -> Any:
     """``(n,)`` int64: for each frame of the constant-rate copy, the source frame shown then."""
     n = max(1, round(facts.info.duration * rate))
@@ -237,24 +220,21 @@ def _grid(facts: Scan, rate: Fraction) -> Any:
 # -- packets
 
 
-def _mux(facts: Scan, picture: Path, out: Path, mark: str, progress: Progress | None) -> None:
-    """Write the video packets of ``picture`` and the sound of the source that ``facts`` describe into an MP4."""
-    sound, start_s = Path(facts.info.path), float(facts.times[0])
-    frames = facts.info.frames
-    with open_video(picture) as (video_in, video), av.open(
+def _mux(facts: Scan, out: Path, mark: str, progress: Progress | None) -> None:
+    """Write the packets of pictures and sound into an MP4 that begins at 0."""
+    start, frames = float(facts.times[0]), facts.info.frames
+    # A constant rate goes without its container's rounding of times.
+    rate = next((rate for rate in STANDARD_RATES if float(rate) == facts.info.fps), None)
+    with open_video(facts.info.path) as (video_in, video), av.open(
         str(out), "w", format="mp4", container_options={"movflags": "+faststart"}
     ) as output:  # fmt: skip
         output.metadata["comment"] = mark
         copy = output.add_stream_from_template(video)
-        # Only the packet copy of the source itself still has its old start and its container's rounding.
-        start, rate = (start_s, _exact_rate(facts)) if picture == sound else (0.0, None)
-        streams: list[Iterator[tuple[float, Any]]] = [_video_packets(video_in, video, copy, start, rate)]
-        track = Sound(sound, start_s)
-        if has_sound(track):
-            streams.append(add_sound(track, output))
+        pictures = _video_packets(video_in, video, copy, start, rate)
+        heard = add_sound(Sound(facts.info.path, start), output)
         done = 0
         # Interleaved by time, as players (and the muxer's memory) like it.
-        for _, packet in heapq.merge(*streams, key=lambda item: item[0]):
+        for _, packet in heapq.merge(pictures, heard, key=lambda item: item[0]):
             output.mux_one(packet)
             if progress is not None and packet.stream is copy:
                 done += 1

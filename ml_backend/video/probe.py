@@ -51,9 +51,7 @@ class Scan:
         pts: ``(frames,)`` int64 presentation timestamps in ``time_base`` units, or ``None`` where the file has
             none that are tied to pictures.
         time_base: seconds per unit of ``pts``.
-        stored_size: width and height of decoded frames before rotation and aspect correction.
         container: FFmpeg's name of the container format, e.g. ``"mov,mp4,m4a,3gp,3g2,mj2"``.
-        audio_codec: FFmpeg's name of the first audio stream's codec, or ``None``.
         playback_s: length in seconds that a browser shows (``HTMLMediaElement.duration``): other than
             ``info.duration`` it counts from 0 and includes a longer sound track.
         note: what is wrong with a file that is usable nevertheless, else empty.
@@ -64,9 +62,7 @@ class Scan:
     times: TimesArray
     pts: IntArray | None
     time_base: Fraction
-    stored_size: tuple[int, int]
     container: str
-    audio_codec: str | None
     playback_s: float
     note: str
     key_gap: int
@@ -117,9 +113,8 @@ def scan(path: str | os.PathLike[str]) -> Scan:
 @lru_cache(maxsize=8)
 def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
     file = Path(path)
-    first = _first_frame(file)
+    (width, height), rotation, pix_fmt = _first_frame(file)
     with open_video(file) as (container, stream):
-        audio = container.streams.audio
         tick = Fraction(stream.time_base or Fraction(1, 90_000))
         origin = _origin(container, stream)
         expected = stream.frames
@@ -162,7 +157,6 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
             total = f" of {expected - hidden}" if expected > count + hidden else ""
             note = f"{file.name} is damaged or cut off: {count}{total} frames can be used."
             logger.warning("%s %s", note, _DAMAGED)
-        width, height = first.size
         info = VideoInfo(
             path=path,
             width=width,
@@ -171,33 +165,22 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
             frames=count,
             duration=duration,
             codec=stream.codec_context.codec.canonical_name,
-            pix_fmt=first.pix_fmt,
-            rotation=first.rotation,
+            pix_fmt=pix_fmt,
+            rotation=rotation,
             variable_frame_rate=variable,
-            has_audio=bool(audio),
+            has_audio=bool(container.streams.audio),
         )
-        audio_codec = audio[0].codec_context.codec.canonical_name if audio and audio[0].codec_context else None
         playback = container.duration / av.time_base if container.duration else float(times[-1]) + last
-        stored, name = first.stored, container.format.name
-        return Scan(info, times, pts, tick, stored, name, audio_codec, playback, note, read.key_gap)
+        return Scan(info, times, pts, tick, container.format.name, playback, note, read.key_gap)
 
 
-@dataclass(frozen=True, slots=True)
-class _First:
-    stored: tuple[int, int]
-    size: tuple[int, int]
-    rotation: int
-    pix_fmt: str
-
-
-def _first_frame(file: Path) -> _First:
-    """Decode one frame: the only proof that the codec works, and the only place that tells the rotation."""
+def _first_frame(file: Path) -> tuple[tuple[int, int], int, str]:
+    """Displayed size, rotation and pixel format of a frame: decoding one is the only proof that the codec works."""
     with open_video(file) as (container, stream):
         for frame in decode(container, stream, limit=_FIRST_FRAME_PACKETS):
             rotation = clockwise(frame)
-            stored = (frame.width, frame.height)
-            size = displayed_size(stored, rotation, stream.sample_aspect_ratio)
-            return _First(stored, size, rotation, frame.format.name)
+            size = displayed_size((frame.width, frame.height), rotation, stream.sample_aspect_ratio)
+            return size, rotation, frame.format.name
         name = stream.codec_context.name
     raise VideoError(f"No frame of {file.name} can be decoded ({name}): it is corrupt or holds no frames.", _DAMAGED)
 

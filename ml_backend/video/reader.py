@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -100,9 +99,11 @@ def read_at(path: str | os.PathLike[str], info: VideoInfo | None, indices: Seque
         VideoError: as :func:`read_frames`; none of the frames can be decoded.
     """
     facts = _facts(path, info)
-    wanted = _checked_indices(indices, facts.info.frames)
+    wanted = [int(index) for index in indices]
     if not wanted:
         return
+    if any(b <= a for a, b in pairwise([-1, *wanted, facts.info.frames])):
+        raise ValueError(f"expected strictly increasing indices in 0..{facts.info.frames - 1}, got {wanted}")
     convert = _Converter(facts.info.rotation, (facts.info.width, facts.info.height))
     missed: list[int] = []
     with _open_sparse(path, facts) as sparse:
@@ -129,55 +130,27 @@ def read_at(path: str | os.PathLike[str], info: VideoInfo | None, indices: Seque
 
 def _facts(path: str | os.PathLike[str], info: VideoInfo | None) -> Scan:
     facts = scan(path)
-    if info is not None and (info.frames, info.width, info.height) != (
-        facts.info.frames,
-        facts.info.width,
-        facts.info.height,
-    ):
+    now = facts.info
+    if info and (info.frames, info.width, info.height) != (now.frames, now.width, now.height):
         raise VideoError(f"{info.path} has changed since it was probed.", "Start again.")
     return facts
-
-
-def _checked_indices(indices: Sequence[int] | IntArray, frames: int) -> list[int]:
-    array = np.asarray(indices)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ValueError(f"expected integer indices of shape (n,), got {array.dtype} of shape {array.shape}")
-    wanted = [int(index) for index in array]
-    if any(b <= a for a, b in pairwise(wanted)):
-        raise ValueError("expected strictly increasing indices")
-    if wanted and not 0 <= wanted[0] <= wanted[-1] < frames:
-        raise ValueError(f"expected indices in 0..{frames - 1}, got {wanted[0]}..{wanted[-1]}")
-    return wanted
 
 
 def _pictures(container: Any, stream: Any, facts: Scan) -> Iterator[tuple[int, Any]]:
     """Decoded pictures from where the container stands, each with its position among all frames."""
     running = 0
     for picture in decode(container, stream):
-        index = _index(picture, facts, running)
+        index = running  # frames that share a timestamp or have none are counted on
+        if facts.pts is not None and picture.pts is not None:
+            index = max(running, int(np.searchsorted(facts.pts, picture.pts)))
         running = index + 1
         if index < facts.info.frames:
             yield index, picture
 
 
-def _index(picture: Any, facts: Scan, running: int) -> int:
-    """Position of a decoded frame among all; frames that share a timestamp or have none are counted on."""
-    if facts.pts is None or picture.pts is None:
-        return running
-    return max(running, int(np.searchsorted(facts.pts, picture.pts)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Landing:
-    """Where a seek gets to.
-
-    Attributes:
-        timestamp: to seek to, in units of the stream.
-        key: index of the key frame at which decoding begins; pictures before it are not to be trusted.
-    """
-
-    timestamp: int
-    key: int
+#: Where a seek gets to: the timestamp to seek to, in units of the stream, and the index of the key frame at which
+#: decoding begins; pictures before it are not to be trusted.
+_Landing = tuple[int, int]
 
 
 def _can_seek(facts: Scan) -> bool:
@@ -201,7 +174,7 @@ def _landing(container: Any, stream: Any, facts: Scan, target: int) -> _Landing 
             for packet in container.demux(stream):
                 if packet.pts is not None and packet.is_keyframe and not packet.is_corrupt:
                     if packet.pts <= wanted:
-                        return _Landing(timestamp, int(np.searchsorted(facts.pts, packet.pts)))
+                        return timestamp, int(np.searchsorted(facts.pts, packet.pts))
                     break
                 if packet.dts is not None and packet.dts > wanted:
                     break
@@ -243,19 +216,19 @@ class _SparseDecoder:
         if self._ended:
             # What follows the damage may be whole again.
             landing = _landing(*self._scout, self._facts, target)
-            if landing is None or landing.key <= self._key:
+            if landing is None or landing[1] <= self._key:
                 return None
             self._seek(landing)
         elif target - self._position > MIN_SKIP:
             landing = _landing(*self._scout, self._facts, target)
-            if landing and landing.key - self._position > MIN_SKIP:
+            if landing and landing[1] - self._position > MIN_SKIP:
                 self._seek(landing)
         found = self._advance(target)
         for _ in range(RETRIES):
             if found is not None or not self._unproven or self._key == 0:
                 break
             earlier = _landing(*self._scout, self._facts, self._key - 1)
-            self._seek(earlier or _Landing(int(self._facts.pts[0]), 0))  # type: ignore[index]
+            self._seek(earlier or (int(self._facts.pts[0]), 0))  # type: ignore[index]
             found = self._advance(target)
         self._unproven = False
         return found
@@ -268,9 +241,10 @@ class _SparseDecoder:
         yield from self._pictures
 
     def _seek(self, landing: _Landing) -> None:
-        self._container.seek(landing.timestamp, stream=self._stream)
+        timestamp, self._key = landing
+        self._container.seek(timestamp, stream=self._stream)
         self._pictures = _pictures(self._container, self._stream, self._facts)
-        self._position, self._key = landing.key - 1, landing.key
+        self._position = self._key - 1
         self._unproven, self._ended = True, False
 
     def _advance(self, target: int) -> Any | None:

@@ -2,14 +2,16 @@
 
 The photograph is ``assets/bus.jpg`` of the installed ultralytics package, so that no picture has to be shipped. The
 camera stands still and every frame is empty of objects at first, so that background subtraction works as well as a
-detector. Nothing is random: the same arguments give the same pictures.
+detector. Nothing is random: the same arguments give the same pictures. ``sample.json`` has the outlines, drawn by hand
+in twice the photograph's pixels relative to an origin in it, and who walks where, the farthest first.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,52 +24,13 @@ from ml_backend.types import Image, Track
 from ml_backend.video.writer import VideoWriter
 
 _Float = npt.NDArray[np.float32]
-_Points = tuple[tuple[float, float], ...]
+_Matrix = npt.NDArray[np.float64]
 # The scene is laid out for this size and scaled to the one asked for.
 _WIDTH, _HEIGHT = 1280, 720
-_HORIZON = 215.0  # a person standing at row y is y - _HORIZON pixels high
 # Less of an object than this inside the frame is no ground truth: nobody would draw a box around it.
 _MIN_VISIBLE = 0.1
-
-# Outlines drawn by hand, in twice the photograph's pixels, relative to an origin in the photograph.
-_LIGHT_COAT: tuple[tuple[int, int], _Points] = (
-    (30, 382),
-    (
-        (150, 105), (146, 75), (160, 45), (190, 34), (220, 37), (247, 47), (252, 70), (250, 100), (240, 140),
-        (232, 162), (234, 180), (258, 190), (284, 216), (288, 240), (299, 266), (306, 298), (328, 324), (338, 350),
-        (336, 395), (325, 412), (300, 428), (299, 445), (306, 470), (315, 510), (322, 560), (324, 612), (316, 619),
-        (299, 618), (300, 650), (306, 720), (309, 790), (320, 850), (338, 910), (341, 930), (346, 944), (362, 962),
-        (398, 971), (426, 985), (431, 1000), (420, 1010), (380, 1018), (330, 1030), (297, 1033), (292, 1020),
-        (295, 990), (297, 972), (290, 945), (276, 900), (259, 850), (246, 790), (231, 720), (219, 690), (200, 657),
-        (180, 642), (171, 690), (157, 740), (124, 792), (117, 830), (112, 885), (107, 935), (112, 950), (123, 975),
-        (147, 1000), (152, 1020), (147, 1032), (110, 1034), (75, 1021), (50, 1004), (43, 990), (49, 965), (57, 950),
-        (59, 920), (63, 880), (74, 858), (97, 838), (98, 790), (93, 740), (88, 690), (87, 634), (63, 631), (58, 600),
-        (60, 540), (65, 470), (71, 410), (62, 370), (61, 347), (70, 338), (68, 290), (65, 240), (76, 216), (100, 200),
-        (124, 187), (137, 165), (137, 145), (150, 136),
-    ),
-)  # fmt: skip
-_DARK_COAT: tuple[tuple[int, int], _Points] = (
-    (208, 390),
-    (
-        (115, 70), (119, 50), (135, 39), (160, 36), (180, 41), (189, 55), (191, 80), (199, 97), (195, 120), (187, 145),
-        (181, 170), (199, 183), (214, 196), (243, 206), (250, 225), (253, 260), (262, 285), (267, 310), (259, 333),
-        (246, 348), (228, 360), (229, 390), (235, 450), (242, 520), (250, 580), (252, 600), (258, 607), (260, 640),
-        (259, 660), (247, 680), (222, 704), (194, 732), (169, 764), (152, 783), (160, 810), (174, 830), (181, 848),
-        (172, 859), (152, 850), (144, 834), (136, 868), (141, 885), (155, 908), (167, 925), (164, 933), (130, 933),
-        (102, 924), (99, 900), (100, 870), (94, 855), (88, 800), (79, 700), (74, 640), (75, 625), (41, 620), (38, 605),
-        (50, 540), (64, 460), (68, 410), (60, 398), (59, 370), (62, 330), (64, 300), (60, 290), (58, 255), (76, 233),
-        (104, 217), (119, 190), (133, 172), (134, 150), (124, 122), (116, 100),
-    ),
-)  # fmt: skip
-# Only the rear half of the bus is free of people; its front stays outside the frame.
-_BUS: tuple[tuple[int, int], _Points] = (
-    (0, 0),
-    (
-        (690, 478), (800, 482), (1000, 494), (1200, 512), (1400, 530), (1450, 552), (1482, 592), (1494, 612),
-        (1500, 660), (1500, 1180), (1496, 1250), (1478, 1300), (1440, 1330), (1400, 1322), (1376, 1300), (1200, 1328),
-        (960, 1352), (820, 1372), (690, 1388),
-    ),
-)  # fmt: skip
+# The hand and the posts that stand before the bus in the photograph are painted over: x0, y0, x1, y1.
+_BEFORE_BUS = ((716, 532, 760, 600), (654, 618, 698, 672), (422, 652, 466, 700), (744, 480, 756, 660))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,32 +53,32 @@ class SampleTruth:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cutout:
-    """A picture with soft edges: ``(h, w, 3)`` and ``(h, w)`` float32 in 0..255 and 0..1."""
-
-    bgr: _Float
-    alpha: _Float
-
-
-@dataclass(frozen=True, slots=True)
 class _Actor:
-    """An object and its way: foot point (bottom centre) at shares of the clip's length, linear in between."""
+    """An object and its way.
+
+    Attributes:
+        bgr, alpha: picture with soft edges, ``(h, w, 3)`` and ``(h, w)`` float32 in 0..255 and 0..1.
+        height: in the scene.
+        way: moments as shares of the clip's length, and x and y of the foot point (bottom centre), linear in between.
+        phase: of the steps.
+    """
 
     label: str
-    cutout: _Cutout
+    bgr: _Float
+    alpha: _Float
     height: float
-    way: tuple[tuple[float, float, float], ...]
-    walks: bool = True
-    phase: float = 0.0
+    way: _Matrix
+    walks: bool
+    phase: float
 
     def foot(self, share: float) -> tuple[float, float]:
-        moments, xs, ys = zip(*self.way, strict=True)
+        moments, xs, ys = self.way.T
         return float(np.interp(share, moments, xs)), float(np.interp(share, moments, ys))
 
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """A cut-out in one frame: its region, picture and mask there, its box, pixels inside and in all."""
+    """An actor in one frame: its region, picture and mask there, its box, pixels inside and in all."""
 
     region: tuple[slice, slice]
     bgr: _Float
@@ -148,11 +111,14 @@ def make_sample(
     photo = _photo()
     scale = np.diag([width / _WIDTH, height / _HEIGHT, 1.0])
     background = cv2.resize(_background(photo), size, interpolation=cv2.INTER_AREA).astype(np.float32)
-    actors = _cast(photo, np.random.default_rng(seed).uniform(0, 2 * np.pi, 8))
+    actors = list(_cast(photo, np.random.default_rng(seed).uniform(0, 2 * np.pi, 8)))
     seen: list[list[tuple[int, _Float, float]]] = [[] for _ in actors]
     with VideoWriter(path, width, height, fps, crf=21) as writer:
         for frame in range(count):
-            writer.write(_draw(frame, frame / count, frame / fps, scale, background, actors, seen))
+            picture, shown = _draw(frame / count, frame / fps, scale, background, actors)
+            writer.write(picture)
+            for number, box, visible in shown:
+                seen[number].append((frame, box, visible))
     return SampleTruth(fps, width, height, count, tuple(_tracks(actors, seen)))
 
 
@@ -185,72 +151,51 @@ def _background(photo: Image) -> Image:
     return np.asarray(np.clip(street, 0, 255), np.uint8)
 
 
-def _cut(photo: Image, origin: tuple[int, int], outline: _Points, flip: bool = False) -> _Cutout:
+def _cut(photo: Image, origin: Sequence[int], outline: Sequence[Sequence[int]]) -> tuple[_Float, _Float]:
+    """What is inside an outline: BGR and alpha."""
     points = np.array(outline, np.float64) / 2 + origin
-    left, top = np.floor(points.min(axis=0)).astype(int) - 4
+    left, top = np.maximum(np.floor(points.min(axis=0)).astype(int) - 4, 0)
     right, bottom = np.ceil(points.max(axis=0)).astype(int) + 4
-    left, top = max(0, left), max(0, top)
     mask = np.zeros(photo.shape[:2], np.uint8)
     cv2.fillPoly(mask, [np.round(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
     soft = cv2.GaussianBlur(mask, (0, 0), 0.9)[top:bottom, left:right].astype(np.float32) / 255
     # The outer half of the soft edge still shows the old background: leave it out.
-    alpha = np.clip((soft - 0.35) / 0.6, 0, 1)
-    bgr = photo[top:bottom, left:right].astype(np.float32)
-    if flip:
-        bgr, alpha = bgr[:, ::-1], alpha[:, ::-1]
-    return _Cutout(np.ascontiguousarray(bgr), np.ascontiguousarray(alpha, np.float32))
+    alpha = np.clip((soft - 0.35) / 0.6, 0, 1).astype(np.float32)
+    return photo[top:bottom, left:right].astype(np.float32), alpha
 
 
-def _tint(cutout: _Cutout, gain: tuple[float, float, float]) -> _Cutout:
-    """Other light and dye: blue, green and red multiplied."""
-    return _Cutout(np.clip(cutout.bgr * np.array(gain, np.float32), 0, 255), cutout.alpha)
-
-
-def _clean_bus(photo: Image) -> Image:
-    """Paint over the hand and the posts that stand before the bus."""
+def _cast(photo: Image, phases: _Matrix) -> Iterator[_Actor]:
+    """All objects, the farthest first. Of the bus only the rear half is free of people; its front stays outside."""
+    scene = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     mask = np.zeros(photo.shape[:2], np.uint8)
-    for x0, y0, x1, y1 in ((716, 532, 760, 600), (654, 618, 698, 672), (422, 652, 466, 700), (744, 480, 756, 660)):
+    for x0, y0, x1, y1 in _BEFORE_BUS:
         mask[y0:y1, x0:x1] = 255
-    return np.asarray(cv2.inpaint(photo, mask, 7, cv2.INPAINT_TELEA), np.uint8)
-
-
-def _cast(photo: Image, phases: npt.NDArray[np.float64]) -> list[_Actor]:
-    """All objects, the farthest first."""
-    light, dark = _cut(photo, *_LIGHT_COAT), _cut(photo, *_DARK_COAT)
-    dark_right = _cut(photo, *_DARK_COAT, flip=True)
-    bus = _cut(_clean_bus(photo), *_BUS)
-
-    def person(cutout: _Cutout, phase: float, *way: tuple[float, float, float]) -> _Actor:
-        return _Actor("person", cutout, way[0][2] - _HORIZON, way, phase=phase)
-
-    return [
-        # backs in and drives off again
-        _Actor("bus", bus, 270, ((0.06, -170, 440), (0.34, 108, 440), (0.5, 108, 440), (0.72, -180, 440)), walks=False),
-        person(_tint(light, (1.0, 0.86, 0.62)), phases[0], (0.05, 1340, 478), (1.0, 430, 478)),
-        person(_tint(dark, (1.12, 1.12, 1.2)), phases[1], (0.5, 1340, 505), (1.0, 880, 505)),
-        person(dark_right, phases[2], (0.04, -80, 575), (0.9, 1370, 575)),
-        person(light, phases[3], (0.1, 1400, 684), (0.86, -130, 684)),
-    ]
+    clean = np.asarray(cv2.inpaint(photo, mask, 7, cv2.INPAINT_TELEA), np.uint8)
+    people = 0
+    for each in scene["cast"]:
+        walks = each.get("walks", True)
+        bgr, alpha = _cut(photo if walks else clean, *scene["outlines"][each["outline"]].values())
+        if each.get("flip"):
+            bgr, alpha = np.ascontiguousarray(bgr[:, ::-1]), np.ascontiguousarray(alpha[:, ::-1])
+        if tint := each.get("tint"):  # other light and dye: blue, green and red multiplied
+            bgr = np.clip(bgr * np.array(tint, np.float32), 0, 255)
+        phase = float(phases[people]) if walks else 0.0
+        people += walks
+        yield _Actor(each["label"], bgr, alpha, each["height"], np.array(each["way"], np.float64), walks, phase)
 
 
 def _draw(
-    frame: int,
-    share: float,
-    time: float,
-    scale: npt.NDArray[np.float64],
-    background: _Float,
-    actors: list[_Actor],
-    seen: list[list[tuple[int, _Float, float]]],
-) -> Image:
-    """One picture; notes each object's box and visible share in ``seen``."""
+    share: float, time: float, scale: _Matrix, background: _Float, actors: Sequence[_Actor]
+) -> tuple[Image, list[tuple[int, _Float, float]]]:
+    """One picture, and of the actors on it their numbers, boxes and the shares of them that are to be seen."""
     canvas = background.copy()
     # Who is in front, for each pixel: the number of the actor, or -1.
     owner = np.full(canvas.shape[:2], -1, np.int8)
     placed: dict[int, _Placed] = {}
     for number, actor in enumerate(actors):
-        if not actor.way[0][0] <= share <= actor.way[-1][0]:
+        if not actor.way[0, 0] <= share <= actor.way[-1, 0]:
             continue
-        layer = _place(actor.cutout, scale @ _pose(actor, share, time), canvas.shape[1], canvas.shape[0])
+        layer = _place(actor, scale @ _pose(actor, share, time), canvas.shape[1], canvas.shape[0])
         if layer is None:
             continue
         _shadow(canvas, actor, share, scale)
@@ -258,16 +203,17 @@ def _draw(
         part += (layer.bgr - part) * layer.alpha[..., None]
         owner[layer.region][layer.alpha > 0.5] = number
         placed[number] = layer
-    for number, layer in placed.items():
-        if layer.pixels >= _MIN_VISIBLE * layer.whole:
-            visible = np.count_nonzero(owner[layer.region] == number) / layer.whole
-            seen[number].append((frame, layer.box, min(1.0, visible)))
-    return np.asarray(np.clip(canvas + 0.5, 0, 255), np.uint8)
+    shown = [
+        (number, layer.box, min(1.0, np.count_nonzero(owner[layer.region] == number) / layer.whole))
+        for number, layer in placed.items()
+        if layer.pixels >= _MIN_VISIBLE * layer.whole
+    ]
+    return np.asarray(np.clip(canvas + 0.5, 0, 255), np.uint8), shown
 
 
-def _pose(actor: _Actor, share: float, time: float) -> npt.NDArray[np.float64]:
+def _pose(actor: _Actor, share: float, time: float) -> _Matrix:
     """``(3, 3)`` matrix from cut-out pixels to the scene: upright at its foot point, swaying with each step."""
-    rows, columns = actor.cutout.alpha.shape
+    rows, columns = actor.alpha.shape
     zoom = actor.height / rows
     x, y = actor.foot(share)
     step = 2 * np.pi * 0.95 * time + actor.phase
@@ -275,13 +221,13 @@ def _pose(actor: _Actor, share: float, time: float) -> npt.NDArray[np.float64]:
     lift = 0.012 * actor.height * abs(np.sin(step)) if actor.walks else 0.0
     to_foot = np.array([[1, 0, -columns / 2], [0, 1, -rows], [0, 0, 1]])
     turn = zoom * np.array([[np.cos(lean), -np.sin(lean), 0], [np.sin(lean), np.cos(lean), 0], [0, 0, 1 / zoom]])
-    result: npt.NDArray[np.float64] = np.array([[1, 0, x], [0, 1, y - lift], [0, 0, 1]]) @ turn @ to_foot
+    result: _Matrix = np.array([[1, 0, x], [0, 1, y - lift], [0, 0, 1]]) @ turn @ to_foot
     return result
 
 
-def _place(cutout: _Cutout, matrix: npt.NDArray[np.float64], width: int, height: int) -> _Placed | None:
-    """Put a cut-out into a frame of the given size; ``None`` where nothing of it is inside."""
-    rows, columns = cutout.alpha.shape
+def _place(actor: _Actor, matrix: _Matrix, width: int, height: int) -> _Placed | None:
+    """Put an actor into a frame of the given size; ``None`` where nothing of it is inside."""
+    rows, columns = actor.alpha.shape
     corners = matrix[:2] @ np.array([[0, columns, columns, 0], [0, 0, rows, rows], [1, 1, 1, 1]])
     left, top = np.clip(np.floor(corners.min(axis=1)), 0, (width, height)).astype(int)
     right, bottom = np.clip(np.ceil(corners.max(axis=1)), 0, (width, height)).astype(int)
@@ -289,24 +235,23 @@ def _place(cutout: _Cutout, matrix: npt.NDArray[np.float64], width: int, height:
         return None
     local = matrix[:2] - np.array([[0, 0, left], [0, 0, top]])
     size = (int(right - left), int(bottom - top))
-    alpha = np.asarray(cv2.warpAffine(cutout.alpha, local, size), np.float32)
+    alpha = np.asarray(cv2.warpAffine(actor.alpha, local, size), np.float32)
     ys, xs = np.nonzero(alpha > 0.5)
     if len(ys) == 0:
         return None
-    box = np.array([left + xs.min(), top + ys.min(), left + xs.max() + 1, top + ys.max() + 1], np.float32)
     return _Placed(
         region=(slice(int(top), int(bottom)), slice(int(left), int(right))),
-        bgr=np.asarray(cv2.warpAffine(cutout.bgr, local, size), np.float32),
+        bgr=np.asarray(cv2.warpAffine(actor.bgr, local, size), np.float32),
         alpha=alpha,
-        box=box,
+        box=np.array([left + xs.min(), top + ys.min(), left + xs.max() + 1, top + ys.max() + 1], np.float32),
         pixels=len(ys),
-        whole=float(np.count_nonzero(cutout.alpha > 0.5)) * abs(float(np.linalg.det(matrix[:2, :2]))),
+        whole=float(np.count_nonzero(actor.alpha > 0.5)) * abs(float(np.linalg.det(matrix[:2, :2]))),
     )
 
 
-def _shadow(canvas: _Float, actor: _Actor, share: float, scale: npt.NDArray[np.float64]) -> None:
+def _shadow(canvas: _Float, actor: _Actor, share: float, scale: _Matrix) -> None:
     """Darken the ground softly under an object: without it, it would float."""
-    rows, columns = actor.cutout.alpha.shape
+    rows, columns = actor.alpha.shape
     x, y = actor.foot(share)
     half = actor.height * columns / rows * 0.45
     thick, soft = 0.028 * actor.height, 4.5
@@ -322,7 +267,7 @@ def _shadow(canvas: _Float, actor: _Actor, share: float, scale: npt.NDArray[np.f
     canvas[top : top + grid_y.shape[0], left : left + grid_x.shape[1]] *= dark.astype(np.float32)[..., None]
 
 
-def _tracks(actors: list[_Actor], seen: list[list[tuple[int, _Float, float]]]) -> Iterator[Track]:
+def _tracks(actors: Sequence[_Actor], seen: list[list[tuple[int, _Float, float]]]) -> Iterator[Track]:
     for number, (actor, notes) in enumerate(zip(actors, seen, strict=True)):
         if not notes:
             continue

@@ -37,21 +37,11 @@ class Sound:
     end: float | None = None
 
 
-def has_sound(sound: Sound) -> bool:
-    """Whether the file has a sound track that can be decoded.
-
-    Raises:
-        VideoError: the file is no video.
-    """
-    with open_video(sound.path) as (container, _):
-        return bool(container.streams.audio) and container.streams.audio[0].codec_context is not None
-
-
 def add_sound(sound: Sound, output: Any) -> Generator[Timed, None, None]:
     """Add a sound stream to an output that has not begun yet.
 
     Args:
-        sound: of a file that :func:`has_sound`.
+        sound: of a file; without a sound track that can be decoded there is no stream.
         output: PyAV output container, MP4.
 
     Returns:
@@ -68,7 +58,10 @@ def add_sound(sound: Sound, output: Any) -> Generator[Timed, None, None]:
 
 def _packets(path: Path, start: Fraction, end: float | None, output: Any) -> Generator[Timed, None, None]:
     with open_video(path) as (container, _):
-        track = container.streams.audio[0]
+        track = next(iter(container.streams.audio), None)
+        if track is None or track.codec_context is None:
+            yield 0.0, None
+            return
         plain = track.codec_context.codec.canonical_name in _MP4_AUDIO
         if start > 0:
             # Only sooner: packets before the start are left out below.

@@ -2,125 +2,30 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 from collections.abc import Generator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import av
 import av.error
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from ml_backend.errors import StorageError, VideoError
+from ml_backend.errors import VideoError
+from ml_backend.files import storage_error
 from ml_backend.types import Image
-from ml_backend.video.sound import Sound, Timed, add_sound, has_sound
+from ml_backend.video.sound import Sound, Timed, add_sound
 
 # Without accurate rounding every colour comes out one step too green, again on each copy of a copy. FFmpeg's number
 # for it (SWS_ACCURATE_RND), because PyAV 17, the last one for Python 3.10, has no name for it.
 _SCALING = int(Interpolation.BILINEAR) | 0x40000
 
-File = TypeVar("File", bound="Mp4File")
 
-
-class Mp4File:
-    """A file of pictures and sound. Use as a context manager; what the pictures are is said by those that derive.
-
-    The file appears under its name only when the ``with`` block ends well; an exception leaves nothing behind.
-
-    Args:
-        path: target, ending in ``.mp4``; its folder is made.
-        comment: text that is kept in the file's metadata.
-        sound: what is to be heard; it goes on after the last picture where it is longer.
-
-    Raises:
-        StorageError: the disk is full or the folder cannot be written.
-        VideoError: the sound's file is no video.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], comment: str = "", sound: Sound | None = None) -> None:
-        self.path = Path(path)
-        self._comment = comment
-        self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix or '.mp4'}")
-        self._container: Any = None
-        self._stream: Any = None
-        self._sound = sound
-        self._heard: Generator[Timed, None, None] | None = None
-        self._waiting: Timed | None = None
-
-    def __enter__(self: File) -> File:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._container = av.open(
-                str(self._temporary), "w", format="mp4", container_options={"movflags": "+faststart"}
-            )
-        except OSError as error:
-            raise storage_error(self.path, error) from error
-        if self._comment:
-            self._container.metadata["comment"] = self._comment
-        try:
-            self._stream = self._pictures(self._container)
-            if self._sound is not None and has_sound(self._sound):
-                self._heard = add_sound(self._sound, self._container)
-                self._waiting = next(self._heard, None)
-        except BaseException:
-            self._close_quietly()
-            self._temporary.unlink(missing_ok=True)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._close_quietly()
-            self._temporary.unlink(missing_ok=True)
-
-    def _pictures(self, container: Any) -> Any:
-        """Add the stream of pictures to a container and return it."""
-        raise NotImplementedError
-
-    def _finish(self) -> None:
-        self._mux_sound(float("inf"))
-        try:
-            # Closing writes the index; if the disk is full it is here that it shows.
-            container, self._container = self._container, None
-            container.close()
-            os.replace(self._temporary, self.path)
-        except OSError as error:
-            raise storage_error(self.path, error) from error
-
-    def _mux_sound(self, until: float) -> None:
-        """Sound goes along with the pictures, as players (and the muxer's memory) like it."""
-        while self._heard is not None and self._waiting is not None and self._waiting[0] <= until:
-            try:
-                self._container.mux_one(self._waiting[1])
-                self._waiting = next(self._heard, None)
-            except OSError as error:
-                raise storage_error(self.path, error) from error
-            except av.error.FFmpegError as error:
-                raise VideoError(f"The sound cannot be kept: {error}.", "Leave it out.") from error
-
-    def _close_quietly(self) -> None:
-        if self._heard is not None:
-            self._heard.close()
-        if self._container is None:
-            return
-        container, self._container = self._container, None
-        try:
-            container.close()
-        except (av.error.FFmpegError, OSError):
-            # Something has gone wrong before and is on its way up; the part file is removed anyway.
-            return
-
-
-class VideoWriter(Mp4File):
+class VideoWriter:
     """Write BGR images as H.264 in MP4. Use as a context manager.
 
     The file appears under its name only when the ``with`` block ends well; an exception leaves nothing behind.
@@ -131,7 +36,6 @@ class VideoWriter(Mp4File):
             needs even sizes: positions in pixels stay valid.
         fps: frames per second.
         crf: quality, 0 (lossless) to 51; 18 looks like the original, 23 is half the size.
-        preset: speed against size, a name that x264 knows.
         comment: text that is kept in the file's metadata.
         time_base: seconds per unit of the times that :meth:`write` is given, for pictures at uneven intervals;
             ``1 / fps`` when omitted.
@@ -150,27 +54,56 @@ class VideoWriter(Mp4File):
         fps: float | Fraction,
         *,
         crf: int = 20,
-        preset: str = "veryfast",
         comment: str = "",
         time_base: Fraction | None = None,
         sound: Sound | None = None,
     ) -> None:
-        if width < 1 or height < 1:
-            raise ValueError(f"expected a positive size, got {width}x{height}")
-        if not fps > 0:
-            raise ValueError(f"expected fps > 0, got {fps}")
-        super().__init__(path, comment, sound)
+        self.path = Path(path)
+        self._comment = comment
+        self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix or '.mp4'}")
+        self._container: Any = None
+        self._stream: Any = None
+        self._sound = sound
+        self._heard: Generator[Timed, None, None] | None = None
+        self._waiting: Timed | None = None
         self.width, self.height = width, height
         self.fps = Fraction(fps).limit_denominator(1001)
-        if time_base is not None and not time_base > 0:
-            raise ValueError(f"expected time_base > 0, got {time_base}")
         self.time_base = time_base or 1 / self.fps
-        self._options = {"crf": str(crf), "preset": preset}
+        self._options = {"crf": str(crf), "preset": "veryfast"}
         self._scaler = VideoReformatter()
         self._frames = 0
 
-    def _pictures(self, container: Any) -> Any:
-        stream = container.add_stream("libx264", rate=self.fps, options=self._options)
+    def __enter__(self) -> VideoWriter:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._container = av.open(
+                str(self._temporary), "w", format="mp4", container_options={"movflags": "+faststart"}
+            )
+            if self._comment:
+                self._container.metadata["comment"] = self._comment
+            self._stream = self._pictures()
+            if self._sound is not None:
+                self._heard = add_sound(self._sound, self._container)
+                self._waiting = next(self._heard, None)
+        except BaseException as error:  # also a signal's
+            self._discard()
+            if isinstance(error, OSError):
+                raise storage_error(self.path, error) from error
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._discard()
+
+    def _pictures(self) -> Any:
+        """Add the stream of pictures to the container and return it."""
+        stream = self._container.add_stream("libx264", rate=self.fps, options=self._options)
         stream.width = self.width + self.width % 2
         stream.height = self.height + self.height % 2
         stream.pix_fmt = "yuv420p"
@@ -213,17 +146,40 @@ class VideoWriter(Mp4File):
         if self._frames == 0:
             raise VideoError(f"No frame was written to {self.path}.", "Check that the source has frames.")
         self._mux(None)
-        super()._finish()
+        self._mux_sound(float("inf"))
+        try:
+            # Closing writes the index; if the disk is full it is here that it shows.
+            container, self._container = self._container, None
+            container.close()
+            os.replace(self._temporary, self.path)
+        except OSError as error:
+            raise storage_error(self.path, error) from error
+
+    def _mux_sound(self, until: float) -> None:
+        """Sound goes along with the pictures, as players (and the muxer's memory) like it."""
+        while self._heard is not None and self._waiting is not None and self._waiting[0] <= until:
+            try:
+                self._container.mux_one(self._waiting[1])
+                self._waiting = next(self._heard, None)
+            except OSError as error:
+                raise storage_error(self.path, error) from error
+            except av.error.FFmpegError as error:
+                raise VideoError(f"The sound cannot be kept: {error}.", "Leave it out.") from error
+
+    def _discard(self) -> None:
+        """Close what is open and remove the file that is not complete."""
+        if self._heard is not None:
+            self._heard.close()
+        # Something may have gone wrong before and is on its way up: what fails here is no news.
+        if self._container is not None:
+            container, self._container = self._container, None
+            with contextlib.suppress(av.error.FFmpegError, OSError):
+                container.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
 
     def _mux(self, picture: Any) -> None:
         try:
             self._container.mux(self._stream.encode(picture))
         except OSError as error:
             raise storage_error(self.path, error) from error
-
-
-def storage_error(path: Path, error: OSError) -> StorageError:
-    """Translate a failed write."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"No space left on the disk while writing {path}.", "Free some space and try again.")
-    return StorageError(f"Cannot write {path}: {error}.", "Check the folder's permissions and the disk.")

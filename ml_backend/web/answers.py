@@ -1,19 +1,40 @@
-"""What the API answers. The OpenAPI document's schemas are made of these types, which also bind the handlers."""
+"""What the API answers. OpenAPI's schemas are made of these types, which also bind the handlers."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, with_config
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 Iso = Annotated[str, Field(description="A moment in ISO 8601, with time zone.")]
 JobState = Literal["queued", "waiting", "running", "cancelling", "finished", "failed", "cancelled"]
-_CLOSED = ConfigDict(extra="forbid")
 
 
-@with_config(_CLOSED)
-class Job(TypedDict):
+@with_config(ConfigDict(extra="forbid"))
+class Answer(TypedDict):
+    """Has no fields but those that are named."""
+
+
+class FieldError(Answer):
+    """A field that is wrong."""
+
+    field: str
+    message: str
+
+
+class Problem(Answer):
+    """Problem details (RFC 9457): what is wrong, and what can be done about it."""
+
+    type: Annotated[str, Field(description="A URN by the kind of error, or about:blank.")]
+    title: Annotated[str, Field(description="The kind of error in words.")]
+    status: Annotated[int, Field(description="HTTP status.")]
+    detail: Annotated[str, Field(description="What is wrong with this request.")]
+    cure: Annotated[str, Field(description="What can be done about it; may be empty.")]
+    errors: NotRequired[Annotated[list[FieldError], Field(description="Each field that is wrong.")]]
+
+
+class Job(Answer):
     """A piece of long work."""
 
     id: str
@@ -34,31 +55,27 @@ class Job(TypedDict):
     ended_at: Iso | None
 
 
-@with_config(_CLOSED)
-class JobAnswer(TypedDict):
-    """The job that does what was asked for."""
+class JobAnswer(Answer):
+    """The job that does what was asked for, new or already under way."""
 
     job: Job
 
 
-@with_config(_CLOSED)
-class JobList(TypedDict):
+class JobList(Answer):
     """Running jobs, then waiting ones in order, then those that have ended, newest first."""
 
     jobs: list[Job]
     total: Annotated[int, Field(description="Jobs that were found; of long queues not all are looked at.")]
 
 
-@with_config(_CLOSED)
-class Part(TypedDict):
+class Part(Answer):
     """Whether a part answers."""
 
     up: bool
     error: str
 
 
-@with_config(_CLOSED)
-class Worker(TypedDict):
+class Worker(Answer):
     """A process that does jobs."""
 
     name: str
@@ -68,8 +85,7 @@ class Worker(TypedDict):
     memory: Annotated[dict[str, Any] | None, Field(description="Its models and memory; null where it tells nothing.")]
 
 
-@with_config(_CLOSED)
-class Models(TypedDict):
+class Models(Answer):
     """What would make predictions now."""
 
     mode: str
@@ -89,8 +105,7 @@ class Models(TypedDict):
     notes: list[str]
 
 
-@with_config(_CLOSED)
-class Status(TypedDict):
+class Status(Answer):
     """How things are."""
 
     version: str
@@ -104,8 +119,7 @@ class Status(TypedDict):
     versions: Annotated[dict[str, str], Field(description="Of Python and of what the models run on.")]
 
 
-@with_config(_CLOSED)
-class Project(TypedDict):
+class Project(Answer):
     """A project of Label Studio, and how it is labelled here."""
 
     id: int
@@ -120,15 +134,13 @@ class Project(TypedDict):
     policy: dict[str, Any]
 
 
-@with_config(_CLOSED)
-class ProjectList(TypedDict):
+class ProjectList(Answer):
     """All projects that the configured token may see, newest first."""
 
     projects: list[Project]
 
 
-@with_config(_CLOSED)
-class Switched(TypedDict):
+class Switched(Answer):
     """What a project uses from now on."""
 
     project: int
@@ -138,8 +150,7 @@ class Switched(TypedDict):
     changed: bool
 
 
-@with_config(_CLOSED)
-class Loading(TypedDict):
+class Loading(Answer):
     """A version in use, and the job that loads it."""
 
     version: str
@@ -147,8 +158,7 @@ class Loading(TypedDict):
     job: Job
 
 
-@with_config(_CLOSED)
-class Patterns(TypedDict):
+class Patterns(Answer):
     """What a project has learned."""
 
     project: int
@@ -171,8 +181,7 @@ class Patterns(TypedDict):
     job: Annotated[Job | None, Field(description="Finds out what is missing; null where nothing is.")]
 
 
-@with_config(_CLOSED)
-class Versions(TypedDict):
+class Versions(Answer):
     """A project's registry."""
 
     project: int
@@ -185,8 +194,7 @@ class Versions(TypedDict):
     acceptance: Annotated[list[dict[str, Any]], Field(description="What people did with each version's predictions.")]
 
 
-@with_config(_CLOSED)
-class Statistics(TypedDict):
+class Statistics(Answer):
     """What has been annotated."""
 
     project: int
@@ -202,8 +210,7 @@ class Statistics(TypedDict):
     job: Annotated[Job | None, Field(description="Counts anew; null where the numbers are new enough.")]
 
 
-@with_config(_CLOSED)
-class SimilarTracks(TypedDict):
+class SimilarTracks(Answer):
     """More like this."""
 
     project: int
@@ -217,8 +224,7 @@ class SimilarTracks(TypedDict):
     job: Job | None
 
 
-@with_config(_CLOSED)
-class Exemplar(TypedDict):
+class Exemplar(Answer):
     """A view of an annotated object."""
 
     id: int
@@ -230,8 +236,7 @@ class Exemplar(TypedDict):
     thumbnail: Annotated[str | None, Field(description="A data URL.")]
 
 
-@with_config(_CLOSED)
-class Exemplars(TypedDict):
+class Exemplars(Answer):
     """What a label was taught with, newest first."""
 
     project: int
@@ -239,8 +244,7 @@ class Exemplars(TypedDict):
     exemplars: list[Exemplar]
 
 
-@with_config(_CLOSED)
-class Memory(TypedDict):
+class Memory(Answer):
     """What workers hold."""
 
     workers: Annotated[
@@ -248,8 +252,7 @@ class Memory(TypedDict):
     ]
 
 
-@with_config(_CLOSED)
-class Optimizing(TypedDict):
+class Optimizing(Answer):
     """Who was asked to unload what is idle."""
 
     requested: bool

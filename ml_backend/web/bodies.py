@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from ml_backend.jobs.control_names import STRIDE
+from ml_backend.jobs.control_queue import STRIDE
+from ml_backend.outputs import NAME
 from ml_backend.settings import Mode
 
 
@@ -27,6 +28,9 @@ TrainedName = Annotated[
 ]
 #: Label Studio takes names of this length.
 LabelName = Annotated[str, Field(min_length=1, max_length=255, description="Name of a label.")]
+JobId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,200}$")]
+#: Of a file that was made here.
+FileName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 ExportFormat = Literal["annotations", "yolo", "yolo-track", "coco", "mot", "cvat"]
 
 
@@ -62,12 +66,11 @@ def _is_given(field: str) -> dict[str, Any]:
     return {"required": [field], "properties": {field: {"type": "string"}}}
 
 
-class SwitchModel(Model):
+class SwitchModel(OfProject):
     """Another mode, another version, or both."""
 
     model_config = ConfigDict(json_schema_extra={"anyOf": [_is_given("mode"), _is_given("version")]})
 
-    project: ProjectId
     mode: Annotated[Mode | Literal["default"] | None, Field(description="default: the settings' mode.")] = None
     version: VersionName | None = None
 
@@ -78,42 +81,37 @@ class SwitchModel(Model):
         return self
 
 
-class AutoLabel(Model):
+class AutoLabel(OfProject):
     """Which tasks are to be predicted."""
 
-    project: ProjectId
     tasks: Annotated[
         list[TaskId] | None, Field(min_length=1, max_length=10_000, description="All without annotations by default.")
     ] = None
 
 
-class Train(Model):
+class Train(OfProject):
     """A training."""
 
-    project: ProjectId
     force: Annotated[bool, Field(description="Also if nothing has changed since the last one.")] = False
 
 
-class LoadCustomModel(Model):
+class LoadCustomModel(OfProject):
     """A version that is to be used."""
 
-    project: ProjectId
     version: TrainedName
 
 
-class Rollback(Model):
+class Rollback(OfProject):
     """Back to the version before."""
 
-    project: ProjectId
     instead_of: Annotated[
         VersionName, Field(description="The version in use: the same request sent twice goes back once.")
     ]
 
 
-class AnnotatedVideo(Model):
+class AnnotatedVideo(OfProject):
     """A video with boxes."""
 
-    project: ProjectId
     task: TaskId
     source: Annotated[
         Literal["annotations", "predictions", "base"],
@@ -121,18 +119,16 @@ class AnnotatedVideo(Model):
     ] = "annotations"
 
 
-class CustomModelVideo(Model):
+class CustomModelVideo(OfProject):
     """A video with what a trained version finds now."""
 
-    project: ProjectId
     task: TaskId
     version: TrainedName | None = None
 
 
-class Export(Model):
+class Export(OfProject):
     """A project's annotations as a file."""
 
-    project: ProjectId
     format: Annotated[ExportFormat, Field(description="annotations: JSON rows; the others: a zip archive.")]
     predictions: Annotated[
         Literal["none", "missing", "only"],
@@ -149,25 +145,35 @@ class Export(Model):
     ] = None
 
 
-class FindSimilar(Model):
+class Upload(Model):
+    """A video of a project, as a form."""
+
+    project: Annotated[
+        ProjectId,
+        WithJsonSchema({"type": "string", "pattern": "^[1-9][0-9]{0,9}$", "description": "Id of the project."}),
+    ]
+    file: Annotated[
+        str,
+        WithJsonSchema({"type": "string", "contentMediaType": "application/octet-stream", "description": "A video."}),
+    ]
+
+
+class FindSimilar(OfProject):
     """Find more like this."""
 
-    project: ProjectId
     label: LabelName
     limit: Annotated[int, Field(ge=1, le=500, description="How many.")] = 50
     safe: Annotated[bool, Field(description="Only those that may be given the label without asking.")] = False
 
 
-class ShowExemplars(Model):
+class ShowExemplars(OfProject):
     """Of which label."""
 
-    project: ProjectId
     label: Annotated[str, Field(max_length=255, description="Name of a label; empty: background.")]
     limit: Annotated[int, Field(ge=1, le=200, description="How many.")] = 24
 
 
-class Statistics(Model):
+class Statistics(OfProject):
     """Whose statistics."""
 
-    project: ProjectId
     fresh: Annotated[bool, Field(description="Have them counted anew, however new they are.")] = False

@@ -1,81 +1,86 @@
-"""Handlers of the control room's API: models, learning, jobs. None loads a model or decodes video."""
+"""Handlers of the control room's API. They ask the services, which do the work: none loads a model or decodes video."""
 
 from __future__ import annotations
 
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
-from functools import lru_cache
+from functools import cache
 from importlib import metadata
+from threading import Condition
 from typing import TYPE_CHECKING, Any
 
-from flask import current_app
+from cachetools import TTLCache, cached
+from flask import Response, jsonify, render_template, send_file
 
 import ml_backend
 from ml_backend.errors import BackendError, ConfigError
-from ml_backend.jobs.board import FAILED
-from ml_backend.jobs.control_names import data_url, patterns_name, similar_name, stats_name
+from ml_backend.jobs.control_queue import data_url, patterns_name, similar_name, stats_name
+from ml_backend.jobs.listing import FAILED
 from ml_backend.jobs.memory_board import unlike
 from ml_backend.jobs.workers import live_workers
 from ml_backend.versions import BASE, shaping
 from ml_backend.web import answers, bodies
+from ml_backend.web.api import document, route
 from ml_backend.web.problems import Conflict, Unknown
 from ml_backend.web.protocol import services
-from ml_backend.web.pulse import Pulse
 
 if TYPE_CHECKING:
-    from ml_backend.services import Services
+    from ml_backend.services import WebContainer
 
-#: Settings that say how predictions are made, and when it is retrained.
-_TOLD = ("mode", "detector", "yolo_weights", "tracker", "imgsz", "conf", "device", "embedder", "views", "train_auto")
+#: Settings that say how predictions are made.
+_TOLD = ("mode", "detector", "yolo_weights", "tracker", "imgsz", "conf", "device", "embedder")
 _PACKAGES = ("torch", "ultralytics", "transformers", "label-studio-sdk", "flask", "rq", "redis")
+#: Version of a package; to read them takes longer than all else that a status tells.
+_installed = cache(metadata.version)
 #: Seconds for which counts are good enough.
 STATS_S = 60.0
+#: Seconds for which jobs and queues are good enough: every open page asks for them every two seconds.
+FRESH_S = 1.0
+#: Apps whose state is kept: a process has one, its tests some.
+_APPS = 4
 _BY = "control room"
+#: Media types of files to download, by suffix.
+_TYPES = {".mp4": "video/mp4", ".zip": "application/zip", ".json": "application/json"}
 
 
-def pulse() -> Pulse:
-    """What is looked up once a second, for everybody."""
-    found: Pulse = current_app.extensions["pulse"]
-    return found
-
-
-def make_pulse(found: Services) -> Pulse:
-    return Pulse(lambda: look(found), found.jobs.all)
-
-
+@route("GET", "/status", "Overview")
 def status(query: bodies.OfAnyProject) -> answers.Status:
+    """How things are.
+
+    Models in use, workers, queues, and whether the parts answer. Label Studio is not asked. With a project, its models.
+    Numbers are at most a second old.
+    """
     found = services()
-    state = pulse().state()
+    state = look(found)
     return {
         "version": ml_backend.__version__,
-        "redis": state["redis"],
-        "database": state["database"],
         "label_studio": found.settings.label_studio_url,
         "models": _models(found, query.project, state),
         "settings": {name: getattr(found.settings, name) for name in _TOLD},
-        "workers": state["workers"],
-        "queues": state["queues"],
-        "versions": _versions(),
+        "versions": {"python": platform.python_version(), **{name: _installed(name) for name in _PACKAGES}},
+        **{name: state[name] for name in ("redis", "database", "workers", "queues")},  # type: ignore[typeddict-item]
     }
 
 
-def look(found: Services) -> dict[str, Any]:
-    """Workers, queues, and what answers; for :class:`ml_backend.web.pulse.Pulse`."""
+@cached(TTLCache(_APPS, FRESH_S), key=lambda found: found.jobs, condition=Condition())
+def all_jobs(found: WebContainer) -> list[Any]:
+    """Every job. The list is shared: it is not to be changed."""
+    return found.jobs.all()
+
+
+@cached(TTLCache(_APPS, FRESH_S), key=lambda found: found.jobs, condition=Condition())
+def look(found: WebContainer) -> dict[str, Any]:
+    """Workers, queues, and what answers. The value is shared: it is not to be changed."""
     out: dict[str, Any] = {"redis": {"up": True, "error": ""}, "database": {"up": True, "error": ""}}
     try:
         memory = found.memory.status()
         out["queues"] = found.queue.depths()
         out["workers"] = [
-            {
-                "name": worker.name,
-                "hostname": worker.hostname,
-                "pid": worker.pid,
-                "queues": list(worker.queues),
-                "memory": memory.get(worker.name),
-            }
-            for worker in live_workers(found.settings.redis_url)
+            {"name": w.name, "hostname": w.hostname, "pid": w.pid, "queues": [*w.queues], "memory": memory.get(w.name)}
+            for w in live_workers(found.settings.redis_url)
         ]
         living = [worker["name"] for worker in out["workers"]]
         out["unlike"] = unlike(shaping(found.settings), found.memory.shaping(living))
@@ -88,21 +93,12 @@ def look(found: Services) -> dict[str, Any]:
     return out
 
 
-def _models(found: Services, project: int | None, state: Mapping[str, Any]) -> answers.Models:
+def _models(found: WebContainer, project: int | None, state: Mapping[str, Any]) -> answers.Models:
     try:
         models = found.projects.models(project)
     except BackendError as error:
-        return {
-            "mode": found.settings.mode,
-            "detector": None,
-            "engine": None,
-            "precision": None,
-            "embedder": None,
-            "clip": None,
-            "version": None,
-            "model_version": None,
-            "notes": [str(error)],
-        }
+        unknown: Any = dict.fromkeys(answers.Models.__annotations__)
+        return unknown | {"mode": found.settings.mode, "notes": [str(error)]}  # type: ignore[no-any-return]
     hybrid = models.hybrid
     engines = [{"name": "opencv", "precision": "", "note": ""}]
     if models.detector.kind != "motion":
@@ -127,57 +123,54 @@ def _engines(detector: str, workers: list[answers.Worker]) -> list[dict[str, str
     return [model["engine"] for model in loaded if model["name"] == detector and model["engine"]]
 
 
-@lru_cache(maxsize=1)
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
+@route("GET", "/projects", "Overview", errors=(502,))
 def projects() -> answers.ProjectList:
+    """Projects of Label Studio that the configured token may see."""
     found = services()
-    rows: list[answers.Project] = []
+    rows: list[Any] = []
     for item in found.lister.projects():
         trained = found.projects.trained(item["id"])
-        rows.append(
-            {
-                "id": item["id"],
-                "title": item["title"],
-                "url": item["url"],
-                "tasks": item["tasks"],
-                "annotated": item["annotated"],
-                "annotations": item["annotations"],
-                "predictions": item["predictions"],
-                "mode": found.projects.mode(item["id"]),
-                "version": trained.name if trained else BASE,
-                "policy": asdict(found.trainings.policy(item["id"])),
-            }
-        )
+        used = {"mode": found.projects.mode(item["id"]), "version": trained.name if trained else BASE}
+        rows.append(item | used | {"policy": asdict(found.trainings.policy(item["id"]))})
     return {"projects": rows}
 
 
 # -- models
 
 
+@route("GET", "/memory_status", "Models")
 def memory_status() -> answers.Memory:
+    """Models and memory by worker. As workers told it last, within their lease."""
     return {"workers": services().memory.status()}
 
 
-def optimize_memory() -> tuple[answers.Optimizing, int]:
+@route("POST", "/optimize_memory", "Models", 202)
+def optimize_memory() -> answers.Optimizing:
+    """Unload idle models.
+
+    Workers do so between two jobs, within their lease. Sent again, it finds nothing left to unload.
+    """
     found = services()
     found.memory.optimize()
-    return {"requested": True, "workers": found.queue.workers()}, 202
+    return {"requested": True, "workers": found.queue.workers()}
 
 
-def init_models(body: bodies.OfProject) -> tuple[answers.JobAnswer, int]:
+@route("POST", "/init_models", "Models", 202)
+def init_models(body: bodies.OfProject) -> answers.JobAnswer:
+    """Load a project's models.
+
+    One worker of the queue `control` takes the job: it loads them, and holds them until memory is needed. Every other
+    worker loads them with the first prediction that it makes.
+    """
     return requested(services().control.init_models(body.project))
 
 
+@route("POST", "/switch_model", "Models")
 def switch_model(body: bodies.SwitchModel) -> answers.Switched:
+    """Switch a project's mode, its version, or both.
+
+    Tasks that nobody has annotated are predicted anew in the background. Sent again, it changes nothing.
+    """
     found = services()
     before = found.projects.models(body.project).version
     if body.version is not None:  # first: it may be refused
@@ -187,14 +180,16 @@ def switch_model(body: bodies.SwitchModel) -> answers.Switched:
     return _switched(found, body.project, before)
 
 
-def load_custom_model(body: bodies.LoadCustomModel) -> tuple[answers.Loading, int]:
+@route("POST", "/load_custom_model", "Models", 202)
+def load_custom_model(body: bodies.LoadCustomModel) -> answers.Loading:
+    """Use a trained version. Only versions of the registry: no file can be named. Sent again, it changes nothing."""
     found = services()
     model_version = found.trainings.activate(body.project, body.version, _BY)
-    job = _job(found.control.init_models(body.project))
-    return {"version": body.version, "model_version": model_version, "job": job}, 202
+    job = requested(found.control.init_models(body.project))["job"]
+    return {"version": body.version, "model_version": model_version, "job": job}
 
 
-def _switched(found: Services, project: int, before: str) -> answers.Switched:
+def _switched(found: WebContainer, project: int, before: str) -> answers.Switched:
     models = found.projects.models(project)
     return {
         "project": project,
@@ -208,28 +203,35 @@ def _switched(found: Services, project: int, before: str) -> answers.Switched:
 # -- learning
 
 
-def learn_patterns(body: bodies.OfProject) -> tuple[answers.JobAnswer, int]:
+@route("POST", "/learn_patterns", "Learn", 202)
+def learn_patterns(body: bodies.OfProject) -> answers.JobAnswer:
+    """Learn all annotations anew. What people submit is learned by itself; this reads everything once more."""
     return requested(services().control.learn(body.project))
 
 
+@route("GET", "/get_patterns_info", "Learn", starts_job=True)
 def patterns_info(query: bodies.OfProject) -> answers.Patterns:
+    """What a project has learned.
+
+    Counts are of this moment. Clusters and thresholds are found out by a job, once for each state.
+    """
     found, project = services(), query.project
     models = found.projects.models(project)
     embedder = models.hybrid.embedder
     labels: dict[str, dict[str, Any]] = {}
     points: list[dict[str, Any]] = []
-    job: answers.Job | None = None
+    job = None
     if embedder is not None:
         labels = dict(found.projects.patterns.counts(project, embedder.model_id))
-        digest = found.projects.patterns.digest(project, embedder.model_id) or ""
+        digest = found.projects.patterns.digest(project, embedder.model_id)
         if digest:
-            known = found.jobs.board.published(patterns_name(project))
-            if known and known[1]["digest"] == digest:
-                points = known[1]["map"]
-                for label, facts in known[1]["labels"].items():
+            _, known, job = _found_by_job(
+                patterns_name(project), lambda: found.control.patterns(project), digest=digest, for_s=math.inf
+            )
+            if job is None:
+                points = known["map"]
+                for label, facts in known["labels"].items():
                     labels.get(label, {}).update(facts)
-            else:
-                job = _unless_failed(found, patterns_name(project)) or _job(found.control.patterns(project))
     return {
         "project": project,
         "mode": models.mode,
@@ -243,28 +245,37 @@ def patterns_info(query: bodies.OfProject) -> answers.Patterns:
     }
 
 
+@route("GET", "/exemplars", "Learn")
 def exemplars(query: bodies.ShowExemplars) -> answers.Exemplars:
+    """What a label was taught with. Views of annotated objects with their pictures, newest first."""
     found = services()
     embedder = found.projects.models(query.project).hybrid.embedder
     rows: list[answers.Exemplar] = []
     if embedder is not None:
-        gallery = found.projects.patterns.gallery(query.project, embedder.model_id, query.label, query.limit)
-        for number, source, thumbnail in gallery:
-            rows.append(
-                {
-                    "id": number,
-                    "label": source.label,
-                    "task": source.task_id or None,
-                    "region": source.region_id,
-                    "frame": source.frame,
-                    "origin": source.origin,
-                    "thumbnail": data_url(thumbnail),
-                }
+        rows = [
+            {
+                "id": number,
+                "label": source.label,
+                "task": source.task_id or None,
+                "region": source.region_id,
+                "frame": source.frame,
+                "origin": source.origin,
+                "thumbnail": data_url(thumbnail),
+            }
+            for number, source, thumbnail in found.projects.patterns.gallery(
+                query.project, embedder.model_id, query.label, query.limit
             )
+        ]
     return {"project": query.project, "label": query.label, "exemplars": rows}
 
 
+@route("GET", "/similar", "Learn", 200, 202, starts_job=True, errors=(422,))
 def similar(query: bodies.FindSimilar) -> tuple[answers.SimilarTracks, int]:
+    """Find more like this.
+
+    Tracks that nobody has annotated and that are most like a label's exemplars. A job looks for them: ask again when it
+    has ended.
+    """
     found = services()
     embedder = found.projects.models(query.project).hybrid.embedder
     if embedder is None:
@@ -273,17 +284,12 @@ def similar(query: bodies.FindSimilar) -> tuple[answers.SimilarTracks, int]:
     if query.label not in counts:
         known = ", ".join(filter(None, counts)) or "none yet"
         raise ConfigError(f"The label {query.label!r} has no exemplars.", f"Labels with exemplars: {known}.")
-    digest = found.projects.patterns.digest(query.project, embedder.model_id) or ""
-    name = similar_name(query.project, query.label, query.limit, query.safe)
-    known_tracks = found.jobs.board.published(name)
-    fresh = known_tracks is not None and known_tracks[1]["digest"] == digest
-    # New tracks come without another digest.
-    fresh = fresh and known_tracks is not None and _age(known_tracks[0]) < STATS_S
-    job = None
-    if not fresh:
-        asked = (query.project, query.label, query.limit, query.safe)
-        job = _unless_failed(found, name) or _job(found.control.similar(*asked))
-    at, facts = known_tracks or (None, {})
+    asked = (query.project, query.label, query.limit, query.safe)
+    at, facts, job = _found_by_job(
+        similar_name(*asked),
+        lambda: found.control.similar(*asked),
+        digest=found.projects.patterns.digest(query.project, embedder.model_id) or "",
+    )
     return {
         "project": query.project,
         "label": query.label,
@@ -291,18 +297,20 @@ def similar(query: bodies.FindSimilar) -> tuple[answers.SimilarTracks, int]:
         "tracks": facts.get("tracks", []),
         "skipped": facts.get("skipped", []),
         "job": job,
-    }, 200 if fresh else 202
+    }, 202 if job else 200
 
 
+@route("GET", "/stats", "Label", 200, 202, starts_job=True)
 def statistics(query: bodies.Statistics) -> tuple[answers.Statistics, int]:
-    found, name = services(), stats_name(query.project)
-    known = found.jobs.board.published(name)
-    fresh = known is not None and not query.fresh and _age(known[0]) < STATS_S
-    job = None
-    if not fresh:
-        failed = None if query.fresh else _unless_failed(found, name)
-        job = failed or _job(found.control.statistics(query.project))
-    at, facts = known or (None, {})
+    """What has been annotated.
+
+    By label and by person, and what people accepted of each version. A job counts; numbers of the last minute are not
+    counted anew.
+    """
+    found = services()
+    at, facts, job = _found_by_job(
+        stats_name(query.project), lambda: found.control.statistics(query.project), anew=query.fresh
+    )
     return {
         "project": query.project,
         "counted_at": _iso(at),
@@ -312,19 +320,40 @@ def statistics(query: bodies.Statistics) -> tuple[answers.Statistics, int]:
         "skipped": facts.get("skipped", []),
         "acceptance": found.trainings.accepted(query.project),
         "job": job,
-    }, 200 if known else 202
+    }, 200 if at else 202
 
 
-def _unless_failed(found: Services, name: str) -> answers.Job | None:
-    """A job that failed a moment ago: whoever polls a GET must not start it over and over."""
-    job = found.jobs.get(name)
-    if job is None or job["state"] != FAILED or not job["ended_at"]:
-        return None
-    ended = datetime.fromisoformat(job["ended_at"]).timestamp()
-    return _job(job) if _age(ended) < STATS_S else None
+def _found_by_job(
+    name: str, start: Callable[[], Any], *, digest: str | None = None, for_s: float = STATS_S, anew: bool = False
+) -> tuple[float | None, dict[str, Any], Any]:
+    """When a job has found something, what, and the job that does so anew where that is not good any more.
+
+    A job that failed a moment ago is not started again, unless ``anew``: whoever polls a GET would do so all the time.
+
+    Args:
+        start: requests the job.
+        digest: of the state that it must be of.
+        for_s: seconds for which it is good; new tracks come without another digest.
+    """
+    found = services()
+    known = found.queue.published(name)
+    if known and not anew and _age(known[0]) < for_s and digest in (None, known[1].get("digest")):
+        return *known, None
+    at, facts = known or (None, {})
+    last = None if anew else found.jobs.get(name)
+    ended = last["ended_at"] if last and last["state"] == FAILED else None
+    if ended and _age(datetime.fromisoformat(ended).timestamp()) < STATS_S:
+        return at, facts, last
+    return at, facts, start()
 
 
-def train(body: bodies.Train) -> tuple[answers.JobAnswer, int]:
+@route("POST", "/train_custom_model", "Learn", 202)
+def train(body: bodies.Train) -> answers.JobAnswer:
+    """Retrain a project's detector.
+
+    It is used only if it is not worse. What is asked while it runs makes one more, which finds nothing new unless
+    something was annotated meanwhile.
+    """
     found = services()
     if found.settings.detector == "motion":
         raise ConfigError(
@@ -333,15 +362,22 @@ def train(body: bodies.Train) -> tuple[answers.JobAnswer, int]:
     return requested(found.control.train(body.project, force=body.force))
 
 
+@route("GET", "/versions", "Learn")
 def versions(query: bodies.OfProject) -> answers.Versions:
+    """A project's versions. What was trained, epoch by epoch, how good it is, and what people accepted."""
     trainings = services().trainings
     facts: Any = trainings.versions(query.project) | {"before": trainings.before(query.project)}
     return dict(facts)  # type: ignore[return-value]
 
 
+@route("POST", "/versions/rollback", "Learn", errors=(409,))
 def rollback(body: bodies.Rollback) -> answers.Switched:
+    """Back to the version before.
+
+    Names the version that is to be left: sent again, it is refused with 409, since that is no longer in use.
+    """
     found = services()
-    current = found.projects.registry.current(body.project)
+    current = found.registry.current(body.project)
     name = current.name if current else BASE
     if name != body.instead_of:
         raise Conflict(f"{name} is in use, not {body.instead_of}.", "Look at the versions again.")
@@ -350,39 +386,124 @@ def rollback(body: bodies.Rollback) -> answers.Switched:
     return _switched(found, body.project, before)
 
 
-# -- jobs
+# -- work, and files that are made
 
 
-def auto_label(body: bodies.AutoLabel) -> tuple[answers.JobAnswer, int]:
+@route("POST", "/auto_label", "Auto-label", 202)
+def auto_label(body: bodies.AutoLabel) -> answers.JobAnswer:
+    """Request predictions.
+
+    Of the tasks that are named, or of all without annotations. Finished ones are not made again. The job is under way
+    until the last prediction is there.
+    """
     return requested(services().control.auto_label(body.project, body.tasks or []))
 
 
+@route("POST", "/create_annotated_video", "Review and export", 202)
+def create_annotated_video(body: bodies.AnnotatedVideo) -> answers.JobAnswer:
+    """Render a video with boxes.
+
+    Annotations or the newest prediction of a task, or what the settings' detector finds now. Asked for later, it makes
+    another file, since annotations may have changed.
+    """
+    return requested(services().control.render(body.project, body.task, body.source))
+
+
+@route("POST", "/create_custom_model_video", "Review and export", 202)
+def create_custom_model_video(body: bodies.CustomModelVideo) -> answers.JobAnswer:
+    """Render what a trained version finds.
+
+    The version that is named, or the one in use, in the project's mode. Tracks that it has made of the video are used
+    again.
+    """
+    from ml_backend.training.registry import MEASURED
+
+    found = services()
+    registry = found.registry
+    version = registry.find(body.project, body.version) if body.version else registry.current(body.project)
+    # Refused at once, rather than by the job.
+    if version is None:
+        raise ConfigError(f"Project {body.project} uses no trained version.", "Train one, or draw what 'base' finds.")
+    if version.state not in MEASURED:
+        raise ConfigError(f"{version.name} is {version.state}: it has no weights.", "Choose another version.")
+    return requested(found.control.render_custom(body.project, body.task, body.version or ""))
+
+
+@route("POST", "/export", "Review and export", 202)
+def export(body: bodies.Export) -> answers.JobAnswer:
+    """Export a project. Rows of JSON, or a dataset in a zip archive. Asked for later, it makes another file."""
+    return requested(services().control.export(body.project, body.format, body.predictions, body.stride))
+
+
+@route(
+    "GET",
+    "/download/<filename>",
+    "Review and export",
+    *(200, 206, 304),
+    errors=(416,),
+    media=tuple(_TYPES.values()),
+    headers=("Range", "If-None-Match"),
+)
+def download(filename: bodies.FileName) -> Response:
+    """Download a file.
+
+    Only files that were made here, by the name in a job's result. Oldest ones go first when they exceed OUTPUTS_GB.
+    """
+    path = services().outputs.find(filename)
+    if path is None:
+        raise Unknown("There is no such file.", "Old files are removed; ask for it again.")
+    try:
+        answer = send_file(
+            path,
+            mimetype=_TYPES[path.suffix],
+            as_attachment=path.suffix != ".mp4",  # videos are played in the page
+            download_name=path.name,
+            conditional=True,
+            max_age=0,
+        )
+    except OSError as error:  # removed a moment ago
+        raise Unknown("There is no such file any more.", "Ask for it again.") from error
+    answer.headers["Content-Security-Policy"] = "default-src 'none'; media-src 'self'; sandbox"
+    answer.headers["Cache-Control"] = "private, no-cache"
+    return answer
+
+
+# -- jobs
+
+
+@route("GET", "/jobs", "Jobs")
 def jobs(query: bodies.ListJobs) -> answers.JobList:
-    found = [item for item in pulse().jobs() if query.project in (None, item["project"])]
-    return {"jobs": [_job(item) for item in found[: query.limit]], "total": len(found)}
+    """Running, waiting, failed and lately ended jobs."""
+    found = [item for item in all_jobs(services()) if query.project in (None, item["project"])]
+    return {"jobs": found[: query.limit], "total": len(found)}
 
 
-def job(job_id: str) -> answers.Job:
+@route("GET", "/jobs/<job_id>", "Jobs")
+def job(job_id: bodies.JobId) -> answers.Job:
+    """A job. State, progress, time left, error and result. Results are kept for a week."""
     return _known(services().jobs.get(job_id))
 
 
-def cancel(job_id: str) -> answers.Job:
+@route("DELETE", "/jobs/<job_id>", "Jobs", errors=(409,))
+def cancel(job_id: bodies.JobId) -> answers.Job:
+    """Cancel a job.
+
+    One that waits is taken back; one that runs stops within seconds, and is `cancelling` until then. Sent again when it
+    is over, it is refused with 409.
+    """
     return _known(services().jobs.cancel(job_id))
 
 
-def _known(found: dict[str, Any] | None) -> answers.Job:
+def _known(found: Any) -> answers.Job:
     if found is None:
         raise Unknown("There is no such job.", "Results are kept for a week; GET /api/jobs lists what is known.")
-    return _job(found)
+    job: answers.Job = found
+    return job
 
 
-def requested(found: dict[str, Any]) -> tuple[answers.JobAnswer, int]:
+def requested(job: Any) -> answers.JobAnswer:
     """The answer that names a job."""
-    return {"job": _job(found)}, 202
-
-
-def _job(found: dict[str, Any]) -> answers.Job:
-    return found  # type: ignore[return-value]
+    return {"job": job}
 
 
 def _age(moment: float) -> float:
@@ -391,3 +512,25 @@ def _age(moment: float) -> float:
 
 def _iso(moment: float | None) -> str | None:
     return None if moment is None else datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="milliseconds")
+
+
+# -- this API
+
+
+def _document() -> dict[str, Any]:
+    settings = services().settings
+    return document(auth=bool(settings.basic_auth_user and settings.basic_auth_pass.get_secret_value()))
+
+
+@route("GET", "/openapi.json", "This API")
+def describe() -> Response:
+    """This document, OpenAPI 3.1."""
+    return jsonify(_document())
+
+
+@route("GET", "/docs", "This API", media=("text/html",))
+def docs() -> Response:
+    """This document for people, a page without scripts."""
+    answer = Response(render_template("api_docs.html", document=_document()), content_type="text/html; charset=utf-8")
+    answer.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
+    return answer

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from http import HTTPStatus
 from typing import Any
 
-from flask import Response, json, request
+from flask import Response, json, jsonify, request
 from werkzeug.exceptions import HTTPException
+from werkzeug.http import HTTP_STATUS_CODES
 
 from ml_backend.errors import BackendError
 
-MEDIA_TYPE = "application/problem+json"
-#: Headers of Werkzeug's answers that describe the body which is replaced here.
-_OF_BODY = frozenset({"content-type", "content-length"})
+log = logging.getLogger(__name__)
 
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "description": "Problem details (RFC 9457): what is wrong, and what can be done about it.",
-    "required": ["type", "title", "status", "detail", "cure"],
-    "additionalProperties": False,
-    "properties": {
-        "type": {"type": "string", "description": "A URN by the kind of error, or about:blank."},
-        "title": {"type": "string", "description": "The kind of error in words."},
-        "status": {"type": "integer", "description": "HTTP status."},
-        "detail": {"type": "string", "description": "What is wrong with this request."},
-        "cure": {"type": "string", "description": "What can be done about it; may be empty."},
-        "errors": {
-            "type": "array",
-            "description": "Each field that is wrong.",
-            "items": {
-                "type": "object",
-                "required": ["field", "message"],
-                "additionalProperties": False,
-                "properties": {"field": {"type": "string"}, "message": {"type": "string"}},
-            },
-        },
-    },
-}
+MEDIA_TYPE = "application/problem+json"
+#: What is said of a fault of ours.
+FAULT = BackendError("Internal error.", "The backend's log says more; please report it.")
 
 
 class Invalid(BackendError):
@@ -84,27 +63,22 @@ class WrongType(BackendError):
     http_status = 415
 
 
-class Busy(BackendError):
-    """Too many ask for the same at once."""
-
-    http_status = 503
-
-
 def is_api() -> bool:
     """Whether the present request is for the API."""
     return request.path == "/api" or request.path.startswith("/api/")
 
 
 def problem(status: int, detail: str, cure: str = "", *, kind: str = "", **more: Any) -> Response:
-    """A problem as an answer."""
-    try:
-        phrase = HTTPStatus(status).phrase
-    except ValueError:
-        phrase = "Error"
+    """A problem as an answer.
+
+    Args:
+        kind: name of a class of errors; empty: that of the status.
+        more: further members.
+    """
     words = re.sub(r"(?<!^)(?=[A-Z])", " ", kind).lower()
     body = {
         "type": f"urn:video-backend:{words.replace(' ', '-')}" if kind else "about:blank",
-        "title": words.capitalize() if kind else phrase,
+        "title": words.capitalize() or HTTP_STATUS_CODES.get(status, "Error"),
         "status": status,
         "detail": detail,
         "cure": cure,
@@ -113,20 +87,31 @@ def problem(status: int, detail: str, cure: str = "", *, kind: str = "", **more:
     return Response(json.dumps(body), status, content_type=MEDIA_TYPE)
 
 
-def known_problem(error: BackendError) -> Response:
-    """Of an error that was raised on purpose."""
-    more = {"errors": error.errors} if isinstance(error, Invalid) and error.errors else {}
-    answer = problem(error.http_status, error.message, error.cure, kind=type(error).__name__, **more)
-    if error.http_status == 503:
+def told(error: Exception) -> tuple[BackendError, int]:
+    """What to say of any error, and the status; the log has it too."""
+    if isinstance(error, HTTPException):  # what Flask itself refuses, such as an upload that is too large
+        return BackendError(error.description or error.name), error.code or 500
+    if isinstance(error, BackendError):
+        level = logging.ERROR if error.http_status >= 500 else logging.WARNING
+        log.log(level, "%s: %s", request.path, error)
+        return error, error.http_status
+    log.exception("%s failed", request.path, exc_info=error)
+    return FAULT, 500
+
+
+def failed(error: Exception) -> Response:
+    """Any error as an answer: a problem of the API's, or in the Label Studio protocol's own form."""
+    said, status = told(error)
+    if not is_api():
+        answer = jsonify({"error": said.message, "cure": said.cure})
+        answer.status_code = status
+        return answer
+    kind = "" if type(said) is BackendError else type(said).__name__
+    more = {"errors": said.errors} if isinstance(said, Invalid) and said.errors else {}
+    answer = problem(status, said.message, said.cure, kind=kind, **more)
+    if isinstance(error, HTTPException):  # such as Allow, Location and Content-Range
+        for name, value in error.get_response().headers.items():
+            answer.headers.setdefault(name, value)
+    if status == 503:
         answer.headers["Retry-After"] = "5"
-    return answer
-
-
-def http_problem(error: HTTPException) -> Response:
-    """Of what Flask itself answers, with the headers that belong to it."""
-    given = error.get_response()
-    answer = problem(given.status_code, error.description or error.name)
-    for name, value in given.headers.items():
-        if name.lower() not in _OF_BODY:
-            answer.headers[name] = value
     return answer

@@ -8,10 +8,9 @@ from flask import Blueprint, Response, current_app, jsonify, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ml_backend.errors import RequestError
-from ml_backend.web.sites import refuse_other_sites
 
 if TYPE_CHECKING:
-    from ml_backend.services import Services
+    from ml_backend.services import WebContainer
 
 blueprint = Blueprint("protocol", __name__)
 
@@ -19,16 +18,9 @@ MODEL_CLASS = "VideoBackend"
 _PROTOCOL = "See the Label Studio ML protocol."
 
 
-@blueprint.before_request
-def only_programs_and_own_pages() -> None:
-    """Label Studio's requests say nothing of an origin; a form on a page of another site cannot hide its."""
-    if request.method == "POST":
-        refuse_other_sites()
-
-
-def services() -> Services:
+def services() -> WebContainer:
     """What :func:`ml_backend.app.create_app` put together."""
-    found: Services = current_app.extensions["services"]
+    found: WebContainer = current_app.extensions["services"]
     return found
 
 

@@ -1,17 +1,21 @@
-"""Who may ask: programs, and pages of this very server. Pages of other sites may not, whatever name they come by."""
+"""Who may ask: programs, and pages of this very server, with credentials where some are set.
+
+Pages of other sites may not, whatever name they come by.
+"""
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
 import re
 import socket
 from urllib.parse import urlsplit
 
-from flask import Flask, request
+from flask import Flask, Response, request
 from werkzeug.sansio.utils import host_is_trusted
 
 from ml_backend.settings import Settings
-from ml_backend.web.problems import CrossSite, ForeignName
+from ml_backend.web.problems import CrossSite, ForeignName, is_api, problem
 
 #: What Sec-Fetch-Site says of pages of this server, and of what a person typed.
 _OWN = ("same-origin", "none")
@@ -35,6 +39,12 @@ def refuse_other_sites() -> None:
     told = (request.headers.get("Origin"), request.headers.get("Referer"))
     if any(address is not None and not _is_own(address) for address in told) or site not in (None, *_OWN):
         raise CrossSite("A page of another site sent this request.", _CURE)
+
+
+def refuse_foreign_changes() -> None:
+    """Label Studio's requests say nothing of an origin; a form on a page of another site cannot hide its."""
+    if request.method not in ("GET", "HEAD", "OPTIONS"):
+        refuse_other_sites()
 
 
 def refuse_unproven() -> None:
@@ -71,10 +81,9 @@ def refuse_foreign_names(app: Flask, settings: Settings) -> None:
     """
     if settings.basic_auth_user and settings.basic_auth_pass.get_secret_value():
         return
-    allowed = settings.allowed_hosts
+    allowed = [*settings.allowed_hosts, socket.gethostname().lower()]
     if "*" in allowed:
         return
-    own = socket.gethostname().lower()
 
     @app.before_request
     def check() -> None:
@@ -83,13 +92,36 @@ def refuse_foreign_names(app: Flask, settings: Settings) -> None:
         if (request.blueprint == "protocol" or health) and not browser:
             return
         name = _name(request.host)
-        # Without a list that function trusts everybody.
-        listed = bool(allowed) and host_is_trusted(name, allowed)
-        if not (listed or name == own or _is_local(name)):
+        if not (host_is_trusted(name, allowed) or _is_local(name)):
             raise ForeignName(
                 f"This server does not know itself by the name {name[:80]!r}.",
                 "Use its address, or add the name to ALLOWED_HOSTS.",
             )
+
+
+def require_basic_auth(app: Flask, settings: Settings) -> None:
+    """Answer 401 to requests without the configured credentials, on every route but /health, as label-studio-ml does.
+
+    Whatever watches over the service asks for its health, and need not know a secret for that; the answer holds none.
+    """
+    user, password = settings.basic_auth_user, settings.basic_auth_pass.get_secret_value()
+    if not (user and password):
+        return
+
+    @app.before_request
+    def check() -> Response | None:
+        if request.path == "/health":
+            return None
+        auth = request.authorization
+        given = f"{auth.username}:{auth.password}" if auth and auth.type == "basic" else ""
+        # Bytes: compare_digest refuses text outside ASCII. It takes as long for right as for wrong credentials.
+        if hmac.compare_digest(given.encode(), f"{user}:{password}".encode()):
+            return None
+        answer = Response("Unauthorized", 401)
+        if is_api():
+            answer = problem(401, "The credentials are missing or wrong.", "Send BASIC_AUTH_USER and BASIC_AUTH_PASS.")
+        answer.headers["WWW-Authenticate"] = 'Basic realm="Login required"'
+        return answer
 
 
 def _is_own(address: str) -> bool:

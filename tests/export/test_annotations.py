@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 from fractions import Fraction
@@ -15,10 +17,16 @@ import numpy as np
 import pytest
 
 from ml_backend.errors import ConfigError, StorageError
-from ml_backend.export.annotations import export_annotations, parse_sample, pictures_per_second, whole_pixels
-from ml_backend.export.names import UniqueNames, safe_name
+from ml_backend.export.annotations import (
+    Written,
+    export_annotations,
+    parse_sample,
+    pictures_per_second,
+    whole_pixels,
+)
 from ml_backend.export.source import Source
-from tests.builders import CONFIG, ROOT
+from ml_backend.files import UniqueNames, safe_name
+from tests.builders import CONFIG, ROOT, wait_for
 from tests.export.builders import key, make_annotation, make_region, make_task, write_export
 from tests.video.builders import make_video
 
@@ -170,11 +178,8 @@ def test_the_script(tmp_path: Path) -> None:
     assert [(row["label"], row["video"]) for row in rows] == [("läufer", "straße_1.mp4")] * 3
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary == {"videos": 2, "rows": 3, "files": ["a.json"], "skipped": 1}
-    done = run("--from-json", "e.json", "--videos", "videos", "--out", "each", "--per-video", "--task", 1, cwd=tmp_path)
-    assert (done.returncode, [path.name for path in (tmp_path / "each").glob("[!.]*")]) == (
-        0,
-        ["straße_1.json"],
-    )
+    done = run("--from-json", "e.json", "--videos", "videos", "--out", "one.json", "--task", 1, cwd=tmp_path)
+    assert json.loads(done.stdout.splitlines()[-1])["videos"] == 1
 
 
 def test_the_script_with_a_label_config(tmp_path: Path) -> None:
@@ -186,10 +191,6 @@ def test_the_script_with_a_label_config(tmp_path: Path) -> None:
     done = run("--from-json", "e.json", "--config", "config.xml", "--out", "a.json", "--all-annotators", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {row["annotator"] for row in rows_of(tmp_path / "a.json")} == {"1"}
-    arguments = ("--from-json", "e.json", "--config", "config.xml", "--out", "each", "--all-annotators", "--per-video")
-    assert run(*arguments, cwd=tmp_path).returncode == 0
-    names = sorted(path.name for path in (tmp_path / "each").glob("[!.]*"))
-    assert names == ["clip-by-1.json", "clip-by-b@c.d.json"]
 
 
 @pytest.mark.parametrize(
@@ -224,6 +225,86 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     source = Source.from_file(write_export(tmp_path / "e.json", []))
     with pytest.raises(StorageError):
         export_annotations(source, tmp_path / "file" / "a.json")
+
+
+# -- whole files or none
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> list[dict[str, Any]]:
+    """Three videos, ten rows each."""
+    made = []
+    for n in range(1, 4):
+        make_video(tmp_path / f"v{n}.mp4", frames=10)
+        regions = [make_region(key(1, 10 * n), frames_count=10)]
+        made.append(make_task(f"v{n}.mp4", make_annotation(*regions), task_id=n))
+    return made
+
+
+def export(tmp_path: Path, tasks: list[dict[str, Any]], **options: Any) -> tuple[Written, Source]:
+    source = Source.from_file(write_export(tmp_path / "e.json", tasks))
+    return export_annotations(source, tmp_path / "out", with_video=True, **options), source
+
+
+def test_an_interrupted_export_leaves_whole_files(tmp_path: Path, tasks: list[dict[str, Any]]) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    export(tmp_path, tasks)
+    before = (tmp_path / "out").read_bytes()
+    for task in tasks:
+        task["annotations"][0]["result"][0]["value"]["labels"] = ["truck"]
+    with pytest.raises(KeyboardInterrupt):
+        export(tmp_path, tasks, progress=interrupt)
+    assert {path.name for path in tmp_path.iterdir()} == {"e.json", "out", "v1.mp4", "v2.mp4", "v3.mp4"}
+    assert (tmp_path / "out").read_bytes() == before
+    written, _ = export(tmp_path, tasks)
+    assert (written.videos, written.rows) == (3, 30)
+    assert {row["label"] for row in rows_of(tmp_path / "out")} == {"truck"}
+
+
+def test_rows_of_a_video_that_has_disappeared_go(tmp_path: Path, tasks: list[dict[str, Any]]) -> None:
+    export(tmp_path, tasks)
+    (tmp_path / "v2.mp4").unlink()
+    written, source = export(tmp_path, tasks)
+    assert (written.videos, written.rows, len(source.skipped)) == (2, 20, 1)
+    assert {row["video"] for row in rows_of(tmp_path / "out")} == {"v1.mp4", "v3.mp4"}
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_a_script_that_is_ended_leaves_nothing(tmp_path: Path, ending: signal.Signals) -> None:
+    make_video(tmp_path / "v.mp4", frames=4000, size=(32, 32), options={"preset": "ultrafast"})
+    regions = [make_region(key(1, x), frames_count=4000, duration=4000 / 30, region_id=f"{x}") for x in range(60)]
+    write_export(tmp_path / "e.json", [make_task("v.mp4", make_annotation(*regions), task_id=1)])
+    before = sorted(tmp_path.iterdir())
+    command = [sys.executable, str(SCRIPT), "--from-json", "e.json", "--out", "a.json"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: sorted(tmp_path.iterdir()) != before)
+    process.send_signal(ending)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "Traceback" not in errors
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_disk_that_takes_no_more(tmp_path: Path, tasks: list[dict[str, Any]]) -> None:
+    """The system refuses files past 2,000 bytes."""
+    write_export(tmp_path / "e.json", tasks)
+    before = sorted(tmp_path.iterdir())
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    command = [sys.executable, "-B", str(SCRIPT), "--from-json", "e.json", "--out", "a.json", "--with-video"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False, preexec_fn=limit
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_names() -> None:

@@ -114,7 +114,7 @@ def test_data_yaml_and_labels(tmp_path: Path, clip: dict[str, Any]) -> None:
         {"person": 21, "car": 10},
     )
     assert (tmp_path / "out" / "data.yaml").read_text() == (
-        'train: images/train\nval: images/val\nnc: 2\nnames:\n  0: "person"\n  1: "car"\n'
+        "train: images/train\nval: images/val\nnc: 2\nnames:\n  0: person\n  1: car\n"
     )
     labels = tmp_path / "out" / "labels"
     assert (labels / "train" / "clip_000000.txt").read_text() == "0 0.200000 0.250000 0.200000 0.300000\n"
@@ -208,7 +208,6 @@ def test_splits() -> None:
     drawn = split_pictures(at, "a", "ratio", sampling)
     assert 55 < drawn.count("train") < 85
     assert split_pictures(at[::2], "a", "ratio", sampling) == drawn[::2]
-    assert [Sampling().for_videos(n) for n in (1, 4, 5)] == ["time", "time", "video"]
 
 
 @pytest.mark.parametrize("text", ["", "a", "80:20:0:0", "0:1", "-1:2", "nan"])
@@ -444,9 +443,8 @@ def test_a_label_with_a_comma_can_be_chosen(tmp_path: Path) -> None:
     regions = [make_region(key(1, 10), label=label, region_id=region_id) for label, region_id in labels]
     write_export(tmp_path / "e.json", [make_task("clip.mp4", make_annotation(*regions))])
     usual = ["--format", "yolo", "--from-json", "e.json", "--no-images"]
-    for number, given in enumerate((["--classes", "c,a,b"], ["--classes", "c", "--classes", "a,b"])):
-        done = run(*usual, "--out", f"out{number}", *given, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout.splitlines()[-1])["classes"] == ["c", "a,b"]
+    done = run(*usual, "--out", "out", "--classes", "c", "--classes", "a,b", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["classes"] == ["c", "a,b"]
     assert chosen_classes(["a, b,c"], {"a", "b", "c"}) == ("a", "b", "c")
-    assert chosen_classes(["a,b,c", "a"], {"a,b", "b,c"}) == ("a,b", "c", "a")
+    assert chosen_classes(["a,b", "c,a"], {"a,b", "b,c"}) == ("a,b", "c", "a")

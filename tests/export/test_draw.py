@@ -8,13 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import supervision as sv
+from PIL import Image as Pictures
 
 from ml_backend.errors import ConfigError
 from ml_backend.export import fonts as fonts_module
-from ml_backend.export.compare import Layout, fitting_size
-from ml_backend.export.draw import PALETTE, Look, Painter, label_colours
+from ml_backend.export.draw import (
+    PALETTE,
+    UNLABELLED_COLOUR,
+    Look,
+    Painter,
+    Scale,
+    _dashes,
+    _Tile,
+    label_colours,
+    short,
+    text_colour,
+)
 from ml_backend.export.fonts import Fonts
-from ml_backend.export.tiles import UNLABELLED_COLOUR, Canvas, Scale, dashes, short, text_colour
+from ml_backend.export.render import _side_by_side, fitting_size
 from tests.export.drawing import GREEN, MAGENTA, box_of, painted
 
 BARE = Look(names=False, numbers=False, confidence=False)
@@ -95,12 +106,12 @@ def test_a_small_box_is_drawn_over_a_large_one() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 50, 333])
 def test_dashes_begin_and_end(length: int) -> None:
-    pattern = dashes(length, 8)
-    assert pattern.shape == (length,)
-    assert pattern[0]
-    assert pattern[-1]
+    lines = _dashes((10, 20, 10 + length, 90), 8)
+    upper = sorted((start[0] - 10, end[0] - 10) for start, end in lines.tolist() if start[1] == end[1] == 20)
+    assert upper[0][0] == 0
+    assert upper[-1][1] == length
     if length > 30:
-        assert 0.4 < pattern.mean() < 0.7
+        assert 0.4 < sum(end - start for start, end in upper) / length < 0.7
 
 
 # -- names
@@ -228,7 +239,7 @@ def no_system_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("text", ["Fußgänger", "человек", "šťastný", "ΆΝΘΡΩΠΟΣ", "→ ✓", "a\u0308"])
 def test_many_scripts_are_drawn_as_they_are(text: str, no_system_fonts: None) -> None:
     fonts = Fonts()
-    assert fonts.mask(text, 20).max() > 200
+    assert np.asarray(fonts.mask(text, 20)).max() > 200
     assert fonts.missing == set()
     assert fonts.note() == ""
 
@@ -248,7 +259,7 @@ def test_many_scripts_are_drawn_as_they_are(text: str, no_system_fonts: None) ->
 def test_characters_that_no_font_has(text: str, shown: str, no_system_fonts: None) -> None:
     fonts = Fonts()
     assert fonts.readable(text) == shown
-    assert fonts.mask(text, 20).shape[1] >= 1
+    assert fonts.mask(text, 20).width >= 1
     strange = {char for char in text if ord(char) > 0x3000}
     assert fonts.missing == strange
     assert all(char in fonts.note() for char in strange)
@@ -257,19 +268,19 @@ def test_characters_that_no_font_has(text: str, shown: str, no_system_fonts: Non
 
 def test_a_font_of_the_machine_helps_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a machine with another font that has a character the first has not."""
-    serif = fonts_module._dejavu().with_name("STIXGeneral.ttf")
-    others = fonts_module._characters(serif) - fonts_module._characters(fonts_module._dejavu())
+    serif = fonts_module._DEJAVU.with_name("STIXGeneral.ttf")
+    others = fonts_module._characters(serif) - fonts_module._characters(fonts_module._DEJAVU)
     only_there = next(char for char in map(chr, sorted(others)) if char.isalpha())
     monkeypatch.setattr(fonts_module, "_system_fonts", lambda: (Path("gone.ttf"), serif))
     fonts = Fonts()
     assert fonts.readable(f"a{only_there}b") == f"a{only_there}b"
-    assert fonts.mask(f"a{only_there}b", 20).any()
+    assert np.asarray(fonts.mask(f"a{only_there}b", 20)).any()
     assert fonts.missing == set()
 
 
 def test_a_named_font() -> None:
-    serif = fonts_module._dejavu().with_name("DejaVuSerif.ttf")
-    assert not np.array_equal(Fonts(serif).mask("person", 20), Fonts().mask("person", 20))
+    serif = fonts_module._DEJAVU.with_name("DejaVuSerif.ttf")
+    assert Fonts(serif).mask("person", 20).tobytes() != Fonts().mask("person", 20).tobytes()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no font"])
@@ -283,16 +294,16 @@ def test_a_named_font_that_is_none(tmp_path: Path, content: bytes | None, caplog
 
 def test_lines_of_one_size_have_one_height() -> None:
     fonts = Fonts()
-    assert {fonts.mask(text, 16).shape[0] for text in ("x", "Åg", "", "жр")} == {fonts.mask("a", 16).shape[0]}
+    assert {fonts.mask(text, 16).height for text in ("x", "Åg", "", "жр")} == {fonts.mask("a", 16).height}
 
 
 # -- tiles and panes
 
 
 def test_a_tile_is_half_transparent_and_cut_off_at_the_edges() -> None:
-    tile = Canvas(40, 20, (255, 0, 0), 128).tile()
+    tile = _Tile.of(Pictures.new("RGBA", (40, 20), (255, 0, 0, 128)))
     image = np.full((50, 50, 3), 200, np.uint8)
-    tile.lay_on(image, -10, -5)
+    tile.lay_on(image, 0, 0)
     tile.lay_on(image, 45, 45)
     tile.lay_on(image, 500, 0)
     assert np.abs(image[5, 5].astype(int) - (100, 100, 228)).max() <= 2
@@ -300,22 +311,22 @@ def test_a_tile_is_half_transparent_and_cut_off_at_the_edges() -> None:
 
 
 def test_panes_side_by_side() -> None:
-    layout = Layout((100, 60), ["one", "zwei"], 12, Fonts())
-    picture = layout.spread(np.full((60, 100, 3), 77, np.uint8))
-    assert picture.shape == (layout.height, layout.width, 3)
-    assert [(pane.width, pane.height) for pane in layout.panes] == [(100, 60)] * 2
-    for pane in layout.panes:
-        assert (pane.of(picture) == 77).all()
-    layout.panes[0].of(picture)[:] = 0
-    assert (layout.panes[1].of(picture) == 77).all()
-    assert picture[: layout.panes[0].y].max() > 200, "titles"
+    picture, panes = _side_by_side((100, 60), ["one", "zwei"], Fonts())
+    assert [pane.shape for pane in panes] == [(60, 100, 3)] * 2
+    panes[0][:], panes[1][:] = 11, 77
+    assert (panes[0] == 11).all(), "they do not share pixels"
+    strip = picture.shape[0] - 60
+    assert (picture[strip:, :100] == 11).all()
+    assert (picture[strip:, -100:] == 77).all()
+    for half in (picture[:strip, :100], picture[:strip, -100:]):
+        assert half.max() > 200, "a title"
 
 
-def test_a_single_pane_is_the_picture_itself() -> None:
-    image = grey(101, 51)
-    layout = Layout((101, 51), ["only"], 12, Fonts())
-    assert layout.spread(image) is image
-    assert (layout.width, layout.height) == (101, 51)
+def test_a_single_pane_is_the_whole_picture() -> None:
+    picture, panes = _side_by_side((101, 51), ["only"], Fonts())
+    assert picture.shape == panes[0].shape == (51, 101, 3)
+    panes[0][:] = 9
+    assert (picture == 9).all()
 
 
 @pytest.mark.parametrize(

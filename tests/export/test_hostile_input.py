@@ -8,10 +8,12 @@ import pytest
 import yaml
 
 from ml_backend.errors import ConfigError
-from ml_backend.export.files import write_text
+from ml_backend.export.images import ImageFormat
+from ml_backend.export.sampling import Sampling
 from ml_backend.export.select import region_labels, valid_score
 from ml_backend.export.tasks import read_tasks
-from ml_backend.export.yolo import _yaml
+from ml_backend.export.yolo import Yolo
+from ml_backend.files import write_text
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, '[{"id": ' + "9" * 5000 + "}]", '{"id": ' + "9" * 5000 + "}"])
@@ -36,8 +38,9 @@ def test_labels_of_damaged_regions(value: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\x7fb", "a\x85b", "a\nb", "yes", "1", "소방관 🚒", 'quo"te: \\', "#x"])
-def test_any_label_survives_yaml(name: str) -> None:
-    assert yaml.safe_load(f"names:\n  0: {_yaml(name)}\n") == {"names": {0: name}}
+def test_any_label_survives_yaml(tmp_path: Path, name: str) -> None:
+    Yolo(tmp_path, [name], ImageFormat(), Sampling()).finish({})
+    assert yaml.safe_load((tmp_path / "data.yaml").read_text(encoding="utf-8"))["names"] == {0: name}
 
 
 def test_lone_surrogates_become_escapes(tmp_path: Path) -> None:

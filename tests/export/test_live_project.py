@@ -86,7 +86,7 @@ def test_a_live_project(
         ("auto", 0.85, "dog"),
         ("manual", None, None),
     ]
-    assert videos[0].objects[0].annotator not in ("", "None")
+    assert videos[0].part.submission.annotator not in ("", "None")
     assert [item.task_id for item in source.skipped] == project["tasks"][4:]
     assert len(list(source.parts())) == 2
     everything = Source.from_project(

@@ -18,7 +18,7 @@ from ml_backend.export.plots import MAX_BARS, plot_statistics, statistics_figure
 from ml_backend.export.source import Source
 from ml_backend.export.statistics import Statistics, Tally, collect
 from tests.builders import ROOT
-from tests.export.drawing import COLOURS, make_region, write_export
+from tests.export.drawing import make_region, write_export
 from tests.video.builders import make_video
 
 
@@ -39,14 +39,12 @@ def widths(axes: object) -> list[float]:
 
 def test_bars_are_what_was_counted() -> None:
     found = statistics({"thing": tally(3, 3, 4.5, 10, 20), "ding": tally(5, 2, 9.0, 30, 30, 40)})
-    figure = statistics_figure(found, Fonts(), COLOURS)
+    figure = statistics_figure(found, Fonts())
     tracks, seconds, sizes = figure.axes
     assert [text.get_text() for text in tracks.get_yticklabels()] == ["ding", "thing"]
     assert widths(tracks) == [2, 3, 3, 0]  # by hand, then by a model
     assert widths(seconds) == [9.0, 4.5]
     assert sum(bar.get_height() for bar in sizes.patches) == 5
-    colours = [bar.get_facecolor()[:3] for bar in seconds.patches]
-    assert colours == [(1.0, 0.0, 1.0), (0.0, 1.0, 0.0)]
 
 
 def test_several_annotators() -> None:
@@ -91,14 +89,6 @@ def test_everything_can_be_drawn(tmp_path: Path, labels: dict[str, Tally], suffi
         assert out.read_bytes().startswith(b"%PDF")
 
 
-def test_colours_reach_the_picture(tmp_path: Path) -> None:
-    out = tmp_path / "plot.png"
-    assert plot_statistics(statistics({"ding": tally(2, 2, 3.0, 20)}), out, colours=COLOURS) == ""
-    with Pictures.open(out) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
-    assert (pixels == (255, 0, 255)).all(axis=2).mean() > 0.05
-
-
 def test_characters_that_cannot_be_drawn_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ml_backend.export.fonts._system_fonts", lambda: ())
     assert "사" in plot_statistics(statistics({"사람": tally(1, 1, 1, 5)}), tmp_path / "plot.svg")
@@ -127,10 +117,3 @@ def test_matplotlib_stays_as_it_was(tmp_path: Path) -> None:
     code = "import sys, ml_backend.export.plots; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
-
-
-def test_the_same_numbers_give_the_same_file(tmp_path: Path) -> None:
-    found = statistics({"thing": tally(1, 1, 1, 5)})
-    for name in ("a.png", "b.png"):
-        plot_statistics(found, tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

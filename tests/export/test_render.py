@@ -20,7 +20,7 @@ from ml_backend.label_studio.regions import region_boxes
 from ml_backend.label_studio.schema import read_label_config
 from ml_backend.pipeline import video_timeline
 from ml_backend.settings import Settings
-from ml_backend.video.normalise import needs_normalising
+from ml_backend.video.normalise import plan
 from ml_backend.video.probe import frame_times, playback_duration, probe
 from ml_backend.video.reader import read_frames
 from tests.export.drawing import (
@@ -96,7 +96,7 @@ def test_the_right_box_on_the_right_picture(tmp_path: Path, made: dict[str, Any]
     out = tmp_path / "new folder" / "out.mp4"
     summary = render(source, out, [file_layer(source, Export(write_prediction(tmp_path / "p.json", [region])))], EXACT)
     after = probe(out)
-    assert needs_normalising(out) is None
+    assert plan(out).action == "keep"
     assert (after.width, after.height) == (info.width + info.width % 2, info.height + info.height % 2)
     assert (after.frames, after.rotation, after.pix_fmt) == (info.frames, 0, "yuv420p")
     assert after.fps == pytest.approx(info.fps, rel=1e-6)
@@ -219,6 +219,22 @@ def test_gaps(tmp_path: Path) -> None:
     render(source, out, [file_layer(source, Export(prediction))], EXACT)
     seen = [box_of(frame.image, GREEN) is not None for frame in read_frames(out)]
     assert seen == [True] * 10 + [False] * 9 + [True] * 11
+
+
+def test_pictures_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged stretch and a broken tail: what can be read keeps its time."""
+    gone = {*range(8, 23), 28, 29}
+
+    def damaged(*given: Any, **more: Any) -> Any:
+        return (frame for frame in read_frames(*given, **more) if frame.index not in gone)
+
+    monkeypatch.setattr("ml_backend.export.render.read_frames", damaged)
+    source, layer = prepared(tmp_path)
+    out = tmp_path / "out.mp4"
+    assert render(source, out, [layer])["frames"] == 30 - len(gone)
+    kept = [n for n in range(30) if n not in gone]
+    assert [read_number(frame.image) for frame in read_frames(out)] == kept
+    np.testing.assert_allclose(frame_times(out), np.array(kept) / 30, atol=1e-6)
 
 
 # -- what is drawn

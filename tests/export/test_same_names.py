@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from ml_backend.errors import ConfigError, MediaError
-from ml_backend.export.control import found_controls
-from ml_backend.export.known import Known
 from ml_backend.export.layers import Export, file_layer
-from ml_backend.export.locate import VideoFolder, video_name
+from ml_backend.export.locate import Known, VideoFolder, video_name
+from ml_backend.export.select import found_controls
 from ml_backend.export.source import Source
 from tests.export.builders import key, make_annotation, make_region, make_task, write_export
 from tests.video.builders import make_video
@@ -61,7 +60,7 @@ def test_uploads_of_one_name_are_told_apart(videos: Path, facts: dict[str, Any])
         ((item),) = source.skipped
         assert item.task_id == 2
         assert "is another video" in item.reason
-        assert "--videos" in item.reason
+        assert "--video-map" in item.reason
 
 
 def test_what_nobody_can_tell_apart_is_not_taken(videos: Path) -> None:
@@ -75,27 +74,46 @@ def test_what_nobody_can_tell_apart_is_not_taken(videos: Path) -> None:
     assert found(source) == {1: "day1", 2: "day1"}
 
 
+def test_a_list_says_which_file_is_which_video(videos: Path) -> None:
+    tasks = uploads(anything=(1, 2))
+    (videos / "day2" / "clip.mp4").rename(videos / "renamed, later.mp4")
+    export, listed = write_export(videos.parent / "e.json", tasks), videos.parent / "map.csv"
+
+    def paths(**options: Any) -> dict[int, Path]:
+        source = Source.from_file(export, video_map=listed, **options)
+        return {video.task_id: video.path for video in source.videos()}
+
+    for which in ("2", "/data/upload/1/bbbb2222-clip.mp4", "bbbb2222-clip.mp4"):
+        listed.write_text(f'{which},"videos/renamed, later.mp4"\n\n1,{videos}/day1/clip.mp4\n')
+        wanted = {1: videos / "day1" / "clip.mp4", 2: videos / "renamed, later.mp4"}
+        assert paths() == paths(videos=videos / "day1") == wanted
+    listed.write_text("clip.mp4,videos/day1/clip.mp4\n")  # the name of both, without their prefixes
+    assert set(paths().values()) == {videos / "day1" / "clip.mp4"}
+    # What a task states of its video is true, whatever the list says.
+    write_export(export, uploads())
+    assert set(paths(videos=videos)) == {1}
+    source = Source.from_file(export, video_map=listed)
+    list(source.videos())
+    assert "lasts 1.000 s instead of 1.500 s" in source.skipped[0].reason
+    assert "--video-map" in source.skipped[0].reason
+    listed.write_text("1,gone.mp4\n")
+    source = Source.from_file(export, videos=videos, video_map=listed)
+    assert set(found(source)) == set()
+    assert "gone.mp4" in source.skipped[0].reason
+    for text in ("1\n", "1,a,b\n", "1,\xff"):
+        listed.write_bytes(text.encode("latin-1"))
+        with pytest.raises(ConfigError, match=r"map\.csv"):
+            Source.from_file(export, video_map=listed)
+
+
 def test_a_frame_or_two_do_not_matter(videos: Path) -> None:
     for frames, fits in ((28, True), (32, True), (33, False)):
         choice = VideoFolder(videos / "day1").look_up("clip.mp4", Known(frames=(frames, frames)))
         assert (choice.path is not None) == fits
-    # The exact one of two that would do.
-    make_video(videos / "day2" / "clip.mp4", frames=31)
-    for frames, day in ((30, "day1"), (31, "day2")):
-        path = VideoFolder(videos).find("clip.mp4", Known(frames=(frames, frames)))
-        assert path == videos / day / "clip.mp4"
-    assert VideoFolder(videos).find("clip.mp4", Known(frames=(32, 32))) is None
-
-
-def test_the_original_of_a_small_copy_will_do(tmp_path: Path) -> None:
-    made = make_video(tmp_path / "clip.mp4")  # 320x240, 30 frames
-    small = {"width": 106, "height": 80, "frames": 30}
-    assert Known.of_task(small, []).difference(made) == ""
-    assert not Known.of_task(small, []).exactly(made), "of two the one of its own size is taken"
-    assert "pixels" in Known.of_task(small | {"height": 60}, []).difference(made), "another shape"
-    assert "frames" in Known.of_task(small | {"frames": 60}, []).difference(made)
-    assert "pixels" in Known.of_task({"width": 106, "height": 80}, []).difference(made), "nothing else is known of it"
-    assert "pixels" in Known((106, 80), (30, 30)).difference(made), "a dataset's boxes are in pixels"
+    # Of two that would do none is taken.
+    make_video(videos / "day2" / "clip.mp4", frames=33)
+    assert VideoFolder(videos).look_up("clip.mp4", Known(frames=(30, 30))).path == videos / "day1" / "clip.mp4"
+    assert VideoFolder(videos).look_up("clip.mp4", Known(frames=(32, 32))).path is None
 
 
 def test_a_playable_copy_of_a_varying_rate_has_other_frames(tmp_path: Path) -> None:
@@ -124,23 +142,21 @@ def test_odd_names_are_found(tmp_path: Path, name: str) -> None:
     for other in (name, "a&b.mp4", "b.mp4", "100 x.mp4", "cam1.mp4", "a_b.mp4"):
         (tmp_path / other).write_text(other)
     folder = VideoFolder(tmp_path)
-    assert folder.find(name) == folder.look_up_name(name).path == tmp_path / name
-    assert folder.find(f"day/{name}") == folder.look_up_name(f"day/{name}").path == tmp_path / name
-    assert folder.find_stem(Path(name).stem) == tmp_path / name
+    for spelled in (name, f"day/{name}", Path(name).stem):
+        assert folder.look_up(spelled).path == tmp_path / name
 
 
 def test_other_punctuation_is_another_name(tmp_path: Path) -> None:
     (tmp_path / "a&b.mp4").write_text("")
     folder = VideoFolder(tmp_path)
-    assert folder.find_stem("a?b") is None
-    assert folder.find("a?b.mp4") is None
-    assert folder.find("/data/upload/1/35deac95-ab.mp4") == tmp_path / "a&b.mp4"  # as Label Studio names it
+    assert folder.look_up("a?b").path is None
+    assert folder.look_up("a?b.mp4").path is None
+    assert folder.look_up("/data/upload/1/35deac95-ab.mp4").path == tmp_path / "a&b.mp4"  # as Label Studio names it
 
 
 def test_names_that_look_like_addresses() -> None:
     assert video_name("cam#1.mp4") == "cam#1.mp4"
     assert video_name("a:b.mp4") == "a:b.mp4"
-    assert video_name("clip.mp4?token=1#t=5") == "clip.mp4"
 
 
 # -- which field of a task has the video

@@ -82,7 +82,7 @@ def test_addresses_lead_to_the_file(tmp_path: Path, name: str) -> None:
     assert result.skipped == []
     uri = task["data"]["video"]
     assert parse_qs(urlsplit(uri).query)["d"] == [f"videos/day2/{name}"]
-    assert VideoFolder(tmp_path / "videos").find(uri) == tmp_path / "videos" / "day2" / name
+    assert VideoFolder(tmp_path / "videos").look_up(uri).path == tmp_path / "videos" / "day2" / name
     (task,), _ = bring(dataset, tmp_path / "videos", "s3://bucket/")
     assert task["data"]["video"] == f"s3://bucket/day2/{name}"  # Label Studio takes the key as it is
     (task,), _ = bring(dataset, tmp_path / "videos" / "day2" / name)

@@ -15,11 +15,11 @@ from rq.job import Job
 from rq.registry import ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 
-from ml_backend.jobs.context import Context, get_context
+from ml_backend.jobs.container import Container, get_container
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.worker import make_worker
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.services import Services
+from ml_backend.services import WebContainer
 from ml_backend.serving import Serving
 from ml_backend.settings import QUEUES, Settings, get_settings
 from tests.builders import CONFIG, environment, make_clip
@@ -44,7 +44,7 @@ class Site:
 
     @property
     def serving(self) -> Serving:
-        return Services.build(self.settings).serving
+        return WebContainer(self.settings).serving
 
     def project(self, config: str = CONFIG) -> int:
         return self.client.create_project("test", config)
@@ -80,13 +80,13 @@ class Site:
                 self.queue.connection.zadd(registry.key, {job_id: 1}, xx=True)
 
     def jobs(self) -> dict[str, str]:
-        """State of every job that Redis knows."""
+        """State of every job that is not through."""
         with Redis.from_url(self.settings.redis_url) as connection:
             names = [key.decode()[len("rq:job:") :] for key in connection.keys("rq:job:*")]
             found = Job.fetch_many(names, connection=connection, serializer=JSONSerializer)
             # As it was fetched: it may have ended since.
             states = {job.id: job.get_status(refresh=False) for job in found if job}
-            return {name: state.value for name, state in states.items() if state}
+            return {name: state.value for name, state in states.items() if state and state != "finished"}
 
     def job(self, job_id: str) -> Job:
         return Job.fetch(job_id, connection=self.queue.connection, serializer=JSONSerializer)
@@ -120,22 +120,22 @@ def site(label_studio: Any, redis_url: str, settings: Callable[..., Settings], t
 
 
 @pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Site], Context]]:
+def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Site], Container]]:
     """Do all jobs that are due, as a worker process would, and end when there are none."""
 
-    def run(site: Site) -> Context:
+    def run(site: Site) -> Container:
         for name, value in environment(site.settings).items():
             monkeypatch.setenv(name, value)
         get_settings.cache_clear()
-        get_context.cache_clear()
+        get_container.cache_clear()
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
         try:
             make_worker(get_settings()).work(burst=True, logging_level="ERROR")
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        return get_context()
+        return get_container()
 
     yield run
     get_settings.cache_clear()
-    get_context.cache_clear()
+    get_container.cache_clear()

@@ -17,7 +17,7 @@ import pytest
 
 from ml_backend.app import create_app
 from ml_backend.jobs import control_media
-from ml_backend.jobs.context import Context
+from ml_backend.jobs.container import Container
 from ml_backend.video.probe import probe
 from tests.builders import label_config, make_clip, make_tiny_yolo, wait_for, worker_process
 from tests.jobs.conftest import Site
@@ -28,7 +28,7 @@ from tests.video.builders import make_video
 from tests.web.control import Room
 
 Make = Callable[..., Site]
-Work = Callable[[Site], Context]
+Work = Callable[[Site], Container]
 
 WALK = label_config("walker", "vehicle")
 
@@ -239,10 +239,14 @@ def test_predictions_are_requested_and_followed(here: Site, work: Work) -> None:
 def test_how_far_predictions_are(here: Site) -> None:
     """The job itself is over; what it has asked for is not."""
     project, asking = here.project(), room(here)
-    queue, board = asking.services.queue, asking.services.jobs.board
+    queue = asking.services.queue
     name = asking.post("/api/auto_label", {"project": project, "tasks": [1, 2, 3, 4]}, 202)["job"]["id"]
-    queue.fetch(name).delete()
-    board.spread(name, [1, 2, 3, 4])
+    job = queue.fetch(name)
+    queue.queues["control"].remove(name)
+    job.set_status("finished")
+    queue.queues["control"].finished_job_registry.add(job, ttl=1000)
+    job.meta["tasks"] = [1, 2, 3, 4]
+    job.save_meta()
     queue.request_prepare(project, 1)
     queue.request_prediction("a" * 40, project, 2)
     queue.request_prediction("a" * 40, project, 3)
@@ -366,7 +370,7 @@ def test_a_video_by_a_trained_version(site: Make, work: Work, tmp_path: Path) ->
     body = {"project": project, "task": task}
     assert "no trained version" in asking.post("/api/create_custom_model_video", body, 422)["detail"]
     weights = make_tiny_yolo(tmp_path / "tiny.pt", {0: "walker", 1: "vehicle"})
-    registry, artifacts = asking.services.projects.registry, asking.services.projects.artifacts
+    registry, artifacts = asking.services.registry, asking.services.artifacts
     run = registry.begin(project, "me", "a test", None)
     assert "is dataset" in asking.post("/api/create_custom_model_video", body | {"version": "v1"}, 422)["detail"]
     sha256 = artifacts.put(weights, f"projects/{project}/v1.pt")

@@ -14,8 +14,8 @@ from pydantic import SecretStr
 
 from ml_backend.corrections_store import CorrectionStore
 from ml_backend.events import EventLog, parse_event
-from ml_backend.jobs import learning
-from ml_backend.jobs.context import Context
+from ml_backend.jobs import learning, trainer
+from ml_backend.jobs.container import Container
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.storage import Storage
 from ml_backend.tables import corrections
@@ -23,7 +23,7 @@ from tests.builders import Gate, label_config
 from tests.jobs.conftest import Site
 
 Make = Callable[..., Site]
-Work = Callable[[Site], Context]
+Work = Callable[[Site], Container]
 
 CONFIG = label_config("person", "car")
 OLD, NEW = "yolo.track.yolo.base", "yolo.track.yolo.v1"
@@ -80,7 +80,7 @@ def learn(here: Site, work: Work, project: int, *tasks: int) -> None:
     here.queue.request_learning(project, tasks or None)
     work(here)
     assert here.queue.failed_jobs() == []
-    assert here.queue.dirty_tasks(project) == {}
+    assert here.queue.storage.pending("learn", project) == {}
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_untouched_predictions_are_accepted(here: Site, project: int, work: Work
     assert (old.model_version, old.rate, old.tasks) == (OLD, 0.75, 2)
     assert (new.model_version, new.rate, new.tasks) == (NEW, 1.0, 1)
     assert store(here).hard(project) == {task: {"aaaaaaaaaa"} for task, _ in tasks}
-    assert store(here).tracks(project) == 10
+    assert sum(task.tracks for task in store(here).tasks(project).values()) == 10
 
 
 def test_predictions_of_several_versions(here: Site, project: int, work: Work) -> None:
@@ -172,7 +172,7 @@ def test_annotation_without_prediction(here: Site, project: int, work: Work) -> 
     submit(here, task, [submitted(item, "manual") for item in PREDICTED])
     learn(here, work, project, task)
     assert store(here).by_version(project) == []
-    assert store(here).tracks(project) == 4
+    assert sum(task.tracks for task in store(here).tasks(project).values()) == 4
     # A model that says something afterwards is not judged by it.
     here.client.create_prediction(task, {"result": PREDICTED, "score": 0.9, "model_version": NEW})
     learn(here, work, project)
@@ -206,8 +206,9 @@ def test_deletion_whose_event_names_the_annotation_only(here: Site, project: int
     learn(here, work, project)
     here.sdk.annotations.delete(annotation)
     storage = Storage(here.settings.database)
-    storage.add_event(parse_event({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": annotation}]}))
-    assert EventLog(storage, here.queue).hand_over() == 1
+    log = EventLog(storage, here.queue)
+    log.receive(parse_event({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": annotation}]}))
+    log.hand_over()
     work(here)
     assert store(here).tasks(project) == {}
 
@@ -237,31 +238,34 @@ def test_label_studio_away_loses_nothing(here: Site, project: int, work: Work) -
         settings = here.settings.model_copy(update={"label_studio_url": gate.url})
         behind = Site(settings, here.videos, here.client, here.sdk)
         work(behind)
-        assert set(here.queue.dirty_tasks(project)) == {str(task)}
+        assert set(here.queue.storage.pending("learn", project)) == {task}
         gate.open()
         behind.hurry()
         work(behind)
     finally:
         gate.close()
     assert counts(here, project) == {"accepted": 4}
-    assert here.queue.dirty_tasks(project) == {}
+    assert here.queue.storage.pending("learn", project) == {}
 
 
-def test_a_token_that_is_refused_loses_nothing(here: Site, project: int, work: Work) -> None:
+def test_a_token_that_is_refused_loses_nothing(
+    here: Site, project: int, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, prediction = make_task(here, project)
     submit(here, task, [submitted(item) for item in PREDICTED], prediction)
     here.queue.request_learning(project, [task])
     settings = here.settings.model_copy(update={"label_studio_api_key": SecretStr("0" * 40)})
     work(Site(settings, here.videos, here.client, here.sdk))
-    assert set(here.queue.dirty_tasks(project)) == {str(task)}
+    assert set(here.queue.storage.pending("learn", project)) == {task}
     assert "token" in here.error()
     # Somebody mends it, and nobody annotates in this project again.
-    context = work(here)
-    here.queue.connection.delete("video:turn:trainer", "video:turn:relearn")  # ten minutes later
-    Trainer(context).tick()
+    container = work(here)
+    here.queue.connection.delete("video:turn:trainer")
+    monkeypatch.setattr(trainer, "REPEAT", timedelta(0))  # ten minutes later
+    Trainer(container).tick()
     work(here)
     assert counts(here, project) == {"accepted": 4}
-    assert here.queue.dirty_tasks(project) == {}
+    assert here.queue.storage.pending("learn", project) == {}
 
 
 def test_what_nobody_told_us_of_is_found(
@@ -274,10 +278,10 @@ def test_what_nobody_told_us_of_is_found(
         """How many tasks were looked at again."""
         caplog.clear()
         here.queue.connection.delete("video:turn:trainer", "video:turn:catch-up")  # half an hour later
-        Trainer(context).tick()
+        Trainer(container).tick()
         work(here)
         assert here.queue.failed_jobs() == []
-        assert here.queue.dirty_tasks(project) == {}
+        assert here.queue.storage.pending("learn", project) == {}
         said = [record.args for record in caplog.records if "looked at again" in record.msg]
         return int(said[0][1]) if said else 0  # type: ignore[index,arg-type]
 
@@ -292,7 +296,7 @@ def test_what_nobody_told_us_of_is_found(
     submit(here, first, [submitted(item) for item in PREDICTED], prediction)
     make_task(here, project)  # which nobody annotates
     learn(here, work, project, first)
-    context = work(here)
+    container = work(here)
     assert catch_up() == 0
     second, prediction = make_task(here, project)
     made = submit(here, second, [submitted(item) for item in PREDICTED], prediction)
@@ -337,4 +341,4 @@ def test_real_predictions_that_are_submitted_untouched(here: Site, project: int,
     submit(here, task, labelled, prediction.id)
     learn(here, work, project, task)
     assert counts(here, project, prediction.model_version) == {"relabelled": len(labelled)}
-    assert store(here).tracks(project) == len(labelled)
+    assert sum(task.tracks for task in store(here).tasks(project).values()) == len(labelled)

@@ -13,7 +13,7 @@ import pytest
 import ultralytics
 
 from ml_backend.errors import LabelStudioUnavailable, MediaError
-from ml_backend.jobs.context import Context
+from ml_backend.jobs.container import Container
 from ml_backend.jobs.learning import refresh
 from ml_backend.patterns.service import Patterns
 from ml_backend.projects import Projects
@@ -22,7 +22,7 @@ from tests.builders import Gate, label_config
 from tests.jobs.conftest import Site
 
 Make = Callable[..., Site]
-Work = Callable[[Site], Context]
+Work = Callable[[Site], Container]
 
 ASSETS = Path(ultralytics.__file__).parent / "assets"
 #: Photographed people and a bus: what moves through the clips; left, top, right, bottom in bus.jpg.
@@ -78,7 +78,7 @@ def labelled(region: dict[str, Any], label: str) -> dict[str, Any]:
 
 
 def patterns(here: Site) -> Patterns:
-    return Patterns(here.settings)
+    return Patterns(Container(here.settings))
 
 
 def counts(here: Site, project: int) -> dict[str, int]:
@@ -155,15 +155,15 @@ def test_nothing_is_detected_or_embedded_twice(two: tuple[Site, int, int, int], 
     annotation = teach(here, project, first, top="walker", bottom="vehicle")
     work(here)
     assert here.queue.counters()["videos"] == 2
-    context = work(here)
+    container = work(here)
     model = patterns(here).info(project)["embedder"]
-    videos = [stored.video for stored in context.projects.patterns.tracks_of_project(project)]
-    looks = [context.projects.patterns.known_looks(video, model) for video in videos]
+    videos = [stored.video for stored in container.projects.patterns.tracks_of_project(project)]
+    looks = [container.projects.patterns.looks(video).known(model) for video in videos]
     here.sdk.annotations.update(annotation.id, result=[labelled(r, "unused") for r in annotation.result])
     here.queue.request_learning(project, [first])
     work(here)
     assert counts(here, project) == {"unused": 2}  # re-labelling moved them
-    assert [context.projects.patterns.known_looks(video, model) for video in videos] == looks
+    assert [container.projects.patterns.looks(video).known(model) for video in videos] == looks
     assert here.queue.counters()["videos"] == 2
 
 
@@ -265,7 +265,7 @@ def test_video_that_is_gone_keeps_what_it_taught(two: tuple[Site, int, int, int]
     work(here)
     known = counts(here, project)
     assert (known["walker"], known["unused"]) == (1, 1)
-    assert here.queue.dirty_tasks(project) == {}
+    assert here.queue.storage.pending("learn", project) == {}
 
 
 def test_label_studio_away_loses_nothing(two: tuple[Site, int, int, int], work: Work) -> None:
@@ -278,9 +278,9 @@ def test_label_studio_away_loses_nothing(two: tuple[Site, int, int, int], work: 
             here.settings.model_copy(update={"label_studio_url": gate.url}), here.videos, here.client, here.sdk
         )
         with pytest.raises(LabelStudioUnavailable):
-            Patterns(behind.settings)._context.client.get_project(project)
+            Container(behind.settings).client.get_project(project)
         work(behind)
-        assert set(here.queue.dirty_tasks(project)) == {str(first)}
+        assert set(here.queue.storage.pending("learn", project)) == {first}
         assert counts(here, project) == {}
         gate.open()
         behind.hurry()
@@ -288,7 +288,7 @@ def test_label_studio_away_loses_nothing(two: tuple[Site, int, int, int], work: 
     finally:
         gate.close()
     assert counts(here, project) == {"vehicle": 1, "walker": 1}
-    assert here.queue.dirty_tasks(project) == {}
+    assert here.queue.storage.pending("learn", project) == {}
 
 
 def test_task_and_project_that_are_gone(two: tuple[Site, int, int, int], work: Work) -> None:
@@ -397,8 +397,8 @@ def test_media_error_is_no_failure_of_the_others(two: tuple[Site, int, int, int]
     here.sdk.annotations.create(id=broken, result=[labelled(region, "walker")])
     teach(here, project, first, top="walker", bottom="vehicle")
     here.queue.request_learning(project, [broken])
-    context = work(here)
-    with pytest.raises(MediaError), context.media.open("/data/local-files/?d=missing.mp4", broken):
+    container = work(here)
+    with pytest.raises(MediaError), container.media.open("/data/local-files/?d=missing.mp4", broken):
         pass
     assert counts(here, project) == {"vehicle": 1, "walker": 1}
 
@@ -460,10 +460,10 @@ def test_the_most_uncertain_tasks_are_renewed_first(site: Make, work: Work) -> N
     here = site()
     project = here.project(CONFIG)
     tasks = [here.task(project, video=here.clip(f"{n}.mp4"), fps=20) for n in range(4)]
-    context = work(here)
+    container = work(here)
     for task, score in zip(tasks, (0.9, 0.2, 0.5), strict=False):
-        context.storage.note_score(project, task, score)
-    refresh.__wrapped__(context, project)
-    queue = context.queue.queues["refresh"]
-    asked = [context.queue.fetch(name).args[2] for name in queue.get_job_ids()]  # type: ignore[union-attr]
+        container.storage.note_score(project, task, score)
+    refresh.__wrapped__(container, project)
+    queue = container.queue.queues["refresh"]
+    asked = [container.queue.fetch(name).args[2] for name in queue.get_job_ids()]  # type: ignore[union-attr]
     assert asked == [tasks[1], tasks[2], tasks[0], tasks[3]], "what has no prediction is being predicted anyway"

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 
 from ml_backend.errors import MediaError
-from ml_backend.jobs.context import Context
+from ml_backend.jobs.container import Container
 from ml_backend.jobs.control import import_video
 from ml_backend.jobs.control_media import export_project
-from ml_backend.jobs.leftovers import CLEANER, EVERY_S, remove_leftovers
-from ml_backend.jobs.worker import make_worker
+from ml_backend.jobs.worker import CLEANER, LEFTOVERS_EVERY_S, make_worker
 from ml_backend.outputs import STALE_S
-from ml_backend.services import Services
+from ml_backend.services import WebContainer
 from ml_backend.settings import Settings
 from tests.builders import wait_for
 from tests.jobs.conftest import Site
@@ -41,32 +40,32 @@ def old_upload(here: Settings, name: str) -> Path:
 
 def test_an_upload_stays_while_its_job_waits(here: Settings) -> None:
     """All workers may have been away over the weekend."""
-    control, context = Services.build(here).control, Context(here)
+    control, container = WebContainer(here).control, Container(here)
     folder, other = old_upload(here, "7-aaaa"), old_upload(here, "7-bbbb")
     job = control.import_video(7, "7-aaaa", "clip.mp4")
-    remove_leftovers(context)
+    container.remove_leftovers()
     assert (folder.exists(), other.exists()) == (True, False)
-    found = context.queue.fetch(job["id"])
+    found = container.queue.fetch(job["id"])
     assert found is not None
     for state in ("scheduled", "started", "deferred"):
         found.set_status(state)
-        remove_leftovers(context)
+        container.remove_leftovers()
         assert folder.exists(), state
     found.set_status("failed")
-    remove_leftovers(context)
+    container.remove_leftovers()
     assert not folder.exists()
 
 
 def test_without_a_queue_uploads_stay(settings: Callable[..., Settings], tmp_path: Path) -> None:
     here = settings(redis_url=f"unix://{tmp_path}/none.sock")
     folder = old_upload(here, "7-aaaa")
-    assert remove_leftovers(Context(here)) == []
+    assert Container(here).remove_leftovers() == []
     assert folder.exists()
 
 
-def test_an_upload_and_an_export_make_room(site: Callable[..., Site], work: Callable[[Site], Context]) -> None:
+def test_an_upload_and_an_export_make_room(site: Callable[..., Site], work: Callable[[Site], Container]) -> None:
     here = site()
-    context = work(here)  # its own look, at its start, is over
+    container = work(here)  # its own look, at its start, is over
     wait_for(lambda: not cleaning())
     old = old_upload(here.settings, "7-bbbb")
     with pytest.raises(MediaError):
@@ -77,14 +76,14 @@ def test_an_upload_and_an_export_make_room(site: Callable[..., Site], work: Call
     here.annotate(here.task(project, video=here.clip(), fps=20))
     export_project(project, "annotations", "none")
     assert not old.exists()
-    assert context.queue.failed_jobs() == []
+    assert container.queue.failed_jobs() == []
 
 
 def cleaning() -> bool:
     return any(thread.name == CLEANER for thread in threading.enumerate())
 
 
-def test_workers_look_once_an_hour(site: Callable[..., Site], work: Callable[[Site], Context]) -> None:
+def test_workers_look_once_an_hour(site: Callable[..., Site], work: Callable[[Site], Container]) -> None:
     here = site()
     first = old_upload(here.settings, "7-aaaa")
     work(here)
@@ -96,6 +95,6 @@ def test_workers_look_once_an_hour(site: Callable[..., Site], work: Callable[[Si
     worker.run_maintenance_tasks()
     wait_for(lambda: not cleaning())
     assert second.exists()
-    worker._cleaned -= EVERY_S  # time passes
+    worker._cleaned -= LEFTOVERS_EVERY_S  # time passes
     worker.run_maintenance_tasks()
     wait_for(lambda: not second.exists())

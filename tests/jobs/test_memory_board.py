@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from redis import Redis
 
 from ml_backend.errors import QueueUnavailable
 from ml_backend.jobs.memory_board import MemoryBoard, unlike
+from ml_backend.jobs.queue import JobQueue
 from ml_backend.models.pool import get_pool
 from ml_backend.settings import Settings
 from ml_backend.versions import shaping
@@ -16,62 +16,60 @@ from ml_backend.versions import shaping
 
 class Model:
     device = "cpu"
-    memory_bytes = 1000
+    memory_bytes = {"cpu": 1000}  # noqa: RUF012
 
 
 def test_status_and_optimize(settings: Callable[..., Settings], redis_url: str) -> None:
-    with Redis.from_url(redis_url) as connection:
-        worker, outside = MemoryBoard(connection), MemoryBoard(connection)
-        pool = get_pool(settings())
-        pool.optimize()
+    queue = JobQueue(settings(redis_url=redis_url))
+    worker, outside = MemoryBoard(queue), MemoryBoard(queue)
+    pool = get_pool(settings())
+    pool.optimize()
+    worker.tick("one", 5)
+    with pool.use("a", Model, name="a"):
         worker.tick("one", 5)
-        with pool.use("a", Model, name="a"):
-            worker.tick("one", 5)
-            (model,) = outside.status()["one"]["models"]
-            assert (model["name"], model["bytes"], model["in_use"]) == ("a", 1000, 1)
-            outside.optimize()
-            worker.tick("one", 5)
-            assert [m["name"] for m in outside.status()["one"]["models"]] == ["a"]  # in use
-        worker.tick("one", 5)  # nothing was asked since
-        assert [m["in_use"] for m in outside.status()["one"]["models"]] == [0]
+        (model,) = outside.status()["one"]["models"]
+        assert (model["name"], model["bytes"], model["in_use"]) == ("a", 1000, 1)
         outside.optimize()
         worker.tick("one", 5)
-        assert outside.status()["one"]["models"] == []
+        assert [m["name"] for m in outside.status()["one"]["models"]] == ["a"]  # in use
+    worker.tick("one", 5)  # nothing was asked since
+    assert [m["in_use"] for m in outside.status()["one"]["models"]] == [0]
+    outside.optimize()
+    worker.tick("one", 5)
+    assert outside.status()["one"]["models"] == []
 
 
 def test_what_was_asked_before_a_worker_began_is_not_for_it(settings: Callable[..., Settings], redis_url: str) -> None:
-    with Redis.from_url(redis_url) as connection:
-        MemoryBoard(connection).optimize()
-        pool = get_pool(settings())
-        with pool.use("b", Model, name="b"):
-            pass
-        worker = MemoryBoard(connection)
-        worker.tick("two", 5)
-        assert "b" in [m["name"] for m in MemoryBoard(connection).status()["two"]["models"]]
-        pool.optimize()
+    queue = JobQueue(settings(redis_url=redis_url))
+    MemoryBoard(queue).optimize()
+    pool = get_pool(settings())
+    with pool.use("b", Model, name="b"):
+        pass
+    worker = MemoryBoard(queue)
+    worker.tick("two", 5)
+    assert "b" in [m["name"] for m in MemoryBoard(queue).status()["two"]["models"]]
+    pool.optimize()
 
 
 def test_workers_with_other_settings_are_named(settings: Callable[..., Settings], redis_url: str) -> None:
-    with Redis.from_url(redis_url) as connection:
-        mine = shaping(settings(stride=3))
-        MemoryBoard(connection, mine).tick("same", 60)
-        MemoryBoard(connection, shaping(settings(stride=1, conf=0.3, yolo_weights="/models/a.pt", device="cuda"))).tick(
-            "other", 60
-        )
-        MemoryBoard(connection).tick("silent", 60)
-        found = MemoryBoard(connection).shaping(["same", "other", "silent", "gone"])
-        assert set(found) == {"same", "other"}
-        (told,) = unlike(mine, found)
-        assert told.startswith(
-            "Worker other runs with CONF 0.3 instead of 0.1, STRIDE 1 instead of 3, YOLO_WEIGHTS a.pt"
-        )
-        assert shaping(settings(yolo_weights="/here/a.pt")) == shaping(settings(yolo_weights="/there/a.pt"))
-        (told,) = unlike(mine, {"old": {**mine, "pipeline": 1, "gone": 5} | {"views": mine["views"]}})
-        assert "GONE 5 instead of None, PIPELINE 1 instead of" in told
+    queue = JobQueue(settings(redis_url=redis_url))
+    mine = shaping(settings(stride=3))
+    MemoryBoard(queue, mine).tick("same", 60)
+    MemoryBoard(queue, shaping(settings(stride=1, conf=0.3, yolo_weights="/models/a.pt", device="cuda"))).tick(
+        "other", 60
+    )
+    MemoryBoard(queue).tick("silent", 60)
+    found = MemoryBoard(queue).shaping(["same", "other", "silent", "gone"])
+    assert set(found) == {"same", "other"}
+    (told,) = unlike(mine, found)
+    assert told.startswith("Worker other runs with CONF 0.3 instead of 0.1, STRIDE 1 instead of 3, YOLO_WEIGHTS a.pt")
+    assert shaping(settings(yolo_weights="/here/a.pt")) == shaping(settings(yolo_weights="/there/a.pt"))
+    (told,) = unlike(mine, {"old": {**mine, "pipeline": 1, "gone": 5} | {"views": mine["views"]}})
+    assert "GONE 5 instead of None, PIPELINE 1 instead of" in told
 
 
-def test_redis_away(tmp_path: object) -> None:
-    board = MemoryBoard(Redis.from_url(f"unix://{tmp_path}/none.sock"))
+def test_redis_away(settings: Callable[..., Settings], tmp_path: object) -> None:
+    board = MemoryBoard(JobQueue(settings(redis_url=f"unix://{tmp_path}/none.sock")))
     with pytest.raises(QueueUnavailable):
         board.status()
     with pytest.raises(QueueUnavailable):

@@ -15,8 +15,7 @@ from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
 from ml_backend.errors import QueueUnavailable
-from ml_backend.jobs.board import JobBoard
-from ml_backend.jobs.listing import Jobs
+from ml_backend.jobs.listing import Jobs, NotCancellable
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.settings import Settings
 
@@ -37,8 +36,9 @@ def test_same_request_makes_one_job(queue: JobQueue) -> None:
     assert queue.request_prepare(7, 2).created
     assert queue.request_prediction("k", 7, 1).created
     assert not queue.request_prediction("k", 7, 2).created
-    assert queue.request_prepare_many(7, [1, 2], "x").created
-    assert not queue.request_prepare_many(7, [1, 2], "x").created
+    assert queue.request_prepare_many(7, [1, 2]).created
+    assert not queue.request_prepare_many(7, [3]).created
+    assert set(queue.storage.pending("prepare", 7)) == {1, 2, 3}
     depths = queue.depths()
     assert depths["prepare"]["queued"] == 3
     assert depths["predict"]["queued"] == 1
@@ -75,18 +75,44 @@ def test_what_is_wanted_sooner_does_not_wait_behind_the_rest(queue: JobQueue) ->
 
 
 def test_what_was_taken_back_can_be_asked_for_again(queue: JobQueue) -> None:
-    board = JobBoard(queue)
     jobs = Jobs(queue, lambda project: None)
     queue.request_prepare(1, 5)
     cancelled = jobs.cancel("prepare-5")
     assert cancelled
     assert cancelled["state"] == "cancelled"
     assert queue.request_prepare(1, 5).created
-    assert not board.is_cancelled("prepare-5")
+    assert not queue.is_cancelled("prepare-5")
     # While it is there, asking again does not undo what somebody else wants.
-    board.request_cancel("prepare-5")
+    queue.request_cancel("prepare-5")
     assert not queue.request_prepare(1, 5).created
-    assert board.is_cancelled("prepare-5")
+    assert queue.is_cancelled("prepare-5")
+    queue.request_cancel("prepare-6")  # which nobody has asked for
+    assert queue.request_prepare(1, 6).created
+    assert not queue.is_cancelled("prepare-6")
+
+
+def test_who_asked_for_a_job_sees_that_it_was_taken_back(queue: JobQueue) -> None:
+    jobs = Jobs(queue, lambda project: None)
+    queue.request("control", "export_project", [7, "coco", "none", None], "export-7", "control_media")
+    assert jobs.cancel("export-7")
+    (found,) = jobs.all(7)
+    assert (found["state"], found["kind"], found["result"]) == ("cancelled", "export_project", None)
+    assert found["ended_at"]
+    with pytest.raises(NotCancellable, match="cancelled"):
+        jobs.cancel("export-7")
+    assert queue.request("control", "export_project", [7, "coco", "none", None], "export-7", "control_media").created
+    assert [item["state"] for item in jobs.all(7)] == ["queued"]
+
+
+def test_who_asks_need_not_wait_for_the_next_try(queue: JobQueue) -> None:
+    queue.request_learning(7, [1])
+    job = fetch(queue, "learn-7")
+    queue.queues["patterns"].remove(job)
+    queue.queues["patterns"].schedule_job(job, datetime.now(timezone.utc) + timedelta(hours=1))
+    queue.start_pending("learn", 7, pause=timedelta(seconds=600))  # a worker that looks what is to be done
+    assert queue.depths()["patterns"] == {"queued": 0, "started": 0, "scheduled": 1, "failed": 0}
+    assert not queue.request_learning(7, [2]).created
+    assert queue.depths()["patterns"] == {"queued": 1, "started": 0, "scheduled": 0, "failed": 0}
 
 
 def test_arguments_are_plain_json(queue: JobQueue) -> None:
@@ -227,7 +253,7 @@ def test_delivery_lock_lets_one_in(queue: JobQueue) -> None:
     overlaps: list[int] = []
 
     def enter(number: int) -> None:
-        with queue.delivery_lock(5):
+        with queue.task_lock("deliver", 5):
             inside.append(number)
             overlaps.append(len(inside))
             time.sleep(0.02)
@@ -236,17 +262,14 @@ def test_delivery_lock_lets_one_in(queue: JobQueue) -> None:
     with ThreadPoolExecutor(5) as pool:
         list(pool.map(enter, range(5)))
     assert overlaps == [1] * 5
-    with queue.delivery_lock(6), queue.delivery_lock(7):
+    with queue.task_lock("deliver", 6), queue.task_lock("deliver", 7):
         pass
 
 
-def test_counters_and_job_state(queue: JobQueue) -> None:
+def test_counters(queue: JobQueue) -> None:
     queue.count("frames", 3)
     queue.count("frames", 0.5)
     assert queue.counters() == {"frames": 3.5}
-    assert queue.job("none") is None
-    queue.request_prepare(7, 1)
-    assert queue.job("prepare-1") == {"id": "prepare-1", "state": "queued", "progress": None, "error": ""}
     assert queue.workers() == []
 
 
@@ -259,14 +282,15 @@ def test_everything_says_when_redis_is_away(settings: Callable[..., Settings], t
         lambda: queue.targets("k"),
         lambda: queue.remove_target("k", 1),
         lambda: queue.add_targets("k", [1]),
-        lambda: queue.delivery_lock(1).__enter__(),
+        lambda: queue.task_lock("deliver", 1).__enter__(),
         lambda: queue.remember_token("x"),
         queue.remembered_token,
         lambda: queue.count("x"),
         queue.counters,
         queue.depths,
         queue.workers,
-        lambda: queue.job("x"),
+        lambda: queue.is_cancelled("x"),
+        lambda: queue.request_cancel("x"),
         queue.failed_jobs,
     ]
     for call in calls:

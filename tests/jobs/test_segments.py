@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from ml_backend.errors import Interrupted
 from ml_backend.jobs import segment_board
-from ml_backend.jobs.context import Context
+from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.segment_board import Board
 from ml_backend.segments import Segment, observe_some, observe_together
@@ -325,12 +325,12 @@ def test_two_workers_find_what_one_pass_finds(
 
 
 def test_what_another_job_finishes_meanwhile_is_used(
-    long_site: Callable[..., tuple[Site, int]], work: Callable[[Site], Context]
+    long_site: Callable[..., tuple[Site, int]], work: Callable[[Site], Container]
 ) -> None:
     """As after a change of labels: two jobs, one video."""
     here, task = long_site()
-    context = work(here)
-    engine, frames = context.storage.engine, context.queue.counters()["frames"]
+    container = work(here)
+    engine, frames = container.storage.engine, container.queue.counters()["frames"]
     with engine.begin() as connection:
         rows = connection.execute(sa.select(track_sets)).mappings().all()
         connection.execute(sa.delete(track_sets))
@@ -350,7 +350,7 @@ def test_what_another_job_finishes_meanwhile_is_used(
     thread.join()
     (found,) = here.predictions(task)
     assert boxes(found) == boxes(expected)
-    assert context.queue.counters()["frames"] == frames, "they were taken over"
+    assert container.queue.counters()["frames"] == frames, "they were taken over"
     assert files_left(here) == []
     assert here.queue.failed_jobs() == []
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from ml_backend.errors import LabelStudioError, PredictionFailed, QueueUnavailable
-from ml_backend.jobs.context import Context, get_context
+from ml_backend.jobs.container import Container, get_container
 from ml_backend.label_studio.client import LabelStudioClient
 from tests.builders import (
     CONFIG,
@@ -29,7 +29,7 @@ from tests.jobs.conftest import Site
 from tests.video.builders import make_audio, make_video, truncate
 
 Make = Callable[..., Site]
-Work = Callable[[Site], Context]
+Work = Callable[[Site], Container]
 FACTS = {"fps": 20, "frames": 40, "width": 320, "height": 240, "duration": 2.0}
 
 
@@ -150,7 +150,7 @@ def test_many_tasks_with_the_same_video_are_one_computation(site: Make, work: Wo
     here.sdk.projects.import_tasks(id=project, request=imported)
     tasks = sorted(here.client.list_task_ids(project))
     assert len(tasks) == 15
-    here.queue.request_prepare_many(project, [], "all")
+    here.queue.request_prepare_many(project, [])
     work(here)
     assert here.queue.counters()["videos"] == 1
     versions = [here.client.get_task(task).prediction_versions for task in tasks]
@@ -230,7 +230,7 @@ def test_project_deleted(site: Make, work: Work) -> None:
     project = here.project()
     task = here.task(project, video=here.clip())
     here.queue.request_prepare(project, task)
-    here.queue.request_prepare_many(project, [], "all")
+    here.queue.request_prepare_many(project, [])
     here.sdk.projects.delete(id=project)
     work(here)
     assert all("404" in job["error"] for job in here.queue.failed_jobs())
@@ -306,12 +306,12 @@ def test_weights_that_appear_meanwhile(site: Make, work: Work, foreign: Outside,
 
 def test_token_that_is_handed_over_later(site: Make, label_studio: Any) -> None:
     here = site(label_studio_api_key="")
-    context = Context(here.settings)
+    container = Container(here.settings)
     with pytest.raises(LabelStudioError, match="no token"):
-        context.client.whoami()
+        container.client.whoami()
     here.serving.remember_token(label_studio.token)
-    assert context.client.whoami() == label_studio.username
-    assert context.client is context.client
+    assert container.client.whoami() == label_studio.username
+    assert container.client is container.client
 
 
 def test_secrets_of_an_address_stay_out_of_the_log(site: Make, work: Work, caplog: pytest.LogCaptureFixture) -> None:
@@ -510,7 +510,7 @@ def test_being_stopped_costs_no_attempt_and_leaves_the_pauses_between_them(
     before = here.job(name)
 
     def serve(handler: http.server.BaseHTTPRequestHandler) -> None:
-        get_context().stop.set()  # what SIGTERM does
+        get_container().stop.set()  # what SIGTERM does
         del foreign.special["/a.mp4"]
         foreign._serve(handler)
 
@@ -557,7 +557,7 @@ def test_interrupted_delivery_forgets_nobody(site: Make, work: Work, monkeypatch
             raise QueueUnavailable("The worker is killed.")
         create(client, task, prediction)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.container() as patch:
         patch.setattr(LabelStudioClient, "create_prediction", create_one)
         work(here)
     assert sorted(len(here.predictions(task)) for task in tasks) == [0, 0, 1]

@@ -10,194 +10,223 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rq.job import JobStatus
 
 from ml_backend.corrections import Comparison, Decision
 from ml_backend.corrections_store import Correction, CorrectionStore
 from ml_backend.errors import Interrupted, Postponed
-from ml_backend.events import EventLog
-from ml_backend.jobs import trainer as trainer_module
-from ml_backend.jobs.context import Context
+from ml_backend.events import Event, EventLog
+from ml_backend.jobs.container import Container
 from ml_backend.jobs.trainer import Trainer
+from ml_backend.jobs.training import Watch
 from ml_backend.settings import Settings
-from ml_backend.storage import Event
-from ml_backend.training.policy import is_due
+from ml_backend.training.policy import Policies, TrainingPolicy, is_due
 from ml_backend.training.service import Trainings
+from tests.builders import wait_for
 
 
 @pytest.fixture
-def context(settings: Callable[..., Settings], redis_url: str) -> Context:
-    return Context(settings(redis_url=redis_url, job_lease_s=5, train_quiet_s=30, train_min_tracks=5, detector="auto"))
+def container(settings: Callable[..., Settings], redis_url: str) -> Container:
+    container = Container(settings(redis_url=redis_url, job_lease_s=5, detector="auto"))
+    container.policies = Policies(container.storage, TrainingPolicy(quiet_s=30, min_tracks=5))
+    return container
 
 
-def annotate(context: Context, task: int, tracks: int = 5, seconds_ago: float = 60, fingerprint: str = "a") -> None:
+def annotate(container: Container, task: int, tracks: int = 5, seconds_ago: float = 60, fingerprint: str = "a") -> None:
     changed = datetime.now(timezone.utc) - timedelta(seconds=seconds_ago)
     facts = Correction(task, "version", Comparison(tracks=tracks), fingerprint, changed, changed)
-    CorrectionStore(context.storage).put(1, task, facts)
+    CorrectionStore(container.storage).put(1, task, facts)
 
 
-def jobs(context: Context) -> list[str]:
-    return list(context.queue.queues["train"].get_job_ids())
+def jobs(container: Container) -> list[str]:
+    return list(container.queue.queues["train"].get_job_ids())
 
 
-def test_annotations_lead_to_one_training(context: Context) -> None:
-    trainer = Trainer(context)
-    annotate(context, 1, tracks=3)
+def test_annotations_lead_to_one_training(container: Container) -> None:
+    trainer = Trainer(container)
+    annotate(container, 1, tracks=3)
     assert trainer.look() == []
-    annotate(context, 2, tracks=2)
+    annotate(container, 2, tracks=2)
     assert trainer.look() == [1]
     assert trainer.look() == [], "it waits already"
-    assert jobs(context) == ["train-1-0"]
+    assert jobs(container) == ["train-1"]
 
 
-def test_while_people_work_nothing_begins(context: Context) -> None:
-    annotate(context, 1, seconds_ago=10)
-    assert Trainer(context).look() == []
+def test_while_people_work_nothing_begins(container: Container) -> None:
+    annotate(container, 1, seconds_ago=10)
+    assert Trainer(container).look() == []
 
 
-def test_only_what_is_new_since_the_last_training_counts(context: Context) -> None:
-    annotate(context, 1)
-    registry = context.projects.registry
+def test_only_what_is_new_since_the_last_training_counts(container: Container) -> None:
+    annotate(container, 1)
+    registry = container.registry
     run = registry.advance(registry.begin(1, "me", "t", None), lineage={"seen": {"1": "a"}})
     registry.finish(run, "refused", "worse")
-    trainer = Trainer(context)
+    trainer = Trainer(container)
     assert trainer.state(1).new_tracks == 0
-    annotate(context, 1, fingerprint="b")
+    annotate(container, 1, fingerprint="b")
     assert trainer.state(1).new_tracks == 5
     assert trainer.look() == [], "too soon after the last one"
-    context.projects.policies.set(1, {"every_s": 0})
+    container.policies.set(1, {"every_s": 0})
     assert trainer.look() == [1]
 
 
-def test_a_run_that_the_queue_forgot_is_taken_up_again(context: Context) -> None:
-    context.projects.registry.begin(1, "a worker that died", "Start training", None)
-    context.queue.connection.flushall()
-    assert Trainer(context).look() == [1]
-    (job,) = jobs(context)
-    assert context.queue.fetch(job).args == [1, "Start training"]  # type: ignore[union-attr]
+def test_a_run_that_the_queue_forgot_is_taken_up_again(container: Container) -> None:
+    container.registry.begin(1, "a worker that died", "Start training", None)
+    container.queue.connection.flushall()
+    assert Trainer(container).look() == [1]
+    (job,) = jobs(container)
+    assert container.queue.fetch(job).args == [1, "Start training"]  # type: ignore[union-attr]
 
 
-def test_workers_take_turns(context: Context) -> None:
-    annotate(context, 1)
-    assert context.trainings.my_turn("trainer", 10)
-    Trainer(context).tick()
-    assert jobs(context) == []
+def test_workers_take_turns(container: Container) -> None:
+    annotate(container, 1)
+    assert container.training_queue.my_turn("trainer", 10)
+    Trainer(container).tick()
+    assert jobs(container) == []
 
 
-def test_without_redis_it_is_quiet(context: Context, settings: Callable[..., Settings]) -> None:
-    away = Context(settings(redis_url="redis://127.0.0.1:1/0", detector="auto"))
+def test_without_redis_it_is_quiet(container: Container, settings: Callable[..., Settings]) -> None:
+    away = Container(settings(redis_url="redis://127.0.0.1:1/0", detector="auto"))
     Trainer(away).tick()
 
 
-def test_a_thousand_requests_make_one_job_and_one_more_while_it_runs(context: Context) -> None:
+def test_a_thousand_requests_make_one_job_and_one_more_while_it_runs(container: Container) -> None:
     for _ in range(1000):
-        context.trainings.request(1, "Start training")
-    assert jobs(context) == ["train-1-0"]
-    context.trainings.begin(1)
+        container.training_queue.request(1, "Start training")
+    assert jobs(container) == ["train-1"]
+    running = container.queue.queues["train"].fetch_job("train-1")
+    assert running
+    container.queue.queues["train"].remove("train-1")
+    running.set_status(JobStatus.STARTED)
+    container.training_queue.begin(1)
     for _ in range(1000):
-        context.trainings.request(1, "Start training")
-    assert jobs(context) == ["train-1-0", "train-1-1"]
+        container.training_queue.request(1, "Start training")
+    Trainer(container).start_pending()
+    assert jobs(container) == []
+    running.delete()  # it has ended
+    for _ in range(2):
+        Trainer(container).start_pending()
+    assert jobs(container) == ["train-1"]
 
 
-def test_the_button_is_written_down_and_handed_over(context: Context) -> None:
-    log = EventLog(context.storage, context.queue)
+def test_the_button_is_written_down_and_handed_over(container: Container) -> None:
+    log = EventLog(container.storage, container.queue)
     for _ in range(3):
-        context.storage.add_event(Event("START_TRAINING", 1))
-    assert log.hand_over() == 3
-    assert jobs(context) == ["train-1-0"]
+        log.receive(Event("START_TRAINING", 1))
+    log.hand_over()
+    wait_for(lambda: jobs(container))
+    assert jobs(container) == ["train-1"]
 
 
-def test_two_workers_never_train_one_project(context: Context, settings: Callable[..., Settings]) -> None:
-    with context.trainings.lock(1) as lock:
-        with pytest.raises(Postponed, match="another worker"), context.trainings.lock(1):
+def test_two_workers_never_train_one_project(container: Container, settings: Callable[..., Settings]) -> None:
+    with container.training_queue.lock(1) as lock:
+        with pytest.raises(Postponed, match="another worker"), container.training_queue.lock(1):
             pass
-        with context.trainings.lock(2):
+        with container.training_queue.lock(2):
             pass
-        lock.renew()
         # Its holder sleeps for too long: the lock expires, and he finds that somebody else may have it.
-        context.queue.connection.delete("video:train:lock:1")
-        with context.trainings.lock(1), pytest.raises(Interrupted, match="lost"):
-            lock.renew()
+        container.queue.connection.delete("video:train:lock:1")
+        with container.training_queue.lock(1), Watch(container, 1, lock) as watch:
+            wait_for(lambda: watch.lost)
+            with pytest.raises(Interrupted):
+                watch.check()
 
 
-def test_a_lock_expires(context: Context) -> None:
-    with context.trainings.lock(1):
-        left: Any = context.queue.connection.pttl("video:train:lock:1")
+def test_a_lock_is_kept_while_its_holder_works(container: Container) -> None:
+    with container.training_queue.lock(1) as lock:
+        container.queue.connection.pexpire("video:train:lock:1", 2000)
+        with Watch(container, 1, lock) as watch:
+            wait_for(lambda: int(container.queue.connection.pttl("video:train:lock:1")) > 5000)  # type: ignore[arg-type]
+            assert not watch.should_stop()
+
+
+def test_a_lock_expires(container: Container) -> None:
+    with container.training_queue.lock(1):
+        left: Any = container.queue.connection.pttl("video:train:lock:1")
     assert 0 < left <= 10_000
 
 
-def test_cancelling_takes_waiting_requests_back(context: Context) -> None:
-    context.trainings.request(1, "somebody")
-    context.trainings.request(2, "somebody")
-    context.trainings.cancel(1)
-    assert jobs(context) == ["train-2-0"]
-    assert context.trainings.is_cancelled(1)
-    assert not context.trainings.is_cancelled(2)
-    context.trainings.clear_cancelled(1)
-    assert not context.trainings.is_cancelled(1)
+def test_cancelling_takes_waiting_requests_back(container: Container) -> None:
+    container.training_queue.request(1, "somebody")
+    container.training_queue.request(2, "somebody")
+    assert container.training_queue.cancel(1)
+    assert jobs(container) == ["train-2"]
+    assert not container.training_queue.is_wanted(1)
+    assert not container.training_queue.is_cancelled(2)
+    assert not container.training_queue.cancel(1), "none is left"
 
 
-def test_what_was_cancelled_before_it_began_does_not_begin_by_itself(context: Context) -> None:
-    annotate(context, 1)
-    trainer = Trainer(context)
+def test_a_run_that_waits_for_another_try_is_cancelled(container: Container) -> None:
+    run = container.registry.begin(1, "a worker that was asked to end", "somebody", None)
+    assert Trainer(container).look() == [1]
+    Trainings(container.projects, container.queue, container.storage).cancel(1)
+    found = container.registry.get(run.id)
+    assert found is not None
+    assert found.state == "cancelled"
+    assert Trainer(container).look() == []
+
+
+def test_what_was_cancelled_before_it_began_does_not_begin_by_itself(container: Container) -> None:
+    annotate(container, 1)
+    trainer = Trainer(container)
     assert trainer.look() == [1]
-    trainings = Trainings(context.projects, context.queue, context.storage)
+    trainings = Trainings(container.projects, container.queue, container.storage)
     trainings.cancel(1)
-    assert jobs(context) == []
-    context.projects.policies.set(1, {"every_s": 0})
+    assert jobs(container) == []
+    container.policies.set(1, {"every_s": 0})
     assert trainer.look() == []
-    annotate(context, 1, fingerprint="b")
+    annotate(container, 1, fingerprint="b")
     assert trainer.look() == [1]
 
 
-def test_a_request_after_a_cancellation_is_meant(context: Context) -> None:
-    trainings = Trainings(context.projects, context.queue, context.storage)
+def test_a_request_after_a_cancellation_is_meant(container: Container) -> None:
+    trainings = Trainings(container.projects, container.queue, container.storage)
     trainings.cancel(1)
     trainings.start(1, "somebody")
-    assert not context.trainings.is_cancelled(1)
+    assert not container.training_queue.is_cancelled(1)
 
 
-def test_that_a_training_is_forced_holds_for_whichever_comes_next(context: Context) -> None:
-    trainings = Trainings(context.projects, context.queue, context.storage)
+def test_that_a_training_is_forced_holds_for_whichever_comes_next(container: Container) -> None:
+    trainings = Trainings(container.projects, container.queue, container.storage)
     trainings.start(1, "annotations")
     trainings.start(1, "somebody", force=True)
-    assert jobs(context) == ["train-1-0"]
-    assert context.trainings.take_force(1)
-    assert not context.trainings.take_force(1)
+    assert jobs(container) == ["train-1"]
+    assert container.training_queue.take_force(1)
+    assert not container.training_queue.take_force(1)
 
 
-def test_failures_are_repeated_with_growing_pauses(context: Context) -> None:
-    annotate(context, 1)
-    context.projects.policies.set(1, {"every_s": 100})
-    registry, trainer = context.projects.registry, Trainer(context)
+def test_failures_are_repeated_with_growing_pauses(container: Container) -> None:
+    annotate(container, 1)
+    container.policies.set(1, {"every_s": 100})
+    registry, trainer = container.registry, Trainer(container)
     for failures in (1, 2):
         registry.finish(registry.begin(1, "me", "t", None), "failed", "the disk is full", lineage={})
         state = trainer.state(1)
         assert (state.failures, state.new_tracks) == (failures, 5)
         assert state.started_at is not None
-        policy = context.projects.policies.get(1)
+        policy = container.policies.get(1)
         pause = timedelta(seconds=100 * 2**failures)
         assert not is_due(policy, state, state.started_at + pause - timedelta(seconds=1))
         assert is_due(policy, state, state.started_at + pause)
 
 
-def test_a_queue_that_forgot_what_is_to_be_read_has_it_read_again(context: Context) -> None:
-    log, trainer = EventLog(context.storage, context.queue), Trainer(context)
-    trainer.remember()
-    context.storage.add_event(Event("ANNOTATION_CREATED", 7, (3,), (4,)))
+def test_a_queue_that_forgot_everything_is_told_again(container: Container) -> None:
+    log, trainer = EventLog(container.storage, container.queue), Trainer(container)
+    log.receive(Event("ANNOTATION_CREATED", 7, (3,), (4,)))
     log.hand_over()
-    trainer.remember()
-    assert list(context.queue.dirty_tasks(7)) == ["3"]
-    context.queue.connection.flushall()
-    trainer.remember()
-    assert list(context.queue.dirty_tasks(7)) == ["all"]
+    container.queue.connection.flushall()
+    trainer.start_pending()
+    assert container.queue.queues["patterns"].get_job_ids() == ["learn-7"]
+    assert list(container.storage.pending("learn", 7)) == [3]
 
 
-def test_going_back_twice_goes_back_two_versions(context: Context, tmp_path: Path) -> None:
-    registry, trainings = context.projects.registry, Trainings(context.projects, context.queue, context.storage)
+def test_going_back_twice_goes_back_two_versions(container: Container, tmp_path: Path) -> None:
+    registry, trainings = container.registry, Trainings(container.projects, container.queue, container.storage)
     for number in range(3):
         weights = tmp_path / "best.pt"
         weights.write_bytes(b"PK%d" % number)
-        sha256 = context.projects.artifacts.put(weights, f"v{number}.pt")
+        sha256 = container.artifacts.put(weights, f"v{number}.pt")
         run = registry.begin(1, "me", "t", registry.current(1))
         run = registry.advance(run, weights_sha256=sha256, artifact=f"v{number}.pt", detector="yolo11n")
         current = registry.current(1)
@@ -209,55 +238,55 @@ def test_going_back_twice_goes_back_two_versions(context: Context, tmp_path: Pat
     assert used == ["v2", "v1", "base", "base"]
 
 
-def test_after_a_failure_only_the_newest_run_is_read_whole(context: Context) -> None:
+def test_after_a_failure_only_the_newest_run_is_read_whole(container: Container) -> None:
     """It is looked at every ten seconds, and each run has lines for every task."""
-    annotate(context, 1)
-    registry, trainings = context.projects.registry, Trainings(context.projects, context.queue, context.storage)
+    annotate(container, 1)
+    registry, trainings = container.registry, Trainings(container.projects, container.queue, container.storage)
     registry.finish(registry.begin(1, "me", "t", None), "refused", "worse", lineage={"seen": {"1": "b"}})
     for _ in range(2):
         registry.finish(registry.begin(1, "me", "t", None), "failed", "no luck", lineage={"seen": {"1": "a"}})
-    with sqlite3.connect(context.settings.data_dir / "backend.sqlite3") as connection:
+    with sqlite3.connect(container.settings.data_dir / "backend.sqlite3") as connection:
         connection.execute("UPDATE model_versions SET lineage = '{', history = '[' WHERE number < 3")
-    state = Trainer(context).state(1)
+    state = Trainer(container).state(1)
     assert (state.failures, state.new_tracks) == (2, 0)
     assert trainings.before(1) == "base"
     assert trainings.usable(1) == ["v1"]
 
 
-def test_what_a_failed_training_lacked_may_come_with_few_annotations(context: Context) -> None:
+def test_what_a_failed_training_lacked_may_come_with_few_annotations(container: Container) -> None:
     """It said: annotate another video. Who does so need not annotate as much as for a training of its own."""
-    registry, trainer = context.projects.registry, Trainer(context)
-    annotate(context, 1, tracks=12)
+    registry, trainer = container.registry, Trainer(container)
+    annotate(container, 1, tracks=12)
     registry.finish(registry.begin(1, "me", "t", None), "refused", "worse", lineage={"seen": {}})
-    annotate(context, 2, tracks=7)
+    annotate(container, 2, tracks=7)
     registry.finish(registry.begin(1, "me", "t", None), "failed", "lacks", lineage={"seen": {"1": "a", "2": "a"}})
     assert trainer.state(1).new_tracks == 0
-    annotate(context, 3, tracks=1)
+    annotate(container, 3, tracks=1)
     assert trainer.state(1).new_tracks == 20
 
 
-def test_false_alarms_that_were_removed_count(context: Context) -> None:
+def test_false_alarms_that_were_removed_count(container: Container) -> None:
     changed = datetime.now(timezone.utc)
     removed = tuple(Decision("deleted", predicted_id=name) for name in "abcd")
     facts = Correction(1, "version", Comparison(removed, tracks=1), "a", changed, changed)
-    CorrectionStore(context.storage).put(1, 1, facts)
-    assert Trainer(context).state(1).new_tracks == 4
+    CorrectionStore(container.storage).put(1, 1, facts)
+    assert Trainer(container).state(1).new_tracks == 4
 
 
-def predicted(context: Context, version: str, hours_ago: float, project: int = 1, keys: int = 1) -> list[str]:
+def predicted(container: Container, version: str, hours_ago: float, project: int = 1, keys: int = 1) -> list[str]:
     """Predictions of a version that were made then; their keys."""
     names = [f"{project}-{version}-{hours_ago}-{number}" for number in range(keys)]
     for name in names:
-        context.storage.save_prediction(name, project, {"result": [], "model_version": version})
+        container.storage.save_prediction(name, project, {"result": [], "model_version": version})
     moment = datetime.now(timezone.utc).replace(tzinfo=None) - timedelta(hours=hours_ago)
-    with sqlite3.connect(context.settings.data_dir / "backend.sqlite3") as connection:
+    with sqlite3.connect(container.settings.data_dir / "backend.sqlite3") as connection:
         rows = [(f"{moment:%Y-%m-%d %H:%M:%S.%f}", name) for name in names]
         connection.executemany("UPDATE predictions SET created_at = ? WHERE key = ?", rows)
     return names
 
 
-def present(context: Context, project: int = 1) -> str:
-    return context.projects.models(project).version
+def present(container: Container, project: int = 1) -> str:
+    return container.projects.models(project).version
 
 
 def learned(version: str, digest: str) -> str:
@@ -266,78 +295,68 @@ def learned(version: str, digest: str) -> str:
     return f"{base}.{tracker}.{mode.split('-')[0]}-{digest}.{last}"
 
 
-def test_what_was_learned_since_takes_the_place_of_older_predictions(context: Context) -> None:
+def test_what_was_learned_since_takes_the_place_of_older_predictions(container: Container) -> None:
     """An annotation after the other: only the last versions' predictions stay, and the names of all."""
-    now = present(context)
+    now = present(container)
     versions = [learned(now, f"{number:08x}") for number in range(48)]
     for number, version in enumerate(versions):
-        predicted(context, version, hours_ago=23.9 - number / 2, keys=5)
-    kept = predicted(context, now, hours_ago=0, keys=5)
-    before = context.storage.versions(1)
-    assert Trainer(context).forget_predictions() == 5 * 46, "those of the last hour stay for a moment"
-    assert context.storage.count_predictions() == 5 * 3
-    assert set(context.storage.prediction_bodies(kept)) == set(kept)
-    assert context.storage.versions(1) == before
-    assert Trainer(context).forget_predictions() == 0
+        predicted(container, version, hours_ago=23.9 - number / 2, keys=5)
+    kept = predicted(container, now, hours_ago=0, keys=5)
+    before = container.storage.versions(1)
+    assert Trainer(container).forget_predictions() == 5 * 46, "those of the last hour stay for a moment"
+    assert container.storage.count_predictions() == 5 * 3
+    assert set(container.storage.prediction_bodies(kept)) == set(kept)
+    assert container.storage.versions(1) == before
+    assert Trainer(container).forget_predictions() == 0
 
 
-def test_what_may_be_switched_back_to_stays_for_a_day(context: Context) -> None:
-    now = present(context)
+def test_what_may_be_switched_back_to_stays_for_a_day(container: Container) -> None:
+    now = present(container)
     other = now.replace("tracktrack", "botsort")
-    (recent,), (old,) = predicted(context, other, 20), predicted(context, other, 25)
-    (last,) = predicted(context, now, 1)
-    assert Trainer(context).forget_predictions() == 1
-    assert set(context.storage.prediction_bodies([recent, old, last])) == {recent, last}
+    (recent,), (old,) = predicted(container, other, 20), predicted(container, other, 25)
+    (last,) = predicted(container, now, 1)
+    assert Trainer(container).forget_predictions() == 1
+    assert set(container.storage.prediction_bodies([recent, old, last])) == {recent, last}
 
 
-def test_what_is_in_use_stays_however_old(context: Context) -> None:
+def test_what_is_in_use_stays_however_old(container: Container) -> None:
     """A library that was predicted a month ago; since then somebody has tried something else, and switched back."""
-    now = present(context)
-    kept = predicted(context, now, 24 * 30, keys=3)
-    last = predicted(context, learned(now, "ab" * 4), 24 * 7, keys=2)  # by a worker that is set differently, perhaps
-    gone = predicted(context, learned(now, "cd" * 4), 24 * 8, keys=2)
-    of_another = predicted(context, learned(now, "cd" * 4), 24 * 8, project=2, keys=2)
-    assert Trainer(context).forget_predictions() == 2
-    assert set(context.storage.prediction_bodies([*kept, *last, *gone, *of_another])) == {*kept, *last, *of_another}
+    now = present(container)
+    kept = predicted(container, now, 24 * 30, keys=3)
+    last = predicted(container, learned(now, "ab" * 4), 24 * 7, keys=2)  # by a worker that is set differently, perhaps
+    gone = predicted(container, learned(now, "cd" * 4), 24 * 8, keys=2)
+    of_another = predicted(container, learned(now, "cd" * 4), 24 * 8, project=2, keys=2)
+    assert Trainer(container).forget_predictions() == 2
+    assert set(container.storage.prediction_bodies([*kept, *last, *gone, *of_another])) == {*kept, *last, *of_another}
 
 
-def test_a_backlog_is_removed_a_piece_at_a_time(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "SWEEP_FOR_S", 0.0)
-    now = present(context)
-    for number in range(3):
-        predicted(context, learned(now, f"{number:08x}"), 48 + number, keys=2)
-    predicted(context, now, 0)
-    trainer = Trainer(context)
-    assert [trainer.forget_predictions() for _ in range(4)] == [2, 2, 2, 0]
-
-
-def test_every_minute_somebody_removes_them_and_nobody_twice(context: Context) -> None:
-    now = present(context)
-    predicted(context, learned(now, "ab" * 4), 48)
-    predicted(context, now, 0)
-    Trainer(context).tick()
-    assert context.storage.count_predictions() == 1
-    predicted(context, learned(now, "cd" * 4), 48)
-    Trainer(context).tick()
-    assert context.storage.count_predictions() == 2, "the others have just looked"
+def test_every_minute_somebody_removes_them_and_nobody_twice(container: Container) -> None:
+    now = present(container)
+    predicted(container, learned(now, "ab" * 4), 48)
+    predicted(container, now, 0)
+    Trainer(container).tick()
+    assert container.storage.count_predictions() == 1
+    predicted(container, learned(now, "cd" * 4), 48)
+    Trainer(container).tick()
+    assert container.storage.count_predictions() == 2, "the others have just looked"
 
 
 def test_a_project_whose_weights_are_away_keeps_its_predictions(
-    context: Context, settings: Callable[..., Settings], redis_url: str
+    container: Container, settings: Callable[..., Settings], redis_url: str
 ) -> None:
-    now = present(context)
-    predicted(context, learned(now, "ab" * 4), 48)
-    predicted(context, now, 0)
-    away = Context(settings(redis_url=redis_url, detector="yolo", yolo_weights="/nowhere/mine.pt"))
+    now = present(container)
+    predicted(container, learned(now, "ab" * 4), 48)
+    predicted(container, now, 0)
+    away = Container(settings(redis_url=redis_url, detector="yolo", yolo_weights="/nowhere/mine.pt"))
     assert Trainer(away).forget_predictions() == 0
-    assert Trainer(context).forget_predictions() == 1
+    assert Trainer(container).forget_predictions() == 1
 
 
-def test_each_worker_tidies_up_its_machine(context: Context) -> None:
-    left = context.settings.data_dir / "artifact-cache" / "left.part"
+def test_each_worker_tidies_up_its_machine(container: Container) -> None:
+    left = container.settings.data_dir / "artifact-cache" / "left.part"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
     os.utime(left, (0, 0))
-    assert context.trainings.my_turn("trainer", 10)
-    Trainer(context).tick()
+    assert container.training_queue.my_turn("trainer", 10)
+    Trainer(container).tick()
     assert not left.exists()

@@ -8,22 +8,22 @@ from typing import Any
 
 import pytest
 
-from ml_backend.jobs.context import Context
-from ml_backend.services import Services
+from ml_backend.jobs.container import Container
+from ml_backend.services import WebContainer
 from tests.builders import label_config
 from tests.jobs.conftest import Site
 from tests.jobs.scenes import FRAMES, make_walk, walk_regions
 
 Make = Callable[..., Site]
-Work = Callable[[Site], Context]
+Work = Callable[[Site], Container]
 
 CONFIG = label_config("walker", "vehicle")
 #: Small and short, so that a training takes seconds.
-FAST = {"imgsz": 256, "train_epochs": 6, "train_per_second": 10.0, "gate_frames": 100, "mode": "yolo"}
+FAST = {"imgsz": 256, "train_args": '{"epochs": 6}', "train_per_second": 10.0, "gate_frames": 100, "mode": "yolo"}
 
 
-def services(here: Site) -> Services:
-    return Services.build(here.settings)
+def services(here: Site) -> WebContainer:
+    return WebContainer(here.settings)
 
 
 def annotated(here: Site, project: int, name: str = "walk", **labels: str) -> int:
@@ -52,8 +52,8 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
     assert before.result == [], "the base model has no class that is called walker"
 
     services(here).trainings.start(project, "a test")
-    context = work(here)
-    (version,) = context.projects.registry.versions(project)
+    container = work(here)
+    (version,) = container.registry.versions(project)
     assert (version.state, version.trigger, version.owner) == ("promoted", "a test", ""), version.reason
     assert version.classes == ("walker", "vehicle")
     assert version.metrics["incumbent"]["map50"] == 0.0
@@ -64,7 +64,7 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
     assert list(version.lineage["annotations"]) == [str(task) for task in (before.task - 1,)]
 
     # Whoever looks at the job is told the same.
-    job = services(here).jobs.get(f"train-{project}-0")
+    job = services(here).jobs.get(f"train-{project}")
     assert job is not None
     assert (job["kind"], job["state"], job["project"]) == ("train", "finished", project)
     outcome = {"version": "v1", "state": "promoted", "reason": version.reason, "metrics": version.metrics}
@@ -80,8 +80,8 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
     # The same data is not trained on again; one call goes back, and the old predictions with it.
     services(here).trainings.start(project, "a test")
     work(here)
-    assert len(context.projects.registry.versions(project)) == 1
-    again_job = services(here).jobs.get(f"train-{project}-1")
+    assert len(container.registry.versions(project)) == 1
+    again_job = services(here).jobs.get(f"train-{project}")
     assert again_job is not None
     assert (again_job["result"]["version"], again_job["result"]["state"]) == (None, "unchanged")
     services(here).trainings.activate(project, "base", "a test")
@@ -96,12 +96,12 @@ def test_nothing_annotated_is_said_and_costs_no_further_try(yolo_site: Site, wor
     make_walk(here.videos / "walk.mp4")
     here.task(project, video="/data/local-files/?d=walk.mp4", fps=20)
     services(here).trainings.start(project, "a test")
-    context = work(here)
-    (version,) = context.projects.registry.versions(project)
+    container = work(here)
+    (version,) = container.registry.versions(project)
     assert version.state == "failed"
     assert "annotated" in version.reason
     assert "annotated" in here.error()
-    assert context.projects.registry.current(project) is None
+    assert container.registry.current(project) is None
 
 
 def test_a_worse_one_is_refused_and_kept(yolo_site: Site, work: Work) -> None:
@@ -110,30 +110,30 @@ def test_a_worse_one_is_refused_and_kept(yolo_site: Site, work: Work) -> None:
     project = here.project(CONFIG)
     annotated(here, project)
     services(here).trainings.start(project, "a test")
-    context = work(here)
-    (first,) = context.projects.registry.versions(project)
+    container = work(here)
+    (first,) = container.registry.versions(project)
     assert first.state == "promoted", first.reason
     # The held-out part stays what it is: the second video, wrongly annotated, is only trained on.
     annotated(here, project, "other", walker="vehicle", vehicle="walker")
     services(here).trainings.start(project, "a test")
     work(here)
-    second, _ = context.projects.registry.versions(project)
+    second, _ = container.registry.versions(project)
     assert second.held_out == first.held_out
     assert second.parent_id == first.id
     assert second.start_sha256 == first.weights_sha256
     if second.state == "refused":  # some epochs of wrong labels spoil it; should they not, it is rightly promoted
         assert "Worse than" in second.reason
-        assert context.projects.registry.current(project).name == "v1"  # type: ignore[union-attr]
-    assert context.projects.artifacts.exists(second.artifact)
+        assert container.registry.current(project).name == "v1"  # type: ignore[union-attr]
+    assert container.artifacts.exists(second.artifact)
 
 
 def test_motion_is_never_trained(site: Make, work: Work) -> None:
     here = site(detector="motion", **FAST)
     project = here.project(CONFIG)
     services(here).trainings.start(project, "a test")
-    context = work(here)
+    container = work(here)
     assert "DETECTOR=motion" in here.error()
-    assert context.projects.registry.versions(project) == []
+    assert container.registry.versions(project) == []
 
 
 def test_frames_of_the_scene_are_what_the_regions_say() -> None:

@@ -9,18 +9,19 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ml_backend.errors import TrainingFailed
-from ml_backend.jobs import training
-from ml_backend.jobs.context import Context
-from ml_backend.jobs.corrections import record_corrections
+from ml_backend.jobs import trainer, training
+from ml_backend.jobs.container import Container
+from ml_backend.jobs.learning import record_corrections
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.local.processes import RedisServer
-from ml_backend.services import Services
+from ml_backend.services import WebContainer
 from ml_backend.settings import Settings
 from ml_backend.training.registry import MEASURED, Registry, Version
 from tests.builders import Gate, Outside, label_config, outside, wait_for, worker_process
@@ -28,10 +29,10 @@ from tests.jobs.conftest import Site
 from tests.jobs.scenes import make_walk, walk_regions
 
 Make = Callable[..., Site]
-Work = Callable[[Site], Context]
+Work = Callable[[Site], Container]
 
 CONFIG = label_config("walker", "vehicle")
-FAST = {"imgsz": 256, "train_epochs": 4, "train_per_second": 10.0, "gate_frames": 100, "mode": "yolo"}
+FAST = {"imgsz": 256, "train_args": '{"epochs": 4}', "train_per_second": 10.0, "gate_frames": 100, "mode": "yolo"}
 
 
 @pytest.fixture
@@ -56,12 +57,12 @@ def fill(here: Site, *, upload: bool = False) -> tuple[int, int]:
     return project, tasks[1]
 
 
-def services(here: Site) -> Services:
-    return Services.build(here.settings)
+def services(here: Site) -> WebContainer:
+    return WebContainer(here.settings)
 
 
 def registry(here: Site) -> Registry:
-    return services(here).projects.registry
+    return services(here).registry
 
 
 def reached(here: Site, project: int, state: str, epochs: int = 0) -> Version | None:
@@ -76,7 +77,7 @@ def test_killed_at_every_stage_it_goes_on_elsewhere(trained_site: Callable[..., 
         "database_url": f"sqlite:///{database}",
         "artifacts_url": str(tmp_path / "artifacts"),
         "job_attempts": 12,
-        "train_epochs": 6,
+        "train_args": '{"epochs": 6}',
         "local_files_root": None,
     }
     here = trained_site(**shared)
@@ -146,7 +147,7 @@ def test_label_studio_away_for_a_while(
 ) -> None:
     gate = Gate(label_studio.url)
     try:
-        here = trained_site(label_studio_url=gate.url, label_studio_timeout=5)
+        here = trained_site(label_studio_url=gate.url)
         project, _ = fill(here)
         services(here).trainings.start(project, "a test")
         gate.shut()
@@ -187,7 +188,7 @@ def test_no_room_for_the_weights(trained_site: Callable[..., Site], tmp_path: Pa
 
 
 def test_cancelled_for_good(trained_site: Callable[..., Site], tmp_path: Path) -> None:
-    here = trained_site(train_epochs=500)
+    here = trained_site(train_args='{"epochs": 500}')
     project, _ = fill(here)
     services(here).trainings.start(project, "a test")
     with worker_process(here.settings, tmp_path / "worker.log"):
@@ -201,7 +202,7 @@ def test_cancelled_for_good(trained_site: Callable[..., Site], tmp_path: Path) -
 def test_a_worker_that_is_asked_to_end_puts_the_training_back(
     trained_site: Callable[..., Site], tmp_path: Path
 ) -> None:
-    here = trained_site(train_epochs=6)
+    here = trained_site(train_args='{"epochs": 6}')
     project, _ = fill(here)
     services(here).trainings.start(project, "a test")
     with worker_process(here.settings, tmp_path / "worker.log") as process:
@@ -232,7 +233,7 @@ def test_the_video_of_an_annotated_task_is_gone(trained_site: Callable[..., Site
 def elsewhere(trained_site: Callable[..., Site]) -> Iterator[tuple[Site, Outside, Callable[[int], int]]]:
     """A site, a server of videos that is away, and what makes an annotated task with a video of it."""
     with outside() as server:
-        here = trained_site(media_allowed_hosts="127.0.0.1", train_epochs=2)
+        here = trained_site(media_allowed_hosts="127.0.0.1", train_args='{"epochs": 2}')
         path = make_walk(here.videos / "away.mp4", 3)
         server.files["/away.mp4"] = path.read_bytes()
         path.unlink()
@@ -253,11 +254,11 @@ def test_what_was_away_is_trained_on_once_it_is_back(
     project, _ = fill(here)
     task = annotate(project)
     here.queue.request_learning(project, None)
-    context = work(here)
+    container = work(here)
 
     def new_tracks() -> int:
         here.queue.connection.delete("video:turn:trainer", "video:turn:catch-up")  # half an hour later
-        trainer = Trainer(context)
+        trainer = Trainer(container)
         trainer.tick()
         work(here)
         return trainer.state(project).new_tracks
@@ -305,16 +306,16 @@ def test_what_was_annotated_while_a_training_failed_is_new(
     here = trained_site()
     project, other = fill(here)
     here.queue.request_learning(project, None)
-    context = work(here)
+    container = work(here)
     run = registry(here).begin(project, "me", "t", None)
     registry(here).finish(run, "refused", "worse", lineage={"seen": {}, "unread": ["77"]})
 
     def fails(*_: Any) -> Any:
         here.sdk.annotations.create(id=other, result=walk_regions())
-        record_corrections(context, project, other)
+        record_corrections(container, project, other)
         raise TrainingFailed("It cannot be.")
 
-    monkeypatch.setattr(training._Training, "_dataset", fails)
+    monkeypatch.setattr(training.Training, "_dataset", fails)
     services(here).trainings.start(project, "a test")
     work(here)
     last = registry(here).last(project)
@@ -324,7 +325,7 @@ def test_what_was_annotated_while_a_training_failed_is_new(
     assert len(last.lineage["seen"]) == 1
 
 
-def test_a_host_that_is_allowed_later(site: Make, work: Work) -> None:
+def test_a_host_that_is_allowed_later(site: Make, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was annotated before is learned once somebody has mended the setting."""
     with outside() as server:
         here = site(mode="yolo_dinov2")
@@ -336,12 +337,13 @@ def test_a_host_that_is_allowed_later(site: Make, work: Work) -> None:
         here.queue.request_learning(project, [task])
         work(here)
         assert "MEDIA_ALLOWED_HOSTS" in here.error()
-        assert list(here.queue.dirty_tasks(project)) == [str(task)]
+        assert list(here.queue.storage.pending("learn", project)) == [task]
         allowed = here.settings.model_copy(update={"media_allowed_hosts": ("127.0.0.1",)})
         there = Site(allowed, here.videos, here.client, here.sdk)
-        context = work(there)
-        there.queue.connection.delete("video:turn:trainer", "video:turn:relearn")  # ten minutes later
-        Trainer(context).tick()
+        container = work(there)
+        there.queue.connection.delete("video:turn:trainer")
+        monkeypatch.setattr(trainer, "REPEAT", timedelta(0))  # ten minutes later
+        Trainer(container).tick()
         work(there)
-        assert there.queue.dirty_tasks(project) == {}
+        assert there.queue.storage.pending("learn", project) == {}
         assert there.queue.counters()["learned"] >= 1

@@ -6,6 +6,7 @@ import http.server
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +16,11 @@ import av
 import pytest
 from rq import Worker as RQWorker
 from rq.exceptions import StopRequested
+from rq.serializers import JSONSerializer
+from rq.worker import SimpleWorker
 
-from ml_backend.jobs.context import Context, get_context
+from ml_backend.jobs.container import Container, get_container
+from ml_backend.jobs.queue import JOB_TIMEOUT_S, JobQueue
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.jobs.worker import make_worker
 from ml_backend.local.processes import RedisServer
@@ -24,20 +28,22 @@ from ml_backend.settings import Settings, get_settings
 from tests.builders import Outside, environment, make_clip, outside, wait_for, worker_process
 from tests.jobs.conftest import Site
 
-Work = Callable[[Site], Context]
+Work = Callable[[Site], Container]
 
 
 @pytest.fixture
-def context(settings: Callable[..., Settings], redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
+def container(
+    settings: Callable[..., Settings], redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Container]:
     """This process's, as a worker has it."""
     chosen = settings(redis_url=redis_url)
     for name, value in environment(chosen).items():
         monkeypatch.setenv(name, value)
     get_settings.cache_clear()
-    get_context.cache_clear()
-    yield get_context()
+    get_container.cache_clear()
+    yield get_container()
     get_settings.cache_clear()
-    get_context.cache_clear()
+    get_container.cache_clear()
 
 
 def repeat_clip(source: Path, target: Path, times: int) -> Path:
@@ -74,8 +80,8 @@ def long_task(site: Callable[..., Site], tmp_path: Path) -> tuple[Site, int]:
 def frames_done(here: Site) -> int:
     """How far the only job is."""
     for name in here.jobs():
-        progress = (here.queue.job(name) or {}).get("progress")
-        if progress:
+        job = here.queue.fetch(name)
+        if job and (progress := job.meta.get("progress")):
             return int(progress["frames"])
     return 0
 
@@ -99,6 +105,34 @@ def test_killed_in_the_middle_of_a_video(long_task: tuple[Site, int], tmp_path: 
     assert here.queue.counters()["videos"] == 1
     assert here.queue.counters()["frames"] == 800
     assert len(here.predictions(task)) == 1
+
+
+#: A worker that is killed at the worst moment.
+DIES = """
+import os, signal
+from ml_backend.jobs import worker
+worker.LeaseWorker.execute_job = lambda self, job, queue: os.kill(os.getpid(), signal.SIGKILL)
+worker.main()
+"""
+
+
+def test_killed_between_taking_a_job_and_noting_it(settings: Callable[..., Settings], redis_url: str) -> None:
+    """RQ guards workers of one queue against that, but not of several."""
+    chosen = settings(redis_url=redis_url, detector="motion")
+    queue = JobQueue(chosen)
+    queue.request_prepare(1, 2)
+    killed = subprocess.run([sys.executable, "-c", DIES], env=environment(chosen), timeout=300, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert queue.depths()["prepare"] == {"queued": 0, "started": 0, "scheduled": 0, "failed": 0}
+    rq = SimpleWorker(list(queue.queues.values()), connection=queue.connection, serializer=JSONSerializer)
+    rq.clean_registries()
+    assert not any(queue.depths()["prepare"].values()), "it is in none of its lists"
+    assert queue.recover_lost(after_s=0) == []  # somebody may be about to begin it
+    assert queue.recover_lost(after_s=0) == ["prepare-2"]
+    # And it gives the job of a worker that was killed later back only after the longest that it may take.
+    job = queue.fetch("prepare-2")
+    assert job
+    assert rq.get_heartbeat_ttl(job) > JOB_TIMEOUT_S > 100 * chosen.job_lease_s
 
 
 def test_asked_to_end_in_the_middle_of_a_video(long_task: tuple[Site, int], tmp_path: Path) -> None:
@@ -128,9 +162,9 @@ def test_idle_worker_ends_at_once(site: Callable[..., Site], tmp_path: Path) -> 
     assert here.queue.workers() == []
 
 
-def test_a_signal_during_maintenance_leaves_no_lock(context: Context) -> None:
+def test_a_signal_during_maintenance_leaves_no_lock(container: Container) -> None:
     """An idle worker that is asked to end gives back what it holds first: others would wait for it for a minute."""
-    worker = make_worker(context.settings)
+    worker = make_worker(container.settings)
     asked = []
 
     class Board:
@@ -144,7 +178,7 @@ def test_a_signal_during_maintenance_leaves_no_lock(context: Context) -> None:
         def tick(self) -> None:
             asked.append(True)
 
-    worker.memory, worker.trainer = Board(), Lively(context)  # type: ignore[assignment]
+    worker.memory, worker.trainer = Board(), Lively(container)  # type: ignore[assignment]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(StopRequested):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ import pytest
 
 from ml_backend.label_studio import listing
 from ml_backend.label_studio.listing import ProjectLister
+from ml_backend.local.preflight import ROOT
 from tests.builders import Outside, outside, send, wait_for
 
 
@@ -28,6 +31,19 @@ class _Slow:
         title = str(self.asked)
         self.let.wait(30)
         send(handler, 200, json.dumps({"next": None, "results": [{"id": 7, "title": title}]}).encode())
+
+
+ASK = """
+import sys
+from ml_backend.label_studio.listing import ProjectLister
+assert ProjectLister(sys.argv[1], lambda: "token").projects()[0]["id"] == 7
+assert not {"pandas", "numpy", "PIL", "nltk"} & sys.modules.keys()
+"""
+
+
+def test_asking_loads_little(slow: _Slow) -> None:
+    """The web process lists projects: of the SDK it loads only what that takes."""
+    subprocess.run([sys.executable, "-c", ASK, slow.url], cwd=ROOT, check=True)
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ml_backend.errors import BackendError, Interrupted, MediaError, MediaUnavailable, StorageError, VideoError
-from ml_backend.label_studio.media import CHECK_BYTES, MediaStore, _same_host, canonical_uri
-from ml_backend.label_studio.media_cache import SPARE_BYTES
+from ml_backend.label_studio import media as media_module
+from ml_backend.label_studio.media import CHECK_BYTES, SPARE_BYTES, MediaStore, _same_host, canonical_uri
 from ml_backend.settings import Settings
 from tests.builders import ROOT, Outside, outside
 
@@ -412,11 +412,14 @@ def test_nobody_there(store: Callable[..., MediaStore], settings: Callable[..., 
         read(MediaStore(settings(), Client(gone.url)), "/data/upload/1/a.mp4")
 
 
-def test_silent_server_is_given_up(store: Callable[..., MediaStore], site: Outside) -> None:
+def test_silent_server_is_given_up(
+    store: Callable[..., MediaStore], site: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media_module, "TIMEOUT_S", 0.1)
     site.special["/data/upload/1/a.mp4"] = lambda handler: time.sleep(3)
     started = time.monotonic()
     with pytest.raises(MediaUnavailable):
-        read(store(media_timeout_s=0.1), "/data/upload/1/a.mp4")
+        read(store(), "/data/upload/1/a.mp4")
     assert time.monotonic() - started < 30
 
 

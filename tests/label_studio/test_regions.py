@@ -157,12 +157,12 @@ def test_short_tracks_of_a_long_video_cost_little() -> None:
     """An hour has thousands of tracks: none may cost as much as the hour is long (then this takes half a minute)."""
     hour = 108_000
     timeline = Timeline(30, np.arange(hour) / 30, hour / 30)
-    started = time.perf_counter()
+    started = time.process_time()
     still = np.full((3, 4), [100, 50, 160, 200])
     regions = [region_of(make_track(range(at, at + 3), still), timeline) for at in range(0, hour, 120)]
     make_prediction(regions, "v")
     assert len(regions) == 900
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_prediction_score_is_the_mean_over_frames() -> None:

@@ -176,10 +176,9 @@ def test_name_under_an_alias_is_found_and_the_alias_given() -> None:
     assert LabelMapper(control.labels).map("person") == "p"
 
 
-def test_classes_without_a_label_are_counted() -> None:
+def test_classes_without_a_label() -> None:
     mapping = mapper(("person", ""))
     assert [mapping.map(name) for name in ("dog", "person", "dog", "cat")] == [None, "person", None, None]
-    assert mapping.unmapped == {"dog": 2, "cat": 1}
 
 
 @pytest.mark.parametrize(
@@ -196,8 +195,6 @@ def test_a_motion_detectors_objects(labels: list[tuple[str, str]], expected: str
     assert mapper(*labels).map("object") == expected
 
 
-def test_table_and_unknown_predicted_values() -> None:
+def test_table() -> None:
     mapping = mapper(("Vehicle", "car,lorry"), ("person", ""), classes=("person", "car", "dog"))
     assert mapping.table == {"person": "person", "car": "Vehicle"}
-    assert mapping.unknown_predicted_values == ("lorry",)
-    assert not mapping.unmapped

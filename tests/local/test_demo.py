@@ -12,8 +12,7 @@ from rq.serializers import JSONSerializer
 
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.local.demo import Demo, _is_of, connect, find_demo, make_demo, wait_for_prediction, was_made
-from ml_backend.local.processes import StartError
-from ml_backend.local.smoke import read_task
+from ml_backend.local.preflight import StartError
 from ml_backend.local.stack import Stack
 from ml_backend.local.verify import check_prediction
 from ml_backend.settings import Settings
@@ -44,8 +43,8 @@ def test_the_sample_gets_tracks_although_the_backend_asks_for_a_password(
 ) -> None:
     """Label Studio's webhook brings no credentials of its own, so this needs the header that connecting adds."""
     wait_for_prediction(stack, demo, lambda: None)
-    report = check_prediction(read_task(stack, demo), truth)
-    assert report.ok, report.lines()
+    report = check_prediction(stack.client().get_full_task(demo.task_id, demo.project_id), truth)
+    assert not report.problems, report
     assert report.detector == "motion"
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.local import __main__ as local
 from ml_backend.local.environment import base_environment, spare_local_addresses
-from ml_backend.local.preflight import PreflightError
+from ml_backend.local.preflight import StartError
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_up_itself_reaches_label_studio_behind_a_proxy(
         monkeypatch.setenv(name, "")
 
     def refuse(*_: object) -> None:
-        raise PreflightError("Stop here.", "")
+        raise StartError("Stop here.", "")
 
     monkeypatch.setattr(local, "check_start", refuse)
     result = CliRunner().invoke(local.main, ["--data-dir", str(tmp_path)])

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from ml_backend.local.preflight import PreflightError, check_port, free_port, port_is_free
+from ml_backend.local.preflight import StartError, check_port, free_port, port_is_free
 
 
 def listen(family: socket.AddressFamily, host: str) -> socket.socket:
@@ -28,7 +28,7 @@ def test_a_port_is_busy_whichever_local_address_it_is_taken_on(family: socket.Ad
     with listen(family, host) as server:
         port = server.getsockname()[1]
         assert not port_is_free(port)
-        with pytest.raises(PreflightError, match=f"Port {port}, wanted for it, is busy"):
+        with pytest.raises(StartError, match=f"Port {port}, wanted for it, is busy"):
             check_port(port, "it", "--port", "PORT")
     assert port_is_free(port)
 

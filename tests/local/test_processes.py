@@ -10,14 +10,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from ml_backend.local.processes import (
-    LabelStudioServer,
-    ManagedProcess,
-    RedisServer,
-    StartError,
-    redis_answers,
-    redis_version,
-)
+from ml_backend.local.preflight import StartError
+from ml_backend.local.processes import LabelStudioServer, ManagedProcess, RedisServer, redis_answers, redis_version
 
 
 class Script(ManagedProcess):

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from ml_backend.jobs.workers import live_workers
-from ml_backend.local.access import create_token, token_works
+from ml_backend.label_studio.client import LabelStudioClient, create_token
 from ml_backend.local.preflight import ROOT, free_port
 from ml_backend.local.processes import answers
 from ml_backend.local.state import StackState, read_text, running_stack, token_path, write_private
@@ -101,16 +101,18 @@ def test_a_clean_stop_keeps_state_and_leaves_no_process(command: Command) -> Non
 
     state = command.start()
     assert read_text(token_path(command.data_dir)) == token
-    assert token_works(state.label_studio_url, token)
+    assert LabelStudioClient(state.label_studio_url, token).whoami()
 
 
 def test_a_worker_that_is_killed_comes_back(command: Command) -> None:
     state = running_stack(command.data_dir) or command.start()
-    before = live_workers(state.redis_url)
+    before = live_workers(state.environment["REDIS_URL"])
     assert sorted(len(worker.queues) for worker in before) == [1, len(QUEUES) - 1], "one for trainings"
     worker = max(before, key=lambda worker: len(worker.queues))
     os.kill(worker.pid, signal.SIGKILL)
-    wait_until(lambda: {other.pid for other in live_workers(state.redis_url)} - {other.pid for other in before})
+    wait_until(
+        lambda: {other.pid for other in live_workers(state.environment["REDIS_URL"])} - {other.pid for other in before}
+    )
     assert "worker ended unexpectedly" in command.output.read_text()
 
 
@@ -146,7 +148,7 @@ def test_a_token_that_is_no_longer_valid_is_replaced(command: Command) -> None:
     state = command.start()
     token = read_text(token_path(command.data_dir))
     assert token != "no longer valid"
-    assert token_works(state.label_studio_url, token)
+    assert LabelStudioClient(state.label_studio_url, token).whoami()
     assert "making a new one" in command.output.read_text()
 
 

@@ -23,13 +23,12 @@ from ml_backend.local.state import (
     login_password,
     running_stack,
     state_path,
-    take_back,
     write_private,
 )
 
 
 def make_state(pid: int) -> StackState:
-    return StackState(pid, "http://localhost:1", "http://localhost:2", "unix:///r", environment={"A": "b"})
+    return StackState(pid, "http://localhost:1", "http://localhost:2", {"A": "b"})
 
 
 def test_password_is_made_once_and_private(tmp_path: Path) -> None:
@@ -175,7 +174,8 @@ def test_commands_find_a_stack_with_another_data_folder(root: Path, tmp_path: Pa
     assert settings_in_force()[0].redis_url == "unix:///big"
     announce(root, tmp_path / "big")
     assert announced(root) == [tmp_path / "big"], "what no longer runs is forgotten"
-    take_back(root, tmp_path / "big")
+    state_path(tmp_path / "big").unlink()
+    announce(root)
     assert announced(root) == []
     assert not (root / "data").exists()
 

@@ -58,7 +58,7 @@ def regions(task: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_a_right_prediction(task: dict[str, Any]) -> None:
     report = check_prediction(task, TRUTH)
-    assert report.ok, report.lines()
+    assert not report.problems, report
     assert report.summary()["found"] == 2
     assert report.summary()["mean_iou"] > 0.99
 
@@ -127,13 +127,13 @@ def hidden(task: dict[str, Any]) -> None:
 def test_wrong_predictions_are_noticed(spoil: Callable[[dict[str, Any]], None], task: dict[str, Any]) -> None:
     spoil(task)
     report = check_prediction(task, TRUTH)
-    assert not report.ok
-    assert report.problems[0] in "\n".join(report.lines())
+    assert report.problems
+    assert report.problems[0] in str(report)
 
 
 def test_the_motion_detector_need_not_name_what_it_sees(task: dict[str, Any]) -> None:
     task["predictions"][-1]["model_version"] = "motion.tracktrack-0000.yolo.base"
     wrong_label(task)
-    assert check_prediction(task, TRUTH).ok
+    assert not check_prediction(task, TRUTH).problems
     wrong_place(task)
-    assert not check_prediction(task, TRUTH).ok
+    assert check_prediction(task, TRUTH).problems

@@ -50,10 +50,7 @@ def test_nothing_to_hold_on_to(image: np.ndarray) -> None:
         assert np.array_equal(motion.since_last(image), np.eye(2, 3))
 
 
-def test_a_change_of_size_and_a_reset_begin_anew() -> None:
+def test_a_change_of_size_begins_anew() -> None:
     motion = CameraMotion()
     motion.since_last(moved(0, 0))
     assert np.array_equal(motion.since_last(moved(9, 9)[:200, :300]), np.eye(2, 3))
-    motion.since_last(moved(0, 0))
-    motion.reset()
-    assert np.array_equal(motion.since_last(moved(9, 9)), np.eye(2, 3))

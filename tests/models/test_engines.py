@@ -8,22 +8,20 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from ml_backend.errors import WeightsError
 from ml_backend.files import file_sha256
 from ml_backend.models.detector import YoloDetector
-from ml_backend.models.engines import choice as choosing
-from ml_backend.models.engines import export as exporting
-from ml_backend.models.engines import openvino_engine
-from ml_backend.models.engines.background import wait_for_exports
-from ml_backend.models.engines.cache import META, Export, ExportKey, Exports
-from ml_backend.models.engines.choice import choose_engine
-from ml_backend.models.engines.export import Agreement, agreement
-from ml_backend.models.engines.openvino_engine import MAX_SIZES, MODEL_FILE, usable_cores
+from ml_backend.models.engines import exports, make, openvino_engine
+from ml_backend.models.engines.calibration import Footage
+from ml_backend.models.engines.exports import META, Export, Plan, Unsound, choose_engine, find
+from ml_backend.models.engines.make import Agreement, agreement
+from ml_backend.models.engines.openvino_engine import MAX_SIZES, MODEL_FILE
 from ml_backend.models.engines.torch_engine import padded
 from ml_backend.models.motion import MotionDetector
 from ml_backend.models.pool import ModelPool
@@ -49,8 +47,14 @@ def pictures(n: int, height: int = 360, width: int = 640) -> list[np.ndarray]:
     return [np.kron(b, np.ones((40, 40, 1), np.uint8)) for b in blocks]
 
 
+def plan_of(path: Path, settings: Settings) -> Plan:
+    return Plan(path, file_sha256(path), settings, Footage())
+
+
 def made(path: Path, settings: Settings) -> Export:
-    chosen = choose_engine(path, file_sha256(path), settings, wait=True)
+    """Made here, what otherwise a process of its own makes."""
+    make.make(plan_of(path, settings))
+    chosen = choose_engine(path, file_sha256(path), settings)
     assert chosen.export is not None, chosen.note
     return chosen.export
 
@@ -141,8 +145,7 @@ def test_pytorch_serves_until_the_background_has_the_export(tiny: Path, here: Se
     assert first.export is None
     assert "being prepared" in first.note
     assert YoloDetector(tiny, here, first.export, first.note).engine["note"] == first.note
-    assert wait_for_exports(120)
-    second = choose_engine(tiny, sha, here)
+    second = choose_engine(tiny, file_sha256(tiny), here, wait=True)
     assert second.export is not None
     assert second.note == ""
     assert second.key != first.key
@@ -170,26 +173,20 @@ def test_a_damaged_export_is_made_again(damage: str, tiny: Path, here: Settings)
         os.utime(file, (1, 1))
     else:
         file.write_bytes(content[: len(content) // 2])
-    assert Exports(here).find(key_of(tiny, here)) is None
+    assert find(folder) is None
     assert made(tiny, here).folder == folder
     assert len(YoloDetector(tiny, here, made(tiny, here)).detect(pictures(1))[0]) > 0
 
 
-def key_of(path: Path, settings: Settings) -> ExportKey:
-    key = choosing.export_key(file_sha256(path), "openvino", "fp32", settings)
-    assert key is not None
-    return key
-
-
 def _make(path: Path, settings: Settings, log: Path) -> None:
-    original = exporting._write_openvino
+    original = make._export
 
     def counted(*arguments: object) -> object:
         with log.open("a") as file:
             file.write("made\n")
         return original(*arguments)
 
-    exporting._write_openvino = counted
+    make._export = counted
     made(path, settings)
 
 
@@ -203,43 +200,58 @@ def test_two_processes_make_it_once(tiny: Path, here: Settings, tmp_path: Path) 
         process.join(120)
     assert [process.exitcode for process in both] == [0, 0]
     assert log.read_text() == "made\n"
-    assert [path.name for path in folders(here)] == [key_of(tiny, here).name]
+    assert folders(here) == [plan_of(tiny, here).fp32]
 
 
 def test_an_unsound_export_is_refused_for_good(
     tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(exporting, "check", lambda *_: Agreement(100, 0.5, 0.1))
-        chosen = choose_engine(tiny, file_sha256(tiny), here, wait=True)
-    assert chosen.export is None
-    assert "finds 50% of the boxes" in chosen.note
-    again = choose_engine(tiny, file_sha256(tiny), here, wait=True)
-    assert again.export is None
-    assert "finds 50% of the boxes" in again.note
+        patch.setattr(make, "check", lambda *_: Agreement(100, 0.5, 0.1))
+        with pytest.raises(Unsound, match="finds 50% of the boxes"):
+            make.make(plan_of(tiny, here))
+    for wait in (False, True):
+        chosen = choose_engine(tiny, file_sha256(tiny), here, wait=wait)
+        assert chosen.export is None
+        assert "openvino is not used: openvino finds 50% of the boxes" in chosen.note
     assert "finds 50% of the boxes" in caplog.text
     assert folders(here) == []
 
 
-def test_what_cannot_be_exported_is_not_tried_again_at_once(tmp_path: Path, here: Settings) -> None:
+def test_what_cannot_be_exported_is_not_tried_again_at_once(
+    tmp_path: Path, here: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "bad.pt"
     path.write_bytes(b"no checkpoint")
-    with pytest.raises(WeightsError, match="cannot be exported for openvino"):
-        exporting.make_export(Exports(here), key_of(path, here), path, here)
-    assert Exports(here).refusal(key_of(path, here)) is not None
-    assert "openvino is not used" in choose_engine(path, file_sha256(path), here).note
+    first = choose_engine(path, file_sha256(path), here, wait=True)
+    assert first.export is None
+    assert f"openvino is not used: {path} cannot be loaded as a YOLO model" in first.note
+    assert choose_engine(path, file_sha256(path), here) == first
+    monkeypatch.setattr(exports, "RETRY_AFTER_S", 0.0)
+    assert "being prepared" in choose_engine(path, file_sha256(path), here).note
+    assert choose_engine(path, file_sha256(path), here, wait=True) == first
 
 
 def test_a_disk_that_takes_nothing_is_told_and_not_tried_for_each_video(tiny: Path, here: Settings) -> None:
     here.weights_dir.mkdir(parents=True, exist_ok=True)
     (here.weights_dir / "engines").write_text("in the way of the folder")
-    sha = file_sha256(tiny)
-    assert "being prepared" in choose_engine(tiny, sha, here).note
-    assert wait_for_exports(60)
-    chosen = choose_engine(tiny, sha, here)
+    assert "being prepared" in choose_engine(tiny, file_sha256(tiny), here).note
+    chosen = choose_engine(tiny, file_sha256(tiny), here, wait=True)
     assert chosen.export is None
     assert "openvino is not used" in chosen.note
     assert "cannot be written" in chosen.note
+
+
+def test_a_process_that_is_killed_is_told_and_another_tries_later(
+    tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "being prepared" in choose_engine(tiny, file_sha256(tiny), here).note
+    exports._children[str(plan_of(tiny, here).fp32), ""].process.kill()
+    chosen = choose_engine(tiny, file_sha256(tiny), here, wait=True)
+    assert chosen.export is None
+    assert "ended with status -9" in chosen.note
+    monkeypatch.setattr(exports, "RETRY_AFTER_S", 0.0)
+    assert choose_engine(tiny, file_sha256(tiny), here, wait=True).export is not None
 
 
 def test_a_full_disk_does_not_hide_why_an_export_is_unsound(
@@ -252,10 +264,9 @@ def test_a_full_disk_does_not_hide_why_an_export_is_unsound(
         monkeypatch.setattr(Path, "write_text", full)
         return Agreement(100, 0.5, 0.1)
 
-    monkeypatch.setattr(exporting, "check", unsound)
-    chosen = choose_engine(tiny, file_sha256(tiny), here, wait=True)
-    assert "finds 50% of the boxes" in chosen.note
-    assert "finds 50% of the boxes" in choose_engine(tiny, file_sha256(tiny), here, wait=True).note
+    monkeypatch.setattr(make, "check", unsound)
+    with pytest.raises(Unsound, match="finds 50% of the boxes"):
+        make.make(plan_of(tiny, here))
 
 
 def test_what_a_killed_process_left_behind_goes(tiny: Path, here: Settings) -> None:
@@ -278,7 +289,7 @@ def test_openvino_reports_nothing_and_writes_nothing_at_home(tiny: Path, tmp_pat
         "socket.getaddrinfo = refuse\n"
         "from pathlib import Path\n"
         "from ml_backend.models.detector import YoloDetector\n"
-        "from ml_backend.models.engines.choice import choose_engine\n"
+        "from ml_backend.models.engines.exports import choose_engine\n"
         "from ml_backend.settings import Settings\n"
         f"path = Path({str(tiny)!r})\n"
         f"here = Settings(device='cpu', engine='openvino', imgsz=160, data_dir={str(tmp_path / 'data')!r})\n"
@@ -368,17 +379,19 @@ def test_requests_are_free_again_after_an_error(tiny: Path, here: Settings, monk
 
 
 def test_openvino_is_missing(tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(choosing.PACKAGES, "openvino", "no-such-package")
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(exports, "version", version)
     chosen = choose_engine(tiny, file_sha256(tiny), here, wait=True)
     assert chosen.export is None
-    assert "pip install no-such-package" in chosen.note
+    assert "pip install openvino" in chosen.note
 
 
 @pytest.mark.parametrize("engine", ["tensorrt", "coreml"])
-def test_an_engine_that_this_machine_has_no_device_for(engine: str, tiny: Path, settings: MakeSettings) -> None:
-    chosen = choose_engine(tiny, file_sha256(tiny), settings(device="cpu", engine=engine))
-    assert chosen.export is None
-    assert f"{engine} needs" in chosen.note
+def test_engines_that_went_are_told(engine: str, settings: MakeSettings) -> None:
+    with pytest.raises(ValidationError, match=f"ENGINE={engine} was removed"):
+        settings(engine=engine)
 
 
 def test_pytorch_when_asked_for(tiny: Path, settings: MakeSettings) -> None:
@@ -394,7 +407,7 @@ def test_the_pool_names_the_engine_counts_it_and_lets_it_go(tiny: Path, here: Se
     (model,) = pool.status()["models"]
     assert model["engine"] == {"name": "openvino", "precision": "fp32", "note": ""}
     assert model["bytes"] == detector.memory_bytes["cpu"]
-    assert [gone["name"] for gone in pool.optimize()["unloaded"]] == ["tiny"]
+    assert pool.optimize() == ["tiny"]
     assert pool.status()["models"] == []
 
 
@@ -409,16 +422,6 @@ def test_agreement_counts_what_is_missing_extra_or_of_another_class() -> None:
     assert agreement([both], [other]).matched == 0.5
     assert agreement([none], [none]).sound
     assert not agreement([none], [one]).sound
-
-
-def test_cores_of_a_container(tmp_path: Path) -> None:
-    folder = tmp_path / "sys/fs/cgroup"
-    folder.mkdir(parents=True)
-    everything = usable_cores(tmp_path)
-    (folder / "cpu.max").write_text("max 100000\n")
-    assert usable_cores(tmp_path) == everything
-    (folder / "cpu.max").write_text("100000 100000\n")
-    assert usable_cores(tmp_path) == 1
 
 
 def test_a_gpu_is_given_powers_of_two() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import cv2
@@ -15,9 +18,7 @@ import pytest
 
 from ml_backend.files import file_sha256
 from ml_backend.models.detector import YoloDetector
-from ml_backend.models.engines import choice_int8
-from ml_backend.models.engines.background import wait_for_exports
-from ml_backend.models.engines.cache import KEEP, KEEP_INT8, META, Export, ExportKey, Exports
+from ml_backend.models.engines import exports
 from ml_backend.models.engines.calibration import (
     MAX_PICTURES,
     MAX_VIDEOS,
@@ -27,9 +28,9 @@ from ml_backend.models.engines.calibration import (
     Pool,
     read_pictures,
 )
-from ml_backend.models.engines.choice import Choice, choose_engine, export_key
-from ml_backend.models.engines.export import agreement
-from ml_backend.models.engines.int8 import MIN_BOXES, parity, prepare
+from ml_backend.models.engines.exports import KEEP, META, Choice, Export, Plan, Unsound, choose_engine, prune
+from ml_backend.models.engines.int8 import MIN_BOXES, parity
+from ml_backend.models.engines.make import agreement, make
 from ml_backend.models.pool import get_pool
 from ml_backend.pipeline import use_detector
 from ml_backend.projects import Projects
@@ -80,14 +81,14 @@ def choose(weights: Path, settings: Settings, footage: Footage, *, wait: bool = 
     return choose_engine(weights, file_sha256(weights), settings, wait=wait, footage=footage)
 
 
-def key_of(weights: Path, settings: Settings) -> ExportKey:
-    key = export_key(file_sha256(weights), "openvino", "fp32", settings)
-    assert key is not None
-    return key
+def plan_of(weights: Path, settings: Settings, footage: Footage) -> Plan:
+    return Plan(weights, file_sha256(weights), settings, footage)
 
 
 def fp32(weights: Path, settings: Settings) -> Export:
-    exact = choose_engine(weights, file_sha256(weights), settings.model_copy(update={"precision": "fp32"}), wait=True)
+    values = settings.model_copy(update={"precision": "fp32"})
+    make(plan_of(weights, values, Footage()))
+    exact = choose_engine(weights, file_sha256(weights), values)
     assert exact.export is not None, exact.note
     return exact.export
 
@@ -113,9 +114,8 @@ def test_the_real_model_is_checked_and_then_used_while_fp32_serves(
         "precision": "fp32",
         "note": first.note,
     }
-    assert wait_for_exports(300)
 
-    second = choose(yolo_weights, values, footage)
+    second = choose(yolo_weights, values, footage, wait=True)
     assert (second.name, second.note) == ("openvino int8", "")
     assert second.key != first.key
     assert second.export is not None
@@ -141,7 +141,8 @@ def test_the_real_model_calibrated_in_the_dark_is_refused(
     pool.collect(people_video)
     for picture in pool.parts()[0]:
         cv2.imwrite(str(picture), np.zeros_like(cv2.imread(str(picture))))
-    prepare(key_of(yolo_weights, values), yolo_weights, values, Footage(None, str(people_video)))
+    with pytest.raises(Unsound, match="of what fp32 finds"):
+        make(plan_of(yolo_weights, values, Footage(None, str(people_video))))
     for wait in (False, True):
         chosen = choose(yolo_weights, values, Footage(None, str(people_video)), wait=wait)
         assert chosen.export == exact
@@ -151,7 +152,8 @@ def test_the_real_model_calibrated_in_the_dark_is_refused(
 
 def prepared(weights: Path, settings: Settings, footage: Footage) -> Choice:
     """Done here, what otherwise a process of its own does; and what is chosen then."""
-    prepare(key_of(weights, settings), weights, settings, footage)
+    with contextlib.suppress(Unsound):
+        make(plan_of(weights, settings, footage))
     return choose(weights, settings, Footage(footage.project))
 
 
@@ -191,6 +193,17 @@ def test_two_projects_have_their_own_and_a_damaged_picture_is_told(
     assert "int8 is not used: RuntimeError: no answer" in third.note
 
 
+def without_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = exports.version
+
+    def version(package: str) -> str:
+        if package == "nncf":
+            raise PackageNotFoundError(package)
+        return installed(package)
+
+    monkeypatch.setattr(exports, "version", version)
+
+
 def test_too_few_objects_to_tell_and_another_try_with_more_videos(
     tiny: Path, clip: Path, here: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,14 +222,15 @@ def test_too_few_objects_to_tell_and_another_try_with_more_videos(
     assert choose(tiny, here, Footage(3)) == second  # three videos are not yet twice as many
     pool.collect(another(clip, tmp_path, 2))
     # What was made with fewer pictures serves, be it that the next one cannot be made.
-    monkeypatch.setattr(choice_int8, "PACKAGE", "no-such-package")
-    assert choose(tiny, here, Footage(3)) == second
+    with monkeypatch.context() as patch:
+        without_nncf(patch)
+        assert choose(tiny, here, Footage(3)) == second
     fourth = prepared(tiny, here, Footage(3))
     assert fourth.name == "openvino int8", fourth.note
     assert fourth.key != second.key
 
 
-def test_a_prediction_gives_the_pictures_and_the_next_one_runs_in_int8(clip: Path, here: Settings) -> None:
+def test_a_prediction_gives_the_pictures_and_the_next_one_runs_in_int8(tiny: Path, clip: Path, here: Settings) -> None:
     resolved = Projects(here, Storage(here.database)).models(8).detector
     engines = []
     for _ in range(2):
@@ -225,7 +239,7 @@ def test_a_prediction_gives_the_pictures_and_the_next_one_runs_in_int8(clip: Pat
             engines.append(detector.engine)
             (model,) = [model for model in get_pool(here).status()["models"] if model["in_use"]]
             assert model["engine"] == detector.engine
-        assert wait_for_exports(300)
+        choose(tiny, here, Footage(8, str(clip)), wait=True)
     assert [engine["precision"] for engine in engines] == ["fp32", "int8"]
     assert "int8 is being prepared" in engines[0]["note"]
     assert len(Pool(here, 8).videos) == 1
@@ -233,10 +247,10 @@ def test_a_prediction_gives_the_pictures_and_the_next_one_runs_in_int8(clip: Pat
 
 
 def test_a_package_is_missing(tiny: Path, clip: Path, here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice_int8, "PACKAGE", "no-such-package")
+    without_nncf(monkeypatch)
     chosen = choose(tiny, here, Footage(1, str(clip)), wait=True)
     assert chosen.name == "openvino fp32"
-    assert "pip install no-such-package" in chosen.note
+    assert "pip install nncf" in chosen.note
 
 
 def test_a_disk_that_takes_no_pictures_is_told(tiny: Path, clip: Path, here: Settings) -> None:
@@ -248,11 +262,10 @@ def test_a_disk_that_takes_no_pictures_is_told(tiny: Path, clip: Path, here: Set
         assert "int8 is not used: Pictures for int8 cannot be kept" in chosen.note
 
 
-@pytest.mark.parametrize("engine", ["torch", "coreml"])
-def test_other_engines_say_that_there_is_no_int8(engine: str, tiny: Path, settings: MakeSettings) -> None:
-    chosen = choose(tiny, settings(device="cpu", engine=engine, precision="int8"), Footage())
+def test_pytorch_says_that_there_is_no_int8(tiny: Path, settings: MakeSettings) -> None:
+    chosen = choose(tiny, settings(device="cpu", engine="torch", precision="int8"), Footage())
     assert chosen.export is None
-    assert ("int8 is only made for OpenVINO" if engine == "torch" else "coreml needs") in chosen.note
+    assert "int8 is only made for OpenVINO" in chosen.note
 
 
 # -- pictures
@@ -356,19 +369,14 @@ def test_nothing_is_proved_by_few_objects(count: int) -> None:
     assert parity([], [], NAMES).complaint != ""
 
 
-def test_int8_of_many_projects_pushes_nothing_else_out(settings: MakeSettings) -> None:
-    here = settings()
-    engines = here.weights_dir / "engines"
-    for number in range(KEEP_INT8 + 5):
-        (engines / f"{number:016d}-openvino-int8-{number}-640-1-1-1").mkdir(parents=True)
-    for number in range(KEEP):
+def test_the_exports_that_were_not_used_for_longest_go(settings: MakeSettings) -> None:
+    engines = settings().weights_dir / "engines"
+    for number in range(KEEP + 5):
         (engines / f"{number:016d}-openvino-fp32-1-1").mkdir(parents=True)
-    for folder in engines.iterdir():
-        (folder / META).touch()
-    Exports(here)._prune()
-    left = [folder.name for folder in engines.iterdir()]
-    assert sum("-fp32-" in name for name in left) == KEEP
-    assert sum("-int8-" in name for name in left) == KEEP_INT8
+        (engines / f"{number:016d}-openvino-fp32-1-1" / META).touch()
+        os.utime(engines / f"{number:016d}-openvino-fp32-1-1" / META, (number, number))
+    prune(engines)
+    assert sorted(int(folder.name.split("-")[0]) for folder in engines.iterdir()) == list(range(5, KEEP + 5))
 
 
 def test_quantising_reports_nothing_and_writes_nothing_at_home(
@@ -380,14 +388,14 @@ def test_quantising_reports_nothing_and_writes_nothing_at_home(
         "def refuse(*a): raise SystemExit('network')\n"
         "socket.getaddrinfo = socket.socket.connect = refuse\n"
         "from pathlib import Path\n"
-        "from ml_backend.models.engines.cache import ExportKey, Exports\n"
-        "from ml_backend.models.engines.calibration import Footage, Pool\n"
-        "from ml_backend.models.engines.int8 import prepare\n"
+        "from ml_backend.models.engines.calibration import Footage\n"
+        "from ml_backend.models.engines.exports import Plan, find\n"
+        "from ml_backend.models.engines.make import make\n"
         "from ml_backend.settings import Settings\n"
-        f"here = Settings(device='cpu', imgsz=160, data_dir={str(here.data_dir)!r})\n"
-        f"key = {key_of(tiny, here)!r}\n"
-        f"prepare(key, Path({str(tiny)!r}), here, Footage(None, {str(clip)!r}))\n"
-        "found = Exports(here).find(Pool(here, None).key(key))\n"
+        f"here = Settings(device='cpu', imgsz=160, precision='int8', data_dir={str(here.data_dir)!r})\n"
+        f"plan = Plan(Path({str(tiny)!r}), {file_sha256(tiny)!r}, here, Footage(None, {str(clip)!r}))\n"
+        "make(plan)\n"
+        "found = find(plan.int8(1))\n"
         "print()\n"
         "print(found.precision, sys.modules['openvino_telemetry'], 'nncf' in sys.modules, threading.active_count())\n"
     )

@@ -139,32 +139,14 @@ def test_a_model_larger_than_the_budget_is_used_with_a_warning(loads: Loads, cap
     loads.use(pool, "small")
     with caplog.at_level(logging.WARNING):
         loads.use(pool, "large", sized(5 * MB))
-    assert "large alone takes 0.00 GB" in caplog.text
+    assert "large alone exceeds" in caplog.text
     assert "MODEL_MEMORY_GB" in caplog.text
     assert names(pool) == ["large"]
     loads.use(pool, "large")  # and is not loaded anew for each use
     assert loads.loaded == ["small", "large"]
 
 
-def test_room_is_made_before_a_model_of_known_size_is_loaded(loads: Loads) -> None:
-    pool = ModelPool(3 * MB)
-    loads.use(pool, "two", sized(2 * MB))
-    loads.use(pool, "a")
-    loads.use(pool, "b")  # "two" goes
-    loads.use(pool, "c")
-    seen: list[set[str]] = []
-
-    def make() -> Network:
-        gc.collect()
-        seen.append(set(loads.alive))
-        return Network(2 * MB)
-
-    loads.use(pool, "two", make)
-    assert seen == [{"c"}]
-    assert names(pool) == ["c", "two"]
-
-
-def test_a_model_of_unknown_size_is_loaded_first(loads: Loads) -> None:
+def test_room_is_made_once_a_model_is_loaded(loads: Loads) -> None:
     pool = ModelPool(2 * MB)
     loads.use(pool, "a")
     loads.use(pool, "b")
@@ -203,7 +185,7 @@ def test_loading_that_needs_itself_is_an_error_and_no_deadlock() -> None:
         with pool.use("a", load, name="a") as model:
             return model
 
-    with pytest.raises(RuntimeError, match="itself"), pool.use("a", load, name="a"):
+    with pytest.raises(RecursionError), pool.use("a", load, name="a"):
         pass
     assert names(pool) == []
 
@@ -216,7 +198,7 @@ def test_loading_may_use_another_model(loads: Loads) -> None:
             return torch.nn.Sequential(other)
 
     with pool.use("a", load, name="a"):
-        assert names(pool) == ["b", "a"]
+        assert sorted(names(pool)) == ["a", "b"]
 
 
 def test_many_threads_share_one_load() -> None:
@@ -293,7 +275,7 @@ def test_loading_one_holds_up_nobody_who_wants_another(loads: Loads) -> None:
         assert begun.wait(WAIT)
         loads.use(pool, "there")
         loads.use(pool, "new")
-        assert pool.optimize()["unloaded"] != []
+        assert pool.optimize() == ["there", "new"]
         assert names(pool) == ["slow"]  # what is being loaded stays
         go_on.set()
         loading.result(WAIT)
@@ -347,31 +329,6 @@ def test_a_model_that_moved_to_the_cpu_counts_there(loads: Loads) -> None:
     loads.use(pool, "c")  # main memory is not
     assert names(pool) == ["b", "c"]
     loads.use(pool, "b")
-    assert pool._sizes["a"] == {"cpu": 2 * MB}  # remembered as it was last
-
-
-def test_a_model_that_finds_no_memory_is_loaded_again_without_the_idle_ones(loads: Loads) -> None:
-    pool = ModelPool(10 * MB)
-    loads.use(pool, "idle")
-    with pool.use("used", loads("used"), name="used"):
-
-        def make() -> Network:
-            gc.collect()
-            if "idle" in loads.alive:
-                raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-            return Network()
-
-        loads.use(pool, "new", make)
-        assert names(pool) == ["used", "new"]
-        assert loads.loaded == ["idle", "used", "new", "new"]
-
-    def never() -> Any:
-        raise RuntimeError("CUDA out of memory. Tried to allocate 2 TiB")
-
-    pool.optimize()
-    with pytest.raises(RuntimeError, match="2 TiB"):
-        loads.use(pool, "huge", never)
-    assert names(pool) == []
 
 
 def test_optimize_unloads_what_is_idle(loads: Loads) -> None:
@@ -379,13 +336,12 @@ def test_optimize_unloads_what_is_idle(loads: Loads) -> None:
     for name in "ab":
         loads.use(pool, name)
     with pool.use("c", loads("c"), name="c"):
-        done = pool.optimize()
-        assert done["unloaded"] == [{"name": name, "device": "cpu", "bytes": MB} for name in "ab"]
-        assert (done["before"]["ram"]["models"], done["after"]["ram"]["models"]) == (3 * MB, MB)
+        assert pool.optimize() == ["a", "b"]
+        assert pool.status()["ram"]["models"] == MB
         assert names(pool) == ["c"]
         assert set(loads.alive) == {"c"}
-    assert pool.optimize()["unloaded"] != []
-    assert pool.optimize()["unloaded"] == []
+    assert pool.optimize() == ["c"]
+    assert pool.optimize() == []
     assert len(loads.alive) == 0
 
 
@@ -404,17 +360,11 @@ def test_status_is_plain_and_complete(loads: Loads) -> None:
     assert 0 < ram["available"] <= ram["total"]
 
 
-@pytest.mark.parametrize("budget", [(0, 0), (-1, 0), (1, -1)])
-def test_wrong_budgets(budget: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="expected ram_bytes"):
-        ModelPool(*budget)
-
-
 def test_a_smaller_budget_holds_from_the_next_use_on(loads: Loads) -> None:
     pool = ModelPool(10 * MB)
     for name in "abc":
         loads.use(pool, name)
-    pool.set_budget(MB)
+    pool.ram_bytes = MB
     loads.use(pool, "a")
     assert names(pool) == ["a"]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-import random
 import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,12 +17,23 @@ import pytest
 
 from ml_backend.errors import WeightsError
 from ml_backend.files import file_sha256
-from ml_backend.models import weights
+from ml_backend.models import downloads, weights
 from ml_backend.models.weights import resolve_detector
 from ml_backend.settings import Settings
 from tests.builders import ROOT, Outside, outside
 
-CHECKPOINT = b"PK\x03\x04" + random.Random(0).randbytes(1 << 20)
+
+def _checkpoint() -> bytes:
+    """An archive, as torch saves them, of a megabyte."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), bytes(1 << 20))
+    return file.getvalue()
+
+
+CHECKPOINT = _checkpoint()
+#: Seconds without bytes after which a download that should succeed is given up, on a slow machine too.
+DEADLINE = 60.0
 NAME = "/yolo11n.pt"
 
 
@@ -31,6 +43,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Outside]:
     with outside() as site:
         monkeypatch.setattr(weights, "RELEASE", site.url)
         yield site
+
+
+def names(folder: Path) -> list[str]:
+    """What lies in a folder, beside the empty files that processes lock."""
+    return sorted(file.name for file in folder.iterdir() if file.suffix != ".lock")
 
 
 def test_local_path_is_used_as_it_is(settings: Callable[..., Settings], tmp_path: Path) -> None:
@@ -80,18 +97,15 @@ def test_motion_asks_nobody(settings: Callable[..., Settings], hub: Outside) -> 
 
 def test_downloads_once(settings: Callable[..., Settings], hub: Outside) -> None:
     hub.files[NAME] = CHECKPOINT
-    seen: list[tuple[int, int]] = []
-    values = settings(weights_timeout_s=5)
+    values = settings(weights_timeout_s=DEADLINE)
     assert resolve_detector(values).kind == "motion"  # without permission to download
-    found = resolve_detector(values, download=True, progress=lambda done, total: seen.append((done, total)))
+    found = resolve_detector(values, download=True)
     assert (found.kind, found.name, found.note) == ("yolo", "yolo11n", "")
     assert found.path == values.weights_dir / "yolo11n.pt"
     assert found.path.read_bytes() == CHECKPOINT
-    assert seen[-1] == (len(CHECKPOINT), len(CHECKPOINT))
-    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert resolve_detector(values, download=True) == resolve_detector(values) == found
     assert len(hub.requests) == 1
-    assert [file.name for file in values.weights_dir.iterdir()] == ["yolo11n.pt"]
+    assert names(values.weights_dir) == ["yolo11n.pt"]
 
 
 BAD: dict[str, Callable[[Outside], None]] = {
@@ -101,7 +115,10 @@ BAD: dict[str, Callable[[Outside], None]] = {
     "nothing": lambda hub: hub.answer(NAME, 200, b""),
     "a circle": lambda hub: hub.redirect(NAME, NAME),
     "a nonsense redirect": lambda hub: hub.redirect(NAME, "http://["),
-    "a broken connection": lambda hub: (hub.files.update({NAME: CHECKPOINT}), hub.break_after.update({NAME: [9999]})),  # type: ignore[func-returns-value,dict-item]
+    "a broken connection": lambda hub: (  # type: ignore[dict-item]
+        hub.files.update({NAME: CHECKPOINT}),  # type: ignore[func-returns-value]
+        hub.break_after.update({NAME: [9999] * 9}),  # type: ignore[func-returns-value]
+    ),
     "no length that makes sense": lambda hub: hub.answer(NAME, 200, CHECKPOINT, content_length="a lot"),
 }
 
@@ -111,12 +128,12 @@ def test_what_goes_wrong_is_said_remembered_and_leaves_nothing(
     settings: Callable[..., Settings], hub: Outside, trouble: str
 ) -> None:
     BAD[trouble](hub)
-    values = settings(weights_timeout_s=2)
+    values = settings(weights_timeout_s=DEADLINE)
     found = resolve_detector(values, download=True)
     assert found.kind == "motion"
     assert "motion detector is used" in found.note
     assert str(values.weights_dir / "yolo11n.pt") in found.note
-    assert [file.name for file in values.weights_dir.iterdir()] == ["yolo11n.pt.unavailable"]
+    assert names(values.weights_dir) == ["yolo11n.pt.unavailable"]
     asked = len(hub.requests)
     # Asking again, here or in another process, neither waits nor forgets the reason.
     assert resolve_detector(values, download=True) == resolve_detector(values) == found
@@ -127,17 +144,17 @@ def test_what_goes_wrong_is_said_remembered_and_leaves_nothing(
 
 
 def test_failure_is_not_remembered_for_ever(settings: Callable[..., Settings], hub: Outside) -> None:
-    values = settings(weights_timeout_s=5)
+    values = settings(weights_timeout_s=DEADLINE)
     assert resolve_detector(values, download=True).kind == "motion"
     hub.files[NAME] = CHECKPOINT
     marker = values.weights_dir / "yolo11n.pt.unavailable"
-    earlier = time.time() - weights.RETRY_AFTER_S - 1
+    earlier = time.time() - downloads.RETRY_AFTER_S - 1
     os.utime(marker, (earlier, earlier))
     assert resolve_detector(values, download=True).kind == "yolo"
 
 
 def test_file_put_there_by_hand_ends_the_fallback_at_once(settings: Callable[..., Settings], hub: Outside) -> None:
-    values = settings(weights_timeout_s=5)
+    values = settings(weights_timeout_s=DEADLINE)
     assert resolve_detector(values, download=True).kind == "motion"
     (values.weights_dir / "yolo11n.pt").write_bytes(CHECKPOINT)
     assert resolve_detector(values).kind == "yolo"
@@ -151,8 +168,8 @@ def test_hub_that_takes_the_connection_and_says_nothing(
         started = time.monotonic()
         found = resolve_detector(settings(weights_timeout_s=0.5), download=True)
         assert found.kind == "motion"
-        assert "no network" in found.note
-        assert time.monotonic() - started < 20
+        assert "which is too slow" in found.note
+        assert time.monotonic() - started < 60
 
 
 def test_hub_that_drips(settings: Callable[..., Settings], hub: Outside) -> None:
@@ -169,14 +186,15 @@ def test_hub_that_drips(settings: Callable[..., Settings], hub: Outside) -> None
     hub.special[NAME] = drip
     started = time.monotonic()
     assert resolve_detector(settings(weights_timeout_s=0.5), download=True).kind == "motion"
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
 
 
 def test_nobody_there(settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> None:
     with outside() as gone:
         pass
     monkeypatch.setattr(weights, "RELEASE", gone.url)
-    assert "no network: ConnectError" in resolve_detector(settings(), download=True).note
+    found = resolve_detector(settings(weights_timeout_s=DEADLINE), download=True)
+    assert "yolo11n.pt is not here (ConnectError: " in found.note
 
 
 def test_folder_that_cannot_be_made(settings: Callable[..., Settings], hub: Outside, tmp_path: Path) -> None:
@@ -184,8 +202,8 @@ def test_folder_that_cannot_be_made(settings: Callable[..., Settings], hub: Outs
     """A disk that takes no weights is as good a reason for the fallback as a missing network."""
     resolved = resolve_detector(settings(data_dir=tmp_path / "file"), download=True)
     assert resolved.kind == "motion"
-    assert "cannot be made" in resolved.note
-    with pytest.raises(WeightsError, match="cannot be made"):
+    assert "cannot be written" in resolved.note
+    with pytest.raises(WeightsError, match="cannot be written"):
         resolve_detector(settings(data_dir=tmp_path / "file", detector="yolo"), download=True)
 
 
@@ -197,12 +215,13 @@ sys.path.insert(0, {str(ROOT)!r})
 from ml_backend.models import weights
 from ml_backend.settings import Settings
 weights.RELEASE = {hub.url!r}
-print(weights.resolve_detector(Settings(_env_file=None, data_dir={str(tmp_path)!r}), download=True).sha256)
+values = Settings(_env_file=None, data_dir={str(tmp_path)!r}, weights_timeout_s={DEADLINE})
+print(weights.resolve_detector(values, download=True).sha256)
 """
     started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(3)]
-    digests = {process.communicate(timeout=60)[0].strip().decode() for process in started}
+    digests = {process.communicate(timeout=240)[0].strip().decode() for process in started}
     assert digests == {hashlib.sha256(CHECKPOINT).hexdigest()}
-    assert [file.name for file in (tmp_path / "weights").iterdir()] == ["yolo11n.pt"]
+    assert names(tmp_path / "weights") == ["yolo11n.pt"]
 
 
 def test_deciding_loads_no_model_library() -> None:

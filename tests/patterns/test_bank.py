@@ -39,9 +39,6 @@ def test_new_objects_get_their_label(count: int) -> None:
         verdict = bank.classify(fresh(name))
         assert (verdict.best, verdict.label) == (name, name)
         assert verdict.probability == verdict.probabilities[name] >= 0.5
-        assert verdict.margin == pytest.approx(
-            verdict.probability - max(p for other, p in verdict.probabilities.items() if other != name)
-        )
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 20])
@@ -77,7 +74,7 @@ def test_order_does_not_matter(seed: int, count: int) -> None:
     assert one.classify(thing) == other.classify(thing)
     assert one.thresholds == other.thresholds
     assert one.safe_thresholds == other.safe_thresholds
-    np.testing.assert_array_equal(one.clusters["a"].assignment, other.clusters["a"].assignment)
+    assert one.clusters == other.clusters
 
 
 @settings(max_examples=25, deadline=None)
@@ -207,7 +204,7 @@ def test_strangers_are_told_from_two_labels_of_one_picture_each(names: str) -> N
 def test_two_looks_of_one_label_are_both_known() -> None:
     mixed = [views(direction(look), 3, 10 * look + i) for look in (901, 902) for i in range(4)]
     bank = PatternBank.fit(exemplars({**objects(4, names="ab"), "mixed": mixed}))
-    assert len(bank.clusters["mixed"]) == 2
+    assert bank.clusters["mixed"] == 2
     assert [bank.classify(views(direction(look), 3, 5000 + look)).label for look in (901, 902)] == ["mixed", "mixed"]
 
 
@@ -233,7 +230,7 @@ def test_nothing_is_safe_after_one_exemplar() -> None:
 @pytest.mark.parametrize("learned", [{}, {UNLABELLED: strangers(2)}], ids=["nothing", "background only"])
 def test_without_labels_nothing_is_recognised(learned: dict[str, list[np.ndarray]]) -> None:
     bank = PatternBank.fit(exemplars(learned))
-    assert len(bank) == 0
+    assert bank.labels == ()
     assert bank.classify(fresh("a")).best is None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ml_backend.patterns.calibration import Evidence, fit_acceptance, fit_temperature
+from ml_backend.patterns.calibration import Evidence, fit_acceptance, fit_temperature, make_evidence
 
 
 def evidence(genuine: np.ndarray, other: np.ndarray, background: int = 0, labels: int = 1) -> Evidence:
@@ -13,7 +13,7 @@ def evidence(genuine: np.ndarray, other: np.ndarray, background: int = 0, labels
     n = len(genuine) + len(other)
     weak = np.zeros(n, bool)
     weak[n - background :] = background > 0
-    return Evidence(
+    return make_evidence(
         np.concatenate([genuine, other]),
         np.repeat([True, False], [len(genuine), len(other)]),
         np.arange(n) % labels,
@@ -44,8 +44,10 @@ def test_one_object_makes_nobody_certain() -> None:
 def test_a_label_gets_a_threshold_of_its_own_as_far_as_its_objects_demand() -> None:
     def gap(count: int) -> float:
         easy = evidence(np.full(count, 0.9), np.full(count, 0.5))
-        hard = Evidence(easy.score - 0.45, easy.genuine, easy.label + 1, easy.weight, easy.background)
-        thresholds = fit_acceptance(Evidence.join([easy, hard]), 2, 1.0).thresholds
+        hard = easy.copy()
+        hard["score"] -= 0.45
+        hard["label"] += 1
+        thresholds = fit_acceptance(np.concatenate([easy, hard]), 2, 1.0).thresholds
         return float(thresholds[0] - thresholds[1])
 
     assert 0 < gap(1) < gap(5) < gap(50)

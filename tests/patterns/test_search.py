@@ -95,7 +95,6 @@ def find(store: PatternStore, clip: Path, label: str = "red", *, model: Any = No
     given: dict[str, Any] = {
         "embedder": lambda: embedder,
         "open_video": lambda stored: nullcontext(clip),
-        "views": 4,
     }
     return find_similar(store, 1, label, BANK, MODEL, **(given | changes))
 
@@ -122,7 +121,7 @@ def test_scores_are_the_bank_s(store: PatternStore, clip: Path) -> None:
     save(store, 10, *(record(column) for column in range(COLUMNS)))
     found = {item.track_id: item for item in find(store, clip)}
     for column, item in found.items():
-        looks = [look for look in store.known_looks(_only(store).video, MODEL) if look.xyxy[0] == 40 * column + 8]
+        looks = [look for look in store.looks(_only(store).video).known(MODEL) if look.xyxy[0] == 40 * column + 8]
         (expected,) = BANK.rank("red", [np.stack([look.vector for look in looks])])
         assert item.score == pytest.approx(float(expected), abs=1e-5)
         assert item.safe == (item.score >= BANK.safe_thresholds["red"])

@@ -47,7 +47,7 @@ def make_look(number: int = 0, *, frame: int = 3, thumbnail: bytes = b"\xff\xd8j
 def keep(store: PatternStore, *numbers: int, video: str = "video", model: str = MODEL) -> list[str]:
     """Looks with these numbers; their keys."""
     looks = [make_look(number) for number in numbers]
-    store.add_looks(video, model, looks)
+    store.looks(video).add(model, looks)
     return [look.key(video, model) for look in looks]
 
 
@@ -68,47 +68,39 @@ def rows(store: PatternStore, project: int = 1, model: str = MODEL) -> list[tupl
 
 def test_looks_come_back(store: PatternStore) -> None:
     looks = [make_look(1, frame=9), make_look(2, frame=4), make_look(3, frame=9, thumbnail=b"")]
-    store.add_looks("v", MODEL, looks)
-    found = store.known_looks("v", MODEL)
+    store.looks("v").add(MODEL, looks)
+    found = store.looks("v").known(MODEL)
     assert sorted(found, key=lambda look: look.xyxy) == looks
     assert [look.frame for look in found] == [4, 9, 9]
     for before, after in zip(looks, sorted(found, key=lambda look: look.xyxy), strict=True):
         assert np.abs(before.vector - after.vector).max() < 1e-3
         assert after.vector.dtype == np.float32
         assert (before.thumbnail, before.key("v", MODEL)) == (after.thumbnail, after.key("v", MODEL))
-    assert store.known_looks("w", MODEL) == store.known_looks("v", "model-2") == []
+    assert store.looks("w").known(MODEL) == store.looks("v").known("model-2") == []
 
 
 def test_looks_that_are_there_already_stay(store: PatternStore) -> None:
-    store.add_looks("v", MODEL, [])
-    store.add_looks("v", MODEL, [make_look(1, thumbnail=b"first")])
-    store.add_looks("v", MODEL, [make_look(1, thumbnail=b"second"), make_look(2), make_look(2)])
-    assert [look.thumbnail for look in store.known_looks("v", MODEL) if look.xyxy[0] == 1] == [b"first"]
-    assert len(store.known_looks("v", MODEL)) == 2
+    store.looks("v").add(MODEL, [])
+    store.looks("v").add(MODEL, [make_look(1, thumbnail=b"first")])
+    store.looks("v").add(MODEL, [make_look(1, thumbnail=b"second"), make_look(2), make_look(2)])
+    assert [look.thumbnail for look in store.looks("v").known(MODEL) if look.xyxy[0] == 1] == [b"first"]
+    assert len(store.looks("v").known(MODEL)) == 2
 
 
 def test_more_looks_than_sqlite_takes_values(store: PatternStore) -> None:
-    store.add_looks("v", MODEL, [make_look(number) for number in range(0, 1200, 2)])
-    store.add_looks("v", MODEL, [make_look(number) for number in range(1200)])
-    assert len(store.known_looks("v", MODEL)) == 1200
+    store.looks("v").add(MODEL, [make_look(number) for number in range(0, 1200, 2)])
+    store.looks("v").add(MODEL, [make_look(number) for number in range(1200)])
+    assert len(store.looks("v").known(MODEL)) == 1200
 
 
 def test_threads_add_the_same_looks_at_once(store: PatternStore) -> None:
     def work(start: int) -> None:
         for first in range(start, start + 40, 4):
-            store.add_looks("v", MODEL, [make_look(number) for number in range(first, first + 20)])
+            store.looks("v").add(MODEL, [make_look(number) for number in range(first, first + 20)])
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(work, [0, 0, 0, 2, 2, 4]))
-    assert sorted(look.xyxy[0] for look in store.known_looks("v", MODEL)) == list(range(60))
-
-
-def test_an_object_of_looks_of_one_video(store: PatternStore) -> None:
-    looks = store.looks("v")
-    assert looks.known(MODEL) == []
-    looks.add(MODEL, [make_look(5)])
-    assert looks.known(MODEL) == [make_look(5)]
-    assert store.looks("w").known(MODEL) == []
+    assert sorted(look.xyxy[0] for look in store.looks("v").known(MODEL)) == list(range(60))
 
 
 # -- exemplars of tasks

@@ -54,7 +54,7 @@ def make_start(path: Path) -> Path:
 def train_plan(data: Path, start: Path | None, run: Path, **changes: Any) -> dict[str, Any]:
     """A plan for a training of a few seconds."""
     args = {"epochs": 2, "imgsz": 64, "batch": 4, "nbs": 4, "freeze": "backbone", "freeze_norm": True}
-    args |= {"optimizer": "AdamW", "lr0": 1e-3, "close_mosaic": 1, "device": "cpu"} | changes.pop("args", {})
+    args |= {"optimizer": "AdamW", "lr0": 1e-3, "close_mosaic": 1} | changes.pop("args", {})
     return {
         "kind": "train",
         "data": str(data),
@@ -64,5 +64,6 @@ def train_plan(data: Path, start: Path | None, run: Path, **changes: Any) -> dic
         "start_from": {"helper": "person", "担架": "bicycle"},
         "run": str(run),
         "resume": None,
+        "device": "cpu",
         "args": args,
     } | changes

@@ -11,8 +11,8 @@ import fsspec
 import pytest
 
 from ml_backend.errors import ConfigError, WeightsError
-from ml_backend.jobs.context import Context
-from ml_backend.jobs.training_life import TrainingLife
+from ml_backend.jobs.container import Container
+from ml_backend.jobs.training import Training
 from ml_backend.settings import Settings
 from ml_backend.training.keeping import REFUSED, remove_old_weights
 from ml_backend.training.registry import Registry, Version
@@ -25,9 +25,9 @@ class Place:
     """A project's registry with weights, as a worker has it."""
 
     def __init__(self, settings: Settings, project: int = 1) -> None:
-        self.context, self.project, self.settings = Context(settings), project, settings
-        self.registry: Registry = self.context.projects.registry
-        self.artifacts = self.context.projects.artifacts
+        self.container, self.project, self.settings = Container(settings), project, settings
+        self.registry: Registry = self.container.registry
+        self.artifacts = self.container.artifacts
 
     def run(self, state: str = "promoted", parent: Version | None = None) -> Version:
         """A training that ended so; its weights are its number."""
@@ -44,7 +44,7 @@ class Place:
         return self.registry.finish(run, state, "Worse.")
 
     def remove(self) -> int:
-        return remove_old_weights(self.project, self.settings, self.context.storage, self.artifacts)
+        return remove_old_weights(self.project, self.settings, self.container.storage, self.artifacts)
 
     def kept(self) -> list[str]:
         """Names of the versions whose files are there, and that the registry says are there: they are the same."""
@@ -55,7 +55,7 @@ class Place:
 
     @property
     def trainings(self) -> Trainings:
-        return Trainings(self.context.projects, self.context.queue, self.context.storage)
+        return Trainings(self.container.projects, self.container.queue, self.container.storage)
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_a_version_without_weights_says_so_and_cannot_be_used(make: Make) -> Non
     assert place.registry.current(1).name == "v4"  # type: ignore[union-attr]
     # Whoever takes its row without asking, to draw what it finds, is told the same.
     with pytest.raises(WeightsError, match="removed"):
-        place.context.projects.detector_of(place.registry.find(1, "v1"), download=True)  # type: ignore[arg-type]
+        place.container.projects.detector_of(place.registry.find(1, "v1"), download=True)  # type: ignore[arg-type]
     found = place.trainings.versions(1)["versions"]
     assert [(item["version"], item["weights_removed"]) for item in found][2:] == [("v2", True), ("v1", True)]
     assert found[-1]["reason"] == "Better. Its weights were removed, since there are newer versions."
@@ -188,7 +188,7 @@ def test_the_settings_detector_is_never_removed(make: Make, settings: Callable[.
         place.run()
     for weights in (mine, link):
         place.settings = place.settings.model_copy(update={"keep_versions": 1, "yolo_weights": str(weights)})
-        place.artifacts = Context(place.settings).projects.artifacts
+        place.artifacts = Container(place.settings).artifacts
         place.remove()
         assert mine.is_file()
     assert place.kept() == ["v1", "v4", "v5"]
@@ -246,8 +246,8 @@ def test_a_training_removes_them_when_it_has_ended_and_fails_for_nothing(
     place = make(keep_versions=1)
     for _ in range(3):
         last = place.run()
-    with place.context.trainings.lock(1) as lock:
-        life = TrainingLife(place.context, 1, "a test", lock)
+    with place.container.training_queue.lock(1) as lock:
+        life = Training(place.container, 1, "a test", lock)
         database = sqlite3.connect(place.settings.data_dir / "backend.sqlite3")
         database.execute("DROP TABLE unused_artifacts")
         with caplog.at_level(logging.WARNING):

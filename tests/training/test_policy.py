@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from ml_backend.errors import ConfigError
-from ml_backend.settings import Settings
 from ml_backend.storage import Storage
 from ml_backend.training.policy import Policies, TrainingPolicy, TrainingState, is_due
 
@@ -52,7 +51,7 @@ def test_moments_without_time_zone_are_utc() -> None:
 
 @pytest.fixture
 def policies(tmp_path: Path) -> Policies:
-    return Policies(Settings(_env_file=None, train_min_tracks=7), Storage(f"sqlite:///{tmp_path / 'db'}"))
+    return Policies(Storage(f"sqlite:///{tmp_path / 'db'}"), TrainingPolicy(min_tracks=7))
 
 
 def test_a_project_has_values_of_its_own(policies: Policies) -> None:

@@ -169,13 +169,6 @@ def test_what_goes_wrong_there_is_told_here(data: Path, tmp_path: Path) -> None:
     assert "damaged" in caught.value.cure
 
 
-def test_plans_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(TrainingFailed, match="kind 'dance'"):
-        run({"kind": "dance"}, tmp_path)
-    with pytest.raises(TrainingFailed, match="lacks something"):
-        run({"kind": "train"}, tmp_path)
-
-
 def test_a_crash_comes_with_the_end_of_the_log(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match="exit status 3") as caught:
         run({"kind": "train"}, tmp_path, **at_start(tmp_path / "site", "import os; os.write(2, b'oh no'); os._exit(3)"))

@@ -63,7 +63,6 @@ def test_a_run_belongs_to_one_owner(make: Make) -> None:
         lambda: registry.promote(run, "better", "gate"),
         lambda: registry.advance(run, state="gate"),
         lambda: registry.finish(run, "failed", "late"),
-        lambda: registry.record_epoch(run, []),
         lambda: registry.discard(run, {}),
     ):
         with pytest.raises(RunLost, match="taken"):
@@ -132,18 +131,20 @@ def test_a_run_with_nothing_new_leaves_no_trace_but_what_it_has_seen(make: Make)
     first = registry.advance(registry.begin(1, "me", "t", None), lineage={"seen": {"7": "a"}, "tracks": 3})
     registry.finish(first, "refused", "worse")
     registry.discard(registry.begin(1, "me", "t", None), {"7": "b", "8": "c", "9": "d"}, [8, 9])
-    (left,) = registry.versions(1)
+    left = registry.last(1)
+    assert left is not None
     assert left.lineage == {"seen": {"7": "b", "8": "c", "9": "d"}, "tracks": 3, "unread": ["8", "9"]}
     registry.settle_unread(left, back={"9"}, gone=set())
     registry.settle_unread(left, back=set(), gone={"8"})
-    (left,) = registry.versions(1)
+    left = registry.last(1)
+    assert left is not None
     assert left.lineage == {"seen": {"7": "b", "8": "c"}, "tracks": 3, "unread": []}
 
 
 def test_epochs_are_there_while_it_runs(make: Make) -> None:
     registry = make()
     run = registry.begin(1, "me", "t", None)
-    registry.record_epoch(run, [{"epoch": 1, "map50": 0.5}])
+    registry.advance(run, history=[{"epoch": 1, "map50": 0.5}])
     assert make().active(1).history == [{"epoch": 1, "map50": 0.5}]  # type: ignore[union-attr]
     assert [version.id for version in make().all_active()] == [run.id]
 
@@ -159,13 +160,14 @@ def test_what_is_shown_is_read_without_what_grows_with_the_tasks(make: Make, tmp
     }
     registry.finish(registry.advance(trained(registry), **facts), "refused", "worse")
     registry.finish(registry.begin(1, "me", "t", None), "failed", "no luck")
-    failed, refused = registry.shown(1)
-    (whole,) = registry.versions(1)[1:]
+    failed, refused = registry.versions(1)
+    whole = registry.get(refused.id)
+    assert whole is not None
     assert refused.lineage == {"annotations": {"7": 70}, "tracks": 3, "notes": []}
     assert (refused.metrics, refused.history, refused.config) == (whole.metrics, whole.history, whole.config)
     assert (refused.reason, refused.created_at, refused.state) == (whole.reason, whole.created_at, "refused")
     assert failed.lineage == {}
-    assert [version.name for version in registry.shown(1, 1)] == ["v2"]
+    assert [version.name for version in registry.versions(1, 1)] == ["v2"]
     assert [(entry.name, entry.state) for entry in registry.outline(1)] == [("v2", "failed"), ("v1", "refused")]
     # The outline reads none of what grows: it need not even be there.
     with sqlite3.connect(tmp_path / "db") as connection:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ml_backend.errors import StorageError, VideoError
-from ml_backend.video.normalise import needs_normalising, normalise, plan
+from ml_backend.video.normalise import normalise, plan
 from ml_backend.video.probe import frame_times, probe
 from ml_backend.video.reader import read_frames
 from tests.video.builders import cut_start, make_audio, make_video, read_number, truncate
@@ -47,7 +47,7 @@ def pictures(path: Path) -> list[bytes]:
     ],
 )
 def test_playable_videos_are_left_alone(tmp_path: Path, name: str, made: dict[str, Any]) -> None:
-    assert needs_normalising(make_video(tmp_path / name, **made)) is None
+    assert plan(make_video(tmp_path / name, **made)).action == "keep"
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,10 @@ def test_a_wrong_container_is_changed_without_encoding(
     source, out = make_video(tmp_path / name, **made), tmp_path / "out" / "copy.mp4"
     before = probe(source)
     assert plan(source).action == "remux"
-    assert reason in (needs_normalising(source) or "")
+    assert reason in plan(source).reason
     info = normalise(source, out)
     assert info == probe(out)
-    assert needs_normalising(out) is None
+    assert plan(out).action == "keep"
     assert (info.frames, info.codec, info.rotation) == (before.frames, before.codec, before.rotation)
     assert (info.width, info.height) == (before.width, before.height)
     assert info.fps == pytest.approx(before.fps, rel=1e-9)
@@ -107,9 +107,9 @@ def test_what_browsers_cannot_decode_is_encoded_frame_for_frame(
 ) -> None:
     source, out = make_video(tmp_path / name, **made), tmp_path / "copy.mp4"
     before = probe(source)
-    assert reason in (needs_normalising(source) or "")
+    assert reason in plan(source).reason
     info = normalise(source, out)
-    assert needs_normalising(out) is None
+    assert plan(out).action == "keep"
     assert (info.codec, info.pix_fmt, info.rotation, info.variable_frame_rate) == ("h264", "yuv420p", 0, False)
     assert (info.width, info.height) == (before.width + before.width % 2, before.height + before.height % 2)
     assert (info.frames, info.has_audio) == (before.frames, before.has_audio)
@@ -120,7 +120,7 @@ def test_what_browsers_cannot_decode_is_encoded_frame_for_frame(
 def test_variable_rate_becomes_constant_at_the_same_times(tmp_path: Path) -> None:
     pts = [0, 3, 6, 9, 30, 33, 36, 39, 42, 45]  # units of 1/90 s: 30 frames/s with a pause of 0.23 s
     source = make_video(tmp_path / "vfr.mp4", frames=10, pts=pts, time_base=Fraction(1, 90), container_options=FRONT)
-    assert "varies" in (needs_normalising(source) or "")
+    assert "varies" in plan(source).reason
     out = tmp_path / "copy.mp4"
     info = normalise(source, out)
     assert (info.fps, info.variable_frame_rate) == (30.0, False)
@@ -178,10 +178,10 @@ def test_frames_hidden_by_an_edit_stay_hidden(tmp_path: Path) -> None:
 def test_cut_off_video_keeps_what_is_left(tmp_path: Path) -> None:
     whole = make_video(tmp_path / "whole.mp4", frames=60, container_options=FRONT, options=BFRAMES)
     source = truncate(whole, tmp_path / "half.mp4", 0.7)
-    assert "damaged" in (needs_normalising(source) or "")
+    assert "damaged" in plan(source).reason
     info = normalise(source, tmp_path / "copy.mp4")
     assert info.frames == probe(source).frames
-    assert needs_normalising(tmp_path / "copy.mp4") is None
+    assert plan(tmp_path / "copy.mp4").action == "keep"
 
 
 def test_a_finished_copy_is_reused_until_the_source_changes(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -10,7 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from ml_backend.services import Services
+from ml_backend.services import WebContainer
 
 
 class Room:
@@ -22,8 +23,8 @@ class Room:
         self.document: dict[str, Any] = self.client.get("/api/openapi.json").get_json()
 
     @property
-    def services(self) -> Services:
-        found: Services = self.app.extensions["services"]
+    def services(self) -> WebContainer:
+        found: WebContainer = self.app.extensions["services"]
         return found
 
     def get(self, path: str, status: int = 200, **values: Any) -> Any:
@@ -56,3 +57,16 @@ class Room:
         if media.endswith("json"):
             schema = described["content"][media]["schema"] | {"components": self.document["components"]}
             jsonschema.validate(answer.get_json(), schema, cls=jsonschema.Draft202012Validator)
+
+
+def promoted(services: WebContainer, folder: Path, content: bytes, **facts: Any) -> None:
+    """Another version of project 7, which passed the gate and is in use."""
+    weights = folder / "best.pt"
+    weights.write_bytes(content)
+    registry = services.registry
+    current = registry.current(7)
+    run = registry.begin(7, "me", "a test", current)
+    name = f"projects/7/{run.name}.pt"
+    sha256 = services.artifacts.put(weights, name)
+    run = registry.advance(run, detector="yolo11n", weights_sha256=sha256, artifact=name, classes=["person"], **facts)
+    registry.promote(run, "Better.", "gate", current.id if current else None)

@@ -20,6 +20,9 @@ ROUTES = [
     ("POST", "/webhook"),
     ("GET", "/versions"),
     ("GET", "/metrics"),
+    ("GET", "/ui/live"),
+    ("GET", "/ui/part/jobs"),
+    ("GET", "/ui/static/page.css"),
     ("GET", "/no/such/route"),
     ("DELETE", "/predict"),
 ]
@@ -36,18 +39,14 @@ def client(settings: Callable[..., Settings]) -> Callable[..., FlaskClient]:
     ).test_client()
 
 
-@pytest.mark.parametrize(("method", "route"), ROUTES)
-def test_every_route_asks_for_credentials(client: Callable[..., FlaskClient], method: str, route: str) -> None:
-    answer = client("user", "secret").open(route, method=method)
-    assert answer.status_code == 401
-    assert answer.headers["WWW-Authenticate"] == 'Basic realm="Login required"'
-    assert answer.data == b"Unauthorized"
-
-
-@pytest.mark.parametrize(("method", "route"), ROUTES)
-def test_right_credentials_open_every_route(client: Callable[..., FlaskClient], method: str, route: str) -> None:
-    answer = client("user", "secret").open(route, method=method, headers=basic("user", "secret"))
-    assert answer.status_code != 401
+def test_every_route_asks_for_credentials(client: Callable[..., FlaskClient]) -> None:
+    browser = client("user", "secret")
+    for method, route in ROUTES:
+        answer = browser.open(route, method=method)
+        assert answer.status_code == 401, route
+        assert answer.headers["WWW-Authenticate"] == 'Basic realm="Login required"'
+        assert answer.data == b"Unauthorized"
+        assert browser.open(route, method=method, headers=basic("user", "secret")).status_code != 401, route
 
 
 @pytest.mark.parametrize(("user", "password"), [("", ""), ("user", ""), ("", "secret")])

@@ -21,21 +21,9 @@ from ml_backend.models.weights import resolve_detector
 from ml_backend.pipeline import yolo_detector
 from ml_backend.settings import Settings
 from ml_backend.versions import shaping
+from ml_backend.web import control_room
 from tests.builders import make_tiny_yolo, wait_for
-from tests.web.control import Room
-
-
-def promoted(room: Room, tmp_path: Path, content: bytes) -> None:
-    """Another version of project 7 that passed the gate."""
-    weights = tmp_path / "best.pt"
-    weights.write_bytes(content)
-    registry = room.services.projects.registry
-    run = registry.begin(7, "me", "a test", None)
-    name = f"projects/7/{run.name}.pt"
-    sha256 = room.services.projects.artifacts.put(weights, name)
-    run = registry.advance(run, detector="yolo11n", weights_sha256=sha256, artifact=name, classes=["person"])
-    registry.activate(7, None, "me")
-    registry.promote(run, "better", "gate")
+from tests.web.control import Room, promoted
 
 
 def states(room: Room) -> dict[str, str]:
@@ -67,8 +55,8 @@ def test_status_tells_what_runs_the_detector(
         assert isinstance(detector, YoloDetector)
         detector._note = "openvino is not used: a test. PyTorch is."
         Worker(["control"], connection=connection, name="one").register_birth()
-        MemoryBoard(connection).tick("one", 60)
-        room.app.extensions["pulse"].state.forget()
+        MemoryBoard(room.services.queue).tick("one", 60)
+        control_room.look.cache_clear()
         models = room.get("/api/status")["models"]
         text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
     assert (models["engine"], models["precision"]) == ("torch", "fp32")
@@ -84,8 +72,8 @@ def test_status_names_workers_with_other_settings(
     with Redis.from_url(redis_url) as connection:
         Worker(["predict"], connection=connection, name="one").register_birth()
         for name in ("one", "gone"):  # of which the second has ended since
-            MemoryBoard(connection, other).tick(name, 60)
-        room.app.extensions["pulse"].state.forget()
+            MemoryBoard(room.services.queue, other).tick(name, 60)
+        control_room.look.cache_clear()
         notes = room.get("/api/status")["models"]["notes"]
         text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
     (told,) = [note for note in notes if "instead of" in note]
@@ -131,7 +119,7 @@ def test_memory(room: Room) -> None:
 
 def test_switching_modes_and_versions(auto: Room, tmp_path: Path) -> None:
     for content in (b"PK first", b"PK second"):
-        promoted(auto, tmp_path, content)
+        promoted(auto.services, tmp_path, content)
     found = auto.post("/api/switch_model", {"project": 7, "mode": "yolo", "version": "v1"})
     assert (found["mode"], found["version"], found["changed"]) == ("yolo", "v1", True)
     again = auto.post("/api/switch_model", {"project": 7, "mode": "yolo", "version": "v1"})
@@ -153,7 +141,7 @@ def test_no_file_can_be_loaded(auto: Room, name: str) -> None:
 
 
 def test_loading_a_custom_model(auto: Room, tmp_path: Path) -> None:
-    promoted(auto, tmp_path, b"PK first")
+    promoted(auto.services, tmp_path, b"PK first")
     auto.post("/api/switch_model", {"project": 7, "version": "base"})
     found = auto.post("/api/load_custom_model", {"project": 7, "version": "v1"}, 202)
     assert found["model_version"].endswith(".v1")
@@ -162,7 +150,7 @@ def test_loading_a_custom_model(auto: Room, tmp_path: Path) -> None:
 
 def test_rolling_back_names_what_is_left(auto: Room, tmp_path: Path) -> None:
     for content in (b"PK first", b"PK second"):
-        promoted(auto, tmp_path, content)
+        promoted(auto.services, tmp_path, content)
     known = auto.get("/api/versions?project=7")
     assert known["current"] == "v2"
     assert known["before"] in ("v1", "base")
@@ -329,7 +317,10 @@ def test_the_document_is_one(room: Room) -> None:
 
 
 def test_the_page_names_every_route_and_needs_nothing_else(room: Room) -> None:
-    text = room.client.get("/api/docs").get_data(as_text=True)
+    answer = room.client.get("/api/docs")
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "script-src" not in answer.headers["Content-Security-Policy"]
+    text = answer.get_data(as_text=True)
     for path in room.document["paths"]:
         assert path in text
     assert "<script" not in text

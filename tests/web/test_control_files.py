@@ -288,7 +288,8 @@ def test_too_large_an_upload(make_room: Callable[..., Room]) -> None:
 
 
 def test_an_upload_may_be_larger_than_other_requests(make_room: Callable[..., Room]) -> None:
-    room = make_room(max_request_mb=1)
+    room = make_room()
+    room.client.application.config["MAX_CONTENT_LENGTH"] = 1 << 20
     upload(room, form(bytes(3 << 20)))
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
+from itertools import product
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -15,12 +17,14 @@ import pytest
 
 from ml_backend.app import create_app
 from ml_backend.settings import Settings
+from ml_backend.training.keeping import remove_old_weights
+from ml_backend.web import control_room
 from ml_backend.web.page import charts, texts
 from ml_backend.web.page.forms import ACTIONS
 from ml_backend.web.page.parts import PARTS, history
 from ml_backend.web.page.state import STEPS
 from tests.builders import outside, send
-from tests.web.control import Room
+from tests.web.control import Room, promoted
 
 #: What one sends to this machine itself, or to an encrypted server, and to others.
 PLAIN = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -105,10 +109,54 @@ def test_a_static_file_that_is_refused_is_not_kept(room: Room) -> None:
     assert "immutable" in again.headers["Cache-Control"]
 
 
-def test_the_page_asks_for_credentials(settings: Callable[..., Settings]) -> None:
-    client = create_app(settings(detector="motion", basic_auth_user="user", basic_auth_pass="secret")).test_client()
-    for path in ("/", "/ui/part/jobs", "/ui/static/page.css"):
-        assert client.get(path, headers=BROWSER).status_code == 401
+# -- what the page asks for every two seconds
+
+
+def test_marks_change_with_what_they_stand_for(auto: Room) -> None:
+    def marks() -> dict[str, str]:
+        control_room.all_jobs.cache_clear()
+        control_room.look.cache_clear()
+        found: dict[str, str] = auto.client.get("/ui/live?project=7").get_json()
+        return found
+
+    def changed(before: dict[str, str]) -> set[str]:
+        now = marks()
+        return {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+
+    known = marks()
+    drawn = re.search("data-marks='([^']+)'", page(auto, "/?project=7&step=auto"))
+    assert drawn is not None
+    assert json.loads(drawn[1]) == known, "as the page itself was drawn"
+    assert set(known) == {"jobs", "status", "mode", "current", "version"}
+    assert changed(known) == set()
+    auto.services.control.init_models(8)
+    assert changed(known) == {"status"}, "another project's job is in the queue"
+    auto.services.control.init_models(7)
+    assert changed(known) == {"status", "jobs", "init_models"}
+    known = marks()
+    auto.delete("/api/jobs/init-7")
+    assert changed(known) == {"status", "jobs", "init_models"}
+    known = marks()
+    auto.services.patterns.switch(7, "yolo")
+    assert changed(known) >= {"mode"}
+    known = marks()
+    registry = auto.services.registry
+    run = registry.advance(registry.begin(7, "me", "a test", None), state="training")
+    registry.advance(run, history=[{"epoch": 1}])
+    assert changed(known) == {"version"}
+
+
+def test_nothing_new_has_no_body(room: Room) -> None:
+    first = room.client.get("/ui/live?project=7")
+    assert first.headers["Cache-Control"] == "private, no-cache"
+    again = room.client.get("/ui/live?project=7", headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
+
+
+def test_live_without_redis(make_room: Callable[..., Room], tmp_path: Path) -> None:
+    room = make_room(redis_url=f"unix://{tmp_path}/none.sock")
+    assert room.client.get("/ui/live", headers={"HX-Request": "true"}).status_code == 503
+    assert "data-marks='{}'" in page(room), "all is drawn anew as soon as there is an answer"
 
 
 # -- what is wrong, and the cure
@@ -176,19 +224,16 @@ def test_links_lead_to_where_people_reach_label_studio(hostile: Room, make_room:
         assert room.get("/api/projects")["projects"][0]["url"] == f"{base}/projects/7/data"
 
 
-def test_without_a_token(room: Room) -> None:
+def test_without_a_token_and_a_worker(room: Room) -> None:
     text = page(room, "/?project=7")
+    assert "No worker is running" in text
     assert "There is no token for Label Studio." in text
     assert "LABEL_STUDIO_API_KEY" in text
 
 
-def test_without_a_worker(room: Room) -> None:
-    assert "No worker is running" in page(room)
-
-
 @pytest.mark.parametrize("value", ["0", "-1", "x", "99999999999999", "", "7;drop", "00000000000199999999999999999999"])
 def test_a_project_that_is_none(room: Room, value: str) -> None:
-    assert 'data-project=""' in page(room, f"/?project={value}")
+    assert 'hx-get="/ui/live"' in page(room, f"/?project={value}")
 
 
 # -- languages and themes
@@ -230,7 +275,7 @@ def test_templates_use_texts_that_exist_and_no_text_is_unused() -> None:
 
 
 def test_names_are_escaped(hostile: Room) -> None:
-    registry = hostile.services.projects.registry
+    registry = hostile.services.registry
     run = registry.begin(7, "me", "a test", None)
     registry.finish(run, "failed", SCRIPT)
     for step in STEPS:
@@ -290,8 +335,9 @@ def test_a_button_with_scripts_answers_a_notice(hostile: Room) -> None:
         "/ui/do/export", data={"project": "7", "format": "coco", "predictions": "none"}, headers={"HX-Request": "true"}
     )
     assert "Requested: Exporting" in answer.get_data(as_text=True)
-    assert json.loads(answer.headers["HX-Trigger"]) == {"live-jobs": ""}
+    assert answer.headers["HX-Trigger"] == "changed"
     assert kinds(hostile) == {"export_project"}
+    assert f'hx-trigger="every 2s, {answer.headers["HX-Trigger"]} from:body"' in page(hostile)
 
 
 def test_a_button_without_scripts_answers_the_page(hostile: Room) -> None:
@@ -347,26 +393,24 @@ def test_wrong_forms_are_told(room: Room, name: str, data: dict[str, str], statu
         assert 'role="alert"' in answer.get_data(as_text=True)
 
 
-@pytest.mark.parametrize("name", [*ACTIONS, "upload"])
 @pytest.mark.parametrize(
     "headers", [{"Origin": "http://evil.example"}, {"Origin": "http://["}, {"Sec-Fetch-Site": "cross-site"}], ids=str
 )
-def test_other_sites_press_no_button(hostile: Room, name: str, headers: dict[str, str]) -> None:
-    answer = hostile.client.post(f"/ui/do/{name}", data={"project": "7"}, headers=BROWSER | headers)
-    assert answer.status_code == 403
-    assert "another site" in answer.get_data(as_text=True)
-    assert "alert(" not in answer.get_data(as_text=True), "no project's title"
+def test_other_sites_press_no_button(hostile: Room, headers: dict[str, str]) -> None:
+    for name in ACTIONS:
+        answer = hostile.client.post(f"/ui/do/{name}", data={"project": "7"}, headers=BROWSER | headers)
+        assert answer.status_code == 403
+        assert "another site" in answer.get_data(as_text=True)
+        assert "alert(" not in answer.get_data(as_text=True), "no project's title"
     assert kinds(hostile) == set()
 
 
-@pytest.mark.parametrize("path", ["/", "/ui/part/projects", "/ui/part/nothing", "/ui/nothing", "/ui/do/train"])
 @pytest.mark.parametrize("headers", [PLAIN, BROWSER, BROWSER | {"HX-Request": "true"}], ids=str)
-def test_a_page_that_has_its_own_name_point_here_reads_nothing(
-    hostile: Room, path: str, headers: dict[str, str]
-) -> None:
+def test_a_page_that_has_its_own_name_point_here_reads_nothing(hostile: Room, headers: dict[str, str]) -> None:
     assert "alert(" in page(hostile, "/ui/part/projects"), "by its own name it shows the project's title"
-    for ask in (hostile.client.get, hostile.client.post):
-        answer = ask(path, headers=headers | {"Host": "evil.example:9090"})
+    paths = ("/", "/ui/part/projects", "/ui/part/nothing", "/ui/nothing", "/ui/do/train")
+    for path, method in product(paths, ("GET", "POST")):
+        answer = hostile.client.open(path, method=method, headers=headers | {"Host": "evil.example:9090"})
         text = answer.get_data(as_text=True)
         assert answer.status_code == 421
         assert "ALLOWED_HOSTS" in text
@@ -417,9 +461,9 @@ def test_a_trainings_curves() -> None:
 
 
 def test_a_running_training_is_drawn(hostile: Room) -> None:
-    registry = hostile.services.projects.registry
+    registry = hostile.services.registry
     run = registry.advance(registry.begin(7, "me", "a test", None), state="training")
-    registry.record_epoch(run, [{"epoch": n, "losses": {"box": 1.0 / n}, "map50": 0.5} for n in (1, 2)])
+    registry.advance(run, history=[{"epoch": n, "losses": {"box": 1.0 / n}, "map50": 0.5} for n in (1, 2)])
     text = page(hostile, "/?project=7&step=learn")
     assert text.count('class="chart"') == 2
     assert "Training of v1" in text
@@ -428,3 +472,47 @@ def test_a_running_training_is_drawn(hostile: Room) -> None:
 def test_bars_stay_within_their_rail() -> None:
     assert 'width="100.0"' in charts.bar(1.5)
     assert 'width="0.0"' in charts.bar(-1)
+
+
+# -- versions
+
+
+def add_versions(room: Room, folder: Path, count: int) -> None:
+    """So many versions, with what a training tells of them."""
+    for number in range(count):
+        facts = {"history": [{"epoch": 1, "map50": 0.5}], "lineage": {"seen": {"1": "a"}, "tracks": 3}}
+        promoted(room.services, folder, b"PK %d" % number, **facts)
+
+
+def test_a_version_without_weights_is_shown_and_not_offered(auto: Room, tmp_path: Path) -> None:
+    add_versions(auto, tmp_path, 4)
+    found = auto.services
+    settings = found.settings.model_copy(update={"keep_versions": 1})
+    assert remove_old_weights(7, settings, found.storage, found.artifacts) == 2
+    text = page(auto, "/ui/part/versions?project=7")
+    assert text.count("Its weights were removed, since there are newer versions.") == 2
+    assert text.count("is-removed") == 2
+    assert 'id="use-v3"' in text
+    for name in ("v1", "v2"):
+        assert f">{name}<" in text, "its figures are still there"
+        assert f'id="use-{name}"' not in text
+    choices = page(auto, "/ui/part/mode?project=7")
+    assert [name for name in ("v1", "v2", "v3", "v4") if f'<option value="{name}"' in choices] == ["v3", "v4"]
+    problem = auto.post("/api/switch_model", {"project": 7, "version": "v1"}, 422)
+    assert "weights were removed" in problem["detail"]
+    assert "KEEP_VERSIONS" in problem["cure"]
+    rows = auto.get("/api/versions?project=7")["versions"]
+    assert [row["weights_removed"] for row in rows] == [False, False, True, True]
+    assert [row["tracks"] for row in rows] == [3] * 4
+
+
+def test_of_many_versions_the_page_reads_what_it_shows(auto: Room, tmp_path: Path) -> None:
+    add_versions(auto, tmp_path, 22)
+    with sqlite3.connect(auto.services.settings.data_dir / "backend.sqlite3") as connection:
+        connection.execute("UPDATE model_versions SET history = '[', metrics = '{', lineage = '{' WHERE number < 3")
+    text = page(auto, "/ui/part/versions?project=7")
+    assert 'id="use-v3"' in text
+    assert 'id="use-v2"' not in text
+    assert "v21" in text
+    choices = page(auto, "/ui/part/mode?project=7")
+    assert choices.count("<option") == 4 + 22 + 1, "any version can be chosen"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,6 @@ import pytest
 from ml_backend.local.demo import make_demo, wait_for_prediction
 from ml_backend.local.stack import Stack
 from ml_backend.video.sample import make_sample
-from ml_backend.web.live import LISTENERS
 
 pytestmark = [pytest.mark.stack, pytest.mark.browser]
 
@@ -290,32 +287,28 @@ def test_without_scripts(chromium: Any, site: Site) -> None:
     context.close()
 
 
-def test_where_no_more_may_listen_it_asks(chromium: Any, site: Site) -> None:
-    with contextlib.ExitStack() as stack:
-        held = 0
-        while held < LISTENERS:  # places of pages that have just been closed are still taken for a moment
-            stream = stack.enter_context(httpx.stream("GET", f"{site.url}/api/events", timeout=120))
-            held += stream.status_code == 200
-            time.sleep(0.1)
-        page = chromium.new_page(locale="en")
-        page.goto(site.step("review"))
-        page.locator("#live", has_text="Updated every few seconds").wait_for()
-        body = {"project": site.project, "format": "coco"}
-        assert httpx.post(f"{site.url}/api/export", json=body, timeout=120).status_code == 202
-        page.locator("#part-files", has_text="-coco-").wait_for(timeout=SLOW_MS)
-        page.close()
-
-
-def test_asking_ends_when_the_page_is_left(chromium: Any, site: Site) -> None:
-    """Also where an answer is still on its way."""
-    page = chromium.new_page(locale="en")
-    page.route("**/api/events*", lambda route: route.fulfill(status=503, body=""))
-    held: list[Any] = []
-    page.route("**/api/jobs*", lambda route: held.append(route))
-    with page.expect_request("**/api/jobs*"):
-        page.goto(site.step("review"))
-    page.evaluate("dispatchEvent(new Event('pagehide'))")
-    held[0].fulfill(json={"jobs": []})
+def test_a_hidden_page_asks_for_nothing(page: Any, site: Site) -> None:
+    page.goto(site.step("review"))
+    page.locator("#live.on").wait_for()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
     page.wait_for_timeout(5000)
-    assert len(held) == 1
+    assert [url for url in asked if "/ui/live" in url] == []
+    with page.expect_request("**/ui/live*"):
+        page.evaluate("delete document.hidden")
+
+
+def test_a_server_that_is_away(chromium: Any, site: Site) -> None:
+    """The page says so, and draws anew what has changed meanwhile."""
+    page = chromium.new_page(locale="en")
+    page.goto(site.step("review"))
+    page.locator("#live.on").wait_for()
+    page.route("**/ui/live*", lambda route: route.abort())
+    page.locator("#live:not(.on)", has_text="The server does not answer").wait_for()
+    body = {"project": site.project, "format": "coco"}
+    assert httpx.post(f"{site.url}/api/export", json=body, timeout=120).status_code == 202
+    page.unroute("**/ui/live*")
+    page.locator("#live.on").wait_for()
+    page.locator("#part-files", has_text="-coco-").wait_for(timeout=SLOW_MS)
     page.close()

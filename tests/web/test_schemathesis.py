@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import schemathesis
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
@@ -10,8 +9,8 @@ from schemathesis import Case
 from schemathesis.checks import CheckFunction, not_a_server_error, positive_data_acceptance
 from schemathesis.config import ChecksConfig, PositiveDataAcceptanceConfig, ProjectConfig, ProjectsConfig
 
-from ml_backend.web import openapi
-from ml_backend.web.control import ROUTES
+from ml_backend.web import control_room
+from ml_backend.web.api import ROUTES, document
 from tests.web.control import Room
 
 # 422: understood, but there is no such version or label, which no schema can tell.
@@ -24,31 +23,22 @@ _LEFT_OUT: dict[str, list[CheckFunction]] = {
     "/api/upload_video": [positive_data_acceptance],  # no schema tells how a file is to be named: 415
 }
 
-# The stream does not end; it has tests of its own.
-schema = schemathesis.openapi.from_dict(openapi.document(ROUTES, auth=False), config=_CONFIG).exclude(
-    path="/api/events"
-)
-
-
-@pytest.fixture
-def quiet(room: Room) -> Room:
-    """Redis' list of jobs is not kept for a second: each request sees what the last one did."""
-    room.app.extensions["pulse"].jobs._fresh_s = 0.0
-    return room
+schema = schemathesis.openapi.from_dict(document(auth=False), config=_CONFIG)
 
 
 @schema.parametrize()
 @hypothesis_settings(
     max_examples=8, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
-def test_answers_are_as_described(case: Case, quiet: Room) -> None:
-    case.call_and_validate(app=quiet.app, excluded_checks=_LEFT_OUT.get(case.path, []))
+def test_answers_are_as_described(case: Case, room: Room) -> None:
+    control_room.all_jobs.cache_clear()  # each request sees what the last one did
+    case.call_and_validate(app=room.app, excluded_checks=_LEFT_OUT.get(case.path, []))
 
 
-def test_all_but_the_stream_is_asked() -> None:
+def test_every_route_is_asked() -> None:
     asked = {operation.ok().label for operation in schema.get_all_operations()}
     told = {f"{route.method} /api{route.path.replace('<', '{').replace('>', '}')}" for route in ROUTES}
-    assert told - asked == {"GET /api/events"}
+    assert asked == told
 
 
 def test_what_the_document_says_of_bodies_is_what_is_checked(room: Room) -> None:

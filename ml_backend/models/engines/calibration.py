@@ -14,14 +14,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ml_backend.errors import StorageError
 from ml_backend.geometry import scaled_size
-from ml_backend.models.engines.cache import ExportKey
 from ml_backend.settings import Settings
 from ml_backend.types import Image
 
@@ -87,16 +86,6 @@ class Pool:
     def generation(self) -> int:
         """0 without pictures; then one more whenever the videos have doubled: 1, 2, 4, 8, 16."""
         return len(self.videos).bit_length()
-
-    def key(self, fp32: ExportKey, generation: int | None = None) -> ExportKey:
-        """Of what is made in int8 with these pictures.
-
-        Args:
-            fp32: the same network's.
-            generation: by default the present one.
-        """
-        number = self.generation if generation is None else generation
-        return replace(fp32, precision="int8", pool=f"{self.name}-{number}")
 
     def wants(self, video: str | os.PathLike[str]) -> bool:
         """Whether pictures of a video are still to be taken."""

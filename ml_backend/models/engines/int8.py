@@ -1,11 +1,12 @@
 """int8 for OpenVINO: a network quantised with a project's own pictures, and used only if it finds what fp32 finds.
 
-Runs in a process of its own (:mod:`.child`): NNCF, which quantises, takes over logging and half a minute of every core.
+Runs in a process of its own (:mod:`.make`): NNCF, which quantises, takes over logging and half a minute of every core.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,9 +16,8 @@ import numpy as np
 
 from ml_backend.models._openvino import setup_openvino
 from ml_backend.models.detector import YoloDetector
-from ml_backend.models.engines.cache import Export, ExportKey, Exports, Unsound
-from ml_backend.models.engines.calibration import MAX_VIDEOS, Footage, Pool, read_pictures
-from ml_backend.models.engines.export import make_export
+from ml_backend.models.engines.calibration import MAX_VIDEOS, Pool, read_pictures
+from ml_backend.models.engines.exports import Export, Plan, Unsound, find, keep, refusal
 from ml_backend.models.engines.openvino_engine import MODEL_FILE
 from ml_backend.models.precision import AveragePrecision
 from ml_backend.settings import Settings
@@ -71,61 +71,52 @@ class Parity:
         return ""
 
 
-def prepare(fp32: ExportKey, path: Path, settings: Settings, footage: Footage) -> None:
-    """Take pictures of the video, and make what is missing with them.
+def make_int8(plan: Plan, exact: Export) -> None:
+    """Take pictures of the plan's video, and make what is missing with them: quantise, check and keep; half a minute.
 
     What is refused stays so until the pool's videos have doubled.
-
-    Raises:
-        WeightsError: it cannot be made.
-        VideoError: the video cannot be decoded.
-        StorageError: the disk does not take it.
-    """
-    exports, pool = Exports(settings), Pool(settings, footage.project)
-    if footage.video is not None and pool.wants(footage.video):
-        pool.collect(footage.video)
-    key = pool.key(fp32)
-    if not pool.generation or exports.refusal(key) or exports.find(key):
-        return
-    exact = exports.find(fp32) or make_export(exports, fp32, path, settings)
-    try:
-        make_int8(exports, key, path, exact, pool, settings)
-    except Unsound:  # remembered, and said whenever an engine is chosen
-        log.info("%s is refused", key.name)
-
-
-def make_int8(exports: Exports, key: ExportKey, path: Path, exact: Export, pool: Pool, settings: Settings) -> Export:
-    """Quantise, check and keep; half a minute.
 
     Args:
         exact: the same network in fp32.
 
     Raises:
         Unsound: it does not find what fp32 finds, or nobody can tell.
-        WeightsError: it cannot be made.
-        StorageError: the disk does not take it.
+        VideoError: the video cannot be decoded.
+        StorageError, OSError: the disk does not take it.
     """
+    pool, video = plan.pool, plan.footage.video
+    if video is not None and pool.wants(video):
+        pool.collect(video)
+    folder = plan.int8(pool.generation)
+    if not pool.generation or refusal(folder) or find(folder):
+        return
+    started = time.monotonic()
+    made = keep(folder, lambda target: _export(plan, exact, target))
+    seconds = time.monotonic() - started
+    log.info("%s runs in int8 from the next video on (made in %.1f s: %s)", plan.path.name, seconds, made.check)
+
+
+def _export(plan: Plan, exact: Export, folder: Path) -> Mapping[str, Any]:
+    """Write the network in int8, and compare it with fp32 on held-out pictures."""
     setup_openvino()
     import openvino
 
-    def build(folder: Path) -> Mapping[str, Any]:
-        calibrate, held_out = pool.parts()
-        lenient = settings.model_copy(update={"conf": CONF})
-        detector = YoloDetector(path, lenient, exact)
-        pictures = list(read_pictures(held_out))
-        expected = detector.detect(pictures)
-        if few := Parity(len(pictures), _sure(expected), 1.0, 1.0).complaint:  # before the work
-            raise _unsound(few, pool)
-        model = quantise(exact, [detector.pixels([image]) for image in read_pictures(calibrate)])
-        openvino.save_model(model, folder / MODEL_FILE, compress_to_fp16=False)
-        made = replace(exact, folder=folder, precision="int8")
-        found = parity(expected, detect(path, made, lenient, pictures), exact.names)
-        if found.complaint:
-            raise _unsound(found.complaint, pool)
-        facts = {"names": exact.names, "stride": exact.stride, "end2end": exact.end2end}
-        return {**facts, "check": {**asdict(found), "calibrated_with": len(calibrate)}}
-
-    return exports.make(key, build)
+    calibrate, held_out = plan.pool.parts()
+    lenient = plan.settings.model_copy(update={"conf": CONF})
+    detector = YoloDetector(plan.path, lenient, exact)
+    pictures = list(read_pictures(held_out))
+    expected = detector.detect(pictures)
+    sure = sum(int((one.conf >= TRUE_CONF).sum()) for one in expected)
+    if few := Parity(len(pictures), sure, 1.0, 1.0).complaint:  # before the work
+        raise _unsound(few, plan.pool)
+    model = quantise(exact, [detector.pixels([image]) for image in read_pictures(calibrate)])
+    openvino.save_model(model, folder / MODEL_FILE, compress_to_fp16=False)
+    made = replace(exact, folder=folder, precision="int8")
+    found = parity(expected, detect(plan.path, made, lenient, pictures), exact.names)
+    if found.complaint:
+        raise _unsound(found.complaint, plan.pool)
+    check = {**asdict(found), "calibrated_with": len(calibrate)}
+    return {"names": exact.names, "stride": exact.stride, "end2end": exact.end2end, "check": check}
 
 
 def quantise(exact: Export, pixels: Sequence[np.ndarray[Any, Any]]) -> openvino.Model:
@@ -192,10 +183,6 @@ def _unsound(complaint: str, pool: Pool) -> Unsound:
     videos = 2**pool.generation
     again = f"It is tried again with pictures of {videos} videos" if videos <= MAX_VIDEOS else "It is not tried again"
     return Unsound(f"{complaint}. {again}.", "Set PRECISION=auto.")
-
-
-def _sure(found: Sequence[Detections]) -> int:
-    return sum(int((one.conf >= TRUE_CONF).sum()) for one in found)
 
 
 def _where(found: Detections, rows: np.ndarray[Any, Any]) -> Detections:

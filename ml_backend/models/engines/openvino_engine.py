@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from cachetools import LRUCache
 
 from ml_backend.models._openvino import setup_openvino
-from ml_backend.models.engines.base import Pixels
-from ml_backend.models.engines.cache import Export
+from ml_backend.models.engines.exports import Export
+from ml_backend.models.engines.torch_engine import Pixels
 
 if TYPE_CHECKING:
     import openvino
@@ -30,12 +30,12 @@ CANCEL_MS = 2000
 
 
 class OpenvinoEngine:
-    """See :class:`~ml_backend.models.engines.base.Engine`. The GIL is free while the network runs.
+    """Offers what TorchEngine does. The GIL is free while the network runs.
 
     May be used from many threads; two keep it busy while one of them prepares or reads what it is given.
 
     Args:
-        export: made by :mod:`ml_backend.models.engines.export`; takes uint8 BGR pictures as they are.
+        export: made by :mod:`ml_backend.models.engines.make`; takes uint8 BGR pictures as they are.
         parallel: most pictures that are given at once.
 
     Raises:
@@ -43,10 +43,10 @@ class OpenvinoEngine:
     """
 
     name = "openvino"
-    fixed: tuple[int, int] | None = None
 
     def __init__(self, export: Export, parallel: int) -> None:
         setup_openvino()
+        import joblib  # type: ignore[import-untyped,unused-ignore]
         import openvino
 
         self._core = openvino.Core()
@@ -56,7 +56,7 @@ class OpenvinoEngine:
         self.precision = export.precision
         self.names, self.stride, self.end2end = export.names, export.stride, export.end2end
         self.max_batch = max(1, parallel)
-        cores = usable_cores()
+        cores = joblib.cpu_count()
         self._streams = min(cores, self.max_batch)
         self._options: dict[str, str] = {
             "PERFORMANCE_HINT": "THROUGHPUT",
@@ -64,10 +64,10 @@ class OpenvinoEngine:
             # By itself it takes bfloat16 where the processor has it, with other results.
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        if cores < (os.cpu_count() or 1):  # it knows of no container's share
+        if cores < (os.cpu_count() or 1):  # OpenVINO knows of no container's share; joblib does
             self._options["INFERENCE_NUM_THREADS"] = str(cores)
         self.at_once = 2
-        self._sizes: OrderedDict[tuple[int, int], _Requests] = OrderedDict()
+        self._sizes: LRUCache[tuple[int, int], _Requests] = LRUCache(MAX_SIZES)
         self._compiling = threading.Lock()
 
     @property
@@ -88,9 +88,6 @@ class OpenvinoEngine:
                 self._model.reshape([1, height, width, 3])
                 compiled = self._core.compile_model(self._model, "CPU", self._options)
                 self._sizes[size] = _Requests([compiled.create_infer_request() for _ in range(self._streams)])
-                while len(self._sizes) > MAX_SIZES:
-                    self._sizes.popitem(last=False)
-            self._sizes.move_to_end(size)
             return self._sizes[size]
 
 
@@ -141,18 +138,3 @@ def _result(request: openvino.InferRequest) -> Any:
 
 def _no_answer() -> RuntimeError:
     return RuntimeError(f"no answer in {TIMEOUT_S:.0f} s")
-
-
-def usable_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use, by its affinity and its container's share.
-
-    Args:
-        root: where ``sys`` is found.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = (root / "sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file; "max"
-        return cores
-    return cores

@@ -1,4 +1,4 @@
-"""PyTorch, and through ultralytics' AutoBackend the runtimes of what it exports."""
+"""PyTorch: a checkpoint on any device."""
 
 from __future__ import annotations
 
@@ -8,27 +8,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ml_backend.errors import WeightsError
 from ml_backend.models._ultralytics import setup_ultralytics
-from ml_backend.models.engines.base import Pixels
 from ml_backend.models.memory import is_out_of_memory, model_memory
 
 if TYPE_CHECKING:
     import torch
 
+#: ``(n, height, width, 3)`` uint8 BGR, letterboxed.
+Pixels = npt.NDArray[np.uint8]
 #: On a CPU the layers' outputs of more frames no longer fit into its cache: 8 at once are a tenth slower than 2.
 CPU_BATCH = 2
 GPU_BATCH = 1024  # no limit but the settings' and the memory's
 
-_FORMATS = {"pt": "torch", "engine": "tensorrt"}
-
 
 class TorchEngine:
-    """See :class:`~ml_backend.models.engines.base.Engine`.
+    """A network of one checkpoint, ready to run.
+
+    Attributes:
+        name: ``"torch"``; of the other engine ``"openvino"``.
+        precision: ``"fp32"``, ``"fp16"`` or, with OpenVINO, ``"int8"``.
+        names: class name by class id.
+        stride: sides of the input are multiples of it.
+        end2end: whether its output needs no NMS.
+        max_batch: more pictures in one call only make it slower.
+        at_once: calls that are worth making at the same time, from as many threads.
 
     Args:
-        path: checkpoint, or a model exported by ultralytics. A checkpoint is code: trusted paths only.
+        path: checkpoint. It is code: trusted paths only.
         device: where it runs.
         half: fp16, which halves time and memory on CUDA; elsewhere it is slower or breaks models.
 
@@ -49,7 +58,9 @@ class TorchEngine:
                 f"{path} cannot be loaded as a YOLO model ({type(error).__name__}: {error}).",
                 "The file may be damaged or of another kind; download or export it again.",
             ) from error
-        task = getattr(backend, "task", None) or getattr(getattr(backend, "model", None), "task", None)
+        if backend.format != "pt":
+            raise WeightsError(f"{path} is no PyTorch checkpoint.", "Set YOLO_WEIGHTS to the .pt file it was made of.")
+        task = getattr(backend.model, "task", None)
         if task != "detect":
             raise WeightsError(
                 f"{path} is a YOLO model for {task or 'an unknown task'}, not for detection.",
@@ -58,15 +69,11 @@ class TorchEngine:
         backend.eval()
         self._backend = backend
         self._device = device
-        self._path = path
-        self.name = _FORMATS.get(backend.format, str(backend.format))
+        self.name = "torch"
         self.precision = "fp16" if backend.fp16 else "fp32"
         self.names = {int(i): str(name) for i, name in backend.names.items()}
         self.stride = int(backend.stride)
         self.end2end = bool(backend.end2end)
-        any_size = backend.format == "pt" or getattr(backend, "dynamic", False)
-        fixed = None if any_size else getattr(backend, "imgsz", None)
-        self.fixed: tuple[int, int] | None = (int(fixed[0]), int(fixed[1])) if fixed is not None else None
         self.at_once = 1
         self._running = threading.Lock()  # the head remembers the size of its last input
         self.max_batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
@@ -79,18 +86,19 @@ class TorchEngine:
 
     @property
     def memory_bytes(self) -> Mapping[str, int]:
-        """Of an export, whose runtime does not tell, the file's size."""
-        return model_memory(self._backend) or {
-            str(self._device): sum(file.stat().st_size for file in _files(self._path))
-        }
+        """What it takes, by device."""
+        return model_memory(self._backend)
 
     def infer(self, pixels: Pixels) -> Any:
+        """Raw output of the network, as ultralytics' NMS takes it.
+
+        Raises:
+            RuntimeError: it does not run; also when memory is short.
+        """
         import torch
 
         count = len(pixels)
-        # Other runtimes have a largest batch, or but one.
-        on_gpu = self.name == "torch" and self._device.type == "cuda"
-        if on_gpu and (missing := padded(count) - count):
+        if self._device.type == "cuda" and (missing := padded(count) - count):
             pixels = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.uint8)])
         with self._running, torch.inference_mode():
             tensor = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).contiguous().flip(1)  # BGR to RGB
@@ -110,6 +118,18 @@ def padded(count: int) -> int:
     return 1 << max(0, count - 1).bit_length()
 
 
-def _files(path: Path) -> list[Path]:
-    """Some exports are folders."""
-    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+def select_device(name: str) -> torch.device:
+    """``auto``: CUDA, then Apple's GPU, then the CPU. Raises WeightsError for a device that is not there."""
+    import torch
+
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise WeightsError(f"DEVICE={name!r} is not a device name.", "Use auto, cpu, cuda, cuda:0 or mps.") from error
+    there = {"cpu": True, "mps": mps, "cuda": (device.index or 0) < torch.cuda.device_count()}.get(device.type, False)
+    if not there:
+        raise WeightsError(f"DEVICE={name!r} is not available on this machine.", "Set DEVICE=auto.")
+    return device

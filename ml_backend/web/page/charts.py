@@ -67,22 +67,22 @@ def scatter(title: str, points: Sequence[Mapping[str, Any]], labels: Sequence[st
     out = [Markup('<svg class="map" viewBox="-1.06 -1.06 2.12 2.12" role="img" aria-label="{}">').format(title)]
     for point in points:
         number = order.get(point["label"], 0)
-        shape = _CIRCLE if number % 2 == 0 else _SQUARE
         name = f"{point['label'] or '–'} · {point['task'] or '–'} · {point['frame']}"
         out.append(
             Markup('<g class="f{}" transform="translate({:.3f} {:.3f})">{}<title>{}</title></g>').format(
-                number % COLOURS, float(point["x"]), -float(point["y"]), shape, name
+                number % COLOURS, float(point["x"]), -float(point["y"]), _shape(number, 0.028), name
             )
         )
     return Markup("").join([*out, Markup("</svg>")])
 
 
-_CIRCLE, _SQUARE = Markup('<circle r=".028"/>'), Markup('<rect x="-.025" y="-.025" width=".05" height=".05"/>')
-_ROUND_KEY, _SQUARE_KEY = Markup('<circle cx="6" cy="6" r="5"/>'), Markup('<rect x="1" y="1" width="10" height="10"/>')
+def _shape(number: int, radius: float) -> Markup:
+    if number % 2 == 0:
+        return Markup('<circle r="{}"/>').format(radius)
+    return Markup('<rect x="{0}" y="{0}" width="{1}" height="{1}"/>').format(-radius, 2 * radius)
 
 
 def key(number: int) -> Markup:
     """The sign of a label in :func:`scatter`, for its table."""
-    shape = _ROUND_KEY if number % 2 == 0 else _SQUARE_KEY
-    sign = Markup('<svg class="key f{}" viewBox="0 0 12 12" aria-hidden="true">{}</svg>')
-    return sign.format(number % COLOURS, shape)
+    sign = Markup('<svg class="key f{}" viewBox="-6 -6 12 12" aria-hidden="true">{}</svg>')
+    return sign.format(number % COLOURS, _shape(number, 5))

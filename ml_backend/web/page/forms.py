@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from flask import request
-from pydantic import ValidationError
-from werkzeug.datastructures import MultiDict
 
-from ml_backend.web import bodies, control_room, downloads, uploads
+from ml_backend.web import answers, bodies, control_room, uploads
+from ml_backend.web.api import naming_errors
 from ml_backend.web.problems import Invalid, Unknown
-
-
-class _NoBody(bodies.Model):
-    """Nothing is sent."""
 
 
 class _OfJob(bodies.Model):
@@ -30,78 +24,61 @@ class _AutoLabel(bodies.AutoLabel):
     chosen: bool = False
 
 
-def _auto_label(body: _AutoLabel) -> Any:
+def _auto_label(body: _AutoLabel) -> answers.JobAnswer:
     if body.chosen and not body.tasks:
         raise Invalid("No task is chosen.", "Tick one, or auto-label everything without annotations.")
     return control_room.auto_label(body)
 
 
-def _use(body: bodies.SwitchModel) -> Any:
+def _use(body: bodies.SwitchModel) -> answers.Loading | answers.Switched:
     """Trained versions are loaded at once as well."""
     if body.mode is None and body.version and body.version != "base":
         return control_room.load_custom_model(bodies.LoadCustomModel(project=body.project, version=body.version))
     return control_room.switch_model(body)
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
-    """A button's work.
-
-    Attributes:
-        body: model of the form.
-        handler: of the API; gets the body.
-        changes: parts of the page that look different afterwards.
-    """
-
-    body: type[bodies.Model]
-    handler: Callable[[Any], Any]
-    changes: tuple[str, ...] = ()
+def _cancel(body: _OfJob) -> answers.Job:
+    return control_room.cancel(body.job)
 
 
-ACTIONS: Mapping[str, Action] = {
-    "use": Action(bodies.SwitchModel, _use, ("version", "status", "mode")),
-    "rollback": Action(bodies.Rollback, control_room.rollback, ("version", "status", "current")),
-    "learn": Action(bodies.OfProject, control_room.learn_patterns),
-    "train": Action(bodies.Train, control_room.train, ("version",)),
-    "auto_label": Action(_AutoLabel, _auto_label),
-    "init_models": Action(bodies.OfProject, control_room.init_models),
-    "optimize": Action(_NoBody, lambda _: control_room.optimize_memory(), ("status",)),
-    "render": Action(bodies.AnnotatedVideo, downloads.create_annotated_video),
-    "render_version": Action(bodies.CustomModelVideo, downloads.create_custom_model_video),
-    "export": Action(bodies.Export, downloads.export),
-    "cancel": Action(_OfJob, lambda body: control_room.cancel(body.job)),
+#: By the name of the button; those with a body get the form as one.
+ACTIONS: Mapping[str, Callable[..., Any]] = {
+    "use": _use,
+    "rollback": control_room.rollback,
+    "learn": control_room.learn_patterns,
+    "train": control_room.train,
+    "auto_label": _auto_label,
+    "init_models": control_room.init_models,
+    "optimize": control_room.optimize_memory,
+    "render": control_room.create_annotated_video,
+    "render_version": control_room.create_custom_model_video,
+    "export": control_room.export,
+    "cancel": _cancel,
+    "upload": uploads.upload_video,
 }
 
 
-def perform(name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Do what a form asks for; the API's answer, and which parts have changed.
+def perform(name: str) -> dict[str, Any]:
+    """Do what a form asks for; the API's answer.
 
     Raises:
         Unknown: there is no such action.
         Invalid: a field is wrong.
         BackendError: as the API's handlers do.
     """
-    if name == "upload":
-        found, _ = uploads.upload_video()
-        return dict(found), ("jobs",)
     action = ACTIONS.get(name)
     if action is None:
         raise Unknown("There is no such action.")
-    answer = action.handler(_read(action.body, request.form))
-    return dict(answer[0] if isinstance(answer, tuple) else answer), ("jobs", *action.changes)
+    model = get_type_hints(action).get("body")
+    found = action(_read(model)) if model else action()
+    for look in (control_room.all_jobs, control_room.look):
+        look.cache_clear()  # whoever has pressed a button sees what came of it at once
+    return dict(found)
 
 
-def _read(model: type[bodies.Model], form: MultiDict[str, str]) -> Any:
-    """A form as a body; empty fields are not sent."""
-    given: dict[str, Any] = {}
-    for name, values in form.lists():
-        kept = [value for value in values if value]
-        if kept:
-            given[name] = kept if name == "tasks" else kept[-1]
-    try:
+def _read(model: type[bodies.Model]) -> Any:
+    """The form as a body; empty fields are not sent."""
+    sent = {name: [value for value in values if value] for name, values in request.form.lists()}
+    given = {name: kept if name == "tasks" else kept[-1] for name, kept in sent.items() if kept}
+    with naming_errors("field", "Load the page again."):
         return model.model_validate(given, strict=False)
-    except ValidationError as error:
-        wrong = ", ".join(
-            sorted({".".join(str(part)[:80] for part in item["loc"]) or "form" for item in error.errors()})
-        )
-        raise Invalid(f"The form is wrong or not complete: {wrong}.", "Load the page again.") from error

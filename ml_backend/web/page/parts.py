@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -33,8 +34,8 @@ class Part:
 
     Attributes:
         facts: what its template is given.
-        on: events of the page's script on which it is drawn anew: ``jobs``, ``status``, ``mode``, ``version`` (also
-            at every epoch of a training), ``current`` (another version is in use), or the kind of a job that has ended.
+        on: what it is drawn anew for when it has changed: ``jobs``, ``status``, ``mode``, ``version`` (also at every
+            epoch of a training), ``current`` (another version is in use), or jobs of a kind. See :func:`marks`.
         starts: whether drawing it may start a job.
         everywhere: whether it can be drawn without a project.
     """
@@ -72,10 +73,7 @@ def _jobs(state: State) -> Facts:
 
 
 def _system(state: State) -> Facts:
-    found = control_room.status(bodies.OfAnyProject(project=state.project))
-    waiting = sum(queue.get("queued", 0) + queue.get("scheduled", 0) for queue in found["queues"].values())
-    failed = sum(queue.get("failed", 0) for queue in found["queues"].values())
-    return {"status": found, "waiting": waiting, "failed": failed}
+    return {"status": control_room.status(bodies.OfAnyProject(project=state.project))}
 
 
 # -- 1. label
@@ -136,8 +134,7 @@ def _versions(state: State) -> Facts:
     project, trainings = _project(state), services().trainings
     found = trainings.versions(project, VERSIONS) | {"before": trainings.before(project)}
     # Such a version cannot be used, whatever became of it; its reason says the rest.
-    rows = [item | {"state": "removed"} if item["weights_removed"] else item for item in found["versions"]]
-    found["versions"] = rows
+    found["versions"] = [v | {"state": "removed"} if v["weights_removed"] else v for v in found["versions"]]
     jobs = [item for item in _jobs_of(state) if item["kind"] == "train" and item["state"] in LIVE]
     shown = next((item for item in found["versions"] if item["history"]), None)
     return {
@@ -190,7 +187,7 @@ def _renders(state: State) -> Facts:
 def _mode(state: State) -> Facts:
     project = _project(state)
     found = services()
-    current = found.projects.registry.current(project)
+    current = found.registry.current(project)
     names = found.trainings.usable(project)
     return {"mode": found.projects.mode(project), "current": current.name if current else BASE, "names": names}
 
@@ -202,7 +199,8 @@ def _auto(state: State) -> Facts:
 
 
 def _files(state: State) -> Facts:
-    results = {item["result"]["file"]: item for item in _jobs_of(state) if _has_file(item["result"])}
+    jobs = [item for item in _jobs_of(state) if isinstance(item["result"], dict)]
+    results = {item["result"].get("file"): item for item in jobs}
     found = [_file(path, results.get(path.name)) for path in services().outputs.of_project(_project(state))]
     page, pages = _page(state, "files", len(found))
     videos = [item for item in found if item["name"].endswith(".mp4")]
@@ -217,10 +215,6 @@ def _files(state: State) -> Facts:
     }
 
 
-def _has_file(result: Any) -> bool:
-    return isinstance(result, dict) and "file" in result
-
-
 def _file(path: Path, job: Any) -> Facts:
     """A file, with what its job tells of it; a job's name is given again, and an older file's job is then unknown."""
     try:
@@ -233,9 +227,31 @@ def _file(path: Path, job: Any) -> Facts:
     return {"name": path.name, "bytes": stat.st_size, "at": at, "key": key, **known}
 
 
+def marks(project: int | None) -> dict[str, str]:
+    """A short text for everything that :attr:`Part.on` names; it differs whenever the thing has changed.
+
+    Raises:
+        BackendError: Redis or the database does not answer.
+    """
+    found = services()
+    jobs = [item for item in control_room.all_jobs(found) if project in (None, item["project"])]
+    state = control_room.look(found)
+    holds = [(item["name"], [m["name"] for m in (item["memory"] or {}).get("models", ())]) for item in state["workers"]]
+    told: dict[str, Any] = {"jobs": jobs, "status": [state["redis"], state["database"], state["queues"], holds]}
+    for item in jobs:  # a kind's jobs that begin, end and go; not how far they are
+        told.setdefault(item["kind"], []).append((item["id"], item["ended_at"]))
+    if project is not None:
+        registry = found.registry
+        current, active = registry.current(project), registry.active(project)
+        told["mode"] = found.projects.mode(project)
+        told["current"] = current.name if current else BASE
+        told["version"] = [told["current"], active and (active.name, active.state, len(active.history))]
+    return {name: sha256(json.dumps(facts).encode()).hexdigest()[:12] for name, facts in told.items()}
+
+
 PARTS: Mapping[str, Part] = {
     "jobs": Part(_jobs, ("jobs",), everywhere=True),
-    "system": Part(_system, ("status", "version", "init_models"), everywhere=True),
+    "system": Part(_system, ("status", "mode", "version", "init_models"), everywhere=True),
     "projects": Part(_projects, ("import_video",), everywhere=True),
     "counts": Part(_counts, ("count_statistics",), starts=True),
     "patterns": Part(_patterns, ("describe_patterns", "learn_patterns", "mode"), starts=True),

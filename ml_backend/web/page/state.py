@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from flask import request
 
 from ml_backend.errors import BackendError
 from ml_backend.web import answers, control_room
 from ml_backend.web.page.texts import LANGUAGES
-from ml_backend.web.problems import CrossSite
+from ml_backend.web.problems import CrossSite, told
 from ml_backend.web.sites import refuse_unproven
-
-log = logging.getLogger(__name__)
 
 STEPS = ("label", "learn", "auto", "review")
 THEMES = ("light", "dark")
-#: What is said of a fault of ours.
-FAULT = BackendError("Internal error.", "The backend's log says more; please report it.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +22,12 @@ class State:
     """A request.
 
     Attributes:
-        project: id; ``None`` where there is none.
         theme: empty: the system's.
         projects: all there are; empty where ``problem`` says why they are not known.
         foreign: another site led here, or may have; that starts no work.
         values: further parameters.
     """
 
-    project: int | None
     step: str
     lang: str
     theme: str
@@ -42,6 +35,11 @@ class State:
     problem: BackendError | None = None
     foreign: bool = False
     values: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def project(self) -> int | None:
+        """Id of the one that is named, else of the first; ``None`` where there is none."""
+        return self.number("project", 0) or (self.projects[0]["id"] if self.projects else None)
 
     @property
     def chosen(self) -> answers.Project | None:
@@ -66,35 +64,15 @@ def read_state(*, whole: bool) -> State:
     if whole:
         try:
             projects = control_room.projects()["projects"]
-        except BackendError as error:
-            problem = error
-        except Exception:
-            log.exception("The list of projects failed")
-            problem = FAULT
-    step = values.get("step", "")
-    found = State(
-        None, step if step in STEPS else STEPS[0], language(), _theme(), projects, problem, _foreign(), values
-    )
-    named = found.number("project", 0) or None
-    if named is None and projects:
-        named = projects[0]["id"]
-    return replace(found, project=named)
-
-
-def language() -> str:
-    """The chosen one, else the browser's, else English."""
-    chosen = request.cookies.get("lang", "")
-    return chosen if chosen in LANGUAGES else request.accept_languages.best_match(list(LANGUAGES)) or "en"
-
-
-def _theme() -> str:
-    chosen = request.cookies.get("theme", "")
-    return chosen if chosen in THEMES else ""
-
-
-def _foreign() -> bool:
+        except Exception as error:  # noqa: BLE001 -- told() logs it
+            problem, _ = told(error)
     try:
         refuse_unproven()
+        foreign = False
     except CrossSite:
-        return True
-    return False
+        foreign = True
+    step, theme, lang = values.get("step", ""), request.cookies.get("theme", ""), request.cookies.get("lang", "")
+    if lang not in LANGUAGES:
+        lang = request.accept_languages.best_match(list(LANGUAGES)) or "en"
+    step, theme = step if step in STEPS else STEPS[0], theme if theme in THEMES else ""
+    return State(step, lang, theme, projects, problem, foreign, values)

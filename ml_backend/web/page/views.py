@@ -6,29 +6,24 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Blueprint, Response, redirect, render_template, request, url_for
+from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
 from markupsafe import Markup
-from werkzeug.exceptions import HTTPException
 
 from ml_backend.errors import BackendError
-from ml_backend.jobs.control_names import STRIDE
-from ml_backend.web.page import forms, words
-from ml_backend.web.page.parts import PARTS
-from ml_backend.web.page.state import FAULT, STEPS, THEMES, State, read_state
+from ml_backend.jobs.control_queue import STRIDE
+from ml_backend.web.page import forms, texts
+from ml_backend.web.page.parts import PARTS, marks
+from ml_backend.web.page.state import STEPS, THEMES, State, read_state
 from ml_backend.web.page.texts import LANGUAGES, named, translator
-from ml_backend.web.problems import CrossSite, ForeignName, Unknown
+from ml_backend.web.problems import CrossSite, ForeignName, Unknown, told
 from ml_backend.web.protocol import health, services
-from ml_backend.web.sites import refuse_other_sites, refuse_unproven, takes_html
-
-log = logging.getLogger(__name__)
+from ml_backend.web.sites import refuse_unproven, takes_html
 
 _STATIC = Path(__file__).parents[1] / "static"
 blueprint = Blueprint(
@@ -52,6 +47,8 @@ def harden(response: Response) -> Response:
     # A file's address changes with its content; that there is none may change.
     if request.endpoint == "page.static" and response.status_code in (200, 206, 304):
         response.headers["Cache-Control"] = f"private, max-age={_YEAR}, immutable"
+    elif request.endpoint == "page.live":
+        response.headers["Cache-Control"] = "private, no-cache"  # kept, and asked for again by its ETag
     else:
         response.headers["Cache-Control"] = "no-store"
         response.vary.add("Accept")
@@ -80,7 +77,20 @@ def home() -> Response:
 
 
 def _page(state: State, notice: Markup | None = None, status: int = 200) -> Response:
-    return Response(_rendered("page/index.html", notice=notice or "", **_context(state)), status)
+    try:  # first: what happens while the parts are drawn shows as a change
+        known = marks(state.project)
+    except BackendError:
+        known = {}
+    return Response(_rendered("page/index.html", notice=notice or "", marks=known, **_context(state)), status)
+
+
+@blueprint.get("/ui/live")
+def live() -> Response:
+    """What the page asks for every two seconds: by its marks it knows which of its parts to draw anew."""
+    answer = jsonify(marks(read_state(whole=False).project))
+    answer.add_etag()
+    answer.make_conditional(request)
+    return answer
 
 
 @blueprint.get("/ui/part/<name>")
@@ -97,55 +107,26 @@ def part(name: str) -> Response:
 @blueprint.post("/ui/do/<name>")
 def do(name: str) -> Response:
     """A button. With scripts the answer is a notice; without, the whole page with one."""
-    refuse_other_sites()
-    answer, changed = forms.perform(name)
+    answer = forms.perform(name)
     state = read_state(whole="HX-Request" not in request.headers)
     notice = _rendered("page/notice.html", answer=answer, button=name, **_context(state))
     if "HX-Request" not in request.headers:
         return _page(state, notice)
     found = Response(notice)
-    found.headers["HX-Trigger"] = json.dumps({f"live-{item}": "" for item in changed})
+    found.headers["HX-Trigger"] = "changed"  # the page asks at once what has
     return found
 
 
-@blueprint.errorhandler(HTTPException)
-def impossible(error: HTTPException) -> Response:
-    """What Flask itself refuses, such as an upload that is too large."""
-    return _refusal(BackendError(error.description or error.name), error.code or 500)
-
-
-@blueprint.errorhandler(BackendError)
-def refused(error: BackendError) -> Response:
-    """What is wrong and the cure, where the notice would be."""
-    log.warning("%s: %s", request.path, error)
-    return _refusal(error, error.http_status)
-
-
-@blueprint.errorhandler(CrossSite)
-@blueprint.errorhandler(ForeignName)
-def foreign(error: BackendError) -> Response:
-    """What a foreign page may read shows nothing of this server's."""
-    log.warning("%s: %s", request.path, error)
-    return _alone(error, error.http_status)
-
-
 @blueprint.errorhandler(Exception)
-def broken(error: Exception) -> Response:
-    """A fault of ours."""
-    log.exception("%s failed", request.path, exc_info=error)
-    return _alone(FAULT, 500)
-
-
-def _refusal(error: BackendError, status: int) -> Response:
-    # What fails may be the page itself.
-    if "HX-Request" in request.headers or status == 500 or (status > 500 and request.endpoint == "page.home"):
-        return _alone(error, status)
-    return _page(read_state(whole=True), _rendered("page/problem.html", error=error), status)
-
-
-def _alone(error: BackendError, status: int) -> Response:
-    """The notice without the page."""
-    return Response(_rendered("page/problem.html", error=error), status)
+def failed(error: Exception) -> Response:
+    """What is wrong and the cure, where the notice would be."""
+    said, status = told(error)
+    notice = _rendered("page/problem.html", error=said)
+    # A foreign page may read nothing of this server's, and what fails may be the page itself.
+    alone = isinstance(error, (CrossSite, ForeignName)) or "HX-Request" in request.headers
+    if alone or status == 500 or (status > 500 and request.endpoint == "page.home"):
+        return Response(notice, status)
+    return _page(read_state(whole=True), notice, status)
 
 
 def _rendered(template: str, **values: Any) -> Markup:
@@ -157,45 +138,29 @@ def _draw(name: str, state: State, context: dict[str, Any]) -> Markup:
     """A part, or what is wrong with it: one that fails takes no other with it."""
     try:
         return _rendered(f"page/parts/{name}.html", **PARTS[name].facts(state), **context)
-    except BackendError as error:
-        return _rendered("page/problem.html", error=error, **context)
-    except Exception:
-        log.exception("The part %s of the page failed", name)
-        return _rendered("page/problem.html", error=FAULT, **context)
+    except Exception as error:  # noqa: BLE001 -- told() logs it
+        return _rendered("page/problem.html", error=told(error)[0], **context)
 
 
 def _context(state: State) -> dict[str, Any]:
     """What every template may use."""
     t = translator(state.lang)
-
-    def address(**changes: object) -> str:
-        """The page with other parameters; ``None`` leaves one out."""
-        kept: dict[str, object] = {"project": state.project, "step": state.step} | changes
-        return "/?" + urlencode({name: value for name, value in kept.items() if value is not None})
-
-    def action(name: str) -> str:
-        return url_for("page.do", name=name, project=state.project, step=state.step)
-
-    def part_address(name: str, **values: object) -> str:
-        kept: dict[str, object] = {"project": state.project, "step": state.step} | values
-        query = urlencode({key: value for key, value in kept.items() if value is not None})
-        return f"{url_for('page.part', name=name)}?{query}"
-
+    here: dict[str, Any] = {"project": state.project, "step": state.step}
     context: dict[str, Any] = {
         "s": state,
         "t": t,
         "steps": STEPS,
         "stride": STRIDE,
         "languages": LANGUAGES,
-        "address": address,
-        "action": action,
-        "part_address": part_address,
+        "address": lambda **changes: url_for("page.home", **(here | changes)),
+        "action": lambda name: url_for("page.do", name=name, **here),
+        "part_address": lambda name, **values: url_for("page.part", name=name, **(here | values)),
         "static": lambda name: url_for("page.static", filename=name, v=_digest(name)),
-        "amount": words.amount,
-        "percent": words.percent,
-        "figure": words.figure,
-        "moment": words.moment,
-        "duration": lambda seconds: words.duration(t, seconds),
+        "amount": texts.amount,
+        "percent": texts.percent,
+        "figure": texts.figure,
+        "moment": texts.moment,
+        "duration": lambda seconds: texts.duration(t, seconds),
         "ls_url": services().settings.label_studio_links,
         "named": lambda group, name: named(state.lang, group, name),
     }
@@ -209,7 +174,7 @@ def _context(state: State) -> dict[str, Any]:
         waits = found.starts and state.foreign
         events = [f"live-{item} from:body" for item in found.on] + (["load"] if waits else [])
         content = "" if waits else _draw(name, state, context)
-        source = part_address(name, **kept)
+        source = context["part_address"](name, **kept)
         return _rendered(
             "page/part.html", name=name, source=source, events=", ".join(events), content=content, **context
         )

@@ -1,109 +1,23 @@
 // Keeps the page live. Everything here is a convenience: without it, the page works by links and forms.
 "use strict";
 
-const body = document.body;
-const project = body.dataset.project;
+// -- every two seconds the page asks what has changed, and draws anew the parts that show it
+
 const live = document.getElementById("live");
-const OVER = ["finished", "failed", "cancelled"];
-const POLL_MS = 4000, AGAIN_MS = 15000, TURN_MS = 250, GATHER_MS = 400;
-
-// -- events for parts of the page: many at once are one
-
-const pending = new Set();
-let gathering = 0;
-function changed(name) {
-  pending.add(name);
-  gathering ||= setTimeout(() => {
-    gathering = 0;
-    for (const each of pending) body.dispatchEvent(new CustomEvent(`live-${each}`));
-    pending.clear();
-  }, GATHER_MS);
-}
-
-// -- jobs: whoever shows what a kind of job makes hears when one has ended
-
-let known = null;
-function hear(jobs, gone, all) {
-  const first = known === null;
-  const before = known ?? new Map();
-  const now = all ? new Map() : new Map(before);
-  for (const job of jobs) {
-    now.set(job.id, job);
-    const old = before.get(job.id);
-    if (!first && OVER.includes(job.state) && (!old || old.state !== job.state || old.ended_at !== job.ended_at)) changed(job.kind);
-  }
-  for (const id of all ? [...before.keys()].filter((name) => !now.has(name)) : gone) {
-    if (before.has(id)) changed(before.get(id).kind);
-    now.delete(id);
-  }
-  known = now;
-  if (first) {
-    // What has happened between drawing the page and listening to it.
-    const drawn = new Date(performance.timeOrigin).getTime() - 2000;
-    for (const job of jobs) if (job.ended_at && new Date(job.ended_at).getTime() > drawn) changed(job.kind);
-  }
-  changed("jobs");
-}
-
-// -- one stream of events; a list of jobs every few seconds where none is to be had
-
-const query = project ? `?project=${project}` : "";
-let source = null, polling = 0, again = 0, turn = 0, current = null;
-
-function say(words, on) {
-  if (live.textContent !== words) live.textContent = words;
-  live.classList.toggle("on", on);
-}
-function listen() {
-  stop();
-  if (document.hidden) return;
-  const stream = source = new EventSource(`/api/events${query}`);
-  stream.onopen = () => say(body.dataset.live, true);
-  stream.addEventListener("jobs", (event) => {
-    const news = JSON.parse(event.data);
-    hear(news.jobs, news.gone, news.all);
-  });
-  stream.addEventListener("status", () => changed("status"));
-  stream.addEventListener("version", (event) => {
-    const used = JSON.parse(event.data).current;
-    if (current !== null && used !== current) changed("current");
-    current = used;
-    changed("version");
-  });
-  stream.onerror = () => {
-    if (stream.readyState !== EventSource.CLOSED) return say(body.dataset.away, false);
-    poll();
-    again = setTimeout(listen, AGAIN_MS);
-  };
-}
-async function poll() {
-  const mine = turn;
-  let jobs = null;
-  try {
-    const answer = await fetch(`/api/jobs${query}`);
-    if (answer.ok) ({ jobs } = await answer.json());
-  } catch {
-    jobs = null; // no answer, or half of one: said below
-  }
-  if (mine !== turn) return; // it was stopped meanwhile
-  if (jobs) {
-    hear(jobs, [], true);
-    for (const name of ["status", "version", "current"]) changed(name);
-  }
-  say(jobs ? body.dataset.polling : body.dataset.away, false);
-  polling = setTimeout(poll, POLL_MS);
-}
-function stop() {
-  turn += 1;
-  source?.close();
-  clearTimeout(polling);
-  clearTimeout(again);
-}
-// A page that nobody looks at takes no listener's place.
-document.addEventListener("visibilitychange", () => (document.hidden ? stop() : listen()));
-addEventListener("pagehide", stop);
-// Nor does one that is turned at once.
-again = setTimeout(listen, TURN_MS);
+let marks = JSON.parse(live.dataset.marks);
+live.addEventListener("htmx:beforeRequest", (event) => {
+  if (document.hidden) event.preventDefault(); // a page that nobody looks at asks for nothing
+});
+live.addEventListener("htmx:afterRequest", ({ detail }) => {
+  const words = detail.successful ? live.dataset.live : live.dataset.away;
+  if (live.textContent !== words) live.textContent = words; // said once
+  live.classList.toggle("on", detail.successful);
+  if (!detail.successful) return;
+  const before = marks;
+  marks = JSON.parse(detail.xhr.responseText);
+  for (const name of Object.keys({ ...before, ...marks }))
+    if (before[name] !== marks[name]) htmx.trigger(document.body, `live-${name}`);
+});
 
 // -- small comforts
 

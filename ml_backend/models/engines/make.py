@@ -1,0 +1,214 @@
+"""Make what a plan lacks, in a process of its own: ``python -m ml_backend.models.engines.make PLAN``.
+
+An export is compared with its checkpoint before anybody uses it. What is logged goes to standard output, a line
+``LEVEL|message`` each, for the process that started this one, and with whose end this one ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ml_backend.children import end_with_parent, give_way
+from ml_backend.errors import BackendError
+from ml_backend.geometry import iou_matrix
+from ml_backend.models._openvino import setup_openvino
+from ml_backend.models.detector import YoloDetector
+from ml_backend.models.engines.exports import Export, Plan, Unsound, find, keep, not_installed
+from ml_backend.models.engines.int8 import detect, make_int8
+from ml_backend.models.engines.openvino_engine import MODEL_FILE
+from ml_backend.models.engines.torch_engine import TorchEngine
+from ml_backend.types import Detections, Image
+
+if TYPE_CHECKING:
+    import openvino
+
+log = logging.getLogger("ml_backend.models.engines.make")  # not __main__, whose lines nobody would see
+
+#: int8 of a large network takes minutes, on a busy machine many. What takes longer hangs.
+TIMEOUT_S = 3600
+#: Also what a network is hardly sure of is compared, and where it sees nothing at all in the pictures, the next.
+CHECK_CONF = (1e-3, 1e-6)
+CHECK_BEST = 100  # boxes a picture
+#: Of the checkpoint's boxes, the share that the export finds too, at this IoU. In between lies what NMS decides
+#: differently for two boxes that are nearly equal.
+MIN_MATCHED = 0.95
+MATCH_IOU = 0.9
+MAX_CONF_DIFFERENCE = 0.02  # mean over matched boxes; fp16 stays below a tenth of it
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How well two detectors agree.
+
+    Attributes:
+        boxes: of the reference.
+        matched: share of them that the other finds: same class, IoU of ``MATCH_IOU``.
+        conf_difference: mean absolute difference of matched boxes' confidence.
+    """
+
+    boxes: int
+    matched: float
+    conf_difference: float
+
+    @property
+    def sound(self) -> bool:
+        return self.matched >= MIN_MATCHED and self.conf_difference <= MAX_CONF_DIFFERENCE
+
+
+def agreement(reference: Sequence[Detections], others: Sequence[Detections]) -> Agreement:
+    """Compare the best ``CHECK_BEST`` boxes of each picture. Nothing found by both agrees; by one only, it does not."""
+    boxes = matched = 0
+    differences: list[float] = []
+    for mine, other in zip(reference, others, strict=True):
+        count = min(len(mine), CHECK_BEST)
+        boxes += count if len(mine) else len(other)
+        if not count or not len(other):
+            continue
+        iou = iou_matrix(mine.xyxy[:count], other.xyxy)
+        iou[mine.class_id[:count, None] != other.class_id[None]] = 0
+        best = iou.argmax(axis=1)
+        there = iou[np.arange(count), best] >= MATCH_IOU
+        matched += int(there.sum())
+        differences += np.abs(mine.conf[:count] - other.conf[best])[there].tolist()
+    share = matched / boxes if boxes else 1.0
+    return Agreement(boxes, round(share, 4), round(float(np.mean(differences)), 5) if differences else 0.0)
+
+
+def make(plan: Plan) -> None:
+    """Make what is missing of a plan's exports. Another process that makes the same network's is waited for.
+
+    Raises:
+        Unsound: an export does not find what it has to.
+        WeightsError: the checkpoint cannot be loaded.
+        VideoError, StorageError: pictures for int8 cannot be taken.
+        OSError: the disk does not take it.
+    """
+    plan.fp32.parent.mkdir(parents=True, exist_ok=True)
+    with plan.fp32.with_name(f"{plan.fp32.name}.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        exact = find(plan.fp32) or keep(plan.fp32, lambda folder: _export(plan, folder))
+        if plan.settings.precision == "int8" and not not_installed("nncf"):
+            make_int8(plan, exact)
+
+
+def _export(plan: Plan, folder: Path) -> Mapping[str, Any]:
+    """Write the network in fp32, and compare it with the checkpoint."""
+    setup_openvino()
+    import openvino
+    import torch
+
+    started = time.monotonic()
+    engine = TorchEngine(plan.path, torch.device("cpu"), half=False)
+    openvino.save_model(_with_preprocessing(_convert(engine)), folder / MODEL_FILE, compress_to_fp16=False)
+    export = Export(folder, "fp32", engine.names, engine.stride, engine.end2end)
+    found = check(plan, export)
+    if not found.sound:
+        raise Unsound(
+            f"openvino finds {found.matched:.0%} of the boxes that PyTorch finds, their confidence differs by "
+            f"{found.conf_difference:.3f}.",
+            "Set ENGINE=torch.",
+        )
+    log.info("openvino runs %s from the next video on (made in %.1f s)", plan.path.name, time.monotonic() - started)
+    return {"names": export.names, "stride": export.stride, "end2end": export.end2end, "check": asdict(found)}
+
+
+def check(plan: Plan, export: Export) -> Agreement:
+    """Compare an export with its checkpoint on a few pictures.
+
+    Raises:
+        RuntimeError: the export does not run.
+    """
+    pictures = check_pictures()
+    found = Agreement(0, 1.0, 0.0)
+    for conf in CHECK_CONF:
+        lenient = plan.settings.model_copy(update={"conf": conf, "precision": "fp32", "device": "cpu"})
+        detections = detect(plan.path, export, lenient, pictures)
+        found = agreement(YoloDetector(plan.path, lenient).detect(pictures), detections)
+        if found.boxes:
+            break
+    return found
+
+
+def check_pictures() -> list[Image]:
+    """Photographs that come with ultralytics, and blocks of noise; of three aspects."""
+    import cv2
+    from ultralytics.utils import ASSETS
+
+    blocks = np.random.default_rng(0).integers(0, 255, (9, 16, 3), np.uint8)
+    pictures = [np.kron(blocks, np.ones((40, 40, 1), np.uint8))]
+    pictures += [image for file in sorted(ASSETS.glob("*.jpg")) if (image := cv2.imread(str(file))) is not None]
+    return pictures
+
+
+def _convert(engine: TorchEngine) -> openvino.Model:
+    """The network for inputs of any size. Changes the engine's network as ultralytics' exporter does."""
+    import openvino
+    import torch
+    from ultralytics.nn.modules import C2f, Detect
+
+    network = engine.network
+    for module in network.modules():
+        if isinstance(module, Detect):
+            module.dynamic = module.export = True
+            module.format = "openvino"
+            module.shape = None
+        elif isinstance(module, C2f):
+            module.forward = module.forward_split
+    # No side equals the other, and none the batch: what is traced must not take them for the same.
+    example = torch.zeros(1, 3, 12 * engine.stride, 20 * engine.stride)
+    with torch.no_grad():
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+            network, example, strict=False, check_trace=False
+        )
+        return openvino.convert_model(traced, example_input=example)
+
+
+def _with_preprocessing(model: openvino.Model) -> openvino.Model:
+    """The same for uint8 BGR pictures, ``(n, height, width, 3)``: the engine converts them faster than NumPy."""
+    from openvino import Layout, Type
+    from openvino.preprocess import ColorFormat, PrePostProcessor
+
+    steps = PrePostProcessor(model)
+    steps.input().tensor().set_element_type(Type.u8).set_layout(Layout("NHWC")).set_color_format(ColorFormat.BGR)
+    steps.input().model().set_layout(Layout("NCHW"))
+    steps.input().preprocess().convert_element_type(Type.f32).convert_color(ColorFormat.RGB).scale(255.0)
+    return steps.build()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Make what a plan lacks. Exit status: 0, or 1 after an error that was logged."""
+    end_with_parent()
+    give_way()
+    signal.alarm(TIMEOUT_S)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("\n%(levelname)s|%(message)s"))  # libraries draw bars without an end
+    logger = logging.getLogger("ml_backend")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    plan = Plan.load(arguments[0])
+    try:
+        make(plan)
+    except BackendError as error:
+        log.error("%s", error.message)
+    except OSError as error:
+        log.error("%s cannot be written: %s", error.filename or plan.fp32.parent, error.strerror or error)
+    except Exception as error:  # exporters raise anything
+        text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        log.error("%s cannot be exported (%s)", plan.path.name, text, exc_info=True)
+    else:
+        return 0
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
