@@ -1,7 +1,7 @@
 """The same model for people who run the stock ``label-studio-ml start``.
 
-label-studio-ml 2.x is installed from its repository; see docs/guides/api.md. Redis and a worker are needed here too: the
-class looks up and enqueues, exactly as this project's own server does.
+label-studio-ml 2.x is installed from its repository; see docs/guides/api.md. Redis and a worker are needed here too:
+the class looks up and enqueues, exactly as this project's own server does.
 
     # my_backend/model.py
     from ml_backend.label_studio_ml_model import VideoBackend
