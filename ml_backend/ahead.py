@@ -21,12 +21,23 @@ def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
     """
     if most < 1:
         raise ValueError(f"expected most >= 1, got {most}")
-    iterator, end = iter(items), object()
+    iterator, end, failed = iter(items), object(), False
+
+    def step() -> Any:
+        nonlocal failed
+        if failed:  # calls that are queued already make nothing more
+            return end
+        try:
+            return next(iterator, end)
+        except BaseException:
+            failed = True
+            raise
+
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
-        waiting: deque[Future[Any]] = deque(thread.submit(next, iterator, end) for _ in range(most + 1))
+        waiting: deque[Future[Any]] = deque(thread.submit(step) for _ in range(most + 1))
         try:
             while (item := waiting.popleft().result()) is not end:
-                waiting.append(thread.submit(next, iterator, end))
+                waiting.append(thread.submit(step))
                 yield item
         finally:
             thread.shutdown(cancel_futures=True)

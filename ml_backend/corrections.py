@@ -319,16 +319,19 @@ def _covering(gone: Sequence[_Region], after: Sequence[_Region]) -> list[_Region
     most = [0.0] * len(gone)
     samples = [region.sample() for region in gone]
     boxes = [region.boxes(at)[0] for region, at in zip(gone, samples, strict=True)]
-    frames = np.unique(np.concatenate([np.zeros(0, np.int64), *samples]))
-    for other in (region for region in after if region.keys and gone):
+    ends = np.array([(at[0], at[-1]) for at in samples], np.int64).reshape(-1, 2)
+    for other in (region for region in after if region.keys):
         first, last = other.life
+        alive = (ends[:, 1] >= first) & ((last <= 0) | (ends[:, 0] <= last))
+        near = [int(i) for i in np.flatnonzero(alive) if gone[i].to_name == other.to_name]
+        if not near:
+            continue
+        frames = np.unique(np.concatenate([samples[i] for i in near]))
         theirs, visible = other.boxes(frames)
-        for i, (region, at) in enumerate(zip(gone, samples, strict=True)):
-            if other.to_name != region.to_name or first > at[-1] or 0 < last < at[0]:
-                continue
-            where = np.searchsorted(frames, at)
+        for i in near:
+            where = np.searchsorted(frames, samples[i])
             overlap = np.where(visible[where], iou_pairs(boxes[i], theirs[where]), 0.0)
             overlap = overlap[overlap >= COVERS_IOU]
-            if len(overlap) > len(at) / 2 and overlap.sum() > most[i]:
+            if len(overlap) > len(samples[i]) / 2 and overlap.sum() > most[i]:
                 found[i], most[i] = other, float(overlap.sum())
     return found

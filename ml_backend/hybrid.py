@@ -147,6 +147,7 @@ class HybridSource:
     def __init__(self, settings: Settings, store: PatternStore) -> None:
         self._settings, self._store = settings, store
         self._fitted: LRUCache[tuple[int, str], tuple[str, PatternBank | None, Mapping[int, Source]]] = LRUCache(8)
+        self._lock = threading.Lock()
 
     def get(self, project_id: int, models: HybridModels) -> Hybrid | None:
         """``None`` where labels are the detector's alone."""
@@ -164,7 +165,8 @@ class HybridSource:
     def bank(self, project_id: int, model_id: str) -> tuple[PatternBank | None, Mapping[int, Source]]:
         """The bank of a project and the sources of its exemplars; fitted anew only where exemplars changed."""
         digest = self._store.digest(project_id, model_id) or ""
-        known = self._fitted.get((project_id, model_id))
+        with self._lock:
+            known = self._fitted.get((project_id, model_id))
         if known is None or known[0] != digest:
             bank: PatternBank | None = None
             sources: Mapping[int, Source] = {}
@@ -172,7 +174,9 @@ class HybridSource:
                 exemplars, sources = self._store.exemplars(project_id, model_id)
                 if set(exemplars.labels) - {UNLABELLED}:
                     bank = PatternBank.fit(exemplars)
-            known = self._fitted[project_id, model_id] = (digest, bank, sources)
+            known = digest, bank, sources
+            with self._lock:
+                self._fitted[project_id, model_id] = known
         return known[1], known[2]
 
 

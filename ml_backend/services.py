@@ -26,7 +26,10 @@ class WebContainer(Container):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, redis_timeout=1.0)
-        _ = self.storage  # a database that cannot be opened is found at the start, not by the first request
+        # Made at the start: a database that cannot be opened is found then, and threads of the first requests make no
+        # second of each. None of these connects to Redis or Label Studio.
+        _ = self.storage, self.queue, self.projects, self.metrics, self.events, self.serving, self.trainings, self.jobs
+        _ = self.control, self.lister, self.outputs, self.patterns
 
     @cached_property
     def serving(self) -> Serving:

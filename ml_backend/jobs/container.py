@@ -15,7 +15,7 @@ from ml_backend.errors import BackendError, Interrupted, Postponed, QueueUnavail
 from ml_backend.jobs.control_queue import ControlQueue
 from ml_backend.jobs.listing import Jobs
 from ml_backend.jobs.memory_board import MemoryBoard
-from ml_backend.jobs.queue import OVER, JobQueue, connect, state_of
+from ml_backend.jobs.queue import OVER, JobQueue, state_of
 from ml_backend.jobs.training_queue import TrainingQueue
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.listing import ProjectLister
@@ -73,7 +73,7 @@ class Container:
 
     @cached_property
     def queue(self) -> JobQueue:
-        return JobQueue(self.settings, connect(self.settings, timeout=self._redis_timeout), self.storage)
+        return JobQueue(self.settings, storage=self.storage, timeout=self._redis_timeout)
 
     @cached_property
     def training_queue(self) -> TrainingQueue:

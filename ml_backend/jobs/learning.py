@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.corrections import begun_from, compare, regions_fingerprint, was_written_over
 from ml_backend.corrections_store import Correction, CorrectionStore
-from ml_backend.errors import BackendError, Interrupted, LabelStudioError, MediaRefused, WeightsError
+from ml_backend.errors import BackendError, ConfigError, Interrupted, LabelStudioError, MediaRefused, WeightsError
 from ml_backend.hybrid import use_embedder
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.plan import VideoPart, cached_label_config, plan_task
@@ -279,6 +279,8 @@ def refresh(container: Container, project_id: int) -> None:
             _refresh(container, project_id)
         except NotFound:
             log.info("Project %s is gone; it is not refreshed.", project_id)
+        except ConfigError as error:  # the next /setup with a label config that will do asks again
+            log.warning("Project %s is not refreshed: %s", project_id, error)
         container.storage.settle("refresh", project_id, waiting)
 
 

@@ -84,9 +84,15 @@ def connect(settings: Settings, *, timeout: float | None = 1.0) -> Redis:
 class JobQueue:
     """Requests for background work. Every method raises QueueUnavailable when Redis does not answer."""
 
-    def __init__(self, settings: Settings, connection: Redis | None = None, storage: Storage | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        connection: Redis | None = None,
+        storage: Storage | None = None,
+        timeout: float = 1.0,
+    ) -> None:
         self.settings = settings
-        self._given = connection
+        self._given, self._timeout = connection, timeout
         if storage:
             self.storage = storage
 
@@ -99,7 +105,7 @@ class JobQueue:
 
     @cached_property
     def connection(self) -> Redis:
-        return self._given or connect(self.settings)
+        return self._given or connect(self.settings, timeout=self._timeout)
 
     @cached_property
     def queues(self) -> dict[str, Queue]:
@@ -221,8 +227,10 @@ class JobQueue:
                     failed = job.ended_at if state_of(job) == "failed" else None
                     if failed and datetime.now(timezone.utc) - aware(failed) < pause:
                         return Requested(job_id, False, failure_text(job))
-                    forget_executions(job)
-                    job.delete()
+                    again = self.fetch(job_id)
+                    if again is None or state_of(again) in OVER:  # else another process has just made it anew
+                        forget_executions(job)
+                        job.delete()
         return Requested(job_id, False)
 
     def _hurry(self, job: Job, queue: str, *, now: bool) -> None:
@@ -272,7 +280,7 @@ class JobQueue:
 
     def _put_back(self, job_id: str, after_s: float) -> bool:
         mark, now = f"video:lost:{job_id}", time.time()
-        if self.connection.set(mark, now, nx=True, ex=int(10 * after_s) + 10):
+        if self.connection.set(mark, now, nx=True, ex=int(10 * after_s + 6 * self.settings.job_lease_s)):
             return False
         seen = self.connection.get(mark)
         if seen is None or now - float(seen) < after_s:
@@ -342,7 +350,11 @@ class JobQueue:
     def take_back(self, job: Job) -> None:
         """Cancel a job that waits; call it within :meth:`guard`. Who asked for it sees for a while that it was."""
         forget_executions(job)
-        if job.func_name.rpartition(".")[2] in _PASSING:
+        function = job.func_name.rpartition(".")[2]
+        kind = {"refresh": "refresh", "prepare_many": "prepare"}.get(function)
+        if kind:  # else workers would make the job again
+            self.storage.settle(kind, job.args[0], self.storage.pending(kind, job.args[0]))
+        if function in _PASSING:
             job.delete()
             return
         job.ended_at = datetime.now(timezone.utc)

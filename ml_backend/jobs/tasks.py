@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,14 @@ log = logging.getLogger(__name__)
 
 
 @job
-def prepare_many(container: Container, project_id: int) -> None:
-    """Request the preparation of the tasks that are to be prepared, which may be all of the project."""
+def prepare_many(container: Container, project_id: int, task_ids: Sequence[int] | None = None) -> None:
+    """Request the preparation of the tasks that are to be prepared, which may be all of the project.
+
+    Args:
+        task_ids: of jobs that 0.1.0 has left in the queue; an empty list is all tasks.
+    """
+    if task_ids is not None:
+        container.storage.note_pending("prepare", project_id, task_ids or (ALL_TASKS,))
     while waiting := container.storage.pending("prepare", project_id):
         try:
             for task_id in container.client.list_task_ids(project_id) if ALL_TASKS in waiting else waiting:

@@ -32,6 +32,8 @@ REPEAT = timedelta(seconds=600)
 CATCH_UP_EVERY_S = 1800
 #: Seconds between two looks for predictions that have been superseded.
 SWEEP_S = 60
+#: Seconds that one sweep may take: the worker is idle, but a job may come.
+SWEEP_FOR_S = 5.0
 #: How long predictions are kept that differ from the present ones only in what was learned since, which nobody asks for
 #: again, and all others, which are asked for again if a mode, a setting or a version is switched back.
 LEARNED_SINCE, OTHERWISE = timedelta(hours=1), timedelta(days=1)
@@ -70,13 +72,14 @@ class Trainer:
             self._container.artifacts.tidy()
 
     def forget_predictions(self) -> int:
-        """Remove predictions that others have taken the place of, some of each version; returns how many.
+        """Remove predictions that others have taken the place of, for some seconds; returns how many.
 
         Each annotation that is submitted makes a version, and each version a prediction of every open task. One that is
         gone and asked for again is made of the video's tracks in milliseconds. What a project's present version has
         made is kept, and what was made last, in case this worker and those that predict are set differently.
         """
         storage, now, removed = self._container.storage, datetime.now(timezone.utc), 0
+        until = time.monotonic() + SWEEP_FOR_S
         for project_id, versions in itertools.groupby(storage.predictions_made(), lambda made: made.project_id):
             made = list(versions)
             last = max(item.last for item in made)
@@ -92,6 +95,9 @@ class Trainer:
                 before = now - (LEARNED_SINCE if same_kind(present, item.model_version) else OTHERWISE)
                 if item.model_version != present and item.first < before:
                     removed += storage.remove_predictions(project_id, item.model_version, before)
+                    if time.monotonic() >= until:  # a job may come; the rest at the next look
+                        log.info("%d superseded predictions were removed; there may be more.", removed)
+                        return removed
         if removed:
             log.info("%d superseded predictions were removed.", removed)
         return removed

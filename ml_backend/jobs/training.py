@@ -117,7 +117,6 @@ class Watch:
 def train(container: Container, project_id: int, trigger: str) -> dict[str, Any] | None:
     """Retrain a project's detector if there is something new to learn from; use the result if it is not worse."""
     with container.training_queue.lock(project_id) as lock:
-        container.training_queue.begin(project_id)
         training = Training(container, project_id, trigger, lock)
         training.run()
         return training.outcome()
@@ -170,7 +169,12 @@ class Training:
     def _begin(self) -> Version | None:
         active = self._registry.active(self._project)
         cancelled = self._container.training_queue.is_cancelled(self._project)
-        if self._settings.detector == "motion":
+        # A run that reads the annotations from now on does what was asked for until now; one that is measured does not.
+        reads = active is None or active.state in ("dataset", "training")
+        motion = self._settings.detector == "motion"
+        if reads or cancelled or motion:
+            self._container.training_queue.begin(self._project)
+        if motion:
             if active:
                 self._end(self._registry.take_over(active, self._owner), "cancelled", "DETECTOR=motion is set.")
             raise ConfigError(
@@ -182,7 +186,8 @@ class Training:
         else:
             version = self._registry.take_over(active, self._owner)
         self._began = version.id
-        self._force = self._container.training_queue.take_force(self._project) or version.trigger.startswith("force")
+        forced = reads and self._container.training_queue.take_force(self._project)
+        self._force = forced or version.trigger.startswith("force")
         if cancelled:
             self._end(version, "cancelled", "Cancelled on request.")
             return None

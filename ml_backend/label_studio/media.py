@@ -90,6 +90,10 @@ class _Source:
     any_host_after_redirect: bool = False
 
 
+#: As browsers and httpx allow, give or take.
+MAX_REDIRECTS = 5
+
+
 class MediaStore:
     """Finds or downloads media. Files of the cache are shared by all processes on one ``data_dir``.
 
@@ -242,13 +246,8 @@ class MediaStore:
 
         try:
             with (
-                httpx.Client(
-                    timeout=TIMEOUT_S,
-                    follow_redirects=True,
-                    max_redirects=5,
-                    event_hooks={"request": [check]},
-                ) as http,
-                http.stream("GET", source.url, headers=headers) as response,
+                httpx.Client(timeout=TIMEOUT_S, event_hooks={"request": [check]}) as http,
+                contextlib.closing(_follow(http, http.build_request("GET", source.url, headers=headers))) as response,
             ):
                 if response.status_code == 416 or not _goes_on(response, done):
                     meta.unlink(missing_ok=True)  # the next try begins anew
@@ -379,6 +378,19 @@ def _read_validator(meta: Path) -> str:
         log.debug("No partial download beside %s: %s", meta, error)
         return ""
     return validator if isinstance(validator, str) and validator.isascii() and validator.isprintable() else ""
+
+
+def _follow(http: httpx.Client, request: httpx.Request) -> httpx.Response:
+    """Return the answer that a request leads to; bodies of answers that redirect, which may be endless, are not read."""
+    import httpx
+
+    for _ in range(MAX_REDIRECTS + 1):
+        response = http.send(request, stream=True)
+        if response.next_request is None:
+            return response
+        response.close()
+        request = response.next_request
+    raise httpx.TooManyRedirects("", request=request)
 
 
 def _goes_on(response: httpx.Response, done: int) -> bool:

@@ -88,9 +88,10 @@ def lock_path(data_dir: Path) -> Path:
 def running_stack(data_dir: Path) -> StackState | None:
     """The stack that runs on this data folder, if one does."""
     try:
-        state = StackState(**json.loads(state_path(data_dir).read_text(encoding="utf-8")))
+        known = json.loads(state_path(data_dir).read_text(encoding="utf-8"))
+        state = StackState(**{name: known[name] for name in StackState.__annotations__})  # 0.1.0 has written more
         os.kill(state.pid, 0)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None  # never started, ended, or killed
     return None if _is_released(lock_path(data_dir)) else state
 

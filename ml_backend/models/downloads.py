@@ -87,7 +87,9 @@ def _run_child(arguments: Sequence[str], part: Path, timeout: float) -> None:
     Raises:
         WeightsError: it failed, or the server was too slow.
     """
-    part.mkdir(exist_ok=True)
+    # Of a killed process; huggingface_hub takes what is there for the whole model where the hub is away.
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
     environment = {
         **os.environ,
         "PYTHONPATH": import_path(os.environ),
@@ -100,7 +102,7 @@ def _run_child(arguments: Sequence[str], part: Path, timeout: float) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout is not None
         try:
-            child.stdout.readline()  # libraries take seconds to load; from here on the server is waited for
+            first = child.stdout.readline().strip()  # libraries take seconds; from here on the server is waited for
             size, since = 0, time.monotonic()
             while child.poll() is None:
                 time.sleep(0.05)
@@ -114,7 +116,8 @@ def _run_child(arguments: Sequence[str], part: Path, timeout: float) -> None:
         finally:
             child.kill()
         if child.wait() != 0:
-            raise WeightsError(child.stdout.read().strip() or f"the download ended with code {child.returncode}")
+            told = child.stdout.read().strip() or (first if first != "ready" else "")
+            raise WeightsError(told or f"the download ended with code {child.returncode}")
 
 
 def _size(folder: Path) -> int:
@@ -149,7 +152,8 @@ def main(library: str, source: str, folder: str, *patterns: str) -> int:
             import httpx
 
             print("ready", file=told, flush=True)
-            with httpx.stream("GET", source, follow_redirects=True, timeout=60) as response:
+            plain = {"Accept-Encoding": "identity"}  # the length that is promised is then that of the file
+            with httpx.stream("GET", source, follow_redirects=True, timeout=60, headers=plain) as response:
                 response.raise_for_status()
                 with (Path(folder) / source.rsplit("/", 1)[-1]).open("wb") as file:
                     for chunk in response.iter_raw():  # which raises where some of the promised length is missing

@@ -37,6 +37,8 @@ class _Entry:
     """A model that is loaded, or, where it is ``None``, being loaded by who holds the lock."""
 
     name: str
+    #: Bytes by device that the model took the last time, by which room is made before it is loaded again.
+    expected: Mapping[str, int] = field(default_factory=dict)
     model: Any = None
     users: int = 0
     since: float = field(default_factory=time.monotonic)
@@ -44,7 +46,7 @@ class _Entry:
 
     def bytes(self) -> Mapping[str, int]:
         """By device, where the model is now: it may have moved to the CPU since it was loaded."""
-        return model_memory(self.model)
+        return self.expected if self.model is None else model_memory(self.model)
 
 
 class ModelPool:
@@ -61,6 +63,7 @@ class ModelPool:
     def __init__(self, ram_bytes: int, gpu_bytes: int = 0) -> None:
         self.ram_bytes, self.gpu_bytes = ram_bytes, gpu_bytes
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()  # least recently used first
+        self._sizes: dict[Hashable, Mapping[str, int]] = {}
         self._lock = threading.RLock()
 
     @contextmanager
@@ -74,10 +77,12 @@ class ModelPool:
             name: of the model, for people.
         """
         with self._lock:
-            entry = self._entries.setdefault(key, _Entry(name))
+            entry = self._entries.setdefault(key, _Entry(name, self._sizes.get(key, {})))
             entry.users += 1
             self._entries.move_to_end(key)
+            gone = self._evict(spare=entry) if entry.model is None else []
         try:
+            _release(gone)
             with entry.lock:
                 if entry.model is None:
                     self._load(entry, load)
@@ -87,7 +92,9 @@ class ModelPool:
                 entry.users -= 1
                 entry.since = time.monotonic()
                 self._entries.move_to_end(key)
-                if entry.model is None and entry.users == 0:  # it could not be loaded
+                if entry.model is not None:
+                    self._sizes[key] = entry.bytes()
+                elif entry.users == 0:  # it could not be loaded
                     del self._entries[key]
                 gone = self._evict(spare=entry)
             _release(gone)

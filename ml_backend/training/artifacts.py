@@ -193,9 +193,10 @@ class Artifacts:
         except Exception as error:  # noqa: BLE001 - every store raises its own
             log.warning("%s was not removed from %s: %s", name, self._url, error)
             return False
-        if sha256 and self._local_root is None:
+        copy = self.local_path(name, sha256)
+        if sha256 and self._local_root is None and not self.is_configured(copy):
             with contextlib.suppress(OSError):
-                self.local_path(name, sha256).unlink(missing_ok=True)
+                copy.unlink(missing_ok=True)
         return True
 
     def is_configured(self, path: Path) -> bool:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -117,16 +118,18 @@ def _follow(
     should_stop: Callable[[], bool],
 ) -> dict[str, Any] | None:
     """Pass events on until ``done`` or ``error``, which is returned, or until the process has exited."""
-    gone = False
+    gone_at: float | None = None
     while True:
         if should_stop():
             raise Interrupted("The training was stopped.", "It goes on from its last checkpoint.")
         try:
             line = lines.get(timeout=TICK)
         except queue.Empty:
-            if gone:  # end of file may never come: a grandchild may hold the pipe open
+            # End of file may never come: a grandchild may hold the pipe open.
+            if gone_at is None and process.poll() is not None:
+                gone_at = time.monotonic()
+            if gone_at is not None and time.monotonic() - gone_at > DRAIN:
                 return None
-            gone = process.poll() is not None
             continue
         if line is None:
             return None

@@ -23,6 +23,7 @@ def upgrade() -> None:
     )
     note = "INSERT INTO pending (kind, project_id, task_id, revision) SELECT DISTINCT "
     op.execute(note + "'learn', project_id, 0, 'upgrade' FROM events WHERE project_id IS NOT NULL")
+    op.execute(note + "'refresh', project_id, 0, 'upgrade' FROM events WHERE project_id IS NOT NULL")
     new = "state = 'pending' AND action = 'TASKS_CREATED'"
     op.execute(note + f"'prepare', project_id, 0, 'upgrade' FROM events WHERE project_id IS NOT NULL AND {new}")
     op.drop_table("events")
