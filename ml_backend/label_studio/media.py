@@ -381,7 +381,7 @@ def _read_validator(meta: Path) -> str:
 
 
 def _follow(http: httpx.Client, request: httpx.Request) -> httpx.Response:
-    """Return the answer that a request leads to; bodies of answers that redirect, which may be endless, are not read."""
+    """Return the answer that a request leads to. Bodies of answers that redirect may be endless: they are not read."""
     import httpx
 
     for _ in range(MAX_REDIRECTS + 1):
