@@ -77,7 +77,7 @@ def test_config_without_rectangles() -> None:
 @pytest.mark.parametrize(("rate", "field"), [("$fps", "fps"), ("25", None), ("", None), ("$a.b", None), ("$a$b", None)])
 def test_only_plain_fields_are_written(rate: str, field: str | None) -> None:
     control = parse_label_config(label_config("a", frame_rate=rate)).video_controls[0]
-    assert control.frame_rate_field == field
+    assert control.rate_field == field
 
 
 json_values = st.recursive(
