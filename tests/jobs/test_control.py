@@ -147,7 +147,7 @@ def upload_of(here: Site) -> Path:
 
 
 def converting(here: Site) -> bool:
-    return any((here.settings.data_dir / "playable").rglob("*picture.*"))
+    return any((here.settings.data_dir / "playable").rglob("*copy*"))
 
 
 def test_a_worker_that_ends_while_it_converts_keeps_the_video(

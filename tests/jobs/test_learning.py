@@ -463,6 +463,7 @@ def test_the_most_uncertain_tasks_are_renewed_first(site: Make, work: Work) -> N
     container = work(here)
     for task, score in zip(tasks, (0.9, 0.2, 0.5), strict=False):
         container.storage.note_score(project, task, score)
+    container.storage.note_pending("refresh", project)
     refresh.__wrapped__(container, project)
     queue = container.queue.queues["refresh"]
     asked = [container.queue.fetch(name).args[2] for name in queue.get_job_ids()]  # type: ignore[union-attr]

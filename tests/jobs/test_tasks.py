@@ -557,7 +557,7 @@ def test_interrupted_delivery_forgets_nobody(site: Make, work: Work, monkeypatch
             raise QueueUnavailable("The worker is killed.")
         create(client, task, prediction)
 
-    with monkeypatch.container() as patch:
+    with monkeypatch.context() as patch:
         patch.setattr(LabelStudioClient, "create_prediction", create_one)
         work(here)
     assert sorted(len(here.predictions(task)) for task in tasks) == [0, 0, 1]
