@@ -9,6 +9,7 @@ import io
 import os
 import re
 import tempfile
+import threading
 import unicodedata
 from collections.abc import Collection, Iterator
 from functools import lru_cache
@@ -30,6 +31,11 @@ _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 
 
 @lru_cache(maxsize=64)
+def _reading(_path: str, _size: int, _mtime_ns: int) -> threading.Lock:
+    return threading.Lock()
+
+
+@lru_cache(maxsize=64)
 def _sha256(path: str, _size: int, _mtime_ns: int) -> str:
     # Size and time are part of the cache's key: a replaced file is hashed again.
     digest = hashlib.sha256()
@@ -46,7 +52,9 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         OSError: it cannot be read.
     """
     stat = Path(path).stat()
-    return _sha256(os.fspath(path), stat.st_size, stat.st_mtime_ns)
+    key = os.fspath(path), stat.st_size, stat.st_mtime_ns
+    with _reading(*key):  # whoever asks meanwhile waits for the same result, rather than to read gigabytes again
+        return _sha256(*key)
 
 
 # -- writing
