@@ -179,7 +179,7 @@ def test_without_label_studio_and_redis_every_step_says_what_is_wrong(
     text = page(room, f"/?project=7&step={step}")
     assert "Label Studio does not answer" in text
     assert "LABEL_STUDIO_URL" in text
-    assert "Redis does not answer" in text
+    assert "The queue does not answer" in text
 
 
 def test_a_part_that_fails_takes_no_other_with_it(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
