@@ -240,7 +240,7 @@ def test_other_models_are_refused(data: Path, start: Path, tmp_path: Path) -> No
     fused = torch.load(start, weights_only=False)
     fused["model"] = fused["model"].float().fuse(verbose=False)
     torch.save(fused, tmp_path / "fused.pt")
-    with pytest.raises(WeightsError, match="simplified"):
+    with pytest.raises(WeightsError, match="fused layers"):
         train(train_plan(data, tmp_path / "fused.pt", tmp_path / "run"))
 
 
