@@ -58,7 +58,7 @@ def keep_secret_key(label_studio: Path) -> None:
         write_private(path, "\n".join(lines) + "\n")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StackState:
     """A running stack, for commands that want to talk to it.
 
