@@ -87,7 +87,7 @@ class TorchEngine:
     @property
     def memory_bytes(self) -> Mapping[str, int]:
         """What it takes, by device."""
-        return model_memory(self._backend)
+        return model_memory(self.network)
 
     def infer(self, pixels: Pixels) -> Any:
         """Raw output of the network, as ultralytics' NMS takes it.
