@@ -30,7 +30,7 @@ def observe(
 ) -> Generator[Observation, None, None]:
     """Observations of a video's frames, in order. Memory does not grow with its length.
 
-    With a ``stride`` only every so manieth frame is looked at, and those between two of them only where what the two
+    With a ``stride`` only one frame of this many is looked at, and those between two of them only where what the two
     show does not explain them, by halves: see :func:`ml_backend.models.between.pairs`.
 
     A video may be done in stretches that begin and end at the same multiple of ``stride``: without the first

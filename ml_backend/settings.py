@@ -191,7 +191,7 @@ class Settings(BaseSettings):
         3,
         ge=1,
         le=30,
-        description="YOLO looks at every so manieth frame, at most 0.1 s apart, and at those between where something "
+        description="YOLO is given one of this many frames, at most 0.1 s apart, and at those between where something "
         "comes, goes or crosses; 1: at all, which is exact, and slower on a CPU.",
     )
     segment_s: float = Field(

@@ -90,7 +90,7 @@ class _Source:
     any_host_after_redirect: bool = False
 
 
-#: As browsers and httpx allow, give or take.
+#: A storage redirects once or twice; more than this is a circle.
 MAX_REDIRECTS = 5
 
 
