@@ -31,7 +31,7 @@ QUALITY = 95
 
 def make_export(video: Path, path: Path) -> None:
     """A Label Studio export of one task, with synthetic objects through the whole video."""
-    from ml_backend.pipeline import video_timeline
+    from ml_backend.label_studio.timeline import video_timeline
 
     timeline = video_timeline(video)
     rng = np.random.default_rng(0)

@@ -83,7 +83,8 @@ def predict(
         changes: of settings.
     """
     from ml_backend.label_studio.schema import parse_label_config
-    from ml_backend.pipeline import predict_video, use_detector, video_timeline
+    from ml_backend.label_studio.timeline import video_timeline
+    from ml_backend.pipeline import predict_video, use_detector
     from ml_backend.video.probe import probe
     from ml_backend.video.reader import read_frames
 
@@ -109,7 +110,7 @@ def predict(
 
 def run_ours(video: Path, weights: Path, **changes: Any) -> dict[str, Any]:
     from ml_backend.label_studio.regions import region_boxes
-    from ml_backend.pipeline import video_timeline
+    from ml_backend.label_studio.timeline import video_timeline
 
     tracks: list[Track] = []
     # Memory is known before the comparison below, which holds everything at once.

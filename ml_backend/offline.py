@@ -13,6 +13,7 @@ from ml_backend.files import file_sha256, writing
 from ml_backend.hybrid import Hybrid, use_embedder
 from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.schema import prompts_digest, read_label_config
+from ml_backend.label_studio.timeline import video_timeline
 from ml_backend.models.engines.calibration import Footage
 from ml_backend.models.engines.exports import choose_engine
 from ml_backend.models.weights import resolve_detector
@@ -20,7 +21,7 @@ from ml_backend.modes import hybrid_models, mode_part, require_embedder
 from ml_backend.patterns.bank import PatternBank
 from ml_backend.patterns.store import Source
 from ml_backend.patterns.transfer import check_dimension, read_bank
-from ml_backend.pipeline import predict_video, video_timeline
+from ml_backend.pipeline import predict_video
 from ml_backend.settings import Settings
 from ml_backend.types import Track
 from ml_backend.versions import model_version

@@ -11,17 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import ConfigError, Interrupted, VideoError
+from ml_backend.errors import Interrupted, VideoError
 from ml_backend.files import file_sha256
 from ml_backend.label_studio.schema import VideoControl
-from ml_backend.label_studio.timeline import Timeline, recommended_fps
+from ml_backend.label_studio.timeline import video_timeline
 from ml_backend.labelling import LabelledTracks, label_tracks
 from ml_backend.looks import MemoryLooks
 from ml_backend.models.weights import ResolvedDetector, resolve_detector
 from ml_backend.settings import Settings
 from ml_backend.tracks.record import TrackSet
 from ml_backend.types import Image, Track, VideoInfo
-from ml_backend.video.probe import frame_times, playback_duration, probe
+from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
 
 if TYPE_CHECKING:
@@ -39,9 +39,6 @@ STRIDE_S = 0.1  # seconds in which people and cars hardly turn: 3 frames of 30 a
 Progress = Callable[[int, int], None]
 Share = Callable[[VideoInfo, Sequence["Segment"], "Look"], Generator["Observation", None, None]]
 Preview = Callable[[Callable[[], TrackSet]], None]
-
-#: Frames of Label Studio's timeline: 46 hours at 30 a second. A typing error in a task must not fill the memory.
-MAX_TIMELINE = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,44 +116,6 @@ def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | N
     load = partial(YoloDetector, path, settings, engine.export, engine.note)
     with get_pool(settings).use(key, load, name=resolved.name) as detector:
         yield detector
-
-
-def video_timeline(path: Path | str, frame_rate: float | None = None) -> Timeline:
-    """Label Studio's timeline of a file, at ``frame_rate`` or at the rate that suits the file best.
-
-    Raises:
-        VideoError: the file cannot be used.
-        ConfigError: the rate is none, or makes more frames than can be handled.
-    """
-    times, duration = frame_times(path), playback_duration(path)
-    rate = recommended_fps(times, duration) if frame_rate is None else frame_rate
-    if not rate > 0:
-        raise ConfigError(f"{rate:g} is no frame rate.", "Give frames per second, such as 25.")
-    if duration * rate > MAX_TIMELINE:
-        raise ConfigError(
-            f"At {rate:g} frames a second, {duration:g} s of video are more frames than can be handled.",
-            "Correct the task's frame rate, or the label config's frameRate.",
-        )
-    return Timeline(rate, times, duration)
-
-
-VIDEO_FIELDS = ("fps", "frames", "width", "height", "duration")
-
-
-def video_facts(path: Path | str) -> dict[str, float | int]:
-    """What a task's data says of its video, by ``VIDEO_FIELDS``; ``fps`` is of Label Studio's timeline.
-
-    Raises:
-        VideoError: the file cannot be used.
-    """
-    info, timeline = probe(path), video_timeline(path)
-    return {
-        "fps": timeline.frame_rate,
-        "frames": info.frames,
-        "width": info.width,
-        "height": info.height,
-        "duration": round(timeline.duration, 6),
-    }
 
 
 def detect_tracks(

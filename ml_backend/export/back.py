@@ -21,7 +21,7 @@ from ml_backend.keyframes import interpolate
 from ml_backend.label_studio.media import CLOUD_SCHEMES
 from ml_backend.label_studio.regions import make_prediction, track_to_region
 from ml_backend.label_studio.schema import VideoControl
-from ml_backend.pipeline import video_facts, video_timeline
+from ml_backend.label_studio.timeline import video_facts, video_timeline
 from ml_backend.types import IntArray, Track
 from ml_backend.video.probe import probe
 

@@ -17,8 +17,7 @@ from ml_backend.export.select import Submission, chosen_label, region_labels, va
 from ml_backend.geometry import Float64Array, clip_xyxy
 from ml_backend.label_studio.regions import RegionKeys
 from ml_backend.label_studio.schema import VideoControl
-from ml_backend.label_studio.timeline import Timeline
-from ml_backend.pipeline import video_timeline
+from ml_backend.label_studio.timeline import Timeline, video_timeline
 from ml_backend.types import IntArray, VideoInfo
 from ml_backend.video.probe import probe
 

@@ -214,8 +214,8 @@ def _parts(container: Container, task: Task) -> Sequence[VideoPart]:
 
 def _exemplars(container: Container, task: Task, annotation: Annotation, models: HybridModels) -> Wanted:
     """By model what the task's annotation shows of labels, and of what is none."""
+    from ml_backend.label_studio.timeline import video_timeline
     from ml_backend.patterns.annotated import annotated_objects, left_out
-    from ml_backend.pipeline import video_timeline
     from ml_backend.video.probe import probe
 
     wanted: Wanted = {}

@@ -80,7 +80,7 @@ def _request_prediction(container: Container, plan: TaskPlan) -> None:
 
 
 def _with_video_facts(container: Container, task: Task, label_config: str) -> Task:
-    from ml_backend.pipeline import VIDEO_FIELDS, video_facts
+    from ml_backend.label_studio.timeline import VIDEO_FIELDS, video_facts
 
     parts = plan_for(container, task, label_config).parts
     fields = {*VIDEO_FIELDS, *filter(None, (part.control.rate_field for part in parts))}
@@ -179,7 +179,7 @@ def look_at_video(container: Container, task_id: int, models: ProjectModels, pat
     Raises:
         VideoError, ConfigError, MediaError, WeightsError, LabelStudioError: each with its cure.
     """
-    from ml_backend.pipeline import video_timeline
+    from ml_backend.label_studio.timeline import video_timeline
 
     task = container.client.get_task(task_id)
     label_config = container.client.get_project(task.project_id).label_config

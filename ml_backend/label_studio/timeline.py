@@ -10,16 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.errors import ConfigError
 from ml_backend.geometry import Float64Array
 from ml_backend.types import IntArray
+from ml_backend.video.probe import frame_times, playback_duration, probe
 
 #: Seconds: the grid on which the player seeks, which is also what it adds to be inside the frame.
 SEEK_STEP = 0.002
+
+#: Frames of Label Studio's timeline: 46 hours at 30 a second. A typing error in a task must not fill the memory.
+MAX_TIMELINE = 5_000_000
 
 #: What people know frame rates as.
 _USUAL_RATES = (10.0, 12.5, 15.0, 20.0, 23.976, 24.0, 25.0, 29.97, 30.0, 47.952, 48.0, 50.0, 59.94, 60.0, 119.88, 120.0)
@@ -147,3 +153,42 @@ def recommended_fps(times: Sequence[float] | npt.NDArray[Any], duration: float) 
         if same_length and bool((timeline.decoded_index(wanted + 1) == wanted).all()):
             return rate
     return round(exact, 6)
+
+
+def video_timeline(path: Path | str, frame_rate: float | None = None) -> Timeline:
+    """Label Studio's timeline of a file, at ``frame_rate`` or at the rate that suits the file best.
+
+    Raises:
+        VideoError: the file cannot be used.
+        ConfigError: the rate is none, or makes more frames than can be handled.
+    """
+    times, duration = frame_times(path), playback_duration(path)
+    rate = recommended_fps(times, duration) if frame_rate is None else frame_rate
+    if not rate > 0:
+        raise ConfigError(f"{rate:g} is no frame rate.", "Give frames per second, such as 25.")
+    if duration * rate > MAX_TIMELINE:
+        raise ConfigError(
+            f"At {rate:g} frames a second, {duration:g} s of video are more frames than can be handled.",
+            "Correct the task's frame rate, or the label config's frameRate.",
+        )
+    return Timeline(rate, times, duration)
+
+
+#: Fields of a task that :func:`video_facts` fills.
+VIDEO_FIELDS = ("fps", "frames", "width", "height", "duration")
+
+
+def video_facts(path: Path | str) -> dict[str, float | int]:
+    """What a task's data says of its video, by ``VIDEO_FIELDS``; ``fps`` is of Label Studio's timeline.
+
+    Raises:
+        VideoError: the file cannot be used.
+    """
+    info, timeline = probe(path), video_timeline(path)
+    return {
+        "fps": timeline.frame_rate,
+        "frames": info.frames,
+        "width": info.width,
+        "height": info.height,
+        "duration": round(timeline.duration, 6),
+    }

@@ -18,7 +18,7 @@ from ml_backend.export.layers import Export, Model, file_layer, named_layer
 from ml_backend.export.render import Options, check_out, render
 from ml_backend.label_studio.regions import region_boxes
 from ml_backend.label_studio.schema import read_label_config
-from ml_backend.pipeline import video_timeline
+from ml_backend.label_studio.timeline import video_timeline
 from ml_backend.settings import Settings
 from ml_backend.video.normalise import plan
 from ml_backend.video.probe import frame_times, playback_duration, probe

@@ -12,7 +12,7 @@ import pytest
 from ml_backend.geometry import iou_pairs
 from ml_backend.label_studio.regions import track_to_region
 from ml_backend.label_studio.schema import VideoControl, parse_label_config
-from ml_backend.label_studio.timeline import Timeline
+from ml_backend.label_studio.timeline import Timeline, video_timeline
 from ml_backend.looks import Look
 from ml_backend.patterns.annotated import (
     INTERPOLATED,
@@ -23,7 +23,6 @@ from ml_backend.patterns.annotated import (
     short_id,
     with_known,
 )
-from ml_backend.pipeline import video_timeline
 from ml_backend.tracks.record import TrackRecord, TrackSet
 from ml_backend.tracks.views import View
 from ml_backend.types import Track, VideoInfo

@@ -13,11 +13,12 @@ import pytest
 
 from ml_backend.errors import VideoError
 from ml_backend.label_studio.schema import parse_label_config
+from ml_backend.label_studio.timeline import video_facts
 from ml_backend.labelling import DetectorLabels
 from ml_backend.models.detector import YoloDetector
 from ml_backend.models.precision import AveragePrecision
 from ml_backend.models.weights import MOTION, ResolvedDetector
-from ml_backend.pipeline import detect_tracks, video_facts
+from ml_backend.pipeline import detect_tracks
 from ml_backend.settings import Settings
 from ml_backend.training.evaluate import EvaluationPlan, MeasuredModel, evaluate
 from ml_backend.types import Detections, Track
