@@ -25,11 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 if TYPE_CHECKING:
+    from ml_backend.core.settings import Settings
     from ml_backend.label_studio.client import LabelStudioClient, Prediction
     from ml_backend.local.stack import Stack
     from ml_backend.models.weights import ResolvedDetector
     from ml_backend.services import WebContainer
-    from ml_backend.settings import Settings
 
 CONFIG = (
     '<View><Labels name="label" toName="video"><Label value="person"/><Label value="walker"/></Labels>'
@@ -90,7 +90,7 @@ def own_place() -> Iterator[Path]:
 
 def settings_for(weights: Path, **changes: Any) -> Settings:
     """The environment's settings, with some of one's own."""
-    from ml_backend.settings import Settings
+    from ml_backend.core.settings import Settings
 
     return Settings(_env_file=None, yolo_weights=str(weights.absolute())).model_copy(update=changes)
 
@@ -146,10 +146,10 @@ def in_child(script: str, *arguments: object) -> dict[str, Any]:
 @contextmanager
 def local_stack(weights: Path, folder: Path, **environment: str) -> Iterator[tuple[Stack, int, WebContainer]]:
     """A whole stack in a folder, a connected project that trains as soon as it may, and what its processes see."""
+    from ml_backend.core.settings import Settings
     from ml_backend.local.preflight import free_port
     from ml_backend.local.stack import Stack, StackOptions
     from ml_backend.services import WebContainer
-    from ml_backend.settings import Settings
 
     environment |= {"YOLO_WEIGHTS": str(weights.absolute()), "WEIGHTS_TIMEOUT_S": "1"}
     data = folder / "data"
@@ -181,7 +181,7 @@ def submit_as_walkers(client: LabelStudioClient, task: int, prediction: Predicti
 
 
 def wait(what: str, condition: Callable[[], Any], stack: Stack) -> Any:
-    from ml_backend.errors import LabelStudioUnavailable
+    from ml_backend.core.errors import LabelStudioUnavailable
 
     deadline = time.monotonic() + PATIENCE_S
     while True:

@@ -37,8 +37,8 @@ from benchmarks.measuring import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
+    from ml_backend.core.types import Track
     from ml_backend.pipeline import VideoResult
-    from ml_backend.types import Track
 
 
 def plain_loop(video: Path, weights: Path, class_name: str = "", **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -126,7 +126,7 @@ def run_ours(video: Path, weights: Path, **changes: Any) -> dict[str, Any]:
 
 def _lowest_iou(track: Any, shown: tuple[Any, Any, Any], timeline: Any) -> float:
     """Lowest IoU of a region with a track over the track's frames; 0 where it is not shown on one of them."""
-    from ml_backend.geometry import iou_pairs
+    from ml_backend.core.boxes import iou_pairs
 
     frames, xyxy, visible = shown
     decoded = timeline.decoded_index(frames)

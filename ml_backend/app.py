@@ -6,7 +6,7 @@ import time
 
 from flask import Flask, Response, g, request
 
-from ml_backend.settings import Settings, get_settings
+from ml_backend.core.settings import Settings, get_settings
 from ml_backend.web import api, protocol
 from ml_backend.web.page import views as page
 from ml_backend.web.problems import failed

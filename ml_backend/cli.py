@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from ml_backend.errors import BackendError
-from ml_backend.settings import LogLevel, wrong_settings
+from ml_backend.core.errors import BackendError
+from ml_backend.core.settings import LogLevel, wrong_settings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

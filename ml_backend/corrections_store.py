@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from ml_backend.core.timestamps import aware
 from ml_backend.corrections import KINDS, Comparison
-from ml_backend.moments import aware
 from ml_backend.storage import Storage
 from ml_backend.tables import corrections
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ml_backend.errors import BackendError, RequestError
+from ml_backend.core.errors import BackendError, RequestError
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.storage import Storage
 

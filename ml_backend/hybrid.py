@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cachetools import LRUCache, cached
 
+from ml_backend.core.settings import Settings
+from ml_backend.core.types import UNLABELLED, FloatArray
 from ml_backend.label_studio.schema import LabelSpec, VideoControl
 from ml_backend.labelling import DetectorLabels, Opinion
 from ml_backend.looks import Looks, OpenVideo, look_at
@@ -25,10 +27,8 @@ from ml_backend.models.zero_shot import ZeroShot, label_prompts, with_detector
 from ml_backend.modes import HybridModels
 from ml_backend.patterns.bank import Exemplars, PatternBank
 from ml_backend.patterns.store import PatternStore, Source
-from ml_backend.settings import Settings
 from ml_backend.tracks.record import TrackSet
 from ml_backend.tracks.views import VIEWS
-from ml_backend.types import UNLABELLED, FloatArray
 
 if TYPE_CHECKING:  # torch, which is loaded with the first model
     from ml_backend.models.embedder import TorchEmbedder
@@ -62,7 +62,7 @@ def use_embedder(resolved: ResolvedModel, settings: Settings) -> Iterator[Any]:
     Raises:
         WeightsError: it cannot be loaded.
     """
-    from ml_backend.models.pool import get_pool
+    from ml_backend.core.model_cache import get_pool
 
     key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device)
     with get_pool(settings).use(key, lambda: load_embedder(resolved, settings), name=resolved.name) as embedder:

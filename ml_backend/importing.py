@@ -10,13 +10,20 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from ml_backend.errors import BackendError, ConfigError, Interrupted, LabelStudioUnavailable, MediaError, StorageError
-from ml_backend.files import file_sha256, files_below, is_video_name
+from ml_backend.core.errors import (
+    BackendError,
+    ConfigError,
+    Interrupted,
+    LabelStudioUnavailable,
+    MediaError,
+    StorageError,
+)
+from ml_backend.core.files import file_sha256, files_below, is_video_name
+from ml_backend.core.outputs import COPIES
+from ml_backend.core.settings import Settings
 from ml_backend.label_studio.client import LabelStudioClient, Project
 from ml_backend.label_studio.schema import VideoControl, parse_label_config
 from ml_backend.label_studio.timeline import video_facts
-from ml_backend.outputs import COPIES
-from ml_backend.settings import Settings
 from ml_backend.video.normalise import Progress, normalise, plan
 
 log = logging.getLogger(__name__)

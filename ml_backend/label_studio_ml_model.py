@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ml_backend.errors import RequestError
+from ml_backend.core.errors import RequestError
+from ml_backend.core.settings import get_settings
 from ml_backend.events import parse_event
 from ml_backend.services import WebContainer
-from ml_backend.settings import get_settings
 
 try:
     from label_studio_ml.model import LabelStudioMLBase

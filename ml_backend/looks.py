@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ml_backend.errors import Interrupted, VideoError
-from ml_backend.geometry import iou_pairs, scaled_size
+from ml_backend.core.boxes import iou_pairs, scaled_size
+from ml_backend.core.errors import Interrupted, VideoError
+from ml_backend.core.types import FloatArray, Frame, Image
 from ml_backend.tracks.views import View, best_views
-from ml_backend.types import FloatArray, Frame, Image
 
 if TYPE_CHECKING:
     from ml_backend.models.embedder import Embedder

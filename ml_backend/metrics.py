@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ml_backend.errors import BackendError, QueueUnavailable
+from ml_backend.core.errors import BackendError, QueueUnavailable
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.storage import Storage
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
+from ml_backend.core.settings import Mode, Settings
 from ml_backend.models.hub import ResolvedModel, resolve_clip, resolve_embedder
-from ml_backend.settings import Mode, Settings
 
 #: Raised when the same looks and exemplars lead to other labels.
 RECIPE = 2

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ml_backend.files import file_sha256, writing
+from ml_backend.core.files import file_sha256, writing
+from ml_backend.core.settings import Settings
+from ml_backend.core.types import Track
 from ml_backend.hybrid import Hybrid, use_embedder
 from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.schema import prompts_digest, read_label_config
@@ -22,8 +24,6 @@ from ml_backend.patterns.bank import PatternBank
 from ml_backend.patterns.store import Source
 from ml_backend.patterns.transfer import check_dimension, read_bank
 from ml_backend.pipeline import predict_video
-from ml_backend.settings import Settings
-from ml_backend.types import Track
 from ml_backend.versions import model_version
 
 

@@ -11,24 +11,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import Interrupted, VideoError
-from ml_backend.files import file_sha256
+from ml_backend.core.errors import Interrupted, VideoError
+from ml_backend.core.files import file_sha256
+from ml_backend.core.settings import Settings
+from ml_backend.core.types import Image, Track, VideoInfo
 from ml_backend.label_studio.schema import VideoControl
 from ml_backend.label_studio.timeline import video_timeline
 from ml_backend.labelling import LabelledTracks, label_tracks
 from ml_backend.looks import MemoryLooks
 from ml_backend.models.weights import ResolvedDetector, resolve_detector
-from ml_backend.settings import Settings
 from ml_backend.tracks.record import TrackSet
-from ml_backend.types import Image, Track, VideoInfo
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
 
 if TYPE_CHECKING:
+    from ml_backend.core.types import Observation
     from ml_backend.hybrid import Hybrid
     from ml_backend.models.detector import Detector, YoloDetector
     from ml_backend.segments import Look, Segment
-    from ml_backend.types import Observation
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +101,10 @@ def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | N
     Args:
         video: a local file, from which pictures are taken where int8 is wanted.
     """
+    from ml_backend.core.model_cache import get_pool
     from ml_backend.models.detector import YoloDetector
     from ml_backend.models.engines.calibration import Footage
     from ml_backend.models.engines.exports import choose_engine
-    from ml_backend.models.pool import get_pool
 
     if resolved.path is None:
         raise ValueError("a YOLO detector needs a path")
@@ -147,7 +147,7 @@ def detect_tracks(
         WeightsError: the detector cannot be loaded.
         Interrupted: ``should_stop`` said so.
     """
-    from ml_backend.ahead import ahead
+    from ml_backend.core.prefetch import ahead
     from ml_backend.observe import observe
     from ml_backend.tracking import TrackBuilder
 

@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ml_backend.errors import Interrupted
-from ml_backend.types import Detections, Observation, VideoInfo
+from ml_backend.core.errors import Interrupted
+from ml_backend.core.types import Detections, Observation, VideoInfo
 
 
 @dataclass(frozen=True, slots=True)

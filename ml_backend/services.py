@@ -6,13 +6,13 @@ import logging
 import threading
 from functools import cached_property
 
-from ml_backend.errors import BackendError
+from ml_backend.core.errors import BackendError
+from ml_backend.core.settings import Settings
 from ml_backend.events import EventLog
 from ml_backend.jobs.container import Container
 from ml_backend.metrics import Metrics
 from ml_backend.patterns.service import Patterns
 from ml_backend.serving import Serving
-from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
 

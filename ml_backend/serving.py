@@ -10,11 +10,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_backend.errors import BackendError, PredictionFailed, QueueUnavailable, RequestError
+from ml_backend.core.errors import BackendError, PredictionFailed, QueueUnavailable, RequestError
+from ml_backend.core.settings import Settings
 from ml_backend.jobs.plan import TaskPlan, cached_label_config, plan_task
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.projects import ProjectModels, Projects
-from ml_backend.settings import Settings
 from ml_backend.storage import Storage
 from ml_backend.training.policy import Policies
 from ml_backend.versions import same_kind

@@ -18,18 +18,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from ml_backend.core.errors import StorageError
+from ml_backend.core.timestamps import aware
 from ml_backend.db.migrations import upgrade
-from ml_backend.errors import StorageError
-from ml_backend.moments import aware
-from ml_backend.tables import (
-    annotation_tasks,
-    corrections,
-    exemplars,
-    past_versions,
-    pending,
-    predictions,
-    task_scores,
-)
+from ml_backend.tables import annotation_tasks, corrections, exemplars, past_versions, pending, predictions, task_scores
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ml_backend.cli import fail_clearly, progress_bar
+from ml_backend.core.settings import Mode, Settings
 from ml_backend.offline import predict_file
-from ml_backend.settings import Mode, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.settings import Settings
+from ml_backend.core.settings import Settings
 from ml_backend.video.writer import VideoWriter
 
 ROOT = Path(__file__).resolve().parents[1]

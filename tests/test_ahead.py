@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ml_backend.ahead import ahead, in_order
+from ml_backend.core.prefetch import ahead, in_order
 
 
 def test_the_same_items_made_in_another_thread() -> None:

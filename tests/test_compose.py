@@ -12,9 +12,9 @@ import jsonschema
 import pytest
 import yaml
 
+from ml_backend.core.settings import QUEUES, Settings
 from ml_backend.doctor.__main__ import CHECKS, EXTRA
 from ml_backend.local.preflight import ROOT
-from ml_backend.settings import QUEUES, Settings
 
 FILES = ("docker-compose.yml", "docker-compose.gpu.yml")
 #: ``${NAME:-default}``, ``${NAME:?message}``, ``${NAME}``

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.settings import Settings
-from ml_backend.settings_table import settings_table
+from ml_backend.core.settings import Settings
+from ml_backend.core.settings_table import settings_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -37,7 +37,7 @@ def named_settings() -> list[str]:
 
 def test_configuration_table_is_that_of_the_settings() -> None:
     table = TEXTS[ROOT / "docs" / "configuration.md"]
-    assert settings_table() in table, "run: python -m ml_backend.settings_table docs/configuration.md"
+    assert settings_table() in table, "run: python -m ml_backend.core.settings_table docs/configuration.md"
 
 
 def test_readme_is_one_page() -> None:

@@ -14,12 +14,12 @@ from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from ml_backend.errors import QueueUnavailable, RequestError
+from ml_backend.core.errors import QueueUnavailable, RequestError
+from ml_backend.core.settings import Settings
 from ml_backend.events import Event, EventLog, parse_event
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import ALL_TASKS, JobQueue
 from ml_backend.jobs.trainer import Trainer
-from ml_backend.settings import Settings
 from ml_backend.storage import Storage
 from tests.builders import wait_for
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ml_backend.geometry import clip_xyxy, iou_matrix, iou_pairs, percent_to_xyxy, xyxy_to_percent
+from ml_backend.core.boxes import clip_xyxy, iou_matrix, iou_pairs, percent_to_xyxy, xyxy_to_percent
 
 UNIT = [0.0, 0.0, 10.0, 10.0]
 

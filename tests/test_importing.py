@@ -14,10 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.errors import ConfigError, Interrupted, LabelStudioError, MediaError, StorageError, VideoError
+from ml_backend.core.errors import ConfigError, Interrupted, LabelStudioError, MediaError, StorageError, VideoError
+from ml_backend.core.settings import Settings
 from ml_backend.importing import Importer, Outcome, find_videos
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
-from ml_backend.settings import Settings
 from ml_backend.video.normalise import plan
 from ml_backend.video.probe import probe
 from tests.builders import ROOT, label_config

@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ml_backend.geometry import iou_pairs
-from ml_backend.keyframes import interpolate, simplify
+from ml_backend.core.boxes import iou_pairs
+from ml_backend.core.keyframes import interpolate, simplify
 
 Boxes = npt.NDArray[np.float64]
 

@@ -17,7 +17,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ml_backend import looks as looks_module
-from ml_backend.errors import Interrupted, VideoError
+from ml_backend.core.errors import Interrupted, VideoError
+from ml_backend.core.types import FloatArray, Image
 from ml_backend.looks import (
     MAX_CROP,
     SAME_LOOK_IOU,
@@ -33,7 +34,6 @@ from ml_backend.looks import (
 from ml_backend.patterns.store import PatternStore
 from ml_backend.storage import Storage
 from ml_backend.tracks.views import View
-from ml_backend.types import FloatArray, Image
 from ml_backend.video.writer import VideoWriter
 from tests.video.builders import make_video
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from ml_backend.errors import ConfigError, Interrupted, VideoError, WeightsError
+from ml_backend.core.errors import ConfigError, Interrupted, VideoError, WeightsError
+from ml_backend.core.settings import Settings
+from ml_backend.core.types import UNLABELLED, Track
 from ml_backend.label_studio.schema import VideoControl, parse_label_config
 from ml_backend.labelling import DetectorLabels
 from ml_backend.models.weights import resolve_detector
 from ml_backend.pipeline import predict_video
-from ml_backend.settings import Settings
-from ml_backend.types import UNLABELLED, Track
 from tests.builders import label_config, make_clip, make_tiny_yolo
 from tests.video.builders import make_audio, make_video
 
@@ -165,7 +165,7 @@ def test_memory_does_not_hold_the_video(tmp_path: Path, settings: Callable[..., 
     """No more frames are alive than are read ahead, collected, looked at, waiting and filled in: a batch each."""
     import gc
 
-    from ml_backend.types import Frame
+    from ml_backend.core.types import Frame
 
     clip = make_clip(tmp_path / "a.mp4", frames=200)
     most = 0

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.errors import ConfigError
-from ml_backend.settings import RETIRED, Settings, get_settings
+from ml_backend.core.errors import ConfigError
+from ml_backend.core.settings import RETIRED, Settings, get_settings
 from tests.builders import ROOT
 
 

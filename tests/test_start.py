@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ml_backend.files import _sha256, file_sha256
+from ml_backend.core.files import _sha256, file_sha256
+from ml_backend.core.settings import Settings
 from ml_backend.local.preflight import ROOT, free_port
 from ml_backend.local.processes import Backend
-from ml_backend.settings import Settings
 from ml_backend.storage import Storage
 from tests.builders import environment
 

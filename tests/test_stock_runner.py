@@ -12,7 +12,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from ml_backend.app import create_app
-from ml_backend.settings import Settings, get_settings
+from ml_backend.core.settings import Settings, get_settings
 from tests.builders import CONFIG, NO_RECTANGLE, ROOT, environment, wait_for
 
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -100,7 +100,7 @@ def test_annotation_events_are_recorded(runner: FlaskClient, values: Settings) -
 
 
 def test_project_is_needed(runner: FlaskClient) -> None:
-    from ml_backend.errors import RequestError
+    from ml_backend.core.errors import RequestError
     from ml_backend.label_studio_ml_model import VideoBackend
 
     model = VideoBackend(label_config=CONFIG)
@@ -109,7 +109,7 @@ def test_project_is_needed(runner: FlaskClient) -> None:
 
 
 def test_reasons_reach_the_caller(runner: FlaskClient) -> None:
-    from ml_backend.errors import ConfigError
+    from ml_backend.core.errors import ConfigError
     from ml_backend.label_studio_ml_model import VideoBackend
 
     with pytest.raises(ConfigError, match="VideoRectangle"):

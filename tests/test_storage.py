@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
+from ml_backend.core.errors import StorageError
 from ml_backend.db.migrations import REVISIONS
 from ml_backend.db.migrations.versions import r0001_baseline
-from ml_backend.errors import StorageError
 from ml_backend.storage import Storage
 from ml_backend.tables import metadata, predictions
 from tests.builders import ROOT

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from ml_backend.core.settings import Settings
 from ml_backend.models.weights import MOTION
 from ml_backend.pipeline import detect_tracks
-from ml_backend.settings import Settings
 from ml_backend.tracks.record import FORMAT, TrackRecord, TrackSet
 from ml_backend.tracks.views import View
 from tests.builders import make_clip

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_backend.geometry import iou_pairs
-from ml_backend.settings import Settings
+from ml_backend.core.boxes import iou_pairs
+from ml_backend.core.settings import Settings
+from ml_backend.core.types import Track
 from ml_backend.tracks import assembler as assembler_module
 from ml_backend.tracks.assembler import TrackAssembler
 from ml_backend.tracks.credibility import core
 from ml_backend.tracks.smooth import fill_and_smooth, split_spans
-from ml_backend.types import Track
 
 NAMES = {0: "person", 1: "bicycle", 2: "car", 7: "truck"}
 WIDTH, HEIGHT, FPS = 1000, 600, 30.0

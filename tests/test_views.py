@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ml_backend.core.types import FloatArray, IntArray
 from ml_backend.tracks.views import CANDIDATES, View, best_views, candidate_views
-from ml_backend.types import FloatArray, IntArray
 
 WIDTH, HEIGHT = 640, 360
 Boxes = tuple[IntArray, FloatArray, FloatArray]

@@ -19,11 +19,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.errors import BackendError, ConfigError
+from ml_backend.core.errors import BackendError, ConfigError
+from ml_backend.core.files import writing
+from ml_backend.core.types import IntArray
 from ml_backend.export.source import Source
 from ml_backend.export.video import AnnotatedVideo, VideoObject
-from ml_backend.files import writing
-from ml_backend.types import IntArray
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]

@@ -13,16 +13,16 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.errors import BackendError, VideoError
+from ml_backend.core.boxes import Float64Array
+from ml_backend.core.errors import BackendError, VideoError
+from ml_backend.core.keyframes import interpolate
+from ml_backend.core.types import IntArray, Track
 from ml_backend.export.locate import FIND_CURE, NOTHING, Known, VideoFolder
 from ml_backend.export.source import Skipped
-from ml_backend.geometry import Float64Array
-from ml_backend.keyframes import interpolate
 from ml_backend.label_studio.media import CLOUD_SCHEMES
 from ml_backend.label_studio.regions import make_prediction, track_to_region
 from ml_backend.label_studio.schema import VideoControl
 from ml_backend.label_studio.timeline import video_facts, video_timeline
-from ml_backend.types import IntArray, Track
 from ml_backend.video.probe import probe
 
 log = logging.getLogger(__name__)

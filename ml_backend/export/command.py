@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from ml_backend.cli import progress_bar
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
+from ml_backend.core.files import writing
 from ml_backend.export.back import BackResult, ResultKind, to_tasks
 from ml_backend.export.coco import read_coco
 from ml_backend.export.cvat import read_cvat
@@ -19,7 +20,6 @@ from ml_backend.export.locate import VideoFolder
 from ml_backend.export.mot import read_mot
 from ml_backend.export.source import Skipped, Source
 from ml_backend.export.yolo import read_yolo
-from ml_backend.files import writing
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.schema import VideoControl, read_label_config
 from ml_backend.local.discover import settings_in_force

@@ -20,15 +20,15 @@ import numpy as np
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.boxes import Float64Array
+from ml_backend.core.errors import ConfigError
+from ml_backend.core.files import writing
+from ml_backend.core.keyframes import simplify
+from ml_backend.core.types import IntArray
 from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadTrack, ReadVideo, finite, frame_number
 from ml_backend.export.layout import Format, Picked
 from ml_backend.export.locate import Known, whole
 from ml_backend.export.video import AnnotatedVideo, VideoObject
-from ml_backend.files import writing
-from ml_backend.geometry import Float64Array
-from ml_backend.keyframes import simplify
-from ml_backend.types import IntArray
 
 #: Between keyframes CVAT shows boxes that overlap ours so.
 KEYFRAME_IOU = 0.99

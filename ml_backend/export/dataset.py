@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.errors import BackendError, ConfigError, Interrupted, MediaError, VideoError
+from ml_backend.core.errors import BackendError, ConfigError, Interrupted, MediaError, VideoError
+from ml_backend.core.files import UniqueNames, file_sha256
+from ml_backend.core.types import Frame
 from ml_backend.export.coco import Coco
 from ml_backend.export.cvat import Cvat
 from ml_backend.export.images import Crops, ImageFormat, ImageSaver
@@ -35,9 +37,7 @@ from ml_backend.export.source import Source
 from ml_backend.export.state import State, fingerprint
 from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
 from ml_backend.export.yolo import Yolo, YoloTrack
-from ml_backend.files import UniqueNames, file_sha256
 from ml_backend.label_studio.media import canonical_uri
-from ml_backend.types import Frame
 from ml_backend.video.reader import read_at
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from PIL import Image as Pictures
 from PIL import ImageColor, ImageDraw
 from supervision.annotators.base import BaseAnnotator
 
+from ml_backend.core.types import BoolArray, Image, IntArray
 from ml_backend.export.fonts import Fonts
-from ml_backend.types import BoolArray, Image, IntArray
 
 Colour = tuple[int, int, int]
 DARK: Colour = (18, 18, 22)

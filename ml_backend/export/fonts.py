@@ -18,7 +18,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image as Pictures
 from PIL import ImageDraw, ImageFont
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

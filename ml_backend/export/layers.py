@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ml_backend.errors import ConfigError, MediaError
+from ml_backend.core.errors import ConfigError, MediaError
+from ml_backend.core.settings import Settings
 from ml_backend.export.locate import VideoFolder
 from ml_backend.export.select import Predictions
 from ml_backend.export.source import Source
 from ml_backend.export.video import AnnotatedVideo, Part
 from ml_backend.label_studio.schema import LabelConfig
-from ml_backend.settings import Settings
 
 ANNOTATIONS, PREDICTIONS = "annotations", "predictions"
 #: Tasks that an error message lists.

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
+from ml_backend.core.types import IntArray
 from ml_backend.export.images import ImageFormat
 from ml_backend.export.sampling import Sampling
 from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
-from ml_backend.types import IntArray
 
 
 @dataclass(frozen=True, slots=True)

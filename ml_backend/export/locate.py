@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from ml_backend.errors import BackendError, ConfigError, MediaError
-from ml_backend.files import file_sha256, files_below, is_video_name, safe_name
+from ml_backend.core.errors import BackendError, ConfigError, MediaError
+from ml_backend.core.files import file_sha256, files_below, is_video_name, safe_name
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.video.probe import playback_duration, probe
 

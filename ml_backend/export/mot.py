@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
+from ml_backend.core.files import write_text, writing
 from ml_backend.export.back import ReadBoxes, ReadVideo, finite, frame_number
 from ml_backend.export.layout import Counts, Format, Picked
 from ml_backend.export.locate import Known, whole
 from ml_backend.export.sampling import SPLITS
-from ml_backend.files import write_text, writing
 
 _NAMES = (
     "pedestrian", "person on vehicle", "car", "bicycle", "motorbike", "non motorized vehicle", "static person",

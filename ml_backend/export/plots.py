@@ -12,10 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
+from ml_backend.core.files import check_output, write_bytes
 from ml_backend.export.draw import UNLABELLED_COLOUR, label_colours, short
 from ml_backend.export.fonts import Fonts
 from ml_backend.export.statistics import Statistics, Tally
-from ml_backend.files import check_output, write_bytes
 
 FORMATS = (".png", ".svg", ".pdf")
 #: Bars of one plot; what has fewer boxes is counted together.

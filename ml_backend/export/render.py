@@ -17,13 +17,13 @@ import numpy as np
 import supervision as sv
 from PIL import Image as Pictures
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
+from ml_backend.core.files import check_output
+from ml_backend.core.types import Image, IntArray, VideoInfo
 from ml_backend.export.draw import WHITE, Look, Painter, Scale, label_colours
 from ml_backend.export.fonts import Fonts
 from ml_backend.export.layers import Layer
 from ml_backend.export.video import FrameBoxes, VideoObject
-from ml_backend.files import check_output
-from ml_backend.types import Image, IntArray, VideoInfo
 from ml_backend.video.container import check_file
 from ml_backend.video.probe import Scan, scan
 from ml_backend.video.reader import read_frames

@@ -10,10 +10,10 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.boxes import Float64Array, iou_pairs
+from ml_backend.core.errors import ConfigError
+from ml_backend.core.types import Image, IntArray
 from ml_backend.export.video import AnnotatedVideo, FrameBoxes, VideoObject
-from ml_backend.geometry import Float64Array, iou_pairs
-from ml_backend.types import Image, IntArray
 
 SPLITS = ("train", "val", "test")
 SplitBy = Literal["auto", "video", "time", "ratio"]

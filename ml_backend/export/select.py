@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
+from ml_backend.core.files import is_video_name
 from ml_backend.export.locate import media_parts, number
 from ml_backend.export.tasks import RawTask
-from ml_backend.files import is_video_name
 from ml_backend.importing import SOURCE_FIELD
 from ml_backend.label_studio.schema import DEFAULT_FRAME_RATE, VideoControl
 from ml_backend.versions import is_partial

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image as Pictures
 from PIL import ImageDraw
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
+from ml_backend.core.files import write_bytes
 from ml_backend.export.draw import short
 from ml_backend.export.fonts import Fonts
-from ml_backend.files import write_bytes
 from ml_backend.patterns.store import PatternStore
 
 #: Formats by suffix, as Pillow names them.

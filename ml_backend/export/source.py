@@ -21,7 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ml_backend.errors import BackendError, ConfigError, LabelStudioUnavailable, MediaError, StorageError
+from ml_backend.core.errors import BackendError, ConfigError, LabelStudioUnavailable, MediaError, StorageError
+from ml_backend.core.settings import Settings
 from ml_backend.export.locate import FIND_CURE, Choice, Known, VideoFolder, video_name
 from ml_backend.export.select import Predictions, Submission, found_controls, inferred_rate, submissions
 from ml_backend.export.tasks import RawTask, is_prediction_file, read_tasks
@@ -29,7 +30,6 @@ from ml_backend.export.video import AnnotatedVideo, Part, is_of
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.media import MediaStore
 from ml_backend.label_studio.schema import LabelConfig, parse_label_config
-from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
 

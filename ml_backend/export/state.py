@@ -8,8 +8,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ml_backend.errors import ConfigError
-from ml_backend.files import write_text
+from ml_backend.core.errors import ConfigError
+from ml_backend.core.files import write_text
 
 log = logging.getLogger(__name__)
 

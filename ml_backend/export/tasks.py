@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
 
 RawTask = dict[str, Any]
 

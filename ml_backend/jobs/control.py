@@ -16,12 +16,12 @@ from typing import Any
 
 from rq import get_current_job
 
-from ml_backend.errors import BackendError, Interrupted, MediaError, VideoError
+from ml_backend.core.errors import BackendError, Interrupted, MediaError, VideoError
+from ml_backend.core.outputs import STALE_S
 from ml_backend.hybrid import use_embedder
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.control_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.control_work import Work, control_job
-from ml_backend.outputs import STALE_S
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
-from ml_backend.errors import ConfigError, StorageError
+from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.export.annotations import export_annotations
 from ml_backend.export.dataset import FORMATS, DatasetOptions, export_dataset
 from ml_backend.export.layers import Export as FileExport

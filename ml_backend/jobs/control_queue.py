@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import QueueUnavailable
+from ml_backend.core.errors import QueueUnavailable
 from ml_backend.jobs.listing import OVER, Jobs
 from ml_backend.jobs.queue import JobQueue
 

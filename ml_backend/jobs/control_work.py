@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rq import get_current_job
 
-from ml_backend.errors import ConfigError, Interrupted
+from ml_backend.core.errors import ConfigError, Interrupted
 from ml_backend.export.source import Source
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.progress import tell

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ml_backend.errors import LabelStudioError
+from ml_backend.core.errors import LabelStudioError
 from ml_backend.jobs.container import Container
 from ml_backend.label_studio.client import NotFound
 from ml_backend.versions import is_outdated, is_partial, same_kind

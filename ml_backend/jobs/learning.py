@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+from ml_backend.core.errors import BackendError, ConfigError, Interrupted, LabelStudioError, MediaRefused, WeightsError
+from ml_backend.core.types import UNLABELLED
 from ml_backend.corrections import begun_from, compare, regions_fingerprint, was_written_over
 from ml_backend.corrections_store import Correction, CorrectionStore
-from ml_backend.errors import BackendError, ConfigError, Interrupted, LabelStudioError, MediaRefused, WeightsError
 from ml_backend.hybrid import use_embedder
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.plan import VideoPart, cached_label_config, plan_task
@@ -25,7 +26,6 @@ from ml_backend.modes import HybridModels
 from ml_backend.patterns.digest import bank_digests
 from ml_backend.patterns.store import NewExemplar, video_key
 from ml_backend.tracks.views import VIEWS
-from ml_backend.types import UNLABELLED
 from ml_backend.versions import is_partial
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import BackendError
+from ml_backend.core.errors import BackendError
+from ml_backend.core.timestamps import aware
 from ml_backend.jobs.queue import WAITING, JobQueue, failure_text, state_of, targets_key
-from ml_backend.moments import aware
 
 if TYPE_CHECKING:
     from rq import Queue

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import QueueUnavailable
+from ml_backend.core.errors import QueueUnavailable
 
 if TYPE_CHECKING:
     from ml_backend.jobs.queue import JobQueue
@@ -34,7 +34,7 @@ class MemoryBoard:
         self._seen: int | None = None
 
     def status(self) -> dict[str, Any]:
-        """By worker: its models, budgets and memory, as :meth:`ml_backend.models.pool.ModelPool.status` gives them."""
+        """Return each worker's models, budgets and memory, as ``ModelPool.status`` gives them."""
         with self._queue.guard():
             names = sorted(key.decode() for key in self._queue.connection.scan_iter(f"{_STATUS}*", count=1000))
             values = self._queue.connection.mget(names) if names else []
@@ -55,7 +55,7 @@ class MemoryBoard:
 
     def tick(self, worker: str, lease_s: int) -> None:
         """For workers, now and then: tell what is loaded, and do what was asked for. Never raises."""
-        from ml_backend.models.pool import current_pool
+        from ml_backend.core.model_cache import current_pool
 
         pool, redis = current_pool(), self._queue.connection
         try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import MediaError
+from ml_backend.core.errors import MediaError
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.label_studio.schema import LabelConfig, VideoControl, own_prompts, parse_label_config
 

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from rq import get_current_job
 from rq.job import Job
 
-from ml_backend.errors import BackendError, Interrupted
+from ml_backend.core.errors import BackendError, Interrupted
 
 if TYPE_CHECKING:
     from ml_backend.tracks.record import TrackSet

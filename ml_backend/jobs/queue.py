@@ -12,9 +12,9 @@ from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import ConfigError, QueueUnavailable
-from ml_backend.moments import aware
-from ml_backend.settings import QUEUES, Settings
+from ml_backend.core.errors import ConfigError, QueueUnavailable
+from ml_backend.core.settings import QUEUES, Settings
+from ml_backend.core.timestamps import aware
 
 if TYPE_CHECKING:  # redis and the database's library take long to load: a start need not wait for that
     from redis import Redis

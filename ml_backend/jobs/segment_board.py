@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import LockError
 
-from ml_backend.errors import QueueUnavailable, StorageError
+from ml_backend.core.errors import QueueUnavailable, StorageError
+from ml_backend.core.types import Observation
 from ml_backend.segments import Segment, dump_observations, load_observations
-from ml_backend.types import Observation
 
 if TYPE_CHECKING:
     from redis.lock import Lock

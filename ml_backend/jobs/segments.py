@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ml_backend.errors import Interrupted, QueueUnavailable
+from ml_backend.core.errors import Interrupted, QueueUnavailable
+from ml_backend.core.settings import QUEUES
+from ml_backend.core.types import Observation, VideoInfo
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.plan import TaskPlan, plan_for
 from ml_backend.jobs.segment_board import Board
 from ml_backend.jobs.workers import live_workers
 from ml_backend.segments import Look, Segment, observe_some, observe_together
-from ml_backend.settings import QUEUES
-from ml_backend.types import Observation, VideoInfo
 
 if TYPE_CHECKING:
     from ml_backend.projects import ProjectModels

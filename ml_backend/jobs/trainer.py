@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
+from ml_backend.core.errors import BackendError
 from ml_backend.corrections_store import AnnotatedTask, CorrectionStore
-from ml_backend.errors import BackendError
 from ml_backend.training.policy import TrainingState, is_due
 from ml_backend.training.registry import MEASURED, Version
 from ml_backend.versions import same_kind

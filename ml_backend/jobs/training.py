@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rq import get_current_job
 
-from ml_backend.corrections_store import CorrectionStore
-from ml_backend.errors import (
+from ml_backend.core.errors import (
     BackendError,
     ConfigError,
     Interrupted,
@@ -31,7 +30,8 @@ from ml_backend.errors import (
     VideoError,
     WeightsError,
 )
-from ml_backend.files import file_sha256
+from ml_backend.core.files import file_sha256
+from ml_backend.corrections_store import CorrectionStore
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.listing import CANCELLED
 from ml_backend.jobs.progress import tell
@@ -514,7 +514,7 @@ class Training:
 
     def _make_room(self) -> None:
         """Idle models leave the card; one budget is shared by serving and training."""
-        from ml_backend.models.pool import current_pool
+        from ml_backend.core.model_cache import current_pool
 
         if self._settings.device not in ("cpu", "mps") and Path("/dev/nvidia0").exists():
             self._container.memory.optimize()

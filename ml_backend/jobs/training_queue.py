@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from ml_backend.errors import Postponed
+from ml_backend.core.errors import Postponed
 from ml_backend.jobs.queue import OVER, WAITING, JobQueue, Requested, state_of
 
 if TYPE_CHECKING:

@@ -27,12 +27,12 @@ from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
 
-from ml_backend.errors import BackendError, QueueUnavailable
+from ml_backend.core.errors import BackendError, QueueUnavailable
+from ml_backend.core.settings import QUEUES, Settings, get_settings
 from ml_backend.jobs.container import Container, get_container
 from ml_backend.jobs.memory_board import MemoryBoard
 from ml_backend.jobs.queue import connect, forget_executions
 from ml_backend.jobs.trainer import Trainer
-from ml_backend.settings import QUEUES, Settings, get_settings
 from ml_backend.versions import shaping
 
 log = logging.getLogger(__name__)

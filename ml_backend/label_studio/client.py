@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ml_backend.errors import LabelStudioError, LabelStudioUnavailable
-from ml_backend.moments import aware
-from ml_backend.settings import Settings
+from ml_backend.core.errors import LabelStudioError, LabelStudioUnavailable
+from ml_backend.core.settings import Settings
+from ml_backend.core.timestamps import aware
 
 log = logging.getLogger(__name__)
 

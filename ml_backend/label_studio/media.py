@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Protocol
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
-from ml_backend.errors import Interrupted, MediaError, MediaRefused, MediaUnavailable, StorageError, VideoError
-from ml_backend.settings import Settings
+from ml_backend.core.errors import Interrupted, MediaError, MediaRefused, MediaUnavailable, StorageError, VideoError
+from ml_backend.core.settings import Settings
 
 if TYPE_CHECKING:
     import httpx

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.geometry import Float64Array, clip_xyxy, iou_pairs, percent_to_xyxy, xyxy_to_percent
-from ml_backend.keyframes import interpolate, simplify
+from ml_backend.core.boxes import Float64Array, clip_xyxy, iou_pairs, percent_to_xyxy, xyxy_to_percent
+from ml_backend.core.keyframes import interpolate, simplify
+from ml_backend.core.types import BoolArray, IntArray, Track, VideoInfo
 from ml_backend.label_studio.schema import VideoControl
 from ml_backend.label_studio.timeline import Timeline
-from ml_backend.types import BoolArray, IntArray, Track, VideoInfo
 
 Region = dict[str, Any]
 

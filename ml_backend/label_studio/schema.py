@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
 
 #: Label Studio's frame rate where the config gives none that it can use.
 DEFAULT_FRAME_RATE = 24.0

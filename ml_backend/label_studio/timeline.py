@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.errors import ConfigError
-from ml_backend.geometry import Float64Array
-from ml_backend.types import IntArray
+from ml_backend.core.boxes import Float64Array
+from ml_backend.core.errors import ConfigError
+from ml_backend.core.types import IntArray
 from ml_backend.video.probe import frame_times, playback_duration, probe
 
 #: Seconds: the grid on which the player seeks, which is also what it adds to be inside the frame.

@@ -15,7 +15,7 @@ from types import FrameType
 import click
 
 from ml_backend.cli import fail_clearly
-from ml_backend.errors import BackendError
+from ml_backend.core.errors import BackendError
 from ml_backend.local.demo import Demo, connect, find_demo, make_demo, wait_for_prediction, was_made
 from ml_backend.local.environment import spare_local_addresses
 from ml_backend.local.preflight import ROOT, check_start

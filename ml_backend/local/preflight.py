@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ml_backend.errors import BackendError
+from ml_backend.core.errors import BackendError
 from ml_backend.local.state import running_stack
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import BackendError
+from ml_backend.core.errors import BackendError
 from ml_backend.local.demo import Demo, make_demo, wait_for_prediction, wait_until
 from ml_backend.local.preflight import StartError, free_port
 from ml_backend.local.report import Reporter
@@ -85,8 +85,8 @@ def _teach(stack: Stack, demo: Demo, truth: SampleTruth, folder: Path) -> dict[s
     Raises:
         StartError: something failed, or takes too long; with the end of a log.
     """
+    from ml_backend.core.settings import Settings
     from ml_backend.services import WebContainer
-    from ml_backend.settings import Settings
     from ml_backend.training.registry import MEASURED, Version
     from ml_backend.video.sample import make_sample
 

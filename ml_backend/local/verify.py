@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.geometry import iou_pairs
+from ml_backend.core.boxes import iou_pairs
+from ml_backend.core.types import Track
 from ml_backend.label_studio.regions import region_boxes
-from ml_backend.types import Track
 from ml_backend.video.sample import SampleTruth
 
 #: Boxes of moving cut-outs are not pixel-exact, and the motion detector's are coarser; a wrong frame offset of a few

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.types import FloatArray, Image
+from ml_backend.core.types import FloatArray, Image
 
 Floats = npt.NDArray[np.float32]
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from ml_backend.geometry import iou_matrix
-from ml_backend.types import Detections, FloatArray, IntArray
+from ml_backend.core.boxes import iou_matrix
+from ml_backend.core.types import Detections, FloatArray, IntArray
 
 #: Surer detections that are seen on one side only have come or gone in between; weaker ones flicker.
 SURE = 0.75

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.types import Affine, Image
+from ml_backend.core.types import Affine, Image
 
 MIN_POINTS = 12  # with fewer, the estimate is more noise than motion
 STILL = 0.25  # pixels; smaller motions are noise of a fixed camera

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import WeightsError
+from ml_backend.core.errors import WeightsError
+from ml_backend.core.settings import Settings
+from ml_backend.core.types import FloatArray
 from ml_backend.models.embedder import TorchEmbedder
 from ml_backend.models.hub import ResolvedModel, read_clip_folder
-from ml_backend.settings import Settings
-from ml_backend.types import FloatArray
 
 if TYPE_CHECKING:
     import torch

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.geometry import scaled_size
-from ml_backend.types import Image
+from ml_backend.core.boxes import scaled_size
+from ml_backend.core.types import Image
 
 #: Margin around a box, as a share of its longer side, on each of the four sides. It forgives boxes that are a little
 #: off. From 0 to 0.15 people of a street video are known again equally well; from 0.25 on worse, by their background.

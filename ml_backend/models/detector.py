@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ml_backend.errors import WeightsError
-from ml_backend.geometry import scaled_size
+from ml_backend.core.boxes import scaled_size
+from ml_backend.core.errors import WeightsError
+from ml_backend.core.memory import FitsMemory, is_out_of_memory
+from ml_backend.core.settings import Settings
+from ml_backend.core.types import Detections, Image
 from ml_backend.models._ultralytics import setup_ultralytics
 from ml_backend.models.engines.exports import Export
 from ml_backend.models.engines.openvino_engine import OpenvinoEngine
 from ml_backend.models.engines.torch_engine import Pixels, TorchEngine, padded, select_device
-from ml_backend.models.memory import FitsMemory, is_out_of_memory
-from ml_backend.settings import Settings
-from ml_backend.types import Detections, Image
 
 if TYPE_CHECKING:
     import torch

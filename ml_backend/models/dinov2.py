@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import WeightsError
+from ml_backend.core.errors import WeightsError
+from ml_backend.core.settings import Settings
 from ml_backend.models.embedder import TorchEmbedder
 from ml_backend.models.hub import ResolvedModel, read_dinov2_folder, read_json
-from ml_backend.settings import Settings
 
 if TYPE_CHECKING:
     import torch

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from ml_backend.errors import WeightsError
+from ml_backend.core.errors import WeightsError
+from ml_backend.core.memory import FitsMemory, model_memory
+from ml_backend.core.settings import Settings
+from ml_backend.core.types import FloatArray, Image
 from ml_backend.models.crops import letterbox
 from ml_backend.models.engines.torch_engine import select_device
-from ml_backend.models.memory import FitsMemory, model_memory
-from ml_backend.settings import Settings
-from ml_backend.types import FloatArray, Image
 
 if TYPE_CHECKING:
     import torch

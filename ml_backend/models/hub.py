@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ml_backend.errors import WeightsError
-from ml_backend.files import file_sha256
-from ml_backend.models.downloads import fetch, recent_failure
-from ml_backend.settings import Settings
+from ml_backend.core.downloads import fetch, recent_failure
+from ml_backend.core.errors import WeightsError
+from ml_backend.core.files import file_sha256
+from ml_backend.core.settings import Settings
 
 #: Version of how a crop becomes an embedding (margins, scaling, pooling). Raise it when that changes: embeddings made
 #: before are then no longer compared with new ones.

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.geometry import scaled_size
-from ml_backend.types import Detections, FloatArray, Image
+from ml_backend.core.boxes import scaled_size
+from ml_backend.core.types import Detections, FloatArray, Image
 
 WIDTH = 640  # pixels that frames are reduced to: fragments merge, noise averages out, and it is 9 times faster
 HISTORY_S = 60.0  # memory of the background model: what stands still for a tenth of it becomes background

@@ -5,10 +5,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ml_backend.geometry import scaled_size
+from ml_backend.core.boxes import scaled_size
+from ml_backend.core.types import Detections, FloatArray, Image, Observation
 from ml_backend.models import appearance
 from ml_backend.models.camera_motion import CameraMotion
-from ml_backend.types import Detections, FloatArray, Image, Observation
 
 SMALL_WIDTH = 320  # pixels of the reduced frame from which colours and camera motion are read
 #: Less sure detections may be background, whose corners tell how the camera moves.

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.core.types import Detections, IntArray
 from ml_backend.models._ultralytics import setup_ultralytics
-from ml_backend.types import Detections, IntArray
 
 #: IoU from which a detection is right; the mean over all of them is mAP50-95.
 THRESHOLDS = np.linspace(0.5, 0.95, 10)

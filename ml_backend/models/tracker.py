@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.core.settings import TrackerKind
+from ml_backend.core.types import Affine, BoolArray, Detections, FloatArray, Observation
 from ml_backend.models import appearance
 from ml_backend.models._ultralytics import setup_ultralytics
-from ml_backend.settings import TrackerKind
-from ml_backend.types import Affine, BoolArray, Detections, FloatArray, Observation
 
 Floats = npt.NDArray[np.float32]
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ml_backend.errors import WeightsError
-from ml_backend.files import file_sha256
-from ml_backend.models.downloads import fetch, recent_failure
-from ml_backend.settings import Settings
+from ml_backend.core.downloads import fetch, recent_failure
+from ml_backend.core.errors import WeightsError
+from ml_backend.core.files import file_sha256
+from ml_backend.core.settings import Settings
 
 RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
 #: Names that may be asked for by name. Anything else must be a local file.

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax, softmax
 
+from ml_backend.core.types import FloatArray
 from ml_backend.label_studio.schema import LabelSpec, own_prompts
-from ml_backend.types import FloatArray
 
 if TYPE_CHECKING:
     from ml_backend.models.clip import ClipEmbedder

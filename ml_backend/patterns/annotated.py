@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.geometry import Float64Array, iou_matrix, iou_pairs
+from ml_backend.core.boxes import Float64Array, iou_matrix, iou_pairs
+from ml_backend.core.types import IntArray
 from ml_backend.label_studio.regions import region_boxes
 from ml_backend.label_studio.schema import VideoControl
 from ml_backend.label_studio.timeline import Timeline
 from ml_backend.looks import SAME_LOOK_IOU, Look
 from ml_backend.tracks.record import TrackRecord, TrackSet
 from ml_backend.tracks.views import View, candidate_views
-from ml_backend.types import IntArray
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, log_softmax  # type: ignore[import-untyped,unused-ignore]
 
-from ml_backend.types import BoolArray, IntArray
+from ml_backend.core.types import BoolArray, IntArray
 
 Floats = npt.NDArray[np.float64]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ml_backend.types import FloatArray, IntArray
+from ml_backend.core.types import FloatArray, IntArray
 
 MAX_CLUSTERS = 8
 # Kaufman & Rousseeuw, Finding Groups in Data (1990): an average silhouette below 0.25 means no substantial structure.

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.core.types import FloatArray, IntArray
 from ml_backend.patterns.sampling import Sample
-from ml_backend.types import FloatArray, IntArray
 
 Floats = npt.NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.errors import BackendError, ConfigError
+from ml_backend.core.errors import BackendError, ConfigError
 from ml_backend.looks import Look, look_at
 from ml_backend.patterns.bank import PatternBank
 from ml_backend.patterns.store import PatternStore, StoredTracks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
 from ml_backend.jobs.container import Container
 from ml_backend.modes import require_embedder
 from ml_backend.projects import Projects

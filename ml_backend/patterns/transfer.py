@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.errors import ConfigError
-from ml_backend.files import writing_bytes
+from ml_backend.core.errors import ConfigError
+from ml_backend.core.files import writing_bytes
+from ml_backend.core.types import FloatArray, IntArray
 from ml_backend.looks import Look, from_half
 from ml_backend.patterns.bank import Exemplars
 from ml_backend.patterns.store import NewExemplar, PatternStore, Source
-from ml_backend.types import FloatArray, IntArray
 
 FORMAT = "video-pattern-bank"
 VERSION = "1"

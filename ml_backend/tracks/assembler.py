@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.geometry import clip_xyxy
-from ml_backend.settings import Settings
+from ml_backend.core.boxes import clip_xyxy
+from ml_backend.core.settings import Settings
+from ml_backend.core.types import FloatArray, Track
 from ml_backend.tracks import credibility
 from ml_backend.tracks.smooth import fill_and_smooth
 from ml_backend.tracks.stitch import best_pairs
 from ml_backend.tracks.tracklet import Tracklet
-from ml_backend.types import FloatArray, Track
 
 MAX_GAP_S = 2.0  # gaps up to this are filled by interpolation; in longer ones nobody knows where it was
 SMOOTH_S = 0.1  # standard deviation of the smoothing: takes the jitter of boxes away, and rounds no turn off

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ml_backend.core.types import top_class
 from ml_backend.tracks.views import View
-from ml_backend.types import top_class
 
 #: Raised when the content of stored track sets changes: older ones are made again.
 FORMAT = 1

@@ -6,7 +6,7 @@ from array import array
 
 import numpy as np
 
-from ml_backend.types import FloatArray, IntArray
+from ml_backend.core.types import FloatArray, IntArray
 
 LOOK_UPDATE = 0.2  # share of a confident new look in the running mean
 FIRST_LOOKS = 8  # detections that make up the look at the beginning

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
 
 #: Below these numbers the backbone is frozen: it has seen a million objects and would only forget. Frames of one
 #: track hardly differ, so tracks are counted, not boxes.

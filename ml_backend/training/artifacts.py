@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ml_backend.errors import ConfigError, StorageError, WeightsError
-from ml_backend.files import file_sha256, writing_bytes
-from ml_backend.settings import Settings
+from ml_backend.core.errors import ConfigError, StorageError, WeightsError
+from ml_backend.core.files import file_sha256, writing_bytes
+from ml_backend.core.settings import Settings
 
 log = logging.getLogger(__name__)
 

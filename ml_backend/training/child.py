@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_backend.children import end, end_with_parent, give_way
-from ml_backend.errors import BackendError
+from ml_backend.core.errors import BackendError
+from ml_backend.core.subprocesses import end, end_with_parent, give_way
 
 log = logging.getLogger(__name__)
 

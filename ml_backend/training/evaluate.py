@@ -18,8 +18,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.ahead import ahead
-from ml_backend.errors import VideoError
+from ml_backend.core.errors import VideoError
+from ml_backend.core.prefetch import ahead
+from ml_backend.core.settings import Settings, get_settings
+from ml_backend.core.types import Detections, IntArray, Observation, Track, VideoInfo
 from ml_backend.label_studio.schema import LabelMapper, parse_label_config
 from ml_backend.models.detector import Detector, YoloDetector
 from ml_backend.models.precision import AveragePrecision
@@ -27,10 +29,8 @@ from ml_backend.models.tracker import Tracker
 from ml_backend.models.weights import MOTION
 from ml_backend.observe import observe
 from ml_backend.pipeline import use_detector
-from ml_backend.settings import Settings, get_settings
 from ml_backend.tracks.assembler import TrackAssembler
 from ml_backend.tracks.metrics import Counts, Rows, count
-from ml_backend.types import Detections, IntArray, Observation, Track, VideoInfo
 from ml_backend.video.probe import probe
 
 log = logging.getLogger(__name__)

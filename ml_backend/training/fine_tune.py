@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ml_backend.errors import BackendError, StorageError, TrainingFailed
+from ml_backend.core.errors import BackendError, StorageError, TrainingFailed
+from ml_backend.core.memory import is_out_of_memory
+from ml_backend.core.settings import get_settings
 from ml_backend.models._ultralytics import setup_ultralytics
 from ml_backend.models.detector import YoloDetector
 from ml_backend.models.engines.torch_engine import select_device
-from ml_backend.models.memory import is_out_of_memory
-from ml_backend.settings import get_settings
 from ml_backend.training.arguments import FREEZE_NORM, check_overrides, training_args
 from ml_backend.training.known import StartFrom, learnt_by, marks_of, read_checkpoint
 

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 
 import sqlalchemy as sa
 
-from ml_backend.settings import Settings
+from ml_backend.core.settings import Settings
 from ml_backend.storage import Storage
 from ml_backend.tables import activations, model_versions, unused_artifacts
 from ml_backend.training.artifacts import Artifacts

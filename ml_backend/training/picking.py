@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.errors import Interrupted, MediaError, VideoError
+from ml_backend.core.errors import Interrupted, MediaError, VideoError
+from ml_backend.core.files import file_sha256
+from ml_backend.core.types import IntArray
 from ml_backend.export.layout import Picked
 from ml_backend.export.state import fingerprint
 from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
-from ml_backend.files import file_sha256
 from ml_backend.training.splits import TRAIN, VAL, Split
 from ml_backend.training.survey import candidate_pictures, spans_of, visible
-from ml_backend.types import IntArray
 from ml_backend.video.reader import read_at
 
 #: Changes with what is picked from the same annotations: older choices are then made again.

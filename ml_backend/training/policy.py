@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from pydantic import ConfigDict, Field, StrictBool, TypeAdapter, ValidationError
 from sqlalchemy.exc import IntegrityError
 
-from ml_backend.errors import ConfigError, StorageError
+from ml_backend.core.errors import ConfigError, StorageError
+from ml_backend.core.timestamps import aware
 from ml_backend.label_studio.extra_params import read_extra_params
-from ml_backend.moments import aware
 from ml_backend.storage import Storage
 from ml_backend.tables import training_policies
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ml_backend.children import import_path
-from ml_backend.errors import Interrupted, StorageError, TrainingFailed
+from ml_backend.core.errors import Interrupted, StorageError, TrainingFailed
+from ml_backend.core.subprocesses import import_path
 
 log = logging.getLogger(__name__)
 

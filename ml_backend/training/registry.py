@@ -19,8 +19,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from ml_backend.errors import ConfigError, Interrupted, Postponed, StorageError
-from ml_backend.moments import aware
+from ml_backend.core.errors import ConfigError, Interrupted, Postponed, StorageError
+from ml_backend.core.timestamps import aware
 from ml_backend.storage import Storage
 from ml_backend.tables import activations, model_versions
 

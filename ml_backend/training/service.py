@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.errors import QueueUnavailable
+from ml_backend.core.errors import QueueUnavailable
 from ml_backend.jobs.training_queue import TrainingQueue, unread_before
 from ml_backend.training.policy import Policies, TrainingPolicy
 from ml_backend.training.registry import Registry, Version

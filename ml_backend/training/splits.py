@@ -20,11 +20,11 @@ import numpy.typing as npt
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from ml_backend.errors import StorageError
-from ml_backend.geometry import Float64Array
+from ml_backend.core.boxes import Float64Array
+from ml_backend.core.errors import StorageError
+from ml_backend.core.types import IntArray
 from ml_backend.storage import Storage
 from ml_backend.tables import training_splits
-from ml_backend.types import IntArray
 
 Part = Literal["train", "held_out", "blocks"]
 

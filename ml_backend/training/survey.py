@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.errors import BackendError, ConfigError, Interrupted, MediaError
+from ml_backend.core.errors import BackendError, ConfigError, Interrupted, MediaError
+from ml_backend.core.files import file_sha256
+from ml_backend.core.types import IntArray
 from ml_backend.export.select import region_labels
 from ml_backend.export.source import Source
 from ml_backend.export.state import fingerprint
 from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
-from ml_backend.files import file_sha256
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.patterns.store import video_key
 from ml_backend.training.splits import Candidate, Known, Split, SplitStore, decide, reserved
-from ml_backend.types import IntArray
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import unwrap_model
 
-from ml_backend.errors import WeightsError
+from ml_backend.core.errors import WeightsError
 from ml_backend.training.arguments import BACKBONE
 from ml_backend.training.known import StartFrom, rows_to_begin_with
 

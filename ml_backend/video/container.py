@@ -12,7 +12,7 @@ from typing import Any
 import av
 import av.error
 
-from ml_backend.errors import VideoError
+from ml_backend.core.errors import VideoError
 
 # Demuxers that read nothing but the file itself. Playlists (hls, concat, dash, sdp, ...) are left out on purpose:
 # an upload that is one could make the server read other files or call other hosts.

@@ -25,8 +25,8 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.errors import VideoError
-from ml_backend.types import IntArray, VideoInfo
+from ml_backend.core.errors import VideoError
+from ml_backend.core.types import IntArray, VideoInfo
 from ml_backend.video.container import check_file, open_video
 
 logger = logging.getLogger(__name__)

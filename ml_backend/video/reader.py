@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from av.video.reformatter import Colorspace, VideoReformatter
 
-from ml_backend.errors import VideoError
-from ml_backend.types import Frame, Image, IntArray, VideoInfo
+from ml_backend.core.errors import VideoError
+from ml_backend.core.types import Frame, Image, IntArray, VideoInfo
 from ml_backend.video.container import open_video
 from ml_backend.video.probe import Scan, decode, scan
 

@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.errors import StorageError
-from ml_backend.types import Image, Track
+from ml_backend.core.errors import StorageError
+from ml_backend.core.types import Image, Track
 from ml_backend.video.writer import VideoWriter
 
 _Float = npt.NDArray[np.float32]

@@ -15,9 +15,9 @@ import av.error
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from ml_backend.errors import VideoError
-from ml_backend.files import storage_error
-from ml_backend.types import Image
+from ml_backend.core.errors import VideoError
+from ml_backend.core.files import storage_error
+from ml_backend.core.types import Image
 from ml_backend.video.sound import Sound, Timed, add_sound
 
 # Without accurate rounding every colour comes out one step too green, again on each copy of a copy. FFmpeg's number

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from ml_backend.core.outputs import NAME
+from ml_backend.core.settings import Mode
 from ml_backend.jobs.control_queue import STRIDE
-from ml_backend.outputs import NAME
-from ml_backend.settings import Mode
 
 
 def _whole(value: Any) -> Any:

@@ -16,7 +16,7 @@ from cachetools import TTLCache, cached
 from flask import Response, jsonify, render_template, send_file
 
 import ml_backend
-from ml_backend.errors import BackendError, ConfigError
+from ml_backend.core.errors import BackendError, ConfigError
 from ml_backend.jobs.control_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.listing import FAILED
 from ml_backend.jobs.memory_board import unlike

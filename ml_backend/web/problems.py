@@ -10,7 +10,7 @@ from flask import Response, json, jsonify, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 
-from ml_backend.errors import BackendError
+from ml_backend.core.errors import BackendError
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Blueprint, Response, current_app, jsonify, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from ml_backend.errors import RequestError
+from ml_backend.core.errors import RequestError
 
 if TYPE_CHECKING:
     from ml_backend.services import WebContainer

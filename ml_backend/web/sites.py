@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, request
 from werkzeug.sansio.utils import host_is_trusted
 
-from ml_backend.settings import Settings
+from ml_backend.core.settings import Settings
 from ml_backend.web.problems import CrossSite, ForeignName, is_api, problem
 
 #: What Sec-Fetch-Site says of pages of this server, and of what a person typed.

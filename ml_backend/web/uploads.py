@@ -13,9 +13,9 @@ from flask import request
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 
-from ml_backend.errors import StorageError
-from ml_backend.files import VIDEO_SUFFIXES, file_sha256
-from ml_backend.outputs import GB, RECEIVED
+from ml_backend.core.errors import StorageError
+from ml_backend.core.files import VIDEO_SUFFIXES, file_sha256
+from ml_backend.core.outputs import GB, RECEIVED
 from ml_backend.web import answers, bodies
 from ml_backend.web.api import naming_errors, route
 from ml_backend.web.control_room import requested

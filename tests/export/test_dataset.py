@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ml_backend.errors import ConfigError, StorageError
+from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.export.dataset import DatasetOptions, DatasetResult, export_dataset
 from ml_backend.export.images import ImageFormat
 from ml_backend.export.sampling import Sampling, parse_ratio, split_pictures, split_videos

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
 from ml_backend.export.coco import read_coco
 from ml_backend.export.cvat import read_cvat
 from ml_backend.export.dataset import DatasetOptions, DatasetResult, export_dataset

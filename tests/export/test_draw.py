@@ -10,7 +10,7 @@ import pytest
 import supervision as sv
 from PIL import Image as Pictures
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
 from ml_backend.export import fonts as fonts_module
 from ml_backend.export.draw import (
     PALETTE,

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from ml_backend.core.settings import Settings
 from ml_backend.export.source import Source
-from ml_backend.settings import Settings
 from tests.builders import CONFIG, ROOT
 from tests.conftest import LabelStudio
 from tests.export.builders import key, make_region

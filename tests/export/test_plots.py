@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pictures
 
-from ml_backend.errors import ConfigError, StorageError
+from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.export.fonts import Fonts
 from ml_backend.export.plots import MAX_BARS, plot_statistics, statistics_figure
 from ml_backend.export.source import Source

@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.boxes import iou_pairs
+from ml_backend.core.errors import ConfigError
 from ml_backend.export.back import BackResult, ReadBoxes, to_tasks
 from ml_backend.export.coco import read_coco
 from ml_backend.export.cvat import read_cvat
@@ -25,7 +26,6 @@ from ml_backend.export.mot import read_mot
 from ml_backend.export.sampling import Sampling
 from ml_backend.export.source import Source
 from ml_backend.export.yolo import read_yolo
-from ml_backend.geometry import iou_pairs
 from ml_backend.label_studio.schema import parse_label_config
 from tests.builders import ROOT, label_config
 from tests.export.builders import key, make_annotation, make_region, make_task, write_export

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ml_backend.errors import ConfigError, MediaError
+from ml_backend.core.errors import ConfigError, MediaError
 from ml_backend.export.layers import Export, file_layer
 from ml_backend.export.locate import Known, VideoFolder, video_name
 from ml_backend.export.select import found_controls

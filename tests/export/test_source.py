@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ml_backend.errors import ConfigError, MediaError
+from ml_backend.core.errors import ConfigError, MediaError
 from ml_backend.export.locate import VideoFolder, media_parts, video_name
 from ml_backend.export.select import inferred_rate
 from ml_backend.export.source import Source

@@ -15,13 +15,13 @@ from rq.job import Job
 from rq.registry import ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 
+from ml_backend.core.settings import QUEUES, Settings, get_settings
 from ml_backend.jobs.container import Container, get_container
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.worker import make_worker
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.services import WebContainer
 from ml_backend.serving import Serving
-from ml_backend.settings import QUEUES, Settings, get_settings
 from tests.builders import CONFIG, environment, make_clip
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ultralytics
 
-from ml_backend.errors import LabelStudioUnavailable, MediaError
+from ml_backend.core.errors import LabelStudioUnavailable, MediaError
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.learning import refresh
 from ml_backend.patterns.service import Patterns

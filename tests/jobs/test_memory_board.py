@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from ml_backend.errors import QueueUnavailable
+from ml_backend.core.errors import QueueUnavailable
+from ml_backend.core.model_cache import get_pool
+from ml_backend.core.settings import Settings
 from ml_backend.jobs.memory_board import MemoryBoard, unlike
 from ml_backend.jobs.queue import JobQueue
-from ml_backend.models.pool import get_pool
-from ml_backend.settings import Settings
 from ml_backend.versions import shaping
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_backend.errors import BackendError, ConfigError, MediaError
+from ml_backend.core.errors import BackendError, ConfigError, MediaError
 from ml_backend.jobs.plan import TaskPlan, plan_task
 from ml_backend.label_studio.schema import parse_label_config
 from tests.builders import CONFIG, NO_RECTANGLE, TWO_VIDEOS, label_config

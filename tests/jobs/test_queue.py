@@ -14,10 +14,10 @@ from redis import Redis
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
-from ml_backend.errors import QueueUnavailable
+from ml_backend.core.errors import QueueUnavailable
+from ml_backend.core.settings import Settings
 from ml_backend.jobs.listing import Jobs, NotCancellable
 from ml_backend.jobs.queue import JobQueue
-from ml_backend.settings import Settings
 
 
 @pytest.fixture

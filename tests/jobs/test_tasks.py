@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.errors import LabelStudioError, PredictionFailed, QueueUnavailable
+from ml_backend.core.errors import LabelStudioError, PredictionFailed, QueueUnavailable
 from ml_backend.jobs.container import Container, get_container
 from ml_backend.label_studio.client import LabelStudioClient
 from tests.builders import (

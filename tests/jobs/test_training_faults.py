@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from ml_backend.errors import TrainingFailed
+from ml_backend.core.errors import TrainingFailed
+from ml_backend.core.settings import Settings
 from ml_backend.jobs import trainer, training
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.learning import record_corrections
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.local.processes import RedisServer
 from ml_backend.services import WebContainer
-from ml_backend.settings import Settings
 from ml_backend.training.registry import MEASURED, Registry, Version
 from tests.builders import Gate, Outside, label_config, outside, wait_for, worker_process
 from tests.jobs.conftest import Site

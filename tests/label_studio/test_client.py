@@ -10,9 +10,9 @@ import httpx
 import pytest
 from label_studio_sdk import LabelStudio as Sdk
 
-from ml_backend.errors import BackendError, LabelStudioError, LabelStudioUnavailable
+from ml_backend.core.errors import BackendError, LabelStudioError, LabelStudioUnavailable
+from ml_backend.core.settings import Settings
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
-from ml_backend.settings import Settings
 from tests.builders import CONFIG, Outside, make_clip, outside
 
 

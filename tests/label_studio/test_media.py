@@ -23,10 +23,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ml_backend.errors import BackendError, Interrupted, MediaError, MediaUnavailable, StorageError, VideoError
+from ml_backend.core.errors import BackendError, Interrupted, MediaError, MediaUnavailable, StorageError, VideoError
+from ml_backend.core.settings import Settings
 from ml_backend.label_studio import media as media_module
 from ml_backend.label_studio.media import CHECK_BYTES, SPARE_BYTES, MediaStore, _same_host, canonical_uri
-from ml_backend.settings import Settings
 from tests.builders import ROOT, Outside, outside
 
 MB = random.Random(0).randbytes(1 << 20)
@@ -654,7 +654,7 @@ import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from ml_backend.label_studio.media import MediaStore
-from ml_backend.settings import Settings
+from ml_backend.core.settings import Settings
 class Client:
     url = {site.url!r}
     def auth_headers(self): return {{}}
@@ -837,9 +837,9 @@ import resource, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
-from ml_backend.errors import StorageError
+from ml_backend.core.errors import StorageError
 from ml_backend.label_studio.media import MediaStore
-from ml_backend.settings import Settings
+from ml_backend.core.settings import Settings
 class Client:
     url = {site.url!r}
     def auth_headers(self): return {{}}

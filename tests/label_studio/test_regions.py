@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from label_studio_sdk.label_interface import LabelInterface
 from label_studio_sdk.label_interface.objects import PredictionValue
 
-from ml_backend.geometry import clip_xyxy, iou_pairs
+from ml_backend.core.boxes import clip_xyxy, iou_pairs
+from ml_backend.core.types import Track, VideoInfo
 from ml_backend.label_studio.regions import make_prediction, region_boxes, track_to_region, visible_frames
 from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.label_studio.timeline import Timeline
-from ml_backend.types import Track, VideoInfo
 
 WIDTH, HEIGHT = 640, 360
 CONFIG = """<View><Labels name="label" toName="video"><Label value="person"/><Label value="car"/></Labels>

@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ml_backend.core.settings import QUEUES
 from ml_backend.jobs.workers import live_workers
 from ml_backend.label_studio.client import LabelStudioClient, create_token
 from ml_backend.local.preflight import ROOT, free_port
 from ml_backend.local.processes import answers
 from ml_backend.local.state import StackState, read_text, running_stack, token_path, write_private
-from ml_backend.settings import QUEUES
 from tests.conftest import LabelStudio
 
 pytestmark = pytest.mark.stack
@@ -153,7 +153,7 @@ def test_a_token_that_is_no_longer_valid_is_replaced(command: Command) -> None:
 
 
 def test_wrong_password(label_studio: LabelStudio) -> None:
-    from ml_backend.errors import LabelStudioError
+    from ml_backend.core.errors import LabelStudioError
 
     with pytest.raises(LabelStudioError, match="refuses the password") as caught:
         create_token(label_studio.url, label_studio.username, "wrong")

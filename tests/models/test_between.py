@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ml_backend.core.types import Detections
 from ml_backend.models.between import between, pairs
-from ml_backend.types import Detections
 
 Object = tuple[float, float, int]  # left edge, conf, class
 

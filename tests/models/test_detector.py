@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml_backend.errors import WeightsError
+from ml_backend.core.errors import WeightsError
+from ml_backend.core.settings import Settings
 from ml_backend.models.detector import YoloDetector
-from ml_backend.settings import Settings
 from tests.builders import make_tiny_yolo, run_with_bare_home
 
 MakeSettings = Callable[..., Settings]
@@ -184,8 +184,8 @@ def test_loading_and_detecting_is_silent_and_leaves_no_traces_at_home(tiny: Path
     """In a process of its own, because ultralytics reads its switches when it is first imported."""
     code = (
         "import sys, numpy as np; from ml_backend.models.detector import YoloDetector;"
-        "from ml_backend.models.tracker import Tracker; from ml_backend.settings import Settings;"
-        "from ml_backend.types import Observation;"
+        "from ml_backend.models.tracker import Tracker; from ml_backend.core.settings import Settings;"
+        "from ml_backend.core.types import Observation;"
         f"d = YoloDetector({str(tiny)!r}, Settings(device='cpu', imgsz=160));"
         "r = d.detect([np.zeros((90, 160, 3), np.uint8)]); Tracker('tracktrack', 25).update(Observation(0, r[0]));"
         "import ultralytics.utils as u, ultralytics.utils.events as e;"

@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
-from ml_backend.errors import WeightsError
+from ml_backend.core.errors import WeightsError
+from ml_backend.core.settings import Settings
 from ml_backend.models import embedder as embedder_module
 from ml_backend.models.clip import ClipEmbedder
 from ml_backend.models.crops import letterbox
@@ -23,7 +24,6 @@ from ml_backend.models.dinov2 import Dinov2Embedder
 from ml_backend.models.efficientnet import EfficientNetEmbedder
 from ml_backend.models.embedder import TorchEmbedder
 from ml_backend.models.hub import RECIPE
-from ml_backend.settings import Settings
 from tests.builders import ROOT
 from tests.model_builders import CLIP_MEAN, CLIP_STD, make_tiny_clip, make_tiny_dinov2
 
@@ -497,7 +497,7 @@ def test_a_device_that_is_not_there(
 def test_loading_and_embedding_is_silent(folders: dict[str, Path]) -> None:
     code = f"""
 import numpy as np
-from ml_backend.settings import Settings
+from ml_backend.core.settings import Settings
 from ml_backend.models.clip import ClipEmbedder
 from ml_backend.models.dinov2 import Dinov2Embedder
 from ml_backend.models.efficientnet import EfficientNetEmbedder

@@ -18,15 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml_backend.errors import WeightsError
+from ml_backend.core import downloads
+from ml_backend.core.errors import WeightsError
+from ml_backend.core.settings import Settings
 from ml_backend.hybrid import load_embedder
-from ml_backend.models import downloads
-from ml_backend.models.hub import (
-    ResolvedModel,
-    resolve_clip,
-    resolve_embedder,
-)
-from ml_backend.settings import Settings
+from ml_backend.models.hub import ResolvedModel, resolve_clip, resolve_embedder
 from tests.builders import ROOT, Outside, outside
 from tests.model_builders import make_tiny_clip, make_tiny_dinov2
 
@@ -177,7 +173,7 @@ def test_deciding_takes_milliseconds(settings: MakeSettings, dinov2: Path, clip:
 def test_deciding_loads_no_model_library(dinov2: Path, clip: Path) -> None:
     code = (
         "import sys; from ml_backend.models.hub import resolve_clip, resolve_embedder;"
-        "from ml_backend.settings import Settings;"
+        "from ml_backend.core.settings import Settings;"
         f"s = Settings(_env_file=None, dinov2_model={str(dinov2)!r}, clip_model={str(clip)!r});"
         "resolve_embedder(s), resolve_clip(s), resolve_embedder(Settings(_env_file=None, data_dir='/nonexistent'));"
         "heavy = ('torch', 'transformers', 'open_clip', 'timm', 'ultralytics', 'av', 'huggingface_hub');"
@@ -358,7 +354,7 @@ def test_processes_that_download_at_once_download_once(site: Outside, dinov2: Pa
     publish(site, NAME, content_of(dinov2))
     code = f"""
 from ml_backend.models.hub import resolve_embedder
-from ml_backend.settings import Settings
+from ml_backend.core.settings import Settings
 values = Settings(_env_file=None, data_dir={str(tmp_path)!r}, weights_timeout_s={DEADLINE})
 print(resolve_embedder(values, download=True).model_id)
 """
@@ -402,7 +398,7 @@ def test_a_download_ends_with_the_process_that_wanted_it(site: Outside, dinov2: 
     site.special[INFO] = hold
     code = f"""
 from ml_backend.models.hub import resolve_embedder
-from ml_backend.settings import Settings
+from ml_backend.core.settings import Settings
 resolve_embedder(Settings(_env_file=None, data_dir={str(tmp_path)!r}, weights_timeout_s=600), download=True)
 """
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)

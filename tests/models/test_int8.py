@@ -16,7 +16,10 @@ import cv2
 import numpy as np
 import pytest
 
-from ml_backend.files import file_sha256
+from ml_backend.core.files import file_sha256
+from ml_backend.core.model_cache import get_pool
+from ml_backend.core.settings import Settings
+from ml_backend.core.types import Detections
 from ml_backend.models.detector import YoloDetector
 from ml_backend.models.engines import exports
 from ml_backend.models.engines.calibration import (
@@ -31,12 +34,9 @@ from ml_backend.models.engines.calibration import (
 from ml_backend.models.engines.exports import KEEP, META, Choice, Export, Plan, Unsound, choose_engine, prune
 from ml_backend.models.engines.int8 import MIN_BOXES, parity
 from ml_backend.models.engines.make import agreement, make
-from ml_backend.models.pool import get_pool
 from ml_backend.pipeline import use_detector
 from ml_backend.projects import Projects
-from ml_backend.settings import Settings
 from ml_backend.storage import Storage
-from ml_backend.types import Detections
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
 from tests.builders import make_clip, make_tiny_yolo, run_with_bare_home
@@ -391,7 +391,7 @@ def test_quantising_reports_nothing_and_writes_nothing_at_home(
         "from ml_backend.models.engines.calibration import Footage\n"
         "from ml_backend.models.engines.exports import Plan, find\n"
         "from ml_backend.models.engines.make import make\n"
-        "from ml_backend.settings import Settings\n"
+        "from ml_backend.core.settings import Settings\n"
         f"here = Settings(device='cpu', imgsz=160, precision='int8', data_dir={str(here.data_dir)!r})\n"
         f"plan = Plan(Path({str(tiny)!r}), {file_sha256(tiny)!r}, here, Footage(None, {str(clip)!r}))\n"
         "make(plan)\n"

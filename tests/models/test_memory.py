@@ -15,9 +15,8 @@ import psutil
 import pytest
 import torch
 
-from ml_backend.models import memory
-from ml_backend.models.detector import YoloDetector
-from ml_backend.models.memory import (
+from ml_backend.core import memory
+from ml_backend.core.memory import (
     FitsMemory,
     gpu_memory,
     is_out_of_memory,
@@ -25,7 +24,8 @@ from ml_backend.models.memory import (
     model_memory,
     process_memory,
 )
-from ml_backend.settings import Settings
+from ml_backend.core.settings import Settings
+from ml_backend.models.detector import YoloDetector
 from tests.builders import ROOT, make_tiny_yolo
 
 MakeSettings = Callable[..., Settings]
@@ -57,7 +57,7 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_readings_do_not_load_torch() -> None:
     code = (
-        "import sys; from ml_backend.models.memory import *; from ml_backend.models.pool import ModelPool;"
+        "import sys; from ml_backend.core.memory import *; from ml_backend.core.model_cache import ModelPool;"
         "pool = ModelPool(10**9); pool.use('a', dict, name='a').__enter__(); print(pool.status(), pool.optimize());"
         "assert gpu_memory() is None and not is_out_of_memory(ValueError()) and model_memory([1]) == {};"
         "assert 'torch' not in sys.modules"

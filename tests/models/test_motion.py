@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ml_backend.geometry import iou_matrix
+from ml_backend.core.boxes import iou_matrix
+from ml_backend.core.types import Detections
 from ml_backend.models.motion import MotionDetector
-from ml_backend.types import Detections
 
 WIDTH, HEIGHT, FPS = 640, 360, 25.0
 

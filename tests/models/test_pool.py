@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from ml_backend.models import pool as pool_module
-from ml_backend.models.pool import ModelPool, get_pool
-from ml_backend.settings import Settings
+from ml_backend.core import model_cache as pool_module
+from ml_backend.core.model_cache import ModelPool, get_pool
+from ml_backend.core.settings import Settings
 
 MakeSettings = Callable[..., Settings]
 WAIT = 30.0  # a generous bound that only keeps a broken test from hanging

@@ -8,11 +8,11 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from ml_backend.core.settings import TrackerKind
+from ml_backend.core.types import Detections, Image, Observation
 from ml_backend.models import tracker as trackers
 from ml_backend.models.observer import Observer
 from ml_backend.models.tracker import Tracked, parts
-from ml_backend.settings import TrackerKind
-from ml_backend.types import Detections, Image, Observation
 
 KINDS: tuple[TrackerKind, ...] = get_args(TrackerKind)
 WHITE, BLACK, STREET = 240, 15, 120

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.errors import WeightsError
-from ml_backend.files import file_sha256
-from ml_backend.models import downloads, weights
+from ml_backend.core import downloads
+from ml_backend.core.errors import WeightsError
+from ml_backend.core.files import file_sha256
+from ml_backend.core.settings import Settings
+from ml_backend.models import weights
 from ml_backend.models.weights import resolve_detector
-from ml_backend.settings import Settings
 from tests.builders import ROOT, Outside, outside
 
 
@@ -213,7 +214,7 @@ def test_processes_that_download_at_once_end_with_one_whole_file(hub: Outside, t
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from ml_backend.models import weights
-from ml_backend.settings import Settings
+from ml_backend.core.settings import Settings
 weights.RELEASE = {hub.url!r}
 values = Settings(_env_file=None, data_dir={str(tmp_path)!r}, weights_timeout_s={DEADLINE})
 print(weights.resolve_detector(values, download=True).sha256)
@@ -226,7 +227,8 @@ print(weights.resolve_detector(values, download=True).sha256)
 
 def test_deciding_loads_no_model_library() -> None:
     code = (
-        "import sys; from ml_backend.models.weights import resolve_detector; from ml_backend.settings import Settings;"
+        "import sys; from ml_backend.models.weights import resolve_detector;"
+        "from ml_backend.core.settings import Settings;"
         "resolve_detector(Settings(_env_file=None, data_dir='/nonexistent'));"
         "print([name for name in ('torch', 'ultralytics', 'cv2', 'av') if name in sys.modules])"
     )

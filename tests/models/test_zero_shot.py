@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from ml_backend.core.settings import Settings
+from ml_backend.core.types import FloatArray
 from ml_backend.label_studio.schema import LabelSpec, parse_label_config
 from ml_backend.models.clip import ClipEmbedder
 from ml_backend.models.zero_shot import OTHERS, TEMPERATURES, TEMPLATES, ZeroShot, label_prompts, with_detector
-from ml_backend.settings import Settings
-from ml_backend.types import FloatArray
 from tests.model_builders import make_tiny_clip
 
 

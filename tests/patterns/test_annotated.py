@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml_backend.geometry import iou_pairs
+from ml_backend.core.boxes import iou_pairs
+from ml_backend.core.types import Track, VideoInfo
 from ml_backend.label_studio.regions import track_to_region
 from ml_backend.label_studio.schema import VideoControl, parse_label_config
 from ml_backend.label_studio.timeline import Timeline, video_timeline
@@ -25,7 +26,6 @@ from ml_backend.patterns.annotated import (
 )
 from ml_backend.tracks.record import TrackRecord, TrackSet
 from ml_backend.tracks.views import View
-from ml_backend.types import Track, VideoInfo
 from tests.builders import TWO_VIDEOS, label_config
 from tests.video.builders import make_video
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml_backend.core.types import UNLABELLED
 from ml_backend.patterns.bank import Exemplars, PatternBank
-from ml_backend.types import UNLABELLED
 from tests.patterns.builders import D, direction, exemplars, shuffled, unit, views
 
 NAMES = "abcd"

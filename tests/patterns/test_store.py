@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ml_backend.errors import StorageError
+from ml_backend.core.errors import StorageError
+from ml_backend.core.types import UNLABELLED
 from ml_backend.looks import Look
 from ml_backend.patterns.store import NewExemplar, PatternStore, Source, StoredTracks, video_key
 from ml_backend.storage import Storage
 from ml_backend.tracks.record import TrackRecord, TrackSet
 from ml_backend.tracks.views import View
-from ml_backend.types import UNLABELLED
 from tests.builders import ROOT
 
 MODEL, DIM = "model-1", 8

@@ -15,12 +15,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from ml_backend.errors import ConfigError, StorageError
+from ml_backend.core.errors import ConfigError, StorageError
+from ml_backend.core.types import UNLABELLED
 from ml_backend.looks import Look
 from ml_backend.patterns.store import NewExemplar, PatternStore
 from ml_backend.patterns.transfer import FORMAT, MAX_BYTES, MAX_LABEL, VERSION, export_bank, import_bank, read_bank
 from ml_backend.storage import Storage
-from ml_backend.types import UNLABELLED
 
 MODEL, DIM = "dinov2-base-1f2e", 16
 

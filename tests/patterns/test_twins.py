@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ml_backend.core.types import FloatArray
 from ml_backend.patterns.bank import Exemplars, PatternBank
 from ml_backend.patterns.sampling import take_sample
 from ml_backend.patterns.twins import MIN_OTHERS, find_twins
-from ml_backend.types import FloatArray
 
 DIM = 64
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
 from ml_backend.training.arguments import BACKBONE, FREEZE_NORM, Overrides, training_args
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from ml_backend.errors import ConfigError, StorageError, WeightsError
-from ml_backend.settings import Settings
+from ml_backend.core.errors import ConfigError, StorageError, WeightsError
+from ml_backend.core.settings import Settings
 from ml_backend.training.artifacts import Artifacts
 
 Make = Callable[..., Settings]

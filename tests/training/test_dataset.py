@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ml_backend.errors import ConfigError, Interrupted, StorageError
+from ml_backend.core.errors import ConfigError, Interrupted, StorageError
 from ml_backend.export.source import Source
 from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.patterns.store import video_key

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml_backend.errors import VideoError
+from ml_backend.core.errors import VideoError
+from ml_backend.core.settings import Settings
+from ml_backend.core.types import Detections, Track
 from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.label_studio.timeline import video_facts
 from ml_backend.labelling import DetectorLabels
@@ -19,9 +21,7 @@ from ml_backend.models.detector import YoloDetector
 from ml_backend.models.precision import AveragePrecision
 from ml_backend.models.weights import MOTION, ResolvedDetector
 from ml_backend.pipeline import detect_tracks
-from ml_backend.settings import Settings
 from ml_backend.training.evaluate import EvaluationPlan, MeasuredModel, evaluate
-from ml_backend.types import Detections, Track
 from ml_backend.video.reader import read_frames
 from ml_backend.video.writer import VideoWriter
 from tests.builders import label_config, make_clip, make_tiny_yolo

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from ml_backend.errors import ConfigError, TrainingFailed, WeightsError
+from ml_backend.core.errors import ConfigError, TrainingFailed, WeightsError
+from ml_backend.core.settings import Settings
 from ml_backend.label_studio.schema import classes_for, parse_label_config
 from ml_backend.models.detector import YoloDetector
-from ml_backend.settings import Settings
 from ml_backend.training.fine_tune import TrainingPlan, fine_tune
 from ml_backend.training.known import KNOWN, LEARNT, known_classes, marks_of, rows_to_begin_with
 from tests.builders import label_config

@@ -10,10 +10,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from ml_backend.errors import ConfigError, WeightsError
+from ml_backend.core.errors import ConfigError, WeightsError
+from ml_backend.core.settings import Settings
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.training import Training
-from ml_backend.settings import Settings
 from ml_backend.training.keeping import REFUSED, remove_old_weights
 from ml_backend.training.registry import Registry, Version
 from ml_backend.training.service import Trainings

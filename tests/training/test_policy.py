@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
 from ml_backend.storage import Storage
 from ml_backend.training.policy import Policies, TrainingPolicy, TrainingState, is_due
 

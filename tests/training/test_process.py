@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from ml_backend.errors import Interrupted, TrainingFailed
+from ml_backend.core.errors import Interrupted, TrainingFailed
 from ml_backend.training.process import run_child
 from tests.builders import ROOT, wait_for
 from tests.training.detection import LABELS, make_dataset, make_start, train_plan

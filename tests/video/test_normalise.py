@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from ml_backend.errors import StorageError, VideoError
+from ml_backend.core.errors import StorageError, VideoError
 from ml_backend.video.normalise import normalise, plan
 from ml_backend.video.probe import frame_times, probe
 from ml_backend.video.reader import read_frames

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml_backend.errors import VideoError
+from ml_backend.core.errors import VideoError
 from ml_backend.video.probe import frame_times, playback_duration, probe
 from ml_backend.video.reader import read_frames
 from tests.video.builders import cut_start, make_audio, make_video, truncate

@@ -16,8 +16,8 @@ import av
 import numpy as np
 import pytest
 
-from ml_backend.errors import VideoError
-from ml_backend.types import Frame
+from ml_backend.core.errors import VideoError
+from ml_backend.core.types import Frame
 from ml_backend.video import reader
 from ml_backend.video.probe import frame_times, probe
 from ml_backend.video.reader import read_at, read_frames

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from ml_backend.geometry import iou_matrix
-from ml_backend.types import Track
+from ml_backend.core.boxes import iou_matrix
+from ml_backend.core.types import Track
 from ml_backend.video.normalise import plan
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames

@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 
-from ml_backend.errors import StorageError, VideoError
+from ml_backend.core.errors import StorageError, VideoError
 from ml_backend.video.container import mp4_layout
 from ml_backend.video.normalise import plan
 from ml_backend.video.probe import frame_times, probe
@@ -210,7 +210,7 @@ def test_a_disk_that_takes_no_more(tmp_path: Path, limit: int) -> None:
     code = """
 import resource, signal, sys
 import numpy as np
-from ml_backend.errors import StorageError
+from ml_backend.core.errors import StorageError
 from ml_backend.video.writer import VideoWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from ml_backend.app import create_app
-from ml_backend.settings import Settings
+from ml_backend.core.settings import Settings
 from tests.web.control import Room
 
 

@@ -9,7 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from ml_backend.app import create_app
-from ml_backend.settings import Settings
+from ml_backend.core.settings import Settings
 
 ROUTES = [
     ("GET", "/"),

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ml_backend.outputs import COPIES, GB, MAX_AGE_S, STALE_S, Outputs
-from ml_backend.settings import Settings
+from ml_backend.core.outputs import COPIES, GB, MAX_AGE_S, STALE_S, Outputs
+from ml_backend.core.settings import Settings
 from ml_backend.web.uploads import safe_name
 from tests.web.control import Room
 

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from ml_backend.app import create_app
-from ml_backend.settings import Settings
+from ml_backend.core.settings import Settings
 from ml_backend.training.keeping import remove_old_weights
 from ml_backend.web import control_room
 from ml_backend.web.page import charts, texts

@@ -24,11 +24,11 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from ml_backend.app import MAX_REQUEST, create_app
+from ml_backend.core.settings import Settings
 from ml_backend.jobs.plan import plan_task
 from ml_backend.jobs.trainer import Trainer
 from ml_backend.local.processes import RedisServer
 from ml_backend.services import WebContainer
-from ml_backend.settings import Settings
 from tests.builders import CONFIG, NO_RECTANGLE, environment, wait_for
 from tests.web.control import promoted
 
@@ -604,7 +604,7 @@ def test_full_disk(full: FlaskClient) -> None:
 
 
 def test_database_that_cannot_be_made(settings: Callable[..., Settings], tmp_path: Path) -> None:
-    from ml_backend.errors import StorageError
+    from ml_backend.core.errors import StorageError
 
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError) as failure:

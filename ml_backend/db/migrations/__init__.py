@@ -16,7 +16,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from ml_backend.errors import StorageError
+from ml_backend.core.errors import StorageError
 
 log = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ml_backend.errors import StorageError
-from ml_backend.geometry import scaled_size
-from ml_backend.settings import Settings
-from ml_backend.types import Image
+from ml_backend.core.boxes import scaled_size
+from ml_backend.core.errors import StorageError
+from ml_backend.core.settings import Settings
+from ml_backend.core.types import Image
 
 log = logging.getLogger(__name__)
 

@@ -25,12 +25,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from ml_backend.children import import_path
-from ml_backend.errors import WeightsError
-from ml_backend.files import file_sha256
+from ml_backend.core.errors import WeightsError
+from ml_backend.core.files import file_sha256
+from ml_backend.core.settings import Settings
+from ml_backend.core.subprocesses import import_path
 from ml_backend.models.engines.calibration import Footage, Pool
 from ml_backend.models.engines.torch_engine import select_device
-from ml_backend.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ml_backend.children import end_with_parent, give_way
-from ml_backend.errors import BackendError
-from ml_backend.geometry import iou_matrix
+from ml_backend.core.boxes import iou_matrix
+from ml_backend.core.errors import BackendError
+from ml_backend.core.subprocesses import end_with_parent, give_way
+from ml_backend.core.types import Detections, Image
 from ml_backend.models._openvino import setup_openvino
 from ml_backend.models.detector import YoloDetector
 from ml_backend.models.engines.exports import Export, Plan, Unsound, find, keep, not_installed
 from ml_backend.models.engines.int8 import detect, make_int8
 from ml_backend.models.engines.openvino_engine import MODEL_FILE
 from ml_backend.models.engines.torch_engine import TorchEngine
-from ml_backend.types import Detections, Image
 
 if TYPE_CHECKING:
     import openvino

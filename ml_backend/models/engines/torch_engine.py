@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.errors import WeightsError
+from ml_backend.core.errors import WeightsError
+from ml_backend.core.memory import is_out_of_memory, model_memory
 from ml_backend.models._ultralytics import setup_ultralytics
-from ml_backend.models.memory import is_out_of_memory, model_memory
 
 if TYPE_CHECKING:
     import torch

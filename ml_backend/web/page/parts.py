@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ml_backend.errors import LabelStudioError
+from ml_backend.core.errors import LabelStudioError
 from ml_backend.versions import BASE
 from ml_backend.web import bodies, control_room
 from ml_backend.web.page import charts

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from flask import request
 
-from ml_backend.errors import BackendError
+from ml_backend.core.errors import BackendError
 from ml_backend.web import answers, control_room
 from ml_backend.web.page.texts import LANGUAGES
 from ml_backend.web.problems import CrossSite, told

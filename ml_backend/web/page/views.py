@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
 from markupsafe import Markup
 
-from ml_backend.errors import BackendError
+from ml_backend.core.errors import BackendError
 from ml_backend.jobs.control_queue import STRIDE
 from ml_backend.web.page import forms, texts
 from ml_backend.web.page.parts import PARTS, marks

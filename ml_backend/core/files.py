@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from ml_backend.errors import ConfigError, StorageError
+from ml_backend.core.errors import ConfigError, StorageError
 
 _CHUNK = 1 << 20
 #: What is taken for a video in a folder or from a browser; a file that is named on the command line is tried whatever

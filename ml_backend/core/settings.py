@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from ml_backend.errors import ConfigError
+from ml_backend.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

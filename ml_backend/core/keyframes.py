@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.geometry import Float64Array, iou_broadcast, iou_pairs
-from ml_backend.types import IntArray
+from ml_backend.core.boxes import Float64Array, iou_broadcast, iou_pairs
+from ml_backend.core.types import IntArray
 
 #: Steps of the reweighted least squares that looks for boxes within the bound.
 _FIT_STEPS = 12

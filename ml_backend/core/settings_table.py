@@ -1,4 +1,4 @@
-"""Make the settings table of the docs: ``python -m ml_backend.settings_table docs/configuration.md``."""
+"""Make the settings table of the docs: ``python -m ml_backend.core.settings_table docs/configuration.md``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from ml_backend.settings import Settings
+from ml_backend.core.settings import Settings
 
-START = "<!-- settings: made by `python -m ml_backend.settings_table docs/configuration.md` -->"
+START = "<!-- settings: made by `python -m ml_backend.core.settings_table docs/configuration.md` -->"
 END = "<!-- /settings -->"
 
 

@@ -12,16 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ml_backend.models.memory import (
-    free_gpu_memory,
-    gpu_memory,
-    machine_memory,
-    model_memory,
-    process_memory,
-)
+from ml_backend.core.memory import free_gpu_memory, gpu_memory, machine_memory, model_memory, process_memory
 
 if TYPE_CHECKING:
-    from ml_backend.settings import Settings
+    from ml_backend.core.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ml_backend.errors import StorageError
-from ml_backend.settings import Settings
+from ml_backend.core.errors import StorageError
+from ml_backend.core.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from ml_backend.children import end_with_parent, import_path
-from ml_backend.errors import WeightsError
+from ml_backend.core.errors import WeightsError
+from ml_backend.core.subprocesses import end_with_parent, import_path
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _run_child(arguments: Sequence[str], part: Path, timeout: float) -> None:
     }
     if not sys.stderr.isatty():
         environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # which would fill a log
-    command = [sys.executable, "-m", "ml_backend.models.downloads", *arguments]
+    command = [sys.executable, "-m", "ml_backend.core.downloads", *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout is not None
         try:

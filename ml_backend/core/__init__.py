@@ -1,0 +1,1 @@
+"""What every room uses: settings, errors, array types, boxes and keyframes, files, subprocesses, model cache."""
