@@ -13,8 +13,8 @@ from sqlalchemy.engine import Connection
 
 from ml_backend.core.timestamps import aware
 from ml_backend.corrections import KINDS, Comparison
-from ml_backend.storage import Storage
-from ml_backend.tables import corrections
+from ml_backend.db.storage import Storage
+from ml_backend.db.tables import corrections
 
 #: Length of what the database keeps of a version.
 _VERSION_CHARS = 255

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ml_backend.core.errors import BackendError, RequestError
+from ml_backend.db.storage import Storage
 from ml_backend.jobs.queue import JobQueue
-from ml_backend.storage import Storage
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ml_backend.core.errors import BackendError, QueueUnavailable
+from ml_backend.db.storage import Storage
 from ml_backend.jobs.queue import JobQueue
-from ml_backend.storage import Storage
 
 #: Counters that workers keep in Redis, with their help texts.
 WORKER_COUNTERS = {

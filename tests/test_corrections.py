@@ -26,9 +26,9 @@ from ml_backend.corrections import (
     was_written_over,
 )
 from ml_backend.corrections_store import Correction, CorrectionStore
+from ml_backend.db.storage import Storage
 from ml_backend.label_studio.client import Annotation, Prediction
 from ml_backend.services import WebContainer
-from ml_backend.storage import Storage
 from tests.builders import ROOT
 from tests.export.builders import key, make_region
 
@@ -423,7 +423,7 @@ def test_threads_write_one_task_at_once(store: CorrectionStore) -> None:
 def test_processes_write_one_task_at_once(store: CorrectionStore, path: Path) -> None:
     code = (
         "import sys; from datetime import datetime, timezone; from ml_backend.corrections import *\n"
-        "from ml_backend.corrections_store import *; from ml_backend.storage import Storage\n"
+        "from ml_backend.corrections_store import *; from ml_backend.db.storage import Storage\n"
         "store = CorrectionStore(Storage(sys.argv[1])); now = datetime.now(timezone.utc)\n"
         "for n in range(100):\n"
         "    found = Comparison((Decision('accepted', 'a', 'a'),), 1)\n"

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from ml_backend import looks as looks_module
 from ml_backend.core.errors import Interrupted, VideoError
 from ml_backend.core.types import FloatArray, Image
+from ml_backend.db.storage import Storage
 from ml_backend.looks import (
     MAX_CROP,
     SAME_LOOK_IOU,
@@ -32,7 +33,6 @@ from ml_backend.looks import (
     to_half,
 )
 from ml_backend.patterns.store import PatternStore
-from ml_backend.storage import Storage
 from ml_backend.tracks.views import View
 from ml_backend.video.writer import VideoWriter
 from tests.video.builders import make_video

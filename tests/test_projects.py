@@ -15,12 +15,12 @@ import sqlalchemy as sa
 
 from ml_backend.core.errors import ConfigError, WeightsError
 from ml_backend.core.settings import Settings
+from ml_backend.db.storage import Storage
+from ml_backend.db.tables import projects as projects_table
 from ml_backend.looks import Look
 from ml_backend.models.weights import MOTION, ResolvedDetector
 from ml_backend.patterns.store import NewExemplar
 from ml_backend.projects import MODES, Projects
-from ml_backend.storage import Storage
-from ml_backend.tables import projects as projects_table
 from ml_backend.versions import base_version, same_kind
 from tests.model_builders import make_tiny_clip, make_tiny_dinov2
 
@@ -296,7 +296,7 @@ def test_asking_takes_no_time(projects: Projects) -> None:
 
     code = (
         "import sys; from ml_backend.projects import Projects; from ml_backend.core.settings import Settings;"
-        "from ml_backend.storage import Storage; s = Settings(_env_file=None, detector='motion', mode='universal');"
+        "from ml_backend.db.storage import Storage; s = Settings(_env_file=None, detector='motion', mode='universal');"
         "Projects(s, Storage('sqlite://')).models(1); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, timeout=60, check=True)

@@ -20,8 +20,8 @@ from alembic.runtime.migration import MigrationContext
 from ml_backend.core.errors import StorageError
 from ml_backend.db.migrations import REVISIONS
 from ml_backend.db.migrations.versions import r0001_baseline
-from ml_backend.storage import Storage
-from ml_backend.tables import metadata, predictions
+from ml_backend.db.storage import Storage
+from ml_backend.db.tables import metadata, predictions
 from tests.builders import ROOT
 
 
@@ -199,7 +199,7 @@ def test_processes_that_start_at_once_all_find_tables(other: sa.Engine, old: boo
     if old:
         tables_of_the_release_before(other)
     code = (
-        "import os, sys; from ml_backend.storage import Storage; print('loaded', flush=True); sys.stdin.read();"
+        "import os, sys; from ml_backend.db.storage import Storage; print('loaded', flush=True); sys.stdin.read();"
         f"s = Storage({str(other.url)!r}); s.note_pending('learn', 1, [os.getpid()]); print('fine')"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -218,7 +218,7 @@ def test_processes_that_start_at_once_all_find_tables(other: sa.Engine, old: boo
 
 def test_database_that_is_up_to_date_is_opened_without_alembic(storage: Storage, path: Path) -> None:
     code = (
-        "import sys; from ml_backend.storage import Storage;"
+        "import sys; from ml_backend.db.storage import Storage;"
         f"Storage('sqlite:///{path}'); sys.exit('alembic' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0

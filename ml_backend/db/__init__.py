@@ -1,1 +1,1 @@
-"""The database."""
+"""The database: tables, migrations, and access to them."""

@@ -274,8 +274,8 @@ def database(target: Target) -> Iterator[Finding]:
     import sqlalchemy as sa
     from sqlalchemy.exc import SQLAlchemyError
 
-    from ml_backend.storage import Storage
-    from ml_backend.tables import metadata
+    from ml_backend.db.storage import Storage
+    from ml_backend.db.tables import metadata
 
     storage = Storage(target.settings.database)
     shown = sa.make_url(target.settings.database).render_as_string(hide_password=True)

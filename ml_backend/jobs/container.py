@@ -14,6 +14,7 @@ from typing import Any
 from ml_backend.core.errors import BackendError, Interrupted, Postponed, QueueUnavailable
 from ml_backend.core.outputs import Outputs
 from ml_backend.core.settings import Settings, get_settings
+from ml_backend.db.storage import Storage
 from ml_backend.jobs.control_queue import ControlQueue
 from ml_backend.jobs.listing import Jobs
 from ml_backend.jobs.memory_board import MemoryBoard
@@ -23,7 +24,6 @@ from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.listing import ProjectLister
 from ml_backend.label_studio.media import MediaStore
 from ml_backend.projects import Projects
-from ml_backend.storage import Storage
 from ml_backend.training.artifacts import Artifacts
 from ml_backend.training.policy import Policies
 from ml_backend.training.registry import Registry

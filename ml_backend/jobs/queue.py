@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # redis and the database's library take long to load: a start
     from rq import Queue
     from rq.job import Job
 
-    from ml_backend.storage import Storage
+    from ml_backend.db.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class JobQueue:
     @cached_property
     def storage(self) -> Storage:
         """Where what is pending is written down."""
-        from ml_backend.storage import Storage
+        from ml_backend.db.storage import Storage
 
         return Storage(self.settings.database)
 

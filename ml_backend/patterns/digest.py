@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from ml_backend.storage import Storage
-from ml_backend.tables import banks
+from ml_backend.db.storage import Storage
+from ml_backend.db.tables import banks
 
 
 def bank_digests(storage: Storage, project_id: int, model_ids: Sequence[str]) -> dict[str, str | None]:

@@ -14,11 +14,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
+from ml_backend.db.storage import Storage
+from ml_backend.db.tables import banks, embeddings, exemplars, track_sets
 from ml_backend.looks import Look, from_half, to_half
 from ml_backend.patterns.bank import Exemplars
 from ml_backend.patterns.digest import bank_digests
-from ml_backend.storage import Storage
-from ml_backend.tables import banks, embeddings, exemplars, track_sets
 from ml_backend.tracks.record import TrackSet
 
 

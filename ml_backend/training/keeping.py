@@ -9,8 +9,8 @@ from datetime import datetime, timezone
 import sqlalchemy as sa
 
 from ml_backend.core.settings import Settings
-from ml_backend.storage import Storage
-from ml_backend.tables import activations, model_versions, unused_artifacts
+from ml_backend.db.storage import Storage
+from ml_backend.db.tables import activations, model_versions, unused_artifacts
 from ml_backend.training.artifacts import Artifacts
 from ml_backend.training.registry import ACTIVE, Registry, Version, hold, newest
 

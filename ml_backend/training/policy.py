@@ -14,9 +14,9 @@ from sqlalchemy.exc import IntegrityError
 
 from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.core.timestamps import aware
+from ml_backend.db.storage import Storage
+from ml_backend.db.tables import training_policies
 from ml_backend.label_studio.extra_params import read_extra_params
-from ml_backend.storage import Storage
-from ml_backend.tables import training_policies
 
 #: Seconds by which the clocks of two machines may differ.
 SKEW_S = 60.0

@@ -21,8 +21,8 @@ from sqlalchemy.exc import IntegrityError
 
 from ml_backend.core.errors import ConfigError, Interrupted, Postponed, StorageError
 from ml_backend.core.timestamps import aware
-from ml_backend.storage import Storage
-from ml_backend.tables import activations, model_versions
+from ml_backend.db.storage import Storage
+from ml_backend.db.tables import activations, model_versions
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class RunLost(Interrupted):
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A row of the registry; see :data:`ml_backend.tables.model_versions`.
+    """A row of the registry; see :data:`ml_backend.db.tables.model_versions`.
 
     Attributes:
         number: within the project; shown as ``v3``.

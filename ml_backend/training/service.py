@@ -14,9 +14,9 @@ from ml_backend.training.registry import Registry, Version
 from ml_backend.versions import BASE
 
 if TYPE_CHECKING:
+    from ml_backend.db.storage import Storage
     from ml_backend.jobs.queue import JobQueue, Requested
     from ml_backend.projects import Projects
-    from ml_backend.storage import Storage
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from sqlalchemy.exc import IntegrityError
 from ml_backend.core.boxes import Float64Array
 from ml_backend.core.errors import StorageError
 from ml_backend.core.types import IntArray
-from ml_backend.storage import Storage
-from ml_backend.tables import training_splits
+from ml_backend.db.storage import Storage
+from ml_backend.db.tables import training_splits
 
 Part = Literal["train", "held_out", "blocks"]
 

@@ -16,12 +16,12 @@ import sqlalchemy as sa
 from ml_backend.core.errors import Interrupted
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Observation
+from ml_backend.db.tables import predictions, track_sets
 from ml_backend.jobs import segment_board
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.segment_board import Board
 from ml_backend.segments import Segment, observe_some, observe_together
-from ml_backend.tables import predictions, track_sets
 from ml_backend.training.artifacts import Artifacts
 from ml_backend.versions import PARTIAL
 from ml_backend.video.probe import probe

@@ -20,6 +20,7 @@ from ml_backend.core.files import file_sha256
 from ml_backend.core.model_cache import get_pool
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections
+from ml_backend.db.storage import Storage
 from ml_backend.models.detector import YoloDetector
 from ml_backend.models.engines import exports
 from ml_backend.models.engines.calibration import (
@@ -36,7 +37,6 @@ from ml_backend.models.engines.int8 import MIN_BOXES, parity
 from ml_backend.models.engines.make import agreement, make
 from ml_backend.pipeline import use_detector
 from ml_backend.projects import Projects
-from ml_backend.storage import Storage
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
 from tests.builders import make_clip, make_tiny_yolo, run_with_bare_home

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from ml_backend.core.errors import StorageError
 from ml_backend.core.types import UNLABELLED
+from ml_backend.db.storage import Storage
 from ml_backend.looks import Look
 from ml_backend.patterns.store import NewExemplar, PatternStore, Source, StoredTracks, video_key
-from ml_backend.storage import Storage
 from ml_backend.tracks.record import TrackRecord, TrackSet
 from ml_backend.tracks.views import View
 from tests.builders import ROOT
@@ -404,7 +404,7 @@ def test_one_task_by_several_threads(store: PatternStore) -> None:
 WRITER = """
 import sys, time
 from ml_backend.patterns.store import NewExemplar, PatternStore
-from ml_backend.storage import Storage
+from ml_backend.db.storage import Storage
 from tests.patterns.test_store import MODEL, keep
 store, number = PatternStore(Storage(sys.argv[1])), int(sys.argv[2])
 keys = keep(store, *range(10))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ml_backend.core.errors import ConfigError
-from ml_backend.storage import Storage
+from ml_backend.db.storage import Storage
 from ml_backend.training.policy import Policies, TrainingPolicy, TrainingState, is_due
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)

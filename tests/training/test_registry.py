@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ml_backend.core.errors import ConfigError, Postponed
-from ml_backend.storage import Storage
+from ml_backend.db.storage import Storage
 from ml_backend.training.registry import Registry, RunLost, Version
 
 Make = Callable[[], Registry]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_backend.storage import Storage
+from ml_backend.db.storage import Storage
 from ml_backend.training.splits import (
     HELD_OUT,
     NEITHER,
@@ -213,7 +213,7 @@ def test_decisions_are_kept_together_or_not_at_all(store: SplitStore) -> None:
 def test_two_processes_agree(store: SplitStore, path: Path) -> None:
     code = (
         "import sys\n"
-        "from ml_backend.storage import Storage\n"
+        "from ml_backend.db.storage import Storage\n"
         "from ml_backend.training.splits import Split, SplitStore\n"
         "store, me = SplitStore(Storage(sys.argv[1])), int(sys.argv[2])\n"
         "for n in range(40):\n"

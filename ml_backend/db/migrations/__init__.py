@@ -1,7 +1,7 @@
 """Bring a database to the schema of this release.
 
-To change the schema: change ``ml_backend.tables``, add a file to ``versions`` and its revision to ``REVISIONS``. A test
-compares what the migrations make with the tables.
+To change the schema: change ``ml_backend.db.tables``, add a file to ``versions`` and its revision to ``REVISIONS``.
+A test compares what the migrations make with the tables.
 """
 
 from __future__ import annotations

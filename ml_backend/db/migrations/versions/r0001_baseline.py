@@ -1,4 +1,4 @@
-"""The schema as it was when migrations began: frozen, whatever ``ml_backend.tables`` becomes.
+"""The schema as it was when migrations began: frozen, whatever ``ml_backend.db.tables`` becomes.
 
 The release before made the same tables itself: what is there already is left as it is.
 """

@@ -21,7 +21,15 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from ml_backend.core.errors import StorageError
 from ml_backend.core.timestamps import aware
 from ml_backend.db.migrations import upgrade
-from ml_backend.tables import annotation_tasks, corrections, exemplars, past_versions, pending, predictions, task_scores
+from ml_backend.db.tables import (
+    annotation_tasks,
+    corrections,
+    exemplars,
+    past_versions,
+    pending,
+    predictions,
+    task_scores,
+)
 
 log = logging.getLogger(__name__)
 
