@@ -24,7 +24,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.label_studio.client import LabelStudioClient, Project
 from ml_backend.label_studio.schema import VideoControl, parse_label_config
 from ml_backend.label_studio.timeline import video_facts
-from ml_backend.video.normalise import Progress, normalise, plan
+from ml_backend.video.transcode import Progress, normalise, plan
 
 log = logging.getLogger(__name__)
 

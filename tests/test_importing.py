@@ -18,8 +18,8 @@ from ml_backend.core.errors import ConfigError, Interrupted, LabelStudioError, M
 from ml_backend.core.settings import Settings
 from ml_backend.importing import Importer, Outcome, find_videos
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
-from ml_backend.video.normalise import plan
 from ml_backend.video.probe import probe
+from ml_backend.video.transcode import plan
 from tests.builders import ROOT, label_config
 from tests.video.builders import make_audio, make_video
 

@@ -24,10 +24,10 @@ from ml_backend.export.draw import WHITE, Look, Painter, Scale, label_colours
 from ml_backend.export.fonts import Fonts
 from ml_backend.export.layers import Layer
 from ml_backend.export.video import FrameBoxes, VideoObject
+from ml_backend.video.audio import Sound
 from ml_backend.video.container import check_file
 from ml_backend.video.probe import Scan, scan
 from ml_backend.video.reader import read_frames
-from ml_backend.video.sound import Sound
 from ml_backend.video.writer import VideoWriter
 
 Progress = Callable[[int, int], None]

@@ -1,1 +1,1 @@
-"""Probing, decoding, encoding and normalising video files."""
+"""Video files: probing, decoding, encoding, transcoding, audio."""

@@ -18,7 +18,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from ml_backend.core.errors import VideoError
 from ml_backend.core.files import storage_error
 from ml_backend.core.types import Image
-from ml_backend.video.sound import Sound, Timed, add_sound
+from ml_backend.video.audio import Sound, Timed, add_sound
 
 # Without accurate rounding every colour comes out one step too green, again on each copy of a copy. FFmpeg's number
 # for it (SWS_ACCURATE_RND), because PyAV 17, the last one for Python 3.10, has no name for it.

@@ -20,9 +20,9 @@ from ml_backend.export.render import Options, check_out, render
 from ml_backend.label_studio.regions import region_boxes
 from ml_backend.label_studio.schema import read_label_config
 from ml_backend.label_studio.timeline import video_timeline
-from ml_backend.video.normalise import plan
 from ml_backend.video.probe import frame_times, playback_duration, probe
 from ml_backend.video.reader import read_frames
+from ml_backend.video.transcode import plan
 from tests.export.drawing import (
     COLOURS,
     CONFIG,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml_backend.video.normalise import normalise
 from ml_backend.video.probe import frame_times, playback_duration, probe
 from ml_backend.video.reader import read_frames
+from ml_backend.video.transcode import normalise
 from tests.video.builders import BITS, cut_start, make_video, read_number
 from tests.video.chromium import VIDEO
 

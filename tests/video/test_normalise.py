@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from ml_backend.core.errors import StorageError, VideoError
-from ml_backend.video.normalise import normalise, plan
 from ml_backend.video.probe import frame_times, probe
 from ml_backend.video.reader import read_frames
+from ml_backend.video.transcode import normalise, plan
 from tests.video.builders import cut_start, make_audio, make_video, read_number, truncate
 
 BFRAMES = {"bf": "3", "g": "12"}

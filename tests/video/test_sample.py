@@ -11,10 +11,10 @@ import pytest
 
 from ml_backend.core.boxes import iou_matrix
 from ml_backend.core.types import Track
-from ml_backend.video.normalise import plan
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
 from ml_backend.video.sample import SampleTruth, make_sample
+from ml_backend.video.transcode import plan
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from ml_backend.core.errors import StorageError, VideoError
+from ml_backend.video.audio import Sound
 from ml_backend.video.container import mp4_layout
-from ml_backend.video.normalise import plan
 from ml_backend.video.probe import frame_times, probe
 from ml_backend.video.reader import read_frames
-from ml_backend.video.sound import Sound
+from ml_backend.video.transcode import plan
 from ml_backend.video.writer import VideoWriter
 from tests.video.builders import make_video, numbered_image, read_number
 

@@ -24,10 +24,10 @@ import numpy as np
 from ml_backend.core.errors import VideoError
 from ml_backend.core.files import file_sha256, storage_error
 from ml_backend.core.types import Image, VideoInfo
+from ml_backend.video.audio import Sound, add_sound
 from ml_backend.video.container import mp4_layout, open_video
 from ml_backend.video.probe import STANDARD_RATES, Scan, scan
 from ml_backend.video.reader import read_frames
-from ml_backend.video.sound import Sound, add_sound
 from ml_backend.video.writer import VideoWriter
 
 logger = logging.getLogger(__name__)
