@@ -82,7 +82,7 @@ def predict(
     Args:
         changes: of settings.
     """
-    from ml_backend.label_studio.schema import parse_label_config
+    from ml_backend.label_studio.label_config import parse_label_config
     from ml_backend.label_studio.timeline import video_timeline
     from ml_backend.pipeline import predict_video, use_detector
     from ml_backend.video.probe import probe

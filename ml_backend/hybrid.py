@@ -19,7 +19,7 @@ from cachetools import LRUCache, cached
 
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import UNLABELLED, FloatArray
-from ml_backend.label_studio.schema import LabelSpec, VideoControl
+from ml_backend.label_studio.label_config import LabelSpec, VideoControl
 from ml_backend.labelling import DetectorLabels, Opinion
 from ml_backend.looks import Looks, OpenVideo, look_at
 from ml_backend.models.hub import ResolvedModel

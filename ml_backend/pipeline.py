@@ -15,7 +15,7 @@ from ml_backend.core.errors import Interrupted, VideoError
 from ml_backend.core.files import file_sha256
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Image, Track, VideoInfo
-from ml_backend.label_studio.schema import VideoControl
+from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.timeline import video_timeline
 from ml_backend.labelling import LabelledTracks, label_tracks
 from ml_backend.looks import MemoryLooks

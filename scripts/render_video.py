@@ -18,7 +18,7 @@ from ml_backend.core.settings import Mode, Settings
 from ml_backend.export.draw import Look
 from ml_backend.export.layers import Export, Model, css_colours, file_layer, model_layer, named_layer
 from ml_backend.export.render import Options, check_out, render
-from ml_backend.label_studio.schema import read_label_config
+from ml_backend.label_studio.label_config import read_label_config
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = click.Path(path_type=Path, dir_okay=False)

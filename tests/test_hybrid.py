@@ -16,7 +16,7 @@ from ml_backend.core.settings import Mode, Settings
 from ml_backend.core.types import UNLABELLED, FloatArray
 from ml_backend.db.storage import Storage
 from ml_backend.hybrid import Hybrid, HybridSource, objects_of, use_embedder
-from ml_backend.label_studio.schema import VideoControl, parse_label_config
+from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.labelling import DetectorLabels, Opinion, label_tracks
 from ml_backend.looks import Look, Looks, MemoryLooks, look_at
 from ml_backend.models.hub import ResolvedModel

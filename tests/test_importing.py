@@ -16,8 +16,8 @@ import pytest
 
 from ml_backend.core.errors import ConfigError, Interrupted, LabelStudioError, MediaError, StorageError, VideoError
 from ml_backend.core.settings import Settings
-from ml_backend.importing import Importer, Outcome, find_videos
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
+from ml_backend.label_studio.importer import Importer, Outcome, find_videos
 from ml_backend.video.probe import probe
 from ml_backend.video.transcode import plan
 from tests.builders import ROOT, label_config

@@ -19,9 +19,9 @@ from ml_backend.core.keyframes import interpolate
 from ml_backend.core.types import IntArray, Track
 from ml_backend.export.locate import FIND_CURE, NOTHING, Known, VideoFolder
 from ml_backend.export.source import Skipped
+from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.media import CLOUD_SCHEMES
 from ml_backend.label_studio.regions import make_prediction, track_to_region
-from ml_backend.label_studio.schema import VideoControl
 from ml_backend.label_studio.timeline import video_facts, video_timeline
 from ml_backend.video.probe import probe
 

@@ -21,7 +21,7 @@ from ml_backend.export.mot import read_mot
 from ml_backend.export.source import Skipped, Source
 from ml_backend.export.yolo import read_yolo
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.schema import VideoControl, read_label_config
+from ml_backend.label_studio.label_config import VideoControl, read_label_config
 from ml_backend.local.discover import settings_in_force
 
 #: Exit code of an export that is complete but for videos that could not be had.

@@ -15,7 +15,7 @@ from ml_backend.export.locate import VideoFolder
 from ml_backend.export.select import Predictions
 from ml_backend.export.source import Source
 from ml_backend.export.video import AnnotatedVideo, Part
-from ml_backend.label_studio.schema import LabelConfig
+from ml_backend.label_studio.label_config import LabelConfig
 
 ANNOTATIONS, PREDICTIONS = "annotations", "predictions"
 #: Tasks that an error message lists.

@@ -12,8 +12,8 @@ from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import is_video_name
 from ml_backend.export.locate import media_parts, number
 from ml_backend.export.tasks import RawTask
-from ml_backend.importing import SOURCE_FIELD
-from ml_backend.label_studio.schema import DEFAULT_FRAME_RATE, VideoControl
+from ml_backend.label_studio.importer import SOURCE_FIELD
+from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE, VideoControl
 from ml_backend.versions import is_partial
 
 Predictions = Literal["none", "missing", "only"]

@@ -28,8 +28,8 @@ from ml_backend.export.select import Predictions, Submission, found_controls, in
 from ml_backend.export.tasks import RawTask, is_prediction_file, read_tasks
 from ml_backend.export.video import AnnotatedVideo, Part, is_of
 from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.label_config import LabelConfig, parse_label_config
 from ml_backend.label_studio.media import MediaStore
-from ml_backend.label_studio.schema import LabelConfig, parse_label_config
 
 log = logging.getLogger(__name__)
 

@@ -74,7 +74,7 @@ def import_video(work: Work, project_id: int, folder: str, name: str) -> dict[st
     Args:
         folder, name: of the file, below the folder of uploads; it is removed once nothing more can be done with it.
     """
-    from ml_backend.importing import Importer
+    from ml_backend.label_studio.importer import Importer
 
     work.container.remove_leftovers()  # now that room is needed
     path = work.settings.uploads_dir / folder / name

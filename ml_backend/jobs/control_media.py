@@ -23,7 +23,7 @@ from ml_backend.export.sampling import Sampling
 from ml_backend.jobs.control_queue import STRIDE
 from ml_backend.jobs.control_work import Work, control_job
 from ml_backend.jobs.tasks import look_at_video
-from ml_backend.label_studio.schema import parse_label_config
+from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.models.weights import resolve_detector
 from ml_backend.pipeline import yolo_detector
 from ml_backend.training.registry import MEASURED

@@ -16,8 +16,8 @@ from ml_backend.core.errors import ConfigError, Interrupted
 from ml_backend.export.source import Source
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.progress import tell
+from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.label_studio.media import MediaStore
-from ml_backend.label_studio.schema import parse_label_config
 
 if TYPE_CHECKING:
     from ml_backend.export.select import Predictions

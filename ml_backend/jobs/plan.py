@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import MediaError
+from ml_backend.label_studio.label_config import LabelConfig, VideoControl, own_prompts, parse_label_config
 from ml_backend.label_studio.media import canonical_uri
-from ml_backend.label_studio.schema import LabelConfig, VideoControl, own_prompts, parse_label_config
 
 if TYPE_CHECKING:
     from ml_backend.jobs.container import Container

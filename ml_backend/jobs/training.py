@@ -37,7 +37,7 @@ from ml_backend.jobs.listing import CANCELLED
 from ml_backend.jobs.progress import tell
 from ml_backend.jobs.training_queue import unread_before
 from ml_backend.label_studio.client import NotFound
-from ml_backend.label_studio.schema import classes_for, parse_label_config
+from ml_backend.label_studio.label_config import classes_for, parse_label_config
 from ml_backend.training.gate import decide
 from ml_backend.training.keeping import remove_old_weights
 from ml_backend.training.registry import ACTIVE, MEASURED, RunLost, Version

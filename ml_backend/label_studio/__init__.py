@@ -1,1 +1,1 @@
-"""All that knows Label Studio: label config, timeline, regions, API client and media."""
+"""Label Studio: its API, label configs, regions, timeline and media."""

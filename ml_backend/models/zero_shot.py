@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.special import log_softmax, softmax
 
 from ml_backend.core.types import FloatArray
-from ml_backend.label_studio.schema import LabelSpec, own_prompts
+from ml_backend.label_studio.label_config import LabelSpec, own_prompts
 
 if TYPE_CHECKING:
     from ml_backend.models.clip import ClipEmbedder

@@ -12,8 +12,8 @@ import numpy as np
 
 from ml_backend.core.boxes import Float64Array, iou_matrix, iou_pairs
 from ml_backend.core.types import IntArray
+from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.regions import region_boxes
-from ml_backend.label_studio.schema import VideoControl
 from ml_backend.label_studio.timeline import Timeline
 from ml_backend.looks import SAME_LOOK_IOU, Look
 from ml_backend.tracks.record import TrackRecord, TrackSet

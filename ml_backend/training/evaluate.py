@@ -22,7 +22,7 @@ from ml_backend.core.errors import VideoError
 from ml_backend.core.prefetch import ahead
 from ml_backend.core.settings import Settings, get_settings
 from ml_backend.core.types import Detections, IntArray, Observation, Track, VideoInfo
-from ml_backend.label_studio.schema import LabelMapper, parse_label_config
+from ml_backend.label_studio.label_config import LabelMapper, parse_label_config
 from ml_backend.models.detector import Detector, YoloDetector
 from ml_backend.models.precision import AveragePrecision
 from ml_backend.models.tracker import Tracker

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_backend.core.errors import WeightsError
 from ml_backend.core.memory import is_out_of_memory
-from ml_backend.label_studio.schema import REST, plain_name
+from ml_backend.label_studio.label_config import REST, plain_name
 
 #: Label -> class of the start checkpoint that it starts from, or several, of which the first that exists counts.
 StartFrom = Mapping[str, str | Sequence[str]]

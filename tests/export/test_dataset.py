@@ -23,7 +23,7 @@ from ml_backend.export.images import ImageFormat
 from ml_backend.export.sampling import Sampling, parse_ratio, split_pictures, split_videos
 from ml_backend.export.select import chosen_classes
 from ml_backend.export.source import Source
-from ml_backend.label_studio.schema import parse_label_config
+from ml_backend.label_studio.label_config import parse_label_config
 from tests.builders import ROOT, label_config, make_tiny_yolo, wait_for
 from tests.export.builders import key, make_annotation, make_region, make_task, write_export
 from tests.video.builders import make_video, read_number

@@ -17,8 +17,8 @@ from ml_backend.core.settings import Settings
 from ml_backend.export.draw import Look
 from ml_backend.export.layers import Export, Model, file_layer, named_layer
 from ml_backend.export.render import Options, check_out, render
+from ml_backend.label_studio.label_config import read_label_config
 from ml_backend.label_studio.regions import region_boxes
-from ml_backend.label_studio.schema import read_label_config
 from ml_backend.label_studio.timeline import video_timeline
 from ml_backend.video.probe import frame_times, playback_duration, probe
 from ml_backend.video.reader import read_frames

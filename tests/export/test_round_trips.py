@@ -26,7 +26,7 @@ from ml_backend.export.mot import read_mot
 from ml_backend.export.sampling import Sampling
 from ml_backend.export.source import Source
 from ml_backend.export.yolo import read_yolo
-from ml_backend.label_studio.schema import parse_label_config
+from ml_backend.label_studio.label_config import parse_label_config
 from tests.builders import ROOT, label_config
 from tests.export.builders import key, make_annotation, make_region, make_task, write_export
 from tests.export.test_dataset import run

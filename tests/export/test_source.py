@@ -20,8 +20,8 @@ from ml_backend.export.select import inferred_rate
 from ml_backend.export.source import Source
 from ml_backend.export.tasks import read_tasks
 from ml_backend.export.video import AnnotatedVideo, Pictures
+from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.label_studio.regions import RegionKeys, region_boxes
-from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.label_studio.timeline import Timeline
 from tests.builders import CONFIG, TWO_VIDEOS
 from tests.export.builders import key, make_annotation, make_region, make_task, write_export

@@ -14,8 +14,8 @@ import pytest
 
 from ml_backend.core.boxes import iou_pairs
 from ml_backend.core.types import Track, VideoInfo
+from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.label_studio.regions import make_prediction, region_boxes, track_to_region
-from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.label_studio.timeline import Timeline
 from tests.label_studio.numbered import HEIGHT, PICTURES, READ_NUMBER, WIDTH, steady, write_video
 

@@ -17,8 +17,8 @@ from label_studio_sdk.label_interface.objects import PredictionValue
 
 from ml_backend.core.boxes import clip_xyxy, iou_pairs
 from ml_backend.core.types import Track, VideoInfo
+from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.label_studio.regions import make_prediction, region_boxes, track_to_region, visible_frames
-from ml_backend.label_studio.schema import parse_label_config
 from ml_backend.label_studio.timeline import Timeline
 
 WIDTH, HEIGHT = 640, 360

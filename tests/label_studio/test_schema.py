@@ -9,7 +9,7 @@ import pytest
 from label_studio_sdk.label_interface import LabelInterface
 
 from ml_backend.core.errors import ConfigError
-from ml_backend.label_studio.schema import LabelMapper, LabelSpec, parse_label_config
+from ml_backend.label_studio.label_config import LabelMapper, LabelSpec, parse_label_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,8 +11,8 @@ import pytest
 
 from ml_backend.core.boxes import iou_pairs
 from ml_backend.core.types import Track, VideoInfo
+from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.label_studio.regions import track_to_region
-from ml_backend.label_studio.schema import VideoControl, parse_label_config
 from ml_backend.label_studio.timeline import Timeline, video_timeline
 from ml_backend.looks import Look
 from ml_backend.patterns.annotated import (

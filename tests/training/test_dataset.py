@@ -21,7 +21,7 @@ import yaml
 from ml_backend.core.errors import ConfigError, Interrupted, StorageError
 from ml_backend.db.storage import Storage
 from ml_backend.export.source import Source
-from ml_backend.label_studio.schema import parse_label_config
+from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.patterns.store import video_key
 from ml_backend.training import picking
 from ml_backend.training.dataset import DatasetPlan, NothingToTrain, TrainingDataset, build_dataset

@@ -14,7 +14,7 @@ import pytest
 from ml_backend.core.errors import VideoError
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections, Track
-from ml_backend.label_studio.schema import parse_label_config
+from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.label_studio.timeline import video_facts
 from ml_backend.labelling import DetectorLabels
 from ml_backend.models.detector import YoloDetector
