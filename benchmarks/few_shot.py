@@ -38,8 +38,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.tracking import find_tracks  # noqa: E402
 from ml_backend.core.settings import Settings  # noqa: E402
 from ml_backend.core.types import Image  # noqa: E402
+from ml_backend.detectors.ultralytics_setup import setup_ultralytics  # noqa: E402
 from ml_backend.hybrid import load_embedder  # noqa: E402
-from ml_backend.models._ultralytics import setup_ultralytics  # noqa: E402
 from ml_backend.models.crops import cut  # noqa: E402
 from ml_backend.models.embedder import Embedder  # noqa: E402
 from ml_backend.models.hub import resolve_embedder  # noqa: E402

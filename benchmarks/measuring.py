@@ -26,9 +26,9 @@ sys.path.insert(0, str(ROOT))
 
 if TYPE_CHECKING:
     from ml_backend.core.settings import Settings
+    from ml_backend.detectors.weights import ResolvedDetector
     from ml_backend.label_studio.client import LabelStudioClient, Prediction
     from ml_backend.local.stack import Stack
-    from ml_backend.models.weights import ResolvedDetector
     from ml_backend.services import WebContainer
 
 CONFIG = (
@@ -115,7 +115,7 @@ def detector_of(settings: Settings) -> ResolvedDetector:
     Raises:
         ClickException: there is none.
     """
-    from ml_backend.models.weights import resolve_detector
+    from ml_backend.detectors.weights import resolve_detector
 
     resolved = resolve_detector(settings)
     if resolved.path is None:
@@ -125,8 +125,8 @@ def detector_of(settings: Settings) -> ResolvedDetector:
 
 def engine_name(video: Path, resolved: ResolvedDetector, settings: Settings, *, wait: bool = False) -> str:
     """``openvino fp32``, for example; with a reason where it is not what was wanted."""
-    from ml_backend.models.engines.calibration import Footage
-    from ml_backend.models.engines.exports import choose_engine
+    from ml_backend.detectors.engines.calibration import Footage
+    from ml_backend.detectors.engines.exports import choose_engine
 
     assert resolved.path
     footage = Footage(video=str(video))

@@ -31,8 +31,8 @@ from benchmarks.measuring import make_engine, numbers, own_place  # noqa: E402
 from benchmarks.pipeline import plain_loop, predict  # noqa: E402
 from ml_backend.core.settings import Settings  # noqa: E402
 from ml_backend.core.types import Track  # noqa: E402
-from ml_backend.models.detector import YoloDetector  # noqa: E402
-from ml_backend.models.motion import MotionDetector  # noqa: E402
+from ml_backend.detectors.motion import MotionDetector  # noqa: E402
+from ml_backend.detectors.yolo import YoloDetector  # noqa: E402
 from ml_backend.models.tracker import Tracker  # noqa: E402
 from ml_backend.observe import observe  # noqa: E402
 from ml_backend.tracks.assembler import TrackAssembler  # noqa: E402

@@ -12,8 +12,8 @@ import numpy as np
 
 from ml_backend.core.prefetch import ahead, in_order
 from ml_backend.core.types import Affine, Detections, Frame, Image, Observation, VideoInfo
+from ml_backend.detectors.yolo import Detector
 from ml_backend.models.between import Pairs, between, pairs
-from ml_backend.models.detector import Detector
 from ml_backend.models.observer import Observer, reduced
 from ml_backend.video.reader import read_frames
 

@@ -12,13 +12,13 @@ from typing import Any
 from ml_backend.core.files import file_sha256, writing
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Track
+from ml_backend.detectors.engines.calibration import Footage
+from ml_backend.detectors.engines.exports import choose_engine
+from ml_backend.detectors.weights import resolve_detector
 from ml_backend.hybrid import Hybrid, use_embedder
 from ml_backend.label_studio.label_config import prompts_digest, read_label_config
 from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.timeline import video_timeline
-from ml_backend.models.engines.calibration import Footage
-from ml_backend.models.engines.exports import choose_engine
-from ml_backend.models.weights import resolve_detector
 from ml_backend.modes import hybrid_models, mode_part, require_embedder
 from ml_backend.patterns.bank import PatternBank
 from ml_backend.patterns.store import Source

@@ -15,19 +15,19 @@ from ml_backend.core.errors import Interrupted, VideoError
 from ml_backend.core.files import file_sha256
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Image, Track, VideoInfo
+from ml_backend.detectors.weights import ResolvedDetector, resolve_detector
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.timeline import video_timeline
 from ml_backend.labelling import LabelledTracks, label_tracks
 from ml_backend.looks import MemoryLooks
-from ml_backend.models.weights import ResolvedDetector, resolve_detector
 from ml_backend.tracks.record import TrackSet
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
 
 if TYPE_CHECKING:
     from ml_backend.core.types import Observation
+    from ml_backend.detectors.yolo import Detector, YoloDetector
     from ml_backend.hybrid import Hybrid
-    from ml_backend.models.detector import Detector, YoloDetector
     from ml_backend.segments import Look, Segment
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def use_detector(resolved: ResolvedDetector, settings: Settings, info: VideoInfo
         WeightsError: the checkpoint cannot be loaded.
     """
     if resolved.kind == "motion":
-        from ml_backend.models.motion import MotionDetector
+        from ml_backend.detectors.motion import MotionDetector
 
         motion = MotionDetector(info.fps)  # keeps a model of one video's background, hence a new one each time
         motion.prime(_early_frames(info))
@@ -102,9 +102,9 @@ def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | N
         video: a local file, from which pictures are taken where int8 is wanted.
     """
     from ml_backend.core.model_cache import get_pool
-    from ml_backend.models.detector import YoloDetector
-    from ml_backend.models.engines.calibration import Footage
-    from ml_backend.models.engines.exports import choose_engine
+    from ml_backend.detectors.engines.calibration import Footage
+    from ml_backend.detectors.engines.exports import choose_engine
+    from ml_backend.detectors.yolo import YoloDetector
 
     if resolved.path is None:
         raise ValueError("a YOLO detector needs a path")

@@ -13,9 +13,9 @@ from ml_backend.core.errors import ConfigError
 from ml_backend.core.settings import Mode, Settings
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import projects
+from ml_backend.detectors.weights import ResolvedDetector, resolve_detector
 from ml_backend.label_studio.extra_params import read_extra_params
 from ml_backend.label_studio.label_config import LabelConfig, prompts_digest
-from ml_backend.models.weights import ResolvedDetector, resolve_detector
 from ml_backend.modes import HybridModels, hybrid_models, mode_part
 from ml_backend.patterns.digest import bank_digests
 from ml_backend.training.artifacts import Artifacts

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_backend
 from ml_backend.core.settings import Settings
-from ml_backend.models.weights import ResolvedDetector
+from ml_backend.detectors.weights import ResolvedDetector
 
 #: Settings that change which boxes come out, so that other values are another version.
 _SHAPING = (

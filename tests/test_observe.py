@@ -16,7 +16,7 @@ from ml_backend import pipeline
 from ml_backend.core.errors import VideoError
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections, Frame, Image, Observation, VideoInfo
-from ml_backend.models.weights import ResolvedDetector
+from ml_backend.detectors.weights import ResolvedDetector
 from ml_backend.observe import observe
 from ml_backend.segments import Look, Segment, plan_segments
 from ml_backend.video.probe import probe

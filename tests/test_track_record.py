@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ml_backend.core.settings import Settings
-from ml_backend.models.weights import MOTION
+from ml_backend.detectors.weights import MOTION
 from ml_backend.pipeline import detect_tracks
 from ml_backend.tracks.record import FORMAT, TrackRecord, TrackSet
 from ml_backend.tracks.views import View

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ml_backend.core.settings import Settings
-from ml_backend.models.weights import MOTION, ResolvedDetector
+from ml_backend.detectors.weights import MOTION, ResolvedDetector
 from ml_backend.versions import PARTIAL, is_outdated, is_partial, model_version, same_kind
 
 YOLO = ResolvedDetector("yolo", "yolo11n", Path("/w/yolo11n.pt"), "3f2a91c0" + "0" * 56)

@@ -215,7 +215,7 @@ def labels(target: Target) -> Iterator[Finding]:
 
 def weights(target: Target) -> Iterator[Finding]:
     """Which detector would be used now."""
-    from ml_backend.models.weights import resolve_detector
+    from ml_backend.detectors.weights import resolve_detector
 
     detector = resolve_detector(target.settings, download=False)
     found = f"{detector.name} ({detector.path})" if detector.path else detector.name

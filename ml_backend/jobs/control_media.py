@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
 from ml_backend.core.errors import ConfigError, StorageError
+from ml_backend.detectors.weights import resolve_detector
 from ml_backend.export.annotations import export_annotations
 from ml_backend.export.dataset import FORMATS, DatasetOptions, export_dataset
 from ml_backend.export.layers import Export as FileExport
@@ -24,7 +25,6 @@ from ml_backend.jobs.control_queue import STRIDE
 from ml_backend.jobs.control_work import Work, control_job
 from ml_backend.jobs.tasks import look_at_video
 from ml_backend.label_studio.label_config import parse_label_config
-from ml_backend.models.weights import resolve_detector
 from ml_backend.pipeline import yolo_detector
 from ml_backend.training.registry import MEASURED
 

@@ -208,7 +208,7 @@ def make_worker(settings: Settings) -> LeaseWorker:
 
 def fetch_weights(settings: Settings) -> None:
     """Have the weights before the first job, and say which models are in use."""
-    from ml_backend.models.weights import resolve_detector
+    from ml_backend.detectors.weights import resolve_detector
     from ml_backend.modes import hybrid_models
 
     try:

@@ -13,8 +13,8 @@ from ml_backend.core.errors import WeightsError
 from ml_backend.core.memory import FitsMemory, model_memory
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import FloatArray, Image
+from ml_backend.detectors.engines.torch_engine import select_device
 from ml_backend.models.crops import letterbox
-from ml_backend.models.engines.torch_engine import select_device
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from ml_backend.core.settings import TrackerKind
 from ml_backend.core.types import Affine, BoolArray, Detections, FloatArray, Observation
+from ml_backend.detectors.ultralytics_setup import setup_ultralytics
 from ml_backend.models import appearance
-from ml_backend.models._ultralytics import setup_ultralytics
 
 Floats = npt.NDArray[np.float32]
 

@@ -22,11 +22,11 @@ from ml_backend.core.errors import VideoError
 from ml_backend.core.prefetch import ahead
 from ml_backend.core.settings import Settings, get_settings
 from ml_backend.core.types import Detections, IntArray, Observation, Track, VideoInfo
+from ml_backend.detectors.average_precision import AveragePrecision
+from ml_backend.detectors.weights import MOTION
+from ml_backend.detectors.yolo import Detector, YoloDetector
 from ml_backend.label_studio.label_config import LabelMapper, parse_label_config
-from ml_backend.models.detector import Detector, YoloDetector
-from ml_backend.models.precision import AveragePrecision
 from ml_backend.models.tracker import Tracker
-from ml_backend.models.weights import MOTION
 from ml_backend.observe import observe
 from ml_backend.pipeline import use_detector
 from ml_backend.tracks.assembler import TrackAssembler
@@ -267,7 +267,7 @@ def _labelled(detections: Detections, to_class: IntArray) -> Detections:
     import torch
     from torchvision.ops import batched_nms
 
-    from ml_backend.models.detector import NMS_IOU
+    from ml_backend.detectors.yolo import NMS_IOU
 
     classes = to_class[detections.class_id]
     kept = np.flatnonzero(classes >= 0)

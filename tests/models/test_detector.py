@@ -11,7 +11,7 @@ import pytest
 
 from ml_backend.core.errors import WeightsError
 from ml_backend.core.settings import Settings
-from ml_backend.models.detector import YoloDetector
+from ml_backend.detectors.yolo import YoloDetector
 from tests.builders import make_tiny_yolo, run_with_bare_home
 
 MakeSettings = Callable[..., Settings]
@@ -183,7 +183,7 @@ def test_what_a_smaller_batch_cannot_cure_comes_through(message: str, tiny: Path
 def test_loading_and_detecting_is_silent_and_leaves_no_traces_at_home(tiny: Path, tmp_path: Path) -> None:
     """In a process of its own, because ultralytics reads its switches when it is first imported."""
     code = (
-        "import sys, numpy as np; from ml_backend.models.detector import YoloDetector;"
+        "import sys, numpy as np; from ml_backend.detectors.yolo import YoloDetector;"
         "from ml_backend.models.tracker import Tracker; from ml_backend.core.settings import Settings;"
         "from ml_backend.core.types import Observation;"
         f"d = YoloDetector({str(tiny)!r}, Settings(device='cpu', imgsz=160));"

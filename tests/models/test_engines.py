@@ -19,14 +19,14 @@ from ml_backend.core.files import file_sha256
 from ml_backend.core.model_cache import ModelPool
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections
-from ml_backend.models.detector import YoloDetector
-from ml_backend.models.engines import exports, make, openvino_engine
-from ml_backend.models.engines.calibration import Footage
-from ml_backend.models.engines.exports import META, Export, Plan, Unsound, choose_engine, find
-from ml_backend.models.engines.make import Agreement, agreement
-from ml_backend.models.engines.openvino_engine import MAX_SIZES, MODEL_FILE
-from ml_backend.models.engines.torch_engine import padded
-from ml_backend.models.motion import MotionDetector
+from ml_backend.detectors.engines import exports, make, openvino_engine
+from ml_backend.detectors.engines.calibration import Footage
+from ml_backend.detectors.engines.exports import META, Export, Plan, Unsound, choose_engine, find
+from ml_backend.detectors.engines.make import Agreement, agreement
+from ml_backend.detectors.engines.openvino_engine import MAX_SIZES, MODEL_FILE
+from ml_backend.detectors.engines.torch_engine import padded
+from ml_backend.detectors.motion import MotionDetector
+from ml_backend.detectors.yolo import YoloDetector
 from tests.builders import make_tiny_yolo, run_with_bare_home
 
 MakeSettings = Callable[..., Settings]
@@ -288,8 +288,8 @@ def test_openvino_reports_nothing_and_writes_nothing_at_home(tiny: Path, tmp_pat
         "def refuse(*a): raise SystemExit('network')\n"
         "socket.getaddrinfo = refuse\n"
         "from pathlib import Path\n"
-        "from ml_backend.models.detector import YoloDetector\n"
-        "from ml_backend.models.engines.exports import choose_engine\n"
+        "from ml_backend.detectors.yolo import YoloDetector\n"
+        "from ml_backend.detectors.engines.exports import choose_engine\n"
         "from ml_backend.core.settings import Settings\n"
         f"path = Path({str(tiny)!r})\n"
         f"here = Settings(device='cpu', engine='openvino', imgsz=160, data_dir={str(tmp_path / 'data')!r})\n"

@@ -21,9 +21,8 @@ from ml_backend.core.model_cache import get_pool
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections
 from ml_backend.db.storage import Storage
-from ml_backend.models.detector import YoloDetector
-from ml_backend.models.engines import exports
-from ml_backend.models.engines.calibration import (
+from ml_backend.detectors.engines import exports
+from ml_backend.detectors.engines.calibration import (
     MAX_PICTURES,
     MAX_VIDEOS,
     PER_VIDEO,
@@ -32,9 +31,10 @@ from ml_backend.models.engines.calibration import (
     Pool,
     read_pictures,
 )
-from ml_backend.models.engines.exports import KEEP, META, Choice, Export, Plan, Unsound, choose_engine, prune
-from ml_backend.models.engines.int8 import MIN_BOXES, parity
-from ml_backend.models.engines.make import agreement, make
+from ml_backend.detectors.engines.exports import KEEP, META, Choice, Export, Plan, Unsound, choose_engine, prune
+from ml_backend.detectors.engines.int8 import MIN_BOXES, parity
+from ml_backend.detectors.engines.make import agreement, make
+from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.pipeline import use_detector
 from ml_backend.projects import Projects
 from ml_backend.video.probe import probe
@@ -388,9 +388,9 @@ def test_quantising_reports_nothing_and_writes_nothing_at_home(
         "def refuse(*a): raise SystemExit('network')\n"
         "socket.getaddrinfo = socket.socket.connect = refuse\n"
         "from pathlib import Path\n"
-        "from ml_backend.models.engines.calibration import Footage\n"
-        "from ml_backend.models.engines.exports import Plan, find\n"
-        "from ml_backend.models.engines.make import make\n"
+        "from ml_backend.detectors.engines.calibration import Footage\n"
+        "from ml_backend.detectors.engines.exports import Plan, find\n"
+        "from ml_backend.detectors.engines.make import make\n"
         "from ml_backend.core.settings import Settings\n"
         f"here = Settings(device='cpu', imgsz=160, precision='int8', data_dir={str(here.data_dir)!r})\n"
         f"plan = Plan(Path({str(tiny)!r}), {file_sha256(tiny)!r}, here, Footage(None, {str(clip)!r}))\n"

@@ -25,7 +25,7 @@ from ml_backend.core.memory import (
     process_memory,
 )
 from ml_backend.core.settings import Settings
-from ml_backend.models.detector import YoloDetector
+from ml_backend.detectors.yolo import YoloDetector
 from tests.builders import ROOT, make_tiny_yolo
 
 MakeSettings = Callable[..., Settings]

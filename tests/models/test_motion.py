@@ -7,7 +7,7 @@ import pytest
 
 from ml_backend.core.boxes import iou_matrix
 from ml_backend.core.types import Detections
-from ml_backend.models.motion import MotionDetector
+from ml_backend.detectors.motion import MotionDetector
 
 WIDTH, HEIGHT, FPS = 640, 360, 25.0
 

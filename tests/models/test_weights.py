@@ -19,8 +19,8 @@ from ml_backend.core import downloads
 from ml_backend.core.errors import WeightsError
 from ml_backend.core.files import file_sha256
 from ml_backend.core.settings import Settings
-from ml_backend.models import weights
-from ml_backend.models.weights import resolve_detector
+from ml_backend.detectors import weights
+from ml_backend.detectors.weights import resolve_detector
 from tests.builders import ROOT, Outside, outside
 
 
@@ -227,7 +227,7 @@ print(weights.resolve_detector(values, download=True).sha256)
 
 def test_deciding_loads_no_model_library() -> None:
     code = (
-        "import sys; from ml_backend.models.weights import resolve_detector;"
+        "import sys; from ml_backend.detectors.weights import resolve_detector;"
         "from ml_backend.core.settings import Settings;"
         "resolve_detector(Settings(_env_file=None, data_dir='/nonexistent'));"
         "print([name for name in ('torch', 'ultralytics', 'cv2', 'av') if name in sys.modules])"

@@ -12,8 +12,8 @@ import torch
 
 from ml_backend.core.errors import ConfigError, TrainingFailed, WeightsError
 from ml_backend.core.settings import Settings
+from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.label_studio.label_config import classes_for, parse_label_config
-from ml_backend.models.detector import YoloDetector
 from ml_backend.training.fine_tune import TrainingPlan, fine_tune
 from ml_backend.training.known import KNOWN, LEARNT, known_classes, marks_of, rows_to_begin_with
 from tests.builders import label_config

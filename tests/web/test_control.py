@@ -15,10 +15,10 @@ from rq import Worker
 
 from ml_backend.app import create_app
 from ml_backend.core.settings import Settings
+from ml_backend.detectors.weights import resolve_detector
+from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.jobs.memory_board import MemoryBoard
 from ml_backend.local.processes import RedisServer
-from ml_backend.models.detector import YoloDetector
-from ml_backend.models.weights import resolve_detector
 from ml_backend.pipeline import yolo_detector
 from ml_backend.versions import shaping
 from ml_backend.web import control_room

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cachetools import LRUCache
 
-from ml_backend.models._openvino import setup_openvino
-from ml_backend.models.engines.exports import Export
-from ml_backend.models.engines.torch_engine import Pixels
+from ml_backend.detectors.engines.exports import Export
+from ml_backend.detectors.engines.torch_engine import Pixels
+from ml_backend.detectors.openvino_setup import setup_openvino
 
 if TYPE_CHECKING:
     import openvino
@@ -35,7 +35,7 @@ class OpenvinoEngine:
     May be used from many threads; two keep it busy while one of them prepares or reads what it is given.
 
     Args:
-        export: made by :mod:`ml_backend.models.engines.make`; takes uint8 BGR pictures as they are.
+        export: made by :mod:`ml_backend.detectors.engines.make`; takes uint8 BGR pictures as they are.
         parallel: most pictures that are given at once.
 
     Raises:

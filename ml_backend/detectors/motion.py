@@ -34,7 +34,7 @@ class MotionDetector:
 
     Zivkovic's MOG2 (ICPR 2004) with shadow detection on a reduced picture, morphology, and merging of fragments.
     Stateful: frames of one video in order; :meth:`reset` before another. Implements
-    :class:`~ml_backend.models.detector.Detector`.
+    :class:`~ml_backend.detectors.yolo.Detector`.
 
     Args:
         fps: frames per second of what :meth:`detect` is given.

@@ -16,12 +16,12 @@ import numpy as np
 
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections, Image
-from ml_backend.models._openvino import setup_openvino
-from ml_backend.models.detector import YoloDetector
-from ml_backend.models.engines.calibration import MAX_VIDEOS, Pool, read_pictures
-from ml_backend.models.engines.exports import Export, Plan, Unsound, find, keep, refusal
-from ml_backend.models.engines.openvino_engine import MODEL_FILE
-from ml_backend.models.precision import AveragePrecision
+from ml_backend.detectors.average_precision import AveragePrecision
+from ml_backend.detectors.engines.calibration import MAX_VIDEOS, Pool, read_pictures
+from ml_backend.detectors.engines.exports import Export, Plan, Unsound, find, keep, refusal
+from ml_backend.detectors.engines.openvino_engine import MODEL_FILE
+from ml_backend.detectors.openvino_setup import setup_openvino
+from ml_backend.detectors.yolo import YoloDetector
 
 if TYPE_CHECKING:
     import openvino

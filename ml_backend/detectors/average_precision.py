@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.core.types import Detections, IntArray
-from ml_backend.models._ultralytics import setup_ultralytics
+from ml_backend.detectors.ultralytics_setup import setup_ultralytics
 
 #: IoU from which a detection is right; the mean over all of them is mAP50-95.
 THRESHOLDS = np.linspace(0.5, 0.95, 10)

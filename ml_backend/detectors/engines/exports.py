@@ -29,8 +29,8 @@ from ml_backend.core.errors import WeightsError
 from ml_backend.core.files import file_sha256
 from ml_backend.core.settings import Settings
 from ml_backend.core.subprocesses import import_path
-from ml_backend.models.engines.calibration import Footage, Pool
-from ml_backend.models.engines.torch_engine import select_device
+from ml_backend.detectors.engines.calibration import Footage, Pool
+from ml_backend.detectors.engines.torch_engine import select_device
 
 log = logging.getLogger(__name__)
 
@@ -319,7 +319,7 @@ class _Child:
     def __init__(self, plan: Plan) -> None:
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ml_backend.models.engines.make", plan.dump()],
+            [sys.executable, "-m", "ml_backend.detectors.engines.make", plan.dump()],
             stdin=subprocess.PIPE,  # stays open as long as this process lives; the child ends with it
             stdout=self._output,
             stderr=subprocess.STDOUT,

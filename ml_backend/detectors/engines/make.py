@@ -1,4 +1,4 @@
-"""Make what a plan lacks, in a process of its own: ``python -m ml_backend.models.engines.make PLAN``.
+"""Make what a plan lacks, in a process of its own: ``python -m ml_backend.detectors.engines.make PLAN``.
 
 An export is compared with its checkpoint before anybody uses it. What is logged goes to standard output, a line
 ``LEVEL|message`` each, for the process that started this one, and with whose end this one ends.
@@ -22,17 +22,17 @@ from ml_backend.core.boxes import iou_matrix
 from ml_backend.core.errors import BackendError
 from ml_backend.core.subprocesses import end_with_parent, give_way
 from ml_backend.core.types import Detections, Image
-from ml_backend.models._openvino import setup_openvino
-from ml_backend.models.detector import YoloDetector
-from ml_backend.models.engines.exports import Export, Plan, Unsound, find, keep, not_installed
-from ml_backend.models.engines.int8 import detect, make_int8
-from ml_backend.models.engines.openvino_engine import MODEL_FILE
-from ml_backend.models.engines.torch_engine import TorchEngine
+from ml_backend.detectors.engines.exports import Export, Plan, Unsound, find, keep, not_installed
+from ml_backend.detectors.engines.int8 import detect, make_int8
+from ml_backend.detectors.engines.openvino_engine import MODEL_FILE
+from ml_backend.detectors.engines.torch_engine import TorchEngine
+from ml_backend.detectors.openvino_setup import setup_openvino
+from ml_backend.detectors.yolo import YoloDetector
 
 if TYPE_CHECKING:
     import openvino
 
-log = logging.getLogger("ml_backend.models.engines.make")  # not __main__, whose lines nobody would see
+log = logging.getLogger("ml_backend.detectors.engines.make")  # not __main__, whose lines nobody would see
 
 #: int8 of a large network takes minutes, on a busy machine many. What takes longer hangs.
 TIMEOUT_S = 3600

@@ -10,7 +10,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from ml_backend.models._openvino import setup_openvino
+from ml_backend.detectors.openvino_setup import setup_openvino
 
 # Read by ultralytics when it is first imported: later changes have no effect.
 _QUIET = {

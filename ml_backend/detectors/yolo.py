@@ -16,10 +16,10 @@ from ml_backend.core.errors import WeightsError
 from ml_backend.core.memory import FitsMemory, is_out_of_memory
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections, Image
-from ml_backend.models._ultralytics import setup_ultralytics
-from ml_backend.models.engines.exports import Export
-from ml_backend.models.engines.openvino_engine import OpenvinoEngine
-from ml_backend.models.engines.torch_engine import Pixels, TorchEngine, padded, select_device
+from ml_backend.detectors.engines.exports import Export
+from ml_backend.detectors.engines.openvino_engine import OpenvinoEngine
+from ml_backend.detectors.engines.torch_engine import Pixels, TorchEngine, padded, select_device
+from ml_backend.detectors.ultralytics_setup import setup_ultralytics
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,1 @@
+"""Object detectors: YOLO and its engines, the motion detector, and where checkpoints come from."""
