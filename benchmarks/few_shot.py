@@ -39,10 +39,10 @@ from benchmarks.tracking import find_tracks  # noqa: E402
 from ml_backend.core.settings import Settings  # noqa: E402
 from ml_backend.core.types import Image  # noqa: E402
 from ml_backend.detectors.ultralytics_setup import setup_ultralytics  # noqa: E402
+from ml_backend.embeddings.crops import cut  # noqa: E402
+from ml_backend.embeddings.embedder import Embedder  # noqa: E402
+from ml_backend.embeddings.hub import resolve_embedder  # noqa: E402
 from ml_backend.hybrid import load_embedder  # noqa: E402
-from ml_backend.models.crops import cut  # noqa: E402
-from ml_backend.models.embedder import Embedder  # noqa: E402
-from ml_backend.models.hub import resolve_embedder  # noqa: E402
 from ml_backend.patterns.bank import Exemplars, PatternBank  # noqa: E402
 from ml_backend.video.reader import read_frames  # noqa: E402
 

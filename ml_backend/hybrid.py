@@ -19,38 +19,38 @@ from cachetools import LRUCache, cached
 
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import UNLABELLED, FloatArray
+from ml_backend.embeddings.crop_embeddings import Looks, OpenVideo, look_at
+from ml_backend.embeddings.crop_selection import VIEWS
+from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.label_studio.label_config import LabelSpec, VideoControl
 from ml_backend.labelling import DetectorLabels, Opinion
-from ml_backend.looks import Looks, OpenVideo, look_at
-from ml_backend.models.hub import ResolvedModel
 from ml_backend.models.zero_shot import ZeroShot, label_prompts, with_detector
 from ml_backend.modes import HybridModels
 from ml_backend.patterns.bank import Exemplars, PatternBank
 from ml_backend.patterns.store import PatternStore, Source
 from ml_backend.tracks.record import TrackSet
-from ml_backend.tracks.views import VIEWS
 
 if TYPE_CHECKING:  # torch, which is loaded with the first model
-    from ml_backend.models.embedder import TorchEmbedder
+    from ml_backend.embeddings.embedder import TorchEmbedder
 
 log = logging.getLogger(__name__)
 
 
 def load_embedder(resolved: ResolvedModel, settings: Settings) -> TorchEmbedder:
-    """Load what :mod:`ml_backend.models.hub` resolved.
+    """Load what :mod:`ml_backend.embeddings.hub` resolved.
 
     Raises:
         WeightsError: it cannot be loaded.
     """
     if resolved.path is None:
-        from ml_backend.models.efficientnet import EfficientNetEmbedder
+        from ml_backend.embeddings.efficientnet import EfficientNetEmbedder
 
         return EfficientNetEmbedder(settings)
     if resolved.kind == "clip":
-        from ml_backend.models.clip import ClipEmbedder
+        from ml_backend.embeddings.clip import ClipEmbedder
 
         return ClipEmbedder(resolved.path, settings)
-    from ml_backend.models.dinov2 import Dinov2Embedder
+    from ml_backend.embeddings.dinov2 import Dinov2Embedder
 
     return Dinov2Embedder(resolved.path, settings)
 

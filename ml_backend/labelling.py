@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ml_backend.core.types import UNLABELLED
+from ml_backend.embeddings.crop_embeddings import Looks, OpenVideo
 from ml_backend.label_studio.label_config import LabelMapper, VideoControl
 from ml_backend.label_studio.regions import make_region
-from ml_backend.looks import Looks, OpenVideo
 from ml_backend.patterns.bank import Verdict
 from ml_backend.tracks.record import TrackRecord, TrackSet
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.settings import Mode, Settings
-from ml_backend.models.hub import ResolvedModel, resolve_clip, resolve_embedder
+from ml_backend.embeddings.hub import ResolvedModel, resolve_clip, resolve_embedder
 
 #: Raised when the same looks and exemplars lead to other labels.
 RECIPE = 2

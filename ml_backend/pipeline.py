@@ -16,10 +16,10 @@ from ml_backend.core.files import file_sha256
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Image, Track, VideoInfo
 from ml_backend.detectors.weights import ResolvedDetector, resolve_detector
+from ml_backend.embeddings.crop_embeddings import MemoryLooks
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.timeline import video_timeline
 from ml_backend.labelling import LabelledTracks, label_tracks
-from ml_backend.looks import MemoryLooks
 from ml_backend.tracks.record import TrackSet
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames

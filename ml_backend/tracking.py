@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Observation, Track, VideoInfo
+from ml_backend.embeddings.crop_selection import VIEWS, candidate_views
 from ml_backend.label_studio.regions import track_to_value
 from ml_backend.label_studio.timeline import Timeline
 from ml_backend.models.tracker import Tracker
 from ml_backend.tracks.assembler import TrackAssembler
 from ml_backend.tracks.record import TrackRecord, TrackSet
-from ml_backend.tracks.views import VIEWS, candidate_views
 
 
 class TrackBuilder:

@@ -15,17 +15,17 @@ from ml_backend.core.errors import ConfigError, Interrupted, WeightsError
 from ml_backend.core.settings import Mode, Settings
 from ml_backend.core.types import UNLABELLED, FloatArray
 from ml_backend.db.storage import Storage
+from ml_backend.embeddings.crop_embeddings import Look, Looks, MemoryLooks, look_at
+from ml_backend.embeddings.crop_selection import VIEWS, View
+from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.hybrid import Hybrid, HybridSource, objects_of, use_embedder
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.labelling import DetectorLabels, Opinion, label_tracks
-from ml_backend.looks import Look, Looks, MemoryLooks, look_at
-from ml_backend.models.hub import ResolvedModel
 from ml_backend.modes import HybridModels, hybrid_models, mode_part, require_embedder
 from ml_backend.patterns.bank import Exemplars, PatternBank
 from ml_backend.patterns.digest import bank_digests
 from ml_backend.patterns.store import NewExemplar, PatternStore
 from ml_backend.tracks.record import TrackRecord, TrackSet
-from ml_backend.tracks.views import VIEWS, View
 from ml_backend.video.writer import VideoWriter
 from tests.builders import label_config
 from tests.model_builders import make_tiny_clip, make_tiny_dinov2

@@ -14,10 +14,10 @@ import pytest
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import UNLABELLED
 from ml_backend.detectors.weights import MOTION
+from ml_backend.embeddings.crop_embeddings import MemoryLooks, look_at
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.label_studio.regions import make_region
 from ml_backend.labelling import ACCEPT_TEXT, Decision, DetectorLabels, LabelledTracks, Opinion, decide, label_tracks
-from ml_backend.looks import MemoryLooks, look_at
 from ml_backend.patterns.bank import NOTHING, Verdict
 from ml_backend.pipeline import detect_tracks, predict_video
 from ml_backend.tracks.record import TrackRecord, TrackSet

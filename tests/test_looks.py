@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ml_backend import looks as looks_module
 from ml_backend.core.errors import Interrupted, VideoError
 from ml_backend.core.types import FloatArray, Image
 from ml_backend.db.storage import Storage
-from ml_backend.looks import (
+from ml_backend.embeddings import crop_embeddings as looks_module
+from ml_backend.embeddings.crop_embeddings import (
     MAX_CROP,
     SAME_LOOK_IOU,
     THUMBNAIL,
@@ -32,8 +32,8 @@ from ml_backend.looks import (
     look_at,
     to_half,
 )
+from ml_backend.embeddings.crop_selection import View
 from ml_backend.patterns.store import PatternStore
-from ml_backend.tracks.views import View
 from ml_backend.video.writer import VideoWriter
 from tests.video.builders import make_video
 

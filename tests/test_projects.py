@@ -18,7 +18,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import projects as projects_table
 from ml_backend.detectors.weights import MOTION, ResolvedDetector
-from ml_backend.looks import Look
+from ml_backend.embeddings.crop_embeddings import Look
 from ml_backend.patterns.store import NewExemplar
 from ml_backend.projects import MODES, Projects
 from ml_backend.versions import base_version, same_kind

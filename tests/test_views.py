@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml_backend.core.types import FloatArray, IntArray
-from ml_backend.tracks.views import CANDIDATES, View, best_views, candidate_views
+from ml_backend.embeddings.crop_selection import CANDIDATES, View, best_views, candidate_views
 
 WIDTH, HEIGHT = 640, 360
 Boxes = tuple[IntArray, FloatArray, FloatArray]

@@ -16,16 +16,16 @@ from ml_backend.core.errors import BackendError, ConfigError, Interrupted, Label
 from ml_backend.core.types import UNLABELLED
 from ml_backend.corrections import begun_from, compare, regions_fingerprint, was_written_over
 from ml_backend.corrections_store import Correction, CorrectionStore
+from ml_backend.embeddings.crop_selection import VIEWS
+from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.hybrid import use_embedder
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.plan import VideoPart, cached_label_config, plan_task
 from ml_backend.jobs.queue import ALL_TASKS
 from ml_backend.label_studio.client import Annotation, NotFound, Task
-from ml_backend.models.hub import ResolvedModel
 from ml_backend.modes import HybridModels
 from ml_backend.patterns.digest import bank_digests
 from ml_backend.patterns.store import NewExemplar, video_key
-from ml_backend.tracks.views import VIEWS
 from ml_backend.versions import is_partial
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def _look(
     background: Sequence[TrackRecord],
     prefix: str,
 ) -> list[NewExemplar]:
-    from ml_backend.looks import look_at
+    from ml_backend.embeddings.crop_embeddings import look_at
     from ml_backend.patterns.annotated import with_known
 
     looks, k = container.projects.patterns.looks(video), VIEWS

@@ -18,7 +18,7 @@ from ml_backend.core.types import FloatArray
 from ml_backend.label_studio.label_config import LabelSpec, own_prompts
 
 if TYPE_CHECKING:
-    from ml_backend.models.clip import ClipEmbedder
+    from ml_backend.embeddings.clip import ClipEmbedder
 
 Floats = npt.NDArray[np.float64]
 

@@ -12,12 +12,12 @@ import numpy as np
 
 from ml_backend.core.boxes import Float64Array, iou_matrix, iou_pairs
 from ml_backend.core.types import IntArray
+from ml_backend.embeddings.crop_embeddings import SAME_LOOK_IOU, Look
+from ml_backend.embeddings.crop_selection import View, candidate_views
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.regions import region_boxes
 from ml_backend.label_studio.timeline import Timeline
-from ml_backend.looks import SAME_LOOK_IOU, Look
 from ml_backend.tracks.record import TrackRecord, TrackSet
-from ml_backend.tracks.views import View, candidate_views
 
 log = logging.getLogger(__name__)
 

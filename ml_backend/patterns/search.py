@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from ml_backend.core.errors import BackendError, ConfigError
-from ml_backend.looks import Look, look_at
+from ml_backend.embeddings.crop_embeddings import Look, look_at
+from ml_backend.embeddings.crop_selection import VIEWS
 from ml_backend.patterns.bank import PatternBank
 from ml_backend.patterns.store import PatternStore, StoredTracks
 from ml_backend.tracks.record import TrackRecord
-from ml_backend.tracks.views import VIEWS
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from ml_backend.modes import require_embedder
 from ml_backend.projects import Projects
 
 if TYPE_CHECKING:  # the web process, which only switches and asks others, does not compute
-    from ml_backend.models.hub import ResolvedModel
+    from ml_backend.embeddings.hub import ResolvedModel
     from ml_backend.patterns.search import Similar
 
 

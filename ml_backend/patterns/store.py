@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import banks, embeddings, exemplars, track_sets
-from ml_backend.looks import Look, from_half, to_half
+from ml_backend.embeddings.crop_embeddings import Look, from_half, to_half
 from ml_backend.patterns.bank import Exemplars
 from ml_backend.patterns.digest import bank_digests
 from ml_backend.tracks.record import TrackSet
@@ -237,7 +237,7 @@ class PatternStore:
 
 
 class StoredLooks:
-    """Looks of one video in the database; see :class:`ml_backend.looks.Looks`."""
+    """Looks of one video in the database; see :class:`ml_backend.embeddings.crop_embeddings.Looks`."""
 
     def __init__(self, store: PatternStore, video: str) -> None:
         self._store, self._video = store, video

@@ -17,7 +17,7 @@ import numpy as np
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import writing_bytes
 from ml_backend.core.types import FloatArray, IntArray
-from ml_backend.looks import Look, from_half
+from ml_backend.embeddings.crop_embeddings import Look, from_half
 from ml_backend.patterns.bank import Exemplars
 from ml_backend.patterns.store import NewExemplar, PatternStore, Source
 

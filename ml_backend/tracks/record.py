@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ml_backend.core.types import top_class
-from ml_backend.tracks.views import View
+from ml_backend.embeddings.crop_selection import View
 
 #: Raised when the content of stored track sets changes: older ones are made again.
 FORMAT = 1

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ml_backend.models.crops import cut, letterbox, sharpness
+from ml_backend.embeddings.crops import cut, letterbox, sharpness
 
 FRAME = np.random.default_rng(0).integers(0, 255, (120, 200, 3), np.uint8)
 FILL = (10, 20, 30)

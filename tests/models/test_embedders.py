@@ -17,13 +17,13 @@ import pytest
 
 from ml_backend.core.errors import WeightsError
 from ml_backend.core.settings import Settings
-from ml_backend.models import embedder as embedder_module
-from ml_backend.models.clip import ClipEmbedder
-from ml_backend.models.crops import letterbox
-from ml_backend.models.dinov2 import Dinov2Embedder
-from ml_backend.models.efficientnet import EfficientNetEmbedder
-from ml_backend.models.embedder import TorchEmbedder
-from ml_backend.models.hub import RECIPE
+from ml_backend.embeddings import embedder as embedder_module
+from ml_backend.embeddings.clip import ClipEmbedder
+from ml_backend.embeddings.crops import letterbox
+from ml_backend.embeddings.dinov2 import Dinov2Embedder
+from ml_backend.embeddings.efficientnet import EfficientNetEmbedder
+from ml_backend.embeddings.embedder import TorchEmbedder
+from ml_backend.embeddings.hub import RECIPE
 from tests.builders import ROOT
 from tests.model_builders import CLIP_MEAN, CLIP_STD, make_tiny_clip, make_tiny_dinov2
 
@@ -498,9 +498,9 @@ def test_loading_and_embedding_is_silent(folders: dict[str, Path]) -> None:
     code = f"""
 import numpy as np
 from ml_backend.core.settings import Settings
-from ml_backend.models.clip import ClipEmbedder
-from ml_backend.models.dinov2 import Dinov2Embedder
-from ml_backend.models.efficientnet import EfficientNetEmbedder
+from ml_backend.embeddings.clip import ClipEmbedder
+from ml_backend.embeddings.dinov2 import Dinov2Embedder
+from ml_backend.embeddings.efficientnet import EfficientNetEmbedder
 import logging
 settings = Settings(_env_file=None, device="cpu")
 crops = [np.zeros((9, 9, 3), np.uint8)]

@@ -21,8 +21,8 @@ import pytest
 from ml_backend.core import downloads
 from ml_backend.core.errors import WeightsError
 from ml_backend.core.settings import Settings
+from ml_backend.embeddings.hub import ResolvedModel, resolve_clip, resolve_embedder
 from ml_backend.hybrid import load_embedder
-from ml_backend.models.hub import ResolvedModel, resolve_clip, resolve_embedder
 from tests.builders import ROOT, Outside, outside
 from tests.model_builders import make_tiny_clip, make_tiny_dinov2
 
@@ -172,7 +172,7 @@ def test_deciding_takes_milliseconds(settings: MakeSettings, dinov2: Path, clip:
 
 def test_deciding_loads_no_model_library(dinov2: Path, clip: Path) -> None:
     code = (
-        "import sys; from ml_backend.models.hub import resolve_clip, resolve_embedder;"
+        "import sys; from ml_backend.embeddings.hub import resolve_clip, resolve_embedder;"
         "from ml_backend.core.settings import Settings;"
         f"s = Settings(_env_file=None, dinov2_model={str(dinov2)!r}, clip_model={str(clip)!r});"
         "resolve_embedder(s), resolve_clip(s), resolve_embedder(Settings(_env_file=None, data_dir='/nonexistent'));"
@@ -353,7 +353,7 @@ def test_offline_nobody_is_asked_and_nothing_remembered(
 def test_processes_that_download_at_once_download_once(site: Outside, dinov2: Path, tmp_path: Path) -> None:
     publish(site, NAME, content_of(dinov2))
     code = f"""
-from ml_backend.models.hub import resolve_embedder
+from ml_backend.embeddings.hub import resolve_embedder
 from ml_backend.core.settings import Settings
 values = Settings(_env_file=None, data_dir={str(tmp_path)!r}, weights_timeout_s={DEADLINE})
 print(resolve_embedder(values, download=True).model_id)
@@ -397,7 +397,7 @@ def test_a_download_ends_with_the_process_that_wanted_it(site: Outside, dinov2: 
 
     site.special[INFO] = hold
     code = f"""
-from ml_backend.models.hub import resolve_embedder
+from ml_backend.embeddings.hub import resolve_embedder
 from ml_backend.core.settings import Settings
 resolve_embedder(Settings(_env_file=None, data_dir={str(tmp_path)!r}, weights_timeout_s=600), download=True)
 """

@@ -11,10 +11,11 @@ import pytest
 
 from ml_backend.core.boxes import iou_pairs
 from ml_backend.core.types import Track, VideoInfo
+from ml_backend.embeddings.crop_embeddings import Look
+from ml_backend.embeddings.crop_selection import View
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.label_studio.regions import track_to_region
 from ml_backend.label_studio.timeline import Timeline, video_timeline
-from ml_backend.looks import Look
 from ml_backend.patterns.annotated import (
     INTERPOLATED,
     MAX_BACKGROUND,
@@ -25,7 +26,6 @@ from ml_backend.patterns.annotated import (
     with_known,
 )
 from ml_backend.tracks.record import TrackRecord, TrackSet
-from ml_backend.tracks.views import View
 from tests.builders import TWO_VIDEOS, label_config
 from tests.video.builders import make_video
 

@@ -14,11 +14,11 @@ import pytest
 from ml_backend.core.errors import BackendError, ConfigError, MediaError, VideoError
 from ml_backend.core.types import FloatArray, Image
 from ml_backend.db.storage import Storage
+from ml_backend.embeddings.crop_selection import View
 from ml_backend.patterns.bank import Exemplars, PatternBank
 from ml_backend.patterns.search import Similar, find_similar
 from ml_backend.patterns.store import PatternStore, StoredTracks
 from ml_backend.tracks.record import TrackRecord, TrackSet
-from ml_backend.tracks.views import View
 from ml_backend.video.writer import VideoWriter
 
 WIDTH, HEIGHT, FRAMES, MODEL = 320, 240, 24, "mean-colour"

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from ml_backend.core.errors import StorageError
 from ml_backend.core.types import UNLABELLED
 from ml_backend.db.storage import Storage
-from ml_backend.looks import Look
+from ml_backend.embeddings.crop_embeddings import Look
+from ml_backend.embeddings.crop_selection import View
 from ml_backend.patterns.store import NewExemplar, PatternStore, Source, StoredTracks, video_key
 from ml_backend.tracks.record import TrackRecord, TrackSet
-from ml_backend.tracks.views import View
 from tests.builders import ROOT
 
 MODEL, DIM = "model-1", 8

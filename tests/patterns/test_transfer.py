@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.core.types import UNLABELLED
 from ml_backend.db.storage import Storage
-from ml_backend.looks import Look
+from ml_backend.embeddings.crop_embeddings import Look
 from ml_backend.patterns.store import NewExemplar, PatternStore
 from ml_backend.patterns.transfer import FORMAT, MAX_BYTES, MAX_LABEL, VERSION, export_bank, import_bank, read_bank
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import WeightsError
 from ml_backend.core.settings import Settings
-from ml_backend.models.embedder import TorchEmbedder
-from ml_backend.models.hub import ResolvedModel, read_dinov2_folder, read_json
+from ml_backend.embeddings.embedder import TorchEmbedder
+from ml_backend.embeddings.hub import ResolvedModel, read_dinov2_folder, read_json
 
 if TYPE_CHECKING:
     import torch

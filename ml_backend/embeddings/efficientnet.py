@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import WeightsError
 from ml_backend.core.settings import Settings
-from ml_backend.models.embedder import TorchEmbedder
-from ml_backend.models.hub import fallback_id, fallback_weights
+from ml_backend.embeddings.embedder import TorchEmbedder
+from ml_backend.embeddings.hub import fallback_id, fallback_weights
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from ml_backend.core.memory import FitsMemory, model_memory
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import FloatArray, Image
 from ml_backend.detectors.engines.torch_engine import select_device
-from ml_backend.models.crops import letterbox
+from ml_backend.embeddings.crops import letterbox
 
 if TYPE_CHECKING:
     import torch

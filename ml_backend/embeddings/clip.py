@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ml_backend.core.errors import WeightsError
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import FloatArray
-from ml_backend.models.embedder import TorchEmbedder
-from ml_backend.models.hub import ResolvedModel, read_clip_folder
+from ml_backend.embeddings.embedder import TorchEmbedder
+from ml_backend.embeddings.hub import ResolvedModel, read_clip_folder
 
 if TYPE_CHECKING:
     import torch

@@ -19,10 +19,10 @@ import numpy as np
 from ml_backend.core.boxes import iou_pairs, scaled_size
 from ml_backend.core.errors import Interrupted, VideoError
 from ml_backend.core.types import FloatArray, Frame, Image
-from ml_backend.tracks.views import View, best_views
+from ml_backend.embeddings.crop_selection import View, best_views
 
 if TYPE_CHECKING:
-    from ml_backend.models.embedder import Embedder
+    from ml_backend.embeddings.embedder import Embedder
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def look_at(
     are on screen, not the video's.
 
     Args:
-        wanted: candidates of each track, from :func:`ml_backend.tracks.views.candidate_views`.
+        wanted: candidates of each track, from :func:`ml_backend.embeddings.crop_selection.candidate_views`.
         embedder: opens the embedder; ``model_id`` is its.
         open_video: opens the local file.
         k: looks per track.
@@ -189,7 +189,7 @@ def _crops_of_tracks(
     path: Path, wanted: dict[int, Sequence[View]], should_stop: Callable[[], bool] | None
 ) -> Iterator[tuple[int, list[_Crop]]]:
     """Each track's crops, as soon as its last candidate has passed."""
-    from ml_backend.models.crops import cut, sharpness
+    from ml_backend.embeddings.crops import cut, sharpness
     from ml_backend.video.probe import probe
     from ml_backend.video.reader import read_at
 
