@@ -33,10 +33,10 @@ from ml_backend.core.settings import Settings  # noqa: E402
 from ml_backend.core.types import Track  # noqa: E402
 from ml_backend.detectors.motion import MotionDetector  # noqa: E402
 from ml_backend.detectors.yolo import YoloDetector  # noqa: E402
-from ml_backend.models.tracker import Tracker  # noqa: E402
 from ml_backend.observe import observe  # noqa: E402
-from ml_backend.tracks.assembler import TrackAssembler  # noqa: E402
-from ml_backend.tracks.metrics import Rows, read_mot, score  # noqa: E402
+from ml_backend.tracking.assembly import TrackAssembler  # noqa: E402
+from ml_backend.tracking.metrics import Rows, read_mot, score  # noqa: E402
+from ml_backend.tracking.tracker import Tracker  # noqa: E402
 from ml_backend.video.probe import probe  # noqa: E402
 from ml_backend.video.reader import read_frames  # noqa: E402
 

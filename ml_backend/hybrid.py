@@ -28,7 +28,7 @@ from ml_backend.models.zero_shot import ZeroShot, label_prompts, with_detector
 from ml_backend.modes import HybridModels
 from ml_backend.patterns.bank import Exemplars, PatternBank
 from ml_backend.patterns.store import PatternStore, Source
-from ml_backend.tracks.record import TrackSet
+from ml_backend.tracking.track_record import TrackSet
 
 if TYPE_CHECKING:  # torch, which is loaded with the first model
     from ml_backend.embeddings.embedder import TorchEmbedder

@@ -13,7 +13,7 @@ from ml_backend.embeddings.crop_embeddings import Looks, OpenVideo
 from ml_backend.label_studio.label_config import LabelMapper, VideoControl
 from ml_backend.label_studio.regions import make_region
 from ml_backend.patterns.bank import Verdict
-from ml_backend.tracks.record import TrackRecord, TrackSet
+from ml_backend.tracking.track_record import TrackRecord, TrackSet
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from ml_backend.core.prefetch import ahead, in_order
 from ml_backend.core.types import Affine, Detections, Frame, Image, Observation, VideoInfo
 from ml_backend.detectors.yolo import Detector
 from ml_backend.models.between import Pairs, between, pairs
-from ml_backend.models.observer import Observer, reduced
+from ml_backend.tracking.frame_features import Observer, reduced
 from ml_backend.video.reader import read_frames
 
 
@@ -102,7 +102,7 @@ class _Looked:
 
     Attributes:
         frames: indices and, where they were looked at, the detections in pixels of the displayed video, and the frame,
-            reduced, see :func:`ml_backend.models.observer.reduced`.
+            reduced, see :func:`ml_backend.tracking.frame_features.reduced`.
         explained: pairs by the index of the later frame, where those between it and the one looked at before need
             not be looked at.
     """

@@ -20,7 +20,7 @@ from ml_backend.embeddings.crop_embeddings import MemoryLooks
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.timeline import video_timeline
 from ml_backend.labelling import LabelledTracks, label_tracks
-from ml_backend.tracks.record import TrackSet
+from ml_backend.tracking.track_record import TrackSet
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
 
@@ -149,7 +149,7 @@ def detect_tracks(
     """
     from ml_backend.core.prefetch import ahead
     from ml_backend.observe import observe
-    from ml_backend.tracking import TrackBuilder
+    from ml_backend.tracking.builder import TrackBuilder
 
     info = probe(path)
     timeline = video_timeline(path, frame_rate)

@@ -25,7 +25,7 @@ from ml_backend.modes import HybridModels, hybrid_models, mode_part, require_emb
 from ml_backend.patterns.bank import Exemplars, PatternBank
 from ml_backend.patterns.digest import bank_digests
 from ml_backend.patterns.store import NewExemplar, PatternStore
-from ml_backend.tracks.record import TrackRecord, TrackSet
+from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from ml_backend.video.writer import VideoWriter
 from tests.builders import label_config
 from tests.model_builders import make_tiny_clip, make_tiny_dinov2

@@ -20,7 +20,7 @@ from ml_backend.label_studio.regions import make_region
 from ml_backend.labelling import ACCEPT_TEXT, Decision, DetectorLabels, LabelledTracks, Opinion, decide, label_tracks
 from ml_backend.patterns.bank import NOTHING, Verdict
 from ml_backend.pipeline import detect_tracks, predict_video
-from ml_backend.tracks.record import TrackRecord, TrackSet
+from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from tests.builders import label_config, make_clip
 
 NAMES = ("person", "chair", "car")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml_backend.tracks.metrics import Counts, count, read_mot, score
+from ml_backend.tracking.metrics import Counts, count, read_mot, score
 
 
 def line(track_id: int, frames: range, y: float = 0.0) -> np.ndarray:

@@ -18,7 +18,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.detectors.weights import MOTION
 from ml_backend.embeddings.crop_selection import View
 from ml_backend.pipeline import detect_tracks
-from ml_backend.tracks.record import FORMAT, TrackRecord, TrackSet
+from ml_backend.tracking.track_record import FORMAT, TrackRecord, TrackSet
 from tests.builders import make_clip
 
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from ml_backend.core.boxes import iou_pairs
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Track
-from ml_backend.tracks import assembler as assembler_module
-from ml_backend.tracks.assembler import TrackAssembler
-from ml_backend.tracks.credibility import core
-from ml_backend.tracks.smooth import fill_and_smooth, split_spans
+from ml_backend.tracking import assembly as assembler_module
+from ml_backend.tracking.assembly import TrackAssembler
+from ml_backend.tracking.credibility import core
+from ml_backend.tracking.smooth import fill_and_smooth, split_spans
 
 NAMES = {0: "person", 1: "bicycle", 2: "car", 7: "truck"}
 WIDTH, HEIGHT, FPS = 1000, 600, 30.0

@@ -105,7 +105,7 @@ class Observation:
     Attributes:
         index: 0-based position among the decoded frames.
         detections: in pixels of the displayed video; their ``features`` are looks, see
-            :func:`ml_backend.models.appearance.colours`.
+            :func:`ml_backend.tracking.appearance.colours`.
         camera: ``(2, 3)`` float64, affine map of pixels from the frame before to this one; ``None`` when not known.
     """
 

@@ -30,7 +30,7 @@ from ml_backend.versions import is_partial
 
 if TYPE_CHECKING:
     from ml_backend.patterns.annotated import AnnotatedObject
-    from ml_backend.tracks.record import TrackRecord
+    from ml_backend.tracking.track_record import TrackRecord
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from rq.job import Job
 from ml_backend.core.errors import BackendError, Interrupted
 
 if TYPE_CHECKING:
-    from ml_backend.tracks.record import TrackSet
+    from ml_backend.tracking.track_record import TrackSet
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from ml_backend.versions import PARTIAL, is_partial
 if TYPE_CHECKING:
     from ml_backend.hybrid import Hybrid
     from ml_backend.labelling import LabelledTracks
-    from ml_backend.tracks.record import TrackSet
+    from ml_backend.tracking.track_record import TrackSet
 
 log = logging.getLogger(__name__)
 

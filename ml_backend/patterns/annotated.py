@@ -17,7 +17,7 @@ from ml_backend.embeddings.crop_selection import View, candidate_views
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.regions import region_boxes
 from ml_backend.label_studio.timeline import Timeline
-from ml_backend.tracks.record import TrackRecord, TrackSet
+from ml_backend.tracking.track_record import TrackRecord, TrackSet
 
 log = logging.getLogger(__name__)
 

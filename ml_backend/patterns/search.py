@@ -16,7 +16,7 @@ from ml_backend.embeddings.crop_embeddings import Look, look_at
 from ml_backend.embeddings.crop_selection import VIEWS
 from ml_backend.patterns.bank import PatternBank
 from ml_backend.patterns.store import PatternStore, StoredTracks
-from ml_backend.tracks.record import TrackRecord
+from ml_backend.tracking.track_record import TrackRecord
 
 
 @dataclass(frozen=True, slots=True)

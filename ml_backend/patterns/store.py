@@ -19,7 +19,7 @@ from ml_backend.db.tables import banks, embeddings, exemplars, track_sets
 from ml_backend.embeddings.crop_embeddings import Look, from_half, to_half
 from ml_backend.patterns.bank import Exemplars
 from ml_backend.patterns.digest import bank_digests
-from ml_backend.tracks.record import TrackSet
+from ml_backend.tracking.track_record import TrackSet
 
 
 @dataclass(frozen=True, slots=True)

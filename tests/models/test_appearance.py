@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ml_backend.models.appearance import SIZE, colours, difference
+from ml_backend.tracking.appearance import SIZE, colours, difference
 
 
 def figure(coat: int, trousers: int) -> np.ndarray:

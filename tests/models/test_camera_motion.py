@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ml_backend.models.camera_motion import CameraMotion
+from ml_backend.tracking.camera_motion import CameraMotion
 
 WORLD = cv2.GaussianBlur(
     np.kron(np.random.default_rng(0).integers(0, 255, (30, 48, 3), np.uint8), np.ones((10, 10, 1), np.uint8)), (5, 5), 0

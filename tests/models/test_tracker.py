@@ -10,9 +10,9 @@ import pytest
 
 from ml_backend.core.settings import TrackerKind
 from ml_backend.core.types import Detections, Image, Observation
-from ml_backend.models import tracker as trackers
-from ml_backend.models.observer import Observer
-from ml_backend.models.tracker import Tracked, parts
+from ml_backend.tracking import tracker as trackers
+from ml_backend.tracking.frame_features import Observer
+from ml_backend.tracking.tracker import Tracked, parts
 
 KINDS: tuple[TrackerKind, ...] = get_args(TrackerKind)
 WHITE, BLACK, STREET = 240, 15, 120

@@ -25,7 +25,7 @@ from ml_backend.patterns.annotated import (
     short_id,
     with_known,
 )
-from ml_backend.tracks.record import TrackRecord, TrackSet
+from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from tests.builders import TWO_VIDEOS, label_config
 from tests.video.builders import make_video
 

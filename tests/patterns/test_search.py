@@ -18,7 +18,7 @@ from ml_backend.embeddings.crop_selection import View
 from ml_backend.patterns.bank import Exemplars, PatternBank
 from ml_backend.patterns.search import Similar, find_similar
 from ml_backend.patterns.store import PatternStore, StoredTracks
-from ml_backend.tracks.record import TrackRecord, TrackSet
+from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from ml_backend.video.writer import VideoWriter
 
 WIDTH, HEIGHT, FRAMES, MODEL = 320, 240, 24, "mean-colour"

@@ -22,7 +22,7 @@ from ml_backend.db.storage import Storage
 from ml_backend.embeddings.crop_embeddings import Look
 from ml_backend.embeddings.crop_selection import View
 from ml_backend.patterns.store import NewExemplar, PatternStore, Source, StoredTracks, video_key
-from ml_backend.tracks.record import TrackRecord, TrackSet
+from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from tests.builders import ROOT
 
 MODEL, DIM = "model-1", 8

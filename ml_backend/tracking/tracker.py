@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ml_backend.core.settings import TrackerKind
 from ml_backend.core.types import Affine, BoolArray, Detections, FloatArray, Observation
 from ml_backend.detectors.ultralytics_setup import setup_ultralytics
-from ml_backend.models import appearance
+from ml_backend.tracking import appearance
 
 Floats = npt.NDArray[np.float32]
 
@@ -55,7 +55,7 @@ class Tracked(NamedTuple):
         xyxy: ``(4,)`` float32, pixels: the detection's own box, not the filter's guess.
         conf: detector confidence.
         class_id: index into the detector's names.
-        look: ``(9,)`` colours, see :func:`ml_backend.models.appearance.colours`; None without an image.
+        look: ``(9,)`` colours, see :func:`ml_backend.tracking.appearance.colours`; None without an image.
     """
 
     track_id: int
@@ -70,7 +70,7 @@ _NO_PICTURE = np.zeros((1, 1, 3), np.uint8)
 
 
 class Tracker:
-    """One of ultralytics' trackers, for one video. It needs no pictures: see :mod:`ml_backend.models.observer`.
+    """One of ultralytics' trackers, for one video. It needs no pictures: see :mod:`ml_backend.tracking.frame_features`.
 
     Args:
         kind: which one.

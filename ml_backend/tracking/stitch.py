@@ -10,8 +10,8 @@ import lap
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.models import appearance
-from ml_backend.tracks.tracklet import Tracklet
+from ml_backend.tracking import appearance
+from ml_backend.tracking.tracklet import Tracklet
 
 Floats = npt.NDArray[np.float64]
 Floats32 = npt.NDArray[np.float32]

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from ml_backend.core.boxes import clip_xyxy
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import FloatArray, Track
-from ml_backend.tracks import credibility
-from ml_backend.tracks.smooth import fill_and_smooth
-from ml_backend.tracks.stitch import best_pairs
-from ml_backend.tracks.tracklet import Tracklet
+from ml_backend.tracking import credibility
+from ml_backend.tracking.smooth import fill_and_smooth
+from ml_backend.tracking.stitch import best_pairs
+from ml_backend.tracking.tracklet import Tracklet
 
 MAX_GAP_S = 2.0  # gaps up to this are filled by interpolation; in longer ones nobody knows where it was
 SMOOTH_S = 0.1  # standard deviation of the smoothing: takes the jitter of boxes away, and rounds no turn off

@@ -11,9 +11,9 @@ from ml_backend.core.types import Observation, Track, VideoInfo
 from ml_backend.embeddings.crop_selection import VIEWS, candidate_views
 from ml_backend.label_studio.regions import track_to_value
 from ml_backend.label_studio.timeline import Timeline
-from ml_backend.models.tracker import Tracker
-from ml_backend.tracks.assembler import TrackAssembler
-from ml_backend.tracks.record import TrackRecord, TrackSet
+from ml_backend.tracking.assembly import TrackAssembler
+from ml_backend.tracking.track_record import TrackRecord, TrackSet
+from ml_backend.tracking.tracker import Tracker
 
 
 class TrackBuilder:

@@ -7,8 +7,8 @@ import numpy as np
 
 from ml_backend.core.boxes import scaled_size
 from ml_backend.core.types import Detections, FloatArray, Image, Observation
-from ml_backend.models import appearance
-from ml_backend.models.camera_motion import CameraMotion
+from ml_backend.tracking import appearance
+from ml_backend.tracking.camera_motion import CameraMotion
 
 SMALL_WIDTH = 320  # pixels of the reduced frame from which colours and camera motion are read
 #: Less sure detections may be background, whose corners tell how the camera moves.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ml_backend.core.types import FloatArray, IntArray
-from ml_backend.tracks.tracklet import Tracklet
+from ml_backend.tracking.tracklet import Tracklet
 
 PEAK_SHARE = 0.5  # the more confident half of a track's boxes tells what it is; the rest is occlusion and distance
 

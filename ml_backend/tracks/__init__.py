@@ -1,1 +1,0 @@
-"""From a tracker's boxes to the tracks that a person would draw."""
