@@ -15,16 +15,16 @@ from ml_backend.core.types import Track
 from ml_backend.detectors.engines.calibration import Footage
 from ml_backend.detectors.engines.exports import choose_engine
 from ml_backend.detectors.weights import resolve_detector
-from ml_backend.hybrid import Hybrid, use_embedder
 from ml_backend.label_studio.label_config import prompts_digest, read_label_config
 from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.timeline import video_timeline
-from ml_backend.modes import hybrid_models, mode_part, require_embedder
-from ml_backend.patterns.bank import PatternBank
-from ml_backend.patterns.store import Source
-from ml_backend.patterns.transfer import check_dimension, read_bank
+from ml_backend.labeling.few_shot.bank_file import check_dimension, read_bank
+from ml_backend.labeling.few_shot.pattern_bank import PatternBank
+from ml_backend.labeling.few_shot.pattern_store import Source
+from ml_backend.labeling.model_version import model_version
+from ml_backend.labeling.modes import hybrid_models, mode_part, require_embedder
+from ml_backend.labeling.track_classifier import Hybrid, use_embedder
 from ml_backend.pipeline import predict_video
-from ml_backend.versions import model_version
 
 
 def predict_file(
@@ -46,7 +46,7 @@ def predict_file(
             ``import_videos.py`` would write there.
         tracks_out: MOT text of the final tracks, before keyframes were chosen: 1-based decoded frame, track, left,
             top, width, height in pixels, confidence (the track's where the box was filled in), -1, -1, -1.
-        patterns: a pattern bank that was exported from a project; see :mod:`ml_backend.patterns.transfer`.
+        patterns: a pattern bank that was exported from a project; see :mod:`ml_backend.labeling.few_shot.bank_file`.
 
     Returns:
         Summary: frames, seconds, fps, tracks, boxes, keyframes, keyframe_share, model_version, detector, engine

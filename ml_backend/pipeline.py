@@ -19,7 +19,7 @@ from ml_backend.detectors.weights import ResolvedDetector, resolve_detector
 from ml_backend.embeddings.crop_embeddings import MemoryLooks
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.timeline import video_timeline
-from ml_backend.labelling import LabelledTracks, label_tracks
+from ml_backend.labeling.label_assignment import LabelledTracks, label_tracks
 from ml_backend.tracking.track_record import TrackSet
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
@@ -27,7 +27,7 @@ from ml_backend.video.reader import read_frames
 if TYPE_CHECKING:
     from ml_backend.core.types import Observation
     from ml_backend.detectors.yolo import Detector, YoloDetector
-    from ml_backend.hybrid import Hybrid
+    from ml_backend.labeling.track_classifier import Hybrid
     from ml_backend.segments import Look, Segment
 
 log = logging.getLogger(__name__)

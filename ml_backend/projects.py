@@ -16,15 +16,15 @@ from ml_backend.db.tables import projects
 from ml_backend.detectors.weights import ResolvedDetector, resolve_detector
 from ml_backend.label_studio.extra_params import read_extra_params
 from ml_backend.label_studio.label_config import LabelConfig, prompts_digest
-from ml_backend.modes import HybridModels, hybrid_models, mode_part
-from ml_backend.patterns.digest import bank_digests
+from ml_backend.labeling.few_shot.digest import bank_digests
+from ml_backend.labeling.model_version import BASE, base_version, model_version
+from ml_backend.labeling.modes import HybridModels, hybrid_models, mode_part
 from ml_backend.training.artifacts import Artifacts
 from ml_backend.training.registry import Registry, Version
-from ml_backend.versions import BASE, base_version, model_version
 
 if TYPE_CHECKING:  # NumPy and all that computes with it, which a start need not wait for
-    from ml_backend.hybrid import HybridSource
-    from ml_backend.patterns.store import PatternStore
+    from ml_backend.labeling.few_shot.pattern_store import PatternStore
+    from ml_backend.labeling.track_classifier import HybridSource
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +68,13 @@ class Projects:
 
     @cached_property
     def patterns(self) -> PatternStore:
-        from ml_backend.patterns.store import PatternStore
+        from ml_backend.labeling.few_shot.pattern_store import PatternStore
 
         return PatternStore(self._storage)
 
     @cached_property
     def hybrids(self) -> HybridSource:
-        from ml_backend.hybrid import HybridSource
+        from ml_backend.labeling.track_classifier import HybridSource
 
         return HybridSource(self._settings, self.patterns)
 

@@ -15,9 +15,9 @@ from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
 from ml_backend.jobs.plan import TaskPlan, cached_label_config, plan_task
 from ml_backend.jobs.queue import JobQueue
+from ml_backend.labeling.model_version import same_kind
 from ml_backend.projects import ProjectModels, Projects
 from ml_backend.training.policy import Policies
-from ml_backend.versions import same_kind
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,13 @@ from ml_backend.db.storage import Storage
 from ml_backend.embeddings.crop_embeddings import Look, Looks, MemoryLooks, look_at
 from ml_backend.embeddings.crop_selection import VIEWS, View
 from ml_backend.embeddings.hub import ResolvedModel
-from ml_backend.hybrid import Hybrid, HybridSource, objects_of, use_embedder
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
-from ml_backend.labelling import DetectorLabels, Opinion, label_tracks
-from ml_backend.modes import HybridModels, hybrid_models, mode_part, require_embedder
-from ml_backend.patterns.bank import Exemplars, PatternBank
-from ml_backend.patterns.digest import bank_digests
-from ml_backend.patterns.store import NewExemplar, PatternStore
+from ml_backend.labeling.few_shot.digest import bank_digests
+from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank
+from ml_backend.labeling.few_shot.pattern_store import NewExemplar, PatternStore
+from ml_backend.labeling.label_assignment import DetectorLabels, Opinion, label_tracks
+from ml_backend.labeling.modes import HybridModels, hybrid_models, mode_part, require_embedder
+from ml_backend.labeling.track_classifier import Hybrid, HybridSource, objects_of, use_embedder
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from ml_backend.video.writer import VideoWriter
 from tests.builders import label_config

@@ -17,8 +17,16 @@ from ml_backend.detectors.weights import MOTION
 from ml_backend.embeddings.crop_embeddings import MemoryLooks, look_at
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.label_studio.regions import make_region
-from ml_backend.labelling import ACCEPT_TEXT, Decision, DetectorLabels, LabelledTracks, Opinion, decide, label_tracks
-from ml_backend.patterns.bank import NOTHING, Verdict
+from ml_backend.labeling.few_shot.pattern_bank import NOTHING, Verdict
+from ml_backend.labeling.label_assignment import (
+    ACCEPT_TEXT,
+    Decision,
+    DetectorLabels,
+    LabelledTracks,
+    Opinion,
+    decide,
+    label_tracks,
+)
 from ml_backend.pipeline import detect_tracks, predict_video
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from tests.builders import label_config, make_clip
@@ -341,7 +349,7 @@ def test_a_changed_reason_alone_changes_no_id() -> None:
 
 def test_what_is_left_out_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     tracks = make_set(*(make_record(n, class_scores={"chair" if n else "car": 1.0}) for n in range(3)))
-    with caplog.at_level("INFO", logger="ml_backend.labelling"):
+    with caplog.at_level("INFO", logger="ml_backend.labeling.label_assignment"):
         label(tracks, control("elephant"))
     assert "2 x chair, 1 x car" in caplog.text
 

@@ -33,7 +33,7 @@ from ml_backend.embeddings.crop_embeddings import (
     to_half,
 )
 from ml_backend.embeddings.crop_selection import View
-from ml_backend.patterns.store import PatternStore
+from ml_backend.labeling.few_shot.pattern_store import PatternStore
 from ml_backend.video.writer import VideoWriter
 from tests.video.builders import make_video
 

@@ -13,7 +13,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.core.types import UNLABELLED, Track
 from ml_backend.detectors.weights import resolve_detector
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
-from ml_backend.labelling import DetectorLabels
+from ml_backend.labeling.label_assignment import DetectorLabels
 from ml_backend.pipeline import predict_video
 from tests.builders import label_config, make_clip, make_tiny_yolo
 from tests.video.builders import make_audio, make_video
@@ -139,12 +139,12 @@ def test_unmapped_classes_are_left_out_counted_and_logged_once(
 ) -> None:
     values = settings(yolo_weights=str(tiny_yolo), conf=0.25, imgsz=320, device="cpu", min_track_s=0)
     whole = predict_video(clip, control("person", "chair"), 20, values)
-    with caplog.at_level("INFO", logger="ml_backend.labelling"):
+    with caplog.at_level("INFO", logger="ml_backend.labeling.label_assignment"):
         none = predict_video(clip, control("elephant"), 20, values)
     assert none.regions == []
     assert sum(none.labelled.unmapped.values()) == len(whole.regions) > 0
     assert set(none.labelled.unmapped) == {"person"}
-    assert len([record for record in caplog.records if record.name == "ml_backend.labelling"]) == 1
+    assert len([record for record in caplog.records if record.name == "ml_backend.labeling.label_assignment"]) == 1
 
 
 def test_asked_to_stop(clip: Path, settings: Callable[..., Settings]) -> None:

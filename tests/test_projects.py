@@ -19,9 +19,9 @@ from ml_backend.db.storage import Storage
 from ml_backend.db.tables import projects as projects_table
 from ml_backend.detectors.weights import MOTION, ResolvedDetector
 from ml_backend.embeddings.crop_embeddings import Look
-from ml_backend.patterns.store import NewExemplar
+from ml_backend.labeling.few_shot.pattern_store import NewExemplar
+from ml_backend.labeling.model_version import base_version, same_kind
 from ml_backend.projects import MODES, Projects
-from ml_backend.versions import base_version, same_kind
 from tests.model_builders import make_tiny_clip, make_tiny_dinov2
 
 MakeSettings = Callable[..., Settings]

@@ -10,7 +10,7 @@ import pytest
 
 from ml_backend.core.settings import Settings
 from ml_backend.detectors.weights import MOTION, ResolvedDetector
-from ml_backend.versions import PARTIAL, is_outdated, is_partial, model_version, same_kind
+from ml_backend.labeling.model_version import PARTIAL, is_outdated, is_partial, model_version, same_kind
 
 YOLO = ResolvedDetector("yolo", "yolo11n", Path("/w/yolo11n.pt"), "3f2a91c0" + "0" * 56)
 

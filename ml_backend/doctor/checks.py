@@ -206,7 +206,7 @@ def disk(target: Target) -> Iterator[Finding]:
 
 def labels(target: Target) -> Iterator[Finding]:
     """Which models would give labels beside the detector."""
-    from ml_backend.modes import hybrid_models
+    from ml_backend.labeling.modes import hybrid_models
 
     models = hybrid_models(target.settings, target.settings.mode)
     found = [f"mode {models.mode}", *(model.model_id for model in (models.embedder, models.clip) if model)]

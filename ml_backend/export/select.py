@@ -14,7 +14,7 @@ from ml_backend.export.locate import media_parts, number
 from ml_backend.export.tasks import RawTask
 from ml_backend.label_studio.importer import SOURCE_FIELD
 from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE, VideoControl
-from ml_backend.versions import is_partial
+from ml_backend.labeling.model_version import is_partial
 
 Predictions = Literal["none", "missing", "only"]
 

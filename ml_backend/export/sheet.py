@@ -17,7 +17,7 @@ from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import write_bytes
 from ml_backend.export.draw import short
 from ml_backend.export.fonts import Fonts
-from ml_backend.patterns.store import PatternStore
+from ml_backend.labeling.few_shot.pattern_store import PatternStore
 
 #: Formats by suffix, as Pillow names them.
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}

@@ -8,7 +8,7 @@ from typing import Any
 from ml_backend.core.errors import LabelStudioError
 from ml_backend.jobs.container import Container
 from ml_backend.label_studio.client import NotFound
-from ml_backend.versions import is_outdated, is_partial, same_kind
+from ml_backend.labeling.model_version import is_outdated, is_partial, same_kind
 
 log = logging.getLogger(__name__)
 

@@ -18,18 +18,18 @@ from ml_backend.corrections import begun_from, compare, regions_fingerprint, was
 from ml_backend.corrections_store import Correction, CorrectionStore
 from ml_backend.embeddings.crop_selection import VIEWS
 from ml_backend.embeddings.hub import ResolvedModel
-from ml_backend.hybrid import use_embedder
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.plan import VideoPart, cached_label_config, plan_task
 from ml_backend.jobs.queue import ALL_TASKS
 from ml_backend.label_studio.client import Annotation, NotFound, Task
-from ml_backend.modes import HybridModels
-from ml_backend.patterns.digest import bank_digests
-from ml_backend.patterns.store import NewExemplar, video_key
-from ml_backend.versions import is_partial
+from ml_backend.labeling.few_shot.digest import bank_digests
+from ml_backend.labeling.few_shot.pattern_store import NewExemplar, video_key
+from ml_backend.labeling.model_version import is_partial
+from ml_backend.labeling.modes import HybridModels
+from ml_backend.labeling.track_classifier import use_embedder
 
 if TYPE_CHECKING:
-    from ml_backend.patterns.annotated import AnnotatedObject
+    from ml_backend.labeling.few_shot.annotated_objects import AnnotatedObject
     from ml_backend.tracking.track_record import TrackRecord
 
 log = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ def _parts(container: Container, task: Task) -> Sequence[VideoPart]:
 def _exemplars(container: Container, task: Task, annotation: Annotation, models: HybridModels) -> Wanted:
     """By model what the task's annotation shows of labels, and of what is none."""
     from ml_backend.label_studio.timeline import video_timeline
-    from ml_backend.patterns.annotated import annotated_objects, left_out
+    from ml_backend.labeling.few_shot.annotated_objects import annotated_objects, left_out
     from ml_backend.video.probe import probe
 
     wanted: Wanted = {}
@@ -244,7 +244,7 @@ def _look(
     prefix: str,
 ) -> list[NewExemplar]:
     from ml_backend.embeddings.crop_embeddings import look_at
-    from ml_backend.patterns.annotated import with_known
+    from ml_backend.labeling.few_shot.annotated_objects import with_known
 
     looks, k = container.projects.patterns.looks(video), VIEWS
     known = looks.known(model.model_id)

@@ -26,7 +26,7 @@ class MemoryBoard:
     """Every method but :meth:`tick` raises QueueUnavailable when Redis does not answer.
 
     Args:
-        shaping: of a worker that makes predictions: see :func:`ml_backend.versions.shaping`.
+        shaping: of a worker that makes predictions: see :func:`ml_backend.labeling.model_version.shaping`.
     """
 
     def __init__(self, queue: JobQueue, shaping: Mapping[str, Any] | None = None) -> None:
@@ -76,7 +76,7 @@ def unlike(mine: Mapping[str, Any], shaping: Mapping[str, Mapping[str, Any]]) ->
     """Where workers are set otherwise than this process, in words: their predictions never count as current.
 
     Args:
-        mine: see :func:`ml_backend.versions.shaping`.
+        mine: see :func:`ml_backend.labeling.model_version.shaping`.
         shaping: the same by worker.
     """
     out = []

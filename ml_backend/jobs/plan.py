@@ -66,7 +66,7 @@ def tracks_key(project_id: int, uri: str, frame_rate: float, base: str) -> str:
     """Names the tracks of one video under one detector, tracker and timeline; 40 hex digits.
 
     Args:
-        base: see :func:`ml_backend.versions.base_version`.
+        base: see :func:`ml_backend.labeling.model_version.base_version`.
     """
     described = [project_id, uri, frame_rate, base]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:40]

@@ -20,13 +20,13 @@ from ml_backend.jobs.progress import Preview, Progress
 from ml_backend.jobs.queue import ALL_TASKS
 from ml_backend.label_studio.client import NotFound, Task
 from ml_backend.label_studio.media import public_uri
-from ml_backend.patterns.store import video_key
+from ml_backend.labeling.few_shot.pattern_store import video_key
+from ml_backend.labeling.model_version import PARTIAL, is_partial
 from ml_backend.projects import ProjectModels
-from ml_backend.versions import PARTIAL, is_partial
 
 if TYPE_CHECKING:
-    from ml_backend.hybrid import Hybrid
-    from ml_backend.labelling import LabelledTracks
+    from ml_backend.labeling.label_assignment import LabelledTracks
+    from ml_backend.labeling.track_classifier import Hybrid
     from ml_backend.tracking.track_record import TrackSet
 
 log = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ def _labelled(
     part: VideoPart,
     tracks: TrackSet,
 ) -> LabelledTracks:
-    from ml_backend.labelling import label_tracks
+    from ml_backend.labeling.label_assignment import label_tracks
 
     return label_tracks(
         tracks,

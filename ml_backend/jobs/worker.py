@@ -33,7 +33,7 @@ from ml_backend.jobs.container import Container, get_container
 from ml_backend.jobs.memory_board import MemoryBoard
 from ml_backend.jobs.queue import connect, forget_executions
 from ml_backend.jobs.trainer import Trainer
-from ml_backend.versions import shaping
+from ml_backend.labeling.model_version import shaping
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ def make_worker(settings: Settings) -> LeaseWorker:
 def fetch_weights(settings: Settings) -> None:
     """Have the weights before the first job, and say which models are in use."""
     from ml_backend.detectors.weights import resolve_detector
-    from ml_backend.modes import hybrid_models
+    from ml_backend.labeling.modes import hybrid_models
 
     try:
         detector = resolve_detector(settings, download=True)

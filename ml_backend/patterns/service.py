@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.jobs.container import Container
-from ml_backend.modes import require_embedder
+from ml_backend.labeling.modes import require_embedder
 from ml_backend.projects import Projects
 
 if TYPE_CHECKING:  # the web process, which only switches and asks others, does not compute
     from ml_backend.embeddings.hub import ResolvedModel
-    from ml_backend.patterns.search import Similar
+    from ml_backend.labeling.few_shot.similarity_search import Similar
 
 
 class Patterns:
@@ -73,7 +73,7 @@ class Patterns:
 
     def export(self, project_id: int, out: Path) -> int:
         """Write the project's bank to a file; returns the number of exemplars."""
-        from ml_backend.patterns.transfer import export_bank
+        from ml_backend.labeling.few_shot.bank_file import export_bank
 
         return export_bank(self.projects.patterns, project_id, self._embedder(project_id).model_id, out)
 
@@ -83,8 +83,8 @@ class Patterns:
         Raises:
             ConfigError: the file is unusable, or made with another embedder.
         """
-        from ml_backend.hybrid import use_embedder
-        from ml_backend.patterns.transfer import check_dimension, import_bank, read_bank
+        from ml_backend.labeling.few_shot.bank_file import check_dimension, import_bank, read_bank
+        from ml_backend.labeling.track_classifier import use_embedder
 
         embedder = self._embedder(project_id)
         model_id = embedder.model_id
@@ -118,8 +118,8 @@ class Patterns:
         Raises:
             ConfigError: the label has no exemplars.
         """
-        from ml_backend.hybrid import use_embedder
-        from ml_backend.patterns.search import find_similar
+        from ml_backend.labeling.few_shot.similarity_search import find_similar
+        from ml_backend.labeling.track_classifier import use_embedder
 
         embedder = self._embedder(project_id)
         bank, _ = self.projects.hybrids.bank(project_id, embedder.model_id)

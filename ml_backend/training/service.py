@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import QueueUnavailable
 from ml_backend.jobs.training_queue import TrainingQueue, unread_before
+from ml_backend.labeling.model_version import BASE
 from ml_backend.training.policy import Policies, TrainingPolicy
 from ml_backend.training.registry import Registry, Version
-from ml_backend.versions import BASE
 
 if TYPE_CHECKING:
     from ml_backend.db.storage import Storage

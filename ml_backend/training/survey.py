@@ -19,7 +19,7 @@ from ml_backend.export.source import Source
 from ml_backend.export.state import fingerprint
 from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
 from ml_backend.label_studio.media import canonical_uri
-from ml_backend.patterns.store import video_key
+from ml_backend.labeling.few_shot.pattern_store import video_key
 from ml_backend.training.splits import Candidate, Known, Split, SplitStore, decide, reserved
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from ml_backend.jobs.control_queue import data_url, patterns_name, similar_name,
 from ml_backend.jobs.listing import FAILED
 from ml_backend.jobs.memory_board import unlike
 from ml_backend.jobs.workers import live_workers
-from ml_backend.versions import BASE, shaping
+from ml_backend.labeling.model_version import BASE, shaping
 from ml_backend.web import answers, bodies
 from ml_backend.web.api import document, route
 from ml_backend.web.problems import Conflict, Unknown

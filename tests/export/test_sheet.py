@@ -21,8 +21,8 @@ from ml_backend.embeddings.crop_embeddings import Look
 from ml_backend.export.fonts import Fonts
 from ml_backend.export.sheet import FORMATS, Card, contact_sheet, exemplar_cards, sheet_title, write_sheet
 from ml_backend.jobs.container import Container
-from ml_backend.modes import require_embedder
-from ml_backend.patterns.store import NewExemplar, PatternStore
+from ml_backend.labeling.few_shot.pattern_store import NewExemplar, PatternStore
+from ml_backend.labeling.modes import require_embedder
 from tests.builders import ROOT
 
 MODEL = "model-1"

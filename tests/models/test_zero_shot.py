@@ -15,7 +15,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.core.types import FloatArray
 from ml_backend.embeddings.clip import ClipEmbedder
 from ml_backend.label_studio.label_config import LabelSpec, parse_label_config
-from ml_backend.models.zero_shot import OTHERS, TEMPERATURES, TEMPLATES, ZeroShot, label_prompts, with_detector
+from ml_backend.labeling.zero_shot import OTHERS, TEMPERATURES, TEMPLATES, ZeroShot, label_prompts, with_detector
 from tests.model_builders import make_tiny_clip
 
 

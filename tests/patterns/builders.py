@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ml_backend.patterns.bank import Exemplars
+from ml_backend.labeling.few_shot.pattern_bank import Exemplars
 
 D = 48
 

@@ -16,7 +16,7 @@ from ml_backend.embeddings.crop_selection import View
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.label_studio.regions import track_to_region
 from ml_backend.label_studio.timeline import Timeline, video_timeline
-from ml_backend.patterns.annotated import (
+from ml_backend.labeling.few_shot.annotated_objects import (
     INTERPOLATED,
     MAX_BACKGROUND,
     AnnotatedObject,

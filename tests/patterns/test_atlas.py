@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ml_backend.patterns.atlas import atlas, project_2d
-from ml_backend.patterns.bank import Exemplars
-from ml_backend.patterns.store import Source
+from ml_backend.labeling.few_shot.embedding_map import atlas, project_2d
+from ml_backend.labeling.few_shot.pattern_bank import Exemplars
+from ml_backend.labeling.few_shot.pattern_store import Source
 
 
 def make_exemplars(vectors: np.ndarray) -> tuple[Exemplars, dict[int, Source]]:

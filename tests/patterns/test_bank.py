@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_backend.core.types import UNLABELLED
-from ml_backend.patterns.bank import Exemplars, PatternBank
+from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank
 from tests.patterns.builders import D, direction, exemplars, shuffled, unit, views
 
 NAMES = "abcd"

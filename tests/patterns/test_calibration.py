@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ml_backend.patterns.calibration import Evidence, fit_acceptance, fit_temperature, make_evidence
+from ml_backend.labeling.few_shot.calibration import Evidence, fit_acceptance, fit_temperature, make_evidence
 
 
 def evidence(genuine: np.ndarray, other: np.ndarray, background: int = 0, labels: int = 1) -> Evidence:

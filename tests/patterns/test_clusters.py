@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ml_backend.patterns.clusters import count_clusters
+from ml_backend.labeling.few_shot.clusters import count_clusters
 from tests.patterns.builders import direction, views
 
 

@@ -15,9 +15,9 @@ from ml_backend.core.errors import BackendError, ConfigError, MediaError, VideoE
 from ml_backend.core.types import FloatArray, Image
 from ml_backend.db.storage import Storage
 from ml_backend.embeddings.crop_selection import View
-from ml_backend.patterns.bank import Exemplars, PatternBank
-from ml_backend.patterns.search import Similar, find_similar
-from ml_backend.patterns.store import PatternStore, StoredTracks
+from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank
+from ml_backend.labeling.few_shot.pattern_store import PatternStore, StoredTracks
+from ml_backend.labeling.few_shot.similarity_search import Similar, find_similar
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from ml_backend.video.writer import VideoWriter
 

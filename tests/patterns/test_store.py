@@ -21,7 +21,7 @@ from ml_backend.core.types import UNLABELLED
 from ml_backend.db.storage import Storage
 from ml_backend.embeddings.crop_embeddings import Look
 from ml_backend.embeddings.crop_selection import View
-from ml_backend.patterns.store import NewExemplar, PatternStore, Source, StoredTracks, video_key
+from ml_backend.labeling.few_shot.pattern_store import NewExemplar, PatternStore, Source, StoredTracks, video_key
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from tests.builders import ROOT
 
@@ -403,7 +403,7 @@ def test_one_task_by_several_threads(store: PatternStore) -> None:
 
 WRITER = """
 import sys, time
-from ml_backend.patterns.store import NewExemplar, PatternStore
+from ml_backend.labeling.few_shot.pattern_store import NewExemplar, PatternStore
 from ml_backend.db.storage import Storage
 from tests.patterns.test_store import MODEL, keep
 store, number = PatternStore(Storage(sys.argv[1])), int(sys.argv[2])

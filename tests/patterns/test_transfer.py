@@ -19,8 +19,16 @@ from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.core.types import UNLABELLED
 from ml_backend.db.storage import Storage
 from ml_backend.embeddings.crop_embeddings import Look
-from ml_backend.patterns.store import NewExemplar, PatternStore
-from ml_backend.patterns.transfer import FORMAT, MAX_BYTES, MAX_LABEL, VERSION, export_bank, import_bank, read_bank
+from ml_backend.labeling.few_shot.bank_file import (
+    FORMAT,
+    MAX_BYTES,
+    MAX_LABEL,
+    VERSION,
+    export_bank,
+    import_bank,
+    read_bank,
+)
+from ml_backend.labeling.few_shot.pattern_store import NewExemplar, PatternStore
 
 MODEL, DIM = "dinov2-base-1f2e", 16
 

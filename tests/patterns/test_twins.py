@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ml_backend.core.types import FloatArray
-from ml_backend.patterns.bank import Exemplars, PatternBank
-from ml_backend.patterns.sampling import take_sample
-from ml_backend.patterns.twins import MIN_OTHERS, find_twins
+from ml_backend.labeling.few_shot.exemplar_sampling import take_sample
+from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank
+from ml_backend.labeling.few_shot.reidentification import MIN_OTHERS, find_twins
 
 DIM = 64
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_backend.core.errors import LabelStudioError
-from ml_backend.versions import BASE
+from ml_backend.labeling.model_version import BASE
 from ml_backend.web import bodies, control_room
 from ml_backend.web.page import charts
 from ml_backend.web.page.state import State

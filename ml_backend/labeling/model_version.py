@@ -60,7 +60,7 @@ def model_version(settings: Settings, detector: ResolvedDetector, mode: str | No
     """For example ``yolo11n-3f2a91c0.tracktrack-9c1e.yolo_dinov2-1b2c3d4e.base``.
 
     Detector and the first digits of its weights' SHA-256, tracker and a digest of the settings, mode and a digest of
-    what was learned (see :func:`ml_backend.modes.mode_part`), registry version.
+    what was learned (see :func:`ml_backend.labeling.modes.mode_part`), registry version.
     """
     return f"{base_version(settings, detector)}.{mode or settings.mode}.{registry}"
 

@@ -17,8 +17,8 @@ from sqlalchemy.engine import Connection
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import banks, embeddings, exemplars, track_sets
 from ml_backend.embeddings.crop_embeddings import Look, from_half, to_half
-from ml_backend.patterns.bank import Exemplars
-from ml_backend.patterns.digest import bank_digests
+from ml_backend.labeling.few_shot.digest import bank_digests
+from ml_backend.labeling.few_shot.pattern_bank import Exemplars
 from ml_backend.tracking.track_record import TrackSet
 
 

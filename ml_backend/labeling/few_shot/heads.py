@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.core.types import FloatArray, IntArray
-from ml_backend.patterns.sampling import Sample
+from ml_backend.labeling.few_shot.exemplar_sampling import Sample
 
 Floats = npt.NDArray[np.float64]
 

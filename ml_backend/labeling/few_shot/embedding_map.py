@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.patterns.bank import Exemplars
-from ml_backend.patterns.store import Source
+from ml_backend.labeling.few_shot.pattern_bank import Exemplars
+from ml_backend.labeling.few_shot.pattern_store import Source
 
 #: More points than these nobody can tell apart.
 POINTS = 2000

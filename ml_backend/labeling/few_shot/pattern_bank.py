@@ -13,11 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.core.types import UNLABELLED, FloatArray, IntArray
-from ml_backend.patterns.calibration import Acceptance, Evidence, fit_acceptance, fit_temperature, make_evidence
-from ml_backend.patterns.clusters import count_clusters
-from ml_backend.patterns.heads import Heads
-from ml_backend.patterns.sampling import Sample, take_sample
-from ml_backend.patterns.twins import Twins, find_twins
+from ml_backend.labeling.few_shot.calibration import (
+    Acceptance,
+    Evidence,
+    fit_acceptance,
+    fit_temperature,
+    make_evidence,
+)
+from ml_backend.labeling.few_shot.clusters import count_clusters
+from ml_backend.labeling.few_shot.exemplar_sampling import Sample, take_sample
+from ml_backend.labeling.few_shot.heads import Heads
+from ml_backend.labeling.few_shot.reidentification import Twins, find_twins
 
 Floats = npt.NDArray[np.float64]
 

@@ -14,8 +14,8 @@ import numpy as np
 from ml_backend.core.errors import BackendError, ConfigError
 from ml_backend.embeddings.crop_embeddings import Look, look_at
 from ml_backend.embeddings.crop_selection import VIEWS
-from ml_backend.patterns.bank import PatternBank
-from ml_backend.patterns.store import PatternStore, StoredTracks
+from ml_backend.labeling.few_shot.pattern_bank import PatternBank
+from ml_backend.labeling.few_shot.pattern_store import PatternStore, StoredTracks
 from ml_backend.tracking.track_record import TrackRecord
 
 

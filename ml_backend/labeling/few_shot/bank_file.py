@@ -18,8 +18,8 @@ from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import writing_bytes
 from ml_backend.core.types import FloatArray, IntArray
 from ml_backend.embeddings.crop_embeddings import Look, from_half
-from ml_backend.patterns.bank import Exemplars
-from ml_backend.patterns.store import NewExemplar, PatternStore, Source
+from ml_backend.labeling.few_shot.pattern_bank import Exemplars
+from ml_backend.labeling.few_shot.pattern_store import NewExemplar, PatternStore, Source
 
 FORMAT = "video-pattern-bank"
 VERSION = "1"

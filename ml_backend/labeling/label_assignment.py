@@ -12,7 +12,7 @@ from ml_backend.core.types import UNLABELLED
 from ml_backend.embeddings.crop_embeddings import Looks, OpenVideo
 from ml_backend.label_studio.label_config import LabelMapper, VideoControl
 from ml_backend.label_studio.regions import make_region
-from ml_backend.patterns.bank import Verdict
+from ml_backend.labeling.few_shot.pattern_bank import Verdict
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class DetectorLabels:
 
 
 class OpinionSource(Protocol):
-    """What gives labels beside the detector; see :class:`ml_backend.hybrid.Hybrid`."""
+    """What gives labels beside the detector; see :class:`ml_backend.labeling.track_classifier.Hybrid`."""
 
     def opinions(
         self,

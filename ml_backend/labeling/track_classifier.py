@@ -23,11 +23,11 @@ from ml_backend.embeddings.crop_embeddings import Looks, OpenVideo, look_at
 from ml_backend.embeddings.crop_selection import VIEWS
 from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.label_studio.label_config import LabelSpec, VideoControl
-from ml_backend.labelling import DetectorLabels, Opinion
-from ml_backend.models.zero_shot import ZeroShot, label_prompts, with_detector
-from ml_backend.modes import HybridModels
-from ml_backend.patterns.bank import Exemplars, PatternBank
-from ml_backend.patterns.store import PatternStore, Source
+from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank
+from ml_backend.labeling.few_shot.pattern_store import PatternStore, Source
+from ml_backend.labeling.label_assignment import DetectorLabels, Opinion
+from ml_backend.labeling.modes import HybridModels
+from ml_backend.labeling.zero_shot import ZeroShot, label_prompts, with_detector
 from ml_backend.tracking.track_record import TrackSet
 
 if TYPE_CHECKING:  # torch, which is loaded with the first model
