@@ -38,7 +38,7 @@ from benchmarks.measuring import (  # noqa: E402
 
 if TYPE_CHECKING:
     from ml_backend.core.types import Track
-    from ml_backend.pipeline import VideoResult
+    from ml_backend.inference.pipeline import VideoResult
 
 
 def plain_loop(video: Path, weights: Path, class_name: str = "", **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -82,9 +82,9 @@ def predict(
     Args:
         changes: of settings.
     """
+    from ml_backend.inference.pipeline import predict_video, use_detector
     from ml_backend.label_studio.label_config import parse_label_config
     from ml_backend.label_studio.timeline import video_timeline
-    from ml_backend.pipeline import predict_video, use_detector
     from ml_backend.video.probe import probe
     from ml_backend.video.reader import read_frames
 

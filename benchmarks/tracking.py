@@ -33,7 +33,7 @@ from ml_backend.core.settings import Settings  # noqa: E402
 from ml_backend.core.types import Track  # noqa: E402
 from ml_backend.detectors.motion import MotionDetector  # noqa: E402
 from ml_backend.detectors.yolo import YoloDetector  # noqa: E402
-from ml_backend.observe import observe  # noqa: E402
+from ml_backend.inference.detection_stream import observe  # noqa: E402
 from ml_backend.tracking.assembly import TrackAssembler  # noqa: E402
 from ml_backend.tracking.metrics import Rows, read_mot, score  # noqa: E402
 from ml_backend.tracking.tracker import Tracker  # noqa: E402

@@ -15,6 +15,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.core.types import UNLABELLED
 from ml_backend.detectors.weights import MOTION
 from ml_backend.embeddings.crop_embeddings import MemoryLooks, look_at
+from ml_backend.inference.pipeline import detect_tracks, predict_video
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.label_studio.regions import make_region
 from ml_backend.labeling.few_shot.pattern_bank import NOTHING, Verdict
@@ -27,7 +28,6 @@ from ml_backend.labeling.label_assignment import (
     decide,
     label_tracks,
 )
-from ml_backend.pipeline import detect_tracks, predict_video
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from tests.builders import label_config, make_clip
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml_backend import observe as observing
-from ml_backend import pipeline
 from ml_backend.core.errors import VideoError
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections, Frame, Image, Observation, VideoInfo
 from ml_backend.detectors.weights import ResolvedDetector
-from ml_backend.observe import observe
-from ml_backend.segments import Look, Segment, plan_segments
+from ml_backend.inference import detection_stream as observing
+from ml_backend.inference import pipeline
+from ml_backend.inference.chunks import Look, Segment, plan_segments
+from ml_backend.inference.detection_stream import observe
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames, seek_cost
 from tests.video.builders import make_video, read_number

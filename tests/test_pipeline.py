@@ -12,9 +12,9 @@ from ml_backend.core.errors import ConfigError, Interrupted, VideoError, Weights
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import UNLABELLED, Track
 from ml_backend.detectors.weights import resolve_detector
+from ml_backend.inference.pipeline import predict_video
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.labeling.label_assignment import DetectorLabels
-from ml_backend.pipeline import predict_video
 from tests.builders import label_config, make_clip, make_tiny_yolo
 from tests.video.builders import make_audio, make_video
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml_backend.core.types import Detections, Observation, VideoInfo
-from ml_backend.segments import Segment, dump_observations, load_observations, plan_segments
+from ml_backend.inference.chunks import Segment, dump_observations, load_observations, plan_segments
 
 
 def video(frames: int, fps: float) -> VideoInfo:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ml_backend.core.settings import Settings
 from ml_backend.detectors.weights import MOTION
 from ml_backend.embeddings.crop_selection import View
-from ml_backend.pipeline import detect_tracks
+from ml_backend.inference.pipeline import detect_tracks
 from ml_backend.tracking.track_record import FORMAT, TrackRecord, TrackSet
 from tests.builders import make_clip
 

@@ -146,9 +146,9 @@ def model_layer(video: Path, weights: str | None, model: Model, **changes: Any) 
         changes: further settings.
 
     Raises:
-        VideoError, ConfigError, WeightsError, StorageError: as :func:`ml_backend.offline.predict_file`.
+        VideoError, ConfigError, WeightsError, StorageError: as :func:`ml_backend.inference.offline.predict_file`.
     """
-    from ml_backend.offline import predict_file  # with all that models need, which files do not
+    from ml_backend.inference.offline import predict_file  # with all that models need, which files do not
 
     if weights is not None:
         changes |= {"yolo_weights": weights}

@@ -32,7 +32,7 @@ THUMBNAILS = 200
 @control_job
 def init_models(work: Work, project_id: int) -> dict[str, Any]:
     """Load the models that a project's next prediction needs; they stay loaded while memory allows."""
-    from ml_backend.pipeline import yolo_detector
+    from ml_backend.inference.pipeline import yolo_detector
 
     models = work.container.projects.models(project_id, download=True)
     hybrid = models.hybrid

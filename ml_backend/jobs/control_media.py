@@ -21,11 +21,11 @@ from ml_backend.export.layers import Export as FileExport
 from ml_backend.export.layers import Layer, Model, css_colours, file_layer, model_layer
 from ml_backend.export.render import Options, render
 from ml_backend.export.sampling import Sampling
+from ml_backend.inference.pipeline import yolo_detector
 from ml_backend.jobs.control_queue import STRIDE
 from ml_backend.jobs.control_work import Work, control_job
 from ml_backend.jobs.tasks import look_at_video
 from ml_backend.label_studio.label_config import parse_label_config
-from ml_backend.pipeline import yolo_detector
 from ml_backend.training.registry import MEASURED
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from redis.exceptions import LockError
 
 from ml_backend.core.errors import QueueUnavailable, StorageError
 from ml_backend.core.types import Observation
-from ml_backend.segments import Segment, dump_observations, load_observations
+from ml_backend.inference.chunks import Segment, dump_observations, load_observations
 
 if TYPE_CHECKING:
     from redis.lock import Lock
@@ -34,7 +34,7 @@ _BEGUN = "video:segments"
 
 
 class Board:
-    """See :class:`ml_backend.segments.SegmentBoard`. One process' view of one video.
+    """See :class:`ml_backend.inference.chunks.SegmentBoard`. One process' view of one video.
 
     Args:
         key: names the video under its detector and settings.

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from ml_backend.core.errors import Interrupted, QueueUnavailable
 from ml_backend.core.settings import QUEUES
 from ml_backend.core.types import Observation, VideoInfo
+from ml_backend.inference.chunks import Look, Segment, observe_some, observe_together
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.plan import TaskPlan, plan_for
 from ml_backend.jobs.segment_board import Board
 from ml_backend.jobs.workers import live_workers
-from ml_backend.segments import Look, Segment, observe_some, observe_together
 
 if TYPE_CHECKING:
     from ml_backend.projects import ProjectModels
@@ -62,7 +62,7 @@ class Sharing:
         self._asked = -math.inf
 
     def __call__(self, info: VideoInfo, segments: Sequence[Segment], look: Look) -> Generator[Observation, None, None]:
-        """All observations; see :func:`ml_backend.segments.observe_together`.
+        """All observations; see :func:`ml_backend.inference.chunks.observe_together`.
 
         Raises:
             AlreadyTracked: another job was faster.
@@ -107,8 +107,8 @@ class Sharing:
 @job
 def help_observe(container: Container, project_id: int, task_id: int, number: int, key: str, count: int) -> None:
     """Observe segments of a video that another worker tracks, until none is left or something else is waiting."""
+    from ml_backend.inference.pipeline import detection_stride, segment_look, segments_of
     from ml_backend.label_studio.client import NotFound
-    from ml_backend.pipeline import detection_stride, segment_look, segments_of
     from ml_backend.video.probe import probe
 
     board = Board(container.queue, container.artifacts, key, helping=True)

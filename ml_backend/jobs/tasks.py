@@ -263,8 +263,8 @@ def _tracks(
     preview: Preview | None,
 ) -> TrackSet:
     """The video's tracks: those that are known, whatever gave them labels then, else new ones."""
+    from ml_backend.inference.pipeline import detect_tracks
     from ml_backend.jobs.segments import AlreadyTracked, Sharing
-    from ml_backend.pipeline import detect_tracks
 
     if part.frame_rate is None:
         raise ValueError("a part without frame rate must be probed before it is predicted")

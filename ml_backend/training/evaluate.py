@@ -25,9 +25,9 @@ from ml_backend.core.types import Detections, IntArray, Observation, Track, Vide
 from ml_backend.detectors.average_precision import AveragePrecision
 from ml_backend.detectors.weights import MOTION
 from ml_backend.detectors.yolo import Detector, YoloDetector
+from ml_backend.inference.detection_stream import observe
+from ml_backend.inference.pipeline import use_detector
 from ml_backend.label_studio.label_config import LabelMapper, parse_label_config
-from ml_backend.observe import observe
-from ml_backend.pipeline import use_detector
 from ml_backend.tracking.assembly import TrackAssembler
 from ml_backend.tracking.metrics import Counts, Rows, count
 from ml_backend.tracking.tracker import Tracker

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ml_backend.core.types import Detections
-from ml_backend.models.between import between, pairs
+from ml_backend.inference.interpolation import between, pairs
 
 Object = tuple[float, float, int]  # left edge, conf, class
 

@@ -17,10 +17,10 @@ from ml_backend.core.types import Detections, Track
 from ml_backend.detectors.average_precision import AveragePrecision
 from ml_backend.detectors.weights import MOTION, ResolvedDetector
 from ml_backend.detectors.yolo import YoloDetector
+from ml_backend.inference.pipeline import detect_tracks
 from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.label_studio.timeline import video_facts
 from ml_backend.labeling.label_assignment import DetectorLabels
-from ml_backend.pipeline import detect_tracks
 from ml_backend.training.evaluate import EvaluationPlan, MeasuredModel, evaluate
 from ml_backend.video.reader import read_frames
 from ml_backend.video.writer import VideoWriter

@@ -17,10 +17,10 @@ from ml_backend.app import create_app
 from ml_backend.core.settings import Settings
 from ml_backend.detectors.weights import resolve_detector
 from ml_backend.detectors.yolo import YoloDetector
+from ml_backend.inference.pipeline import yolo_detector
 from ml_backend.jobs.memory_board import MemoryBoard
 from ml_backend.labeling.model_version import shaping
 from ml_backend.local.processes import RedisServer
-from ml_backend.pipeline import yolo_detector
 from ml_backend.web import control_room
 from tests.builders import make_tiny_yolo, wait_for
 from tests.web.control import Room, promoted

@@ -13,7 +13,7 @@ import numpy as np
 from ml_backend.core.prefetch import ahead, in_order
 from ml_backend.core.types import Affine, Detections, Frame, Image, Observation, VideoInfo
 from ml_backend.detectors.yolo import Detector
-from ml_backend.models.between import Pairs, between, pairs
+from ml_backend.inference.interpolation import Pairs, between, pairs
 from ml_backend.tracking.frame_features import Observer, reduced
 from ml_backend.video.reader import read_frames
 
@@ -31,7 +31,7 @@ def observe(
     """Observations of a video's frames, in order. Memory does not grow with its length.
 
     With a ``stride`` only one frame of this many is looked at, and those between two of them only where what the two
-    show does not explain them, by halves: see :func:`ml_backend.models.between.pairs`.
+    show does not explain them, by halves: see :func:`ml_backend.inference.interpolation.pairs`.
 
     A video may be done in stretches that begin and end at the same multiple of ``stride``: without the first
     observation of each but the first, which does not know how the camera has moved, they give what one pass gives.

@@ -15,6 +15,7 @@ from ml_backend.core.types import Track
 from ml_backend.detectors.engines.calibration import Footage
 from ml_backend.detectors.engines.exports import choose_engine
 from ml_backend.detectors.weights import resolve_detector
+from ml_backend.inference.pipeline import predict_video
 from ml_backend.label_studio.label_config import prompts_digest, read_label_config
 from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.timeline import video_timeline
@@ -24,7 +25,6 @@ from ml_backend.labeling.few_shot.pattern_store import Source
 from ml_backend.labeling.model_version import model_version
 from ml_backend.labeling.modes import hybrid_models, mode_part, require_embedder
 from ml_backend.labeling.track_classifier import Hybrid, use_embedder
-from ml_backend.pipeline import predict_video
 
 
 def predict_file(

@@ -1,7 +1,8 @@
 """A long video in segments: several processes observe them at once, and one that was killed loses a single segment.
 
-Segments give together the observations that one pass gives, see :func:`ml_backend.observe.observe`. Tracking, which
-needs no pictures, sees them in one pass whoever has made them: nothing has to be stitched.
+Segments give together the observations that one pass gives, see
+:func:`ml_backend.inference.detection_stream.observe`. Tracking, which needs no pictures, sees them in one pass whoever
+has made them: nothing has to be stitched.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ from ml_backend.video.reader import read_frames
 if TYPE_CHECKING:
     from ml_backend.core.types import Observation
     from ml_backend.detectors.yolo import Detector, YoloDetector
+    from ml_backend.inference.chunks import Look, Segment
     from ml_backend.labeling.track_classifier import Hybrid
-    from ml_backend.segments import Look, Segment
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def detect_tracks(
         Interrupted: ``should_stop`` said so.
     """
     from ml_backend.core.prefetch import ahead
-    from ml_backend.observe import observe
+    from ml_backend.inference.detection_stream import observe
     from ml_backend.tracking.builder import TrackBuilder
 
     info = probe(path)
@@ -183,7 +183,7 @@ def detect_tracks(
 
 def segments_of(path: Path | str, info: VideoInfo, stride: int, settings: Settings) -> tuple[Segment, ...]:
     """The segments in which a video is observed."""
-    from ml_backend.segments import plan_segments
+    from ml_backend.inference.chunks import plan_segments
     from ml_backend.video.reader import seek_cost
 
     return plan_segments(info, stride, settings.segment_s, seek_cost(path))
@@ -191,7 +191,7 @@ def segments_of(path: Path | str, info: VideoInfo, stride: int, settings: Settin
 
 def segment_look(path: Path | str, info: VideoInfo, resolved: ResolvedDetector, settings: Settings) -> Look:
     """What observes one segment of a video, each with the fastest engine that is ready by then."""
-    from ml_backend.observe import observe
+    from ml_backend.inference.detection_stream import observe
 
     stride = detection_stride(settings, resolved, info)
 

@@ -1,1 +1,0 @@
-"""Detectors, trackers and the weights they need."""
