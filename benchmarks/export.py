@@ -79,10 +79,10 @@ def run_limit(video: Path, stride: int) -> dict[str, Any]:
 
 def run_export(video: Path, stride: int) -> dict[str, Any]:
     """The whole of ``scripts/export_dataset.py --format yolo`` but for the start of Python."""
-    from ml_backend.export.dataset import DatasetOptions, export_dataset
-    from ml_backend.export.images import ImageFormat
-    from ml_backend.export.sampling import Sampling
-    from ml_backend.export.source import Source
+    from ml_backend.datasets.annotation_reader import Source
+    from ml_backend.datasets.dataset_export import DatasetOptions, export_dataset
+    from ml_backend.datasets.images import ImageFormat
+    from ml_backend.datasets.sampling import Sampling
     from ml_backend.video.probe import probe
 
     probe(video)  # as the limit, which does not count it either
@@ -103,8 +103,8 @@ def run_export(video: Path, stride: int) -> dict[str, Any]:
 
 def run_annotations(video: Path, stride: int) -> dict[str, Any]:
     """annotations.json with every frame, or as many a second as the stride leaves."""
-    from ml_backend.export.annotations import export_annotations
-    from ml_backend.export.source import Source
+    from ml_backend.datasets.annotation_reader import Source
+    from ml_backend.datasets.formats.annotations_json import export_annotations
     from ml_backend.video.probe import probe
 
     info = probe(video)

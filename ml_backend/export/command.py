@@ -13,13 +13,13 @@ import click
 from ml_backend.cli import progress_bar
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import writing
-from ml_backend.export.back import BackResult, ResultKind, to_tasks
-from ml_backend.export.coco import read_coco
-from ml_backend.export.cvat import read_cvat
-from ml_backend.export.locate import VideoFolder
-from ml_backend.export.mot import read_mot
-from ml_backend.export.source import Skipped, Source
-from ml_backend.export.yolo import read_yolo
+from ml_backend.datasets.annotation_reader import Skipped, Source
+from ml_backend.datasets.formats.coco import read_coco
+from ml_backend.datasets.formats.cvat import read_cvat
+from ml_backend.datasets.formats.mot import read_mot
+from ml_backend.datasets.formats.yolo import read_yolo
+from ml_backend.datasets.importers import BackResult, ResultKind, to_tasks
+from ml_backend.datasets.video_files import VideoFolder
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.label_config import VideoControl, read_label_config
 from ml_backend.local.discover import settings_in_force
@@ -91,7 +91,7 @@ def open_source(
 
     Raises:
         ConfigError: not exactly one of project and file, or they cannot be used.
-        LabelStudioError, MediaError: see :class:`~ml_backend.export.source.Source`.
+        LabelStudioError, MediaError: see :class:`~ml_backend.datasets.annotation_reader.Source`.
     """
     settings, _ = settings_in_force()
     options |= {"videos": videos, "video_map": video_map, "only": tasks}
@@ -129,7 +129,7 @@ def bring_back(
 
     Args:
         videos: folder with the videos; by default the dataset's own.
-        video_map: see :func:`~ml_backend.export.locate.read_video_map`.
+        video_map: see :func:`~ml_backend.datasets.video_files.read_video_map`.
         config: label config whose names and frame rate the regions get; by default as the documentation's example.
 
     Raises:

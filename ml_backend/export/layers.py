@@ -11,10 +11,10 @@ from typing import Any
 
 from ml_backend.core.errors import ConfigError, MediaError
 from ml_backend.core.settings import Settings
-from ml_backend.export.locate import VideoFolder
-from ml_backend.export.select import Predictions
-from ml_backend.export.source import Source
-from ml_backend.export.video import AnnotatedVideo, Part
+from ml_backend.datasets.annotated_video import AnnotatedVideo, Part
+from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.selection import Predictions
+from ml_backend.datasets.video_files import VideoFolder
 from ml_backend.label_studio.label_config import LabelConfig
 
 ANNOTATIONS, PREDICTIONS = "annotations", "predictions"
@@ -62,7 +62,7 @@ class Export:
     """A task in a file.
 
     Attributes:
-        path: see :class:`~ml_backend.export.source.Source`.
+        path: see :class:`~ml_backend.datasets.annotation_reader.Source`.
         task: its id; ``None``: the one whose video has the file's name, or the only one.
         config: of the project; frame rates are inferred from the regions without one.
     """

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
 from ml_backend.core.files import check_output, write_bytes
+from ml_backend.datasets.statistics import Statistics, Tally
 from ml_backend.export.draw import UNLABELLED_COLOUR, label_colours, short
 from ml_backend.export.fonts import Fonts
-from ml_backend.export.statistics import Statistics, Tally
 
 FORMATS = (".png", ".svg", ".pdf")
 #: Bars of one plot; what has fewer boxes is counted together.
@@ -26,7 +26,7 @@ _INK, _FAINT, _GRID = "#1c1c22", "#6e7078", "#e4e5ea"
 
 
 def plot_statistics(statistics: Statistics, out: Path) -> str:
-    """Write a plot of :func:`ml_backend.export.statistics.collect`'s numbers. Nothing global of matplotlib is touched.
+    """Write a plot of what ``ml_backend.datasets.statistics.collect`` counts. Nothing global of matplotlib is touched.
 
     Args:
         out: ends in ``.png``, ``.svg`` or ``.pdf``; one that is there is replaced.

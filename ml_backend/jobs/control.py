@@ -124,7 +124,7 @@ def _keep(project_id: int, path: Path, error: BackendError) -> None:
 @control_job
 def count_statistics(work: Work, project_id: int) -> dict[str, Any]:
     """Count what has been annotated in a project, by label and by person."""
-    from ml_backend.export.statistics import collect
+    from ml_backend.datasets.statistics import collect
 
     source = work.source(project_id)
     counted = collect(source, work.step("counting"))

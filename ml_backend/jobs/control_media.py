@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
 from ml_backend.core.errors import ConfigError, StorageError
+from ml_backend.datasets.dataset_export import FORMATS, DatasetOptions, export_dataset
+from ml_backend.datasets.formats.annotations_json import export_annotations
+from ml_backend.datasets.sampling import Sampling
 from ml_backend.detectors.weights import resolve_detector
-from ml_backend.export.annotations import export_annotations
-from ml_backend.export.dataset import FORMATS, DatasetOptions, export_dataset
 from ml_backend.export.layers import Export as FileExport
 from ml_backend.export.layers import Layer, Model, css_colours, file_layer, model_layer
 from ml_backend.export.render import Options, render
-from ml_backend.export.sampling import Sampling
 from ml_backend.inference.pipeline import yolo_detector
 from ml_backend.jobs.control_queue import STRIDE
 from ml_backend.jobs.control_work import Work, control_job
@@ -29,7 +29,7 @@ from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.training.registry import MEASURED
 
 if TYPE_CHECKING:
-    from ml_backend.export.select import Predictions
+    from ml_backend.datasets.selection import Predictions
 
 #: What exports leave free of the disk, on which the database and the queue lie too.
 SPARE_BYTES = 512 << 20
@@ -128,8 +128,8 @@ def export_project(
     """A project's annotations as one file: rows of JSON, or a dataset in a zip archive.
 
     Args:
-        format_name: ``annotations``, or a format of :data:`ml_backend.export.dataset.FORMATS`.
-        predictions: see :class:`ml_backend.export.source.Source`.
+        format_name: ``annotations``, or a format of :data:`ml_backend.datasets.dataset_export.FORMATS`.
+        predictions: see :class:`ml_backend.datasets.annotation_reader.Source`.
         stride: of a dataset: every so many pictures; ``None``: all of whole videos, ``STRIDE`` of what is trained on.
     """
     source = work.source(project_id, predictions=predictions)

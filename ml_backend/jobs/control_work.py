@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from rq import get_current_job
 
 from ml_backend.core.errors import ConfigError, Interrupted
-from ml_backend.export.source import Source
+from ml_backend.datasets.annotation_reader import Source
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.progress import tell
 from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.label_studio.media import MediaStore
 
 if TYPE_CHECKING:
-    from ml_backend.export.select import Predictions
+    from ml_backend.datasets.selection import Predictions
 
 log = logging.getLogger(__name__)
 

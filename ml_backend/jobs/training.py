@@ -347,7 +347,7 @@ class Training:
 
     def _dataset(self, unread: Collection[str]) -> TrainingDataset:
         """The annotations as a dataset; ``unread`` are tasks whose videos were away last time, so it waits for none."""
-        from ml_backend.export.source import Source
+        from ml_backend.datasets.annotation_reader import Source
         from ml_backend.training.dataset import DatasetPlan, build_dataset
         from ml_backend.training.splits import SplitStore
 

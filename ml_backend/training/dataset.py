@@ -22,11 +22,11 @@ import yaml
 
 from ml_backend.core.errors import ConfigError, MediaUnavailable, StorageError
 from ml_backend.core.files import write_text, writing
-from ml_backend.export.dataset import DatasetOptions, DatasetResult, Progress, export_dataset, state_options
-from ml_backend.export.images import ImageFormat
-from ml_backend.export.sampling import Sampling
-from ml_backend.export.source import Source
-from ml_backend.export.state import State, fingerprint, state_folder
+from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.dataset_export import DatasetOptions, DatasetResult, Progress, export_dataset, state_options
+from ml_backend.datasets.export_state import State, fingerprint, state_folder
+from ml_backend.datasets.images import ImageFormat
+from ml_backend.datasets.sampling import Sampling
 from ml_backend.training.picking import DatasetPlan, TrainingPicker, count_boxes
 from ml_backend.training.splits import SplitStore
 from ml_backend.training.survey import NothingToTrain, Survey, assign_parts, described, key_of

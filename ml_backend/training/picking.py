@@ -14,9 +14,9 @@ import numpy.typing as npt
 from ml_backend.core.errors import Interrupted, MediaError, VideoError
 from ml_backend.core.files import file_sha256
 from ml_backend.core.types import IntArray
-from ml_backend.export.layout import Picked
-from ml_backend.export.state import fingerprint
-from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
+from ml_backend.datasets.annotated_video import AnnotatedVideo, Part, VideoObject
+from ml_backend.datasets.export_state import fingerprint
+from ml_backend.datasets.formats.base import Picked
 from ml_backend.training.splits import TRAIN, VAL, Split
 from ml_backend.training.survey import candidate_pictures, spans_of, visible
 from ml_backend.video.reader import read_at
@@ -55,7 +55,7 @@ class DatasetPlan:
 
 
 class TrainingPicker:
-    """A :class:`~ml_backend.export.layout.Picker` that keeps what is measured away from what is trained on.
+    """A :class:`~ml_backend.datasets.formats.base.Picker` that keeps what is measured away from what is trained on.
 
     Args:
         classes: labels in the order of their numbers.

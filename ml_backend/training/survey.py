@@ -14,10 +14,10 @@ import numpy.typing as npt
 from ml_backend.core.errors import BackendError, ConfigError, Interrupted, MediaError
 from ml_backend.core.files import file_sha256
 from ml_backend.core.types import IntArray
-from ml_backend.export.select import region_labels
-from ml_backend.export.source import Source
-from ml_backend.export.state import fingerprint
-from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
+from ml_backend.datasets.annotated_video import AnnotatedVideo, Part, VideoObject
+from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.export_state import fingerprint
+from ml_backend.datasets.selection import region_labels
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.labeling.few_shot.pattern_store import video_key
 from ml_backend.training.splits import Candidate, Known, Split, SplitStore, decide, reserved

@@ -18,8 +18,14 @@ import pytest
 
 from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.core.files import UniqueNames, safe_name
-from ml_backend.export.annotations import Written, export_annotations, parse_sample, pictures_per_second, whole_pixels
-from ml_backend.export.source import Source
+from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.formats.annotations_json import (
+    Written,
+    export_annotations,
+    parse_sample,
+    pictures_per_second,
+    whole_pixels,
+)
 from tests.builders import CONFIG, ROOT, wait_for
 from tests.export.builders import key, make_annotation, make_region, make_task, write_export
 from tests.video.builders import make_video

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from ml_backend.core.errors import ConfigError, StorageError
-from ml_backend.export.dataset import DatasetOptions, DatasetResult, export_dataset
-from ml_backend.export.images import ImageFormat
-from ml_backend.export.sampling import Sampling, parse_ratio, split_pictures, split_videos
-from ml_backend.export.select import chosen_classes
-from ml_backend.export.source import Source
+from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.dataset_export import DatasetOptions, DatasetResult, export_dataset
+from ml_backend.datasets.images import ImageFormat
+from ml_backend.datasets.sampling import Sampling, parse_ratio, split_pictures, split_videos
+from ml_backend.datasets.selection import chosen_classes
 from ml_backend.label_studio.label_config import parse_label_config
 from tests.builders import ROOT, label_config, make_tiny_yolo, wait_for
 from tests.export.builders import key, make_annotation, make_region, make_task, write_export

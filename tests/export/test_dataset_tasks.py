@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from ml_backend.core.errors import ConfigError
-from ml_backend.export.coco import read_coco
-from ml_backend.export.cvat import read_cvat
-from ml_backend.export.dataset import DatasetOptions, DatasetResult, export_dataset
-from ml_backend.export.mot import read_mot
-from ml_backend.export.sampling import Sampling
-from ml_backend.export.source import Source
-from ml_backend.export.yolo import read_yolo
+from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.dataset_export import DatasetOptions, DatasetResult, export_dataset
+from ml_backend.datasets.formats.coco import read_coco
+from ml_backend.datasets.formats.cvat import read_cvat
+from ml_backend.datasets.formats.mot import read_mot
+from ml_backend.datasets.formats.yolo import read_yolo
+from ml_backend.datasets.sampling import Sampling
 from tests.export.builders import key, make_annotation, make_region, make_task, write_export
 from tests.export.test_dataset import CAR, MOVING, TRAIN_ONLY, pictures, run
 from tests.video.builders import make_video

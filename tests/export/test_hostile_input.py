@@ -9,11 +9,11 @@ import yaml
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import write_text
-from ml_backend.export.images import ImageFormat
-from ml_backend.export.sampling import Sampling
-from ml_backend.export.select import region_labels, valid_score
-from ml_backend.export.tasks import read_tasks
-from ml_backend.export.yolo import Yolo
+from ml_backend.datasets.formats.yolo import Yolo
+from ml_backend.datasets.images import ImageFormat
+from ml_backend.datasets.sampling import Sampling
+from ml_backend.datasets.selection import region_labels, valid_score
+from ml_backend.datasets.task_files import read_tasks
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, '[{"id": ' + "9" * 5000 + "}]", '{"id": ' + "9" * 5000 + "}"])

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from ml_backend.core.settings import Settings
-from ml_backend.export.source import Source
+from ml_backend.datasets.annotation_reader import Source
 from tests.builders import CONFIG, ROOT
 from tests.conftest import LabelStudio
 from tests.export.builders import key, make_region

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image as Pictures
 
 from ml_backend.core.errors import ConfigError, StorageError
+from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.statistics import Statistics, Tally, collect
 from ml_backend.export.fonts import Fonts
 from ml_backend.export.plots import MAX_BARS, plot_statistics, statistics_figure
-from ml_backend.export.source import Source
-from ml_backend.export.statistics import Statistics, Tally, collect
 from tests.builders import ROOT
 from tests.export.drawing import make_region, write_export
 from tests.video.builders import make_video

@@ -15,11 +15,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ml_backend.core.errors import ConfigError, MediaError
-from ml_backend.export.locate import VideoFolder, media_parts, video_name
-from ml_backend.export.select import inferred_rate
-from ml_backend.export.source import Source
-from ml_backend.export.tasks import read_tasks
-from ml_backend.export.video import AnnotatedVideo, Pictures
+from ml_backend.datasets.annotated_video import AnnotatedVideo, Pictures
+from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.selection import inferred_rate
+from ml_backend.datasets.task_files import read_tasks
+from ml_backend.datasets.video_files import VideoFolder, media_parts, video_name
 from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.label_studio.regions import RegionKeys, region_boxes
 from ml_backend.label_studio.timeline import Timeline
@@ -80,7 +80,7 @@ def test_frames_are_given_in_order_with_those_on_which_nothing_is(folder: Path) 
 def test_long_videos_are_done_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = only_video(export(folder, make_task("clip.mp4", make_annotation(MOVING))))
     whole = [frame.xyxy.tolist() for frame in video.frames()]
-    monkeypatch.setattr("ml_backend.export.video._CHUNK", 7)
+    monkeypatch.setattr("ml_backend.datasets.annotated_video._CHUNK", 7)
     assert [frame.xyxy.tolist() for frame in video.frames()] == whole
 
 
@@ -134,7 +134,7 @@ def test_a_keyframe_on_every_frame_is_read_once(folder: Path, monkeypatch: pytes
         return read(region)
 
     monkeypatch.setattr(RegionKeys, "read", counted)
-    monkeypatch.setattr("ml_backend.export.video._CHUNK", 4)
+    monkeypatch.setattr("ml_backend.datasets.annotated_video._CHUNK", 4)
     region = make_region(*(key(n, n) for n in range(1, 31)))
     source = Source.from_file(write_export(folder / "e.json", [make_task("clip.mp4", make_annotation(region))]))
     for video in source.videos():

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ml_backend.export.source import Source
-from ml_backend.export.statistics import Tally, as_table, collect, write_csv
+from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.statistics import Tally, as_table, collect, write_csv
 from ml_backend.label_studio.label_config import parse_label_config
 from tests.builders import label_config
 from tests.export.builders import key, make_annotation, make_region, make_task, write_export

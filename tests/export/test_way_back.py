@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml_backend.export.back import BackResult, ReadBoxes, to_tasks
-from ml_backend.export.coco import read_coco
-from ml_backend.export.cvat import read_cvat
-from ml_backend.export.dataset import DatasetOptions, export_dataset
-from ml_backend.export.locate import VideoFolder
-from ml_backend.export.mot import read_mot
-from ml_backend.export.source import Source
-from ml_backend.export.yolo import read_yolo
+from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.dataset_export import DatasetOptions, export_dataset
+from ml_backend.datasets.formats.coco import read_coco
+from ml_backend.datasets.formats.cvat import read_cvat
+from ml_backend.datasets.formats.mot import read_mot
+from ml_backend.datasets.formats.yolo import read_yolo
+from ml_backend.datasets.importers import BackResult, ReadBoxes, to_tasks
+from ml_backend.datasets.video_files import VideoFolder
 from ml_backend.label_studio.label_config import parse_label_config
 from tests.builders import label_config
 from tests.export.builders import key, make_annotation, make_region, make_task, write_export

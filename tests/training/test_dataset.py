@@ -19,8 +19,8 @@ import pytest
 import yaml
 
 from ml_backend.core.errors import ConfigError, Interrupted, StorageError
+from ml_backend.datasets.annotation_reader import Source
 from ml_backend.db.storage import Storage
-from ml_backend.export.source import Source
 from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.labeling.few_shot.pattern_store import video_key
 from ml_backend.training import picking

@@ -23,10 +23,10 @@ from typing import Any
 
 from ml_backend.core.errors import BackendError, ConfigError, LabelStudioUnavailable, MediaError, StorageError
 from ml_backend.core.settings import Settings
-from ml_backend.export.locate import FIND_CURE, Choice, Known, VideoFolder, video_name
-from ml_backend.export.select import Predictions, Submission, found_controls, inferred_rate, submissions
-from ml_backend.export.tasks import RawTask, is_prediction_file, read_tasks
-from ml_backend.export.video import AnnotatedVideo, Part, is_of
+from ml_backend.datasets.annotated_video import AnnotatedVideo, Part, is_of
+from ml_backend.datasets.selection import Predictions, Submission, found_controls, inferred_rate, submissions
+from ml_backend.datasets.task_files import RawTask, is_prediction_file, read_tasks
+from ml_backend.datasets.video_files import FIND_CURE, Choice, Known, VideoFolder, video_name
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.label_config import LabelConfig, parse_label_config
 from ml_backend.label_studio.media import MediaStore
@@ -108,7 +108,7 @@ class Source:
         Args:
             videos: folder with the videos, or a single one; by default the export's own folder and the folders of
                 uploads and local files that ``settings`` name.
-            video_map: see :func:`~ml_backend.export.locate.read_video_map`.
+            video_map: see :func:`~ml_backend.datasets.video_files.read_video_map`.
             options: as of the class.
 
         Raises:

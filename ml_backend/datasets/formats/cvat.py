@@ -25,10 +25,10 @@ from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import writing
 from ml_backend.core.keyframes import simplify
 from ml_backend.core.types import IntArray
-from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadTrack, ReadVideo, finite, frame_number
-from ml_backend.export.layout import Format, Picked
-from ml_backend.export.locate import Known, whole
-from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.datasets.annotated_video import AnnotatedVideo, VideoObject
+from ml_backend.datasets.formats.base import Format, Picked
+from ml_backend.datasets.importers import MAX_FRAME, ReadBoxes, ReadTrack, ReadVideo, finite, frame_number
+from ml_backend.datasets.video_files import Known, whole
 
 #: Between keyframes CVAT shows boxes that overlap ours so.
 KEYFRAME_IOU = 0.99

@@ -18,10 +18,10 @@ import numpy as np
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import write_text, writing
-from ml_backend.export.back import ReadBoxes, ReadVideo, finite, frame_number
-from ml_backend.export.layout import Counts, Format, Picked
-from ml_backend.export.locate import Known, whole
-from ml_backend.export.sampling import SPLITS
+from ml_backend.datasets.formats.base import Counts, Format, Picked
+from ml_backend.datasets.importers import ReadBoxes, ReadVideo, finite, frame_number
+from ml_backend.datasets.sampling import SPLITS
+from ml_backend.datasets.video_files import Known, whole
 
 _NAMES = (
     "pedestrian", "person on vehicle", "car", "bicycle", "motorbike", "non motorized vehicle", "static person",

@@ -15,11 +15,11 @@ import yaml
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import make_folder, storage_error, write_text
-from ml_backend.export.back import MAX_FRAME, ReadBoxes, ReadVideo, finite
-from ml_backend.export.layout import Counts, Format, Picked, remove_named
-from ml_backend.export.locate import Known
-from ml_backend.export.sampling import SPLITS
-from ml_backend.export.video import FrameBoxes
+from ml_backend.datasets.annotated_video import FrameBoxes
+from ml_backend.datasets.formats.base import Counts, Format, Picked, remove_named
+from ml_backend.datasets.importers import MAX_FRAME, ReadBoxes, ReadVideo, finite
+from ml_backend.datasets.sampling import SPLITS
+from ml_backend.datasets.video_files import Known
 
 
 class Yolo(Format):

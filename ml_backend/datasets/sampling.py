@@ -13,7 +13,7 @@ import numpy as np
 from ml_backend.core.boxes import Float64Array, iou_pairs
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.types import Image, IntArray
-from ml_backend.export.video import AnnotatedVideo, FrameBoxes, VideoObject
+from ml_backend.datasets.annotated_video import AnnotatedVideo, FrameBoxes, VideoObject
 
 SPLITS = ("train", "val", "test")
 SplitBy = Literal["auto", "video", "time", "ratio"]

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from rich.table import Table
 
 from ml_backend.core.files import writing
-from ml_backend.export.source import Source
-from ml_backend.export.video import AnnotatedVideo
+from ml_backend.datasets.annotated_video import AnnotatedVideo
+from ml_backend.datasets.annotation_reader import Source
 
 #: Box sizes are counted in steps of a pixel up to here (8K video is 7680 wide); larger ones count as this.
 _MAX_SIZE = 8192

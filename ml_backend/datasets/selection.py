@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import is_video_name
-from ml_backend.export.locate import media_parts, number
-from ml_backend.export.tasks import RawTask
+from ml_backend.datasets.task_files import RawTask
+from ml_backend.datasets.video_files import media_parts, number
 from ml_backend.label_studio.importer import SOURCE_FIELD
 from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE, VideoControl
 from ml_backend.labeling.model_version import is_partial
@@ -53,7 +53,7 @@ def submissions(
     has been annotated as empty gives a submission without regions; one that nobody has annotated gives none.
 
     Args:
-        predictions: see :class:`~ml_backend.export.source.Source`.
+        predictions: see :class:`~ml_backend.datasets.annotation_reader.Source`.
         all_annotators: give every annotation.
         model_version: of the prediction wanted; the newest where empty.
     """

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from ml_backend.core.errors import BackendError, ConfigError
 from ml_backend.core.files import writing
 from ml_backend.core.types import IntArray
-from ml_backend.export.source import Source
-from ml_backend.export.video import AnnotatedVideo, VideoObject
+from ml_backend.datasets.annotated_video import AnnotatedVideo, VideoObject
+from ml_backend.datasets.annotation_reader import Source
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]

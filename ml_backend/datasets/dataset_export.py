@@ -18,12 +18,16 @@ import numpy as np
 from ml_backend.core.errors import BackendError, ConfigError, Interrupted, MediaError, VideoError
 from ml_backend.core.files import UniqueNames, file_sha256
 from ml_backend.core.types import Frame
-from ml_backend.export.coco import Coco
-from ml_backend.export.cvat import Cvat
-from ml_backend.export.images import Crops, ImageFormat, ImageSaver
-from ml_backend.export.layout import Format, Picked, Picker
-from ml_backend.export.mot import Mot
-from ml_backend.export.sampling import (
+from ml_backend.datasets.annotated_video import AnnotatedVideo, Part, VideoObject
+from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.export_state import State, fingerprint
+from ml_backend.datasets.formats.base import Format, Picked, Picker
+from ml_backend.datasets.formats.coco import Coco
+from ml_backend.datasets.formats.cvat import Cvat
+from ml_backend.datasets.formats.mot import Mot
+from ml_backend.datasets.formats.yolo import Yolo, YoloTrack
+from ml_backend.datasets.images import Crops, ImageFormat, ImageSaver
+from ml_backend.datasets.sampling import (
     VIDEOS_TO_SPLIT,
     NearDuplicates,
     Sampling,
@@ -32,11 +36,7 @@ from ml_backend.export.sampling import (
     split_pictures,
     split_videos,
 )
-from ml_backend.export.select import chosen_label
-from ml_backend.export.source import Source
-from ml_backend.export.state import State, fingerprint
-from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
-from ml_backend.export.yolo import Yolo, YoloTrack
+from ml_backend.datasets.selection import chosen_label
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.video.reader import read_at
 

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.types import IntArray
-from ml_backend.export.images import ImageFormat
-from ml_backend.export.sampling import Sampling
-from ml_backend.export.video import AnnotatedVideo, Part, VideoObject
+from ml_backend.datasets.annotated_video import AnnotatedVideo, Part, VideoObject
+from ml_backend.datasets.images import ImageFormat
+from ml_backend.datasets.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.core.files import UniqueNames, write_bytes
 from ml_backend.core.types import Image
-from ml_backend.export.video import FrameBoxes
+from ml_backend.datasets.annotated_video import FrameBoxes
 
 #: Pictures that wait for the encoder, for each of its threads. One of 1920x1080 takes 6 MB.
 _WAITING = 2

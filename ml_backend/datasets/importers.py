@@ -17,8 +17,8 @@ from ml_backend.core.boxes import Float64Array
 from ml_backend.core.errors import BackendError, VideoError
 from ml_backend.core.keyframes import interpolate
 from ml_backend.core.types import IntArray, Track
-from ml_backend.export.locate import FIND_CURE, NOTHING, Known, VideoFolder
-from ml_backend.export.source import Skipped
+from ml_backend.datasets.annotation_reader import Skipped
+from ml_backend.datasets.video_files import FIND_CURE, NOTHING, Known, VideoFolder
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.media import CLOUD_SCHEMES
 from ml_backend.label_studio.regions import make_prediction, track_to_region

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from ml_backend.core.boxes import Float64Array, clip_xyxy
 from ml_backend.core.types import IntArray, VideoInfo
-from ml_backend.export.locate import Known
-from ml_backend.export.select import Submission, chosen_label, region_labels, valid_score
+from ml_backend.datasets.selection import Submission, chosen_label, region_labels, valid_score
+from ml_backend.datasets.video_files import Known
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.regions import RegionKeys
 from ml_backend.label_studio.timeline import Timeline, video_timeline
