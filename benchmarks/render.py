@@ -67,9 +67,9 @@ def run_plain(video: Path, out: Path) -> tuple[int, float, float]:
 
 
 def run_render(video: Path, out: Path, objects: int) -> tuple[int, float, float]:
-    from ml_backend.export.draw import Look
-    from ml_backend.export.layers import Export, file_layer
-    from ml_backend.export.render import Options, render
+    from ml_backend.rendering.draw import Look
+    from ml_backend.rendering.layers import Export, file_layer
+    from ml_backend.rendering.render import Options, render
     from ml_backend.video.probe import probe
 
     info, prediction = probe(video), out.with_suffix(".json")

@@ -13,11 +13,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ml_backend.cli import fail_clearly
 from ml_backend.core.files import check_output
 from ml_backend.core.types import UNLABELLED
-from ml_backend.export.fonts import Fonts
-from ml_backend.export.sheet import BACKGROUND_NAME, FORMATS, contact_sheet, exemplar_cards, sheet_title, write_sheet
 from ml_backend.jobs.container import Container
 from ml_backend.labeling.modes import require_embedder
 from ml_backend.local.discover import settings_in_force
+from ml_backend.rendering.contact_sheet import (
+    BACKGROUND_NAME,
+    FORMATS,
+    contact_sheet,
+    exemplar_cards,
+    sheet_title,
+    write_sheet,
+)
+from ml_backend.rendering.text import Fonts
 
 
 @click.command(context_settings={"show_default": True})

@@ -63,7 +63,7 @@ def main(
         if statistics_csv:
             write_csv(counted, statistics_csv)
         if statistics_plot:
-            from ml_backend.export.plots import plot_statistics
+            from ml_backend.rendering.plots import plot_statistics
 
             if note := plot_statistics(counted, statistics_plot):
                 print(note, file=sys.stderr)

@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ml_backend.cli import fail_clearly, progress_bar
 from ml_backend.core.settings import Mode, Settings
-from ml_backend.export.draw import Look
-from ml_backend.export.layers import Export, Model, css_colours, file_layer, model_layer, named_layer
-from ml_backend.export.render import Options, check_out, render
 from ml_backend.label_studio.label_config import read_label_config
+from ml_backend.rendering.draw import Look
+from ml_backend.rendering.layers import Export, Model, css_colours, file_layer, model_layer, named_layer
+from ml_backend.rendering.render import Options, check_out, render
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = click.Path(path_type=Path, dir_okay=False)

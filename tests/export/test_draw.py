@@ -11,8 +11,8 @@ import supervision as sv
 from PIL import Image as Pictures
 
 from ml_backend.core.errors import ConfigError
-from ml_backend.export import fonts as fonts_module
-from ml_backend.export.draw import (
+from ml_backend.rendering import text as fonts_module
+from ml_backend.rendering.draw import (
     PALETTE,
     UNLABELLED_COLOUR,
     Look,
@@ -24,8 +24,8 @@ from ml_backend.export.draw import (
     short,
     text_colour,
 )
-from ml_backend.export.fonts import Fonts
-from ml_backend.export.render import _side_by_side, fitting_size
+from ml_backend.rendering.render import _side_by_side, fitting_size
+from ml_backend.rendering.text import Fonts
 from tests.export.drawing import GREEN, MAGENTA, box_of, painted
 
 BARE = Look(names=False, numbers=False, confidence=False)

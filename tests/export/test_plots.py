@@ -15,8 +15,8 @@ from PIL import Image as Pictures
 from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.datasets.annotation_reader import Source
 from ml_backend.datasets.statistics import Statistics, Tally, collect
-from ml_backend.export.fonts import Fonts
-from ml_backend.export.plots import MAX_BARS, plot_statistics, statistics_figure
+from ml_backend.rendering.plots import MAX_BARS, plot_statistics, statistics_figure
+from ml_backend.rendering.text import Fonts
 from tests.builders import ROOT
 from tests.export.drawing import make_region, write_export
 from tests.video.builders import make_video
@@ -90,7 +90,7 @@ def test_everything_can_be_drawn(tmp_path: Path, labels: dict[str, Tally], suffi
 
 
 def test_characters_that_cannot_be_drawn_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_backend.export.fonts._system_fonts", lambda: ())
+    monkeypatch.setattr("ml_backend.rendering.text._system_fonts", lambda: ())
     assert "사" in plot_statistics(statistics({"사람": tally(1, 1, 1, 5)}), tmp_path / "plot.svg")
 
 
@@ -114,6 +114,6 @@ def test_matplotlib_stays_as_it_was(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     plot_statistics(statistics({"thing": tally(1, 1, 1, 5)}), tmp_path / "plot.png")
     assert dict(matplotlib.rcParams) == before
-    code = "import sys, ml_backend.export.plots; print('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, ml_backend.rendering.plots; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -14,12 +14,12 @@ import pytest
 
 from ml_backend.core.errors import ConfigError, StorageError, VideoError
 from ml_backend.core.settings import Settings
-from ml_backend.export.draw import Look
-from ml_backend.export.layers import Export, Model, file_layer, named_layer
-from ml_backend.export.render import Options, check_out, render
 from ml_backend.label_studio.label_config import read_label_config
 from ml_backend.label_studio.regions import region_boxes
 from ml_backend.label_studio.timeline import video_timeline
+from ml_backend.rendering.draw import Look
+from ml_backend.rendering.layers import Export, Model, file_layer, named_layer
+from ml_backend.rendering.render import Options, check_out, render
 from ml_backend.video.probe import frame_times, playback_duration, probe
 from ml_backend.video.reader import read_frames
 from ml_backend.video.transcode import plan
@@ -228,7 +228,7 @@ def test_pictures_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def damaged(*given: Any, **more: Any) -> Any:
         return (frame for frame in read_frames(*given, **more) if frame.index not in gone)
 
-    monkeypatch.setattr("ml_backend.export.render.read_frames", damaged)
+    monkeypatch.setattr("ml_backend.rendering.render.read_frames", damaged)
     source, layer = prepared(tmp_path)
     out = tmp_path / "out.mp4"
     assert render(source, out, [layer])["frames"] == 30 - len(gone)

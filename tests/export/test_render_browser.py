@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml_backend.export.draw import Look
-from ml_backend.export.layers import Export, file_layer
-from ml_backend.export.render import Options, render
 from ml_backend.label_studio.regions import region_boxes
+from ml_backend.rendering.draw import Look
+from ml_backend.rendering.layers import Export, file_layer
+from ml_backend.rendering.render import Options, render
 from tests.export.drawing import COLOURS, make_region, write_prediction
 from tests.video.builders import make_video
 from tests.video.chromium import VIDEO

@@ -13,7 +13,7 @@ from ml_backend.core.errors import ConfigError, MediaError
 from ml_backend.datasets.annotation_reader import Source
 from ml_backend.datasets.selection import found_controls
 from ml_backend.datasets.video_files import Known, VideoFolder, video_name
-from ml_backend.export.layers import Export, file_layer
+from ml_backend.rendering.layers import Export, file_layer
 from tests.export.builders import key, make_annotation, make_region, make_task, write_export
 from tests.video.builders import make_video
 

@@ -18,11 +18,11 @@ from ml_backend.core.files import check_output
 from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
 from ml_backend.embeddings.crop_embeddings import Look
-from ml_backend.export.fonts import Fonts
-from ml_backend.export.sheet import FORMATS, Card, contact_sheet, exemplar_cards, sheet_title, write_sheet
 from ml_backend.jobs.container import Container
 from ml_backend.labeling.few_shot.pattern_store import NewExemplar, PatternStore
 from ml_backend.labeling.modes import require_embedder
+from ml_backend.rendering.contact_sheet import FORMATS, Card, contact_sheet, exemplar_cards, sheet_title, write_sheet
+from ml_backend.rendering.text import Fonts
 from tests.builders import ROOT
 
 MODEL = "model-1"

@@ -15,9 +15,9 @@ from PIL import ImageDraw
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import write_bytes
-from ml_backend.export.draw import short
-from ml_backend.export.fonts import Fonts
 from ml_backend.labeling.few_shot.pattern_store import PatternStore
+from ml_backend.rendering.draw import short
+from ml_backend.rendering.text import Fonts
 
 #: Formats by suffix, as Pillow names them.
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}

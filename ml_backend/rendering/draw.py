@@ -22,7 +22,7 @@ from PIL import ImageColor, ImageDraw
 from supervision.annotators.base import BaseAnnotator
 
 from ml_backend.core.types import BoolArray, Image, IntArray
-from ml_backend.export.fonts import Fonts
+from ml_backend.rendering.text import Fonts
 
 Colour = tuple[int, int, int]
 DARK: Colour = (18, 18, 22)

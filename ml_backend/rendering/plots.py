@@ -14,8 +14,8 @@ from matplotlib.font_manager import FontProperties
 
 from ml_backend.core.files import check_output, write_bytes
 from ml_backend.datasets.statistics import Statistics, Tally
-from ml_backend.export.draw import UNLABELLED_COLOUR, label_colours, short
-from ml_backend.export.fonts import Fonts
+from ml_backend.rendering.draw import UNLABELLED_COLOUR, label_colours, short
+from ml_backend.rendering.text import Fonts
 
 FORMATS = (".png", ".svg", ".pdf")
 #: Bars of one plot; what has fewer boxes is counted together.

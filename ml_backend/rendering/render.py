@@ -21,9 +21,9 @@ from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import check_output
 from ml_backend.core.types import Image, IntArray, VideoInfo
 from ml_backend.datasets.annotated_video import FrameBoxes, VideoObject
-from ml_backend.export.draw import WHITE, Look, Painter, Scale, label_colours
-from ml_backend.export.fonts import Fonts
-from ml_backend.export.layers import Layer
+from ml_backend.rendering.draw import WHITE, Look, Painter, Scale, label_colours
+from ml_backend.rendering.layers import Layer
+from ml_backend.rendering.text import Fonts
 from ml_backend.video.audio import Sound
 from ml_backend.video.container import check_file
 from ml_backend.video.probe import Scan, scan
