@@ -16,7 +16,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ml_backend.corrections import (
+from ml_backend.db.storage import Storage
+from ml_backend.label_studio.client import Annotation, Prediction
+from ml_backend.services import WebContainer
+from ml_backend.training.annotation_review import (
     KINDS,
     Comparison,
     Decision,
@@ -25,10 +28,7 @@ from ml_backend.corrections import (
     regions_fingerprint,
     was_written_over,
 )
-from ml_backend.corrections_store import Correction, CorrectionStore
-from ml_backend.db.storage import Storage
-from ml_backend.label_studio.client import Annotation, Prediction
-from ml_backend.services import WebContainer
+from ml_backend.training.review_store import Correction, CorrectionStore
 from tests.builders import ROOT
 from tests.export.builders import key, make_region
 
@@ -422,8 +422,8 @@ def test_threads_write_one_task_at_once(store: CorrectionStore) -> None:
 
 def test_processes_write_one_task_at_once(store: CorrectionStore, path: Path) -> None:
     code = (
-        "import sys; from datetime import datetime, timezone; from ml_backend.corrections import *\n"
-        "from ml_backend.corrections_store import *; from ml_backend.db.storage import Storage\n"
+        "import sys; from datetime import datetime, timezone; from ml_backend.training.annotation_review import *\n"
+        "from ml_backend.training.review_store import *; from ml_backend.db.storage import Storage\n"
         "store = CorrectionStore(Storage(sys.argv[1])); now = datetime.now(timezone.utc)\n"
         "for n in range(100):\n"
         "    found = Comparison((Decision('accepted', 'a', 'a'),), 1)\n"

@@ -183,7 +183,7 @@ training_policies = sa.Table(
     sa.Column("setup_policy", sa.JSON, nullable=False),  # what Label Studio's extra parameters said last
 )
 
-# What people did with a task's prediction: numbers of its regions; see ml_backend.corrections.
+# What people did with a task's prediction: numbers of its regions; see ml_backend.training.annotation_review.
 corrections = sa.Table(
     "corrections",
     metadata,

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import BackendError, ConfigError, Interrupted, LabelStudioError, MediaRefused, WeightsError
 from ml_backend.core.types import UNLABELLED
-from ml_backend.corrections import begun_from, compare, regions_fingerprint, was_written_over
-from ml_backend.corrections_store import Correction, CorrectionStore
 from ml_backend.embeddings.crop_selection import VIEWS
 from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.jobs.container import Container, job
@@ -27,6 +25,8 @@ from ml_backend.labeling.few_shot.pattern_store import NewExemplar, video_key
 from ml_backend.labeling.model_version import is_partial
 from ml_backend.labeling.modes import HybridModels
 from ml_backend.labeling.track_classifier import use_embedder
+from ml_backend.training.annotation_review import begun_from, compare, regions_fingerprint, was_written_over
+from ml_backend.training.review_store import Correction, CorrectionStore
 
 if TYPE_CHECKING:
     from ml_backend.labeling.few_shot.annotated_objects import AnnotatedObject

@@ -245,7 +245,7 @@ def _labelled(
 
 def _taught(models: ProjectModels, hybrid: Hybrid | None) -> frozenset[str] | None:
     """The classes that a trained detector knows anything of; ``None``: all, or nobody is going to ask."""
-    from ml_backend.training.known import known_classes
+    from ml_backend.training.class_transfer import known_classes
 
     if models.trained is None or models.detector.path is None or hybrid is None or hybrid.models.clip is None:
         return None

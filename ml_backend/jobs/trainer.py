@@ -14,10 +14,10 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 from ml_backend.core.errors import BackendError
-from ml_backend.corrections_store import AnnotatedTask, CorrectionStore
 from ml_backend.labeling.model_version import same_kind
 from ml_backend.training.policy import TrainingState, is_due
 from ml_backend.training.registry import MEASURED, Version
+from ml_backend.training.review_store import AnnotatedTask, CorrectionStore
 
 if TYPE_CHECKING:
     from ml_backend.jobs.container import Container

@@ -31,7 +31,6 @@ from ml_backend.core.errors import (
     WeightsError,
 )
 from ml_backend.core.files import file_sha256
-from ml_backend.corrections_store import CorrectionStore
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.listing import CANCELLED
 from ml_backend.jobs.progress import tell
@@ -39,8 +38,9 @@ from ml_backend.jobs.training_queue import unread_before
 from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.label_config import classes_for, parse_label_config
 from ml_backend.training.gate import decide
-from ml_backend.training.keeping import remove_old_weights
 from ml_backend.training.registry import ACTIVE, MEASURED, RunLost, Version
+from ml_backend.training.retention import remove_old_weights
+from ml_backend.training.review_store import CorrectionStore
 
 if TYPE_CHECKING:
     from redis.lock import Lock

@@ -1,1 +1,1 @@
-"""Retraining: dataset, fine-tuning, gate, and the registry of versions."""
+"""Retraining: dataset, fine-tuning, evaluation, promotion gate, and the registry of versions."""

@@ -27,9 +27,9 @@ from ml_backend.datasets.dataset_export import DatasetOptions, DatasetResult, Pr
 from ml_backend.datasets.export_state import State, fingerprint, state_folder
 from ml_backend.datasets.images import ImageFormat
 from ml_backend.datasets.sampling import Sampling
-from ml_backend.training.picking import DatasetPlan, TrainingPicker, count_boxes
+from ml_backend.training.annotation_summary import NothingToTrain, Survey, assign_parts, described, key_of
+from ml_backend.training.frame_selection import DatasetPlan, TrainingPicker, count_boxes
 from ml_backend.training.splits import SplitStore
-from ml_backend.training.survey import NothingToTrain, Survey, assign_parts, described, key_of
 
 __all__ = ["DatasetPlan", "NothingToTrain", "TrainingDataset", "build_dataset"]
 

@@ -21,7 +21,7 @@ from ml_backend.detectors.engines.torch_engine import select_device
 from ml_backend.detectors.ultralytics_setup import setup_ultralytics
 from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.training.arguments import FREEZE_NORM, check_overrides, training_args
-from ml_backend.training.known import StartFrom, learnt_by, marks_of, read_checkpoint
+from ml_backend.training.class_transfer import StartFrom, learnt_by, marks_of, read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def fine_tune(plan: TrainingPlan, emit: Emit) -> dict[str, Any]:
 
 
 def _train(plan: TrainingPlan, emit: Emit) -> float:
-    from ml_backend.training.trainer import FineTuner, check_detector
+    from ml_backend.training.fine_tuner import FineTuner, check_detector
 
     if plan.start and not plan.resume:
         check_detector(read_checkpoint(plan.start)[0], str(plan.start))

@@ -56,7 +56,7 @@ class Trainings:
         Raises:
             QueueUnavailable: Redis does not answer.
         """
-        from ml_backend.corrections_store import CorrectionStore
+        from ml_backend.training.review_store import CorrectionStore
 
         waited = self._requests.cancel(project_id)
         registry = self._registry
@@ -88,7 +88,7 @@ class Trainings:
 
     def accepted(self, project_id: int) -> list[dict[str, Any]]:
         """What people did with the predictions of each model version, oldest first; plain JSON."""
-        from ml_backend.corrections_store import CorrectionStore
+        from ml_backend.training.review_store import CorrectionStore
 
         return [
             asdict(item)

@@ -23,7 +23,7 @@ from ml_backend.datasets.annotation_reader import Source
 from ml_backend.db.storage import Storage
 from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.labeling.few_shot.pattern_store import video_key
-from ml_backend.training import picking
+from ml_backend.training import frame_selection as picking
 from ml_backend.training.dataset import DatasetPlan, NothingToTrain, TrainingDataset, build_dataset
 from ml_backend.training.splits import HELD_OUT, TRAIN, Split, SplitStore
 from tests.builders import ROOT, label_config, make_tiny_yolo, wait_for

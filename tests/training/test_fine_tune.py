@@ -14,8 +14,8 @@ from ml_backend.core.errors import ConfigError, TrainingFailed, WeightsError
 from ml_backend.core.settings import Settings
 from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.label_studio.label_config import classes_for, parse_label_config
+from ml_backend.training.class_transfer import KNOWN, LEARNT, known_classes, marks_of, rows_to_begin_with
 from ml_backend.training.fine_tune import TrainingPlan, fine_tune
-from ml_backend.training.known import KNOWN, LEARNT, known_classes, marks_of, rows_to_begin_with
 from tests.builders import label_config
 from tests.training.detection import LABELS, TAUGHT, make_dataset, make_start, train_plan
 
@@ -57,7 +57,7 @@ def class_rows(model: Any, index: int) -> torch.Tensor:
 
 def set_up(plan: dict[str, Any], **changes: Any) -> Any:
     """A trainer just before its first epoch."""
-    from ml_backend.training.trainer import FineTuner
+    from ml_backend.training.fine_tuner import FineTuner
 
     args = {name: value for name, value in plan["args"].items() if name != "freeze_norm"}
     args |= {"data": plan["data"], "save_dir": plan["run"], "model": plan["start"], "plots": False, "cls_remap": False}
@@ -143,7 +143,7 @@ def test_as_many_classes_as_before_do_not_inherit_by_position(data: Path, tmp_pa
 
 def test_labels_without_boxes_are_wrong_only_where_something_else_is_annotated() -> None:
     """(places: annotated as the second label, not annotated) x (labels: nobody's, the second, the third)."""
-    from ml_backend.training.trainer import ClassLoss
+    from ml_backend.training.fine_tuner import ClassLoss
 
     scores = torch.zeros(1, 2, 3, requires_grad=True)
     targets = torch.tensor([[[0.0, 0.8, 0.0], [0.0, 0.0, 0.0]]])

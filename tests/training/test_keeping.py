@@ -14,8 +14,8 @@ from ml_backend.core.errors import ConfigError, WeightsError
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.training import Training
-from ml_backend.training.keeping import REFUSED, remove_old_weights
 from ml_backend.training.registry import Registry, Version
+from ml_backend.training.retention import REFUSED, remove_old_weights
 from ml_backend.training.service import Trainings
 
 Make = Callable[..., "Place"]
@@ -124,7 +124,7 @@ def test_what_a_run_begins_with_is_kept(make: Make) -> None:
 
 
 def test_one_that_is_put_in_use_at_this_moment_is_kept(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ml_backend.training.keeping as keeping
+    import ml_backend.training.retention as keeping
 
     place = make(keep_versions=1)
     for _ in range(4):

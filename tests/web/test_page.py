@@ -17,7 +17,7 @@ import pytest
 
 from ml_backend.app import create_app
 from ml_backend.core.settings import Settings
-from ml_backend.training.keeping import remove_old_weights
+from ml_backend.training.retention import remove_old_weights
 from ml_backend.web import control_room
 from ml_backend.web.page import charts, texts
 from ml_backend.web.page.forms import ACTIONS

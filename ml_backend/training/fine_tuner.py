@@ -24,7 +24,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from ml_backend.core.errors import WeightsError
 from ml_backend.training.arguments import BACKBONE
-from ml_backend.training.known import StartFrom, rows_to_begin_with
+from ml_backend.training.class_transfer import StartFrom, rows_to_begin_with
 
 log = logging.getLogger(__name__)
 

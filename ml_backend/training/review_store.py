@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ml_backend.core.timestamps import aware
-from ml_backend.corrections import KINDS, Comparison
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import corrections
+from ml_backend.training.annotation_review import KINDS, Comparison
 
 #: Length of what the database keeps of a version.
 _VERSION_CHARS = 255
@@ -28,7 +28,7 @@ class Correction:
         annotation_id: of the annotation that counts.
         model_version: of the prediction that it was begun from; empty: there was none.
         comparison: of the two.
-        fingerprint: of the annotation's regions; see :func:`ml_backend.corrections.regions_fingerprint`.
+        fingerprint: of the annotation's regions; see :func:`ml_backend.training.annotation_review.regions_fingerprint`.
         submitted_at, changed_at: when the annotation was submitted and updated last, by Label Studio's clock.
     """
 

@@ -17,8 +17,8 @@ from ml_backend.core.types import IntArray
 from ml_backend.datasets.annotated_video import AnnotatedVideo, Part, VideoObject
 from ml_backend.datasets.export_state import fingerprint
 from ml_backend.datasets.formats.base import Picked
+from ml_backend.training.annotation_summary import candidate_pictures, spans_of, visible
 from ml_backend.training.splits import TRAIN, VAL, Split
-from ml_backend.training.survey import candidate_pictures, spans_of, visible
 from ml_backend.video.reader import read_at
 
 #: Changes with what is picked from the same annotations: older choices are then made again.
