@@ -10,8 +10,8 @@ from ml_backend.core.errors import BackendError
 from ml_backend.core.settings import Settings
 from ml_backend.events import EventLog
 from ml_backend.jobs.container import Container
+from ml_backend.jobs.services.patterns import Patterns
 from ml_backend.metrics import Metrics
-from ml_backend.patterns.service import Patterns
 from ml_backend.serving import Serving
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from typing import Any
 from ml_backend.core.errors import BackendError, PredictionFailed, QueueUnavailable, RequestError
 from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
-from ml_backend.jobs.plan import TaskPlan, cached_label_config, plan_task
+from ml_backend.jobs.project_models import ProjectModels, Projects
 from ml_backend.jobs.queue import JobQueue
+from ml_backend.jobs.task_plan import TaskPlan, cached_label_config, plan_task
 from ml_backend.labeling.model_version import same_kind
-from ml_backend.projects import ProjectModels, Projects
 from ml_backend.training.policy import Policies
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Serving:
 
         Args:
             label_config: may be empty.
-            extra_params: see :meth:`ml_backend.projects.Projects.setup_mode`.
+            extra_params: see :meth:`ml_backend.jobs.project_models.Projects.setup_mode`.
 
         Raises:
             ConfigError: the label config cannot hold video tracks, or there is no such mode or training policy.

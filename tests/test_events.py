@@ -20,7 +20,7 @@ from ml_backend.db.storage import Storage
 from ml_backend.events import Event, EventLog, parse_event
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import ALL_TASKS, JobQueue
-from ml_backend.jobs.trainer import Trainer
+from ml_backend.jobs.training_scheduler import Trainer
 from tests.builders import wait_for
 
 

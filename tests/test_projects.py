@@ -19,9 +19,9 @@ from ml_backend.db.storage import Storage
 from ml_backend.db.tables import projects as projects_table
 from ml_backend.detectors.weights import MOTION, ResolvedDetector
 from ml_backend.embeddings.crop_embeddings import Look
+from ml_backend.jobs.project_models import MODES, Projects
 from ml_backend.labeling.few_shot.pattern_store import NewExemplar
 from ml_backend.labeling.model_version import base_version, same_kind
-from ml_backend.projects import MODES, Projects
 from tests.model_builders import make_tiny_clip, make_tiny_dinov2
 
 MakeSettings = Callable[..., Settings]
@@ -295,7 +295,8 @@ def test_asking_takes_no_time(projects: Projects) -> None:
     from tests.builders import ROOT
 
     code = (
-        "import sys; from ml_backend.projects import Projects; from ml_backend.core.settings import Settings;"
+        "import sys; from ml_backend.jobs.project_models import Projects;"
+        "from ml_backend.core.settings import Settings;"
         "from ml_backend.db.storage import Storage; s = Settings(_env_file=None, detector='motion', mode='universal');"
         "Projects(s, Storage('sqlite://')).models(1); print('torch' in sys.modules)"
     )

@@ -59,7 +59,7 @@ def test_same_answers_as_our_own_server(runner: FlaskClient, values: Settings) -
 def test_finished_prediction_is_handed_out(runner: FlaskClient, values: Settings) -> None:
     own = create_app(values)
     services = own.extensions["services"]
-    from ml_backend.jobs.plan import plan_task
+    from ml_backend.jobs.task_plan import plan_task
 
     version = services.serving.version()
     plan = plan_task(7, 1, TASK["data"], CONFIG, version, annotated=False, label_studio_url="")  # type: ignore[arg-type]

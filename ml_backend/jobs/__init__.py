@@ -1,1 +1,1 @@
-"""Background work: the queue, the tasks that run in it, and the worker."""
+"""Background work on RQ: the queue, the worker, and the jobs."""

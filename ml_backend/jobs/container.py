@@ -15,19 +15,19 @@ from ml_backend.core.errors import BackendError, Interrupted, Postponed, QueueUn
 from ml_backend.core.outputs import Outputs
 from ml_backend.core.settings import Settings, get_settings
 from ml_backend.db.storage import Storage
-from ml_backend.jobs.control_queue import ControlQueue
-from ml_backend.jobs.listing import Jobs
-from ml_backend.jobs.memory_board import MemoryBoard
+from ml_backend.jobs.api_queue import ControlQueue
+from ml_backend.jobs.job_list import Jobs
+from ml_backend.jobs.project_models import Projects
 from ml_backend.jobs.queue import OVER, JobQueue, state_of
+from ml_backend.jobs.services.trainings import Trainings
 from ml_backend.jobs.training_queue import TrainingQueue
+from ml_backend.jobs.worker_status import MemoryBoard
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.listing import ProjectLister
 from ml_backend.label_studio.media import MediaStore
-from ml_backend.projects import Projects
 from ml_backend.training.artifacts import Artifacts
 from ml_backend.training.policy import Policies
 from ml_backend.training.registry import Registry
-from ml_backend.training.service import Trainings
 
 log = logging.getLogger(__name__)
 

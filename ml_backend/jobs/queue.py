@@ -41,10 +41,10 @@ _PASSING = ("prepare_task", "prepare_many", "predict", "help_observe", "refresh"
 LOCK_S = 120
 #: By kind of what is pending in the database: the queue, the module of jobs, and the function there.
 _PENDING = {
-    "learn": ("patterns", "learning", "learn"),
-    "refresh": ("refresh", "learning", "refresh"),
-    "prepare": ("prepare", "tasks", "prepare_many"),
-    "train": ("train", "training", "train"),
+    "learn": ("patterns", "learn", "learn"),
+    "refresh": ("refresh", "learn", "refresh"),
+    "prepare": ("prepare", "predict", "prepare_many"),
+    "train": ("train", "train", "train"),
 }
 #: Stands for the whole project where tasks are pending.
 ALL_TASKS = 0
@@ -167,7 +167,7 @@ class JobQueue:
         """Make the job that does what is pending of a project.
 
         Any number of requests make one job. What is asked while it runs, it does too before it ends; what it just
-        misses is found by workers, see :class:`ml_backend.jobs.trainer.Trainer`.
+        misses is found by workers, see :class:`ml_backend.jobs.training_scheduler.Trainer`.
 
         Args:
             pause: since the last try of a job that has failed.
@@ -184,7 +184,7 @@ class JobQueue:
         function: str,
         args: list[Any],
         job_id: str,
-        module: str = "tasks",
+        module: str = "predict",
         *,
         at_front: bool = False,
         pause: timedelta = FAILED_PAUSE,

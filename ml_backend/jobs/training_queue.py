@@ -47,7 +47,7 @@ class TrainingQueue:
             if force:
                 self._redis.set(_force_key(project_id), 1, ex=FORCE_S)
         args = [project_id, trigger[:200]]
-        requested = self._queue.request("train", "train", args, _name(project_id), "training", pause=timedelta(0))
+        requested = self._queue.request("train", "train", args, _name(project_id), "train", pause=timedelta(0))
         if not requested.created:
             with self._queue.guard():
                 job = self._queue.fetch(requested.job_id)

@@ -30,9 +30,9 @@ from rq.worker import SimpleWorker
 from ml_backend.core.errors import BackendError, QueueUnavailable
 from ml_backend.core.settings import QUEUES, Settings, get_settings
 from ml_backend.jobs.container import Container, get_container
-from ml_backend.jobs.memory_board import MemoryBoard
 from ml_backend.jobs.queue import connect, forget_executions
-from ml_backend.jobs.trainer import Trainer
+from ml_backend.jobs.training_scheduler import Trainer
+from ml_backend.jobs.worker_status import MemoryBoard
 from ml_backend.labeling.model_version import shaping
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,20 @@ class LeaseQueue(Queue):  # type: ignore[misc]
 
     def acquire_maintenance_lock(self) -> bool:
         return bool(self.connection.set(self.registry_cleaning_key, 1, nx=True, ex=60))
+
+
+#: Modules of jobs that 0.1.0 has left in the queue.
+_MOVED = {
+    f"ml_backend.jobs.{old}": f"ml_backend.jobs.{new}"
+    for old, new in (
+        ("tasks", "predict"),
+        ("learning", "learn"),
+        ("training", "train"),
+        ("segments", "chunks"),
+        ("control", "api_jobs"),
+        ("control_media", "api_export_jobs"),
+    )
+}
 
 
 class LeaseWorker(SimpleWorker):  # type: ignore[misc]
@@ -90,6 +104,8 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
         return self.lease_s
 
     def execute_job(self, job: Job, queue: Queue) -> None:
+        package, _, function = job.func_name.rpartition(".")
+        job.func_name = f"{_MOVED.get(package, package)}.{function}"
         execution = self.prepare_execution(job)
         forget_executions(job, keep=execution.id)
         over = threading.Event()

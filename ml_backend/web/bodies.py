@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from ml_backend.core.outputs import NAME
 from ml_backend.core.settings import Mode
-from ml_backend.jobs.control_queue import STRIDE
+from ml_backend.jobs.api_queue import STRIDE
 
 
 def _whole(value: Any) -> Any:

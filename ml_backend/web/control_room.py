@@ -17,9 +17,9 @@ from flask import Response, jsonify, render_template, send_file
 
 import ml_backend
 from ml_backend.core.errors import BackendError, ConfigError
-from ml_backend.jobs.control_queue import data_url, patterns_name, similar_name, stats_name
-from ml_backend.jobs.listing import FAILED
-from ml_backend.jobs.memory_board import unlike
+from ml_backend.jobs.api_queue import data_url, patterns_name, similar_name, stats_name
+from ml_backend.jobs.job_list import FAILED
+from ml_backend.jobs.worker_status import unlike
 from ml_backend.jobs.workers import live_workers
 from ml_backend.labeling.model_version import BASE, shaping
 from ml_backend.web import answers, bodies

@@ -14,9 +14,9 @@ import ultralytics
 
 from ml_backend.core.errors import LabelStudioUnavailable, MediaError
 from ml_backend.jobs.container import Container
-from ml_backend.jobs.learning import refresh
-from ml_backend.patterns.service import Patterns
-from ml_backend.projects import Projects
+from ml_backend.jobs.learn import refresh
+from ml_backend.jobs.project_models import Projects
+from ml_backend.jobs.services.patterns import Patterns
 from ml_backend.video.writer import VideoWriter
 from tests.builders import Gate, label_config
 from tests.jobs.conftest import Site

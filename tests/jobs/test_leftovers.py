@@ -13,9 +13,9 @@ import pytest
 from ml_backend.core.errors import MediaError
 from ml_backend.core.outputs import STALE_S
 from ml_backend.core.settings import Settings
+from ml_backend.jobs.api_export_jobs import export_project
+from ml_backend.jobs.api_jobs import import_video
 from ml_backend.jobs.container import Container
-from ml_backend.jobs.control import import_video
-from ml_backend.jobs.control_media import export_project
 from ml_backend.jobs.worker import CLEANER, LEFTOVERS_EVERY_S, make_worker
 from ml_backend.services import WebContainer
 from tests.builders import wait_for

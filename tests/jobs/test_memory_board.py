@@ -9,8 +9,8 @@ import pytest
 from ml_backend.core.errors import QueueUnavailable
 from ml_backend.core.model_cache import get_pool
 from ml_backend.core.settings import Settings
-from ml_backend.jobs.memory_board import MemoryBoard, unlike
 from ml_backend.jobs.queue import JobQueue
+from ml_backend.jobs.worker_status import MemoryBoard, unlike
 from ml_backend.labeling.model_version import shaping
 
 

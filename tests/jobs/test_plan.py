@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml_backend.core.errors import BackendError, ConfigError, MediaError
-from ml_backend.jobs.plan import TaskPlan, plan_task
+from ml_backend.jobs.task_plan import TaskPlan, plan_task
 from ml_backend.label_studio.label_config import parse_label_config
 from tests.builders import CONFIG, NO_RECTANGLE, TWO_VIDEOS, label_config
 

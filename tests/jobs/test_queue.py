@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 
 from ml_backend.core.errors import QueueUnavailable
 from ml_backend.core.settings import Settings
-from ml_backend.jobs.listing import Jobs, NotCancellable
+from ml_backend.jobs.job_list import Jobs, NotCancellable
 from ml_backend.jobs.queue import JobQueue
 
 
@@ -124,7 +124,7 @@ def test_arguments_are_plain_json(queue: JobQueue) -> None:
 
     assert isinstance(raw, bytes)
     with_code = json.loads(zlib.decompress(raw))
-    assert with_code == ["ml_backend.jobs.tasks.predict", None, ["k", 7, 1], {}]
+    assert with_code == ["ml_backend.jobs.predict.predict", None, ["k", 7, 1], {}]
 
 
 def test_targets_wait_until_they_are_removed(queue: JobQueue) -> None:

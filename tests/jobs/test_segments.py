@@ -18,10 +18,10 @@ from ml_backend.core.settings import Settings
 from ml_backend.core.types import Observation
 from ml_backend.db.tables import predictions, track_sets
 from ml_backend.inference.chunks import Segment, observe_some, observe_together
-from ml_backend.jobs import segment_board
+from ml_backend.jobs import chunk_leases as segment_board
+from ml_backend.jobs.chunk_leases import Board
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import JobQueue
-from ml_backend.jobs.segment_board import Board
 from ml_backend.labeling.model_version import PARTIAL
 from ml_backend.training.artifacts import Artifacts
 from ml_backend.video.probe import probe

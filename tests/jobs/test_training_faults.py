@@ -17,10 +17,11 @@ import pytest
 
 from ml_backend.core.errors import TrainingFailed
 from ml_backend.core.settings import Settings
-from ml_backend.jobs import trainer, training
+from ml_backend.jobs import train as training
+from ml_backend.jobs import training_scheduler as trainer
 from ml_backend.jobs.container import Container
-from ml_backend.jobs.learning import record_corrections
-from ml_backend.jobs.trainer import Trainer
+from ml_backend.jobs.learn import record_corrections
+from ml_backend.jobs.training_scheduler import Trainer
 from ml_backend.local.processes import RedisServer
 from ml_backend.services import WebContainer
 from ml_backend.training.registry import MEASURED, Registry, Version

@@ -36,7 +36,7 @@ from ml_backend.detectors.engines.int8 import MIN_BOXES, parity
 from ml_backend.detectors.engines.make import agreement, make
 from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.inference.pipeline import use_detector
-from ml_backend.projects import Projects
+from ml_backend.jobs.project_models import Projects
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
 from tests.builders import make_clip, make_tiny_yolo, run_with_bare_home

@@ -13,10 +13,10 @@ import pytest
 from ml_backend.core.errors import ConfigError, WeightsError
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.container import Container
-from ml_backend.jobs.training import Training
+from ml_backend.jobs.services.trainings import Trainings
+from ml_backend.jobs.train import Training
 from ml_backend.training.registry import Registry, Version
 from ml_backend.training.retention import REFUSED, remove_old_weights
-from ml_backend.training.service import Trainings
 
 Make = Callable[..., "Place"]
 

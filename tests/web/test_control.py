@@ -18,7 +18,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.detectors.weights import resolve_detector
 from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.inference.pipeline import yolo_detector
-from ml_backend.jobs.memory_board import MemoryBoard
+from ml_backend.jobs.worker_status import MemoryBoard
 from ml_backend.labeling.model_version import shaping
 from ml_backend.local.processes import RedisServer
 from ml_backend.web import control_room

@@ -14,12 +14,12 @@ import pytest
 
 from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
-from ml_backend.jobs.control_queue import ControlQueue
-from ml_backend.jobs.listing import Jobs
+from ml_backend.jobs.api_queue import ControlQueue
+from ml_backend.jobs.job_list import Jobs
+from ml_backend.jobs.project_models import Projects
 from ml_backend.jobs.queue import JobQueue
+from ml_backend.jobs.services.trainings import Trainings
 from ml_backend.local.preflight import free_port
-from ml_backend.projects import Projects
-from ml_backend.training.service import Trainings
 from tests.builders import environment, wait_for
 
 

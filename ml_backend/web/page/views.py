@@ -16,7 +16,7 @@ from flask import Blueprint, Response, jsonify, redirect, render_template, reque
 from markupsafe import Markup
 
 from ml_backend.core.errors import BackendError
-from ml_backend.jobs.control_queue import STRIDE
+from ml_backend.jobs.api_queue import STRIDE
 from ml_backend.web.page import forms, texts
 from ml_backend.web.page.parts import PARTS, marks
 from ml_backend.web.page.state import STEPS, THEMES, State, read_state

@@ -14,13 +14,13 @@ from ml_backend.core.errors import Interrupted, QueueUnavailable
 from ml_backend.core.settings import QUEUES
 from ml_backend.core.types import Observation, VideoInfo
 from ml_backend.inference.chunks import Look, Segment, observe_some, observe_together
+from ml_backend.jobs.chunk_leases import Board
 from ml_backend.jobs.container import Container, job
-from ml_backend.jobs.plan import TaskPlan, plan_for
-from ml_backend.jobs.segment_board import Board
+from ml_backend.jobs.task_plan import TaskPlan, plan_for
 from ml_backend.jobs.workers import live_workers
 
 if TYPE_CHECKING:
-    from ml_backend.projects import ProjectModels
+    from ml_backend.jobs.project_models import ProjectModels
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Sharing:
         try:
             if others > 0 and later and board.is_left(later):
                 for n in range(min(others, len(later), HELPERS)):
-                    queue.request(QUEUE, "help_observe", arguments, f"help-{self._key}-{n}", module="segments")
+                    queue.request(QUEUE, "help_observe", arguments, f"help-{self._key}-{n}", module="chunks")
         except QueueUnavailable as error:
             log.debug("Nobody is asked for help: %s", error)
 

@@ -15,8 +15,8 @@ from ml_backend.label_studio.media import canonical_uri
 
 if TYPE_CHECKING:
     from ml_backend.jobs.container import Container
+    from ml_backend.jobs.project_models import ProjectModels
     from ml_backend.label_studio.client import Task
-    from ml_backend.projects import ProjectModels
 
 
 @dataclass(frozen=True, slots=True)

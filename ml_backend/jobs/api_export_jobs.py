@@ -19,9 +19,9 @@ from ml_backend.datasets.formats.annotations_json import export_annotations
 from ml_backend.datasets.sampling import Sampling
 from ml_backend.detectors.weights import resolve_detector
 from ml_backend.inference.pipeline import yolo_detector
-from ml_backend.jobs.control_queue import STRIDE
-from ml_backend.jobs.control_work import Work, control_job
-from ml_backend.jobs.tasks import look_at_video
+from ml_backend.jobs.api_queue import STRIDE
+from ml_backend.jobs.job_context import Work, control_job
+from ml_backend.jobs.predict import look_at_video
 from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.rendering.layers import Export as FileExport
 from ml_backend.rendering.layers import Layer, Model, css_colours, file_layer, model_layer

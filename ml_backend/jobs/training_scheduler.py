@@ -108,12 +108,12 @@ class Trainer:
             self._container.queue.start_pending(kind, project_id, pause=REPEAT)
 
     def catch_up(self) -> None:
-        """See :func:`ml_backend.jobs.learning.catch_up`."""
+        """See :func:`ml_backend.jobs.learn.catch_up`."""
         container = self._container
         if not container.training_queue.my_turn("catch-up", CATCH_UP_EVERY_S):
             return
         for project_id in {*container.storage.annotated_projects(), *CorrectionStore(container.storage).projects()}:
-            container.queue.request("patterns", "catch_up", [project_id], f"catch-up-{project_id}", module="learning")
+            container.queue.request("patterns", "catch_up", [project_id], f"catch-up-{project_id}", module="learn")
 
     def look(self) -> list[int]:
         """Request what is due; returns the projects."""

@@ -32,7 +32,7 @@ from ml_backend.core.errors import (
 )
 from ml_backend.core.files import file_sha256
 from ml_backend.jobs.container import Container, job
-from ml_backend.jobs.listing import CANCELLED
+from ml_backend.jobs.job_list import CANCELLED
 from ml_backend.jobs.progress import tell
 from ml_backend.jobs.training_queue import unread_before
 from ml_backend.label_studio.client import NotFound

@@ -11,11 +11,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import QueueUnavailable
-from ml_backend.jobs.listing import OVER, Jobs
+from ml_backend.jobs.job_list import OVER, Jobs
 from ml_backend.jobs.queue import JobQueue
 
 if TYPE_CHECKING:  # with the database's library, which the first requests load
-    from ml_backend.training.service import Trainings
+    from ml_backend.jobs.services.trainings import Trainings
 
 #: Of datasets that are trained on, every so many pictures: two a second at usual rates. Neighbours hardly differ, and
 #: an hour of them all takes 50 GB.
@@ -59,17 +59,17 @@ class ControlQueue:
 
     def render(self, project_id: int, task_id: int, what: str) -> Job:
         name = f"render-{project_id}-{task_id}-{what}"
-        return self._request("render_video", [project_id, task_id, what], name, "control_media")
+        return self._request("render_video", [project_id, task_id, what], name, "api_export_jobs")
 
     def render_custom(self, project_id: int, task_id: int, version: str) -> Job:
         name = f"render-{project_id}-{task_id}-{version or 'current'}"
         args = [project_id, task_id, version]
-        return self._request("render_custom_video", args, name, "control_media")
+        return self._request("render_custom_video", args, name, "api_export_jobs")
 
     def export(self, project_id: int, format_name: str, predictions: str, stride: int | None = None) -> Job:
         name = f"export-{project_id}-{format_name}-{predictions}" + (f"-{stride}" if stride else "")
         args = [project_id, format_name, predictions, stride]
-        return self._request("export_project", args, name, "control_media")
+        return self._request("export_project", args, name, "api_export_jobs")
 
     # -- what is found out for whoever asks again
 
@@ -85,7 +85,7 @@ class ControlQueue:
 
     # -- how
 
-    def _request(self, function: str, args: list[Any], name: str, module: str = "control") -> Job:
+    def _request(self, function: str, args: list[Any], name: str, module: str = "api_jobs") -> Job:
         # Somebody asks on purpose: the pause after a failure is not for him.
         self._queue.request("control", function, args, name, module, pause=timedelta(0))
         return self._found(name)

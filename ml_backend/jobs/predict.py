@@ -14,15 +14,15 @@ from rq import get_current_job
 
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.delivery import deliver, deliver_one, deliver_partial
-from ml_backend.jobs.learning import read_annotations_once
-from ml_backend.jobs.plan import TaskPlan, VideoPart, cached_label_config, plan_for, tracks_key
+from ml_backend.jobs.learn import read_annotations_once
 from ml_backend.jobs.progress import Preview, Progress
+from ml_backend.jobs.project_models import ProjectModels
 from ml_backend.jobs.queue import ALL_TASKS
+from ml_backend.jobs.task_plan import TaskPlan, VideoPart, cached_label_config, plan_for, tracks_key
 from ml_backend.label_studio.client import NotFound, Task
 from ml_backend.label_studio.media import public_uri
 from ml_backend.labeling.few_shot.pattern_store import video_key
 from ml_backend.labeling.model_version import PARTIAL, is_partial
-from ml_backend.projects import ProjectModels
 
 if TYPE_CHECKING:
     from ml_backend.labeling.label_assignment import LabelledTracks
@@ -264,7 +264,7 @@ def _tracks(
 ) -> TrackSet:
     """The video's tracks: those that are known, whatever gave them labels then, else new ones."""
     from ml_backend.inference.pipeline import detect_tracks
-    from ml_backend.jobs.segments import AlreadyTracked, Sharing
+    from ml_backend.jobs.chunks import AlreadyTracked, Sharing
 
     if part.frame_rate is None:
         raise ValueError("a part without frame rate must be probed before it is predicted")

@@ -17,8 +17,8 @@ from ml_backend.core.types import UNLABELLED
 from ml_backend.embeddings.crop_selection import VIEWS
 from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.jobs.container import Container, job
-from ml_backend.jobs.plan import VideoPart, cached_label_config, plan_task
 from ml_backend.jobs.queue import ALL_TASKS
+from ml_backend.jobs.task_plan import VideoPart, cached_label_config, plan_task
 from ml_backend.label_studio.client import Annotation, NotFound, Task
 from ml_backend.labeling.few_shot.digest import bank_digests
 from ml_backend.labeling.few_shot.pattern_store import NewExemplar, video_key

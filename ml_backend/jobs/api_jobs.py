@@ -18,9 +18,9 @@ from rq import get_current_job
 
 from ml_backend.core.errors import BackendError, Interrupted, MediaError, VideoError
 from ml_backend.core.outputs import STALE_S
+from ml_backend.jobs.api_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.container import Container, job
-from ml_backend.jobs.control_queue import data_url, patterns_name, similar_name, stats_name
-from ml_backend.jobs.control_work import Work, control_job
+from ml_backend.jobs.job_context import Work, control_job
 from ml_backend.labeling.track_classifier import use_embedder
 
 log = logging.getLogger(__name__)
@@ -141,8 +141,8 @@ def count_statistics(work: Work, project_id: int) -> dict[str, Any]:
 @control_job
 def describe_patterns(work: Work, project_id: int) -> dict[str, Any]:
     """Clusters and thresholds of what a project has learned, for the state of its patterns at this moment."""
+    from ml_backend.jobs.services.patterns import Patterns
     from ml_backend.labeling.few_shot.embedding_map import atlas
-    from ml_backend.patterns.service import Patterns
 
     work.step("clustering")
     info = Patterns(work.container).info(project_id)
@@ -160,7 +160,7 @@ def describe_patterns(work: Work, project_id: int) -> dict[str, Any]:
 @control_job
 def find_similar(work: Work, project_id: int, label: str, limit: int, safe: bool) -> dict[str, Any]:
     """Find tracks that nobody has annotated and that look like a label's exemplars."""
-    from ml_backend.patterns.service import Patterns
+    from ml_backend.jobs.services.patterns import Patterns
 
     work.step("searching")
     patterns = Patterns(work.container)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.jobs.container import Container
+from ml_backend.jobs.project_models import Projects
 from ml_backend.labeling.modes import require_embedder
-from ml_backend.projects import Projects
 
 if TYPE_CHECKING:  # the web process, which only switches and asks others, does not compute
     from ml_backend.embeddings.hub import ResolvedModel
@@ -30,7 +30,7 @@ class Patterns:
         """Mode, models, version, and per label: exemplars, objects, tasks, clusters, thresholds.
 
         Raises:
-            WeightsError, StorageError: see :class:`ml_backend.projects.Projects`.
+            WeightsError, StorageError: see :class:`ml_backend.jobs.project_models.Projects`.
         """
         models = self.projects.models(project_id)
         report: dict[str, Any] = {

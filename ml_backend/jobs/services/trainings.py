@@ -15,8 +15,8 @@ from ml_backend.training.registry import Registry, Version
 
 if TYPE_CHECKING:
     from ml_backend.db.storage import Storage
+    from ml_backend.jobs.project_models import Projects
     from ml_backend.jobs.queue import JobQueue, Requested
-    from ml_backend.projects import Projects
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What scripts and the web application do with patterns and trainings."""
