@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ml_backend.detectors.weights import ResolvedDetector
     from ml_backend.label_studio.client import LabelStudioClient, Prediction
     from ml_backend.local.stack import Stack
-    from ml_backend.services import WebContainer
+    from ml_backend.server.container import WebContainer
 
 CONFIG = (
     '<View><Labels name="label" toName="video"><Label value="person"/><Label value="walker"/></Labels>'
@@ -149,7 +149,7 @@ def local_stack(weights: Path, folder: Path, **environment: str) -> Iterator[tup
     from ml_backend.core.settings import Settings
     from ml_backend.local.preflight import free_port
     from ml_backend.local.stack import Stack, StackOptions
-    from ml_backend.services import WebContainer
+    from ml_backend.server.container import WebContainer
 
     environment |= {"YOLO_WEIGHTS": str(weights.absolute()), "WEIGHTS_TIMEOUT_S": "1"}
     data = folder / "data"

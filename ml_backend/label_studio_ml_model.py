@@ -15,8 +15,8 @@ from typing import Any
 
 from ml_backend.core.errors import RequestError
 from ml_backend.core.settings import get_settings
-from ml_backend.events import parse_event
-from ml_backend.services import WebContainer
+from ml_backend.server.container import WebContainer
+from ml_backend.server.webhooks import parse_event
 
 try:
     from label_studio_ml.model import LabelStudioMLBase

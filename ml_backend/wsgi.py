@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 
-from ml_backend.app import create_app
 from ml_backend.core.settings import get_settings
+from ml_backend.server.app import create_app
 
 logging.basicConfig(level=get_settings().log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 

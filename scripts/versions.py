@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ml_backend.cli import fail_clearly
 from ml_backend.local.discover import settings_in_force
-from ml_backend.services import WebContainer
+from ml_backend.server.container import WebContainer
 
 PROJECT = click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")
 

@@ -25,6 +25,7 @@ def test_shell_scripts_parse(script: Path) -> None:
 
 def test_importing_the_app_loads_no_heavy_library() -> None:
     """The web process answers in milliseconds because it never loads a model, nor what models need."""
-    code = "import sys, ml_backend.app; print([n for n in ('torch', 'ultralytics', 'torchvision') if n in sys.modules])"
+    heavy = ("torch", "ultralytics", "torchvision")
+    code = f"import sys, ml_backend.server.app; print([n for n in {heavy} if n in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

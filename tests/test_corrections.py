@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ml_backend.db.storage import Storage
 from ml_backend.label_studio.client import Annotation, Prediction
-from ml_backend.services import WebContainer
+from ml_backend.server.container import WebContainer
 from ml_backend.training.annotation_review import (
     KINDS,
     Comparison,

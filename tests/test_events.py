@@ -17,10 +17,10 @@ from rq.serializers import JSONSerializer
 from ml_backend.core.errors import QueueUnavailable, RequestError
 from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
-from ml_backend.events import Event, EventLog, parse_event
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import ALL_TASKS, JobQueue
 from ml_backend.jobs.training_scheduler import Trainer
+from ml_backend.server.webhooks import Event, EventLog, parse_event
 from tests.builders import wait_for
 
 

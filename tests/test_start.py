@@ -28,17 +28,17 @@ NEVER = (
 )
 #: What an app needs beside that, and the first requests; of Label Studio's SDK the half without pandas.
 LATER = ("sqlalchemy", "redis", "rq", "httpx", "label_studio_sdk", "rich", "pygments")
-#: Modules after ``import ml_backend.app`` (488 by now), and after making an app (622), Python's own included.
+#: Modules after ``import ml_backend.server.app`` (488 by now), and after making an app (622), Python's own included.
 IMPORTED, MADE = 530, 670
 #: Modules that the first requests load themselves.
 MORE = 40
 
 COUNT = """
 import json, sys
-import ml_backend.app
+import ml_backend.server.app
 tops = lambda: sorted({name.partition(".")[0] for name in sys.modules})
 imported = [len(sys.modules), tops()]
-ml_backend.app.create_app()
+ml_backend.server.app.create_app()
 print(json.dumps([imported, [len(sys.modules), tops()]]))
 """
 

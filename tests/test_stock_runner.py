@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from ml_backend.app import create_app
 from ml_backend.core.settings import Settings, get_settings
+from ml_backend.server.app import create_app
 from tests.builders import CONFIG, NO_RECTANGLE, ROOT, environment, wait_for
 
 STAND_IN = Path(__file__).parent / "stand_in"

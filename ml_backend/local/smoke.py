@@ -86,7 +86,7 @@ def _teach(stack: Stack, demo: Demo, truth: SampleTruth, folder: Path) -> dict[s
         StartError: something failed, or takes too long; with the end of a log.
     """
     from ml_backend.core.settings import Settings
-    from ml_backend.services import WebContainer
+    from ml_backend.server.container import WebContainer
     from ml_backend.training.registry import MEASURED, Version
     from ml_backend.video.sample import make_sample
 

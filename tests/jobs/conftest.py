@@ -20,8 +20,8 @@ from ml_backend.jobs.container import Container, get_container
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.worker import make_worker
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.services import WebContainer
-from ml_backend.serving import Serving
+from ml_backend.server.container import WebContainer
+from ml_backend.server.prediction_service import Serving
 from tests.builders import CONFIG, environment, make_clip
 
 

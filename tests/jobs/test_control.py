@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from ml_backend.app import create_app
 from ml_backend.jobs import api_export_jobs as control_media
 from ml_backend.jobs.container import Container
+from ml_backend.server.app import create_app
 from ml_backend.video.probe import probe
 from tests.builders import label_config, make_clip, make_tiny_yolo, wait_for, worker_process
 from tests.jobs.conftest import Site

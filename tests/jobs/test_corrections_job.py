@@ -14,11 +14,11 @@ from pydantic import SecretStr
 
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import corrections
-from ml_backend.events import EventLog, parse_event
 from ml_backend.jobs import learn as learning
 from ml_backend.jobs import training_scheduler as trainer
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.training_scheduler import Trainer
+from ml_backend.server.webhooks import EventLog, parse_event
 from ml_backend.training.review_store import CorrectionStore
 from tests.builders import Gate, label_config
 from tests.jobs.conftest import Site

@@ -17,7 +17,7 @@ from ml_backend.jobs.api_export_jobs import export_project
 from ml_backend.jobs.api_jobs import import_video
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.worker import CLEANER, LEFTOVERS_EVERY_S, make_worker
-from ml_backend.services import WebContainer
+from ml_backend.server.container import WebContainer
 from tests.builders import wait_for
 from tests.jobs.conftest import Site
 

@@ -14,11 +14,11 @@ from rq.job import JobStatus
 
 from ml_backend.core.errors import Interrupted, Postponed
 from ml_backend.core.settings import Settings
-from ml_backend.events import Event, EventLog
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.services.trainings import Trainings
 from ml_backend.jobs.train import Watch
 from ml_backend.jobs.training_scheduler import Trainer
+from ml_backend.server.webhooks import Event, EventLog
 from ml_backend.training.annotation_review import Comparison, Decision
 from ml_backend.training.policy import Policies, TrainingPolicy, is_due
 from ml_backend.training.review_store import Correction, CorrectionStore

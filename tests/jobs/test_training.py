@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ml_backend.jobs.container import Container
-from ml_backend.services import WebContainer
+from ml_backend.server.container import WebContainer
 from tests.builders import label_config
 from tests.jobs.conftest import Site
 from tests.jobs.scenes import FRAMES, make_walk, walk_regions

@@ -23,7 +23,7 @@ from ml_backend.jobs.container import Container
 from ml_backend.jobs.learn import record_corrections
 from ml_backend.jobs.training_scheduler import Trainer
 from ml_backend.local.processes import RedisServer
-from ml_backend.services import WebContainer
+from ml_backend.server.container import WebContainer
 from ml_backend.training.registry import MEASURED, Registry, Version
 from tests.builders import Gate, Outside, label_config, outside, wait_for, worker_process
 from tests.jobs.conftest import Site

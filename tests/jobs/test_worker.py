@@ -313,7 +313,7 @@ def test_missing_weights_are_said_by_the_job_and_the_worker_stays(site: Callable
 
 def test_events_become_predictions_without_anybody_asking(site: Callable[..., Site], tmp_path: Path) -> None:
     """Webhook in, prediction out: web process and worker only share Redis and the database."""
-    from ml_backend.app import create_app
+    from ml_backend.server.app import create_app
 
     here = site()
     project = here.project()

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ml_backend.app import create_app
 from ml_backend.core.settings import Settings
+from ml_backend.server.app import create_app
 from tests.web.control import Room
 
 

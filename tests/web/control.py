@@ -11,7 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from ml_backend.services import WebContainer
+from ml_backend.server.container import WebContainer
 
 
 class Room:

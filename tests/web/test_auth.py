@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 from flask.testing import FlaskClient
 
-from ml_backend.app import create_app
 from ml_backend.core.settings import Settings
+from ml_backend.server.app import create_app
 
 ROUTES = [
     ("GET", "/"),

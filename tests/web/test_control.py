@@ -13,7 +13,6 @@ from jsonschema import Draft202012Validator
 from redis import Redis
 from rq import Worker
 
-from ml_backend.app import create_app
 from ml_backend.core.settings import Settings
 from ml_backend.detectors.weights import resolve_detector
 from ml_backend.detectors.yolo import YoloDetector
@@ -21,7 +20,8 @@ from ml_backend.inference.pipeline import yolo_detector
 from ml_backend.jobs.worker_status import MemoryBoard
 from ml_backend.labeling.model_version import shaping
 from ml_backend.local.processes import RedisServer
-from ml_backend.web import control_room
+from ml_backend.server.api import handlers as control_room
+from ml_backend.server.app import create_app
 from tests.builders import make_tiny_yolo, wait_for
 from tests.web.control import Room, promoted
 

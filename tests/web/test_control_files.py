@@ -14,7 +14,7 @@ import pytest
 
 from ml_backend.core.outputs import COPIES, GB, MAX_AGE_S, STALE_S, Outputs
 from ml_backend.core.settings import Settings
-from ml_backend.web.uploads import safe_name
+from ml_backend.server.api.uploads import safe_name
 from tests.web.control import Room
 
 BODY = bytes(range(256)) * 40

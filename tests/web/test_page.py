@@ -15,14 +15,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from ml_backend.app import create_app
 from ml_backend.core.settings import Settings
+from ml_backend.server.api import handlers as control_room
+from ml_backend.server.app import create_app
+from ml_backend.server.dashboard import charts, texts
+from ml_backend.server.dashboard.forms import ACTIONS
+from ml_backend.server.dashboard.parts import PARTS, history
+from ml_backend.server.dashboard.state import STEPS
 from ml_backend.training.retention import remove_old_weights
-from ml_backend.web import control_room
-from ml_backend.web.page import charts, texts
-from ml_backend.web.page.forms import ACTIONS
-from ml_backend.web.page.parts import PARTS, history
-from ml_backend.web.page.state import STEPS
 from tests.builders import outside, send
 from tests.web.control import Room, promoted
 
@@ -186,13 +186,13 @@ def test_a_part_that_fails_takes_no_other_with_it(room: Room, monkeypatch: pytes
     def fails(*_: Any) -> Any:
         raise ValueError("a fault of ours")
 
-    monkeypatch.setattr("ml_backend.web.control_room.statistics", fails)
+    monkeypatch.setattr("ml_backend.server.api.handlers.statistics", fails)
     text = page(room, "/?project=7")
     assert "Internal error." in text
     assert "No worker is running" in text
     assert "Internal error." in page(room, "/ui/part/counts?project=7")
     # A list of projects that fails is part of every whole page, a notice's too.
-    monkeypatch.setattr("ml_backend.web.control_room.projects", fails)
+    monkeypatch.setattr("ml_backend.server.api.handlers.projects", fails)
     form = {"project": "7", "format": "coco", "predictions": "none"}
     answer = room.client.post("/ui/do/export", data=form, headers=BROWSER)
     assert answer.status_code == 200
@@ -204,7 +204,7 @@ def test_a_button_that_fails_says_so(room: Room, monkeypatch: pytest.MonkeyPatch
     def fails(*_: Any) -> Any:
         raise ValueError("a fault of ours")
 
-    monkeypatch.setattr("ml_backend.web.page.forms.perform", fails)
+    monkeypatch.setattr("ml_backend.server.dashboard.forms.perform", fails)
     for headers in (BROWSER, {"HX-Request": "true"}):
         answer = room.client.post("/ui/do/train", data={"project": "7"}, headers=headers)
         assert answer.status_code == 500

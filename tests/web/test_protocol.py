@@ -23,12 +23,12 @@ from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from ml_backend.app import MAX_REQUEST, create_app
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.task_plan import plan_task
 from ml_backend.jobs.training_scheduler import Trainer
 from ml_backend.local.processes import RedisServer
-from ml_backend.services import WebContainer
+from ml_backend.server.app import MAX_REQUEST, create_app
+from ml_backend.server.container import WebContainer
 from tests.builders import CONFIG, NO_RECTANGLE, environment, wait_for
 from tests.web.control import promoted
 

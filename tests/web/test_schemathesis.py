@@ -9,8 +9,8 @@ from schemathesis import Case
 from schemathesis.checks import CheckFunction, not_a_server_error, positive_data_acceptance
 from schemathesis.config import ChecksConfig, PositiveDataAcceptanceConfig, ProjectConfig, ProjectsConfig
 
-from ml_backend.web import control_room
-from ml_backend.web.api import ROUTES, document
+from ml_backend.server.api import handlers as control_room
+from ml_backend.server.api.routing import ROUTES, document
 from tests.web.control import Room
 
 # 422: understood, but there is no such version or label, which no schema can tell.

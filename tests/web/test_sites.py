@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from flask import json, render_template
 
-from ml_backend.web.api import ROUTES
+from ml_backend.server.api.routing import ROUTES
 from tests.builders import CONFIG
 from tests.web.control import Room
 

@@ -22,13 +22,14 @@ from ml_backend.jobs.job_list import FAILED
 from ml_backend.jobs.worker_status import unlike
 from ml_backend.jobs.workers import live_workers
 from ml_backend.labeling.model_version import BASE, shaping
-from ml_backend.web import answers, bodies
-from ml_backend.web.api import document, route
-from ml_backend.web.problems import Conflict, Unknown
-from ml_backend.web.protocol import services
+from ml_backend.server.api import requests as bodies
+from ml_backend.server.api import responses as answers
+from ml_backend.server.api.routing import document, route
+from ml_backend.server.problems import Conflict, Unknown
+from ml_backend.server.protocol import services
 
 if TYPE_CHECKING:
-    from ml_backend.services import WebContainer
+    from ml_backend.server.container import WebContainer
 
 #: Settings that say how predictions are made.
 _TOLD = ("mode", "detector", "yolo_weights", "tracker", "imgsz", "conf", "device", "embedder")

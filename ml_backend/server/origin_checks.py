@@ -15,7 +15,7 @@ from flask import Flask, Response, request
 from werkzeug.sansio.utils import host_is_trusted
 
 from ml_backend.core.settings import Settings
-from ml_backend.web.problems import CrossSite, ForeignName, is_api, problem
+from ml_backend.server.problems import CrossSite, ForeignName, is_api, problem
 
 #: What Sec-Fetch-Site says of pages of this server, and of what a person typed.
 _OWN = ("same-origin", "none")

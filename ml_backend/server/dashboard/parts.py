@@ -12,11 +12,12 @@ from typing import Any
 
 from ml_backend.core.errors import LabelStudioError
 from ml_backend.labeling.model_version import BASE
-from ml_backend.web import bodies, control_room
-from ml_backend.web.page import charts
-from ml_backend.web.page.state import State
-from ml_backend.web.problems import Unknown
-from ml_backend.web.protocol import services
+from ml_backend.server.api import handlers as control_room
+from ml_backend.server.api import requests as bodies
+from ml_backend.server.dashboard import charts
+from ml_backend.server.dashboard.state import State
+from ml_backend.server.problems import Unknown
+from ml_backend.server.protocol import services
 
 Facts = dict[str, Any]
 #: Rows that are shown at once, pictures of a label at first and on request, and tracks that are alike.

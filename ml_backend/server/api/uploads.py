@@ -16,11 +16,12 @@ from werkzeug.formparser import FormDataParser
 from ml_backend.core.errors import StorageError
 from ml_backend.core.files import VIDEO_SUFFIXES, file_sha256
 from ml_backend.core.outputs import GB, RECEIVED
-from ml_backend.web import answers, bodies
-from ml_backend.web.api import naming_errors, route
-from ml_backend.web.control_room import requested
-from ml_backend.web.problems import Invalid, WrongType
-from ml_backend.web.protocol import services
+from ml_backend.server.api import requests as bodies
+from ml_backend.server.api import responses as answers
+from ml_backend.server.api.handlers import requested
+from ml_backend.server.api.routing import naming_errors, route
+from ml_backend.server.problems import Invalid, WrongType
+from ml_backend.server.protocol import services
 
 #: Longest file name in bytes, with room for what Label Studio puts before it; file systems take 255.
 NAME_BYTES = 150

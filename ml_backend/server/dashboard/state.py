@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from flask import request
 
 from ml_backend.core.errors import BackendError
-from ml_backend.web import answers, control_room
-from ml_backend.web.page.texts import LANGUAGES
-from ml_backend.web.problems import CrossSite, told
-from ml_backend.web.sites import refuse_unproven
+from ml_backend.server.api import handlers as control_room
+from ml_backend.server.api import responses as answers
+from ml_backend.server.dashboard.texts import LANGUAGES
+from ml_backend.server.origin_checks import refuse_unproven
+from ml_backend.server.problems import CrossSite, told
 
 STEPS = ("label", "learn", "auto", "review")
 THEMES = ("light", "dark")

@@ -7,9 +7,12 @@ from typing import Any, get_type_hints
 
 from flask import request
 
-from ml_backend.web import answers, bodies, control_room, uploads
-from ml_backend.web.api import naming_errors
-from ml_backend.web.problems import Invalid, Unknown
+from ml_backend.server.api import handlers as control_room
+from ml_backend.server.api import requests as bodies
+from ml_backend.server.api import responses as answers
+from ml_backend.server.api import uploads
+from ml_backend.server.api.routing import naming_errors
+from ml_backend.server.problems import Invalid, Unknown
 
 
 class _OfJob(bodies.Model):

@@ -7,10 +7,11 @@ import time
 from flask import Flask, Response, g, request
 
 from ml_backend.core.settings import Settings, get_settings
-from ml_backend.web import api, protocol
-from ml_backend.web.page import views as page
-from ml_backend.web.problems import failed
-from ml_backend.web.sites import refuse_foreign_changes, refuse_foreign_names, require_basic_auth
+from ml_backend.server import protocol
+from ml_backend.server.api import routing as api
+from ml_backend.server.dashboard import views as page
+from ml_backend.server.origin_checks import refuse_foreign_changes, refuse_foreign_names, require_basic_auth
+from ml_backend.server.problems import failed
 
 #: Bytes of a request's body: Label Studio sends pages of tasks with their annotations. Uploads have their own limit.
 MAX_REQUEST = 64 << 20
@@ -22,7 +23,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     Raises:
         StorageError: the database cannot be opened.
     """
-    from ml_backend.services import WebContainer  # with the database's library, as much as everything else together
+    from ml_backend.server.container import (
+        WebContainer,  # with the database's library, as much as everything else together
+    )
 
     settings = settings or get_settings()
     app = Flask(__name__, static_folder=None)

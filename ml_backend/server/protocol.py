@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from ml_backend.core.errors import RequestError
 
 if TYPE_CHECKING:
-    from ml_backend.services import WebContainer
+    from ml_backend.server.container import WebContainer
 
 blueprint = Blueprint("protocol", __name__)
 
@@ -19,7 +19,7 @@ _PROTOCOL = "See the Label Studio ML protocol."
 
 
 def services() -> WebContainer:
-    """What :func:`ml_backend.app.create_app` put together."""
+    """What :func:`ml_backend.server.app.create_app` put together."""
     found: WebContainer = current_app.extensions["services"]
     return found
 
@@ -78,7 +78,7 @@ def predict() -> Response:
 
 @blueprint.post("/webhook")
 def webhook() -> tuple[Response, int]:
-    from ml_backend.events import parse_event
+    from ml_backend.server.webhooks import parse_event
 
     outcome = services().events.receive(parse_event(_body()))
     if outcome == "ignored":

@@ -1,7 +1,7 @@
 """The routes below ``/api``: a handler's signature and docstring are its route, its checks, and its part of OpenAPI.
 
-``query`` and ``body`` are models of :mod:`ml_backend.web.bodies`, other parameters are the path's, and what is returned
-is a type of :mod:`ml_backend.web.answers`; Pydantic checks the ones and writes the schemas of all.
+``query`` and ``body`` are models of :mod:`ml_backend.server.api.requests`, other parameters are the path's, and what is
+returned is a type of :mod:`ml_backend.server.api.responses`; Pydantic checks the ones and writes the schemas of all.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from flask import Blueprint, Response, jsonify, request
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 import ml_backend
-from ml_backend.web import answers
-from ml_backend.web.bodies import NoQuery
-from ml_backend.web.problems import MEDIA_TYPE, Invalid, Unknown, WrongType
-from ml_backend.web.sites import refuse_other_sites
+from ml_backend.server.api import responses as answers
+from ml_backend.server.api.requests import NoQuery
+from ml_backend.server.origin_checks import refuse_other_sites
+from ml_backend.server.problems import MEDIA_TYPE, Invalid, Unknown, WrongType
 
 blueprint = Blueprint("control", __name__, url_prefix="/api", template_folder="templates")
 

@@ -17,17 +17,17 @@ from markupsafe import Markup
 
 from ml_backend.core.errors import BackendError
 from ml_backend.jobs.api_queue import STRIDE
-from ml_backend.web.page import forms, texts
-from ml_backend.web.page.parts import PARTS, marks
-from ml_backend.web.page.state import STEPS, THEMES, State, read_state
-from ml_backend.web.page.texts import LANGUAGES, named, translator
-from ml_backend.web.problems import CrossSite, ForeignName, Unknown, told
-from ml_backend.web.protocol import health, services
-from ml_backend.web.sites import refuse_unproven, takes_html
+from ml_backend.server.dashboard import forms, texts
+from ml_backend.server.dashboard.parts import PARTS, marks
+from ml_backend.server.dashboard.state import STEPS, THEMES, State, read_state
+from ml_backend.server.dashboard.texts import LANGUAGES, named, translator
+from ml_backend.server.origin_checks import refuse_unproven, takes_html
+from ml_backend.server.problems import CrossSite, ForeignName, Unknown, told
+from ml_backend.server.protocol import health, services
 
-_STATIC = Path(__file__).parents[1] / "static"
+_STATIC = Path(__file__).parent / "static"
 blueprint = Blueprint(
-    "page", __name__, template_folder="../templates", static_folder=_STATIC, static_url_path="/ui/static"
+    "page", __name__, template_folder="templates", static_folder=_STATIC, static_url_path="/ui/static"
 )
 
 #: No script or style within the page, nothing from elsewhere; pictures of objects come within it.

@@ -8,11 +8,11 @@ from functools import cached_property
 
 from ml_backend.core.errors import BackendError
 from ml_backend.core.settings import Settings
-from ml_backend.events import EventLog
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.services.patterns import Patterns
-from ml_backend.metrics import Metrics
-from ml_backend.serving import Serving
+from ml_backend.server.metrics import Metrics
+from ml_backend.server.prediction_service import Serving
+from ml_backend.server.webhooks import EventLog
 
 log = logging.getLogger(__name__)
 

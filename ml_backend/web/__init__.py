@@ -1,1 +1,0 @@
-"""HTTP: the Label Studio ML protocol."""
