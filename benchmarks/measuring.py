@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 if TYPE_CHECKING:
+    from ml_backend.cli.dev_stack.stack import Stack
     from ml_backend.core.settings import Settings
     from ml_backend.detectors.weights import ResolvedDetector
     from ml_backend.label_studio.client import LabelStudioClient, Prediction
-    from ml_backend.local.stack import Stack
     from ml_backend.server.container import WebContainer
 
 CONFIG = (
@@ -146,9 +146,9 @@ def in_child(script: str, *arguments: object) -> dict[str, Any]:
 @contextmanager
 def local_stack(weights: Path, folder: Path, **environment: str) -> Iterator[tuple[Stack, int, WebContainer]]:
     """A whole stack in a folder, a connected project that trains as soon as it may, and what its processes see."""
+    from ml_backend.cli.dev_stack.preflight import free_port
+    from ml_backend.cli.dev_stack.stack import Stack, StackOptions
     from ml_backend.core.settings import Settings
-    from ml_backend.local.preflight import free_port
-    from ml_backend.local.stack import Stack, StackOptions
     from ml_backend.server.container import WebContainer
 
     environment |= {"YOLO_WEIGHTS": str(weights.absolute()), "WEIGHTS_TIMEOUT_S": "1"}

@@ -10,12 +10,12 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ml_backend.cli import fail_clearly
+from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.progress import fail_clearly
 from ml_backend.core.files import check_output
 from ml_backend.core.types import UNLABELLED
 from ml_backend.jobs.container import Container
 from ml_backend.labeling.modes import require_embedder
-from ml_backend.local.discover import settings_in_force
 from ml_backend.rendering.contact_sheet import (
     BACKGROUND_NAME,
     FORMATS,

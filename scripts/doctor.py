@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ml_backend.doctor.__main__ import main
+from ml_backend.cli.doctor.__main__ import main
 
 if __name__ == "__main__":
     main()

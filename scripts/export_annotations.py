@@ -14,10 +14,10 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ml_backend.cli import fail_clearly, progress_bar
+from ml_backend.cli.export_command import finish, open_source, source_options
+from ml_backend.cli.progress import fail_clearly, progress_bar
 from ml_backend.datasets.formats.annotations_json import export_annotations, parse_sample
 from ml_backend.datasets.statistics import as_table, collect, write_csv
-from ml_backend.export.command import finish, open_source, source_options
 
 
 @click.command(context_settings={"show_default": True})

@@ -12,12 +12,12 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ml_backend.cli import fail_clearly, progress_bar
+from ml_backend.cli.export_command import bring_back, finish, open_source, source_options
+from ml_backend.cli.progress import fail_clearly, progress_bar
 from ml_backend.datasets.dataset_export import FORMATS, DatasetOptions, export_dataset
 from ml_backend.datasets.images import ImageFormat
 from ml_backend.datasets.sampling import Sampling, parse_ratio
 from ml_backend.datasets.selection import chosen_classes
-from ml_backend.export.command import bring_back, finish, open_source, source_options
 
 
 @click.command(context_settings={"show_default": True})

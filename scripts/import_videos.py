@@ -14,11 +14,11 @@ from rich.markup import escape
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ml_backend.cli import fail_clearly, progress_bar
+from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.progress import fail_clearly, progress_bar
 from ml_backend.core.errors import BackendError
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.importer import Importer, find_videos
-from ml_backend.local.discover import settings_in_force
 
 COLOURS = {"imported": "green", "skipped": "yellow", "failed": "red"}
 

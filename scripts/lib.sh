@@ -180,7 +180,7 @@ set_up() { # lock for .venv, further locks that it contains
     find_python
     if ! installed "$VENV" "$lock" || ! installed "$LS_VENV" requirements-label-studio.lock; then
         check_venv_module
-        (cd "$ROOT" && "$PYTHON" -m ml_backend.local.preflight install) || exit 1
+        (cd "$ROOT" && "$PYTHON" -m ml_backend.cli.dev_stack.preflight install) || exit 1
         say "Setting up .venv and .venv-label-studio with $PYTHON (downloads about 3 GB once, mostly PyTorch) ..."
         make_venv "$VENV"
         mkdir -p "$SETUP_LOGS"

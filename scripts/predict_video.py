@@ -12,7 +12,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ml_backend.cli import fail_clearly, progress_bar
+from ml_backend.cli.progress import fail_clearly, progress_bar
 from ml_backend.core.settings import Mode, Settings
 from ml_backend.inference.offline import predict_file
 

@@ -14,9 +14,9 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ml_backend.cli import fail_clearly
+from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.progress import fail_clearly
 from ml_backend.core.errors import TrainingFailed
-from ml_backend.local.discover import settings_in_force
 from ml_backend.server.container import WebContainer
 
 #: Exit code where the gate refuses the result.

@@ -36,9 +36,9 @@ done
 
 find_python
 # Before the long installation, not after it. Prints the data folder: what people write is meant from where they stand.
-data_dir="$("$(installed_python)" -m ml_backend.local.preflight start --from "$started_in" "$@")" || exit 1
+data_dir="$("$(installed_python)" -m ml_backend.cli.dev_stack.preflight start --from "$started_in" "$@")" || exit 1
 set_up requirements.lock requirements.lock
 
 # Of an option that is given twice the last one counts.
-exec "$VENV/bin/python" -m ml_backend.local --install-seconds "$INSTALL_SECONDS" \
+exec "$VENV/bin/python" -m ml_backend.cli.dev_stack --install-seconds "$INSTALL_SECONDS" \
     ${@+"$@"} --data-dir "$data_dir"

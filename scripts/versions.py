@@ -15,8 +15,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ml_backend.cli import fail_clearly
-from ml_backend.local.discover import settings_in_force
+from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.progress import fail_clearly
 from ml_backend.server.container import WebContainer
 
 PROJECT = click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")

@@ -15,14 +15,14 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from redis import Redis
 
+from ml_backend.cli.dev_stack.environment import base_environment
+from ml_backend.cli.dev_stack.guardian import MARK, start_guardian
+from ml_backend.cli.dev_stack.preflight import free_port
+from ml_backend.cli.dev_stack.processes import LabelStudioServer, RedisServer
+from ml_backend.cli.dev_stack.stack import LABEL_STUDIO_TIMEOUT, Stack, StackOptions
 from ml_backend.core.model_cache import current_pool
 from ml_backend.core.settings import Settings
 from ml_backend.label_studio.client import LabelStudioClient, create_token
-from ml_backend.local.environment import base_environment
-from ml_backend.local.guardian import MARK, start_guardian
-from ml_backend.local.preflight import free_port
-from ml_backend.local.processes import LabelStudioServer, RedisServer
-from ml_backend.local.stack import LABEL_STUDIO_TIMEOUT, Stack, StackOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"

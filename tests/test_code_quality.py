@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.local.preflight import ROOT
+from ml_backend.cli.dev_stack.preflight import ROOT
 
 
 @pytest.mark.parametrize("command", [["ruff", "check", "."], ["mypy"]], ids=["ruff", "mypy"])

@@ -12,9 +12,9 @@ import jsonschema
 import pytest
 import yaml
 
+from ml_backend.cli.dev_stack.preflight import ROOT
+from ml_backend.cli.doctor.__main__ import CHECKS, EXTRA
 from ml_backend.core.settings import QUEUES, Settings
-from ml_backend.doctor.__main__ import CHECKS, EXTRA
-from ml_backend.local.preflight import ROOT
 
 FILES = ("docker-compose.yml", "docker-compose.gpu.yml")
 #: ``${NAME:-default}``, ``${NAME:?message}``, ``${NAME}``
@@ -188,7 +188,7 @@ def test_health_checks_call_checks_that_exist(compose: dict[str, Any]) -> None:
     names = {check.name for check in (*CHECKS, *EXTRA)}
     for service in ("backend", "worker", "trainer"):
         command = compose["services"][service]["healthcheck"]["test"]
-        assert command[1:4] == ["python", "-m", "ml_backend.doctor"]
+        assert command[1:4] == ["python", "-m", "ml_backend.cli.doctor"]
         assert command[command.index("--only") + 1] in names
 
 

@@ -17,14 +17,14 @@ import pytest
 from pydantic import SecretStr
 from rq import SimpleWorker
 
+from ml_backend.cli.dev_stack.preflight import ROOT, free_port
+from ml_backend.cli.dev_stack.stack import Stack
+from ml_backend.cli.doctor import checks
+from ml_backend.cli.doctor.__main__ import CHECKS, examine
+from ml_backend.cli.doctor.checks import Check, Finding, Target
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.settings import Settings
-from ml_backend.doctor import checks
-from ml_backend.doctor.__main__ import CHECKS, examine
-from ml_backend.doctor.checks import Check, Finding, Target
 from ml_backend.jobs.queue import connect
-from ml_backend.local.preflight import ROOT, free_port
-from ml_backend.local.stack import Stack
 from tests.conftest import LabelStudio
 
 MakeSettings = Callable[..., Settings]

@@ -13,11 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ml_backend.cli.dev_stack.preflight import ROOT, free_port
+from ml_backend.cli.dev_stack.processes import Backend
 from ml_backend.core.files import _sha256, file_sha256
 from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
-from ml_backend.local.preflight import ROOT, free_port
-from ml_backend.local.processes import Backend
 from tests.builders import environment
 
 #: Libraries of models and video: neither a start nor the first requests load any.

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ml_backend.cli.dev_stack.demo import Demo, make_demo, wait_for_prediction
+from ml_backend.cli.dev_stack.stack import Stack
 from ml_backend.core.boxes import iou_matrix
-from ml_backend.local.demo import Demo, make_demo, wait_for_prediction
-from ml_backend.local.stack import Stack
 from ml_backend.video.sample import SampleTruth, make_sample
 
 pytestmark = [pytest.mark.stack, pytest.mark.browser]

@@ -23,9 +23,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     Raises:
         StorageError: the database cannot be opened.
     """
-    from ml_backend.server.container import (
-        WebContainer,  # with the database's library, as much as everything else together
-    )
+    from ml_backend.server.container import WebContainer
 
     settings = settings or get_settings()
     app = Flask(__name__, static_folder=None)

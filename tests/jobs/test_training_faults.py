@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from ml_backend.cli.dev_stack.processes import RedisServer
 from ml_backend.core.errors import TrainingFailed
 from ml_backend.core.settings import Settings
 from ml_backend.jobs import train as training
@@ -22,7 +23,6 @@ from ml_backend.jobs import training_scheduler as trainer
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.learn import record_corrections
 from ml_backend.jobs.training_scheduler import Trainer
-from ml_backend.local.processes import RedisServer
 from ml_backend.server.container import WebContainer
 from ml_backend.training.registry import MEASURED, Registry, Version
 from tests.builders import Gate, Outside, label_config, outside, wait_for, worker_process

@@ -19,12 +19,12 @@ from rq.exceptions import StopRequested
 from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
 
+from ml_backend.cli.dev_stack.processes import RedisServer
 from ml_backend.core.settings import Settings, get_settings
 from ml_backend.jobs.container import Container, get_container
 from ml_backend.jobs.queue import JOB_TIMEOUT_S, JobQueue
 from ml_backend.jobs.training_scheduler import Trainer
 from ml_backend.jobs.worker import make_worker
-from ml_backend.local.processes import RedisServer
 from tests.builders import Outside, environment, make_clip, outside, wait_for, worker_process
 from tests.jobs.conftest import Site
 

@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
+from ml_backend.cli.dev_stack.preflight import ROOT
 from ml_backend.label_studio import listing
 from ml_backend.label_studio.listing import ProjectLister
-from ml_backend.local.preflight import ROOT
 from tests.builders import Outside, outside, send, wait_for
 
 

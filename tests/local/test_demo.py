@@ -10,12 +10,12 @@ import pytest
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from ml_backend.cli.dev_stack.demo import Demo, _is_of, connect, find_demo, make_demo, wait_for_prediction, was_made
+from ml_backend.cli.dev_stack.preflight import StartError
+from ml_backend.cli.dev_stack.stack import Stack
+from ml_backend.cli.dev_stack.verify import check_prediction
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.queue import JobQueue
-from ml_backend.local.demo import Demo, _is_of, connect, find_demo, make_demo, wait_for_prediction, was_made
-from ml_backend.local.preflight import StartError
-from ml_backend.local.stack import Stack
-from ml_backend.local.verify import check_prediction
 from ml_backend.video.sample import SampleTruth, make_sample
 
 pytestmark = pytest.mark.stack

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ml_backend.cli.dev_stack import __main__ as local
+from ml_backend.cli.dev_stack.environment import base_environment, spare_local_addresses
+from ml_backend.cli.dev_stack.preflight import StartError
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.local import __main__ as local
-from ml_backend.local.environment import base_environment, spare_local_addresses
-from ml_backend.local.preflight import StartError
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import time
 import uuid
 from pathlib import Path
 
-from ml_backend.local.guardian import MARK, marked, start_guardian, sweep
-from ml_backend.local.processes import RedisServer, redis_answers
+from ml_backend.cli.dev_stack.guardian import MARK, marked, start_guardian, sweep
+from ml_backend.cli.dev_stack.processes import RedisServer, redis_answers
 
 #: Has a child in a session of its own and ignores the polite signal, as the worst process would.
 STUBBORN = """

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from ml_backend.local.preflight import StartError, check_port, free_port, port_is_free
+from ml_backend.cli.dev_stack.preflight import StartError, check_port, free_port, port_is_free
 
 
 def listen(family: socket.AddressFamily, host: str) -> socket.socket:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ml_backend.cli.dev_stack.environment import base_environment
+from ml_backend.cli.dev_stack.preflight import ROOT, free_port
+from ml_backend.cli.dev_stack.processes import LabelStudioServer
+from ml_backend.cli.dev_stack.stack import LABEL_STUDIO_TIMEOUT
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.local.environment import base_environment
-from ml_backend.local.preflight import ROOT, free_port
-from ml_backend.local.processes import LabelStudioServer
-from ml_backend.local.stack import LABEL_STUDIO_TIMEOUT
 
 
 @pytest.mark.stack

@@ -10,8 +10,14 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from ml_backend.local.preflight import StartError
-from ml_backend.local.processes import LabelStudioServer, ManagedProcess, RedisServer, redis_answers, redis_version
+from ml_backend.cli.dev_stack.preflight import StartError
+from ml_backend.cli.dev_stack.processes import (
+    LabelStudioServer,
+    ManagedProcess,
+    RedisServer,
+    redis_answers,
+    redis_version,
+)
 
 
 class Script(ManagedProcess):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.local.preflight import ROOT
+from ml_backend.cli.dev_stack.preflight import ROOT
 
 pytestmark = pytest.mark.stack
 

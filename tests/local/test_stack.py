@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ml_backend.cli.dev_stack.preflight import ROOT, free_port
+from ml_backend.cli.dev_stack.processes import answers
+from ml_backend.cli.dev_stack.state import StackState, read_text, running_stack, token_path, write_private
 from ml_backend.core.settings import QUEUES
 from ml_backend.jobs.workers import live_workers
 from ml_backend.label_studio.client import LabelStudioClient, create_token
-from ml_backend.local.preflight import ROOT, free_port
-from ml_backend.local.processes import answers
-from ml_backend.local.state import StackState, read_text, running_stack, token_path, write_private
 from tests.conftest import LabelStudio
 
 pytestmark = pytest.mark.stack
@@ -27,7 +27,7 @@ START_TIMEOUT = 300
 
 
 class Command:
-    """``python -m ml_backend.local`` in the background."""
+    """``python -m ml_backend.cli.dev_stack`` in the background."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
@@ -37,7 +37,15 @@ class Command:
 
     def start(self) -> StackState:
         ports = ["--port", str(free_port()), "--label-studio-port", str(free_port())]
-        command = [sys.executable, "-m", "ml_backend.local", "--no-demo", "--data-dir", str(self.data_dir), *ports]
+        command = [
+            sys.executable,
+            "-m",
+            "ml_backend.cli.dev_stack",
+            "--no-demo",
+            "--data-dir",
+            str(self.data_dir),
+            *ports,
+        ]
         environment = os.environ | {"DETECTOR": "motion"}
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
@@ -127,7 +135,11 @@ def test_a_second_stack_on_the_same_data_is_refused(command: Command) -> None:
         str(free_port()),
     ]
     result = subprocess.run(
-        [sys.executable, "-m", "ml_backend.local", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "ml_backend.cli.dev_stack", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 1
     assert f"It is running already (process {state.pid}): {state.label_studio_url}" in result.stderr

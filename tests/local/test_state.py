@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.local import discover
-from ml_backend.local.discover import settings_in_force
-from ml_backend.local.preflight import ROOT
-from ml_backend.local.state import (
+from ml_backend.cli.dev_stack import discover
+from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.dev_stack.preflight import ROOT
+from ml_backend.cli.dev_stack.state import (
     StackState,
     announce,
     announced,

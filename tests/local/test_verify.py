@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ml_backend.cli.dev_stack.verify import check_prediction
 from ml_backend.core.types import Track
-from ml_backend.local.verify import check_prediction
 from ml_backend.video.sample import SampleTruth
 
 FRAMES, WIDTH, HEIGHT, FPS = 50, 200, 100, 25.0

@@ -13,13 +13,13 @@ from jsonschema import Draft202012Validator
 from redis import Redis
 from rq import Worker
 
+from ml_backend.cli.dev_stack.processes import RedisServer
 from ml_backend.core.settings import Settings
 from ml_backend.detectors.weights import resolve_detector
 from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.inference.pipeline import yolo_detector
 from ml_backend.jobs.worker_status import MemoryBoard
 from ml_backend.labeling.model_version import shaping
-from ml_backend.local.processes import RedisServer
 from ml_backend.server.api import handlers as control_room
 from ml_backend.server.app import create_app
 from tests.builders import make_tiny_yolo, wait_for

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ml_backend.cli.dev_stack.preflight import free_port
 from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
 from ml_backend.jobs.api_queue import ControlQueue
@@ -19,7 +20,6 @@ from ml_backend.jobs.job_list import Jobs
 from ml_backend.jobs.project_models import Projects
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.services.trainings import Trainings
-from ml_backend.local.preflight import free_port
 from tests.builders import environment, wait_for
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.local.demo import make_demo, wait_for_prediction
-from ml_backend.local.stack import Stack
+from ml_backend.cli.dev_stack.demo import make_demo, wait_for_prediction
+from ml_backend.cli.dev_stack.stack import Stack
 from ml_backend.video.sample import make_sample
 
 pytestmark = [pytest.mark.stack, pytest.mark.browser]

@@ -23,10 +23,10 @@ from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from ml_backend.cli.dev_stack.processes import RedisServer
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.task_plan import plan_task
 from ml_backend.jobs.training_scheduler import Trainer
-from ml_backend.local.processes import RedisServer
 from ml_backend.server.app import MAX_REQUEST, create_app
 from ml_backend.server.container import WebContainer
 from tests.builders import CONFIG, NO_RECTANGLE, environment, wait_for
@@ -617,8 +617,8 @@ def test_database_that_cannot_be_made(settings: Callable[..., Settings], tmp_pat
 
 @pytest.fixture
 def gunicorn(settings: Callable[..., Settings], redis_url: str, tmp_path: Path) -> Iterator[str]:
-    from ml_backend.local.preflight import free_port
-    from ml_backend.local.processes import Backend
+    from ml_backend.cli.dev_stack.preflight import free_port
+    from ml_backend.cli.dev_stack.processes import Backend
 
     backend = Backend(
         port=free_port(), log_dir=tmp_path, environment=environment(settings(redis_url=redis_url, detector="motion"))

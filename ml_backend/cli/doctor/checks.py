@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from ml_backend.cli.dev_stack.preflight import RUN_GB, check_disk, check_writable
 from ml_backend.core.errors import BackendError, ConfigError, LabelStudioError
 from ml_backend.core.settings import Settings
 from ml_backend.label_studio.client import LabelStudioClient, basic_auth_header, server_version
-from ml_backend.local.preflight import RUN_GB, check_disk, check_writable
 
 #: Seconds for an answer of a server.
 TIMEOUT = 5.0

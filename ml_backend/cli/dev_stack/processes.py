@@ -20,9 +20,9 @@ import httpx
 from redis import Redis
 from redis.exceptions import RedisError
 
+from ml_backend.cli.dev_stack.preflight import ROOT, StartError
+from ml_backend.cli.dev_stack.state import keep_secret_key
 from ml_backend.jobs.workers import live_workers
-from ml_backend.local.preflight import ROOT, StartError
-from ml_backend.local.state import keep_secret_key
 
 #: sun_path has 104 bytes on macOS and 108 on Linux, the final NUL included.
 SOCKET_PATH_MAX = 100

@@ -13,15 +13,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, NoReturn
 
-from ml_backend.core.errors import LabelStudioError
-from ml_backend.core.settings import QUEUES, Settings
-from ml_backend.label_studio.client import LabelStudioClient, create_token
-from ml_backend.local.environment import MODEL_SETTINGS, base_environment
-from ml_backend.local.guardian import MARK, start_guardian, sweep
-from ml_backend.local.preflight import ROOT, StartError
-from ml_backend.local.processes import Backend, LabelStudioServer, ManagedProcess, RedisServer, Worker, redis_answers
-from ml_backend.local.report import Reporter
-from ml_backend.local.state import (
+from ml_backend.cli.dev_stack.environment import MODEL_SETTINGS, base_environment
+from ml_backend.cli.dev_stack.guardian import MARK, start_guardian, sweep
+from ml_backend.cli.dev_stack.preflight import ROOT, StartError
+from ml_backend.cli.dev_stack.processes import (
+    Backend,
+    LabelStudioServer,
+    ManagedProcess,
+    RedisServer,
+    Worker,
+    redis_answers,
+)
+from ml_backend.cli.dev_stack.report import Reporter
+from ml_backend.cli.dev_stack.state import (
     USERNAME,
     StackState,
     announce,
@@ -32,6 +36,9 @@ from ml_backend.local.state import (
     token_path,
     write_private,
 )
+from ml_backend.core.errors import LabelStudioError
+from ml_backend.core.settings import QUEUES, Settings
+from ml_backend.label_studio.client import LabelStudioClient, create_token
 
 #: Creating the database takes 20 to 45 s, on a slow disk more.
 LABEL_STUDIO_TIMEOUT = 300.0

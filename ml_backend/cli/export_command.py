@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from ml_backend.cli import progress_bar
+from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.progress import progress_bar
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import writing
 from ml_backend.datasets.annotation_reader import Skipped, Source
@@ -22,7 +23,6 @@ from ml_backend.datasets.importers import BackResult, ResultKind, to_tasks
 from ml_backend.datasets.video_files import VideoFolder
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.label_config import VideoControl, read_label_config
-from ml_backend.local.discover import settings_in_force
 
 #: Exit code of an export that is complete but for videos that could not be had.
 SKIPPED = 3

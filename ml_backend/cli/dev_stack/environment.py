@@ -6,8 +6,8 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from ml_backend.cli.dev_stack.preflight import ROOT
 from ml_backend.core.settings import Settings
-from ml_backend.local.preflight import ROOT
 
 #: Settings that describe models and machine, not where things are: an isolated stack takes them over, and only them.
 MODEL_SETTINGS = frozenset(

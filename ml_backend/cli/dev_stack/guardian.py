@@ -14,7 +14,7 @@ import sys
 
 import psutil
 
-from ml_backend.local.preflight import ROOT
+from ml_backend.cli.dev_stack.preflight import ROOT
 
 #: Environment variable that marks all processes of one stack, those they start included.
 MARK = "LOCAL_STACK_ID"
@@ -24,7 +24,7 @@ GRACE_S = 10.0
 def start_guardian(mark: str) -> subprocess.Popen[bytes]:
     """Start the guardian; keep the returned object, its ``stdin`` is what the guardian watches."""
     environment = {name: value for name, value in os.environ.items() if name != MARK} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "ml_backend.local.guardian", mark]
+    command = [sys.executable, "-m", "ml_backend.cli.dev_stack.guardian", mark]
     # In a session of its own: a Ctrl-C in the terminal is not for it.
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, start_new_session=True

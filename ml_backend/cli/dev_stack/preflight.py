@@ -14,10 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ml_backend.cli.dev_stack.state import running_stack
 from ml_backend.core.errors import BackendError
-from ml_backend.local.state import running_stack
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # Both environments take 6.6 GB; pip's cache and the sample come on top.
 INSTALL_GB = 9.0

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
+from ml_backend.cli.dev_stack.environment import spare_local_addresses
+from ml_backend.cli.dev_stack.preflight import ROOT
+from ml_backend.cli.dev_stack.state import announced, running_stack
 from ml_backend.core.settings import Settings
-from ml_backend.local.environment import spare_local_addresses
-from ml_backend.local.preflight import ROOT
-from ml_backend.local.state import announced, running_stack
 
 #: Whoever sets one of these has a service of their own in mind, not a stack that ``up.sh`` runs.
 _WHEREABOUTS = {"data_dir", "label_studio_url", "redis_url", "database_url"}

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ml_backend.cli.dev_stack.demo import Demo, make_demo, wait_for_prediction, wait_until
+from ml_backend.cli.dev_stack.preflight import StartError, free_port
+from ml_backend.cli.dev_stack.report import Reporter
+from ml_backend.cli.dev_stack.stack import Stack, StackOptions
 from ml_backend.core.errors import BackendError
-from ml_backend.local.demo import Demo, make_demo, wait_for_prediction, wait_until
-from ml_backend.local.preflight import StartError, free_port
-from ml_backend.local.report import Reporter
-from ml_backend.local.stack import Stack, StackOptions
 
 if TYPE_CHECKING:
     from ml_backend.video.sample import SampleTruth
@@ -54,7 +54,7 @@ def run_smoke(reporter: Reporter) -> int:
 
 
 def _try_everything(folder: Path, reporter: Reporter) -> dict[str, Any]:
-    from ml_backend.local.verify import check_prediction
+    from ml_backend.cli.dev_stack.verify import check_prediction
     from ml_backend.video.sample import make_sample
 
     video = folder / "sample.mp4"
@@ -138,7 +138,7 @@ def _teach(stack: Stack, demo: Demo, truth: SampleTruth, folder: Path) -> dict[s
 
 def _relabel(regions: list[dict[str, Any]], truth: SampleTruth) -> list[dict[str, Any]]:
     """What a person does: each track gets the label of what it follows; people are the new ones."""
-    from ml_backend.local.verify import follow
+    from ml_backend.cli.dev_stack.verify import follow
 
     result = []
     for region in regions:

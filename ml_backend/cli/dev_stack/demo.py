@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ml_backend.cli.dev_stack.preflight import ROOT, StartError
+from ml_backend.cli.dev_stack.stack import Stack
+from ml_backend.cli.dev_stack.state import write_private
 from ml_backend.core.errors import LabelStudioError
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
-from ml_backend.local.preflight import ROOT, StartError
-from ml_backend.local.stack import Stack
-from ml_backend.local.state import write_private
 
 TITLE = "Video demo"
 #: Eight seconds of 720p take a small machine well under a minute; the first import of the models comes on top.

@@ -1,4 +1,4 @@
-"""``python -m ml_backend.local``: what ``scripts/up.sh`` runs once everything is installed."""
+"""``python -m ml_backend.cli.dev_stack``: what ``scripts/up.sh`` runs once everything is installed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from types import FrameType
 
 import click
 
-from ml_backend.cli import fail_clearly
+from ml_backend.cli.dev_stack.demo import Demo, connect, find_demo, make_demo, wait_for_prediction, was_made
+from ml_backend.cli.dev_stack.environment import spare_local_addresses
+from ml_backend.cli.dev_stack.preflight import ROOT, check_start
+from ml_backend.cli.dev_stack.report import Reporter
+from ml_backend.cli.dev_stack.smoke import run_smoke
+from ml_backend.cli.dev_stack.stack import Stack, StackOptions
+from ml_backend.cli.progress import fail_clearly
 from ml_backend.core.errors import BackendError
-from ml_backend.local.demo import Demo, connect, find_demo, make_demo, wait_for_prediction, was_made
-from ml_backend.local.environment import spare_local_addresses
-from ml_backend.local.preflight import ROOT, check_start
-from ml_backend.local.report import Reporter
-from ml_backend.local.smoke import run_smoke
-from ml_backend.local.stack import Stack, StackOptions
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

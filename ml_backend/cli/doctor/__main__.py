@@ -1,4 +1,4 @@
-"""``python -m ml_backend.doctor``, also as ``scripts/doctor.py``."""
+"""``python -m ml_backend.cli.doctor``, also as ``scripts/doctor.py``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ml_backend.cli import fail_clearly
-from ml_backend.doctor import checks
-from ml_backend.doctor.checks import Check, Finding, Target
-from ml_backend.local.discover import settings_in_force
+from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.doctor import checks
+from ml_backend.cli.doctor.checks import Check, Finding, Target
+from ml_backend.cli.progress import fail_clearly
 
 CHECKS = (
     Check("python", "Python", checks.python),

@@ -1,0 +1,1 @@
+"""What people type: the local stack, the doctor, progress bars of scripts."""
