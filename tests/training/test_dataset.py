@@ -27,7 +27,7 @@ from ml_backend.training import frame_selection as picking
 from ml_backend.training.dataset import DatasetPlan, NothingToTrain, TrainingDataset, build_dataset
 from ml_backend.training.splits import HELD_OUT, TRAIN, Split, SplitStore
 from tests.builders import ROOT, label_config, make_tiny_yolo, wait_for
-from tests.export.builders import UPLOAD, key, make_annotation, make_region, make_task, write_export
+from tests.datasets.builders import UPLOAD, key, make_annotation, make_region, make_task, write_export
 from tests.video.builders import make_video, read_number
 from tests.video.test_reader import damage
 

@@ -1,0 +1,264 @@
+"""Foreign datasets on their way into Label Studio: which video, at which address and frame rate, and what is lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.dataset_export import DatasetOptions, export_dataset
+from ml_backend.datasets.formats.coco import read_coco
+from ml_backend.datasets.formats.cvat import read_cvat
+from ml_backend.datasets.formats.mot import read_mot
+from ml_backend.datasets.formats.yolo import read_yolo
+from ml_backend.datasets.importers import BackResult, ReadBoxes, to_tasks
+from ml_backend.datasets.video_files import VideoFolder
+from ml_backend.label_studio.label_config import parse_label_config
+from tests.builders import label_config
+from tests.datasets.builders import key, make_annotation, make_region, make_task, write_export
+from tests.datasets.test_dataset_export import run
+from tests.video.builders import make_video
+
+READERS: dict[str, Any] = {"yolo-track": read_yolo, "coco": read_coco, "mot": read_mot, "cvat": read_cvat}
+CONTROL = parse_label_config(label_config("person")).video_controls[0]
+
+
+def bring(read: Any, videos: Path, prefix: str = "") -> tuple[list[dict[str, Any]], BackResult]:
+    result = BackResult()
+    return list(to_tasks(read, VideoFolder(videos), CONTROL, result, url_prefix=prefix)), result
+
+
+def mot(folder: Path, name: str, rows: str = "1,1,0,0,32,24,1,1,1\n", **info: Any) -> Path:
+    (folder / "gt").mkdir(parents=True)
+    (folder / "gt" / "gt.txt").write_text(rows)
+    lines = "".join(f"{key}={value}\n" for key, value in {"name": "x", "videoFile": name, **info}.items())
+    (folder / "seqinfo.ini").write_text(f"[Sequence]\n{lines}")
+    return folder
+
+
+# -- frame rate
+
+
+@pytest.mark.parametrize(("rate", "fps", "count"), [("25", 25, 25), ("", 24, 24), ("$rate", 30, 30)])
+def test_boxes_lie_at_the_frame_rate_of_the_config(tmp_path: Path, rate: str, fps: float, count: int) -> None:
+    make_video(tmp_path / "clip.mp4")
+    mot(tmp_path / "seq", "clip.mp4", "".join(f"{n},1,{3 * n},0,32,24,1,1,1\n" for n in range(1, 31)))
+    (tmp_path / "config.xml").write_text(label_config("pedestrian", frame_rate=rate))
+    arguments = ["--format", "mot", "--to-label-studio", "seq", "--videos", ".", "--out", "tasks.json"]
+    done = run(*arguments, "--config", "config.xml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (task,) = json.loads((tmp_path / "tasks.json").read_text())
+    config = parse_label_config(label_config("pedestrian", frame_rate=rate))
+    assert config.video_controls[0].frame_rate_for(task["data"]) == fps
+    (region,) = task["predictions"][0]["result"]
+    assert region["value"]["framesCount"] == count
+    source = Source.from_file(tmp_path / "tasks.json", videos=tmp_path, config=config, predictions="only")
+    (video,) = source.videos()
+    frames, boxes = video.boxes(video.objects[0])
+    assert frames.tolist() == list(range(30))
+    assert boxes[:, 0] == pytest.approx(3 * (frames + 1), abs=3.1)
+    # Without a config the file's own rate is what the task says.
+    assert run(*arguments, cwd=tmp_path).returncode == 0
+    (task,) = json.loads((tmp_path / "tasks.json").read_text())
+    assert (task["data"]["fps"], task["predictions"][0]["result"][0]["value"]["framesCount"]) == (30, 30)
+
+
+# -- names and addresses
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "R&D+1.mp4", "cam#1.mp4", "a?b.mp4", "100%20x.mp4", "a:b.mp4"])
+def test_addresses_lead_to_the_file(tmp_path: Path, name: str) -> None:
+    from urllib.parse import parse_qs, urlsplit
+
+    (tmp_path / "videos" / "day2").mkdir(parents=True)
+    make_video(tmp_path / "clip.mp4", frames=4)
+    (tmp_path / "clip.mp4").rename(tmp_path / "videos" / "day2" / name)
+    dataset = list(read_mot(mot(tmp_path / "seq", name)))
+    (task,), result = bring(dataset, tmp_path / "videos", "/data/local-files/?d=videos/")
+    assert result.skipped == []
+    uri = task["data"]["video"]
+    assert parse_qs(urlsplit(uri).query)["d"] == [f"videos/day2/{name}"]
+    assert VideoFolder(tmp_path / "videos").look_up(uri).path == tmp_path / "videos" / "day2" / name
+    (task,), _ = bring(dataset, tmp_path / "videos", "s3://bucket/")
+    assert task["data"]["video"] == f"s3://bucket/day2/{name}"  # Label Studio takes the key as it is
+    (task,), _ = bring(dataset, tmp_path / "videos" / "day2" / name)
+    assert task["data"]["video"] == name
+    task |= {"id": 1, "annotations": [], "predictions": task["predictions"]}
+    source = Source.from_file(write_export(tmp_path / "e.json", [task]), videos=tmp_path / "videos", predictions="only")
+    assert [video.path.name for video in source.videos()] == [name]
+
+
+# -- several videos of one name
+
+
+def coco(path: Path, name: str = "clip.mp4", last: int = 0, **size: int) -> Path:
+    data = {
+        "videos": [{"id": 1, "file_name": name, "name": "x"}],
+        "images": [{"id": n, "video_id": 1, "frame_id": n, **size} for n in (0, last)[: 1 + bool(last)]],
+        "annotations": [{"image_id": 0, "bbox": [0, 0, 9, 9], "track_id": 1, "category_id": 1}],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.fixture
+def days(tmp_path: Path) -> Path:
+    for day, made in (("day1", {}), ("day2", {"size": (160, 120), "frames": 45})):
+        (tmp_path / "videos" / day).mkdir(parents=True)
+        make_video(tmp_path / "videos" / day / "clip.mp4", **made)  # type: ignore[arg-type]
+    return tmp_path / "videos"
+
+
+def test_size_and_length_tell_which_video_is_meant(days: Path, tmp_path: Path) -> None:
+    datasets = [
+        list(read_mot(mot(tmp_path / "a", "clip.mp4", imWidth=160, imHeight=120))),
+        list(read_mot(mot(tmp_path / "b", "clip.mp4", seqLength=45))),
+        list(read_mot(mot(tmp_path / "c", "clip.mp4", seqLength=9, stride=5))),
+        list(read_coco(coco(tmp_path / "a.json", width=160, height=120))),
+        list(read_coco(coco(tmp_path / "b.json", last=40))),
+        list(read_coco(coco(tmp_path / "c.json", "day2/clip.mp4"))),
+    ]
+    for dataset in datasets:
+        (task,), result = bring(dataset, days)
+        assert (task["data"]["video"], result.skipped) == ("day2/clip.mp4", [])
+    for dataset in (read_mot(mot(tmp_path / "d", "clip.mp4")), read_coco(coco(tmp_path / "d.json"))):
+        tasks, result = bring(dataset, days)
+        assert tasks == []
+        assert all(str(days / day / "clip.mp4") in result.skipped[0].reason for day in ("day1", "day2"))
+    tasks, result = bring(datasets[0], days / "day1")
+    assert tasks == []
+    assert "320x240 pixels instead of 160x120" in result.skipped[0].reason
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_own_exports_of_two_videos_of_one_name(days: Path, tmp_path: Path, name: str) -> None:
+    tasks = []
+    for number, (day, count, x) in enumerate((("day1", 30, 10), ("day2", 45, 50)), start=1):
+        region = make_region(key(1, x), frames_count=count, duration=count / 30)
+        tasks.append(make_task("x", make_annotation(region), task_id=number))
+        tasks[-1]["data"]["video"] = f"/data/local-files/?d={day}/clip.mp4"
+    source = Source.from_file(write_export(tmp_path / "e.json", tasks), videos=days)
+    export_dataset(source, tmp_path / "out", DatasetOptions(name, images=False))
+    assert source.skipped == []
+    back, result = bring(READERS[name](tmp_path / "out"), days)
+    found = {task["data"]["video"]: task["predictions"][0]["result"][0]["value"]["sequence"][0]["x"] for task in back}
+    if name == "yolo-track":  # it has neither size nor length, and calls the second one clip-2
+        assert [item.name for item in result.skipped] == ["clip", "clip-2"]
+        assert found == {}
+    else:
+        assert found == {"day1/clip.mp4": pytest.approx(10, abs=0.1), "day2/clip.mp4": pytest.approx(50, abs=0.1)}
+
+
+# -- CVAT
+
+
+def cvat_box(frame: int, corners: tuple[float, float, float, float], **more: object) -> str:
+    place = {"frame": frame, **dict(zip(("xtl", "ytl", "xbr", "ybr"), corners, strict=True)), **more}
+    return "<box" + "".join(f' {name}="{value}"' for name, value in place.items()) + "/>"
+
+
+def cvat_track(*shapes: str, label: str = "person", **more: object) -> str:
+    extra = "".join(f' {name}="{value}"' for name, value in more.items())
+    return f'<track id="0" label="{label}"{extra}>{"".join(shapes)}</track>'
+
+
+def cvat_task(number: int, name: str, source: str, width: int, height: int, stop: int, step: str = "") -> str:
+    return (
+        f"<task><id>{number}</id><name>{name}</name><stop_frame>{stop}</stop_frame><frame_filter>{step}</frame_filter>"
+        f"<segments><segment><id>99</id></segment></segments>"
+        f"<original_size><width>{width}</width><height>{height}</height></original_size>{source}</task>"
+    )
+
+
+def test_a_cvat_project_has_a_task_for_each_video(days: Path, tmp_path: Path) -> None:
+    make_video(days / "other.mp4")
+    tasks = cvat_task(4, "x", "<source>clip.mp4</source>", 320, 240, 29)
+    tasks += cvat_task(7, "y", "<source>clip.mp4</source>", 160, 120, 44) + cvat_task(9, "other", "", 320, 240, 20)
+    tracks = [
+        cvat_track(cvat_box(3, (32, 0, 64, 24)), task_id=4),
+        cvat_track(cvat_box(3, (64, 0, 96, 24)), task_id=7, label="car"),
+        cvat_track(cvat_box(3, (96, 0, 128, 24)), task_id=9),
+        cvat_track(cvat_box(9, (96, 0, 128, 24)), task_id=9),
+    ]
+    text = f"<annotations><meta><project><tasks>{tasks}</tasks></project></meta>{''.join(tracks)}</annotations>"
+    (tmp_path / "annotations.xml").write_text(text)
+    back, result = bring(read_cvat(tmp_path / "annotations.xml"), days)
+    assert result.skipped == []
+    found = {
+        task["data"]["video"]: [
+            (region["value"]["labels"], region["value"]["sequence"][0]["x"], region["value"]["sequence"][0]["frame"])
+            for region in task["predictions"][0]["result"]
+        ]
+        for task in back
+    }
+    assert found == {
+        "day1/clip.mp4": [(["person"], 10, 4)],
+        "day2/clip.mp4": [(["car"], 40, 4)],
+        "other.mp4": [(["person"], 30, 4), (["person"], 30, 10)],
+    }
+
+
+def test_the_head_of_a_single_cvat_task(tmp_path: Path) -> None:
+    meta = f"<meta>{cvat_task(4, 'x', '', 320, 240, 29, 'step=3')}<source>clip.mp4</source></meta>"
+    boxes = cvat_box(0, (0, 0, 9, 9)) + cvat_box(9, (0, 0, 9, 9), outside=1)
+    (tmp_path / "a.xml").write_text(f"<annotations>{meta}{cvat_track(boxes)}</annotations>")
+    (video,) = read_cvat(tmp_path / "a.xml")
+    assert (video.name, video.known.size, video.known.frames) == ("clip.mp4", (320, 240), (30, None))
+    assert video.read(320, 240).tracks[0].frames.tolist() == list(range(7))
+
+
+def test_rotated_boxes_become_upright_ones_around_them(tmp_path: Path) -> None:
+    quarter = cvat_box(0, (100, 100, 140, 120), rotation=90)
+    tilted = cvat_box(2, (100, 100, 140, 120), rotation=45)
+    (tmp_path / "clip.xml").write_text(
+        f"<annotations>{cvat_track(quarter)}{cvat_track(tilted)}{cvat_track(cvat_box(0, (1, 2, 3, 4)))}"
+        f"{cvat_track(cvat_box(0, (0, 0, 40, 20), rotation=350), cvat_box(2, (0, 0, 40, 20), rotation=10))}"
+        "</annotations>"
+    )
+    (video,) = read_cvat(tmp_path / "clip.xml")
+    read = video.read(320, 240)
+    boxes = [track.xyxy for track in read.tracks]
+    assert boxes[0][0] == pytest.approx([110, 90, 130, 130])
+    half = (40 + 20) / 2 * np.sqrt(0.5)
+    assert boxes[1][0] == pytest.approx([120 - half, 110 - half, 120 + half, 110 + half])
+    assert boxes[2][0].tolist() == [1, 2, 3, 4]
+    assert boxes[3][1] == pytest.approx([0, 0, 40, 20])  # half-way from -10 to 10 degrees
+    assert [count for what, count in read.left_out.items() if "otated" in what] == [3]
+
+
+def test_what_of_cvat_becomes_no_box_is_said(tmp_path: Path) -> None:
+    make_video(tmp_path / "clip.mp4")
+    polygon = '<polygon frame="0" points="0,0;9,0;9,9" outside="0"/><polygon frame="1" points="0,0;9,0;9,9"/>'
+    tracks = [cvat_track(polygon), cvat_track(polygon), cvat_track(cvat_box(0, (0, 0, 9, 9), rotation=30))]
+    (tmp_path / "clip.xml").write_text(f"<annotations>{''.join(tracks)}</annotations>")
+    arguments = ["--format", "cvat", "--to-label-studio", "clip.xml", "--out", "tasks.json"]
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "polygon: 2." in done.stderr
+    assert "otated" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["regions"] == 1
+
+
+def test_damaged_frame_numbers_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    arange = np.arange
+
+    def counted(*bounds: Any, **options: Any) -> Any:
+        found = arange(*bounds, **options)
+        made.append(found.size)
+        return found
+
+    make_video(tmp_path / "clip.mp4")
+    boxes = cvat_box(0, (0, 0, 32, 24)) + cvat_box(9_000_000, (0, 0, 32, 24))
+    (tmp_path / "clip.xml").write_text(f"<annotations>{cvat_track(boxes)}</annotations>")
+    monkeypatch.setattr(np, "arange", counted)
+    (task,), _ = bring(read_cvat(tmp_path / "clip.xml"), tmp_path)
+    assert len(task["predictions"][0]["result"]) == 1
+    read = ReadBoxes.make([(0, 1, "a"), (9_000_000, 1, "a")], [[0, 0, 8, 8]] * 2, [0, 9_000_000])
+    assert read.dense(read.tracks[0], 30).frames.tolist() == list(range(30))
+    assert max(made) < 1000

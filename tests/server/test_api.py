@@ -1,0 +1,345 @@
+"""The control room's API without Label Studio: real Redis, real SQLite."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from redis import Redis
+from rq import Worker
+
+from ml_backend.cli.dev_stack.processes import RedisServer
+from ml_backend.core.settings import Settings
+from ml_backend.detectors.weights import resolve_detector
+from ml_backend.detectors.yolo import YoloDetector
+from ml_backend.inference.pipeline import yolo_detector
+from ml_backend.jobs.worker_status import MemoryBoard
+from ml_backend.labeling.model_version import shaping
+from ml_backend.server.api import handlers as control_room
+from ml_backend.server.app import create_app
+from tests.builders import make_tiny_yolo, wait_for
+from tests.server.control import Room, promoted
+
+
+def states(room: Room) -> dict[str, str]:
+    return {item["id"]: item["state"] for item in room.services.jobs.all()}
+
+
+# -- overview
+
+
+def test_status(room: Room) -> None:
+    found = room.get("/api/status")
+    assert found["redis"] == {"up": True, "error": ""}
+    assert found["database"] == {"up": True, "error": ""}
+    assert (found["models"]["detector"], found["models"]["engine"]) == ("motion", "opencv")
+    assert found["queues"]["control"] == {"queued": 0, "started": 0, "scheduled": 0, "failed": 0}
+    assert found["workers"] == []
+    assert found["versions"]["python"]
+
+
+def test_status_tells_what_runs_the_detector(
+    make_room: Callable[..., Room], settings: Callable[..., Settings], redis_url: str, tmp_path: Path
+) -> None:
+    tiny = make_tiny_yolo(tmp_path / "tiny.pt", {0: "person"})
+    room = make_room(detector="yolo", yolo_weights=str(tiny), device="cpu", engine="torch")
+    models = room.get("/api/status")["models"]
+    assert (models["engine"], models["precision"]) == ("not loaded", None)
+    here = settings(detector="yolo", yolo_weights=str(tiny), device="cpu", engine="torch")
+    with Redis.from_url(redis_url) as connection, yolo_detector(resolve_detector(here), here) as detector:
+        assert isinstance(detector, YoloDetector)
+        detector._note = "openvino is not used: a test. PyTorch is."
+        Worker(["control"], connection=connection, name="one").register_birth()
+        MemoryBoard(room.services.queue).tick("one", 60)
+        control_room.look.cache_clear()
+        models = room.get("/api/status")["models"]
+        text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
+    assert (models["engine"], models["precision"]) == ("torch", "fp32")
+    assert "openvino is not used: a test. PyTorch is." in models["notes"]
+    assert "torch fp32" in text
+    assert "openvino is not used: a test." in text
+
+
+def test_status_names_workers_with_other_settings(
+    room: Room, settings: Callable[..., Settings], redis_url: str
+) -> None:
+    other = shaping(settings(detector="motion", stride=1))
+    with Redis.from_url(redis_url) as connection:
+        Worker(["predict"], connection=connection, name="one").register_birth()
+        for name in ("one", "gone"):  # of which the second has ended since
+            MemoryBoard(room.services.queue, other).tick(name, 60)
+        control_room.look.cache_clear()
+        notes = room.get("/api/status")["models"]["notes"]
+        text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
+    (told,) = [note for note in notes if "instead of" in note]
+    assert told.startswith("Worker one runs with STRIDE 1 instead of 3: ")
+    assert told in text
+
+
+def test_status_of_a_project_names_its_models(room: Room) -> None:
+    room.post("/api/switch_model", {"project": 7, "mode": "yolo"})
+    assert room.get("/api/status?project=7")["models"]["mode"] == "yolo"
+    assert room.get("/api/status")["models"]["mode"] == "yolo_dinov2"
+
+
+def test_status_without_redis(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    room = Room(create_app(settings(redis_url=f"unix://{tmp_path}/none.sock", detector="motion")))
+    found = room.get("/api/status")
+    assert found["redis"]["up"] is False
+    assert "Start Redis" in found["redis"]["error"] or "Redis" in found["redis"]["error"]
+    assert found["database"]["up"] is True
+    problem = room.get("/api/jobs", 503)
+    assert problem["cure"]
+
+
+def test_status_with_wrong_weights_says_so(settings: Callable[..., Settings], redis_url: str) -> None:
+    room = Room(create_app(settings(redis_url=redis_url, yolo_weights="/no/such.pt")))
+    models = room.get("/api/status")["models"]
+    assert models["detector"] is None
+    assert "/no/such.pt" in models["notes"][0]
+
+
+def test_projects_without_label_studio(room: Room) -> None:
+    problem = room.get("/api/projects", 502)
+    assert "token" in problem["detail"]
+
+
+def test_memory(room: Room) -> None:
+    assert room.get("/api/memory_status") == {"workers": {}}
+    assert room.post("/api/optimize_memory", status=202) == {"requested": True, "workers": []}
+
+
+# -- models
+
+
+def test_switching_modes_and_versions(auto: Room, tmp_path: Path) -> None:
+    for content in (b"PK first", b"PK second"):
+        promoted(auto.services, tmp_path, content)
+    found = auto.post("/api/switch_model", {"project": 7, "mode": "yolo", "version": "v1"})
+    assert (found["mode"], found["version"], found["changed"]) == ("yolo", "v1", True)
+    again = auto.post("/api/switch_model", {"project": 7, "mode": "yolo", "version": "v1"})
+    assert again == found | {"changed": False}
+    back = auto.post("/api/switch_model", {"project": 7, "mode": "default", "version": "base"})
+    assert (back["mode"], back["version"]) == ("yolo_dinov2", "base")
+
+
+def test_a_version_that_is_not_there(auto: Room) -> None:
+    for path in ("/api/switch_model", "/api/load_custom_model"):
+        problem = auto.post(path, {"project": 7, "version": "v9"}, 422)
+        assert "no version 'v9'" in problem["detail"]
+
+
+@pytest.mark.parametrize("name", ["../evil.pt", "/etc/passwd", "yolo11n.pt", "", "V1", "v1\n", "v"])
+def test_no_file_can_be_loaded(auto: Room, name: str) -> None:
+    problem = auto.post("/api/load_custom_model", {"project": 7, "version": name}, 400)
+    assert problem["errors"][0]["field"] == "version"
+
+
+def test_loading_a_custom_model(auto: Room, tmp_path: Path) -> None:
+    promoted(auto.services, tmp_path, b"PK first")
+    auto.post("/api/switch_model", {"project": 7, "version": "base"})
+    found = auto.post("/api/load_custom_model", {"project": 7, "version": "v1"}, 202)
+    assert found["model_version"].endswith(".v1")
+    assert (found["job"]["kind"], found["job"]["state"]) == ("init_models", "queued")
+
+
+def test_rolling_back_names_what_is_left(auto: Room, tmp_path: Path) -> None:
+    for content in (b"PK first", b"PK second"):
+        promoted(auto.services, tmp_path, content)
+    known = auto.get("/api/versions?project=7")
+    assert known["current"] == "v2"
+    assert known["before"] in ("v1", "base")
+    found = auto.post("/api/versions/rollback", {"project": 7, "instead_of": "v2"})
+    assert (found["version"], found["changed"]) == (known["before"], True)
+    problem = auto.post("/api/versions/rollback", {"project": 7, "instead_of": "v2"}, 409)
+    assert f"{known['before']} is in use" in problem["detail"]
+
+
+def test_a_whole_number_may_be_written_with_a_point(auto: Room) -> None:
+    """To JSON Schema, 7.0 is an integer."""
+    job = auto.ask("POST", "/api/init_models", 202, data='{"project": 7.0}', content_type="application/json")["job"]
+    assert job["project"] == 7
+
+
+# -- jobs
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("/api/init_models", {"project": 7}, "init_models"),
+        ("/api/learn_patterns", {"project": 7}, "learn_patterns"),
+        ("/api/auto_label", {"project": 7}, "auto_label"),
+        ("/api/auto_label", {"project": 7, "tasks": [3, 1, 1]}, "auto_label"),
+        ("/api/train_custom_model", {"project": 7}, "train"),
+    ],
+)
+def test_the_same_request_is_the_same_job(auto: Room, path: str, body: dict[str, Any], kind: str) -> None:
+    first = auto.post(path, body, 202)["job"]
+    assert (first["kind"], first["project"], first["state"]) == (kind, 7, "queued")
+    assert auto.post(path, body, 202)["job"] == first
+    assert auto.get(f"/api/jobs/{first['id']}") == first
+    assert [item["id"] for item in auto.get("/api/jobs?project=7")["jobs"]] == [first["id"]]
+    assert auto.get("/api/jobs?project=8")["jobs"] == []
+
+
+def test_another_request_is_another_job(room: Room) -> None:
+    ids = {
+        room.post("/api/auto_label", body, 202)["job"]["id"]
+        for body in ({"project": 7}, {"project": 8}, {"project": 7, "tasks": [1]}, {"project": 7, "tasks": [2]})
+    }
+    assert len(ids) == 4
+
+
+def test_training_needs_a_network(room: Room) -> None:
+    assert "DETECTOR=motion" in room.post("/api/train_custom_model", {"project": 7}, 422)["detail"]
+
+
+def test_cancelling_a_job_that_waits(auto: Room) -> None:
+    name = auto.post("/api/init_models", {"project": 7}, 202)["job"]["id"]
+    assert auto.delete(f"/api/jobs/{name}")["state"] == "cancelled"
+    assert auto.get(f"/api/jobs/{name}")["state"] == "cancelled"
+    assert "is over" in auto.delete(f"/api/jobs/{name}", 409)["detail"]
+    again = auto.post("/api/init_models", {"project": 7}, 202)["job"]
+    assert again["state"] == "queued"
+
+
+def test_cancelling_a_training_that_waits(auto: Room) -> None:
+    name = auto.post("/api/train_custom_model", {"project": 7}, 202)["job"]["id"]
+    assert auto.delete(f"/api/jobs/{name}")["state"] == "cancelled"
+    assert not auto.services.queue.queues["train"].get_job_ids()
+
+
+def test_learning_is_not_cancelled(room: Room) -> None:
+    name = room.post("/api/learn_patterns", {"project": 7}, 202)["job"]["id"]
+    assert "submitted" in room.delete(f"/api/jobs/{name}", 409)["detail"]
+
+
+def test_jobs_that_are_not_there(room: Room) -> None:
+    for name in ("none", "predict-0000", "a" * 200, "..", "a.b-c_d"):
+        room.get(f"/api/jobs/{name}", 404)
+        room.delete(f"/api/jobs/{name}", 404)
+
+
+def test_jobs_of_label_studio_are_listed_too(room: Room) -> None:
+    room.services.queue.request_prepare(7, 1)
+    room.services.queue.request_prediction("0" * 40, 7, 2)
+    found = {item["id"]: item for item in room.get("/api/jobs")["jobs"]}
+    assert found["prepare-1"]["task"] == 1
+    assert (found["predict-" + "0" * 40]["kind"], found["predict-" + "0" * 40]["task"]) == ("predict", 2)
+    assert room.delete("/api/jobs/prepare-1")["state"] == "cancelled"
+    room.get("/api/jobs/prepare-1", 404)
+
+
+# -- learned labels
+
+
+def test_patterns_before_anything_is_learned(room: Room) -> None:
+    found = room.get("/api/get_patterns_info?project=7")
+    assert (found["labels"], found["job"], found["mode"]) == ({}, None, "yolo_dinov2")
+
+
+def test_nothing_is_similar_to_what_is_not_known(room: Room) -> None:
+    assert "no exemplars" in room.get("/api/similar?project=7&label=<b>x</b>", 422)["detail"]
+
+
+# -- requests that are wrong
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/api/init_models", {}, "project"),
+        ("/api/init_models", {"project": "7"}, "project"),
+        ("/api/init_models", {"project": 7.5}, "project"),
+        ("/api/init_models", {"project": True}, "project"),
+        ("/api/init_models", {"project": 0}, "project"),
+        ("/api/init_models", {"project": 1 << 31}, "project"),
+        ("/api/init_models", {"project": 7, "colour": 1}, "colour"),
+        ("/api/switch_model", {"project": 7}, ""),
+        ("/api/switch_model", {"project": 7, "mode": "magic"}, "mode"),
+        ("/api/auto_label", {"project": 7, "tasks": []}, "tasks"),
+        ("/api/auto_label", {"project": 7, "tasks": [1, "2"]}, "tasks.1"),
+        ("/api/train_custom_model", {"project": 7, "force": "yes"}, "force"),
+        ("/api/versions/rollback", {"project": 7}, "instead_of"),
+        ("/api/init_models", [], ""),
+        ("/api/init_models", None, ""),
+    ],
+)
+def test_the_field_that_is_wrong_is_named(room: Room, path: str, body: Any, field: str) -> None:
+    problem = room.ask("POST", path, 400, data=json.dumps(body), content_type="application/json")
+    assert any(item["field"].startswith(field) for item in problem["errors"]), problem
+    assert not states(room)
+
+
+@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000, b'{"project": 1' + b"0" * 5000 + b"}", b'"\\ud800"'])
+def test_bodies_that_are_no_json(room: Room, body: bytes) -> None:
+    room.ask("POST", "/api/init_models", 400, data=body, content_type="application/json")
+
+
+@pytest.mark.parametrize("query", ["", "?project=x", "?project=7&project=8", "?project=7&x=1", "?project=-1"])
+def test_queries_that_are_wrong(room: Room, query: str) -> None:
+    room.get(f"/api/versions{query}", 400)
+
+
+def test_paths_and_methods_that_are_not_there(room: Room) -> None:
+    for path, method, status in (
+        ("/api", "GET", 404),
+        ("/api/none", "GET", 404),
+        ("/api/status", "POST", 405),
+        ("/api/init_models", "GET", 405),
+    ):
+        answer = room.client.open(path, method=method)
+        assert (answer.status_code, answer.content_type) == (status, "application/problem+json")
+        assert answer.get_json()["status"] == status
+
+
+# -- the document
+
+
+def test_the_document_is_one(room: Room) -> None:
+    assert room.document["openapi"] == "3.1.0"
+    for schema in room.document["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)
+    served = {
+        (method, rule.rule.replace("<", "{").replace(">", "}"))
+        for rule in room.app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        if rule.rule.startswith("/api/")
+    }
+    described = {(method.upper(), path) for path, of in room.document["paths"].items() for method in of}
+    assert {(m, p.replace("{path:", "{")) for m, p in served} == described
+
+
+def test_the_page_names_every_route_and_needs_nothing_else(room: Room) -> None:
+    answer = room.client.get("/api/docs")
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "script-src" not in answer.headers["Content-Security-Policy"]
+    text = answer.get_data(as_text=True)
+    for path in room.document["paths"]:
+        assert path in text
+    assert "<script" not in text
+    assert "http://" not in text
+    assert "https://" not in text
+
+
+# -- redis that comes back
+
+
+def test_redis_that_comes_back(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "redis", log_dir=tmp_path, environment=os.environ)
+    room = Room(create_app(settings(redis_url=server.url, detector="motion")))
+    assert room.post("/api/init_models", {"project": 7}, 503)["cure"]
+    (tmp_path / "redis").mkdir()
+    server.start()
+    try:
+        server.wait_ready(30)
+        room.post("/api/init_models", {"project": 7}, 202)
+        wait_for(lambda: room.get("/api/status")["redis"]["up"])
+    finally:
+        server.stop()

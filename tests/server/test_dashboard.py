@@ -1,0 +1,518 @@
+"""The control room's page without a browser: what is drawn, in which language, what is refused, what is escaped."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from itertools import product
+from pathlib import Path
+from string import Formatter
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from ml_backend.core.settings import Settings
+from ml_backend.server.api import handlers as control_room
+from ml_backend.server.app import create_app
+from ml_backend.server.dashboard import charts, texts
+from ml_backend.server.dashboard.forms import ACTIONS
+from ml_backend.server.dashboard.parts import PARTS, history
+from ml_backend.server.dashboard.state import STEPS
+from ml_backend.training.retention import remove_old_weights
+from tests.builders import outside, send
+from tests.server.control import Room, promoted
+
+#: What one sends to this machine itself, or to an encrypted server, and to others.
+PLAIN = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+BROWSER = PLAIN | {"Sec-Fetch-Site": "none"}
+SCRIPT = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
+TEMPLATES = Path(texts.__file__).parent / "templates" / "page"
+
+
+def page(room: Room, path: str = "/", status: int = 200, **headers: str) -> str:
+    answer = room.client.get(path, headers=BROWSER | headers)
+    assert answer.status_code == status, answer.get_data(as_text=True)
+    assert answer.content_type == "text/html; charset=utf-8"
+    return answer.get_data(as_text=True)
+
+
+def kinds(room: Room) -> set[str]:
+    return {item["kind"] for item in room.services.jobs.all()}
+
+
+def _tasks(handler: BaseHTTPRequestHandler) -> None:
+    query = parse_qs(urlsplit(handler.path).query)
+    number, size = int(query["page"][0]), int(query["page_size"][0])
+    ids = range(size * (number - 1) + 1, min(size * number, 45) + 1)
+    if not ids:
+        handler.send_error(404)
+        return
+    body = {"total": 45, "tasks": [{"id": i, "data": {"video": f"/data/{i}-{SCRIPT}.mp4"}} for i in ids]}
+    send(handler, 200, json.dumps(body).encode())
+
+
+@pytest.fixture
+def hostile(make_room: Callable[..., Room]) -> Iterator[Room]:
+    """A room beside a Label Studio whose project and files are named to do harm."""
+    projects = {"next": None, "results": [{"id": 7, "title": SCRIPT, "task_number": 45}]}
+    with outside() as label_studio:
+        label_studio.answer("/api/projects/", 200, json.dumps(projects).encode())
+        label_studio.special["/api/tasks/"] = _tasks
+        yield make_room(detector="auto", label_studio_url=label_studio.url, label_studio_api_key="token")
+
+
+# -- programs and browsers
+
+
+@pytest.mark.parametrize("accept", [None, "*/*", "application/json", "application/json, text/html;q=0.5"])
+def test_programs_get_health(room: Room, accept: str | None) -> None:
+    answer = room.client.get("/", headers={"Accept": accept} if accept else {})
+    assert answer.get_json() == {"status": "UP", "model_class": "VideoBackend"}
+
+
+def test_browsers_get_a_page_that_runs_only_its_own_script(room: Room) -> None:
+    for step in STEPS:
+        answer = room.client.get(f"/?project=7&step={step}", headers=BROWSER)
+        text = answer.get_data(as_text=True)
+        policy = answer.headers["Content-Security-Policy"]
+        assert "default-src 'self'" in policy
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Referrer-Policy"] == "same-origin"
+        assert "Accept" in answer.headers["Vary"]
+        assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?! src=)|javascript:", text)
+        assert not re.search(r'(?:src|href)="(?:https?:)?//(?!127\.0\.0\.1)', text), "nothing from elsewhere"
+
+
+def test_static_files_are_there_and_kept(room: Room) -> None:
+    for path in re.findall(r'"(/ui/static/[^"]+)"', page(room)):
+        answer = room.client.get(path.replace("&amp;", "&"))
+        assert answer.status_code == 200
+        assert "immutable" in answer.headers["Cache-Control"]
+
+
+def test_a_static_file_that_is_refused_is_not_kept(room: Room) -> None:
+    path = re.findall(r'"(/ui/static/page.css[^"]+)"', page(room))[0]
+    for answer in (
+        room.client.get("/ui/static/nothing.css", headers=BROWSER),
+        room.client.get(path, headers=BROWSER | {"Host": "evil.example"}),
+    ):
+        assert answer.status_code in (404, 421)
+        assert answer.headers["Cache-Control"] == "no-store"
+    again = room.client.get(path, headers={"If-None-Match": room.client.get(path).headers["ETag"]})
+    assert again.status_code == 304
+    assert "immutable" in again.headers["Cache-Control"]
+
+
+# -- what the page asks for every two seconds
+
+
+def test_marks_change_with_what_they_stand_for(auto: Room) -> None:
+    def marks() -> dict[str, str]:
+        control_room.all_jobs.cache_clear()
+        control_room.look.cache_clear()
+        found: dict[str, str] = auto.client.get("/ui/live?project=7").get_json()
+        return found
+
+    def changed(before: dict[str, str]) -> set[str]:
+        now = marks()
+        return {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+
+    known = marks()
+    drawn = re.search("data-marks='([^']+)'", page(auto, "/?project=7&step=auto"))
+    assert drawn is not None
+    assert json.loads(drawn[1]) == known, "as the page itself was drawn"
+    assert set(known) == {"jobs", "status", "mode", "current", "version"}
+    assert changed(known) == set()
+    auto.services.control.init_models(8)
+    assert changed(known) == {"status"}, "another project's job is in the queue"
+    auto.services.control.init_models(7)
+    assert changed(known) == {"status", "jobs", "init_models"}
+    known = marks()
+    auto.delete("/api/jobs/init-7")
+    assert changed(known) == {"status", "jobs", "init_models"}
+    known = marks()
+    auto.services.patterns.switch(7, "yolo")
+    assert changed(known) >= {"mode"}
+    known = marks()
+    registry = auto.services.registry
+    run = registry.advance(registry.begin(7, "me", "a test", None), state="training")
+    registry.advance(run, history=[{"epoch": 1}])
+    assert changed(known) == {"version"}
+
+
+def test_nothing_new_has_no_body(room: Room) -> None:
+    first = room.client.get("/ui/live?project=7")
+    assert first.headers["Cache-Control"] == "private, no-cache"
+    again = room.client.get("/ui/live?project=7", headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
+
+
+def test_live_without_redis(make_room: Callable[..., Room], tmp_path: Path) -> None:
+    room = make_room(redis_url=f"unix://{tmp_path}/none.sock")
+    assert room.client.get("/ui/live", headers={"HX-Request": "true"}).status_code == 503
+    assert "data-marks='{}'" in page(room), "all is drawn anew as soon as there is an answer"
+
+
+# -- what is wrong, and the cure
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_without_label_studio_and_redis_every_step_says_what_is_wrong(
+    settings: Callable[..., Settings], tmp_path: Path, step: str
+) -> None:
+    room = Room(
+        create_app(
+            settings(
+                redis_url=f"unix://{tmp_path}/none.sock",
+                detector="motion",
+                label_studio_url="http://127.0.0.1:1",
+                label_studio_api_key="token",
+            )
+        )
+    )
+    text = page(room, f"/?project=7&step={step}")
+    assert "Label Studio does not answer" in text
+    assert "LABEL_STUDIO_URL" in text
+    assert "The queue does not answer" in text
+
+
+def test_a_part_that_fails_takes_no_other_with_it(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr("ml_backend.server.api.handlers.statistics", fails)
+    text = page(room, "/?project=7")
+    assert "Internal error." in text
+    assert "No worker is running" in text
+    assert "Internal error." in page(room, "/ui/part/counts?project=7")
+    # A list of projects that fails is part of every whole page, a notice's too.
+    monkeypatch.setattr("ml_backend.server.api.handlers.projects", fails)
+    form = {"project": "7", "format": "coco", "predictions": "none"}
+    answer = room.client.post("/ui/do/export", data=form, headers=BROWSER)
+    assert answer.status_code == 200
+    assert "Requested: Exporting" in answer.get_data(as_text=True)
+    assert "Internal error." in answer.get_data(as_text=True)
+
+
+def test_a_button_that_fails_says_so(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr("ml_backend.server.dashboard.forms.perform", fails)
+    for headers in (BROWSER, {"HX-Request": "true"}):
+        answer = room.client.post("/ui/do/train", data={"project": "7"}, headers=headers)
+        assert answer.status_code == 500
+        assert "Internal error." in answer.get_data(as_text=True)
+
+
+def test_links_lead_to_where_people_reach_label_studio(hostile: Room, make_room: Callable[..., Room]) -> None:
+    given = hostile.services.settings
+    public = make_room(
+        detector="auto",
+        label_studio_url=given.label_studio_url,
+        label_studio_api_key="token",
+        label_studio_public_url="https://label.example.org/",
+    )
+    for room, base in ((hostile, given.label_studio_url), (public, "https://label.example.org")):
+        assert f'href="{base}/projects/7/data"' in page(room)
+        assert room.get("/api/projects")["projects"][0]["url"] == f"{base}/projects/7/data"
+
+
+def test_without_a_token_and_a_worker(room: Room) -> None:
+    text = page(room, "/?project=7")
+    assert "No worker is running" in text
+    assert "There is no token for Label Studio." in text
+    assert "LABEL_STUDIO_API_KEY" in text
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "99999999999999", "", "7;drop", "00000000000199999999999999999999"])
+def test_a_project_that_is_none(room: Room, value: str) -> None:
+    assert 'hx-get="/ui/live"' in page(room, f"/?project={value}")
+
+
+# -- languages and themes
+
+
+def test_the_browsers_language(room: Room) -> None:
+    assert '<html lang="ko">' in page(room, **{"Accept-Language": "ko-KR,ko;q=0.9,en;q=0.5"})
+    assert '<html lang="en">' in page(room, **{"Accept-Language": "fr"})
+
+
+def test_a_chosen_language_and_theme_are_kept(room: Room) -> None:
+    answer = room.client.get("/?project=7&step=auto&lang=ko&theme=dark", headers=BROWSER)
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/?project=7&step=auto")
+    text = page(room, "/?project=7&step=auto", **{"Accept-Language": "en"})
+    assert '<html lang="ko" data-theme="dark">' in text
+    assert "자동 라벨링" in text
+    assert '<html lang="ko" data-theme="dark">' in page(room, "/?lang=xx&theme=pink")
+
+
+def test_both_languages_have_the_same_texts_with_the_same_values() -> None:
+    english, korean = texts.words("en"), texts.words("ko")
+    assert english.keys() == korean.keys()
+    for name, text in english.items():
+        fields = [{field for _, field, _, _ in Formatter().parse(each) if field} for each in (text, korean[name])]
+        assert fields[0] == fields[1], name
+
+
+def test_templates_use_texts_that_exist_and_no_text_is_unused() -> None:
+    written = "".join(path.read_text() for path in TEMPLATES.rglob("*.html"))
+    used = set(re.findall(r'\bt\("(\w+)"[,)]', written))
+    known = set(texts.words("en"))
+    assert used <= known
+    groups = ("kind_", "state_", "stage_", "mode_", "loss_", "step_", "theme_", "format_", "predictions_")
+    groups += ("acceptance_", "curve_", "draw_", "video_")
+    assert {name for name in known - used if not name.startswith(groups)} == {"hours", "minutes", "seconds"}
+
+
+# -- names that mean harm
+
+
+def test_names_are_escaped(hostile: Room) -> None:
+    registry = hostile.services.registry
+    run = registry.begin(7, "me", "a test", None)
+    registry.finish(run, "failed", SCRIPT)
+    for step in STEPS:
+        text = page(hostile, f"/?project=7&step={step}&label=%3Cscript%3E")
+        assert "<script>alert" not in text
+        assert "<img src=x" not in text
+        assert "&lt;script&gt;alert" in text
+
+
+def test_charts_escape_labels() -> None:
+    points = [{"label": SCRIPT, "task": 1, "frame": 2, "x": 0.5, "y": -0.5}]
+    for drawn in (charts.scatter(SCRIPT, points, [SCRIPT]), charts.curves(SCRIPT, {SCRIPT: [(1, 2.0), (2, 1.0)]})):
+        assert "<script>" not in drawn
+        assert "<img" not in drawn
+
+
+def test_long_lists_come_in_pages(hostile: Room) -> None:
+    text = page(hostile, "/?project=7&step=auto")
+    assert text.count('name="tasks"') == 20
+    assert "1 of 3" in text
+    for number in (3, 4):  # the last one, too, where tasks have gone
+        text = page(hostile, f"/ui/part/tasks?project=7&page-tasks={number}")
+        assert text.count('name="tasks"') == 5
+        assert "3 of 3" in text
+
+
+def test_tables_are_turned_one_by_one(hostile: Room) -> None:
+    text = page(hostile, "/?project=7&step=review&page-renders=2&page-files=9")
+    assert "2 of 3" in text
+    assert 'hx-get="/ui/part/renders?project=7&amp;step=review&amp;page-renders=2"' in text
+    assert "1 of 3" in page(hostile, "/?project=7&step=auto&page-renders=2")
+
+
+def test_a_part_is_drawn_anew_with_what_was_chosen(hostile: Room) -> None:
+    text = page(hostile, "/?project=7&step=review&a=one.mp4&b=two.mp4")
+    assert 'hx-get="/ui/part/files?project=7&amp;step=review&amp;a=one.mp4&amp;b=two.mp4"' in text
+    text = page(hostile, "/?project=7&step=learn&label=person")
+    assert 'hx-get="/ui/part/similar?project=7&amp;step=learn&amp;label=person"' in text
+
+
+def test_every_part_is_drawn_where_it_is(hostile: Room) -> None:
+    """Also within a form, whose target is inherited."""
+    parts = [
+        found
+        for step in STEPS
+        for found in re.findall(r'<div id="part-[^>]*>', page(hostile, f"/?project=7&step={step}"))
+    ]
+    assert len({found.split('"')[1] for found in parts}) == len(PARTS) - 1, "exemplars are drawn within patterns"
+    assert all('hx-target="this"' in found for found in parts)
+
+
+# -- buttons
+
+
+def test_a_button_with_scripts_answers_a_notice(hostile: Room) -> None:
+    answer = hostile.client.post(
+        "/ui/do/export", data={"project": "7", "format": "coco", "predictions": "none"}, headers={"HX-Request": "true"}
+    )
+    assert "Requested: Exporting" in answer.get_data(as_text=True)
+    assert answer.headers["HX-Trigger"] == "changed"
+    assert kinds(hostile) == {"export_project"}
+    assert f'hx-trigger="every 2s, {answer.headers["HX-Trigger"]} from:body"' in page(hostile)
+
+
+def test_a_button_without_scripts_answers_the_page(hostile: Room) -> None:
+    answer = hostile.client.post(
+        "/ui/do/auto_label?project=7&step=auto", data={"project": "7", "tasks": ["1", "2"]}, headers=BROWSER
+    )
+    text = answer.get_data(as_text=True)
+    assert "<!doctype html>" in text
+    assert "Requested: Auto-labelling" in text
+    (job,) = (item for item in hostile.services.jobs.all() if item["kind"] == "auto_label")
+    assert hostile.services.queue.fetch(job["id"]).args == [7, [1, 2]]
+
+
+@pytest.mark.parametrize("headers", [BROWSER, {"HX-Request": "true"}], ids=["without scripts", "with scripts"])
+def test_no_chosen_task_is_none_and_not_all(hostile: Room, headers: dict[str, str]) -> None:
+    form = page(hostile, "/?project=7&step=auto").split('<form id="chosen"')[1].split("</form>")[0]
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="(\w+)">', form))
+    answer = hostile.client.post("/ui/do/auto_label?project=7&step=auto", data=fields, headers=headers)
+    assert answer.status_code == 400
+    assert "No task is chosen." in answer.get_data(as_text=True)
+    assert kinds(hostile) == set()
+    hostile.client.post("/ui/do/auto_label?project=7&step=auto", data=fields | {"tasks": ["3"]}, headers=headers)
+    (job,) = hostile.services.jobs.all()
+    assert hostile.services.queue.fetch(job["id"]).args == [7, [3]]
+
+
+def test_cancelling(hostile: Room) -> None:
+    job = hostile.services.control.train(7, force=False)
+    assert "training" in page(hostile, "/?project=7&step=learn").lower()
+    hostile.client.post("/ui/do/cancel", data={"job": job["id"]}, headers={"HX-Request": "true"})
+    found = hostile.services.jobs.get(job["id"])
+    assert found is not None
+    assert found["state"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "status"),
+    [
+        ("train", {}, 400),
+        ("train", {"project": "x"}, 400),
+        ("train", {"project": "7", "more": "1"}, 400),
+        ("use", {"project": "7", "version": "../evil"}, 400),
+        ("use", {"project": "7", "version": "v9"}, 422),
+        ("cancel", {"job": "nothing"}, 404),
+        ("nothing", {}, 404),
+        ("upload", {"project": "7"}, 415),
+    ],
+)
+def test_wrong_forms_are_told(room: Room, name: str, data: dict[str, str], status: int) -> None:
+    for headers in ({"HX-Request": "true"}, BROWSER):
+        answer = room.client.post(f"/ui/do/{name}", data=data, headers=headers)
+        assert answer.status_code == status
+        assert 'role="alert"' in answer.get_data(as_text=True)
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "http://evil.example"}, {"Origin": "http://["}, {"Sec-Fetch-Site": "cross-site"}], ids=str
+)
+def test_other_sites_press_no_button(hostile: Room, headers: dict[str, str]) -> None:
+    for name in ACTIONS:
+        answer = hostile.client.post(f"/ui/do/{name}", data={"project": "7"}, headers=BROWSER | headers)
+        assert answer.status_code == 403
+        assert "another site" in answer.get_data(as_text=True)
+        assert "alert(" not in answer.get_data(as_text=True), "no project's title"
+    assert kinds(hostile) == set()
+
+
+@pytest.mark.parametrize("headers", [PLAIN, BROWSER, BROWSER | {"HX-Request": "true"}], ids=str)
+def test_a_page_that_has_its_own_name_point_here_reads_nothing(hostile: Room, headers: dict[str, str]) -> None:
+    assert "alert(" in page(hostile, "/ui/part/projects"), "by its own name it shows the project's title"
+    paths = ("/", "/ui/part/projects", "/ui/part/nothing", "/ui/nothing", "/ui/do/train")
+    for path, method in product(paths, ("GET", "POST")):
+        answer = hostile.client.open(path, method=method, headers=headers | {"Host": "evil.example:9090"})
+        text = answer.get_data(as_text=True)
+        assert answer.status_code == 421
+        assert "ALLOWED_HOSTS" in text
+        assert "alert(" not in text
+        assert "<html" not in text
+
+
+def test_a_link_on_another_site_opens_the_page_but_starts_no_work(room: Room) -> None:
+    text = page(room, "/?project=7", **{"Sec-Fetch-Site": "cross-site"})
+    assert "load" in text
+    assert kinds(room) == set()
+    for name, part in PARTS.items():
+        if part.starts:
+            page(room, f"/ui/part/{name}?project=7", 403, **{"Sec-Fetch-Site": "cross-site"})
+    assert kinds(room) == set()
+    page(room, "/?project=7", **{"Sec-Fetch-Site": "same-origin"})
+    assert kinds(room) == {"count_statistics"}
+
+
+@pytest.mark.parametrize("headers", [{}, {"Referer": "http://evil.example/"}], ids=str)
+def test_a_browser_that_does_not_say_where_it_comes_from_starts_no_work(room: Room, headers: dict[str, str]) -> None:
+    """As to a server without encryption: a picture on a page of another site may be behind the request."""
+    for path in ("/?project=7&fresh=1", *(f"/ui/part/{name}?project=7&fresh=1" for name in PARTS)):
+        room.client.get(path, headers=PLAIN | headers)
+    assert kinds(room) == set()
+
+
+@pytest.mark.parametrize("headers", [{"HX-Request": "true"}, {"Referer": "http://localhost/?project=7"}], ids=str)
+def test_the_pages_own_script_and_links_start_work(room: Room, headers: dict[str, str]) -> None:
+    answer = room.client.get("/ui/part/counts?project=7", headers=PLAIN | headers)
+    assert answer.status_code == 200
+    assert kinds(room) == {"count_statistics"}
+
+
+# -- charts
+
+
+def test_a_trainings_curves() -> None:
+    epochs = [{"epoch": n, "losses": {"box": 3.0 / n}, "map50": 0.1 * n, "map50_95": None} for n in (1, 2, 3)]
+    found = history(epochs)
+    assert found["loss"] == {"box": [(1.0, 3.0), (2.0, 1.5), (3.0, 1.0)]}
+    assert list(found["map"]) == ["mAP50"]
+    drawn = charts.curves("Loss", found["loss"])
+    assert 'role="img" aria-label="Loss"' in drawn
+    (points,) = re.findall(r'points="([^"]+)"', drawn)
+    heights = [float(pair.split(",")[1]) for pair in points.split()]
+    assert heights == sorted(heights), "a loss that falls goes down"
+
+
+def test_a_running_training_is_drawn(hostile: Room) -> None:
+    registry = hostile.services.registry
+    run = registry.advance(registry.begin(7, "me", "a test", None), state="training")
+    registry.advance(run, history=[{"epoch": n, "losses": {"box": 1.0 / n}, "map50": 0.5} for n in (1, 2)])
+    text = page(hostile, "/?project=7&step=learn")
+    assert text.count('class="chart"') == 2
+    assert "Training of v1" in text
+
+
+def test_bars_stay_within_their_rail() -> None:
+    assert 'width="100.0"' in charts.bar(1.5)
+    assert 'width="0.0"' in charts.bar(-1)
+
+
+# -- versions
+
+
+def add_versions(room: Room, folder: Path, count: int) -> None:
+    """So many versions, with what a training tells of them."""
+    for number in range(count):
+        facts = {"history": [{"epoch": 1, "map50": 0.5}], "lineage": {"seen": {"1": "a"}, "tracks": 3}}
+        promoted(room.services, folder, b"PK %d" % number, **facts)
+
+
+def test_a_version_without_weights_is_shown_and_not_offered(auto: Room, tmp_path: Path) -> None:
+    add_versions(auto, tmp_path, 4)
+    found = auto.services
+    settings = found.settings.model_copy(update={"keep_versions": 1})
+    assert remove_old_weights(7, settings, found.storage, found.artifacts) == 2
+    text = page(auto, "/ui/part/versions?project=7")
+    assert text.count("Its weights were removed, since there are newer versions.") == 2
+    assert text.count("is-removed") == 2
+    assert 'id="use-v3"' in text
+    for name in ("v1", "v2"):
+        assert f">{name}<" in text, "its figures are still there"
+        assert f'id="use-{name}"' not in text
+    choices = page(auto, "/ui/part/mode?project=7")
+    assert [name for name in ("v1", "v2", "v3", "v4") if f'<option value="{name}"' in choices] == ["v3", "v4"]
+    problem = auto.post("/api/switch_model", {"project": 7, "version": "v1"}, 422)
+    assert "weights were removed" in problem["detail"]
+    assert "KEEP_VERSIONS" in problem["cure"]
+    rows = auto.get("/api/versions?project=7")["versions"]
+    assert [row["weights_removed"] for row in rows] == [False, False, True, True]
+    assert [row["tracks"] for row in rows] == [3] * 4
+
+
+def test_of_many_versions_the_page_reads_what_it_shows(auto: Room, tmp_path: Path) -> None:
+    add_versions(auto, tmp_path, 22)
+    with sqlite3.connect(auto.services.settings.data_dir / "backend.sqlite3") as connection:
+        connection.execute("UPDATE model_versions SET history = '[', metrics = '{', lineage = '{' WHERE number < 3")
+    text = page(auto, "/ui/part/versions?project=7")
+    assert 'id="use-v3"' in text
+    assert 'id="use-v2"' not in text
+    assert "v21" in text
+    choices = page(auto, "/ui/part/mode?project=7")
+    assert choices.count("<option") == 4 + 22 + 1, "any version can be chosen"
