@@ -11,9 +11,14 @@ import pytest
 from ml_backend.cli.dev_stack.preflight import ROOT
 
 
-@pytest.mark.parametrize("command", [["ruff", "check", "."], ["mypy"]], ids=["ruff", "mypy"])
-def test_linters(command: list[str]) -> None:
-    result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    "command",
+    ["ruff check .", "ruff format --check .", "mypy", "lint-imports"],
+)
+def test_linters(command: str) -> None:
+    program, *arguments = command.split()
+    found = Path(sys.executable).with_name(program)
+    result = subprocess.run([found, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
