@@ -79,7 +79,7 @@ def run_limit(video: Path, stride: int) -> dict[str, Any]:
 
 def run_export(video: Path, stride: int) -> dict[str, Any]:
     """The whole of ``scripts/export_dataset.py --format yolo`` but for the start of Python."""
-    from ml_backend.datasets.annotation_reader import Source
+    from ml_backend.datasets.annotation_reader import AnnotationReader
     from ml_backend.datasets.dataset_export import DatasetOptions, export_dataset
     from ml_backend.datasets.images import ImageFormat
     from ml_backend.datasets.sampling import Sampling
@@ -89,7 +89,7 @@ def run_export(video: Path, stride: int) -> dict[str, Any]:
     options = DatasetOptions(sampling=Sampling(stride), image_format=ImageFormat(quality=QUALITY))
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        source = Source.from_file(video.with_suffix(".json"), videos=video.parent)
+        source = AnnotationReader.from_file(video.with_suffix(".json"), videos=video.parent)
         result = export_dataset(source, Path(folder) / "out", options)
         seconds = time.perf_counter() - started
     assert not source.skipped
@@ -103,14 +103,14 @@ def run_export(video: Path, stride: int) -> dict[str, Any]:
 
 def run_annotations(video: Path, stride: int) -> dict[str, Any]:
     """annotations.json with every frame, or as many a second as the stride leaves."""
-    from ml_backend.datasets.annotation_reader import Source
+    from ml_backend.datasets.annotation_reader import AnnotationReader
     from ml_backend.datasets.formats.annotations_json import export_annotations
     from ml_backend.video.probe import probe
 
     info = probe(video)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        source = Source.from_file(video.with_suffix(".json"), videos=video.parent)
+        source = AnnotationReader.from_file(video.with_suffix(".json"), videos=video.parent)
         sample: Any = "all" if stride == 1 else info.fps / stride
         written = export_annotations(source, Path(folder) / "annotations.json", sample=sample)
         seconds = time.perf_counter() - started

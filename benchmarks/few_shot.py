@@ -39,7 +39,7 @@ from benchmarks.tracking import find_tracks  # noqa: E402
 from ml_backend.core.settings import Settings  # noqa: E402
 from ml_backend.core.types import Image  # noqa: E402
 from ml_backend.detectors.ultralytics_setup import setup_ultralytics  # noqa: E402
-from ml_backend.embeddings.crops import cut  # noqa: E402
+from ml_backend.embeddings.crops import cut_crop  # noqa: E402
 from ml_backend.embeddings.embedder import Embedder  # noqa: E402
 from ml_backend.embeddings.hub import resolve_embedder  # noqa: E402
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank  # noqa: E402
@@ -124,7 +124,7 @@ def _views(
             kinds["upper_body"] = (image, box - np.array([0, 0, 0, 0.55 * height]))
             kinds["lower_body"] = (image, box + np.array([0, 0.5 * height, 0, 0]))
     for kind, (picture, part) in kinds.items():
-        crop = cut(picture, part)
+        crop = cut_crop(picture, part)
         if crop is not None:
             yield Crop(kind, track, age, tested, crop)
 

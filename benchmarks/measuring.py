@@ -125,11 +125,11 @@ def detector_of(settings: Settings) -> ResolvedDetector:
 
 def engine_name(video: Path, resolved: ResolvedDetector, settings: Settings, *, wait: bool = False) -> str:
     """``openvino fp32``, for example; with a reason where it is not what was wanted."""
-    from ml_backend.detectors.engines.calibration import Footage
+    from ml_backend.detectors.engines.calibration import CalibrationSource
     from ml_backend.detectors.engines.exports import choose_engine
 
     assert resolved.path
-    footage = Footage(video=str(video))
+    footage = CalibrationSource(video=str(video))
     choice = choose_engine(resolved.path, resolved.sha256 or "", settings, wait=wait, footage=footage)
     return f"{choice.name} ({choice.note})" if choice.note else choice.name
 

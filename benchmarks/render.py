@@ -67,17 +67,17 @@ def run_plain(video: Path, out: Path) -> tuple[int, float, float]:
 
 
 def run_render(video: Path, out: Path, objects: int) -> tuple[int, float, float]:
-    from ml_backend.rendering.draw import Look
-    from ml_backend.rendering.layers import Export, file_layer
-    from ml_backend.rendering.render import Options, render
+    from ml_backend.rendering.draw import BoxStyle
+    from ml_backend.rendering.layers import AnnotationFile, file_layer
+    from ml_backend.rendering.render import RenderOptions, render
     from ml_backend.video.probe import probe
 
     info, prediction = probe(video), out.with_suffix(".json")
     prediction.write_text(json.dumps(walking(info.frames, info.fps, objects)))
     # Starting up, with its imports, is over: of a long video it is nothing.
     started, before = time.perf_counter(), time.process_time()
-    layer = file_layer(video, Export(prediction))
-    summary = render(video, out, [layer], Options(Look(trails=2.0, legend=True)))
+    layer = file_layer(video, AnnotationFile(prediction))
+    summary = render(video, out, [layer], RenderOptions(BoxStyle(trails=2.0, legend=True)))
     return int(summary["frames"]), time.perf_counter() - started, time.process_time() - before
 
 

@@ -33,7 +33,7 @@ from ml_backend.core.settings import Settings  # noqa: E402
 from ml_backend.core.types import Track  # noqa: E402
 from ml_backend.detectors.motion import MotionDetector  # noqa: E402
 from ml_backend.detectors.yolo import YoloDetector  # noqa: E402
-from ml_backend.inference.detection_stream import observe  # noqa: E402
+from ml_backend.inference.detection_stream import detection_stream  # noqa: E402
 from ml_backend.tracking.assembly import TrackAssembler  # noqa: E402
 from ml_backend.tracking.metrics import Rows, read_mot, score  # noqa: E402
 from ml_backend.tracking.tracker import Tracker  # noqa: E402
@@ -55,7 +55,9 @@ def find_tracks(video: Path, weights: Path | None, settings: Settings) -> tuple[
     tracks: list[Track] = []
     frames, tracking = 0, 0.0
     started = time.perf_counter()
-    for observation in observe(video, info, detector, batch=settings.batch, stride=1 if motion else settings.stride):
+    for observation in detection_stream(
+        video, info, detector, batch=settings.batch, stride=1 if motion else settings.stride
+    ):
         begun = time.perf_counter()
         tracks += assembler.push(observation.index, tracker.update(observation))
         tracking += time.perf_counter() - begun

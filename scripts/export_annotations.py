@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ml_backend.cli.export_command import finish, open_source, source_options
 from ml_backend.cli.progress import fail_clearly, progress_bar
 from ml_backend.datasets.formats.annotations_json import export_annotations, parse_sample
-from ml_backend.datasets.statistics import as_table, collect, write_csv
+from ml_backend.datasets.statistics import as_table, collect_statistics, write_csv
 
 
 @click.command(context_settings={"show_default": True})
@@ -59,7 +59,7 @@ def main(
         print(f"{written.unlabelled} objects without a label were left out.", file=sys.stderr)
     if statistics or statistics_csv or statistics_plot:
         with progress_bar("Counting") as progress:
-            counted = collect(source, progress)
+            counted = collect_statistics(source, progress)
         if statistics_csv:
             write_csv(counted, statistics_csv)
         if statistics_plot:

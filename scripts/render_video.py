@@ -16,9 +16,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ml_backend.cli.progress import fail_clearly, progress_bar
 from ml_backend.core.settings import Mode, Settings
 from ml_backend.label_studio.label_config import read_label_config
-from ml_backend.rendering.draw import Look
-from ml_backend.rendering.layers import Export, Model, css_colours, file_layer, model_layer, named_layer
-from ml_backend.rendering.render import Options, check_out, render
+from ml_backend.rendering.draw import BoxStyle
+from ml_backend.rendering.layers import (
+    AnnotationFile,
+    LayerModel,
+    file_layer,
+    label_config_colours,
+    model_layer,
+    named_layer,
+)
+from ml_backend.rendering.render import RenderOptions, check_out, render
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -66,25 +73,27 @@ def main(video: Path, out: Path, **given: Any) -> None:
     check_out(out, video, given["force"])
     wanted = {name: given[name] for name in ("mode", "detector") if given[name] is not None}
     config = read_label_config(given["config"], "Check the path.") if given["config"] else None
-    model = Model(given["config"] or ROOT / "label_config.xml", Settings(**wanted), given["patterns"], progress_bar)
-    export = Export(given["from_json"], given["task"], config) if given["from_json"] else None
+    model = LayerModel(
+        given["config"] or ROOT / "label_config.xml", Settings(**wanted), given["patterns"], progress_bar
+    )
+    export = AnnotationFile(given["from_json"], given["task"], config) if given["from_json"] else None
     if given["compare"]:
         layers = [named_layer(video, name, model, export) for name in given["compare"]]
     elif given["prediction"]:
-        layers = [file_layer(video, Export(given["prediction"], config=config))]
+        layers = [file_layer(video, AnnotationFile(given["prediction"], config=config))]
     elif export:
         layers = [file_layer(video, export, given["show"] or "")]
     else:
         layers = [model_layer(video, given["weights"], model)]
-    options = Options(
-        look=Look(
+    options = RenderOptions(
+        look=BoxStyle(
             names="labels" not in given["hide"],
             numbers="ids" not in given["hide"],
             confidence="confidence" not in given["hide"],
             trails=given["trail_seconds"] if given["trails"] else 0.0,
             legend=given["legend"],
         ),
-        colours=css_colours(config) if config else {},
+        colours=label_config_colours(config) if config else {},
         start=given["start"],
         end=given["end"],
         height=given["height"],

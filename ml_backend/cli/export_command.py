@@ -14,12 +14,12 @@ from ml_backend.cli.dev_stack.discover import settings_in_force
 from ml_backend.cli.progress import progress_bar
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import writing
-from ml_backend.datasets.annotation_reader import Skipped, Source
+from ml_backend.datasets.annotation_reader import AnnotationReader, SkippedTask
 from ml_backend.datasets.formats.coco import read_coco
 from ml_backend.datasets.formats.cvat import read_cvat
 from ml_backend.datasets.formats.mot import read_mot
 from ml_backend.datasets.formats.yolo import read_yolo
-from ml_backend.datasets.importers import BackResult, ResultKind, to_tasks
+from ml_backend.datasets.importers import ImportResult, ResultKind, to_tasks
 from ml_backend.datasets.video_files import VideoFolder
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.label_config import VideoControl, read_label_config
@@ -86,25 +86,25 @@ def open_source(
     config: Path | None,
     tasks: tuple[int, ...],
     **options: Any,
-) -> Source:
+) -> AnnotationReader:
     """The source that :func:`source_options` describe.
 
     Raises:
         ConfigError: not exactly one of project and file, or they cannot be used.
-        LabelStudioError, MediaError: see :class:`~ml_backend.datasets.annotation_reader.Source`.
+        LabelStudioError, MediaError: see :class:`~ml_backend.datasets.annotation_reader.AnnotationReader`.
     """
     settings, _ = settings_in_force()
     options |= {"videos": videos, "video_map": video_map, "only": tasks}
     if project is not None and from_json is None:
         client = LabelStudioClient.from_settings(settings)
-        return Source.from_project(client, project, settings, **options)
+        return AnnotationReader.from_project(client, project, settings, **options)
     if from_json is not None and project is None:
         parsed = read_label_config(config) if config else None
-        return Source.from_file(from_json, config=parsed, settings=settings, **options)
+        return AnnotationReader.from_file(from_json, config=parsed, settings=settings, **options)
     raise ConfigError("One source is needed.", "Give either --project or --from-json.")
 
 
-def finish(skipped: Sequence[Skipped]) -> None:
+def finish(skipped: Sequence[SkippedTask]) -> None:
     """List on stderr what was skipped, and end with :data:`SKIPPED` if anything was."""
     if not skipped:
         return
@@ -141,7 +141,7 @@ def bring_back(
         raise ConfigError(f"Labels of the format {format_name} have no tracks.", f"Use one of {', '.join(readers)}.")
     control = read_label_config(config).video_controls[0] if config else _EXAMPLE
     folder = VideoFolder.of(videos, video_map, beside=dataset / "labels" if dataset.is_dir() else dataset)
-    result = BackResult()
+    result = ImportResult()
     found = list(readers[format_name](dataset))
     with progress_bar("Reading videos") as progress, writing(out) as file:
         tasks = to_tasks(found, folder, control, result, kind=kind, url_prefix=url_prefix)

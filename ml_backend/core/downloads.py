@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from ml_backend.core.errors import WeightsError
-from ml_backend.core.subprocesses import end_with_parent, import_path
+from ml_backend.core.subprocesses import exit_with_parent, import_path
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def recent_failure(target: Path) -> str | None:
 
 def main(library: str, source: str, folder: str, *patterns: str) -> int:
     """Download, as a child process: standard output says that the libraries are loaded, and why it failed."""
-    end_with_parent()
+    exit_with_parent()
     told, sys.stdout = sys.stdout, sys.stderr  # to which libraries print
     try:
         if library == "httpx":

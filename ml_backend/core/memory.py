@@ -29,7 +29,7 @@ CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryUsage:
     """Bytes of one kind of memory.
 
     Attributes:
@@ -41,13 +41,13 @@ class Memory:
     available: int
 
 
-def machine_memory() -> Memory:
+def machine_memory() -> MemoryUsage:
     """Main memory of the machine, or of the container where that is less."""
     machine = psutil.virtual_memory()
     total, available = int(machine.total), int(machine.available)
     with contextlib.suppress(OSError, ValueError):  # not there; "max"
         total = min(total, int(CONTAINER_LIMIT.read_text()))
-    return Memory(total, min(total, available))
+    return MemoryUsage(total, min(total, available))
 
 
 def process_memory() -> int:
@@ -55,14 +55,14 @@ def process_memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def gpu_memory(device: str = "cuda:0") -> Memory | None:
+def gpu_memory(device: str = "cuda:0") -> MemoryUsage | None:
     """Memory of a CUDA card; ``None`` where there is none, or nothing of this process runs on it so far."""
     torch = sys.modules.get("torch")
     # Asking for the memory would otherwise begin to use the card, which alone takes hundreds of megabytes of it.
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return None
     free, total = torch.cuda.mem_get_info(device)
-    return Memory(int(total), int(free))
+    return MemoryUsage(int(total), int(free))
 
 
 def free_gpu_memory() -> None:

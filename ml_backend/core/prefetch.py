@@ -11,7 +11,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
+def prefetch(items: Iterable[T], most: int) -> Generator[T, None, None]:
     """The same items, made in a thread while the last ones are used. Close it, or exhaust it.
 
     What making them raises is raised here, in its turn.
@@ -45,7 +45,7 @@ def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
                 iterator.close()
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], at_once: int) -> Generator[R, None, None]:
+def ordered_map(function: Callable[[T], R], items: Iterable[T], at_once: int) -> Generator[R, None, None]:
     """``map``, with so many calls at once, each in a thread of its own if there are several. Close it, or exhaust it.
 
     What making the items, or a call, raises is raised here, in its turn.

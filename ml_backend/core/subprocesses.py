@@ -21,18 +21,18 @@ def import_path(environment: Mapping[str, str]) -> str:
     return os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
 
 
-def give_way() -> None:
+def lower_priority() -> None:
     """Let whoever answers people go first."""
     with contextlib.suppress(OSError):  # not allowed everywhere
         os.nice(NICENESS)
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
     """From now on, end when standard input does: then whoever started this process, and kept it open, is gone."""
     threading.Thread(target=_wait_for_the_end, daemon=True).start()
 
 
-def end() -> None:
+def terminate() -> None:
     """End this process at once."""
     # The leader of its own process group takes what it has started along, such as loaders of pictures.
     if os.getpgrp() == os.getpid():
@@ -44,4 +44,4 @@ def _wait_for_the_end() -> None:
     with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass
-    end()
+    terminate()

@@ -99,13 +99,13 @@ class Detections:
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class FrameFeatures:
     """All that a tracker needs to know of one frame; no pixels.
 
     Attributes:
         index: 0-based position among the decoded frames.
         detections: in pixels of the displayed video; their ``features`` are looks, see
-            :func:`ml_backend.tracking.appearance.colours`.
+            :func:`ml_backend.tracking.appearance.colour_histograms`.
         camera: ``(2, 3)`` float64, affine map of pixels from the frame before to this one; ``None`` when not known.
     """
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ml_backend.core.boxes import Float64Array, clip_xyxy
 from ml_backend.core.types import IntArray, VideoInfo
 from ml_backend.datasets.selection import Submission, chosen_label, region_labels, valid_score
-from ml_backend.datasets.video_files import Known
+from ml_backend.datasets.video_files import VideoFacts
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.regions import RegionKeys
 from ml_backend.label_studio.timeline import Timeline, video_timeline
@@ -30,7 +30,7 @@ _CHUNK = 1024
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
-class Pictures:
+class FrameMap:
     """Label Studio's player turned round: what it draws on each decoded picture of one video.
 
     Where several frames of its timeline show one picture, the first on which the region is visible counts. A picture
@@ -127,7 +127,7 @@ def _stays(keys: RegionKeys) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TaskVideo:
     """One video of a task with one person's (or a model's) regions on it; the file is not touched yet.
 
     Attributes:
@@ -145,8 +145,8 @@ class Part:
     control: VideoControl
     frame_rate: float | None
     submission: Submission
-    known: Known = field(repr=False)
-    _file: Callable[[Part], contextlib.AbstractContextManager[Path]] = field(repr=False)
+    known: VideoFacts = field(repr=False)
+    _file: Callable[[TaskVideo], contextlib.AbstractContextManager[Path]] = field(repr=False)
 
     @property
     def stem(self) -> str:
@@ -234,18 +234,18 @@ class AnnotatedVideo:
         objects: in order of their first picture. Those that are never visible are left out.
     """
 
-    part: Part
+    part: TaskVideo
     path: Path
     info: VideoInfo
     timeline: Timeline
-    pictures: Pictures
+    pictures: FrameMap
     objects: tuple[VideoObject, ...]
 
     @classmethod
-    def make(cls, part: Part, path: Path) -> AnnotatedVideo:
-        """Read the facts of the file and find the objects; see :meth:`Part.open`."""
+    def make(cls, part: TaskVideo, path: Path) -> AnnotatedVideo:
+        """Read the facts of the file and find the objects; see :meth:`TaskVideo.open`."""
         info, timeline = probe(path), video_timeline(path, part.frame_rate)
-        pictures = Pictures(timeline, info.width, info.height)
+        pictures = FrameMap(timeline, info.width, info.height)
         labels = {label.value for label in part.control.labels}
         found = []
         for region in part.regions:
@@ -311,7 +311,7 @@ class AnnotatedVideo:
 
 
 def _object(
-    part: Part, region: Mapping[str, Any], labels: set[str], keys: RegionKeys, life: tuple[int, int]
+    part: TaskVideo, region: Mapping[str, Any], labels: set[str], keys: RegionKeys, life: tuple[int, int]
 ) -> VideoObject:
     """An object that has no number yet."""
     submission = part.submission

@@ -23,10 +23,10 @@ from typing import Any
 
 from ml_backend.core.errors import BackendError, ConfigError, LabelStudioUnavailable, MediaError, StorageError
 from ml_backend.core.settings import Settings
-from ml_backend.datasets.annotated_video import AnnotatedVideo, Part, is_of
+from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo, is_of
 from ml_backend.datasets.selection import Predictions, Submission, found_controls, inferred_rate, submissions
 from ml_backend.datasets.task_files import RawTask, is_prediction_file, read_tasks
-from ml_backend.datasets.video_files import FIND_CURE, Choice, Known, VideoFolder, video_name
+from ml_backend.datasets.video_files import FIND_CURE, FileChoice, VideoFacts, VideoFolder, video_name
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.label_config import LabelConfig, parse_label_config
 from ml_backend.label_studio.media import MediaStore
@@ -38,7 +38,7 @@ Find = Callable[[str, int], contextlib.AbstractContextManager[Path]]
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
+class SkippedTask:
     """A task's video that cannot be exported, and why: deleted, damaged, not found.
 
     Attributes:
@@ -54,7 +54,7 @@ class Skipped:
         return f"task {self.task_id}, {self.name}: {self.reason}"
 
 
-class Source:
+class AnnotationReader:
     """Annotated tasks, from wherever they come.
 
     Args:
@@ -89,7 +89,7 @@ class Source:
         self._tasks, self._find, self._folder, self.config = tasks, find, folder, config
         self._predictions, self.all_annotators, self._version = predictions, all_annotators, model_version
         self._only = frozenset(only)
-        self.skipped: list[Skipped] = []
+        self.skipped: list[SkippedTask] = []
         self.url = url
 
     @classmethod
@@ -102,7 +102,7 @@ class Source:
         config: LabelConfig | None = None,
         settings: Settings | None = None,
         **options: Any,
-    ) -> Source:
+    ) -> AnnotationReader:
         """Read Label Studio's JSON or JSON_MIN export, or a prediction of ``scripts/predict_video.py``.
 
         Args:
@@ -140,7 +140,7 @@ class Source:
         video_map: Path | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         **options: Any,
-    ) -> Source:
+    ) -> AnnotationReader:
         """Read a live project, page by page.
 
         Args:
@@ -159,7 +159,7 @@ class Source:
         tasks = _spooled(lambda: client.list_full_tasks(project_id))
         return cls(tasks, store.open, config, folder=folder, url=client.url, **options)
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[TaskVideo]:
         """Everything to export, task by task. Nothing of the videos is read yet."""
         for task in self._tasks():
             if self._only and task["id"] not in self._only:
@@ -184,8 +184,8 @@ class Source:
                 yield video
 
     @contextlib.contextmanager
-    def _file(self, part: Part) -> Iterator[Path]:
-        named = self._folder.look_up(part.uri, part.known, part.task_id) if self._folder else Choice()
+    def _file(self, part: TaskVideo) -> Iterator[Path]:
+        named = self._folder.look_up(part.uri, part.known, part.task_id) if self._folder else FileChoice()
         if named.path:
             yield named.path
             return
@@ -198,7 +198,7 @@ class Source:
                 raise MediaError(named.reason, FIND_CURE) from error
             yield path
 
-    def file_stem(self, part: Part) -> str:
+    def file_stem(self, part: TaskVideo) -> str:
         """What the files of a part are called, where that name is free.
 
         With every annotator's version each says whose it is, also where there is one only: when a second one comes,
@@ -206,7 +206,7 @@ class Source:
         """
         return f"{part.stem}-by-{part.submission.annotator or 'unknown'}" if self.all_annotators else part.stem
 
-    def skip(self, part: Part, error: BackendError, note: str = "") -> None:
+    def skip(self, part: TaskVideo, error: BackendError, note: str = "") -> None:
         """Note that a part cannot be exported; raises ``error`` itself where no other part can either.
 
         Args:
@@ -215,30 +215,30 @@ class Source:
         if isinstance(error, LabelStudioUnavailable | StorageError):
             raise error
         log.info("Task %d is skipped", part.task_id, exc_info=error)
-        self._note(Skipped(part.task_id, part.name, f"{error} {note}".strip(), error.retryable))
+        self._note(SkippedTask(part.task_id, part.name, f"{error} {note}".strip(), error.retryable))
 
     @property
-    def away(self) -> list[Skipped]:
+    def away(self) -> list[SkippedTask]:
         """What of :attr:`skipped` may be there again later."""
         return [item for item in self.skipped if item.passing]
 
-    def _note(self, item: Skipped) -> None:
+    def _note(self, item: SkippedTask) -> None:
         if item not in self.skipped:  # each pass over the tasks finds the same
             self.skipped.append(item)
 
-    def _parts(self, task: RawTask, submission: Submission) -> Iterator[Part]:
+    def _parts(self, task: RawTask, submission: Submission) -> Iterator[TaskVideo]:
         data: Mapping[str, Any] = task["data"]
         try:
             controls = self.config.video_controls if self.config else found_controls(data, submission.result)
         except ConfigError as error:
-            self._note(Skipped(task["id"], "its video", str(error)))
+            self._note(SkippedTask(task["id"], "its video", str(error)))
             return
         for control in controls:
             uri = control.media(data)
             if uri is None and data:
                 if any(is_of(region, control) for region in submission.result):
                     reason = f'The task has no field "{control.value_key}" with a video.'
-                    self._note(Skipped(task["id"], control.to_name, reason))
+                    self._note(SkippedTask(task["id"], control.to_name, reason))
                 continue
             regions = [region for region in submission.result if is_of(region, control)]
             if self.config and data:
@@ -248,8 +248,8 @@ class Source:
             only = self._folder.only() if self._folder and not uri else None
             name = video_name(uri) if uri else only.name if only else "video"
             # A task's own facts are those of its first video.
-            known = Known.of_task(data if control == controls[0] else {}, regions)
-            yield Part(task["id"], name, uri or "", control, rate, submission, known, self._file)
+            known = VideoFacts.of_task(data if control == controls[0] else {}, regions)
+            yield TaskVideo(task["id"], name, uri or "", control, rate, submission, known, self._file)
 
 
 def _spooled(fetch: Callable[[], Iterator[RawTask]]) -> Callable[[], Iterator[RawTask]]:

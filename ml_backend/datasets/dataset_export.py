@@ -18,22 +18,22 @@ import numpy as np
 from ml_backend.core.errors import BackendError, ConfigError, Interrupted, MediaError, VideoError
 from ml_backend.core.files import UniqueNames, file_sha256
 from ml_backend.core.types import Frame
-from ml_backend.datasets.annotated_video import AnnotatedVideo, Part, VideoObject
-from ml_backend.datasets.annotation_reader import Source
-from ml_backend.datasets.export_state import State, fingerprint
-from ml_backend.datasets.formats.base import Format, Picked, Picker
+from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo, VideoObject
+from ml_backend.datasets.annotation_reader import AnnotationReader
+from ml_backend.datasets.export_state import ExportState, fingerprint
+from ml_backend.datasets.formats.base import DatasetFormat, FrameSelector, SelectedFrames
 from ml_backend.datasets.formats.coco import Coco
 from ml_backend.datasets.formats.cvat import Cvat
 from ml_backend.datasets.formats.mot import Mot
 from ml_backend.datasets.formats.yolo import Yolo, YoloTrack
-from ml_backend.datasets.images import Crops, ImageFormat, ImageSaver
+from ml_backend.datasets.images import CropSaver, ImageFormat, ImageSaver
 from ml_backend.datasets.sampling import (
     VIDEOS_TO_SPLIT,
     NearDuplicates,
     Sampling,
     SplitBy,
-    pictures_of,
-    split_pictures,
+    sampled_frames,
+    split_frames,
     split_videos,
 )
 from ml_backend.datasets.selection import chosen_label
@@ -42,7 +42,13 @@ from ml_backend.video.reader import read_at
 
 log = logging.getLogger(__name__)
 
-FORMATS: dict[str, type[Format]] = {"yolo": Yolo, "yolo-track": YoloTrack, "coco": Coco, "mot": Mot, "cvat": Cvat}
+FORMATS: dict[str, type[DatasetFormat]] = {
+    "yolo": Yolo,
+    "yolo-track": YoloTrack,
+    "coco": Coco,
+    "mot": Mot,
+    "cvat": Cvat,
+}
 
 Progress = Callable[[int, int], None]
 
@@ -92,12 +98,12 @@ class DatasetResult:
 
 
 def export_dataset(
-    source: Source,
+    source: AnnotationReader,
     out: Path,
     options: DatasetOptions,
     *,
     progress: Progress | None = None,
-    picker: Picker | None = None,
+    picker: FrameSelector | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> DatasetResult:
     """Write a dataset. Run again after an interruption it goes on, and afterwards it only does what has changed.
@@ -134,9 +140,9 @@ def export_dataset(
         )
     classes = tuple(dict.fromkeys(options.classes)) or found
     target = format_class(out, classes, options.image_format, options.sampling)
-    state = State(out, state_options(options, picker))
+    state = ExportState(out, state_options(options, picker))
     result = DatasetResult(classes)
-    crops = Crops(out, classes, options.image_format.suffix)
+    crops = CropSaver(out, classes, options.image_format.suffix)
     run = _Run(
         target,
         state,
@@ -166,13 +172,13 @@ def export_dataset(
     return result
 
 
-def state_options(options: DatasetOptions, picker: Picker | None = None) -> dict[str, Any]:
+def state_options(options: DatasetOptions, picker: FrameSelector | None = None) -> dict[str, Any]:
     """What must not change when an export is continued."""
     return asdict(options) | ({"classes": "of each video"} if picker else {})
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedVideo:
     """One video of one task (and person) in a dataset.
 
     Attributes:
@@ -196,8 +202,8 @@ class Planned:
 
 
 def plan_videos(
-    source: Source, sampling: Sampling, whole_videos: bool, picker: Picker | None = None
-) -> tuple[list[Planned], tuple[str, ...]]:
+    source: AnnotationReader, sampling: Sampling, whole_videos: bool, picker: FrameSelector | None = None
+) -> tuple[list[PlannedVideo], tuple[str, ...]]:
     """All videos in the source's order, and all labels: those of the config, then others as they appear.
 
     Args:
@@ -227,12 +233,13 @@ def plan_videos(
     split_of = dict(zip(videos, splits, strict=True))
     tasks = Counter(same_as)
     plan = [
-        Planned(name, split_of[first], by, first, tasks[first] > 1) for name, first in zip(taken, same_as, strict=True)
+        PlannedVideo(name, split_of[first], by, first, tasks[first] > 1)
+        for name, first in zip(taken, same_as, strict=True)
     ]
     return plan, tuple(labels)
 
 
-def _video_key(part: Part, label_studio_url: str) -> str:
+def _video_key(part: TaskVideo, label_studio_url: str) -> str:
     """The same for the same video in several tasks; empty where nothing is known."""
     try:
         return canonical_uri(part.uri, label_studio_url)
@@ -244,22 +251,22 @@ def _video_key(part: Part, label_studio_url: str) -> str:
 class _Run:
     """The work on all videos; ``videos`` of them, ``workers`` at once, and as many threads that encode."""
 
-    target: Format
-    state: State
+    target: DatasetFormat
+    state: ExportState
     options: DatasetOptions
-    crops: Crops
+    crops: CropSaver
     workers: int
     videos: int
-    picker: Picker | None
+    picker: FrameSelector | None
     progress: Progress
     should_stop: Callable[[], bool]
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def all(self, source: Source, plan: Sequence[Planned]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def all(self, source: AnnotationReader, plan: Sequence[PlannedVideo]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each video's name and outcome, as they are done. Parts are read only as fast as they are worked on."""
         at_once = min(self.workers, self.videos)
         with ThreadPoolExecutor(at_once) as videos, ThreadPoolExecutor(self.workers) as encoders:
-            running: dict[Future[dict[str, Any]], tuple[Planned, Part]] = {}
+            running: dict[Future[dict[str, Any]], tuple[PlannedVideo, TaskVideo]] = {}
             try:
                 done = 0
                 pairs = zip(plan, source.parts(), strict=True)
@@ -290,7 +297,7 @@ class _Run:
                     future.cancel()
                 raise
 
-    def _video(self, planned: Planned, part: Part, encoders: ThreadPoolExecutor) -> dict[str, Any]:
+    def _video(self, planned: PlannedVideo, part: TaskVideo, encoders: ThreadPoolExecutor) -> dict[str, Any]:
         self._check_stop(planned.name)
         with part.open() as video:
             objects = tuple(item for item in video.objects if item.label in self.target.class_ids)
@@ -333,21 +340,21 @@ class _Run:
         if self.stop.is_set() or self.should_stop():
             raise Interrupted(f"Stopped at {where}.", "Run it again to go on.")
 
-    def _pick(self, planned: Planned, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> Picked:
+    def _pick(self, planned: PlannedVideo, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> SelectedFrames:
         if self.picker:
-            return Picked(planned.name, video, objects, *self.picker.pick(video, objects))
-        pictures = pictures_of(video, objects, planned.name, self.options.sampling)
+            return SelectedFrames(planned.name, video, objects, *self.picker.pick(video, objects))
+        pictures = sampled_frames(video, objects, planned.name, self.options.sampling)
         if planned.split is not None:
-            return Picked(planned.name, video, objects, pictures, [planned.split] * len(pictures))
+            return SelectedFrames(planned.name, video, objects, pictures, [planned.split] * len(pictures))
         frames = video.info.frames if planned.shared else None
-        splits = split_pictures(pictures, planned.same_as, planned.by, self.options.sampling, frames)
-        return Picked(planned.name, video, objects, pictures, splits)
+        splits = split_frames(pictures, planned.same_as, planned.by, self.options.sampling, frames)
+        return SelectedFrames(planned.name, video, objects, pictures, splits)
 
-    def _paths(self, picked: Picked) -> frozenset[Path]:
+    def _paths(self, picked: SelectedFrames) -> frozenset[Path]:
         pairs = zip(picked.splits, picked.pictures.tolist(), strict=True)
         return frozenset(self.target.image_path(picked.name, split, picture) for split, picture in pairs)
 
-    def _save_pictures(self, picked: Picked, encoders: ThreadPoolExecutor) -> Picked:
+    def _save_pictures(self, picked: SelectedFrames, encoders: ThreadPoolExecutor) -> SelectedFrames:
         """Write the pictures that are not there yet. Returns those that can be decoded and are no near duplicates."""
         options, target, video = self.options, self.target, picked.video
         write = target.has_images and options.images
@@ -381,9 +388,9 @@ class _Run:
         if self.videos == 1:
             self.progress(video.info.frames, video.info.frames)
         left = {picture: split for picture, split in split_of.items() if picture in kept}
-        return Picked(picked.name, video, picked.objects, np.array(list(left), np.int64), list(left.values()))
+        return SelectedFrames(picked.name, video, picked.objects, np.array(list(left), np.int64), list(left.values()))
 
-    def _kept(self, planned: Planned, part: Part) -> dict[str, Any] | None:
+    def _kept(self, planned: PlannedVideo, part: TaskVideo) -> dict[str, Any] | None:
         """The outcome of a video that was exported and has disappeared, if all but the file is as it was."""
         before = self.state.read(planned.name)
         if self.picker or not before or "outcome" not in before or before["part"] != _part_fingerprint(part):
@@ -408,7 +415,7 @@ class _Run:
         self.state.remove(name)
 
 
-def _count_boxes(picked: Picked) -> Counter[str]:
+def _count_boxes(picked: SelectedFrames) -> Counter[str]:
     counts: Counter[str] = Counter()
     for item in picked.objects:
         counts[item.label] += int(np.isin(picked.video.boxes(item)[0], picked.pictures, assume_unique=True).sum())
@@ -427,7 +434,7 @@ def _decoded(video: AnnotatedVideo, wanted: Sequence[int], others: bool) -> Iter
         log.warning("%s", error)
 
 
-def _part_fingerprint(part: Part) -> str:
+def _part_fingerprint(part: TaskVideo) -> str:
     """The same as long as a task says the same of a video; what it says of another one does not matter."""
     regions, labels = part.regions, {label.value for label in part.control.labels}
     predicted = part.submission.predicted

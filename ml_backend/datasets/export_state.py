@@ -27,7 +27,7 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class State:
+class ExportState:
     """Options of a dataset, and what each of its videos was made from.
 
     Args:

@@ -91,7 +91,7 @@ def crop(image: Image, xyxy: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Im
     return np.ascontiguousarray(image[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)])
 
 
-class Crops:
+class CropSaver:
     """What is in each box, for classifiers: ``crops/<part>/<label>/<video>_<frame>_<track>.jpg``.
 
     Args:

@@ -17,8 +17,8 @@ from ml_backend.core.boxes import Float64Array
 from ml_backend.core.errors import BackendError, VideoError
 from ml_backend.core.keyframes import interpolate
 from ml_backend.core.types import IntArray, Track
-from ml_backend.datasets.annotation_reader import Skipped
-from ml_backend.datasets.video_files import FIND_CURE, NOTHING, Known, VideoFolder
+from ml_backend.datasets.annotation_reader import SkippedTask
+from ml_backend.datasets.video_files import FIND_CURE, NOTHING, VideoFacts, VideoFolder
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.media import CLOUD_SCHEMES
 from ml_backend.label_studio.regions import make_prediction, track_to_region
@@ -67,7 +67,7 @@ def finite(values: Iterable[Any]) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadTrack:
+class ImportedTrack:
     """One object of a foreign file: ascending decoded ``frames`` ``(n,)`` and ``xyxy`` ``(n, 4)`` in pixels."""
 
     track_id: int
@@ -77,7 +77,7 @@ class ReadTrack:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadBoxes:
+class ImportedBoxes:
     """The tracks of one video, and the pictures that were looked at.
 
     Attributes:
@@ -86,14 +86,14 @@ class ReadBoxes:
         left_out: how many objects have what cannot become boxes, by its name; or are boxes that were changed.
     """
 
-    tracks: tuple[ReadTrack, ...]
+    tracks: tuple[ImportedTrack, ...]
     samples: IntArray | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def make(
         cls, rows: Sequence[tuple[int, int, str]], xyxy: npt.ArrayLike, samples: Iterable[int] | None
-    ) -> ReadBoxes:
+    ) -> ImportedBoxes:
         """From boxes in any order.
 
         Args:
@@ -109,11 +109,11 @@ class ReadBoxes:
         tracks = []
         for (track, label), members in groups.items():
             frames, first = np.unique([rows[index][0] for index in members], return_index=True)
-            tracks.append(ReadTrack(track, label, frames.astype(np.int64), boxes[np.array(members)[first]]))
+            tracks.append(ImportedTrack(track, label, frames.astype(np.int64), boxes[np.array(members)[first]]))
         looked = None if samples is None else np.unique(np.fromiter(samples, np.int64))
         return cls(tuple(tracks), looked)
 
-    def dense(self, track: ReadTrack, pictures: int = MAX_FRAME + 1) -> ReadTrack:
+    def dense(self, track: ImportedTrack, pictures: int = MAX_FRAME + 1) -> ImportedTrack:
         """The track on every picture between samples on which it is, interpolated.
 
         Args:
@@ -125,11 +125,11 @@ class ReadBoxes:
         parts = np.split(np.arange(len(track.frames)), np.flatnonzero(np.diff(place) > 1) + 1)
         frames = [np.arange(track.frames[part[0]], min(int(track.frames[part[-1]]) + 1, pictures)) for part in parts]
         boxes = [interpolate(track.frames[part], track.xyxy[part], at) for part, at in zip(parts, frames, strict=True)]
-        return ReadTrack(track.track_id, track.label, np.concatenate(frames), np.concatenate(boxes))
+        return ImportedTrack(track.track_id, track.label, np.concatenate(frames), np.concatenate(boxes))
 
 
 @dataclass(frozen=True, slots=True)
-class ReadVideo:
+class ImportedVideo:
     """One video of a foreign dataset.
 
     Attributes:
@@ -140,12 +140,12 @@ class ReadVideo:
     """
 
     name: str
-    read: Callable[..., ReadBoxes]
-    known: Known = NOTHING
+    read: Callable[..., ImportedBoxes]
+    known: VideoFacts = NOTHING
 
 
 @dataclass(slots=True)
-class BackResult:
+class ImportResult:
     """What :func:`to_tasks` did: counts, and the videos that were not found or not usable."""
 
     tasks: int = 0
@@ -153,14 +153,14 @@ class BackResult:
     keyframes: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    skipped: list[Skipped] = field(default_factory=list)
+    skipped: list[SkippedTask] = field(default_factory=list)
 
 
 def to_tasks(
-    videos: Iterable[ReadVideo],
+    videos: Iterable[ImportedVideo],
     folder: VideoFolder,
     control: VideoControl,
-    result: BackResult,
+    result: ImportResult,
     *,
     kind: ResultKind = "predictions",
     url_prefix: str = "",
@@ -184,7 +184,7 @@ def to_tasks(
             regions, left_out = _regions(each, found.path, control, control.frame_rate_for(data))
         except BackendError as error:
             log.info("%s is skipped", each.name, exc_info=error)
-            result.skipped.append(Skipped(0, each.name, str(error)))
+            result.skipped.append(SkippedTask(0, each.name, str(error)))
             continue
         result.tasks += 1
         result.regions += len(regions)
@@ -209,7 +209,7 @@ def _data(path: Path, folder: VideoFolder, control: VideoControl, url_prefix: st
 
 
 def _regions(
-    each: ReadVideo, path: Path, control: VideoControl, frame_rate: float
+    each: ImportedVideo, path: Path, control: VideoControl, frame_rate: float
 ) -> tuple[list[dict[str, Any]], Mapping[str, int]]:
     info, timeline = probe(path), video_timeline(path, frame_rate)
     read = each.read(info.width, info.height, info.frames)

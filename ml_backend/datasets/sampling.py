@@ -104,7 +104,7 @@ def split_videos(count: int, sampling: Sampling) -> list[str]:
     return out
 
 
-def split_pictures(
+def split_frames(
     pictures: IntArray, name: str, by: SplitBy, sampling: Sampling, frames: int | None = None
 ) -> list[str]:
     """Which part each picture of one video belongs to, for a split by time or by ratio.
@@ -131,7 +131,7 @@ def _chance(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / (1 << 48)
 
 
-def pictures_of(video: AnnotatedVideo, objects: Sequence[VideoObject], name: str, sampling: Sampling) -> IntArray:
+def sampled_frames(video: AnnotatedVideo, objects: Sequence[VideoObject], name: str, sampling: Sampling) -> IntArray:
     """``(n,)`` ascending decoded pictures of a video to be exported, near duplicates not yet considered."""
     at = video.keyframes(objects) if sampling.keyframes else np.arange(0, video.info.frames, sampling.stride)
     if sampling.negatives is None:

@@ -53,7 +53,7 @@ def submissions(
     has been annotated as empty gives a submission without regions; one that nobody has annotated gives none.
 
     Args:
-        predictions: see :class:`~ml_backend.datasets.annotation_reader.Source`.
+        predictions: see :class:`~ml_backend.datasets.annotation_reader.AnnotationReader`.
         all_annotators: give every annotation.
         model_version: of the prediction wanted; the newest where empty.
     """

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ml_backend.core.files import writing
 from ml_backend.datasets.annotated_video import AnnotatedVideo
-from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.annotation_reader import AnnotationReader
 
 #: Box sizes are counted in steps of a pixel up to here (8K video is 7680 wide); larger ones count as this.
 _MAX_SIZE = 8192
@@ -23,7 +23,7 @@ Counts = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
-class Tally:
+class AnnotationCounts:
     """Numbers of one label, or of all labels of one person.
 
     Attributes:
@@ -49,7 +49,7 @@ class Tally:
         total = int(self.sizes.sum())
         return int(np.searchsorted(np.cumsum(self.sizes), max(quantile * total, 1))) if total else 0
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: AnnotationCounts) -> None:
         """Count what another has counted too, of other videos."""
         for name in ("tracks", "boxes", "frames", "seconds", "manual", "videos"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -57,11 +57,11 @@ class Tally:
 
 
 @dataclass(slots=True)
-class Statistics:
+class AnnotationStatistics:
     """Tallies by label and by annotator; ``videos`` and ``video_seconds`` are of everything that was looked at."""
 
-    labels: dict[str, Tally] = field(default_factory=dict)
-    annotators: dict[str, Tally] = field(default_factory=dict)
+    labels: dict[str, AnnotationCounts] = field(default_factory=dict)
+    annotators: dict[str, AnnotationCounts] = field(default_factory=dict)
     videos: int = 0
     video_seconds: float = 0.0
 
@@ -89,32 +89,34 @@ class Statistics:
         ]
 
 
-def collect(source: Source, progress: Callable[[int, int], None] | None = None) -> Statistics:
+def collect_statistics(
+    source: AnnotationReader, progress: Callable[[int, int], None] | None = None
+) -> AnnotationStatistics:
     """Count everything in a source. Memory does not grow with the number of boxes.
 
     Args:
         progress: called with videos done and videos in all.
     """
     total = sum(1 for _ in source.parts()) if progress else 0
-    found = Statistics()
+    found = AnnotationStatistics()
     if source.config:
         # Labels that nobody has used are worth knowing too.
-        found.labels.update({label: Tally() for label in source.config.labels})
+        found.labels.update({label: AnnotationCounts() for label in source.config.labels})
     for done, video in enumerate(source.videos(), start=1):
         found.videos += 1
         found.video_seconds += video.info.duration
         for label in dict.fromkeys(item.label for item in video.objects):
-            found.labels.setdefault(label, Tally()).add(_tally(video, label))
-        found.annotators.setdefault(video.part.submission.annotator, Tally()).add(_tally(video))
+            found.labels.setdefault(label, AnnotationCounts()).add(_tally(video, label))
+        found.annotators.setdefault(video.part.submission.annotator, AnnotationCounts()).add(_tally(video))
         if progress:
             progress(done, total)
     return found
 
 
-def _tally(video: AnnotatedVideo, label: str | None = None) -> Tally:
+def _tally(video: AnnotatedVideo, label: str | None = None) -> AnnotationCounts:
     """Numbers of the objects with a label, or of all objects of a video."""
     objects = [item for item in video.objects if label in (None, item.label)]
-    tally, shown = Tally(videos=int(bool(objects))), np.zeros(video.info.frames, bool)
+    tally, shown = AnnotationCounts(videos=int(bool(objects))), np.zeros(video.info.frames, bool)
     times = video.timeline.times
     end = max(float(times[0]) + video.info.duration, float(times[-1]))
     lasting = np.diff(times, append=end)  # how long each picture is on screen
@@ -134,7 +136,7 @@ def _tally(video: AnnotatedVideo, label: str | None = None) -> Tally:
     return tally
 
 
-def as_table(statistics: Statistics) -> Table:
+def as_table(statistics: AnnotationStatistics) -> Table:
     """For a terminal."""
     table = Table(title=f"{statistics.videos} videos, {statistics.video_seconds:.1f} s")
     table.add_column("")
@@ -162,7 +164,7 @@ def as_table(statistics: Statistics) -> Table:
     return table
 
 
-def write_csv(statistics: Statistics, path: Path) -> None:
+def write_csv(statistics: AnnotationStatistics, path: Path) -> None:
     """The same as comma-separated values.
 
     Raises:

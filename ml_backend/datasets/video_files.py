@@ -33,7 +33,7 @@ _SOUND_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class VideoFacts:
     """Facts that a task or a foreign dataset states of its video; what it does not state is ``None`` or empty.
 
     Attributes:
@@ -50,7 +50,7 @@ class Known:
         return bool(self.size or self.frames or self.durations)
 
     @classmethod
-    def of_task(cls, data: Mapping[str, Any], regions: Iterable[Mapping[str, Any]]) -> Known:
+    def of_task(cls, data: Mapping[str, Any], regions: Iterable[Mapping[str, Any]]) -> VideoFacts:
         """What ``import_videos.py`` has written into a task, and what Label Studio says of a video in its regions.
 
         Args:
@@ -97,18 +97,18 @@ class Known:
 
 
 #: Of a video of which only the name is known.
-NOTHING = Known()
+NOTHING = VideoFacts()
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class FileChoice:
     """A file, or why there is none: empty where none has the name."""
 
     path: Path | None = None
     reason: str = ""
 
 
-def choose(groups: Iterable[Sequence[Path]], known: Known = NOTHING) -> Choice:
+def choose_file(groups: Iterable[Sequence[Path]], known: VideoFacts = NOTHING) -> FileChoice:
     """Choose the file that is meant.
 
     Args:
@@ -126,16 +126,16 @@ def choose(groups: Iterable[Sequence[Path]], known: Known = NOTHING) -> Choice:
         if len(fitting) > 1:  # copies of one file are one
             fitting = list({_content(path): path for path in reversed(fitting)}.values())[::-1]
         if len(fitting) == 1:
-            return Choice(fitting[0])
+            return FileChoice(fitting[0])
         if fitting:
             listed = ", ".join(map(str, fitting))
             log.warning("%d files could be meant, so none is taken: %s", len(fitting), listed)
-            return Choice(None, f"{len(fitting)} files could be meant: {listed}.")
+            return FileChoice(None, f"{len(fitting)} files could be meant: {listed}.")
         reason = reason or " ".join(f"{path} is another video: {fault}." for path, fault in faults.items())
-    return Choice(None, reason)
+    return FileChoice(None, reason)
 
 
-def _fault(path: Path, known: Known, alone: bool) -> str:
+def _fault(path: Path, known: VideoFacts, alone: bool) -> str:
     try:
         return known.difference(path)
     except BackendError as error:
@@ -298,7 +298,7 @@ class VideoFolder:
     def _videos(self) -> list[Path]:
         return [path for paths in self._named.values() for path in paths if is_video_name(path.name)]
 
-    def look_up(self, uri: str, known: Known = NOTHING, task_id: int = 0) -> Choice:
+    def look_up(self, uri: str, known: VideoFacts = NOTHING, task_id: int = 0) -> FileChoice:
         """The file of a media address or of a name in a foreign dataset, which may lack folders and suffix; without
         either, the only video.
 
@@ -315,10 +315,10 @@ class VideoFolder:
         keys = [str(task_id), uri, *(each[-1] for each in names), video_name(uri)] if uri else [str(task_id)]
         for key in map(_nfc, keys):
             if key in self._mapped:
-                return choose([[self._mapped[key]]], known)
+                return choose_file([[self._mapped[key]]], known)
         if not uri:
-            return choose([[path] if (path := self.only()) else []], known)
-        return choose(chain(self._by_name(names), self._by_prefix(names), self._by_stem(names)), known)
+            return choose_file([[path] if (path := self.only()) else []], known)
+        return choose_file(chain(self._by_name(names), self._by_prefix(names), self._by_stem(names)), known)
 
     def _by_name(self, spelled: Sequence[Sequence[str]]) -> Iterator[Sequence[Path]]:
         """Files of this name: those whose folders are the address's, then all."""

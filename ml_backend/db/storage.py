@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from ml_backend.core.errors import StorageError
-from ml_backend.core.timestamps import aware
+from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.migrations import upgrade
 from ml_backend.db.tables import (
     annotation_tasks,
@@ -44,7 +44,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class PredictionRun:
     """Stored predictions of one project and model version: when the first and the last of them were made (UTC)."""
 
     project_id: int
@@ -162,14 +162,17 @@ class Storage:
         with self.guard(), self.engine.connect() as connection:
             return list(connection.scalars(query))
 
-    def predictions_made(self) -> list[Made]:
+    def predictions_made(self) -> list[PredictionRun]:
         """Of which projects and versions there are predictions."""
         of = (predictions.c.project_id, predictions.c.model_version)
         at = predictions.c.created_at
         query = sa.select(*of, sa.func.min(at).label("first"), sa.func.max(at).label("last")).group_by(*of)
         with self.guard(), self.engine.connect() as connection:
             rows = connection.execute(query.order_by(*of)).all()
-        return [Made(row.project_id, row.model_version, aware(row.first), aware(row.last)) for row in rows]
+        return [
+            PredictionRun(row.project_id, row.model_version, ensure_utc(row.first), ensure_utc(row.last))
+            for row in rows
+        ]
 
     def remove_predictions(
         self, project_id: int, model_version: str, before: datetime, limit: int = REMOVED_AT_ONCE
@@ -187,7 +190,7 @@ class Storage:
                 connection.execute(sa.delete(predictions).where(predictions.c.key.in_([row.key for row in rows])))
                 past = (past_versions.c.project_id == project_id) & (past_versions.c.model_version == model_version)
                 known = connection.scalars(sa.select(past_versions.c.made_at).where(past)).all()
-                last = max(aware(moment) for moment in (*known, *(row.created_at for row in rows)))
+                last = max(ensure_utc(moment) for moment in (*known, *(row.created_at for row in rows)))
                 connection.execute(sa.delete(past_versions).where(past))
                 values = {"project_id": project_id, "model_version": model_version, "made_at": last}
                 connection.execute(sa.insert(past_versions).values(**values))

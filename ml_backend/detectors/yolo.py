@@ -16,7 +16,7 @@ from ml_backend.core.errors import WeightsError
 from ml_backend.core.memory import FitsMemory, is_out_of_memory
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections, Image
-from ml_backend.detectors.engines.exports import Export
+from ml_backend.detectors.engines.exports import EngineExport
 from ml_backend.detectors.engines.openvino_engine import OpenvinoEngine
 from ml_backend.detectors.engines.torch_engine import Pixels, TorchEngine, padded, select_device
 from ml_backend.detectors.ultralytics_setup import setup_ultralytics
@@ -71,7 +71,9 @@ class YoloDetector(FitsMemory):
 
     _items = "frames"
 
-    def __init__(self, path: str | Path, settings: Settings, export: Export | None = None, note: str = "") -> None:
+    def __init__(
+        self, path: str | Path, settings: Settings, export: EngineExport | None = None, note: str = ""
+    ) -> None:
         path = Path(path)
         if not path.exists():
             raise WeightsError(f"No model weights at {path}.", "Set YOLO_WEIGHTS to an existing checkpoint.")
@@ -155,7 +157,7 @@ class YoloDetector(FitsMemory):
         # fp16 halves time and memory on CUDA; elsewhere it is slower or breaks models.
         return TorchEngine(self._path, device, half=self._half and device.type == "cuda")
 
-    def _give_up_export(self, export: Export, reason: str) -> None:
+    def _give_up_export(self, export: EngineExport, reason: str) -> None:
         self._export = None
         self._note = f"openvino does not run ({reason}): PyTorch is used."
         export.failed(reason)

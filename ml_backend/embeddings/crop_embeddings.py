@@ -19,7 +19,7 @@ import numpy as np
 from ml_backend.core.boxes import iou_pairs, scaled_size
 from ml_backend.core.errors import Interrupted, VideoError
 from ml_backend.core.types import FloatArray, Frame, Image
-from ml_backend.embeddings.crop_selection import View, best_views
+from ml_backend.embeddings.crop_selection import CropBox, select_crops
 
 if TYPE_CHECKING:
     from ml_backend.embeddings.embedder import Embedder
@@ -39,7 +39,7 @@ WAITING = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class CropEmbedding:
     """One embedded box.
 
     Attributes:
@@ -59,28 +59,28 @@ class Look:
         return hashlib.sha256(f"{video}|{model_id}|{self.frame}|{self.xyxy}".encode()).hexdigest()[:40]
 
 
-class Looks(Protocol):
+class CropEmbeddingStore(Protocol):
     """Looks of one video."""
 
-    def known(self, model_id: str) -> list[Look]:
+    def known(self, model_id: str) -> list[CropEmbedding]:
         """All that this model has seen of the video."""
         ...
 
-    def add(self, model_id: str, looks: Sequence[Look]) -> None:
+    def add(self, model_id: str, looks: Sequence[CropEmbedding]) -> None:
         """Keep what is new."""
         ...
 
 
-class MemoryLooks:
+class MemoryCropEmbeddings:
     """Kept as long as the object lives."""
 
     def __init__(self) -> None:
-        self._known: dict[str, list[Look]] = {}
+        self._known: dict[str, list[CropEmbedding]] = {}
 
-    def known(self, model_id: str) -> list[Look]:
+    def known(self, model_id: str) -> list[CropEmbedding]:
         return list(self._known.get(model_id, []))
 
-    def add(self, model_id: str, looks: Sequence[Look]) -> None:
+    def add(self, model_id: str, looks: Sequence[CropEmbedding]) -> None:
         self._known.setdefault(model_id, []).extend(looks)
 
 
@@ -98,22 +98,22 @@ def from_half(blobs: Sequence[bytes]) -> FloatArray:
     return np.asarray(vectors / np.where(norm > 0, norm, 1.0), np.float32)
 
 
-def look_at(
-    wanted: Sequence[Sequence[View]],
+def embed_tracks(
+    wanted: Sequence[Sequence[CropBox]],
     embedder: Callable[[], AbstractContextManager[Embedder]],
     model_id: str,
-    looks: Looks,
+    looks: CropEmbeddingStore,
     open_video: OpenVideo,
     k: int,
     should_stop: Callable[[], bool] | None = None,
-) -> list[list[Look]]:
+) -> list[list[CropEmbedding]]:
     """The looks of tracks: those that are known, else new ones from a sparse pass over the video.
 
     Neither the model nor the video is touched where everything is known. Memory holds the crops of the tracks that
     are on screen, not the video's.
 
     Args:
-        wanted: candidates of each track, from :func:`ml_backend.embeddings.crop_selection.candidate_views`.
+        wanted: candidates of each track, from :func:`ml_backend.embeddings.crop_selection.candidate_crops`.
         embedder: opens the embedder; ``model_id`` is its.
         open_video: opens the local file.
         k: looks per track.
@@ -125,7 +125,7 @@ def look_at(
         VideoError: the file cannot be used.
         Interrupted: ``should_stop`` said so; what is finished is kept.
     """
-    by_frame: dict[int, list[Look]] = {}
+    by_frame: dict[int, list[CropEmbedding]] = {}
     for look in looks.known(model_id):
         by_frame.setdefault(look.frame, []).append(look)
     found = [_known_of(candidates, by_frame, k) for candidates in wanted]
@@ -142,7 +142,7 @@ def look_at(
         vectors = from_half([to_half(vector) for vector in exact])  # what a later reader will find
         new = []
         for (number, crop), vector in zip(waiting, vectors, strict=True):
-            new.append(Look(crop.view.frame, crop.view.xyxy, vector, _thumbnail(crop.image)))
+            new.append(CropEmbedding(crop.view.frame, crop.view.xyxy, vector, _thumbnail(crop.image)))
             found[number].append(new[-1])
         looks.add(model_id, new)
         waiting.clear()
@@ -150,7 +150,7 @@ def look_at(
     with embedder() as model, open_video() as path:
         try:
             for number, crops in _crops_of_tracks(path, missing, should_stop):
-                best = best_views([crop.view for crop in crops], [crop.sharpness for crop in crops], k)
+                best = select_crops([crop.view for crop in crops], [crop.sharpness for crop in crops], k)
                 waiting += [(number, crops[i]) for i in best]
                 if len(waiting) >= WAITING:
                     flush(model)
@@ -159,7 +159,7 @@ def look_at(
     return found
 
 
-def _known_of(candidates: Sequence[View], by_frame: dict[int, list[Look]], k: int) -> list[Look]:
+def _known_of(candidates: Sequence[CropBox], by_frame: dict[int, list[CropEmbedding]], k: int) -> list[CropEmbedding]:
     """``k`` (or, of a shorter track, all its) known looks among the candidates' frames; else none."""
     chosen = []
     for view in candidates:
@@ -180,20 +180,20 @@ def _known_of(candidates: Sequence[View], by_frame: dict[int, list[Look]], k: in
 
 @dataclass(slots=True)
 class _Crop:
-    view: View
+    view: CropBox
     image: Image
     sharpness: float
 
 
 def _crops_of_tracks(
-    path: Path, wanted: dict[int, Sequence[View]], should_stop: Callable[[], bool] | None
+    path: Path, wanted: dict[int, Sequence[CropBox]], should_stop: Callable[[], bool] | None
 ) -> Iterator[tuple[int, list[_Crop]]]:
     """Each track's crops, as soon as its last candidate has passed."""
-    from ml_backend.embeddings.crops import cut, sharpness
+    from ml_backend.embeddings.crops import cut_crop, sharpness
     from ml_backend.video.probe import probe
     from ml_backend.video.reader import read_at
 
-    at: dict[int, list[tuple[int, View]]] = {}
+    at: dict[int, list[tuple[int, CropBox]]] = {}
     for number, candidates in wanted.items():
         for view in candidates:
             at.setdefault(view.frame, []).append((number, view))
@@ -203,7 +203,7 @@ def _crops_of_tracks(
         if should_stop and should_stop():
             raise Interrupted(f"Stopped at frame {frame.index}.", "The job is taken up again.")
         for number, view in at[frame.index]:
-            image = cut(frame.image, view.xyxy)
+            image = cut_crop(frame.image, view.xyxy)
             if image is not None:
                 small = _shrink(image, MAX_CROP)
                 open_tracks.setdefault(number, []).append(_Crop(view, small, sharpness(small)))

@@ -1,7 +1,7 @@
 """Which boxes of a track are looked at to tell what it shows. Pure: no pixels here.
 
-Two steps, because only the decoded picture tells how sharp a box is: :func:`candidate_views` chooses two or three
-times as many boxes as are wanted, :func:`best_views` the final ones among them once their sharpness is known.
+Two steps, because only the decoded picture tells how sharp a box is: :func:`candidate_crops` chooses two or three
+times as many boxes as are wanted, :func:`select_crops` the final ones among them once their sharpness is known.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHARP_ENOUGH = 1.5  # times the track's median; beyond, it is the background's t
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class CropBox:
     """One box to look at. Equal views show equal pixels, so that a view can be a key in a cache.
 
     Attributes:
@@ -40,9 +40,9 @@ class View:
     conf: float
 
 
-def candidate_views(
+def candidate_crops(
     frames: IntArray, xyxy: FloatArray, conf: FloatArray, width: int, height: int, k: int
-) -> list[View]:
+) -> list[CropBox]:
     """The boxes worth looking at: large, confident, complete, and spread over the track's life.
 
     Boxes outside the frame or without area are never taken; boxes that were filled in (``conf`` 0) only in a track
@@ -84,11 +84,11 @@ def candidate_views(
     return [_view(int(frames[i]), inside[i], float(conf[i])) for i in chosen]
 
 
-def best_views(candidates: Sequence[View], sharpness: Sequence[float], k: int) -> list[int]:
+def select_crops(candidates: Sequence[CropBox], sharpness: Sequence[float], k: int) -> list[int]:
     """The final choice: the candidates' time is split into ``k`` parts, and the best of each is taken.
 
     Args:
-        candidates: in order of time, as :func:`candidate_views` gives them.
+        candidates: in order of time, as :func:`candidate_crops` gives them.
         sharpness: of each candidate's pixels, on any scale; only its ratio to the track's own median counts, since a
             dark or plain object is never sharp. What is not finite counts as the median.
         k: number of views wanted.
@@ -154,6 +154,6 @@ def _relative_sharpness(sharpness: Sequence[float]) -> Floats:
     return np.asarray(np.where(finite, values / median, 1.0).clip(0, SHARP_ENOUGH), np.float64)
 
 
-def _view(frame: int, xyxy: Floats, conf: float) -> View:
+def _view(frame: int, xyxy: Floats, conf: float) -> CropBox:
     left, top, right, bottom = (round(float(value), 1) for value in xyxy)
-    return View(frame, (left, top, right, bottom), conf)
+    return CropBox(frame, (left, top, right, bottom), conf)

@@ -16,7 +16,7 @@ CONTEXT = 0.1
 FOCUS_SIZE = 128
 
 
-def cut(image: Image, xyxy: npt.ArrayLike, context: float = CONTEXT) -> Image | None:
+def cut_crop(image: Image, xyxy: npt.ArrayLike, context: float = CONTEXT) -> Image | None:
     """The box and some of what is around it.
 
     Args:

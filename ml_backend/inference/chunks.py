@@ -1,8 +1,8 @@
 """A long video in segments: several processes observe them at once, and one that was killed loses a single segment.
 
 Segments give together the observations that one pass gives, see
-:func:`ml_backend.inference.detection_stream.observe`. Tracking, which needs no pictures, sees them in one pass whoever
-has made them: nothing has to be stitched.
+:func:`ml_backend.inference.detection_stream.detection_stream`. Tracking, which needs no frames, runs over them in one
+pass, so nothing has to be stitched.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Protocol
 import numpy as np
 
 from ml_backend.core.errors import Interrupted
-from ml_backend.core.types import Detections, Observation, VideoInfo
+from ml_backend.core.types import Detections, FrameFeatures, VideoInfo
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class VideoChunk:
     """A part of a video.
 
     Attributes:
@@ -38,7 +38,7 @@ class Segment:
 MIN_FRAMES = 64
 
 
-def plan_segments(info: VideoInfo, stride: int, seconds: float, seek_cost: float = 0.0) -> tuple[Segment, ...]:
+def plan_chunks(info: VideoInfo, stride: int, seconds: float, seek_cost: float = 0.0) -> tuple[VideoChunk, ...]:
     """Cut a video; what would be left over is added to the last segment.
 
     Args:
@@ -49,35 +49,38 @@ def plan_segments(info: VideoInfo, stride: int, seconds: float, seek_cost: float
     length = round(max(seconds * info.fps, MIN_FRAMES) / stride) * stride if seconds > 0 else 0
     length = 0 if seek_cost > length else length
     count = max(1, info.frames // length) if length > 0 else 1
-    return tuple(Segment(n, n * length, (n + 1) * length if n + 1 < count else None) for n in range(count))
+    return tuple(VideoChunk(n, n * length, (n + 1) * length if n + 1 < count else None) for n in range(count))
 
 
-class SegmentBoard(Protocol):
+class ChunkStore(Protocol):
     """What the processes that observe one video know of each other."""
 
-    def load(self, segment: Segment) -> Sequence[Observation] | None:
+    def load(self, segment: VideoChunk) -> Sequence[FrameFeatures] | None:
         """The observations of a segment that somebody has finished."""
 
-    def claim(self, segment: Segment, *, ahead: bool = False) -> bool:
+    def claim(self, segment: VideoChunk, *, ahead: bool = False) -> bool:
         """Whether the caller is to observe it now; not where it is finished, or another does.
 
         Args:
             ahead: it is not needed yet; then not where its observations could not be kept, either.
         """
 
-    def save(self, segment: Segment, observations: Sequence[Observation]) -> None:
+    def save(self, segment: VideoChunk, observations: Sequence[FrameFeatures]) -> None:
         """Keep the observations of a claimed segment for all."""
 
     def wait(self) -> None:
         """Let some time pass in which others work."""
 
 
-Look = Callable[[Segment], Iterable[Observation]]
+DetectChunk = Callable[[VideoChunk], Iterable[FrameFeatures]]
 
 
-def observe_together(
-    segments: Sequence[Segment], board: SegmentBoard, look: Look, should_stop: Callable[[], bool] = lambda: False
-) -> Generator[Observation, None, None]:
+def detect_chunks(
+    segments: Sequence[VideoChunk],
+    board: ChunkStore,
+    look: DetectChunk,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Generator[FrameFeatures, None, None]:
     """All observations of a video, in order; what others are at is waited for, with a later segment meanwhile.
 
     Args:
@@ -106,10 +109,10 @@ def observe_together(
             yield from known
 
 
-def observe_some(
-    segments: Sequence[Segment],
-    board: SegmentBoard,
-    look: Look,
+def help_with_chunks(
+    segments: Sequence[VideoChunk],
+    board: ChunkStore,
+    look: DetectChunk,
     should_stop: Callable[[], bool],
     is_needed_elsewhere: Callable[[], bool] = lambda: False,
 ) -> int:
@@ -132,15 +135,15 @@ def observe_some(
 
 
 def _until_stopped(
-    observations: Iterable[Observation], should_stop: Callable[[], bool]
-) -> Generator[Observation, None, None]:
+    observations: Iterable[FrameFeatures], should_stop: Callable[[], bool]
+) -> Generator[FrameFeatures, None, None]:
     for observation in observations:
         if should_stop():
             raise Interrupted(f"Stopped at frame {observation.index}.", "The job is taken up again.")
         yield observation
 
 
-def dump_observations(observations: Sequence[Observation]) -> bytes:
+def dump_frame_features(observations: Sequence[FrameFeatures]) -> bytes:
     """As a compressed ``.npz``; nothing is rounded."""
     found = [o.detections for o in observations]
     cameras = [np.full((2, 3), np.nan) if o.camera is None else o.camera for o in observations]
@@ -160,8 +163,8 @@ def dump_observations(observations: Sequence[Observation]) -> bytes:
     return out.getvalue()
 
 
-def load_observations(data: bytes) -> list[Observation]:
-    """The inverse of :func:`dump_observations`.
+def load_frame_features(data: bytes) -> list[FrameFeatures]:
+    """The inverse of :func:`dump_frame_features`.
 
     Raises:
         ValueError: it is damaged.
@@ -181,7 +184,7 @@ def load_observations(data: bytes) -> list[Observation]:
                 arrays["class_id"][part],
                 None if features is None else features[part],
             )
-            observations.append(Observation(int(index), detections, None if np.isnan(camera).any() else camera))
+            observations.append(FrameFeatures(int(index), detections, None if np.isnan(camera).any() else camera))
         return observations
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, IndexError, TypeError) as error:
         raise ValueError(f"no observations: {error}") from error

@@ -10,15 +10,15 @@ from itertools import islice, takewhile
 
 import numpy as np
 
-from ml_backend.core.prefetch import ahead, in_order
-from ml_backend.core.types import Affine, Detections, Frame, Image, Observation, VideoInfo
+from ml_backend.core.prefetch import ordered_map, prefetch
+from ml_backend.core.types import Affine, Detections, Frame, FrameFeatures, Image, VideoInfo
 from ml_backend.detectors.yolo import Detector
-from ml_backend.inference.interpolation import Pairs, between, pairs
-from ml_backend.tracking.frame_features import Observer, reduced
+from ml_backend.inference.interpolation import MatchedDetections, interpolate_detections, match_detections
+from ml_backend.tracking.frame_features import FrameFeatureExtractor, shrink_frame
 from ml_backend.video.reader import read_frames
 
 
-def observe(
+def detection_stream(
     path: str | os.PathLike[str],
     info: VideoInfo,
     detector: Detector,
@@ -27,11 +27,11 @@ def observe(
     stride: int = 1,
     start: int = 0,
     end: int | None = None,
-) -> Generator[Observation, None, None]:
+) -> Generator[FrameFeatures, None, None]:
     """Observations of a video's frames, in order. Memory does not grow with its length.
 
     With a ``stride`` only one frame of this many is looked at, and those between two of them only where what the two
-    show does not explain them, by halves: see :func:`ml_backend.inference.interpolation.pairs`.
+    show does not explain them, by halves: see :func:`ml_backend.inference.interpolation.match_detections`.
 
     A video may be done in stretches that begin and end at the same multiple of ``stride``: without the first
     observation of each but the first, which does not know how the camera has moved, they give what one pass gives.
@@ -49,20 +49,20 @@ def observe(
     last = info.frames - 1 if end is None else end
     size = detector.working_size(info.width, info.height)
     frames = takewhile(lambda frame: frame.index <= last, read_frames(path, info, start=start, size=size))
-    looking = _Looking(detector, (info.width, info.height), batch)
-    filling = _Filling((info.width, info.height))
+    looking = _AdaptiveFrameSampler(detector, (info.width, info.height), batch)
+    filling = _FrameFiller((info.width, info.height))
     # One group of frames is decoded while others are glanced at, one is looked at closely, and one is filled in.
     with (
-        closing(ahead(frames, batch * stride)) as decoded,
-        closing(in_order(looking.glance, _groups(_intervals(decoded, stride), batch), detector.at_once)) as glances,
-        closing(ahead(map(looking.closely, glances), 1)) as looked,
+        closing(prefetch(frames, batch * stride)) as decoded,
+        closing(ordered_map(looking.glance, _groups(_intervals(decoded, stride), batch), detector.at_once)) as glances,
+        closing(prefetch(map(looking.closely, glances), 1)) as looked,
     ):
         for group in looked:
             yield from filling.filled(group)
 
 
 @dataclass(frozen=True, slots=True)
-class _Interval:
+class _FrameInterval:
     """Frames after the one before; the last of them is looked at.
 
     Attributes:
@@ -78,44 +78,44 @@ class _Interval:
         return self.left is not None and self.frames[-1].index - self.left.index == len(self.frames)
 
 
-def _intervals(frames: Iterable[Frame], stride: int) -> Iterator[_Interval]:
+def _intervals(frames: Iterable[Frame], stride: int) -> Iterator[_FrameInterval]:
     """Frames, up to each whose index is a multiple of ``stride``, and up to the last."""
     left: Frame | None = None
     collected: list[Frame] = []
     for frame in frames:
         collected.append(frame)
         if frame.index % stride == 0:
-            yield _Interval(left, collected)
+            yield _FrameInterval(left, collected)
             left, collected = frame, []
     if collected:
-        yield _Interval(left, collected)
+        yield _FrameInterval(left, collected)
 
 
-def _groups(items: Iterator[_Interval], size: int) -> Iterator[list[_Interval]]:
+def _groups(items: Iterator[_FrameInterval], size: int) -> Iterator[list[_FrameInterval]]:
     """As many intervals at a time, the last time fewer."""
     return iter(lambda: list(islice(items, size)), [])
 
 
 @dataclass(frozen=True, slots=True)
-class _Looked:
+class _SampledDetections:
     """What was found in consecutive frames.
 
     Attributes:
         frames: indices and, where they were looked at, the detections in pixels of the displayed video, and the frame,
-            reduced, see :func:`ml_backend.tracking.frame_features.reduced`.
+            reduced, see :func:`ml_backend.tracking.frame_features.shrink_frame`.
         explained: pairs by the index of the later frame, where those between it and the one looked at before need
             not be looked at.
     """
 
     frames: list[tuple[int, tuple[Detections, Image] | None]]
-    explained: dict[int, Pairs]
+    explained: dict[int, MatchedDetections]
 
 
 #: Intervals, and what was found on those of their frames that are looked at in any case, by index.
-_Glance = tuple[list[_Interval], dict[int, Detections]]
+_SampledBatch = tuple[list[_FrameInterval], dict[int, Detections]]
 
 
-class _Looking:
+class _AdaptiveFrameSampler:
     """Looks at one video.
 
     Args:
@@ -127,25 +127,25 @@ class _Looking:
         self._detector, self._size, self._batch = detector, size, batch
         self._last: Detections | None = None  # of the last frame of the group before
 
-    def glance(self, group: list[_Interval]) -> _Glance:
+    def glance(self, group: list[_FrameInterval]) -> _SampledBatch:
         """Look at what is looked at in any case. May be called for several groups at once."""
         found: dict[int, Detections] = {}
         self._detect([interval.frames[-1] for interval in group], found)
         self._detect([frame for interval in group if not interval.whole for frame in interval.frames[:-1]], found)
         return group, found
 
-    def closely(self, glance: _Glance) -> _Looked:
+    def closely(self, glance: _SampledBatch) -> _SampledDetections:
         """Look at what that has left unclear; groups in order. By halves: often one look explains all the others."""
         group, found = glance
         left = group[0].left
         if left is not None and self._last is not None:
             found[left.index] = self._last
-        explained: dict[int, Pairs] = {}
+        explained: dict[int, MatchedDetections] = {}
         open_ = [(x.left, x.frames) for x in group if x.whole and x.left is not None and len(x.frames) > 1]
         while open_:
             unclear = []
             for a, frames in open_:
-                matched = pairs(found[a.index], found[frames[-1].index])
+                matched = match_detections(found[a.index], found[frames[-1].index])
                 if matched is None:
                     unclear.append((a, frames))
                 else:
@@ -155,8 +155,8 @@ class _Looking:
             open_ = [(a, frames) for a, frames in open_ if len(frames) > 1]
         self._last = found[group[-1].frames[-1].index]
         every = (frame for interval in group for frame in interval.frames)
-        seen = [(f.index, (found[f.index], reduced(f.image)) if f.index in found else None) for f in every]
-        return _Looked(seen, explained)
+        seen = [(f.index, (found[f.index], shrink_frame(f.image)) if f.index in found else None) for f in every]
+        return _SampledDetections(seen, explained)
 
     def _detect(self, frames: Sequence[Frame], found: dict[int, Detections]) -> None:
         for n in range(0, len(frames), self._batch):
@@ -179,15 +179,15 @@ def _resized(detections: Detections, frame: Frame, size: tuple[int, int]) -> Det
     return Detections(detections.xyxy * factor, detections.conf, detections.class_id)
 
 
-class _Filling:
+class _FrameFiller:
     """Reads what a tracker needs from the frames that were looked at, and fills in the others."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._size = size
-        self._observer = Observer()
-        self._before: Observation | None = None  # of the last frame that was looked at
+        self._observer = FrameFeatureExtractor()
+        self._before: FrameFeatures | None = None  # of the last frame that was looked at
 
-    def filled(self, group: _Looked) -> Iterator[Observation]:
+    def filled(self, group: _SampledDetections) -> Iterator[FrameFeatures]:
         skipped: list[int] = []
         for index, seen in group.frames:
             if seen is None:
@@ -200,14 +200,16 @@ class _Filling:
             skipped = []
 
 
-def _between(before: Observation, now: Observation, skipped: Sequence[int], matched: Pairs) -> Iterator[Observation]:
+def _between(
+    before: FrameFeatures, now: FrameFeatures, skipped: Sequence[int], matched: MatchedDetections
+) -> Iterator[FrameFeatures]:
     """The skipped frames' observations, and the one after them, now with the camera's motion since the last of them."""
     a, b = before.detections, now.detections
     length = now.index - before.index
     camera = None if now.camera is None else _part(now.camera, 1 / length)
     for index in skipped:
-        yield Observation(index, between(a, b, matched, (index - before.index) / length), camera)
-    yield Observation(now.index, b, camera)
+        yield FrameFeatures(index, interpolate_detections(a, b, matched, (index - before.index) / length), camera)
+    yield FrameFeatures(now.index, b, camera)
 
 
 def _part(camera: Affine, share: float) -> Affine:

@@ -18,14 +18,14 @@ MIN_IOU = 0.5
 RIVAL = 0.5
 
 
-class Pairs(NamedTuple):
+class MatchedDetections(NamedTuple):
     """Which detections are of one object: ``(n,)`` indices into those of the earlier and the later frame."""
 
     first: IntArray
     second: IntArray
 
 
-def pairs(a: Detections, b: Detections) -> Pairs | None:
+def match_detections(a: Detections, b: Detections) -> MatchedDetections | None:
     """Match two frames' detections; ``None`` where what happens between them is not simple.
 
     Simple is: each sure detection has one of its class in the other frame that overlaps it well, and no other does.
@@ -44,7 +44,7 @@ def pairs(a: Detections, b: Detections) -> Pairs | None:
     rival = np.maximum(rest[first].max(axis=1, initial=0), rest[:, second].max(axis=0, initial=0))
     if bool((rival[sure] > RIVAL * best[sure]).any()):
         return None
-    return Pairs(first.astype(np.int64), second.astype(np.int64))
+    return MatchedDetections(first.astype(np.int64), second.astype(np.int64))
 
 
 def _explained(conf: FloatArray, matched: IntArray) -> bool:
@@ -53,7 +53,7 @@ def _explained(conf: FloatArray, matched: IntArray) -> bool:
     return not bool((conf[alone] >= SURE).any())
 
 
-def between(a: Detections, b: Detections, matched: Pairs, share: float) -> Detections:
+def interpolate_detections(a: Detections, b: Detections, matched: MatchedDetections, share: float) -> Detections:
     """Detections in between, on the straight way from one to the other.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 from ml_backend.core.files import file_sha256, writing
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Track
-from ml_backend.detectors.engines.calibration import Footage
+from ml_backend.detectors.engines.calibration import CalibrationSource
 from ml_backend.detectors.engines.exports import choose_engine
 from ml_backend.detectors.weights import resolve_detector
 from ml_backend.inference.pipeline import predict_video
@@ -21,10 +21,10 @@ from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.timeline import video_timeline
 from ml_backend.labeling.few_shot.bank_file import check_dimension, read_bank
 from ml_backend.labeling.few_shot.pattern_bank import PatternBank
-from ml_backend.labeling.few_shot.pattern_store import Source
+from ml_backend.labeling.few_shot.pattern_store import ExemplarOrigin
 from ml_backend.labeling.model_version import model_version
-from ml_backend.labeling.modes import hybrid_models, mode_part, require_embedder
-from ml_backend.labeling.track_classifier import Hybrid, use_embedder
+from ml_backend.labeling.modes import classifier_models, mode_part, require_embedder
+from ml_backend.labeling.track_classifier import TrackClassifier, use_embedder
 
 
 def predict_file(
@@ -64,7 +64,7 @@ def predict_file(
     engine = None
     if resolved.path is not None:  # made now if that takes seconds: there is no other video that could use it later
         sha256 = resolved.sha256 or file_sha256(resolved.path)
-        engine = choose_engine(resolved.path, sha256, settings, wait=True, footage=Footage(video=str(video)))
+        engine = choose_engine(resolved.path, sha256, settings, wait=True, footage=CalibrationSource(video=str(video)))
     hybrid, part, notes = _hybrid(settings, patterns, prompts_digest(parsed))
     version = model_version(settings, resolved, part)
     with writing(out) as target, writing(tracks_out) if tracks_out else contextlib.nullcontext() as mot:
@@ -109,11 +109,13 @@ def predict_file(
     }
 
 
-def _hybrid(settings: Settings, patterns: Path | None, prompts: str) -> tuple[Hybrid | None, str, tuple[str, ...]]:
+def _hybrid(
+    settings: Settings, patterns: Path | None, prompts: str
+) -> tuple[TrackClassifier | None, str, tuple[str, ...]]:
     """What gives labels beside the detector, its part of the version, and what is to be said of it."""
-    models = hybrid_models(settings, settings.mode, download=True)
+    models = classifier_models(settings, settings.mode, download=True)
     bank: PatternBank | None = None
-    sources: dict[int, Source] = {}
+    sources: dict[int, ExemplarOrigin] = {}
     digests: dict[str, str | None] = {}
     if patterns is not None:
         model_id = require_embedder(models).model_id
@@ -127,4 +129,4 @@ def _hybrid(settings: Settings, patterns: Path | None, prompts: str) -> tuple[Hy
     if bank is None and models.embedder and not models.clip:
         notes = ("No patterns were given (--patterns): labels are the detector's.",)
     part = mode_part(models, digests, prompts)
-    return (Hybrid(settings, models, bank, sources) if bank or models.clip else None), part, notes
+    return (TrackClassifier(settings, models, bank, sources) if bank or models.clip else None), part, notes

@@ -16,7 +16,7 @@ from ml_backend.core.files import file_sha256
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Image, Track, VideoInfo
 from ml_backend.detectors.weights import ResolvedDetector, resolve_detector
-from ml_backend.embeddings.crop_embeddings import MemoryLooks
+from ml_backend.embeddings.crop_embeddings import MemoryCropEmbeddings
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.timeline import video_timeline
 from ml_backend.labeling.label_assignment import LabelledTracks, label_tracks
@@ -25,10 +25,10 @@ from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
 
 if TYPE_CHECKING:
-    from ml_backend.core.types import Observation
+    from ml_backend.core.types import FrameFeatures
     from ml_backend.detectors.yolo import Detector, YoloDetector
-    from ml_backend.inference.chunks import Look, Segment
-    from ml_backend.labeling.track_classifier import Hybrid
+    from ml_backend.inference.chunks import DetectChunk, VideoChunk
+    from ml_backend.labeling.track_classifier import TrackClassifier
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ PRIMING_FRAMES = 20
 STRIDE_S = 0.1  # seconds in which people and cars hardly turn: 3 frames of 30 a second
 
 Progress = Callable[[int, int], None]
-Share = Callable[[VideoInfo, Sequence["Segment"], "Look"], Generator["Observation", None, None]]
+Share = Callable[[VideoInfo, Sequence["VideoChunk"], "DetectChunk"], Generator["FrameFeatures", None, None]]
 Preview = Callable[[Callable[[], TrackSet]], None]
 
 
@@ -102,14 +102,14 @@ def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | N
         video: a local file, from which pictures are taken where int8 is wanted.
     """
     from ml_backend.core.model_cache import get_pool
-    from ml_backend.detectors.engines.calibration import Footage
+    from ml_backend.detectors.engines.calibration import CalibrationSource
     from ml_backend.detectors.engines.exports import choose_engine
     from ml_backend.detectors.yolo import YoloDetector
 
     if resolved.path is None:
         raise ValueError("a YOLO detector needs a path")
     path = resolved.path
-    footage = Footage(resolved.project, video)
+    footage = CalibrationSource(resolved.project, video)
     engine = choose_engine(path, resolved.sha256 or file_sha256(path), settings, footage=footage)
     shaping = (settings.device, settings.imgsz, settings.conf, settings.batch, settings.precision)
     key = ("yolo", str(path), resolved.sha256, *shaping, engine.key)
@@ -147,8 +147,8 @@ def detect_tracks(
         WeightsError: the detector cannot be loaded.
         Interrupted: ``should_stop`` said so.
     """
-    from ml_backend.core.prefetch import ahead
-    from ml_backend.inference.detection_stream import observe
+    from ml_backend.core.prefetch import prefetch
+    from ml_backend.inference.detection_stream import detection_stream
     from ml_backend.tracking.builder import TrackBuilder
 
     info = probe(path)
@@ -156,17 +156,17 @@ def detect_tracks(
     motion = resolved.kind == "motion"
     stride = detection_stride(settings, resolved, info)
     # The motion detector's background is that of all frames before.
-    segments = segments_of(path, info, stride, settings) if share and not motion else ()
+    segments = chunks_of(path, info, stride, settings) if share and not motion else ()
     with ExitStack() as stack:
         detector = stack.enter_context(use_detector(resolved, settings, info))
         builder = TrackBuilder(info, timeline, settings, detector.names, motion=motion, on_track=on_track)
         if share and len(segments) > 1:
             stack.close()
-            seen = share(info, segments, segment_look(path, info, resolved, settings))
+            seen = share(info, segments, chunk_detection(path, info, resolved, settings))
         else:
-            seen = observe(path, info, detector, batch=settings.batch, stride=stride)
+            seen = detection_stream(path, info, detector, batch=settings.batch, stride=stride)
         started = time.perf_counter()
-        with closing(ahead(seen, 2 * settings.batch * stride)) as observations:
+        with closing(prefetch(seen, 2 * settings.batch * stride)) as observations:
             for observation in observations:
                 builder.push(observation)
                 if builder.frames % settings.batch == 0 or observation.index == info.frames - 1:
@@ -181,23 +181,23 @@ def detect_tracks(
         return builder.close(started)
 
 
-def segments_of(path: Path | str, info: VideoInfo, stride: int, settings: Settings) -> tuple[Segment, ...]:
+def chunks_of(path: Path | str, info: VideoInfo, stride: int, settings: Settings) -> tuple[VideoChunk, ...]:
     """The segments in which a video is observed."""
-    from ml_backend.inference.chunks import plan_segments
+    from ml_backend.inference.chunks import plan_chunks
     from ml_backend.video.reader import seek_cost
 
-    return plan_segments(info, stride, settings.segment_s, seek_cost(path))
+    return plan_chunks(info, stride, settings.segment_s, seek_cost(path))
 
 
-def segment_look(path: Path | str, info: VideoInfo, resolved: ResolvedDetector, settings: Settings) -> Look:
+def chunk_detection(path: Path | str, info: VideoInfo, resolved: ResolvedDetector, settings: Settings) -> DetectChunk:
     """What observes one segment of a video, each with the fastest engine that is ready by then."""
-    from ml_backend.inference.detection_stream import observe
+    from ml_backend.inference.detection_stream import detection_stream
 
     stride = detection_stride(settings, resolved, info)
 
-    def look(segment: Segment) -> Iterator[Observation]:
+    def look(segment: VideoChunk) -> Iterator[FrameFeatures]:
         with use_detector(resolved, settings, info) as detector:
-            seen = observe(
+            seen = detection_stream(
                 path, info, detector, batch=settings.batch, stride=stride, start=segment.start, end=segment.end
             )
             try:
@@ -229,7 +229,7 @@ def predict_video(
     settings: Settings,
     *,
     resolved: ResolvedDetector | None = None,
-    hybrid: Hybrid | None = None,
+    hybrid: TrackClassifier | None = None,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
     on_track: Callable[[Track], None] | None = None,
@@ -256,7 +256,9 @@ def predict_video(
         on_track=(lambda track: whole.update({track.track_id: track})) if on_track else None,
     )
     started = time.perf_counter()
-    labelled = label_tracks(tracks, control, hybrid, MemoryLooks(), lambda: nullcontext(Path(path)), should_stop)
+    labelled = label_tracks(
+        tracks, control, hybrid, MemoryCropEmbeddings(), lambda: nullcontext(Path(path)), should_stop
+    )
     if on_track:
         for record, decision in labelled.kept:
             track = whole[record.track_id]

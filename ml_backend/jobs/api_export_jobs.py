@@ -20,12 +20,12 @@ from ml_backend.datasets.sampling import Sampling
 from ml_backend.detectors.weights import resolve_detector
 from ml_backend.inference.pipeline import yolo_detector
 from ml_backend.jobs.api_queue import STRIDE
-from ml_backend.jobs.job_context import Work, control_job
-from ml_backend.jobs.predict import look_at_video
+from ml_backend.jobs.job_context import JobContext, api_job
+from ml_backend.jobs.predict import detect_video
 from ml_backend.label_studio.label_config import parse_label_config
-from ml_backend.rendering.layers import Export as FileExport
-from ml_backend.rendering.layers import Layer, Model, css_colours, file_layer, model_layer
-from ml_backend.rendering.render import Options, render
+from ml_backend.rendering.layers import AnnotationFile as FileExport
+from ml_backend.rendering.layers import Layer, LayerModel, file_layer, label_config_colours, model_layer
+from ml_backend.rendering.render import RenderOptions, render
 from ml_backend.training.registry import MEASURED
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ SPARE_BYTES = 512 << 20
 _PACKED = frozenset({".jpg", ".jpeg", ".png", ".mp4"})
 
 
-class NoRoom(StorageError):
+class DatasetTooLarge(StorageError):
     """A dataset does not fit. Another try would fill the disk again."""
 
     retryable = False
 
 
-@control_job
-def render_video(work: Work, project_id: int, task_id: int, what: str) -> dict[str, Any]:
+@api_job
+def render_video(work: JobContext, project_id: int, task_id: int, what: str) -> dict[str, Any]:
     """A video with the annotations or the newest prediction of a task, or with what the settings' detector finds.
 
     Args:
@@ -56,7 +56,7 @@ def render_video(work: Work, project_id: int, task_id: int, what: str) -> dict[s
             # Its own classes: what it knows without the project.
             config = Path(folder) / "label_config.xml"
             config.write_text(_own_classes(work), encoding="utf-8")
-            model = Model(config, work.settings, progress=lambda stage: nullcontext(work.step(stage)))
+            model = LayerModel(config, work.settings, progress=lambda stage: nullcontext(work.step(stage)))
             return _render(work, model_layer(path, None, model, mode="yolo"), project_id, name)
     wanted: Predictions = "none" if what == "annotations" else "only"
     parts = list(work.source_of_task(project_id, task_id, predictions=wanted).parts())
@@ -67,8 +67,8 @@ def render_video(work: Work, project_id: int, task_id: int, what: str) -> dict[s
         return _render(work, Layer(f"{what} {part.submission.annotator}".strip(), video), project_id, name)
 
 
-@control_job
-def render_custom_video(work: Work, project_id: int, task_id: int, version: str) -> dict[str, Any]:
+@api_job
+def render_custom_video(work: JobContext, project_id: int, task_id: int, version: str) -> dict[str, Any]:
     """A video with what a version of the project finds in it: its tracks where they are known, else new ones.
 
     Args:
@@ -87,13 +87,13 @@ def render_custom_video(work: Work, project_id: int, task_id: int, version: str)
     with work.video(project_id, task_id) as path, tempfile.TemporaryDirectory(prefix="prediction-") as folder:
         work.step("predicting")
         found = Path(folder) / "prediction.json"
-        found.write_text(json.dumps(look_at_video(work.container, task_id, models, path)), encoding="utf-8")
+        found.write_text(json.dumps(detect_video(work.container, task_id, models, path)), encoding="utf-8")
         note = " ".join(filter(None, (models.detector.note, *models.hybrid.notes)))
         layer = Layer(models.version, file_layer(path, FileExport(found)).video, note)
         return _render(work, layer, project_id, f"project-{project_id}-task-{task_id}-{chosen.name}")
 
 
-def _own_classes(work: Work) -> str:
+def _own_classes(work: JobContext) -> str:
     """A label config with all that the settings' detector has names for; a project's would leave the others out."""
     resolved = resolve_detector(work.settings, download=True)
     names = ["object"]
@@ -107,29 +107,29 @@ def _own_classes(work: Work) -> str:
     )
 
 
-def _render(work: Work, layer: Layer, project_id: int, name: str) -> dict[str, Any]:
-    colours = css_colours(parse_label_config(work.label_config(project_id)))
+def _render(work: JobContext, layer: Layer, project_id: int, name: str) -> dict[str, Any]:
+    colours = label_config_colours(parse_label_config(work.label_config(project_id)))
     out = work.outputs.new(name, suffix="mp4")
-    summary = render(layer.video.path, out, [layer], Options(colours=colours), work.step("rendering"))
+    summary = render(layer.video.path, out, [layer], RenderOptions(colours=colours), work.step("rendering"))
     kept = ("frames", "width", "height", "tracks", "labels", "note")
     facts = {key: summary[key] for key in kept} | {"title": layer.title}
     return _made(work, out) | facts | {"tracks": summary["tracks"][0], "labels": summary["labels"][0]}
 
 
-def _made(work: Work, path: Path) -> dict[str, Any]:
+def _made(work: JobContext, path: Path) -> dict[str, Any]:
     work.container.remove_leftovers()
     return {"file": path.name, "bytes": path.stat().st_size}
 
 
-@control_job
+@api_job
 def export_project(
-    work: Work, project_id: int, format_name: str, predictions: Predictions, stride: int | None = None
+    work: JobContext, project_id: int, format_name: str, predictions: Predictions, stride: int | None = None
 ) -> dict[str, Any]:
     """A project's annotations as one file: rows of JSON, or a dataset in a zip archive.
 
     Args:
         format_name: ``annotations``, or a format of :data:`ml_backend.datasets.dataset_export.FORMATS`.
-        predictions: see :class:`ml_backend.datasets.annotation_reader.Source`.
+        predictions: see :class:`ml_backend.datasets.annotation_reader.AnnotationReader`.
         stride: of a dataset: every so many pictures; ``None``: all of whole videos, ``STRIDE`` of what is trained on.
     """
     source = work.source(project_id, predictions=predictions)
@@ -145,7 +145,7 @@ def export_project(
 
             def should_stop() -> bool:
                 if shutil.disk_usage(folder).free < SPARE_BYTES:
-                    raise NoRoom(
+                    raise DatasetTooLarge(
                         f"The dataset does not fit: less than {SPARE_BYTES >> 20} MB are free at {folder.parent}.",
                         "Export with a larger stride, or free disk space.",
                     )
@@ -166,7 +166,7 @@ def export_project(
 
 
 @contextmanager
-def _workshop(work: Work) -> Iterator[Path]:
+def _workshop(work: JobContext) -> Iterator[Path]:
     """A folder that is gone afterwards, on the disk of the outputs: videos' pictures may not fit elsewhere."""
     try:
         work.outputs.folder.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ def _workshop(work: Work) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _zip(work: Work, folder: Path, out: Path) -> None:
+def _zip(work: JobContext, folder: Path, out: Path) -> None:
     """Pack a dataset without the hidden files by which its export goes on. What is packed is removed at once."""
     files = sorted(
         path

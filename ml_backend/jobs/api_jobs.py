@@ -20,7 +20,7 @@ from ml_backend.core.errors import BackendError, Interrupted, MediaError, VideoE
 from ml_backend.core.outputs import STALE_S
 from ml_backend.jobs.api_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.container import Container, job
-from ml_backend.jobs.job_context import Work, control_job
+from ml_backend.jobs.job_context import JobContext, api_job
 from ml_backend.labeling.track_classifier import use_embedder
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 THUMBNAILS = 200
 
 
-@control_job
-def init_models(work: Work, project_id: int) -> dict[str, Any]:
+@api_job
+def init_models(work: JobContext, project_id: int) -> dict[str, Any]:
     """Load the models that a project's next prediction needs; they stay loaded while memory allows."""
     from ml_backend.inference.pipeline import yolo_detector
 
@@ -55,7 +55,7 @@ def init_models(work: Work, project_id: int) -> dict[str, Any]:
 def auto_label(container: Container, project_id: int, task_ids: list[int]) -> None:
     """Request predictions of these tasks; an empty list means all that nobody has annotated."""
     tasks = task_ids or [state.id for state in container.client.list_task_states(project_id) if not state.annotations]
-    work = Work(container)
+    work = JobContext(container)
     report = work.step("requesting")
     for number, task_id in enumerate(tasks, start=1):
         container.queue.request_prepare(project_id, task_id)
@@ -67,8 +67,8 @@ def auto_label(container: Container, project_id: int, task_ids: list[int]) -> No
         log.info("Job %s is as far as the predictions of %d tasks.", current.id, len(tasks))
 
 
-@control_job
-def import_video(work: Work, project_id: int, folder: str, name: str) -> dict[str, Any]:
+@api_job
+def import_video(work: JobContext, project_id: int, folder: str, name: str) -> dict[str, Any]:
     """Make an uploaded video playable and a task of it.
 
     Args:
@@ -92,7 +92,7 @@ def import_video(work: Work, project_id: int, folder: str, name: str) -> dict[st
 
 
 @contextmanager
-def _kept_if_it_is_fine(work: Work, project_id: int, path: Path) -> Iterator[None]:
+def _kept_if_it_is_fine(work: JobContext, project_id: int, path: Path) -> Iterator[None]:
     """Remove an upload when it is a task, or none can be made of it; keep it when something else was at fault."""
     try:
         yield
@@ -121,13 +121,13 @@ def _keep(project_id: int, path: Path, error: BackendError) -> None:
         error.cure = f"{error.cure} {kept} {command}".lstrip()
 
 
-@control_job
-def count_statistics(work: Work, project_id: int) -> dict[str, Any]:
+@api_job
+def count_statistics(work: JobContext, project_id: int) -> dict[str, Any]:
     """Count what has been annotated in a project, by label and by person."""
-    from ml_backend.datasets.statistics import collect
+    from ml_backend.datasets.statistics import collect_statistics
 
     source = work.source(project_id)
-    counted = collect(source, work.step("counting"))
+    counted = collect_statistics(source, work.step("counting"))
     facts = {
         "videos": counted.videos,
         "video_seconds": round(counted.video_seconds, 3),
@@ -138,11 +138,11 @@ def count_statistics(work: Work, project_id: int) -> dict[str, Any]:
     return {"videos": counted.videos}
 
 
-@control_job
-def describe_patterns(work: Work, project_id: int) -> dict[str, Any]:
+@api_job
+def describe_patterns(work: JobContext, project_id: int) -> dict[str, Any]:
     """Clusters and thresholds of what a project has learned, for the state of its patterns at this moment."""
     from ml_backend.jobs.services.patterns import Patterns
-    from ml_backend.labeling.few_shot.embedding_map import atlas
+    from ml_backend.labeling.few_shot.embedding_map import embedding_map
 
     work.step("clustering")
     info = Patterns(work.container).info(project_id)
@@ -151,14 +151,14 @@ def describe_patterns(work: Work, project_id: int) -> dict[str, Any]:
     digest: str | None = None
     if embedder:
         digest = store.digest(project_id, embedder)
-        points = atlas(*store.exemplars(project_id, embedder))
+        points = embedding_map(*store.exemplars(project_id, embedder))
     facts = {"digest": digest or "", "labels": info["labels"], "map": points}
     work.container.queue.publish(patterns_name(project_id), facts)
     return {"labels": len(info["labels"])}
 
 
-@control_job
-def find_similar(work: Work, project_id: int, label: str, limit: int, safe: bool) -> dict[str, Any]:
+@api_job
+def find_similar(work: JobContext, project_id: int, label: str, limit: int, safe: bool) -> dict[str, Any]:
     """Find tracks that nobody has annotated and that look like a label's exemplars."""
     from ml_backend.jobs.services.patterns import Patterns
 

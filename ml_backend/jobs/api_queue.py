@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import QueueUnavailable
-from ml_backend.jobs.job_list import OVER, Jobs
+from ml_backend.jobs.job_list import OVER, JobIndex
 from ml_backend.jobs.queue import JobQueue
 
 if TYPE_CHECKING:  # with the database's library, which the first requests load
@@ -24,10 +24,10 @@ STRIDE = 15
 Job = dict[str, Any]
 
 
-class ControlQueue:
-    """Every method raises QueueUnavailable when Redis does not answer, and returns the job as ``Jobs.get`` does."""
+class ApiQueue:
+    """Every method raises QueueUnavailable when Redis does not answer, and returns the job as ``JobIndex.get`` does."""
 
-    def __init__(self, queue: JobQueue, trainings: Trainings, jobs: Jobs) -> None:
+    def __init__(self, queue: JobQueue, trainings: Trainings, jobs: JobIndex) -> None:
         self._queue, self._trainings, self._jobs = queue, trainings, jobs
 
     # -- models and labels

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import LockError
 
 from ml_backend.core.errors import QueueUnavailable, StorageError
-from ml_backend.core.types import Observation
-from ml_backend.inference.chunks import Segment, dump_observations, load_observations
+from ml_backend.core.types import FrameFeatures
+from ml_backend.inference.chunks import VideoChunk, dump_frame_features, load_frame_features
 
 if TYPE_CHECKING:
     from redis.lock import Lock
@@ -33,8 +33,8 @@ KEPT_S = 7 * 24 * 3600
 _BEGUN = "video:segments"
 
 
-class Board:
-    """See :class:`ml_backend.inference.chunks.SegmentBoard`. One process' view of one video.
+class ChunkLeases:
+    """See :class:`ml_backend.inference.chunks.ChunkStore`. One process' view of one video.
 
     Args:
         key: names the video under its detector and settings.
@@ -56,7 +56,7 @@ class Board:
         self._claimed: dict[int, Lock] = {}
         self._unreadable: set[int] = set()
         self._unkept = False  # observations could not be stored: nothing more is done ahead
-        self._own: dict[int, list[Observation]] = {}
+        self._own: dict[int, list[FrameFeatures]] = {}
         self._away_until = 0.0
 
     # -- of the one who tracks
@@ -124,7 +124,7 @@ class Board:
         free = (number for number, holder in zip(numbers, taken, strict=False) if holder is None)
         return any(not self._exists(number) for number in free)
 
-    def load(self, segment: Segment) -> Sequence[Observation] | None:
+    def load(self, segment: VideoChunk) -> Sequence[FrameFeatures] | None:
         number = segment.number
         if number in self._own:
             return self._own.pop(number)
@@ -133,7 +133,7 @@ class Board:
         try:
             data = self._artifacts.read(_name(self._key, number))
             if data is not None:
-                return load_observations(data)
+                return load_frame_features(data)
             return None  # also where another job was through with this video, and has removed it
         except StorageError as error:
             log.warning("Segment %d is observed here: %s", number, error)
@@ -142,7 +142,7 @@ class Board:
         self._unreadable.add(number)
         return None
 
-    def claim(self, segment: Segment, *, ahead: bool = False) -> bool:
+    def claim(self, segment: VideoChunk, *, ahead: bool = False) -> bool:
         number = segment.number
         if number in self._own or (ahead and self._unkept) or self._exists(number):
             return False
@@ -163,10 +163,10 @@ class Board:
                 return False
         return taken
 
-    def save(self, segment: Segment, observations: Sequence[Observation]) -> None:
+    def save(self, segment: VideoChunk, observations: Sequence[FrameFeatures]) -> None:
         number = segment.number
         try:
-            self._artifacts.write(_name(self._key, number), dump_observations(observations))
+            self._artifacts.write(_name(self._key, number), dump_frame_features(observations))
             self._unreadable.discard(number)
             if self._helping and not self.is_open:  # nobody is going to remove it
                 self._artifacts.remove(_name(self._key, number))

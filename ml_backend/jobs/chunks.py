@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from ml_backend.core.errors import Interrupted, QueueUnavailable
 from ml_backend.core.settings import QUEUES
-from ml_backend.core.types import Observation, VideoInfo
-from ml_backend.inference.chunks import Look, Segment, observe_some, observe_together
-from ml_backend.jobs.chunk_leases import Board
+from ml_backend.core.types import FrameFeatures, VideoInfo
+from ml_backend.inference.chunks import DetectChunk, VideoChunk, detect_chunks, help_with_chunks
+from ml_backend.jobs.chunk_leases import ChunkLeases
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.task_plan import TaskPlan, plan_for
 from ml_backend.jobs.workers import live_workers
@@ -37,7 +37,7 @@ class AlreadyTracked(Exception):
     """Another job has finished the video meanwhile: its tracks are known."""
 
 
-class Sharing:
+class ChunkedDetection:
     """One video's segments, for the job that predicts it. To be made in the job's own thread.
 
     Args:
@@ -56,24 +56,26 @@ class Sharing:
         self._container, self._plan, self._models, self._number = container, plan, models, number
         self._is_known = is_known
         self._should_stop = container.stopper()  # it knows the job by the thread
-        self._board: Board | None = None
-        self._segments: Sequence[Segment] = ()
+        self._board: ChunkLeases | None = None
+        self._segments: Sequence[VideoChunk] = ()
         self._key = ""
         self._asked = -math.inf
 
-    def __call__(self, info: VideoInfo, segments: Sequence[Segment], look: Look) -> Generator[Observation, None, None]:
-        """All observations; see :func:`ml_backend.inference.chunks.observe_together`.
+    def __call__(
+        self, info: VideoInfo, segments: Sequence[VideoChunk], look: DetectChunk
+    ) -> Generator[FrameFeatures, None, None]:
+        """All observations; see :func:`ml_backend.inference.chunks.detect_chunks`.
 
         Raises:
             AlreadyTracked: another job was faster.
         """
         part = self._plan.parts[self._number]
         self._segments = segments
-        self._key = segments_key(self._plan.project_id, part.uri, self._models.base, info, segments)
-        self._board = board = Board(self._container.queue, self._container.artifacts, self._key)
+        self._key = chunks_key(self._plan.project_id, part.uri, self._models.base, info, segments)
+        self._board = board = ChunkLeases(self._container.queue, self._container.artifacts, self._key)
         board.open(len(segments))
 
-        def watched(segment: Segment) -> Iterator[Observation]:
+        def watched(segment: VideoChunk) -> Iterator[FrameFeatures]:
             if self._is_known():
                 raise AlreadyTracked
             for observation in look(segment):
@@ -83,9 +85,9 @@ class Sharing:
                 yield observation
 
         with board.working():
-            yield from observe_together(segments, board, watched, self._should_stop)
+            yield from detect_chunks(segments, board, watched, self._should_stop)
 
-    def _ask_for_help(self, board: Board, segment: Segment) -> None:
+    def _ask_for_help(self, board: ChunkLeases, segment: VideoChunk) -> None:
         """One job for each other worker. They wait until these have nothing more important to do."""
         queue = self._container.queue
         others = sum(QUEUE in worker.queues for worker in live_workers(self._container.settings.redis_url)) - 1
@@ -94,7 +96,7 @@ class Sharing:
         try:
             if others > 0 and later and board.is_left(later):
                 for n in range(min(others, len(later), HELPERS)):
-                    queue.request(QUEUE, "help_observe", arguments, f"help-{self._key}-{n}", module="chunks")
+                    queue.request(QUEUE, "help_detect", arguments, f"help-{self._key}-{n}", module="chunks")
         except QueueUnavailable as error:
             log.debug("Nobody is asked for help: %s", error)
 
@@ -105,13 +107,13 @@ class Sharing:
 
 
 @job
-def help_observe(container: Container, project_id: int, task_id: int, number: int, key: str, count: int) -> None:
+def help_detect(container: Container, project_id: int, task_id: int, number: int, key: str, count: int) -> None:
     """Observe segments of a video that another worker tracks, until none is left or something else is waiting."""
-    from ml_backend.inference.pipeline import detection_stride, segment_look, segments_of
+    from ml_backend.inference.pipeline import chunk_detection, chunks_of, detection_stride
     from ml_backend.label_studio.client import NotFound
     from ml_backend.video.probe import probe
 
-    board = Board(container.queue, container.artifacts, key, helping=True)
+    board = ChunkLeases(container.queue, container.artifacts, key, helping=True)
     if not board.is_open or not board.is_left(range(count)):
         return
     try:
@@ -125,14 +127,14 @@ def help_observe(container: Container, project_id: int, task_id: int, number: in
     part, settings, stopper = plan.parts[number], container.settings, container.stopper()
     with container.media.open(part.uri, task_id) as path:
         info = probe(path)
-        segments = segments_of(path, info, detection_stride(settings, models.detector, info), settings)
-        if segments_key(project_id, part.uri, models.base, info, segments) != key:
+        segments = chunks_of(path, info, detection_stride(settings, models.detector, info), settings)
+        if chunks_key(project_id, part.uri, models.base, info, segments) != key:
             log.info("Task %s: the request for help is outdated.", task_id)
             return
-        look = segment_look(path, info, models.detector, settings)
+        look = chunk_detection(path, info, models.detector, settings)
         gone: list[int] = []
 
-        def watched(segment: Segment) -> Iterator[Observation]:
+        def watched(segment: VideoChunk) -> Iterator[FrameFeatures]:
             for n, observation in enumerate(look(segment)):
                 if n % LOOK_EVERY == 0 and not board.is_open:
                     gone.append(segment.number)
@@ -142,7 +144,7 @@ def help_observe(container: Container, project_id: int, task_id: int, number: in
         done = 0
         try:
             with board.working():
-                done = observe_some(segments, board, watched, stopper, lambda: _something_waits(container))
+                done = help_with_chunks(segments, board, watched, stopper, lambda: _something_waits(container))
         except Interrupted:
             if not gone:
                 raise
@@ -155,7 +157,7 @@ def _something_waits(container: Container) -> bool:
         return any(container.queue.queues[name].count for name in QUEUES[: QUEUES.index(QUEUE)])
 
 
-def segments_key(project_id: int, uri: str, base: str, info: VideoInfo, segments: Sequence[Segment]) -> str:
+def chunks_key(project_id: int, uri: str, base: str, info: VideoInfo, segments: Sequence[VideoChunk]) -> str:
     """Names the observations of a file; 40 hex digits. Another file at the same address has other facts."""
     facts = [info.frames, info.width, info.height, info.duration, len(segments), segments[-1].start]
     return hashlib.sha256(json.dumps([project_id, uri, base, *facts]).encode()).hexdigest()[:40]

@@ -15,18 +15,18 @@ from ml_backend.core.errors import BackendError, Interrupted, Postponed, QueueUn
 from ml_backend.core.outputs import Outputs
 from ml_backend.core.settings import Settings, get_settings
 from ml_backend.db.storage import Storage
-from ml_backend.jobs.api_queue import ControlQueue
-from ml_backend.jobs.job_list import Jobs
-from ml_backend.jobs.project_models import Projects
+from ml_backend.jobs.api_queue import ApiQueue
+from ml_backend.jobs.job_list import JobIndex
+from ml_backend.jobs.project_models import ProjectModelStore
 from ml_backend.jobs.queue import OVER, JobQueue, state_of
 from ml_backend.jobs.services.trainings import Trainings
 from ml_backend.jobs.training_queue import TrainingQueue
-from ml_backend.jobs.worker_status import MemoryBoard
+from ml_backend.jobs.worker_status import WorkerStatus
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.listing import ProjectLister
 from ml_backend.label_studio.media import MediaStore
 from ml_backend.training.artifacts import Artifacts
-from ml_backend.training.policy import Policies
+from ml_backend.training.policy import PolicyStore
 from ml_backend.training.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -60,16 +60,16 @@ class Container:
         return Registry(self.storage)
 
     @cached_property
-    def policies(self) -> Policies:
-        return Policies(self.storage)
+    def policies(self) -> PolicyStore:
+        return PolicyStore(self.storage)
 
     @cached_property
     def artifacts(self) -> Artifacts:
         return Artifacts(self.settings)
 
     @cached_property
-    def projects(self) -> Projects:
-        return Projects(self.settings, self.storage)
+    def projects(self) -> ProjectModelStore:
+        return ProjectModelStore(self.settings, self.storage)
 
     @cached_property
     def queue(self) -> JobQueue:
@@ -84,12 +84,12 @@ class Container:
         return Trainings(self.projects, self.queue, self.storage)
 
     @cached_property
-    def jobs(self) -> Jobs:
-        return Jobs(self.queue, self.trainings.cancel)
+    def jobs(self) -> JobIndex:
+        return JobIndex(self.queue, self.trainings.cancel)
 
     @cached_property
-    def control(self) -> ControlQueue:
-        return ControlQueue(self.queue, self.trainings, self.jobs)
+    def control(self) -> ApiQueue:
+        return ApiQueue(self.queue, self.trainings, self.jobs)
 
     @cached_property
     def lister(self) -> ProjectLister:
@@ -118,9 +118,9 @@ class Container:
         return stop
 
     @property
-    def memory(self) -> MemoryBoard:
+    def memory(self) -> WorkerStatus:
         """What models workers hold."""
-        return MemoryBoard(self.queue)
+        return WorkerStatus(self.queue)
 
     @property
     def client(self) -> LabelStudioClient:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rq import get_current_job
 
 from ml_backend.core.errors import ConfigError, Interrupted
-from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.jobs.container import Container, job
-from ml_backend.jobs.progress import tell
+from ml_backend.jobs.progress import report_progress
 from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.label_studio.media import MediaStore
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Work:
+class JobContext:
     """One job at work.
 
     Attributes:
@@ -64,13 +64,13 @@ class Work:
 
     def _tell(self, **progress: Any) -> None:
         self._last = time.monotonic()
-        tell(self._job, **progress)
+        report_progress(self._job, **progress)
 
     def label_config(self, project_id: int) -> str:
         """A project's label config, as it is written in Label Studio."""
         return self.container.client.get_project(project_id).label_config
 
-    def source(self, project_id: int, *, predictions: Predictions = "none") -> Source:
+    def source(self, project_id: int, *, predictions: Predictions = "none") -> AnnotationReader:
         """A project's annotated tasks.
 
         Raises:
@@ -78,9 +78,11 @@ class Work:
             ConfigError: the label config has no video.
         """
         client, settings = self.container.client, self.settings
-        return Source.from_project(client, project_id, settings, predictions=predictions, should_stop=self.should_stop)
+        return AnnotationReader.from_project(
+            client, project_id, settings, predictions=predictions, should_stop=self.should_stop
+        )
 
-    def source_of_task(self, project_id: int, task_id: int, *, predictions: Predictions) -> Source:
+    def source_of_task(self, project_id: int, task_id: int, *, predictions: Predictions) -> AnnotationReader:
         """As :meth:`source`, of a single task, without reading the others.
 
         Raises:
@@ -88,7 +90,7 @@ class Work:
         """
         config = parse_label_config(self.label_config(project_id))
         task = self.container.client.get_full_task(task_id, project_id)
-        return Source(lambda: iter([task]), self._store().open, config, predictions=predictions)
+        return AnnotationReader(lambda: iter([task]), self._store().open, config, predictions=predictions)
 
     @contextmanager
     def video(self, project_id: int, task_id: int) -> Iterator[Path]:
@@ -112,11 +114,11 @@ class Work:
         return MediaStore(self.settings, self.container.client, self.should_stop)
 
 
-def control_job(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A job that gets its :class:`Work` first. What it returns is kept for whoever asked for it."""
+def api_job(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A job that gets its :class:`JobContext` first. What it returns is kept for whoever asked for it."""
 
     @functools.wraps(function)
     def run(container: Container, *args: Any) -> Any:
-        return function(Work(container), *args)
+        return function(JobContext(container), *args)
 
     return job(run)

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import BackendError
-from ml_backend.core.timestamps import aware
+from ml_backend.core.timestamps import ensure_utc
 from ml_backend.jobs.queue import WAITING, JobQueue, failure_text, state_of, targets_key
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ KINDS = {
     "prepare_task": "prepare",
     "prepare_many": "prepare",
     "predict": "predict",
-    "help_observe": "help",
+    "help_detect": "help",
     "learn": "learn_patterns",
     "refresh": "refresh",
     "train": "train",
 }
 #: Jobs whose second argument is a task.
-_OF_TASK = ("prepare_task", "help_observe", "render_video", "render_custom_video")
+_OF_TASK = ("prepare_task", "help_detect", "render_video", "render_custom_video")
 #: What RQ's states are called here.
 STATES = {
     "queued": "queued",
@@ -54,7 +54,7 @@ class NotCancellable(BackendError):
     http_status = 409
 
 
-class Jobs:
+class JobIndex:
     """Every method raises QueueUnavailable when Redis does not answer.
 
     Args:
@@ -157,7 +157,7 @@ class Jobs:
         """What has become of the jobs that do the work of this one. Once they are through, it is written down."""
         done, of, failures = self._predicted(job)
         if done < of:
-            elapsed = (datetime.now(timezone.utc) - aware(job.created_at)).total_seconds()
+            elapsed = (datetime.now(timezone.utc) - ensure_utc(job.created_at)).total_seconds()
             eta_s = round(elapsed / done * (of - done)) if done else None
             progress = {"stage": "predicting", "done": done, "of": of, "eta_s": eta_s}
             return {"state": "running", "progress": progress, "result": None}
@@ -276,4 +276,4 @@ def _iso(moment: Any) -> str | None:
         return None
     if isinstance(moment, (int, float)):
         moment = datetime.fromtimestamp(moment, timezone.utc)
-    return aware(moment).isoformat(timespec="milliseconds")
+    return ensure_utc(moment).isoformat(timespec="milliseconds")

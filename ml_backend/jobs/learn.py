@@ -23,10 +23,10 @@ from ml_backend.label_studio.client import Annotation, NotFound, Task
 from ml_backend.labeling.few_shot.digest import bank_digests
 from ml_backend.labeling.few_shot.pattern_store import NewExemplar, video_key
 from ml_backend.labeling.model_version import is_partial
-from ml_backend.labeling.modes import HybridModels
+from ml_backend.labeling.modes import ClassifierModels
 from ml_backend.labeling.track_classifier import use_embedder
-from ml_backend.training.annotation_review import begun_from, compare, regions_fingerprint, was_written_over
-from ml_backend.training.review_store import Correction, CorrectionStore
+from ml_backend.training.annotation_review import begun_from, regions_fingerprint, review_annotation, was_written_over
+from ml_backend.training.review_store import ReviewStore, TaskReview
 
 if TYPE_CHECKING:
     from ml_backend.labeling.few_shot.annotated_objects import AnnotatedObject
@@ -96,7 +96,7 @@ def catch_up(container: Container, project_id: int) -> None:
         tasks = {state.id: state for state in container.client.list_task_states(project_id)}
     except NotFound:
         tasks = {}
-    known = CorrectionStore(container.storage).tasks(project_id)
+    known = ReviewStore(container.storage).tasks(project_id)
     # Tasks also change for what teaches nothing: a prediction, an annotation that does not count. Once is enough.
     asked = container.training_queue.caught_up(project_id)
     moments = {task_id: state.updated_at.isoformat() for task_id, state in tasks.items() if state.updated_at}
@@ -146,17 +146,17 @@ def _look_for_unread(container: Container, project_id: int) -> None:
         registry.settle_unread(last, back, gone)
 
 
-def read_annotations_once(container: Container, project_id: int, models: HybridModels) -> None:
+def read_annotations_once(container: Container, project_id: int, models: ClassifierModels) -> None:
     """What a project's people annotated before it had this mode, or this embedder, is worth learning too."""
     if _is_unread(container, project_id, models):
         container.queue.request_learning(project_id, None)
 
 
-def _is_unread(container: Container, project_id: int, models: HybridModels) -> bool:
+def _is_unread(container: Container, project_id: int, models: ClassifierModels) -> bool:
     return any(digest is None for digest in bank_digests(container.storage, project_id, models.ids).values())
 
 
-def _learn(container: Container, project_id: int, models: HybridModels, task_id: int) -> bool:
+def _learn(container: Container, project_id: int, models: ClassifierModels, task_id: int) -> bool:
     if task_id == ALL_TASKS:
         return _read_all(container, project_id, models)
     # First, and without the video: that may be gone.
@@ -164,7 +164,7 @@ def _learn(container: Container, project_id: int, models: HybridModels, task_id:
     return _learn_task(container, project_id, models, task_id) if models.ids else False
 
 
-def _read_all(container: Container, project_id: int, models: HybridModels) -> bool:
+def _read_all(container: Container, project_id: int, models: ClassifierModels) -> bool:
     """Note all annotated tasks for learning, and those that were once; whether a bank is in use again.
 
     Nothing is unlearned here: the list may be older than what another worker has learned meanwhile.
@@ -175,13 +175,13 @@ def _read_all(container: Container, project_id: int, models: HybridModels) -> bo
         log.info("Project %s is gone; nothing is learned from it.", project_id)
         tasks = set()
     store = container.projects.patterns
-    known = store.taught_tasks(project_id) | set(CorrectionStore(container.storage).tasks(project_id))
+    known = store.taught_tasks(project_id) | set(ReviewStore(container.storage).tasks(project_id))
     container.storage.note_pending("learn", project_id, tasks | known)
     changed = [store.mark_read(project_id, model_id) for model_id in models.ids]
     return any(changed)
 
 
-def _learn_task(container: Container, project_id: int, models: HybridModels, task_id: int) -> bool:
+def _learn_task(container: Container, project_id: int, models: ClassifierModels, task_id: int) -> bool:
     """Make what the task's annotation shows the task's exemplars; whether that changed anything."""
     for _ in range(CHANGES):
         task, annotation = read_annotation(container, project_id, task_id)
@@ -212,10 +212,10 @@ def _parts(container: Container, task: Task) -> Sequence[VideoPart]:
     return plan_task(task.project_id, task.id, task.data, label_config, "", annotated=True, label_studio_url=url).parts
 
 
-def _exemplars(container: Container, task: Task, annotation: Annotation, models: HybridModels) -> Wanted:
+def _exemplars(container: Container, task: Task, annotation: Annotation, models: ClassifierModels) -> Wanted:
     """By model what the task's annotation shows of labels, and of what is none."""
     from ml_backend.label_studio.timeline import video_timeline
-    from ml_backend.labeling.few_shot.annotated_objects import annotated_objects, left_out
+    from ml_backend.labeling.few_shot.annotated_objects import annotated_objects, rejected_tracks
     from ml_backend.video.probe import probe
 
     wanted: Wanted = {}
@@ -227,7 +227,7 @@ def _exemplars(container: Container, task: Task, annotation: Annotation, models:
             info, timeline = probe(path), video_timeline(path, part.frame_rate)
             objects = annotated_objects(annotation.result, part.control, timeline, info.width, info.height, VIEWS)
             known = next(container.projects.patterns.tracks_of_project(task.project_id, video), None)
-            background = left_out(known.tracks, objects) if known and objects else []
+            background = rejected_tracks(known.tracks, objects) if known and objects else []
             for model in filter(None, (models.embedder, models.clip)):
                 looks = _look(container, path, video, model, objects, background, f"part-{number}-track")
                 wanted.setdefault(model.model_id, []).extend(looks)
@@ -243,7 +243,7 @@ def _look(
     background: Sequence[TrackRecord],
     prefix: str,
 ) -> list[NewExemplar]:
-    from ml_backend.embeddings.crop_embeddings import look_at
+    from ml_backend.embeddings.crop_embeddings import embed_tracks
     from ml_backend.labeling.few_shot.annotated_objects import with_known
 
     looks, k = container.projects.patterns.looks(video), VIEWS
@@ -254,7 +254,7 @@ def _look(
     found: list[NewExemplar] = []
     for views in sorted({views for *_, views in groups}):
         chosen = [group for group in groups if group[3] == views]
-        seen = look_at(
+        seen = embed_tracks(
             [candidates for _, _, candidates, _ in chosen],
             lambda: use_embedder(model, container.settings),
             model.model_id,
@@ -330,7 +330,7 @@ def record_corrections(container: Container, project_id: int, task_id: int) -> N
     """
     if container.stop.is_set():
         raise Interrupted("Stopped before the next task.", "The job is taken up again.")
-    store = CorrectionStore(container.storage)
+    store = ReviewStore(container.storage)
     with container.queue.task_lock("learn", task_id):
         _, annotation = read_annotation(container, project_id, task_id)
         if annotation is None:
@@ -345,9 +345,9 @@ def record_corrections(container: Container, project_id: int, task_id: int) -> N
         if prediction and (is_partial(prediction.model_version) or was_written_over(annotation, prediction)):
             log.info("Task %s: it was begun from what has become more since; that is not compared.", task_id)
             prediction = None
-        comparison = compare(prediction.result if prediction else [], annotation.result)
+        comparison = review_annotation(prediction.result if prediction else [], annotation.result)
         version = prediction.model_version if prediction else ""
-        correction = Correction(annotation.id, version, comparison, fingerprint, submitted, changed)
+        correction = TaskReview(annotation.id, version, comparison, fingerprint, submitted, changed)
         store.put(project_id, task_id, correction)
     done = ", ".join(f"{number} {kind}" for kind, number in comparison.counts.items() if number)
     log.info("Task %s: of the prediction of %s: %s.", task_id, version or "no version", done or "nothing")

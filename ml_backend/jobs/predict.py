@@ -26,7 +26,7 @@ from ml_backend.labeling.model_version import PARTIAL, is_partial
 
 if TYPE_CHECKING:
     from ml_backend.labeling.label_assignment import LabelledTracks
-    from ml_backend.labeling.track_classifier import Hybrid
+    from ml_backend.labeling.track_classifier import TrackClassifier
     from ml_backend.tracking.track_record import TrackSet
 
 log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ def _ask_anew(container: Container, plan: TaskPlan, key: str) -> None:
         container.queue.remove_target(key, other)
 
 
-def look_at_video(container: Container, task_id: int, models: ProjectModels, path: Path) -> dict[str, Any]:
+def detect_video(container: Container, task_id: int, models: ProjectModels, path: Path) -> dict[str, Any]:
     """What some models find in a task's first video, as a prediction that is given to nobody.
 
     Tracks that are known are not made again. Those of a version that is not in use are not kept: the newest tracks of a
@@ -225,7 +225,7 @@ def _labelled(
     container: Container,
     plan: TaskPlan,
     models: ProjectModels,
-    hybrid: Hybrid | None,
+    hybrid: TrackClassifier | None,
     part: VideoPart,
     tracks: TrackSet,
 ) -> LabelledTracks:
@@ -243,13 +243,13 @@ def _labelled(
     )
 
 
-def _taught(models: ProjectModels, hybrid: Hybrid | None) -> frozenset[str] | None:
+def _taught(models: ProjectModels, hybrid: TrackClassifier | None) -> frozenset[str] | None:
     """The classes that a trained detector knows anything of; ``None``: all, or nobody is going to ask."""
-    from ml_backend.training.class_transfer import known_classes
+    from ml_backend.training.class_transfer import trained_classes
 
     if models.trained is None or models.detector.path is None or hybrid is None or hybrid.models.clip is None:
         return None
-    return known_classes(models.detector.path, models.trained.weights_sha256)
+    return trained_classes(models.detector.path, models.trained.weights_sha256)
 
 
 def _tracks(
@@ -264,7 +264,7 @@ def _tracks(
 ) -> TrackSet:
     """The video's tracks: those that are known, whatever gave them labels then, else new ones."""
     from ml_backend.inference.pipeline import detect_tracks
-    from ml_backend.jobs.chunks import AlreadyTracked, Sharing
+    from ml_backend.jobs.chunks import AlreadyTracked, ChunkedDetection
 
     if part.frame_rate is None:
         raise ValueError("a part without frame rate must be probed before it is predicted")
@@ -275,7 +275,9 @@ def _tracks(
         return known
     log.info("Task %s: pre-annotating %s", plan.task_id, public_uri(part.uri))
     report = Progress(number, len(plan.parts))
-    sharing = Sharing(container, plan, models, number, lambda: store.get_tracks(key) is not None) if keep else None
+    sharing = (
+        ChunkedDetection(container, plan, models, number, lambda: store.get_tracks(key) is not None) if keep else None
+    )
     try:
         with container.media.open(part.uri, plan.task_id) as path:
             tracks = detect_tracks(

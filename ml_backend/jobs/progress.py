@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def tell(job: Job | None, **facts: Any) -> None:
+def report_progress(job: Job | None, **facts: Any) -> None:
     """Write into a job how far it is."""
     if job is None:
         return
@@ -47,7 +47,7 @@ class Progress:
         rate = done / (now - self._started)
         eta_s = round((total - done) / rate) if rate and total > done else 0
         facts = {"part": self._part + 1, "parts": self._parts, "frames": done, "of": total, "fps": round(rate, 1)}
-        tell(job, **facts, eta_s=eta_s)
+        report_progress(job, **facts, eta_s=eta_s)
 
 
 class Preview:

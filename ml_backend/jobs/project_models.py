@@ -18,13 +18,13 @@ from ml_backend.label_studio.extra_params import read_extra_params
 from ml_backend.label_studio.label_config import LabelConfig, prompts_digest
 from ml_backend.labeling.few_shot.digest import bank_digests
 from ml_backend.labeling.model_version import BASE, base_version, model_version
-from ml_backend.labeling.modes import HybridModels, hybrid_models, mode_part
+from ml_backend.labeling.modes import ClassifierModels, classifier_models, mode_part
 from ml_backend.training.artifacts import Artifacts
 from ml_backend.training.registry import Registry, Version
 
 if TYPE_CHECKING:  # NumPy and all that computes with it, which a start need not wait for
     from ml_backend.labeling.few_shot.pattern_store import PatternStore
-    from ml_backend.labeling.track_classifier import HybridSource
+    from ml_backend.labeling.track_classifier import TrackClassifierFactory
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class ProjectModels:
 
     mode: Mode
     detector: ResolvedDetector
-    hybrid: HybridModels
+    hybrid: ClassifierModels
     base: str
     version: str
     trained: Version | None = None
@@ -59,7 +59,7 @@ class _Row:
 _NO_ROW = _Row()
 
 
-class Projects:
+class ProjectModelStore:
     """Knows every project's mode; safe across threads and processes, which see a switch at once."""
 
     def __init__(self, settings: Settings, storage: Storage) -> None:
@@ -73,10 +73,10 @@ class Projects:
         return PatternStore(self._storage)
 
     @cached_property
-    def hybrids(self) -> HybridSource:
-        from ml_backend.labeling.track_classifier import HybridSource
+    def hybrids(self) -> TrackClassifierFactory:
+        from ml_backend.labeling.track_classifier import TrackClassifierFactory
 
-        return HybridSource(self._settings, self.patterns)
+        return TrackClassifierFactory(self._settings, self.patterns)
 
     def mode(self, project_id: int | None) -> Mode:
         """The project's own mode, else the one in the settings."""
@@ -153,7 +153,7 @@ class Projects:
         else:
             detector = resolve_detector(self._settings, download=download)
         detector = replace(detector, project=project_id)
-        hybrid = hybrid_models(self._settings, mode, download=download)
+        hybrid = classifier_models(self._settings, mode, download=download)
         digests = bank_digests(self._storage, project_id, hybrid.ids) if project_id is not None else {}
         part = mode_part(hybrid, digests, row.prompts)
         base = base_version(self._settings, detector)

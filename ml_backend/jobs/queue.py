@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import ConfigError, QueueUnavailable
 from ml_backend.core.settings import QUEUES, Settings
-from ml_backend.core.timestamps import aware
+from ml_backend.core.timestamps import ensure_utc
 
 if TYPE_CHECKING:  # redis and the database's library take long to load: a start need not wait for that
     from redis import Redis
@@ -36,7 +36,7 @@ TARGETS_TTL_S = 7 * 24 * 3600
 #: How long the result of a job is kept for whoever asked for it.
 KEPT_S = 7 * 24 * 3600
 #: Nobody asks for these by name, and what they do shows elsewhere; of some there are thousands.
-_PASSING = ("prepare_task", "prepare_many", "predict", "help_observe", "refresh")
+_PASSING = ("prepare_task", "prepare_many", "predict", "help_detect", "refresh")
 #: After so long a lock whose holder died is free again.
 LOCK_S = 120
 #: By kind of what is pending in the database: the queue, the module of jobs, and the function there.
@@ -59,7 +59,7 @@ OVER = ("finished", "failed", "stopped", "canceled")
 
 
 @dataclass(frozen=True, slots=True)
-class Requested:
+class JobRequest:
     """Outcome of a request: ``created`` is whether a new job was made; ``failure`` is why the last one failed."""
 
     job_id: str
@@ -135,15 +135,15 @@ class JobQueue:
 
     # -- requests
 
-    def request_prepare(self, project_id: int, task_id: int) -> Requested:
+    def request_prepare(self, project_id: int, task_id: int) -> JobRequest:
         """Probe a task's videos, write their frame rate into the task, then request its prediction."""
         return self.request("prepare", "prepare_task", [project_id, task_id], f"prepare-{task_id}")
 
-    def request_prepare_many(self, project_id: int, task_ids: Sequence[int]) -> Requested:
+    def request_prepare_many(self, project_id: int, task_ids: Sequence[int]) -> JobRequest:
         """One job that requests many; no ids means all tasks of the project."""
         return self._request_pending("prepare", project_id, task_ids or (ALL_TASKS,))
 
-    def request_prediction(self, key: str, project_id: int, task_id: int, queue: str = "predict") -> Requested:
+    def request_prediction(self, key: str, project_id: int, task_id: int, queue: str = "predict") -> JobRequest:
         """One job per key; every task that asks meanwhile is served by it."""
         with self.guard():
             targets = targets_key(key)
@@ -151,23 +151,23 @@ class JobQueue:
             self.connection.expire(targets, TARGETS_TTL_S)
         return self.request(queue, "predict", [key, project_id, task_id], f"predict-{key}")
 
-    def request_learning(self, project_id: int, task_ids: Sequence[int] | None) -> Requested:
+    def request_learning(self, project_id: int, task_ids: Sequence[int] | None) -> JobRequest:
         """Learn labels from what people annotated in these tasks; ``None``: in all tasks of the project."""
         return self._request_pending("learn", project_id, (ALL_TASKS,) if task_ids is None else task_ids)
 
-    def request_refresh(self, project_id: int) -> Requested:
+    def request_refresh(self, project_id: int) -> JobRequest:
         """Renew the predictions of all tasks that nobody has annotated, since their labels may have changed."""
         return self._request_pending("refresh", project_id, (ALL_TASKS,))
 
-    def _request_pending(self, kind: str, project_id: int, task_ids: Sequence[int]) -> Requested:
+    def _request_pending(self, kind: str, project_id: int, task_ids: Sequence[int]) -> JobRequest:
         self.storage.note_pending(kind, project_id, task_ids)
         return self.start_pending(kind, project_id)
 
-    def start_pending(self, kind: str, project_id: int, pause: timedelta = timedelta(0)) -> Requested:
+    def start_pending(self, kind: str, project_id: int, pause: timedelta = timedelta(0)) -> JobRequest:
         """Make the job that does what is pending of a project.
 
         Any number of requests make one job. What is asked while it runs, it does too before it ends; what it just
-        misses is found by workers, see :class:`ml_backend.jobs.training_scheduler.Trainer`.
+        misses is found by workers, see :class:`ml_backend.jobs.training_scheduler.TrainingScheduler`.
 
         Args:
             pause: since the last try of a job that has failed.
@@ -188,7 +188,7 @@ class JobQueue:
         *,
         at_front: bool = False,
         pause: timedelta = FAILED_PAUSE,
-    ) -> Requested:
+    ) -> JobRequest:
         """A job ``ml_backend.jobs.<module>.<function>``, unless there is one of this id that is not over.
 
         One that waits in a queue of less importance is moved: who asks now does not wait behind all others there.
@@ -216,22 +216,22 @@ class JobQueue:
                         description=f"{function} {args}",
                         at_front=at_front,
                     )
-                    return Requested(job_id, True)
+                    return JobRequest(job_id, True)
                 except DuplicateJobError:
                     job = self.fetch(job_id)
                     if job is None:
                         continue  # it ended between the two calls
                     if state_of(job) not in OVER:
                         self._hurry(job, queue, now=not pause)
-                        return Requested(job_id, False)
+                        return JobRequest(job_id, False)
                     failed = job.ended_at if state_of(job) == "failed" else None
-                    if failed and datetime.now(timezone.utc) - aware(failed) < pause:
-                        return Requested(job_id, False, failure_text(job))
+                    if failed and datetime.now(timezone.utc) - ensure_utc(failed) < pause:
+                        return JobRequest(job_id, False, failure_text(job))
                     again = self.fetch(job_id)
                     if again is None or state_of(again) in OVER:  # else another process has just made it anew
                         forget_executions(job)
                         job.delete()
-        return Requested(job_id, False)
+        return JobRequest(job_id, False)
 
     def _hurry(self, job: Job, queue: str, *, now: bool) -> None:
         behind = job.origin in QUEUES and QUEUES.index(job.origin) > QUEUES.index(queue)

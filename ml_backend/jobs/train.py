@@ -33,14 +33,14 @@ from ml_backend.core.errors import (
 from ml_backend.core.files import file_sha256
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.job_list import CANCELLED
-from ml_backend.jobs.progress import tell
+from ml_backend.jobs.progress import report_progress
 from ml_backend.jobs.training_queue import unread_before
 from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.label_config import classes_for, parse_label_config
-from ml_backend.training.gate import decide
+from ml_backend.training.gate import decide_promotion
 from ml_backend.training.registry import ACTIVE, MEASURED, RunLost, Version
 from ml_backend.training.retention import remove_old_weights
-from ml_backend.training.review_store import CorrectionStore
+from ml_backend.training.review_store import ReviewStore
 
 if TYPE_CHECKING:
     from redis.lock import Lock
@@ -57,7 +57,7 @@ GATES = 3
 _LOOK_S = 1.0
 
 
-class Watch:
+class TrainingWatcher:
     """A thread beside a training; use as a container manager.
 
     Attributes:
@@ -72,7 +72,7 @@ class Watch:
         self.cancelled = False
         self.lost = False
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> TrainingWatcher:
         self._thread.start()
         return self
 
@@ -117,12 +117,12 @@ class Watch:
 def train(container: Container, project_id: int, trigger: str) -> dict[str, Any] | None:
     """Retrain a project's detector if there is something new to learn from; use the result if it is not worse."""
     with container.training_queue.lock(project_id) as lock:
-        training = Training(container, project_id, trigger, lock)
+        training = TrainingRun(container, project_id, trigger, lock)
         training.run()
         return training.outcome()
 
 
-class Training:
+class TrainingRun:
     """One run, new or taken over from a worker that died."""
 
     def __init__(self, container: Container, project_id: int, trigger: str, lock: Lock) -> None:
@@ -130,7 +130,7 @@ class Training:
         self._settings, self._registry = container.settings, container.registry
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"[:64]
         self._folder = container.settings.data_dir / "training" / f"project-{project_id}"
-        self._watch = Watch(container, project_id, lock)
+        self._watch = TrainingWatcher(container, project_id, lock)
         self._force = False
         self._seen: dict[str, str] | None = None
         self._began: int | None = None
@@ -215,7 +215,7 @@ class Training:
         seen = lineage.pop("seen", None) or self._seen
         if not again:
             # What was annotated while it ran is new to the next one.
-            lineage["seen"] = CorrectionStore(self._container.storage).seen(self._project) if seen is None else seen
+            lineage["seen"] = ReviewStore(self._container.storage).seen(self._project) if seen is None else seen
             lineage.setdefault("unread", unread_before(self._registry, last))
         try:
             self._registry.finish(dataclasses.replace(version, owner=self._owner), state, reason, lineage=lineage)
@@ -270,7 +270,7 @@ class Training:
 
     def _train(self, version: Version) -> Version | None:
         """Weights for the gate; ``None`` where there is nothing new to learn from."""
-        corrections = CorrectionStore(self._container.storage)
+        corrections = ReviewStore(self._container.storage)
         seen = self._seen = corrections.seen(self._project)
         for name in ("runs", "gate"):  # of runs that came to an end elsewhere
             for folder in (self._folder / name).glob("*"):
@@ -287,7 +287,7 @@ class Training:
         made_of = hashlib.sha256(facts.encode()).hexdigest()
         if self._is_known(version, made_of):
             log.info("Project %s: nothing has been annotated since the last training.", self._project)
-            tell(get_current_job(), stage="unchanged")
+            report_progress(get_current_job(), stage="unchanged")
             self._registry.discard(version, seen, data.unread)
             return None
         run = self._folder / "runs" / version.name
@@ -347,27 +347,27 @@ class Training:
 
     def _dataset(self, unread: Collection[str]) -> TrainingDataset:
         """The annotations as a dataset; ``unread`` are tasks whose videos were away last time, so it waits for none."""
-        from ml_backend.datasets.annotation_reader import Source
-        from ml_backend.training.dataset import DatasetPlan, build_dataset
+        from ml_backend.datasets.annotation_reader import AnnotationReader
+        from ml_backend.training.dataset import FrameSelectionPlan, build_dataset
         from ml_backend.training.splits import SplitStore
 
         policy = self._container.policies.get(self._project)
-        plan = DatasetPlan(
+        plan = FrameSelectionPlan(
             per_second=self._settings.train_per_second,
             held_out_frames=self._settings.gate_frames,
-            hard=CorrectionStore(self._container.storage).hard(self._project),
+            hard=ReviewStore(self._container.storage).hard(self._project),
             pseudo_labels=policy.pseudo_labels,
         )
         options: dict[str, Any] = {"predictions": "missing"} if policy.pseudo_labels else {}
         options["should_stop"] = self._watch.should_stop
-        source = Source.from_project(self._container.client, self._project, self._settings, **options)
+        source = AnnotationReader.from_project(self._container.client, self._project, self._settings, **options)
         return build_dataset(
             source,
             self._folder / "dataset",
             SplitStore(self._container.storage),
             self._project,
             plan,
-            lambda done, of: tell(get_current_job(), stage="dataset", done=done, of=of),
+            lambda done, of: report_progress(get_current_job(), stage="dataset", done=done, of=of),
             self._watch.should_stop,
             lambda tasks: _tries_left() and not {str(task) for task in tasks} <= set(unread),
         )
@@ -428,7 +428,7 @@ class Training:
                 raise
             except BackendError as error:  # the database may be back for the next one
                 log.warning("The epoch was not written down: %s", error)
-            tell(get_current_job(), stage="training", **facts)
+            report_progress(get_current_job(), stage="training", **facts)
             checkpoint = event.get("checkpoint")
             if checkpoint and time.monotonic() - copied >= CHECKPOINT_S:
                 copied = time.monotonic()
@@ -452,8 +452,8 @@ class Training:
                 break
             log.info("Project %s: versions were switched meanwhile; the gate is repeated.", self._project)
         metrics = {**measured, "against": incumbent.name if incumbent else "base"}
-        verdict = decide(measured["candidate"], measured["incumbent"])
-        tell(get_current_job(), stage="gate", verdict=verdict.reason)
+        verdict = decide_promotion(measured["candidate"], measured["incumbent"])
+        report_progress(get_current_job(), stage="gate", verdict=verdict.reason)
         if not verdict.promote:
             self._registry.finish(version, "refused", verdict.reason, metrics=metrics)
         else:
@@ -501,7 +501,9 @@ class Training:
 
     def _on_progress(self, event: Mapping[str, Any]) -> None:
         if event.get("event") == "progress":
-            tell(get_current_job(), stage="gate", **{name: value for name, value in event.items() if name != "event"})
+            report_progress(
+                get_current_job(), stage="gate", **{name: value for name, value in event.items() if name != "event"}
+            )
 
     # -- the rest
 

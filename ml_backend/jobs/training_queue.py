@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ml_backend.core.errors import Postponed
-from ml_backend.jobs.queue import OVER, WAITING, JobQueue, Requested, state_of
+from ml_backend.jobs.queue import OVER, WAITING, JobQueue, JobRequest, state_of
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -34,7 +34,7 @@ class TrainingQueue:
     def _redis(self) -> Redis:
         return self._queue.connection
 
-    def request(self, project_id: int, trigger: str, *, force: bool = False) -> Requested:
+    def request(self, project_id: int, trigger: str, *, force: bool = False) -> JobRequest:
         """Retrain a project's detector.
 
         Any number of requests make one job; what is asked while it runs makes exactly one more.

@@ -17,7 +17,7 @@ from ml_backend.core.errors import BackendError
 from ml_backend.labeling.model_version import same_kind
 from ml_backend.training.policy import TrainingState, is_due
 from ml_backend.training.registry import MEASURED, Version
-from ml_backend.training.review_store import AnnotatedTask, CorrectionStore
+from ml_backend.training.review_store import AnnotatedTask, ReviewStore
 
 if TYPE_CHECKING:
     from ml_backend.jobs.container import Container
@@ -41,7 +41,7 @@ LEARNED_SINCE, OTHERWISE = timedelta(hours=1), timedelta(days=1)
 TIDY_S = 24 * 3600.0
 
 
-class Trainer:
+class TrainingScheduler:
     """See the module."""
 
     def __init__(self, container: Container) -> None:
@@ -112,7 +112,7 @@ class Trainer:
         container = self._container
         if not container.training_queue.my_turn("catch-up", CATCH_UP_EVERY_S):
             return
-        for project_id in {*container.storage.annotated_projects(), *CorrectionStore(container.storage).projects()}:
+        for project_id in {*container.storage.annotated_projects(), *ReviewStore(container.storage).projects()}:
             container.queue.request("patterns", "catch_up", [project_id], f"catch-up-{project_id}", module="learn")
 
     def look(self) -> list[int]:
@@ -122,7 +122,7 @@ class Trainer:
             return []
         lost = {version.project_id: version for version in container.registry.all_active()}
         requested = []
-        for project_id in sorted({*CorrectionStore(container.storage).projects(), *lost}):
+        for project_id in sorted({*ReviewStore(container.storage).projects(), *lost}):
             due = project_id not in lost and is_due(container.policies.get(project_id), self.state(project_id))
             if (due or project_id in lost) and not container.training_queue.is_wanted(project_id):
                 reason = "annotations" if due else lost[project_id].trigger
@@ -139,7 +139,7 @@ class Trainer:
         if last and last.state == "failed":
             states = [version.state for version in registry.outline(project_id)]
             failures = next((n for n, state in enumerate(states) if state != "failed"), len(states))
-        tasks = CorrectionStore(self._container.storage).tasks(project_id)
+        tasks = ReviewStore(self._container.storage).tasks(project_id)
         new = _unlike(tasks, last)
         if new and failures:
             # What was missing may be there now; then all that has not been learned counts.

@@ -31,8 +31,8 @@ from ml_backend.core.errors import BackendError, QueueUnavailable
 from ml_backend.core.settings import QUEUES, Settings, get_settings
 from ml_backend.jobs.container import Container, get_container
 from ml_backend.jobs.queue import connect, forget_executions
-from ml_backend.jobs.training_scheduler import Trainer
-from ml_backend.jobs.worker_status import MemoryBoard
+from ml_backend.jobs.training_scheduler import TrainingScheduler
+from ml_backend.jobs.worker_status import WorkerStatus
 from ml_backend.labeling.model_version import shaping
 
 log = logging.getLogger(__name__)
@@ -70,8 +70,8 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
         settings = container.settings
         self.container, self.lease_s = container, settings.job_lease_s
         predicts = {"predict", "refresh"} & set(queues_of(settings))
-        self.memory = MemoryBoard(container.queue, shaping(settings) if predicts else None)
-        self.trainer = Trainer(container)
+        self.memory = WorkerStatus(container.queue, shaping(settings) if predicts else None)
+        self.trainer = TrainingScheduler(container)
         self._maintains_idle = False
         self._cleaned = -math.inf
 
@@ -225,11 +225,11 @@ def make_worker(settings: Settings) -> LeaseWorker:
 def fetch_weights(settings: Settings) -> None:
     """Have the weights before the first job, and say which models are in use."""
     from ml_backend.detectors.weights import resolve_detector
-    from ml_backend.labeling.modes import hybrid_models
+    from ml_backend.labeling.modes import classifier_models
 
     try:
         detector = resolve_detector(settings, download=True)
-        models = hybrid_models(settings, settings.mode, download=True)
+        models = classifier_models(settings, settings.mode, download=True)
     except BackendError as error:
         log.error("%s", error)  # jobs say so again; the worker stays up for when it is cured
         return

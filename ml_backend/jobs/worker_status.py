@@ -22,7 +22,7 @@ _SHAPING = "video:shaping:"
 _OPTIMIZE = "video:optimize"
 
 
-class MemoryBoard:
+class WorkerStatus:
     """Every method but :meth:`tick` raises QueueUnavailable when Redis does not answer.
 
     Args:
@@ -72,7 +72,7 @@ class MemoryBoard:
             log.warning("The state of models was not reported: %s", error)
 
 
-def unlike(mine: Mapping[str, Any], shaping: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def differing_settings(mine: Mapping[str, Any], shaping: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Where workers are set otherwise than this process, in words: their predictions never count as current.
 
     Args:

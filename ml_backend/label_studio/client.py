@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from ml_backend.core.errors import LabelStudioError, LabelStudioUnavailable
 from ml_backend.core.settings import Settings
-from ml_backend.core.timestamps import aware
+from ml_backend.core.timestamps import ensure_utc
 
 log = logging.getLogger(__name__)
 
@@ -525,7 +525,7 @@ def _state(task: Any) -> TaskState:
 
 
 def _moment(value: Any) -> datetime | None:
-    return aware(value) if isinstance(value, datetime) else None
+    return ensure_utc(value) if isinstance(value, datetime) else None
 
 
 def _plain(item: Any) -> dict[str, Any]:

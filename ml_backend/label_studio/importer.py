@@ -24,7 +24,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.label_studio.client import LabelStudioClient, Project
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.label_studio.timeline import video_facts
-from ml_backend.video.transcode import Progress, normalise, plan
+from ml_backend.video.transcode import Progress, plan_transcode, transcode
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Importer:
                 yield Outcome(path, "failed", str(unread), error=unread)
 
     def _import(self, path: Path, progress: Progress | None) -> Outcome:
-        reason = plan(path).reason  # first, since it refuses what is no video at all
+        reason = plan_transcode(path).reason  # first, since it refuses what is no video at all
         digest = file_sha256(path)
         if digest in self._known:
             return Outcome(path, "skipped", f"already task {self._known[digest]}", self._known[digest])
@@ -140,7 +140,7 @@ class Importer:
             playable = self._copy_path(path, digest)
             if playable.exists():
                 os.utime(playable)  # of an earlier try: from now on it is no leftover
-            normalise(path, playable, progress)
+            transcode(path, playable, progress)
         url = self._serve(playable) if self._local else self._client.upload_file(self._project_id, playable)
         facts = video_facts(playable)
         data: dict[str, Any] = {**facts, "source": path.name, SOURCE_FIELD: digest}

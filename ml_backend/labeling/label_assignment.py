@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ml_backend.core.types import UNLABELLED
-from ml_backend.embeddings.crop_embeddings import Looks, OpenVideo
+from ml_backend.embeddings.crop_embeddings import CropEmbeddingStore, OpenVideo
 from ml_backend.label_studio.label_config import LabelMapper, VideoControl
 from ml_backend.label_studio.regions import make_region
-from ml_backend.labeling.few_shot.pattern_bank import Verdict
+from ml_backend.labeling.few_shot.pattern_bank import PatternMatch
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ ACCEPT_TEXT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class LabelDecision:
     """The label of a track.
 
     Attributes:
@@ -37,7 +37,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Opinion:
+class LabelScores:
     """What is thought of one track beside the detector.
 
     Attributes:
@@ -46,7 +46,7 @@ class Opinion:
         text: CLIP's probability by label; empty where nobody asked it.
     """
 
-    patterns: Verdict | None = None
+    patterns: PatternMatch | None = None
     nearest: Mapping[str, Any] | None = None
     text: Mapping[str, float] = field(default_factory=dict)
 
@@ -62,7 +62,7 @@ class LabelledTracks:
     """
 
     regions: list[dict[str, Any]]
-    kept: list[tuple[TrackRecord, Decision]]
+    kept: list[tuple[TrackRecord, LabelDecision]]
     unmapped: Counter[str]
 
 
@@ -121,26 +121,26 @@ class DetectorLabels:
         return {key: vote / total for key, vote in votes.items() if isinstance(key, str) and total > 0}
 
 
-class OpinionSource(Protocol):
-    """What gives labels beside the detector; see :class:`ml_backend.labeling.track_classifier.Hybrid`."""
+class LabelScorer(Protocol):
+    """What gives labels beside the detector; see :class:`ml_backend.labeling.track_classifier.TrackClassifier`."""
 
     def opinions(
         self,
         tracks: TrackSet,
         control: VideoControl,
         detector: DetectorLabels,
-        looks: Looks,
+        looks: CropEmbeddingStore,
         open_video: OpenVideo,
         should_stop: Callable[[], bool] | None = None,
-    ) -> list[Opinion]:
+    ) -> list[LabelScores]:
         """Return what is thought of each track, in the order of ``tracks``."""
 
 
 def label_tracks(
     tracks: TrackSet,
     control: VideoControl,
-    hybrid: OpinionSource | None,
-    looks: Looks,
+    hybrid: LabelScorer | None,
+    looks: CropEmbeddingStore,
     open_video: OpenVideo,
     should_stop: Callable[[], bool] | None = None,
     *,
@@ -163,7 +163,7 @@ def label_tracks(
     opinions = hybrid.opinions(tracks, control, detector, looks, open_video, should_stop) if hybrid else None
     out = LabelledTracks([], [], Counter())
     for number, record in enumerate(tracks.tracks):
-        decision = decide(record, detector(record.class_scores), opinions[number] if opinions else Opinion())
+        decision = decide_label(record, detector(record.class_scores), opinions[number] if opinions else LabelScores())
         if decision is None:
             out.unmapped[record.top_class] += 1
             continue
@@ -176,7 +176,7 @@ def label_tracks(
     return out
 
 
-def decide(record: TrackRecord, detector_label: str | None, opinion: Opinion) -> Decision | None:
+def decide_label(record: TrackRecord, detector_label: str | None, opinion: LabelScores) -> LabelDecision | None:
     """The label of one track: learned from examples first, from its name second, from the detector's class third.
 
     Returns:
@@ -194,16 +194,18 @@ def decide(record: TrackRecord, detector_label: str | None, opinion: Opinion) ->
     why = _why(record, detector_label, opinion, text_label, text_score)
     sure = patterns.probability if patterns and learned else 0.0
     if text_label and text_score >= ACCEPT_TEXT and text_score > sure:
-        return Decision(text_label, text_score, _told(why, "text", text_label, text_score))
+        return LabelDecision(text_label, text_score, _told(why, "text", text_label, text_score))
     if learned is not None:
-        return Decision(learned, sure, _told(why, "patterns", learned, sure))
+        return LabelDecision(learned, sure, _told(why, "patterns", learned, sure))
     if detector_label is None:
         return None
-    return Decision(detector_label, record.score, _told(why, "detector", detector_label, record.score) if why else {})
+    return LabelDecision(
+        detector_label, record.score, _told(why, "detector", detector_label, record.score) if why else {}
+    )
 
 
 def _why(
-    record: TrackRecord, detector_label: str | None, opinion: Opinion, text_label: str, text_score: float
+    record: TrackRecord, detector_label: str | None, opinion: LabelScores, text_label: str, text_score: float
 ) -> dict[str, Any]:
     why: dict[str, Any] = {}
     patterns = opinion.patterns

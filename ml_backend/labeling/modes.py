@@ -17,7 +17,7 @@ RECIPE = 2
 
 
 @dataclass(frozen=True, slots=True)
-class HybridModels:
+class ClassifierModels:
     """The models that a mode looks with, as far as they are here.
 
     Attributes:
@@ -35,7 +35,7 @@ class HybridModels:
         return tuple(model.model_id for model in (self.embedder, self.clip) if model)
 
 
-def hybrid_models(settings: Settings, mode: Mode, *, download: bool = False) -> HybridModels:
+def classifier_models(settings: Settings, mode: Mode, *, download: bool = False) -> ClassifierModels:
     """Resolve a mode's models. Without ``download`` this takes milliseconds.
 
     Raises:
@@ -53,10 +53,10 @@ def hybrid_models(settings: Settings, mode: Mode, *, download: bool = False) -> 
             notes.append(found)
         else:
             clip = found
-    return HybridModels(mode, embedder, clip, tuple(notes))
+    return ClassifierModels(mode, embedder, clip, tuple(notes))
 
 
-def mode_part(models: HybridModels, digests: Mapping[str, str | None], prompts: str = "") -> str:
+def mode_part(models: ClassifierModels, digests: Mapping[str, str | None], prompts: str = "") -> str:
     """A mode's part of the model version: changes exactly when labels would.
 
     Args:
@@ -74,7 +74,7 @@ def mode_part(models: HybridModels, digests: Mapping[str, str | None], prompts: 
     return f"{models.mode}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def require_embedder(models: HybridModels) -> ResolvedModel:
+def require_embedder(models: ClassifierModels) -> ResolvedModel:
     """The model whose patterns a project has.
 
     Raises:

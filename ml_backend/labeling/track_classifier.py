@@ -19,14 +19,14 @@ from cachetools import LRUCache, cached
 
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import UNLABELLED, FloatArray
-from ml_backend.embeddings.crop_embeddings import Looks, OpenVideo, look_at
+from ml_backend.embeddings.crop_embeddings import CropEmbeddingStore, OpenVideo, embed_tracks
 from ml_backend.embeddings.crop_selection import VIEWS
 from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.label_studio.label_config import LabelSpec, VideoControl
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank
-from ml_backend.labeling.few_shot.pattern_store import PatternStore, Source
-from ml_backend.labeling.label_assignment import DetectorLabels, Opinion
-from ml_backend.labeling.modes import HybridModels
+from ml_backend.labeling.few_shot.pattern_store import ExemplarOrigin, PatternStore
+from ml_backend.labeling.label_assignment import DetectorLabels, LabelScores
+from ml_backend.labeling.modes import ClassifierModels
 from ml_backend.labeling.zero_shot import ZeroShot, label_prompts, with_detector
 from ml_backend.tracking.track_record import TrackSet
 
@@ -70,7 +70,7 @@ def use_embedder(resolved: ResolvedModel, settings: Settings) -> Iterator[Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Hybrid:
+class TrackClassifier:
     """One project's learned labels and label names, ready to judge tracks.
 
     Attributes:
@@ -80,9 +80,9 @@ class Hybrid:
     """
 
     settings: Settings
-    models: HybridModels
+    models: ClassifierModels
     bank: PatternBank | None = None
-    sources: Mapping[int, Source] = field(default_factory=dict)
+    sources: Mapping[int, ExemplarOrigin] = field(default_factory=dict)
     taught: Sequence[tuple[str, FloatArray]] = ()
 
     def opinions(
@@ -90,10 +90,10 @@ class Hybrid:
         tracks: TrackSet,
         control: VideoControl,
         detector: DetectorLabels,
-        looks: Looks,
+        looks: CropEmbeddingStore,
         open_video: OpenVideo,
         should_stop: Callable[[], bool] | None = None,
-    ) -> list[Opinion]:
+    ) -> list[LabelScores]:
         """What is thought of each track, in the order of ``tracks``."""
         allowed = {label.value for label in control.labels}
         verdicts: list[Any] = [None] * len(tracks.tracks)
@@ -103,7 +103,7 @@ class Hybrid:
             """Tracks by number with ``(m, d)`` views, but for those that could not be looked at."""
             opener = partial(use_embedder, model, self.settings)
             wanted = [record.views for record in tracks.tracks]
-            found = look_at(wanted, opener, model.model_id, looks, open_video, VIEWS, should_stop)
+            found = embed_tracks(wanted, opener, model.model_id, looks, open_video, VIEWS, should_stop)
             yield from ((number, np.stack([one.vector for one in mine])) for number, mine in enumerate(found) if mine)
 
         if self.bank and self.models.embedder and allowed & set(self.bank.labels):
@@ -114,7 +114,7 @@ class Hybrid:
             for number, views in looked(self.models.clip):
                 shares = detector.shares(tracks.tracks[number].class_scores)
                 texts[number] = with_detector(zero_shot.probabilities(views), shares, detector.known)
-        return [Opinion(v, self._nearest(v), text) for v, text in zip(verdicts, texts, strict=True)]
+        return [LabelScores(v, self._nearest(v), text) for v, text in zip(verdicts, texts, strict=True)]
 
     def _nearest(self, verdict: Any) -> dict[str, Any] | None:
         source = self.sources.get(verdict.nearest) if verdict and verdict.nearest is not None else None
@@ -141,18 +141,20 @@ def _zero_shot(clip: ResolvedModel, settings: Settings, labels: Sequence[LabelSp
         return ZeroShot.from_prompts(model, labels)
 
 
-class HybridSource:
-    """Makes :class:`Hybrid` objects from the database; keeps the bank that was fitted last for each project."""
+class TrackClassifierFactory:
+    """Make track classifiers from the database; cache each project's fitted pattern bank."""
 
     def __init__(self, settings: Settings, store: PatternStore) -> None:
         self._settings, self._store = settings, store
-        self._fitted: LRUCache[tuple[int, str], tuple[str, PatternBank | None, Mapping[int, Source]]] = LRUCache(8)
+        self._fitted: LRUCache[tuple[int, str], tuple[str, PatternBank | None, Mapping[int, ExemplarOrigin]]] = (
+            LRUCache(8)
+        )
         self._lock = threading.Lock()
 
-    def get(self, project_id: int, models: HybridModels) -> Hybrid | None:
+    def get(self, project_id: int, models: ClassifierModels) -> TrackClassifier | None:
         """``None`` where labels are the detector's alone."""
         bank: PatternBank | None = None
-        sources: Mapping[int, Source] = {}
+        sources: Mapping[int, ExemplarOrigin] = {}
         taught: Sequence[tuple[str, FloatArray]] = ()
         if models.embedder:
             bank, sources = self.bank(project_id, models.embedder.model_id)
@@ -160,16 +162,16 @@ class HybridSource:
             taught = objects_of(self._store.exemplars(project_id, models.clip.model_id)[0])
         if bank is None and models.clip is None:
             return None
-        return Hybrid(self._settings, models, bank, sources, taught)
+        return TrackClassifier(self._settings, models, bank, sources, taught)
 
-    def bank(self, project_id: int, model_id: str) -> tuple[PatternBank | None, Mapping[int, Source]]:
+    def bank(self, project_id: int, model_id: str) -> tuple[PatternBank | None, Mapping[int, ExemplarOrigin]]:
         """The bank of a project and the sources of its exemplars; fitted anew only where exemplars changed."""
         digest = self._store.digest(project_id, model_id) or ""
         with self._lock:
             known = self._fitted.get((project_id, model_id))
         if known is None or known[0] != digest:
             bank: PatternBank | None = None
-            sources: Mapping[int, Source] = {}
+            sources: Mapping[int, ExemplarOrigin] = {}
             if digest:
                 exemplars, sources = self._store.exemplars(project_id, model_id)
                 if set(exemplars.labels) - {UNLABELLED}:

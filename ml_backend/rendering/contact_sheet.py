@@ -16,7 +16,7 @@ from PIL import ImageDraw
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import write_bytes
 from ml_backend.labeling.few_shot.pattern_store import PatternStore
-from ml_backend.rendering.draw import short
+from ml_backend.rendering.draw import truncate
 from ml_backend.rendering.text import Fonts
 
 #: Formats by suffix, as Pillow names them.
@@ -42,7 +42,7 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Exemplars:
+class SheetRow:
     """What there is of a label.
 
     Attributes:
@@ -57,7 +57,7 @@ class Exemplars:
     tasks: int
 
 
-def exemplar_cards(store: PatternStore, project_id: int, model_id: str, label: str, limit: int = 200) -> Exemplars:
+def exemplar_cards(store: PatternStore, project_id: int, model_id: str, label: str, limit: int = 200) -> SheetRow:
     """The exemplars of a label, as they were learned from annotations.
 
     Args:
@@ -95,10 +95,10 @@ def exemplar_cards(store: PatternStore, project_id: int, model_id: str, label: s
                 where = f"task {source.task_id}" if source.task_id else "imported"
                 cards.append(Card(thumbnails.get(id_, b""), (where, f"frame {source.frame + 1}")))
     tasks = len({task for task, _, _ in ordered if task})
-    return Exemplars(label, tuple(cards), len(mine), len(ordered), tasks)
+    return SheetRow(label, tuple(cards), len(mine), len(ordered), tasks)
 
 
-def sheet_title(found: Exemplars) -> str:
+def sheet_title(found: SheetRow) -> str:
     """What stands above the sheet: ``fallen_person: 12 exemplars of 4 objects in 3 tasks``."""
 
     def counted(number: int, name: str) -> str:
@@ -130,7 +130,7 @@ def contact_sheet(cards: Sequence[Card], title: str, fonts: Fonts) -> Pictures.I
         picture = _opened(card.thumbnail, size - gap)
         sheet.paste(picture, (x + (size - picture.width) // 2, y + (size - picture.height) // 2))
         for row, text in enumerate(card.caption):
-            words = fonts.mask(short(text), letters)
+            words = fonts.mask(truncate(text), letters)
             words = words.crop((0, 0, min(words.width, size - gap), words.height))
             place = (x + (size - words.width) // 2, y + size + row * line)
             sheet.paste(_FAINT if row else _TEXT, place, words)

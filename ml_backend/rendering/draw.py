@@ -72,7 +72,7 @@ def text_colour(background: Colour) -> Colour:
     return DARK if 0.299 * red + 0.587 * green + 0.114 * blue > 160 else WHITE
 
 
-def short(text: str, limit: int = 32) -> str:
+def truncate(text: str, limit: int = 32) -> str:
     """The beginning of a text that is too long."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -231,7 +231,7 @@ class Legend:
     ) -> None:
         self._scale, self._kinds, self._rows = scale, kinds, rows
         self._mask = partial(fonts.mask, size=scale.font)
-        names = [short(label) or "(no label)" for label in labels[:rows]]
+        names = [truncate(label) or "(no label)" for label in labels[:rows]]
         more = [f"{len(labels) - rows} more labels"] if len(labels) > rows else []
         self._names = [self._mask(name) for name in (*names, *more)]
         self._colours = [*colours[:rows], UNLABELLED_COLOUR]
@@ -280,7 +280,7 @@ def _plate(width: int, height: int, radius: int, colour: tuple[int, ...] | None 
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class BoxStyle:
     """What is drawn of boxes.
 
     Attributes:
@@ -296,7 +296,7 @@ class Look:
     legend: bool = False
 
 
-class Painter:
+class FramePainter:
     """Draws the boxes of one source on the pictures of one video, one picture after the other.
 
     Args:
@@ -313,14 +313,14 @@ class Painter:
         colours: Mapping[str, Colour],
         size: tuple[int, int],
         fps: float,
-        look: Look,
+        look: BoxStyle,
         fonts: Fonts,
         kinds: Sequence[bool] = (),
     ) -> None:
         scale = Scale.of(*size)
         rgb = [colours[label] for label in labels]
         palette = sv.ColorPalette([sv.Color(*colour) for colour in rgb] or [sv.Color(*UNLABELLED_COLOUR)])
-        self._labels = [short(label) for label in labels]
+        self._labels = [truncate(label) for label in labels]
         self._look = look
         self._edge = sv.BoxAnnotator(sv.Color(*DARK), scale.line + 2)
         self._solid = sv.BoxAnnotator(palette, scale.line)

@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_backend.core.errors import ConfigError, MediaError
 from ml_backend.core.settings import Settings
-from ml_backend.datasets.annotated_video import AnnotatedVideo, Part
-from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo
+from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.selection import Predictions
 from ml_backend.datasets.video_files import VideoFolder
 from ml_backend.label_studio.label_config import LabelConfig
@@ -41,7 +41,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class LayerModel:
     """How a model looks at a video now.
 
     Attributes:
@@ -58,11 +58,11 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Export:
+class AnnotationFile:
     """A task in a file.
 
     Attributes:
-        path: see :class:`~ml_backend.datasets.annotation_reader.Source`.
+        path: see :class:`~ml_backend.datasets.annotation_reader.AnnotationReader`.
         task: its id; ``None``: the one whose video has the file's name, or the only one.
         config: of the project; frame rates are inferred from the regions without one.
     """
@@ -72,7 +72,7 @@ class Export:
     config: LabelConfig | None = None
 
 
-def file_layer(video: Path, export: Export, show: str = "") -> Layer:
+def file_layer(video: Path, export: AnnotationFile, show: str = "") -> Layer:
     """What an export of Label Studio, or a prediction file, says of a video.
 
     Args:
@@ -87,9 +87,9 @@ def file_layer(video: Path, export: Export, show: str = "") -> Layer:
     wanted: Predictions = {"": "missing", ANNOTATIONS: "none"}.get(show, "only")  # type: ignore[assignment]
     version = show if show not in ("", ANNOTATIONS, PREDICTIONS) else ""
 
-    def part(by: LabelConfig | None) -> Part:
+    def part(by: LabelConfig | None) -> TaskVideo:
         only = [] if export.task is None else [export.task]
-        source = Source.from_file(
+        source = AnnotationReader.from_file(
             export.path, videos=video, config=by, predictions=wanted, model_version=version, only=only
         )
         return _choose(source.parts(), video, export, show)
@@ -108,11 +108,11 @@ def file_layer(video: Path, export: Export, show: str = "") -> Layer:
     return Layer(title, AnnotatedVideo.make(found, video))
 
 
-def _choose(parts: Iterator[Part], video: Path, export: Export, show: str) -> Part:
+def _choose(parts: Iterator[TaskVideo], video: Path, export: AnnotationFile, show: str) -> TaskVideo:
     """The part that belongs to the video. Only what fits is kept: an export may be large."""
     path, task, by_name = export.path, export.task, VideoFolder(video)
-    first: Part | None = None
-    fitting: list[Part] = []
+    first: TaskVideo | None = None
+    fitting: list[TaskVideo] = []
     others: list[str] = []
     for part in parts:
         first = first or part
@@ -138,7 +138,7 @@ def _choose(parts: Iterator[Part], video: Path, export: Export, show: str) -> Pa
     raise ConfigError(f"{path.name} has no {what} {of}.", cure)
 
 
-def model_layer(video: Path, weights: str | None, model: Model, **changes: Any) -> Layer:
+def model_layer(video: Path, weights: str | None, model: LayerModel, **changes: Any) -> Layer:
     """What a model finds in a video now; takes as long as pre-annotation.
 
     Args:
@@ -157,11 +157,11 @@ def model_layer(video: Path, weights: str | None, model: Model, **changes: Any) 
         path = Path(folder) / "prediction.json"
         with model.progress(f"Pre-annotating {video.name}") as progress:
             summary = predict_file(video, path, model.config, settings, patterns=model.patterns, progress=progress)
-        layer = file_layer(video, Export(path))
+        layer = file_layer(video, AnnotationFile(path))
     return Layer(str(summary["model_version"]), layer.video, str(summary["note"]))
 
 
-def named_layer(video: Path, name: str, model: Model, export: Export | None = None) -> Layer:
+def named_layer(video: Path, name: str, model: LayerModel, export: AnnotationFile | None = None) -> Layer:
     """The layer that a word of the command line means.
 
     Args:
@@ -174,7 +174,7 @@ def named_layer(video: Path, name: str, model: Model, export: Export | None = No
     path = Path(name)
     if path.suffix.lower() == ".json":
         same = export is not None and export.path == path
-        of = export if export and same else Export(path, config=export.config if export else None)
+        of = export if export and same else AnnotationFile(path, config=export.config if export else None)
         return file_layer(video, of)
     if name in (ANNOTATIONS, PREDICTIONS) and export is None:
         raise ConfigError(f"It is not said whose {name} are meant.", "Name the export with --from-json.")
@@ -185,6 +185,6 @@ def named_layer(video: Path, name: str, model: Model, export: Export | None = No
     return model_layer(video, name, model)
 
 
-def css_colours(config: LabelConfig) -> dict[str, str]:
+def label_config_colours(config: LabelConfig) -> dict[str, str]:
     """Colours that a config gives its labels, in its order; empty for a label without one."""
     return {label.value: label.background for control in config.video_controls for label in control.labels}

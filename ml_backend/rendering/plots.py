@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
 from ml_backend.core.files import check_output, write_bytes
-from ml_backend.datasets.statistics import Statistics, Tally
-from ml_backend.rendering.draw import UNLABELLED_COLOUR, label_colours, short
+from ml_backend.datasets.statistics import AnnotationCounts, AnnotationStatistics
+from ml_backend.rendering.draw import UNLABELLED_COLOUR, label_colours, truncate
 from ml_backend.rendering.text import Fonts
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -25,8 +25,8 @@ _EDGES = np.unique(np.rint(2 ** np.arange(0, 13.2, 1 / 8))) - 0.5
 _INK, _FAINT, _GRID = "#1c1c22", "#6e7078", "#e4e5ea"
 
 
-def plot_statistics(statistics: Statistics, out: Path) -> str:
-    """Write a plot of what ``ml_backend.datasets.statistics.collect`` counts. Nothing global of matplotlib is touched.
+def plot_statistics(statistics: AnnotationStatistics, out: Path) -> str:
+    """Write a plot of annotation statistics. Nothing global of matplotlib is touched.
 
     Args:
         out: ends in ``.png``, ``.svg`` or ``.pdf``; one that is there is replaced.
@@ -47,7 +47,7 @@ def plot_statistics(statistics: Statistics, out: Path) -> str:
     return fonts.note()
 
 
-def statistics_figure(statistics: Statistics, fonts: Fonts) -> Figure:
+def statistics_figure(statistics: AnnotationStatistics, fonts: Fonts) -> Figure:
     """The plot as a figure: bars by label, sizes below them, and bars by annotator where there are several."""
     labels = _largest(statistics.labels)
     people = _largest(statistics.annotators) if len(statistics.annotators) > 1 else {}
@@ -71,12 +71,12 @@ def statistics_figure(statistics: Statistics, fonts: Fonts) -> Figure:
     return figure
 
 
-def _largest(group: Mapping[str, Tally]) -> dict[str, Tally]:
+def _largest(group: Mapping[str, AnnotationCounts]) -> dict[str, AnnotationCounts]:
     """Most boxes first; what comes after :data:`MAX_BARS` as one."""
     ordered = sorted(group.items(), key=lambda item: (-item[1].boxes, item[0]))
     if len(ordered) <= MAX_BARS:
         return dict(ordered)
-    rest = Tally()
+    rest = AnnotationCounts()
     for _, tally in ordered[MAX_BARS - 1 :]:
         rest.add(tally)
     return dict(ordered[: MAX_BARS - 1]) | {f"{len(ordered) - MAX_BARS + 1} more": rest}
@@ -92,9 +92,9 @@ def _dress(axes: Any, title: str) -> None:
 
 
 def _name_rows(axes: Any, names: Sequence[str], fonts: Fonts) -> None:
-    axes.set_yticks(range(len(names)), [_plain(fonts.readable(short(name))) for name in names])
+    axes.set_yticks(range(len(names)), [_plain(fonts.readable(truncate(name))) for name in names])
     for tick, name in zip(axes.get_yticklabels(), names, strict=True):
-        tick.set_fontproperties(FontProperties(fname=str(fonts.file_for(short(name))), size=10))
+        tick.set_fontproperties(FontProperties(fname=str(fonts.file_for(truncate(name))), size=10))
         tick.set_color(_INK)
     axes.set_ylim(max(len(names), 1) - 0.4, -0.6)
     axes.grid(axis="x", color=_GRID)
@@ -107,14 +107,18 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _seconds(axes: Any, title: str, names: Sequence[str], tallies: Sequence[Tally], shades: Any, fonts: Fonts) -> None:
+def _seconds(
+    axes: Any, title: str, names: Sequence[str], tallies: Sequence[AnnotationCounts], shades: Any, fonts: Fonts
+) -> None:
     _dress(axes, title)
     bars = axes.barh(range(len(names)), [tally.seconds for tally in tallies], color=shades, height=0.7)
     _label_bars(axes, bars, [f"{tally.seconds:,.1f}" for tally in tallies])
     _name_rows(axes, names, fonts)
 
 
-def _tracks(axes: Any, title: str, names: Sequence[str], tallies: Sequence[Tally], shades: Any, fonts: Fonts) -> None:
+def _tracks(
+    axes: Any, title: str, names: Sequence[str], tallies: Sequence[AnnotationCounts], shades: Any, fonts: Fonts
+) -> None:
     """By hand in full colour, by a model hatched beside it."""
     _dress(axes, title)
     manual, auto = [tally.manual for tally in tallies], [tally.tracks - tally.manual for tally in tallies]
@@ -135,7 +139,7 @@ def _label_bars(axes: Any, bars: Any, texts: Sequence[str]) -> None:
     axes.set_xlim(0, max(axes.dataLim.x1, 1e-9) * (1.15 + 0.02 * max(map(len, texts), default=0)))
 
 
-def _sizes(axes: Any, names: Sequence[str], tallies: Sequence[Tally], shades: Any, fonts: Fonts) -> None:
+def _sizes(axes: Any, names: Sequence[str], tallies: Sequence[AnnotationCounts], shades: Any, fonts: Fonts) -> None:
     """Histogram of box sizes in steps that grow with the size, the labels on top of each other."""
     _dress(axes, "Box sizes")
     axes.set_xlabel("side of a square of the same area, px", color=_FAINT, fontsize=9)
@@ -160,7 +164,7 @@ def _sizes(axes: Any, names: Sequence[str], tallies: Sequence[Tally], shades: An
             continue
         axes.bar(
             edges[:-1], counts, np.diff(edges), bottom=below, align="edge", color=shade, edgecolor="white",
-            linewidth=0.4, label=_plain(fonts.readable(short(name))),
+            linewidth=0.4, label=_plain(fonts.readable(truncate(name))),
         )  # fmt: skip
         below += counts
     axes.set_xscale("log", base=2)

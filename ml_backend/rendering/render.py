@@ -21,10 +21,10 @@ from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import check_output
 from ml_backend.core.types import Image, IntArray, VideoInfo
 from ml_backend.datasets.annotated_video import FrameBoxes, VideoObject
-from ml_backend.rendering.draw import WHITE, Look, Painter, Scale, label_colours
+from ml_backend.rendering.draw import WHITE, BoxStyle, FramePainter, Scale, label_colours
 from ml_backend.rendering.layers import Layer
 from ml_backend.rendering.text import Fonts
-from ml_backend.video.audio import Sound
+from ml_backend.video.audio import AudioTrack
 from ml_backend.video.container import check_file
 from ml_backend.video.probe import Scan, scan
 from ml_backend.video.reader import read_frames
@@ -43,7 +43,7 @@ _TIDY = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class RenderOptions:
     """How a video is rendered.
 
     Attributes:
@@ -56,7 +56,7 @@ class Options:
         crf: of the encoder; see :class:`~ml_backend.video.writer.VideoWriter`.
     """
 
-    look: Look = field(default_factory=Look)
+    look: BoxStyle = field(default_factory=BoxStyle)
     colours: Mapping[str, str] = field(default_factory=dict)
     start: float | None = None
     end: float | None = None
@@ -83,7 +83,7 @@ def render(
     video: str | os.PathLike[str],
     out: Path,
     layers: Sequence[Layer],
-    options: Options | None = None,
+    options: RenderOptions | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a video with boxes, one picture in memory at a time.
@@ -104,7 +104,7 @@ def render(
         ConfigError: the stretch of time or the font is none.
         StorageError: the disk is full, or the folder cannot be written.
     """
-    options = options or Options()
+    options = options or RenderOptions()
     facts = scan(video)
     first, last = _stretch(facts, options)
     fonts = Fonts(options.font)
@@ -197,7 +197,7 @@ class _Boxes:
         colours: Mapping[str, tuple[int, int, int]],
         size: tuple[int, int],
         info: VideoInfo,
-        look: Look,
+        look: BoxStyle,
         fonts: Fonts,
         first: int,
         last: int,
@@ -209,7 +209,7 @@ class _Boxes:
         self._index = {label: n for n, label in enumerate(shown)}
         self._scale = np.array([size[0] / info.width, size[1] / info.height] * 2)
         kinds = sorted({item.source == "manual" for item in self.objects}, reverse=True)
-        self._painter = Painter(shown, colours, size, info.fps, look, fonts, kinds)
+        self._painter = FramePainter(shown, colours, size, info.fps, look, fonts, kinds)
         self._boxes: Iterator[FrameBoxes] = layer.video.frames(np.arange(first, last + 1), self.objects)
 
     def paint(self, image: Any, index: int) -> None:
@@ -236,7 +236,7 @@ def _labels(layers: Sequence[Layer], wanted: Mapping[str, str]) -> list[str]:
     return [*known, *sorted(present - set(known), key=lambda label: (label.casefold(), label))]
 
 
-def _stretch(facts: Scan, options: Options) -> tuple[int, int]:
+def _stretch(facts: Scan, options: RenderOptions) -> tuple[int, int]:
     """Indices of the first and the last picture that are rendered."""
     end_s = float(facts.times[0]) + facts.info.duration
     start = 0.0 if options.start is None else options.start
@@ -262,8 +262,8 @@ def _stamps(facts: Scan, first: int, last: int) -> tuple[Fraction | None, IntArr
     return Fraction(1, _TICKS), out
 
 
-def _sound(facts: Scan, first: int, options: Options) -> Sound:
+def _sound(facts: Scan, first: int, options: RenderOptions) -> AudioTrack:
     # The browser's clock is not the file's where a stream begins before 0.
     origin = 0.0 if facts.pts is None else float(facts.pts[0] * facts.time_base) - float(facts.times[0])
     end = None if options.end is None else options.end + origin
-    return Sound(facts.info.path, float(facts.times[first]) + origin, end)
+    return AudioTrack(facts.info.path, float(facts.times[first]) + origin, end)

@@ -11,7 +11,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.services.patterns import Patterns
 from ml_backend.server.metrics import Metrics
-from ml_backend.server.prediction_service import Serving
+from ml_backend.server.prediction_service import PredictionService
 from ml_backend.server.webhooks import EventLog
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ class WebContainer(Container):
         _ = self.control, self.lister, self.outputs, self.patterns
 
     @cached_property
-    def serving(self) -> Serving:
-        return Serving(self.settings, self.storage, self.queue, self.projects)
+    def serving(self) -> PredictionService:
+        return PredictionService(self.settings, self.storage, self.queue, self.projects)
 
     @cached_property
     def events(self) -> EventLog:

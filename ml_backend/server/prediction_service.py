@@ -13,11 +13,11 @@ from typing import Any
 from ml_backend.core.errors import BackendError, PredictionFailed, QueueUnavailable, RequestError
 from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
-from ml_backend.jobs.project_models import ProjectModels, Projects
+from ml_backend.jobs.project_models import ProjectModels, ProjectModelStore
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.task_plan import TaskPlan, cached_label_config, plan_task
 from ml_backend.labeling.model_version import same_kind
-from ml_backend.training.policy import Policies
+from ml_backend.training.policy import PolicyStore
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +27,15 @@ DIRECT_REQUESTS = 20
 ANSWER_BYTES = 32 << 20
 
 
-class Serving:
+class PredictionService:
     """Answers for Label Studio. Safe across threads."""
 
-    def __init__(self, settings: Settings, storage: Storage, queue: JobQueue, projects: Projects) -> None:
+    def __init__(self, settings: Settings, storage: Storage, queue: JobQueue, projects: ProjectModelStore) -> None:
         self._settings = settings
         self._storage = storage
         self._queue = queue
         self._projects = projects
-        self._policies = Policies(storage)
+        self._policies = PolicyStore(storage)
 
     def version(self, project_id: int | None = None) -> str:
         """The version that predictions made now would carry. Takes milliseconds.
@@ -55,7 +55,7 @@ class Serving:
 
         Args:
             label_config: may be empty.
-            extra_params: see :meth:`ml_backend.jobs.project_models.Projects.setup_mode`.
+            extra_params: see :meth:`ml_backend.jobs.project_models.ProjectModelStore.setup_mode`.
 
         Raises:
             ConfigError: the label config cannot hold video tracks, or there is no such mode or training policy.

@@ -87,7 +87,7 @@ def problem(status: int, detail: str, cure: str = "", *, kind: str = "", **more:
     return Response(json.dumps(body), status, content_type=MEDIA_TYPE)
 
 
-def told(error: Exception) -> tuple[BackendError, int]:
+def as_backend_error(error: Exception) -> tuple[BackendError, int]:
     """What to say of any error, and the status; the log has it too."""
     if isinstance(error, HTTPException):  # what Flask itself refuses, such as an upload that is too large
         return BackendError(error.description or error.name), error.code or 500
@@ -101,7 +101,7 @@ def told(error: Exception) -> tuple[BackendError, int]:
 
 def failed(error: Exception) -> Response:
     """Any error as an answer: a problem of the API's, or in the Label Studio protocol's own form."""
-    said, status = told(error)
+    said, status = as_backend_error(error)
     if not is_api():
         answer = jsonify({"error": said.message, "cure": said.cure})
         answer.status_code = status

@@ -76,7 +76,7 @@ class EventLog:
     """Takes events in; a thread hands over what they ask for.
 
     What it cannot hand over, since the queue is away or this process ends, workers find in the database: see
-    :class:`ml_backend.jobs.training_scheduler.Trainer`.
+    :class:`ml_backend.jobs.training_scheduler.TrainingScheduler`.
     """
 
     def __init__(self, storage: Storage, queue: JobQueue) -> None:

@@ -18,7 +18,7 @@ SIZE = 3 * len(STRIPES)
 FULL_DIFFERENCE = 60.0  # Lab units: black coat against white coat
 
 
-def colours(image: Image, xyxy: FloatArray) -> Floats:
+def colour_histograms(image: Image, xyxy: FloatArray) -> Floats:
     """Mean CIE Lab colour (0..255 each, as OpenCV scales it) of each box's stripes.
 
     A learned embedding would tell people apart better, but costs as much as the detector; the features of YOLO's own
@@ -47,7 +47,7 @@ def colours(image: Image, xyxy: FloatArray) -> Floats:
     return np.asarray(np.concatenate(parts, axis=1), np.float32)
 
 
-def difference(a: Floats, b: Floats) -> Floats:
+def histogram_distance(a: Floats, b: Floats) -> Floats:
     """How different looks are: 0 equal, 1 and more unlike, NaN where one is unknown.
 
     Args:

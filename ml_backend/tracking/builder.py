@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from ml_backend.core.settings import Settings
-from ml_backend.core.types import Observation, Track, VideoInfo
-from ml_backend.embeddings.crop_selection import VIEWS, candidate_views
+from ml_backend.core.types import FrameFeatures, Track, VideoInfo
+from ml_backend.embeddings.crop_selection import VIEWS, candidate_crops
 from ml_backend.label_studio.regions import track_to_value
 from ml_backend.label_studio.timeline import Timeline
 from ml_backend.tracking.assembly import TrackAssembler
@@ -43,7 +43,7 @@ class TrackBuilder:
         self._records: list[TrackRecord] = []
         self.frames = 0
 
-    def push(self, observation: Observation) -> None:
+    def push(self, observation: FrameFeatures) -> None:
         """Add one frame; in order, but some may be missing."""
         self.frames += 1
         for track in self._assembler.push(observation.index, self._tracker.update(observation)):
@@ -90,5 +90,5 @@ class TrackBuilder:
             float(track.score),
             dict(track.class_scores),
             value,
-            tuple(candidate_views(track.frames, track.xyxy, track.conf, info.width, info.height, VIEWS)),
+            tuple(candidate_crops(track.frames, track.xyxy, track.conf, info.width, info.height, VIEWS)),
         )

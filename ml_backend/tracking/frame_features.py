@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from ml_backend.core.boxes import scaled_size
-from ml_backend.core.types import Detections, FloatArray, Image, Observation
+from ml_backend.core.types import Detections, FloatArray, FrameFeatures, Image
 from ml_backend.tracking import appearance
 from ml_backend.tracking.camera_motion import CameraMotion
 
@@ -15,13 +15,13 @@ SMALL_WIDTH = 320  # pixels of the reduced frame from which colours and camera m
 SURE = 0.25
 
 
-class Observer:
+class FrameFeatureExtractor:
     """Colours of the objects, and how the camera moved. One video, frames in order; they need not be neighbours."""
 
     def __init__(self) -> None:
         self._camera = CameraMotion()
 
-    def observe(self, index: int, detections: Detections, image: Image, size: tuple[int, int]) -> Observation:
+    def observe(self, index: int, detections: Detections, image: Image, size: tuple[int, int]) -> FrameFeatures:
         """See one frame.
 
         Args:
@@ -33,18 +33,18 @@ class Observer:
         Returns:
             Observation whose ``camera`` maps from the frame that was seen before, whichever that was.
         """
-        small = reduced(image)
+        small = shrink_frame(image)
         scale = np.array([small.shape[1] / size[0], small.shape[0] / size[1]], np.float32)
         boxes: FloatArray = detections.xyxy * np.tile(scale, 2)
-        looks = appearance.colours(small, boxes)
+        looks = appearance.colour_histograms(small, boxes)
         camera = self._camera.since_last(small, boxes[detections.conf >= SURE])
         camera = np.column_stack([camera[:, :2], camera[:, 2] * (1 / float(scale[0]))])  # in pixels of the video
         found = Detections(detections.xyxy, detections.conf, detections.class_id, looks)
-        return Observation(index, found, camera)
+        return FrameFeatures(index, found, camera)
 
 
-def reduced(image: Image) -> Image:
-    """As small as :meth:`Observer.observe` needs it, which does so anyway."""
+def shrink_frame(image: Image) -> Image:
+    """As small as :meth:`FrameFeatureExtractor.observe` needs it, which does so anyway."""
     height, width = image.shape[:2]
     scale = min(1.0, SMALL_WIDTH / width)
     if scale == 1.0:

@@ -97,7 +97,7 @@ def _unlike(a: Floats32 | None, b: Floats32 | None) -> float:
     """Colour difference; 0 where one is unknown."""
     if a is None or b is None:
         return 0.0
-    return float(np.nan_to_num(appearance.difference(a[None], b[None]))[0, 0])
+    return float(np.nan_to_num(appearance.histogram_distance(a[None], b[None]))[0, 0])
 
 
 def best_pairs(

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ml_backend.core.types import top_class
-from ml_backend.embeddings.crop_selection import View
+from ml_backend.embeddings.crop_selection import CropBox
 
 #: Raised when the content of stored track sets changes: older ones are made again.
 FORMAT = 1
@@ -35,7 +35,7 @@ class TrackRecord:
     score: float
     class_scores: Mapping[str, float]
     value: Mapping[str, Any]
-    views: tuple[View, ...]
+    views: tuple[CropBox, ...]
 
     @property
     def top_class(self) -> str:
@@ -76,7 +76,7 @@ class TrackSet:
             return None
         tracks = []
         for item in body.pop("tracks"):
-            views = tuple(View(v["frame"], tuple(v["xyxy"]), v["conf"]) for v in item.pop("views"))
+            views = tuple(CropBox(v["frame"], tuple(v["xyxy"]), v["conf"]) for v in item.pop("views"))
             tracks.append(TrackRecord(views=views, **item))
         names = tuple(body.pop("class_names"))
         return cls(tracks=tuple(tracks), class_names=names, **body)

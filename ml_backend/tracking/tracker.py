@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.core.settings import TrackerKind
-from ml_backend.core.types import Affine, BoolArray, Detections, FloatArray, Observation
+from ml_backend.core.types import Affine, BoolArray, Detections, FloatArray, FrameFeatures
 from ml_backend.detectors.ultralytics_setup import setup_ultralytics
 from ml_backend.tracking import appearance
 
@@ -47,7 +47,7 @@ PART_INSIDE = 0.9
 PART_CONF = 0.5
 
 
-class Tracked(NamedTuple):
+class TrackedBoxes(NamedTuple):
     """One detection that belongs to a track.
 
     Attributes:
@@ -55,7 +55,7 @@ class Tracked(NamedTuple):
         xyxy: ``(4,)`` float32, pixels: the detection's own box, not the filter's guess.
         conf: detector confidence.
         class_id: index into the detector's names.
-        look: ``(9,)`` colours, see :func:`ml_backend.tracking.appearance.colours`; None without an image.
+        look: ``(9,)`` colours, see :func:`ml_backend.tracking.appearance.colour_histograms`; None without an image.
     """
 
     track_id: int
@@ -103,7 +103,7 @@ class Tracker:
         self._memory: dict[int, tuple[Floats, int]] = {}  # by track id: look, and frame of the last update
         self._frame = 0
 
-    def update(self, observation: Observation) -> list[Tracked]:
+    def update(self, observation: FrameFeatures) -> list[TrackedBoxes]:
         """Advance by one frame.
 
         Args:
@@ -135,7 +135,7 @@ class Tracker:
             conf = float(detections.conf[i])
             self._remember(track_id, self._looks[index], conf)
             tracked.append(
-                Tracked(
+                TrackedBoxes(
                     track_id,
                     detections.xyxy[i],
                     conf,
@@ -164,7 +164,7 @@ class Tracker:
                 return out
             before = np.stack([self._memory.get(t.track_id, unknown)[0] for t in tracks])
             now = self._looks[[int(d.idx) for d in detections]]
-            unlike = np.nan_to_num(appearance.difference(before, now) - COLOUR_FLOOR).clip(0, 1)
+            unlike = np.nan_to_num(appearance.histogram_distance(before, now) - COLOUR_FLOOR).clip(0, 1)
             classes = np.array([t.cls for t in tracks])[:, None] != np.array([d.cls for d in detections])[None]
             return np.asarray(out + COLOUR_COST * unlike + CLASS_COST * classes, out.dtype)
 

@@ -38,7 +38,7 @@ _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class RegionDiff:
     """What was done with one region.
 
     Attributes:
@@ -54,7 +54,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class AnnotationReview:
     """What a person did with a prediction.
 
     Attributes:
@@ -62,7 +62,7 @@ class Comparison:
         tracks: annotated objects that have a label.
     """
 
-    decisions: tuple[Decision, ...] = ()
+    decisions: tuple[RegionDiff, ...] = ()
     tracks: int = 0
 
     @property
@@ -123,7 +123,7 @@ def was_written_over(annotation: Annotation, prediction: Prediction) -> bool:
     return prediction.updated_at - prediction.created_at > timedelta(seconds=1) and begun < prediction.updated_at
 
 
-def compare(predicted: Sequence[Any], annotated: Sequence[Any]) -> Comparison:
+def review_annotation(predicted: Sequence[Any], annotated: Sequence[Any]) -> AnnotationReview:
     """Compare a prediction with the annotation that came of it.
 
     Regions are matched by their ids, then, as imports lose these, by having the same boxes. What Label Studio says of
@@ -144,8 +144,8 @@ def compare(predicted: Sequence[Any], annotated: Sequence[Any]) -> Comparison:
         for i, region in enumerate(before)
     ]
     old = set(pairs.values())
-    decisions += [Decision("added", "", region.id) for i, region in enumerate(after) if i not in old]
-    return Comparison(tuple(decisions), sum(bool(region.labels) for region in after))
+    decisions += [RegionDiff("added", "", region.id) for i, region in enumerate(after) if i not in old]
+    return AnnotationReview(tuple(decisions), sum(bool(region.labels) for region in after))
 
 
 class _Region:
@@ -302,15 +302,15 @@ def _same_boxes(a: _Region, b: _Region) -> bool:
     return bool((iou_pairs(mine[shown], others[shown]) >= SAME_IOU).all())
 
 
-def _kept(before: _Region, after: _Region) -> Decision:
+def _kept(before: _Region, after: _Region) -> RegionDiff:
     if before.labels != after.labels:
-        return Decision("relabelled", before.id, after.id)
+        return RegionDiff("relabelled", before.id, after.id)
     moved = not _same_boxes(before, after)
-    return Decision("moved" if moved else "accepted" if before.labels else "undecided", before.id, after.id)
+    return RegionDiff("moved" if moved else "accepted" if before.labels else "undecided", before.id, after.id)
 
 
-def _gone(before: _Region, cover: _Region | None) -> Decision:
-    return Decision("merged", before.id, cover.id) if cover else Decision("deleted", before.id)
+def _gone(before: _Region, cover: _Region | None) -> RegionDiff:
+    return RegionDiff("merged", before.id, cover.id) if cover else RegionDiff("deleted", before.id)
 
 
 def _covering(gone: Sequence[_Region], after: Sequence[_Region]) -> list[_Region | None]:

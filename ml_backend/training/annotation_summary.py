@@ -14,13 +14,13 @@ import numpy.typing as npt
 from ml_backend.core.errors import BackendError, ConfigError, Interrupted, MediaError
 from ml_backend.core.files import file_sha256
 from ml_backend.core.types import IntArray
-from ml_backend.datasets.annotated_video import AnnotatedVideo, Part, VideoObject
-from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo, VideoObject
+from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.export_state import fingerprint
 from ml_backend.datasets.selection import region_labels
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.labeling.few_shot.pattern_store import video_key
-from ml_backend.training.splits import Candidate, Known, Split, SplitStore, decide, reserved
+from ml_backend.training.splits import AssignedVideo, Split, SplitCandidate, SplitStore, assign_splits, reserved
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class NothingToTrain(ConfigError):
 
 
 @dataclass(slots=True)
-class Survey:
+class AnnotationSummary:
     """Summary of a project's annotated tasks.
 
     Attributes:
@@ -55,7 +55,9 @@ class Survey:
     _detected: dict[str, Counter[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, source: Source, classes: tuple[str, ...], pseudo: bool, should_stop: Callable[[], bool]) -> Survey:
+    def of(
+        cls, source: AnnotationReader, classes: tuple[str, ...], pseudo: bool, should_stop: Callable[[], bool]
+    ) -> AnnotationSummary:
         """Read all tasks once.
 
         Args:
@@ -70,7 +72,7 @@ class Survey:
             if should_stop():
                 raise Interrupted("Stopped while the annotations were read.", "They are read again.")
             try:
-                key = key_of(part, source.url)
+                key = task_video_key(part, source.url)
             except MediaError as error:
                 source.skip(part, error)
                 continue
@@ -81,7 +83,7 @@ class Survey:
         found.predicted -= set(found.videos)
         return found
 
-    def _add(self, part: Part, key: str) -> None:
+    def _add(self, part: TaskVideo, key: str) -> None:
         labels = set(self.videos.get(key, ()))
         for region in part.regions:
             label = _label(region, self.classes)
@@ -96,7 +98,7 @@ class Survey:
         if submission.annotation_id is not None:
             self.annotations[part.task_id] = submission.annotation_id
 
-    def _note_detected(self, part: Part, region: Mapping[str, Any], label: str) -> None:
+    def _note_detected(self, part: TaskVideo, region: Mapping[str, Any], label: str) -> None:
         # A region that a person has changed may have lost its meta; then the prediction's own region has it.
         for item in (region, part.submission.predicted.get(str(region.get("id", "")), {})):
             meta = item.get("meta")
@@ -129,17 +131,17 @@ class Survey:
             )
         if not any(self.videos.values()):
             raise NothingToTrain(
-                f"None of the annotated objects has a label of the label config: {described(self.unknown)}.",
+                f"None of the annotated objects has a label of the label config: {describe_counts(self.unknown)}.",
                 "Give them labels of the config, or rename its labels back to what they were.",
             )
 
 
-def described(counts: Mapping[str, int]) -> str:
+def describe_counts(counts: Mapping[str, int]) -> str:
     """Return counts by label as text."""
     return ", ".join(f'{count} × "{label}"' if label else f"{count} × without label" for label, count in counts.items())
 
 
-def key_of(part: Part, label_studio_url: str) -> str:
+def task_video_key(part: TaskVideo, label_studio_url: str) -> str:
     """Return the key of a video, which all tasks on it share.
 
     Raises:
@@ -212,8 +214,8 @@ def _around(
 
 
 def assign_parts(
-    source: Source,
-    survey: Survey,
+    source: AnnotationReader,
+    survey: AnnotationSummary,
     store: SplitStore,
     project_id: int,
     per_second: float,
@@ -240,10 +242,11 @@ def assign_parts(
         candidates, measuring = _look(source, survey, splits, new, per_second, should_stop)
         check_away()
         known = {
-            key: Known(split, survey.videos.get(key, frozenset()), key in measuring) for key, split in splits.items()
+            key: AssignedVideo(split, survey.videos.get(key, frozenset()), key in measuring)
+            for key, split in splits.items()
         }
         people = [item for key, item in candidates.items() if key in survey.videos]
-        decided = decide(people, known)
+        decided = assign_splits(people, known)
         if not measuring:
             _check_measure(people, decided)
         for key in sorted(set(candidates) - set(decided)):
@@ -255,7 +258,7 @@ def assign_parts(
         log.info("Project %d: another process has decided on parts of videos", project_id)
 
 
-def _check_measure(people: Sequence[Candidate], decided: Mapping[str, Split]) -> None:
+def _check_measure(people: Sequence[SplitCandidate], decided: Mapping[str, Split]) -> None:
     """Raise NothingToTrain instead of storing a first split, which is final, that leaves nothing to evaluate."""
     measured = any(
         split.part == "held_out" or (split.part == "blocks" and item.measures_itself)
@@ -271,13 +274,13 @@ def _check_measure(people: Sequence[Candidate], decided: Mapping[str, Split]) ->
 
 
 def _look(
-    source: Source,
-    survey: Survey,
+    source: AnnotationReader,
+    survey: AnnotationSummary,
     splits: Mapping[str, Split],
     new: set[str],
     per_second: float,
     should_stop: Callable[[], bool],
-) -> tuple[dict[str, Candidate], set[str]]:
+) -> tuple[dict[str, SplitCandidate], set[str]]:
     """Open the new videos, and the held-out ones, which may be gone.
 
     Returns:
@@ -286,7 +289,7 @@ def _look(
     measured = set[str]()
     if new & set(survey.videos):
         measured = {key for key, split in splits.items() if split.part != "train" and survey.videos.get(key)}
-    candidates: dict[str, Candidate] = {}
+    candidates: dict[str, SplitCandidate] = {}
     measuring = set[str]()
     for part, key in _parts(source, new | measured):
         if should_stop():
@@ -296,7 +299,7 @@ def _look(
                 objects = [item for item in video.objects if item.label in survey.classes]
                 spoilt = visible(video, [item for item in video.objects if item.label not in survey.classes])
                 if key in new:
-                    item = candidates.setdefault(key, Candidate(key, file_sha256(video.path)))
+                    item = candidates.setdefault(key, SplitCandidate(key, file_sha256(video.path)))
                     if not part.submission.is_prediction:
                         _add(item, video, objects, spoilt, per_second)
                 elif not part.submission.is_prediction:
@@ -312,7 +315,7 @@ def _look(
 
 
 def _add(
-    item: Candidate,
+    item: SplitCandidate,
     video: AnnotatedVideo,
     objects: Sequence[VideoObject],
     spoilt: npt.NDArray[np.bool_],
@@ -324,10 +327,10 @@ def _add(
     item.add(video.timeline.times, shown, candidate_pictures(video, objects, per_second))
 
 
-def _parts(source: Source, wanted: set[str]) -> Iterator[tuple[Part, str]]:
+def _parts(source: AnnotationReader, wanted: set[str]) -> Iterator[tuple[TaskVideo, str]]:
     for part in source.parts():
         try:
-            key = key_of(part, source.url)
+            key = task_video_key(part, source.url)
         except MediaError:  # already skipped by the summary
             continue
         if key in wanted:

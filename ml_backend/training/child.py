@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_backend.core.errors import BackendError
-from ml_backend.core.subprocesses import end, end_with_parent, give_way
+from ml_backend.core.subprocesses import exit_with_parent, lower_priority, terminate
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 def main(arguments: list[str]) -> int:
     """Run a plan. Return the exit status: 0 after ``done``, 1 after ``error``."""
     events = _Events()
-    end_with_parent()
+    exit_with_parent()
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    give_way()
+    lower_priority()
     try:
         plan = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
         if plan["kind"] == "train":
@@ -63,7 +63,7 @@ class _Events:
                 self._file.write(line + "\n")
                 self._file.flush()
             except BrokenPipeError:
-                end()
+                terminate()
 
 
 def _finite(value: Any) -> Any:

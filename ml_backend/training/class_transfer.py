@@ -20,7 +20,7 @@ LEARNT = "taught"
 KNOWN = "known"
 
 
-def rows_to_begin_with(names: Sequence[str], start: Mapping[int, Any], start_from: StartFrom) -> dict[int, int]:
+def transferred_rows(names: Sequence[str], start: Mapping[int, Any], start_from: StartFrom) -> dict[int, int]:
     """Map each class of a new detector to the class of the start checkpoint whose weights it starts with.
 
     Args:
@@ -49,7 +49,7 @@ def rows_to_begin_with(names: Sequence[str], start: Mapping[int, Any], start_fro
     return pairs
 
 
-def marks_of(
+def checkpoint_metadata(
     classes: Sequence[str],
     taught: Sequence[str],
     start: tuple[Mapping[int, Any], Mapping[str, Any]] | None,
@@ -63,29 +63,29 @@ def marks_of(
     learnt, seen = set(taught), set(taught)
     if start is not None:
         names, content = start
-        learnt |= learnt_by(names, content)
+        learnt |= labels_trained_by(names, content)
         # A checkpoint without these entries is not ours: it detects all its classes.
-        known = known_of(content)
-        for index, row in rows_to_begin_with(classes, names, start_from).items():
+        known = trained_classes_of(content)
+        for index, row in transferred_rows(classes, names, start_from).items():
             if known is None or str(names[row]) in known:
                 seen.add(classes[index])
         seen |= learnt & set(classes)
     return {LEARNT: sorted(learnt), KNOWN: sorted(seen)}
 
 
-def learnt_by(names: Mapping[int, Any], content: Mapping[str, Any]) -> set[str]:
+def labels_trained_by(names: Mapping[int, Any], content: Mapping[str, Any]) -> set[str]:
     """Return the classes that a checkpoint was trained on and still has."""
     return set(content.get(LEARNT) or ()) & set(map(str, names.values()))
 
 
-def known_of(content: Mapping[str, Any]) -> frozenset[str] | None:
+def trained_classes_of(content: Mapping[str, Any]) -> frozenset[str] | None:
     """Return the classes that a checkpoint records it can detect; ``None`` where it records nothing."""
     marks = content.get(KNOWN) or content.get(LEARNT)
     return None if marks is None else frozenset(map(str, marks))
 
 
 @lru_cache(maxsize=16)
-def known_classes(path: Path, sha256: str) -> frozenset[str] | None:
+def trained_classes(path: Path, sha256: str) -> frozenset[str] | None:
     """Return the classes that a trained detector can detect; ``None`` where the checkpoint does not say.
 
     Args:
@@ -94,7 +94,7 @@ def known_classes(path: Path, sha256: str) -> frozenset[str] | None:
     Raises:
         WeightsError: it cannot be read.
     """
-    return known_of(read_checkpoint(path)[1])
+    return trained_classes_of(read_checkpoint(path)[1])
 
 
 def read_checkpoint(path: Path) -> tuple[Any, dict[str, Any]]:

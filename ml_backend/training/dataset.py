@@ -1,7 +1,7 @@
 """From a project's annotations to what a detector is trained on and measured with.
 
     source = Source.from_project(client, project_id, settings)
-    data = build_dataset(source, folder, SplitStore(storage), project_id, DatasetPlan())
+    data = build_dataset(source, folder, SplitStore(storage), project_id, FrameSelectionPlan())
 
 The folder is kept between trainings: a task that has not changed is not read again, and what was interrupted goes on.
 """
@@ -22,16 +22,22 @@ import yaml
 
 from ml_backend.core.errors import ConfigError, MediaUnavailable, StorageError
 from ml_backend.core.files import write_text, writing
-from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.dataset_export import DatasetOptions, DatasetResult, Progress, export_dataset, state_options
-from ml_backend.datasets.export_state import State, fingerprint, state_folder
+from ml_backend.datasets.export_state import ExportState, fingerprint, state_folder
 from ml_backend.datasets.images import ImageFormat
 from ml_backend.datasets.sampling import Sampling
-from ml_backend.training.annotation_summary import NothingToTrain, Survey, assign_parts, described, key_of
-from ml_backend.training.frame_selection import DatasetPlan, TrainingPicker, count_boxes
+from ml_backend.training.annotation_summary import (
+    AnnotationSummary,
+    NothingToTrain,
+    assign_parts,
+    describe_counts,
+    task_video_key,
+)
+from ml_backend.training.frame_selection import FrameSelectionPlan, TrainingFrameSelector, count_boxes
 from ml_backend.training.splits import SplitStore
 
-__all__ = ["DatasetPlan", "NothingToTrain", "TrainingDataset", "build_dataset"]
+__all__ = ["FrameSelectionPlan", "NothingToTrain", "TrainingDataset", "build_dataset"]
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +86,11 @@ class TrainingDataset:
 
 
 def build_dataset(
-    source: Source,
+    source: AnnotationReader,
     folder: Path,
     splits: SplitStore,
     project_id: int,
-    options: DatasetPlan,
+    options: FrameSelectionPlan,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
     waits: Callable[[Collection[int]], bool] = lambda tasks: False,
@@ -111,7 +117,7 @@ def build_dataset(
     if source.config is None:
         raise ConfigError("The labels to train are unknown.", "Give the project's label config.")
     classes = source.config.labels
-    survey = Survey.of(source, classes, options.pseudo_labels, stop)
+    survey = AnnotationSummary.of(source, classes, options.pseudo_labels, stop)
     survey.check()
 
     def check_away() -> None:
@@ -120,7 +126,9 @@ def build_dataset(
 
     try:
         parts = assign_parts(source, survey, splits, project_id, options.per_second, stop, check_away)
-        picker = TrainingPicker(classes, options, parts, lambda part: key_of(part, source.url), survey.videos, stop)
+        picker = TrainingFrameSelector(
+            classes, options, parts, lambda part: task_video_key(part, source.url), survey.videos, stop
+        )
         export = DatasetOptions(_OPTIONS.format, _OPTIONS.sampling, _OPTIONS.image_format, classes)
         _clear_foreign(folder, state_options(export, picker))
         result = export_dataset(source, folder, export, progress=progress, picker=picker, should_stop=stop)
@@ -137,7 +145,7 @@ def _clear_foreign(folder: Path, options: dict[str, Any]) -> None:
     if not state_folder(folder).is_dir():
         return
     try:
-        State(folder, options)
+        ExportState(folder, options)
     except ConfigError as error:
         log.info("The dataset is made anew: %s", error.message)
         try:
@@ -189,11 +197,11 @@ class _Assembly:
 
     folder: Path
     classes: tuple[str, ...]
-    plan: DatasetPlan
+    plan: FrameSelectionPlan
     result: DatasetResult
     videos: list[_Video] = field(default_factory=list)
 
-    def make(self, survey: Survey, source: Source) -> TrainingDataset:
+    def make(self, survey: AnnotationSummary, source: AnnotationReader) -> TrainingDataset:
         notes = [f"Left out: {item}" for item in sorted(source.skipped, key=lambda item: item.task_id)]
         self.videos = [self._video(name) for name in self.result.names]
         if not self.videos:
@@ -261,11 +269,11 @@ class _Assembly:
                 "Annotate objects at other times of the video, or annotate another video with the same labels.",
             )
 
-    def _notes(self, survey: Survey, taught: Sequence[str], measured: frozenset[str]) -> Iterator[str]:
+    def _notes(self, survey: AnnotationSummary, taught: Sequence[str], measured: frozenset[str]) -> Iterator[str]:
         if unknown := survey.unknown:
             yield (
-                f"Objects without a label of the label config: {described(unknown)}. Pictures that show them are left "
-                "out. Give them labels of the config, or rename its labels back."
+                f"Objects without a label of the label config: {describe_counts(unknown)}. Frames that show them are "
+                "left out. Give them labels of the config, or rename its labels back."
             )
         for label in self.classes:
             if label in taught and label not in measured:

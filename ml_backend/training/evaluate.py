@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.core.errors import VideoError
-from ml_backend.core.prefetch import ahead
+from ml_backend.core.prefetch import prefetch
 from ml_backend.core.settings import Settings, get_settings
-from ml_backend.core.types import Detections, IntArray, Observation, Track, VideoInfo
+from ml_backend.core.types import Detections, FrameFeatures, IntArray, Track, VideoInfo
 from ml_backend.detectors.average_precision import AveragePrecision
 from ml_backend.detectors.weights import MOTION
 from ml_backend.detectors.yolo import Detector, YoloDetector
-from ml_backend.inference.detection_stream import observe
+from ml_backend.inference.detection_stream import detection_stream
 from ml_backend.inference.pipeline import use_detector
 from ml_backend.label_studio.label_config import LabelMapper, parse_label_config
 from ml_backend.tracking.assembly import TrackAssembler
@@ -218,8 +218,8 @@ class _Measurement:
         truth = video.boxes[(video.boxes[:, 0] >= first) & (video.boxes[:, 0] <= last)]
         tracks: list[Track] = []
         seen: list[int] = []
-        seen_all = observe(info.path, info, detector, batch=settings.batch, start=start, end=last)
-        with closing(ahead(seen_all, settings.batch)) as observations:
+        seen_all = detection_stream(info.path, info, detector, batch=settings.batch, start=start, end=last)
+        with closing(prefetch(seen_all, settings.batch)) as observations:
             for observation in observations:
                 index, detections = observation.index, observation.detections
                 if index < first:
@@ -250,7 +250,7 @@ class _Measurement:
         return to_class, counted
 
 
-def _at_least(observation: Observation, conf: float) -> Observation:
+def _at_least(observation: FrameFeatures, conf: float) -> FrameFeatures:
     found = observation.detections
     good = found.conf >= conf
     features = None if found.features is None else found.features[good]

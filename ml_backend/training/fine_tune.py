@@ -21,7 +21,7 @@ from ml_backend.detectors.engines.torch_engine import select_device
 from ml_backend.detectors.ultralytics_setup import setup_ultralytics
 from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.training.arguments import FREEZE_NORM, check_overrides, training_args
-from ml_backend.training.class_transfer import StartFrom, learnt_by, marks_of, read_checkpoint
+from ml_backend.training.class_transfer import StartFrom, checkpoint_metadata, labels_trained_by, read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ def _finish(plan: TrainingPlan) -> tuple[Path, int]:
     last, best, part = folder / "last.pt", folder / "best.pt", folder / "stripped.part"
     epochs = int(read_checkpoint(last)[1].get("epoch", -1)) + 1
     start = _start_of(plan)
-    marks = marks_of(plan.classes, plan.taught, start, _start_from(plan, start))
+    marks = checkpoint_metadata(plan.classes, plan.taught, start, _start_from(plan, start))
     if not strip_optimizer(best if best.exists() else last, str(part), updates=marks):
         raise TrainingFailed("The trained checkpoint cannot be read.", "Start the training anew.")
     os.replace(part, best)
@@ -253,7 +253,7 @@ def _start_of(plan: TrainingPlan) -> tuple[Mapping[int, Any], Mapping[str, Any]]
 
 def _start_from(plan: TrainingPlan, start: tuple[Mapping[int, Any], Mapping[str, Any]] | None) -> StartFrom:
     """Return ``start_from`` without labels that the start checkpoint was trained on."""
-    learnt = learnt_by(*start) if start else set()
+    learnt = labels_trained_by(*start) if start else set()
     return {label: name for label, name in plan.start_from.items() if label not in learnt}
 
 

@@ -24,7 +24,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from ml_backend.core.errors import WeightsError
 from ml_backend.training.arguments import BACKBONE
-from ml_backend.training.class_transfer import StartFrom, rows_to_begin_with
+from ml_backend.training.class_transfer import StartFrom, transferred_rows
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
 
     Args:
         overrides: ultralytics' training arguments.
-        start_from: label -> class of the start checkpoint, or several; see :func:`rows_to_begin_with`.
+        start_from: label -> class of the start checkpoint, or several; see :func:`transferred_rows`.
         taught: labels that have boxes in the data. The others get no loss; see :class:`ClassLoss`.
         freeze_norm: keep the start checkpoint's BatchNorm statistics in all layers, not only in the frozen ones. The
             statistics of a few images, mosaics at that, say little about the next video.
@@ -69,7 +69,7 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
             self.args.freeze = len(model.yaml["backbone"])
         if weights is not None and not self.resume:
             names = [str(self.data["names"][i]) for i in range(self.data["nc"])]
-            self.began = begin_rows(model, weights, names, self.start_from)
+            self.began = transfer_class_rows(model, weights, names, self.start_from)
         return model
 
     def _model_train(self) -> None:
@@ -134,19 +134,19 @@ class ClassLoss(nn.Module):
         return losses * (self._taught | annotated)
 
 
-def begin_rows(model: Any, start: Any, names: Sequence[str], start_from: StartFrom) -> dict[str, str]:
+def transfer_class_rows(model: Any, start: Any, names: Sequence[str], start_from: StartFrom) -> dict[str, str]:
     """Initialise each class of a model's head with the weights of a class of the start checkpoint, or with zeros.
 
     Args:
         model: has the start checkpoint's weights, except for the class rows.
         start: model of the start checkpoint.
         names: the model's classes.
-        start_from: see :func:`rows_to_begin_with`.
+        start_from: see :func:`transferred_rows`.
 
     Returns:
         label -> class of the start checkpoint, for the labels that start from one.
     """
-    pairs = rows_to_begin_with(names, start.names, start_from)
+    pairs = transferred_rows(names, start.names, start_from)
     head, source = model.model[-1], start.model[-1]
     with torch.no_grad():
         for attribute in BRANCHES:

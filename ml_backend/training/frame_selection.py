@@ -14,9 +14,9 @@ import numpy.typing as npt
 from ml_backend.core.errors import Interrupted, MediaError, VideoError
 from ml_backend.core.files import file_sha256
 from ml_backend.core.types import IntArray
-from ml_backend.datasets.annotated_video import AnnotatedVideo, Part, VideoObject
+from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo, VideoObject
 from ml_backend.datasets.export_state import fingerprint
-from ml_backend.datasets.formats.base import Picked
+from ml_backend.datasets.formats.base import SelectedFrames
 from ml_backend.training.annotation_summary import candidate_pictures, spans_of, visible
 from ml_backend.training.splits import TRAIN, VAL, Split
 from ml_backend.video.reader import read_at
@@ -37,7 +37,7 @@ _USES = {TRAIN: "train", VAL: "val"}
 
 
 @dataclass(frozen=True, slots=True)
-class DatasetPlan:
+class FrameSelectionPlan:
     """What is made of annotations.
 
     Attributes:
@@ -54,8 +54,8 @@ class DatasetPlan:
     pseudo_labels: bool = False
 
 
-class TrainingPicker:
-    """A :class:`~ml_backend.datasets.formats.base.Picker` that keeps what is measured away from what is trained on.
+class TrainingFrameSelector:
+    """Select frames to train on, apart from those that are measured on; a ``FrameSelector``.
 
     Args:
         classes: labels in the order of their numbers.
@@ -67,9 +67,9 @@ class TrainingPicker:
     def __init__(
         self,
         classes: Sequence[str],
-        plan: DatasetPlan,
+        plan: FrameSelectionPlan,
         splits: Mapping[str, Split],
-        key_of: Callable[[Part], str],
+        key_of: Callable[[TaskVideo], str],
         annotated: Mapping[str, frozenset[str]],
         should_stop: Callable[[], bool],
     ) -> None:
@@ -77,7 +77,7 @@ class TrainingPicker:
         self._plan, self._splits, self._key_of, self._annotated = plan, splits, key_of, annotated
         self._should_stop = should_stop
 
-    def name(self, part: Part) -> str:
+    def name(self, part: TaskVideo) -> str:
         # Plain ASCII: trainers list pictures in text files.
         return f"task-{part.task_id}"
 
@@ -116,7 +116,7 @@ class TrainingPicker:
         pictures = np.union1d(_thinned(positive, _MAX_PICTURES - len(negative)), negative).astype(np.int64)
         return pictures, [_USES[use] for use in uses[pictures].tolist()]
 
-    def notes(self, picked: Picked) -> dict[str, Any]:
+    def notes(self, picked: SelectedFrames) -> dict[str, Any]:
         """What the dataset is put together from.
 
         ``pictures``: ``[frame, part, hard, [class of each box, ...]]`` of each; ``spans``: what is measured;
@@ -139,7 +139,7 @@ class TrainingPicker:
             "uri": video.part.uri,
         }
 
-    def _split(self, part: Part) -> Split | None:
+    def _split(self, part: TaskVideo) -> Split | None:
         """``None`` where nothing of a part is used."""
         try:
             key = self._key_of(part)
@@ -169,7 +169,7 @@ class TrainingPicker:
 
     # -- what is measured
 
-    def _spans(self, picked: Picked, sha256: str) -> list[dict[str, Any]]:
+    def _spans(self, picked: SelectedFrames, sha256: str) -> list[dict[str, Any]]:
         video, split = picked.video, self._split(picked.video.part)
         if split is None or split.part == "train":
             return []
@@ -225,5 +225,5 @@ def _thinned(at: IntArray, most: int) -> IntArray:
 
 
 def count_boxes(pictures: Sequence[Sequence[Any]], classes: Sequence[str]) -> Counter[str]:
-    """Boxes by label on pictures as :meth:`TrainingPicker.notes` describes them."""
+    """Boxes by label on pictures as :meth:`TrainingFrameSelector.notes` describes them."""
     return Counter(classes[number] for *_, numbers in pictures for number in numbers)

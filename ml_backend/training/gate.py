@@ -18,7 +18,7 @@ _NAMES = {"map50_95": "mAP50-95", "map50": "mAP50", "hota": "HOTA", "idf1": "IDF
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GateDecision:
     """The gate's decision.
 
     Attributes:
@@ -29,7 +29,7 @@ class Verdict:
     reason: str
 
 
-def decide(candidate: Mapping[str, Any], incumbent: Mapping[str, Any]) -> Verdict:
+def decide_promotion(candidate: Mapping[str, Any], incumbent: Mapping[str, Any]) -> GateDecision:
     """Decide whether the candidate may replace the incumbent.
 
     The candidate passes if no metric has dropped beyond its tolerance: mAP50-95 and mAP50 over all labels, AP50 of each
@@ -39,9 +39,9 @@ def decide(candidate: Mapping[str, Any], incumbent: Mapping[str, Any]) -> Verdic
         candidate, incumbent: metrics as :func:`ml_backend.training.evaluate.evaluate` returns them.
     """
     if _value(candidate, "map50_95") is None:
-        return Verdict(False, "Nothing in the held-out part could be measured.")
+        return GateDecision(False, "Nothing in the held-out part could be measured.")
     if not _value(candidate, "map50"):
-        return Verdict(False, "The candidate finds nothing in the held-out part.")
+        return GateDecision(False, "The candidate finds nothing in the held-out part.")
     worse = []
     for name, noise in NOISE.items():
         new, old = _value(candidate, name), _value(incumbent, name)
@@ -56,8 +56,8 @@ def decide(candidate: Mapping[str, Any], incumbent: Mapping[str, Any]) -> Verdic
         if (new_ap or 0.0) < old_ap - LABEL_LOSS:
             worse.append(f"AP50 of {label} {old_ap:.3f} -> {new_ap or 0.0:.3f}")
     if worse:
-        return Verdict(False, f"Worse than the present model: {', '.join(worse)}.")
-    return Verdict(True, f"Not worse than the present model: {_figures(candidate, incumbent)}.")
+        return GateDecision(False, f"Worse than the present model: {', '.join(worse)}.")
+    return GateDecision(True, f"Not worse than the present model: {_figures(candidate, incumbent)}.")
 
 
 def _figures(candidate: Mapping[str, Any], incumbent: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, StrictBool, TypeAdapter, ValidationError
 from sqlalchemy.exc import IntegrityError
 
 from ml_backend.core.errors import ConfigError, StorageError
-from ml_backend.core.timestamps import aware
+from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import training_policies
 from ml_backend.label_studio.extra_params import read_extra_params
@@ -50,10 +50,10 @@ class TrainingPolicy:
         Raises:
             ConfigError: there is no such value, or it is none that makes sense.
         """
-        return TrainingPolicy(**(asdict(self) | checked(values)))
+        return TrainingPolicy(**(asdict(self) | check_policy(values)))
 
 
-def checked(values: Any) -> dict[str, Any]:
+def check_policy(values: Any) -> dict[str, Any]:
     """Values of a policy that somebody sent.
 
     Raises:
@@ -110,12 +110,12 @@ def _pause(policy: TrainingPolicy, state: TrainingState) -> float:
 def _passed(moment: datetime | None, seconds: float, now: datetime) -> bool:
     if moment is None:
         return True
-    elapsed = (now - aware(moment)).total_seconds()
+    elapsed = (now - ensure_utc(moment)).total_seconds()
     # A moment far in the future was written by a clock that has been set back since: nobody waits for it to come again.
     return elapsed >= seconds or elapsed < -max(seconds, SKEW_S)
 
 
-class Policies:
+class PolicyStore:
     """The policies of all projects."""
 
     def __init__(self, storage: Storage, default: TrainingPolicy | None = None) -> None:
@@ -133,9 +133,9 @@ class Policies:
         """Give a project values of its own; those not named keep the default.
 
         Raises:
-            ConfigError: see :func:`checked`.
+            ConfigError: see :func:`check_policy`.
         """
-        self._save(project_id, policy=checked(values))
+        self._save(project_id, policy=check_policy(values))
         return self.get(project_id)
 
     def setup(self, project_id: int, extra_params: Any) -> None:
@@ -144,10 +144,10 @@ class Policies:
         Only what differs from the last time counts, so that a change made elsewhere stays.
 
         Raises:
-            ConfigError: see :func:`checked`.
+            ConfigError: see :func:`check_policy`.
         """
         found = read_extra_params(extra_params).get("training")
-        values = checked(found if isinstance(found, Mapping) else {})
+        values = check_policy(found if isinstance(found, Mapping) else {})
         if values != self._row(project_id)[1]:
             self._save(project_id, policy=values, setup_policy=values)
 

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from ml_backend.core.errors import ConfigError, Interrupted, Postponed, StorageError
-from ml_backend.core.timestamps import aware
+from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import activations, model_versions
 
@@ -99,18 +99,18 @@ def _version(row: Any) -> Version:
     shown = {name: values.pop(f"lineage_{name}", None) for name in SHOWN}
     values["lineage"] = values["lineage"] or {name: value for name, value in shown.items() if value is not None}
     values["classes"] = tuple(values["classes"])
-    values["created_at"] = aware(values["created_at"])
-    values["finished_at"] = values["finished_at"] and aware(values["finished_at"])
+    values["created_at"] = ensure_utc(values["created_at"])
+    values["finished_at"] = values["finished_at"] and ensure_utc(values["finished_at"])
     return Version(**values)
 
 
-def newest(project_id: int) -> Any:
+def active_version(project_id: int) -> Any:
     """Return the query for the id of a project's active version."""
     of = activations.c.project_id == project_id
     return sa.select(activations.c.version_id).where(of).order_by(activations.c.id.desc()).limit(1)
 
 
-def hold(connection: sa.Connection, version: Version) -> bool:
+def lock_version(connection: sa.Connection, version: Version) -> bool:
     """Lock a version's row until the transaction ends. Return whether it still has the same weights."""
     same = (model_versions.c.id == version.id) & (model_versions.c.artifact == version.artifact)
     return bool(connection.execute(sa.update(model_versions).where(same).values(artifact=version.artifact)).rowcount)
@@ -180,7 +180,7 @@ class Registry:
 
     def current(self, project_id: int) -> Version | None:
         """Return the active version without its large columns; ``None`` is the detector of the settings."""
-        in_use = newest(project_id).scalar_subquery()
+        in_use = active_version(project_id).scalar_subquery()
         return self._one(sa.select(*_LIGHT).where(model_versions.c.id == in_use))
 
     def activations(self, project_id: int) -> list[dict[str, Any]]:
@@ -299,7 +299,7 @@ class Registry:
         values = {"state": "promoted", "reason": reason, "owner": "", "finished_at": now}
         with self._storage.guard(), self._storage.engine.begin() as connection:
             self._write(connection, version.id, version.owner, values)
-            if connection.scalar(newest(version.project_id)) != instead_of:
+            if connection.scalar(active_version(version.project_id)) != instead_of:
                 raise Postponed("The project has switched to another version meanwhile.", "The gate runs again.")
             activation = {"project_id": version.project_id, "version_id": version.id, "by": by[:255], "at": now}
             connection.execute(sa.insert(activations).values(**activation))
@@ -330,7 +330,7 @@ class Registry:
             "at": datetime.now(timezone.utc),
         }
         with self._storage.guard(), self._storage.engine.begin() as connection:
-            if version is not None and (version.weights_removed or not hold(connection, version)):
+            if version is not None and (version.weights_removed or not lock_version(connection, version)):
                 raise ConfigError(
                     f"{version.name} of project {project_id} cannot be used: its weights were removed because there "
                     "are newer versions.",

@@ -12,7 +12,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import activations, model_versions, unused_artifacts
 from ml_backend.training.artifacts import Artifacts
-from ml_backend.training.registry import ACTIVE, Registry, Version, hold, newest
+from ml_backend.training.registry import ACTIVE, Registry, Version, active_version, lock_version
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 REFUSED = 3
 
 
-def superfluous(versions: Sequence[Version], used: Sequence[int | None], keep: int) -> list[Version]:
+def removable_versions(versions: Sequence[Version], used: Sequence[int | None], keep: int) -> list[Version]:
     """Return the versions of a project whose weights can go, oldest first.
 
     Kept are the active version, the one before it, its parent, the target of a rollback, the parents of runs in
@@ -59,7 +59,7 @@ def remove_old_weights(project_id: int, settings: Settings, storage: Storage, ar
         ConfigError: ``ARTIFACTS_URL`` cannot be used.
     """
     versions = Registry(storage).outline(project_id)
-    for version in superfluous(versions, _used(storage, project_id), settings.keep_versions):
+    for version in removable_versions(versions, _used(storage, project_id), settings.keep_versions):
         own = version.artifact.startswith(f"projects/{project_id}/")
         if own and not artifacts.is_configured(artifacts.local_path(version.artifact, version.weights_sha256)):
             _retire(storage, version)
@@ -85,7 +85,7 @@ def _retire(storage: Storage, version: Version) -> None:
     """Mark a version as without weights so that the file may be removed, unless it has come into use meanwhile."""
     with storage.guard(), storage.engine.begin() as connection:
         # Lock the row first, as activation does: one of the two waits and then sees what the other has done.
-        if not hold(connection, version) or connection.scalar(newest(version.project_id)) == version.id:
+        if not lock_version(connection, version) or connection.scalar(active_version(version.project_id)) == version.id:
             return
         trained_on = (model_versions.c.parent_id == version.id) & model_versions.c.state.in_(ACTIVE)
         if connection.execute(sa.select(model_versions.c.id).where(trained_on).limit(1)).first():

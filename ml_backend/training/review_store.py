@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from ml_backend.core.timestamps import aware
+from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import corrections
-from ml_backend.training.annotation_review import KINDS, Comparison
+from ml_backend.training.annotation_review import KINDS, AnnotationReview
 
 #: Length of what the database keeps of a version.
 _VERSION_CHARS = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Correction:
+class TaskReview:
     """What became of a task's prediction.
 
     Attributes:
@@ -34,7 +34,7 @@ class Correction:
 
     annotation_id: int
     model_version: str
-    comparison: Comparison
+    comparison: AnnotationReview
     fingerprint: str
     submitted_at: datetime
     changed_at: datetime
@@ -93,7 +93,7 @@ class VersionAcceptance:
         return self.accepted / self.decided if self.decided else None
 
 
-class CorrectionStore:
+class ReviewStore:
     """Access to the table of corrections; safe across threads and processes."""
 
     def __init__(self, storage: Storage) -> None:
@@ -104,7 +104,7 @@ class CorrectionStore:
         with self._storage.guard(), self._storage.engine.connect() as connection:
             yield connection
 
-    def put(self, project_id: int, task_id: int, correction: Correction) -> None:
+    def put(self, project_id: int, task_id: int, correction: TaskReview) -> None:
         """Write down what became of a task's prediction, in place of what was known of the task."""
         comparison = correction.comparison
         values: dict[str, Any] = {
@@ -140,7 +140,7 @@ class CorrectionStore:
         return known == (annotation_id, fingerprint, _utc(changed))
 
     def hard(self, project_id: int) -> dict[int, frozenset[str]]:
-        """By task the ids of regions that the models did not get right; see :attr:`Comparison.hard`."""
+        """By task the ids of regions that the models did not get right; see :attr:`AnnotationReview.hard`."""
         query = sa.select(corrections.c.task_id, corrections.c.hard).where(corrections.c.project_id == project_id)
         with self._read() as connection:
             return {row.task_id: frozenset(row.hard) for row in connection.execute(query) if row.hard}
@@ -201,4 +201,4 @@ def _of_task(project_id: int, task_id: int) -> sa.ColumnElement[bool]:
 
 def _utc(moment: datetime) -> datetime:
     # SQLite drops time zones: everything is written in UTC.
-    return aware(moment).astimezone(timezone.utc)
+    return ensure_utc(moment).astimezone(timezone.utc)

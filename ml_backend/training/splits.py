@@ -128,7 +128,7 @@ def _block_of(times: Float64Array, edges: Float64Array) -> IntArray:
 
 
 @dataclass(slots=True)
-class Candidate:
+class SplitCandidate:
     """A video whose part is to be decided; each task on it adds what it shows.
 
     Attributes:
@@ -188,7 +188,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class AssignedVideo:
     """A video whose part is decided.
 
     Attributes:
@@ -201,7 +201,7 @@ class Known:
     measures: bool = True
 
 
-def decide(candidates: Iterable[Candidate], known: Mapping[str, Known]) -> dict[str, Split]:
+def assign_splits(candidates: Iterable[SplitCandidate], known: Mapping[str, AssignedVideo]) -> dict[str, Split]:
     """Decide the parts of new videos. The result does not depend on the order of the arguments.
 
     About a fifth of all videos is held out, such that every held-out label is also trained elsewhere. Where that is
@@ -209,7 +209,7 @@ def decide(candidates: Iterable[Candidate], known: Mapping[str, Known]) -> dict[
     """
     groups = _by_content(candidates)
     decided: dict[str, Split] = {}
-    new: list[Candidate] = []
+    new: list[SplitCandidate] = []
     for group in groups:
         same = next((k.split for k in known.values() if group[0].content and k.split.content == group[0].content), None)
         if same:
@@ -238,9 +238,9 @@ def decide(candidates: Iterable[Candidate], known: Mapping[str, Known]) -> dict[
     return decided
 
 
-def _by_content(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+def _by_content(candidates: Iterable[SplitCandidate]) -> list[list[SplitCandidate]]:
     """Group candidates by file content; the first of each group represents it."""
-    groups: dict[str, list[Candidate]] = {}
+    groups: dict[str, list[SplitCandidate]] = {}
     for item in sorted(candidates, key=lambda item: item.video):
         groups.setdefault(item.content or item.video, []).append(item)
     for first, *others in groups.values():
@@ -252,7 +252,7 @@ def _by_content(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
     return list(groups.values())
 
 
-def _held_out(candidates: Sequence[Candidate], learned: Sequence[frozenset[str]], wanted: int) -> set[str]:
+def _held_out(candidates: Sequence[SplitCandidate], learned: Sequence[frozenset[str]], wanted: int) -> set[str]:
     """Return the keys of up to ``wanted`` videos whose labels are all trained elsewhere, most new labels first."""
     chosen: dict[str, frozenset[str]] = {}
     left = Counter(label for labels in (*learned, *(item.labels for item in candidates)) for label in labels)

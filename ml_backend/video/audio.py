@@ -23,7 +23,7 @@ Timed = tuple[float, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
+class AudioTrack:
     """A stretch of a video file's first sound track.
 
     Attributes:
@@ -37,7 +37,7 @@ class Sound:
     end: float | None = None
 
 
-def add_sound(sound: Sound, output: Any) -> Generator[Timed, None, None]:
+def add_audio(sound: AudioTrack, output: Any) -> Generator[Timed, None, None]:
     """Add a sound stream to an output that has not begun yet.
 
     Args:

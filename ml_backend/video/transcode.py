@@ -24,7 +24,7 @@ import numpy as np
 from ml_backend.core.errors import VideoError
 from ml_backend.core.files import file_sha256, storage_error
 from ml_backend.core.types import Image, VideoInfo
-from ml_backend.video.audio import Sound, add_sound
+from ml_backend.video.audio import AudioTrack, add_audio
 from ml_backend.video.container import mp4_layout, open_video
 from ml_backend.video.probe import STANDARD_RATES, Scan, scan
 from ml_backend.video.reader import read_frames
@@ -46,7 +46,7 @@ _RECIPE = 1  # part of the mark in each copy: raise it when copies made before s
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TranscodePlan:
     """What to do with a file: nothing, copy its packets into a better container, or encode it anew; and why.
 
     Attributes:
@@ -57,8 +57,8 @@ class Plan:
     reason: str = ""
 
 
-def plan(path: str | os.PathLike[str]) -> Plan:
-    """Decide what :func:`normalise` does with a file.
+def plan_transcode(path: str | os.PathLike[str]) -> TranscodePlan:
+    """Decide what :func:`transcode` does with a file.
 
     Raises:
         VideoError: as :func:`~ml_backend.video.probe.probe`.
@@ -66,16 +66,16 @@ def plan(path: str | os.PathLike[str]) -> Plan:
     facts = scan(path)
     info = facts.info
     if info.codec not in _PLAYABLE:
-        return Plan("encode", f"browsers do not play {info.codec}")
+        return TranscodePlan("encode", f"browsers do not play {info.codec}")
     if info.pix_fmt not in _PLAYABLE[info.codec]:
-        return Plan("encode", f"not every browser plays {info.codec} in {info.pix_fmt}")
+        return TranscodePlan("encode", f"not every browser plays {info.codec} in {info.pix_fmt}")
     if info.variable_frame_rate:
-        return Plan("encode", "its frame rate varies")
+        return TranscodePlan("encode", "its frame rate varies")
     reason = _container_fault(Path(path), facts)
     if not reason:
-        return Plan("keep")
+        return TranscodePlan("keep")
     # VP8 has no place in MP4; AVI does not tell when a picture is shown.
-    return Plan("encode" if info.codec == "vp8" or facts.container == "avi" else "remux", reason)
+    return TranscodePlan("encode" if info.codec == "vp8" or facts.container == "avi" else "remux", reason)
 
 
 def _container_fault(path: Path, facts: Scan) -> str:
@@ -102,7 +102,7 @@ def _container_fault(path: Path, facts: Scan) -> str:
     return ""
 
 
-def normalise(path: str | os.PathLike[str], out: str | os.PathLike[str], progress: Progress | None = None) -> VideoInfo:
+def transcode(path: str | os.PathLike[str], out: str | os.PathLike[str], progress: Progress | None = None) -> VideoInfo:
     """Make a copy that every browser plays: H.264 (or the original packets where they are fine) in MP4.
 
     The copy starts at 0 with the video's first frame and has a constant frame rate: the original one, or, for a
@@ -135,7 +135,7 @@ def normalise(path: str | os.PathLike[str], out: str | os.PathLike[str], progres
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", suffix=".part", dir=target.parent) as scratch:
             copy = Path(scratch) / "copy.mp4"
-            if plan(source).action == "encode" or not _copied(facts, copy, mark, progress):
+            if plan_transcode(source).action == "encode" or not _copied(facts, copy, mark, progress):
                 _encode(facts, copy, mark, progress)
             os.replace(copy, target)
     except av.error.FFmpegError as error:
@@ -165,7 +165,7 @@ def _copied(facts: Scan, copy: Path, mark: str, progress: Progress | None) -> bo
     try:
         _mux(facts, copy, mark, progress)
         again = scan(copy)
-        return again.info.frames == facts.info.frames and plan(copy).action == "keep"
+        return again.info.frames == facts.info.frames and plan_transcode(copy).action == "keep"
     except (VideoError, ValueError) as error:  # ValueError: FFmpeg's "invalid data" and "invalid argument"
         logger.info("copying the packets of %s did not do (%s): encoding", facts.info.path, error)
         return False
@@ -179,7 +179,7 @@ def _encode(facts: Scan, out: Path, mark: str, progress: Progress | None) -> Non
     rate = _constant_rate(facts)
     # A constant source keeps exactly its frames; a variable one is sampled on the new grid.
     slots = np.arange(info.frames) if not info.variable_frame_rate else _grid(facts, rate)
-    sound = Sound(info.path, float(facts.times[0]))
+    sound = AudioTrack(info.path, float(facts.times[0]))
     with VideoWriter(out, info.width, info.height, rate, comment=mark, sound=sound) as writer:
         last: Image | None = None
         slot = 0
@@ -231,7 +231,7 @@ def _mux(facts: Scan, out: Path, mark: str, progress: Progress | None) -> None:
         output.metadata["comment"] = mark
         copy = output.add_stream_from_template(video)
         pictures = _video_packets(video_in, video, copy, start, rate)
-        heard = add_sound(Sound(facts.info.path, start), output)
+        heard = add_audio(AudioTrack(facts.info.path, start), output)
         done = 0
         # Interleaved by time, as players (and the muxer's memory) like it.
         for _, packet in heapq.merge(pictures, heard, key=lambda item: item[0]):

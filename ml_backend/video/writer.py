@@ -18,7 +18,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from ml_backend.core.errors import VideoError
 from ml_backend.core.files import storage_error
 from ml_backend.core.types import Image
-from ml_backend.video.audio import Sound, Timed, add_sound
+from ml_backend.video.audio import AudioTrack, Timed, add_audio
 
 # Without accurate rounding every colour comes out one step too green, again on each copy of a copy. FFmpeg's number
 # for it (SWS_ACCURATE_RND), because PyAV 17, the last one for Python 3.10, has no name for it.
@@ -56,7 +56,7 @@ class VideoWriter:
         crf: int = 20,
         comment: str = "",
         time_base: Fraction | None = None,
-        sound: Sound | None = None,
+        sound: AudioTrack | None = None,
     ) -> None:
         self.path = Path(path)
         self._comment = comment
@@ -83,7 +83,7 @@ class VideoWriter:
                 self._container.metadata["comment"] = self._comment
             self._stream = self._pictures()
             if self._sound is not None:
-                self._heard = add_sound(self._sound, self._container)
+                self._heard = add_audio(self._sound, self._container)
                 self._waiting = next(self._heard, None)
         except BaseException as error:  # also a signal's
             self._discard()

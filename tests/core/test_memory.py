@@ -52,7 +52,7 @@ def test_without_a_limit_the_machines_memory_counts(
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "CONTAINER_LIMIT", tmp_path / "memory.max")
     (tmp_path / "memory.max").write_text(f"{MB}\n")
-    assert machine_memory() == memory.Memory(MB, MB)
+    assert machine_memory() == memory.MemoryUsage(MB, MB)
 
 
 def test_readings_do_not_load_torch() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ml_backend.core.prefetch import ahead, in_order
+from ml_backend.core.prefetch import ordered_map, prefetch
 
 
 def test_the_same_items_made_in_another_thread() -> None:
@@ -19,9 +19,9 @@ def test_the_same_items_made_in_another_thread() -> None:
             makers.append(threading.current_thread())
             yield n
 
-    assert list(ahead(items(), 3)) == list(range(100))
+    assert list(prefetch(items(), 3)) == list(range(100))
     assert set(makers).isdisjoint({threading.current_thread()})
-    assert list(ahead([], 1)) == []
+    assert list(prefetch([], 1)) == []
 
 
 def test_it_runs_ahead_no_further_than_it_may() -> None:
@@ -33,7 +33,7 @@ def test_it_runs_ahead_no_further_than_it_may() -> None:
             go_on.release()
             yield n
 
-    found = ahead(items(), 3)
+    found = prefetch(items(), 3)
     assert next(found) == 0
     for _ in range(5):  # the one that was taken, three that wait, one in the making
         assert go_on.acquire(timeout=10)
@@ -47,7 +47,7 @@ def test_what_making_them_raises_comes_in_its_turn() -> None:
         yield 1
         raise OSError("gone")
 
-    found = ahead(items(), 5)
+    found = prefetch(items(), 5)
     assert next(found) == 1
     with pytest.raises(OSError, match="gone"):
         next(found)
@@ -63,7 +63,7 @@ def test_closed_early_it_lets_go_of_everything() -> None:
             closed.set()
 
     before = threading.active_count()
-    found = ahead(items(), 2)
+    found = prefetch(items(), 2)
     assert next(found) == 0
     found.close()
     assert closed.is_set()
@@ -72,7 +72,7 @@ def test_closed_early_it_lets_go_of_everything() -> None:
 
 def test_nothing_ahead_is_nothing() -> None:
     with pytest.raises(ValueError, match="most >= 1"):
-        next(ahead([1], 0))
+        next(prefetch([1], 0))
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
@@ -85,14 +85,14 @@ def test_results_come_in_order_however_long_each_takes(at_once: int) -> None:
         running.release()
         return n * n
 
-    assert list(in_order(work, range(30), at_once)) == [n * n for n in range(30)]
+    assert list(ordered_map(work, range(30), at_once)) == [n * n for n in range(30)]
     assert all(most)  # no more at once than was said
-    assert list(in_order(work, [], at_once)) == []
+    assert list(ordered_map(work, [], at_once)) == []
 
 
 def test_several_are_made_at_once() -> None:
     together = threading.Barrier(2, timeout=10)
-    assert list(in_order(lambda n: together.wait() >= 0 and n, [3, 1, 2, 5], 2)) == [3, 1, 2, 5]
+    assert list(ordered_map(lambda n: together.wait() >= 0 and n, [3, 1, 2, 5], 2)) == [3, 1, 2, 5]
 
 
 def test_no_more_results_wait_than_are_made_at_once() -> None:
@@ -103,14 +103,14 @@ def test_no_more_results_wait_than_are_made_at_once() -> None:
             taken.append(n)
             yield n
 
-    found = in_order(lambda n: n, items(), 2)
+    found = ordered_map(lambda n: n, items(), 2)
     assert [next(found), next(found)] == [0, 1]
     assert taken == [0, 1, 2]
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_what_one_of_several_raises_comes_in_its_turn(at_once: int) -> None:
-    found = in_order(lambda n: 1 // n, [1, 1, 0, 1], at_once)
+    found = ordered_map(lambda n: 1 // n, [1, 1, 0, 1], at_once)
     assert [next(found), next(found)] == [1, 1]
     with pytest.raises(ZeroDivisionError):
         next(found)
@@ -122,7 +122,7 @@ def test_what_comes_before_items_that_cannot_be_made_is_not_lost(at_once: int) -
         yield from (1, 2, 3)
         raise OSError("gone")
 
-    found = in_order(lambda n: n, items(), at_once)
+    found = ordered_map(lambda n: n, items(), at_once)
     assert [next(found) for _ in range(3)] == [1, 2, 3]
     with pytest.raises(OSError, match="gone"):
         next(found)
@@ -139,7 +139,7 @@ def test_closed_early_what_runs_is_waited_for_and_nothing_more_is_begun() -> Non
         ended.append(n)
         return n
 
-    found = in_order(work, range(1000), 2)
+    found = ordered_map(work, range(1000), 2)
     assert next(found) == 0
     assert second.wait(60)
     threading.Timer(0.2, go_on.set).start()

@@ -15,8 +15,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ml_backend.core.errors import ConfigError, MediaError
-from ml_backend.datasets.annotated_video import AnnotatedVideo, Pictures
-from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.annotated_video import AnnotatedVideo, FrameMap
+from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.selection import inferred_rate
 from ml_backend.datasets.task_files import read_tasks
 from ml_backend.datasets.video_files import VideoFolder, media_parts, video_name
@@ -39,13 +39,13 @@ def folder(tmp_path: Path) -> Path:
     return videos
 
 
-def only_video(source: Source) -> AnnotatedVideo:
+def only_video(source: AnnotationReader) -> AnnotatedVideo:
     (video,) = source.videos()
     return video
 
 
-def export(folder: Path, *tasks: dict[str, Any], **options: Any) -> Source:
-    return Source.from_file(write_export(folder.parent / "export.json", tasks), videos=folder, **options)
+def export(folder: Path, *tasks: dict[str, Any], **options: Any) -> AnnotationReader:
+    return AnnotationReader.from_file(write_export(folder.parent / "export.json", tasks), videos=folder, **options)
 
 
 def test_boxes_are_on_decoded_pictures(folder: Path) -> None:
@@ -98,7 +98,7 @@ def test_pictures_show_what_the_player_shows(keys: dict[int, tuple[float, bool]]
         times[0] = 0
     timeline = Timeline(rate, times, 1.6)
     region = make_region(*(key(frame, x, on) for frame, (x, on) in keys.items()), frames_count=timeline.frames_count)
-    pictures = Pictures(timeline, 200, 100)
+    pictures = FrameMap(timeline, 200, 100)
     keys_read = RegionKeys.read(region)
     frames, xyxy = pictures.boxes(keys_read)
     at, wanted, visible = region_boxes(region, 200, 100, np.arange(1, timeline.frames_count + 1))
@@ -136,7 +136,9 @@ def test_a_keyframe_on_every_frame_is_read_once(folder: Path, monkeypatch: pytes
     monkeypatch.setattr(RegionKeys, "read", counted)
     monkeypatch.setattr("ml_backend.datasets.annotated_video._CHUNK", 4)
     region = make_region(*(key(n, n) for n in range(1, 31)))
-    source = Source.from_file(write_export(folder / "e.json", [make_task("clip.mp4", make_annotation(region))]))
+    source = AnnotationReader.from_file(
+        write_export(folder / "e.json", [make_task("clip.mp4", make_annotation(region))])
+    )
     for video in source.videos():
         assert sum(len(frame.objects) for frame in video.frames()) == 30
         assert video.keyframes().tolist() == list(range(30))
@@ -146,11 +148,11 @@ def test_a_keyframe_on_every_frame_is_read_once(folder: Path, monkeypatch: pytes
 def test_pictures_that_the_timeline_passes_over_are_between_their_neighbours() -> None:
     timeline = Timeline(10, np.arange(30) / 30, 1.0)
     region = make_region(key(1, 0), key(4, 30), key(8, 30, enabled=False), frames_count=10)
-    frames, xyxy = Pictures(timeline, 100, 100).boxes(RegionKeys.read(region))
+    frames, xyxy = FrameMap(timeline, 100, 100).boxes(RegionKeys.read(region))
     assert frames.tolist() == list(range(22))
     assert xyxy[:10, 0] == pytest.approx(np.arange(10) * 10 / 3)
     stays = make_region(key(1, 0), frames_count=10)
-    assert Pictures(timeline, 100, 100).boxes(RegionKeys.read(stays))[0].tolist() == list(range(30))
+    assert FrameMap(timeline, 100, 100).boxes(RegionKeys.read(stays))[0].tolist() == list(range(30))
 
 
 # -- which annotation
@@ -219,11 +221,11 @@ def test_json_min(folder: Path) -> None:
     empty = {"video": "/data/upload/1/35deac95-clip.mp4", "id": 8, "annotator": {}, "annotation_id": None}
     path = folder.parent / "min.json"
     path.write_text(json.dumps([row, other, empty]))
-    videos = list(Source.from_file(path, videos=folder, all_annotators=True).videos())
+    videos = list(AnnotationReader.from_file(path, videos=folder, all_annotators=True).videos())
     assert [(v.task_id, len(v.objects), v.part.submission.annotator) for v in videos] == [(7, 1, "3"), (7, 0, "8")]
     assert (videos[0].objects[0].source, videos[0].part.frame_rate) == ("manual", 30)
     config = parse_label_config(CONFIG)
-    assert [len(v.objects) for v in Source.from_file(path, videos=folder, config=config).videos()] == [0]
+    assert [len(v.objects) for v in AnnotationReader.from_file(path, videos=folder, config=config).videos()] == [0]
 
 
 def test_a_prediction_file_and_its_video(folder: Path) -> None:
@@ -231,14 +233,14 @@ def test_a_prediction_file_and_its_video(folder: Path) -> None:
     moving = make_region(*MOVING["value"]["sequence"], duration=1.0, score=0.5)
     path.write_text(json.dumps({"model_version": "v", "score": 0.5, "result": [moving]}))
     for videos in (folder, folder / "clip.mp4"):
-        video = only_video(Source.from_file(path, videos=videos))
+        video = only_video(AnnotationReader.from_file(path, videos=videos))
         assert (video.name, video.part.stem, video.part.frame_rate) == ("clip.mp4", "clip", 30)
         assert [item.source for item in video.objects] == ["auto"]
     beside = folder / "p.json"
     beside.write_text(path.read_text())
-    assert only_video(Source.from_file(beside)).name == "clip.mp4"
+    assert only_video(AnnotationReader.from_file(beside)).name == "clip.mp4"
     make_video(folder / "other.mp4")
-    source = Source.from_file(path, videos=folder)
+    source = AnnotationReader.from_file(path, videos=folder)
     assert list(source.videos()) == []
     assert "--videos" in source.skipped[0].reason
 
@@ -407,7 +409,9 @@ def test_numbered_frames_lie_where_the_boxes_say(tmp_path: Path, fps: Fraction) 
     make_video(tmp_path / "clip.mp4", fps=fps, frames=40)
     region = make_region(*(key(n, n) for n in range(1, 41)), frames_count=40, duration=float(40 / fps))
     task = make_task("clip.mp4", make_annotation(region), fps=29.97 if fps != 25 else 25)
-    video = only_video(Source.from_file(write_export(tmp_path / "e.json", [task]), config=parse_label_config(CONFIG)))
+    video = only_video(
+        AnnotationReader.from_file(write_export(tmp_path / "e.json", [task]), config=parse_label_config(CONFIG))
+    )
     frames, xyxy = video.boxes(video.objects[0])
     assert frames.tolist() == list(range(40))
     assert xyxy[:, 0] == pytest.approx((np.arange(40) + 1) * 3.2)

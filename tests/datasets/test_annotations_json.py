@@ -18,9 +18,9 @@ import pytest
 
 from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.core.files import UniqueNames, safe_name
-from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.formats.annotations_json import (
-    Written,
+    WrittenAnnotations,
     export_annotations,
     parse_sample,
     pictures_per_second,
@@ -50,7 +50,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def rows_for(tmp_path: Path, *regions: dict[str, Any], sample: str = "all", **video: Any) -> list[dict[str, Any]]:
     make_video(tmp_path / "clip.mp4", **video)
     task = make_task("clip.mp4", make_annotation(*regions), fps=float(video.get("fps", 30)))
-    source = Source.from_file(write_export(tmp_path / "e.json", [task]))
+    source = AnnotationReader.from_file(write_export(tmp_path / "e.json", [task]))
     export_annotations(source, tmp_path / "out" / "annotations.json", sample=parse_sample(sample))
     assert source.skipped == []
     return rows_of(tmp_path / "out" / "annotations.json")
@@ -142,7 +142,7 @@ def test_regions_without_label_are_left_out_and_counted(tmp_path: Path) -> None:
     make_video(tmp_path / "clip.mp4")
     task = make_task("clip.mp4", make_annotation(MOVING, make_region(key(1, 10), label="", region_id="r2")))
     written = export_annotations(
-        Source.from_file(write_export(tmp_path / "e.json", [task])), tmp_path / "a.json", sample="keyframes"
+        AnnotationReader.from_file(write_export(tmp_path / "e.json", [task])), tmp_path / "a.json", sample="keyframes"
     )
     assert (written.rows, written.unlabelled) == (3, 1)
 
@@ -222,7 +222,7 @@ def test_nothing_annotated_gives_an_empty_list(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    source = Source.from_file(write_export(tmp_path / "e.json", []))
+    source = AnnotationReader.from_file(write_export(tmp_path / "e.json", []))
     with pytest.raises(StorageError):
         export_annotations(source, tmp_path / "file" / "a.json")
 
@@ -241,8 +241,8 @@ def tasks(tmp_path: Path) -> list[dict[str, Any]]:
     return made
 
 
-def export(tmp_path: Path, tasks: list[dict[str, Any]], **options: Any) -> tuple[Written, Source]:
-    source = Source.from_file(write_export(tmp_path / "e.json", tasks))
+def export(tmp_path: Path, tasks: list[dict[str, Any]], **options: Any) -> tuple[WrittenAnnotations, AnnotationReader]:
+    source = AnnotationReader.from_file(write_export(tmp_path / "e.json", tasks))
     return export_annotations(source, tmp_path / "out", with_video=True, **options), source
 
 

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from ml_backend.core.errors import ConfigError, StorageError
-from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.dataset_export import DatasetOptions, DatasetResult, export_dataset
 from ml_backend.datasets.images import ImageFormat
-from ml_backend.datasets.sampling import Sampling, parse_ratio, split_pictures, split_videos
+from ml_backend.datasets.sampling import Sampling, parse_ratio, split_frames, split_videos
 from ml_backend.datasets.selection import chosen_classes
 from ml_backend.label_studio.label_config import parse_label_config
 from tests.builders import ROOT, label_config, make_tiny_yolo, wait_for
@@ -46,7 +46,7 @@ def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 def export(
     folder: Path, tasks: Sequence[dict[str, Any]], options: DatasetOptions | None = None, **more: Any
 ) -> DatasetResult:
-    source = Source.from_file(write_export(folder / "e.json", tasks), **more)
+    source = AnnotationReader.from_file(write_export(folder / "e.json", tasks), **more)
     result = export_dataset(source, folder / "out", options or DatasetOptions(sampling=TRAIN_ONLY))
     assert source.skipped == []
     return result
@@ -203,11 +203,11 @@ def test_splits() -> None:
     assert split_videos(1, Sampling()) == ["train"]
     assert split_videos(0, Sampling()) == []
     at = np.arange(100)
-    assert split_pictures(at, "a", "time", sampling) == ["train"] * 70 + ["val"] * 20 + ["test"] * 10
-    assert set(split_pictures(at, "a", "time", Sampling(ratio=(1, 0, 0)))) == {"train"}
-    drawn = split_pictures(at, "a", "ratio", sampling)
+    assert split_frames(at, "a", "time", sampling) == ["train"] * 70 + ["val"] * 20 + ["test"] * 10
+    assert set(split_frames(at, "a", "time", Sampling(ratio=(1, 0, 0)))) == {"train"}
+    drawn = split_frames(at, "a", "ratio", sampling)
     assert 55 < drawn.count("train") < 85
-    assert split_pictures(at[::2], "a", "ratio", sampling) == drawn[::2]
+    assert split_frames(at[::2], "a", "ratio", sampling) == drawn[::2]
 
 
 @pytest.mark.parametrize("text", ["", "a", "80:20:0:0", "0:1", "-1:2", "nan"])
@@ -375,7 +375,7 @@ def test_a_disk_that_takes_no_more(tmp_path: Path, clip: dict[str, Any]) -> None
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, clip: dict[str, Any]) -> None:
     (tmp_path / "file").write_text("")
-    source = Source.from_file(write_export(tmp_path / "e.json", [clip]))
+    source = AnnotationReader.from_file(write_export(tmp_path / "e.json", [clip]))
     with pytest.raises((StorageError, ConfigError)):
         export_dataset(source, tmp_path / "file" / "out", DatasetOptions())
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ml_backend.core.errors import ConfigError
-from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.dataset_export import DatasetOptions, DatasetResult, export_dataset
 from ml_backend.datasets.formats.coco import read_coco
 from ml_backend.datasets.formats.cvat import read_cvat
@@ -24,8 +24,8 @@ from tests.video.builders import make_video
 
 def export(
     folder: Path, tasks: list[dict[str, Any]], options: DatasetOptions | None = None, **more: Any
-) -> tuple[DatasetResult, Source]:
-    source = Source.from_file(write_export(folder / "e.json", tasks), **more)
+) -> tuple[DatasetResult, AnnotationReader]:
+    source = AnnotationReader.from_file(write_export(folder / "e.json", tasks), **more)
     return export_dataset(source, folder / "out", options or DatasetOptions(sampling=TRAIN_ONLY)), source
 
 

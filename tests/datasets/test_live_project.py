@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from ml_backend.core.settings import Settings
-from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.annotation_reader import AnnotationReader
 from tests.builders import CONFIG, ROOT
 from tests.conftest import LabelStudio
 from tests.datasets.builders import key, make_region
@@ -77,7 +77,7 @@ def run(script: str, *arguments: object, label_studio: LabelStudio, cwd: Path) -
 def test_a_live_project(
     project: dict[str, Any], label_studio: LabelStudio, tmp_path: Path, settings: Callable[..., Settings]
 ) -> None:
-    source = Source.from_project(label_studio.client(), project["id"], settings())
+    source = AnnotationReader.from_project(label_studio.client(), project["id"], settings())
     videos = list(source.videos())
     assert [video.task_id for video in videos] == project["tasks"][:1]
     assert videos[0].name == "ein_film.mp4"
@@ -89,7 +89,7 @@ def test_a_live_project(
     assert videos[0].part.submission.annotator not in ("", "None")
     assert [item.task_id for item in source.skipped] == project["tasks"][4:]
     assert len(list(source.parts())) == 2
-    everything = Source.from_project(
+    everything = AnnotationReader.from_project(
         label_studio.client(), project["id"], settings(), all_annotators=True, predictions="missing"
     )
     assert [part.task_id for part in everything.parts()] == [project["tasks"][n] for n in (0, 0, 2, 4)]
@@ -126,7 +126,7 @@ def test_an_export_file_of_label_studio(project: dict[str, Any], label_studio: L
         )
         answer.raise_for_status()
         (tmp_path / f"{kind}.json").write_bytes(answer.content)
-        source = Source.from_file(tmp_path / f"{kind}.json")
+        source = AnnotationReader.from_file(tmp_path / f"{kind}.json")
         videos = list(source.videos())
         rows[kind] = [
             [(item.label, item.source, *video.boxes(item)[1].round(3).tolist()[0]) for item in video.objects]

@@ -16,14 +16,14 @@ import pytest
 
 from ml_backend.core.boxes import iou_pairs
 from ml_backend.core.errors import ConfigError
-from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.dataset_export import DatasetOptions, export_dataset
 from ml_backend.datasets.formats.coco import read_coco
 from ml_backend.datasets.formats.cvat import read_cvat
 from ml_backend.datasets.formats.mot import read_mot
 from ml_backend.datasets.formats.yolo import read_yolo
 from ml_backend.datasets.images import ImageFormat
-from ml_backend.datasets.importers import BackResult, ReadBoxes, to_tasks
+from ml_backend.datasets.importers import ImportedBoxes, ImportResult, to_tasks
 from ml_backend.datasets.sampling import Sampling
 from ml_backend.datasets.video_files import VideoFolder
 from ml_backend.label_studio.label_config import parse_label_config
@@ -58,7 +58,7 @@ def regions(count: int, duration: float) -> list[dict[str, Any]]:
     ]
 
 
-def boxes_by_frame(source: Source) -> dict[tuple[int, str], list[list[float]]]:
+def boxes_by_frame(source: AnnotationReader) -> dict[tuple[int, str], list[list[float]]]:
     (video,) = source.videos()
     found: dict[tuple[int, str], list[list[float]]] = {}
     for item in video.objects:
@@ -76,13 +76,15 @@ def test_the_same_boxes_on_every_frame(tmp_path: Path, name: str, kind: str) -> 
         rate = 25
     task = make_task(f"{kind}.mp4", make_annotation(*regions(30, 30 / rate)), fps=rate)
     options = DatasetOptions(name, image_format=ImageFormat(quality=50), images=False)
-    original = Source.from_file(write_export(tmp_path / "e.json", [task]), config=parse_label_config(label_config("a")))
+    original = AnnotationReader.from_file(
+        write_export(tmp_path / "e.json", [task]), config=parse_label_config(label_config("a"))
+    )
     export_dataset(original, tmp_path / "out", options)
-    result = BackResult()
+    result = ImportResult()
     tasks = list(to_tasks(READERS[name](tmp_path / "out"), VideoFolder(tmp_path), CONTROL, result, kind="annotations"))
     assert (result.skipped, result.tasks) == ([], 1)
     config = parse_label_config(label_config("person"))
-    back = Source.from_file(write_export(tmp_path / "back.json", [{"id": 1, **tasks[0]}]), config=config)
+    back = AnnotationReader.from_file(write_export(tmp_path / "back.json", [{"id": 1, **tasks[0]}]), config=config)
     # On every picture that the player shows: at a variable rate, no timeline has all of the file's.
     (video,) = back.videos()
     shown = set(video.timeline.decoded_index(np.arange(1, video.timeline.frames_count + 1)).tolist())
@@ -102,7 +104,7 @@ def test_a_stride_is_filled_in(tmp_path: Path, name: str) -> None:
     short = make_region(key(1, 0), key(11, 20, enabled=False), region_id="r2", label="short")
     task = make_task("clip.mp4", make_annotation(straight, short))
     options = DatasetOptions(name, sampling=Sampling(5), images=False)
-    export_dataset(Source.from_file(write_export(tmp_path / "e.json", [task])), tmp_path / "out", options)
+    export_dataset(AnnotationReader.from_file(write_export(tmp_path / "e.json", [task])), tmp_path / "out", options)
     (video,) = READERS[name](tmp_path / "out")
     read = video.read(320, 240)
     dense = {track.label: read.dense(track) for track in read.tracks}
@@ -142,7 +144,7 @@ def test_through_the_scripts(tmp_path: Path) -> None:
 
 def test_between_samples_a_track_is_interpolated_and_hidden_where_a_sample_lacks_it() -> None:
     rows = [(0, 1, "a"), (4, 1, "a"), (12, 1, "a")]
-    read = ReadBoxes.make(rows, [[0, 0, 8, 8], [4, 0, 12, 8], [0, 0, 8, 8]], [0, 4, 8, 12])
+    read = ImportedBoxes.make(rows, [[0, 0, 8, 8], [4, 0, 12, 8], [0, 0, 8, 8]], [0, 4, 8, 12])
     dense = read.dense(read.tracks[0])
     assert dense.frames.tolist() == [0, 1, 2, 3, 4, 12]
     assert dense.xyxy[:5, 0].tolist() == [0, 1, 2, 3, 4]
@@ -159,7 +161,7 @@ def coco_file(tmp_path: Path) -> Path:
         make_task("b.mp4", make_annotation(make_region(key(1, 0))), task_id=2),
     ]
     options = DatasetOptions("coco", sampling=Sampling(10, split="time", ratio=(2, 1, 0)))
-    export_dataset(Source.from_file(write_export(tmp_path / "e.json", tasks)), tmp_path / "out", options)
+    export_dataset(AnnotationReader.from_file(write_export(tmp_path / "e.json", tasks)), tmp_path / "out", options)
     return tmp_path / "out" / "annotations" / "instances_train.json"
 
 
@@ -206,7 +208,7 @@ def mot_dataset(tmp_path: Path) -> Path:
     make_video(tmp_path / "clip.mp4")
     task = make_task("clip.mp4", make_annotation(*regions(30, 1.0)))
     options = DatasetOptions("mot", classes=("person",))
-    export_dataset(Source.from_file(write_export(tmp_path / "e.json", [task])), tmp_path / "out", options)
+    export_dataset(AnnotationReader.from_file(write_export(tmp_path / "e.json", [task])), tmp_path / "out", options)
     return tmp_path / "out"
 
 
@@ -274,7 +276,7 @@ def test_cvat_has_the_published_structure(tmp_path: Path) -> None:
     config = parse_label_config(
         label_config("person", "läufer &amp; &lt;co&gt;").replace('"person"', '"person" background="#AABB00"')
     )
-    source = Source.from_file(write_export(tmp_path / "e.json", [task]), config=config)
+    source = AnnotationReader.from_file(write_export(tmp_path / "e.json", [task]), config=config)
     export_dataset(source, tmp_path / "out", DatasetOptions("cvat"))
     root = ElementTree.parse(tmp_path / "out" / "clip.xml").getroot()
     assert (root.tag, root.findtext("version")) == ("annotations", "1.1")
@@ -405,7 +407,7 @@ def test_coco_videos_of_one_file_name_stay_apart(tmp_path: Path) -> None:
     tasks = [make_task("x", make_annotation(*regions(10, 1 / 3)), task_id=n) for n in (3, 8)]
     for task, folder in zip(tasks, "ab", strict=True):
         task["data"]["video"] = f"/data/local-files/?d={folder}/clip.mp4"
-    source = Source.from_file(write_export(tmp_path / "e.json", tasks), videos=tmp_path)
+    source = AnnotationReader.from_file(write_export(tmp_path / "e.json", tasks), videos=tmp_path)
     parts: list[Any] = ["time", "video"]
     for split in parts:
         out = tmp_path / split
@@ -427,7 +429,7 @@ def test_coco_videos_of_one_file_name_stay_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("split", ["time", "ratio"])
 def test_whole_videos_are_not_split_by_pictures(tmp_path: Path, name: str, split: Any) -> None:
     make_video(tmp_path / "clip.mp4", frames=4)
-    source = Source.from_file(write_export(tmp_path / "e.json", [make_task("clip.mp4", make_annotation())]))
+    source = AnnotationReader.from_file(write_export(tmp_path / "e.json", [make_task("clip.mp4", make_annotation())]))
     sampling = Sampling(split=split)
     with pytest.raises(ConfigError, match=f"{split}.*--split video"):
         export_dataset(source, tmp_path / "out", DatasetOptions(name, sampling))
@@ -437,7 +439,9 @@ def test_whole_videos_are_not_split_by_pictures(tmp_path: Path, name: str, split
 def test_sequence_names_with_commas(tmp_path: Path) -> None:
     make_video(tmp_path / "a, b.mp4", frames=4)
     task = make_task("a, b.mp4", make_annotation())
-    export_dataset(Source.from_file(write_export(tmp_path / "e.json", [task])), tmp_path / "out", DatasetOptions("mot"))
+    export_dataset(
+        AnnotationReader.from_file(write_export(tmp_path / "e.json", [task])), tmp_path / "out", DatasetOptions("mot")
+    )
     with (tmp_path / "out" / "seqmaps" / "train.txt").open(newline="") as file:
         assert list(csv.reader(file)) == [["name"], ["a, b"]]
     assert (tmp_path / "out" / "train" / "a, b").is_dir()

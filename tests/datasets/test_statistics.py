@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ml_backend.datasets.annotation_reader import Source
-from ml_backend.datasets.statistics import Tally, as_table, collect, write_csv
+from ml_backend.datasets.annotation_reader import AnnotationReader
+from ml_backend.datasets.statistics import AnnotationCounts, as_table, collect_statistics, write_csv
 from ml_backend.label_studio.label_config import parse_label_config
 from tests.builders import label_config
 from tests.datasets.builders import key, make_annotation, make_region, make_task, write_export
@@ -36,9 +36,9 @@ def export(tmp_path: Path) -> Path:
 
 
 def test_numbers(export: Path, tmp_path: Path) -> None:
-    source = Source.from_file(export, config=parse_label_config(label_config("person", "dog")))
+    source = AnnotationReader.from_file(export, config=parse_label_config(label_config("person", "dog")))
     done = []
-    found = collect(source, lambda *each: done.append(each))
+    found = collect_statistics(source, lambda *each: done.append(each))
     assert (found.videos, found.video_seconds, len(source.skipped)) == (2, pytest.approx(3), 1)
     assert done == [(1, 3), (2, 3)]
     person = found.labels["person"]
@@ -61,13 +61,13 @@ def test_numbers(export: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_gives_an_empty_table(tmp_path: Path) -> None:
-    found = collect(Source.from_file(write_export(tmp_path / "e.json", [])))
+    found = collect_statistics(AnnotationReader.from_file(write_export(tmp_path / "e.json", [])))
     console = Console(width=140, record=True)
     console.print(as_table(found))
     assert "0 videos" in console.export_text()
     write_csv(found, tmp_path / "s.csv")
     assert (tmp_path / "s.csv").read_text() == "kind,name\n"
-    assert Tally().size(0.5) == 0
+    assert AnnotationCounts().size(0.5) == 0
 
 
 def test_from_the_command_line(export: Path, tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from ml_backend.core.errors import ConfigError, MediaError
-from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.selection import found_controls
-from ml_backend.datasets.video_files import Known, VideoFolder, video_name
-from ml_backend.rendering.layers import Export, file_layer
+from ml_backend.datasets.video_files import VideoFacts, VideoFolder, video_name
+from ml_backend.rendering.layers import AnnotationFile, file_layer
 from tests.datasets.builders import key, make_annotation, make_region, make_task, write_export
 from tests.video.builders import make_video
 
@@ -42,7 +42,7 @@ def uploads(**facts: Any) -> list[dict[str, Any]]:
     return tasks
 
 
-def found(source: Source) -> dict[int, str]:
+def found(source: AnnotationReader) -> dict[int, str]:
     return {video.task_id: video.path.parent.name for video in source.videos()}
 
 
@@ -51,11 +51,11 @@ def found(source: Source) -> dict[int, str]:
 )
 def test_uploads_of_one_name_are_told_apart(videos: Path, facts: dict[str, Any]) -> None:
     export = write_export(videos.parent / "e.json", uploads(**facts))
-    source = Source.from_file(export, videos=videos)
+    source = AnnotationReader.from_file(export, videos=videos)
     assert (found(source), source.skipped) == ({1: "day1", 2: "day2"}, [])
     shutil.rmtree(videos / "day2")
     for folder in (videos, videos / "day1" / "clip.mp4"):
-        source = Source.from_file(export, videos=folder)
+        source = AnnotationReader.from_file(export, videos=folder)
         assert found(source) == {1: "day1"}
         ((item),) = source.skipped
         assert item.task_id == 2
@@ -65,7 +65,7 @@ def test_uploads_of_one_name_are_told_apart(videos: Path, facts: dict[str, Any])
 
 def test_what_nobody_can_tell_apart_is_not_taken(videos: Path) -> None:
     tasks = uploads(anything=(1, 2))
-    source = Source.from_file(write_export(videos.parent / "e.json", tasks), videos=videos)
+    source = AnnotationReader.from_file(write_export(videos.parent / "e.json", tasks), videos=videos)
     assert found(source) == {}
     assert len(source.skipped) == 2
     assert all(str(videos / day / "clip.mp4") in source.skipped[0].reason for day in DAYS)
@@ -80,7 +80,7 @@ def test_a_list_says_which_file_is_which_video(videos: Path) -> None:
     export, listed = write_export(videos.parent / "e.json", tasks), videos.parent / "map.csv"
 
     def paths(**options: Any) -> dict[int, Path]:
-        source = Source.from_file(export, video_map=listed, **options)
+        source = AnnotationReader.from_file(export, video_map=listed, **options)
         return {video.task_id: video.path for video in source.videos()}
 
     for which in ("2", "/data/upload/1/bbbb2222-clip.mp4", "bbbb2222-clip.mp4"):
@@ -92,49 +92,49 @@ def test_a_list_says_which_file_is_which_video(videos: Path) -> None:
     # What a task states of its video is true, whatever the list says.
     write_export(export, uploads())
     assert set(paths(videos=videos)) == {1}
-    source = Source.from_file(export, video_map=listed)
+    source = AnnotationReader.from_file(export, video_map=listed)
     list(source.videos())
     assert "lasts 1.000 s instead of 1.500 s" in source.skipped[0].reason
     assert "--video-map" in source.skipped[0].reason
     listed.write_text("1,gone.mp4\n")
-    source = Source.from_file(export, videos=videos, video_map=listed)
+    source = AnnotationReader.from_file(export, videos=videos, video_map=listed)
     assert set(found(source)) == set()
     assert "gone.mp4" in source.skipped[0].reason
     for text in ("1\n", "1,a,b\n", "1,\xff"):
         listed.write_bytes(text.encode("latin-1"))
         with pytest.raises(ConfigError, match=r"map\.csv"):
-            Source.from_file(export, video_map=listed)
+            AnnotationReader.from_file(export, video_map=listed)
 
 
 def test_a_frame_or_two_do_not_matter(videos: Path) -> None:
     for frames, fits in ((28, True), (32, True), (33, False)):
-        choice = VideoFolder(videos / "day1").look_up("clip.mp4", Known(frames=(frames, frames)))
+        choice = VideoFolder(videos / "day1").look_up("clip.mp4", VideoFacts(frames=(frames, frames)))
         assert (choice.path is not None) == fits
     # Of two that would do none is taken.
     make_video(videos / "day2" / "clip.mp4", frames=33)
-    assert VideoFolder(videos).look_up("clip.mp4", Known(frames=(30, 30))).path == videos / "day1" / "clip.mp4"
-    assert VideoFolder(videos).look_up("clip.mp4", Known(frames=(32, 32))).path is None
+    assert VideoFolder(videos).look_up("clip.mp4", VideoFacts(frames=(30, 30))).path == videos / "day1" / "clip.mp4"
+    assert VideoFolder(videos).look_up("clip.mp4", VideoFacts(frames=(32, 32))).path is None
 
 
 def test_a_playable_copy_of_a_varying_rate_has_other_frames(tmp_path: Path) -> None:
     pts = [0, 3, 6, 9, 30, 33, 36, 39, 42, 45, 48]
     made = make_video(tmp_path / "clip.mp4", frames=11, pts=pts, fps=30)
-    assert Known(frames=(50, 50), durations=(49 / 30,)).difference(made) == ""
-    assert Known(frames=(50, 50), durations=(3.0,)).difference(made)
+    assert VideoFacts(frames=(50, 50), durations=(49 / 30,)).difference(made) == ""
+    assert VideoFacts(frames=(50, 50), durations=(3.0,)).difference(made)
 
 
 def test_facts_of_another_video_of_the_task_do_not_count() -> None:
     data = {"frames": 900, "width": 64, "height": 48, "duration": 30}
     region = make_region(key(1, 10), duration=1.0)
-    assert Known.of_task(data, [region]) == Known(durations=(1.0,))
-    assert Known.of_task({"frames": "many", "width": 2.5, "height": True}, []) == Known()
+    assert VideoFacts.of_task(data, [region]) == VideoFacts(durations=(1.0,))
+    assert VideoFacts.of_task({"frames": "many", "width": 2.5, "height": True}, []) == VideoFacts()
 
 
 def test_a_video_that_is_named_itself_is_checked(videos: Path) -> None:
     export = write_export(videos.parent / "e.json", uploads())
-    assert file_layer(videos / "day2" / "clip.mp4", Export(export)).video.task_id == 2
+    assert file_layer(videos / "day2" / "clip.mp4", AnnotationFile(export)).video.task_id == 2
     with pytest.raises(MediaError, match="another video than that of task 1"):
-        file_layer(videos / "day2" / "clip.mp4", Export(export, task=1))
+        file_layer(videos / "day2" / "clip.mp4", AnnotationFile(export, task=1))
 
 
 @pytest.mark.parametrize("name", ["cam#1.mp4", "a?b.mp4", "100%20x.mp4", "a:b.mp4", "R&D+1.mp4"])
@@ -177,7 +177,7 @@ def test_of_several_fields_none_is_guessed(tmp_path: Path) -> None:
     data = {"left": "left.mp4", "right": "right.mp4"}
     task = make_task("x", make_annotation(make_region(key(1, 10))))
     task["data"] = data
-    source = Source.from_file(write_export(tmp_path / "e.json", [task]))
+    source = AnnotationReader.from_file(write_export(tmp_path / "e.json", [task]))
     assert list(source.videos()) == []
     assert "left, right" in source.skipped[0].reason
     assert "--config" in source.skipped[0].reason

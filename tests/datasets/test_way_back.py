@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.dataset_export import DatasetOptions, export_dataset
 from ml_backend.datasets.formats.coco import read_coco
 from ml_backend.datasets.formats.cvat import read_cvat
 from ml_backend.datasets.formats.mot import read_mot
 from ml_backend.datasets.formats.yolo import read_yolo
-from ml_backend.datasets.importers import BackResult, ReadBoxes, to_tasks
+from ml_backend.datasets.importers import ImportedBoxes, ImportResult, to_tasks
 from ml_backend.datasets.video_files import VideoFolder
 from ml_backend.label_studio.label_config import parse_label_config
 from tests.builders import label_config
@@ -27,8 +27,8 @@ READERS: dict[str, Any] = {"yolo-track": read_yolo, "coco": read_coco, "mot": re
 CONTROL = parse_label_config(label_config("person")).video_controls[0]
 
 
-def bring(read: Any, videos: Path, prefix: str = "") -> tuple[list[dict[str, Any]], BackResult]:
-    result = BackResult()
+def bring(read: Any, videos: Path, prefix: str = "") -> tuple[list[dict[str, Any]], ImportResult]:
+    result = ImportResult()
     return list(to_tasks(read, VideoFolder(videos), CONTROL, result, url_prefix=prefix)), result
 
 
@@ -56,7 +56,7 @@ def test_boxes_lie_at_the_frame_rate_of_the_config(tmp_path: Path, rate: str, fp
     assert config.video_controls[0].frame_rate_for(task["data"]) == fps
     (region,) = task["predictions"][0]["result"]
     assert region["value"]["framesCount"] == count
-    source = Source.from_file(tmp_path / "tasks.json", videos=tmp_path, config=config, predictions="only")
+    source = AnnotationReader.from_file(tmp_path / "tasks.json", videos=tmp_path, config=config, predictions="only")
     (video,) = source.videos()
     frames, boxes = video.boxes(video.objects[0])
     assert frames.tolist() == list(range(30))
@@ -88,7 +88,9 @@ def test_addresses_lead_to_the_file(tmp_path: Path, name: str) -> None:
     (task,), _ = bring(dataset, tmp_path / "videos" / "day2" / name)
     assert task["data"]["video"] == name
     task |= {"id": 1, "annotations": [], "predictions": task["predictions"]}
-    source = Source.from_file(write_export(tmp_path / "e.json", [task]), videos=tmp_path / "videos", predictions="only")
+    source = AnnotationReader.from_file(
+        write_export(tmp_path / "e.json", [task]), videos=tmp_path / "videos", predictions="only"
+    )
     assert [video.path.name for video in source.videos()] == [name]
 
 
@@ -142,7 +144,7 @@ def test_own_exports_of_two_videos_of_one_name(days: Path, tmp_path: Path, name:
         region = make_region(key(1, x), frames_count=count, duration=count / 30)
         tasks.append(make_task("x", make_annotation(region), task_id=number))
         tasks[-1]["data"]["video"] = f"/data/local-files/?d={day}/clip.mp4"
-    source = Source.from_file(write_export(tmp_path / "e.json", tasks), videos=days)
+    source = AnnotationReader.from_file(write_export(tmp_path / "e.json", tasks), videos=days)
     export_dataset(source, tmp_path / "out", DatasetOptions(name, images=False))
     assert source.skipped == []
     back, result = bring(READERS[name](tmp_path / "out"), days)
@@ -259,6 +261,6 @@ def test_damaged_frame_numbers_do_not_fill_the_memory(tmp_path: Path, monkeypatc
     monkeypatch.setattr(np, "arange", counted)
     (task,), _ = bring(read_cvat(tmp_path / "clip.xml"), tmp_path)
     assert len(task["predictions"][0]["result"]) == 1
-    read = ReadBoxes.make([(0, 1, "a"), (9_000_000, 1, "a")], [[0, 0, 8, 8]] * 2, [0, 9_000_000])
+    read = ImportedBoxes.make([(0, 1, "a"), (9_000_000, 1, "a")], [[0, 0, 8, 8]] * 2, [0, 9_000_000])
     assert read.dense(read.tracks[0], 30).frames.tolist() == list(range(30))
     assert max(made) < 1000

@@ -20,9 +20,16 @@ from ml_backend.core.model_cache import ModelPool
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections
 from ml_backend.detectors.engines import exports, make, openvino_engine
-from ml_backend.detectors.engines.calibration import Footage
-from ml_backend.detectors.engines.exports import META, Export, Plan, Unsound, choose_engine, find
-from ml_backend.detectors.engines.make import Agreement, agreement
+from ml_backend.detectors.engines.calibration import CalibrationSource
+from ml_backend.detectors.engines.exports import (
+    META,
+    EngineExport,
+    EnginePlan,
+    ParityFailed,
+    choose_engine,
+    find_export,
+)
+from ml_backend.detectors.engines.make import EngineAgreement, agreement
 from ml_backend.detectors.engines.openvino_engine import MAX_SIZES, MODEL_FILE
 from ml_backend.detectors.engines.torch_engine import padded
 from ml_backend.detectors.motion import MotionDetector
@@ -47,11 +54,11 @@ def pictures(n: int, height: int = 360, width: int = 640) -> list[np.ndarray]:
     return [np.kron(b, np.ones((40, 40, 1), np.uint8)) for b in blocks]
 
 
-def plan_of(path: Path, settings: Settings) -> Plan:
-    return Plan(path, file_sha256(path), settings, Footage())
+def plan_of(path: Path, settings: Settings) -> EnginePlan:
+    return EnginePlan(path, file_sha256(path), settings, CalibrationSource())
 
 
-def made(path: Path, settings: Settings) -> Export:
+def made(path: Path, settings: Settings) -> EngineExport:
     """Made here, what otherwise a process of its own makes."""
     make.make(plan_of(path, settings))
     chosen = choose_engine(path, file_sha256(path), settings)
@@ -173,7 +180,7 @@ def test_a_damaged_export_is_made_again(damage: str, tiny: Path, here: Settings)
         os.utime(file, (1, 1))
     else:
         file.write_bytes(content[: len(content) // 2])
-    assert find(folder) is None
+    assert find_export(folder) is None
     assert made(tiny, here).folder == folder
     assert len(YoloDetector(tiny, here, made(tiny, here)).detect(pictures(1))[0]) > 0
 
@@ -207,8 +214,8 @@ def test_an_unsound_export_is_refused_for_good(
     tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(make, "check", lambda *_: Agreement(100, 0.5, 0.1))
-        with pytest.raises(Unsound, match="finds 50% of the boxes"):
+        patch.setattr(make, "check", lambda *_: EngineAgreement(100, 0.5, 0.1))
+        with pytest.raises(ParityFailed, match="finds 50% of the boxes"):
             make.make(plan_of(tiny, here))
     for wait in (False, True):
         chosen = choose_engine(tiny, file_sha256(tiny), here, wait=wait)
@@ -260,12 +267,12 @@ def test_a_full_disk_does_not_hide_why_an_export_is_unsound(
     def full(file: Path, *_: object, **__: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device", str(file))
 
-    def unsound(*_: object) -> Agreement:
+    def unsound(*_: object) -> EngineAgreement:
         monkeypatch.setattr(Path, "write_text", full)
-        return Agreement(100, 0.5, 0.1)
+        return EngineAgreement(100, 0.5, 0.1)
 
     monkeypatch.setattr(make, "check", unsound)
-    with pytest.raises(Unsound, match="finds 50% of the boxes"):
+    with pytest.raises(ParityFailed, match="finds 50% of the boxes"):
         make.make(plan_of(tiny, here))
 
 
@@ -417,8 +424,8 @@ def test_agreement_counts_what_is_missing_extra_or_of_another_class() -> None:
     one = Detections(box[:1], np.array([0.7], np.float32), np.array([0]))
     other = Detections(box, np.array([0.9, 0.8], np.float32), np.array([0, 0]))
     none = Detections.empty()
-    assert agreement([both], [both]) == Agreement(2, 1.0, 0.0)
-    assert agreement([both], [one]) == Agreement(2, 0.5, 0.2)
+    assert agreement([both], [both]) == EngineAgreement(2, 1.0, 0.0)
+    assert agreement([both], [one]) == EngineAgreement(2, 0.5, 0.2)
     assert agreement([both], [other]).matched == 0.5
     assert agreement([none], [none]).sound
     assert not agreement([none], [one]).sound

@@ -27,16 +27,25 @@ from ml_backend.detectors.engines.calibration import (
     MAX_VIDEOS,
     PER_VIDEO,
     SEVERAL,
-    Footage,
-    Pool,
-    read_pictures,
+    CalibrationPool,
+    CalibrationSource,
+    read_frames_for_calibration,
 )
-from ml_backend.detectors.engines.exports import KEEP, META, Choice, Export, Plan, Unsound, choose_engine, prune
+from ml_backend.detectors.engines.exports import (
+    KEEP,
+    META,
+    EngineChoice,
+    EngineExport,
+    EnginePlan,
+    ParityFailed,
+    choose_engine,
+    prune_exports,
+)
 from ml_backend.detectors.engines.int8 import MIN_BOXES, parity
 from ml_backend.detectors.engines.make import agreement, make
 from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.inference.pipeline import use_detector
-from ml_backend.jobs.project_models import Projects
+from ml_backend.jobs.project_models import ProjectModelStore
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
 from tests.builders import make_clip, make_tiny_yolo, run_with_bare_home
@@ -77,24 +86,24 @@ def another(clip: Path, folder: Path, number: int) -> Path:
     return path
 
 
-def choose(weights: Path, settings: Settings, footage: Footage, *, wait: bool = False) -> Choice:
+def choose(weights: Path, settings: Settings, footage: CalibrationSource, *, wait: bool = False) -> EngineChoice:
     return choose_engine(weights, file_sha256(weights), settings, wait=wait, footage=footage)
 
 
-def plan_of(weights: Path, settings: Settings, footage: Footage) -> Plan:
-    return Plan(weights, file_sha256(weights), settings, footage)
+def plan_of(weights: Path, settings: Settings, footage: CalibrationSource) -> EnginePlan:
+    return EnginePlan(weights, file_sha256(weights), settings, footage)
 
 
-def fp32(weights: Path, settings: Settings) -> Export:
+def fp32(weights: Path, settings: Settings) -> EngineExport:
     values = settings.model_copy(update={"precision": "fp32"})
-    make(plan_of(weights, values, Footage()))
+    make(plan_of(weights, values, CalibrationSource()))
     exact = choose_engine(weights, file_sha256(weights), values)
     assert exact.export is not None, exact.note
     return exact.export
 
 
 @pytest.fixture(scope="module")
-def real(yolo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Export]:
+def real(yolo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, EngineExport]:
     """Settings for the real model, whose folder has its export in fp32. Small pictures, for the time that they take."""
     data = tmp_path_factory.mktemp("real")
     values = Settings(_env_file=None, data_dir=data, device="cpu", engine="openvino", precision="int8", imgsz=384)
@@ -102,10 +111,10 @@ def real(yolo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def test_the_real_model_is_checked_and_then_used_while_fp32_serves(
-    yolo_weights: Path, people_video: Path, real: tuple[Settings, Export]
+    yolo_weights: Path, people_video: Path, real: tuple[Settings, EngineExport]
 ) -> None:
     values, exact = real
-    footage = Footage(5, str(people_video))
+    footage = CalibrationSource(5, str(people_video))
     first = choose(yolo_weights, values, footage)
     assert first.export == exact
     assert "int8 is being prepared" in first.note
@@ -134,49 +143,49 @@ def test_the_real_model_is_checked_and_then_used_while_fp32_serves(
 
 
 def test_the_real_model_calibrated_in_the_dark_is_refused(
-    yolo_weights: Path, people_video: Path, real: tuple[Settings, Export]
+    yolo_weights: Path, people_video: Path, real: tuple[Settings, EngineExport]
 ) -> None:
     values, exact = real
-    pool = Pool(values, None)
+    pool = CalibrationPool(values, None)
     pool.collect(people_video)
     for picture in pool.parts()[0]:
         cv2.imwrite(str(picture), np.zeros_like(cv2.imread(str(picture))))
-    with pytest.raises(Unsound, match="of what fp32 finds"):
-        make(plan_of(yolo_weights, values, Footage(None, str(people_video))))
+    with pytest.raises(ParityFailed, match="of what fp32 finds"):
+        make(plan_of(yolo_weights, values, CalibrationSource(None, str(people_video))))
     for wait in (False, True):
-        chosen = choose(yolo_weights, values, Footage(None, str(people_video)), wait=wait)
+        chosen = choose(yolo_weights, values, CalibrationSource(None, str(people_video)), wait=wait)
         assert chosen.export == exact
         assert "int8 is not used: of what fp32 finds" in chosen.note
         assert "tried again with pictures of 2 videos. fp32 is." in chosen.note
 
 
-def prepared(weights: Path, settings: Settings, footage: Footage) -> Choice:
+def prepared(weights: Path, settings: Settings, footage: CalibrationSource) -> EngineChoice:
     """Done here, what otherwise a process of its own does; and what is chosen then."""
-    with contextlib.suppress(Unsound):
+    with contextlib.suppress(ParityFailed):
         make(plan_of(weights, settings, footage))
-    return choose(weights, settings, Footage(footage.project))
+    return choose(weights, settings, CalibrationSource(footage.project))
 
 
 def test_two_projects_have_their_own_and_a_damaged_picture_is_told(
     tiny: Path, clip: Path, here: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     exact = fp32(tiny, here)
-    one = prepared(tiny, here, Footage(1, str(clip)))
+    one = prepared(tiny, here, CalibrationSource(1, str(clip)))
     assert one.name == "openvino int8", one.note
     assert one.export is not None
     assert one.export.check["boxes"] >= MIN_BOXES
 
-    waiting = choose(tiny, here, Footage(2))
+    waiting = choose(tiny, here, CalibrationSource(2))
     assert waiting.export == exact
     assert "waits for a first video" in waiting.note
 
-    pool = Pool(here, 2)
+    pool = CalibrationPool(here, 2)
     pool.collect(clip)
     calibrate, held_out = pool.parts()
     calibrate[0].write_bytes(calibrate[0].read_bytes()[:-100])
     held_out[0].write_bytes(b"no picture")
     with caplog.at_level(logging.INFO):
-        two = choose(tiny, here, Footage(2), wait=True)
+        two = choose(tiny, here, CalibrationSource(2), wait=True)
     assert two.export is not None
     assert two.export.precision == "int8"
     assert "tiny.pt runs in int8" in caplog.text
@@ -188,7 +197,7 @@ def test_two_projects_have_their_own_and_a_damaged_picture_is_told(
 
     # An engine that stops running is left alone as any other; fp32 takes over, not PyTorch.
     two.export.failed("RuntimeError: no answer")
-    third = choose(tiny, here, Footage(2))
+    third = choose(tiny, here, CalibrationSource(2))
     assert third.export == exact
     assert "int8 is not used: RuntimeError: no answer" in third.note
 
@@ -209,29 +218,29 @@ def test_too_few_objects_to_tell_and_another_try_with_more_videos(
 ) -> None:
     exact = fp32(tiny, here)
     short = make_clip(tmp_path / "short.mp4", frames=12)
-    first = prepared(tiny, here, Footage(3, str(short)))
+    first = prepared(tiny, here, CalibrationSource(3, str(short)))
     assert first.export == exact
     assert "0 objects on 0 held-out pictures are too few to check it" in first.note
     assert "pictures of 2 videos" in first.note
-    assert choose(tiny, here, Footage(3, str(short))).note == first.note  # nothing is begun
-    second = prepared(tiny, here, Footage(3, str(clip)))
+    assert choose(tiny, here, CalibrationSource(3, str(short))).note == first.note  # nothing is begun
+    second = prepared(tiny, here, CalibrationSource(3, str(clip)))
     assert second.name == "openvino int8", second.note
 
-    pool = Pool(here, 3)
+    pool = CalibrationPool(here, 3)
     pool.collect(another(clip, tmp_path, 1))
-    assert choose(tiny, here, Footage(3)) == second  # three videos are not yet twice as many
+    assert choose(tiny, here, CalibrationSource(3)) == second  # three videos are not yet twice as many
     pool.collect(another(clip, tmp_path, 2))
     # What was made with fewer pictures serves, be it that the next one cannot be made.
     with monkeypatch.context() as patch:
         without_nncf(patch)
-        assert choose(tiny, here, Footage(3)) == second
-    fourth = prepared(tiny, here, Footage(3))
+        assert choose(tiny, here, CalibrationSource(3)) == second
+    fourth = prepared(tiny, here, CalibrationSource(3))
     assert fourth.name == "openvino int8", fourth.note
     assert fourth.key != second.key
 
 
 def test_a_prediction_gives_the_pictures_and_the_next_one_runs_in_int8(tiny: Path, clip: Path, here: Settings) -> None:
-    resolved = Projects(here, Storage(here.database)).models(8).detector
+    resolved = ProjectModelStore(here, Storage(here.database)).models(8).detector
     engines = []
     for _ in range(2):
         with use_detector(resolved, here, probe(clip)) as detector:
@@ -239,16 +248,16 @@ def test_a_prediction_gives_the_pictures_and_the_next_one_runs_in_int8(tiny: Pat
             engines.append(detector.engine)
             (model,) = [model for model in get_pool(here).status()["models"] if model["in_use"]]
             assert model["engine"] == detector.engine
-        choose(tiny, here, Footage(8, str(clip)), wait=True)
+        choose(tiny, here, CalibrationSource(8, str(clip)), wait=True)
     assert [engine["precision"] for engine in engines] == ["fp32", "int8"]
     assert "int8 is being prepared" in engines[0]["note"]
-    assert len(Pool(here, 8).videos) == 1
-    assert not Pool(here, None).videos
+    assert len(CalibrationPool(here, 8).videos) == 1
+    assert not CalibrationPool(here, None).videos
 
 
 def test_a_package_is_missing(tiny: Path, clip: Path, here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     without_nncf(monkeypatch)
-    chosen = choose(tiny, here, Footage(1, str(clip)), wait=True)
+    chosen = choose(tiny, here, CalibrationSource(1, str(clip)), wait=True)
     assert chosen.name == "openvino fp32"
     assert "pip install nncf" in chosen.note
 
@@ -257,13 +266,13 @@ def test_a_disk_that_takes_no_pictures_is_told(tiny: Path, clip: Path, here: Set
     exact = fp32(tiny, here)
     (here.weights_dir / "calibration").write_text("in the way of the folder")
     for _ in range(2):
-        chosen = choose(tiny, here, Footage(1, str(clip)), wait=True)
+        chosen = choose(tiny, here, CalibrationSource(1, str(clip)), wait=True)
         assert chosen.export == exact
         assert "int8 is not used: Pictures for int8 cannot be kept" in chosen.note
 
 
 def test_pytorch_says_that_there_is_no_int8(tiny: Path, settings: MakeSettings) -> None:
-    chosen = choose(tiny, settings(device="cpu", engine="torch", precision="int8"), Footage())
+    chosen = choose(tiny, settings(device="cpu", engine="torch", precision="int8"), CalibrationSource())
     assert chosen.export is None
     assert "int8 is only made for OpenVINO" in chosen.note
 
@@ -272,7 +281,7 @@ def test_pytorch_says_that_there_is_no_int8(tiny: Path, settings: MakeSettings) 
 
 
 def test_a_pool_takes_each_video_once_and_stays_small(clip: Path, settings: MakeSettings, tmp_path: Path) -> None:
-    pool = Pool(settings(imgsz=64), 1)
+    pool = CalibrationPool(settings(imgsz=64), 1)
     assert (pool.generation, pool.videos, pool.parts()) == (0, [], ([], []))
     assert pool.wants(clip)
     assert pool.collect(clip) == PER_VIDEO
@@ -294,24 +303,24 @@ def test_a_pool_takes_each_video_once_and_stays_small(clip: Path, settings: Make
     pictures = [list(video.glob("*.jpg")) for video in pool.videos]
     assert MAX_PICTURES * 0.9 <= sum(map(len, pictures)) <= MAX_PICTURES
     assert min(map(len, pictures)) >= 6
-    image = next(read_pictures(pictures[0]))
+    image = next(read_frames_for_calibration(pictures[0]))
     assert image.shape == (48, 64, 3)
 
 
 def test_pictures_are_spread_over_the_video_and_not_too_close(settings: MakeSettings, tmp_path: Path) -> None:
-    pool = Pool(settings(imgsz=640), None)
+    pool = CalibrationPool(settings(imgsz=640), None)
     assert pool.collect(make_clip(tmp_path / "short.mp4", frames=40, fps=20)) == 10
     frames = [int(picture.stem) for picture in sorted(pool.videos[0].iterdir())]
     assert (frames[0], frames[-1]) == (0, 39)
     assert min(np.diff(frames)) >= 4
-    assert next(read_pictures([pool.videos[0] / "00000000.jpg"])).shape == (240, 320, 3)
+    assert next(read_frames_for_calibration([pool.videos[0] / "00000000.jpg"])).shape == (240, 320, 3)
 
 
 @pytest.mark.parametrize("videos", [1, 2, SEVERAL - 1, SEVERAL, 7, MAX_VIDEOS])
 @pytest.mark.parametrize("pictures", [1, 8, 12, 13, PER_VIDEO])
 def test_what_is_held_out_is_not_calibrated_with(videos: int, pictures: int, settings: MakeSettings) -> None:
     values = settings()
-    pool = Pool(values, 9)
+    pool = CalibrationPool(values, 9)
     for video in range(videos):
         folder = values.weights_dir / "calibration" / pool.name / f"video{video:02d}"
         folder.mkdir(parents=True)
@@ -375,7 +384,7 @@ def test_the_exports_that_were_not_used_for_longest_go(settings: MakeSettings) -
         (engines / f"{number:016d}-openvino-fp32-1-1").mkdir(parents=True)
         (engines / f"{number:016d}-openvino-fp32-1-1" / META).touch()
         os.utime(engines / f"{number:016d}-openvino-fp32-1-1" / META, (number, number))
-    prune(engines)
+    prune_exports(engines)
     assert sorted(int(folder.name.split("-")[0]) for folder in engines.iterdir()) == list(range(5, KEEP + 5))
 
 
@@ -388,8 +397,8 @@ def test_quantising_reports_nothing_and_writes_nothing_at_home(
         "def refuse(*a): raise SystemExit('network')\n"
         "socket.getaddrinfo = socket.socket.connect = refuse\n"
         "from pathlib import Path\n"
-        "from ml_backend.detectors.engines.calibration import Footage\n"
-        "from ml_backend.detectors.engines.exports import Plan, find\n"
+        "from ml_backend.detectors.engines.calibration import CalibrationSource\n"
+        "from ml_backend.detectors.engines.exports import EnginePlan, find_export\n"
         "from ml_backend.detectors.engines.make import make\n"
         "from ml_backend.core.settings import Settings\n"
         f"here = Settings(device='cpu', imgsz=160, precision='int8', data_dir={str(here.data_dir)!r})\n"

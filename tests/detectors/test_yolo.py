@@ -185,7 +185,7 @@ def test_loading_and_detecting_is_silent_and_leaves_no_traces_at_home(tiny: Path
     code = (
         "import sys, numpy as np; from ml_backend.detectors.yolo import YoloDetector;"
         "from ml_backend.tracking.tracker import Tracker; from ml_backend.core.settings import Settings;"
-        "from ml_backend.core.types import Observation;"
+        "from ml_backend.core.types import FrameFeatures;"
         f"d = YoloDetector({str(tiny)!r}, Settings(device='cpu', imgsz=160));"
         "r = d.detect([np.zeros((90, 160, 3), np.uint8)]); Tracker('tracktrack', 25).update(Observation(0, r[0]));"
         "import ultralytics.utils as u, ultralytics.utils.events as e;"

@@ -25,14 +25,14 @@ from ml_backend.embeddings.crop_embeddings import (
     SAME_LOOK_IOU,
     THUMBNAIL,
     WAITING,
-    Look,
-    Looks,
-    MemoryLooks,
+    CropEmbedding,
+    CropEmbeddingStore,
+    MemoryCropEmbeddings,
+    embed_tracks,
     from_half,
-    look_at,
     to_half,
 )
-from ml_backend.embeddings.crop_selection import View
+from ml_backend.embeddings.crop_selection import CropBox
 from ml_backend.labeling.few_shot.pattern_store import PatternStore
 from ml_backend.video.writer import VideoWriter
 from tests.video.builders import make_video
@@ -80,14 +80,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["memory", "database"])
-def looks(request: pytest.FixtureRequest, tmp_path: Path) -> Looks:
+def looks(request: pytest.FixtureRequest, tmp_path: Path) -> CropEmbeddingStore:
     if request.param == "memory":
-        return MemoryLooks()
+        return MemoryCropEmbeddings()
     return PatternStore(Storage(f"sqlite:///{tmp_path / 'db'}")).looks("video")
 
 
-def views(box: Box, frames: Sequence[int], conf: float = 0.9) -> list[View]:
-    return [View(frame, box, conf) for frame in frames]
+def views(box: Box, frames: Sequence[int], conf: float = 0.9) -> list[CropBox]:
+    return [CropBox(frame, box, conf) for frame in frames]
 
 
 def refuse() -> NoReturn:
@@ -95,28 +95,30 @@ def refuse() -> NoReturn:
 
 
 def look(
-    wanted: Sequence[Sequence[View]],
-    looks: Looks,
+    wanted: Sequence[Sequence[CropBox]],
+    looks: CropEmbeddingStore,
     path: Path,
     k: int = 4,
     model: MeanColour | None = None,
     should_stop: Callable[[], bool] | None = None,
-) -> list[list[Look]]:
+) -> list[list[CropEmbedding]]:
     embedder: AbstractContextManager[Any] = nullcontext(model or MeanColour())
-    return look_at(
+    return embed_tracks(
         wanted, lambda: embedder, MeanColour.model_id, looks, lambda: nullcontext(path), k, should_stop=should_stop
     )
 
 
-def look_only_at_known(wanted: Sequence[Sequence[View]], looks: Looks, k: int = 4) -> list[list[Look]]:
-    return look_at(wanted, refuse, MeanColour.model_id, looks, refuse, k)
+def look_only_at_known(
+    wanted: Sequence[Sequence[CropBox]], looks: CropEmbeddingStore, k: int = 4
+) -> list[list[CropEmbedding]]:
+    return embed_tracks(wanted, refuse, MeanColour.model_id, looks, refuse, k)
 
 
-def frames_of(found: Sequence[Look]) -> list[int]:
+def frames_of(found: Sequence[CropEmbedding]) -> list[int]:
     return [look.frame for look in found]
 
 
-def same(first: list[list[Look]], second: list[list[Look]]) -> bool:
+def same(first: list[list[CropEmbedding]], second: list[list[CropEmbedding]]) -> bool:
     """Boxes and frames are equal; vectors but for the last digit that is kept."""
     return first == second and all(
         np.abs(a.vector - b.vector).max() < 1e-3 and a.thumbnail == b.thumbnail
@@ -128,7 +130,7 @@ def same(first: list[list[Look]], second: list[list[Look]]) -> bool:
 # -- looking
 
 
-def test_a_look_is_what_the_model_sees_in_the_box(clip: Path, looks: Looks) -> None:
+def test_a_look_is_what_the_model_sees_in_the_box(clip: Path, looks: CropEmbeddingStore) -> None:
     wanted = [views(RED, range(0, 12)), views(GREEN, range(30, 42)), views(BLUE, range(5, 90, 7))]
     found = look(wanted, looks, clip)
     assert [len(mine) for mine in found] == [4, 4, 4]
@@ -142,20 +144,20 @@ def test_a_look_is_what_the_model_sees_in_the_box(clip: Path, looks: Looks) -> N
             assert item.vector == pytest.approx(colour / np.linalg.norm(colour), abs=0.05)
 
 
-def test_nothing_to_look_at(looks: Looks) -> None:
+def test_nothing_to_look_at(looks: CropEmbeddingStore) -> None:
     assert look_only_at_known([], looks) == []
     assert look_only_at_known([[], []], looks) == [[], []]
     assert looks.known(MeanColour.model_id) == []
 
 
-def test_known_looks_are_used_again(clip: Path, looks: Looks) -> None:
+def test_known_looks_are_used_again(clip: Path, looks: CropEmbeddingStore) -> None:
     wanted = [views(RED, range(0, 12)), [], views(GREEN, [7]), views(BLUE, range(40, 52))]
     first = look(wanted, looks, clip)
     assert same(look_only_at_known(wanted, looks), first)
     assert same(look_only_at_known(wanted[::-1], looks), first[::-1])
 
 
-def test_only_what_is_missing_is_looked_at(clip: Path, looks: Looks) -> None:
+def test_only_what_is_missing_is_looked_at(clip: Path, looks: CropEmbeddingStore) -> None:
     red, green = views(RED, range(0, 12)), views(GREEN, range(0, 12))
     first = look([red], looks, clip)
     model = MeanColour()
@@ -165,7 +167,7 @@ def test_only_what_is_missing_is_looked_at(clip: Path, looks: Looks) -> None:
     assert all(crop[..., 1].mean() > crop[..., 2].mean() for crop in model.crops)
 
 
-def test_each_box_is_embedded_once(clip: Path, looks: Looks) -> None:
+def test_each_box_is_embedded_once(clip: Path, looks: CropEmbeddingStore) -> None:
     model = MeanColour()
     wanted = [views(box, range(start, start + 12)) for start in range(0, 88, 4) for box in (RED, BLUE)]
     found = look(wanted[:20], looks, clip, model=model)
@@ -180,34 +182,34 @@ def test_each_box_is_embedded_once(clip: Path, looks: Looks) -> None:
     assert all(len(mine) == 4 for mine in found)
 
 
-def test_looks_of_another_model_say_nothing(clip: Path, looks: Looks) -> None:
+def test_looks_of_another_model_say_nothing(clip: Path, looks: CropEmbeddingStore) -> None:
     wanted = [views(RED, range(4))]
     look(wanted, looks, clip)
     with pytest.raises(AssertionError, match="opened although"):
-        look_at(wanted, refuse, "another", looks, refuse, 4)
+        embed_tracks(wanted, refuse, "another", looks, refuse, 4)
     assert looks.known("another") == []
 
 
 def test_the_sharpest_of_each_part_is_chosen(clip: Path) -> None:
-    (mine,) = look([views(TEXTURE, range(12))], MemoryLooks(), clip, k=2)
+    (mine,) = look([views(TEXTURE, range(12))], MemoryCropEmbeddings(), clip, k=2)
     assert frames_of(mine) == sorted(SHARP)
 
 
 def test_the_surest_is_chosen_where_all_are_equally_sharp(clip: Path) -> None:
-    candidates = [View(frame, RED, 0.9 if frame in (14, 27) else 0.3) for frame in range(10, 30)]
-    (mine,) = look([candidates], MemoryLooks(), clip, k=2)
+    candidates = [CropBox(frame, RED, 0.9 if frame in (14, 27) else 0.3) for frame in range(10, 30)]
+    (mine,) = look([candidates], MemoryCropEmbeddings(), clip, k=2)
     assert frames_of(mine) == [14, 27]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_tracks_of_fewer_views_than_wanted(clip: Path, looks: Looks, count: int) -> None:
+def test_tracks_of_fewer_views_than_wanted(clip: Path, looks: CropEmbeddingStore, count: int) -> None:
     wanted = [views(GREEN, range(50, 50 + count))]
     first = look(wanted, looks, clip)
     assert frames_of(first[0]) == list(range(50, 50 + count))
     assert same(look_only_at_known(wanted, looks), first)
 
 
-def test_fewer_looks_than_are_known(clip: Path, looks: Looks) -> None:
+def test_fewer_looks_than_are_known(clip: Path, looks: CropEmbeddingStore) -> None:
     wanted = [views(RED, range(0, 60, 5))]
     (four,) = look(wanted, looks, clip)
     (two,) = look_only_at_known(wanted, looks, k=2)
@@ -216,14 +218,14 @@ def test_fewer_looks_than_are_known(clip: Path, looks: Looks) -> None:
     assert len(one) == 1
 
 
-def test_more_looks_than_are_known_are_looked_at(clip: Path, looks: Looks) -> None:
+def test_more_looks_than_are_known_are_looked_at(clip: Path, looks: CropEmbeddingStore) -> None:
     wanted = [views(RED, range(0, 60, 5))]
     look(wanted, looks, clip, k=2)
     (found,) = look(wanted, looks, clip, k=4)
     assert len(found) == 4
 
 
-def test_one_frame_shows_several_tracks(clip: Path, looks: Looks) -> None:
+def test_one_frame_shows_several_tracks(clip: Path, looks: CropEmbeddingStore) -> None:
     wanted = [views(box, [33]) for box in (GREEN, RED, BLUE)]
     found = look(wanted, looks, clip)
     for box, (mine,) in zip((GREEN, RED, BLUE), found, strict=True):
@@ -233,21 +235,21 @@ def test_one_frame_shows_several_tracks(clip: Path, looks: Looks) -> None:
 
 def test_boxes_without_pixels_are_no_looks(clip: Path) -> None:
     outside, flat = (400.0, 10.0, 500.0, 60.0), (50.0, 50.0, 50.0, 90.0)
-    assert look([views(outside, [1]), views(flat, [2])], MemoryLooks(), clip) == [[], []]
-    mixed = [View(1, outside, 0.9), View(2, RED, 0.9)]
-    assert frames_of(look([mixed], MemoryLooks(), clip)[0]) == [2]
+    assert look([views(outside, [1]), views(flat, [2])], MemoryCropEmbeddings(), clip) == [[], []]
+    mixed = [CropBox(1, outside, 0.9), CropBox(2, RED, 0.9)]
+    assert frames_of(look([mixed], MemoryCropEmbeddings(), clip)[0]) == [2]
 
 
 # -- which boxes show the same
 
 
-def shifted(by: float) -> list[View]:
+def shifted(by: float) -> list[CropBox]:
     """A box of 100 x 80 pixels, moved to the right."""
     left, top, right, bottom = RED
-    return [View(20, (left + by, top, right + by, bottom), 0.9)]
+    return [CropBox(20, (left + by, top, right + by, bottom), 0.9)]
 
 
-def test_nearly_the_same_box_is_the_same_look(clip: Path, looks: Looks) -> None:
+def test_nearly_the_same_box_is_the_same_look(clip: Path, looks: CropEmbeddingStore) -> None:
     first = look([shifted(0)], looks, clip)
     assert (100 - 8) / (100 + 8) > SAME_LOOK_IOU > (100 - 8.2) / (100 + 8.2)
     (near,) = look_only_at_known([shifted(8)], looks)
@@ -255,12 +257,12 @@ def test_nearly_the_same_box_is_the_same_look(clip: Path, looks: Looks) -> None:
     with pytest.raises(AssertionError, match="opened although"):
         look_only_at_known([shifted(8.2)], looks)
     with pytest.raises(AssertionError, match="opened although"):
-        look_only_at_known([[View(21, RED, 0.9)]], looks)
+        look_only_at_known([[CropBox(21, RED, 0.9)]], looks)
 
 
-def test_the_nearest_of_several_known_boxes_is_taken(clip: Path, looks: Looks) -> None:
+def test_the_nearest_of_several_known_boxes_is_taken(clip: Path, looks: CropEmbeddingStore) -> None:
     for by in (0.0, 4.0, 9.0):
-        looks.add(MeanColour.model_id, [Look(20, shifted(by)[0].xyxy, np.float32([1, 0, 0]), b"")])
+        looks.add(MeanColour.model_id, [CropEmbedding(20, shifted(by)[0].xyxy, np.float32([1, 0, 0]), b"")])
     for by, expected in ((0.5, 0.0), (3.0, 4.0), (10.0, 9.0)):
         (mine,) = look_only_at_known([shifted(by)], looks)[0]
         assert mine.xyxy == shifted(expected)[0].xyxy
@@ -270,14 +272,14 @@ def test_the_nearest_of_several_known_boxes_is_taken(clip: Path, looks: Looks) -
 
 
 def test_a_key_names_what_was_looked_at() -> None:
-    base = Look(3, RED, np.float32([1, 0, 0]), b"")
-    assert base.key("v", "m") == Look(3, RED, np.float32([0, 1, 0]), b"x").key("v", "m")
+    base = CropEmbedding(3, RED, np.float32([1, 0, 0]), b"")
+    assert base.key("v", "m") == CropEmbedding(3, RED, np.float32([0, 1, 0]), b"x").key("v", "m")
     keys = {
         base.key("v", "m"),
         base.key("w", "m"),
         base.key("v", "n"),
-        Look(4, RED, base.vector, b"").key("v", "m"),
-        Look(3, GREEN, base.vector, b"").key("v", "m"),
+        CropEmbedding(4, RED, base.vector, b"").key("v", "m"),
+        CropEmbedding(3, GREEN, base.vector, b"").key("v", "m"),
     }
     assert len(keys) == 5
     assert all(len(key) == 40 and set(key) <= set("0123456789abcdef") for key in keys)
@@ -285,7 +287,7 @@ def test_a_key_names_what_was_looked_at() -> None:
 
 def test_keys_are_the_same_after_the_database(clip: Path, tmp_path: Path) -> None:
     looks = PatternStore(Storage(f"sqlite:///{tmp_path / 'db'}")).looks("video")
-    wanted = [[View(3, (0.0, 0.1, 100.3, 99.9), 0.5), View(4, (33.3, 0.0, 319.7, 240.0), 0.5)]]
+    wanted = [[CropBox(3, (0.0, 0.1, 100.3, 99.9), 0.5), CropBox(4, (33.3, 0.0, 319.7, 240.0), 0.5)]]
     first = look(wanted, looks, clip)
     again = look_only_at_known(wanted, looks)
     assert [item.key("v", "m") for item in first[0]] == [item.key("v", "m") for item in again[0]]
@@ -316,11 +318,11 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_frames_that_cannot_be_decoded_are_left_out(damaged: Path) -> None:
     whole, gone, partly, tail = range(0, 4), range(21, 25), [19, 22, 31, 33], [40, 48, 55, 59]
     wanted = [views(RED, frames) for frames in (whole, gone, partly, tail)]
-    found = look(wanted, MemoryLooks(), damaged)
+    found = look(wanted, MemoryCropEmbeddings(), damaged)
     assert [frames_of(mine) for mine in found] == [[0, 1, 2, 3], [], [19, 31, 33], [40, 48]]
 
 
-def test_a_video_of_which_nothing_can_be_decoded(damaged: Path, looks: Looks, tmp_path: Path) -> None:
+def test_a_video_of_which_nothing_can_be_decoded(damaged: Path, looks: CropEmbeddingStore, tmp_path: Path) -> None:
     assert look([views(RED, range(21, 25))], looks, damaged) == [[]]
     empty = tmp_path / "empty.mp4"
     empty.write_bytes(b"")
@@ -332,7 +334,7 @@ def test_a_video_of_which_nothing_can_be_decoded(damaged: Path, looks: Looks, tm
 # -- being stopped
 
 
-def test_asked_to_stop_keeps_what_is_finished(clip: Path, looks: Looks) -> None:
+def test_asked_to_stop_keeps_what_is_finished(clip: Path, looks: CropEmbeddingStore) -> None:
     wanted = [views(RED, range(4 * n, 4 * n + 4)) for n in range(25)]
     asked: list[int] = []
 
@@ -351,14 +353,14 @@ def test_asked_to_stop_keeps_what_is_finished(clip: Path, looks: Looks) -> None:
     assert [frames_of(mine) for mine in found] == [list(range(4 * n, 4 * n + 4)) for n in range(25)]
 
 
-def test_the_first_frame_may_be_the_last(clip: Path, looks: Looks) -> None:
+def test_the_first_frame_may_be_the_last(clip: Path, looks: CropEmbeddingStore) -> None:
     with pytest.raises(Interrupted):
         look([views(RED, [5])], looks, clip, should_stop=lambda: True)
     assert looks.known(MeanColour.model_id) == []
     assert look_only_at_known([[]], looks) == [[]]
 
 
-def test_a_failing_model_keeps_what_was_finished(clip: Path, looks: Looks) -> None:
+def test_a_failing_model_keeps_what_was_finished(clip: Path, looks: CropEmbeddingStore) -> None:
     class Failing(MeanColour):
         def embed(self, crops: Sequence[Image]) -> FloatArray:
             if self.crops:
@@ -392,7 +394,7 @@ def test_memory_does_not_hold_the_crops_of_all_tracks(clip: Path) -> None:
             most.append(crops_alive() - before)
         return False
 
-    found = look(wanted, MemoryLooks(), clip, should_stop=count)
+    found = look(wanted, MemoryCropEmbeddings(), clip, should_stop=count)
     assert all(len(mine) == 4 for mine in found)
     on_screen = sum(range(1, 13))
     assert 0 < max(most) <= WAITING + on_screen + 12
@@ -403,7 +405,7 @@ def test_large_crops_are_made_smaller_before_they_wait(tmp_path: Path) -> None:
     path = make_video(tmp_path / "large.mp4", frames=3, size=(1280, 720))
     model = MeanColour()
     large, small = (100.0, 100.0, 1100.0, 600.0), (100.0, 100.0, 140.0, 120.0)
-    look([views(large, [0]), views(small, [1])], MemoryLooks(), path, model=model)
+    look([views(large, [0]), views(small, [1])], MemoryCropEmbeddings(), path, model=model)
     assert [max(crop.shape) for crop in model.crops] == [MAX_CROP, 48]
     height, width = model.crops[0].shape[:2]
     assert width / height == pytest.approx(1200 / 700, abs=0.01)
@@ -417,7 +419,7 @@ def test_thumbnails_are_small_jpegs(tmp_path: Path) -> None:
         (100.0, 100.0, 140.0, 120.0): (28, 48),
         (10.0, 10.0, 11.0, 11.0): (3, 3),
     }
-    found = look([views(box, [0]) for box in boxes], MemoryLooks(), path)
+    found = look([views(box, [0]) for box in boxes], MemoryCropEmbeddings(), path)
     for (mine,), shape in zip(found, boxes.values(), strict=True):
         assert mine.thumbnail.startswith(b"\xff\xd8\xff")
         picture = cv2.imdecode(np.frombuffer(mine.thumbnail, np.uint8), cv2.IMREAD_COLOR)
@@ -426,7 +428,7 @@ def test_thumbnails_are_small_jpegs(tmp_path: Path) -> None:
 
 
 def test_a_thumbnail_shows_the_box(clip: Path) -> None:
-    ((mine,),) = look([views(GREEN, [10])], MemoryLooks(), clip)
+    ((mine,),) = look([views(GREEN, [10])], MemoryCropEmbeddings(), clip)
     picture = cv2.imdecode(np.frombuffer(mine.thumbnail, np.uint8), cv2.IMREAD_COLOR)
     assert picture.reshape(-1, 3).mean(axis=0) == pytest.approx(np.array(COLOURS[GREEN]), abs=15)
 
@@ -478,14 +480,14 @@ def test_bytes_are_little_endian() -> None:
     assert to_half(np.float32([1.0, -2.0])) == b"\x00\x3c\x00\xc0"
 
 
-def test_a_track_in_a_broken_tail_does_not_stop_the_others(damaged: Path, looks: Looks) -> None:
+def test_a_track_in_a_broken_tail_does_not_stop_the_others(damaged: Path, looks: CropEmbeddingStore) -> None:
     """Neither at first nor later, when only that track is left to be looked at."""
     wanted = [views(RED, range(0, 4)), views(RED, range(52, 56))]
     for _ in range(2):
         assert [len(mine) for mine in look(wanted, looks, damaged)] == [4, 0]
 
 
-def test_a_short_job_that_is_stopped_gets_on(clip: Path, looks: Looks) -> None:
+def test_a_short_job_that_is_stopped_gets_on(clip: Path, looks: CropEmbeddingStore) -> None:
     wanted = [views(RED, range(4 * n, 4 * n + 4)) for n in range(5)]
     asked: list[int] = []
 

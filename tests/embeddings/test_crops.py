@@ -6,26 +6,26 @@ import cv2
 import numpy as np
 import pytest
 
-from ml_backend.embeddings.crops import cut, letterbox, sharpness
+from ml_backend.embeddings.crops import cut_crop, letterbox, sharpness
 
 FRAME = np.random.default_rng(0).integers(0, 255, (120, 200, 3), np.uint8)
 FILL = (10, 20, 30)
 
 
 def test_the_box_without_context_is_the_box() -> None:
-    crop = cut(FRAME, (20, 30, 60, 90), context=0)
+    crop = cut_crop(FRAME, (20, 30, 60, 90), context=0)
     assert crop is not None
     assert np.array_equal(crop, FRAME[30:90, 20:60])
 
 
 def test_context_is_a_share_of_the_longer_side_on_each_side() -> None:
-    crop = cut(FRAME, (60, 30, 80, 70), context=0.25)
+    crop = cut_crop(FRAME, (60, 30, 80, 70), context=0.25)
     assert crop is not None
     assert np.array_equal(crop, FRAME[20:80, 50:90])
 
 
 def test_a_crop_does_not_keep_the_frame_alive() -> None:
-    crop = cut(FRAME, np.array([20, 30, 60, 90], np.float32))
+    crop = cut_crop(FRAME, np.array([20, 30, 60, 90], np.float32))
     assert crop is not None
     assert crop.base is None
     assert crop.flags["C_CONTIGUOUS"]
@@ -43,7 +43,7 @@ def test_a_crop_does_not_keep_the_frame_alive() -> None:
     ],
 )
 def test_boxes_are_clipped_to_the_frame(xyxy: tuple[float, ...], shape: tuple[int, ...]) -> None:
-    crop = cut(FRAME, xyxy, context=0)
+    crop = cut_crop(FRAME, xyxy, context=0)
     assert crop is not None
     assert crop.shape == shape
 
@@ -64,12 +64,12 @@ def test_boxes_are_clipped_to_the_frame(xyxy: tuple[float, ...], shape: tuple[in
     ],
 )
 def test_boxes_that_show_nothing(xyxy: tuple[float, ...]) -> None:
-    assert cut(FRAME, xyxy) is None
+    assert cut_crop(FRAME, xyxy) is None
 
 
 def test_a_box_has_four_numbers() -> None:
     with pytest.raises(ValueError, match=r"expected xyxy of shape \(4,\), got \(2, 4\)"):
-        cut(FRAME, np.zeros((2, 4)))
+        cut_crop(FRAME, np.zeros((2, 4)))
 
 
 @pytest.mark.parametrize(("height", "width"), [(400, 200), (200, 400), (30, 20), (20, 30), (224, 224)])

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_backend.core.types import Detections, Observation, VideoInfo
-from ml_backend.inference.chunks import Segment, dump_observations, load_observations, plan_segments
+from ml_backend.core.types import Detections, FrameFeatures, VideoInfo
+from ml_backend.inference.chunks import VideoChunk, dump_frame_features, load_frame_features, plan_chunks
 
 
 def video(frames: int, fps: float) -> VideoInfo:
@@ -20,7 +20,7 @@ def video(frames: int, fps: float) -> VideoInfo:
 
 @given(st.integers(1, 5000), st.floats(1, 240), st.integers(1, 30), st.floats(0, 100))
 def test_every_frame_is_in_one_segment(frames: int, fps: float, stride: int, seconds: float) -> None:
-    segments = plan_segments(video(frames, fps), stride, seconds)
+    segments = plan_chunks(video(frames, fps), stride, seconds)
     covered = []
     for segment in segments:
         assert segment.start % stride == 0
@@ -31,22 +31,22 @@ def test_every_frame_is_in_one_segment(frames: int, fps: float, stride: int, sec
 
 
 def test_what_is_left_over_makes_no_segment_of_its_own() -> None:
-    assert plan_segments(video(1000, 30), 4, 10) == (
-        Segment(0, 0, 300),
-        Segment(1, 300, 600),
-        Segment(2, 600, None),
+    assert plan_chunks(video(1000, 30), 4, 10) == (
+        VideoChunk(0, 0, 300),
+        VideoChunk(1, 300, 600),
+        VideoChunk(2, 600, None),
     )
-    assert plan_segments(video(1000, 30), 4, 0) == (Segment(0, 0, None),)
+    assert plan_chunks(video(1000, 30), 4, 0) == (VideoChunk(0, 0, None),)
 
 
 def test_segments_are_worth_it() -> None:
-    assert len(plan_segments(video(1000, 1 / 60), 1, 60)) == 1000 // 64  # a picture a minute
-    assert len(plan_segments(video(1000, 30), 4, 10, seek_cost=250)) == 3
+    assert len(plan_chunks(video(1000, 1 / 60), 1, 60)) == 1000 // 64  # a picture a minute
+    assert len(plan_chunks(video(1000, 30), 4, 10, seek_cost=250)) == 3
     for cost in (301, float("inf")):  # each would begin far before its first frame
-        assert plan_segments(video(1000, 30), 4, 10, seek_cost=cost) == (Segment(0, 0, None),)
+        assert plan_chunks(video(1000, 30), 4, 10, seek_cost=cost) == (VideoChunk(0, 0, None),)
 
 
-def observation(index: int, boxes: int, *, camera: bool = True, looks: bool = True) -> Observation:
+def observation(index: int, boxes: int, *, camera: bool = True, looks: bool = True) -> FrameFeatures:
     random = np.random.default_rng(index)
     detections = Detections(
         random.random((boxes, 4), np.float32),
@@ -54,14 +54,14 @@ def observation(index: int, boxes: int, *, camera: bool = True, looks: bool = Tr
         random.integers(0, 80, boxes),
         random.random((boxes, 9), np.float32) if looks else None,
     )
-    return Observation(index, detections, random.random((2, 3)) if camera else None)
+    return FrameFeatures(index, detections, random.random((2, 3)) if camera else None)
 
 
 @pytest.mark.parametrize("looks", [True, False])
 @pytest.mark.parametrize("boxes", [[], [0], [3, 0, 5], [0, 0]])
 def test_nothing_is_rounded(boxes: list[int], looks: bool) -> None:
     seen = [observation(10 + 2 * n, count, camera=n != 1, looks=looks) for n, count in enumerate(boxes)]
-    again = load_observations(dump_observations(seen))
+    again = load_frame_features(dump_frame_features(seen))
     assert len(again) == len(seen)
     for before, after in zip(seen, again, strict=True):
         assert before.index == after.index
@@ -75,16 +75,16 @@ def test_nothing_is_rounded(boxes: list[int], looks: bool) -> None:
 
 
 def test_damaged_ones_are_told() -> None:
-    whole = dump_observations([observation(n, 5) for n in range(20)])
+    whole = dump_frame_features([observation(n, 5) for n in range(20)])
     for data in (b"", b"nonsense", whole[: len(whole) // 2], whole.replace(b"count", b"caunt")):
         with pytest.raises(ValueError, match="no observations"):
-            load_observations(data)
+            load_frame_features(data)
 
 
 def test_code_is_never_run() -> None:
     out = io.BytesIO()
-    np.savez(out, index=np.array([Segment(0, 0, 1)], object))
+    np.savez(out, index=np.array([VideoChunk(0, 0, 1)], object))
     with pytest.raises(ValueError, match=r"no observations.*allow_pickle"):
-        load_observations(out.getvalue())
+        load_frame_features(out.getvalue())
     with pytest.raises(ValueError, match="no observations"):
-        load_observations(pickle.dumps([1, 2]))
+        load_frame_features(pickle.dumps([1, 2]))

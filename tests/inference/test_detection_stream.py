@@ -13,12 +13,12 @@ import pytest
 
 from ml_backend.core.errors import VideoError
 from ml_backend.core.settings import Settings
-from ml_backend.core.types import Detections, Frame, Image, Observation, VideoInfo
+from ml_backend.core.types import Detections, Frame, FrameFeatures, Image, VideoInfo
 from ml_backend.detectors.weights import ResolvedDetector
 from ml_backend.inference import detection_stream as observing
 from ml_backend.inference import pipeline
-from ml_backend.inference.chunks import Look, Segment, plan_segments
-from ml_backend.inference.detection_stream import observe
+from ml_backend.inference.chunks import DetectChunk, VideoChunk, plan_chunks
+from ml_backend.inference.detection_stream import detection_stream
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames, seek_cost
 from tests.video.builders import make_video, read_number
@@ -58,8 +58,8 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_video(tmp_path_factory.mktemp("v") / "v.mp4", frames=42, size=SIZE, fps=30)
 
 
-def see(video: Path, scene: Scene, **how: int) -> list[Observation]:
-    return list(observe(video, probe(video), scene, **{"batch": 4} | how))
+def see(video: Path, scene: Scene, **how: int) -> list[FrameFeatures]:
+    return list(detection_stream(video, probe(video), scene, **{"batch": 4} | how))
 
 
 def test_without_stride_every_frame_is_looked_at_once(video: Path) -> None:
@@ -97,7 +97,7 @@ def test_stretches_give_what_one_pass_gives(video: Path) -> None:
         return [*walker(n), *([[10, 150, 60, 230]] if 9 <= n < 25 else [])]
 
     whole = see(video, Scene(visitor), stride=4)
-    parts: list[Observation] = []
+    parts: list[FrameFeatures] = []
     for start, end in ((0, 8), (8, 24), (24, 41)):
         parts += [o for o in see(video, Scene(visitor), stride=4, start=start, end=end) if o.index > start or not start]
     assert [o.index for o in parts] == [o.index for o in whole] == list(range(42))
@@ -132,7 +132,7 @@ def test_two_calls_at_once_give_what_one_after_the_other_gives(video: Path, stri
 
 def test_closed_early_it_leaves_nothing_running(video: Path) -> None:
     scene = Slow(walker, at_once=2)
-    seen = observe(video, probe(video), scene, batch=2)
+    seen = detection_stream(video, probe(video), scene, batch=2)
     next(seen)
     seen.close()
     asked = len(scene.looked_at)
@@ -151,7 +151,7 @@ def test_what_comes_before_a_broken_tail_is_seen(video: Path, monkeypatch: pytes
 
     monkeypatch.setattr(observing, "read_frames", broken)
     seen: list[int] = []
-    observations = observe(video, probe(video), Scene(walker, at_once=at_once), batch=4)
+    observations = detection_stream(video, probe(video), Scene(walker, at_once=at_once), batch=4)
     with pytest.raises(VideoError, match="The rest"):
         seen.extend(observation.index for observation in observations)
     assert seen == list(range(16))
@@ -206,17 +206,17 @@ def test_what_is_asked_for_must_make_sense(video: Path) -> None:
             see(video, Scene(walker), **how)
 
 
-def looking(monkeypatch: pytest.MonkeyPatch, video: Path, info: VideoInfo, scene: Scene, stride: int) -> Look:
+def looking(monkeypatch: pytest.MonkeyPatch, video: Path, info: VideoInfo, scene: Scene, stride: int) -> DetectChunk:
     monkeypatch.setattr(pipeline, "use_detector", lambda *_: nullcontext(scene))
     settings = Settings(_env_file=None, stride=stride, batch=4)
-    return pipeline.segment_look(video, info, ResolvedDetector("yolo", "scene", None), settings)
+    return pipeline.chunk_detection(video, info, ResolvedDetector("yolo", "scene", None), settings)
 
 
 def test_segments_are_one_pass(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info, scene = probe(video), Scene(walker)
     whole = see(video, scene, stride=2)
     look = looking(monkeypatch, video, info, scene, stride=2)
-    parts = [Segment(0, 0, 16), Segment(1, 16, 32), Segment(2, 32, None)]
+    parts = [VideoChunk(0, 0, 16), VideoChunk(1, 16, 32), VideoChunk(2, 32, None)]
     together = [o for part in parts for o in look(part)]
     assert [o.index for o in together] == [o.index for o in whole]
     for one, other in zip(together, whole, strict=True):
@@ -235,7 +235,7 @@ def test_a_broken_tail_only_ends_the_video(tmp_path: Path, monkeypatch: pytest.M
     video.write_bytes(data)
     info, scene = probe(video), Scene(lambda n: [])
     look = looking(monkeypatch, video, info, scene, stride=1)
-    seen = [o.index for part in plan_segments(info, 1, 0.5) for o in look(part)]
+    seen = [o.index for part in plan_chunks(info, 1, 0.5) for o in look(part)]
     assert seen == [o.index for o in see(video, scene)]
     assert 0 < len(seen) < 110
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ml_backend.core.types import Detections
-from ml_backend.inference.interpolation import between, pairs
+from ml_backend.inference.interpolation import interpolate_detections, match_detections
 
 Object = tuple[float, float, int]  # left edge, conf, class
 
@@ -19,7 +19,7 @@ def found(*objects: Object, features: bool = False) -> Detections:
 
 
 def test_walkers_are_paired_whatever_their_order() -> None:
-    matched = pairs(found((0, 0.9, 0), (300, 0.8, 0)), found((310, 0.8, 0), (8, 0.9, 0)))
+    matched = match_detections(found((0, 0.9, 0), (300, 0.8, 0)), found((310, 0.8, 0), (8, 0.9, 0)))
     assert matched is not None
     assert sorted(zip(matched.first.tolist(), matched.second.tolist(), strict=True)) == [(0, 1), (1, 0)]
 
@@ -35,27 +35,27 @@ def test_walkers_are_paired_whatever_their_order() -> None:
     ],
 )
 def test_what_is_not_simple(a: Detections, b: Detections) -> None:
-    assert pairs(a, b) is None
+    assert match_detections(a, b) is None
 
 
 def test_weak_detections_may_come_and_go() -> None:
-    matched = pairs(found((0, 0.9, 0), (400, 0.2, 0)), found((4, 0.9, 0), (700, 0.3, 0)))
+    matched = match_detections(found((0, 0.9, 0), (400, 0.2, 0)), found((4, 0.9, 0), (700, 0.3, 0)))
     assert matched is not None
     assert (matched.first.tolist(), matched.second.tolist()) == ([0], [0])
-    nothing = pairs(found(), found((0, 0.2, 0)))
+    nothing = match_detections(found(), found((0, 0.2, 0)))
     assert nothing is not None
     assert len(nothing.first) == 0
 
 
 def test_boxes_confidences_and_looks_lie_in_between() -> None:
     a, b = found((0, 0.8, 3), (500, 0.2, 0), features=True), found((8, 0.4, 3), features=True)
-    matched = pairs(a, b)
+    matched = match_detections(a, b)
     assert matched is not None
-    middle = between(a, b, matched, 0.25)
+    middle = interpolate_detections(a, b, matched, 0.25)
     assert middle.xyxy.tolist() == [[2, 10, 102, 210]]
     assert middle.conf.tolist() == pytest.approx([0.8])  # that of the nearer one
-    assert between(a, b, matched, 0.75).conf.tolist() == pytest.approx([0.4])
+    assert interpolate_detections(a, b, matched, 0.75).conf.tolist() == pytest.approx([0.4])
     assert middle.class_id.tolist() == [3]
     assert middle.features is not None
     assert middle.features.tolist() == [[2]]
-    assert between(found((0, 1, 0)), found((0, 1, 0)), matched, 0.5).features is None
+    assert interpolate_detections(found((0, 1, 0)), found((0, 1, 0)), matched, 0.5).features is None

@@ -21,7 +21,7 @@ from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.worker import make_worker
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.server.container import WebContainer
-from ml_backend.server.prediction_service import Serving
+from ml_backend.server.prediction_service import PredictionService
 from tests.builders import CONFIG, environment, make_clip
 
 
@@ -43,7 +43,7 @@ class Site:
         return JobQueue(self.settings)
 
     @property
-    def serving(self) -> Serving:
+    def serving(self) -> PredictionService:
         return WebContainer(self.settings).serving
 
     def project(self, config: str = CONFIG) -> int:

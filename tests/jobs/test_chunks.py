@@ -15,11 +15,11 @@ import sqlalchemy as sa
 
 from ml_backend.core.errors import Interrupted
 from ml_backend.core.settings import Settings
-from ml_backend.core.types import Observation
+from ml_backend.core.types import FrameFeatures
 from ml_backend.db.tables import predictions, track_sets
-from ml_backend.inference.chunks import Segment, observe_some, observe_together
+from ml_backend.inference.chunks import VideoChunk, detect_chunks, help_with_chunks
 from ml_backend.jobs import chunk_leases as segment_board
-from ml_backend.jobs.chunk_leases import Board
+from ml_backend.jobs.chunk_leases import ChunkLeases
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.labeling.model_version import PARTIAL
@@ -33,18 +33,18 @@ from tests.jobs.test_worker import frames_done, repeat_clip
 KEY = "k" * 40
 #: The random network sees something in each cell of its grid.
 FEW_BOXES = {"detector": "yolo", "imgsz": 96}
-SEGMENTS = tuple(Segment(n, 20 * n, 20 * n + 20 if n < 4 else None) for n in range(5))
-Boards = Callable[..., Board]
+SEGMENTS = tuple(VideoChunk(n, 20 * n, 20 * n + 20 if n < 4 else None) for n in range(5))
+Boards = Callable[..., ChunkLeases]
 
 
 class Looking:
     """Observes made-up frames, and remembers which segments it was asked for."""
 
-    def __init__(self, wait: Callable[[Segment], None] = lambda segment: None) -> None:
+    def __init__(self, wait: Callable[[VideoChunk], None] = lambda segment: None) -> None:
         self.asked: list[int] = []
         self._wait = wait
 
-    def __call__(self, segment: Segment) -> Iterator[Observation]:
+    def __call__(self, segment: VideoChunk) -> Iterator[FrameFeatures]:
         self.asked.append(segment.number)
         end = 99 if segment.end is None else segment.end
         for index in range(segment.start + (segment.number > 0), end + 1):
@@ -59,9 +59,9 @@ def redis_settings(settings: Callable[..., Settings], redis_url: str) -> Setting
 
 @pytest.fixture
 def board(redis_settings: Settings) -> Boards:
-    def make(**how: Any) -> Board:
+    def make(**how: Any) -> ChunkLeases:
         chosen = how.pop("settings", redis_settings)
-        made = Board(JobQueue(chosen), Artifacts(chosen), KEY, **how)
+        made = ChunkLeases(JobQueue(chosen), Artifacts(chosen), KEY, **how)
         made.open(len(SEGMENTS))
         return made
 
@@ -80,13 +80,13 @@ def lose_claims(settings: Settings) -> None:
         connection.delete(f"video:segments:{KEY}:{number}")
 
 
-def numbers(observations: Sequence[Observation]) -> list[int]:
+def numbers(observations: Sequence[FrameFeatures]) -> list[int]:
     return [o.index for o in observations]
 
 
 def test_alone(board: Boards, kept: Path) -> None:
     look, alone = Looking(), board()
-    assert numbers(list(observe_together(SEGMENTS, alone, look))) == list(range(100))
+    assert numbers(list(detect_chunks(SEGMENTS, alone, look))) == list(range(100))
     assert look.asked == [0, 1, 2, 3, 4]
     assert len(list(kept.iterdir())) == 5
     alone.close(len(SEGMENTS))
@@ -95,13 +95,13 @@ def test_alone(board: Boards, kept: Path) -> None:
 
 
 def test_what_is_done_is_not_done_again(board: Boards, redis_settings: Settings) -> None:
-    first = observe_together(SEGMENTS, board(), Looking())
+    first = detect_chunks(SEGMENTS, board(), Looking())
     for _ in range(50):  # ends in the middle of the third
         next(first)
     first.close()
     lose_claims(redis_settings)
     look = Looking()
-    assert numbers(list(observe_together(SEGMENTS, board(), look))) == list(range(100))
+    assert numbers(list(detect_chunks(SEGMENTS, board(), look))) == list(range(100))
     assert look.asked == [2, 3, 4]
 
 
@@ -109,13 +109,13 @@ def test_what_another_has_removed_is_not_waited_for(board: Boards) -> None:
     """Two jobs that differ in their labels only are at one video's segments; the faster one removes them."""
     slow, fast = board(), board()
     look = Looking()
-    observed = observe_some(SEGMENTS, board(helping=True), Looking(), lambda: False)
+    observed = help_with_chunks(SEGMENTS, board(helping=True), Looking(), lambda: False)
     assert observed == len(SEGMENTS)
     waits = iter(range(20))
-    seen = observe_together(SEGMENTS, slow, look, lambda: next(waits, None) is None)
+    seen = detect_chunks(SEGMENTS, slow, look, lambda: next(waits, None) is None)
     first = [next(seen) for _ in range(10)]
     assert not slow.claim(SEGMENTS[3], ahead=True)  # it knows that this one is done
-    assert numbers(list(observe_together(SEGMENTS, fast, Looking()))) == list(range(100))
+    assert numbers(list(detect_chunks(SEGMENTS, fast, Looking()))) == list(range(100))
     fast.close(len(SEGMENTS))
     assert numbers([*first, *seen]) == list(range(100))
     assert look.asked == [1, 2, 3, 4]
@@ -125,7 +125,7 @@ def test_two_at_once_do_each_segment_once(board: Boards) -> None:
     together = threading.Barrier(2, timeout=120)
     held: set[int] = set()
 
-    def meet(segment: Segment) -> None:
+    def meet(segment: VideoChunk) -> None:
         if segment.number not in held and len(held) < 4:
             held.add(segment.number)
             together.wait()
@@ -133,10 +133,10 @@ def test_two_at_once_do_each_segment_once(board: Boards) -> None:
     main, helper = Looking(meet), Looking(meet)
     done: list[int] = []
     thread = threading.Thread(
-        target=lambda: done.append(observe_some(SEGMENTS, board(helping=True), helper, lambda: False))
+        target=lambda: done.append(help_with_chunks(SEGMENTS, board(helping=True), helper, lambda: False))
     )
     thread.start()
-    seen = list(observe_together(SEGMENTS, board(), main))
+    seen = list(detect_chunks(SEGMENTS, board(), main))
     thread.join(120)
     assert numbers(seen) == list(range(100))
     assert sorted(main.asked + helper.asked) == [0, 1, 2, 3, 4]
@@ -151,8 +151,8 @@ def test_while_another_is_at_it_a_later_one_is_done(board: Boards) -> None:
     waited = threading.Event()
     mine = board()
     mine.wait = waited.set  # type: ignore[method-assign]
-    seen: list[Observation] = []
-    thread = threading.Thread(target=lambda: seen.extend(observe_together(SEGMENTS, mine, look)))
+    seen: list[FrameFeatures] = []
+    thread = threading.Thread(target=lambda: seen.extend(detect_chunks(SEGMENTS, mine, look)))
     thread.start()
     assert waited.wait(120)
     assert look.asked == [1, 2, 3, 4]
@@ -166,7 +166,7 @@ def test_while_another_is_at_it_a_later_one_is_done(board: Boards) -> None:
 def test_who_dies_is_not_waited_for_long(board: Boards) -> None:
     assert board(helping=True, claim_s=1.0).claim(SEGMENTS[0])  # and is never heard of again
     look = Looking()
-    assert numbers(list(observe_together(SEGMENTS, board(), look))) == list(range(100))
+    assert numbers(list(detect_chunks(SEGMENTS, board(), look))) == list(range(100))
     assert sorted(look.asked) == [0, 1, 2, 3, 4]
 
 
@@ -196,7 +196,7 @@ def test_nobody_frees_the_claim_of_another(board: Boards, redis_settings: Settin
 def test_what_is_there_but_cannot_be_read_is_observed_here(board: Boards, kept: Path) -> None:
     (kept / "1.npz").mkdir(parents=True)
     look = Looking()
-    assert numbers(list(observe_together(SEGMENTS, board(), look))) == list(range(100))
+    assert numbers(list(detect_chunks(SEGMENTS, board(), look))) == list(range(100))
     assert look.asked == [0, 1, 2, 3, 4]
 
 
@@ -206,12 +206,12 @@ def test_cancelled_while_others_are_waited_for(board: Boards) -> None:
         assert other.claim(segment)
     asked = iter([False, False, True])
     with pytest.raises(Interrupted):
-        list(observe_together(SEGMENTS, board(), Looking(), lambda: next(asked)))
+        list(detect_chunks(SEGMENTS, board(), Looking(), lambda: next(asked)))
 
 
 def test_help_ends_where_something_else_is_to_be_done(board: Boards) -> None:
     look = Looking()
-    assert observe_some(SEGMENTS, board(helping=True), look, lambda: False, lambda: True) == 1
+    assert help_with_chunks(SEGMENTS, board(helping=True), look, lambda: False, lambda: True) == 1
     assert look.asked == [4]
 
 
@@ -235,17 +235,17 @@ def test_what_is_left(board: Boards) -> None:
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense"])
 def test_damaged_ones_are_observed_again(board: Boards, kept: Path, damage: bytes) -> None:
-    list(observe_together(SEGMENTS, board(), Looking()))
+    list(detect_chunks(SEGMENTS, board(), Looking()))
     (kept / "3.npz").write_bytes(damage)
     look = Looking()
-    assert numbers(list(observe_together(SEGMENTS, board(), look))) == list(range(100))
+    assert numbers(list(detect_chunks(SEGMENTS, board(), look))) == list(range(100))
     assert look.asked == [3]
 
 
 def test_without_redis_one_goes_on_alone(redis_settings: Settings, board: Boards, tmp_path: Path) -> None:
     look = Looking()
     away = board(settings=redis_settings.model_copy(update={"redis_url": f"unix://{tmp_path}/none.sock"}))
-    assert numbers(list(observe_together(SEGMENTS, away, look))) == list(range(100))
+    assert numbers(list(detect_chunks(SEGMENTS, away, look))) == list(range(100))
     assert look.asked == [0, 1, 2, 3, 4]
 
 
@@ -253,12 +253,12 @@ def test_where_nothing_can_be_kept(redis_settings: Settings, board: Boards, tmp_
     (tmp_path / "full").write_text("a file where a folder should be")
     full = redis_settings.model_copy(update={"artifacts_url": str(tmp_path / "full" / "artifacts")})
     look = Looking()
-    assert numbers(list(observe_together(SEGMENTS, board(settings=full), look))) == list(range(100))
+    assert numbers(list(detect_chunks(SEGMENTS, board(settings=full), look))) == list(range(100))
     assert look.asked == [0, 1, 2, 3, 4]
 
 
 def test_old_ones_are_removed(board: Boards, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    list(observe_together(SEGMENTS, board(), Looking()))
+    list(detect_chunks(SEGMENTS, board(), Looking()))
     assert len(list(kept.iterdir())) == 5
     monkeypatch.setattr(segment_board, "KEPT_S", -1)
     board()

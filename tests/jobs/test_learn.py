@@ -15,7 +15,7 @@ import ultralytics
 from ml_backend.core.errors import LabelStudioUnavailable, MediaError
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.learn import refresh
-from ml_backend.jobs.project_models import Projects
+from ml_backend.jobs.project_models import ProjectModelStore
 from ml_backend.jobs.services.patterns import Patterns
 from ml_backend.video.writer import VideoWriter
 from tests.builders import Gate, label_config
@@ -376,7 +376,7 @@ def test_a_bank_serves_another_project(two: tuple[Site, int, int, int], work: Wo
     assert {label for region in newest.result for label in region["value"]["labels"]} == {"vehicle", "walker"}
     assert newest.result[0]["meta"]["nearest_exemplar"]["origin"]
     service.remove_imported(other)
-    assert Projects.models(service.projects, other).version.endswith(".yolo_dinov2.base")
+    assert ProjectModelStore.models(service.projects, other).version.endswith(".yolo_dinov2.base")
 
 
 def test_thousand_events_make_two_jobs_at_most(two: tuple[Site, int, int, int], work: Work) -> None:

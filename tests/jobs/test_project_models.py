@@ -18,8 +18,8 @@ from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import projects as projects_table
 from ml_backend.detectors.weights import MOTION, ResolvedDetector
-from ml_backend.embeddings.crop_embeddings import Look
-from ml_backend.jobs.project_models import MODES, Projects
+from ml_backend.embeddings.crop_embeddings import CropEmbedding
+from ml_backend.jobs.project_models import MODES, ProjectModelStore
 from ml_backend.labeling.few_shot.pattern_store import NewExemplar
 from ml_backend.labeling.model_version import base_version, same_kind
 from tests.model_builders import make_tiny_clip, make_tiny_dinov2
@@ -38,22 +38,24 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def make(settings: MakeSettings, folders: dict[str, str], tmp_path: Path) -> Callable[..., Projects]:
+def make(settings: MakeSettings, folders: dict[str, str], tmp_path: Path) -> Callable[..., ProjectModelStore]:
     """Factory of the object as one process has it; all share one database."""
 
-    def build(**values: Any) -> Projects:
-        return Projects(settings(**(folders | values)), Storage(f"sqlite:///{tmp_path / 'db'}"))
+    def build(**values: Any) -> ProjectModelStore:
+        return ProjectModelStore(settings(**(folders | values)), Storage(f"sqlite:///{tmp_path / 'db'}"))
 
     return build
 
 
 @pytest.fixture
-def projects(make: Callable[..., Projects]) -> Projects:
+def projects(make: Callable[..., ProjectModelStore]) -> ProjectModelStore:
     return make()
 
 
-def teach(projects: Projects, project: int, model: str, label: str = "a", task: int = 10, number: int = 0) -> None:
-    look = Look(number, (0.0, 0.0, 9.0, 9.0), np.eye(4, dtype=np.float32)[number % 4], b"")
+def teach(
+    projects: ProjectModelStore, project: int, model: str, label: str = "a", task: int = 10, number: int = 0
+) -> None:
+    look = CropEmbedding(number, (0.0, 0.0, 9.0, 9.0), np.eye(4, dtype=np.float32)[number % 4], b"")
     projects.patterns.looks("v").add(model, [look])
     projects.patterns.replace_task(project, model, task, 1, [NewExemplar("r", label, look.key("v", model))])
 
@@ -61,13 +63,13 @@ def teach(projects: Projects, project: int, model: str, label: str = "a", task: 
 # -- modes
 
 
-def test_a_project_has_the_mode_of_the_settings(make: Callable[..., Projects]) -> None:
+def test_a_project_has_the_mode_of_the_settings(make: Callable[..., ProjectModelStore]) -> None:
     assert make().mode(1) == "yolo_dinov2"
     for mode in MODES:
         assert make(mode=mode).mode(1) == make(mode=mode).mode(None) == mode
 
 
-def test_a_switch(make: Callable[..., Projects]) -> None:
+def test_a_switch(make: Callable[..., ProjectModelStore]) -> None:
     here, there = make(), make(mode="yolo")
     assert here.set_mode(1, "universal")
     assert not here.set_mode(1, "universal")
@@ -77,13 +79,13 @@ def test_a_switch(make: Callable[..., Projects]) -> None:
     assert (here.mode(1), there.mode(1)) == ("yolo_dinov2", "yolo")
 
 
-def test_a_switch_to_what_the_settings_say_stays(make: Callable[..., Projects]) -> None:
+def test_a_switch_to_what_the_settings_say_stays(make: Callable[..., ProjectModelStore]) -> None:
     assert not make().set_mode(1, "yolo_dinov2")
     assert make(mode="yolo").mode(1) == "yolo_dinov2"
 
 
 @pytest.mark.parametrize("mode", ["Yolo", "dinov2", " yolo", "yolo ", "x" * 5000, "\0", "\ud800", "';DROP TABLE x"])
-def test_unknown_modes_are_refused(projects: Projects, mode: str) -> None:
+def test_unknown_modes_are_refused(projects: ProjectModelStore, mode: str) -> None:
     projects.set_mode(1, "universal")
     for switch in (lambda: projects.set_mode(1, mode), lambda: projects.setup_mode(1, {"mode": mode})):
         with pytest.raises(ConfigError, match="There is no mode") as failure:
@@ -93,7 +95,7 @@ def test_unknown_modes_are_refused(projects: Projects, mode: str) -> None:
     assert projects.mode(1) == "universal"
 
 
-def test_a_mode_that_a_later_release_has_stored(projects: Projects) -> None:
+def test_a_mode_that_a_later_release_has_stored(projects: ProjectModelStore) -> None:
     projects.set_mode(1, "universal")
     with projects._storage.engine.begin() as connection:
         connection.execute(sa.update(projects_table).values(mode="yolo_oracle"))
@@ -101,7 +103,7 @@ def test_a_mode_that_a_later_release_has_stored(projects: Projects) -> None:
     assert projects.set_mode(1, "yolo")
 
 
-def test_threads_switch_at_once(make: Callable[..., Projects]) -> None:
+def test_threads_switch_at_once(make: Callable[..., ProjectModelStore]) -> None:
     def work(number: int) -> None:
         mine = make()
         for repeat in range(8):
@@ -120,7 +122,7 @@ def test_threads_switch_at_once(make: Callable[..., Projects]) -> None:
     "params",
     [{"mode": "universal"}, json.dumps({"mode": "universal", "other": [1]}), {"mode": "universal", "x": None}],
 )
-def test_extra_parameters(projects: Projects, params: Any) -> None:
+def test_extra_parameters(projects: ProjectModelStore, params: Any) -> None:
     assert projects.setup_mode(1, params)
     assert projects.mode(1) == "universal"
     assert not projects.setup_mode(1, params)
@@ -135,7 +137,7 @@ def test_extra_parameters(projects: Projects, params: Any) -> None:
     ],
     ids=repr,
 )
-def test_extra_parameters_that_say_nothing(projects: Projects, params: Any) -> None:
+def test_extra_parameters_that_say_nothing(projects: ProjectModelStore, params: Any) -> None:
     assert not projects.setup_mode(1, params)
     assert projects.mode(1) == "yolo_dinov2"
     projects.set_mode(1, "yolo_clip")
@@ -143,7 +145,7 @@ def test_extra_parameters_that_say_nothing(projects: Projects, params: Any) -> N
     assert projects.mode(1) == "yolo_clip"
 
 
-def test_a_switch_made_elsewhere_stays(projects: Projects) -> None:
+def test_a_switch_made_elsewhere_stays(projects: ProjectModelStore) -> None:
     """The parameters come with every call; only what is new in them counts."""
     same = {"mode": "universal"}
     projects.setup_mode(1, same)
@@ -157,14 +159,14 @@ def test_a_switch_made_elsewhere_stays(projects: Projects) -> None:
     assert projects.mode(1) == "universal"
 
 
-def test_parameters_that_are_taken_away(projects: Projects) -> None:
+def test_parameters_that_are_taken_away(projects: ProjectModelStore) -> None:
     projects.setup_mode(1, {"mode": "universal"})
     assert projects.setup_mode(1, {})
     assert projects.mode(1) == "yolo_dinov2"
     assert not projects.setup_mode(1, None)
 
 
-def test_parameters_that_name_what_is_there_already(projects: Projects) -> None:
+def test_parameters_that_name_what_is_there_already(projects: ProjectModelStore) -> None:
     projects.set_mode(1, "universal")
     assert not projects.setup_mode(1, {"mode": "universal"})
     projects.set_mode(1, "yolo")
@@ -172,7 +174,7 @@ def test_parameters_that_name_what_is_there_already(projects: Projects) -> None:
     assert projects.mode(1) == "yolo"
 
 
-def test_parameters_that_were_wrong_can_be_corrected(projects: Projects) -> None:
+def test_parameters_that_were_wrong_can_be_corrected(projects: ProjectModelStore) -> None:
     with pytest.raises(ConfigError):
         projects.setup_mode(1, {"mode": "universel"})
     with pytest.raises(ConfigError):  # it is told again, as long as it is wrong
@@ -183,11 +185,11 @@ def test_parameters_that_were_wrong_can_be_corrected(projects: Projects) -> None
 # -- versions
 
 
-def versions(projects: Projects, *ids: int) -> list[str]:
+def versions(projects: ProjectModelStore, *ids: int) -> list[str]:
     return [projects.models(number).version for number in ids]
 
 
-def test_every_mode_has_its_models(projects: Projects) -> None:
+def test_every_mode_has_its_models(projects: ProjectModelStore) -> None:
     seen = {}
     for number, mode in enumerate(MODES):
         projects.set_mode(number, mode)
@@ -205,7 +207,7 @@ def test_every_mode_has_its_models(projects: Projects) -> None:
     }
 
 
-def test_a_version_changes_with_what_is_learned(projects: Projects) -> None:
+def test_a_version_changes_with_what_is_learned(projects: ProjectModelStore) -> None:
     model = projects.models(1).hybrid.embedder
     assert model is not None
     before = versions(projects, 1, 2)
@@ -222,7 +224,7 @@ def test_a_version_changes_with_what_is_learned(projects: Projects) -> None:
     assert versions(projects, 1) == before[:1]
 
 
-def test_a_version_does_not_change_with_what_does_not_matter(projects: Projects) -> None:
+def test_a_version_does_not_change_with_what_does_not_matter(projects: ProjectModelStore) -> None:
     clip = projects.models(None).hybrid.clip
     assert clip is None
     before = versions(projects, 1)
@@ -234,14 +236,14 @@ def test_a_version_does_not_change_with_what_does_not_matter(projects: Projects)
     assert projects.models(1).version.endswith(".yolo.base")
 
 
-def test_equal_content_is_one_version_in_all_processes(make: Callable[..., Projects]) -> None:
+def test_equal_content_is_one_version_in_all_processes(make: Callable[..., ProjectModelStore]) -> None:
     here = make()
     teach(here, 1, here.models(1).hybrid.ids[0])
     teach(here, 2, here.models(2).hybrid.ids[0])
     assert len({*versions(here, 1, 2), *versions(make(), 1, 2)}) == 1
 
 
-def test_names_of_labels_are_part_of_the_version_only_by_what_was_learned(projects: Projects) -> None:
+def test_names_of_labels_are_part_of_the_version_only_by_what_was_learned(projects: ProjectModelStore) -> None:
     for number in (1, 2):
         projects.set_mode(number, "yolo_clip")
     before = versions(projects, 1)[0]
@@ -251,7 +253,7 @@ def test_names_of_labels_are_part_of_the_version_only_by_what_was_learned(projec
     assert versions(projects, 2) == [before]
 
 
-def test_without_a_project(projects: Projects) -> None:
+def test_without_a_project(projects: ProjectModelStore) -> None:
     teach(projects, 1, projects.models(1).hybrid.ids[0])
     models = projects.models(None)
     assert models.version.endswith(".yolo_dinov2.base")
@@ -259,7 +261,7 @@ def test_without_a_project(projects: Projects) -> None:
 
 
 def test_a_detector_may_be_pinned_until_the_project_has_another_version(
-    make: Callable[..., Projects], tmp_path: Path
+    make: Callable[..., ProjectModelStore], tmp_path: Path
 ) -> None:
     projects = make(detector="auto")
     detector = ResolvedDetector("yolo", "yolo11n", tmp_path / "x.pt", "ab" * 32)
@@ -275,7 +277,7 @@ def test_a_detector_may_be_pinned_until_the_project_has_another_version(
     assert models.version.endswith(".v1")
 
 
-def test_what_is_missing_is_told(make: Callable[..., Projects]) -> None:
+def test_what_is_missing_is_told(make: Callable[..., ProjectModelStore]) -> None:
     projects = make(mode="universal", dinov2_model="facebook/dinov2-base", clip_model="someone/clip")
     models = projects.models(1)
     assert models.hybrid.embedder is not None
@@ -287,7 +289,7 @@ def test_what_is_missing_is_told(make: Callable[..., Projects]) -> None:
         make(dinov2_model="/nowhere/at/all").models(1)
 
 
-def test_asking_takes_no_time(projects: Projects) -> None:
+def test_asking_takes_no_time(projects: ProjectModelStore) -> None:
     """It is asked on every call of Label Studio's; torch is not even imported for it."""
     import subprocess
     import sys
@@ -295,7 +297,7 @@ def test_asking_takes_no_time(projects: Projects) -> None:
     from tests.builders import ROOT
 
     code = (
-        "import sys; from ml_backend.jobs.project_models import Projects;"
+        "import sys; from ml_backend.jobs.project_models import ProjectModelStore;"
         "from ml_backend.core.settings import Settings;"
         "from ml_backend.db.storage import Storage; s = Settings(_env_file=None, detector='motion', mode='universal');"
         "Projects(s, Storage('sqlite://')).models(1); print('torch' in sys.modules)"
@@ -304,5 +306,5 @@ def test_asking_takes_no_time(projects: Projects) -> None:
     assert done.stdout.strip() == b"False"
 
 
-def test_extra_parameters_without_end(projects: Projects) -> None:
+def test_extra_parameters_without_end(projects: ProjectModelStore) -> None:
     assert not projects.setup_mode(1, "[" * 200_000)

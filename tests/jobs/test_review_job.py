@@ -17,9 +17,9 @@ from ml_backend.db.tables import corrections
 from ml_backend.jobs import learn as learning
 from ml_backend.jobs import training_scheduler as trainer
 from ml_backend.jobs.container import Container
-from ml_backend.jobs.training_scheduler import Trainer
+from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.server.webhooks import EventLog, parse_event
-from ml_backend.training.review_store import CorrectionStore
+from ml_backend.training.review_store import ReviewStore
 from tests.builders import Gate, label_config
 from tests.jobs.conftest import Site
 
@@ -66,8 +66,8 @@ def submit(here: Site, task: int, result: list[dict[str, Any]], prediction: int 
     return answer.json()["id"]
 
 
-def store(here: Site) -> CorrectionStore:
-    return CorrectionStore(Storage(here.settings.database))
+def store(here: Site) -> ReviewStore:
+    return ReviewStore(Storage(here.settings.database))
 
 
 def counts(here: Site, project: int, version: str = OLD) -> dict[str, int]:
@@ -263,7 +263,7 @@ def test_a_token_that_is_refused_loses_nothing(
     container = work(here)
     here.queue.connection.delete("video:turn:trainer")
     monkeypatch.setattr(trainer, "REPEAT", timedelta(0))  # ten minutes later
-    Trainer(container).tick()
+    TrainingScheduler(container).tick()
     work(here)
     assert counts(here, project) == {"accepted": 4}
     assert here.queue.storage.pending("learn", project) == {}
@@ -279,7 +279,7 @@ def test_what_nobody_told_us_of_is_found(
         """How many tasks were looked at again."""
         caplog.clear()
         here.queue.connection.delete("video:turn:trainer", "video:turn:catch-up")  # half an hour later
-        Trainer(container).tick()
+        TrainingScheduler(container).tick()
         work(here)
         assert here.queue.failed_jobs() == []
         assert here.queue.storage.pending("learn", project) == {}

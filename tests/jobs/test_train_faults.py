@@ -22,7 +22,7 @@ from ml_backend.jobs import train as training
 from ml_backend.jobs import training_scheduler as trainer
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.learn import record_corrections
-from ml_backend.jobs.training_scheduler import Trainer
+from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.server.container import WebContainer
 from ml_backend.training.registry import MEASURED, Registry, Version
 from tests.builders import Gate, Outside, label_config, outside, wait_for, worker_process
@@ -259,7 +259,7 @@ def test_what_was_away_is_trained_on_once_it_is_back(
 
     def new_tracks() -> int:
         here.queue.connection.delete("video:turn:trainer", "video:turn:catch-up")  # half an hour later
-        trainer = Trainer(container)
+        trainer = TrainingScheduler(container)
         trainer.tick()
         work(here)
         return trainer.state(project).new_tracks
@@ -316,7 +316,7 @@ def test_what_was_annotated_while_a_training_failed_is_new(
         record_corrections(container, project, other)
         raise TrainingFailed("It cannot be.")
 
-    monkeypatch.setattr(training.Training, "_dataset", fails)
+    monkeypatch.setattr(training.TrainingRun, "_dataset", fails)
     services(here).trainings.start(project, "a test")
     work(here)
     last = registry(here).last(project)
@@ -344,7 +344,7 @@ def test_a_host_that_is_allowed_later(site: Make, work: Work, monkeypatch: pytes
         container = work(there)
         there.queue.connection.delete("video:turn:trainer")
         monkeypatch.setattr(trainer, "REPEAT", timedelta(0))  # ten minutes later
-        Trainer(container).tick()
+        TrainingScheduler(container).tick()
         work(there)
         assert there.queue.storage.pending("learn", project) == {}
         assert there.queue.counters()["learned"] >= 1

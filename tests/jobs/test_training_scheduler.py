@@ -16,26 +16,26 @@ from ml_backend.core.errors import Interrupted, Postponed
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.services.trainings import Trainings
-from ml_backend.jobs.train import Watch
-from ml_backend.jobs.training_scheduler import Trainer
+from ml_backend.jobs.train import TrainingWatcher
+from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.server.webhooks import Event, EventLog
-from ml_backend.training.annotation_review import Comparison, Decision
-from ml_backend.training.policy import Policies, TrainingPolicy, is_due
-from ml_backend.training.review_store import Correction, CorrectionStore
+from ml_backend.training.annotation_review import AnnotationReview, RegionDiff
+from ml_backend.training.policy import PolicyStore, TrainingPolicy, is_due
+from ml_backend.training.review_store import ReviewStore, TaskReview
 from tests.builders import wait_for
 
 
 @pytest.fixture
 def container(settings: Callable[..., Settings], redis_url: str) -> Container:
     container = Container(settings(redis_url=redis_url, job_lease_s=5, detector="auto"))
-    container.policies = Policies(container.storage, TrainingPolicy(quiet_s=30, min_tracks=5))
+    container.policies = PolicyStore(container.storage, TrainingPolicy(quiet_s=30, min_tracks=5))
     return container
 
 
 def annotate(container: Container, task: int, tracks: int = 5, seconds_ago: float = 60, fingerprint: str = "a") -> None:
     changed = datetime.now(timezone.utc) - timedelta(seconds=seconds_ago)
-    facts = Correction(task, "version", Comparison(tracks=tracks), fingerprint, changed, changed)
-    CorrectionStore(container.storage).put(1, task, facts)
+    facts = TaskReview(task, "version", AnnotationReview(tracks=tracks), fingerprint, changed, changed)
+    ReviewStore(container.storage).put(1, task, facts)
 
 
 def jobs(container: Container) -> list[str]:
@@ -43,7 +43,7 @@ def jobs(container: Container) -> list[str]:
 
 
 def test_annotations_lead_to_one_training(container: Container) -> None:
-    trainer = Trainer(container)
+    trainer = TrainingScheduler(container)
     annotate(container, 1, tracks=3)
     assert trainer.look() == []
     annotate(container, 2, tracks=2)
@@ -54,7 +54,7 @@ def test_annotations_lead_to_one_training(container: Container) -> None:
 
 def test_while_people_work_nothing_begins(container: Container) -> None:
     annotate(container, 1, seconds_ago=10)
-    assert Trainer(container).look() == []
+    assert TrainingScheduler(container).look() == []
 
 
 def test_only_what_is_new_since_the_last_training_counts(container: Container) -> None:
@@ -62,7 +62,7 @@ def test_only_what_is_new_since_the_last_training_counts(container: Container) -
     registry = container.registry
     run = registry.advance(registry.begin(1, "me", "t", None), lineage={"seen": {"1": "a"}})
     registry.finish(run, "refused", "worse")
-    trainer = Trainer(container)
+    trainer = TrainingScheduler(container)
     assert trainer.state(1).new_tracks == 0
     annotate(container, 1, fingerprint="b")
     assert trainer.state(1).new_tracks == 5
@@ -74,7 +74,7 @@ def test_only_what_is_new_since_the_last_training_counts(container: Container) -
 def test_a_run_that_the_queue_forgot_is_taken_up_again(container: Container) -> None:
     container.registry.begin(1, "a worker that died", "Start training", None)
     container.queue.connection.flushall()
-    assert Trainer(container).look() == [1]
+    assert TrainingScheduler(container).look() == [1]
     (job,) = jobs(container)
     assert container.queue.fetch(job).args == [1, "Start training"]  # type: ignore[union-attr]
 
@@ -82,13 +82,13 @@ def test_a_run_that_the_queue_forgot_is_taken_up_again(container: Container) -> 
 def test_workers_take_turns(container: Container) -> None:
     annotate(container, 1)
     assert container.training_queue.my_turn("trainer", 10)
-    Trainer(container).tick()
+    TrainingScheduler(container).tick()
     assert jobs(container) == []
 
 
 def test_without_redis_it_is_quiet(container: Container, settings: Callable[..., Settings]) -> None:
     away = Container(settings(redis_url="redis://127.0.0.1:1/0", detector="auto"))
-    Trainer(away).tick()
+    TrainingScheduler(away).tick()
 
 
 def test_a_thousand_requests_make_one_job_and_one_more_while_it_runs(container: Container) -> None:
@@ -102,11 +102,11 @@ def test_a_thousand_requests_make_one_job_and_one_more_while_it_runs(container: 
     container.training_queue.begin(1)
     for _ in range(1000):
         container.training_queue.request(1, "Start training")
-    Trainer(container).start_pending()
+    TrainingScheduler(container).start_pending()
     assert jobs(container) == []
     running.delete()  # it has ended
     for _ in range(2):
-        Trainer(container).start_pending()
+        TrainingScheduler(container).start_pending()
     assert jobs(container) == ["train-1"]
 
 
@@ -127,7 +127,7 @@ def test_two_workers_never_train_one_project(container: Container, settings: Cal
             pass
         # Its holder sleeps for too long: the lock expires, and he finds that somebody else may have it.
         container.queue.connection.delete("video:train:lock:1")
-        with container.training_queue.lock(1), Watch(container, 1, lock) as watch:
+        with container.training_queue.lock(1), TrainingWatcher(container, 1, lock) as watch:
             wait_for(lambda: watch.lost)
             with pytest.raises(Interrupted):
                 watch.check()
@@ -136,7 +136,7 @@ def test_two_workers_never_train_one_project(container: Container, settings: Cal
 def test_a_lock_is_kept_while_its_holder_works(container: Container) -> None:
     with container.training_queue.lock(1) as lock:
         container.queue.connection.pexpire("video:train:lock:1", 2000)
-        with Watch(container, 1, lock) as watch:
+        with TrainingWatcher(container, 1, lock) as watch:
             wait_for(lambda: int(container.queue.connection.pttl("video:train:lock:1")) > 5000)  # type: ignore[arg-type]
             assert not watch.should_stop()
 
@@ -159,17 +159,17 @@ def test_cancelling_takes_waiting_requests_back(container: Container) -> None:
 
 def test_a_run_that_waits_for_another_try_is_cancelled(container: Container) -> None:
     run = container.registry.begin(1, "a worker that was asked to end", "somebody", None)
-    assert Trainer(container).look() == [1]
+    assert TrainingScheduler(container).look() == [1]
     Trainings(container.projects, container.queue, container.storage).cancel(1)
     found = container.registry.get(run.id)
     assert found is not None
     assert found.state == "cancelled"
-    assert Trainer(container).look() == []
+    assert TrainingScheduler(container).look() == []
 
 
 def test_what_was_cancelled_before_it_began_does_not_begin_by_itself(container: Container) -> None:
     annotate(container, 1)
-    trainer = Trainer(container)
+    trainer = TrainingScheduler(container)
     assert trainer.look() == [1]
     trainings = Trainings(container.projects, container.queue, container.storage)
     trainings.cancel(1)
@@ -199,7 +199,7 @@ def test_that_a_training_is_forced_holds_for_whichever_comes_next(container: Con
 def test_failures_are_repeated_with_growing_pauses(container: Container) -> None:
     annotate(container, 1)
     container.policies.set(1, {"every_s": 100})
-    registry, trainer = container.registry, Trainer(container)
+    registry, trainer = container.registry, TrainingScheduler(container)
     for failures in (1, 2):
         registry.finish(registry.begin(1, "me", "t", None), "failed", "the disk is full", lineage={})
         state = trainer.state(1)
@@ -212,7 +212,7 @@ def test_failures_are_repeated_with_growing_pauses(container: Container) -> None
 
 
 def test_a_queue_that_forgot_everything_is_told_again(container: Container) -> None:
-    log, trainer = EventLog(container.storage, container.queue), Trainer(container)
+    log, trainer = EventLog(container.storage, container.queue), TrainingScheduler(container)
     log.receive(Event("ANNOTATION_CREATED", 7, (3,), (4,)))
     log.hand_over()
     container.queue.connection.flushall()
@@ -247,7 +247,7 @@ def test_after_a_failure_only_the_newest_run_is_read_whole(container: Container)
         registry.finish(registry.begin(1, "me", "t", None), "failed", "no luck", lineage={"seen": {"1": "a"}})
     with sqlite3.connect(container.settings.data_dir / "backend.sqlite3") as connection:
         connection.execute("UPDATE model_versions SET lineage = '{', history = '[' WHERE number < 3")
-    state = Trainer(container).state(1)
+    state = TrainingScheduler(container).state(1)
     assert (state.failures, state.new_tracks) == (2, 0)
     assert trainings.before(1) == "base"
     assert trainings.usable(1) == ["v1"]
@@ -255,7 +255,7 @@ def test_after_a_failure_only_the_newest_run_is_read_whole(container: Container)
 
 def test_what_a_failed_training_lacked_may_come_with_few_annotations(container: Container) -> None:
     """It said: annotate another video. Who does so need not annotate as much as for a training of its own."""
-    registry, trainer = container.registry, Trainer(container)
+    registry, trainer = container.registry, TrainingScheduler(container)
     annotate(container, 1, tracks=12)
     registry.finish(registry.begin(1, "me", "t", None), "refused", "worse", lineage={"seen": {}})
     annotate(container, 2, tracks=7)
@@ -267,10 +267,10 @@ def test_what_a_failed_training_lacked_may_come_with_few_annotations(container: 
 
 def test_false_alarms_that_were_removed_count(container: Container) -> None:
     changed = datetime.now(timezone.utc)
-    removed = tuple(Decision("deleted", predicted_id=name) for name in "abcd")
-    facts = Correction(1, "version", Comparison(removed, tracks=1), "a", changed, changed)
-    CorrectionStore(container.storage).put(1, 1, facts)
-    assert Trainer(container).state(1).new_tracks == 4
+    removed = tuple(RegionDiff("deleted", predicted_id=name) for name in "abcd")
+    facts = TaskReview(1, "version", AnnotationReview(removed, tracks=1), "a", changed, changed)
+    ReviewStore(container.storage).put(1, 1, facts)
+    assert TrainingScheduler(container).state(1).new_tracks == 4
 
 
 def predicted(container: Container, version: str, hours_ago: float, project: int = 1, keys: int = 1) -> list[str]:
@@ -303,11 +303,11 @@ def test_what_was_learned_since_takes_the_place_of_older_predictions(container: 
         predicted(container, version, hours_ago=23.9 - number / 2, keys=5)
     kept = predicted(container, now, hours_ago=0, keys=5)
     before = container.storage.versions(1)
-    assert Trainer(container).forget_predictions() == 5 * 46, "those of the last hour stay for a moment"
+    assert TrainingScheduler(container).forget_predictions() == 5 * 46, "those of the last hour stay for a moment"
     assert container.storage.count_predictions() == 5 * 3
     assert set(container.storage.prediction_bodies(kept)) == set(kept)
     assert container.storage.versions(1) == before
-    assert Trainer(container).forget_predictions() == 0
+    assert TrainingScheduler(container).forget_predictions() == 0
 
 
 def test_what_may_be_switched_back_to_stays_for_a_day(container: Container) -> None:
@@ -315,7 +315,7 @@ def test_what_may_be_switched_back_to_stays_for_a_day(container: Container) -> N
     other = now.replace("tracktrack", "botsort")
     (recent,), (old,) = predicted(container, other, 20), predicted(container, other, 25)
     (last,) = predicted(container, now, 1)
-    assert Trainer(container).forget_predictions() == 1
+    assert TrainingScheduler(container).forget_predictions() == 1
     assert set(container.storage.prediction_bodies([recent, old, last])) == {recent, last}
 
 
@@ -326,7 +326,7 @@ def test_what_is_in_use_stays_however_old(container: Container) -> None:
     last = predicted(container, learned(now, "ab" * 4), 24 * 7, keys=2)  # by a worker that is set differently, perhaps
     gone = predicted(container, learned(now, "cd" * 4), 24 * 8, keys=2)
     of_another = predicted(container, learned(now, "cd" * 4), 24 * 8, project=2, keys=2)
-    assert Trainer(container).forget_predictions() == 2
+    assert TrainingScheduler(container).forget_predictions() == 2
     assert set(container.storage.prediction_bodies([*kept, *last, *gone, *of_another])) == {*kept, *last, *of_another}
 
 
@@ -334,10 +334,10 @@ def test_every_minute_somebody_removes_them_and_nobody_twice(container: Containe
     now = present(container)
     predicted(container, learned(now, "ab" * 4), 48)
     predicted(container, now, 0)
-    Trainer(container).tick()
+    TrainingScheduler(container).tick()
     assert container.storage.count_predictions() == 1
     predicted(container, learned(now, "cd" * 4), 48)
-    Trainer(container).tick()
+    TrainingScheduler(container).tick()
     assert container.storage.count_predictions() == 2, "the others have just looked"
 
 
@@ -348,8 +348,8 @@ def test_a_project_whose_weights_are_away_keeps_its_predictions(
     predicted(container, learned(now, "ab" * 4), 48)
     predicted(container, now, 0)
     away = Container(settings(redis_url=redis_url, detector="yolo", yolo_weights="/nowhere/mine.pt"))
-    assert Trainer(away).forget_predictions() == 0
-    assert Trainer(container).forget_predictions() == 1
+    assert TrainingScheduler(away).forget_predictions() == 0
+    assert TrainingScheduler(container).forget_predictions() == 1
 
 
 def test_each_worker_tidies_up_its_machine(container: Container) -> None:
@@ -358,5 +358,5 @@ def test_each_worker_tidies_up_its_machine(container: Container) -> None:
     left.write_bytes(b"half")
     os.utime(left, (0, 0))
     assert container.training_queue.my_turn("trainer", 10)
-    Trainer(container).tick()
+    TrainingScheduler(container).tick()
     assert not left.exists()

@@ -23,7 +23,7 @@ from ml_backend.cli.dev_stack.processes import RedisServer
 from ml_backend.core.settings import Settings, get_settings
 from ml_backend.jobs.container import Container, get_container
 from ml_backend.jobs.queue import JOB_TIMEOUT_S, JobQueue
-from ml_backend.jobs.training_scheduler import Trainer
+from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.jobs.worker import make_worker
 from tests.builders import Outside, environment, make_clip, outside, wait_for, worker_process
 from tests.jobs.conftest import Site
@@ -174,7 +174,7 @@ def test_a_signal_during_maintenance_leaves_no_lock(container: Container) -> Non
             asked.append(bool(worker.connection.keys("rq:scheduler-lock:*")))
             worker.request_stop(signal.SIGTERM, None)
 
-    class Lively(Trainer):
+    class Lively(TrainingScheduler):
         def tick(self) -> None:
             asked.append(True)
 
@@ -196,7 +196,7 @@ def test_the_trainer_looks_between_jobs(site: Callable[..., Site], work: Work, m
     here = site(job_lease_s=600)
     project = here.project()
     looks = []
-    monkeypatch.setattr(Trainer, "tick", lambda self: looks.append(len(here.jobs())))
+    monkeypatch.setattr(TrainingScheduler, "tick", lambda self: looks.append(len(here.jobs())))
     for _ in range(3):
         here.queue.request_prepare(project, here.task(project, video=here.clip()))
     work(here)

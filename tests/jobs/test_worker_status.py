@@ -10,7 +10,7 @@ from ml_backend.core.errors import QueueUnavailable
 from ml_backend.core.model_cache import get_pool
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.queue import JobQueue
-from ml_backend.jobs.worker_status import MemoryBoard, unlike
+from ml_backend.jobs.worker_status import WorkerStatus, differing_settings
 from ml_backend.labeling.model_version import shaping
 
 
@@ -21,7 +21,7 @@ class Model:
 
 def test_status_and_optimize(settings: Callable[..., Settings], redis_url: str) -> None:
     queue = JobQueue(settings(redis_url=redis_url))
-    worker, outside = MemoryBoard(queue), MemoryBoard(queue)
+    worker, outside = WorkerStatus(queue), WorkerStatus(queue)
     pool = get_pool(settings())
     pool.optimize()
     worker.tick("one", 5)
@@ -41,35 +41,35 @@ def test_status_and_optimize(settings: Callable[..., Settings], redis_url: str) 
 
 def test_what_was_asked_before_a_worker_began_is_not_for_it(settings: Callable[..., Settings], redis_url: str) -> None:
     queue = JobQueue(settings(redis_url=redis_url))
-    MemoryBoard(queue).optimize()
+    WorkerStatus(queue).optimize()
     pool = get_pool(settings())
     with pool.use("b", Model, name="b"):
         pass
-    worker = MemoryBoard(queue)
+    worker = WorkerStatus(queue)
     worker.tick("two", 5)
-    assert "b" in [m["name"] for m in MemoryBoard(queue).status()["two"]["models"]]
+    assert "b" in [m["name"] for m in WorkerStatus(queue).status()["two"]["models"]]
     pool.optimize()
 
 
 def test_workers_with_other_settings_are_named(settings: Callable[..., Settings], redis_url: str) -> None:
     queue = JobQueue(settings(redis_url=redis_url))
     mine = shaping(settings(stride=3))
-    MemoryBoard(queue, mine).tick("same", 60)
-    MemoryBoard(queue, shaping(settings(stride=1, conf=0.3, yolo_weights="/models/a.pt", device="cuda"))).tick(
+    WorkerStatus(queue, mine).tick("same", 60)
+    WorkerStatus(queue, shaping(settings(stride=1, conf=0.3, yolo_weights="/models/a.pt", device="cuda"))).tick(
         "other", 60
     )
-    MemoryBoard(queue).tick("silent", 60)
-    found = MemoryBoard(queue).shaping(["same", "other", "silent", "gone"])
+    WorkerStatus(queue).tick("silent", 60)
+    found = WorkerStatus(queue).shaping(["same", "other", "silent", "gone"])
     assert set(found) == {"same", "other"}
-    (told,) = unlike(mine, found)
+    (told,) = differing_settings(mine, found)
     assert told.startswith("Worker other runs with CONF 0.3 instead of 0.1, STRIDE 1 instead of 3, YOLO_WEIGHTS a.pt")
     assert shaping(settings(yolo_weights="/here/a.pt")) == shaping(settings(yolo_weights="/there/a.pt"))
-    (told,) = unlike(mine, {"old": {**mine, "pipeline": 1, "gone": 5} | {"views": mine["views"]}})
+    (told,) = differing_settings(mine, {"old": {**mine, "pipeline": 1, "gone": 5} | {"views": mine["views"]}})
     assert "GONE 5 instead of None, PIPELINE 1 instead of" in told
 
 
 def test_redis_away(settings: Callable[..., Settings], tmp_path: object) -> None:
-    board = MemoryBoard(JobQueue(settings(redis_url=f"unix://{tmp_path}/none.sock")))
+    board = WorkerStatus(JobQueue(settings(redis_url=f"unix://{tmp_path}/none.sock")))
     with pytest.raises(QueueUnavailable):
         board.status()
     with pytest.raises(QueueUnavailable):

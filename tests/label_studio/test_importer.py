@@ -19,7 +19,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
 from ml_backend.label_studio.importer import Importer, Outcome, find_videos
 from ml_backend.video.probe import probe
-from ml_backend.video.transcode import plan
+from ml_backend.video.transcode import plan_transcode
 from tests.builders import ROOT, label_config
 from tests.video.builders import make_audio, make_video
 
@@ -80,7 +80,7 @@ def test_import_by_upload(
         served = httpx.get(client.url + data["video"], headers=client.auth_headers(), timeout=120)
         copy = tmp_path / "served.mp4"
         copy.write_bytes(served.raise_for_status().content)
-        assert plan(copy).action == "keep"
+        assert plan_transcode(copy).action == "keep"
         assert probe(copy).frames == frames
     assert not list((tmp_path / "data").rglob("*.mp4")), "uploaded copies are not kept"
 

@@ -14,18 +14,18 @@ import pytest
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import UNLABELLED
 from ml_backend.detectors.weights import MOTION
-from ml_backend.embeddings.crop_embeddings import MemoryLooks, look_at
+from ml_backend.embeddings.crop_embeddings import MemoryCropEmbeddings, embed_tracks
 from ml_backend.inference.pipeline import detect_tracks, predict_video
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.label_studio.regions import make_region
-from ml_backend.labeling.few_shot.pattern_bank import NOTHING, Verdict
+from ml_backend.labeling.few_shot.pattern_bank import NOTHING, PatternMatch
 from ml_backend.labeling.label_assignment import (
     ACCEPT_TEXT,
-    Decision,
     DetectorLabels,
+    LabelDecision,
     LabelledTracks,
-    Opinion,
-    decide,
+    LabelScores,
+    decide_label,
     label_tracks,
 )
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
@@ -48,11 +48,11 @@ def make_set(*records: TrackRecord, agnostic: bool = False) -> TrackSet:
     return TrackSet(records, ("object",) if agnostic else NAMES, agnostic, 640, 360, 50)
 
 
-def verdict(label: str | None, probability: float = 0.8, *, best: str = "", others: Sequence[str] = ()) -> Verdict:
+def verdict(label: str | None, probability: float = 0.8, *, best: str = "", others: Sequence[str] = ()) -> PatternMatch:
     """The bank's: ``label``, or ``None`` with what would have been ``best``."""
     name = best or label or ""
     probabilities = {name: probability, **dict.fromkeys(others, 0.01)}
-    return Verdict(label, probability, name, probabilities, 0.91234, 7)
+    return PatternMatch(label, probability, name, probabilities, 0.91234, 7)
 
 
 NEAREST = {"label": "fallen", "task": 12, "region": "r1", "frame": 34}
@@ -61,7 +61,7 @@ NEAREST = {"label": "fallen", "task": 12, "region": "r1", "frame": 34}
 # -- decide
 
 
-def who(decision: Decision | None) -> tuple[str, str, float] | None:
+def who(decision: LabelDecision | None) -> tuple[str, str, float] | None:
     if decision is None:
         return None
     return decision.why.get("label_source", "detector"), decision.label, decision.score
@@ -99,8 +99,8 @@ def expected(detector: str | None, patterns: str, text: str) -> tuple[str, str, 
 @pytest.mark.parametrize("patterns", PATTERNS)
 @pytest.mark.parametrize("text", TEXT)
 def test_who_decides(detector: str | None, patterns: str, text: str) -> None:
-    opinion = Opinion(PATTERNS[patterns], NEAREST if PATTERNS[patterns] else None, TEXT[text])
-    decision = decide(make_record(), detector, opinion)
+    opinion = LabelScores(PATTERNS[patterns], NEAREST if PATTERNS[patterns] else None, TEXT[text])
+    decision = decide_label(make_record(), detector, opinion)
     assert who(decision) == expected(detector, patterns, text)
     if decision is None:
         return
@@ -115,32 +115,32 @@ def test_who_decides(detector: str | None, patterns: str, text: str) -> None:
 
 
 def test_examples_win_over_the_detector() -> None:
-    decision = decide(make_record(), "person", Opinion(verdict("fallen", 0.51), NEAREST))
+    decision = decide_label(make_record(), "person", LabelScores(verdict("fallen", 0.51), NEAREST))
     assert who(decision) == ("patterns", "fallen", 0.51)
 
 
 def test_an_equally_sure_name_does_not_win_over_examples() -> None:
     for text, source in ((0.8, "patterns"), (0.81, "text")):
-        decision = decide(make_record(), "person", Opinion(verdict("fallen", 0.8), NEAREST, {"medic": text}))
+        decision = decide_label(make_record(), "person", LabelScores(verdict("fallen", 0.8), NEAREST, {"medic": text}))
         assert decision is not None
         assert decision.why["label_source"] == source
 
 
 @pytest.mark.parametrize(("chance", "label"), [(ACCEPT_TEXT, "medic"), (ACCEPT_TEXT - 0.001, "person")])
 def test_a_name_is_believed_from_one_half_on(chance: float, label: str) -> None:
-    decision = decide(make_record(), "person", Opinion(text={"medic": chance, "person": 0.2}))
+    decision = decide_label(make_record(), "person", LabelScores(text={"medic": chance, "person": 0.2}))
     assert decision is not None
     assert decision.label == label
 
 
 def test_the_likeliest_name_counts() -> None:
-    decision = decide(make_record(), None, Opinion(text={"a": 0.1, "b": 0.6, "c": 0.3}))
+    decision = decide_label(make_record(), None, LabelScores(text={"a": 0.1, "b": 0.6, "c": 0.3}))
     assert who(decision) == ("text", "b", 0.6)
 
 
 def test_a_name_of_a_label_with_exemplars_is_left_to_them() -> None:
-    opinion = Opinion(verdict(None, 0.3, best="fallen", others=("medic",)), NEAREST, {"fallen": 0.9, "medic": 0.05})
-    decision = decide(make_record(), "person", opinion)
+    opinion = LabelScores(verdict(None, 0.3, best="fallen", others=("medic",)), NEAREST, {"fallen": 0.9, "medic": 0.05})
+    decision = decide_label(make_record(), "person", opinion)
     assert who(decision) == ("detector", "person", 0.625)
     assert decision is not None
     assert decision.why["text_label"] == ""
@@ -151,7 +151,7 @@ def test_a_name_of_a_label_with_exemplars_is_left_to_them() -> None:
 
 
 def test_what_examples_say() -> None:
-    decision = decide(make_record(), "person", Opinion(verdict("fallen", 0.81239), NEAREST, {"medic": 0.25}))
+    decision = decide_label(make_record(), "person", LabelScores(verdict("fallen", 0.81239), NEAREST, {"medic": 0.25}))
     assert decision is not None
     assert decision.why == {
         "label_source": "patterns",
@@ -169,7 +169,7 @@ def test_what_examples_say() -> None:
 
 def test_what_an_imported_example_says() -> None:
     nearest = {"label": "fallen", "origin": "bank-1f"}
-    decision = decide(make_record(), None, Opinion(verdict("fallen"), nearest))
+    decision = decide_label(make_record(), None, LabelScores(verdict("fallen"), nearest))
     assert decision is not None
     assert decision.why["nearest_exemplar"] == {**nearest, "similarity": 0.9123}
     assert decision.why["text"] == (
@@ -178,7 +178,7 @@ def test_what_an_imported_example_says() -> None:
 
 
 def test_what_a_name_says() -> None:
-    decision = decide(make_record(), None, Opinion(verdict("fallen", 0.55), NEAREST, {"medic": 0.9}))
+    decision = decide_label(make_record(), None, LabelScores(verdict("fallen", 0.55), NEAREST, {"medic": 0.9}))
     assert decision is not None
     assert decision.why["label_source"] == "text"
     assert decision.why["text"] == (
@@ -187,18 +187,18 @@ def test_what_a_name_says() -> None:
 
 
 def test_what_the_detector_says_where_others_were_asked() -> None:
-    abstains = Opinion(verdict(None, 0.4, best="fallen"), NEAREST, {"medic": 0.3})
+    abstains = LabelScores(verdict(None, 0.4, best="fallen"), NEAREST, {"medic": 0.3})
     for label, named in (("person", "person"), (UNLABELLED, "no label")):
-        decision = decide(make_record(), label, abstains)
+        decision = decide_label(make_record(), label, abstains)
         assert decision is not None
         assert decision.why["label_source"] == "detector"
         assert decision.why["text"] == (f"{named} (0.62) from the detector; patterns: fallen 0.40; text: medic 0.30")
 
 
 def test_the_detector_alone_says_nothing() -> None:
-    decision = decide(make_record(), "person", Opinion())
-    assert decision == Decision("person", 0.625, {})
-    assert decide(make_record(), None, Opinion()) is None
+    decision = decide_label(make_record(), "person", LabelScores())
+    assert decision == LabelDecision("person", 0.625, {})
+    assert decide_label(make_record(), None, LabelScores()) is None
 
 
 def test_region_ids_do_not_depend_on_why() -> None:
@@ -228,15 +228,15 @@ def refuse() -> NoReturn:
 class Thinks:
     """Has an opinion on each track, by its id."""
 
-    opinions_by_id: Mapping[int, Opinion]
+    opinions_by_id: Mapping[int, LabelScores]
 
-    def opinions(self, tracks: TrackSet, *_: Any) -> list[Opinion]:
-        return [self.opinions_by_id.get(record.track_id, Opinion()) for record in tracks.tracks]
+    def opinions(self, tracks: TrackSet, *_: Any) -> list[LabelScores]:
+        return [self.opinions_by_id.get(record.track_id, LabelScores()) for record in tracks.tracks]
 
 
-def label(tracks: TrackSet, where: VideoControl, opinions: Mapping[int, Opinion] | None = None) -> LabelledTracks:
+def label(tracks: TrackSet, where: VideoControl, opinions: Mapping[int, LabelScores] | None = None) -> LabelledTracks:
     hybrid: Any = None if opinions is None else Thinks(opinions)
-    return label_tracks(tracks, where, hybrid, MemoryLooks(), refuse)
+    return label_tracks(tracks, where, hybrid, MemoryCropEmbeddings(), refuse)
 
 
 def labels_of(labelled: LabelledTracks) -> list[list[str]]:
@@ -260,7 +260,7 @@ def test_without_others_the_detector_labels() -> None:
     expected = [found for scores in SCORES if (found := detector(scores)) is not None]
     assert labels_of(labelled) == [[name] for name in expected] == [["person"], ["vehicle"]]
     assert [record.track_id for record, _ in labelled.kept] == [0, 1]
-    assert [decision for _, decision in labelled.kept] == [Decision(name, 0.625) for name in expected]
+    assert [decision for _, decision in labelled.kept] == [LabelDecision(name, 0.625) for name in expected]
     assert dict(labelled.unmapped) == {"chair": 2, "object": 1}
     assert [region["meta"] for region in labelled.regions] == [{"original_class": "person"}, {"original_class": "car"}]
     assert labelled.regions == label(tracks, where, {}).regions  # nobody has an opinion: the same, byte for byte
@@ -278,7 +278,7 @@ def test_a_trained_detector_means_the_labels_that_its_classes_are_named_after(
 ) -> None:
     records = [make_record(number, class_scores={name: 1.0}) for number, name in enumerate(classes)]
     tracks = replace(make_set(*records), class_names=classes)
-    labelled = label_tracks(tracks, where, None, MemoryLooks(), refuse, trained=True)
+    labelled = label_tracks(tracks, where, None, MemoryCropEmbeddings(), refuse, trained=True)
     assert labels_of(labelled) == [[name] for name in classes]
     assert labels_of(label(tracks, where)) == [[classes[0]]] * 2, "of another detector predicted_values come first"
 
@@ -304,7 +304,7 @@ def test_no_tracks() -> None:
 
 def test_a_class_without_label_can_still_get_a_learned_one() -> None:
     tracks = make_set(*(make_record(number, class_scores={"chair": 2.0}) for number in range(3)))
-    opinions = {0: Opinion(verdict("throne"), NEAREST), 1: Opinion(text={"throne": 0.7})}
+    opinions = {0: LabelScores(verdict("throne"), NEAREST), 1: LabelScores(text={"throne": 0.7})}
     labelled = label(tracks, control("person", "throne"), opinions)
     assert labels_of(labelled) == [["throne"], ["throne"]]
     assert [region["score"] for region in labelled.regions] == [0.8, 0.7]
@@ -315,7 +315,7 @@ def test_a_class_without_label_can_still_get_a_learned_one() -> None:
 
 def test_what_only_moves_can_get_a_learned_label() -> None:
     records = [make_record(number, class_scores={"object": 3.0}) for number in range(3)]
-    opinions = {1: Opinion(verdict("fallen"), NEAREST), 2: Opinion(verdict(None, 0.2, best="fallen"), NEAREST)}
+    opinions = {1: LabelScores(verdict("fallen"), NEAREST), 2: LabelScores(verdict(None, 0.2, best="fallen"), NEAREST)}
     several = label(make_set(*records, agnostic=True), control("fallen", "medic"), opinions)
     assert labels_of(several) == [[], ["fallen"], []]
     assert "label_source" not in several.regions[0]["meta"]
@@ -338,10 +338,10 @@ def test_a_changed_reason_alone_changes_no_id() -> None:
     ids = {
         label(tracks, control("person", "fallen"), {1: opinion}).regions[0]["id"]
         for opinion in (
-            Opinion(),
-            Opinion(verdict(None, 0.3, best="fallen"), NEAREST),
-            Opinion(verdict(None, 0.1, best="fallen"), {"origin": "x"}),
-            Opinion(text={"fallen": 0.2}),
+            LabelScores(),
+            LabelScores(verdict(None, 0.3, best="fallen"), NEAREST),
+            LabelScores(verdict(None, 0.1, best="fallen"), {"origin": "x"}),
+            LabelScores(text={"fallen": 0.2}),
         )
     }
     assert len(ids) == 1
@@ -360,7 +360,7 @@ def test_motion_in_a_real_video(tmp_path: Path, settings: Callable[..., Settings
     assert tracks.class_agnostic
     for where in (control("thing"), control("a", "b")):
         assert label(tracks, where).regions == predict_video(clip, where, 20, values).regions
-    learned = label(tracks, control("a", "b"), {tracks.tracks[0].track_id: Opinion(verdict("b"), NEAREST)})
+    learned = label(tracks, control("a", "b"), {tracks.tracks[0].track_id: LabelScores(verdict("b"), NEAREST)})
     assert labels_of(learned) == [["b"]]
 
 
@@ -370,5 +370,5 @@ def test_motion_in_a_real_video(tmp_path: Path, settings: Callable[..., Settings
 def test_tracks_without_views_are_not_looked_at() -> None:
     tracks = make_set(make_record(1), make_record(2))
     wanted = [record.views for record in tracks.tracks]
-    found = look_at(wanted, refuse, "m", MemoryLooks(), lambda: nullcontext(Path()), 4)
+    found = embed_tracks(wanted, refuse, "m", MemoryCropEmbeddings(), lambda: nullcontext(Path()), 4)
     assert found == [[], []]

@@ -15,16 +15,16 @@ from ml_backend.core.errors import ConfigError, Interrupted, WeightsError
 from ml_backend.core.settings import Mode, Settings
 from ml_backend.core.types import UNLABELLED, FloatArray
 from ml_backend.db.storage import Storage
-from ml_backend.embeddings.crop_embeddings import Look, Looks, MemoryLooks, look_at
-from ml_backend.embeddings.crop_selection import VIEWS, View
+from ml_backend.embeddings.crop_embeddings import CropEmbedding, CropEmbeddingStore, MemoryCropEmbeddings, embed_tracks
+from ml_backend.embeddings.crop_selection import VIEWS, CropBox
 from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.labeling.few_shot.digest import bank_digests
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank
 from ml_backend.labeling.few_shot.pattern_store import NewExemplar, PatternStore
-from ml_backend.labeling.label_assignment import DetectorLabels, Opinion, label_tracks
-from ml_backend.labeling.modes import HybridModels, hybrid_models, mode_part, require_embedder
-from ml_backend.labeling.track_classifier import Hybrid, HybridSource, objects_of, use_embedder
+from ml_backend.labeling.label_assignment import DetectorLabels, LabelScores, label_tracks
+from ml_backend.labeling.modes import ClassifierModels, classifier_models, mode_part, require_embedder
+from ml_backend.labeling.track_classifier import TrackClassifier, TrackClassifierFactory, objects_of, use_embedder
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from ml_backend.video.writer import VideoWriter
 from tests.builders import label_config
@@ -58,7 +58,7 @@ def make(settings: MakeSettings, dinov2: Path, clip_model: Path) -> MakeSettings
 # -- which models
 
 
-def kinds(models: HybridModels) -> tuple[str | None, str | None]:
+def kinds(models: ClassifierModels) -> tuple[str | None, str | None]:
     return tuple(model.kind if model else None for model in (models.embedder, models.clip))  # type: ignore[return-value]
 
 
@@ -72,7 +72,7 @@ def kinds(models: HybridModels) -> tuple[str | None, str | None]:
     ],
 )
 def test_models_of_each_mode(make: MakeSettings, mode: Mode, expected: tuple[str | None, str | None]) -> None:
-    models = hybrid_models(make(), mode)
+    models = classifier_models(make(), mode)
     assert (models.mode, kinds(models), models.notes) == (mode, expected, ())
     assert len(models.ids) == sum(kind is not None for kind in expected)
 
@@ -80,43 +80,43 @@ def test_models_of_each_mode(make: MakeSettings, mode: Mode, expected: tuple[str
 def test_what_replaces_dinov2_is_noted(make: MakeSettings) -> None:
     values = make(dinov2_model="facebook/dinov2-base")
     for mode in ("yolo_dinov2", "universal"):
-        models = hybrid_models(values, mode)
+        models = classifier_models(values, mode)
         assert models.embedder is not None
         assert models.embedder.kind == "fallback"
         (note,) = models.notes
         assert "facebook/dinov2-base is not here" in note
         assert "DINOV2_MODEL" in note
-    assert hybrid_models(values, "yolo_clip").notes == ()
-    assert hybrid_models(make(embedder="fallback"), "yolo_dinov2").notes == ()  # it is what was asked for
+    assert classifier_models(values, "yolo_clip").notes == ()
+    assert classifier_models(make(embedder="fallback"), "yolo_dinov2").notes == ()  # it is what was asked for
 
 
 def test_a_missing_clip_is_noted(make: MakeSettings) -> None:
     values = make(clip_model="someone/clip")
     for mode, ids in (("yolo_clip", 0), ("universal", 1)):
-        models = hybrid_models(values, mode)
+        models = classifier_models(values, mode)
         assert models.clip is None
         assert len(models.ids) == ids
         (note,) = models.notes
         assert "someone/clip is not here" in note
         assert "CLIP_MODEL" in note
-    assert hybrid_models(values, "yolo_dinov2").notes == ()
+    assert classifier_models(values, "yolo_dinov2").notes == ()
 
 
 def test_a_configured_folder_that_is_not_there(make: MakeSettings, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing")
     with pytest.raises(WeightsError, match="does not exist"):
-        hybrid_models(make(dinov2_model=missing), "universal")
+        classifier_models(make(dinov2_model=missing), "universal")
     with pytest.raises(WeightsError, match="does not exist"):
-        hybrid_models(make(clip_model=missing), "yolo_clip")
-    assert hybrid_models(make(dinov2_model=missing, clip_model=missing), "yolo").ids == ()
+        classifier_models(make(clip_model=missing), "yolo_clip")
+    assert classifier_models(make(dinov2_model=missing, clip_model=missing), "yolo").ids == ()
 
 
 def test_patterns_need_a_mode_that_has_them(make: MakeSettings) -> None:
-    models = hybrid_models(make(), "universal")
+    models = classifier_models(make(), "universal")
     assert require_embedder(models) == models.embedder
     for mode in ("yolo", "yolo_clip"):
         with pytest.raises(ConfigError, match=f"Mode {mode} learns no patterns") as failure:
-            require_embedder(hybrid_models(make(), mode))
+            require_embedder(classifier_models(make(), mode))
         assert "universal" in failure.value.cure
 
 
@@ -124,11 +124,11 @@ def test_patterns_need_a_mode_that_has_them(make: MakeSettings) -> None:
 
 EMBEDDER, CLIP = ResolvedModel("dinov2", "d", "dinov2-1"), ResolvedModel("clip", "c", "clip-1")
 ALL = {
-    "yolo": HybridModels("yolo"),
-    "yolo_dinov2": HybridModels("yolo_dinov2", EMBEDDER),
-    "yolo_clip": HybridModels("yolo_clip", None, CLIP),
-    "universal": HybridModels("universal", EMBEDDER, CLIP),
-    "universal without clip": HybridModels("universal", EMBEDDER),
+    "yolo": ClassifierModels("yolo"),
+    "yolo_dinov2": ClassifierModels("yolo_dinov2", EMBEDDER),
+    "yolo_clip": ClassifierModels("yolo_clip", None, CLIP),
+    "universal": ClassifierModels("universal", EMBEDDER, CLIP),
+    "universal without clip": ClassifierModels("universal", EMBEDDER),
 }
 
 
@@ -149,9 +149,9 @@ def test_the_part_changes_with_what_matters() -> None:
     # yolo 1, yolo_dinov2 2, yolo_clip 2, universal 3, universal without CLIP 2
     assert len(parts) == 10
     other = replace(EMBEDDER, model_id="dinov2-2")
-    assert mode_part(HybridModels("yolo_dinov2", other), {"dinov2-2": "x"}) not in parts
+    assert mode_part(ClassifierModels("yolo_dinov2", other), {"dinov2-2": "x"}) not in parts
     other = replace(CLIP, model_id="clip-2")
-    assert mode_part(HybridModels("yolo_clip", None, other), {"clip-2": "y"}) not in parts
+    assert mode_part(ClassifierModels("yolo_clip", None, other), {"clip-2": "y"}) not in parts
 
 
 def test_the_part_does_not_change_with_what_does_not() -> None:
@@ -161,7 +161,7 @@ def test_the_part_does_not_change_with_what_does_not() -> None:
         assert mode_part(same, {**digests, "another": "z"}) == mode_part(models, digests)
         assert mode_part(models, dict(reversed(digests.items()))) == mode_part(models, digests)
     moved = replace(EMBEDDER, name="renamed", path=Path("/elsewhere"), note="x")
-    assert mode_part(HybridModels("yolo_dinov2", moved), digests) == mode_part(ALL["yolo_dinov2"], digests)
+    assert mode_part(ClassifierModels("yolo_dinov2", moved), digests) == mode_part(ALL["yolo_dinov2"], digests)
     assert mode_part(ALL["yolo_dinov2"], {**digests, "clip-1": "other"}) == mode_part(ALL["yolo_dinov2"], digests)
 
 
@@ -193,7 +193,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def record(track_id: int, box: tuple[float, ...], *frames: int, **scores: float) -> TrackRecord:
     key = {"frame": 1, "enabled": True, "x": 0, "y": 0, "width": 9, "height": 9, "rotation": 0, "time": 0.1}
     value = {"framesCount": 16, "duration": 2.0, "sequence": [key]}
-    views = tuple(View(frame, (box[0], box[1], box[2], box[3]), 0.9) for frame in frames)
+    views = tuple(CropBox(frame, (box[0], box[1], box[2], box[3]), 0.9) for frame in frames)
     return TrackRecord(track_id, 0, FRAMES, 0.6, scores or {"person": 2.0, "chair": 2.0}, value, views)
 
 
@@ -213,22 +213,26 @@ def refuse() -> NoReturn:
 
 
 def opinions(
-    hybrid: Hybrid, where: VideoControl, clip: Path | None, looks: Looks | None = None, **changes: Any
-) -> list[Opinion]:
+    hybrid: TrackClassifier,
+    where: VideoControl,
+    clip: Path | None,
+    looks: CropEmbeddingStore | None = None,
+    **changes: Any,
+) -> list[LabelScores]:
     def open_video() -> AbstractContextManager[Path]:
         return nullcontext(clip) if clip else refuse()
 
     detector = DetectorLabels(where, TRACKS.class_names, class_agnostic=False)
-    return hybrid.opinions(TRACKS, where, detector, looks or MemoryLooks(), open_video, **changes)
+    return hybrid.opinions(TRACKS, where, detector, looks or MemoryCropEmbeddings(), open_video, **changes)
 
 
 def see(values: Settings, model: ResolvedModel, clip: Path) -> dict[int, FloatArray]:
     """What a model sees in each track."""
-    found = look_at(
+    found = embed_tracks(
         [item.views for item in TRACKS.tracks],
         lambda: use_embedder(model, values),
         model.model_id,
-        MemoryLooks(),
+        MemoryCropEmbeddings(),
         lambda: nullcontext(clip),
         VIEWS,
     )
@@ -247,7 +251,7 @@ def teach(
     """One object a label, of these views."""
     wanted = []
     for number, (label, rows) in enumerate(vectors.items()):
-        looks = [Look(n, (float(number), 0.0, 50.0, 50.0), row, b"") for n, row in enumerate(rows)]
+        looks = [CropEmbedding(n, (float(number), 0.0, 50.0, 50.0), row, b"") for n, row in enumerate(rows)]
         store.looks(f"taught-{task}").add(model.model_id, looks)
         keys = [look.key(f"taught-{task}", model.model_id) for look in looks]
         wanted += [NewExemplar(f"r-{label}", label, key) for key in keys]
@@ -257,19 +261,19 @@ def teach(
 @pytest.mark.parametrize("embedder", ["dinov2", "fallback"])
 def test_opinions_of_patterns(make: MakeSettings, store: PatternStore, clip: Path, embedder: str) -> None:
     values = make(embedder=embedder)
-    models = hybrid_models(values, "yolo_dinov2")
+    models = classifier_models(values, "yolo_dinov2")
     assert models.embedder is not None
     assert models.embedder.kind == embedder
     seen = see(values, models.embedder, clip)
     teach(store, models.embedder, {"alarm": seen[1], "zebra": seen[2]})
-    hybrid = HybridSource(values, store).get(1, models)
+    hybrid = TrackClassifierFactory(values, store).get(1, models)
     assert hybrid is not None
-    looks = MemoryLooks()
+    looks = MemoryCropEmbeddings()
     found = opinions(hybrid, control("alarm", "zebra", "person"), clip, looks)
     best = [opinion.patterns.best if opinion.patterns else None for opinion in found]
     assert best == ["alarm", "zebra", None, "zebra"]
     assert all(opinion.text == {} for opinion in found)
-    assert found[2] == Opinion()  # nothing to look at
+    assert found[2] == LabelScores()  # nothing to look at
     for opinion, label in ((found[0], "alarm"), (found[1], "zebra")):
         assert opinion.patterns is not None
         assert opinion.patterns.similarity > 0.99
@@ -286,37 +290,37 @@ def test_opinions_of_patterns(make: MakeSettings, store: PatternStore, clip: Pat
 
 def test_only_labels_of_the_config_are_given(make: MakeSettings, store: PatternStore, clip: Path) -> None:
     values = make()
-    models = hybrid_models(values, "yolo_dinov2")
+    models = classifier_models(values, "yolo_dinov2")
     assert models.embedder is not None
     seen = see(values, models.embedder, clip)
     teach(store, models.embedder, {"alarm": seen[1], "zebra": seen[2]})
-    hybrid = HybridSource(values, store).get(1, models)
+    hybrid = TrackClassifierFactory(values, store).get(1, models)
     assert hybrid is not None
     found = opinions(hybrid, control("zebra", "person"), clip)
     assert found[0].patterns is not None
     assert set(found[0].patterns.probabilities) == {"zebra"}
-    assert opinions(hybrid, control("person"), None) == [Opinion()] * 4  # none of them: nothing is looked at
+    assert opinions(hybrid, control("person"), None) == [LabelScores()] * 4  # none of them: nothing is looked at
 
 
 def test_imported_exemplars_name_their_origin(make: MakeSettings, store: PatternStore, clip: Path) -> None:
     values = make()
-    models = hybrid_models(values, "yolo_dinov2")
+    models = classifier_models(values, "yolo_dinov2")
     assert models.embedder is not None
     seen = see(values, models.embedder, clip)
-    look = Look(0, (0.0, 0.0, 0.0, 0.0), seen[1][0], b"")
+    look = CropEmbedding(0, (0.0, 0.0, 0.0, 0.0), seen[1][0], b"")
     store.looks("bank-f").add(models.embedder.model_id, [look])
     item = NewExemplar("f-1", "alarm", look.key("bank-f", models.embedder.model_id), "f")
     store.add_imported(1, models.embedder.model_id, [item])
-    hybrid = HybridSource(values, store).get(1, models)
+    hybrid = TrackClassifierFactory(values, store).get(1, models)
     assert hybrid is not None
     assert opinions(hybrid, control("alarm"), clip)[0].nearest == {"label": "alarm", "origin": "f"}
 
 
 def test_opinions_of_names(make: MakeSettings, clip: Path) -> None:
     values = make()
-    models = hybrid_models(values, "yolo_clip")
-    looks, where = MemoryLooks(), control("alarm", "zebra", "person")
-    found = opinions(Hybrid(values, models), where, clip, looks)
+    models = classifier_models(values, "yolo_clip")
+    looks, where = MemoryCropEmbeddings(), control("alarm", "zebra", "person")
+    found = opinions(TrackClassifier(values, models), where, clip, looks)
     assert [opinion.patterns for opinion in found] == [None] * 4
     assert [sorted(opinion.text) for opinion in found] == [
         ["alarm", "person", "zebra"],
@@ -327,18 +331,18 @@ def test_opinions_of_names(make: MakeSettings, clip: Path) -> None:
     for opinion in found:
         assert all(0 <= chance <= 1 for chance in opinion.text.values())
         assert sum(opinion.text.values()) <= 1
-    assert opinions(Hybrid(values, models), where, None, looks) == found
+    assert opinions(TrackClassifier(values, models), where, None, looks) == found
 
 
 def test_what_the_detector_saw_counts_for_names_that_it_knows(make: MakeSettings, clip: Path) -> None:
     values = make()
-    models = hybrid_models(values, "yolo_clip")
-    where, looks = control("alarm", "person"), MemoryLooks()
+    models = classifier_models(values, "yolo_clip")
+    where, looks = control("alarm", "person"), MemoryCropEmbeddings()
     detector = DetectorLabels(where, TRACKS.class_names, class_agnostic=False)
     chances = []
     for scores in ({"person": 1.0}, {"chair": 1.0}):
         tracks = make_set(record(1, RED, 0, 5, 9, **scores))
-        (opinion,) = Hybrid(values, models).opinions(tracks, where, detector, looks, lambda: nullcontext(clip))
+        (opinion,) = TrackClassifier(values, models).opinions(tracks, where, detector, looks, lambda: nullcontext(clip))
         chances.append(opinion.text)
     assert chances[0]["person"] > chances[1]["person"]
     assert chances[0]["alarm"] < chances[1]["alarm"]
@@ -347,27 +351,27 @@ def test_what_the_detector_saw_counts_for_names_that_it_knows(make: MakeSettings
 def test_that_a_trained_detector_does_not_see_what_nobody_taught_it_says_nothing(
     make: MakeSettings, clip: Path
 ) -> None:
-    values, where, looks = make(), control("alarm", "person"), MemoryLooks()
-    models = hybrid_models(values, "yolo_clip")
+    values, where, looks = make(), control("alarm", "person"), MemoryCropEmbeddings()
+    models = classifier_models(values, "yolo_clip")
     tracks = replace(make_set(record(1, RED, 0, 5, 9, person=1.0)), class_names=("alarm", "person"))
     chances = []
     for taught in (None, frozenset({"person"})):
         detector = DetectorLabels(where, tracks.class_names, False, trained=True, taught=taught)
-        (opinion,) = Hybrid(values, models).opinions(tracks, where, detector, looks, lambda: nullcontext(clip))
+        (opinion,) = TrackClassifier(values, models).opinions(tracks, where, detector, looks, lambda: nullcontext(clip))
         chances.append(opinion.text["alarm"])
     assert chances[1] > chances[0]
 
 
 def test_what_was_taught_sets_the_temperature_of_names(make: MakeSettings, clip: Path) -> None:
     values, where = make(), control("alarm", "zebra")
-    models = hybrid_models(values, "yolo_clip")
+    models = classifier_models(values, "yolo_clip")
     assert models.clip is not None
-    seen, looks = see(values, models.clip, clip), MemoryLooks()
-    plain = opinions(Hybrid(values, models), where, clip, looks)
+    seen, looks = see(values, models.clip, clip), MemoryCropEmbeddings()
+    plain = opinions(TrackClassifier(values, models), where, clip, looks)
     best = max(plain[0].text, key=lambda label: plain[0].text[label])
     other = next(label for label in plain[0].text if label != best)
-    right = opinions(Hybrid(values, models, taught=[(best, seen[1])] * 30), where, None, looks)
-    wrong = opinions(Hybrid(values, models, taught=[(other, seen[1])] * 30), where, None, looks)
+    right = opinions(TrackClassifier(values, models, taught=[(best, seen[1])] * 30), where, None, looks)
+    wrong = opinions(TrackClassifier(values, models, taught=[(other, seen[1])] * 30), where, None, looks)
     assert right[0].text[best] >= plain[0].text[best]
     assert abs(wrong[0].text[best] - wrong[0].text[other]) <= abs(plain[0].text[best] - plain[0].text[other])
     assert right != wrong
@@ -375,13 +379,13 @@ def test_what_was_taught_sets_the_temperature_of_names(make: MakeSettings, clip:
 
 def test_universal_asks_both(make: MakeSettings, store: PatternStore, clip: Path) -> None:
     values, where = make(), control("alarm", "zebra", "person")
-    models = hybrid_models(values, "universal")
+    models = classifier_models(values, "universal")
     assert models.embedder is not None
     assert models.clip is not None
-    source = HybridSource(values, store)
+    source = TrackClassifierFactory(values, store)
     untaught = source.get(1, models)
     assert untaught is not None
-    looks = MemoryLooks()
+    looks = MemoryCropEmbeddings()
     assert all(opinion.patterns is None for opinion in opinions(untaught, where, clip, looks))
     teach(store, models.embedder, {"alarm": see(values, models.embedder, clip)[1]})
     hybrid = source.get(1, models)
@@ -399,7 +403,7 @@ def test_universal_asks_both(make: MakeSettings, store: PatternStore, clip: Path
 
 
 def test_asked_to_stop(make: MakeSettings, clip: Path) -> None:
-    hybrid = Hybrid(make(), hybrid_models(make(), "yolo_clip"))
+    hybrid = TrackClassifier(make(), classifier_models(make(), "yolo_clip"))
     with pytest.raises(Interrupted):
         opinions(hybrid, control("alarm"), clip, should_stop=lambda: True)
 
@@ -408,10 +412,10 @@ def test_a_model_that_cannot_be_loaded(make: MakeSettings, clip_model: Path, cli
     import shutil
 
     folder = shutil.copytree(clip_model, tmp_path / "clip")
-    models = hybrid_models(make(clip_model=str(folder)), "yolo_clip")
+    models = classifier_models(make(clip_model=str(folder)), "yolo_clip")
     shutil.rmtree(folder)
     with pytest.raises(WeightsError):
-        opinions(Hybrid(make(), models), control("never asked before"), clip)
+        opinions(TrackClassifier(make(), models), control("never asked before"), clip)
 
 
 # -- from the database
@@ -422,28 +426,28 @@ def unit(*rows: list[float]) -> FloatArray:
     return out / np.linalg.norm(out, axis=1, keepdims=True)
 
 
-def bank_of(source: HybridSource, project: int = 1) -> PatternBank | None:
+def bank_of(source: TrackClassifierFactory, project: int = 1) -> PatternBank | None:
     return source.bank(project, EMBEDDER.model_id)[0]
 
 
 def test_nobody_to_ask(make: MakeSettings, store: PatternStore) -> None:
-    source = HybridSource(make(), store)
-    assert source.get(1, HybridModels("yolo")) is None
-    assert source.get(1, HybridModels("yolo_dinov2", EMBEDDER)) is None
+    source = TrackClassifierFactory(make(), store)
+    assert source.get(1, ClassifierModels("yolo")) is None
+    assert source.get(1, ClassifierModels("yolo_dinov2", EMBEDDER)) is None
     store.mark_read(1, EMBEDDER.model_id)
-    assert source.get(1, HybridModels("yolo_dinov2", EMBEDDER)) is None
-    with_clip = source.get(1, HybridModels("universal", EMBEDDER, CLIP))
+    assert source.get(1, ClassifierModels("yolo_dinov2", EMBEDDER)) is None
+    with_clip = source.get(1, ClassifierModels("universal", EMBEDDER, CLIP))
     assert with_clip is not None
     assert (with_clip.bank, dict(with_clip.sources), list(with_clip.taught)) == (None, {}, [])
 
 
 def test_background_alone_is_no_bank(make: MakeSettings, store: PatternStore) -> None:
     teach(store, EMBEDDER, {UNLABELLED: unit([1, 0, 0])})
-    assert HybridSource(make(), store).get(1, HybridModels("yolo_dinov2", EMBEDDER)) is None
+    assert TrackClassifierFactory(make(), store).get(1, ClassifierModels("yolo_dinov2", EMBEDDER)) is None
 
 
 def test_a_bank_is_fitted_anew_only_when_the_exemplars_change(make: MakeSettings, store: PatternStore) -> None:
-    source = HybridSource(make(), store)
+    source = TrackClassifierFactory(make(), store)
     assert bank_of(source) is None
     teach(store, EMBEDDER, {"a": unit([1, 0, 0])})
     first = bank_of(source)
@@ -458,7 +462,7 @@ def test_a_bank_is_fitted_anew_only_when_the_exemplars_change(make: MakeSettings
     assert second is not None
     assert second is not first
     assert second.labels == ("a", "b")
-    assert bank_of(HybridSource(make(), store)) is not second
+    assert bank_of(TrackClassifierFactory(make(), store)) is not second
     store.replace_task(1, EMBEDDER.model_id, 10, 1, [])
     assert bank_of(source) is None
     teach(store, EMBEDDER, {"a": unit([1, 0, 0])})
@@ -466,7 +470,7 @@ def test_a_bank_is_fitted_anew_only_when_the_exemplars_change(make: MakeSettings
 
 
 def test_every_project_has_its_own_bank(make: MakeSettings, store: PatternStore) -> None:
-    source = HybridSource(make(), store)
+    source = TrackClassifierFactory(make(), store)
     for project in range(1, 13):
         teach(store, EMBEDDER, {f"label-{project}": unit([1, 0, 0])}, project=project)
     banks = {project: bank_of(source, project) for project in range(1, 13)}
@@ -477,7 +481,7 @@ def test_every_project_has_its_own_bank(make: MakeSettings, store: PatternStore)
 
 def test_sources_of_the_bank(make: MakeSettings, store: PatternStore) -> None:
     teach(store, EMBEDDER, {"a": unit([1, 0, 0], [0.9, 0.1, 0]), UNLABELLED: unit([0, 1, 0])}, task=42)
-    bank, sources = HybridSource(make(), store).bank(1, EMBEDDER.model_id)
+    bank, sources = TrackClassifierFactory(make(), store).bank(1, EMBEDDER.model_id)
     assert bank is not None
     verdict = bank.classify(unit([1, 0, 0]))
     assert verdict.nearest is not None
@@ -485,18 +489,18 @@ def test_sources_of_the_bank(make: MakeSettings, store: PatternStore) -> None:
 
 
 def test_digests(tmp_path: Path) -> None:
-    storage, models = Storage(f"sqlite:///{tmp_path / 'db'}"), HybridModels("universal", EMBEDDER, CLIP)
+    storage, models = Storage(f"sqlite:///{tmp_path / 'db'}"), ClassifierModels("universal", EMBEDDER, CLIP)
     store = PatternStore(storage)
     assert bank_digests(storage, 1, models.ids) == {"dinov2-1": None, "clip-1": None}
     teach(store, EMBEDDER, {"a": unit([1, 0, 0])})
     store.mark_read(1, CLIP.model_id)
     assert bank_digests(storage, 1, models.ids) == {"dinov2-1": store.digest(1, "dinov2-1"), "clip-1": ""}
-    assert bank_digests(storage, 1, HybridModels("yolo").ids) == {}
+    assert bank_digests(storage, 1, ClassifierModels("yolo").ids) == {}
 
 
 def test_objects_that_were_taught(make: MakeSettings, store: PatternStore) -> None:
     teach(store, CLIP, {"a": unit([1, 0, 0], [0, 1, 0]), UNLABELLED: unit([0, 0, 1]), "b": unit([1, 1, 0])})
-    hybrid = HybridSource(make(), store).get(1, HybridModels("yolo_clip", None, CLIP))
+    hybrid = TrackClassifierFactory(make(), store).get(1, ClassifierModels("yolo_clip", None, CLIP))
     assert hybrid is not None
     assert [(label, views.shape) for label, views in hybrid.taught] == [("a", (2, 3)), ("b", (1, 3))]
     nothing = Exemplars(np.zeros(0, np.int64), np.zeros((0, 0), np.float32), (), np.zeros(0, np.int64))
@@ -505,7 +509,7 @@ def test_objects_that_were_taught(make: MakeSettings, store: PatternStore) -> No
 
 def test_a_model_is_loaded_once(make: MakeSettings, clip_model: Path) -> None:
     values = make()
-    models = hybrid_models(values, "universal")
+    models = classifier_models(values, "universal")
     for model in (models.embedder, models.clip):
         assert model is not None
         with use_embedder(model, values) as first, use_embedder(model, values) as second:

@@ -17,7 +17,7 @@ from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.core.files import check_output
 from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
-from ml_backend.embeddings.crop_embeddings import Look
+from ml_backend.embeddings.crop_embeddings import CropEmbedding
 from ml_backend.jobs.container import Container
 from ml_backend.labeling.few_shot.pattern_store import NewExemplar, PatternStore
 from ml_backend.labeling.modes import require_embedder
@@ -42,7 +42,7 @@ def learn(store: PatternStore, task: int, objects: dict[str, tuple[str, int]], m
         for view in range(views):
             vector = np.random.default_rng([task, number, view]).normal(size=8).astype(np.float32)
             box = (float(number), 0.0, 10.0, 10.0 + view)
-            look = Look(10 * view + task, box, vector / np.linalg.norm(vector), jpeg(RED))
+            look = CropEmbedding(10 * view + task, box, vector / np.linalg.norm(vector), jpeg(RED))
             store.looks(f"video {task}").add(model, [look])
             wanted.append(NewExemplar(region, label, look.key(f"video {task}", model)))
     store.replace_task(1, model, task, task, wanted)
@@ -80,7 +80,7 @@ def test_of_too_many_every_object_keeps_one(store: PatternStore) -> None:
 
 
 def test_imported_exemplars(store: PatternStore) -> None:
-    look = Look(3, (0.0, 0.0, 1.0, 1.0), np.ones(8, np.float32), jpeg(RED))
+    look = CropEmbedding(3, (0.0, 0.0, 1.0, 1.0), np.ones(8, np.float32), jpeg(RED))
     store.looks("v").add(MODEL, [look])
     store.add_imported(1, MODEL, [NewExemplar("r", "fallen", look.key("v", MODEL), "elsewhere")])
     found = exemplar_cards(store, 1, MODEL, "fallen")

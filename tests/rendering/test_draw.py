@@ -15,20 +15,20 @@ from ml_backend.rendering import text as fonts_module
 from ml_backend.rendering.draw import (
     PALETTE,
     UNLABELLED_COLOUR,
-    Look,
-    Painter,
+    BoxStyle,
+    FramePainter,
     Scale,
     _dashes,
     _Tile,
     label_colours,
-    short,
     text_colour,
+    truncate,
 )
 from ml_backend.rendering.render import _side_by_side, fitting_size
 from ml_backend.rendering.text import Fonts
 from tests.rendering.drawing import GREEN, MAGENTA, box_of, painted
 
-BARE = Look(names=False, numbers=False, confidence=False)
+BARE = BoxStyle(names=False, numbers=False, confidence=False)
 COLOURS = {"thing": GREEN, "ding": MAGENTA}
 
 
@@ -43,8 +43,8 @@ def detections(*rows: tuple[float, float, float, float], label: int = 0, manual:
     )
 
 
-def painter(look: Look, size: tuple[int, int] = (320, 240), fonts: Fonts | None = None) -> Painter:
-    return Painter(["thing", "ding"], COLOURS, size, 25.0, look, fonts or Fonts(), [True, False])
+def painter(look: BoxStyle, size: tuple[int, int] = (320, 240), fonts: Fonts | None = None) -> FramePainter:
+    return FramePainter(["thing", "ding"], COLOURS, size, 25.0, look, fonts or Fonts(), [True, False])
 
 
 def grey(width: int = 320, height: int = 240) -> np.ndarray:
@@ -80,13 +80,13 @@ def test_solid_and_dashed() -> None:
 )
 def test_boxes_at_and_over_the_edge(box: tuple[float, float, float, float], manual: bool) -> None:
     image = grey()
-    painter(Look(trails=1.0, legend=True)).paint(image, detections(box, manual=manual))
+    painter(BoxStyle(trails=1.0, legend=True)).paint(image, detections(box, manual=manual))
     assert image.shape == (240, 320, 3)
 
 
 def test_no_boxes() -> None:
     image = grey()
-    painter(Look(trails=1.0)).paint(image, detections())
+    painter(BoxStyle(trails=1.0)).paint(image, detections())
     assert (image == 128).all()
 
 
@@ -123,7 +123,7 @@ def plates(image: np.ndarray) -> np.ndarray:
 
 def test_a_name_is_above_its_box_and_below_at_the_upper_edge() -> None:
     upper, lower = grey(), grey()
-    only_names = Look(numbers=False, confidence=False)
+    only_names = BoxStyle(numbers=False, confidence=False)
     painter(only_names).paint(lower, detections((50, 100, 150, 200)))
     assert plates(lower)[85:95, 55:80].mean() > 0.9
     painter(only_names).paint(upper, detections((50, 2, 150, 100)))
@@ -132,7 +132,7 @@ def test_a_name_is_above_its_box_and_below_at_the_upper_edge() -> None:
 
 def test_names_do_not_hide_each_other() -> None:
     image = grey()
-    painter(Look()).paint(image, detections((50, 100, 150, 200), (52, 102, 152, 202), (54, 104, 154, 204)))
+    painter(BoxStyle()).paint(image, detections((50, 100, 150, 200), (52, 102, 152, 202), (54, 104, 154, 204)))
     names = painted(image, GREEN, 40)
     assert names[:97].any()
     assert names[210:].any()
@@ -140,7 +140,7 @@ def test_names_do_not_hide_each_other() -> None:
 
 def test_a_name_keeps_its_side() -> None:
     """The side that was taken to make room stays while it is as good as another."""
-    one = painter(Look(numbers=False, confidence=False))
+    one = painter(BoxStyle(numbers=False, confidence=False))
     crowd = grey()
     one.paint(crowd, detections((50, 100, 150, 200), (50, 100, 150, 200)))
     alone = detections((50, 100, 150, 200), (250, 20, 300, 60))
@@ -158,7 +158,7 @@ def test_a_colour_that_text_can_be_read_on() -> None:
 def test_any_size(size: tuple[int, int]) -> None:
     image = grey(*size)
     width, height = size
-    everything = Look(trails=1.0, legend=True)
+    everything = BoxStyle(trails=1.0, legend=True)
     painter(everything, size).paint(image, detections((width / 4, height / 4, width / 2, height / 2), manual=False))
     assert plates(image).any()
 
@@ -172,15 +172,15 @@ def test_sizes_grow_with_the_picture() -> None:
 
 
 def test_long_names_are_cut() -> None:
-    assert short("x" * 50) == "x" * 31 + "…"
-    assert short("person") == "person"
+    assert truncate("x" * 50) == "x" * 31 + "…"
+    assert truncate("person") == "person"
 
 
 # -- trails and legend
 
 
 def test_a_trail_shows_where_it_came_from() -> None:
-    one = painter(Look(names=False, numbers=False, confidence=False, trails=1.0))
+    one = painter(BoxStyle(names=False, numbers=False, confidence=False, trails=1.0))
     for n in range(20):
         image = grey()
         one.paint(image, detections((20 + 10 * n, 100, 60 + 10 * n, 140)))
@@ -191,7 +191,7 @@ def test_a_trail_shows_where_it_came_from() -> None:
 
 
 def test_the_legend_counts() -> None:
-    one = painter(Look(names=False, numbers=False, confidence=False, legend=True))
+    one = painter(BoxStyle(names=False, numbers=False, confidence=False, legend=True))
     none, two, again = grey(), grey(), grey()
     one.paint(none, detections())
     one.paint(two, detections((200, 100, 220, 120), (200, 150, 220, 170)))
@@ -206,7 +206,9 @@ def test_the_legend_counts() -> None:
 def test_a_legend_of_many_labels_leaves_the_picture_to_be_seen() -> None:
     labels = [f"label {n}" for n in range(60)]
     image = grey(640, 360)
-    Painter(labels, label_colours(labels), (640, 360), 25.0, Look(legend=True), Fonts()).paint(image, detections())
+    FramePainter(labels, label_colours(labels), (640, 360), 25.0, BoxStyle(legend=True), Fonts()).paint(
+        image, detections()
+    )
     assert not plates(image)[-40:].any()
 
 

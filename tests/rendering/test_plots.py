@@ -13,8 +13,8 @@ import pytest
 from PIL import Image as Pictures
 
 from ml_backend.core.errors import ConfigError, StorageError
-from ml_backend.datasets.annotation_reader import Source
-from ml_backend.datasets.statistics import Statistics, Tally, collect
+from ml_backend.datasets.annotation_reader import AnnotationReader
+from ml_backend.datasets.statistics import AnnotationCounts, AnnotationStatistics, collect_statistics
 from ml_backend.rendering.plots import MAX_BARS, plot_statistics, statistics_figure
 from ml_backend.rendering.text import Fonts
 from tests.builders import ROOT
@@ -22,15 +22,17 @@ from tests.rendering.drawing import make_region, write_export
 from tests.video.builders import make_video
 
 
-def tally(tracks: int, manual: int, seconds: float, *sizes: int) -> Tally:
-    made = Tally(tracks=tracks, boxes=len(sizes), manual=manual, seconds=seconds, videos=1)
+def tally(tracks: int, manual: int, seconds: float, *sizes: int) -> AnnotationCounts:
+    made = AnnotationCounts(tracks=tracks, boxes=len(sizes), manual=manual, seconds=seconds, videos=1)
     for size in sizes:
         made.sizes[size] += 1
     return made
 
 
-def statistics(labels: dict[str, Tally], annotators: dict[str, Tally] | None = None) -> Statistics:
-    return Statistics(labels, annotators or {}, 2, 61.5)
+def statistics(
+    labels: dict[str, AnnotationCounts], annotators: dict[str, AnnotationCounts] | None = None
+) -> AnnotationStatistics:
+    return AnnotationStatistics(labels, annotators or {}, 2, 61.5)
 
 
 def widths(axes: object) -> list[float]:
@@ -67,7 +69,7 @@ def test_many_labels_are_counted_together() -> None:
     "labels",
     [
         {},
-        {"thing": Tally()},
+        {"thing": AnnotationCounts()},
         {"": tally(1, 0, 0.5, 0), "a": tally(1, 1, 1, 1)},
         {"big": tally(1, 1, 1, 8192)},
         {"$x$ 사람 _^": tally(1, 1, 1, 5, 6), "Fußgänger": tally(1, 0, 1, 5)},
@@ -75,7 +77,7 @@ def test_many_labels_are_counted_together() -> None:
     ids=["nothing", "unused", "tiny", "huge", "strange names"],
 )
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
-def test_everything_can_be_drawn(tmp_path: Path, labels: dict[str, Tally], suffix: str) -> None:
+def test_everything_can_be_drawn(tmp_path: Path, labels: dict[str, AnnotationCounts], suffix: str) -> None:
     out = tmp_path / "new" / f"plot{suffix}"
     plot_statistics(statistics(labels), out)
     assert list(out.parent.iterdir()) == [out]
@@ -97,8 +99,8 @@ def test_characters_that_cannot_be_drawn_are_said(tmp_path: Path, monkeypatch: p
 def test_from_an_export(tmp_path: Path) -> None:
     make_video(tmp_path / "clip.mp4")
     regions = [make_region([(1, 20, 50, 20, 30, True)], count=30, fps=30)]
-    source = Source.from_file(write_export(tmp_path / "e.json", "clip.mp4", regions))
-    _, seconds, _ = statistics_figure(collect(source), Fonts()).axes
+    source = AnnotationReader.from_file(write_export(tmp_path / "e.json", "clip.mp4", regions))
+    _, seconds, _ = statistics_figure(collect_statistics(source), Fonts()).axes
     assert widths(seconds) == [pytest.approx(1.0)]
 
 

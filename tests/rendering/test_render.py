@@ -17,12 +17,12 @@ from ml_backend.core.settings import Settings
 from ml_backend.label_studio.label_config import read_label_config
 from ml_backend.label_studio.regions import region_boxes
 from ml_backend.label_studio.timeline import video_timeline
-from ml_backend.rendering.draw import Look
-from ml_backend.rendering.layers import Export, Model, file_layer, named_layer
-from ml_backend.rendering.render import Options, check_out, render
+from ml_backend.rendering.draw import BoxStyle
+from ml_backend.rendering.layers import AnnotationFile, LayerModel, file_layer, named_layer
+from ml_backend.rendering.render import RenderOptions, check_out, render
 from ml_backend.video.probe import frame_times, playback_duration, probe
 from ml_backend.video.reader import read_frames
-from ml_backend.video.transcode import plan
+from ml_backend.video.transcode import plan_transcode
 from tests.rendering.drawing import (
     COLOURS,
     CONFIG,
@@ -36,9 +36,9 @@ from tests.rendering.drawing import (
 )
 from tests.video.builders import make_video, read_number
 
-BARE = Look(names=False, numbers=False, confidence=False)
+BARE = BoxStyle(names=False, numbers=False, confidence=False)
 #: Nearly lossless, so that colours and edges can be measured.
-EXACT = Options(BARE, COLOURS, crf=2)
+EXACT = RenderOptions(BARE, COLOURS, crf=2)
 
 
 def walking(fps: float, count: int, **more: Any) -> dict[str, Any]:
@@ -94,9 +94,11 @@ def test_the_right_box_on_the_right_picture(tmp_path: Path, made: dict[str, Any]
     info = probe(source)
     region = walking(info.fps, info.frames)
     out = tmp_path / "new folder" / "out.mp4"
-    summary = render(source, out, [file_layer(source, Export(write_prediction(tmp_path / "p.json", [region])))], EXACT)
+    summary = render(
+        source, out, [file_layer(source, AnnotationFile(write_prediction(tmp_path / "p.json", [region])))], EXACT
+    )
     after = probe(out)
-    assert plan(out).action == "keep"
+    assert plan_transcode(out).action == "keep"
     assert (after.width, after.height) == (info.width + info.width % 2, info.height + info.height % 2)
     assert (after.frames, after.rotation, after.pix_fmt) == (info.frames, 0, "yuv420p")
     assert after.fps == pytest.approx(info.fps, rel=1e-6)
@@ -115,7 +117,7 @@ def test_uneven_times_stay(tmp_path: Path) -> None:
     count = 40
     region = walking(count / playback_duration(source), count)
     out = tmp_path / "out.mp4"
-    render(source, out, [file_layer(source, Export(write_prediction(tmp_path / "p.json", [region])))], EXACT)
+    render(source, out, [file_layer(source, AnnotationFile(write_prediction(tmp_path / "p.json", [region])))], EXACT)
     np.testing.assert_allclose(frame_times(out), frame_times(source), atol=1e-4)
     assert [read_number(frame.image) for frame in read_frames(out)] == list(range(30))
     timeline = video_timeline(source, count / playback_duration(source))
@@ -136,7 +138,7 @@ def test_a_video_that_begins_late(tmp_path: Path) -> None:
     source = make_video(tmp_path / "late.mkv", pts=range(30, 60), audio_s=2.0, audio_silence_s=1.2)
     out = tmp_path / "out.mp4"
     prediction = write_prediction(tmp_path / "p.json", [])
-    render(source, out, [file_layer(source, Export(prediction))], EXACT)
+    render(source, out, [file_layer(source, AnnotationFile(prediction))], EXACT)
     np.testing.assert_allclose(frame_times(out), np.arange(30) / 30, atol=1e-3)
     assert tone_begins(out) == pytest.approx(0.2, abs=0.05)
 
@@ -153,13 +155,13 @@ def test_a_stretch_with_its_sound(tmp_path: Path, codec: str, name: str) -> None
     source = make_video(tmp_path / name, audio_s=1.0, audio_silence_s=0.6, audio_codec=codec)
     region = walking(30, 30)
     out = tmp_path / "out.mp4"
-    layer = file_layer(source, Export(write_prediction(tmp_path / "p.json", [region])))
-    render(source, out, [layer], Options(BARE, COLOURS, start=0.3, end=0.9, crf=2))
+    layer = file_layer(source, AnnotationFile(write_prediction(tmp_path / "p.json", [region])))
+    render(source, out, [layer], RenderOptions(BARE, COLOURS, start=0.3, end=0.9, crf=2))
     assert [read_number(frame.image) for frame in read_frames(out)] == list(range(9, 27))
     assert_boxes(source, out, region, first=9)
     assert tone_begins(out) == pytest.approx(0.3, abs=0.03)
     assert playback_duration(out) == pytest.approx(0.6, abs=0.05)
-    render(source, out, [layer], Options(BARE, sound=False))
+    render(source, out, [layer], RenderOptions(BARE, sound=False))
     assert not probe(out).has_audio
 
 
@@ -176,17 +178,17 @@ def test_a_stretch_with_its_sound(tmp_path: Path, codec: str, name: str) -> None
 def test_start_and_end(tmp_path: Path, start: float | None, end: float | None, numbers: Any) -> None:
     source = make_video(tmp_path / "s.mp4")
     out = tmp_path / "out.mp4"
-    layer = file_layer(source, Export(write_prediction(tmp_path / "p.json", [walking(30, 30)])))
-    render(source, out, [layer], Options(start=start, end=end))
+    layer = file_layer(source, AnnotationFile(write_prediction(tmp_path / "p.json", [walking(30, 30)])))
+    render(source, out, [layer], RenderOptions(start=start, end=end))
     assert [read_number(frame.image) for frame in read_frames(out)] == list(numbers)
 
 
 @pytest.mark.parametrize(("start", "end"), [(1.0, None), (50, None), (0.5, 0.5), (0.5, 0.2), (float("nan"), None)])
 def test_a_stretch_that_is_none(tmp_path: Path, start: float, end: float | None) -> None:
     source = make_video(tmp_path / "s.mp4")
-    layer = file_layer(source, Export(write_prediction(tmp_path / "p.json", [])))
+    layer = file_layer(source, AnnotationFile(write_prediction(tmp_path / "p.json", [])))
     with pytest.raises(ConfigError, match="second"):
-        render(source, tmp_path / "out.mp4", [layer], Options(start=start, end=end))
+        render(source, tmp_path / "out.mp4", [layer], RenderOptions(start=start, end=end))
     assert not (tmp_path / "out.mp4").exists()
 
 
@@ -194,8 +196,8 @@ def test_smaller_pictures(tmp_path: Path) -> None:
     source = make_video(tmp_path / "s.mp4", size=(640, 480))
     region = make_region([(1, 25, 50, 25, 25, True)], count=30, fps=30)
     out = tmp_path / "out.mp4"
-    layer = file_layer(source, Export(write_prediction(tmp_path / "p.json", [region])))
-    render(source, out, [layer], Options(BARE, COLOURS, height=240, crf=2))
+    layer = file_layer(source, AnnotationFile(write_prediction(tmp_path / "p.json", [region])))
+    render(source, out, [layer], RenderOptions(BARE, COLOURS, height=240, crf=2))
     image = next(read_frames(out)).image
     assert image.shape == (240, 320, 3)
     assert np.abs(np.array(box_of(image, GREEN)) - (80, 120, 160, 180)).max() <= 2
@@ -205,7 +207,9 @@ def test_no_boxes_leave_the_picture_as_it_is(tmp_path: Path) -> None:
     source = make_video(tmp_path / "s.mp4", options={"crf": "2"})
     out = tmp_path / "out.mp4"
     empty = [make_region([], count=30, fps=30), make_region([(99, 1, 1, 5, 5, True)], count=30, fps=30)]
-    summary = render(source, out, [file_layer(source, Export(write_prediction(tmp_path / "p.json", empty)))], EXACT)
+    summary = render(
+        source, out, [file_layer(source, AnnotationFile(write_prediction(tmp_path / "p.json", empty)))], EXACT
+    )
     assert summary["tracks"] == [0]
     for before, after in zip(read_frames(source), read_frames(out), strict=True):
         assert np.abs(before.image.astype(int) - after.image).mean() < 3
@@ -216,7 +220,7 @@ def test_gaps(tmp_path: Path) -> None:
     source = make_video(tmp_path / "s.mp4")
     out = tmp_path / "out.mp4"
     prediction = write_prediction(tmp_path / "p.json", [make_region(keys, count=30, fps=30)])
-    render(source, out, [file_layer(source, Export(prediction))], EXACT)
+    render(source, out, [file_layer(source, AnnotationFile(prediction))], EXACT)
     seen = [box_of(frame.image, GREEN) is not None for frame in read_frames(out)]
     assert seen == [True] * 10 + [False] * 9 + [True] * 11
 
@@ -252,8 +256,8 @@ def test_manual_and_auto_are_told_apart(tmp_path: Path) -> None:
         still("thing", 70, "c", origin="prediction-changed"),
     ]
     out = tmp_path / "out.mp4"
-    layer = file_layer(source, Export(write_export(tmp_path / "e.json", "clip.mp4", regions)))
-    render(source, out, [layer], Options(BARE, COLOURS, crf=2))
+    layer = file_layer(source, AnnotationFile(write_export(tmp_path / "e.json", "clip.mp4", regions)))
+    render(source, out, [layer], RenderOptions(BARE, COLOURS, crf=2))
     # Dashes of 2 px lose colour to the encoding, which has half the resolution for it.
     green = painted(next(read_frames(out)).image, GREEN, 140)[238:243]
     parts = [green[:, 74:182], green[:, 266:374], green[:, 458:566]]
@@ -267,8 +271,8 @@ def test_labels_with_colours_of_their_own(tmp_path: Path) -> None:
     source = make_video(tmp_path / "clip.mp4")
     regions = [still("thing", 10, "a"), still("ding", 60, "b"), still("", 40, "c"), still("Fußgänger 사람", 30, "d")]
     out = tmp_path / "out.mp4"
-    layer = file_layer(source, Export(write_export(tmp_path / "e.json", "clip.mp4", regions)))
-    summary = render(source, out, [layer], Options(Look(legend=True), COLOURS))
+    layer = file_layer(source, AnnotationFile(write_export(tmp_path / "e.json", "clip.mp4", regions)))
+    summary = render(source, out, [layer], RenderOptions(BoxStyle(legend=True), COLOURS))
     assert summary["labels"] == [{"thing": 1, "ding": 1, "": 1, "Fußgänger 사람": 1}]
     image = next(read_frames(out)).image
     assert painted(image, GREEN, 100).any()
@@ -286,28 +290,30 @@ def test_the_task_is_found_by_the_name_of_its_video(tmp_path: Path) -> None:
         rows += json.loads(path.read_text())
     export = tmp_path / "all.json"
     export.write_text(json.dumps(rows))
-    assert file_layer(source, Export(export)).video.task_id == 2
-    assert file_layer(source, Export(export, task=3)).video.task_id == 3
+    assert file_layer(source, AnnotationFile(export)).video.task_id == 2
+    assert file_layer(source, AnnotationFile(export, task=3)).video.task_id == 3
     with pytest.raises(ConfigError, match="task 9"):
-        file_layer(source, Export(export, task=9))
+        file_layer(source, AnnotationFile(export, task=9))
     elsewhere = make_video(tmp_path / "fourth.mp4", frames=3)
     with pytest.raises(ConfigError, match=r"1 \(other.mp4\), 2 \(clip.mp4\), 3 \(third.mp4\)"):
-        file_layer(elsewhere, Export(export))
+        file_layer(elsewhere, AnnotationFile(export))
     export.write_text(json.dumps([*rows, rows[1] | {"id": 5}]))
     with pytest.raises(ConfigError, match="2, 5"):
-        file_layer(source, Export(export))
+        file_layer(source, AnnotationFile(export))
 
 
 def test_the_only_task_is_meant_whatever_its_name(tmp_path: Path) -> None:
     source = make_video(tmp_path / "clip.mp4")
     export = write_export(tmp_path / "e.json", "renamed since.mp4", [still("thing", 10, "a")])
-    assert len(file_layer(source, Export(export)).video.objects) == 1
+    assert len(file_layer(source, AnnotationFile(export)).video.objects) == 1
 
 
 def test_annotations_predictions_versions(tmp_path: Path) -> None:
     source = make_video(tmp_path / "clip.mp4")
-    export = Export(write_export(tmp_path / "e.json", "clip.mp4", [still("thing", 10, "a")], [still("ding", 10, "p")]))
-    model = Model(tmp_path / "c.xml", Settings())
+    export = AnnotationFile(
+        write_export(tmp_path / "e.json", "clip.mp4", [still("thing", 10, "a")], [still("ding", 10, "p")])
+    )
+    model = LayerModel(tmp_path / "c.xml", Settings())
 
     def labels(name: str) -> list[str]:
         return [item.label for item in named_layer(source, name, model, export).video.objects]
@@ -321,7 +327,7 @@ def test_annotations_predictions_versions(tmp_path: Path) -> None:
         labels("v2")
     with pytest.raises(ConfigError, match="--from-json"):
         named_layer(source, "annotations", model)
-    unseen = Export(write_export(tmp_path / "u.json", "clip.mp4", [], [still("ding", 10, "p")]))
+    unseen = AnnotationFile(write_export(tmp_path / "u.json", "clip.mp4", [], [still("ding", 10, "p")]))
     raw = json.loads(unseen.path.read_text())
     raw[0]["annotations"] = []
     unseen.path.write_text(json.dumps(raw))
@@ -335,7 +341,7 @@ def test_a_config_with_other_names_is_good_for_colours(tmp_path: Path) -> None:
     config = tmp_path / "config.xml"
     for text in (CONFIG, CONFIG.replace('"video"', '"v"').replace('"box"', '"b"')):
         config.write_text(text)
-        export = Export(
+        export = AnnotationFile(
             write_export(tmp_path / "e.json", "clip.mp4", [still("thing", 10, "a")]), None, read_label_config(config)
         )
         assert len(file_layer(source, export).video.objects) == 1
@@ -347,7 +353,7 @@ def test_a_config_with_other_names_is_good_for_colours(tmp_path: Path) -> None:
 def test_two_side_by_side(tmp_path: Path) -> None:
     source = make_video(tmp_path / "clip.mp4", audio_s=1.0)
     mine, other = walking(30, 30), still("ding", 60, "p", score=0.9)
-    export = Export(write_export(tmp_path / "e.json", "clip.mp4", [mine], [other]))
+    export = AnnotationFile(write_export(tmp_path / "e.json", "clip.mp4", [mine], [other]))
     out = tmp_path / "out.mp4"
     layers = [file_layer(source, export, "annotations"), file_layer(source, export, "predictions")]
     summary = render(source, out, layers, EXACT)
@@ -371,7 +377,7 @@ def test_two_side_by_side(tmp_path: Path) -> None:
 
 def prepared(tmp_path: Path) -> tuple[Path, Any]:
     source = make_video(tmp_path / "clip.mp4")
-    return source, file_layer(source, Export(write_prediction(tmp_path / "p.json", [walking(30, 30)])))
+    return source, file_layer(source, AnnotationFile(write_prediction(tmp_path / "p.json", [walking(30, 30)])))
 
 
 def test_progress_and_interruption(tmp_path: Path) -> None:
@@ -430,4 +436,4 @@ def test_files_that_are_no_export(tmp_path: Path, write: Callable[[Path], Any]) 
     source = make_video(tmp_path / "clip.mp4", frames=3)
     write(tmp_path / "e.json")
     with pytest.raises(ConfigError, match=r"e\.json"):
-        file_layer(source, Export(tmp_path / "e.json"))
+        file_layer(source, AnnotationFile(tmp_path / "e.json"))

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from ml_backend.label_studio.regions import region_boxes
-from ml_backend.rendering.draw import Look
-from ml_backend.rendering.layers import Export, file_layer
-from ml_backend.rendering.render import Options, render
+from ml_backend.rendering.draw import BoxStyle
+from ml_backend.rendering.layers import AnnotationFile, file_layer
+from ml_backend.rendering.render import RenderOptions, render
 from tests.rendering.drawing import COLOURS, make_region, write_prediction
 from tests.video.builders import make_video
 from tests.video.chromium import VIDEO
@@ -74,9 +74,9 @@ def test_plays_and_seeks(tmp_path: Path, page: Any, made: dict[str, Any]) -> Non
     source = make_video(tmp_path / "source.mp4", **made)
     region = make_region([(4, 20, 50, 10, 20, True), (25, 60, 40, 20, 30, False)], count=30, fps=30)
     out = tmp_path / "out.mp4"
-    look = Look(names=False, numbers=False, confidence=False)
-    layer = file_layer(source, Export(write_prediction(tmp_path / "p.json", [region])))
-    render(source, out, [layer], Options(look, COLOURS, crf=2))
+    look = BoxStyle(names=False, numbers=False, confidence=False)
+    layer = file_layer(source, AnnotationFile(write_prediction(tmp_path / "p.json", [region])))
+    render(source, out, [layer], RenderOptions(look, COLOURS, crf=2))
     width, height = layer.video.info.width, layer.video.info.height
     numbers = [0, 3, 10, 17, 24, 25, 29, 5]
     times = [(number + 0.5) / 30 for number in numbers]

@@ -18,7 +18,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.detectors.weights import resolve_detector
 from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.inference.pipeline import yolo_detector
-from ml_backend.jobs.worker_status import MemoryBoard
+from ml_backend.jobs.worker_status import WorkerStatus
 from ml_backend.labeling.model_version import shaping
 from ml_backend.server.api import handlers as control_room
 from ml_backend.server.app import create_app
@@ -55,7 +55,7 @@ def test_status_tells_what_runs_the_detector(
         assert isinstance(detector, YoloDetector)
         detector._note = "openvino is not used: a test. PyTorch is."
         Worker(["control"], connection=connection, name="one").register_birth()
-        MemoryBoard(room.services.queue).tick("one", 60)
+        WorkerStatus(room.services.queue).tick("one", 60)
         control_room.look.cache_clear()
         models = room.get("/api/status")["models"]
         text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
@@ -72,7 +72,7 @@ def test_status_names_workers_with_other_settings(
     with Redis.from_url(redis_url) as connection:
         Worker(["predict"], connection=connection, name="one").register_birth()
         for name in ("one", "gone"):  # of which the second has ended since
-            MemoryBoard(room.services.queue, other).tick(name, 60)
+            WorkerStatus(room.services.queue, other).tick(name, 60)
         control_room.look.cache_clear()
         notes = room.get("/api/status")["models"]["notes"]
         text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)

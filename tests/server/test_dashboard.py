@@ -254,7 +254,7 @@ def test_a_chosen_language_and_theme_are_kept(room: Room) -> None:
 
 
 def test_both_languages_have_the_same_texts_with_the_same_values() -> None:
-    english, korean = texts.words("en"), texts.words("ko")
+    english, korean = texts.load_texts("en"), texts.load_texts("ko")
     assert english.keys() == korean.keys()
     for name, text in english.items():
         fields = [{field for _, field, _, _ in Formatter().parse(each) if field} for each in (text, korean[name])]
@@ -264,7 +264,7 @@ def test_both_languages_have_the_same_texts_with_the_same_values() -> None:
 def test_templates_use_texts_that_exist_and_no_text_is_unused() -> None:
     written = "".join(path.read_text() for path in TEMPLATES.rglob("*.html"))
     used = set(re.findall(r'\bt\("(\w+)"[,)]', written))
-    known = set(texts.words("en"))
+    known = set(texts.load_texts("en"))
     assert used <= known
     groups = ("kind_", "state_", "stage_", "mode_", "loss_", "step_", "theme_", "format_", "predictions_")
     groups += ("acceptance_", "curve_", "draw_", "video_")

@@ -26,7 +26,7 @@ from rq.serializers import JSONSerializer
 from ml_backend.cli.dev_stack.processes import RedisServer
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.task_plan import plan_task
-from ml_backend.jobs.training_scheduler import Trainer
+from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.server.app import MAX_REQUEST, create_app
 from ml_backend.server.container import WebContainer
 from tests.builders import CONFIG, NO_RECTANGLE, environment, wait_for
@@ -562,7 +562,7 @@ def test_event_that_came_while_redis_was_away(settings: Callable[..., Settings],
     server.start()
     try:
         server.wait_ready(240)
-        Trainer(services(client)).start_pending()  # as workers do
+        TrainingScheduler(services(client)).start_pending()  # as workers do
         assert len(jobs(server.url)) == 1
     finally:
         server.stop()
@@ -618,9 +618,9 @@ def test_database_that_cannot_be_made(settings: Callable[..., Settings], tmp_pat
 @pytest.fixture
 def gunicorn(settings: Callable[..., Settings], redis_url: str, tmp_path: Path) -> Iterator[str]:
     from ml_backend.cli.dev_stack.preflight import free_port
-    from ml_backend.cli.dev_stack.processes import Backend
+    from ml_backend.cli.dev_stack.processes import BackendServer
 
-    backend = Backend(
+    backend = BackendServer(
         port=free_port(), log_dir=tmp_path, environment=environment(settings(redis_url=redis_url, detector="motion"))
     )
     backend.start()

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from ml_backend.cli.dev_stack.preflight import ROOT, free_port
-from ml_backend.cli.dev_stack.processes import Backend
+from ml_backend.cli.dev_stack.processes import BackendServer
 from ml_backend.core.files import _sha256, file_sha256
 from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
@@ -100,7 +100,7 @@ def test_health_does_not_wait_for_weights(settings: Callable[..., Settings], red
     with weights.open("wb") as file:
         file.truncate(1 << 40)
     values = settings(redis_url=redis_url, yolo_weights=str(weights))
-    backend = Backend(port=free_port(), log_dir=tmp_path, environment=environment(values))
+    backend = BackendServer(port=free_port(), log_dir=tmp_path, environment=environment(values))
     backend.start()
     try:
         backend.wait_ready(240)

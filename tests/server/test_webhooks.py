@@ -19,7 +19,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import ALL_TASKS, JobQueue
-from ml_backend.jobs.training_scheduler import Trainer
+from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.server.webhooks import Event, EventLog, parse_event
 from tests.builders import wait_for
 
@@ -187,5 +187,5 @@ def test_without_redis_nothing_is_forgotten(
     # The process ends; workers find what is to be done.
     container = Container(settings(redis_url=redis_url))
     container.storage = storage
-    Trainer(container).start_pending()
+    TrainingScheduler(container).start_pending()
     assert jobs(redis_url) == [(7,)]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ml_backend.core.settings import Settings
 from ml_backend.detectors.weights import MOTION
-from ml_backend.embeddings.crop_selection import View
+from ml_backend.embeddings.crop_selection import CropBox
 from ml_backend.inference.pipeline import detect_tracks
 from ml_backend.tracking.track_record import FORMAT, TrackRecord, TrackSet
 from tests.builders import make_clip
@@ -25,7 +25,7 @@ from tests.builders import make_clip
 def make_record(track_id: int = 1, **changes: Any) -> TrackRecord:
     key = {"frame": 3, "enabled": True, "x": 1.25, "y": 2, "width": 10.5, "height": 20, "rotation": 0, "time": 0.12}
     value = {"framesCount": 50, "duration": 2.0, "sequence": [key, {**key, "frame": 9, "enabled": False}]}
-    views = (View(2, (0.1, 0.0, 10.3, 99.9), 0.875), View(7, (1.0, 2.0, 3.0, 4.0), 0.0))
+    views = (CropBox(2, (0.1, 0.0, 10.3, 99.9), 0.875), CropBox(7, (1.0, 2.0, 3.0, 4.0), 0.0))
     record = TrackRecord(track_id, 2, 7, 0.75, {"person": 5.5, "fußgänger": 0.25}, value, views)
     return replace(record, **changes)
 
@@ -109,7 +109,7 @@ coordinate = st.floats(0, 4000).map(lambda value: round(value, 1))
             score=st.floats(0, 1),
             class_scores=st.dictionaries(st.text(max_size=10), st.floats(0, 1e6), max_size=4),
             views=st.lists(
-                st.builds(View, st.integers(0, 10**7), st.tuples(*[coordinate] * 4), st.floats(0, 1)), max_size=5
+                st.builds(CropBox, st.integers(0, 10**7), st.tuples(*[coordinate] * 4), st.floats(0, 1)), max_size=5
             ).map(tuple),
         ),
         max_size=5,

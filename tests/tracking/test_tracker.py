@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from ml_backend.core.settings import TrackerKind
-from ml_backend.core.types import Detections, Image, Observation
+from ml_backend.core.types import Detections, FrameFeatures, Image
 from ml_backend.tracking import tracker as trackers
-from ml_backend.tracking.frame_features import Observer
-from ml_backend.tracking.tracker import Tracked, parts
+from ml_backend.tracking.frame_features import FrameFeatureExtractor
+from ml_backend.tracking.tracker import TrackedBoxes, parts
 
 KINDS: tuple[TrackerKind, ...] = get_args(TrackerKind)
 WHITE, BLACK, STREET = 240, 15, 120
@@ -23,12 +23,12 @@ class Tracker(trackers.Tracker):
 
     def __init__(self, kind: TrackerKind, fps: float) -> None:
         super().__init__(kind, fps)
-        self._observer, self._seen = Observer(), 0
+        self._observer, self._seen = FrameFeatureExtractor(), 0
 
-    def see(self, found: Detections, image: Image | None = None) -> list[Tracked]:
+    def see(self, found: Detections, image: Image | None = None) -> list[TrackedBoxes]:
         self._seen += 1
         if image is None:
-            return self.update(Observation(self._seen, found))
+            return self.update(FrameFeatures(self._seen, found))
         return self.update(self._observer.observe(self._seen, found, image, image.shape[1::-1]))
 
 

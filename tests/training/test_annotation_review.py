@@ -21,14 +21,14 @@ from ml_backend.label_studio.client import Annotation, Prediction
 from ml_backend.server.container import WebContainer
 from ml_backend.training.annotation_review import (
     KINDS,
-    Comparison,
-    Decision,
+    AnnotationReview,
+    RegionDiff,
     begun_from,
-    compare,
     regions_fingerprint,
+    review_annotation,
     was_written_over,
 )
-from ml_backend.training.review_store import Correction, CorrectionStore
+from ml_backend.training.review_store import ReviewStore, TaskReview
 from tests.builders import ROOT
 from tests.datasets.builders import key, make_region
 
@@ -49,7 +49,7 @@ def with_sequence(region: dict[str, Any], *sequence: dict[str, Any], **value: An
     return {**region, "value": {**region["value"], "sequence": list(sequence), **value}}
 
 
-def kinds(comparison: Comparison) -> dict[str, int]:
+def kinds(comparison: AnnotationReview) -> dict[str, int]:
     return {kind: number for kind, number in comparison.counts.items() if number}
 
 
@@ -71,8 +71,8 @@ def test_what_was_written_over_is_told() -> None:
 
 def test_untouched_regions_are_accepted() -> None:
     predicted = [walker("a"), walker("b", 50)]
-    found = compare(predicted, copy.deepcopy(predicted))
-    assert found.decisions == (Decision("accepted", "a", "a"), Decision("accepted", "b", "b"))
+    found = review_annotation(predicted, copy.deepcopy(predicted))
+    assert found.decisions == (RegionDiff("accepted", "a", "a"), RegionDiff("accepted", "b", "b"))
     assert (found.tracks, found.hard) == (2, ())
 
 
@@ -91,19 +91,19 @@ def test_untouched_regions_are_accepted() -> None:
     ids=["origin", "order", "time", "rounding", "no rotation", "keyframe in between", "length", "score and meta"],
 )
 def test_what_does_not_move_a_region(change: Any) -> None:
-    assert kinds(compare([walker()], [change(walker())])) == {"accepted": 1}
+    assert kinds(review_annotation([walker()], [change(walker())])) == {"accepted": 1}
 
 
 def test_a_browser_that_counts_fewer_frames_moves_nothing() -> None:
     predicted = make_region(key(1, 10), key(30, 20), frames_count=30)
     kept = make_region(key(1, 10), key(28, 10 + 10 * 27 / 29), key(29, 10 + 10 * 28 / 29), frames_count=29)
-    assert kinds(compare([predicted], [kept])) == {"accepted": 1}
+    assert kinds(review_annotation([predicted], [kept])) == {"accepted": 1}
 
 
 def test_a_tiny_box_is_not_moved_by_rounding() -> None:
     tiny = make_region(key(1, 10, width=0.01, height=0.01), key(9, 20, width=0.01, height=0.01))
     kept = make_region(key(1, 10.001, width=0.01, height=0.01), key(9, 20, width=0.01, height=0.01))
-    assert kinds(compare([tiny], [kept])) == {"accepted": 1}
+    assert kinds(review_annotation([tiny], [kept])) == {"accepted": 1}
 
 
 @pytest.mark.parametrize("with_id", [None, "", "another"])
@@ -113,14 +113,14 @@ def test_regions_that_lost_their_ids_are_known_by_their_boxes(with_id: str | Non
     if with_id is None:
         kept = [{name: value for name, value in region.items() if name != "id"} for region in kept]
     # "a" has the boxes of "b", of which one is gone: labels tell which.
-    found = compare(predicted, kept)
+    found = review_annotation(predicted, kept)
     assert kinds(found) == {"merged": 1, "accepted": 1, "relabelled": 1}
     assert [decision.kind for decision in found.decisions] == ["merged", "accepted", "relabelled"]
 
 
 def test_copies_of_one_id_are_matched_once_each() -> None:
-    assert kinds(compare([walker()], [walker(), walker("a", 60)])) == {"accepted": 1, "added": 1}
-    assert kinds(compare([walker(), walker("a", 60)], [walker()])) == {"accepted": 1, "deleted": 1}
+    assert kinds(review_annotation([walker()], [walker(), walker("a", 60)])) == {"accepted": 1, "added": 1}
+    assert kinds(review_annotation([walker(), walker("a", 60)], [walker()])) == {"accepted": 1, "deleted": 1}
 
 
 # -- what is not
@@ -140,49 +140,49 @@ def test_copies_of_one_id_are_matched_once_each() -> None:
     ids=["box", "new keyframe", "ends sooner", "stays", "hidden in between", "turned", "no keyframes"],
 )
 def test_what_moves_a_region(change: Any) -> None:
-    found = compare([walker()], [change(walker())])
-    assert found.decisions == (Decision("moved", "a", "a"),)
+    found = review_annotation([walker()], [change(walker())])
+    assert found.decisions == (RegionDiff("moved", "a", "a"),)
     assert found.hard == ("a",)
 
 
 def test_origin_is_not_believed() -> None:
     """What a program submits may call itself untouched."""
-    assert kinds(compare([walker()], [relabelled(walker(), "car")])) == {"relabelled": 1}
+    assert kinds(review_annotation([walker()], [relabelled(walker(), "car")])) == {"relabelled": 1}
 
 
 def test_moved_and_relabelled_counts_once() -> None:
-    found = compare([walker()], [walker("a", 40, "car")])
-    assert found.decisions == (Decision("relabelled", "a", "a"),)
+    found = review_annotation([walker()], [walker("a", 40, "car")])
+    assert found.decisions == (RegionDiff("relabelled", "a", "a"),)
     assert (found.counts["relabelled"], found.counts["moved"]) == (1, 0)
 
 
 def test_a_label_for_what_had_none_is_a_relabelling() -> None:
-    assert kinds(compare([walker(label="")], [walker()])) == {"relabelled": 1}
+    assert kinds(review_annotation([walker(label="")], [walker()])) == {"relabelled": 1}
 
 
 def test_nobody_has_decided_about_what_is_left_without_a_label() -> None:
     kept = walker(label="")
     del kept["value"]["labels"]  # as Label Studio writes it
-    found = compare([walker(label="")], [kept])
+    found = review_annotation([walker(label="")], [kept])
     assert (kinds(found), found.hard, found.tracks) == ({"undecided": 1}, (), 0)
-    assert kinds(compare([walker(label="")], [walker("a", 40, "")])) == {"moved": 1}
+    assert kinds(review_annotation([walker(label="")], [walker("a", 40, "")])) == {"moved": 1}
 
 
 def test_deleted_and_added() -> None:
-    found = compare([walker("a"), walker("b", 60)], [walker("a"), walker("c", 35)])
+    found = review_annotation([walker("a"), walker("b", 60)], [walker("a"), walker("c", 35)])
     assert kinds(found) == {"accepted": 1, "deleted": 1, "added": 1}
-    assert found.decisions[1:] == (Decision("deleted", "b"), Decision("added", "", "c"))
+    assert found.decisions[1:] == (RegionDiff("deleted", "b"), RegionDiff("added", "", "c"))
     assert found.hard == ("b", "c")
 
 
 def test_a_prediction_that_was_discarded() -> None:
-    found = compare([walker("a"), walker("b", 60)], [walker("c", 35), walker("d", 75)])
+    found = review_annotation([walker("a"), walker("b", 60)], [walker("c", 35), walker("d", 75)])
     assert kinds(found) == {"deleted": 2, "added": 2}
 
 
 @pytest.mark.parametrize("kept", [[], [walker("c", to_name="other")]], ids=["nothing", "of another video"])
 def test_everything_is_deleted(kept: list[Any]) -> None:
-    found = compare([walker("a")], kept)
+    found = review_annotation([walker("a")], kept)
     assert (found.counts["deleted"], found.counts["merged"], found.counts["accepted"]) == (1, 0, 0)
 
 
@@ -191,28 +191,28 @@ def test_two_halves_that_were_made_one() -> None:
     first = make_region(key(1, 10), key(10, 19, enabled=False), region_id="first")
     second = make_region(key(11, 20), key(20, 29, enabled=False), region_id="second")
     whole = make_region(key(1, 10), key(20, 29, enabled=False), region_id="first")
-    found = compare([first, second], [whole])
-    assert found.decisions == (Decision("moved", "first", "first"), Decision("merged", "second", "first"))
+    found = review_annotation([first, second], [whole])
+    assert found.decisions == (RegionDiff("moved", "first", "first"), RegionDiff("merged", "second", "first"))
     assert found.hard == ("first",)
 
 
 def test_merged_into_what_overlaps_it_most() -> None:
     kept = [walker("near", 14), walker("nearer", 11), walker("far", 60)]
-    found = compare([walker("a"), walker("near", 14)], kept)
-    assert found.decisions[0] == Decision("merged", "a", "nearer")
+    found = review_annotation([walker("a"), walker("near", 14)], kept)
+    assert found.decisions[0] == RegionDiff("merged", "a", "nearer")
 
 
 @pytest.mark.parametrize(("last", "kind"), [(9, "deleted"), (13, "merged")])
 def test_covered_on_most_of_its_frames(last: int, kind: str) -> None:
     gone = make_region(key(1, 10), key(20, 10, enabled=False), region_id="gone")
     cover = make_region(key(1, 10), key(last, 10, enabled=False), region_id="cover")
-    assert compare([gone], [cover]).decisions[0].kind == kind
+    assert review_annotation([gone], [cover]).decisions[0].kind == kind
 
 
 def test_gaps_do_not_count_as_covered() -> None:
     gone = make_region(key(1, 10), key(4, 10, enabled=False), key(500, 10), key(506, 10, enabled=False))
     cover = make_region(key(1, 10), key(499, 10, enabled=False), region_id="cover")
-    assert kinds(compare([gone], [cover])) == {"deleted": 1, "added": 1}
+    assert kinds(review_annotation([gone], [cover])) == {"deleted": 1, "added": 1}
 
 
 def test_many_regions_that_are_gone() -> None:
@@ -225,7 +225,7 @@ def test_many_regions_that_are_gone() -> None:
     ]
     kept = [{**region, "id": f"k{n}", "value": {**region["value"]}} for n, region in enumerate(predicted) if n % 3]
     kept = [with_sequence(region, *({**k, "x": k["x"] + 1} for k in region["value"]["sequence"])) for region in kept]
-    found = compare(predicted[::-1], kept)
+    found = review_annotation(predicted[::-1], kept)
     assert kinds(found) == {"deleted": 50, "merged": 100, "added": 100}
     into = {decision.predicted_id: decision.annotated_id for decision in found.decisions if decision.kind == "merged"}
     assert into == {f"p{n}": f"k{n}" for n in range(150) if n % 3}
@@ -252,20 +252,20 @@ def test_many_regions_that_are_gone() -> None:
     ],
 )
 def test_damaged_regions_are_passed_over(damaged: Any, caplog: pytest.LogCaptureFixture) -> None:
-    assert kinds(compare([damaged, walker()], [walker(), damaged])) == {"accepted": 1}
+    assert kinds(review_annotation([damaged, walker()], [walker(), damaged])) == {"accepted": 1}
     is_region = isinstance(damaged, dict) and damaged["type"] == "videorectangle"
     assert ("cannot be read" in caplog.text) == is_region
 
 
 def test_a_region_that_claims_billions_of_frames() -> None:
     endless = make_region(key(1, 10), region_id="a", frames_count=2_000_000_000)
-    assert kinds(compare([endless], [walker("b", 10)])) == {"deleted": 1, "added": 1}
+    assert kinds(review_annotation([endless], [walker("b", 10)])) == {"deleted": 1, "added": 1}
 
 
 def test_two_keyframes_on_one_frame() -> None:
     twice = make_region(key(5, 10), key(5, 30), key(5, 40))
-    assert kinds(compare([twice], [twice])) == {"accepted": 1}
-    assert kinds(compare([twice], [walker("b")])) == {"deleted": 1, "added": 1}
+    assert kinds(review_annotation([twice], [twice])) == {"accepted": 1}
+    assert kinds(review_annotation([twice], [walker("b")])) == {"deleted": 1, "added": 1}
 
 
 # -- properties
@@ -286,7 +286,7 @@ _regions = st.builds(
 @hypothesis_settings(max_examples=100, deadline=None)
 @given(st.lists(_regions, max_size=6))
 def test_the_same_is_accepted_whatever_it_is(regions: list[dict[str, Any]]) -> None:
-    found = compare(regions, json.loads(json.dumps(regions)))
+    found = review_annotation(regions, json.loads(json.dumps(regions)))
     assert found.counts["accepted"] + found.counts["undecided"] == len(regions)
     assert found.hard == ()
 
@@ -294,7 +294,7 @@ def test_the_same_is_accepted_whatever_it_is(regions: list[dict[str, Any]]) -> N
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(st.lists(_regions, max_size=6), st.lists(_regions, max_size=6))
 def test_every_region_counts_once(predicted: list[dict[str, Any]], kept: list[dict[str, Any]]) -> None:
-    found = compare(predicted, kept)
+    found = review_annotation(predicted, kept)
     counts = found.counts
     assert sum(counts.values()) - counts["added"] == len(predicted)
     remaining = sum(counts[kind] for kind in ("accepted", "undecided", "moved", "relabelled"))
@@ -346,21 +346,23 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> CorrectionStore:
-    return CorrectionStore(Storage(f"sqlite:///{path}"))
+def store(path: Path) -> ReviewStore:
+    return ReviewStore(Storage(f"sqlite:///{path}"))
 
 
-def correction(version: str = "v1", hour: int = 0, annotation: int = 1, tracks: int = 1, **counts: int) -> Correction:
-    decisions = [Decision(kind, f"p{n}", f"a{n}") for kind in KINDS for n in range(counts.get(kind, 0))]
+def correction(version: str = "v1", hour: int = 0, annotation: int = 1, tracks: int = 1, **counts: int) -> TaskReview:
+    decisions = [RegionDiff(kind, f"p{n}", f"a{n}") for kind in KINDS for n in range(counts.get(kind, 0))]
     when = NOON + timedelta(hours=hour)
-    return Correction(annotation, version, Comparison(tuple(decisions), tracks), f"print-{annotation}", when, when)
+    return TaskReview(
+        annotation, version, AnnotationReview(tuple(decisions), tracks), f"print-{annotation}", when, when
+    )
 
 
-def tracks(store: CorrectionStore, project: int) -> int:
+def tracks(store: ReviewStore, project: int) -> int:
     return sum(task.tracks for task in store.tasks(project).values())
 
 
-def test_acceptance_of_each_version(store: CorrectionStore, path: Path, settings: Any) -> None:
+def test_acceptance_of_each_version(store: ReviewStore, path: Path, settings: Any) -> None:
     store.put(1, 10, correction("v2", 5, accepted=9, deleted=1, tracks=9))
     store.put(1, 11, correction("v1", 1, accepted=1, moved=1, added=7, tracks=9))
     store.put(1, 12, correction("v1", 3, accepted=1, relabelled=2, merged=1, undecided=4, tracks=3))
@@ -380,7 +382,7 @@ def test_acceptance_of_each_version(store: CorrectionStore, path: Path, settings
     assert tuple(tracks(store, project) for project in (1, 2, 3)) == (23, 1, 0)
 
 
-def test_a_task_has_one_row(store: CorrectionStore) -> None:
+def test_a_task_has_one_row(store: ReviewStore) -> None:
     store.put(1, 10, correction("v1", accepted=2))
     store.put(1, 10, correction("v1", accepted=2))
     assert store.by_version(1)[0].accepted == 2
@@ -395,7 +397,7 @@ def test_a_task_has_one_row(store: CorrectionStore) -> None:
     assert (store.hard(1), store.tasks(1), store.by_version(1), tracks(store, 1)) == ({}, {}, [], 0)
 
 
-def test_which_state_is_known(store: CorrectionStore) -> None:
+def test_which_state_is_known(store: ReviewStore) -> None:
     east = timezone(timedelta(hours=2))
     assert not store.is_current(1, 10, 1, "print-1", NOON)
     store.put(1, 10, correction())
@@ -405,22 +407,22 @@ def test_which_state_is_known(store: CorrectionStore) -> None:
     assert not store.is_current(1, 10, 1, "print-1", NOON + timedelta(microseconds=1))
 
 
-def test_long_versions_and_strange_ids_are_kept(store: CorrectionStore) -> None:
+def test_long_versions_and_strange_ids_are_kept(store: ReviewStore) -> None:
     strange = "é" * 300 + "\N{PILE OF POO}"
-    found = Comparison((Decision("deleted", strange),), 0)
-    store.put(1, 10, Correction(1, "v" * 1000, found, "f", NOON, NOON))
+    found = AnnotationReview((RegionDiff("deleted", strange),), 0)
+    store.put(1, 10, TaskReview(1, "v" * 1000, found, "f", NOON, NOON))
     assert store.by_version(1)[0].model_version == "v" * 255
     assert store.hard(1) == {10: frozenset({strange})}
 
 
-def test_threads_write_one_task_at_once(store: CorrectionStore) -> None:
+def test_threads_write_one_task_at_once(store: ReviewStore) -> None:
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda n: store.put(1, n % 3, correction(accepted=1)), range(60)))
     (found,) = store.by_version(1)
     assert (found.tasks, found.accepted) == (3, 3)
 
 
-def test_processes_write_one_task_at_once(store: CorrectionStore, path: Path) -> None:
+def test_processes_write_one_task_at_once(store: ReviewStore, path: Path) -> None:
     code = (
         "import sys; from datetime import datetime, timezone; from ml_backend.training.annotation_review import *\n"
         "from ml_backend.training.review_store import *; from ml_backend.db.storage import Storage\n"

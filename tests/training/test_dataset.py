@@ -19,12 +19,12 @@ import pytest
 import yaml
 
 from ml_backend.core.errors import ConfigError, Interrupted, StorageError
-from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.db.storage import Storage
 from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.labeling.few_shot.pattern_store import video_key
 from ml_backend.training import frame_selection as picking
-from ml_backend.training.dataset import DatasetPlan, NothingToTrain, TrainingDataset, build_dataset
+from ml_backend.training.dataset import FrameSelectionPlan, NothingToTrain, TrainingDataset, build_dataset
 from ml_backend.training.splits import HELD_OUT, TRAIN, Split, SplitStore
 from tests.builders import ROOT, label_config, make_tiny_yolo, wait_for
 from tests.datasets.builders import UPLOAD, key, make_annotation, make_region, make_task, write_export
@@ -68,14 +68,14 @@ class Project:
     def store(self) -> SplitStore:
         return SplitStore(Storage(f"sqlite:///{self.folder / 'db.sqlite3'}"))
 
-    def source(self, tasks: Sequence[dict[str, Any]], **options: Any) -> Source:
+    def source(self, tasks: Sequence[dict[str, Any]], **options: Any) -> AnnotationReader:
         config = parse_label_config(label_config(*self.labels))
         path = write_export(self.folder / "e.json", tasks)
-        return Source.from_file(path, config=config, **options)
+        return AnnotationReader.from_file(path, config=config, **options)
 
     def build(self, *tasks: dict[str, Any], should_stop: Any = None, **plan: Any) -> TrainingDataset:
         source = self.source(tasks, predictions="missing" if plan.get("pseudo_labels") else "none")
-        return build_dataset(source, self.out, self.store, 1, DatasetPlan(**plan), should_stop=should_stop)
+        return build_dataset(source, self.out, self.store, 1, FrameSelectionPlan(**plan), should_stop=should_stop)
 
     def listed(self, part: str) -> list[tuple[str, int]]:
         """(task, frame) of each line of a list."""
@@ -255,7 +255,7 @@ def test_another_process_decides_first(project: Project) -> None:
             return super().add(project_id, decided)
 
     late = Late(Storage(f"sqlite:///{project.folder / 'db.sqlite3'}"))
-    build_dataset(project.source(tasks), project.out, late, 1, DatasetPlan())
+    build_dataset(project.source(tasks), project.out, late, 1, FrameSelectionPlan())
     first = min(tasks, key=lambda task: video_key(task["data"]["video"]))
     assert [video["task_id"] for video in project.held_out] == [first["id"]]
 
@@ -545,7 +545,7 @@ def test_a_folder_of_another_release(project: Project, clip: dict[str, Any]) -> 
     options.write_text(options.read_text().replace("95", "80"))
     assert project.build(clip) == data
     with pytest.raises(ConfigError, match="something else"):
-        build_dataset(project.source([clip]), project.folder, project.store, 1, DatasetPlan())
+        build_dataset(project.source([clip]), project.folder, project.store, 1, FrameSelectionPlan())
 
 
 # -- nothing to train
@@ -585,9 +585,9 @@ def test_a_measure_that_was_lost(project: Project, clip: dict[str, Any]) -> None
 
 
 def test_no_label_config(project: Project, clip: dict[str, Any]) -> None:
-    source = Source.from_file(write_export(project.folder / "e.json", [clip]))
+    source = AnnotationReader.from_file(write_export(project.folder / "e.json", [clip]))
     with pytest.raises(ConfigError, match="label config"):
-        build_dataset(source, project.out, project.store, 1, DatasetPlan())
+        build_dataset(source, project.out, project.store, 1, FrameSelectionPlan())
 
 
 # -- what trains on it

@@ -14,7 +14,7 @@ from ml_backend.core.errors import ConfigError, TrainingFailed, WeightsError
 from ml_backend.core.settings import Settings
 from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.label_studio.label_config import classes_for, parse_label_config
-from ml_backend.training.class_transfer import KNOWN, LEARNT, known_classes, marks_of, rows_to_begin_with
+from ml_backend.training.class_transfer import KNOWN, LEARNT, checkpoint_metadata, trained_classes, transferred_rows
 from ml_backend.training.fine_tune import TrainingPlan, fine_tune
 from tests.builders import label_config
 from tests.training.detection import LABELS, TAUGHT, make_dataset, make_start, train_plan
@@ -96,16 +96,16 @@ def test_labels_begin_with_what_the_detector_knows(data: Path, start: Path, tmp_
 )
 def test_labels_begin_with_the_first_class_that_there_is(name: str, wanted: Sequence[str], row: int | None) -> None:
     start = {0: "car", 1: "Truck", 2: "fire hydrant"}
-    assert rows_to_begin_with([name], start, {name: wanted}) == ({} if row is None else {0: row})
+    assert transferred_rows([name], start, {name: wanted}) == ({} if row is None else {0: row})
 
 
 def test_the_rest_is_what_no_other_label_has() -> None:
     start = {0: "car", 1: "truck", 2: "dog"}
-    assert rows_to_begin_with(["vehicle", "thing"], start, {"vehicle": ["car", "truck"], "thing": ["*"]}) == {
+    assert transferred_rows(["vehicle", "thing"], start, {"vehicle": ["car", "truck"], "thing": ["*"]}) == {
         0: 0,
         1: 2,
     }
-    assert rows_to_begin_with(["dog", "thing"], {0: "dog"}, {"thing": ["*"]}) == {0: 0}
+    assert transferred_rows(["dog", "thing"], {0: "dog"}, {"thing": ["*"]}) == {0: 0}
 
 
 def test_classes_for_a_label_are_those_that_it_gets_in_predictions() -> None:
@@ -120,14 +120,14 @@ def test_classes_for_a_label_are_those_that_it_gets_in_predictions() -> None:
 
 def test_a_checkpoint_says_what_it_knows() -> None:
     base: tuple[dict[int, str], dict[str, Any]] = ({0: "person", 1: "dog"}, {})
-    first = marks_of(["helper", "dog", "cat"], ["helper"], base, {"helper": "person"})
+    first = checkpoint_metadata(["helper", "dog", "cat"], ["helper"], base, {"helper": "person"})
     assert first == {LEARNT: ["helper"], KNOWN: ["dog", "helper"]}
     start: tuple[dict[int, str], dict[str, Any]] = ({0: "helper", 1: "dog", 2: "cat"}, dict(first))
-    second = marks_of(["helper", "dog", "cat", "cow"], ["cow"], start, {})
+    second = checkpoint_metadata(["helper", "dog", "cat", "cow"], ["cow"], start, {})
     assert second == {LEARNT: ["cow", "helper"], KNOWN: ["cow", "dog", "helper"]}, "cat still begins with nothing"
-    renamed = marks_of(["medic", "cat"], ["cat"], start, {"medic": ["helper"]})
+    renamed = checkpoint_metadata(["medic", "cat"], ["cat"], start, {"medic": ["helper"]})
     assert renamed == {LEARNT: ["cat", "helper"], KNOWN: ["cat", "medic"]}
-    assert marks_of(["a", "b"], ["a"], None, {}) == {LEARNT: ["a"], KNOWN: ["a"]}
+    assert checkpoint_metadata(["a", "b"], ["a"], None, {}) == {LEARNT: ["a"], KNOWN: ["a"]}
 
 
 def test_as_many_classes_as_before_do_not_inherit_by_position(data: Path, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_what_is_written_is_what_predictions_load(trained: tuple[Path, dict[str,
     assert checkpoint["optimizer"] is None
     assert checkpoint[LEARNT] == sorted(TAUGHT)
     assert checkpoint[KNOWN] == sorted(LABELS), "the dog as well, which is what the detector knew of dogs"
-    assert known_classes(Path(done["weights"]), "its digest") == frozenset(LABELS)
+    assert trained_classes(Path(done["weights"]), "its digest") == frozenset(LABELS)
     before = load(start)[0]
     # It is moved only by what is annotated as something else: far less than what is taught.
     moved = [(class_rows(model, i) - class_rows(before, j)).abs().mean() for i, j in ((3, 2), (0, 0))]

@@ -10,7 +10,7 @@ import pytest
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.db.storage import Storage
-from ml_backend.training.policy import Policies, TrainingPolicy, TrainingState, is_due
+from ml_backend.training.policy import PolicyStore, TrainingPolicy, TrainingState, is_due
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 POLICY = TrainingPolicy(min_tracks=10, quiet_s=60, every_s=900)
@@ -50,17 +50,17 @@ def test_moments_without_time_zone_are_utc() -> None:
 
 
 @pytest.fixture
-def policies(tmp_path: Path) -> Policies:
-    return Policies(Storage(f"sqlite:///{tmp_path / 'db'}"), TrainingPolicy(min_tracks=7))
+def policies(tmp_path: Path) -> PolicyStore:
+    return PolicyStore(Storage(f"sqlite:///{tmp_path / 'db'}"), TrainingPolicy(min_tracks=7))
 
 
-def test_a_project_has_values_of_its_own(policies: Policies) -> None:
+def test_a_project_has_values_of_its_own(policies: PolicyStore) -> None:
     assert policies.set(1, {"quiet_s": 5}) == TrainingPolicy(min_tracks=7, quiet_s=5.0)
     assert policies.get(2) == TrainingPolicy(min_tracks=7)
     assert policies.set(1, {}) == TrainingPolicy(min_tracks=7)
 
 
-def test_label_studio_may_say_so_and_is_only_heard_when_it_says_something_new(policies: Policies) -> None:
+def test_label_studio_may_say_so_and_is_only_heard_when_it_says_something_new(policies: PolicyStore) -> None:
     policies.setup(1, '{"mode": "yolo", "training": {"min_tracks": 3}}')
     assert policies.get(1).min_tracks == 3
     policies.set(1, {"min_tracks": 4})
@@ -74,7 +74,7 @@ def test_label_studio_may_say_so_and_is_only_heard_when_it_says_something_new(po
     "values",
     [{"min_track": 1}, {"auto": 1}, {"min_tracks": True}, {"quiet_s": -1}, {"every_s": float("nan")}, {"every_s": "1"}],
 )
-def test_nonsense_is_named(policies: Policies, values: dict[str, Any]) -> None:
+def test_nonsense_is_named(policies: PolicyStore, values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         policies.set(1, values)
     assert policies.get(1) == TrainingPolicy(min_tracks=7)

@@ -14,7 +14,7 @@ from ml_backend.core.errors import ConfigError, WeightsError
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.services.trainings import Trainings
-from ml_backend.jobs.train import Training
+from ml_backend.jobs.train import TrainingRun
 from ml_backend.training.registry import Registry, Version
 from ml_backend.training.retention import REFUSED, remove_old_weights
 
@@ -247,7 +247,7 @@ def test_a_training_removes_them_when_it_has_ended_and_fails_for_nothing(
     for _ in range(3):
         last = place.run()
     with place.container.training_queue.lock(1) as lock:
-        life = Training(place.container, 1, "a test", lock)
+        life = TrainingRun(place.container, 1, "a test", lock)
         database = sqlite3.connect(place.settings.data_dir / "backend.sqlite3")
         database.execute("DROP TABLE unused_artifacts")
         with caplog.at_level(logging.WARNING):

@@ -18,12 +18,12 @@ from ml_backend.training.splits import (
     NEITHER,
     TRAIN,
     VAL,
-    Candidate,
-    Known,
+    AssignedVideo,
     Part,
     Split,
+    SplitCandidate,
     SplitStore,
-    decide,
+    assign_splits,
     phases,
 )
 from tests.builders import ROOT
@@ -45,18 +45,18 @@ def seconds(frames: int, fps: float = 10.0) -> np.ndarray:
 
 def make_candidate(
     video: str, *labels: str, frames: int = 100, at: Iterable[int] | None = None, content: str = ""
-) -> Candidate:
+) -> SplitCandidate:
     """A video of ten pictures a second on which objects with these labels are on the pictures ``at`` (all)."""
-    item = Candidate(video, content)
+    item = SplitCandidate(video, content)
     there = np.zeros(frames, bool)
     there[list(range(frames) if at is None else at)] = True
     item.add(seconds(frames), dict.fromkeys(labels, there), np.arange(frames))
     return item
 
 
-def known(decided: dict[str, Split], *candidates: Candidate) -> dict[str, Known]:
+def known(decided: dict[str, Split], *candidates: SplitCandidate) -> dict[str, AssignedVideo]:
     labels = {item.video: item.labels for item in candidates}
-    return {video: Known(split, labels[video]) for video, split in decided.items()}
+    return {video: AssignedVideo(split, labels[video]) for video, split in decided.items()}
 
 
 # -- blocks of time
@@ -116,7 +116,7 @@ def test_the_phase_gives_objects_to_both_sides() -> None:
     assert everywhere.best("blocks") == 0
     # Without shifting, all of it would be trained on: it is only in the first two blocks.
     early = make_candidate("v", "person", at=range(40))
-    split = decide([early], {})["v"]
+    split = assign_splits([early], {})["v"]
     uses = split.uses(seconds(100))[:40]
     assert split.part == "blocks"
     assert {TRAIN, HELD_OUT} <= set(uses)
@@ -127,36 +127,36 @@ def test_the_phase_gives_objects_to_both_sides() -> None:
     there = np.zeros(100, bool)
     there[20:60] = True
     item.add(seconds(100), {"car": there}, np.arange(100))
-    assert decide([item], {})["v"].phase == 1
+    assert assign_splits([item], {})["v"].phase == 1
 
 
 # -- which videos are held out
 
 
 def test_the_only_video_is_cut_in_blocks() -> None:
-    assert decide([make_candidate("a", "person")], {})["a"].part == "blocks"
-    parts = decide([make_candidate("a", "person"), make_candidate("b")], {})
+    assert assign_splits([make_candidate("a", "person")], {})["a"].part == "blocks"
+    parts = assign_splits([make_candidate("a", "person"), make_candidate("b")], {})
     assert {video: split.part for video, split in parts.items()} == {"a": "blocks", "b": "train"}
 
 
 @pytest.mark.parametrize(("videos", "held_out"), [(2, 1), (5, 1), (6, 2), (20, 4)])
 def test_a_fifth_of_several_videos_is_held_out(videos: int, held_out: int) -> None:
     candidates = [make_candidate(f"v{n}", "person") for n in range(videos)]
-    decided = decide(candidates, {})
+    decided = assign_splits(candidates, {})
     assert [split.part for split in decided.values()].count("held_out") == held_out
     assert {split.part for split in decided.values()} == {"held_out", "train"}
-    assert decide(candidates[::-1], {}) == decided
+    assert assign_splits(candidates[::-1], {}) == decided
 
 
 def test_what_is_measured_is_learned_elsewhere() -> None:
     different = [make_candidate("a", "person"), make_candidate("b", "car")]
-    assert {split.part for split in decide(different, {}).values()} == {"blocks"}
+    assert {split.part for split in assign_splits(different, {}).values()} == {"blocks"}
     both = make_candidate("c", "person", "car")
-    parts = {video: split.part for video, split in decide([*different, both], {}).items()}
+    parts = {video: split.part for video, split in assign_splits([*different, both], {}).items()}
     assert parts["c"] == "held_out"  # it measures most
     rare = [make_candidate(f"v{n}", "person") for n in range(4)] + [make_candidate("rare", "person", "dog")]
     for _ in range(3):
-        parts = {video: split.part for video, split in decide(rare, {}).items()}
+        parts = {video: split.part for video, split in assign_splits(rare, {}).items()}
         assert parts["rare"] == "train"
 
 
@@ -166,29 +166,32 @@ def test_growing_keeps_what_is_held_out() -> None:
     parts: list[str] = []
     for count, item in enumerate(videos, start=1):
         before = dict(decided)
-        decided |= decide([item], known(decided, *videos))
+        decided |= assign_splits([item], known(decided, *videos))
         assert {video: decided[video] for video in before} == before
         parts.append(decided[item.video].part)
         assert ("held_out" in parts) == (count >= 6), "the first video measures alone until there are five more"
     assert parts[0] == "blocks"
     assert parts.count("held_out") == 2, "a fifth of the twelve, but for the one in blocks"
-    strange = decide([make_candidate("strange", "dog")], known(decided, *videos))
+    strange = assign_splits([make_candidate("strange", "dog")], known(decided, *videos))
     assert strange["strange"].part == "train"
 
 
 def test_a_held_out_video_that_is_gone_is_replaced() -> None:
     videos = [make_candidate(f"v{n}", "person") for n in range(3)]
-    decided = decide(videos[:2], {})
-    facts = {video: Known(split, frozenset({"person"}), measures=False) for video, split in decided.items()}
-    assert decide([videos[2]], facts)["v2"].part == "held_out"
+    decided = assign_splits(videos[:2], {})
+    facts = {video: AssignedVideo(split, frozenset({"person"}), measures=False) for video, split in decided.items()}
+    assert assign_splits([videos[2]], facts)["v2"].part == "held_out"
 
 
 def test_the_same_file_under_two_addresses_has_one_part() -> None:
     same = [make_candidate(name, "person", content="f00") for name in ("a", "b")]
     other = [make_candidate(name, "person", content=name) for name in ("c", "d", "e")]
-    decided = decide([*same, *other], {})
+    decided = assign_splits([*same, *other], {})
     assert decided["a"] == decided["b"]
-    assert decide([make_candidate("f", "person", content="f00")], known(decided, *same, *other))["f"] == decided["a"]
+    assert (
+        assign_splits([make_candidate("f", "person", content="f00")], known(decided, *same, *other))["f"]
+        == decided["a"]
+    )
 
 
 # -- the database

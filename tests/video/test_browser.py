@@ -13,7 +13,7 @@ import pytest
 
 from ml_backend.video.probe import frame_times, playback_duration, probe
 from ml_backend.video.reader import read_frames
-from ml_backend.video.transcode import normalise
+from ml_backend.video.transcode import transcode
 from tests.video.builders import BITS, cut_start, make_video, read_number
 from tests.video.chromium import VIDEO
 
@@ -122,7 +122,7 @@ def test_cut_by_an_edit_list(tmp_path: Path, page: Any) -> None:
 )
 def test_playable_copies_play(tmp_path: Path, page: Any, name: str, made: dict[str, Any]) -> None:
     copy = tmp_path / "copy.mp4"
-    normalise(make_video(tmp_path / name, **made), copy)
+    transcode(make_video(tmp_path / name, **made), copy)
     assert_browser_agrees(page, copy)
 
 

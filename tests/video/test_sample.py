@@ -14,7 +14,7 @@ from ml_backend.core.types import Track
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
 from ml_backend.video.sample import SampleTruth, make_sample
-from ml_backend.video.transcode import plan
+from ml_backend.video.transcode import plan_transcode
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_the_file_is_as_described(clip: tuple[Path, SampleTruth]) -> None:
     info = probe(path)
     assert (info.width, info.height, info.frames, info.fps) == (1280, 720, 200, 25.0)
     assert (truth.width, truth.height, truth.frames, truth.fps) == (1280, 720, 200, 25.0)
-    assert plan(path).action == "keep"
+    assert plan_transcode(path).action == "keep"
     assert path.stat().st_size < 3_000_000
 
 

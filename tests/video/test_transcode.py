@@ -14,7 +14,7 @@ import pytest
 from ml_backend.core.errors import StorageError, VideoError
 from ml_backend.video.probe import frame_times, probe
 from ml_backend.video.reader import read_frames
-from ml_backend.video.transcode import normalise, plan
+from ml_backend.video.transcode import plan_transcode, transcode
 from tests.video.builders import cut_start, make_audio, make_video, read_number, truncate
 
 BFRAMES = {"bf": "3", "g": "12"}
@@ -47,7 +47,7 @@ def pictures(path: Path) -> list[bytes]:
     ],
 )
 def test_playable_videos_are_left_alone(tmp_path: Path, name: str, made: dict[str, Any]) -> None:
-    assert plan(make_video(tmp_path / name, **made)).action == "keep"
+    assert plan_transcode(make_video(tmp_path / name, **made)).action == "keep"
 
 
 @pytest.mark.parametrize(
@@ -72,11 +72,11 @@ def test_a_wrong_container_is_changed_without_encoding(
 ) -> None:
     source, out = make_video(tmp_path / name, **made), tmp_path / "out" / "copy.mp4"
     before = probe(source)
-    assert plan(source).action == "remux"
-    assert reason in plan(source).reason
-    info = normalise(source, out)
+    assert plan_transcode(source).action == "remux"
+    assert reason in plan_transcode(source).reason
+    info = transcode(source, out)
     assert info == probe(out)
-    assert plan(out).action == "keep"
+    assert plan_transcode(out).action == "keep"
     assert (info.frames, info.codec, info.rotation) == (before.frames, before.codec, before.rotation)
     assert (info.width, info.height) == (before.width, before.height)
     assert info.fps == pytest.approx(before.fps, rel=1e-9)
@@ -107,9 +107,9 @@ def test_what_browsers_cannot_decode_is_encoded_frame_for_frame(
 ) -> None:
     source, out = make_video(tmp_path / name, **made), tmp_path / "copy.mp4"
     before = probe(source)
-    assert reason in plan(source).reason
-    info = normalise(source, out)
-    assert plan(out).action == "keep"
+    assert reason in plan_transcode(source).reason
+    info = transcode(source, out)
+    assert plan_transcode(out).action == "keep"
     assert (info.codec, info.pix_fmt, info.rotation, info.variable_frame_rate) == ("h264", "yuv420p", 0, False)
     assert (info.width, info.height) == (before.width + before.width % 2, before.height + before.height % 2)
     assert (info.frames, info.has_audio) == (before.frames, before.has_audio)
@@ -120,9 +120,9 @@ def test_what_browsers_cannot_decode_is_encoded_frame_for_frame(
 def test_variable_rate_becomes_constant_at_the_same_times(tmp_path: Path) -> None:
     pts = [0, 3, 6, 9, 30, 33, 36, 39, 42, 45]  # units of 1/90 s: 30 frames/s with a pause of 0.23 s
     source = make_video(tmp_path / "vfr.mp4", frames=10, pts=pts, time_base=Fraction(1, 90), container_options=FRONT)
-    assert "varies" in plan(source).reason
+    assert "varies" in plan_transcode(source).reason
     out = tmp_path / "copy.mp4"
-    info = normalise(source, out)
+    info = transcode(source, out)
     assert (info.fps, info.variable_frame_rate) == (30.0, False)
     assert info.duration == pytest.approx(probe(source).duration, abs=1 / 30)
     shown = numbers(out)
@@ -154,7 +154,7 @@ def _loud_from(path: Path) -> float:
 def test_sound_stays_in_step(tmp_path: Path, name: str, made: dict[str, Any], codec: str) -> None:
     source = make_video(tmp_path / name, audio_s=1.0, audio_silence_s=0.5, **made)
     out = tmp_path / "copy.mp4"
-    normalise(source, out)
+    transcode(source, out)
     with av.open(str(out)) as container:
         assert container.streams.audio[0].codec_context.codec.canonical_name == codec
     assert _loud_from(out) == pytest.approx(0.5, abs=0.03)
@@ -163,7 +163,7 @@ def test_sound_stays_in_step(tmp_path: Path, name: str, made: dict[str, Any], co
 def test_sound_before_the_first_frame_goes(tmp_path: Path) -> None:
     source = make_video(tmp_path / "late.mkv", pts=range(30, 60), audio_s=2.0, audio_silence_s=1.5, options=BFRAMES)
     out = tmp_path / "copy.mp4"
-    normalise(source, out)
+    transcode(source, out)
     assert numbers(out) == list(range(30))
     assert _loud_from(out) == pytest.approx(0.5, abs=0.03)
 
@@ -171,45 +171,45 @@ def test_sound_before_the_first_frame_goes(tmp_path: Path) -> None:
 def test_frames_hidden_by_an_edit_stay_hidden(tmp_path: Path) -> None:
     whole = make_video(tmp_path / "whole.mp4", frames=30, options=BFRAMES)
     source = cut_start(whole, tmp_path / "cut.mp4", 8 / 30)
-    normalise(source, tmp_path / "copy.mp4")
+    transcode(source, tmp_path / "copy.mp4")
     assert numbers(tmp_path / "copy.mp4") == list(range(8, 30))
 
 
 def test_cut_off_video_keeps_what_is_left(tmp_path: Path) -> None:
     whole = make_video(tmp_path / "whole.mp4", frames=60, container_options=FRONT, options=BFRAMES)
     source = truncate(whole, tmp_path / "half.mp4", 0.7)
-    assert "damaged" in plan(source).reason
-    info = normalise(source, tmp_path / "copy.mp4")
+    assert "damaged" in plan_transcode(source).reason
+    info = transcode(source, tmp_path / "copy.mp4")
     assert info.frames == probe(source).frames
-    assert plan(tmp_path / "copy.mp4").action == "keep"
+    assert plan_transcode(tmp_path / "copy.mp4").action == "keep"
 
 
 def test_a_finished_copy_is_reused_until_the_source_changes(tmp_path: Path) -> None:
     source, out = make_video(tmp_path / "clip.avi", codec="mpeg4"), tmp_path / "copy.mp4"
-    normalise(source, out)
+    transcode(source, out)
     made = out.stat().st_mtime_ns
-    assert normalise(source, out).frames == 30
+    assert transcode(source, out).frames == 30
     assert out.stat().st_mtime_ns == made
     make_video(source, codec="mpeg4", frames=20)
-    assert normalise(source, out).frames == 20
+    assert transcode(source, out).frames == 20
 
 
 def test_a_foreign_or_broken_target_is_replaced(tmp_path: Path) -> None:
     source, out = make_video(tmp_path / "clip.avi", codec="mpeg4"), tmp_path / "copy.mp4"
     out.write_bytes(b"half a copy")
-    assert normalise(source, out).frames == 30
+    assert transcode(source, out).frames == 30
 
 
 def test_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="only audio"):
-        normalise(make_audio(tmp_path / "sound.m4a"), tmp_path / "copies" / "copy.mp4")
+        transcode(make_audio(tmp_path / "sound.m4a"), tmp_path / "copies" / "copy.mp4")
     source = make_video(tmp_path / "clip.avi", codec="mpeg4")
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        normalise(source, tmp_path / "copies" / "copy.mp4", stop)
+        transcode(source, tmp_path / "copies" / "copy.mp4", stop)
     assert list((tmp_path / "copies").iterdir()) == []
 
 
@@ -217,14 +217,14 @@ def test_failure_leaves_nothing(tmp_path: Path) -> None:
 def test_progress_counts_every_frame(tmp_path: Path, name: str, codec: str) -> None:
     seen: list[tuple[int, int]] = []
     source = make_video(tmp_path / name, codec=codec)
-    normalise(source, tmp_path / "copy.mp4", lambda done, total: seen.append((done, total)))
+    transcode(source, tmp_path / "copy.mp4", lambda done, total: seen.append((done, total)))
     assert seen == [(n, 30) for n in range(1, 31)]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
-        normalise(make_video(tmp_path / "clip.avi", codec="mpeg4"), tmp_path / "file" / "copy.mp4")
+        transcode(make_video(tmp_path / "clip.avi", codec="mpeg4"), tmp_path / "file" / "copy.mp4")
 
 
 def test_the_source_is_never_the_target(tmp_path: Path) -> None:
@@ -232,4 +232,4 @@ def test_the_source_is_never_the_target(tmp_path: Path) -> None:
     os.link(source, tmp_path / "same.mp4")
     for target in (source, tmp_path / "same.mp4", tmp_path / "other.avi"):
         with pytest.raises(ValueError, match="expected out"):
-            normalise(source, target)
+            transcode(source, target)

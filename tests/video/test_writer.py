@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from ml_backend.core.errors import StorageError, VideoError
-from ml_backend.video.audio import Sound
+from ml_backend.video.audio import AudioTrack
 from ml_backend.video.container import mp4_layout
 from ml_backend.video.probe import frame_times, probe
 from ml_backend.video.reader import read_frames
-from ml_backend.video.transcode import plan
+from ml_backend.video.transcode import plan_transcode
 from ml_backend.video.writer import VideoWriter
 from tests.video.builders import make_video, numbered_image, read_number
 
@@ -43,7 +43,7 @@ def test_what_is_written_is_read(tmp_path: Path, fps: float) -> None:
     info = probe(path)
     assert (info.codec, info.pix_fmt, info.frames) == ("h264", "yuv420p", 30)
     assert info.fps == pytest.approx(fps, rel=1e-5)
-    assert plan(path).action == "keep"
+    assert plan_transcode(path).action == "keep"
     assert [read_number(frame.image) for frame in read_frames(path)] == list(range(30))
 
 
@@ -107,10 +107,10 @@ def tone_begins(path: Path) -> tuple[float, float]:
 def test_sound(tmp_path: Path, name: str, codec: str, start: float, end: float | None) -> None:
     source = make_video(tmp_path / name, audio_s=2.0, audio_silence_s=0.5, audio_codec=codec)
     path = tmp_path / "heard.mp4"
-    with VideoWriter(path, 320, 240, 30, sound=Sound(source, start, end)) as writer:
+    with VideoWriter(path, 320, 240, 30, sound=AudioTrack(source, start, end)) as writer:
         for number in range(15):
             writer.write(numbered_image(number))
-    assert plan(path).action == "keep"
+    assert plan_transcode(path).action == "keep"
     assert probe(path).frames == 15
     tone, ends = tone_begins(path)
     assert tone == pytest.approx(0.5 - start, abs=0.03)
@@ -121,14 +121,14 @@ def test_sound(tmp_path: Path, name: str, codec: str, start: float, end: float |
 def test_sound_of_a_silent_video(tmp_path: Path) -> None:
     silent = write(tmp_path / "silent.mp4", frames=5)
     path = tmp_path / "clip.mp4"
-    with VideoWriter(path, 320, 240, 25, sound=Sound(silent)) as writer:
+    with VideoWriter(path, 320, 240, 25, sound=AudioTrack(silent)) as writer:
         writer.write(numbered_image(0))
     assert not probe(path).has_audio
 
 
 def test_sound_that_is_no_video(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no video")
-    with pytest.raises(VideoError), VideoWriter(tmp_path / "o.mp4", 64, 64, 25, sound=Sound(tmp_path / "text")):
+    with pytest.raises(VideoError), VideoWriter(tmp_path / "o.mp4", 64, 64, 25, sound=AudioTrack(tmp_path / "text")):
         pass
     assert [file.name for file in tmp_path.iterdir()] == ["text"]
 

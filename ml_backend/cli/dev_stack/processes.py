@@ -307,7 +307,7 @@ def label_studio_environment(folder: Path, local_files: Path | None = None) -> d
     return values
 
 
-class Backend(ManagedProcess):
+class BackendServer(ManagedProcess):
     """The ML backend under gunicorn, only reachable from this machine."""
 
     def __init__(self, *, port: int, log_dir: Path, environment: Mapping[str, str], cwd: Path = ROOT) -> None:
@@ -327,7 +327,7 @@ class Backend(ManagedProcess):
         return answers(f"{self.url}/health")
 
 
-class Worker(ManagedProcess):
+class WorkerProcess(ManagedProcess):
     """One RQ worker. On SIGTERM its job stops at the next frame and is put back into the queue.
 
     Args:

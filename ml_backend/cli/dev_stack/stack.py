@@ -17,11 +17,11 @@ from ml_backend.cli.dev_stack.environment import MODEL_SETTINGS, base_environmen
 from ml_backend.cli.dev_stack.guardian import MARK, start_guardian, sweep
 from ml_backend.cli.dev_stack.preflight import ROOT, StartError
 from ml_backend.cli.dev_stack.processes import (
-    Backend,
+    BackendServer,
     LabelStudioServer,
     ManagedProcess,
     RedisServer,
-    Worker,
+    WorkerProcess,
     redis_answers,
 )
 from ml_backend.cli.dev_stack.report import Reporter
@@ -103,10 +103,12 @@ class Stack:
             local_files=self.local_files,
         )
         environment |= options.environment
-        self.backend = Backend(port=options.port, log_dir=self.log_dir, environment=environment, cwd=self._cwd)
+        self.backend = BackendServer(port=options.port, log_dir=self.log_dir, environment=environment, cwd=self._cwd)
         # Two of them: a training takes minutes, in which people want their predictions.
         self.worker, self.trainer = (
-            Worker(name, queues, redis_url=self.redis_url, log_dir=self.log_dir, environment=environment, cwd=self._cwd)
+            WorkerProcess(
+                name, queues, redis_url=self.redis_url, log_dir=self.log_dir, environment=environment, cwd=self._cwd
+            )
             for name, queues in (("worker", QUEUES[:-1]), ("trainer", QUEUES[-1:]))
         )
         self._ours: list[ManagedProcess] = [self.worker, self.trainer, self.backend]

@@ -206,9 +206,9 @@ def disk(target: Target) -> Iterator[Finding]:
 
 def labels(target: Target) -> Iterator[Finding]:
     """Which models would give labels beside the detector."""
-    from ml_backend.labeling.modes import hybrid_models
+    from ml_backend.labeling.modes import classifier_models
 
-    models = hybrid_models(target.settings, target.settings.mode)
+    models = classifier_models(target.settings, target.settings.mode)
     found = [f"mode {models.mode}", *(model.model_id for model in (models.embedder, models.clip) if model)]
     yield Finding("Labels", "note" if models.notes else "ok", ", ".join(found), " ".join(models.notes))
 

@@ -23,7 +23,7 @@ from ml_backend.core.errors import BackendError, ConfigError
 from ml_backend.core.files import writing
 from ml_backend.core.types import IntArray
 from ml_backend.datasets.annotated_video import AnnotatedVideo, VideoObject
-from ml_backend.datasets.annotation_reader import Source
+from ml_backend.datasets.annotation_reader import AnnotationReader
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -33,7 +33,7 @@ Sample = Literal["all", "keyframes"] | float
 
 
 @dataclass(slots=True)
-class Written:
+class WrittenAnnotations:
     """What :func:`export_annotations` wrote: videos and rows, and how many objects have no label (left out)."""
 
     videos: int = 0
@@ -106,13 +106,13 @@ def _row(item: VideoObject, time: float, bbox: list[int]) -> Row:
 
 
 def export_annotations(
-    source: Source,
+    source: AnnotationReader,
     out: Path,
     *,
     sample: Sample = "all",
     with_video: bool = False,
     progress: Progress | None = None,
-) -> Written:
+) -> WrittenAnnotations:
     """Write the annotations of every task to one file, which appears whole, in place of one that is there.
 
     Rows of a source with every annotator's version say who submitted it, as ``annotator``.
@@ -126,7 +126,7 @@ def export_annotations(
         LabelStudioUnavailable: Label Studio is gone.
     """
     total = sum(1 for _ in source.parts())
-    written = Written()
+    written = WrittenAnnotations()
     with writing(out) as file:
         file.write("[")
         for done, part in enumerate(source.parts(), start=1):

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.types import IntArray
-from ml_backend.datasets.annotated_video import AnnotatedVideo, Part, VideoObject
+from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo, VideoObject
 from ml_backend.datasets.images import ImageFormat
 from ml_backend.datasets.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True)
-class Picked:
+class SelectedFrames:
     """What of a video is exported.
 
     Attributes:
@@ -38,10 +38,10 @@ class Picked:
 Counts = Mapping[str, Mapping[str, int]]
 
 
-class Picker(Protocol):
+class FrameSelector(Protocol):
     """Chooses pictures and their parts in place of the sampling options. Called from several threads."""
 
-    def name(self, part: Part) -> str:
+    def name(self, part: TaskVideo) -> str:
         """What a video's files are called. The same whatever other videos there are, or they are written again."""
 
     def made_from(self, video: AnnotatedVideo) -> dict[str, Any]:
@@ -50,11 +50,11 @@ class Picker(Protocol):
     def pick(self, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> tuple[IntArray, Sequence[str]]:
         """Pictures ``(n,)``, ascending, and their ``n`` parts."""
 
-    def notes(self, picked: Picked) -> dict[str, Any]:
+    def notes(self, picked: SelectedFrames) -> dict[str, Any]:
         """JSON to be kept of a video once its pictures are written; a continued run gets it back as it was."""
 
 
-class Format(ABC):
+class DatasetFormat(ABC):
     """Writes one dataset. Nothing is kept in memory between videos; methods are called from several threads.
 
     Args:
@@ -100,7 +100,7 @@ class Format(ABC):
         return self.image_folder(name, split) / self.image_name(name, picture)
 
     @abstractmethod
-    def write_labels(self, picked: Picked) -> None:
+    def write_labels(self, picked: SelectedFrames) -> None:
         """Write everything that is known of one video, but for the pictures."""
 
     @abstractmethod

@@ -19,16 +19,16 @@ import numpy as np
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import writing
 from ml_backend.datasets.export_state import state_folder
-from ml_backend.datasets.formats.base import Counts, Format, Picked, remove_named
-from ml_backend.datasets.importers import ReadBoxes, ReadVideo, finite, frame_number
+from ml_backend.datasets.formats.base import Counts, DatasetFormat, SelectedFrames, remove_named
+from ml_backend.datasets.importers import ImportedBoxes, ImportedVideo, finite, frame_number
 from ml_backend.datasets.sampling import SPLITS
-from ml_backend.datasets.video_files import Known, whole
+from ml_backend.datasets.video_files import VideoFacts, whole
 
 
-class Coco(Format):
+class Coco(DatasetFormat):
     """Each video's boxes are kept as lines of JSON; the files of the parts are put together from them at the end."""
 
-    def write_labels(self, picked: Picked) -> None:
+    def write_labels(self, picked: SelectedFrames) -> None:
         video = picked.video
         with writing(self._lines(picked.name)) as file:
             size = {"width": video.info.width, "height": video.info.height}
@@ -146,7 +146,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def read_coco(path: Path) -> Iterator[ReadVideo]:
+def read_coco(path: Path) -> Iterator[ImportedVideo]:
     """The videos of COCO files whose annotations have ``track_id`` and whose images have ``video_id``, ``frame_id``.
 
     Args:
@@ -183,8 +183,8 @@ def read_coco(path: Path) -> Iterator[ReadVideo]:
         raise ConfigError(f"{path} has no annotations/*.json.", "Give the file or the dataset's folder.")
     for key, (frames, rows, boxes) in sorted(found.items()):
         stated = sizes.get(key, set())
-        known = Known(next(iter(stated)) if len(stated) == 1 else None, (max(frames) + 1, None))
-        yield ReadVideo(key[0], partial(_boxes, rows, boxes, frames), known)
+        known = VideoFacts(next(iter(stated)) if len(stated) == 1 else None, (max(frames) + 1, None))
+        yield ImportedVideo(key[0], partial(_boxes, rows, boxes, frames), known)
 
 
 #: Of a video: the name of its file, the dataset's name for it, and its id where neither tells it apart.
@@ -198,5 +198,7 @@ def _videos_by_id(videos: list[dict[str, Any]]) -> dict[Any, _Key]:
     return {number: (*pair, str(number) if counts[pair] > 1 else "") for number, pair in pairs.items()}
 
 
-def _boxes(rows: list[tuple[int, int, str]], boxes: list[list[float]], frames: list[int], *_video: int) -> ReadBoxes:
-    return ReadBoxes.make(rows, np.array(boxes, np.float64).reshape(-1, 4), frames)
+def _boxes(
+    rows: list[tuple[int, int, str]], boxes: list[list[float]], frames: list[int], *_video: int
+) -> ImportedBoxes:
+    return ImportedBoxes.make(rows, np.array(boxes, np.float64).reshape(-1, 4), frames)

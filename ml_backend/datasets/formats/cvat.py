@@ -26,9 +26,9 @@ from ml_backend.core.files import writing
 from ml_backend.core.keyframes import simplify
 from ml_backend.core.types import IntArray
 from ml_backend.datasets.annotated_video import AnnotatedVideo, VideoObject
-from ml_backend.datasets.formats.base import Format, Picked
-from ml_backend.datasets.importers import MAX_FRAME, ReadBoxes, ReadTrack, ReadVideo, finite, frame_number
-from ml_backend.datasets.video_files import Known, whole
+from ml_backend.datasets.formats.base import DatasetFormat, SelectedFrames
+from ml_backend.datasets.importers import MAX_FRAME, ImportedBoxes, ImportedTrack, ImportedVideo, finite, frame_number
+from ml_backend.datasets.video_files import VideoFacts, whole
 
 #: Between keyframes CVAT shows boxes that overlap ours so.
 KEYFRAME_IOU = 0.99
@@ -39,7 +39,7 @@ _HULLS = "Rotated boxes of CVAT became upright ones around them, in tracks"
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-class Cvat(Format):
+class Cvat(DatasetFormat):
     """No pictures: CVAT has the video."""
 
     has_images = False
@@ -48,7 +48,7 @@ class Cvat(Format):
     def _path(self, name: str) -> Path:
         return self.out / f"{name}.xml"
 
-    def write_labels(self, picked: Picked) -> None:
+    def write_labels(self, picked: SelectedFrames) -> None:
         with writing(self._path(picked.name)) as file:
             file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n')
             tracks = (self._track(picked, number, item) for number, item in enumerate(picked.objects))
@@ -58,7 +58,7 @@ class Cvat(Format):
                     file.write(f"  {tostring(element, encoding='unicode')}\n")
             file.write("</annotations>\n")
 
-    def _meta(self, picked: Picked) -> Element:
+    def _meta(self, picked: SelectedFrames) -> Element:
         video, stride = picked.video, self.sampling.stride
         labels = [
             ("label", [("name", name), *([("color", colour)] if colour else []), ("attributes", "")])
@@ -80,7 +80,7 @@ class Cvat(Format):
         ]
         return _element("meta", [("task", task)])
 
-    def _track(self, picked: Picked, number: int, item: VideoObject) -> Element:
+    def _track(self, picked: SelectedFrames, number: int, item: VideoObject) -> Element:
         track = Element("track", id=str(number), label=_clean(item.label), source=item.source)
         pictures, xyxy = picked.video.boxes(item)
         chosen = np.isin(pictures, picked.pictures)
@@ -126,7 +126,7 @@ def _clean(text: str) -> str:
     return _NO_XML.sub("\ufffd", text)
 
 
-def read_cvat(path: Path) -> Iterator[ReadVideo]:
+def read_cvat(path: Path) -> Iterator[ImportedVideo]:
     """The videos of CVAT XML files: a file, or all of a folder.
 
     Raises:
@@ -138,7 +138,7 @@ def read_cvat(path: Path) -> Iterator[ReadVideo]:
     for file in files:
         tasks, source = _head(file)
         if not tasks:
-            yield ReadVideo(source or file.stem, partial(_read_boxes, file, "", 1))
+            yield ImportedVideo(source or file.stem, partial(_read_boxes, file, "", 1))
         for task in tasks:
             alone = len(tasks) == 1
             # Of a single task some versions write it beside the task; CVAT names tasks of a project after their videos.
@@ -147,12 +147,12 @@ def read_cvat(path: Path) -> Iterator[ReadVideo]:
             stop = _text(task, "stop_frame")
             # A task may end before its video.
             frames = (int(stop) + 1, None) if stop.isdecimal() and int(stop) <= MAX_FRAME else None
-            known = Known(size if all(size) else None, frames)
+            known = VideoFacts(size if all(size) else None, frames)
             # Of a whole project each track says whose it is.
             which = "" if alone else _text(task, "id")
             found = re.search(r"step\s*=\s*([1-9]\d*)", _text(task, "frame_filter"))
             step = int(found[1]) if found else 1
-            yield ReadVideo(name or file.stem, partial(_read_boxes, file, which, step), known)
+            yield ImportedVideo(name or file.stem, partial(_read_boxes, file, which, step), known)
 
 
 def _head(path: Path) -> tuple[list[Any], str]:
@@ -196,13 +196,13 @@ def _events(path: Path) -> Iterator[Any]:
 
 def _read_boxes(
     path: Path, task: str, step: int, _width: int, _height: int, pictures: int = MAX_FRAME + 1
-) -> ReadBoxes:
+) -> ImportedBoxes:
     """The tracks of a file, or of one of its tasks.
 
     Args:
         task: id of the only task whose tracks are wanted; empty: all are.
     """
-    tracks: list[ReadTrack] = []
+    tracks: list[ImportedTrack] = []
     left_out: Counter[str] = Counter()
     number = 0
     for element in _events(path):
@@ -220,11 +220,11 @@ def _read_boxes(
             left_out.update(f"Left out, CVAT tracks with {kind}" for kind in {e.tag for e in element} - _READ)
             frames, xyxy, rotated = _shown(element, step, pictures)
             left_out[_HULLS] += rotated
-            tracks.append(ReadTrack(number, str(element.attrib["label"]), frames, xyxy))
+            tracks.append(ImportedTrack(number, str(element.attrib["label"]), frames, xyxy))
         except (KeyError, ValueError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ConfigError(f"{path}, track {name}: {reason}.", "Correct the file.") from error
-    return ReadBoxes(tuple(track for track in tracks if len(track.frames)), left_out=+left_out)
+    return ImportedBoxes(tuple(track for track in tracks if len(track.frames)), left_out=+left_out)
 
 
 def _shown(track: Any, step: int, pictures: int) -> tuple[IntArray, Float64Array, bool]:

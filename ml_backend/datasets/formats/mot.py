@@ -18,10 +18,10 @@ import numpy as np
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import write_text, writing
-from ml_backend.datasets.formats.base import Counts, Format, Picked
-from ml_backend.datasets.importers import ReadBoxes, ReadVideo, finite, frame_number
+from ml_backend.datasets.formats.base import Counts, DatasetFormat, SelectedFrames
+from ml_backend.datasets.importers import ImportedBoxes, ImportedVideo, finite, frame_number
 from ml_backend.datasets.sampling import SPLITS
-from ml_backend.datasets.video_files import Known, whole
+from ml_backend.datasets.video_files import VideoFacts, whole
 
 _NAMES = (
     "pedestrian", "person on vehicle", "car", "bicycle", "motorbike", "non motorized vehicle", "static person",
@@ -31,7 +31,7 @@ _NAMES = (
 MOT_CLASSES = dict(enumerate(_NAMES, start=1))
 
 
-class Mot(Format):
+class Mot(DatasetFormat):
     """One sequence a video. Pictures are numbered without gaps, as trackers expect."""
 
     whole_videos = True
@@ -45,7 +45,7 @@ class Mot(Format):
     def _number(self, picture: int) -> int:
         return picture // self.sampling.stride + 1
 
-    def write_labels(self, picked: Picked) -> None:
+    def write_labels(self, picked: SelectedFrames) -> None:
         video, stride = picked.video, self.sampling.stride
         split = picked.splits[0] if picked.splits else "train"
         folder = self.out / split / picked.name
@@ -95,7 +95,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def read_mot(path: Path, default_label: str = "object") -> Iterator[ReadVideo]:
+def read_mot(path: Path, default_label: str = "object") -> Iterator[ImportedVideo]:
     """The sequences of a MOT dataset.
 
     Args:
@@ -113,14 +113,14 @@ def read_mot(path: Path, default_label: str = "object") -> Iterator[ReadVideo]:
         info = _sequence_info(sequence / "seqinfo.ini")
         name = info.get("videofile") or info.get("name") or sequence.name
         stride = int(info.get("stride", "1"))
-        yield ReadVideo(name, partial(_read_boxes, file, stride, default_label), _known(info, stride))
+        yield ImportedVideo(name, partial(_read_boxes, file, stride, default_label), _known(info, stride))
 
 
-def _known(info: dict[str, str], stride: int) -> Known:
+def _known(info: dict[str, str], stride: int) -> VideoFacts:
     # configparser has all names in small letters.
     width, height, length = (whole(info.get(name)) for name in ("imwidth", "imheight", "seqlength"))
     frames = ((length - 1) * stride + 1, length * stride) if length else None
-    return Known((width, height) if width and height else None, frames)
+    return VideoFacts((width, height) if width and height else None, frames)
 
 
 def _sequence_info(path: Path) -> dict[str, str]:
@@ -145,7 +145,7 @@ def _class_names(path: Path) -> dict[int, str]:
     return {number: name for number, name in enumerate(names, start=1) if name.strip()}
 
 
-def _read_boxes(path: Path, stride: int, default_label: str, *_video: int) -> ReadBoxes:
+def _read_boxes(path: Path, stride: int, default_label: str, *_video: int) -> ImportedBoxes:
     names = _class_names(path.parent / "labels.txt")
     found: dict[tuple[int, int, str], list[float]] = {}
     try:
@@ -166,7 +166,7 @@ def _read_boxes(path: Path, stride: int, default_label: str, *_video: int) -> Re
         raise ConfigError(f"{path} cannot be read: {error}.", "Correct the file.") from error
     last = max((row[0] for row in found), default=0)
     boxes = np.array(list(found.values()), np.float64).reshape(-1, 4)
-    return ReadBoxes.make(list(found), boxes, range(0, last + 1, stride))
+    return ImportedBoxes.make(list(found), boxes, range(0, last + 1, stride))
 
 
 def _read_line(

@@ -16,19 +16,19 @@ import yaml
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import make_folder, storage_error, write_text
 from ml_backend.datasets.annotated_video import FrameBoxes
-from ml_backend.datasets.formats.base import Counts, Format, Picked, remove_named
-from ml_backend.datasets.importers import MAX_FRAME, ReadBoxes, ReadVideo, finite
+from ml_backend.datasets.formats.base import Counts, DatasetFormat, SelectedFrames, remove_named
+from ml_backend.datasets.importers import MAX_FRAME, ImportedBoxes, ImportedVideo, finite
 from ml_backend.datasets.sampling import SPLITS
-from ml_backend.datasets.video_files import Known
+from ml_backend.datasets.video_files import VideoFacts
 
 
-class Yolo(Format):
+class Yolo(DatasetFormat):
     """What ultralytics trains on as it is."""
 
     with_ids = False
     one_truth = True
 
-    def write_labels(self, picked: Picked) -> None:
+    def write_labels(self, picked: SelectedFrames) -> None:
         info = picked.video.info
         for split in set(picked.splits):
             make_folder(self.out / "labels" / split)
@@ -79,7 +79,7 @@ class YoloTrack(Yolo):
     one_truth = False
 
 
-def read_yolo(folder: Path) -> Iterator[ReadVideo]:
+def read_yolo(folder: Path) -> Iterator[ImportedVideo]:
     """The videos of a YOLO dataset with track numbers.
 
     Args:
@@ -99,8 +99,8 @@ def read_yolo(folder: Path) -> Iterator[ReadVideo]:
     if not files:
         raise ConfigError(f"{folder} has no labels/**/<video>_<frame>.txt.", "Give the folder with data.yaml.")
     for video, found in sorted(files.items()):
-        known = Known(frames=(max(found)[0] + 1, None))
-        yield ReadVideo(video, partial(_read_boxes, sorted(found), names), known)
+        known = VideoFacts(frames=(max(found)[0] + 1, None))
+        yield ImportedVideo(video, partial(_read_boxes, sorted(found), names), known)
 
 
 def _class_names(path: Path) -> dict[int, str]:
@@ -116,7 +116,7 @@ def _class_names(path: Path) -> dict[int, str]:
 
 def _read_boxes(
     files: Sequence[tuple[int, Path]], names: dict[int, str], width: int, height: int, *_: int
-) -> ReadBoxes:
+) -> ImportedBoxes:
     rows: list[tuple[int, int, str]] = []
     boxes: list[list[float]] = []
     for frame, path in files:
@@ -137,4 +137,4 @@ def _read_boxes(
             raise ConfigError(f"{path} cannot be read: {error}.", "Correct the file.") from error
     shares = np.array(boxes, np.float64).reshape(-1, 4)
     corners = np.concatenate([shares[:, :2] - shares[:, 2:] / 2, shares[:, :2] + shares[:, 2:] / 2], axis=1)
-    return ReadBoxes.make(rows, corners * [width, height, width, height], [frame for frame, _ in files])
+    return ImportedBoxes.make(rows, corners * [width, height, width, height], [frame for frame, _ in files])

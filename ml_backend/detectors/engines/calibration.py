@@ -49,7 +49,7 @@ _LEFT_BEHIND_S = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
-class Footage:
+class CalibrationSource:
     """Whose pictures to calibrate with.
 
     Attributes:
@@ -61,12 +61,12 @@ class Footage:
     video: str | None = None
 
 
-class Pool:
+class CalibrationPool:
     """The pictures of one project for one size of input.
 
     Args:
         settings: ``data_dir`` and ``imgsz`` are used.
-        project: as in :class:`Footage`.
+        project: as in :class:`CalibrationSource`.
     """
 
     def __init__(self, settings: Settings, project: int | None) -> None:
@@ -169,7 +169,7 @@ class Pool:
                     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_pictures(files: Sequence[Path]) -> Iterator[Image]:
+def read_frames_for_calibration(files: Sequence[Path]) -> Iterator[Image]:
     """``(height, width, 3)`` uint8 BGR each; damaged ones are left out."""
     import cv2
 

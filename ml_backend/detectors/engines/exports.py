@@ -29,7 +29,7 @@ from ml_backend.core.errors import WeightsError
 from ml_backend.core.files import file_sha256
 from ml_backend.core.settings import Settings
 from ml_backend.core.subprocesses import import_path
-from ml_backend.detectors.engines.calibration import Footage, Pool
+from ml_backend.detectors.engines.calibration import CalibrationPool, CalibrationSource
 from ml_backend.detectors.engines.torch_engine import select_device
 
 log = logging.getLogger(__name__)
@@ -52,12 +52,12 @@ _failures: dict[Path, tuple[str, float]] = {}
 _told: set[tuple[str, str]] = set()
 
 
-class Unsound(WeightsError):
+class ParityFailed(WeightsError):
     """An export that does not find what its checkpoint finds."""
 
 
 @dataclass(frozen=True, slots=True)
-class Export:
+class EngineExport:
     """A usable export.
 
     Attributes:
@@ -82,7 +82,7 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class EngineChoice:
     """What is to run a checkpoint.
 
     Attributes:
@@ -90,7 +90,7 @@ class Choice:
         note: why it is not what was wanted, else empty; meant to be shown.
     """
 
-    export: Export | None = None
+    export: EngineExport | None = None
     note: str = ""
 
     @property
@@ -104,17 +104,17 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EnginePlan:
     """The exports of one checkpoint that are wanted under some settings, and whose pictures int8 is made with."""
 
     path: Path
     sha256: str
     settings: Settings
-    footage: Footage
+    footage: CalibrationSource
 
     @property
-    def pool(self) -> Pool:
-        return Pool(self.settings, self.footage.project)
+    def pool(self) -> CalibrationPool:
+        return CalibrationPool(self.settings, self.footage.project)
 
     @property
     def fp32(self) -> Path:
@@ -136,16 +136,16 @@ class Plan:
         return json.dumps({**of, "settings": settings})
 
     @classmethod
-    def load(cls, text: str) -> Plan:
+    def load(cls, text: str) -> EnginePlan:
         """What :meth:`dump` has written."""
         facts = json.loads(text)
         settings = Settings(_env_file=None, **facts["settings"])
-        return cls(Path(facts["path"]), facts["sha256"], settings, Footage(**facts["footage"]))
+        return cls(Path(facts["path"]), facts["sha256"], settings, CalibrationSource(**facts["footage"]))
 
 
 def choose_engine(
-    path: Path, sha256: str, settings: Settings, *, wait: bool = False, footage: Footage | None = None
-) -> Choice:
+    path: Path, sha256: str, settings: Settings, *, wait: bool = False, footage: CalibrationSource | None = None
+) -> EngineChoice:
     """Decide for one video.
 
     Args:
@@ -157,21 +157,21 @@ def choose_engine(
     Raises:
         WeightsError: the device does not exist.
     """
-    choice = _choose(Plan(path, sha256, settings, footage or Footage()), wait)
+    choice = _choose(EnginePlan(path, sha256, settings, footage or CalibrationSource()), wait)
     if choice.note and (sha256, choice.note) not in _told:
         _told.add((sha256, choice.note))
         log.warning("Engine of %s: %s", path.name, choice.note)
     return choice
 
 
-def _choose(plan: Plan, wait: bool) -> Choice:
+def _choose(plan: EnginePlan, wait: bool) -> EngineChoice:
     settings = plan.settings
     on_cpu = select_device(settings.device).type == "cpu"
     on_x86 = on_cpu and platform.machine().lower() in ("x86_64", "amd64")
     if settings.engine == "torch" or (settings.engine == "auto" and not on_x86):
-        return Choice(note=NO_INT8 if settings.precision == "int8" else "")
+        return EngineChoice(note=NO_INT8 if settings.precision == "int8" else "")
     if reason := not_installed("openvino"):
-        return Choice(note=_not_used("openvino", reason, "PyTorch"))
+        return EngineChoice(note=_not_used("openvino", reason, "PyTorch"))
     choice, due = _ready(plan)
     if not due:
         return choice
@@ -184,18 +184,20 @@ def _choose(plan: Plan, wait: bool) -> Choice:
     return choice
 
 
-def _ready(plan: Plan) -> tuple[Choice, bool]:
+def _ready(plan: EnginePlan) -> tuple[EngineChoice, bool]:
     """The best that can be used now, and whether something is to be made."""
     if reason := refusal(plan.fp32):  # before looking for it: also one that is there may not run
-        return Choice(note=_not_used("openvino", reason, "PyTorch")), False
-    exact = find(plan.fp32)
+        return EngineChoice(note=_not_used("openvino", reason, "PyTorch")), False
+    exact = find_export(plan.fp32)
     if plan.settings.precision != "int8":
         note = "" if exact else "openvino is being prepared: PyTorch is used until then."
-        return Choice(exact, note), exact is None
+        return EngineChoice(exact, note), exact is None
     pool = plan.pool
     newest = plan.int8(pool.generation)
     video = plan.footage.video
-    due = (video is not None and pool.wants(video)) or (pool.generation > 0 and not (refusal(newest) or find(newest)))
+    due = (video is not None and pool.wants(video)) or (
+        pool.generation > 0 and not (refusal(newest) or find_export(newest))
+    )
     note = "int8 is being prepared from this project's pictures: fp32 is used until then."
     if not due:
         note = "int8 waits for a first video, whose pictures it is made with: fp32 is used until then."
@@ -206,11 +208,11 @@ def _ready(plan: Plan) -> tuple[Choice, bool]:
         if reason := refusal(plan.int8(generation)):
             note = _not_used("int8", reason, "fp32")
             break
-        if export := find(plan.int8(generation)):
-            return Choice(export), due or exact is None
+        if export := find_export(plan.int8(generation)):
+            return EngineChoice(export), due or exact is None
     if exact is None:
         note = "openvino is being prepared: PyTorch is used until then."
-    return Choice(exact, note), due or exact is None
+    return EngineChoice(exact, note), due or exact is None
 
 
 def _not_used(engine: str, reason: str, instead: str) -> str:
@@ -229,7 +231,7 @@ def not_installed(package: str) -> str:
 # -- what is on the disk
 
 
-def find(folder: Path) -> Export | None:
+def find_export(folder: Path) -> EngineExport | None:
     """A whole export; one that is damaged is removed, so that it is made again."""
     if not folder.is_dir():
         return None
@@ -240,7 +242,7 @@ def find(folder: Path) -> Export | None:
                 raise ValueError(f"{name} has changed")
         names = {int(i): str(name) for i, name in facts["names"].items()}
         precision = "int8" if "-openvino-int8-" in folder.name else "fp32"
-        export = Export(folder, precision, names, int(facts["stride"]), bool(facts["end2end"]), facts["check"])
+        export = EngineExport(folder, precision, names, int(facts["stride"]), bool(facts["end2end"]), facts["check"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("The export %s is damaged and made again: %s", folder.name, error)
         shutil.rmtree(folder, ignore_errors=True)
@@ -250,7 +252,7 @@ def find(folder: Path) -> Export | None:
     return export
 
 
-def keep(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Export:
+def keep_export(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> EngineExport:
     """Make an export and move it into place. Only one process at a time may do so for a folder.
 
     Args:
@@ -265,21 +267,21 @@ def keep(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Export:
         made.mkdir()
         try:
             facts = build(made)
-        except Unsound as error:
+        except ParityFailed as error:
             with contextlib.suppress(OSError):  # a full disk: then the next process finds out for itself
                 _refused(folder).write_text(error.message, encoding="utf-8")
             raise
         files = {file.name: file_sha256(file) for file in made.iterdir()}
         (made / META).write_text(json.dumps({"files": files, **facts}, indent=1), encoding="utf-8")
         made.replace(folder)
-    prune(folder.parent)
-    export = find(folder)
+    prune_exports(folder.parent)
+    export = find_export(folder)
     if export is None:
         raise OSError(f"{folder} cannot be read")
     return export
 
 
-def prune(engines: Path) -> None:
+def prune_exports(engines: Path) -> None:
     """Remove the exports that were not used for longest, and what ended processes have left behind."""
     for meta in sorted(engines.glob(f"*/{META}"), key=_mtime)[:-KEEP]:
         shutil.rmtree(meta.parent, ignore_errors=True)
@@ -316,7 +318,7 @@ def _mtime(file: Path) -> float:
 class _Child:
     """A process that makes what a plan lacks."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: EnginePlan) -> None:
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
         self.process = subprocess.Popen(
             [sys.executable, "-m", "ml_backend.detectors.engines.make", plan.dump()],
@@ -355,7 +357,7 @@ _children: dict[tuple[str, str], _Child] = {}
 _children_lock = threading.Lock()
 
 
-def _make(plan: Plan, wait: bool) -> str:
+def _make(plan: EnginePlan, wait: bool) -> str:
     """Start to make what a plan lacks, unless a process of ours is at it; why that has failed lately, else empty."""
     int8 = plan.settings.precision == "int8"
     key = (str(plan.fp32), plan.pool.name if int8 else "")

@@ -17,8 +17,15 @@ import numpy as np
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections, Image
 from ml_backend.detectors.average_precision import AveragePrecision
-from ml_backend.detectors.engines.calibration import MAX_VIDEOS, Pool, read_pictures
-from ml_backend.detectors.engines.exports import Export, Plan, Unsound, find, keep, refusal
+from ml_backend.detectors.engines.calibration import MAX_VIDEOS, CalibrationPool, read_frames_for_calibration
+from ml_backend.detectors.engines.exports import (
+    EngineExport,
+    EnginePlan,
+    ParityFailed,
+    find_export,
+    keep_export,
+    refusal,
+)
 from ml_backend.detectors.engines.openvino_engine import MODEL_FILE
 from ml_backend.detectors.openvino_setup import setup_openvino
 from ml_backend.detectors.yolo import YoloDetector
@@ -44,7 +51,7 @@ MIN_CLASS_BOXES = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Parity:
+class Int8Parity:
     """How much of what fp32 finds int8 finds.
 
     Attributes:
@@ -71,7 +78,7 @@ class Parity:
         return ""
 
 
-def make_int8(plan: Plan, exact: Export) -> None:
+def make_int8(plan: EnginePlan, exact: EngineExport) -> None:
     """Take pictures of the plan's video, and make what is missing with them: quantise, check and keep; half a minute.
 
     What is refused stays so until the pool's videos have doubled.
@@ -88,15 +95,15 @@ def make_int8(plan: Plan, exact: Export) -> None:
     if video is not None and pool.wants(video):
         pool.collect(video)
     folder = plan.int8(pool.generation)
-    if not pool.generation or refusal(folder) or find(folder):
+    if not pool.generation or refusal(folder) or find_export(folder):
         return
     started = time.monotonic()
-    made = keep(folder, lambda target: _export(plan, exact, target))
+    made = keep_export(folder, lambda target: _export(plan, exact, target))
     seconds = time.monotonic() - started
     log.info("%s runs in int8 from the next video on (made in %.1f s: %s)", plan.path.name, seconds, made.check)
 
 
-def _export(plan: Plan, exact: Export, folder: Path) -> Mapping[str, Any]:
+def _export(plan: EnginePlan, exact: EngineExport, folder: Path) -> Mapping[str, Any]:
     """Write the network in int8, and compare it with fp32 on held-out pictures."""
     setup_openvino()
     import openvino
@@ -104,12 +111,12 @@ def _export(plan: Plan, exact: Export, folder: Path) -> Mapping[str, Any]:
     calibrate, held_out = plan.pool.parts()
     lenient = plan.settings.model_copy(update={"conf": CONF})
     detector = YoloDetector(plan.path, lenient, exact)
-    pictures = list(read_pictures(held_out))
+    pictures = list(read_frames_for_calibration(held_out))
     expected = detector.detect(pictures)
     sure = sum(int((one.conf >= TRUE_CONF).sum()) for one in expected)
-    if few := Parity(len(pictures), sure, 1.0, 1.0).complaint:  # before the work
+    if few := Int8Parity(len(pictures), sure, 1.0, 1.0).complaint:  # before the work
         raise _unsound(few, plan.pool)
-    model = quantise(exact, [detector.pixels([image]) for image in read_pictures(calibrate)])
+    model = quantise(exact, [detector.pixels([image]) for image in read_frames_for_calibration(calibrate)])
     openvino.save_model(model, folder / MODEL_FILE, compress_to_fp16=False)
     made = replace(exact, folder=folder, precision="int8")
     found = parity(expected, detect(plan.path, made, lenient, pictures), exact.names)
@@ -119,7 +126,7 @@ def _export(plan: Plan, exact: Export, folder: Path) -> Mapping[str, Any]:
     return {"names": exact.names, "stride": exact.stride, "end2end": exact.end2end, "check": check}
 
 
-def quantise(exact: Export, pixels: Sequence[np.ndarray[Any, Any]]) -> openvino.Model:
+def quantise(exact: EngineExport, pixels: Sequence[np.ndarray[Any, Any]]) -> openvino.Model:
     """Weights and activations in int8, but for the part of the head that decodes boxes, as ultralytics has it.
 
     Args:
@@ -146,7 +153,7 @@ def quantise(exact: Export, pixels: Sequence[np.ndarray[Any, Any]]) -> openvino.
     )
 
 
-def detect(path: Path, export: Export, settings: Settings, pictures: Sequence[Image]) -> list[Detections]:
+def detect(path: Path, export: EngineExport, settings: Settings, pictures: Sequence[Image]) -> list[Detections]:
     """What an export finds.
 
     Raises:
@@ -159,7 +166,7 @@ def detect(path: Path, export: Export, settings: Settings, pictures: Sequence[Im
     return found
 
 
-def parity(expected: Sequence[Detections], found: Sequence[Detections], names: Mapping[int, str]) -> Parity:
+def parity(expected: Sequence[Detections], found: Sequence[Detections], names: Mapping[int, str]) -> Int8Parity:
     """Compare what int8 finds with what fp32 finds, picture by picture."""
     true = [_where(mine, mine.conf >= TRUE_CONF) for mine in expected]
     boxes = np.bincount(np.concatenate([np.zeros(0, np.int64), *(mine.class_id for mine in true)]))
@@ -176,13 +183,13 @@ def parity(expected: Sequence[Detections], found: Sequence[Detections], names: M
         precision.add(other, mine.xyxy.astype(np.float64), mine.class_id)
     result = precision.result()
     score, strict = result["map50"] or 0.0, result["map50_95"] or 0.0
-    return Parity(len(expected), int(boxes.sum()), round(score, 4), round(strict, 4))
+    return Int8Parity(len(expected), int(boxes.sum()), round(score, 4), round(strict, 4))
 
 
-def _unsound(complaint: str, pool: Pool) -> Unsound:
+def _unsound(complaint: str, pool: CalibrationPool) -> ParityFailed:
     videos = 2**pool.generation
     again = f"It is tried again with pictures of {videos} videos" if videos <= MAX_VIDEOS else "It is not tried again"
-    return Unsound(f"{complaint}. {again}.", "Set PRECISION=auto.")
+    return ParityFailed(f"{complaint}. {again}.", "Set PRECISION=auto.")
 
 
 def _where(found: Detections, rows: np.ndarray[Any, Any]) -> Detections:

@@ -20,9 +20,16 @@ import numpy as np
 
 from ml_backend.core.boxes import iou_matrix
 from ml_backend.core.errors import BackendError
-from ml_backend.core.subprocesses import end_with_parent, give_way
+from ml_backend.core.subprocesses import exit_with_parent, lower_priority
 from ml_backend.core.types import Detections, Image
-from ml_backend.detectors.engines.exports import Export, Plan, Unsound, find, keep, not_installed
+from ml_backend.detectors.engines.exports import (
+    EngineExport,
+    EnginePlan,
+    ParityFailed,
+    find_export,
+    keep_export,
+    not_installed,
+)
 from ml_backend.detectors.engines.int8 import detect, make_int8
 from ml_backend.detectors.engines.openvino_engine import MODEL_FILE
 from ml_backend.detectors.engines.torch_engine import TorchEngine
@@ -47,7 +54,7 @@ MAX_CONF_DIFFERENCE = 0.02  # mean over matched boxes; fp16 stays below a tenth 
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class EngineAgreement:
     """How well two detectors agree.
 
     Attributes:
@@ -65,7 +72,7 @@ class Agreement:
         return self.matched >= MIN_MATCHED and self.conf_difference <= MAX_CONF_DIFFERENCE
 
 
-def agreement(reference: Sequence[Detections], others: Sequence[Detections]) -> Agreement:
+def agreement(reference: Sequence[Detections], others: Sequence[Detections]) -> EngineAgreement:
     """Compare the best ``CHECK_BEST`` boxes of each picture. Nothing found by both agrees; by one only, it does not."""
     boxes = matched = 0
     differences: list[float] = []
@@ -81,10 +88,10 @@ def agreement(reference: Sequence[Detections], others: Sequence[Detections]) -> 
         matched += int(there.sum())
         differences += np.abs(mine.conf[:count] - other.conf[best])[there].tolist()
     share = matched / boxes if boxes else 1.0
-    return Agreement(boxes, round(share, 4), round(float(np.mean(differences)), 5) if differences else 0.0)
+    return EngineAgreement(boxes, round(share, 4), round(float(np.mean(differences)), 5) if differences else 0.0)
 
 
-def make(plan: Plan) -> None:
+def make(plan: EnginePlan) -> None:
     """Make what is missing of a plan's exports. Another process that makes the same network's is waited for.
 
     Raises:
@@ -96,12 +103,12 @@ def make(plan: Plan) -> None:
     plan.fp32.parent.mkdir(parents=True, exist_ok=True)
     with plan.fp32.with_name(f"{plan.fp32.name}.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
-        exact = find(plan.fp32) or keep(plan.fp32, lambda folder: _export(plan, folder))
+        exact = find_export(plan.fp32) or keep_export(plan.fp32, lambda folder: _export(plan, folder))
         if plan.settings.precision == "int8" and not not_installed("nncf"):
             make_int8(plan, exact)
 
 
-def _export(plan: Plan, folder: Path) -> Mapping[str, Any]:
+def _export(plan: EnginePlan, folder: Path) -> Mapping[str, Any]:
     """Write the network in fp32, and compare it with the checkpoint."""
     setup_openvino()
     import openvino
@@ -110,10 +117,10 @@ def _export(plan: Plan, folder: Path) -> Mapping[str, Any]:
     started = time.monotonic()
     engine = TorchEngine(plan.path, torch.device("cpu"), half=False)
     openvino.save_model(_with_preprocessing(_convert(engine)), folder / MODEL_FILE, compress_to_fp16=False)
-    export = Export(folder, "fp32", engine.names, engine.stride, engine.end2end)
+    export = EngineExport(folder, "fp32", engine.names, engine.stride, engine.end2end)
     found = check(plan, export)
     if not found.sound:
-        raise Unsound(
+        raise ParityFailed(
             f"openvino finds {found.matched:.0%} of the boxes that PyTorch finds, their confidence differs by "
             f"{found.conf_difference:.3f}.",
             "Set ENGINE=torch.",
@@ -122,14 +129,14 @@ def _export(plan: Plan, folder: Path) -> Mapping[str, Any]:
     return {"names": export.names, "stride": export.stride, "end2end": export.end2end, "check": asdict(found)}
 
 
-def check(plan: Plan, export: Export) -> Agreement:
+def check(plan: EnginePlan, export: EngineExport) -> EngineAgreement:
     """Compare an export with its checkpoint on a few pictures.
 
     Raises:
         RuntimeError: the export does not run.
     """
     pictures = check_pictures()
-    found = Agreement(0, 1.0, 0.0)
+    found = EngineAgreement(0, 1.0, 0.0)
     for conf in CHECK_CONF:
         lenient = plan.settings.model_copy(update={"conf": conf, "precision": "fp32", "device": "cpu"})
         detections = detect(plan.path, export, lenient, pictures)
@@ -187,15 +194,15 @@ def _with_preprocessing(model: openvino.Model) -> openvino.Model:
 
 def main(arguments: Sequence[str]) -> int:
     """Make what a plan lacks. Exit status: 0, or 1 after an error that was logged."""
-    end_with_parent()
-    give_way()
+    exit_with_parent()
+    lower_priority()
     signal.alarm(TIMEOUT_S)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("\n%(levelname)s|%(message)s"))  # libraries draw bars without an end
     logger = logging.getLogger("ml_backend")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    plan = Plan.load(arguments[0])
+    plan = EnginePlan.load(arguments[0])
     try:
         make(plan)
     except BackendError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cachetools import LRUCache
 
-from ml_backend.detectors.engines.exports import Export
+from ml_backend.detectors.engines.exports import EngineExport
 from ml_backend.detectors.engines.torch_engine import Pixels
 from ml_backend.detectors.openvino_setup import setup_openvino
 
@@ -44,7 +44,7 @@ class OpenvinoEngine:
 
     name = "openvino"
 
-    def __init__(self, export: Export, parallel: int) -> None:
+    def __init__(self, export: EngineExport, parallel: int) -> None:
         setup_openvino()
         import joblib  # type: ignore[import-untyped,unused-ignore]
         import openvino

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.jobs.container import Container
-from ml_backend.jobs.project_models import Projects
+from ml_backend.jobs.project_models import ProjectModelStore
 from ml_backend.labeling.modes import require_embedder
 
 if TYPE_CHECKING:  # the web process, which only switches and asks others, does not compute
@@ -22,7 +22,7 @@ class Patterns:
         self._container, self._settings = container, container.settings
 
     @property
-    def projects(self) -> Projects:
+    def projects(self) -> ProjectModelStore:
         """Modes and versions."""
         return self._container.projects
 
@@ -30,7 +30,7 @@ class Patterns:
         """Mode, models, version, and per label: exemplars, objects, tasks, clusters, thresholds.
 
         Raises:
-            WeightsError, StorageError: see :class:`ml_backend.jobs.project_models.Projects`.
+            WeightsError, StorageError: see :class:`ml_backend.jobs.project_models.ProjectModelStore`.
         """
         models = self.projects.models(project_id)
         report: dict[str, Any] = {

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ml_backend.core.errors import QueueUnavailable
 from ml_backend.jobs.training_queue import TrainingQueue, unread_before
 from ml_backend.labeling.model_version import BASE
-from ml_backend.training.policy import Policies, TrainingPolicy
+from ml_backend.training.policy import PolicyStore, TrainingPolicy
 from ml_backend.training.registry import Registry, Version
 
 if TYPE_CHECKING:
     from ml_backend.db.storage import Storage
-    from ml_backend.jobs.project_models import Projects
-    from ml_backend.jobs.queue import JobQueue, Requested
+    from ml_backend.jobs.project_models import ProjectModelStore
+    from ml_backend.jobs.queue import JobQueue, JobRequest
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +26,11 @@ _REMOVED = "Its weights were removed, since there are newer versions."
 class Trainings:
     """The trainings and versions of all projects. Long work is left to workers."""
 
-    def __init__(self, projects: Projects, queue: JobQueue, storage: Storage) -> None:
+    def __init__(self, projects: ProjectModelStore, queue: JobQueue, storage: Storage) -> None:
         self._projects, self._queue, self._storage = projects, queue, storage
-        self._requests, self._registry, self._policies = TrainingQueue(queue), Registry(storage), Policies(storage)
+        self._requests, self._registry, self._policies = TrainingQueue(queue), Registry(storage), PolicyStore(storage)
 
-    def start(self, project_id: int, by: str, *, force: bool = False) -> Requested:
+    def start(self, project_id: int, by: str, *, force: bool = False) -> JobRequest:
         """Request a training now, whatever the policy says.
 
         Args:
@@ -56,7 +56,7 @@ class Trainings:
         Raises:
             QueueUnavailable: Redis does not answer.
         """
-        from ml_backend.training.review_store import CorrectionStore
+        from ml_backend.training.review_store import ReviewStore
 
         waited = self._requests.cancel(project_id)
         registry = self._registry
@@ -67,7 +67,7 @@ class Trainings:
                 run = registry.take_over(active, "cancelled")
             else:
                 run = registry.begin(project_id, "cancelled", "cancelled", registry.current(project_id))
-            lineage = {"seen": CorrectionStore(self._storage).seen(project_id), "unread": unread_before(registry, run)}
+            lineage = {"seen": ReviewStore(self._storage).seen(project_id), "unread": unread_before(registry, run)}
             registry.finish(run, "cancelled", "Cancelled before it was through.", lineage={**run.lineage, **lineage})
 
     def versions(self, project_id: int, limit: int | None = None) -> dict[str, Any]:
@@ -88,13 +88,13 @@ class Trainings:
 
     def accepted(self, project_id: int) -> list[dict[str, Any]]:
         """What people did with the predictions of each model version, oldest first; plain JSON."""
-        from ml_backend.training.review_store import CorrectionStore
+        from ml_backend.training.review_store import ReviewStore
 
         return [
             asdict(item)
             | {"first": item.first.isoformat(), "last": item.last.isoformat()}
             | {"decided": item.decided, "acceptance_rate": item.rate}
-            for item in CorrectionStore(self._storage).by_version(project_id)
+            for item in ReviewStore(self._storage).by_version(project_id)
         ]
 
     def activate(self, project_id: int, name: str, by: str) -> str:
@@ -144,7 +144,7 @@ class Trainings:
         return self._policies.get(project_id)
 
     def set_policy(self, project_id: int, values: Mapping[str, Any]) -> TrainingPolicy:
-        """Change that; see :meth:`ml_backend.training.policy.Policies.set`."""
+        """Change that; see :meth:`ml_backend.training.policy.PolicyStore.set`."""
         return self._policies.set(project_id, values)
 
 

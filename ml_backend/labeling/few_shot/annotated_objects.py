@@ -12,8 +12,8 @@ import numpy as np
 
 from ml_backend.core.boxes import Float64Array, iou_matrix, iou_pairs
 from ml_backend.core.types import IntArray
-from ml_backend.embeddings.crop_embeddings import SAME_LOOK_IOU, Look
-from ml_backend.embeddings.crop_selection import View, candidate_views
+from ml_backend.embeddings.crop_embeddings import SAME_LOOK_IOU, CropEmbedding
+from ml_backend.embeddings.crop_selection import CropBox, candidate_crops
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.regions import region_boxes
 from ml_backend.label_studio.timeline import Timeline
@@ -47,7 +47,7 @@ class AnnotatedObject:
     label: str | None
     frames: IntArray
     xyxy: Float64Array
-    views: tuple[View, ...]
+    views: tuple[CropBox, ...]
 
 
 def annotated_objects(
@@ -83,7 +83,7 @@ def annotated_objects(
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             log.warning("Region %s of an annotation cannot be read: %r", region.get("id"), error)
             continue
-        chosen = candidate_views(frames, xyxy.astype(np.float32), conf, width, height, views) if len(frames) else []
+        chosen = candidate_crops(frames, xyxy.astype(np.float32), conf, width, height, views) if len(frames) else []
         if chosen:
             label = next((name for name in given if name in labels), None)
             found.append(AnnotatedObject(short_id(str(region.get("id", ""))), label, frames, xyxy, tuple(chosen)))
@@ -116,7 +116,7 @@ def short_id(text: str) -> str:
     return text if len(text) <= _ID_CHARS else hashlib.sha256(text.encode()).hexdigest()[:_ID_CHARS]
 
 
-def with_known(item: AnnotatedObject, known: Sequence[Look], k: int) -> tuple[View, ...]:
+def with_known(item: AnnotatedObject, known: Sequence[CropEmbedding], k: int) -> tuple[CropBox, ...]:
     """The object's views, on frames where looks of it are there already: of a track that a person has accepted."""
     if not known:
         return item.views
@@ -127,10 +127,10 @@ def with_known(item: AnnotatedObject, known: Sequence[Look], k: int) -> tuple[Vi
     chosen = sorted({known[i].frame: known[i] for i in np.flatnonzero(same)}.values(), key=lambda look: look.frame)
     if len(chosen) < min(k, len(item.views)):
         return item.views
-    return tuple(View(look.frame, look.xyxy, 1.0) for look in chosen)
+    return tuple(CropBox(look.frame, look.xyxy, 1.0) for look in chosen)
 
 
-def left_out(tracks: TrackSet, objects: Sequence[AnnotatedObject]) -> list[TrackRecord]:
+def rejected_tracks(tracks: TrackSet, objects: Sequence[AnnotatedObject]) -> list[TrackRecord]:
     """Tracks that no annotated object overlaps: somebody looked at the video and gave them no label."""
     by_frame: dict[int, list[Any]] = {}
     wanted = {view.frame for record in tracks.tracks for view in record.views}

@@ -17,9 +17,9 @@ import numpy as np
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import writing_bytes
 from ml_backend.core.types import FloatArray, IntArray
-from ml_backend.embeddings.crop_embeddings import Look, from_half
+from ml_backend.embeddings.crop_embeddings import CropEmbedding, from_half
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars
-from ml_backend.labeling.few_shot.pattern_store import NewExemplar, PatternStore, Source
+from ml_backend.labeling.few_shot.pattern_store import ExemplarOrigin, NewExemplar, PatternStore
 
 FORMAT = "video-pattern-bank"
 VERSION = "1"
@@ -49,11 +49,13 @@ class BankFile:
     thumbnails: tuple[bytes, ...]
     origin: str
 
-    def exemplars(self) -> tuple[Exemplars, dict[int, Source]]:
+    def exemplars(self) -> tuple[Exemplars, dict[int, ExemplarOrigin]]:
         """As :meth:`PatternStore.exemplars` gives them."""
         ids = np.arange(1, len(self.labels) + 1, dtype=np.int64)
         rows = zip(ids.tolist(), self.labels, self.groups.tolist(), strict=True)
-        sources = {i: Source(label, 0, f"{self.origin}-{group}", i - 1, self.origin) for i, label, group in rows}
+        sources = {
+            i: ExemplarOrigin(label, 0, f"{self.origin}-{group}", i - 1, self.origin) for i, label, group in rows
+        }
         return Exemplars(ids, self.vectors, self.labels, self.groups), sources
 
 
@@ -180,7 +182,7 @@ def import_bank(store: PatternStore, project_id: int, bank: BankFile) -> int:
     """Add a file's exemplars to a project's; doing it twice changes nothing. Returns how many the file has."""
     video = f"bank-{bank.origin}"
     looks = [
-        Look(number, (0.0, 0.0, 0.0, 0.0), vector, picture)
+        CropEmbedding(number, (0.0, 0.0, 0.0, 0.0), vector, picture)
         for number, (vector, picture) in enumerate(zip(bank.vectors, bank.thumbnails, strict=True))
     ]
     store.looks(video).add(bank.model_id, looks)

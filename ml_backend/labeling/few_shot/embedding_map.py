@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars
-from ml_backend.labeling.few_shot.pattern_store import Source
+from ml_backend.labeling.few_shot.pattern_store import ExemplarOrigin
 
 #: More points than these nobody can tell apart.
 POINTS = 2000
@@ -26,7 +26,9 @@ def project_2d(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64
     return found
 
 
-def atlas(exemplars: Exemplars, sources: dict[int, Source], limit: int = POINTS) -> list[dict[str, Any]]:
+def embedding_map(
+    exemplars: Exemplars, sources: dict[int, ExemplarOrigin], limit: int = POINTS
+) -> list[dict[str, Any]]:
     """A point for each exemplar, or for evenly chosen ones of many: id, label, task, frame, x and y. Plain JSON."""
     count = len(exemplars.ids)
     chosen = np.unique(np.linspace(0, count - 1, min(count, limit)).astype(np.int64)) if count else np.zeros(0, int)

@@ -18,7 +18,7 @@ MIN_PER_LABEL = 12  # however many labels there are
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class ExemplarSample:
     """The exemplars that are compared with, ordered by label, object and id.
 
     Attributes:
@@ -38,7 +38,7 @@ class Sample:
     weight: Floats
 
 
-def take_sample(embeddings: FloatArray, of: IntArray, ids: IntArray, groups: IntArray) -> Sample:
+def sample_exemplars(embeddings: FloatArray, of: IntArray, ids: IntArray, groups: IntArray) -> ExemplarSample:
     """Choose exemplars that differ; the same ones whatever the order of the arguments' rows.
 
     Copies of one picture count once, however many objects they are said to be.
@@ -69,7 +69,7 @@ def take_sample(embeddings: FloatArray, of: IntArray, ids: IntArray, groups: Int
         mine = np.flatnonzero(of == label)
         _, object_of, views = np.unique(groups[mine], return_inverse=True, return_counts=True)
         weight[mine] = 1.0 / views[object_of] / len(views)
-    return Sample(embeddings, of, ids, groups, folds, weight)
+    return ExemplarSample(embeddings, of, ids, groups, folds, weight)
 
 
 def _distinct(embeddings: FloatArray, rows: IntArray) -> IntArray:
@@ -100,7 +100,7 @@ def _spread(embeddings: FloatArray, count: int) -> IntArray:
 
 
 def _folds(embeddings: FloatArray, of: IntArray, groups: IntArray) -> IntArray:
-    """What is left out together; see ``Sample``.
+    """What is left out together; see ``ExemplarSample``.
 
     A label with one object only cannot lose it. The two halves of its views that differ most, by their first principal
     component, stand for two objects: neighbouring frames would tell nothing about how far its looks reach.

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.core.types import FloatArray, IntArray
-from ml_backend.labeling.few_shot.exemplar_sampling import Sample
+from ml_backend.labeling.few_shot.exemplar_sampling import ExemplarSample
 
 Floats = npt.NDArray[np.float64]
 
@@ -23,7 +23,7 @@ _TINY = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class HeadScores:
     """Scores of views for labels; NaN where leaving out left a label without exemplars.
 
     Attributes:
@@ -37,7 +37,7 @@ class Scores:
     nearest: Floats
 
 
-class Heads:
+class LabelHeads:
     """Both heads, fitted.
 
     Args:
@@ -45,7 +45,7 @@ class Heads:
         count: labels.
     """
 
-    def __init__(self, sample: Sample, count: int) -> None:
+    def __init__(self, sample: ExemplarSample, count: int) -> None:
         self._sample = sample
         self._count = count
         self._rows = np.flatnonzero(sample.of >= 0)
@@ -92,15 +92,15 @@ class Heads:
             spreads.append(float(np.nansum(usable**2)))
         return float(np.sqrt(spreads[0] / spreads[1])) if min(spreads) > _TINY else 1.0
 
-    def total(self, scores: Scores) -> Floats:
+    def total(self, scores: HeadScores) -> Floats:
         """``(m, k)``: both opinions; the highest is the best label."""
         return scores.look + LINEAR_WEIGHT * self.linear_scale * scores.linear
 
-    def score(self, views: FloatArray) -> Scores:
+    def score(self, views: FloatArray) -> HeadScores:
         """Scores of ``(m, d)`` views."""
         both = (views @ self._stacked).astype(np.float64)
         similar, linear = both[:, : len(self._known)], both[:, len(self._known) :] - self._offset
-        return Scores(self._soft(similar, self._known_weight), linear, self._nearest(similar, self._known_weight))
+        return HeadScores(self._soft(similar, self._known_weight), linear, self._nearest(similar, self._known_weight))
 
     def similarities(self, views: FloatArray, label: int) -> tuple[FloatArray, IntArray]:
         """Cosines ``(m, q)`` of views to a label's exemplars, and their ids ``(q,)``."""
@@ -108,7 +108,7 @@ class Heads:
         cosines: FloatArray = views @ self._known[inside].T
         return cosines, self._sample.ids[self._rows[inside]]
 
-    def left_out(self, folds: IntArray | None = None) -> Scores:
+    def left_out(self, folds: IntArray | None = None) -> HeadScores:
         """Scores of the sample's own views, each as if its fold were unknown: ``(p, k)``.
 
         Linear scores of a view add up to 0. Where a label lost all exemplars, those of the others are made to do so
@@ -128,7 +128,7 @@ class Heads:
         there = np.isfinite(look)
         linear[~there] = np.nan
         linear -= np.where(there, linear, 0.0).sum(axis=1, keepdims=True) / np.maximum(there.sum(axis=1), 1)[:, None]
-        return Scores(look, linear, nearest)
+        return HeadScores(look, linear, nearest)
 
     def _soft(self, similar: Floats, weight: Floats) -> Floats:
         """Softened maximum a label of similarities ``(m, q)`` under weights ``(q,)`` or ``(m, q)``: ``(m, k)``."""

@@ -21,9 +21,9 @@ from ml_backend.labeling.few_shot.calibration import (
     make_evidence,
 )
 from ml_backend.labeling.few_shot.clusters import count_clusters
-from ml_backend.labeling.few_shot.exemplar_sampling import Sample, take_sample
-from ml_backend.labeling.few_shot.heads import Heads
-from ml_backend.labeling.few_shot.reidentification import Twins, find_twins
+from ml_backend.labeling.few_shot.exemplar_sampling import ExemplarSample, sample_exemplars
+from ml_backend.labeling.few_shot.heads import LabelHeads
+from ml_backend.labeling.few_shot.reidentification import Reidentification, fit_reidentification
 
 Floats = npt.NDArray[np.float64]
 
@@ -67,7 +67,7 @@ class Exemplars:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PatternMatch:
     """What a track shows.
 
     Attributes:
@@ -87,7 +87,7 @@ class Verdict:
     nearest: int | None
 
 
-NOTHING = Verdict(None, 0.0, None, {}, 0.0, None)
+NOTHING = PatternMatch(None, 0.0, None, {}, 0.0, None)
 
 
 class PatternBank:
@@ -137,10 +137,10 @@ class PatternBank:
         # Many small products: on a busy machine, threads that wait for each other make them ten times slower.
         with threadpool_limits(1):
             clusters = {label: count_clusters(embeddings[of == i], groups[of == i]) for i, label in enumerate(labels)}
-            learned = _learn(take_sample(embeddings, of, ids, groups), len(labels))
+            learned = _learn(sample_exemplars(embeddings, of, ids, groups), len(labels))
         return cls(labels, clusters, dimension, learned)
 
-    def classify(self, views: FloatArray, allowed: Collection[str] | None = None) -> Verdict:
+    def classify(self, views: FloatArray, allowed: Collection[str] | None = None) -> PatternMatch:
         """What one track shows.
 
         Args:
@@ -163,7 +163,7 @@ class PatternBank:
         similar = cosines.max(axis=0)
         nearest = int(np.argmax(similar))
         name = self.labels[numbers[best]]
-        return Verdict(
+        return PatternMatch(
             label=name if p >= ACCEPT and margin >= TIE else None,
             probability=p,
             best=name,
@@ -204,13 +204,13 @@ class _Learned:
     ``twins`` tells annotated objects again, where that can be told.
     """
 
-    heads: Heads
+    heads: LabelHeads
     count: int
     acceptance: Acceptance
     temperature: float
     cosine: Acceptance
     safe: Floats
-    twins: Twins | None
+    twins: Reidentification | None
 
     def probabilities(self, views: FloatArray, starts: IntArray, numbers: Sequence[int]) -> Floats:
         """``(t, len(numbers))`` of tracks whose views begin at ``starts``; only ``numbers`` compete."""
@@ -236,9 +236,9 @@ def _probabilities(total: Floats, numbers: IntArray, acceptance: Acceptance, tem
     return out
 
 
-def _learn(sample: Sample, count: int) -> _Learned:
+def _learn(sample: ExemplarSample, count: int) -> _Learned:
     """Fit the heads, and calibrate on left-out objects and left-out labels."""
-    heads = Heads(sample, count)
+    heads = LabelHeads(sample, count)
     known = sample.of >= 0
     own = np.where(known, sample.of, 0)
     # In objects. A label with hundreds of them is heard no more than one with ten.
@@ -272,4 +272,4 @@ def _learn(sample: Sample, count: int) -> _Learned:
     found = _probabilities(foreign[impostor & known], everyone, acceptance, temperature)
     # No object of another label may have been given this one.
     safe = np.maximum(SAFE, found.max(axis=0)) if len(found) else np.full(count, SAFE)
-    return _Learned(heads, count, acceptance, temperature, cosine, safe, find_twins(sample))
+    return _Learned(heads, count, acceptance, temperature, cosine, safe, fit_reidentification(sample))

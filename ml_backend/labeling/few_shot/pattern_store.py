@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import banks, embeddings, exemplars, track_sets
-from ml_backend.embeddings.crop_embeddings import Look, from_half, to_half
+from ml_backend.embeddings.crop_embeddings import CropEmbedding, from_half, to_half
 from ml_backend.labeling.few_shot.digest import bank_digests
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars
 from ml_backend.tracking.track_record import TrackSet
@@ -33,7 +33,7 @@ class NewExemplar:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ExemplarOrigin:
     """Where an exemplar comes from. ``task_id`` is 0 and ``origin`` set where it was imported."""
 
     label: str
@@ -79,9 +79,9 @@ class PatternStore:
 
     # -- looks
 
-    def looks(self, video: str) -> StoredLooks:
+    def looks(self, video: str) -> StoredCropEmbeddings:
         """The looks of one video."""
-        return StoredLooks(self, video)
+        return StoredCropEmbeddings(self, video)
 
     # -- exemplars
 
@@ -158,7 +158,7 @@ class PatternStore:
             connection.execute(sa.update(banks).where(row).values(digest=after))
         return bool(after != before)
 
-    def exemplars(self, project_id: int, model: str) -> tuple[Exemplars, dict[int, Source]]:
+    def exemplars(self, project_id: int, model: str) -> tuple[Exemplars, dict[int, ExemplarOrigin]]:
         """All exemplars of a project by one model, and by id where each comes from."""
         with self.read() as connection:
             rows = connection.execute(_of_project(project_id, model, embeddings.c.vector)).all()
@@ -176,7 +176,7 @@ class PatternStore:
             rows = connection.execute(_of_project(project_id, model, embeddings.c.thumbnail))
             return {row.id: row.thumbnail for row in rows}
 
-    def gallery(self, project_id: int, model: str, label: str, limit: int) -> list[tuple[int, Source, bytes]]:
+    def gallery(self, project_id: int, model: str, label: str, limit: int) -> list[tuple[int, ExemplarOrigin, bytes]]:
         """Some exemplars of a label, newest first: id, where each comes from, and its JPEG."""
         query = _of_project(project_id, model, embeddings.c.thumbnail).where(exemplars.c.label == label)
         query = query.order_by(None).order_by(exemplars.c.id.desc()).limit(limit)
@@ -236,24 +236,24 @@ class PatternStore:
                 yield StoredTracks(row.task_id, row.part, row.video, row.uri, tracks)
 
 
-class StoredLooks:
-    """Looks of one video in the database; see :class:`ml_backend.embeddings.crop_embeddings.Looks`."""
+class StoredCropEmbeddings:
+    """Looks of one video in the database; see :class:`ml_backend.embeddings.crop_embeddings.CropEmbeddingStore`."""
 
     def __init__(self, store: PatternStore, video: str) -> None:
         self._store, self._video = store, video
 
-    def known(self, model_id: str) -> list[Look]:
+    def known(self, model_id: str) -> list[CropEmbedding]:
         of = sa.and_(embeddings.c.video == self._video, embeddings.c.model == model_id)
         query = sa.select(embeddings).where(of).order_by(embeddings.c.frame, embeddings.c.key)
         with self._store.read() as connection:
             rows = connection.execute(query).all()
         vectors = from_half([row.vector for row in rows])
         return [
-            Look(row.frame, (row.x1, row.y1, row.x2, row.y2), vector, row.thumbnail)
+            CropEmbedding(row.frame, (row.x1, row.y1, row.x2, row.y2), vector, row.thumbnail)
             for row, vector in zip(rows, vectors, strict=True)
         ]
 
-    def add(self, model_id: str, looks: Sequence[Look]) -> None:
+    def add(self, model_id: str, looks: Sequence[CropEmbedding]) -> None:
         rows = [
             {
                 "key": look.key(self._video, model_id),
@@ -280,8 +280,8 @@ def _of_project(project_id: int, model: str, *columns: sa.Column[Any]) -> sa.Sel
     )
 
 
-def _source(row: Any) -> Source:
-    return Source(row.label, row.task_id, row.region_id, row.frame, row.origin)
+def _source(row: Any) -> ExemplarOrigin:
+    return ExemplarOrigin(row.label, row.task_id, row.region_id, row.frame, row.origin)
 
 
 def _insert_new(connection: Connection, table: sa.Table) -> Any:

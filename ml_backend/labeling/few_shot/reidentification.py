@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.core.types import FloatArray, IntArray
-from ml_backend.labeling.few_shot.exemplar_sampling import Sample
+from ml_backend.labeling.few_shot.exemplar_sampling import ExemplarSample
 
 Floats = npt.NDArray[np.float64]
 
@@ -24,7 +24,7 @@ MIN_SPREAD = 0.02  # cosines: a handful of objects that happen to agree must not
 
 
 @dataclass(frozen=True, slots=True)
-class Twins:
+class Reidentification:
     """What tells one object again.
 
     Likeness of a track and an object is the mean over the track's views of the cosine to the object's nearest view.
@@ -66,7 +66,7 @@ class Twins:
         return out
 
 
-def find_twins(sample: Sample) -> Twins | None:
+def fit_reidentification(sample: ExemplarSample) -> Reidentification | None:
     """Learn to tell objects again; ``None`` where too little is known, or where objects resemble others too much."""
     order = np.argsort(sample.groups, kind="stable")
     _, starts = np.unique(sample.groups[order], return_index=True)
@@ -97,4 +97,4 @@ def find_twins(sample: Sample) -> Twins | None:
     slope = (high - low) / spread**2
     # Nearer to itself than to strangers is not enough where strangers are far: it must look like itself.
     middle = max((high + low) / 2, high - TYPICAL * spread)
-    return Twins(rows[labelled], firsts, of[known], middle, slope)
+    return Reidentification(rows[labelled], firsts, of[known], middle, slope)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ml_backend.core.errors import BackendError, ConfigError
-from ml_backend.embeddings.crop_embeddings import Look, look_at
+from ml_backend.embeddings.crop_embeddings import CropEmbedding, embed_tracks
 from ml_backend.embeddings.crop_selection import VIEWS
 from ml_backend.labeling.few_shot.pattern_bank import PatternBank
 from ml_backend.labeling.few_shot.pattern_store import PatternStore, StoredTracks
@@ -89,14 +89,14 @@ def find_similar(
     if label not in bank.labels:
         known = ", ".join(bank.labels) or "none yet"
         raise ConfigError(f"The label {label!r} has no exemplars.", f"Annotate some. Labels with exemplars: {known}.")
-    best: list[tuple[float, StoredTracks, TrackRecord, list[Look]]] = []
+    best: list[tuple[float, StoredTracks, TrackRecord, list[CropEmbedding]]] = []
     for stored in store.tracks_of_project(project_id):
         if tasks is not None and stored.task_id not in tasks:
             continue
         records, looks = stored.tracks.tracks, store.looks(stored.video)
         try:
             wanted = [record.views for record in records]
-            seen = look_at(wanted, embedder, model_id, looks, partial(open_video, stored), VIEWS)
+            seen = embed_tracks(wanted, embedder, model_id, looks, partial(open_video, stored), VIEWS)
         except BackendError as error:
             if on_skip is None:
                 raise
@@ -111,7 +111,7 @@ def find_similar(
 
 
 def _similar(
-    bank: PatternBank, label: str, score: float, video: StoredTracks, record: TrackRecord, looks: list[Look]
+    bank: PatternBank, label: str, score: float, video: StoredTracks, record: TrackRecord, looks: list[CropEmbedding]
 ) -> Similar:
     each = bank.rank(label, [look.vector[None] for look in looks])
     look = looks[int(np.argmax(each))]

@@ -19,7 +19,7 @@ import ml_backend
 from ml_backend.core.errors import BackendError, ConfigError
 from ml_backend.jobs.api_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
-from ml_backend.jobs.worker_status import unlike
+from ml_backend.jobs.worker_status import differing_settings
 from ml_backend.jobs.workers import live_workers
 from ml_backend.labeling.model_version import BASE, shaping
 from ml_backend.server.api import requests as bodies
@@ -84,7 +84,7 @@ def look(found: WebContainer) -> dict[str, Any]:
             for w in live_workers(found.settings.redis_url)
         ]
         living = [worker["name"] for worker in out["workers"]]
-        out["unlike"] = unlike(shaping(found.settings), found.memory.shaping(living))
+        out["unlike"] = differing_settings(shaping(found.settings), found.memory.shaping(living))
     except BackendError as error:
         out |= {"redis": {"up": False, "error": str(error)}, "queues": {}, "workers": [], "unlike": []}
     try:

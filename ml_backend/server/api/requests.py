@@ -34,23 +34,23 @@ FileName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 ExportFormat = Literal["annotations", "yolo", "yolo-track", "coco", "mot", "cvat"]
 
 
-class Model(BaseModel):
+class RequestModel(BaseModel):
     """Nothing is guessed: fields that are not known, or of another type, are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class NoQuery(Model):
+class NoQuery(RequestModel):
     """No parameters."""
 
 
-class OfProject(Model):
+class OfProject(RequestModel):
     """Names a project."""
 
     project: ProjectId
 
 
-class OfAnyProject(Model):
+class OfAnyProject(RequestModel):
     """May name a project."""
 
     project: ProjectId | None = None
@@ -145,7 +145,7 @@ class Export(OfProject):
     ] = None
 
 
-class Upload(Model):
+class Upload(RequestModel):
     """A video of a project, as a form."""
 
     project: Annotated[

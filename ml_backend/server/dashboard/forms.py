@@ -15,7 +15,7 @@ from ml_backend.server.api.routing import naming_errors
 from ml_backend.server.problems import Invalid, Unknown
 
 
-class _OfJob(bodies.Model):
+class _OfJob(bodies.RequestModel):
     """Names a job."""
 
     job: str
@@ -79,7 +79,7 @@ def perform(name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def _read(model: type[bodies.Model]) -> Any:
+def _read(model: type[bodies.RequestModel]) -> Any:
     """The form as a body; empty fields are not sent."""
     sent = {name: [value for value in values if value] for name, values in request.form.lists()}
     given = {name: kept if name == "tasks" else kept[-1] for name, kept in sent.items() if kept}

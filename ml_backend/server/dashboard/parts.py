@@ -15,7 +15,7 @@ from ml_backend.labeling.model_version import BASE
 from ml_backend.server.api import handlers as control_room
 from ml_backend.server.api import requests as bodies
 from ml_backend.server.dashboard import charts
-from ml_backend.server.dashboard.state import State
+from ml_backend.server.dashboard.state import PageState
 from ml_backend.server.problems import Unknown
 from ml_backend.server.protocol import services
 
@@ -30,7 +30,7 @@ LIVE = ("running", "cancelling", "queued", "waiting")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PagePart:
     """A part of the page.
 
     Attributes:
@@ -41,52 +41,52 @@ class Part:
         everywhere: whether it can be drawn without a project.
     """
 
-    facts: Callable[[State], Facts]
+    facts: Callable[[PageState], Facts]
     on: tuple[str, ...] = ()
     starts: bool = False
     everywhere: bool = False
 
 
-def _project(state: State) -> int:
+def _project(state: PageState) -> int:
     if state.project is None:
         raise Unknown("No project is chosen.", "Choose one.")
     return state.project
 
 
-def _page(state: State, name: str, count: int) -> tuple[int, int]:
+def _page(state: PageState, name: str, count: int) -> tuple[int, int]:
     """Which page of a part's table is asked for, at most the last one, and how many there are."""
     pages = max(-(-count // TASKS), 1)
     return min(state.number(f"page-{name}"), pages), pages
 
 
-def _jobs_of(state: State) -> list[Any]:
+def _jobs_of(state: PageState) -> list[Any]:
     return control_room.jobs(bodies.ListJobs(project=state.project, limit=500))["jobs"]
 
 
 # -- beside the steps
 
 
-def _jobs(state: State) -> Facts:
+def _jobs(state: PageState) -> Facts:
     found = _jobs_of(state)
     live = [item for item in found if item["state"] in LIVE]
     over = [item for item in found if item["state"] not in LIVE]
     return {"live": live[:JOBS], "more": max(len(live) - JOBS, 0), "over": over[:6]}
 
 
-def _system(state: State) -> Facts:
+def _system(state: PageState) -> Facts:
     return {"status": control_room.status(bodies.OfAnyProject(project=state.project))}
 
 
 # -- 1. label
 
 
-def _projects(state: State) -> Facts:
+def _projects(state: PageState) -> Facts:
     found = state.projects or control_room.projects()["projects"]
     page, pages = _page(state, "projects", len(found))
     return {"projects": found[(page - 1) * TASKS : page * TASKS], "page": page, "pages": pages}
 
 
-def _counts(state: State) -> Facts:
+def _counts(state: PageState) -> Facts:
     body = bodies.Statistics(project=_project(state), fresh=state.values.get("fresh") == "1")
     found, _ = control_room.statistics(body)
     rows = found["rows"]
@@ -101,7 +101,7 @@ def _counts(state: State) -> Facts:
 # -- 2. learn
 
 
-def _patterns(state: State) -> Facts:
+def _patterns(state: PageState) -> Facts:
     found = control_room.patterns_info(bodies.OfProject(project=_project(state)))
     labels = list(found["labels"])
     pictures = {label: _pictures(state, label, FEW) for label in labels[:PICTURED]}
@@ -114,16 +114,16 @@ def _patterns(state: State) -> Facts:
     }
 
 
-def _pictures(state: State, label: str, limit: int) -> list[Any]:
+def _pictures(state: PageState, label: str, limit: int) -> list[Any]:
     return control_room.exemplars(bodies.ShowExemplars(project=_project(state), label=label, limit=limit))["exemplars"]
 
 
-def _exemplars(state: State) -> Facts:
+def _exemplars(state: PageState) -> Facts:
     label = state.values.get("label", "")[:255]
     return {"label": label, "exemplars": _pictures(state, label, MANY)}
 
 
-def _similar(state: State) -> Facts:
+def _similar(state: PageState) -> Facts:
     label = state.values.get("label", "")[:255]
     if not label:
         return {"found": None, "label": ""}
@@ -131,7 +131,7 @@ def _similar(state: State) -> Facts:
     return {"found": found, "label": label}
 
 
-def _versions(state: State) -> Facts:
+def _versions(state: PageState) -> Facts:
     project, trainings = _project(state), services().trainings
     found = trainings.versions(project, VERSIONS) | {"before": trainings.before(project)}
     # Such a version cannot be used, whatever became of it; its reason says the rest.
@@ -166,7 +166,7 @@ def history(epochs: list[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[f
 # -- 3. auto-label, and 4. review
 
 
-def _tasks(state: State, name: str = "tasks") -> Facts:
+def _tasks(state: PageState, name: str = "tasks") -> Facts:
     project, asked = _project(state), state.number(f"page-{name}")
     lister = services().lister
     try:
@@ -181,11 +181,11 @@ def _tasks(state: State, name: str = "tasks") -> Facts:
     return {"tasks": found, "total": total, "page": page, "pages": pages}
 
 
-def _renders(state: State) -> Facts:
+def _renders(state: PageState) -> Facts:
     return _tasks(state, "renders") | {"trained": services().projects.trained(_project(state)) is not None}
 
 
-def _mode(state: State) -> Facts:
+def _mode(state: PageState) -> Facts:
     project = _project(state)
     found = services()
     current = found.registry.current(project)
@@ -193,13 +193,13 @@ def _mode(state: State) -> Facts:
     return {"mode": found.projects.mode(project), "current": current.name if current else BASE, "names": names}
 
 
-def _auto(state: State) -> Facts:
+def _auto(state: PageState) -> Facts:
     kinds = ("auto_label", "predict", "prepare", "refresh")
     found = [item for item in _jobs_of(state) if item["kind"] in kinds]
     return {"live": [item for item in found if item["state"] in LIVE][:JOBS], "over": found[:1]}
 
 
-def _files(state: State) -> Facts:
+def _files(state: PageState) -> Facts:
     jobs = [item for item in _jobs_of(state) if isinstance(item["result"], dict)]
     results = {item["result"].get("file"): item for item in jobs}
     found = [_file(path, results.get(path.name)) for path in services().outputs.of_project(_project(state))]
@@ -229,7 +229,7 @@ def _file(path: Path, job: Any) -> Facts:
 
 
 def marks(project: int | None) -> dict[str, str]:
-    """A short text for everything that :attr:`Part.on` names; it differs whenever the thing has changed.
+    """A short text for everything that :attr:`PagePart.on` names; it differs whenever the thing has changed.
 
     Raises:
         BackendError: Redis or the database does not answer.
@@ -250,18 +250,18 @@ def marks(project: int | None) -> dict[str, str]:
     return {name: sha256(json.dumps(facts).encode()).hexdigest()[:12] for name, facts in told.items()}
 
 
-PARTS: Mapping[str, Part] = {
-    "jobs": Part(_jobs, ("jobs",), everywhere=True),
-    "system": Part(_system, ("status", "mode", "version", "init_models"), everywhere=True),
-    "projects": Part(_projects, ("import_video",), everywhere=True),
-    "counts": Part(_counts, ("count_statistics",), starts=True),
-    "patterns": Part(_patterns, ("describe_patterns", "learn_patterns", "mode"), starts=True),
-    "exemplars": Part(_exemplars),
-    "similar": Part(_similar, ("find_similar",), starts=True),
-    "versions": Part(_versions, ("version", "train")),
-    "mode": Part(_mode, ("current", "mode", "train")),
-    "auto": Part(_auto, ("jobs",)),
-    "tasks": Part(_tasks, ("predict", "auto_label", "import_video")),
-    "renders": Part(_renders, ("import_video", "version")),
-    "files": Part(_files, ("render_video", "render_custom_video", "export_project")),
+PARTS: Mapping[str, PagePart] = {
+    "jobs": PagePart(_jobs, ("jobs",), everywhere=True),
+    "system": PagePart(_system, ("status", "mode", "version", "init_models"), everywhere=True),
+    "projects": PagePart(_projects, ("import_video",), everywhere=True),
+    "counts": PagePart(_counts, ("count_statistics",), starts=True),
+    "patterns": PagePart(_patterns, ("describe_patterns", "learn_patterns", "mode"), starts=True),
+    "exemplars": PagePart(_exemplars),
+    "similar": PagePart(_similar, ("find_similar",), starts=True),
+    "versions": PagePart(_versions, ("version", "train")),
+    "mode": PagePart(_mode, ("current", "mode", "train")),
+    "auto": PagePart(_auto, ("jobs",)),
+    "tasks": PagePart(_tasks, ("predict", "auto_label", "import_video")),
+    "renders": PagePart(_renders, ("import_video", "version")),
+    "files": PagePart(_files, ("render_video", "render_custom_video", "export_project")),
 }

@@ -12,14 +12,14 @@ from ml_backend.server.api import handlers as control_room
 from ml_backend.server.api import responses as answers
 from ml_backend.server.dashboard.texts import LANGUAGES
 from ml_backend.server.origin_checks import refuse_unproven
-from ml_backend.server.problems import CrossSite, told
+from ml_backend.server.problems import CrossSite, as_backend_error
 
 STEPS = ("label", "learn", "auto", "review")
 THEMES = ("light", "dark")
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class PageState:
     """A request.
 
     Attributes:
@@ -53,7 +53,7 @@ class State:
         return int(text) if known else default
 
 
-def read_state(*, whole: bool) -> State:
+def read_state(*, whole: bool) -> PageState:
     """The present request's.
 
     Args:
@@ -66,7 +66,7 @@ def read_state(*, whole: bool) -> State:
         try:
             projects = control_room.projects()["projects"]
         except Exception as error:  # noqa: BLE001 -- told() logs it
-            problem, _ = told(error)
+            problem, _ = as_backend_error(error)
     try:
         refuse_unproven()
         foreign = False
@@ -76,4 +76,4 @@ def read_state(*, whole: bool) -> State:
     if lang not in LANGUAGES:
         lang = request.accept_languages.best_match(list(LANGUAGES)) or "en"
     step, theme = step if step in STEPS else STEPS[0], theme if theme in THEMES else ""
-    return State(step, lang, theme, projects, problem, foreign, values)
+    return PageState(step, lang, theme, projects, problem, foreign, values)

@@ -15,7 +15,7 @@ LANGUAGES = {"en": "English", "ko": "한국어"}
 
 
 @cache
-def words(lang: str) -> dict[str, str]:
+def load_texts(lang: str) -> dict[str, str]:
     """Every text of one of :data:`LANGUAGES`, with ``{name}`` where values go."""
     found: dict[str, str] = json.loads(Path(__file__).with_name(f"texts.{lang}.json").read_text(encoding="utf-8"))
     return found
@@ -23,7 +23,7 @@ def words(lang: str) -> dict[str, str]:
 
 def translator(lang: str) -> Callable[..., str]:
     """``t(key, **values)`` in a language; it raises KeyError for what is nowhere written."""
-    known = words(lang)
+    known = load_texts(lang)
 
     def t(key: str, **values: Any) -> str:
         return known[key].format(**values) if values else known[key]
@@ -33,7 +33,7 @@ def translator(lang: str) -> Callable[..., str]:
 
 def named(lang: str, group: str, name: str) -> str:
     """The word for a name of the API, such as a job's kind; the name itself where there is none."""
-    return words(lang).get(f"{group}_{name}", name)
+    return load_texts(lang).get(f"{group}_{name}", name)
 
 
 def amount(size: float | None) -> str:

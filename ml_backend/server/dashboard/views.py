@@ -19,10 +19,10 @@ from ml_backend.core.errors import BackendError
 from ml_backend.jobs.api_queue import STRIDE
 from ml_backend.server.dashboard import forms, texts
 from ml_backend.server.dashboard.parts import PARTS, marks
-from ml_backend.server.dashboard.state import STEPS, THEMES, State, read_state
+from ml_backend.server.dashboard.state import STEPS, THEMES, PageState, read_state
 from ml_backend.server.dashboard.texts import LANGUAGES, named, translator
 from ml_backend.server.origin_checks import refuse_unproven, takes_html
-from ml_backend.server.problems import CrossSite, ForeignName, Unknown, told
+from ml_backend.server.problems import CrossSite, ForeignName, Unknown, as_backend_error
 from ml_backend.server.protocol import health, services
 
 _STATIC = Path(__file__).parent / "static"
@@ -76,7 +76,7 @@ def home() -> Response:
     return _page(read_state(whole=True))
 
 
-def _page(state: State, notice: Markup | None = None, status: int = 200) -> Response:
+def _page(state: PageState, notice: Markup | None = None, status: int = 200) -> Response:
     try:  # first: what happens while the parts are drawn shows as a change
         known = marks(state.project)
     except BackendError:
@@ -120,7 +120,7 @@ def do(name: str) -> Response:
 @blueprint.errorhandler(Exception)
 def failed(error: Exception) -> Response:
     """What is wrong and the cure, where the notice would be."""
-    said, status = told(error)
+    said, status = as_backend_error(error)
     notice = _rendered("page/problem.html", error=said)
     # A foreign page may read nothing of this server's, and what fails may be the page itself.
     alone = isinstance(error, (CrossSite, ForeignName)) or "HX-Request" in request.headers
@@ -134,15 +134,15 @@ def _rendered(template: str, **values: Any) -> Markup:
     return Markup(render_template(template, **values))  # noqa: S704
 
 
-def _draw(name: str, state: State, context: dict[str, Any]) -> Markup:
+def _draw(name: str, state: PageState, context: dict[str, Any]) -> Markup:
     """A part, or what is wrong with it: one that fails takes no other with it."""
     try:
         return _rendered(f"page/parts/{name}.html", **PARTS[name].facts(state), **context)
     except Exception as error:  # noqa: BLE001 -- told() logs it
-        return _rendered("page/problem.html", error=told(error)[0], **context)
+        return _rendered("page/problem.html", error=as_backend_error(error)[0], **context)
 
 
-def _context(state: State) -> dict[str, Any]:
+def _context(state: PageState) -> dict[str, Any]:
     """What every template may use."""
     t = translator(state.lang)
     here: dict[str, Any] = {"project": state.project, "step": state.step}

@@ -11,8 +11,8 @@ import pytest
 
 from ml_backend.core.boxes import iou_pairs
 from ml_backend.core.types import Track, VideoInfo
-from ml_backend.embeddings.crop_embeddings import Look
-from ml_backend.embeddings.crop_selection import View
+from ml_backend.embeddings.crop_embeddings import CropEmbedding
+from ml_backend.embeddings.crop_selection import CropBox
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.label_studio.regions import track_to_region
 from ml_backend.label_studio.timeline import Timeline, video_timeline
@@ -21,7 +21,7 @@ from ml_backend.labeling.few_shot.annotated_objects import (
     MAX_BACKGROUND,
     AnnotatedObject,
     annotated_objects,
-    left_out,
+    rejected_tracks,
     short_id,
     with_known,
 )
@@ -267,19 +267,19 @@ def test_ids_fit_into_the_database() -> None:
 def make_object(frames: Sequence[int] = range(20, 60), **changes: Any) -> AnnotatedObject:
     frames_array = np.array(frames)
     boxes = np.tile([100.0, 50.0, 200.0, 150.0], (len(frames_array), 1))
-    views = tuple(View(frame, (100.0, 50.0, 200.0, 150.0), 1.0) for frame in frames[:12])
+    views = tuple(CropBox(frame, (100.0, 50.0, 200.0, 150.0), 1.0) for frame in frames[:12])
     values = {"region_id": "r1", "label": "fallen", "frames": frames_array, "xyxy": boxes, "views": views} | changes
     return AnnotatedObject(**values)
 
 
-def look(frame: int, dx: float = 0.0) -> Look:
-    return Look(frame, (100.0 + dx, 50.0, 200.0 + dx, 150.0), np.ones(1, np.float32), b"")
+def look(frame: int, dx: float = 0.0) -> CropEmbedding:
+    return CropEmbedding(frame, (100.0 + dx, 50.0, 200.0 + dx, 150.0), np.ones(1, np.float32), b"")
 
 
 def test_looks_of_an_accepted_track_are_taken() -> None:
     known = [look(50, 1.0), look(25), look(30, 3.0), look(44)]
     views = with_known(make_object(), known, 4)
-    assert views == tuple(View(item.frame, item.xyxy, 1.0) for item in sorted(known, key=lambda item: item.frame))
+    assert views == tuple(CropBox(item.frame, item.xyxy, 1.0) for item in sorted(known, key=lambda item: item.frame))
 
 
 def test_other_looks_are_not() -> None:
@@ -316,7 +316,7 @@ def test_frames_on_which_the_object_is_hidden() -> None:
 
 
 def make_record(track_id: int, box: tuple[float, float, float, float], *frames: int, score: float = 0.5) -> TrackRecord:
-    views = tuple(View(frame, box, 0.9) for frame in frames)
+    views = tuple(CropBox(frame, box, 0.9) for frame in frames)
     return TrackRecord(track_id, 0, 10, score, {"person": 1.0}, {}, views)
 
 
@@ -328,7 +328,7 @@ NEAR, FAR = (110.0, 50.0, 210.0, 150.0), (400.0, 50.0, 500.0, 150.0)
 
 
 def ids(tracks: TrackSet, *objects: AnnotatedObject) -> list[int]:
-    return [record.track_id for record in left_out(tracks, objects)]
+    return [record.track_id for record in rejected_tracks(tracks, objects)]
 
 
 def test_tracks_that_nobody_has_annotated() -> None:

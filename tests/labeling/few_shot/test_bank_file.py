@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.core.types import UNLABELLED
 from ml_backend.db.storage import Storage
-from ml_backend.embeddings.crop_embeddings import Look
+from ml_backend.embeddings.crop_embeddings import CropEmbedding
 from ml_backend.labeling.few_shot.bank_file import (
     FORMAT,
     MAX_BYTES,
@@ -48,7 +48,7 @@ def fill(store: PatternStore, *, project: int = 1, task: int = 10) -> None:
     given = [("r1", "fallen_person"), ("r1", "fallen_person"), ("r2", "Fußgänger"), ("part-0-track-3", UNLABELLED)]
     vectors = rng.normal(size=(4, DIM)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    looks = [Look(n, (0.0, 0.0, n + 1.0, 9.0), vectors[n], b"\xff\xd8" + bytes([n]) * n) for n in range(4)]
+    looks = [CropEmbedding(n, (0.0, 0.0, n + 1.0, 9.0), vectors[n], b"\xff\xd8" + bytes([n]) * n) for n in range(4)]
     store.looks("video").add(MODEL, looks)
     wanted = [NewExemplar(*given[n], looks[n].key("video", MODEL)) for n in range(4)]
     store.replace_task(project, MODEL, task, 1, wanted)

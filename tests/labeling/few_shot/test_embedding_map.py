@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ml_backend.labeling.few_shot.embedding_map import atlas, project_2d
+from ml_backend.labeling.few_shot.embedding_map import embedding_map, project_2d
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars
-from ml_backend.labeling.few_shot.pattern_store import Source
+from ml_backend.labeling.few_shot.pattern_store import ExemplarOrigin
 
 
-def make_exemplars(vectors: np.ndarray) -> tuple[Exemplars, dict[int, Source]]:
+def make_exemplars(vectors: np.ndarray) -> tuple[Exemplars, dict[int, ExemplarOrigin]]:
     ids = np.arange(10, 10 + len(vectors))
     labels = tuple("ab"[n % 2] for n in range(len(vectors)))
-    sources = {int(i): Source(label, 5, f"r{i}", 3) for i, label in zip(ids, labels, strict=True)}
+    sources = {int(i): ExemplarOrigin(label, 5, f"r{i}", 3) for i, label in zip(ids, labels, strict=True)}
     return Exemplars(ids, np.asarray(vectors, np.float32), labels, np.arange(len(vectors))), sources
 
 
@@ -46,7 +46,7 @@ def test_equal_vectors_lie_in_the_middle() -> None:
 
 
 def test_points_name_what_they_are() -> None:
-    (first, *others) = atlas(*make_exemplars(np.eye(6, 8)))
+    (first, *others) = embedding_map(*make_exemplars(np.eye(6, 8)))
     assert len(others) == 5
     assert {key: first[key] for key in ("id", "label", "task", "frame")} == {
         "id": 10,
@@ -54,5 +54,5 @@ def test_points_name_what_they_are() -> None:
         "task": 5,
         "frame": 3,
     }
-    assert len(atlas(*make_exemplars(np.eye(6, 8)), limit=4)) == 4
-    assert atlas(*make_exemplars(np.zeros((0, 8)))) == []
+    assert len(embedding_map(*make_exemplars(np.eye(6, 8)), limit=4)) == 4
+    assert embedding_map(*make_exemplars(np.zeros((0, 8)))) == []

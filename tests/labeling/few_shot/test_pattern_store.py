@@ -19,9 +19,15 @@ from hypothesis import strategies as st
 from ml_backend.core.errors import StorageError
 from ml_backend.core.types import UNLABELLED
 from ml_backend.db.storage import Storage
-from ml_backend.embeddings.crop_embeddings import Look
-from ml_backend.embeddings.crop_selection import View
-from ml_backend.labeling.few_shot.pattern_store import NewExemplar, PatternStore, Source, StoredTracks, video_key
+from ml_backend.embeddings.crop_embeddings import CropEmbedding
+from ml_backend.embeddings.crop_selection import CropBox
+from ml_backend.labeling.few_shot.pattern_store import (
+    ExemplarOrigin,
+    NewExemplar,
+    PatternStore,
+    StoredTracks,
+    video_key,
+)
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from tests.builders import ROOT
 
@@ -38,10 +44,12 @@ def store(path: Path) -> PatternStore:
     return PatternStore(Storage(f"sqlite:///{path}"))
 
 
-def make_look(number: int = 0, *, frame: int = 3, thumbnail: bytes = b"\xff\xd8jpeg") -> Look:
+def make_look(number: int = 0, *, frame: int = 3, thumbnail: bytes = b"\xff\xd8jpeg") -> CropEmbedding:
     """A look that differs from others in its box and in its vector."""
     vector = np.random.default_rng(number).normal(size=DIM).astype(np.float32)
-    return Look(frame, (float(number), 1.5, float(number) + 10.3, 20.0), vector / np.linalg.norm(vector), thumbnail)
+    return CropEmbedding(
+        frame, (float(number), 1.5, float(number) + 10.3, 20.0), vector / np.linalg.norm(vector), thumbnail
+    )
 
 
 def keep(store: PatternStore, *numbers: int, video: str = "video", model: str = MODEL) -> list[str]:
@@ -336,7 +344,7 @@ def test_imported_exemplars_are_added_once(store: PatternStore) -> None:
         ("f-2", "f"),
         ("g-1", "g"),
     }
-    assert Source("b", 0, "f-2", 3, "f") in sources.values()
+    assert ExemplarOrigin("b", 0, "f-2", 3, "f") in sources.values()
     assert store.remove_imported(1, MODEL)
     assert store.digest(1, MODEL) == ""
     store.add_imported(1, MODEL, items)
@@ -450,7 +458,7 @@ def test_a_database_that_refuses_leaves_the_bank_as_it_was(store: PatternStore) 
 
 def make_tracks(number: int = 1) -> TrackSet:
     value = {"framesCount": 50, "duration": 2.0, "sequence": [{"frame": 1, "x": 1.5}]}
-    record = TrackRecord(number, 0, 50, 0.5, {"person": 5.0}, value, (View(2, (0.0, 0.1, 5.0, 9.9), 0.5),))
+    record = TrackRecord(number, 0, 50, 0.5, {"person": 5.0}, value, (CropBox(2, (0.0, 0.1, 5.0, 9.9), 0.5),))
     return TrackSet((record,), ("person",), False, 640, 360, 50)
 
 

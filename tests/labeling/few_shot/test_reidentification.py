@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ml_backend.core.types import FloatArray
-from ml_backend.labeling.few_shot.exemplar_sampling import take_sample
+from ml_backend.labeling.few_shot.exemplar_sampling import sample_exemplars
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank
-from ml_backend.labeling.few_shot.reidentification import MIN_OTHERS, find_twins
+from ml_backend.labeling.few_shot.reidentification import MIN_OTHERS, fit_reidentification
 
 DIM = 64
 
@@ -43,7 +43,7 @@ def test_objects_of_a_label_that_do_not_look_alike_are_told_again() -> None:
 
 
 def test_strangers_are_rarely_taken_for_twins() -> None:
-    twins = find_twins(take_sample(*arrays({number: int(number >= 3) for number in range(15)})))
+    twins = fit_reidentification(sample_exemplars(*arrays({number: int(number >= 3) for number in range(15)})))
     assert twins is not None
     strangers = np.concatenate([views(number) for number in range(50, 70)])
     found = twins.probabilities(strangers, np.arange(0, len(strangers), 4), 2)
@@ -54,8 +54,8 @@ def test_strangers_are_rarely_taken_for_twins() -> None:
 
 
 def test_an_object_between_two_twins_gets_neither_label_for_that() -> None:
-    sample = take_sample(*arrays({number: number % 2 for number in range(12)}))
-    twins = find_twins(sample)
+    sample = sample_exemplars(*arrays({number: number % 2 for number in range(12)}))
+    twins = fit_reidentification(sample)
     assert twins is not None
     both = unit(views(0, seed=1) + views(1, seed=1))
     (found,) = twins.probabilities(both, np.array([0]), 2)
@@ -71,16 +71,18 @@ def arrays(of: dict[int, int], count: int = 4) -> tuple[FloatArray, np.ndarray, 
 @pytest.mark.parametrize("others", [0, 1, MIN_OTHERS - 1])
 def test_too_few_others_to_know_likeness_from_chance(others: int) -> None:
     of = {0: 0, **{number + 1: 1 for number in range(others)}}
-    assert find_twins(take_sample(*arrays(of))) is None
+    assert fit_reidentification(sample_exemplars(*arrays(of))) is None
 
 
 def test_single_views_tell_nothing_of_an_object_s_likeness_to_itself() -> None:
-    assert find_twins(take_sample(*arrays({number: number % 2 for number in range(12)}, count=1))) is None
+    assert (
+        fit_reidentification(sample_exemplars(*arrays({number: number % 2 for number in range(12)}, count=1))) is None
+    )
 
 
 def test_background_counts_as_others() -> None:
     of = {0: 0, **dict.fromkeys(range(1, 1 + MIN_OTHERS), -1)}
-    twins = find_twins(take_sample(*arrays(of)))
+    twins = fit_reidentification(sample_exemplars(*arrays(of)))
     assert twins is not None
     again, stranger = views(0, seed=1), views(99)
     found = twins.probabilities(np.concatenate([again, stranger]), np.array([0, len(again)]), 1)
@@ -90,14 +92,14 @@ def test_background_counts_as_others() -> None:
 def test_objects_that_all_look_the_same_are_not_told_apart() -> None:
     one = views(0, 48)
     of = np.repeat(np.arange(12) % 2, 4)
-    assert find_twins(take_sample(one, of, np.arange(48), np.repeat(np.arange(12), 4))) is None
+    assert fit_reidentification(sample_exemplars(one, of, np.arange(48), np.repeat(np.arange(12), 4))) is None
 
 
 def test_the_order_of_the_exemplars_does_not_matter() -> None:
     embeddings, of, ids, groups = arrays({number: number % 3 for number in range(15)})
     order = np.random.default_rng(0).permutation(len(of))
-    first = find_twins(take_sample(embeddings, of, ids, groups))
-    second = find_twins(take_sample(embeddings[order], of[order], ids[order], groups[order]))
+    first = fit_reidentification(sample_exemplars(embeddings, of, ids, groups))
+    second = fit_reidentification(sample_exemplars(embeddings[order], of[order], ids[order], groups[order]))
     assert first is not None
     assert second is not None
     tracks = np.concatenate([views(3, seed=1), views(77)])

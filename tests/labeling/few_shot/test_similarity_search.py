@@ -14,7 +14,7 @@ import pytest
 from ml_backend.core.errors import BackendError, ConfigError, MediaError, VideoError
 from ml_backend.core.types import FloatArray, Image
 from ml_backend.db.storage import Storage
-from ml_backend.embeddings.crop_selection import View
+from ml_backend.embeddings.crop_selection import CropBox
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank
 from ml_backend.labeling.few_shot.pattern_store import PatternStore, StoredTracks
 from ml_backend.labeling.few_shot.similarity_search import Similar, find_similar
@@ -76,7 +76,7 @@ BANK = make_bank()
 def record(column: int, *, views: int = 4, track_id: int | None = None) -> TrackRecord:
     box = (40.0 * column + 8, 50.0, 40.0 * column + 32, 70.0)
     value = {"framesCount": 48, "duration": 2.0, "sequence": []}
-    seen = tuple(View(3 * n, box, 0.9) for n in range(views))
+    seen = tuple(CropBox(3 * n, box, 0.9) for n in range(views))
     return TrackRecord(column if track_id is None else track_id, 0, FRAMES, 0.5, {"car": 1.0}, value, seen)
 
 
@@ -215,7 +215,7 @@ def test_tracks_without_looks_are_left_out(store: PatternStore, clip: Path) -> N
     save(store, 11)
     save(store, 10, replace(record(0), views=()))
     assert find(store, clip, embedder=refuse, open_video=refuse) == []
-    outside = replace(record(1, track_id=5), views=(View(3, (900.0, 900.0, 950.0, 950.0), 0.9),))
+    outside = replace(record(1, track_id=5), views=(CropBox(3, (900.0, 900.0, 950.0, 950.0), 0.9),))
     save(store, 10, replace(record(0), views=()), outside)
     assert find(store, clip) == []
     save(store, 12, replace(record(0), views=()), record(1))
@@ -249,7 +249,7 @@ def test_where_it_is(store: PatternStore, clip: Path) -> None:
 
 
 def test_the_most_typical_look_is_shown(store: PatternStore, clip: Path) -> None:
-    views = tuple(View(frame, record(column).views[0].xyxy, 0.9) for frame, column in ((2, 4), (9, 0), (20, 6)))
+    views = tuple(CropBox(frame, record(column).views[0].xyxy, 0.9) for frame, column in ((2, 4), (9, 0), (20, 6)))
     save(store, 10, replace(record(0), views=views))
     assert find(store, clip, "red")[0].frame == 9
     assert find(store, clip, "blue")[0].frame == 20
