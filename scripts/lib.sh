@@ -11,7 +11,7 @@ say() { printf '%s\n' "$*" >&2; }
 
 die() { # what is wrong, what to do about it
     printf 'error: %s\n' "$1" >&2
-    [ $# -gt 1 ] && printf '  cure: %s\n' "$2" >&2
+    [ $# -gt 1 ] && printf '  fix: %s\n' "$2" >&2
     exit 1
 }
 

@@ -1,4 +1,4 @@
-"""What the command-line scripts share: progress, logging, and errors that name cause and cure."""
+"""What the command-line scripts share: progress, logging, and errors that name cause and hint."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def fail_clearly(function: Function) -> Function:
             return function(*args, **kwargs)
         except BackendError as error:
             print(f"Error: {error.message}", file=sys.stderr)
-            if error.cure:
-                print(f"Cure:  {error.cure}", file=sys.stderr)
+            if error.hint:
+                print(f"Fix:   {error.hint}", file=sys.stderr)
             sys.exit(1)
         except ValidationError as error:
             print(f"Error: {wrong_settings(error)}", file=sys.stderr)

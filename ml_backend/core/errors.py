@@ -1,6 +1,6 @@
 """The error tree of the project.
 
-Every error that a user can meet derives from :class:`BackendError`. Its message names the cause, ``cure`` says
+Every error that a user can meet derives from :class:`BackendError`. Its message names the cause, ``hint`` says
 what to do about it, and ``http_status`` is what the web layer answers. ``retryable`` tells the queue whether
 trying again later can help (a server that is down) or not (a corrupt file).
 """
@@ -13,19 +13,19 @@ class BackendError(Exception):
 
     Args:
         message: what is wrong, in one sentence.
-        cure: what the reader can do about it; shown after the message.
+        hint: what the reader can do about it; shown after the message.
     """
 
     http_status: int = 500
     retryable: bool = False
 
-    def __init__(self, message: str, cure: str = "") -> None:
+    def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.cure = cure
+        self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message} {self.cure}".rstrip()
+        return f"{self.message} {self.hint}".rstrip()
 
 
 class RequestError(BackendError):

@@ -105,7 +105,7 @@ class FitsMemory:
     _batch: int
     _device: torch.device
     _items = "items"  # of which a batch consists, in words
-    at_once: int = 1  # calls; must not change after the first
+    max_concurrency: int = 1  # calls; must not change after the first
 
     @property
     def device(self) -> str:
@@ -131,7 +131,7 @@ class FitsMemory:
     def _fitting(self, call: Callable[[int], T]) -> T:
         """Call with the largest batch that fits.
 
-        Threads that share the network take turns, ``at_once`` of them: each needs memory of its own.
+        Threads that share the network take turns, ``max_concurrency`` of them: each needs memory of its own.
 
         Args:
             call: gets how many items it may take at once; called again with fewer when memory was short.
@@ -139,7 +139,7 @@ class FitsMemory:
         Raises:
             RuntimeError: memory is short for one item on the CPU; whatever else ``call`` raises.
         """
-        with self.__dict__.setdefault("_turn", threading.BoundedSemaphore(self.at_once)):
+        with self.__dict__.setdefault("_turn", threading.BoundedSemaphore(self.max_concurrency)):
             while True:
                 batch, device = self._batch, self._device
                 try:

@@ -33,7 +33,7 @@ def prefetch(items: Iterable[T], most: int) -> Generator[T, None, None]:
             failed = True
             raise
 
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
         waiting: deque[Future[Any]] = deque(thread.submit(step) for _ in range(most + 1))
         try:
             while (item := waiting.popleft().result()) is not end:
@@ -45,21 +45,21 @@ def prefetch(items: Iterable[T], most: int) -> Generator[T, None, None]:
                 iterator.close()
 
 
-def ordered_map(function: Callable[[T], R], items: Iterable[T], at_once: int) -> Generator[R, None, None]:
+def ordered_map(function: Callable[[T], R], items: Iterable[T], max_concurrency: int) -> Generator[R, None, None]:
     """``map``, with so many calls at once, each in a thread of its own if there are several. Close it, or exhaust it.
 
     What making the items, or a call, raises is raised here, in its turn.
 
     Args:
-        at_once: also the most results that exist and have not been taken.
+        max_concurrency: also the most results that exist and have not been taken.
     """
-    if at_once < 2:
+    if max_concurrency < 2:
         yield from map(function, items)
         return
     waiting: deque[Future[R]] = deque()
     iterator = iter(items)
     failure: Exception | None = None
-    with ThreadPoolExecutor(at_once, thread_name_prefix="in_order") as threads:
+    with ThreadPoolExecutor(max_concurrency, thread_name_prefix="ordered_map") as threads:
         try:
             while True:
                 try:
@@ -70,7 +70,7 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], at_once: int) ->
                     failure = error
                     break
                 waiting.append(threads.submit(function, item))
-                if len(waiting) == at_once:
+                if len(waiting) == max_concurrency:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -26,7 +26,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo, is_of
 from ml_backend.datasets.selection import Predictions, Submission, found_controls, inferred_rate, submissions
 from ml_backend.datasets.task_files import RawTask, is_prediction_file, read_tasks
-from ml_backend.datasets.video_files import FIND_CURE, FileChoice, VideoFacts, VideoFolder, video_name
+from ml_backend.datasets.video_files import FIND_HINT, FileChoice, VideoFacts, VideoFolder, video_name
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.label_config import LabelConfig, parse_label_config
 from ml_backend.label_studio.media import MediaStore
@@ -124,7 +124,7 @@ class AnnotationReader:
             found = store.local_path(uri) if store and uri else None
             if found is None:
                 named = video_name(uri) if uri else "the video of the prediction"
-                raise MediaError(f"{named} is not in {folder.folder.absolute()}.", FIND_CURE)
+                raise MediaError(f"{named} is not in {folder.folder.absolute()}.", FIND_HINT)
             yield found
 
         return cls(lambda: read_tasks(path), find, config, folder=folder, **options)
@@ -195,7 +195,7 @@ class AnnotationReader:
             except MediaError as error:
                 if not named.reason:
                     raise
-                raise MediaError(named.reason, FIND_CURE) from error
+                raise MediaError(named.reason, FIND_HINT) from error
             yield path
 
     def file_stem(self, part: TaskVideo) -> str:

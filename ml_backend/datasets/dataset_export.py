@@ -264,14 +264,14 @@ class _Run:
 
     def all(self, source: AnnotationReader, plan: Sequence[PlannedVideo]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each video's name and outcome, as they are done. Parts are read only as fast as they are worked on."""
-        at_once = min(self.workers, self.videos)
-        with ThreadPoolExecutor(at_once) as videos, ThreadPoolExecutor(self.workers) as encoders:
+        max_concurrency = min(self.workers, self.videos)
+        with ThreadPoolExecutor(max_concurrency) as videos, ThreadPoolExecutor(self.workers) as encoders:
             running: dict[Future[dict[str, Any]], tuple[PlannedVideo, TaskVideo]] = {}
             try:
                 done = 0
                 pairs = zip(plan, source.parts(), strict=True)
                 while True:
-                    for pair in islice(pairs, at_once + 1 - len(running)):
+                    for pair in islice(pairs, max_concurrency + 1 - len(running)):
                         running[videos.submit(self._video, *pair, encoders)] = pair
                     if not running:
                         break

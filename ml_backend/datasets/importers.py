@@ -18,7 +18,7 @@ from ml_backend.core.errors import BackendError, VideoError
 from ml_backend.core.keyframes import interpolate
 from ml_backend.core.types import IntArray, Track
 from ml_backend.datasets.annotation_reader import SkippedTask
-from ml_backend.datasets.video_files import FIND_CURE, NOTHING, VideoFacts, VideoFolder
+from ml_backend.datasets.video_files import FIND_HINT, NOTHING, VideoFacts, VideoFolder
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.media import CLOUD_SCHEMES
 from ml_backend.label_studio.regions import make_prediction, track_to_region
@@ -179,7 +179,7 @@ def to_tasks(
             found = folder.look_up(each.name, each.known)
             if found.path is None:
                 reason = found.reason or f"There is no video of this name in {folder.folder.absolute()}."
-                raise VideoError(reason, FIND_CURE)
+                raise VideoError(reason, FIND_HINT)
             data = _data(found.path, folder, control, url_prefix)
             regions, left_out = _regions(each, found.path, control, control.frame_rate_for(data))
         except BackendError as error:

@@ -19,7 +19,7 @@ RawTask = dict[str, Any]
 _BETWEEN = re.compile(r"[\s,]*")
 #: Fields that JSON_MIN adds to a task's own.
 _MIN_FIELDS = frozenset({"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement"})
-_CURE = "Export the project from Label Studio as JSON, or write predictions with scripts/predict_video.py."
+_HINT = "Export the project from Label Studio as JSON, or write predictions with scripts/predict_video.py."
 
 
 def read_tasks(path: Path) -> Iterator[RawTask]:
@@ -37,7 +37,7 @@ def read_tasks(path: Path) -> Iterator[RawTask]:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8: {error.reason}.", _CURE) from error
+        raise ConfigError(f"{path} is not UTF-8: {error.reason}.", _HINT) from error
     for _, rows in groupby(_items(text, path), key=_group):
         yield from _one_shape(rows, path)
 
@@ -61,7 +61,7 @@ def _group(item: Any) -> tuple[str, Any]:
 def _one_shape(rows: Iterable[Any], path: Path) -> Iterator[RawTask]:
     first, *others = list(rows)
     if not isinstance(first, Mapping):
-        raise ConfigError(f"{path} holds {type(first).__name__} where a task is expected.", _CURE)
+        raise ConfigError(f"{path} holds {type(first).__name__} where a task is expected.", _HINT)
     if isinstance(first.get("data"), Mapping):
         for row in (first, *others):
             yield {
@@ -76,7 +76,7 @@ def _one_shape(rows: Iterable[Any], path: Path) -> Iterator[RawTask]:
     elif first.get("id") is not None:
         yield _from_min([first, *others])
     else:
-        raise ConfigError(f"{path} is neither an export of Label Studio nor a prediction.", _CURE)
+        raise ConfigError(f"{path} is neither an export of Label Studio nor a prediction.", _HINT)
 
 
 def _from_min(rows: list[Mapping[str, Any]]) -> RawTask:
@@ -133,6 +133,6 @@ def _items(text: str, path: Path) -> Iterator[Any]:
             if not several:
                 return
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not JSON, or was cut off: {error}.", _CURE) from error
+        raise ConfigError(f"{path} is not JSON, or was cut off: {error}.", _HINT) from error
     except (RecursionError, ValueError) as error:  # brackets or digits without end
-        raise ConfigError(f"{path} cannot be read: {type(error).__name__}.", _CURE) from error
+        raise ConfigError(f"{path} cannot be read: {type(error).__name__}.", _HINT) from error

@@ -22,7 +22,7 @@ from ml_backend.video.probe import playback_duration, probe
 log = logging.getLogger(__name__)
 
 #: What to do where no file is found, or not the right one.
-FIND_CURE = "Put the right one there, give another --videos, or name the file in a --video-map."
+FIND_HINT = "Put the right one there, give another --videos, or name the file in a --video-map."
 
 #: Frames by which programs differ that count those of one file.
 _FRAMES = 2

@@ -93,12 +93,12 @@ class Storage:
             yield
         except SQLAlchemyError as error:
             cause = str(getattr(error, "orig", None) or error)
-            cure = "Check DATABASE_URL and that the database runs."
+            hint = "Check DATABASE_URL and that the database runs."
             if "disk is full" in cause or "readonly" in cause or "unable to open" in cause:
-                cure = "Free disk space, or set DATA_DIR to a writable folder."
+                hint = "Free disk space, or set DATA_DIR to a writable folder."
             elif "not a database" in cause or "malformed" in cause:
-                cure = "Put a copy of it in its place, or move it away: a new one is made, which knows nothing."
-            raise StorageError(f"The database refuses: {cause}.", cure) from error
+                hint = "Put a copy of it in its place, or move it away: a new one is made, which knows nothing."
+            raise StorageError(f"The database refuses: {cause}.", hint) from error
 
     def ping(self) -> None:
         """Raise StorageError unless the database answers."""

@@ -44,7 +44,7 @@ class MotionDetector:
         if fps <= 0:
             raise ValueError(f"expected fps > 0, got {fps}")
         self.names: dict[int, str] = {0: "object"}
-        self.at_once = 1
+        self.max_concurrency = 1
         self._fps = fps
         self.reset()
 

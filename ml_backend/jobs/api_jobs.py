@@ -118,7 +118,7 @@ def _keep(project_id: int, path: Path, error: BackendError) -> None:
         command = f"python scripts/import_videos.py --project {project_id} {shlex.quote(str(path))}"
         days = STALE_S // (24 * 3600)
         kept = f"The upload is kept for {days} days: repeat it once this is mended, or run where the worker does:"
-        error.cure = f"{error.cure} {kept} {command}".lstrip()
+        error.hint = f"{error.hint} {kept} {command}".lstrip()
 
 
 @api_job

@@ -76,7 +76,7 @@ def learn(container: Container, project_id: int) -> None:
             except BackendError as error:
                 log.warning("Nothing was learned from task %s of project %s: %s", task or "list", project_id, error)
                 # A wrong token, a host that is not allowed, or weights that are not to be had, are no fault of the
-                # task's: it waits for the cure.
+                # task's: it waits until that is fixed.
                 if error.retryable or isinstance(error, LabelStudioError | MediaRefused | WeightsError):
                     later = later or error
                     failed.add(task)

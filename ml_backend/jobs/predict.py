@@ -177,7 +177,7 @@ def detect_video(container: Container, task_id: int, models: ProjectModels, path
         path: the video's file.
 
     Raises:
-        VideoError, ConfigError, MediaError, WeightsError, LabelStudioError: each with its cure.
+        VideoError, ConfigError, MediaError, WeightsError, LabelStudioError: each with its hint.
     """
     from ml_backend.label_studio.timeline import video_timeline
 
@@ -239,11 +239,11 @@ def _labelled(
         lambda: container.media.open(part.uri, plan.task_id),
         container.stopper(),
         trained=models.trained is not None,
-        taught=_taught(models, hybrid),
+        trained_classes=_trained_classes(models, hybrid),
     )
 
 
-def _taught(models: ProjectModels, hybrid: TrackClassifier | None) -> frozenset[str] | None:
+def _trained_classes(models: ProjectModels, hybrid: TrackClassifier | None) -> frozenset[str] | None:
     """The classes that a trained detector knows anything of; ``None``: all, or nobody is going to ask."""
     from ml_backend.training.class_transfer import trained_classes
 

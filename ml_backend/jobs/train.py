@@ -310,7 +310,7 @@ class TrainingRun:
             "kind": "train",
             "data": str(data.data_yaml),
             "classes": list(data.classes),
-            "taught": list(data.taught),
+            "trained_classes": list(data.trained_classes),
             "start": start["path"],
             "start_from": {**self._mapped(), **data.start_from},
             "run": str(run),
@@ -538,7 +538,7 @@ def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]
         "pictures": dict(data.pictures),
         "boxes": dict(data.boxes),
         "tracks": data.tracks,
-        "taught": list(data.taught),
+        "taught": list(data.trained_classes),
         "notes": list(data.notes),
         "unread": [str(task) for task in data.unread],
     }

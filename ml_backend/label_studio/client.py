@@ -23,11 +23,11 @@ from ml_backend.core.timestamps import ensure_utc
 
 log = logging.getLogger(__name__)
 
-UPLOAD_CURE = (
+UPLOAD_HINT = (
     "Start Label Studio with a larger DATA_UPLOAD_MAX_MEMORY_SIZE (bytes, by default 250 MiB), or lay the file into "
     "its local files and import it with import_videos.py --local-files."
 )
-LOGIN_CURE = (
+LOGIN_HINT = (
     "Set LABEL_STUDIO_API_KEY to a token from Label Studio's Account & Settings page "
     "(a personal access token, or a legacy token where these are enabled)."
 )
@@ -142,9 +142,9 @@ class LabelStudioClient:
     @cached_property
     def _sdk(self) -> Any:
         if not self._token:
-            raise LabelStudioError("There is no token for Label Studio.", LOGIN_CURE)
+            raise LabelStudioError("There is no token for Label Studio.", LOGIN_HINT)
         if not self._token.isascii():
-            raise LabelStudioError("The token for Label Studio has characters that no token has.", LOGIN_CURE)
+            raise LabelStudioError("The token for Label Studio has characters that no token has.", LOGIN_HINT)
         from label_studio_sdk.base_client import LabelStudioBase
 
         return LabelStudioBase(base_url=self.url, api_key=self._token, timeout=self._timeout, max_retries=self._retries)
@@ -492,13 +492,13 @@ def _refused(url: str, what: str, status: int, body: object) -> LabelStudioError
     # "detail" is only "Validation error." where "validation_errors" says which.
     detail = (body.get("validation_errors") or body.get("detail")) if isinstance(body, Mapping) else body
     if status in (401, 403):
-        return LabelStudioError(f"Label Studio refuses the token ({status}) when asked to {what}.", LOGIN_CURE)
+        return LabelStudioError(f"Label Studio refuses the token ({status}) when asked to {what}.", LOGIN_HINT)
     if status == 404:
         return NotFound(f"Label Studio does not know it (404) when asked to {what}.", "It may have been deleted.")
     if status >= 500 or status == 429:
         return LabelStudioUnavailable(f"Label Studio fails ({status}) when asked to {what}.", "See its log.")
-    cure = UPLOAD_CURE if "Maximum total size" in str(detail) else ""
-    return LabelStudioError(f"Label Studio refuses ({status}) to {what}: {str(detail)[:500]}.", cure)
+    hint = UPLOAD_HINT if "Maximum total size" in str(detail) else ""
+    return LabelStudioError(f"Label Studio refuses ({status}) to {what}: {str(detail)[:500]}.", hint)
 
 
 def _paged(page: Any) -> Iterator[Any]:

@@ -203,7 +203,7 @@ def parse_label_config(xml: str) -> LabelConfig:
         xml: the project's labeling configuration.
 
     Raises:
-        ConfigError: not XML, or without what pre-annotation of video needs; the message names cause and cure.
+        ConfigError: not XML, or without what pre-annotation of video needs; the message names cause and hint.
     """
     nodes = [(node, _tag(node), _attrs(node)) for node in _parse(xml).iter()]
     videos = {attrs["name"]: attrs for _, tag, attrs in nodes if tag == "video" and attrs.get("name")}
@@ -258,11 +258,11 @@ def parse_label_config(xml: str) -> LabelConfig:
     return LabelConfig(tuple(controls.values()))
 
 
-def read_label_config(path: Path, cure: str = "Give --config.") -> LabelConfig:
+def read_label_config(path: Path, hint: str = "Give --config.") -> LabelConfig:
     """Read a label config from a file.
 
     Args:
-        cure: what to do where the file cannot be read.
+        hint: what to do where the file cannot be read.
 
     Raises:
         ConfigError: not readable, not UTF-8, or as :func:`parse_label_config`.
@@ -270,7 +270,7 @@ def read_label_config(path: Path, cure: str = "Give --config.") -> LabelConfig:
     try:
         return parse_label_config(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"The label config {path} cannot be read: {error.strerror}.", cure) from error
+        raise ConfigError(f"The label config {path} cannot be read: {error.strerror}.", hint) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"The label config {path} is not UTF-8: {error}.", "Save it as UTF-8.") from error
 

@@ -74,7 +74,7 @@ class DetectorLabels:
         class_agnostic: the detector cannot tell classes apart. Its tracks are kept in any case: with the project's
             label where there is only one, else unlabelled, which takes the annotator one key press to complete.
         trained: the detector was trained on the project's labels; see :class:`LabelMapper`.
-        taught: classes that the detector knows anything of; ``None``: all.
+        trained_classes: classes that the detector knows anything of; ``None``: all.
     """
 
     def __init__(
@@ -84,15 +84,17 @@ class DetectorLabels:
         class_agnostic: bool,
         *,
         trained: bool = False,
-        taught: frozenset[str] | None = None,
+        trained_classes: frozenset[str] | None = None,
     ) -> None:
         self._mapper = LabelMapper(control.labels, names, trained=trained)
         self._default: str | None = None
         if class_agnostic:
             self._default = control.labels[0].value if len(control.labels) == 1 else UNLABELLED
         table = self._mapper.table.items()
-        #: Labels that the detector has classes for. That it does not see one that nobody has taught it says nothing.
-        self.known = tuple(dict.fromkeys(label for name, label in table if taught is None or name in taught))
+        #: Labels that the detector was trained to find. Of others its silence says nothing.
+        self.known = tuple(
+            dict.fromkeys(label for name, label in table if trained_classes is None or name in trained_classes)
+        )
 
     def votes(self, class_scores: Mapping[str, float]) -> dict[str | tuple[str], float]:
         """Sum of votes by label; by class in a tuple where no label covers it."""
@@ -145,7 +147,7 @@ def label_tracks(
     should_stop: Callable[[], bool] | None = None,
     *,
     trained: bool = False,
-    taught: frozenset[str] | None = None,
+    trained_classes: frozenset[str] | None = None,
 ) -> LabelledTracks:
     """Give tracks their labels and make regions of them.
 
@@ -153,13 +155,13 @@ def label_tracks(
         hybrid: what else gives labels; without it the detector's classes do.
         looks: what models have seen of the video; what is missing is added.
         open_video: called only when something has to be looked at.
-        trained, taught: of the detector that found them; see :class:`DetectorLabels`.
+        trained, trained_classes: of the detector that found them; see :class:`DetectorLabels`.
 
     Raises:
         VideoError, WeightsError, Interrupted: from looking.
     """
     names, agnostic = tracks.class_names, tracks.class_agnostic
-    detector = DetectorLabels(control, names, agnostic, trained=trained, taught=taught)
+    detector = DetectorLabels(control, names, agnostic, trained=trained, trained_classes=trained_classes)
     opinions = hybrid.opinions(tracks, control, detector, looks, open_video, should_stop) if hybrid else None
     out = LabelledTracks([], [], Counter())
     for number, record in enumerate(tracks.tracks):
@@ -185,9 +187,9 @@ def decide_label(record: TrackRecord, detector_label: str | None, opinion: Label
     patterns = opinion.patterns
     learned = patterns.label if patterns else None
     # A label with examples is recognised by them; text speaks for the others.
-    taught = set(patterns.probabilities) if patterns else set()
+    pattern_labels = set(patterns.probabilities) if patterns else set()
     text_label, text_score = max(
-        ((label, p) for label, p in opinion.text.items() if label not in taught),
+        ((label, p) for label, p in opinion.text.items() if label not in pattern_labels),
         key=lambda item: item[1],
         default=("", 0.0),
     )

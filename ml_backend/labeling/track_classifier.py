@@ -76,14 +76,14 @@ class TrackClassifier:
     Attributes:
         bank: ``None`` while nothing is learned.
         sources: of the bank's exemplars, by id.
-        taught: label and views of annotated objects as CLIP sees them, for its temperature.
+        annotated_embeddings: label and views of annotated objects as CLIP sees them, for its temperature.
     """
 
     settings: Settings
     models: ClassifierModels
     bank: PatternBank | None = None
     sources: Mapping[int, ExemplarOrigin] = field(default_factory=dict)
-    taught: Sequence[tuple[str, FloatArray]] = ()
+    annotated_embeddings: Sequence[tuple[str, FloatArray]] = ()
 
     def opinions(
         self,
@@ -110,7 +110,7 @@ class TrackClassifier:
             for number, views in looked(self.models.embedder):
                 verdicts[number] = self.bank.classify(views, allowed)
         if self.models.clip:
-            zero_shot = _zero_shot(self.models.clip, self.settings, control.labels).calibrate(self.taught)
+            zero_shot = _zero_shot(self.models.clip, self.settings, control.labels).calibrate(self.annotated_embeddings)
             for number, views in looked(self.models.clip):
                 shares = detector.shares(tracks.tracks[number].class_scores)
                 texts[number] = with_detector(zero_shot.probabilities(views), shares, detector.known)
@@ -155,14 +155,14 @@ class TrackClassifierFactory:
         """``None`` where labels are the detector's alone."""
         bank: PatternBank | None = None
         sources: Mapping[int, ExemplarOrigin] = {}
-        taught: Sequence[tuple[str, FloatArray]] = ()
+        annotated_embeddings: Sequence[tuple[str, FloatArray]] = ()
         if models.embedder:
             bank, sources = self.bank(project_id, models.embedder.model_id)
         if models.clip and self._store.digest(project_id, models.clip.model_id):
-            taught = objects_of(self._store.exemplars(project_id, models.clip.model_id)[0])
+            annotated_embeddings = objects_of(self._store.exemplars(project_id, models.clip.model_id)[0])
         if bank is None and models.clip is None:
             return None
-        return TrackClassifier(self._settings, models, bank, sources, taught)
+        return TrackClassifier(self._settings, models, bank, sources, annotated_embeddings)
 
     def bank(self, project_id: int, model_id: str) -> tuple[PatternBank | None, Mapping[int, ExemplarOrigin]]:
         """The bank of a project and the sources of its exemplars; fitted anew only where exemplars changed."""

@@ -132,10 +132,10 @@ def _choose(parts: Iterator[TaskVideo], video: Path, export: AnnotationFile, sho
     of = f"of task {task}" if task is not None else f"of {video.name}"
     if others:
         more = ", ..." if len(others) > _LISTED else ""
-        cure = f"Choose one with --task: {', '.join(others[:_LISTED])}{more}."
+        hint = f"Choose one with --task: {', '.join(others[:_LISTED])}{more}."
     else:
-        cure = "Export the project again, or name another task or file."
-    raise ConfigError(f"{path.name} has no {what} {of}.", cure)
+        hint = "Export the project again, or name another task or file."
+    raise ConfigError(f"{path.name} has no {what} {of}.", hint)
 
 
 def model_layer(video: Path, weights: str | None, model: LayerModel, **changes: Any) -> Layer:

@@ -22,7 +22,7 @@ _OWN = ("same-origin", "none")
 #: What browsers add, and a page cannot leave out. The first two are missing where it reads unencrypted what it takes
 #: for its own server; programs seldom say a language.
 _OF_BROWSERS = ("Origin", "Sec-Fetch-Site", "Accept-Language")
-_CURE = "Open the control room itself. Behind a proxy, let it pass the header Host on unchanged."
+_HINT = "Open the control room itself. Behind a proxy, let it pass the header Host on unchanged."
 
 
 def refuse_other_sites() -> None:
@@ -38,7 +38,7 @@ def refuse_other_sites() -> None:
     site = request.headers.get("Sec-Fetch-Site")
     told = (request.headers.get("Origin"), request.headers.get("Referer"))
     if any(address is not None and not _is_own(address) for address in told) or site not in (None, *_OWN):
-        raise CrossSite("A page of another site sent this request.", _CURE)
+        raise CrossSite("A page of another site sent this request.", _HINT)
 
 
 def refuse_foreign_changes() -> None:
@@ -60,7 +60,7 @@ def refuse_unproven() -> None:
     headers = request.headers
     proven = "HX-Request" in headers or "Origin" in headers or "Referer" in headers
     if not (proven or headers.get("Sec-Fetch-Site") in _OWN):
-        raise CrossSite("A page of another site may have sent this request.", _CURE)
+        raise CrossSite("A page of another site may have sent this request.", _HINT)
 
 
 def takes_html() -> bool:

@@ -28,8 +28,8 @@ class Invalid(BackendError):
 
     http_status = 400
 
-    def __init__(self, message: str, cure: str = "", errors: list[dict[str, str]] | None = None) -> None:
-        super().__init__(message, cure)
+    def __init__(self, message: str, hint: str = "", errors: list[dict[str, str]] | None = None) -> None:
+        super().__init__(message, hint)
         self.errors = errors or []
 
 
@@ -68,7 +68,7 @@ def is_api() -> bool:
     return request.path == "/api" or request.path.startswith("/api/")
 
 
-def problem(status: int, detail: str, cure: str = "", *, kind: str = "", **more: Any) -> Response:
+def problem(status: int, detail: str, hint: str = "", *, kind: str = "", **more: Any) -> Response:
     """A problem as an answer.
 
     Args:
@@ -81,7 +81,8 @@ def problem(status: int, detail: str, cure: str = "", *, kind: str = "", **more:
         "title": words.capitalize() or HTTP_STATUS_CODES.get(status, "Error"),
         "status": status,
         "detail": detail,
-        "cure": cure,
+        "hint": hint,
+        "cure": hint,  # its name in 0.1.0
         **more,
     }
     return Response(json.dumps(body), status, content_type=MEDIA_TYPE)
@@ -103,12 +104,12 @@ def failed(error: Exception) -> Response:
     """Any error as an answer: a problem of the API's, or in the Label Studio protocol's own form."""
     said, status = as_backend_error(error)
     if not is_api():
-        answer = jsonify({"error": said.message, "cure": said.cure})
+        answer = jsonify({"error": said.message, "hint": said.hint, "cure": said.hint})
         answer.status_code = status
         return answer
     kind = "" if type(said) is BackendError else type(said).__name__
     more = {"errors": said.errors} if isinstance(said, Invalid) and said.errors else {}
-    answer = problem(status, said.message, said.cure, kind=kind, **more)
+    answer = problem(status, said.message, said.hint, kind=kind, **more)
     if isinstance(error, HTTPException):  # such as Allow, Location and Content-Range
         for name, value in error.get_response().headers.items():
             answer.headers.setdefault(name, value)

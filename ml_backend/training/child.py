@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
             events.emit("done", **evaluate(EvaluationPlan.from_json(plan), events.emit))
     except BackendError as error:
         log.error("%s", error, exc_info=True)
-        events.emit("error", message=error.message, cure=error.cure, retryable=error.retryable)
+        events.emit("error", message=error.message, hint=error.hint, retryable=error.retryable)
         return 1
     return 0
 

@@ -51,7 +51,7 @@ def transferred_rows(names: Sequence[str], start: Mapping[int, Any], start_from:
 
 def checkpoint_metadata(
     classes: Sequence[str],
-    taught: Sequence[str],
+    trained_classes: Sequence[str],
     start: tuple[Mapping[int, Any], Mapping[str, Any]] | None,
     start_from: StartFrom,
 ) -> dict[str, list[str]]:
@@ -60,7 +60,7 @@ def checkpoint_metadata(
     Args:
         start: class names and content of the start checkpoint.
     """
-    learnt, seen = set(taught), set(taught)
+    learnt, seen = set(trained_classes), set(trained_classes)
     if start is not None:
         names, content = start
         learnt |= labels_trained_by(names, content)

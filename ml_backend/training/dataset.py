@@ -55,7 +55,7 @@ class TrainingDataset:
         data_yaml: for ultralytics; ``path`` is absolute.
         held_out: what is measured with: spans of videos, and the boxes on every frame of them.
         classes: labels of the config, in its order.
-        taught: those with boxes in the part that is trained on.
+        trained_classes: those with boxes in the part that is trained on.
         digest: the same exactly if pictures, boxes, classes, weights and what is measured with are.
         held_out_digest: of what is measured with alone.
         annotations: by task the annotation that counts, of tasks whose video is there.
@@ -72,7 +72,7 @@ class TrainingDataset:
     data_yaml: Path
     held_out: Path
     classes: tuple[str, ...]
-    taught: tuple[str, ...]
+    trained_classes: tuple[str, ...]
     digest: str
     held_out_digest: str
     annotations: dict[int, int]
@@ -212,8 +212,8 @@ class _Assembly:
         spans = self._chosen_spans()
         measured = frozenset[str]().union(*(span.labels for span in spans))
         pictures, boxes, watched = self._write_lists()
-        taught = tuple(label for label in self.classes if boxes[label])
-        self._check(taught, measured, notes)
+        trained_classes = tuple(label for label in self.classes if boxes[label])
+        self._check(trained_classes, measured, notes)
         held_out_digest = fingerprint([self.classes, sorted(span.digest for span in spans)])
         self._write_held_out(spans)
         # A cache of labels that were changed within the resolution of the file system's clock would be believed.
@@ -235,16 +235,16 @@ class _Assembly:
             data_yaml=self.folder / "data.yaml",
             held_out=self.folder / "held_out.json",
             classes=self.classes,
-            taught=taught,
+            trained_classes=trained_classes,
             digest=fingerprint(digests),
             held_out_digest=held_out_digest,
             annotations={task: number for task, number in survey.annotations.items() if task in used},
             fingerprints=survey.fingerprints,
             pictures=pictures,
-            boxes={label: boxes[label] for label in taught},
+            boxes={label: boxes[label] for label in trained_classes},
             tracks=sum(video.objects for video in self.videos),
             start_from=survey.start_from,
-            notes=(*notes, *self._notes(survey, taught, measured)),
+            notes=(*notes, *self._notes(survey, trained_classes, measured)),
             unread=tuple(sorted({item.task_id for item in source.away})),
         )
 
@@ -255,9 +255,9 @@ class _Assembly:
         digest = known["digest"] if known["pictures"] else ""
         return _Video(name, known["task"], known["objects"], known["uri"], digest, dict(seen), spans)
 
-    def _check(self, taught: Sequence[str], measured: frozenset[str], notes: Sequence[str]) -> None:
+    def _check(self, trained_classes: Sequence[str], measured: frozenset[str], notes: Sequence[str]) -> None:
         left_out = f" {notes[0]}" if notes else ""
-        if not taught:
+        if not trained_classes:
             raise NothingToTrain(
                 f"None of the annotated objects is in the part of the videos that is trained on.{left_out}",
                 "Annotate another video, or objects at other times of this one.",
@@ -269,20 +269,22 @@ class _Assembly:
                 "Annotate objects at other times of the video, or annotate another video with the same labels.",
             )
 
-    def _notes(self, survey: AnnotationSummary, taught: Sequence[str], measured: frozenset[str]) -> Iterator[str]:
+    def _notes(
+        self, survey: AnnotationSummary, trained_classes: Sequence[str], measured: frozenset[str]
+    ) -> Iterator[str]:
         if unknown := survey.unknown:
             yield (
                 f"Objects without a label of the label config: {describe_counts(unknown)}. Frames that show them are "
                 "left out. Give them labels of the config, or rename its labels back."
             )
         for label in self.classes:
-            if label in taught and label not in measured:
+            if label in trained_classes and label not in measured:
                 yield (
                     f'Nothing of "{label}" is in the held-out part, so it is not evaluated. Annotate it in more videos.'
                 )
-            elif label in measured and label not in taught:
+            elif label in measured and label not in trained_classes:
                 yield (f'"{label}" is only in held-out videos, so it is not trained. Annotate it in more videos.')
-            elif label not in taught and not survey.objects[label]:
+            elif label not in trained_classes and not survey.objects[label]:
                 yield f'Nobody has annotated "{label}": it is not learned.'
 
     # -- what is trained on

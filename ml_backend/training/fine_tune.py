@@ -49,7 +49,7 @@ class TrainingPlan:
     Attributes:
         data: ``data.yaml`` of a YOLO dataset, with an absolute ``path``.
         classes: labels, in the dataset's order.
-        taught: labels that have boxes in the training part.
+        trained_classes: labels that have boxes in the training part.
         run: folder for checkpoints; created if missing.
         start: start checkpoint; ``None``: random weights.
         start_from: label -> most similar class of the start checkpoint, or several in order of preference.
@@ -60,7 +60,7 @@ class TrainingPlan:
 
     data: Path
     classes: tuple[str, ...]
-    taught: tuple[str, ...]
+    trained_classes: tuple[str, ...]
     run: Path
     start: Path | None = None
     start_from: StartFrom = field(default_factory=dict)
@@ -91,7 +91,7 @@ class TrainingPlan:
         return cls(
             Path(plan["data"]).absolute(),
             tuple(plan["classes"]),
-            tuple(plan["taught"]),
+            tuple(plan["trained_classes"]),
             Path(plan["run"]).absolute(),
             path("start"),
             dict(plan.get("start_from") or {}),
@@ -148,7 +148,7 @@ def _train(plan: TrainingPlan, emit: Emit) -> float:
         overrides = {**plan.args, **fixed, **model, "exist_ok": True, "verbose": False, "mode": "train"}
     # Random weights have no BatchNorm statistics worth keeping.
     freeze_norm = bool(overrides.pop(FREEZE_NORM, plan.args.get(FREEZE_NORM))) and plan.start is not None
-    trainer = FineTuner(overrides, _start_from(plan, _start_of(plan)), plan.taught, freeze_norm=freeze_norm)
+    trainer = FineTuner(overrides, _start_from(plan, _start_of(plan)), plan.trained_classes, freeze_norm=freeze_norm)
     watch = _Watch(emit)
     trainer.add_callback("on_train_start", watch.start)
     trainer.add_callback("on_train_epoch_end", watch.losses)
@@ -233,7 +233,7 @@ def _finish(plan: TrainingPlan) -> tuple[Path, int]:
     last, best, part = folder / "last.pt", folder / "best.pt", folder / "stripped.part"
     epochs = int(read_checkpoint(last)[1].get("epoch", -1)) + 1
     start = _start_of(plan)
-    marks = checkpoint_metadata(plan.classes, plan.taught, start, _start_from(plan, start))
+    marks = checkpoint_metadata(plan.classes, plan.trained_classes, start, _start_from(plan, start))
     if not strip_optimizer(best if best.exists() else last, str(part), updates=marks):
         raise TrainingFailed("The trained checkpoint cannot be read.", "Start the training anew.")
     os.replace(part, best)

@@ -40,7 +40,7 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
     Args:
         overrides: ultralytics' training arguments.
         start_from: label -> class of the start checkpoint, or several; see :func:`transferred_rows`.
-        taught: labels that have boxes in the data. The others get no loss; see :class:`ClassLoss`.
+        trained_classes: labels that have boxes in the data. The others get no loss; see :class:`ClassLoss`.
         freeze_norm: keep the start checkpoint's BatchNorm statistics in all layers, not only in the frozen ones. The
             statistics of a few images, mosaics at that, say little about the next video.
     """
@@ -49,14 +49,14 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
         self,
         overrides: Mapping[str, Any],
         start_from: StartFrom,
-        taught: Sequence[str],
+        trained_classes: Sequence[str],
         *,
         freeze_norm: bool = False,
     ) -> None:
         _keep_offline()
         self.freeze_norm = freeze_norm
         self.start_from = dict(start_from)
-        self.taught = frozenset(taught)
+        self.trained_classes = frozenset(trained_classes)
         #: Label -> class of the start checkpoint whose weights it started from.
         self.began: dict[str, str] = {}
         super().__init__(overrides=dict(overrides))
@@ -81,14 +81,14 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
                     module.eval()
 
     def _leave_alone_what_nobody_taught(self) -> None:
-        taught = [str(self.data["names"][i]) in self.taught for i in range(self.data["nc"])]
+        trained_classes = [str(self.data["names"][i]) in self.trained_classes for i in range(self.data["nc"])]
         model = unwrap_model(self.model)
         if getattr(model, "criterion", None) is None:
             model.criterion = model.init_criterion()
         both = (getattr(model.criterion, name, None) for name in ("one2many", "one2one"))
         for criterion in [found for found in both if found is not None] or [model.criterion]:
-            if not all(taught) and not isinstance(criterion.bce, ClassLoss):
-                criterion.bce = ClassLoss(torch.tensor(taught, device=self.device))
+            if not all(trained_classes) and not isinstance(criterion.bce, ClassLoss):
+                criterion.bce = ClassLoss(torch.tensor(trained_classes, device=self.device))
 
     def auto_batch(self) -> int:
         # The batch that fits is far larger than what trains best: few images would make one step an epoch.
@@ -120,12 +120,12 @@ class ClassLoss(nn.Module):
     must not be detected as both.
 
     Args:
-        taught: ``(classes,)`` whether there are boxes of the label.
+        trained_classes: ``(classes,)`` whether there are boxes of the label.
     """
 
-    def __init__(self, taught: torch.Tensor) -> None:
+    def __init__(self, trained_classes: torch.Tensor) -> None:
         super().__init__()
-        self._taught = taught
+        self._taught = trained_classes
 
     def forward(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return losses ``(batch, anchors, classes)`` of logits and target probabilities of the same shape."""

@@ -89,7 +89,7 @@ def run_child(
         return last
     if last:
         kind = TrainingRetryable if last.get("retryable") else TrainingFailed
-        raise kind(str(last.get("message", "The training failed.")), str(last.get("cure", "")))
+        raise kind(str(last.get("message", "The training failed.")), str(last.get("hint", "")))
     raise _death(process.returncode, folder / LOG, log_start)
 
 

@@ -30,7 +30,7 @@ def check_file(path: str | os.PathLike[str]) -> Path:
     """Absolute path of a readable, non-empty regular file.
 
     Raises:
-        VideoError: naming the cause and the cure.
+        VideoError: naming the cause and the hint.
     """
     file = Path(path).expanduser().absolute()
     try:
@@ -77,7 +77,7 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
         ``(container, stream)`` of PyAV; the other streams are discarded by the demuxer.
 
     Raises:
-        VideoError: not a usable video; the message names the cause, ``cure`` what to do.
+        VideoError: not a usable video; the message names the cause, ``hint`` what to do.
     """
     file = check_file(path)
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(SAFE_FORMATS)}

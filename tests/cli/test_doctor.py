@@ -53,7 +53,7 @@ def test_nothing_that_runs_is_said_with_a_cure(settings: MakeSettings, tmp_path:
     away = settings(redis_url=f"unix://{tmp_path}/no.sock", label_studio_url=nowhere, label_studio_api_key="x")
     findings = examine(target(away), ["queue", "backend", "label-studio"])
     assert [finding.status for finding in findings] == ["failed"] * 3
-    assert all(finding.cure for finding in findings)
+    assert all(finding.hint for finding in findings)
 
 
 def test_a_server_that_never_answers_does_not_hang_the_doctor(settings: MakeSettings) -> None:
@@ -69,16 +69,16 @@ def test_a_server_that_never_answers_does_not_hang_the_doctor(settings: MakeSett
 def test_an_error_in_a_check_is_a_finding(settings: MakeSettings) -> None:
     def examine_badly(target: Target) -> Any:
         yield Finding("First", "ok", "fine")
-        raise ConfigError("the cause", "the cure")
+        raise ConfigError("the cause", "the hint")
 
     findings = Check("bad", "Second", examine_badly).run(target(settings()))
-    assert findings == [Finding("First", "ok", "fine"), Finding("Second", "failed", "the cause", "the cure")]
+    assert findings == [Finding("First", "ok", "fine"), Finding("Second", "failed", "the cause", "the hint")]
 
 
 def test_missing_weights_are_a_note_or_a_failure(settings: MakeSettings, tmp_path: Path) -> None:
     (finding,) = examine(target(settings()), ["weights"])
     assert (finding.status, finding.found) == ("note", "motion")
-    assert "YOLO_WEIGHTS" in finding.cure
+    assert "YOLO_WEIGHTS" in finding.hint
     (finding,) = examine(target(settings(yolo_weights=str(tmp_path / "missing.pt"))), ["weights"])
     assert finding.status == "failed"
     assert "missing.pt" in finding.found
@@ -97,12 +97,12 @@ def test_full_and_unwritable_data_folders(
 ) -> None:
     monkeypatch.setattr(checks, "RUN_GB", 1e9)
     (finding,) = examine(target(settings()), ["disk"])
-    assert (finding.status, finding.cure[:15]) == ("failed", "Free some space")
+    assert (finding.status, finding.hint[:15]) == ("failed", "Free some space")
     file = tmp_path / "file"
     file.touch()
     (finding,) = examine(target(settings(data_dir=file)), ["disk"])
     assert finding.status == "failed"
-    assert "DATA_DIR" in finding.cure
+    assert "DATA_DIR" in finding.hint
 
 
 def test_a_locked_and_a_damaged_database(settings: MakeSettings, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_the_token_is_tried(settings: MakeSettings, label_studio: LabelStudio) -
         here = settings(label_studio_url=label_studio.url, label_studio_api_key=token)
         finding = only(examine(target(here), ["label-studio"]), "Token")
         assert finding.status == status
-        assert status == "ok" or "Account & Settings" in finding.cure
+        assert status == "ok" or "Account & Settings" in finding.hint
 
 
 def test_another_server_at_label_studios_address(settings: MakeSettings, label_studio: LabelStudio) -> None:
@@ -164,7 +164,7 @@ def test_connections_of_a_running_stack(motion_stack: Stack) -> None:
     assert only(findings, check).status == "ok"
     assert only(findings, hook).status == "ok"
 
-    # With Basic auth, a webhook without the header is useless; connecting anew cures it.
+    # With Basic auth, a webhook without the header is useless; connecting anew fixes it.
     guarded = Target(here.model_copy(update={"basic_auth_user": "u", "basic_auth_pass": SECRET}), where.backend_url)
     finding = only(examine(guarded, ["label-studio"]), hook)
     assert (finding.status, "carries no credentials" in finding.found) == ("failed", True)

@@ -212,11 +212,11 @@ def test_placing_fails_for_other_reasons_and_on_the_cpu() -> None:
     assert tried == ["meta", "cpu"]
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_threads_take_turns(at_once: int) -> None:
+@pytest.mark.parametrize("max_concurrency", [1, 2])
+def test_threads_take_turns(max_concurrency: int) -> None:
     network, count = Network(batch=1, room=1), 6
-    network.at_once = at_once
-    start, running, most = threading.Barrier(count, timeout=WAIT), threading.Semaphore(at_once), []
+    network.max_concurrency = max_concurrency
+    start, running, most = threading.Barrier(count, timeout=WAIT), threading.Semaphore(max_concurrency), []
 
     def call(batch: int) -> int:
         most.append(running.acquire(blocking=False))  # false where another call is under way
@@ -237,7 +237,7 @@ def test_threads_take_turns(at_once: int) -> None:
 
 def test_threads_that_meet_the_same_shortage_shrink_once() -> None:
     network, together = Network(batch=8, room=4), threading.Barrier(2, timeout=WAIT)
-    network.at_once = 2
+    network.max_concurrency = 2
 
     def call(batch: int) -> int:
         if batch == 8:

@@ -75,9 +75,9 @@ def test_nothing_ahead_is_nothing() -> None:
         next(prefetch([1], 0))
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3])
-def test_results_come_in_order_however_long_each_takes(at_once: int) -> None:
-    running, most = threading.Semaphore(at_once), []
+@pytest.mark.parametrize("max_concurrency", [1, 2, 3])
+def test_results_come_in_order_however_long_each_takes(max_concurrency: int) -> None:
+    running, most = threading.Semaphore(max_concurrency), []
 
     def work(n: int) -> int:
         most.append(running.acquire(blocking=False))
@@ -85,9 +85,9 @@ def test_results_come_in_order_however_long_each_takes(at_once: int) -> None:
         running.release()
         return n * n
 
-    assert list(ordered_map(work, range(30), at_once)) == [n * n for n in range(30)]
+    assert list(ordered_map(work, range(30), max_concurrency)) == [n * n for n in range(30)]
     assert all(most)  # no more at once than was said
-    assert list(ordered_map(work, [], at_once)) == []
+    assert list(ordered_map(work, [], max_concurrency)) == []
 
 
 def test_several_are_made_at_once() -> None:
@@ -108,21 +108,21 @@ def test_no_more_results_wait_than_are_made_at_once() -> None:
     assert taken == [0, 1, 2]
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_what_one_of_several_raises_comes_in_its_turn(at_once: int) -> None:
-    found = ordered_map(lambda n: 1 // n, [1, 1, 0, 1], at_once)
+@pytest.mark.parametrize("max_concurrency", [1, 2])
+def test_what_one_of_several_raises_comes_in_its_turn(max_concurrency: int) -> None:
+    found = ordered_map(lambda n: 1 // n, [1, 1, 0, 1], max_concurrency)
     assert [next(found), next(found)] == [1, 1]
     with pytest.raises(ZeroDivisionError):
         next(found)
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 4])
-def test_what_comes_before_items_that_cannot_be_made_is_not_lost(at_once: int) -> None:
+@pytest.mark.parametrize("max_concurrency", [1, 2, 4])
+def test_what_comes_before_items_that_cannot_be_made_is_not_lost(max_concurrency: int) -> None:
     def items() -> Iterator[int]:
         yield from (1, 2, 3)
         raise OSError("gone")
 
-    found = ordered_map(lambda n: n, items(), at_once)
+    found = ordered_map(lambda n: n, items(), max_concurrency)
     assert [next(found) for _ in range(3)] == [1, 2, 3]
     with pytest.raises(OSError, match="gone"):
         next(found)
@@ -145,4 +145,4 @@ def test_closed_early_what_runs_is_waited_for_and_nothing_more_is_begun() -> Non
     threading.Timer(0.2, go_on.set).start()
     found.close()
     assert (sorted(begun), sorted(ended)) == ([0, 1], [0, 1])
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("in_order")]
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("ordered_map")]

@@ -276,7 +276,7 @@ def test_unknown_database_is_left_as_it_is(
     with pytest.raises(StorageError, match=text) as failure:
         Storage(str(other.url))
     assert "left as it was" in failure.value.message
-    assert "DATA_DIR" in failure.value.cure
+    assert "DATA_DIR" in failure.value.hint
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -305,7 +305,7 @@ def test_full_database_is_named_with_a_cure(storage: Storage) -> None:
         storage.save_prediction("k", 1, incompressible)
     assert failure.value.http_status == 507
     assert failure.value.retryable
-    assert "Free disk space" in failure.value.cure
+    assert "Free disk space" in failure.value.hint
     assert storage.get_prediction("k") is None
 
 
@@ -327,7 +327,7 @@ def test_file_that_is_no_database(tmp_path: Path) -> None:
     path.write_bytes(b"this was a photograph" * 500)
     with pytest.raises(StorageError, match="not a database") as failure:
         Storage(f"sqlite:///{path}")
-    assert "move it away" in failure.value.cure
+    assert "move it away" in failure.value.hint
     assert path.read_bytes() == b"this was a photograph" * 500
 
 
@@ -335,11 +335,11 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be made") as failure:
         Storage(f"sqlite:///{tmp_path / 'file' / 'below' / 'db'}")
-    assert "DATA_DIR" in failure.value.cure
+    assert "DATA_DIR" in failure.value.hint
 
 
 @pytest.mark.parametrize("url", ["no url at all", "sqlit:///x", "mysql+nothing://h/db", "mssql+pymssql://h/db"])
 def test_wrong_url_is_named(url: str) -> None:
     with pytest.raises(StorageError) as failure:
         Storage(url)
-    assert "DATABASE_URL" in failure.value.cure
+    assert "DATABASE_URL" in failure.value.hint

@@ -358,7 +358,7 @@ def test_an_export_that_stops_running_is_left_for_pytorch(tiny: Path, here: Sett
 def test_two_threads_meet_an_export_that_does_not_run(tiny: Path, here: Settings) -> None:
     expected = YoloDetector(tiny, here).detect(pictures(3))
     detector, together = YoloDetector(tiny, here, made(tiny, here)), threading.Barrier(2, timeout=60)
-    assert detector.at_once == 2
+    assert detector.max_concurrency == 2
 
     def infer(pixels: object) -> object:
         together.wait()

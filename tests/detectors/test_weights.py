@@ -75,7 +75,7 @@ def test_missing_path_is_an_error_not_a_silent_fallback(
 ) -> None:
     with pytest.raises(WeightsError, match="do not exist") as failure:
         resolve_detector(settings(yolo_weights=str(tmp_path / "no.pt"), detector=detector), download=True)
-    assert "YOLO_WEIGHTS" in failure.value.cure
+    assert "YOLO_WEIGHTS" in failure.value.hint
     assert hub.requests == []
 
 
@@ -140,7 +140,7 @@ def test_what_goes_wrong_is_said_remembered_and_leaves_nothing(
     assert resolve_detector(values, download=True) == resolve_detector(values) == found
     with pytest.raises(WeightsError) as failure:
         resolve_detector(values.model_copy(update={"detector": "yolo"}), download=True)
-    assert str(values.weights_dir / "yolo11n.pt") in failure.value.cure
+    assert str(values.weights_dir / "yolo11n.pt") in failure.value.hint
     assert len(hub.requests) == asked
 
 

@@ -376,7 +376,7 @@ def test_damaged_folders(
     change(config, next(folder.glob("*.safetensors")))
     with pytest.raises(WeightsError, match=message) as failure:
         load(kind, {kind: folder}, settings(device="cpu"))
-    assert failure.value.cure
+    assert failure.value.hint
     assert str(folder) in failure.value.message
 
 
@@ -458,7 +458,7 @@ def test_a_tokeniser_of_its_own(folders: dict[str, Path], settings: MakeSettings
     change_json(folder / "open_clip_config.json", model_cfg={**_clip_config(folders), "text_cfg": text})
     with pytest.raises(WeightsError, match="cannot be loaded") as failure:
         ClipEmbedder(folder, settings(device="cpu"))
-    assert "tokeniser" in failure.value.cure
+    assert "tokeniser" in failure.value.hint
     words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "dog": 2, "cat": 3}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)

@@ -119,7 +119,7 @@ def test_nothing_here_yet(settings: MakeSettings, site: Outside) -> None:
     assert f"{NAME} is not here yet: EfficientNet-Lite0 is used instead" in found.note
     with pytest.raises(WeightsError, match=f"{NAME} is not here yet") as failure:
         resolve_embedder(settings(embedder="dinov2"))
-    assert "facebook--dinov2-base" in failure.value.cure
+    assert "facebook--dinov2-base" in failure.value.hint
     missing = resolve_clip(settings())
     assert isinstance(missing, str)
     assert f"{CLIP_NAME} is not here yet. To provide it, put the model's folder at" in missing
@@ -143,10 +143,10 @@ def test_what_is_neither_a_folder_nor_a_hubs_name(
 ) -> None:
     with pytest.raises(WeightsError, match="does not exist") as failure:
         resolve_embedder(settings(dinov2_model=name, embedder=embedder), download=True)
-    assert "DINOV2_MODEL" in failure.value.cure
+    assert "DINOV2_MODEL" in failure.value.hint
     with pytest.raises(WeightsError, match="does not exist") as failure:
         resolve_clip(settings(clip_model=name), download=True)
-    assert "CLIP_MODEL" in failure.value.cure
+    assert "CLIP_MODEL" in failure.value.hint
     assert site.requests == []
 
 
@@ -278,7 +278,7 @@ def test_what_goes_wrong_is_said_remembered_and_leaves_nothing(
     assert resolve_embedder(values, download=True) == resolve_embedder(values) == found
     with pytest.raises(WeightsError, match=f"{NAME} is not here") as failure:
         resolve_embedder(values.model_copy(update={"embedder": "dinov2"}), download=True)
-    assert str(values.weights_dir / "facebook--dinov2-base") in failure.value.cure
+    assert str(values.weights_dir / "facebook--dinov2-base") in failure.value.hint
     assert len(site.requests) == asked
 
 

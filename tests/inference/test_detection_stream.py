@@ -30,9 +30,9 @@ class Scene:
     """Finds, in a video with painted numbers, what a function says of each."""
 
     def __init__(
-        self, boxes: Callable[[int], list[list[float]]], size: tuple[int, int] = SIZE, at_once: int = 1
+        self, boxes: Callable[[int], list[list[float]]], size: tuple[int, int] = SIZE, max_concurrency: int = 1
     ) -> None:
-        self.names, self.at_once = {0: "thing"}, at_once
+        self.names, self.max_concurrency = {0: "thing"}, max_concurrency
         self._boxes, self._size = boxes, size
         self.looked_at: list[int] = []
 
@@ -120,7 +120,7 @@ def test_two_calls_at_once_give_what_one_after_the_other_gives(video: Path, stri
     def visitor(n: int) -> list[list[float]]:
         return [*walker(n), *([[10, 150, 60, 230]] if 9 <= n < 25 else [])]
 
-    one, two = Slow(visitor), Slow(visitor, at_once=2)
+    one, two = Slow(visitor), Slow(visitor, max_concurrency=2)
     expected, seen = (see(video, scene, stride=stride, batch=2) for scene in (one, two))
     assert sorted(two.looked_at) == sorted(one.looked_at)
     assert [o.index for o in seen] == [o.index for o in expected] == list(range(42))
@@ -131,18 +131,20 @@ def test_two_calls_at_once_give_what_one_after_the_other_gives(video: Path, stri
 
 
 def test_closed_early_it_leaves_nothing_running(video: Path) -> None:
-    scene = Slow(walker, at_once=2)
+    scene = Slow(walker, max_concurrency=2)
     seen = detection_stream(video, probe(video), scene, batch=2)
     next(seen)
     seen.close()
     asked = len(scene.looked_at)
     time.sleep(0.2)
     assert len(scene.looked_at) == asked < 42
-    assert not [t.name for t in threading.enumerate() if t.name.startswith("in_order")]
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("ordered_map")]
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_what_comes_before_a_broken_tail_is_seen(video: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+@pytest.mark.parametrize("max_concurrency", [1, 2])
+def test_what_comes_before_a_broken_tail_is_seen(
+    video: Path, monkeypatch: pytest.MonkeyPatch, max_concurrency: int
+) -> None:
     def broken(*given: object, **more: object) -> Iterator[Frame]:
         for frame in read_frames(*given, **more):  # type: ignore[arg-type]
             if frame.index == 16:
@@ -151,7 +153,7 @@ def test_what_comes_before_a_broken_tail_is_seen(video: Path, monkeypatch: pytes
 
     monkeypatch.setattr(observing, "read_frames", broken)
     seen: list[int] = []
-    observations = detection_stream(video, probe(video), Scene(walker, at_once=at_once), batch=4)
+    observations = detection_stream(video, probe(video), Scene(walker, max_concurrency=max_concurrency), batch=4)
     with pytest.raises(VideoError, match="The rest"):
         seen.extend(observation.index for observation in observations)
     assert seen == list(range(16))

@@ -86,7 +86,7 @@ def test_unusable_video(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         video.write_bytes(content)
     out.write_text("from earlier")
-    fails(run(video, "--out", out, "--detector", "motion", cwd=tmp_path), "v.mp4", "Cure: ")
+    fails(run(video, "--out", out, "--detector", "motion", cwd=tmp_path), "v.mp4", "Fix: ")
     assert out.read_text() == "from earlier"
     assert sorted(file.name for file in tmp_path.iterdir()) in (["p.json"], ["p.json", "v.mp4"])
 
@@ -101,7 +101,7 @@ def test_unusable_config(clip: Path, tmp_path: Path, config: str | None) -> None
     if config:
         path.write_text(config)
     done = run(clip, "--out", "p.json", "--config", path, "--detector", "motion", cwd=tmp_path)
-    fails(done, "Cure: ")
+    fails(done, "Fix: ")
     assert not (tmp_path / "p.json").exists()
 
 

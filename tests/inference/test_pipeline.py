@@ -184,7 +184,7 @@ def test_unusable_videos(tmp_path: Path, settings: Callable[..., Settings]) -> N
     for path in (empty, audio, tmp_path / "missing.mp4", tmp_path):
         with pytest.raises(VideoError) as failure:
             predict_video(path, control("thing"), 20, settings(detector="motion"))
-        assert failure.value.cure
+        assert failure.value.hint
 
 
 def test_one_frame(tmp_path: Path, settings: Callable[..., Settings]) -> None:

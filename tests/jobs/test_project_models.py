@@ -90,7 +90,7 @@ def test_unknown_modes_are_refused(projects: ProjectModelStore, mode: str) -> No
     for switch in (lambda: projects.set_mode(1, mode), lambda: projects.setup_mode(1, {"mode": mode})):
         with pytest.raises(ConfigError, match="There is no mode") as failure:
             switch()
-        assert all(known in failure.value.cure for known in MODES)
+        assert all(known in failure.value.hint for known in MODES)
         assert len(str(failure.value)) < 500
     assert projects.mode(1) == "universal"
 

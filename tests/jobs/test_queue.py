@@ -298,7 +298,7 @@ def test_everything_says_when_redis_is_away(settings: Callable[..., Settings], t
         with pytest.raises(QueueUnavailable) as failure:
             call()
         assert failure.value.retryable
-        assert "REDIS_URL" in failure.value.cure
+        assert "REDIS_URL" in failure.value.hint
         assert time.monotonic() - started < 5
 
 

@@ -142,7 +142,7 @@ def test_prediction_for_a_task_that_is_gone(client: LabelStudioClient) -> None:
 def test_wrong_token_is_named_with_a_cure(label_studio: Any, token: str) -> None:
     with pytest.raises(LabelStudioError) as failure:
         LabelStudioClient(label_studio.url, token).whoami()
-    assert "LABEL_STUDIO_API_KEY" in failure.value.cure
+    assert "LABEL_STUDIO_API_KEY" in failure.value.hint
     assert token not in failure.value.message
     assert not failure.value.retryable
 
@@ -194,7 +194,7 @@ def test_nobody_there() -> None:
         pass
     error = trouble(gone.url)
     assert isinstance(error, LabelStudioUnavailable)
-    assert "LABEL_STUDIO_URL" in error.cure
+    assert "LABEL_STUDIO_URL" in error.hint
 
 
 @pytest.mark.parametrize("url", ["http://", "nonsense", "http://[", "ftp://x", ""])

@@ -237,5 +237,5 @@ def test_script_without_a_server(label_studio: Any, videos: Path, tmp_path: Path
     done = run_script(Nowhere, tmp_path, str(videos), "--project", "1")
     assert done.returncode == 1
     assert "does not answer" in done.stderr
-    assert "Cure:" in done.stderr
+    assert "Fix:" in done.stderr
     assert "Traceback" not in done.stderr

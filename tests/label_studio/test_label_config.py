@@ -112,7 +112,7 @@ def test_frame_rate_is_found_as_the_player_does(attribute: str, task: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("xml", "cause", "cure"),
+    ("xml", "cause", "hint"),
     [
         ("", "is empty", "Set one up"),
         ("  \n", "is empty", "Set one up"),
@@ -129,11 +129,11 @@ def test_frame_rate_is_found_as_the_player_does(attribute: str, task: dict[str, 
         (config().replace('"$video"', '"http://x/y.mp4"'), "names no task field", 'value="$video"'),
     ],
 )
-def test_config_that_will_not_do_is_named_with_its_cure(xml: str, cause: str, cure: str) -> None:
+def test_config_that_will_not_do_is_named_with_its_cure(xml: str, cause: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_label_config(xml)
     assert cause in caught.value.message
-    assert cure in caught.value.cure
+    assert hint in caught.value.hint
 
 
 def test_entities_are_never_expanded() -> None:

@@ -200,7 +200,7 @@ def test_foreign_hosts_need_permission(store: Callable[..., MediaStore], foreign
     foreign.files["/a.mp4"] = MB
     with pytest.raises(MediaError, match=r"not fetched from the host '127\.0\.0\.1'") as failure:
         read(store(), foreign.url + "/a.mp4")
-    assert "MEDIA_ALLOWED_HOSTS" in failure.value.cure
+    assert "MEDIA_ALLOWED_HOSTS" in failure.value.hint
     assert not failure.value.retryable
     assert foreign.requests == []
     assert read(store(media_allowed_hosts="127.0.0.1"), foreign.url + "/a.mp4") == MB
@@ -392,7 +392,7 @@ def test_refusals_are_final_and_say_why(
     with pytest.raises(kind, match=text) as failure:
         read(store(), "/data/upload/1/a.mp4")
     assert not failure.value.retryable
-    assert failure.value.cure
+    assert failure.value.hint
     assert "secret" not in str(failure.value)
     assert len(site.requests) == 1
 
@@ -428,7 +428,7 @@ def test_login_page_is_not_a_video(store: Callable[..., MediaStore], site: Outsi
     site.content_types["/data/upload/1/a.mp4"] = "text/html; charset=utf-8"
     with pytest.raises(MediaError, match="web page instead of a video") as failure:
         read(store(), "/data/upload/1/a.mp4")
-    assert "token" in failure.value.cure
+    assert "token" in failure.value.hint
     assert cached(store()) == set()
 
 
@@ -570,7 +570,7 @@ def test_size_cap_by_announcement(store: Callable[..., MediaStore], site: Outsid
     site.files["/data/upload/1/a.mp4"] = MB
     with pytest.raises(MediaError, match="larger than") as failure:
         read(store(media_max_gb=0.0005), "/data/upload/1/a.mp4")
-    assert "MEDIA_MAX_GB" in failure.value.cure
+    assert "MEDIA_MAX_GB" in failure.value.hint
     assert cached(store()) == set()
 
 

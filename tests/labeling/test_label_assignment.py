@@ -292,7 +292,7 @@ def test_what_nobody_has_taught_is_not_known() -> None:
     where = control("helper", "person", "car", helper="medic")
     classes = ("medic", "person", "car")
     taught = frozenset({"medic", "car"})
-    assert DetectorLabels(where, classes, False, trained=True, taught=taught).known == ("helper", "car")
+    assert DetectorLabels(where, classes, False, trained=True, trained_classes=taught).known == ("helper", "car")
     assert DetectorLabels(where, classes, False, trained=True).known == ("helper", "person", "car")
 
 

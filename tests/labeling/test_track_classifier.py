@@ -117,7 +117,7 @@ def test_patterns_need_a_mode_that_has_them(make: MakeSettings) -> None:
     for mode in ("yolo", "yolo_clip"):
         with pytest.raises(ConfigError, match=f"Mode {mode} learns no patterns") as failure:
             require_embedder(classifier_models(make(), mode))
-        assert "universal" in failure.value.cure
+        assert "universal" in failure.value.hint
 
 
 # -- a mode's part of the version
@@ -356,7 +356,7 @@ def test_that_a_trained_detector_does_not_see_what_nobody_taught_it_says_nothing
     tracks = replace(make_set(record(1, RED, 0, 5, 9, person=1.0)), class_names=("alarm", "person"))
     chances = []
     for taught in (None, frozenset({"person"})):
-        detector = DetectorLabels(where, tracks.class_names, False, trained=True, taught=taught)
+        detector = DetectorLabels(where, tracks.class_names, False, trained=True, trained_classes=taught)
         (opinion,) = TrackClassifier(values, models).opinions(tracks, where, detector, looks, lambda: nullcontext(clip))
         chances.append(opinion.text["alarm"])
     assert chances[1] > chances[0]
@@ -370,8 +370,8 @@ def test_what_was_taught_sets_the_temperature_of_names(make: MakeSettings, clip:
     plain = opinions(TrackClassifier(values, models), where, clip, looks)
     best = max(plain[0].text, key=lambda label: plain[0].text[label])
     other = next(label for label in plain[0].text if label != best)
-    right = opinions(TrackClassifier(values, models, taught=[(best, seen[1])] * 30), where, None, looks)
-    wrong = opinions(TrackClassifier(values, models, taught=[(other, seen[1])] * 30), where, None, looks)
+    right = opinions(TrackClassifier(values, models, annotated_embeddings=[(best, seen[1])] * 30), where, None, looks)
+    wrong = opinions(TrackClassifier(values, models, annotated_embeddings=[(other, seen[1])] * 30), where, None, looks)
     assert right[0].text[best] >= plain[0].text[best]
     assert abs(wrong[0].text[best] - wrong[0].text[other]) <= abs(plain[0].text[best] - plain[0].text[other])
     assert right != wrong
@@ -438,7 +438,7 @@ def test_nobody_to_ask(make: MakeSettings, store: PatternStore) -> None:
     assert source.get(1, ClassifierModels("yolo_dinov2", EMBEDDER)) is None
     with_clip = source.get(1, ClassifierModels("universal", EMBEDDER, CLIP))
     assert with_clip is not None
-    assert (with_clip.bank, dict(with_clip.sources), list(with_clip.taught)) == (None, {}, [])
+    assert (with_clip.bank, dict(with_clip.sources), list(with_clip.annotated_embeddings)) == (None, {}, [])
 
 
 def test_background_alone_is_no_bank(make: MakeSettings, store: PatternStore) -> None:
@@ -502,7 +502,7 @@ def test_objects_that_were_taught(make: MakeSettings, store: PatternStore) -> No
     teach(store, CLIP, {"a": unit([1, 0, 0], [0, 1, 0]), UNLABELLED: unit([0, 0, 1]), "b": unit([1, 1, 0])})
     hybrid = TrackClassifierFactory(make(), store).get(1, ClassifierModels("yolo_clip", None, CLIP))
     assert hybrid is not None
-    assert [(label, views.shape) for label, views in hybrid.taught] == [("a", (2, 3)), ("b", (1, 3))]
+    assert [(label, views.shape) for label, views in hybrid.annotated_embeddings] == [("a", (2, 3)), ("b", (1, 3))]
     nothing = Exemplars(np.zeros(0, np.int64), np.zeros((0, 0), np.float32), (), np.zeros(0, np.int64))
     assert objects_of(nothing) == []
 

@@ -161,5 +161,5 @@ def test_the_script(tmp_path: Path, settings: Callable[..., Settings]) -> None:
     for arguments in (["--label", "standing", "--out", "a.png"], ["--label", "fallen", "--out", "sheet.png"]):
         failed = run(*arguments)
         assert failed.returncode == 1
-        assert "Cure: " in failed.stderr
+        assert "Fix: " in failed.stderr
         assert "Traceback" not in failed.stderr

@@ -157,7 +157,7 @@ def test_a_full_disk_is_said(clip: Path, export: Path, tmp_path: Path) -> None:
 
     before = sorted(tmp_path.iterdir())
     done = run(clip, "--from-json", export, "--out", "o.mp4", cwd=tmp_path, preexec_fn=limit)
-    fails(done, "Cannot write", "o.mp4", "Cure")
+    fails(done, "Cannot write", "o.mp4", "Fix:")
     assert sorted(tmp_path.iterdir()) == before
 
 

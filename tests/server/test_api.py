@@ -94,7 +94,7 @@ def test_status_without_redis(settings: Callable[..., Settings], tmp_path: Path)
     assert "Start Redis" in found["redis"]["error"] or "Redis" in found["redis"]["error"]
     assert found["database"]["up"] is True
     problem = room.get("/api/jobs", 503)
-    assert problem["cure"]
+    assert problem["hint"]
 
 
 def test_status_with_wrong_weights_says_so(settings: Callable[..., Settings], redis_url: str) -> None:
@@ -334,7 +334,7 @@ def test_the_page_names_every_route_and_needs_nothing_else(room: Room) -> None:
 def test_redis_that_comes_back(settings: Callable[..., Settings], tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis", log_dir=tmp_path, environment=os.environ)
     room = Room(create_app(settings(redis_url=server.url, detector="motion")))
-    assert room.post("/api/init_models", {"project": 7}, 503)["cure"]
+    assert room.post("/api/init_models", {"project": 7}, 503)["hint"]
     (tmp_path / "redis").mkdir()
     server.start()
     try:

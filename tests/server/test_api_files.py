@@ -335,4 +335,4 @@ def test_uploads_at_once(room: Room) -> None:
 def test_where_nothing_can_be_written(make_room: Callable[..., Room], tmp_path: Path) -> None:
     room = make_room(database_url=f"sqlite:///{tmp_path}/db.sqlite3", data_dir=tmp_path / "file" / "data")
     (tmp_path / "file").write_text("not a folder")
-    assert upload(room, form(), 507)["cure"]
+    assert upload(room, form(), 507)["hint"]

@@ -159,7 +159,7 @@ def test_live_without_redis(make_room: Callable[..., Room], tmp_path: Path) -> N
     assert "data-marks='{}'" in page(room), "all is drawn anew as soon as there is an answer"
 
 
-# -- what is wrong, and the cure
+# -- what is wrong, and the hint
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -500,7 +500,7 @@ def test_a_version_without_weights_is_shown_and_not_offered(auto: Room, tmp_path
     assert [name for name in ("v1", "v2", "v3", "v4") if f'<option value="{name}"' in choices] == ["v3", "v4"]
     problem = auto.post("/api/switch_model", {"project": 7, "version": "v1"}, 422)
     assert "weights were removed" in problem["detail"]
-    assert "KEEP_VERSIONS" in problem["cure"]
+    assert "KEEP_VERSIONS" in problem["hint"]
     rows = auto.get("/api/versions?project=7")["versions"]
     assert [row["weights_removed"] for row in rows] == [False, False, True, True]
     assert [row["tracks"] for row in rows] == [3] * 4

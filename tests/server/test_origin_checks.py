@@ -53,7 +53,7 @@ def test_pages_of_other_sites_post_nothing(room: Room, headers: dict[str, str]) 
         answer = room.client.post(path, data=json.dumps(PROTOCOL[path]), content_type=kind, headers=headers)
         assert answer.status_code == 403
         assert "another site" in answer.get_json()["error"]
-        assert answer.get_json()["cure"]
+        assert answer.get_json()["hint"]
     assert room.services.jobs.all() == []
     assert room.services.storage.pending_projects() == []
     assert room.services.queue.remembered_token() == ""
@@ -66,7 +66,7 @@ def test_programs_may_use_the_protocol_by_any_name_and_rebound_pages_not(room: R
     answer = room.client.post(path, json=PROTOCOL[path], headers=REBOUND)
     assert answer.status_code == 421
     assert "'evil.example'" in answer.get_json()["error"]
-    assert "ALLOWED_HOSTS" in answer.get_json()["cure"]
+    assert "ALLOWED_HOSTS" in answer.get_json()["hint"]
 
 
 def test_rebound_pages_cannot_use_the_api(room: Room) -> None:
@@ -143,7 +143,7 @@ def test_every_route_asks_for_credentials(make_room: Callable[..., Room]) -> Non
             assert answer.status_code == 401, route.name
             assert answer.content_type == "application/problem+json"
             assert answer.headers["WWW-Authenticate"].startswith("Basic")
-            assert set(answer.get_json()) == {"type", "title", "status", "detail", "cure"}
+            assert set(answer.get_json()) == {"type", "title", "status", "detail", "hint", "cure"}
         answer = client.open(_path(route.path), method=route.method, auth=("user", "secret"))
         assert answer.status_code != 401, route.name
         answer.close()

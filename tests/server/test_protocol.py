@@ -129,7 +129,7 @@ def test_setup_refuses_a_config_without_rectangles(client: FlaskClient) -> None:
     answer = client.post("/setup", json={"project": PROJECT, "schema": NO_RECTANGLE})
     assert answer.status_code == 422
     assert "VideoRectangle" in answer.json["error"]
-    assert "<VideoRectangle" in answer.json["cure"]
+    assert "<VideoRectangle" in answer.json["hint"]
 
 
 @pytest.mark.parametrize("schema", ["", None, 7])
@@ -402,7 +402,7 @@ def test_metrics(client: FlaskClient) -> None:
 def test_unknown_routes_answer_as_json(client: FlaskClient, method: str, route: str, status: int) -> None:
     answer = client.open(route, method=method)
     assert answer.status_code == status
-    assert set(answer.json) == {"error", "cure"}
+    assert set(answer.json) == {"error", "hint", "cure"}
 
 
 def test_too_large_a_body(settings: Callable[..., Settings], redis_url: str) -> None:
@@ -440,7 +440,7 @@ def test_malformed_bodies_are_refused(client: FlaskClient, body: bytes) -> None:
     for route in ("/setup", "/predict", "/webhook"):
         answer = client.post(route, data=body, content_type="application/json")
         assert answer.status_code == 400, route
-        assert set(answer.json) == {"error", "cure"}
+        assert set(answer.json) == {"error", "hint", "cure"}
 
 
 def test_content_type_does_not_matter(client: FlaskClient) -> None:
@@ -513,7 +513,7 @@ def test_without_redis_predict_says_so_quickly(without_redis: FlaskClient) -> No
     took = time.monotonic() - started
     assert answer.status_code == 503
     assert "queue does not answer" in answer.json["error"]
-    assert "Start Redis" in answer.json["cure"]
+    assert "Start Redis" in answer.json["hint"]
     assert took < 10
 
 
@@ -599,7 +599,7 @@ def test_full_disk(full: FlaskClient) -> None:
     answer = full.post("/webhook", json={"action": "TASKS_CREATED", "project": {"id": 7}, "tasks": tasks})
     assert answer.status_code == 507
     assert "full" in answer.json["error"]
-    assert "Free disk space" in answer.json["cure"]
+    assert "Free disk space" in answer.json["hint"]
     assert full.post("/predict", json=request(task())).json == {"results": [[]]}
 
 
@@ -609,7 +609,7 @@ def test_database_that_cannot_be_made(settings: Callable[..., Settings], tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError) as failure:
         create_app(settings(data_dir=tmp_path / "file"))
-    assert failure.value.cure
+    assert failure.value.hint
 
 
 # -- the process

@@ -59,7 +59,7 @@ def train_plan(data: Path, start: Path | None, run: Path, **changes: Any) -> dic
         "kind": "train",
         "data": str(data),
         "classes": list(LABELS),
-        "taught": list(TAUGHT),
+        "trained_classes": list(TAUGHT),
         "start": str(start) if start else None,
         "start_from": {"helper": "person", "担架": "bicycle"},
         "run": str(run),

@@ -71,7 +71,7 @@ def test_names_that_choose_files_code_or_devices_are_refused(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         training_args(20, 12, "cpu", 640, {name: "x"})
     assert repr(name) in caught.value.message
-    assert all(option in caught.value.cure for option in Overrides.__annotations__)
+    assert all(option in caught.value.hint for option in Overrides.__annotations__)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_there_and_back(artifacts: Artifacts, weights: Path) -> None:
 def test_what_is_gone_is_named_with_its_cure(artifacts: Artifacts) -> None:
     with pytest.raises(WeightsError, match=r"projects/1/v9\.pt is not at") as caught:
         artifacts.fetch("projects/1/v9.pt", "ab" * 32)
-    assert "versions.py" in caught.value.cure
+    assert "versions.py" in caught.value.hint
 
 
 def test_damaged_weights_are_not_loaded(artifacts: Artifacts, weights: Path) -> None:
@@ -169,4 +169,4 @@ def test_the_copy_here_goes_with_what_is_removed(settings: Make, weights: Path, 
 def test_weights_that_were_removed_are_named(artifacts: Artifacts) -> None:
     with pytest.raises(WeightsError, match="were removed") as caught:
         artifacts.fetch("", "ab" * 32)
-    assert "KEEP_VERSIONS" in caught.value.cure
+    assert "KEEP_VERSIONS" in caught.value.hint

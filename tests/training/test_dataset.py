@@ -117,7 +117,7 @@ def clip(project: Project) -> dict[str, Any]:
 
 def test_the_only_video_is_trained_on_watched_and_measured(project: Project, clip: dict[str, Any]) -> None:
     data = project.build(clip)
-    assert (data.classes, data.taught, data.tracks) == (("person", "car"), ("person",), 1)
+    assert (data.classes, data.trained_classes, data.tracks) == (("person", "car"), ("person",), 1)
     assert (data.annotations, list(data.fingerprints)) == ({1: 1}, [1])
     train, val = project.listed("train"), project.listed("val")
     assert data.pictures == {"train": len(train), "val": len(val)}
@@ -327,7 +327,7 @@ def test_label_config_changes(project: Project, clip: dict[str, Any]) -> None:
 def test_one_class(project: Project, clip: dict[str, Any]) -> None:
     project.labels = ("person",)
     data = project.build(clip)
-    assert (data.classes, data.taught, data.notes) == (("person",), ("person",), ())
+    assert (data.classes, data.trained_classes, data.notes) == (("person",), ("person",), ())
 
 
 def test_what_a_label_was_detected_as(project: Project, clip: dict[str, Any]) -> None:
@@ -446,7 +446,7 @@ def test_ground_truth_counts_first(project: Project, clip: dict[str, Any]) -> No
         make_annotation(WALKER, annotation_id=4),
     ]
     data = project.build(clip)
-    assert (data.taught, data.annotations) == (("car",), {1: 3})
+    assert (data.trained_classes, data.annotations) == (("car",), {1: 3})
 
 
 def test_a_video_that_is_gone(project: Project) -> None:
@@ -565,11 +565,11 @@ def test_nothing_to_train(project: Project, regions: list[Mapping[str, Any]] | N
     task = make_task("clip.mp4", *([] if regions is None else [make_annotation(*map(dict, regions))]))
     with pytest.raises(NothingToTrain, match=said) as caught:
         project.build(task)
-    assert caught.value.cure
+    assert caught.value.hint
     # Nothing stands that more annotations would regret.
     assert project.store.splits(1) == {}
     task["annotations"] = [make_annotation(WALKER)]
-    assert project.build(task).taught == ("person",)
+    assert project.build(task).trained_classes == ("person",)
 
 
 def test_a_measure_that_was_lost(project: Project, clip: dict[str, Any]) -> None:

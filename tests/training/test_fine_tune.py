@@ -61,7 +61,7 @@ def set_up(plan: dict[str, Any], **changes: Any) -> Any:
 
     args = {name: value for name, value in plan["args"].items() if name != "freeze_norm"}
     args |= {"data": plan["data"], "save_dir": plan["run"], "model": plan["start"], "plots": False, "cls_remap": False}
-    trainer = FineTuner(args | changes, plan["start_from"], plan["taught"], freeze_norm=True)
+    trainer = FineTuner(args | changes, plan["start_from"], plan["trained_classes"], freeze_norm=True)
     trainer._setup_train()
     return trainer
 

@@ -166,10 +166,10 @@ def test_what_goes_wrong_there_is_told_here(data: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match="cannot be loaded") as caught:
         run(train_plan(data, corrupt, tmp_path), tmp_path)
     assert not caught.value.retryable
-    assert "damaged" in caught.value.cure
+    assert "damaged" in caught.value.hint
 
 
 def test_a_crash_comes_with_the_end_of_the_log(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match="exit status 3") as caught:
         run({"kind": "train"}, tmp_path, **at_start(tmp_path / "site", "import os; os.write(2, b'oh no'); os._exit(3)"))
-    assert "oh no" in caught.value.cure
+    assert "oh no" in caught.value.hint

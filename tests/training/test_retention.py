@@ -157,7 +157,7 @@ def test_a_version_without_weights_says_so_and_cannot_be_used(make: Make) -> Non
     place.remove()
     with pytest.raises(ConfigError, match=r"v1 of project 1 cannot be used: its weights were removed") as caught:
         place.trainings.activate(1, "v1", "somebody")
-    assert "KEEP_VERSIONS" in caught.value.cure
+    assert "KEEP_VERSIONS" in caught.value.hint
     assert place.registry.current(1).name == "v4"  # type: ignore[union-attr]
     # Whoever takes its row without asking, to draw what it finds, is told the same.
     with pytest.raises(WeightsError, match="removed"):

@@ -97,14 +97,14 @@ def _existing(folder: Path) -> Path:
 
 
 def check_disk(
-    folder: Path, needed_gb: float, what: str, cure: str = "Free some space, or move the project to a larger disk."
+    folder: Path, needed_gb: float, what: str, hint: str = "Free some space, or move the project to a larger disk."
 ) -> float:
     """Raise unless the file system of ``folder`` (which need not exist yet) has room; return how many GB are free."""
     existing = _existing(folder)
     free_gb = shutil.disk_usage(existing).free / 1e9
     if free_gb < needed_gb:
         raise StartError(
-            f"{what} needs about {needed_gb:g} GB of disk space, but {existing} has only {free_gb:.1f} GB free.", cure
+            f"{what} needs about {needed_gb:g} GB of disk space, but {existing} has only {free_gb:.1f} GB free.", hint
         )
     return free_gb
 
@@ -173,7 +173,7 @@ def main(arguments: list[str]) -> int:
         if not options.smoke:
             check_start(data_dir, options.port, options.label_studio_port)
     except StartError as error:
-        print(f"error: {error.message}\n  cure: {error.cure}", file=sys.stderr)
+        print(f"error: {error.message}\n  fix: {error.hint}", file=sys.stderr)
         return 1
     print(data_dir)
     return 0

@@ -137,7 +137,7 @@ class Stack:
         """Bring everything up.
 
         Raises:
-            StartError: with cause, cure and the end of the log of what did not come up.
+            StartError: with cause, hint and the end of the log of what did not come up.
         """
         for folder in (self.data_dir, self.log_dir, self.local_files):
             folder.mkdir(parents=True, exist_ok=True)

@@ -46,10 +46,10 @@ def examine(target: Target, names: Sequence[str] = ()) -> list[Finding]:
 
 
 def show(findings: Sequence[Finding], console: Console) -> None:
-    """A table, cures below what they cure."""
+    """Print a table, hints below what they are about."""
     table = Table("check", "result", "found, and what to do", show_lines=False, pad_edge=False)
     for finding in findings:
-        text = finding.found + (f"\n-> {finding.cure}" if finding.cure else "")
+        text = finding.found + (f"\n-> {finding.hint}" if finding.hint else "")
         style = STYLES[finding.status]
         table.add_row(finding.check, f"[{style}]{finding.status}[/{style}]", text.replace("[", r"\["))
     console.print(table)
@@ -64,14 +64,15 @@ def show(findings: Sequence[Finding], console: Console) -> None:
 @click.option("--backend-url", help="Where the ML backend answers.  [default: of the running stack, else port 9090]")
 @fail_clearly
 def main(as_json: bool, quiet: bool, only: Sequence[str], backend_url: str | None) -> None:
-    """Examine this installation: what was looked at, the result, and the cure. Ends with 1 if anything has failed."""
+    """Examine this installation: what was looked at, the result, and the hint. Ends with 1 if anything has failed."""
     logging.disable(logging.WARNING)
     settings, found_url = settings_in_force()
     url = (backend_url or os.environ.get("BACKEND_URL") or found_url).rstrip("/")
     findings = examine(Target(settings, url), only)
     failed = [finding for finding in findings if finding.status == "failed"]
     if as_json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+        # `cure` is the name of `hint` in 0.1.0.
+        print(json.dumps([asdict(finding) | {"cure": finding.hint} for finding in findings], indent=1))
     elif failed or not quiet:
         show(failed if quiet else findings, Console(width=None if sys.stdout.isatty() else 140))
     sys.exit(1 if failed else 0)

@@ -51,13 +51,13 @@ class Finding:
         check: what was looked at.
         status: ``note`` works, but should be known.
         found: what was found.
-        cure: what to do about it, empty where nothing needs to be done.
+        hint: what to do about it, empty where nothing needs to be done.
     """
 
     check: str
     status: Status
     found: str
-    cure: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Check:
         try:
             findings.extend(self.examine(target))
         except BackendError as error:
-            findings.append(Finding(self.title, "failed", error.message, error.cure))
+            findings.append(Finding(self.title, "failed", error.message, error.hint))
         return findings
 
 
@@ -134,8 +134,8 @@ def _opencv() -> Finding:
         return Finding("OpenCV", "ok", found)
     else:
         found = f"{found}, but {loaded} is what gets imported"
-    cure = "`pip install --no-deps --force-reinstall opencv-python-headless==4.12.0.88`"
-    return Finding("OpenCV", "failed", found, f"Reinstall the headless one last: {cure}.")
+    hint = "`pip install --no-deps --force-reinstall opencv-python-headless==4.12.0.88`"
+    return Finding("OpenCV", "failed", found, f"Reinstall the headless one last: {hint}.")
 
 
 def _run_python(code: str) -> tuple[str, str]:
@@ -171,8 +171,8 @@ def device(wanted: str, facts: Mapping[str, object]) -> Finding:
     if facts["mps"]:
         return Finding("GPU", "ok", "Apple GPU (mps)")
     if shutil.which("nvidia-smi"):
-        cure = f"The driver may be too old for CUDA {facts['build']}: install a newer one, or set DEVICE=cpu."
-        return Finding("GPU", "note", "there is an NVIDIA driver, but PyTorch cannot use the GPU", cure)
+        hint = f"The driver may be too old for CUDA {facts['build']}: install a newer one, or set DEVICE=cpu."
+        return Finding("GPU", "note", "there is an NVIDIA driver, but PyTorch cannot use the GPU", hint)
     return Finding("GPU", "ok", f"none; {os.cpu_count()} CPU cores are used")
 
 
@@ -200,8 +200,8 @@ def disk(target: Target) -> Iterator[Finding]:
     check_writable(folder)
     free_gb = check_disk(folder, RUN_GB, "Running")
     low = free_gb < min(LOW_DISK_GB, target.settings.media_cache_gb)
-    cure = "Free some space or lower MEDIA_CACHE_GB." if low else ""
-    yield Finding("Data folder", "note" if low else "ok", f"{folder}, {free_gb:.1f} GB free", cure)
+    hint = "Free some space or lower MEDIA_CACHE_GB." if low else ""
+    yield Finding("Data folder", "note" if low else "ok", f"{folder}, {free_gb:.1f} GB free", hint)
 
 
 def labels(target: Target) -> Iterator[Finding]:
@@ -238,12 +238,12 @@ def queue(target: Target) -> Iterator[Finding]:
     try:
         facts: Any = jobs.connection.info()
         policy = str(facts.get("maxmemory_policy", "noeviction"))
-        found, cure = f"Redis {facts['redis_version']} at {shown}", ""
+        found, hint = f"Redis {facts['redis_version']} at {shown}", ""
         if not facts.get("aof_enabled"):
-            found, cure = f"{found}, without persistence", "Run Redis with --appendonly yes."
+            found, hint = f"{found}, without persistence", "Run Redis with --appendonly yes."
         elif policy != "noeviction":
-            found, cure = f"{found}, evicts by {policy}", "Set maxmemory-policy to noeviction."
-        yield Finding("Queue", "note" if cure else "ok", found, cure)
+            found, hint = f"{found}, evicts by {policy}", "Set maxmemory-policy to noeviction."
+        yield Finding("Queue", "note" if hint else "ok", found, hint)
     except RedisError as error:  # some hosted servers refuse INFO
         yield Finding("Queue", "note", f"{shown} answers, but not to INFO: {error}")
     workers = live_workers(target.settings.redis_url)
@@ -304,11 +304,11 @@ def backend(target: Target) -> Iterator[Finding]:
         auth = _basic_auth(target.settings)
         response = httpx.get(url, auth=auth, timeout=TIMEOUT, trust_env=False)
     except httpx.HTTPError as error:
-        cure = "Start it: bash scripts/up.sh, or gunicorn ml_backend.wsgi:app; --backend-url says where it is."
-        raise ConfigError(f"no answer at {url} ({error.__class__.__name__})", cure) from error
+        hint = "Start it: bash scripts/up.sh, or gunicorn ml_backend.wsgi:app; --backend-url says where it is."
+        raise ConfigError(f"no answer at {url} ({error.__class__.__name__})", hint) from error
     if response.status_code == 401:
-        cure = "Set the same BASIC_AUTH_USER and BASIC_AUTH_PASS here as for the backend."
-        raise ConfigError(f"{url} refuses the Basic auth credentials", cure)
+        hint = "Set the same BASIC_AUTH_USER and BASIC_AUTH_PASS here as for the backend."
+        raise ConfigError(f"{url} refuses the Basic auth credentials", hint)
     if response.status_code != 200 or MODEL_CLASS not in response.text:
         raise ConfigError(f"something else answers at {url}", "Choose another port: --port.")
     yield Finding("ML backend", "ok", target.backend_url)
@@ -321,14 +321,14 @@ def label_studio(target: Target) -> Iterator[Finding]:
     try:
         yield Finding("Label Studio", "ok", f"{server_version(url, TIMEOUT)} at {url}")
     except LabelStudioError as error:
-        yield Finding("Label Studio", "failed", error.message, error.cure)
+        yield Finding("Label Studio", "failed", error.message, error.hint)
         return
     client = LabelStudioClient(url, settings.label_studio_api_key.get_secret_value(), TIMEOUT)
     yield Finding("Token", "ok", f"belongs to {client.whoami()}")
     try:
         yield from _connections(client, target)
     except LabelStudioError as error:
-        yield Finding("Connection", "failed", error.message, error.cure)
+        yield Finding("Connection", "failed", error.message, error.hint)
 
 
 def _connections(client: LabelStudioClient, target: Target) -> Iterator[Finding]:
@@ -336,18 +336,18 @@ def _connections(client: LabelStudioClient, target: Target) -> Iterator[Finding]
     backends = [item for project in projects for item in client.list_backends(project["id"])]
     connected = [item for item in backends if is_ours(str(item.get("url", "")), target)]
     if not connected:
-        cure = f"In Label Studio: project > Settings > Model > Connect model, URL {target.backend_url}. {LOCAL_IP_HINT}"
-        yield Finding("Connection", "note", "no project uses this backend", cure)
+        hint = f"In Label Studio: project > Settings > Model > Connect model, URL {target.backend_url}. {LOCAL_IP_HINT}"
+        yield Finding("Connection", "note", "no project uses this backend", hint)
         return
     for item in connected:
         project = int(item["project"])
         check = f"Project {project}"
         if item.get("state") == "ER":
             reason = str(item.get("error_message") or "no reason given").strip().splitlines()[-1][:200]
-            cure = f"The backend must be reachable from Label Studio's machine. {LOCAL_IP_HINT}"
+            hint = f"The backend must be reachable from Label Studio's machine. {LOCAL_IP_HINT}"
             if "401" in reason:
-                cure = "Enter the backend's user and password where the model is connected (Settings > Model)."
-            yield Finding(check, "failed", f"Label Studio cannot use {item['url']}: {reason}", cure)
+                hint = "Enter the backend's user and password where the model is connected (Settings > Model)."
+            yield Finding(check, "failed", f"Label Studio cannot use {item['url']}: {reason}", hint)
             continue
         yield Finding(check, "ok", f"connected to {item['url']}")
         hook_url = f"{str(item['url']).rstrip('/')}/webhook"
@@ -369,8 +369,8 @@ def _webhook(project: int, url: str, hooks: Sequence[Mapping[str, Any]], setting
         headers = {str(name).lower(): value for name, value in (hook.get("headers") or {}).items()}
         if headers.get("authorization") != basic_auth_header(*auth)["Authorization"]:
             found = "carries other credentials" if "authorization" in headers else "carries no credentials"
-            cure = f"{where}: set the header Authorization to 'Basic ' and what `printf USER:PASSWORD | base64` prints."
-            return Finding(check, "failed", f"{found}, so the backend refuses its events", cure)
+            hint = f"{where}: set the header Authorization to 'Basic ' and what `printf USER:PASSWORD | base64` prints."
+            return Finding(check, "failed", f"{found}, so the backend refuses its events", hint)
     return Finding(check, "ok", url)
 
 

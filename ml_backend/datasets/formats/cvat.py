@@ -175,7 +175,7 @@ def _text(element: Any, path: str) -> str:
 
 def _events(path: Path) -> Iterator[Any]:
     """Elements of a file as they end, with an XML bomb refused."""
-    cure = "Export from CVAT as `CVAT for video 1.1`."
+    hint = "Export from CVAT as `CVAT for video 1.1`."
     try:
         with path.open("rb") as file:
             root = None
@@ -183,13 +183,13 @@ def _events(path: Path) -> Iterator[Any]:
                 if root is None:
                     root = element
                     if element.tag != "annotations":
-                        raise ConfigError(f"{path} is not CVAT's XML: its root is {element.tag}.", cure)
+                        raise ConfigError(f"{path} is not CVAT's XML: its root is {element.tag}.", hint)
                 if event == "end":
                     yield element
                     if element.tag in ("track", "image"):
                         root.clear()
     except (ElementTree.ParseError, DefusedXmlException, ValueError) as error:
-        raise ConfigError(f"{path} is not CVAT's XML: {error}.", cure) from error
+        raise ConfigError(f"{path} is not CVAT's XML: {error}.", hint) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
 

@@ -66,8 +66,8 @@ def _lock_sqlite(engine: Engine) -> Iterator[None]:
     try:
         folder = os.open(Path(file).parent, os.O_RDONLY)
     except OSError as error:
-        cure = "Make it readable, or set DATA_DIR elsewhere."
-        raise StorageError(f"The folder of {file} cannot be read: {error.strerror}.", cure) from error
+        hint = "Make it readable, or set DATA_DIR elsewhere."
+        raise StorageError(f"The folder of {file} cannot be read: {error.strerror}.", hint) from error
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         yield

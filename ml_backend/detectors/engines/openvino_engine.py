@@ -66,7 +66,7 @@ class OpenvinoEngine:
         }
         if cores < (os.cpu_count() or 1):  # OpenVINO knows of no container's share; joblib does
             self._options["INFERENCE_NUM_THREADS"] = str(cores)
-        self.at_once = 2
+        self.max_concurrency = 2
         self._sizes: LRUCache[tuple[int, int], _Requests] = LRUCache(MAX_SIZES)
         self._compiling = threading.Lock()
 

@@ -34,7 +34,7 @@ class TorchEngine:
         stride: sides of the input are multiples of it.
         end2end: whether its output needs no NMS.
         max_batch: more pictures in one call only make it slower.
-        at_once: calls that are worth making at the same time, from as many threads.
+        max_concurrency: calls that are worth making at the same time, from as many threads.
 
     Args:
         path: checkpoint. It is code: trusted paths only.
@@ -74,7 +74,7 @@ class TorchEngine:
         self.names = {int(i): str(name) for i, name in backend.names.items()}
         self.stride = int(backend.stride)
         self.end2end = bool(backend.end2end)
-        self.at_once = 1
+        self.max_concurrency = 1
         self._running = threading.Lock()  # the head remembers the size of its last input
         self.max_batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
 

@@ -30,7 +30,8 @@ class Problem(Answer):
     title: Annotated[str, Field(description="The kind of error in words.")]
     status: Annotated[int, Field(description="HTTP status.")]
     detail: Annotated[str, Field(description="What is wrong with this request.")]
-    cure: Annotated[str, Field(description="What can be done about it; may be empty.")]
+    hint: Annotated[str, Field(description="What can be done about it; may be empty.")]
+    cure: Annotated[str, Field(description="The hint by its former name.", deprecated=True)]
     errors: NotRequired[Annotated[list[FieldError], Field(description="Each field that is wrong.")]]
 
 

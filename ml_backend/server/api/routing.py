@@ -153,7 +153,7 @@ def _body(model: type[BaseModel]) -> Any:
 
 
 @contextmanager
-def naming_errors(what: str, cure: str = "See /api/docs.") -> Iterator[None]:
+def naming_errors(what: str, hint: str = "See /api/docs.") -> Iterator[None]:
     """Refuse what a model refuses, with every field that is wrong by name, and why.
 
     Args:
@@ -171,7 +171,7 @@ def naming_errors(what: str, cure: str = "See /api/docs.") -> Iterator[None]:
             reason = item["msg"].removeprefix("Value error, ")
             message = f"The {what} '{name[:80]}' is wrong: {reason}." if name else f"{reason}."
             found.append({"field": name, "message": message})
-        raise Invalid(" ".join(item["message"] for item in found[:5]), cure, found[:50]) from error
+        raise Invalid(" ".join(item["message"] for item in found[:5]), hint, found[:50]) from error
 
 
 # -- OpenAPI

@@ -64,7 +64,7 @@ def upload_video() -> answers.JobAnswer:
 
 def _receive(folder: Path, limit: int) -> tuple[int, str]:
     """Read the body to its end, the file to the disk as ``video``; project, and the file's name."""
-    path, cure = folder / "video", "Send the fields 'project' and 'file'."
+    path, hint = folder / "video", "Send the fields 'project' and 'file'."
     most = request.max_content_length = limit + _FIELD_BYTES * _FIELDS
 
     def receiver(*_args: Any, **_more: Any) -> Any:
@@ -86,11 +86,11 @@ def _receive(folder: Path, limit: int) -> tuple[int, str]:
         ) from error
     except ValueError as error:
         raise Invalid(f"The body is no form: {error}.", "Send it as a browser's form does.") from error
-    with naming_errors("field", cure):
+    with naming_errors("field", hint):
         named = {name: item.filename or "" for name, item in files.items()}
         form = bodies.Upload.model_validate_strings(fields.to_dict() | named, strict=False)
     if set(files) != {"file"}:
-        raise Invalid("The field 'file' must be a file, and no other.", cure)
+        raise Invalid("The field 'file' must be a file, and no other.", hint)
     name = safe_name(form.file)
     if Path(name).suffix.lower() not in VIDEO_SUFFIXES:
         raise WrongType(

@@ -119,7 +119,7 @@ def do(name: str) -> Response:
 
 @blueprint.errorhandler(Exception)
 def failed(error: Exception) -> Response:
-    """What is wrong and the cure, where the notice would be."""
+    """What is wrong and the hint, where the notice would be."""
     said, status = as_backend_error(error)
     notice = _rendered("page/problem.html", error=said)
     # A foreign page may read nothing of this server's, and what fails may be the page itself.

@@ -86,4 +86,4 @@ def test_a_sample_that_cannot_be_used_is_said_at_once(stack: Stack, tmp_path: Pa
     broken.write_bytes(b"no video at all" * 1000)
     with pytest.raises(StartError, match="The sample video's job has failed: ") as caught:
         wait_for_prediction(stack, make_demo(stack, broken), lambda: None)
-    assert "worker.log" in caught.value.cure
+    assert "worker.log" in caught.value.hint

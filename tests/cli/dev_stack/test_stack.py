@@ -169,4 +169,4 @@ def test_wrong_password(label_studio: LabelStudio) -> None:
 
     with pytest.raises(LabelStudioError, match="refuses the password") as caught:
         create_token(label_studio.url, label_studio.username, "wrong")
-    assert "Account & Settings" in caught.value.cure
+    assert "Account & Settings" in caught.value.hint

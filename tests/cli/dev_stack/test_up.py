@@ -1,4 +1,4 @@
-"""``scripts/up.sh`` on machines where something is missing: one clear sentence, and how to cure it."""
+"""``scripts/up.sh`` on machines where something is missing: one clear sentence, and how to fix it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_no_python(fresh: Path, tools: Path) -> None:
     result = up(fresh, PATH=str(tools), PYTHON="")
     assert result.returncode == 1
     assert "Python was not found" in result.stderr
-    assert "cure: Install Python 3.10 or newer" in result.stderr
+    assert "fix: Install Python 3.10 or newer" in result.stderr
 
 
 def test_old_python(fresh: Path, tools: Path) -> None:

@@ -147,7 +147,7 @@ def test_what_was_imported_can_be_exported(exported: Path, store: PatternStore, 
 def test_a_project_without_exemplars(store: PatternStore, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"Project 1 has no exemplars by {MODEL}") as failure:
         export_bank(store, 1, MODEL, tmp_path / "out")
-    assert failure.value.cure
+    assert failure.value.hint
     fill(store)
     with pytest.raises(ConfigError, match="no exemplars by another"):
         export_bank(store, 1, "another", tmp_path / "out")
@@ -167,7 +167,7 @@ def test_places_that_cannot_be_written(exported: Path, store: PatternStore, tmp_
     for out in (tmp_path / "folder", exported / "below-a-file"):
         with pytest.raises(StorageError, match="annot") as failure:
             export_bank(store, 1, MODEL, out)
-        assert failure.value.cure
+        assert failure.value.hint
     assert list((tmp_path / "folder").iterdir()) == []
     assert not [file for file in tmp_path.iterdir() if file.name.startswith(".folder")]
 
@@ -178,7 +178,7 @@ def test_places_that_cannot_be_written(exported: Path, store: PatternStore, tmp_
 def refused(path: Path, model: str = MODEL) -> str:
     with pytest.raises(ConfigError) as failure:
         read_bank(path, model)
-    assert failure.value.cure
+    assert failure.value.hint
     assert failure.value.http_status == 422
     return failure.value.message
 

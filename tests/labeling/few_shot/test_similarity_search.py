@@ -181,7 +181,7 @@ def test_an_unknown_label_names_the_known_ones(store: PatternStore, clip: Path) 
     save(store, 10, record(0))
     with pytest.raises(ConfigError, match="'green' has no exemplars") as failure:
         find(store, clip, "green", embedder=refuse, open_video=refuse)
-    assert "blue, red" in failure.value.cure
+    assert "blue, red" in failure.value.hint
 
 
 def test_videos_that_cannot_be_looked_at_are_skipped(store: PatternStore, clip: Path, tmp_path: Path) -> None:
