@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets itself up, then runs every test, the linters among them. Extra arguments go to pytest: bash scripts/test.sh -k timeline
+# Sets itself up, then runs every test, the linters among them; with --quick only those that need no server, no browser
+# and no real weights. Other arguments go to pytest: bash scripts/test.sh -k timeline
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh

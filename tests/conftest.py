@@ -32,6 +32,25 @@ hypothesis_settings.register_profile("tests", deadline=None, derandomize=True, p
 hypothesis_settings.load_profile("tests")
 
 
+#: Fixtures that start a server or a browser, or need weights or a video that are not part of the project.
+NOT_QUICK = {"redis_server", "label_studio", "make_stack", "chromium", "shared_data", "people_video", "yolo_weights"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="only tests without servers, browser and real weights")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--quick``, leave out what needs a server, a browser or real weights, and what is marked as slow."""
+    if not config.getoption("--quick"):
+        return
+    slow = [
+        item for item in items if NOT_QUICK & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("slow")
+    ]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in set(slow)]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No setting of the machine, of a .env file, or of the caller's home changes what the tests see."""
