@@ -11,7 +11,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.core.settings_table import settings_table
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
 #: Variables of other programs, and an event of Label Studio.
 OF_OTHERS = {
@@ -61,6 +61,22 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_scripts_that_are_named_exist(path: Path) -> None:
     named = set(re.findall(r"\b(?:scripts|benchmarks)/\w+\.(?:py|sh)\b", TEXTS[path]))
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_modules_that_are_named_exist(name: str) -> None:
+    files = [str(path.relative_to(ROOT)) for room in ("ml_backend", "tests") for path in (ROOT / room).rglob("*.py")]
+    named = set(re.findall(r"`([\w/]+\.py)`", TEXTS[ROOT / name]))
+    assert named
+    assert [module for module in sorted(named) if not any(f"/{file}".endswith(f"/{module}") for file in files)] == []
+
+
+@pytest.mark.parametrize("name", ["docs/architecture.md"])
+def test_tests_that_are_named_exist(name: str) -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)\*?`", TEXTS[ROOT / name]))
+    assert named
+    assert [test for test in sorted(named) if f"def {test}" not in tests] == []
 
 
 @pytest.mark.parametrize("name", named_settings())
