@@ -2,7 +2,7 @@
 
 #: ``load(content, mime)``: a video element that has its first picture, of base64. ``lookAt(video, times, look, fits)``:
 #: seeks, waits until the picture has been painted, and gives what ``look()`` finds at each time. Where ``fits(found,
-#: n)`` is false it looks again for a while; what is wrong for good costs its patience only once. ``within(promise,
+#: n)`` is false it looks and seeks again for a while; what is wrong for good costs its patience only once. ``within(promise,
 #: ms)``: waits no longer.
 VIDEO = """
   const within = (promise, ms) => Promise.race([promise, new Promise(done => setTimeout(done, ms))]);
@@ -29,6 +29,7 @@ VIDEO = """
       let found = look();
       for (; !fits(found, n) && patience; patience--) {
         await new Promise(done => setTimeout(done, 100));
+        if (patience % 10 === 0) video.currentTime = time;  // busy, Chromium may leave out the painting of a seek
         found = look();
       }
       seen.push(found);
