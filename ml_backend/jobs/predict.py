@@ -287,7 +287,7 @@ def _tracks(
                 models.detector,  # the one that the version names, whatever has appeared since
                 progress=report,
                 should_stop=container.stopper(),
-                share=sharing,
+                chunk_runner=sharing,
                 preview=preview,
             )
     except AlreadyTracked:

@@ -29,7 +29,7 @@ class Tracker(trackers.Tracker):
         self._seen += 1
         if image is None:
             return self.update(FrameFeatures(self._seen, found))
-        return self.update(self._observer.observe(self._seen, found, image, image.shape[1::-1]))
+        return self.update(self._observer.extract(self._seen, found, image, image.shape[1::-1]))
 
 
 Object = tuple[Sequence[float], float, int]  # xyxy, conf, class
