@@ -257,7 +257,7 @@ def teach(
     wanted = []
     for number, (label, rows) in enumerate(vectors.items()):
         looks = [CropEmbedding(n, (float(number), 0.0, 50.0, 50.0), row, b"") for n, row in enumerate(rows)]
-        store.looks(f"taught-{task}").add(model.model_id, looks)
+        store.crop_embeddings(f"taught-{task}").add(model.model_id, looks)
         keys = [look.key(f"taught-{task}", model.model_id) for look in looks]
         wanted += [NewExemplar(f"r-{label}", label, key) for key in keys]
     store.replace_task(project, model.model_id, task, 1, wanted)
@@ -313,7 +313,7 @@ def test_imported_exemplars_name_their_origin(make: MakeSettings, store: Pattern
     assert models.embedder is not None
     seen = see(values, models.embedder, clip)
     look = CropEmbedding(0, (0.0, 0.0, 0.0, 0.0), seen[1][0], b"")
-    store.looks("bank-f").add(models.embedder.model_id, [look])
+    store.crop_embeddings("bank-f").add(models.embedder.model_id, [look])
     item = NewExemplar("f-1", "alarm", look.key("bank-f", models.embedder.model_id), "f")
     store.add_imported(1, models.embedder.model_id, [item])
     hybrid = TrackClassifierFactory(values, store).get(1, models)
