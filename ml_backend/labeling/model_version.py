@@ -67,12 +67,12 @@ def model_version(settings: Settings, detector: ResolvedDetector, mode: str | No
 
 def same_kind(version: str, other: str) -> bool:
     """Whether two versions differ only in what was learned: exemplars or retrained weights."""
-    mine, others = version.split("."), other.split(".")
-    if version == other or len(mine) != 4 or len(others) != 4:
+    a, b = version.split("."), other.split(".")
+    if version == other or len(a) != 4 or len(b) != 4:
         return False
-    retrained = mine[3] != BASE or others[3] != BASE
-    same_detector = mine[0] == others[0] or retrained
-    return same_detector and mine[1] == others[1] and mine[2].split("-")[0] == others[2].split("-")[0]
+    retrained = a[3] != BASE or b[3] != BASE
+    same_detector = a[0] == b[0] or retrained
+    return same_detector and a[1] == b[1] and a[2].split("-")[0] == b[2].split("-")[0]
 
 
 def is_partial(version: str) -> bool:
