@@ -145,7 +145,7 @@ class _AdaptiveFrameSampler:
         return intervals, detections
 
     def refine(self, batch: _SampledBatch) -> _SampledDetections:
-        """Bisect intervals until the detections at both ends match. Takes the batches in order."""
+        """Bisect intervals until the detections at both ends match. Expects batches in order."""
         intervals, detections = batch
         previous = intervals[0].previous
         if previous is not None and self._last is not None:

@@ -64,7 +64,7 @@ def interpolate_detections(a: Detections, b: Detections, matched: MatchedDetecti
     """
     i, j = matched
     xyxy = (1 - share) * a.xyxy[i] + share * b.xyxy[j]
-    # The nearer frame's, not the mean: that is never as high as the best of many, by which tracks are judged.
+    # Not the mean: tracks are judged by their highest confidences, which averaging would lower.
     conf = a.conf[i] if share <= 0.5 else b.conf[j]
     features = None
     if a.features is not None and b.features is not None:

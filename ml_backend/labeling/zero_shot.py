@@ -83,7 +83,7 @@ class ZeroShot:
         return out
 
     def probabilities(self, views: FloatArray) -> dict[str, float]:
-        """Return the probability of each label for one track; what is missing to 1 is that of none of them.
+        """Return the probability of each label for one track; the remainder to 1 is that of none of them.
 
         Args:
             views: ``(m, d)`` L2-normalised image embeddings, m >= 1.

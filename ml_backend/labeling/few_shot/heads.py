@@ -24,7 +24,7 @@ _TINY = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class HeadScores:
-    """Scores of ``m`` views for ``k`` labels; NaN for labels whose exemplars are all left out.
+    """Scores of ``m`` views for ``k`` labels; NaN for labels whose exemplars are all held out.
 
     Attributes:
         similarity: ``(m, k)`` soft maximum of the cosines to the label's exemplars.
