@@ -1,8 +1,8 @@
-"""A long video in segments: several processes observe them at once, and one that was killed loses a single segment.
+"""Split a long video into chunks: several processes detect at once, and a killed one loses a single chunk.
 
-Segments give together the observations that one pass gives, see
-:func:`ml_backend.inference.detection_stream.detection_stream`. Tracking, which needs no frames, runs over them in one
-pass, so nothing has to be stitched.
+Together the chunks give the same features as a single pass, see
+:func:`ml_backend.inference.detection_stream.detection_stream`. Tracking needs no images and runs over all features in
+one pass, so nothing has to be stitched.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ml_backend.core.types import Detections, FrameFeatures, VideoInfo
 
 @dataclass(frozen=True, slots=True)
 class VideoChunk:
-    """A part of a video.
+    """A range of a video's frames.
 
     Attributes:
         number: 0, 1, ... in order of time.
-        start: first frame that is looked at; it belongs to the segment only where that is the first.
-        end: last frame; ``None``: the video's.
+        start: first frame to decode; except in chunk 0 it still belongs to the chunk before.
+        end: last frame, inclusive; ``None`` for that of the video.
     """
 
     number: int
@@ -34,17 +34,19 @@ class VideoChunk:
     end: int | None
 
 
-#: No segment has fewer: opening a file and seeking in it must be little beside the work.
+#: Shortest chunk: opening a file and seeking in it must cost little compared with detection.
 MIN_FRAMES = 64
 
 
 def plan_chunks(info: VideoInfo, stride: int, seconds: float, seek_cost: float = 0.0) -> tuple[VideoChunk, ...]:
-    """Cut a video; what would be left over is added to the last segment.
+    """Split a video into chunks of equal length; the last one takes the remainder.
 
     Args:
-        stride: of the observation; segments begin at its multiples.
-        seconds: of each segment; 0: a single one.
-        seek_cost: see :func:`ml_backend.video.reader.seek_cost`; a video where it is more than a segment is not cut.
+        info: of the video.
+        stride: of the detector; chunks start at its multiples.
+        seconds: length of a chunk; 0 for a single chunk.
+        seek_cost: frames decoded per seek, see :func:`ml_backend.video.reader.seek_cost`; a video where this exceeds
+            the length of a chunk is not split.
     """
     length = round(max(seconds * info.fps, MIN_FRAMES) / stride) * stride if seconds > 0 else 0
     length = 0 if seek_cost > length else length
@@ -53,110 +55,122 @@ def plan_chunks(info: VideoInfo, stride: int, seconds: float, seek_cost: float =
 
 
 class ChunkStore(Protocol):
-    """What the processes that observe one video know of each other."""
+    """Leases and results of one video's chunks, shared by the processes that work on it."""
 
-    def load(self, segment: VideoChunk) -> Sequence[FrameFeatures] | None:
-        """The observations of a segment that somebody has finished."""
+    def load(self, chunk: VideoChunk) -> Sequence[FrameFeatures] | None:
+        """Return the features of a finished chunk, else ``None``."""
 
-    def claim(self, segment: VideoChunk, *, ahead: bool = False) -> bool:
-        """Whether the caller is to observe it now; not where it is finished, or another does.
+    def claim(self, chunk: VideoChunk, *, ahead: bool = False) -> bool:
+        """Lease a chunk to the caller; false if it is finished or leased to another process.
 
         Args:
-            ahead: it is not needed yet; then not where its observations could not be kept, either.
+            ahead: the chunk is not needed yet; false as well if its features could not be stored.
         """
 
-    def save(self, segment: VideoChunk, observations: Sequence[FrameFeatures]) -> None:
-        """Keep the observations of a claimed segment for all."""
+    def save(self, chunk: VideoChunk, features: Sequence[FrameFeatures]) -> None:
+        """Store the features of a claimed chunk for all processes."""
 
     def wait(self) -> None:
-        """Let some time pass in which others work."""
+        """Sleep briefly while other processes work."""
 
 
 DetectChunk = Callable[[VideoChunk], Iterable[FrameFeatures]]
 
 
 def detect_chunks(
-    segments: Sequence[VideoChunk],
-    board: ChunkStore,
-    look: DetectChunk,
+    chunks: Sequence[VideoChunk],
+    store: ChunkStore,
+    detect: DetectChunk,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[FrameFeatures, None, None]:
-    """All observations of a video, in order; what others are at is waited for, with a later segment meanwhile.
+    """Yield the features of all chunks, in order.
+
+    While another process works on the next chunk, a later one is detected.
 
     Args:
-        look: observes a segment.
+        chunks: from :func:`plan_chunks`.
+        store: shared with the other processes.
+        detect: yields the features of one chunk.
+        should_stop: polled while nothing can be yielded.
 
     Raises:
-        Interrupted: ``should_stop`` said so while nothing could be given out.
+        Interrupted: ``should_stop`` returned true.
     """
-    for segment in segments:
-        while (known := board.load(segment)) is None:
-            if board.claim(segment):
-                kept = []
-                for observation in look(segment):
-                    kept.append(observation)
-                    yield observation
-                board.save(segment, kept)
+    for chunk in chunks:
+        while (stored := store.load(chunk)) is None:
+            if store.claim(chunk):
+                detected = []
+                for features in detect(chunk):
+                    detected.append(features)
+                    yield features
+                store.save(chunk, detected)
                 break
             if should_stop():
-                raise Interrupted(f"Stopped at segment {segment.number} of {len(segments)}.", "It is taken up again.")
-            later = next((other for other in segments[segment.number + 1 :] if board.claim(other, ahead=True)), None)
+                raise Interrupted(
+                    f"Stopped at chunk {chunk.number} of {len(chunks)}.", "Wait for the worker to resume the job."
+                )
+            later = next((other for other in chunks[chunk.number + 1 :] if store.claim(other, ahead=True)), None)
             if later is None:
-                board.wait()
+                store.wait()
             else:
-                board.save(later, list(_until_stopped(look(later), should_stop)))
+                store.save(later, list(_until_stopped(detect(later), should_stop)))
         else:
-            yield from known
+            yield from stored
 
 
 def help_with_chunks(
-    segments: Sequence[VideoChunk],
-    board: ChunkStore,
-    look: DetectChunk,
+    chunks: Sequence[VideoChunk],
+    store: ChunkStore,
+    detect: DetectChunk,
     should_stop: Callable[[], bool],
     is_needed_elsewhere: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Help with what nobody is at, from the end: the one who tracks begins at the start. How many segments it were.
+    """Detect unclaimed chunks from the end, since the tracking process starts at the beginning.
 
     Args:
-        is_needed_elsewhere: asked after each segment.
+        chunks, store, detect: as for :func:`detect_chunks`.
+        should_stop: polled for each chunk and frame.
+        is_needed_elsewhere: polled after each finished chunk.
+
+    Returns:
+        Number of chunks detected.
 
     Raises:
-        Interrupted: ``should_stop`` said so.
+        Interrupted: ``should_stop`` returned true within a chunk.
     """
     done = 0
-    for segment in reversed(segments):
+    for chunk in reversed(chunks):
         if should_stop() or (done and is_needed_elsewhere()):
             break
-        if board.claim(segment, ahead=True):
-            board.save(segment, list(_until_stopped(look(segment), should_stop)))
+        if store.claim(chunk, ahead=True):
+            store.save(chunk, list(_until_stopped(detect(chunk), should_stop)))
             done += 1
     return done
 
 
 def _until_stopped(
-    observations: Iterable[FrameFeatures], should_stop: Callable[[], bool]
+    stream: Iterable[FrameFeatures], should_stop: Callable[[], bool]
 ) -> Generator[FrameFeatures, None, None]:
-    for observation in observations:
+    for features in stream:
         if should_stop():
-            raise Interrupted(f"Stopped at frame {observation.index}.", "The job is taken up again.")
-        yield observation
+            raise Interrupted(f"Stopped at frame {features.index}.", "Wait for the worker to resume the job.")
+        yield features
 
 
-def dump_frame_features(observations: Sequence[FrameFeatures]) -> bytes:
-    """As a compressed ``.npz``; nothing is rounded."""
-    found = [o.detections for o in observations]
-    cameras = [np.full((2, 3), np.nan) if o.camera is None else o.camera for o in observations]
+def dump_frame_features(frames: Sequence[FrameFeatures]) -> bytes:
+    """Serialise as a compressed ``.npz``, without loss."""
+    detections = [frame.detections for frame in frames]
+    cameras = [np.full((2, 3), np.nan) if frame.camera is None else frame.camera for frame in frames]
     arrays = {
-        "index": np.array([o.index for o in observations], np.int64),
-        "count": np.array([len(d) for d in found], np.int64),
+        "index": np.array([frame.index for frame in frames], np.int64),
+        "count": np.array([len(d) for d in detections], np.int64),
         "camera": np.array(cameras, np.float64).reshape(-1, 2, 3),
-        "xyxy": np.concatenate([np.zeros((0, 4), np.float32), *(d.xyxy for d in found)]),
-        "conf": np.concatenate([np.zeros(0, np.float32), *(d.conf for d in found)]),
-        "class_id": np.concatenate([np.zeros(0, np.int64), *(d.class_id for d in found)]),
+        "xyxy": np.concatenate([np.zeros((0, 4), np.float32), *(d.xyxy for d in detections)]),
+        "conf": np.concatenate([np.zeros(0, np.float32), *(d.conf for d in detections)]),
+        "class_id": np.concatenate([np.zeros(0, np.int64), *(d.class_id for d in detections)]),
     }
-    features = [d.features for d in found if d.features is not None]
-    if len(features) == len(found) and found:
+    features = [d.features for d in detections if d.features is not None]
+    if len(features) == len(detections) and detections:
         arrays["features"] = np.concatenate(features)
     out = io.BytesIO()
     np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
@@ -164,27 +178,27 @@ def dump_frame_features(observations: Sequence[FrameFeatures]) -> bytes:
 
 
 def load_frame_features(data: bytes) -> list[FrameFeatures]:
-    """The inverse of :func:`dump_frame_features`.
+    """Deserialise what :func:`dump_frame_features` wrote.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the data is damaged.
     """
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         ends = np.cumsum(arrays["count"])
         features = arrays.get("features")
-        observations = []
+        frames = []
         for n, (index, end) in enumerate(zip(arrays["index"], ends, strict=True)):
-            part = slice(int(end - arrays["count"][n]), int(end))
+            rows = slice(int(end - arrays["count"][n]), int(end))
             camera = arrays["camera"][n]
             detections = Detections(
-                arrays["xyxy"][part],
-                arrays["conf"][part],
-                arrays["class_id"][part],
-                None if features is None else features[part],
+                arrays["xyxy"][rows],
+                arrays["conf"][rows],
+                arrays["class_id"][rows],
+                None if features is None else features[rows],
             )
-            observations.append(FrameFeatures(int(index), detections, None if np.isnan(camera).any() else camera))
-        return observations
+            frames.append(FrameFeatures(int(index), detections, None if np.isnan(camera).any() else camera))
+        return frames
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, IndexError, TypeError) as error:
-        raise ValueError(f"no observations: {error}") from error
+        raise ValueError(f"invalid frame features: {error}") from error

@@ -1,4 +1,4 @@
-"""The part of a video's analysis that costs: decode, detect, and read what a tracker needs, several at a time."""
+"""Decode a video, detect objects in sampled frames, and stream the features of every frame to the tracker."""
 
 from __future__ import annotations
 
@@ -28,193 +28,207 @@ def detection_stream(
     start: int = 0,
     end: int | None = None,
 ) -> Generator[FrameFeatures, None, None]:
-    """Observations of a video's frames, in order. Memory does not grow with its length.
+    """Yield the features of each frame of a video, in order and in constant memory.
 
-    With a ``stride`` only one frame of this many is looked at, and those between two of them only where what the two
-    show does not explain them, by halves: see :func:`ml_backend.inference.interpolation.match_detections`.
+    The detector runs on every ``stride``-th frame. The frames between two of them are interpolated where
+    :func:`ml_backend.inference.interpolation.match_detections` can match the detections; elsewhere the interval is
+    bisected until it can.
 
-    A video may be done in stretches that begin and end at the same multiple of ``stride``: without the first
-    observation of each but the first, which does not know how the camera has moved, they give what one pass gives.
+    A video may be streamed in chunks that start and end at shared multiples of ``stride``. Together they give the
+    features of a single pass once the first frame of every chunk but the first is dropped, since its camera motion is
+    unknown.
 
     Args:
-        info: of the video.
-        batch: frames that the detector is given at once.
-        start, end: first and last frame; by default the video's.
+        path: local video file.
+        info: its probed properties.
+        batch: frames per call of the detector.
+        stride: frames from one sampled frame to the next.
+        start, end: first and last frame index, inclusive; by default those of the video.
 
     Raises:
+        ValueError: ``stride`` or ``batch`` is below 1, or ``start`` no multiple of ``stride``.
         VideoError: the video cannot be decoded.
     """
     if stride < 1 or start % stride or batch < 1:
-        raise ValueError(f"expected stride >= 1, batch >= 1 and start a multiple of it, got {stride}, {batch}, {start}")
+        raise ValueError(
+            f"expected stride >= 1, batch >= 1 and start a multiple of stride, got {stride=}, {batch=}, {start=}"
+        )
     last = info.frames - 1 if end is None else end
     size = detector.working_size(info.width, info.height)
     frames = takewhile(lambda frame: frame.index <= last, read_frames(path, info, start=start, size=size))
-    looking = _AdaptiveFrameSampler(detector, (info.width, info.height), batch)
-    filling = _FrameFiller((info.width, info.height))
-    # One group of frames is decoded while others are glanced at, one is looked at closely, and one is filled in.
+    sampler = _AdaptiveFrameSampler(detector, (info.width, info.height), batch)
+    interpolator = _FrameInterpolator((info.width, info.height))
+    # The stages overlap: while one group of frames is decoded, others are sampled, refined and interpolated.
     with (
         closing(prefetch(frames, batch * stride)) as decoded,
         closing(
-            ordered_map(looking.glance, _groups(_intervals(decoded, stride), batch), detector.max_concurrency)
-        ) as glances,
-        closing(prefetch(map(looking.closely, glances), 1)) as looked,
+            ordered_map(sampler.sample, _groups(_intervals(decoded, stride), batch), detector.max_concurrency)
+        ) as sampled,
+        closing(prefetch(map(sampler.refine, sampled), 1)) as refined,
     ):
-        for group in looked:
-            yield from filling.filled(group)
+        for group in refined:
+            yield from interpolator.interpolate(group)
 
 
 @dataclass(frozen=True, slots=True)
 class _FrameInterval:
-    """Frames after the one before; the last of them is looked at.
+    """Consecutive frames, of which the last is sampled.
 
     Attributes:
-        left: the frame before; ``None`` where the video, or the stretch, begins.
-        whole: no frame is missing, and it is as long as it may be: the others need not be looked at.
+        previous: the sampled frame before; ``None`` at the start of the stream.
+        frames: the frames after it.
     """
 
-    left: Frame | None
+    previous: Frame | None
     frames: list[Frame]
 
     @property
-    def whole(self) -> bool:
-        return self.left is not None and self.frames[-1].index - self.left.index == len(self.frames)
+    def complete(self) -> bool:
+        """Whether it starts at a sampled frame and misses no frame, so that its inner frames may be interpolated."""
+        return self.previous is not None and self.frames[-1].index - self.previous.index == len(self.frames)
 
 
 def _intervals(frames: Iterable[Frame], stride: int) -> Iterator[_FrameInterval]:
-    """Frames, up to each whose index is a multiple of ``stride``, and up to the last."""
-    left: Frame | None = None
-    collected: list[Frame] = []
+    """Cut frames after each index that is a multiple of ``stride``, and after the last frame."""
+    previous: Frame | None = None
+    pending: list[Frame] = []
     for frame in frames:
-        collected.append(frame)
+        pending.append(frame)
         if frame.index % stride == 0:
-            yield _FrameInterval(left, collected)
-            left, collected = frame, []
-    if collected:
-        yield _FrameInterval(left, collected)
+            yield _FrameInterval(previous, pending)
+            previous, pending = frame, []
+    if pending:
+        yield _FrameInterval(previous, pending)
 
 
-def _groups(items: Iterator[_FrameInterval], size: int) -> Iterator[list[_FrameInterval]]:
-    """As many intervals at a time, the last time fewer."""
-    return iter(lambda: list(islice(items, size)), [])
+def _groups(intervals: Iterator[_FrameInterval], size: int) -> Iterator[list[_FrameInterval]]:
+    return iter(lambda: list(islice(intervals, size)), [])
 
 
 @dataclass(frozen=True, slots=True)
 class _SampledDetections:
-    """What was found in consecutive frames.
+    """Detections of consecutive frames.
 
     Attributes:
-        frames: indices and, where they were looked at, the detections in pixels of the displayed video, and the frame,
-            reduced, see :func:`ml_backend.tracking.frame_features.shrink_frame`.
-        explained: pairs by the index of the later frame, where those between it and the one looked at before need
-            not be looked at.
+        frames: index of each frame with, if it was sampled, its detections in pixels of the displayed video and its
+            image, reduced by :func:`ml_backend.tracking.frame_features.shrink_frame`.
+        matched: by index of a sampled frame, its matches with the sampled frame before; the frames in between can be
+            interpolated.
     """
 
     frames: list[tuple[int, tuple[Detections, Image] | None]]
-    explained: dict[int, MatchedDetections]
+    matched: dict[int, MatchedDetections]
 
 
-#: Intervals, and what was found on those of their frames that are looked at in any case, by index.
+#: Intervals, and the detections of their sampled frames by frame index.
 _SampledBatch = tuple[list[_FrameInterval], dict[int, Detections]]
 
 
 class _AdaptiveFrameSampler:
-    """Looks at one video.
+    """Run the detector on as few frames of a video as its motion allows.
 
     Args:
         size: ``(width, height)`` of the displayed video.
-        batch: frames that the detector is given at once.
+        batch: frames per call of the detector.
     """
 
     def __init__(self, detector: Detector, size: tuple[int, int], batch: int) -> None:
         self._detector, self._size, self._batch = detector, size, batch
-        self._last: Detections | None = None  # of the last frame of the group before
+        self._last: Detections | None = None  # of the last frame of the previous group
 
-    def glance(self, group: list[_FrameInterval]) -> _SampledBatch:
-        """Look at what is looked at in any case. May be called for several groups at once."""
-        found: dict[int, Detections] = {}
-        self._detect([interval.frames[-1] for interval in group], found)
-        self._detect([frame for interval in group if not interval.whole for frame in interval.frames[:-1]], found)
-        return group, found
+    def sample(self, intervals: list[_FrameInterval]) -> _SampledBatch:
+        """Detect in the last frame of each interval, and in all frames of incomplete ones. Thread-safe."""
+        detections: dict[int, Detections] = {}
+        self._detect([interval.frames[-1] for interval in intervals], detections)
+        incomplete = [interval for interval in intervals if not interval.complete]
+        self._detect([frame for interval in incomplete for frame in interval.frames[:-1]], detections)
+        return intervals, detections
 
-    def closely(self, glance: _SampledBatch) -> _SampledDetections:
-        """Look at what that has left unclear; groups in order. By halves: often one look explains all the others."""
-        group, found = glance
-        left = group[0].left
-        if left is not None and self._last is not None:
-            found[left.index] = self._last
-        explained: dict[int, MatchedDetections] = {}
-        open_ = [(x.left, x.frames) for x in group if x.whole and x.left is not None and len(x.frames) > 1]
-        while open_:
-            unclear = []
-            for a, frames in open_:
-                matched = match_detections(found[a.index], found[frames[-1].index])
+    def refine(self, batch: _SampledBatch) -> _SampledDetections:
+        """Bisect intervals until the detections at both ends match. Expects batches in order."""
+        intervals, detections = batch
+        previous = intervals[0].previous
+        if previous is not None and self._last is not None:
+            detections[previous.index] = self._last
+        matches: dict[int, MatchedDetections] = {}
+        pending = [(x.previous, x.frames) for x in intervals if x.complete and x.previous and len(x.frames) > 1]
+        while pending:
+            unmatched = []
+            for left, frames in pending:
+                right = frames[-1]
+                matched = match_detections(detections[left.index], detections[right.index])
                 if matched is None:
-                    unclear.append((a, frames))
+                    unmatched.append((left, frames))
                 else:
-                    explained[frames[-1].index] = matched
-            open_ = [halves for a, frames in unclear for halves in _halved(a, frames)]
-            self._detect([frames[-1] for _, frames in open_ if frames[-1].index not in found], found)
-            open_ = [(a, frames) for a, frames in open_ if len(frames) > 1]
-        self._last = found[group[-1].frames[-1].index]
-        every = (frame for interval in group for frame in interval.frames)
-        seen = [(f.index, (found[f.index], shrink_frame(f.image)) if f.index in found else None) for f in every]
-        return _SampledDetections(seen, explained)
+                    matches[right.index] = matched
+            pending = [half for left, frames in unmatched for half in _bisect(left, frames)]
+            self._detect([frames[-1] for _, frames in pending if frames[-1].index not in detections], detections)
+            pending = [(left, frames) for left, frames in pending if len(frames) > 1]
+        self._last = detections[intervals[-1].frames[-1].index]
+        sampled = [
+            (f.index, (detections[f.index], shrink_frame(f.image)) if f.index in detections else None)
+            for interval in intervals
+            for f in interval.frames
+        ]
+        return _SampledDetections(sampled, matches)
 
-    def _detect(self, frames: Sequence[Frame], found: dict[int, Detections]) -> None:
+    def _detect(self, frames: Sequence[Frame], detections: dict[int, Detections]) -> None:
+        """Add the detections of ``frames`` to ``detections``."""
         for n in range(0, len(frames), self._batch):
-            some = frames[n : n + self._batch]
-            for frame, detections in zip(some, self._detector.detect([f.image for f in some]), strict=True):
-                found[frame.index] = _resized(detections, frame, self._size)
+            batch = frames[n : n + self._batch]
+            for frame, detected in zip(batch, self._detector.detect([f.image for f in batch]), strict=True):
+                detections[frame.index] = _rescale(detected, frame, self._size)
 
 
-def _halved(left: Frame, frames: list[Frame]) -> Iterator[tuple[Frame, list[Frame]]]:
+def _bisect(left: Frame, frames: list[Frame]) -> Iterator[tuple[Frame, list[Frame]]]:
     middle = len(frames) // 2
     yield left, frames[:middle]
-    if len(frames) - middle > 1:  # its last one has been looked at
+    if len(frames) - middle > 1:  # the last frame is sampled already
         yield frames[middle - 1], frames[middle:]
 
 
-def _resized(detections: Detections, frame: Frame, size: tuple[int, int]) -> Detections:
-    """From pixels of the picture to those of the displayed video."""
+def _rescale(detections: Detections, frame: Frame, size: tuple[int, int]) -> Detections:
+    """Scale boxes from pixels of the decoded frame to pixels of the displayed video."""
     height, width = frame.image.shape[:2]
     factor = np.array([size[0] / width, size[1] / height] * 2, np.float32)
     return Detections(detections.xyxy * factor, detections.conf, detections.class_id)
 
 
-class _FrameFiller:
-    """Reads what a tracker needs from the frames that were looked at, and fills in the others."""
+class _FrameInterpolator:
+    """Extract the features of sampled frames and interpolate those of the others."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._size = size
-        self._observer = FrameFeatureExtractor()
-        self._before: FrameFeatures | None = None  # of the last frame that was looked at
+        self._extractor = FrameFeatureExtractor()
+        self._previous: FrameFeatures | None = None  # of the sampled frame before
 
-    def filled(self, group: _SampledDetections) -> Iterator[FrameFeatures]:
+    def interpolate(self, group: _SampledDetections) -> Iterator[FrameFeatures]:
         skipped: list[int] = []
-        for index, seen in group.frames:
-            if seen is None:
+        for index, sampled in group.frames:
+            if sampled is None:
                 skipped.append(index)
                 continue
-            now = self._observer.observe(index, *seen, self._size)
-            before, matched = self._before, group.explained.get(index)
-            yield from _between(before, now, skipped, matched) if before and matched else [now]
-            self._before = now
+            features = self._extractor.extract(index, *sampled, self._size)
+            previous, matched = self._previous, group.matched.get(index)
+            yield from _interpolate(previous, features, skipped, matched) if previous and matched else [features]
+            self._previous = features
             skipped = []
 
 
-def _between(
-    before: FrameFeatures, now: FrameFeatures, skipped: Sequence[int], matched: MatchedDetections
+def _interpolate(
+    previous: FrameFeatures, current: FrameFeatures, skipped: Sequence[int], matched: MatchedDetections
 ) -> Iterator[FrameFeatures]:
-    """The skipped frames' observations, and the one after them, now with the camera's motion since the last of them."""
-    a, b = before.detections, now.detections
-    length = now.index - before.index
-    camera = None if now.camera is None else _part(now.camera, 1 / length)
+    """Yield the features of skipped frames, then the current ones with the camera motion since the last skipped one."""
+    a, b = previous.detections, current.detections
+    length = current.index - previous.index
+    camera = None if current.camera is None else _scale_motion(current.camera, 1 / length)
     for index in skipped:
-        yield FrameFeatures(index, interpolate_detections(a, b, matched, (index - before.index) / length), camera)
-    yield FrameFeatures(now.index, b, camera)
+        detections = interpolate_detections(a, b, matched, (index - previous.index) / length)
+        yield FrameFeatures(index, detections, camera)
+    yield FrameFeatures(current.index, b, camera)
 
 
-def _part(camera: Affine, share: float) -> Affine:
-    """A share of a motion. Linear, which is exact enough for the few degrees and per cent of a fraction of a second."""
-    still = np.eye(2, 3)
-    return np.asarray(still + (camera - still) * share, np.float64)
+def _scale_motion(camera: Affine, share: float) -> Affine:
+    """Scale a camera motion linearly: exact enough for the few degrees and per cent of a fraction of a second."""
+    identity = np.eye(2, 3)
+    return np.asarray(identity + (camera - identity) * share, np.float64)

@@ -1,4 +1,4 @@
-"""Detections of frames that were not looked at, from those of the frames before and after."""
+"""Interpolate the detections of skipped frames from those of the sampled frames before and after."""
 
 from __future__ import annotations
 
@@ -10,58 +10,61 @@ from scipy.optimize import linear_sum_assignment
 from ml_backend.core.boxes import iou_matrix
 from ml_backend.core.types import Detections, FloatArray, IntArray
 
-#: Surer detections that are seen on one side only have come or gone in between; weaker ones flicker.
-SURE = 0.75
-#: Overlap of an object with itself, a few frames later. Less is fast, or turning, or another object.
+#: Confidence from which an unmatched detection means that an object appeared or left; weaker ones flicker.
+CONFIDENT = 0.75
+#: Least IoU of an object with itself a few frames later. With less it moves fast, turns, or is another object.
 MIN_IOU = 0.5
-#: An overlap with a second object, as a share of that with the first, at which the two may have been confused.
-RIVAL = 0.5
+#: IoU with a second object, as a share of the IoU with the matched one, above which a match is ambiguous.
+MAX_RIVAL_IOU_SHARE = 0.5
 
 
 class MatchedDetections(NamedTuple):
-    """Which detections are of one object: ``(n,)`` indices into those of the earlier and the later frame."""
+    """Matched detections of two frames: ``(n,)`` indices into those of the earlier and of the later frame."""
 
     first: IntArray
     second: IntArray
 
 
 def match_detections(a: Detections, b: Detections) -> MatchedDetections | None:
-    """Match two frames' detections; ``None`` where what happens between them is not simple.
+    """Match the detections of two frames; ``None`` if that is ambiguous.
 
-    Simple is: each sure detection has one of its class in the other frame that overlaps it well, and no other does.
+    A match is unambiguous if each confident detection overlaps one detection of its class in the other frame well, and
+    no other one nearly as much.
     """
     iou = iou_matrix(a.xyxy, b.xyxy)
     iou[a.class_id[:, None] != b.class_id[None]] = 0
     first, second = linear_sum_assignment(-iou)
     good = iou[first, second] >= MIN_IOU
     first, second = first[good], second[good]
-    if not _explained(a.conf, first) or not _explained(b.conf, second):
+    if _has_confident_unmatched(a.conf, first) or _has_confident_unmatched(b.conf, second):
         return None
     best = iou[first, second]
     rest = iou.copy()
     rest[first, second] = 0
-    sure = (a.conf[first] >= SURE) | (b.conf[second] >= SURE)
+    confident = (a.conf[first] >= CONFIDENT) | (b.conf[second] >= CONFIDENT)
     rival = np.maximum(rest[first].max(axis=1, initial=0), rest[:, second].max(axis=0, initial=0))
-    if bool((rival[sure] > RIVAL * best[sure]).any()):
+    if bool((rival[confident] > MAX_RIVAL_IOU_SHARE * best[confident]).any()):
         return None
     return MatchedDetections(first.astype(np.int64), second.astype(np.int64))
 
 
-def _explained(conf: FloatArray, matched: IntArray) -> bool:
-    alone = np.ones(len(conf), np.bool_)
-    alone[matched] = False
-    return not bool((conf[alone] >= SURE).any())
+def _has_confident_unmatched(conf: FloatArray, matched: IntArray) -> bool:
+    unmatched = np.ones(len(conf), np.bool_)
+    unmatched[matched] = False
+    return bool((conf[unmatched] >= CONFIDENT).any())
 
 
 def interpolate_detections(a: Detections, b: Detections, matched: MatchedDetections, share: float) -> Detections:
-    """Detections in between, on the straight way from one to the other.
+    """Interpolate matched detections linearly.
 
     Args:
-        share: 0 is the earlier frame, 1 the later.
+        a, b: detections of the earlier and the later frame.
+        matched: from :func:`match_detections`.
+        share: position in time, from 0 (earlier frame) to 1 (later frame).
     """
     i, j = matched
     xyxy = (1 - share) * a.xyxy[i] + share * b.xyxy[j]
-    # One of the two, since a mean of two is never as high as the best of many, by which tracks are judged.
+    # Not the mean: tracks are judged by their highest confidences, which averaging would lower.
     conf = a.conf[i] if share <= 0.5 else b.conf[j]
     features = None
     if a.features is not None and b.features is not None:

@@ -1,4 +1,4 @@
-"""Pre-annotation of files, without Label Studio."""
+"""Pre-annotate video files without Label Studio."""
 
 from __future__ import annotations
 
@@ -42,31 +42,31 @@ def predict_file(
 
     Args:
         config: label config file; its first video control is used.
-        frame_rate: of Label Studio's timeline; by default the config's, and where that names a field of the task, what
-            ``import_videos.py`` would write there.
-        tracks_out: MOT text of the final tracks, before keyframes were chosen: 1-based decoded frame, track, left,
-            top, width, height in pixels, confidence (the track's where the box was filled in), -1, -1, -1.
-        patterns: a pattern bank that was exported from a project; see :mod:`ml_backend.labeling.few_shot.bank_file`.
+        frame_rate: of Label Studio's timeline; by default that of the config or, if the config names a field of the
+            task, the value that ``import_videos.py`` would write there.
+        tracks_out: file for the tracks' boxes on every frame in MOT format: 1-based decoded frame, track, left, top,
+            width, height in pixels, confidence (the track's where the box is interpolated), -1, -1, -1.
+        patterns: pattern bank exported from a project; see :mod:`ml_backend.labeling.few_shot.bank_file`.
 
     Returns:
         Summary: frames, seconds, fps, tracks, boxes, keyframes, keyframe_share, model_version, detector, engine
-        (what was chosen to run it, ``null`` where there is no network), labels (tracks by label), note.
+        (``None`` for the motion detector), labels (number of tracks by label), note.
 
     Raises:
-        VideoError, ConfigError, WeightsError, StorageError: each with its hint.
+        VideoError, ConfigError, WeightsError, StorageError: an input or output file or a model cannot be used.
     """
     parsed = read_label_config(config)
     control = parsed.video_controls[0]
     if frame_rate is None and not control.frame_rate.startswith("$"):
         frame_rate = control.frame_rate_for({})
-    rate = video_timeline(video, frame_rate).frame_rate  # before the model is loaded: a wrong file is refused at once
+    rate = video_timeline(video, frame_rate).frame_rate  # fails on a wrong file before a model is loaded
     resolved = resolve_detector(settings, download=True)
     engine = None
-    if resolved.path is not None:  # made now if that takes seconds: there is no other video that could use it later
+    if resolved.path is not None:  # wait for an export that takes seconds: no later video could use it
         sha256 = resolved.sha256 or file_sha256(resolved.path)
         engine = choose_engine(resolved.path, sha256, settings, wait=True, footage=CalibrationSource(video=str(video)))
-    hybrid, part, notes = _hybrid(settings, patterns, prompts_digest(parsed))
-    version = model_version(settings, resolved, part)
+    classifier, mode_version, notes = _classifier(settings, patterns, prompts_digest(parsed))
+    version = model_version(settings, resolved, mode_version)
     with writing(out) as target, writing(tracks_out) if tracks_out else contextlib.nullcontext() as mot:
         number = 0
 
@@ -77,7 +77,7 @@ def predict_file(
                 for frame, (x1, y1, x2, y2), conf in zip(track.frames, track.xyxy, track.conf, strict=True):
                     mot.write(
                         f"{frame + 1},{number},{x1:.3f},{y1:.3f},{x2 - x1:.3f},{y2 - y1:.3f},"
-                        # Readers of MOT text take a confidence of 0 for "ignore this box".
+                        # MOT readers ignore boxes with a confidence of 0.
                         f"{conf or track.score:.4f},-1,-1,-1\n"
                     )
 
@@ -87,7 +87,7 @@ def predict_file(
             rate,
             settings,
             resolved=resolved,
-            hybrid=hybrid,
+            classifier=classifier,
             progress=progress,
             on_track=write_track,
         )
@@ -109,24 +109,24 @@ def predict_file(
     }
 
 
-def _hybrid(
+def _classifier(
     settings: Settings, patterns: Path | None, prompts: str
 ) -> tuple[TrackClassifier | None, str, tuple[str, ...]]:
-    """What gives labels beside the detector, its part of the version, and what is to be said of it."""
+    """Return the track classifier, its part of the model version, and notes for people."""
     models = classifier_models(settings, settings.mode, download=True)
     bank: PatternBank | None = None
-    sources: dict[int, ExemplarOrigin] = {}
+    origins: dict[int, ExemplarOrigin] = {}
     digests: dict[str, str | None] = {}
     if patterns is not None:
         model_id = require_embedder(models).model_id
         file = read_bank(patterns, model_id)
         with use_embedder(require_embedder(models), settings) as model:
             check_dimension(file, patterns, model.dim)
-        exemplars, sources = file.exemplars()
+        exemplars, origins = file.exemplars()
         bank = PatternBank.fit(exemplars)
         digests[model_id] = file.origin
     notes = models.notes
     if bank is None and models.embedder and not models.clip:
-        notes = ("No patterns were given (--patterns): labels are the detector's.",)
-    part = mode_part(models, digests, prompts)
-    return (TrackClassifier(settings, models, bank, sources) if bank or models.clip else None), part, notes
+        notes = ("Labels are the detector's, as no pattern bank is given (--patterns).",)
+    classifier = TrackClassifier(settings, models, bank, origins) if bank or models.clip else None
+    return classifier, mode_part(models, digests, prompts), notes

@@ -1,4 +1,4 @@
-"""One video in, Label Studio regions out. Orchestration only: each stage lives in its own module."""
+"""Run the stages from a video file to Label Studio regions; each stage lives in its own module."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PRIMING_S = 60.0
+PRIMING_S = 60.0  # beginning of a video from which the motion detector learns the background
 PRIMING_FRAMES = 20
-STRIDE_S = 0.1  # seconds in which people and cars hardly turn: 3 frames of 30 a second
+STRIDE_S = 0.1  # longest stride: people and cars hardly turn in 3 frames at 30 fps
 
 Progress = Callable[[int, int], None]
-Share = Callable[[VideoInfo, Sequence["VideoChunk"], "DetectChunk"], Generator["FrameFeatures", None, None]]
+ChunkRunner = Callable[[VideoInfo, Sequence["VideoChunk"], "DetectChunk"], Generator["FrameFeatures", None, None]]
 Preview = Callable[[Callable[[], TrackSet]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class VideoResult:
-    """What :func:`predict_video` found.
+    """Result of :func:`predict_video`.
 
     Attributes:
-        info: the video.
-        detector: what detected.
-        frames: decoded frames.
-        seconds: wall time from the first frame's decoding to the last region, model loading not included.
-        labelled: regions, and what was left out.
+        info: of the video.
+        detector: the detector that was used.
+        frames: number of decoded frames.
+        seconds: wall time from decoding the first frame to the last region, without loading models.
+        labelled: regions, labelled tracks and tracks without a label.
     """
 
     info: VideoInfo
@@ -66,18 +66,18 @@ class VideoResult:
 
     @property
     def boxes(self) -> int:
-        """Boxes of all kept tracks, one per track and frame."""
+        """Number of boxes of all kept tracks, one per track and frame."""
         return sum(record.boxes for record, _ in self.labelled.kept)
 
     @property
     def keyframes(self) -> int:
-        """Keyframes of all regions."""
+        """Number of keyframes of all regions."""
         return sum(len(region["value"]["sequence"]) for region in self.regions)
 
 
 @contextmanager
 def use_detector(resolved: ResolvedDetector, settings: Settings, info: VideoInfo) -> Iterator[Detector]:
-    """The detector itself. Loading takes seconds; it stays loaded for the next video while memory allows.
+    """Load the detector for one video; YOLO models stay loaded for the next while memory allows.
 
     Raises:
         WeightsError: the checkpoint cannot be loaded.
@@ -85,7 +85,7 @@ def use_detector(resolved: ResolvedDetector, settings: Settings, info: VideoInfo
     if resolved.kind == "motion":
         from ml_backend.detectors.motion import MotionDetector
 
-        motion = MotionDetector(info.fps)  # keeps a model of one video's background, hence a new one each time
+        motion = MotionDetector(info.fps)  # not cached: it models the background of this video
         motion.prime(_early_frames(info))
         yield motion
         return
@@ -96,10 +96,13 @@ def use_detector(resolved: ResolvedDetector, settings: Settings, info: VideoInfo
 
 @contextmanager
 def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | None = None) -> Iterator[YoloDetector]:
-    """As :func:`use_detector`, for the detector that is the same for all videos.
+    """Load a YOLO detector, or take it from the model cache.
 
     Args:
-        video: a local file, from which pictures are taken where int8 is wanted.
+        video: local file with frames for int8 calibration.
+
+    Raises:
+        WeightsError: the checkpoint cannot be loaded.
     """
     from ml_backend.core.model_cache import get_pool
     from ml_backend.detectors.engines.calibration import CalibrationSource
@@ -107,12 +110,12 @@ def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | N
     from ml_backend.detectors.yolo import YoloDetector
 
     if resolved.path is None:
-        raise ValueError("a YOLO detector needs a path")
+        raise ValueError(f"expected a YOLO checkpoint with a path, got {resolved}")
     path = resolved.path
-    footage = CalibrationSource(resolved.project, video)
-    engine = choose_engine(path, resolved.sha256 or file_sha256(path), settings, footage=footage)
-    shaping = (settings.device, settings.imgsz, settings.conf, settings.batch, settings.precision)
-    key = ("yolo", str(path), resolved.sha256, *shaping, engine.key)
+    calibration = CalibrationSource(resolved.project, video)
+    engine = choose_engine(path, resolved.sha256 or file_sha256(path), settings, footage=calibration)
+    options = (settings.device, settings.imgsz, settings.conf, settings.batch, settings.precision)
+    key = ("yolo", str(path), resolved.sha256, *options, engine.key)
     load = partial(YoloDetector, path, settings, engine.export, engine.note)
     with get_pool(settings).use(key, load, name=resolved.name) as detector:
         yield detector
@@ -127,25 +130,25 @@ def detect_tracks(
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
     on_track: Callable[[Track], None] | None = None,
-    share: Share | None = None,
+    chunk_runner: ChunkRunner | None = None,
     preview: Preview | None = None,
 ) -> TrackSet:
-    """Detect and track everything in one video, streaming: memory does not grow with its length.
+    """Detect and track all objects in a video, in constant memory.
 
     Args:
         path: local video file.
-        frame_rate: of Label Studio's timeline, which need not be the file's.
-        progress: called with (frames done, frames in total) after each batch.
-        should_stop: asked after each batch.
-        on_track: sees each final track, with its boxes on every frame.
-        share: observes the segments of a long video; by default it is done in one pass.
-        preview: called after each batch with a function that gives the tracks so far.
+        frame_rate: of Label Studio's timeline, which may differ from the file's.
+        progress: called with (frames done, total frames) after each batch.
+        should_stop: polled after each batch.
+        on_track: called with each finished track, with its boxes on every frame.
+        chunk_runner: yields the frame features of a long video's chunks; without it the video is one stream.
+        preview: called after each batch with a function that returns the tracks so far.
 
     Raises:
         VideoError: the file cannot be used.
-        ConfigError: the frame rate is absurd.
+        ConfigError: the frame rate is out of range.
         WeightsError: the detector cannot be loaded.
-        Interrupted: ``should_stop`` said so.
+        Interrupted: ``should_stop`` returned true.
     """
     from ml_backend.core.prefetch import prefetch
     from ml_backend.inference.detection_stream import detection_stream
@@ -155,34 +158,35 @@ def detect_tracks(
     timeline = video_timeline(path, frame_rate)
     motion = resolved.kind == "motion"
     stride = detection_stride(settings, resolved, info)
-    # The motion detector's background is that of all frames before.
-    segments = chunks_of(path, info, stride, settings) if share and not motion else ()
+    # The motion detector's background model depends on all frames before, so its videos are not split.
+    chunks = chunks_of(path, info, stride, settings) if chunk_runner and not motion else ()
     with ExitStack() as stack:
         detector = stack.enter_context(use_detector(resolved, settings, info))
         builder = TrackBuilder(info, timeline, settings, detector.names, motion=motion, on_track=on_track)
-        if share and len(segments) > 1:
+        if chunk_runner and len(chunks) > 1:
             stack.close()
-            seen = share(info, segments, chunk_detection(path, info, resolved, settings))
+            stream = chunk_runner(info, chunks, chunk_detection(path, info, resolved, settings))
         else:
-            seen = detection_stream(path, info, detector, batch=settings.batch, stride=stride)
+            stream = detection_stream(path, info, detector, batch=settings.batch, stride=stride)
         started = time.perf_counter()
-        with closing(prefetch(seen, 2 * settings.batch * stride)) as observations:
-            for observation in observations:
-                builder.push(observation)
-                if builder.frames % settings.batch == 0 or observation.index == info.frames - 1:
+        with closing(prefetch(stream, 2 * settings.batch * stride)) as frames:
+            for features in frames:
+                builder.push(features)
+                if builder.frames % settings.batch == 0 or features.index == info.frames - 1:
                     if progress:
                         progress(builder.frames, info.frames)
                     if should_stop and should_stop():
                         raise Interrupted(
-                            f"Stopped at frame {builder.frames} of {info.frames}.", "The job is taken up again."
+                            f"Stopped at frame {builder.frames} of {info.frames}.",
+                            "Wait for the worker to resume the job.",
                         )
                     if preview:
-                        preview(partial(builder.so_far, started))
+                        preview(partial(builder.snapshot, started))
         return builder.close(started)
 
 
 def chunks_of(path: Path | str, info: VideoInfo, stride: int, settings: Settings) -> tuple[VideoChunk, ...]:
-    """The segments in which a video is observed."""
+    """Return the chunks in which a video is detected."""
     from ml_backend.inference.chunks import plan_chunks
     from ml_backend.video.reader import seek_cost
 
@@ -190,32 +194,33 @@ def chunks_of(path: Path | str, info: VideoInfo, stride: int, settings: Settings
 
 
 def chunk_detection(path: Path | str, info: VideoInfo, resolved: ResolvedDetector, settings: Settings) -> DetectChunk:
-    """What observes one segment of a video, each with the fastest engine that is ready by then."""
+    """Return a function that streams one chunk of a video, with the fastest engine ready at that time."""
     from ml_backend.inference.detection_stream import detection_stream
 
     stride = detection_stride(settings, resolved, info)
 
-    def look(segment: VideoChunk) -> Iterator[FrameFeatures]:
+    def detect(chunk: VideoChunk) -> Iterator[FrameFeatures]:
         with use_detector(resolved, settings, info) as detector:
-            seen = detection_stream(
-                path, info, detector, batch=settings.batch, stride=stride, start=segment.start, end=segment.end
+            stream = detection_stream(
+                path, info, detector, batch=settings.batch, stride=stride, start=chunk.start, end=chunk.end
             )
             try:
-                with closing(seen):
-                    # The first one belongs to the segment before, and does not know how the camera has moved.
-                    yield from (o for o in seen if segment.number == 0 or o.index > segment.start)
+                with closing(stream):
+                    # The first frame belongs to the chunk before; its camera motion is unknown here.
+                    yield from (f for f in stream if chunk.number == 0 or f.index > chunk.start)
             except VideoError as error:
-                if segment.number == 0:
+                if chunk.number == 0:
                     raise
-                # In one pass, too, a broken tail only ends it.
-                log.warning("Nothing can be seen from frame %d on: %s", segment.start, error)
+                # A single pass, too, ends early at a broken tail.
+                log.warning("%s cannot be decoded from frame %d on: %s", path, chunk.start, error)
 
-    return look
+    return detect
 
 
 def detection_stride(settings: Settings, resolved: ResolvedDetector, info: VideoInfo) -> int:
-    """Frames from one that is surely looked at to the next: as many as pass in so short a time that most motion is
-    straight. The motion detector must see every frame.
+    """Return the frames from one sampled frame to the next: few enough that most motion in between is linear.
+
+    The motion detector must see every frame.
     """
     if resolved.kind == "motion":
         return 1
@@ -229,23 +234,23 @@ def predict_video(
     settings: Settings,
     *,
     resolved: ResolvedDetector | None = None,
-    hybrid: TrackClassifier | None = None,
+    classifier: TrackClassifier | None = None,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
     on_track: Callable[[Track], None] | None = None,
 ) -> VideoResult:
-    """Detect, track, label and simplify one video, streaming: memory does not grow with its length.
+    """Detect, track and label the objects in a video and reduce their tracks to keyframes.
 
     Args:
         control: names and labels of the regions.
-        resolved: the detector; by default what the settings mean, without downloading.
-        hybrid: what else gives labels; by default the detector's classes do.
-        on_track: sees each labelled track with its boxes on every frame; only then they are all kept to the end.
+        resolved: the detector; by default that of the settings, without downloading.
+        classifier: labels tracks; by default labels are the detector's classes.
+        on_track: called with each labelled track and its boxes on every frame. With it memory grows with the video.
 
-    The other arguments, and what is raised, are :func:`detect_tracks`'.
+    For the other arguments and what is raised see :func:`detect_tracks`.
     """
     resolved = resolved or resolve_detector(settings)
-    whole: dict[int, Track] = {}
+    full_tracks: dict[int, Track] = {}
     tracks = detect_tracks(
         path,
         frame_rate,
@@ -253,15 +258,15 @@ def predict_video(
         resolved,
         progress=progress,
         should_stop=should_stop,
-        on_track=(lambda track: whole.update({track.track_id: track})) if on_track else None,
+        on_track=(lambda track: full_tracks.update({track.track_id: track})) if on_track else None,
     )
     started = time.perf_counter()
     labelled = label_tracks(
-        tracks, control, hybrid, MemoryCropEmbeddings(), lambda: nullcontext(Path(path)), should_stop
+        tracks, control, classifier, MemoryCropEmbeddings(), lambda: nullcontext(Path(path)), should_stop
     )
     if on_track:
         for record, decision in labelled.kept:
-            track = whole[record.track_id]
+            track = full_tracks[record.track_id]
             track.label, track.score = decision.label, decision.score
             on_track(track)
     seconds = tracks.seconds + time.perf_counter() - started
@@ -269,14 +274,14 @@ def predict_video(
 
 
 def _early_frames(info: VideoInfo) -> Iterator[Image]:
-    """Frames spread over the beginning, from which the background shows before the first object is to be found.
+    """Yield frames spread over the beginning, from which the motion detector learns the background.
 
-    Later light is left out: the background model follows it as it changes.
+    Later frames are left out, as the background model follows changing light.
     """
     last = min(info.frames, round(PRIMING_S * info.fps))
     for index in range(0, last, max(1, last // PRIMING_FRAMES)):
         try:
             yield next(read_frames(info.path, info, start=index)).image
-        except VideoError as error:  # a broken tail; what comes before it is still worth searching
-            log.info("The background is learned from fewer frames: %s", error)
+        except VideoError as error:  # a broken tail: the frames before it can still be searched
+            log.info("%s: the background is learned from fewer frames: %s", info.path, error)
             return

@@ -175,7 +175,7 @@ def _read_all(container: Container, project_id: int, models: ClassifierModels) -
         log.info("Project %s is gone; nothing is learned from it.", project_id)
         tasks = set()
     store = container.projects.patterns
-    known = store.taught_tasks(project_id) | set(ReviewStore(container.storage).tasks(project_id))
+    known = store.tasks_with_exemplars(project_id) | set(ReviewStore(container.storage).tasks(project_id))
     container.storage.note_pending("learn", project_id, tasks | known)
     changed = [store.mark_read(project_id, model_id) for model_id in models.ids]
     return any(changed)
@@ -244,12 +244,12 @@ def _look(
     prefix: str,
 ) -> list[NewExemplar]:
     from ml_backend.embeddings.crop_embeddings import embed_tracks
-    from ml_backend.labeling.few_shot.annotated_objects import with_known
+    from ml_backend.labeling.few_shot.annotated_objects import reuse_embedded_crops
 
-    looks, k = container.projects.patterns.looks(video), VIEWS
+    looks, k = container.projects.patterns.crop_embeddings(video), VIEWS
     known = looks.known(model.model_id)
     # Objects whose label has left the config show neither a label nor what is none.
-    groups = [(item.region_id, item.label, with_known(item, known, k), k) for item in objects if item.label]
+    groups = [(item.region_id, item.label, reuse_embedded_crops(item, known, k), k) for item in objects if item.label]
     groups += [(f"{prefix}-{r.track_id}", UNLABELLED, r.views, BACKGROUND_VIEWS) for r in background]
     found: list[NewExemplar] = []
     for views in sorted({views for *_, views in groups}):

@@ -235,7 +235,7 @@ def _labelled(
         tracks,
         part.control,
         hybrid,
-        container.projects.patterns.looks(video_key(part.uri)),
+        container.projects.patterns.crop_embeddings(video_key(part.uri)),
         lambda: container.media.open(part.uri, plan.task_id),
         container.stopper(),
         trained=models.trained is not None,
@@ -287,7 +287,7 @@ def _tracks(
                 models.detector,  # the one that the version names, whatever has appeared since
                 progress=report,
                 should_stop=container.stopper(),
-                share=sharing,
+                chunk_runner=sharing,
                 preview=preview,
             )
     except AlreadyTracked:

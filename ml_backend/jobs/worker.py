@@ -33,7 +33,7 @@ from ml_backend.jobs.container import Container, get_container
 from ml_backend.jobs.queue import connect, forget_executions
 from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.jobs.worker_status import WorkerStatus
-from ml_backend.labeling.model_version import shaping
+from ml_backend.labeling.model_version import version_settings
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
         settings = container.settings
         self.container, self.lease_s = container, settings.job_lease_s
         predicts = {"predict", "refresh"} & set(queues_of(settings))
-        self.memory = WorkerStatus(container.queue, shaping(settings) if predicts else None)
+        self.memory = WorkerStatus(container.queue, version_settings(settings) if predicts else None)
         self.trainer = TrainingScheduler(container)
         self._maintains_idle = False
         self._cleaned = -math.inf

@@ -26,7 +26,7 @@ class WorkerStatus:
     """Every method but :meth:`tick` raises QueueUnavailable when Redis does not answer.
 
     Args:
-        shaping: of a worker that makes predictions: see :func:`ml_backend.labeling.model_version.shaping`.
+        shaping: of a worker that makes predictions: see :func:`ml_backend.labeling.model_version.version_settings`.
     """
 
     def __init__(self, queue: JobQueue, shaping: Mapping[str, Any] | None = None) -> None:
@@ -76,7 +76,7 @@ def differing_settings(mine: Mapping[str, Any], shaping: Mapping[str, Mapping[st
     """Where workers are set otherwise than this process, in words: their predictions never count as current.
 
     Args:
-        mine: see :func:`ml_backend.labeling.model_version.shaping`.
+        mine: see :func:`ml_backend.labeling.model_version.version_settings`.
         shaping: the same by worker.
     """
     out = []

@@ -1,4 +1,4 @@
-"""From finished tracks to labelled regions: the detector's classes, learned patterns, and label names."""
+"""Assign labels to tracks from the detector's classes, the pattern bank and CLIP, and make regions of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ml_backend.tracking.track_record import TrackRecord, TrackSet
 
 log = logging.getLogger(__name__)
 
-#: CLIP's label is given when it is more likely right than wrong.
+#: Probability from which CLIP's label is accepted: more likely right than wrong.
 ACCEPT_TEXT = 0.5
 
 
@@ -27,23 +27,23 @@ class LabelDecision:
 
     Attributes:
         label: of the project, or ``UNLABELLED``.
-        score: 0..1; of a learned label its probability, else how sure the track's existence is.
-        why: for the region's ``meta``: what led to the label, also by those who were overruled.
+        score: 0..1; probability of a learned label, else the certainty of the track's existence.
+        meta: for the region's ``meta``: scores of all sources of labels, including the overruled ones.
     """
 
     label: str
     score: float
-    why: dict[str, Any] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelScores:
-    """What is thought of one track beside the detector.
+    """Scores of one track by the pattern bank and CLIP.
 
     Attributes:
-        patterns: the bank's verdict, ``None`` where nobody asked it.
-        nearest: where the verdict's nearest exemplar comes from.
-        text: CLIP's probability by label; empty where nobody asked it.
+        patterns: match of the pattern bank; ``None`` without a bank.
+        nearest: origin of the match's nearest exemplar.
+        text: CLIP's probability by label; empty without CLIP.
     """
 
     patterns: PatternMatch | None = None
@@ -53,12 +53,12 @@ class LabelScores:
 
 @dataclass(frozen=True, slots=True)
 class LabelledTracks:
-    """Outcome for one video.
+    """Labelled tracks of one video.
 
     Attributes:
         regions: ``videorectangle`` results, in order of first appearance.
-        kept: the tracks that they are made of, in the same order.
-        unmapped: tracks per detector class that got no label; they were left out.
+        kept: the tracks of these regions, in the same order.
+        unmapped: number of tracks dropped without a label, by detector class.
     """
 
     regions: list[dict[str, Any]]
@@ -67,14 +67,14 @@ class LabelledTracks:
 
 
 class DetectorLabels:
-    """Labels by most votes of a track's whole life.
+    """Label tracks by majority vote of their detections' classes.
 
     Args:
         names: the detector's classes.
-        class_agnostic: the detector cannot tell classes apart. Its tracks are kept in any case: with the project's
-            label where there is only one, else unlabelled, which takes the annotator one key press to complete.
-        trained: the detector was trained on the project's labels; see :class:`LabelMapper`.
-        trained_classes: classes that the detector knows anything of; ``None``: all.
+        class_agnostic: whether the detector cannot tell classes apart. All its tracks are kept: with the project's
+            label if it has only one, else unlabelled, which the annotator completes with a key press.
+        trained: whether the detector was trained on the project's labels; see :class:`LabelMapper`.
+        trained_classes: classes of which the detector has seen examples; ``None`` for all.
     """
 
     def __init__(
@@ -91,25 +91,25 @@ class DetectorLabels:
         if class_agnostic:
             self._default = control.labels[0].value if len(control.labels) == 1 else UNLABELLED
         table = self._mapper.table.items()
-        #: Labels that the detector was trained to find. Of others its silence says nothing.
-        self.known = tuple(
+        #: Labels that the detector was trained to find; a missing vote is evidence against these only.
+        self.trained_labels = tuple(
             dict.fromkeys(label for name, label in table if trained_classes is None or name in trained_classes)
         )
 
     def votes(self, class_scores: Mapping[str, float]) -> dict[str | tuple[str], float]:
-        """Sum of votes by label; by class in a tuple where no label covers it."""
+        """Return the sum of votes by label, or by ``(class,)`` for classes without a label."""
         votes: dict[str | tuple[str], float] = {}
         for name, score in class_scores.items():
             label = self._mapper.map(name)
             if label is None:
                 label = self._default
-            # A class without label votes too: what is mostly a chair must not become a person.
+            # Classes without a label count: a track that is mostly a chair must not become a person.
             key: str | tuple[str] = label if label is not None else (name,)
             votes[key] = votes.get(key, 0.0) + score
         return votes
 
     def __call__(self, class_scores: Mapping[str, float]) -> str | None:
-        """The label, ``UNLABELLED``, or ``None``: the track is to be left out."""
+        """Return the label, ``UNLABELLED``, or ``None`` to drop the track."""
         votes = self.votes(class_scores)
         if not votes:
             return None
@@ -117,128 +117,133 @@ class DetectorLabels:
         return None if isinstance(winner, tuple) else winner
 
     def shares(self, class_scores: Mapping[str, float]) -> dict[str, float]:
-        """Share of the votes by label."""
+        """Return the share of votes by label."""
         votes = self.votes(class_scores)
         total = sum(votes.values())
         return {key: vote / total for key, vote in votes.items() if isinstance(key, str) and total > 0}
 
 
 class LabelScorer(Protocol):
-    """What gives labels beside the detector; see :class:`ml_backend.labeling.track_classifier.TrackClassifier`."""
+    """Interface of :class:`ml_backend.labeling.track_classifier.TrackClassifier`."""
 
-    def opinions(
+    def label_scores(
         self,
         tracks: TrackSet,
         control: VideoControl,
         detector: DetectorLabels,
-        looks: CropEmbeddingStore,
+        crop_embeddings: CropEmbeddingStore,
         open_video: OpenVideo,
         should_stop: Callable[[], bool] | None = None,
     ) -> list[LabelScores]:
-        """Return what is thought of each track, in the order of ``tracks``."""
+        """Return the scores of each track, in the order of ``tracks``."""
 
 
 def label_tracks(
     tracks: TrackSet,
     control: VideoControl,
-    hybrid: LabelScorer | None,
-    looks: CropEmbeddingStore,
+    classifier: LabelScorer | None,
+    crop_embeddings: CropEmbeddingStore,
     open_video: OpenVideo,
     should_stop: Callable[[], bool] | None = None,
     *,
     trained: bool = False,
     trained_classes: frozenset[str] | None = None,
 ) -> LabelledTracks:
-    """Give tracks their labels and make regions of them.
+    """Label tracks and make regions of them.
 
     Args:
-        hybrid: what else gives labels; without it the detector's classes do.
-        looks: what models have seen of the video; what is missing is added.
-        open_video: called only when something has to be looked at.
-        trained, trained_classes: of the detector that found them; see :class:`DetectorLabels`.
+        classifier: scores labels; without it labels are the detector's classes.
+        crop_embeddings: embeddings of the video; missing ones are added.
+        open_video: called only if crops have to be embedded.
+        trained, trained_classes: of the detector; see :class:`DetectorLabels`.
 
     Raises:
-        VideoError, WeightsError, Interrupted: from looking.
+        VideoError, WeightsError, Interrupted: from embedding crops.
     """
     names, agnostic = tracks.class_names, tracks.class_agnostic
     detector = DetectorLabels(control, names, agnostic, trained=trained, trained_classes=trained_classes)
-    opinions = hybrid.opinions(tracks, control, detector, looks, open_video, should_stop) if hybrid else None
+    scores = [LabelScores()] * len(tracks.tracks)
+    if classifier:
+        scores = classifier.label_scores(tracks, control, detector, crop_embeddings, open_video, should_stop)
     out = LabelledTracks([], [], Counter())
-    for number, record in enumerate(tracks.tracks):
-        decision = decide_label(record, detector(record.class_scores), opinions[number] if opinions else LabelScores())
+    for record, track_scores in zip(tracks.tracks, scores, strict=True):
+        decision = decide_label(record, detector(record.class_scores), track_scores)
         if decision is None:
             out.unmapped[record.top_class] += 1
             continue
         out.kept.append((record, decision))
-        told = (decision.label, decision.score, record.top_class, decision.why)
-        out.regions.append(make_region(record.value, control, record.track_id, *told))
+        out.regions.append(
+            make_region(
+                record.value, control, record.track_id, decision.label, decision.score, record.top_class, decision.meta
+            )
+        )
     if out.unmapped:
-        what = ", ".join(f"{count} x {name}" for name, count in out.unmapped.most_common())
-        log.info("Tracks that no label of the config covers were left out: %s", what)
+        counts = ", ".join(f"{count} x {name}" for name, count in out.unmapped.most_common())
+        log.info("Dropped tracks of classes without a label in the config: %s", counts)
     return out
 
 
-def decide_label(record: TrackRecord, detector_label: str | None, opinion: LabelScores) -> LabelDecision | None:
-    """The label of one track: learned from examples first, from its name second, from the detector's class third.
+def decide_label(record: TrackRecord, detector_label: str | None, scores: LabelScores) -> LabelDecision | None:
+    """Decide the label of one track by pattern bank first, CLIP second, and the detector's class third.
 
     Returns:
-        ``None`` where nobody has a label for it: the track is left out.
+        ``None`` if no source has a label for it: the track is dropped.
     """
-    patterns = opinion.patterns
+    patterns = scores.patterns
     learned = patterns.label if patterns else None
-    # A label with examples is recognised by them; text speaks for the others.
+    # CLIP only scores labels without exemplars.
     pattern_labels = set(patterns.probabilities) if patterns else set()
     text_label, text_score = max(
-        ((label, p) for label, p in opinion.text.items() if label not in pattern_labels),
+        ((label, p) for label, p in scores.text.items() if label not in pattern_labels),
         key=lambda item: item[1],
         default=("", 0.0),
     )
-    why = _why(record, detector_label, opinion, text_label, text_score)
-    sure = patterns.probability if patterns and learned else 0.0
-    if text_label and text_score >= ACCEPT_TEXT and text_score > sure:
-        return LabelDecision(text_label, text_score, _told(why, "text", text_label, text_score))
+    meta = _score_meta(record, detector_label, scores, text_label, text_score)
+    probability = patterns.probability if patterns and learned else 0.0
+    if text_label and text_score >= ACCEPT_TEXT and text_score > probability:
+        return LabelDecision(text_label, text_score, _with_summary(meta, "text", text_label, text_score))
     if learned is not None:
-        return LabelDecision(learned, sure, _told(why, "patterns", learned, sure))
+        return LabelDecision(learned, probability, _with_summary(meta, "patterns", learned, probability))
     if detector_label is None:
         return None
     return LabelDecision(
-        detector_label, record.score, _told(why, "detector", detector_label, record.score) if why else {}
+        detector_label, record.score, _with_summary(meta, "detector", detector_label, record.score) if meta else {}
     )
 
 
-def _why(
-    record: TrackRecord, detector_label: str | None, opinion: LabelScores, text_label: str, text_score: float
+def _score_meta(
+    record: TrackRecord, detector_label: str | None, scores: LabelScores, text_label: str, text_score: float
 ) -> dict[str, Any]:
-    why: dict[str, Any] = {}
-    patterns = opinion.patterns
+    meta: dict[str, Any] = {}
+    patterns = scores.patterns
     if patterns and patterns.best is not None:
-        why["pattern_label"] = patterns.best
-        why["pattern_score"] = round(patterns.probability, 4)
-        why["nearest_exemplar"] = {**(opinion.nearest or {}), "similarity": round(patterns.similarity, 4)}
-    if opinion.text:
-        why["text_label"] = text_label
-        why["text_score"] = round(text_score, 4)
-    if why:
-        why = {"detector_label": detector_label or "", "detector_score": round(float(record.score), 4), **why}
-    return why
+        meta["pattern_label"] = patterns.best
+        meta["pattern_score"] = round(patterns.probability, 4)
+        meta["nearest_exemplar"] = {**(scores.nearest or {}), "similarity": round(patterns.similarity, 4)}
+    if scores.text:
+        meta["text_label"] = text_label
+        meta["text_score"] = round(text_score, 4)
+    if meta:
+        meta = {"detector_label": detector_label or "", "detector_score": round(float(record.score), 4), **meta}
+    return meta
 
 
-def _told(why: dict[str, Any], source: str, label: str, score: float) -> dict[str, Any]:
-    """With who decided, and a sentence for people: Label Studio shows ``text`` with the region."""
+def _with_summary(meta: dict[str, Any], source: str, label: str, score: float) -> dict[str, Any]:
+    """Add the deciding source and a summary; Label Studio shows ``text`` with the region."""
     parts = [f"{label or 'no label'} ({score:.2f}) from {_SOURCES[source]}"]
-    if "pattern_label" in why and source != "patterns":
-        parts.append(f"patterns: {why['pattern_label']} {why['pattern_score']:.2f}")
-    nearest = why.get("nearest_exemplar", {})
+    if "pattern_label" in meta and source != "patterns":
+        parts.append(f"patterns: {meta['pattern_label']} {meta['pattern_score']:.2f}")
+    nearest = meta.get("nearest_exemplar", {})
     if source == "patterns" and nearest:
         where = (
             f"task {nearest['task']}, frame {nearest['frame']}" if nearest.get("task") else nearest.get("origin", "")
         )
         parts.append(f"like {where} (similarity {nearest['similarity']:.2f})")
-    if why.get("text_label") and source != "text":
-        parts.append(f"text: {why['text_label']} {why['text_score']:.2f}")
+    if meta.get("text_label") and source != "text":
+        parts.append(f"text: {meta['text_label']} {meta['text_score']:.2f}")
     if source != "detector":
-        parts.append(f"detector: {why['detector_label'] or 'no label'} {why['detector_score']:.2f}")
-    return {"label_source": source, **why, "text": "; ".join(parts)}
+        parts.append(f"detector: {meta['detector_label'] or 'no label'} {meta['detector_score']:.2f}")
+    return {"label_source": source, **meta, "text": "; ".join(parts)}
 
 
 _SOURCES = {"patterns": "examples", "text": "the label's name", "detector": "the detector"}

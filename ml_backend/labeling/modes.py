@@ -1,4 +1,4 @@
-"""Which models a mode looks with, as far as they are here, and what they are called. Loads none, nor NumPy."""
+"""Resolve the models of a mode and its part of the model version. Loads neither models nor NumPy."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ml_backend.core.errors import ConfigError
 from ml_backend.core.settings import Mode, Settings
 from ml_backend.embeddings.hub import ResolvedModel, resolve_clip, resolve_embedder
 
-#: Raised when the same looks and exemplars lead to other labels.
+#: Increment when the same embeddings and exemplars lead to other labels.
 RECIPE = 2
 
 
 @dataclass(frozen=True, slots=True)
 class ClassifierModels:
-    """The models that a mode looks with, as far as they are here.
+    """The available models of a mode.
 
     Attributes:
-        notes: what is missing or replaced, and how to provide it; for people.
+        notes: messages about missing or replaced models and how to provide them.
     """
 
     mode: Mode
@@ -31,7 +31,7 @@ class ClassifierModels:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Ids of the models for which exemplars are kept."""
+        """Ids of the models whose exemplars are stored."""
         return tuple(model.model_id for model in (self.embedder, self.clip) if model)
 
 
@@ -48,37 +48,37 @@ def classifier_models(settings: Settings, mode: Mode, *, download: bool = False)
         embedder = resolve_embedder(settings, download=download)
         notes += [embedder.note] if embedder.note else []
     if mode in ("yolo_clip", "universal"):
-        found = resolve_clip(settings, download=download)
-        if isinstance(found, str):
-            notes.append(found)
+        resolved = resolve_clip(settings, download=download)
+        if isinstance(resolved, str):
+            notes.append(resolved)
         else:
-            clip = found
+            clip = resolved
     return ClassifierModels(mode, embedder, clip, tuple(notes))
 
 
 def mode_part(models: ClassifierModels, digests: Mapping[str, str | None], prompts: str = "") -> str:
-    """A mode's part of the model version: changes exactly when labels would.
+    """Return a mode's part of the model version, which changes exactly when labels would.
 
     Args:
-        digests: digest of the project's bank by model id; empty or ``None`` where there is nothing learned.
-        prompts: digest of what CLIP is asked.
+        digests: digest of the project's pattern bank by model id; empty or ``None`` if nothing is learned.
+        prompts: digest of CLIP's prompts.
     """
-    facts: list[Any] = []
+    inputs: list[Any] = []
     if models.embedder and digests.get(models.embedder.model_id):
-        facts.append([models.embedder.model_id, digests[models.embedder.model_id]])
+        inputs.append([models.embedder.model_id, digests[models.embedder.model_id]])
     if models.clip:
-        facts.append([models.clip.model_id, digests.get(models.clip.model_id) or "", prompts])
-    if not facts:
+        inputs.append([models.clip.model_id, digests.get(models.clip.model_id) or "", prompts])
+    if not inputs:
         return models.mode  # labels are the detector's
-    text = json.dumps([RECIPE, models.mode, facts])
+    text = json.dumps([RECIPE, models.mode, inputs])
     return f"{models.mode}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def require_embedder(models: ClassifierModels) -> ResolvedModel:
-    """The model whose patterns a project has.
+    """Return the model that embeds a project's patterns.
 
     Raises:
-        ConfigError: the mode has none.
+        ConfigError: the mode uses none.
     """
     if models.embedder is None:
         raise ConfigError(f"Mode {models.mode} learns no patterns.", "Switch to yolo_dinov2 or universal.")

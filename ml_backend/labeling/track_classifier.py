@@ -1,7 +1,7 @@
-"""What gives labels beside the detector: a project's learned patterns, and the names of its labels.
+"""Classify tracks by a project's pattern bank and, with CLIP, by the names of its labels.
 
-Hybrid modes: ``yolo_dinov2`` (patterns), ``yolo_clip`` (names), ``universal`` (patterns where there are exemplars,
-names where there are none).
+Modes: ``yolo_dinov2`` (pattern bank), ``yolo_clip`` (label names), ``universal`` (pattern bank for labels with
+exemplars, label names for the others).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ml_backend.embeddings.crop_embeddings import CropEmbeddingStore, OpenVideo,
 from ml_backend.embeddings.crop_selection import VIEWS
 from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.label_studio.label_config import LabelSpec, VideoControl
-from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank
+from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank, PatternMatch
 from ml_backend.labeling.few_shot.pattern_store import ExemplarOrigin, PatternStore
 from ml_backend.labeling.label_assignment import DetectorLabels, LabelScores
 from ml_backend.labeling.modes import ClassifierModels
-from ml_backend.labeling.zero_shot import ZeroShot, label_prompts, with_detector
+from ml_backend.labeling.zero_shot import ZeroShot, discount_undetected, label_prompts
 from ml_backend.tracking.track_record import TrackSet
 
 if TYPE_CHECKING:  # torch, which is loaded with the first model
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def load_embedder(resolved: ResolvedModel, settings: Settings) -> TorchEmbedder:
-    """Load what :mod:`ml_backend.embeddings.hub` resolved.
+    """Load an embedder resolved by :mod:`ml_backend.embeddings.hub`.
 
     Raises:
         WeightsError: it cannot be loaded.
@@ -57,7 +57,7 @@ def load_embedder(resolved: ResolvedModel, settings: Settings) -> TorchEmbedder:
 
 @contextmanager
 def use_embedder(resolved: ResolvedModel, settings: Settings) -> Iterator[Any]:
-    """A loaded embedder, kept for the next time while memory allows.
+    """Load an embedder, or take it from the model cache.
 
     Raises:
         WeightsError: it cannot be loaded.
@@ -71,62 +71,64 @@ def use_embedder(resolved: ResolvedModel, settings: Settings) -> Iterator[Any]:
 
 @dataclass(frozen=True, slots=True)
 class TrackClassifier:
-    """One project's learned labels and label names, ready to judge tracks.
+    """Score tracks by one project's pattern bank and label names.
 
     Attributes:
         bank: ``None`` while nothing is learned.
-        sources: of the bank's exemplars, by id.
-        annotated_embeddings: label and views of annotated objects as CLIP sees them, for its temperature.
+        origins: of the bank's exemplars, by id.
+        annotated_embeddings: label and ``(m, d)`` CLIP embeddings of annotated objects, to calibrate CLIP.
     """
 
     settings: Settings
     models: ClassifierModels
     bank: PatternBank | None = None
-    sources: Mapping[int, ExemplarOrigin] = field(default_factory=dict)
+    origins: Mapping[int, ExemplarOrigin] = field(default_factory=dict)
     annotated_embeddings: Sequence[tuple[str, FloatArray]] = ()
 
-    def opinions(
+    def label_scores(
         self,
         tracks: TrackSet,
         control: VideoControl,
         detector: DetectorLabels,
-        looks: CropEmbeddingStore,
+        crop_embeddings: CropEmbeddingStore,
         open_video: OpenVideo,
         should_stop: Callable[[], bool] | None = None,
     ) -> list[LabelScores]:
-        """What is thought of each track, in the order of ``tracks``."""
+        """Return the scores of each track, in the order of ``tracks``."""
         allowed = {label.value for label in control.labels}
-        verdicts: list[Any] = [None] * len(tracks.tracks)
+        matches: list[PatternMatch | None] = [None] * len(tracks.tracks)
         texts: list[dict[str, float]] = [{} for _ in tracks.tracks]
 
-        def looked(model: ResolvedModel) -> Iterator[tuple[int, FloatArray]]:
-            """Tracks by number with ``(m, d)`` views, but for those that could not be looked at."""
+        def embedded(model: ResolvedModel) -> Iterator[tuple[int, FloatArray]]:
+            """Yield index and ``(m, d)`` views of each track with decodable crops."""
             opener = partial(use_embedder, model, self.settings)
-            wanted = [record.views for record in tracks.tracks]
-            found = embed_tracks(wanted, opener, model.model_id, looks, open_video, VIEWS, should_stop)
-            yield from ((number, np.stack([one.vector for one in mine])) for number, mine in enumerate(found) if mine)
+            crops = [record.views for record in tracks.tracks]
+            tracks_crops = embed_tracks(crops, opener, model.model_id, crop_embeddings, open_video, VIEWS, should_stop)
+            for index, track_crops in enumerate(tracks_crops):
+                if track_crops:
+                    yield index, np.stack([crop.vector for crop in track_crops])
 
         if self.bank and self.models.embedder and allowed & set(self.bank.labels):
-            for number, views in looked(self.models.embedder):
-                verdicts[number] = self.bank.classify(views, allowed)
+            for index, views in embedded(self.models.embedder):
+                matches[index] = self.bank.classify(views, allowed)
         if self.models.clip:
             zero_shot = _zero_shot(self.models.clip, self.settings, control.labels).calibrate(self.annotated_embeddings)
-            for number, views in looked(self.models.clip):
-                shares = detector.shares(tracks.tracks[number].class_scores)
-                texts[number] = with_detector(zero_shot.probabilities(views), shares, detector.known)
-        return [LabelScores(v, self._nearest(v), text) for v, text in zip(verdicts, texts, strict=True)]
+            for index, views in embedded(self.models.clip):
+                shares = detector.shares(tracks.tracks[index].class_scores)
+                texts[index] = discount_undetected(zero_shot.probabilities(views), shares, detector.trained_labels)
+        return [LabelScores(match, self._nearest(match), text) for match, text in zip(matches, texts, strict=True)]
 
-    def _nearest(self, verdict: Any) -> dict[str, Any] | None:
-        source = self.sources.get(verdict.nearest) if verdict and verdict.nearest is not None else None
-        if source is None:
+    def _nearest(self, match: PatternMatch | None) -> dict[str, Any] | None:
+        origin = self.origins.get(match.nearest) if match and match.nearest is not None else None
+        if origin is None:
             return None
-        if not source.task_id:
-            return {"label": source.label, "origin": source.origin}
+        if not origin.task_id:
+            return {"label": origin.label, "origin": origin.origin}
         return {
-            "label": source.label,
-            "task": source.task_id,
-            "region": source.region_id,
-            "frame": source.frame + 1,  # as Label Studio counts, where its frame rate is the file's
+            "label": origin.label,
+            "task": origin.task_id,
+            "region": origin.region_id,
+            "frame": origin.frame + 1,  # Label Studio's 1-based frame, if its frame rate is the file's
         }
 
 
@@ -136,7 +138,7 @@ class TrackClassifier:
     lock=threading.Lock(),
 )
 def _zero_shot(clip: ResolvedModel, settings: Settings, labels: Sequence[LabelSpec]) -> ZeroShot:
-    """Embed the texts of a label config; remembered, so that CLIP is not loaded where all looks are known."""
+    """Embed the prompts of a label config; cached, so that CLIP is not loaded if all crops are embedded already."""
     with use_embedder(clip, settings) as model:
         return ZeroShot.from_prompts(model, labels)
 
@@ -152,41 +154,41 @@ class TrackClassifierFactory:
         self._lock = threading.Lock()
 
     def get(self, project_id: int, models: ClassifierModels) -> TrackClassifier | None:
-        """``None`` where labels are the detector's alone."""
+        """Return a project's classifier; ``None`` if labels are only the detector's."""
         bank: PatternBank | None = None
-        sources: Mapping[int, ExemplarOrigin] = {}
+        origins: Mapping[int, ExemplarOrigin] = {}
         annotated_embeddings: Sequence[tuple[str, FloatArray]] = ()
         if models.embedder:
-            bank, sources = self.bank(project_id, models.embedder.model_id)
+            bank, origins = self.bank(project_id, models.embedder.model_id)
         if models.clip and self._store.digest(project_id, models.clip.model_id):
-            annotated_embeddings = objects_of(self._store.exemplars(project_id, models.clip.model_id)[0])
+            annotated_embeddings = embeddings_by_object(self._store.exemplars(project_id, models.clip.model_id)[0])
         if bank is None and models.clip is None:
             return None
-        return TrackClassifier(self._settings, models, bank, sources, annotated_embeddings)
+        return TrackClassifier(self._settings, models, bank, origins, annotated_embeddings)
 
     def bank(self, project_id: int, model_id: str) -> tuple[PatternBank | None, Mapping[int, ExemplarOrigin]]:
-        """The bank of a project and the sources of its exemplars; fitted anew only where exemplars changed."""
+        """Return a project's bank and the origins of its exemplars; fitted again only if exemplars changed."""
         digest = self._store.digest(project_id, model_id) or ""
         with self._lock:
-            known = self._fitted.get((project_id, model_id))
-        if known is None or known[0] != digest:
+            fitted = self._fitted.get((project_id, model_id))
+        if fitted is None or fitted[0] != digest:
             bank: PatternBank | None = None
-            sources: Mapping[int, ExemplarOrigin] = {}
+            origins: Mapping[int, ExemplarOrigin] = {}
             if digest:
-                exemplars, sources = self._store.exemplars(project_id, model_id)
+                exemplars, origins = self._store.exemplars(project_id, model_id)
                 if set(exemplars.labels) - {UNLABELLED}:
                     bank = PatternBank.fit(exemplars)
-            known = digest, bank, sources
+            fitted = digest, bank, origins
             with self._lock:
-                self._fitted[project_id, model_id] = known
-        return known[1], known[2]
+                self._fitted[project_id, model_id] = fitted
+        return fitted[1], fitted[2]
 
 
-def objects_of(exemplars: Exemplars) -> list[tuple[str, FloatArray]]:
-    """Label and ``(m, d)`` views of each annotated object."""
-    found = []
+def embeddings_by_object(exemplars: Exemplars) -> list[tuple[str, FloatArray]]:
+    """Return label and ``(m, d)`` embeddings of each annotated object."""
+    objects = []
     for group in np.unique(exemplars.groups):
         rows = np.flatnonzero(exemplars.groups == group)
         if label := exemplars.labels[rows[0]]:
-            found.append((label, exemplars.embeddings[rows]))
-    return found
+            objects.append((label, exemplars.embeddings[rows]))
+    return objects

@@ -1,4 +1,4 @@
-"""What an object looks like, as cheaply as possible: the colours of its upper, middle and lower part."""
+"""Cheap appearance features: the mean colours of an object's upper, middle and lower part."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ml_backend.core.types import FloatArray, Image
 
 Floats = npt.NDArray[np.float32]
 
-# Vertical stripes of a box as shares of its height (head, torso, legs of a person), and the share of its width on
-# each side that is left out as background.
+# Horizontal stripes of a box as shares of its height (head, torso and legs of a person), and the share of its width
+# that is cut off on each side as background.
 STRIPES = ((0.02, 0.2), (0.2, 0.5), (0.5, 0.9))
 MARGIN = 0.25
 SIZE = 3 * len(STRIPES)
@@ -19,13 +19,13 @@ FULL_DIFFERENCE = 60.0  # Lab units: black coat against white coat
 
 
 def colour_histograms(image: Image, xyxy: FloatArray) -> Floats:
-    """Mean CIE Lab colour (0..255 each, as OpenCV scales it) of each box's stripes.
+    """Return the mean CIE Lab colour (0..255 per channel, as OpenCV scales it) of each box's stripes.
 
-    A learned embedding would tell people apart better, but costs as much as the detector; the features of YOLO's own
-    layers were tried and made tracks worse, because they say what a thing is, not which one.
+    A learned embedding would tell people apart better, but costs as much as the detector. Features of YOLO's own layers
+    made tracks worse in tests, because they describe the class, not the individual.
 
     Args:
-        image: BGR; a quarter of the video's size is plenty.
+        image: BGR; a quarter of the video's size is enough.
         xyxy: ``(n, 4)`` in pixels of ``image``.
 
     Returns:
@@ -38,17 +38,17 @@ def colour_histograms(image: Image, xyxy: FloatArray) -> Floats:
     w, h = xyxy[:, 2] - xyxy[:, 0], xyxy[:, 3] - xyxy[:, 1]
     left = np.clip(xyxy[:, 0] + MARGIN * w, 0, width - 1).astype(int)
     right = np.maximum(np.clip(np.ceil(xyxy[:, 2] - MARGIN * w), 1, width).astype(int), left + 1)
-    parts = []
+    stripes = []
     for begin, end in STRIPES:
         top = np.clip(xyxy[:, 1] + begin * h, 0, height - 1).astype(int)
         bottom = np.maximum(np.clip(np.ceil(xyxy[:, 1] + end * h), 1, height).astype(int), top + 1)
         total = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
-        parts.append(total / ((bottom - top) * (right - left))[:, None])
-    return np.asarray(np.concatenate(parts, axis=1), np.float32)
+        stripes.append(total / ((bottom - top) * (right - left))[:, None])
+    return np.asarray(np.concatenate(stripes, axis=1), np.float32)
 
 
 def histogram_distance(a: Floats, b: Floats) -> Floats:
-    """How different looks are: 0 equal, 1 and more unlike, NaN where one is unknown.
+    """Return pairwise colour distances: 0 equal, 1 and more clearly different, NaN where a colour is unknown.
 
     Args:
         a: ``(n, 9)``.

@@ -1,4 +1,4 @@
-"""From observations, frame by frame, to a video's tracks as they are kept."""
+"""Build a video's track set from its frame features."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ml_backend.tracking.tracker import Tracker
 
 
 class TrackBuilder:
-    """Tracks one video's observations. Needs no pictures, and so little time that it can be done again.
+    """Track the objects of one video. Needs no images and takes little time compared with detection.
 
     Args:
         info, timeline: of the video.
         names: class name by class id of the detections.
-        motion: they come from the motion detector.
-        on_track: sees each final track, with its boxes on every frame.
+        motion: whether the detections come from the motion detector.
+        on_track: called with each finished track, with its boxes on every frame.
     """
 
     def __init__(
@@ -43,28 +43,28 @@ class TrackBuilder:
         self._records: list[TrackRecord] = []
         self.frames = 0
 
-    def push(self, observation: FrameFeatures) -> None:
-        """Add one frame; in order, but some may be missing."""
+    def push(self, features: FrameFeatures) -> None:
+        """Add one frame; in order, some may be missing."""
         self.frames += 1
-        for track in self._assembler.push(observation.index, self._tracker.update(observation)):
+        for track in self._assembler.push(features.index, self._tracker.update(features)):
             self._keep(track)
 
-    def so_far(self, started: float) -> TrackSet:
-        """As :meth:`close`, as if the video ended here; more may be pushed all the same."""
-        found = (self._record(track) for track in copy.deepcopy(self._assembler).close())
-        return self._set([*self._records, *filter(None, found)], started)
+    def snapshot(self, started: float) -> TrackSet:
+        """Return what :meth:`close` would if the video ended here; more frames may follow."""
+        unfinished = (self._record(track) for track in copy.deepcopy(self._assembler).close())
+        return self._track_set([*self._records, *filter(None, unfinished)], started)
 
     def close(self, started: float) -> TrackSet:
-        """All tracks.
+        """Finish all tracks and return them.
 
         Args:
-            started: ``time.perf_counter()`` when the work began: how long it took is recorded.
+            started: ``time.perf_counter()`` at the start of the work, for the recorded duration.
         """
         for track in self._assembler.close():
             self._keep(track)
-        return self._set(self._records, started)
+        return self._track_set(self._records, started)
 
-    def _set(self, records: Sequence[TrackRecord], started: float) -> TrackSet:
+    def _track_set(self, records: Sequence[TrackRecord], started: float) -> TrackSet:
         ordered = sorted(records, key=lambda record: (record.first, record.track_id))
         names = tuple(self._names.values())
         seconds = time.perf_counter() - started

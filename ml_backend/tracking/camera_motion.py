@@ -1,4 +1,4 @@
-"""How the camera moved between two frames, cheaply."""
+"""Estimate the camera motion between two frames by sparse optical flow."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ STILL = 0.25  # pixels; smaller motions are noise of a fixed camera
 
 
 class CameraMotion:
-    """Estimates the camera's motion as a similarity transform.
+    """Estimate the camera motion as a similarity transform, from corners outside moving objects, with RANSAC.
 
-    Sparse optical flow of corners outside the moving objects, RANSAC. It returns exactly the identity for a fixed
-    camera, so that noise does not shake the tracks.
+    For a fixed camera it is exactly the identity, so that noise does not shake the tracks.
     """
 
     def __init__(self) -> None:
@@ -26,11 +25,11 @@ class CameraMotion:
         self._points: npt.NDArray[np.float32] | None = None
 
     def since_last(self, image: Image, boxes: Iterable[npt.NDArray[np.float32]] | None = None) -> Affine:
-        """Motion since the last call.
+        """Return the motion since the last call.
 
         Args:
-            image: frame, BGR; a quarter of the video's size is plenty.
-            boxes: moving objects to leave out, ``(4,)`` xyxy in its pixels each.
+            image: frame, BGR; a quarter of the video's size is enough.
+            boxes: moving objects to mask out, ``(4,)`` xyxy each, in pixels of ``image``.
 
         Returns:
             ``(2, 3)`` affine matrix from the last frame's pixels to this frame's; identity when unknown.
@@ -42,7 +41,7 @@ class CameraMotion:
             x1, y1, x2, y2 = np.asarray(box[:4]).clip(0).astype(int)
             mask[y1:y2, x1:x2] = 0
         self._gray = gray
-        # minDistance 0 saves the grid search: more corners instead of better spread ones.
+        # minDistance 0 skips the grid search, for more instead of better spread corners.
         self._points = cv2.goodFeaturesToTrack(gray, 200, 0.01, 0, mask=mask)
         identity = np.eye(2, 3)
         if last is None or points is None or last.shape != gray.shape or len(points) < MIN_POINTS:

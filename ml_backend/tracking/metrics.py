@@ -1,4 +1,4 @@
-"""HOTA, IDF1 and MOTA of tracks against ground truth, and the MOTChallenge text format.
+"""Evaluate tracks with HOTA, IDF1 and MOTA, and read the MOTChallenge text format.
 
 The scores are those of the package ``trackers``, which computes them as TrackEval does: HOTA by Luiten et al., "HOTA: A
 Higher Order Metric for Evaluating Multi-Object Tracking" (IJCV 2021), IDF1 by Ristani et al. (ECCV-W 2016), MOTA by
@@ -27,9 +27,9 @@ Rows = npt.NDArray[np.float64]  # (n, 6): frame, id, x1, y1, x2, y2
 
 
 def read_mot(path: Path) -> Rows:
-    """Rows of a MOTChallenge file (frame from 1, id, left, top, width, height, flag, ...) with frames from 0.
+    """Read a MOTChallenge file (1-based frame, id, left, top, width, height, flag, ...) as rows with 0-based frames.
 
-    Rows whose seventh column is 0 are marked "to be ignored" in ground truth and left out.
+    Rows with 0 in the seventh column, which ground truth marks as ignored, are left out.
     """
     table = np.loadtxt(path, delimiter=",", ndmin=2)
     if table.shape[1] > 6:
@@ -42,13 +42,13 @@ def read_mot(path: Path) -> Rows:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the scores of one sequence, or of several, are made of; add those of further sequences.
+    """Counts behind the scores of one or more sequences; add them to score sequences together.
 
-    An id of one sequence has nothing to do with the same id in another.
+    The same id in two sequences means two objects.
 
     Attributes:
-        hota, clear, identity: by sequence, as ``trackers`` counts them.
-        truth_tracks, result_tracks: how many there are.
+        hota, clear, identity: one dictionary of ``trackers`` per sequence.
+        truth_tracks, result_tracks: number of tracks.
     """
 
     hota: tuple[dict[str, Any], ...] = ()
@@ -68,11 +68,11 @@ class Counts:
 
     @property
     def truth_boxes(self) -> int:
-        """True boxes of all sequences."""
+        """Number of ground-truth boxes of all sequences."""
         return sum(sequence["CLR_TP"] + sequence["CLR_FN"] for sequence in self.clear)
 
     def scores(self) -> dict[str, float]:
-        """HOTA (with DetA, AssA, LocA), IDF1, MOTA, ID switches and track counts."""
+        """Return HOTA (with DetA, AssA, LocA), IDF1, MOTA, ID switches and track counts."""
         hota, clear = aggregate_hota_metrics(list(self.hota)), aggregate_clear_metrics(list(self.clear))
         identity = aggregate_identity_metrics(list(self.identity))
         return {
@@ -88,12 +88,12 @@ class Counts:
 
 
 def score(truth: Rows, result: Rows) -> dict[str, float]:
-    """The scores of one sequence. Shapes ``(n, 6)`` each."""
+    """Score one sequence; ``truth`` and ``result`` of shape ``(n, 6)``."""
     return count(truth, result).scores()
 
 
 def count(truth: Rows, result: Rows) -> Counts:
-    """Compare the tracks of one sequence with the true ones; to be added to those of others. Shapes ``(n, 6)``."""
+    """Count matches of one sequence with ground truth; ``truth`` and ``result`` of shape ``(n, 6)``."""
     frames = np.union1d(truth[:, 0], result[:, 0])
     truth_rows, result_rows = _by_frame(truth, frames), _by_frame(result, frames)
     sequence = (
@@ -111,6 +111,5 @@ def count(truth: Rows, result: Rows) -> Counts:
 
 
 def _by_frame(rows: Rows, frames: npt.NDArray[np.float64]) -> list[Rows]:
-    """The rows of each frame."""
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
     return np.split(rows, np.searchsorted(rows[:, 0], frames[1:])) if len(frames) else []

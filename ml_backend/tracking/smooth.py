@@ -1,4 +1,4 @@
-"""Filling short gaps and smoothing boxes over time."""
+"""Interpolate short gaps and smooth boxes over time."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ml_backend.core.types import FloatArray, IntArray
 
 Floats = npt.NDArray[np.float64]
 
-# Weight of an interpolated box against a detection of confidence 1: enough to carry the fit over the gap.
-FILLED_WEIGHT = 0.02
+# Weight of an interpolated box relative to a detection of confidence 1: enough to carry the fit over the gap.
+INTERPOLATED_WEIGHT = 0.02
 
 
 def split_spans(frames: IntArray, max_gap: int) -> list[slice]:
-    """Runs of ``frames`` whose inner gaps hide at most ``max_gap`` frames."""
+    """Split ``frames`` where more than ``max_gap`` frames are missing."""
     if len(frames) == 0:
         return []
     cuts = np.flatnonzero(np.diff(frames) - 1 > max_gap) + 1
@@ -27,47 +27,44 @@ def split_spans(frames: IntArray, max_gap: int) -> list[slice]:
 def fill_and_smooth(
     frames: IntArray, xyxy: FloatArray, conf: FloatArray, max_gap: int, sigma: float
 ) -> tuple[IntArray, FloatArray, FloatArray]:
-    """Boxes on every frame of each span.
+    """Interpolate boxes in short gaps, then smooth them.
 
-    Smoothing is a local linear fit with Gaussian weights times confidence: unlike a plain Gaussian mean it does not
-    lag at the ends of a life, where an object in motion would otherwise be held back.
+    Smoothing is a local linear fit with Gaussian weights times confidence: unlike a Gaussian mean it does not lag at
+    the ends of a moving object's track.
 
     Args:
         frames: ``(n,)`` strictly increasing.
         xyxy: ``(n, 4)``.
         conf: ``(n,)``.
-        max_gap: longest run of missing frames that is filled; longer ones stay missing.
-        sigma: standard deviation in frames; 0 for none.
+        max_gap: longest run of missing frames that is interpolated; longer gaps stay.
+        sigma: standard deviation in frames; 0 disables smoothing.
 
     Returns:
-        Frames, boxes and confidences (0 where filled in).
+        Frames, boxes and confidences (0 where interpolated).
     """
-    parts = []
+    spans = []
     for span in split_spans(frames, max_gap):
-        f, boxes, c = frames[span], xyxy[span].astype(np.float64), conf[span]
-        full = np.arange(f[0], f[-1] + 1)
-        filled = np.stack([np.interp(full, f, boxes[:, k]) for k in range(4)], axis=1)
+        detected, boxes = frames[span], xyxy[span].astype(np.float64)
+        full = np.arange(detected[0], detected[-1] + 1)
+        filled = np.stack([np.interp(full, detected, boxes[:, k]) for k in range(4)], axis=1)
         confidence = np.zeros(len(full), np.float32)
-        confidence[f - f[0]] = c
+        confidence[detected - detected[0]] = conf[span]
         if sigma > 0 and len(full) > 2:
-            filled = _local_linear(filled, np.maximum(confidence, FILLED_WEIGHT).astype(np.float64), sigma)
-        parts.append((full, filled, confidence))
-    if not parts:
+            filled = _local_linear(filled, np.maximum(confidence, INTERPOLATED_WEIGHT).astype(np.float64), sigma)
+        spans.append((full, filled, confidence))
+    if not spans:
         return frames, xyxy, conf
-    return (
-        np.concatenate([p[0] for p in parts]),
-        np.concatenate([p[1] for p in parts]).astype(np.float32),
-        np.concatenate([p[2] for p in parts]),
-    )
+    all_frames, all_boxes, all_conf = (np.concatenate(arrays) for arrays in zip(*spans, strict=True))
+    return all_frames, all_boxes.astype(np.float32), all_conf
 
 
 def _local_linear(values: Floats, weights: Floats, sigma: float) -> Floats:
-    """Locally weighted linear regression (Cleveland 1979) with a Gaussian kernel.
+    """Fit a locally weighted linear regression (Cleveland 1979) with a Gaussian kernel.
 
     Args:
-        values: ``(n, d)`` one row a frame.
-        weights: ``(n,)`` positive.
-        sigma: of the kernel, in frames.
+        values: ``(n, d)``, one row per frame.
+        weights: ``(n,)``, positive.
+        sigma: standard deviation of the kernel in frames.
 
     Returns:
         ``(n, d)`` fitted values.

@@ -1,4 +1,4 @@
-"""Joining the pieces of one object's life across occlusions."""
+"""Stitch the tracklets of one object across occlusions."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ml_backend.tracking.tracklet import Tracklet
 Floats = npt.NDArray[np.float64]
 Floats32 = npt.NDArray[np.float32]
 
-FIT_S = 0.5  # motion before and after a gap is fitted to this much
-BASE_ERROR = 0.45  # allowed distance between prediction and box, in box sizes, for no gap ...
-ERROR_PER_S = 0.3  # ... and more of it for each second of gap: people turn and slow down
+FIT_S = 0.5  # length of the tracklet's end to which its motion is fitted
+BASE_ERROR = 0.45  # allowed distance between predicted and actual box, in box sizes, without a gap
+ERROR_PER_S = 0.3  # further allowance per second of gap: people turn and slow down
 MAX_LOG_SIZE = 0.5  # heights and widths may change by a factor of 1.65 across a gap (part of the body hidden)
-SHRINK_S = 0.1  # velocities are trusted once the fitted part is much longer than this
-MAX_LOOK = 0.5  # colour difference beyond which it is someone else (1: black coat against white)
+SHRINK_S = 0.1  # velocities are trusted if the fitted part is much longer than this
+MAX_COLOUR_DISTANCE = 0.5  # beyond it is another object (1: black coat against white)
 MIN_CLASS_SIMILARITY = 0.5
-_NEVER = 1e6  # cost of an impossible pair
-OVERLAP_S = 0.2  # a new piece may begin this long before the old one fades
+_IMPOSSIBLE = 1e6  # cost of an impossible pair
+OVERLAP_S = 0.2  # a tracklet may start this long before the previous one ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Motion:
     """Position and velocity of a box at one end of a tracklet.
 
     Attributes:
-        frame: the end's frame.
-        box: ``(4,)`` xyxy there, fitted.
-        velocity: ``(4,)`` of each edge, pixels a frame.
+        frame: first or last frame of the tracklet.
+        box: ``(4,)`` xyxy, fitted at that frame.
+        velocity: ``(4,)`` of each edge, pixels per frame.
         size: ``(2,)`` width and height, median over the fitted part.
     """
 
@@ -44,12 +44,12 @@ class Motion:
     size: Floats
 
     def at(self, frame: int) -> Floats:
-        """``(4,)`` box in another frame, if the motion goes on."""
+        """Extrapolate the ``(4,)`` box to another frame."""
         return self.box + self.velocity * (frame - self.frame)
 
 
 def motion_at(tracklet: Tracklet, fps: float, *, tail: bool) -> Motion:
-    """Fit the motion at a tracklet's end (``tail``) or beginning."""
+    """Fit the motion at the end (``tail``) or the start of a tracklet."""
     n = max(3, round(FIT_S * fps))
     frames, xyxy, conf = tracklet.tail(n) if tail else tracklet.head(n)
     anchor = int(frames[-1] if tail else frames[0])
@@ -58,7 +58,7 @@ def motion_at(tracklet: Tracklet, fps: float, *, tail: bool) -> Motion:
     w = conf.astype(np.float64) + 1e-3
     mean_t, mean_box = np.average(t, weights=w), np.average(boxes, axis=0, weights=w)
     var = float(np.average((t - mean_t) ** 2, weights=w))
-    # Shrink towards standing still: a velocity from a few frames is mostly noise.
+    # Shrink towards zero: a velocity from a few frames is mostly noise.
     prior = (SHRINK_S * fps) ** 2 / len(t)
     velocity = np.average((t - mean_t)[:, None] * (boxes - mean_box), axis=0, weights=w) / (var + prior)
     size = np.maximum(np.median(boxes[:, 2:] - boxes[:, :2], axis=0), 1.0)
@@ -68,16 +68,16 @@ def motion_at(tracklet: Tracklet, fps: float, *, tail: bool) -> Motion:
 def _stitch_cost(
     tail: Tracklet, head: Tracklet, fps: float, width: int, height: int, motion: Callable[[Tracklet, bool], Motion]
 ) -> float:
-    """Cost (0: certain, 1 and more: just possible, inf: no) that ``head`` continues ``tail``.
+    """Return the cost of ``head`` continuing ``tail``: 0 certain, 1 and more barely possible, inf impossible.
 
     Args:
-        motion: what :func:`motion_at` says of a tracklet's tail (true) or head.
+        motion: returns the motion of a tracklet at its tail (true) or head; see :func:`motion_at`.
     """
     gap = head.start - tail.end
     if _class_similarity(tail.votes, head.votes) < MIN_CLASS_SIMILARITY:
         return np.inf
-    unlike = _unlike(tail.last_look, head.first_look)
-    if unlike > MAX_LOOK:
+    colour = _colour_distance(tail.last_colours, head.first_colours)
+    if colour > MAX_COLOUR_DISTANCE:
         return np.inf
     a, b = motion(tail, True), motion(head, False)
     if _outside(a.at(b.frame), width, height) or _outside(b.at(a.frame), width, height):
@@ -90,11 +90,11 @@ def _stitch_cost(
     size = float(np.abs(np.log(a.size / b.size)).max()) / MAX_LOG_SIZE
     if position > 1 or size > 1:
         return np.inf
-    return 0.6 * position + 0.2 * size + 0.2 * unlike / MAX_LOOK
+    return 0.6 * position + 0.2 * size + 0.2 * colour / MAX_COLOUR_DISTANCE
 
 
-def _unlike(a: Floats32 | None, b: Floats32 | None) -> float:
-    """Colour difference; 0 where one is unknown."""
+def _colour_distance(a: Floats32 | None, b: Floats32 | None) -> float:
+    """Return the colour distance; 0 if one is unknown."""
     if a is None or b is None:
         return 0.0
     return float(np.nan_to_num(appearance.histogram_distance(a[None], b[None]))[0, 0])
@@ -103,7 +103,7 @@ def _unlike(a: Floats32 | None, b: Floats32 | None) -> float:
 def best_pairs(
     tracklets: Sequence[Tracklet], fps: float, max_gap_s: float, width: int, height: int
 ) -> list[tuple[Tracklet, Tracklet]]:
-    """Which tracklet continues which, by the cheapest assignment over all (Hungarian); most certain first."""
+    """Match tails with the heads that continue them by minimum-cost assignment (Hungarian), cheapest pair first."""
     starts = np.array([t.start for t in tracklets], np.int64)
     ends = np.array([t.end for t in tracklets], np.int64)
     gaps = starts[None] - ends[:, None]
@@ -114,7 +114,9 @@ def best_pairs(
         cost[i, j] = _stitch_cost(tracklets[i], tracklets[j], fps, width, height, motion)
     if not np.isfinite(cost).any():
         return []
-    _, columns, _ = lap.lapjv(np.where(np.isfinite(cost), cost, _NEVER), extend_cost=True, cost_limit=_NEVER / 2)
+    _, columns, _ = lap.lapjv(
+        np.where(np.isfinite(cost), cost, _IMPOSSIBLE), extend_cost=True, cost_limit=_IMPOSSIBLE / 2
+    )
     pairs = sorted((float(cost[i, j]), i, int(j)) for i, j in enumerate(columns) if j >= 0)
     return [(tracklets[i], tracklets[j]) for _, i, j in pairs]
 
@@ -124,7 +126,7 @@ def _center(box: Floats) -> Floats:
 
 
 def _outside(box: Floats, width: int, height: int) -> bool:
-    """Whether a box has left the picture: its far edge is (almost) out."""
+    """Whether a box has (almost) left the frame."""
     margin = 0.005
     return bool(
         box[2] < margin * width

@@ -1,4 +1,4 @@
-"""Finished tracks before they have a label: what is kept between detection and labelling."""
+"""Finished, unlabelled tracks, as stored between detection and labelling."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from typing import Any
 from ml_backend.core.types import top_class
 from ml_backend.embeddings.crop_selection import CropBox
 
-#: Raised when the content of stored track sets changes: older ones are made again.
+#: Version of the stored format; track sets of another version are computed again.
 FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
 class TrackRecord:
-    """One track, with its keyframes, but without its boxes on every frame.
+    """One track with its keyframes, without its boxes on every frame.
 
     Attributes:
         track_id: unique within its set.
         first: first decoded frame.
-        boxes: number of frames that it is on.
-        score: 0..1, how sure its existence is.
+        boxes: number of frames with a box.
+        score: certainty of its existence, 0..1.
         class_scores: sum of confidence per detector class.
-        value: of its region, without labels; see :func:`ml_backend.label_studio.regions.track_to_value`.
-        views: boxes worth looking at, in order of time.
+        value: of its Label Studio region, without labels; see
+            :func:`ml_backend.label_studio.regions.track_to_value`.
+        views: boxes to embed, in order of time.
     """
 
     track_id: int
@@ -48,11 +49,11 @@ class TrackSet:
     """All tracks of one video, in order of first appearance.
 
     Attributes:
-        class_names: what the detector can tell apart.
-        class_agnostic: the detector only says that something is there.
+        class_names: classes of the detector.
+        class_agnostic: whether the detector finds objects without telling their class.
         width, height: displayed size in pixels.
-        frames: decoded frames.
-        seconds: that detection and tracking took.
+        frames: number of decoded frames.
+        seconds: duration of detection and tracking.
     """
 
     tracks: tuple[TrackRecord, ...]
@@ -64,13 +65,13 @@ class TrackSet:
     seconds: float = field(default=0.0, compare=False)
 
     def dump(self) -> bytes:
-        """Compressed JSON."""
+        """Serialise as gzipped JSON."""
         body = {**asdict(self), "format": FORMAT}
         return gzip.compress(json.dumps(body, separators=(",", ":")).encode(), 6)
 
     @classmethod
     def load(cls, data: bytes) -> TrackSet | None:
-        """The inverse of :meth:`dump`; ``None`` for what an earlier release has written."""
+        """Deserialise what :meth:`dump` wrote; ``None`` for another format version."""
         body = json.loads(gzip.decompress(data))
         if body.pop("format", None) != FORMAT:
             return None

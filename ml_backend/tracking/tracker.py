@@ -1,4 +1,4 @@
-"""Linking detections over time: ultralytics' trackers, fed with our own detections."""
+"""Link detections over time with ultralytics' trackers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ml_backend.tracking import appearance
 
 Floats = npt.NDArray[np.float32]
 
-# A lost track is looked for this long. Longer absences are joined afterwards, when the future is known.
+# How long the tracker keeps a lost track. Longer gaps are stitched afterwards, when the later frames are known.
 BUFFER_S = 1.0
 
-# Thresholds for detections of confidence >= 0.1. Tracks may start from weak detections, because the assembler
-# later drops those that never become credible: so the beginning of a life, far away and weak, is kept.
+# Thresholds for detections of confidence >= 0.1. Tracks may start from weak detections, so that they include the time
+# when the object is far away; the assembler drops tracks that never become credible.
 _YOLO = {"track_high_thresh": 0.25, "track_low_thresh": 0.1, "new_track_thresh": 0.25}
-# The motion detector's confidence says how full a box is with movement, which is no reason to prefer a box.
+# The motion detector's confidence is the share of moving pixels in a box, which is no reason to prefer a box.
 _MOTION = {"track_high_thresh": 0.3, "track_low_thresh": 0.1, "new_track_thresh": 0.3}
 
-# What each tracker needs besides its own defaults.
+# Options that differ from each tracker's own defaults.
 _EXTRA: dict[str, dict[str, Any]] = {
     "tracktrack": {"match_thresh": 0.7, "min_track_len": 1},
     "botsort": {"match_thresh": 0.8},
@@ -35,47 +35,47 @@ _EXTRA: dict[str, dict[str, Any]] = {
     "fasttrack": {"match_thresh": 0.8},
 }
 
-# Costs added where a track and a detection differ. Trackers of ultralytics ignore classes: without the first, a
-# person who pushes a bicycle swaps boxes with it. It is small, since a car may look like a truck in some frames.
+# Costs added where a track and a detection differ. Ultralytics' trackers ignore classes: without the class cost a
+# person who pushes a bicycle swaps boxes with it. It is small, since a car may be detected as a truck in some frames.
 CLASS_COST = 0.15
 COLOUR_COST = 0.4
-COLOUR_FLOOR = 0.2  # differences up to this are light and pose
-COLOUR_MEMORY = 0.9  # share of the old look that stays when a confident detection comes
+COLOUR_FLOOR = 0.2  # smaller distances are due to light and pose
+COLOUR_MEMORY = 0.9  # share of the old colours that a confident detection leaves
 
-# A box within another of its class and with less than this share of its confidence shows a part of the same object.
+# A box inside another one of its class, with less than this share of its confidence, is part of the same object.
 PART_INSIDE = 0.9
 PART_CONF = 0.5
 
 
-class TrackedBoxes(NamedTuple):
+class TrackedBox(NamedTuple):
     """One detection that belongs to a track.
 
     Attributes:
         track_id: unique within one tracker.
-        xyxy: ``(4,)`` float32, pixels: the detection's own box, not the filter's guess.
+        xyxy: ``(4,)`` float32, pixels: the detected box, not the filter's estimate.
         conf: detector confidence.
         class_id: index into the detector's names.
-        look: ``(9,)`` colours, see :func:`ml_backend.tracking.appearance.colour_histograms`; None without an image.
+        colours: ``(9,)``, see :func:`ml_backend.tracking.appearance.colour_histograms`; ``None`` if unknown.
     """
 
     track_id: int
     xyxy: FloatArray
     conf: float
     class_id: int
-    look: Floats | None = None
+    colours: Floats | None = None
 
 
-#: Where trackers want a picture, for the motion that is given instead.
-_NO_PICTURE = np.zeros((1, 1, 3), np.uint8)
+#: Placeholder for the image from which trackers would estimate camera motion.
+_NO_IMAGE = np.zeros((1, 1, 3), np.uint8)
 
 
 class Tracker:
-    """One of ultralytics' trackers, for one video. It needs no pictures: see :mod:`ml_backend.tracking.frame_features`.
+    """One of ultralytics' trackers, for one video, fed with :class:`FrameFeatures` instead of images.
 
     Args:
-        kind: which one.
-        fps: frames per second that :meth:`update` will be called with; times are scaled by it.
-        motion: thresholds for the motion detector's confidences instead of YOLO's.
+        kind: name of the tracker.
+        fps: frames per second passed to :meth:`update`.
+        motion: whether to use thresholds for the motion detector's confidences instead of YOLO's.
     """
 
     def __init__(self, kind: TrackerKind, fps: float, *, motion: bool = False) -> None:
@@ -93,38 +93,34 @@ class Tracker:
         self._tracker: Any = TRACKER_MAP[kind](args=SimpleNamespace(**options))
         self._camera: Affine = np.eye(2, 3)
         if hasattr(self._tracker, "gmc"):
-            # Hands it the motion that was observed; any method but None means "on".
+            # Pass on the given camera motion; any method but None enables compensation.
             self._tracker.gmc = SimpleNamespace(method="sparseOptFlow", apply=lambda *_: self._camera)
-        # The one place where all of a tracker's evidence for "the same object" comes together.
+        # The method that combines all of a tracker's association costs.
         name = "_cost_matrix" if kind == "tracktrack" else "get_dists"
-        setattr(self._tracker, name, self._with_looks(getattr(self._tracker, name)))
+        setattr(self._tracker, name, self._with_appearance(getattr(self._tracker, name)))
         self._buffer: int = options["track_buffer"]
-        self._looks: Floats = np.zeros((0, appearance.SIZE), np.float32)  # of this frame's detections
-        self._memory: dict[int, tuple[Floats, int]] = {}  # by track id: look, and frame of the last update
+        self._colours: Floats = np.zeros((0, appearance.SIZE), np.float32)  # of the current detections
+        self._memory: dict[int, tuple[Floats, int]] = {}  # by track id: colours, frame of the last update
         self._frame = 0
 
-    def update(self, observation: FrameFeatures) -> list[TrackedBoxes]:
-        """Advance by one frame.
+    def update(self, frame: FrameFeatures) -> list[TrackedBox]:
+        """Advance by one frame and return the detections that belong to a track.
 
-        Args:
-            observation: of the frame; colours and camera motion are left out where it has none.
-
-        Returns:
-            The detections that belong to a track.
+        Colours and camera motion are ignored if ``frame`` has none.
         """
         from ultralytics.engine.results import Boxes
 
-        detections, looks = observation.detections, observation.detections.features
+        detections, colours = frame.detections, frame.detections.features
         kept = np.flatnonzero(~parts(detections))
         rows = np.column_stack([detections.xyxy, detections.conf, detections.class_id]).astype(np.float32)[kept]
-        if looks is not None:
-            self._looks = looks[kept]
+        if colours is not None:
+            self._colours = colours[kept]
         else:
-            self._looks = np.full((len(rows), appearance.SIZE), np.nan, np.float32)
-        picture = None
-        if observation.camera is not None:
-            self._camera, picture = observation.camera, _NO_PICTURE
-        result: npt.NDArray[np.float32] = self._tracker.update(Boxes(rows.reshape(-1, 6), (1, 1)), picture)
+            self._colours = np.full((len(rows), appearance.SIZE), np.nan, np.float32)
+        image = None
+        if frame.camera is not None:
+            self._camera, image = frame.camera, _NO_IMAGE
+        result: npt.NDArray[np.float32] = self._tracker.update(Boxes(rows.reshape(-1, 6), (1, 1)), image)
         self._frame += 1
         tracked = []
         for row in result:
@@ -133,46 +129,49 @@ class Tracker:
                 continue
             i = kept[index]
             conf = float(detections.conf[i])
-            self._remember(track_id, self._looks[index], conf)
+            self._remember(track_id, self._colours[index], conf)
             tracked.append(
-                TrackedBoxes(
+                TrackedBox(
                     track_id,
                     detections.xyxy[i],
                     conf,
                     int(detections.class_id[i]),
-                    self._looks[index] if looks is not None else None,
+                    self._colours[index] if colours is not None else None,
                 )
             )
         for track_id in [k for k, (_, seen) in self._memory.items() if self._frame - seen > 2 * self._buffer]:
             del self._memory[track_id]
         return tracked
 
-    def _remember(self, track_id: int, look: Floats, conf: float) -> None:
-        old = self._memory.get(track_id)
-        if old is not None and not np.isnan(old[0]).any():
-            # Half-hidden objects are detected weakly and wear the colours of what hides them.
+    def _remember(self, track_id: int, colours: Floats, conf: float) -> None:
+        old, _ = self._memory.get(track_id, (None, 0))
+        if old is not None and not np.isnan(old).any():
+            # Half-hidden objects are detected with low confidence and show the colours of what hides them.
             share = (1 - COLOUR_MEMORY) * min(1.0, 2 * conf)
-            look = old[0] if np.isnan(look).any() else (1 - share) * old[0] + share * look
-        self._memory[track_id] = (look, self._frame)
+            colours = old if np.isnan(colours).any() else (1 - share) * old + share * colours
+        self._memory[track_id] = (colours, self._frame)
 
-    def _with_looks(self, cost: Callable[[list[Any], list[Any]], Floats]) -> Callable[[list[Any], list[Any]], Floats]:
+    def _with_appearance(
+        self, base_cost: Callable[[list[Any], list[Any]], Floats]
+    ) -> Callable[[list[Any], list[Any]], Floats]:
+        """Add colour and class costs to a tracker's association cost."""
         unknown = (np.full(appearance.SIZE, np.nan, np.float32), 0)
 
-        def with_looks(tracks: list[Any], detections: list[Any]) -> Floats:
-            out = cost(tracks, detections)
+        def cost(tracks: list[Any], detections: list[Any]) -> Floats:
+            out = base_cost(tracks, detections)
             if not out.size:
                 return out
-            before = np.stack([self._memory.get(t.track_id, unknown)[0] for t in tracks])
-            now = self._looks[[int(d.idx) for d in detections]]
-            unlike = np.nan_to_num(appearance.histogram_distance(before, now) - COLOUR_FLOOR).clip(0, 1)
-            classes = np.array([t.cls for t in tracks])[:, None] != np.array([d.cls for d in detections])[None]
-            return np.asarray(out + COLOUR_COST * unlike + CLASS_COST * classes, out.dtype)
+            remembered = np.stack([self._memory.get(t.track_id, unknown)[0] for t in tracks])
+            current = self._colours[[int(d.idx) for d in detections]]
+            distance = np.nan_to_num(appearance.histogram_distance(remembered, current) - COLOUR_FLOOR).clip(0, 1)
+            class_differs = np.array([t.cls for t in tracks])[:, None] != np.array([d.cls for d in detections])[None]
+            return np.asarray(out + COLOUR_COST * distance + CLASS_COST * class_differs, out.dtype)
 
-        return with_looks
+        return cost
 
 
 def parts(detections: Detections) -> BoolArray:
-    """Which detections ``(n,)`` show only a part of a more confident one: the upper half of a person, say."""
+    """Return an ``(n,)`` mask of detections that show a part of a more confident one, like a person's upper half."""
     xyxy, conf = detections.xyxy, detections.conf
     low = np.maximum(xyxy[:, None, :2], xyxy[None, :, :2])
     high = np.minimum(xyxy[:, None, 2:], xyxy[None, :, 2:])
@@ -180,5 +179,5 @@ def parts(detections: Detections) -> BoolArray:
     area = np.maximum((xyxy[:, 2:] - xyxy[:, :2]).prod(-1), 1e-6)
     inside = inter > PART_INSIDE * np.minimum(area[:, None], area[None])
     weaker = conf[:, None] < PART_CONF * conf[None]
-    same = detections.class_id[:, None] == detections.class_id[None]
-    return np.asarray((inside & weaker & same).any(axis=1), np.bool_)
+    same_class = detections.class_id[:, None] == detections.class_id[None]
+    return np.asarray((inside & weaker & same_class).any(axis=1), np.bool_)

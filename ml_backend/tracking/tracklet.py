@@ -1,4 +1,4 @@
-"""A growing track: what has been seen of one object so far."""
+"""A growing track: the boxes of one object so far."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import numpy as np
 
 from ml_backend.core.types import FloatArray, IntArray
 
-LOOK_UPDATE = 0.2  # share of a confident new look in the running mean
-FIRST_LOOKS = 8  # detections that make up the look at the beginning
+COLOUR_UPDATE = 0.2  # share of a confident detection's colours in the running mean
+FIRST_COLOUR_BOXES = 8  # boxes averaged for the colours at the start
 
 
 class Tracklet:
-    """Boxes of one object in frame order; compact, because a parked car may stay for hours.
+    """Boxes of one object in frame order, stored compactly, because a parked car may stay for hours.
 
     Attributes:
         track_id: given by the assembler, in order of appearance.
-        tracker_ids: ids under which the tracker still may continue it.
+        tracker_ids: ids under which the tracker may continue it.
         votes: sum of confidence per class id.
-        inside: number of boxes within stronger tracks that are finished already.
-        first_look, last_look: colours at the beginning and at the end (see ``models/appearance.py``), if known.
+        inside: number of boxes inside finished tracks of more confidence.
+        first_colours, last_colours: at the start and the end, if known; see
+            :func:`ml_backend.tracking.appearance.colour_histograms`.
     """
 
     def __init__(self, track_id: int) -> None:
@@ -28,8 +29,8 @@ class Tracklet:
         self.tracker_ids: set[int] = set()
         self.votes: dict[int, float] = {}
         self.inside = 0
-        self.first_look: FloatArray | None = None
-        self.last_look: FloatArray | None = None
+        self.first_colours: FloatArray | None = None
+        self.last_colours: FloatArray | None = None
         self._frames = array("q")
         self._boxes = array("f")
         self._conf = array("f")
@@ -64,38 +65,39 @@ class Tracklet:
 
     @property
     def top_class(self) -> int:
-        """Class id with the most votes; ties go to the smallest."""
+        """Class id with the most votes; the smallest of a tie."""
         return min(self.votes, key=lambda c: (-self.votes[c], c))
 
-    def append(self, frame: int, xyxy: FloatArray, conf: float, class_id: int, look: FloatArray | None = None) -> None:
+    def append(self, frame: int, xyxy: FloatArray, conf: float, class_id: int, colours: FloatArray | None) -> None:
         """Add a box in a frame later than all before."""
-        if look is not None:
-            share = LOOK_UPDATE * min(1.0, 2 * conf)  # weakly detected: half hidden, and not its own colours
-            self.last_look = look if self.last_look is None else (1 - share) * self.last_look + share * look
-            if len(self) < FIRST_LOOKS:
-                self.first_look = self.last_look
+        if colours is not None:
+            share = COLOUR_UPDATE * min(1.0, 2 * conf)  # weak detections are often half hidden by other colours
+            last = self.last_colours
+            self.last_colours = colours if last is None else (1 - share) * last + share * colours
+            if len(self) < FIRST_COLOUR_BOXES:
+                self.first_colours = self.last_colours
         self._frames.append(frame)
         self._boxes.extend(np.asarray(xyxy, np.float32).tolist())
         self._conf.append(conf)
         self.votes[class_id] = self.votes.get(class_id, 0.0) + conf
 
     def head(self, n: int) -> tuple[IntArray, FloatArray, FloatArray]:
-        """Frames, boxes and confidences of the first ``n`` boxes."""
+        """Return frames, boxes and confidences of the first ``n`` boxes."""
         return _arrays(self._frames[:n], self._boxes[: 4 * n], self._conf[:n])
 
     def tail(self, n: int) -> tuple[IntArray, FloatArray, FloatArray]:
-        """Frames, boxes and confidences of the last ``n`` boxes."""
+        """Return frames, boxes and confidences of the last ``n`` boxes."""
         return _arrays(self._frames[-n:], self._boxes[-4 * n :], self._conf[-n:])
 
     def absorb(self, other: Tracklet, first: Tracklet | None = None) -> None:
-        """Take over another tracklet of the same object.
+        """Add the boxes of another tracklet of the same object.
 
-        Where both have a box, that of ``first`` (one of the two) stays; by default the more confident one.
+        On frames of both, keep the box of ``first`` (one of the two), by default the more confident one.
         """
-        if other.start < self.start and other.first_look is not None:
-            self.first_look = other.first_look
-        if other.end > self.end and other.last_look is not None:
-            self.last_look = other.last_look
+        if other.start < self.start and other.first_colours is not None:
+            self.first_colours = other.first_colours
+        if other.end > self.end and other.last_colours is not None:
+            self.last_colours = other.last_colours
         frames = np.concatenate([self.frames, other.frames])
         xyxy = np.concatenate([self.xyxy, other.xyxy])
         conf = np.concatenate([self.conf, other.conf])

@@ -83,7 +83,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def looks(request: pytest.FixtureRequest, tmp_path: Path) -> CropEmbeddingStore:
     if request.param == "memory":
         return MemoryCropEmbeddings()
-    return PatternStore(Storage(f"sqlite:///{tmp_path / 'db'}")).looks("video")
+    return PatternStore(Storage(f"sqlite:///{tmp_path / 'db'}")).crop_embeddings("video")
 
 
 def views(box: Box, frames: Sequence[int], conf: float = 0.9) -> list[CropBox]:
@@ -286,7 +286,7 @@ def test_a_key_names_what_was_looked_at() -> None:
 
 
 def test_keys_are_the_same_after_the_database(clip: Path, tmp_path: Path) -> None:
-    looks = PatternStore(Storage(f"sqlite:///{tmp_path / 'db'}")).looks("video")
+    looks = PatternStore(Storage(f"sqlite:///{tmp_path / 'db'}")).crop_embeddings("video")
     wanted = [[CropBox(3, (0.0, 0.1, 100.3, 99.9), 0.5), CropBox(4, (33.3, 0.0, 319.7, 240.0), 0.5)]]
     first = look(wanted, looks, clip)
     again = look_only_at_known(wanted, looks)

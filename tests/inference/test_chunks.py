@@ -77,14 +77,14 @@ def test_nothing_is_rounded(boxes: list[int], looks: bool) -> None:
 def test_damaged_ones_are_told() -> None:
     whole = dump_frame_features([observation(n, 5) for n in range(20)])
     for data in (b"", b"nonsense", whole[: len(whole) // 2], whole.replace(b"count", b"caunt")):
-        with pytest.raises(ValueError, match="no observations"):
+        with pytest.raises(ValueError, match="invalid frame features"):
             load_frame_features(data)
 
 
 def test_code_is_never_run() -> None:
     out = io.BytesIO()
     np.savez(out, index=np.array([VideoChunk(0, 0, 1)], object))
-    with pytest.raises(ValueError, match=r"no observations.*allow_pickle"):
+    with pytest.raises(ValueError, match=r"invalid frame features.*allow_pickle"):
         load_frame_features(out.getvalue())
-    with pytest.raises(ValueError, match="no observations"):
+    with pytest.raises(ValueError, match="invalid frame features"):
         load_frame_features(pickle.dumps([1, 2]))

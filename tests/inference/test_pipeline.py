@@ -64,7 +64,7 @@ def test_class_agnostic_tracks_are_kept() -> None:
 
 def test_shares_of_votes() -> None:
     label = labels("person", "vehicle", vehicle="car,truck")
-    assert label.known == ("person", "vehicle")
+    assert label.trained_labels == ("person", "vehicle")
     assert label.shares({"person": 1.0, "car": 1.0, "truck": 1.0, "chair": 1.0}) == {"person": 0.25, "vehicle": 0.5}
     assert label.shares({}) == {}
 

@@ -56,7 +56,7 @@ def teach(
     projects: ProjectModelStore, project: int, model: str, label: str = "a", task: int = 10, number: int = 0
 ) -> None:
     look = CropEmbedding(number, (0.0, 0.0, 9.0, 9.0), np.eye(4, dtype=np.float32)[number % 4], b"")
-    projects.patterns.looks("v").add(model, [look])
+    projects.patterns.crop_embeddings("v").add(model, [look])
     projects.patterns.replace_task(project, model, task, 1, [NewExemplar("r", label, look.key("v", model))])
 
 

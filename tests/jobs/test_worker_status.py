@@ -11,7 +11,7 @@ from ml_backend.core.model_cache import get_pool
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.worker_status import WorkerStatus, differing_settings
-from ml_backend.labeling.model_version import shaping
+from ml_backend.labeling.model_version import version_settings
 
 
 class Model:
@@ -53,17 +53,19 @@ def test_what_was_asked_before_a_worker_began_is_not_for_it(settings: Callable[.
 
 def test_workers_with_other_settings_are_named(settings: Callable[..., Settings], redis_url: str) -> None:
     queue = JobQueue(settings(redis_url=redis_url))
-    mine = shaping(settings(stride=3))
+    mine = version_settings(settings(stride=3))
     WorkerStatus(queue, mine).tick("same", 60)
-    WorkerStatus(queue, shaping(settings(stride=1, conf=0.3, yolo_weights="/models/a.pt", device="cuda"))).tick(
-        "other", 60
-    )
+    WorkerStatus(
+        queue, version_settings(settings(stride=1, conf=0.3, yolo_weights="/models/a.pt", device="cuda"))
+    ).tick("other", 60)
     WorkerStatus(queue).tick("silent", 60)
     found = WorkerStatus(queue).shaping(["same", "other", "silent", "gone"])
     assert set(found) == {"same", "other"}
     (told,) = differing_settings(mine, found)
     assert told.startswith("Worker other runs with CONF 0.3 instead of 0.1, STRIDE 1 instead of 3, YOLO_WEIGHTS a.pt")
-    assert shaping(settings(yolo_weights="/here/a.pt")) == shaping(settings(yolo_weights="/there/a.pt"))
+    assert version_settings(settings(yolo_weights="/here/a.pt")) == version_settings(
+        settings(yolo_weights="/there/a.pt")
+    )
     (told,) = differing_settings(mine, {"old": {**mine, "pipeline": 1, "gone": 5} | {"views": mine["views"]}})
     assert "GONE 5 instead of None, PIPELINE 1 instead of" in told
 

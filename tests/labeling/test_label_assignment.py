@@ -64,7 +64,7 @@ NEAREST = {"label": "fallen", "task": 12, "region": "r1", "frame": 34}
 def who(decision: LabelDecision | None) -> tuple[str, str, float] | None:
     if decision is None:
         return None
-    return decision.why.get("label_source", "detector"), decision.label, decision.score
+    return decision.meta.get("label_source", "detector"), decision.label, decision.score
 
 
 DETECTOR = [None, "person", UNLABELLED]
@@ -105,13 +105,13 @@ def test_who_decides(detector: str | None, patterns: str, text: str) -> None:
     if decision is None:
         return
     asked = patterns not in ("nobody", "nothing") or text != "nobody"
-    assert bool(decision.why) == asked
-    assert json.loads(json.dumps(decision.why)) == decision.why
+    assert bool(decision.meta) == asked
+    assert json.loads(json.dumps(decision.meta)) == decision.meta
     if asked:
-        assert decision.why["detector_label"] == (detector or "")
-        assert decision.why["detector_score"] == 0.625
-    assert ("pattern_label" in decision.why) == (patterns not in ("nobody", "nothing"))
-    assert ("text_label" in decision.why) == (text != "nobody")
+        assert decision.meta["detector_label"] == (detector or "")
+        assert decision.meta["detector_score"] == 0.625
+    assert ("pattern_label" in decision.meta) == (patterns not in ("nobody", "nothing"))
+    assert ("text_label" in decision.meta) == (text != "nobody")
 
 
 def test_examples_win_over_the_detector() -> None:
@@ -123,7 +123,7 @@ def test_an_equally_sure_name_does_not_win_over_examples() -> None:
     for text, source in ((0.8, "patterns"), (0.81, "text")):
         decision = decide_label(make_record(), "person", LabelScores(verdict("fallen", 0.8), NEAREST, {"medic": text}))
         assert decision is not None
-        assert decision.why["label_source"] == source
+        assert decision.meta["label_source"] == source
 
 
 @pytest.mark.parametrize(("chance", "label"), [(ACCEPT_TEXT, "medic"), (ACCEPT_TEXT - 0.001, "person")])
@@ -143,8 +143,8 @@ def test_a_name_of_a_label_with_exemplars_is_left_to_them() -> None:
     decision = decide_label(make_record(), "person", opinion)
     assert who(decision) == ("detector", "person", 0.625)
     assert decision is not None
-    assert decision.why["text_label"] == ""
-    assert decision.why["text_score"] == 0
+    assert decision.meta["text_label"] == ""
+    assert decision.meta["text_score"] == 0
 
 
 # -- what a region says
@@ -153,7 +153,7 @@ def test_a_name_of_a_label_with_exemplars_is_left_to_them() -> None:
 def test_what_examples_say() -> None:
     decision = decide_label(make_record(), "person", LabelScores(verdict("fallen", 0.81239), NEAREST, {"medic": 0.25}))
     assert decision is not None
-    assert decision.why == {
+    assert decision.meta == {
         "label_source": "patterns",
         "detector_label": "person",
         "detector_score": 0.625,
@@ -171,8 +171,8 @@ def test_what_an_imported_example_says() -> None:
     nearest = {"label": "fallen", "origin": "bank-1f"}
     decision = decide_label(make_record(), None, LabelScores(verdict("fallen"), nearest))
     assert decision is not None
-    assert decision.why["nearest_exemplar"] == {**nearest, "similarity": 0.9123}
-    assert decision.why["text"] == (
+    assert decision.meta["nearest_exemplar"] == {**nearest, "similarity": 0.9123}
+    assert decision.meta["text"] == (
         "fallen (0.80) from examples; like bank-1f (similarity 0.91); detector: no label 0.62"
     )
 
@@ -180,8 +180,8 @@ def test_what_an_imported_example_says() -> None:
 def test_what_a_name_says() -> None:
     decision = decide_label(make_record(), None, LabelScores(verdict("fallen", 0.55), NEAREST, {"medic": 0.9}))
     assert decision is not None
-    assert decision.why["label_source"] == "text"
-    assert decision.why["text"] == (
+    assert decision.meta["label_source"] == "text"
+    assert decision.meta["text"] == (
         "medic (0.90) from the label's name; patterns: fallen 0.55; detector: no label 0.62"
     )
 
@@ -191,8 +191,8 @@ def test_what_the_detector_says_where_others_were_asked() -> None:
     for label, named in (("person", "person"), (UNLABELLED, "no label")):
         decision = decide_label(make_record(), label, abstains)
         assert decision is not None
-        assert decision.why["label_source"] == "detector"
-        assert decision.why["text"] == (f"{named} (0.62) from the detector; patterns: fallen 0.40; text: medic 0.30")
+        assert decision.meta["label_source"] == "detector"
+        assert decision.meta["text"] == (f"{named} (0.62) from the detector; patterns: fallen 0.40; text: medic 0.30")
 
 
 def test_the_detector_alone_says_nothing() -> None:
@@ -230,7 +230,7 @@ class Thinks:
 
     opinions_by_id: Mapping[int, LabelScores]
 
-    def opinions(self, tracks: TrackSet, *_: Any) -> list[LabelScores]:
+    def label_scores(self, tracks: TrackSet, *_: Any) -> list[LabelScores]:
         return [self.opinions_by_id.get(record.track_id, LabelScores()) for record in tracks.tracks]
 
 
@@ -292,8 +292,11 @@ def test_what_nobody_has_taught_is_not_known() -> None:
     where = control("helper", "person", "car", helper="medic")
     classes = ("medic", "person", "car")
     taught = frozenset({"medic", "car"})
-    assert DetectorLabels(where, classes, False, trained=True, trained_classes=taught).known == ("helper", "car")
-    assert DetectorLabels(where, classes, False, trained=True).known == ("helper", "person", "car")
+    assert DetectorLabels(where, classes, False, trained=True, trained_classes=taught).trained_labels == (
+        "helper",
+        "car",
+    )
+    assert DetectorLabels(where, classes, False, trained=True).trained_labels == ("helper", "person", "car")
 
 
 def test_no_tracks() -> None:

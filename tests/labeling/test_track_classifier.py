@@ -24,7 +24,12 @@ from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank
 from ml_backend.labeling.few_shot.pattern_store import NewExemplar, PatternStore
 from ml_backend.labeling.label_assignment import DetectorLabels, LabelScores, label_tracks
 from ml_backend.labeling.modes import ClassifierModels, classifier_models, mode_part, require_embedder
-from ml_backend.labeling.track_classifier import TrackClassifier, TrackClassifierFactory, objects_of, use_embedder
+from ml_backend.labeling.track_classifier import (
+    TrackClassifier,
+    TrackClassifierFactory,
+    embeddings_by_object,
+    use_embedder,
+)
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from ml_backend.video.writer import VideoWriter
 from tests.builders import label_config
@@ -223,7 +228,7 @@ def opinions(
         return nullcontext(clip) if clip else refuse()
 
     detector = DetectorLabels(where, TRACKS.class_names, class_agnostic=False)
-    return hybrid.opinions(TRACKS, where, detector, looks or MemoryCropEmbeddings(), open_video, **changes)
+    return hybrid.label_scores(TRACKS, where, detector, looks or MemoryCropEmbeddings(), open_video, **changes)
 
 
 def see(values: Settings, model: ResolvedModel, clip: Path) -> dict[int, FloatArray]:
@@ -252,7 +257,7 @@ def teach(
     wanted = []
     for number, (label, rows) in enumerate(vectors.items()):
         looks = [CropEmbedding(n, (float(number), 0.0, 50.0, 50.0), row, b"") for n, row in enumerate(rows)]
-        store.looks(f"taught-{task}").add(model.model_id, looks)
+        store.crop_embeddings(f"taught-{task}").add(model.model_id, looks)
         keys = [look.key(f"taught-{task}", model.model_id) for look in looks]
         wanted += [NewExemplar(f"r-{label}", label, key) for key in keys]
     store.replace_task(project, model.model_id, task, 1, wanted)
@@ -308,7 +313,7 @@ def test_imported_exemplars_name_their_origin(make: MakeSettings, store: Pattern
     assert models.embedder is not None
     seen = see(values, models.embedder, clip)
     look = CropEmbedding(0, (0.0, 0.0, 0.0, 0.0), seen[1][0], b"")
-    store.looks("bank-f").add(models.embedder.model_id, [look])
+    store.crop_embeddings("bank-f").add(models.embedder.model_id, [look])
     item = NewExemplar("f-1", "alarm", look.key("bank-f", models.embedder.model_id), "f")
     store.add_imported(1, models.embedder.model_id, [item])
     hybrid = TrackClassifierFactory(values, store).get(1, models)
@@ -342,7 +347,9 @@ def test_what_the_detector_saw_counts_for_names_that_it_knows(make: MakeSettings
     chances = []
     for scores in ({"person": 1.0}, {"chair": 1.0}):
         tracks = make_set(record(1, RED, 0, 5, 9, **scores))
-        (opinion,) = TrackClassifier(values, models).opinions(tracks, where, detector, looks, lambda: nullcontext(clip))
+        (opinion,) = TrackClassifier(values, models).label_scores(
+            tracks, where, detector, looks, lambda: nullcontext(clip)
+        )
         chances.append(opinion.text)
     assert chances[0]["person"] > chances[1]["person"]
     assert chances[0]["alarm"] < chances[1]["alarm"]
@@ -357,7 +364,9 @@ def test_that_a_trained_detector_does_not_see_what_nobody_taught_it_says_nothing
     chances = []
     for taught in (None, frozenset({"person"})):
         detector = DetectorLabels(where, tracks.class_names, False, trained=True, trained_classes=taught)
-        (opinion,) = TrackClassifier(values, models).opinions(tracks, where, detector, looks, lambda: nullcontext(clip))
+        (opinion,) = TrackClassifier(values, models).label_scores(
+            tracks, where, detector, looks, lambda: nullcontext(clip)
+        )
         chances.append(opinion.text["alarm"])
     assert chances[1] > chances[0]
 
@@ -438,7 +447,7 @@ def test_nobody_to_ask(make: MakeSettings, store: PatternStore) -> None:
     assert source.get(1, ClassifierModels("yolo_dinov2", EMBEDDER)) is None
     with_clip = source.get(1, ClassifierModels("universal", EMBEDDER, CLIP))
     assert with_clip is not None
-    assert (with_clip.bank, dict(with_clip.sources), list(with_clip.annotated_embeddings)) == (None, {}, [])
+    assert (with_clip.bank, dict(with_clip.origins), list(with_clip.annotated_embeddings)) == (None, {}, [])
 
 
 def test_background_alone_is_no_bank(make: MakeSettings, store: PatternStore) -> None:
@@ -504,7 +513,7 @@ def test_objects_that_were_taught(make: MakeSettings, store: PatternStore) -> No
     assert hybrid is not None
     assert [(label, views.shape) for label, views in hybrid.annotated_embeddings] == [("a", (2, 3)), ("b", (1, 3))]
     nothing = Exemplars(np.zeros(0, np.int64), np.zeros((0, 0), np.float32), (), np.zeros(0, np.int64))
-    assert objects_of(nothing) == []
+    assert embeddings_by_object(nothing) == []
 
 
 def test_a_model_is_loaded_once(make: MakeSettings, clip_model: Path) -> None:

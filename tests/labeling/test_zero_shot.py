@@ -15,7 +15,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.core.types import FloatArray
 from ml_backend.embeddings.clip import ClipEmbedder
 from ml_backend.label_studio.label_config import LabelSpec, parse_label_config
-from ml_backend.labeling.zero_shot import OTHERS, TEMPERATURES, TEMPLATES, ZeroShot, label_prompts, with_detector
+from ml_backend.labeling.zero_shot import OTHERS, TEMPERATURES, TEMPLATES, ZeroShot, discount_undetected, label_prompts
 from tests.model_builders import make_tiny_clip
 
 
@@ -183,7 +183,7 @@ def test_the_best_label_does_not_depend_on_the_temperature() -> None:
 
 def test_what_the_detector_knows_and_did_not_see_is_less_likely() -> None:
     before = {"person": 0.6, "car": 0.3, "fallen": 0.08}
-    after = with_detector(before, {"car": 1.0}, ["person", "car"])
+    after = discount_undetected(before, {"car": 1.0}, ["person", "car"])
     assert after["person"] < before["person"]
     assert after["car"] > before["car"]
     assert after["fallen"] > before["fallen"]  # nobody but CLIP can tell
@@ -193,21 +193,21 @@ def test_what_the_detector_knows_and_did_not_see_is_less_likely() -> None:
 
 def test_the_detector_has_no_say_in_labels_that_it_does_not_know() -> None:
     chances = {"fallen": 0.7, "medic": 0.2}
-    assert with_detector(chances, {"person": 1.0}, []) == pytest.approx(chances)
-    assert with_detector(chances, {}, ["person"]) == pytest.approx(chances)
+    assert discount_undetected(chances, {"person": 1.0}, []) == pytest.approx(chances)
+    assert discount_undetected(chances, {}, ["person"]) == pytest.approx(chances)
 
 
 def test_the_floor() -> None:
     chances = {"person": 0.9}
-    strict = with_detector(chances, {}, ["person"], floor=0.0)
+    strict = discount_undetected(chances, {}, ["person"], floor=0.0)
     assert strict == {"person": 0.0}
-    lenient = with_detector(chances, {}, ["person"], floor=0.5)
+    lenient = discount_undetected(chances, {}, ["person"], floor=0.5)
     assert lenient["person"] == pytest.approx(0.45 / 0.55)
 
 
 def test_nothing_that_is_possible_stays_as_it_was() -> None:
-    assert with_detector({"person": 1.0}, {}, ["person"], floor=0.0) == {"person": 1.0}
-    assert with_detector({}, {}, []) == {}
+    assert discount_undetected({"person": 1.0}, {}, ["person"], floor=0.0) == {"person": 1.0}
+    assert discount_undetected({}, {}, []) == {}
 
 
 @hypothesis_settings(deadline=None)
@@ -218,7 +218,7 @@ def test_nothing_that_is_possible_stays_as_it_was() -> None:
 )
 def test_the_outcome_is_probabilities(weights: dict[str, float], shares: dict[str, float], known: set[str]) -> None:
     total = sum(weights.values()) * 1.1
-    after = with_detector({name: w / total for name, w in weights.items()}, shares, sorted(known))
+    after = discount_undetected({name: w / total for name, w in weights.items()}, shares, sorted(known))
     assert after.keys() == weights.keys()
     assert all(0 <= chance <= 1 for chance in after.values())
     assert sum(after.values()) <= 1 + 1e-9

@@ -43,7 +43,7 @@ def learn(store: PatternStore, task: int, objects: dict[str, tuple[str, int]], m
             vector = np.random.default_rng([task, number, view]).normal(size=8).astype(np.float32)
             box = (float(number), 0.0, 10.0, 10.0 + view)
             look = CropEmbedding(10 * view + task, box, vector / np.linalg.norm(vector), jpeg(RED))
-            store.looks(f"video {task}").add(model, [look])
+            store.crop_embeddings(f"video {task}").add(model, [look])
             wanted.append(NewExemplar(region, label, look.key(f"video {task}", model)))
     store.replace_task(1, model, task, task, wanted)
 
@@ -81,7 +81,7 @@ def test_of_too_many_every_object_keeps_one(store: PatternStore) -> None:
 
 def test_imported_exemplars(store: PatternStore) -> None:
     look = CropEmbedding(3, (0.0, 0.0, 1.0, 1.0), np.ones(8, np.float32), jpeg(RED))
-    store.looks("v").add(MODEL, [look])
+    store.crop_embeddings("v").add(MODEL, [look])
     store.add_imported(1, MODEL, [NewExemplar("r", "fallen", look.key("v", MODEL), "elsewhere")])
     found = exemplar_cards(store, 1, MODEL, "fallen")
     assert found.cards[0].caption == ("imported", "frame 4")

@@ -19,7 +19,7 @@ from ml_backend.detectors.weights import resolve_detector
 from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.inference.pipeline import yolo_detector
 from ml_backend.jobs.worker_status import WorkerStatus
-from ml_backend.labeling.model_version import shaping
+from ml_backend.labeling.model_version import version_settings
 from ml_backend.server.api import handlers as control_room
 from ml_backend.server.app import create_app
 from tests.builders import make_tiny_yolo, wait_for
@@ -68,7 +68,7 @@ def test_status_tells_what_runs_the_detector(
 def test_status_names_workers_with_other_settings(
     room: Room, settings: Callable[..., Settings], redis_url: str
 ) -> None:
-    other = shaping(settings(detector="motion", stride=1))
+    other = version_settings(settings(detector="motion", stride=1))
     with Redis.from_url(redis_url) as connection:
         Worker(["predict"], connection=connection, name="one").register_birth()
         for name in ("one", "gone"):  # of which the second has ended since

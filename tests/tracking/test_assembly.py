@@ -17,13 +17,13 @@ from ml_backend.tracking import assembly as assembler_module
 from ml_backend.tracking.assembly import TrackAssembler
 from ml_backend.tracking.credibility import core
 from ml_backend.tracking.smooth import fill_and_smooth, split_spans
+from ml_backend.tracking.tracker import TrackedBox
 
 NAMES = {0: "person", 1: "bicycle", 2: "car", 7: "truck"}
 WIDTH, HEIGHT, FPS = 1000, 600, 30.0
 RED, GREEN = np.tile(np.float32([136, 208, 195]), 3), np.tile(np.float32([224, 42, 211]), 3)
 
 Box = tuple[float, float, float, float]
-Row = tuple[int, np.ndarray, float, int] | tuple[int, np.ndarray, float, int, np.ndarray]
 
 
 def walk(
@@ -36,17 +36,16 @@ def walk(
     conf: float = 0.8,
     class_id: int = 0,
     look: np.ndarray | None = None,
-) -> dict[int, list[Row]]:
+) -> dict[int, list[TrackedBox]]:
     """An object at ``start`` in frame ``since`` that moves steadily, seen in ``frames``."""
-    rows: dict[int, list[Row]] = {}
+    rows: dict[int, list[TrackedBox]] = {}
     for frame in frames:
         shift = np.tile(np.array(velocity, np.float32) * (frame - since), 2)
-        row = (tracker_id, np.array(start, np.float32) + shift, conf, class_id)
-        rows[frame] = [row if look is None else (*row, look)]
+        rows[frame] = [TrackedBox(tracker_id, np.array(start, np.float32) + shift, conf, class_id, look)]
     return rows
 
 
-def both(*parts: dict[int, list[Row]]) -> dict[int, list[Row]]:
+def both(*parts: dict[int, list[TrackedBox]]) -> dict[int, list[TrackedBox]]:
     """All rows of several objects, by frame."""
     return {frame: [row for p in parts for row in p.get(frame, [])] for frame in sorted(set().union(*parts))}
 
@@ -55,7 +54,7 @@ def assembler(fps: float = FPS, *, motion: bool = False, **values: float) -> Tra
     return TrackAssembler(fps, NAMES, WIDTH, HEIGHT, Settings(_env_file=None, **values), motion=motion)
 
 
-def assemble(rows: dict[int, list[Row]], fps: float = FPS, **values: float) -> list[Track]:
+def assemble(rows: dict[int, list[TrackedBox]], fps: float = FPS, **values: float) -> list[Track]:
     machine = assembler(fps, **values)
     tracks = [t for frame in sorted(rows) for t in machine.push(frame, rows[frame])]
     return sorted(tracks + machine.close(), key=lambda t: t.track_id)
@@ -89,7 +88,7 @@ def test_steady_motion_is_not_held_back_at_the_ends_of_a_life(monkeypatch: pytes
 def test_smoothing_takes_jitter_away(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     clean = walk(1, range(120))
-    noisy = {f: [(1, r[0][1] + rng.normal(0, 4, 4).astype(np.float32), 0.8, 0)] for f, r in clean.items()}
+    noisy = {f: [TrackedBox(1, r[0].xyxy + rng.normal(0, 4, 4).astype(np.float32), 0.8, 0)] for f, r in clean.items()}
     truth = np.stack([clean[f][0][1] for f in range(120)])
     (smooth,) = assemble(noisy)
     monkeypatch.setattr(assembler_module, "SMOOTH_S", 0.0)
@@ -171,7 +170,7 @@ def test_another_object_is_not_a_continuation(other: dict[str, object]) -> None:
 def test_who_walks_out_of_the_picture_does_not_come_back_as_someone_else() -> None:
     leaving = walk(1, range(40), start=(840, 100, 880, 200), velocity=(4, 0))
     rows = {
-        f: [(i, np.minimum(b, [WIDTH, HEIGHT] * 2).astype(np.float32), c, k) for i, b, c, k in r]
+        f: [box._replace(xyxy=np.minimum(box.xyxy, [WIDTH, HEIGHT] * 2).astype(np.float32)) for box in r]
         for f, r in leaving.items()
     }
     entering = walk(2, range(70, 110), since=70, start=(960, 100, 1000, 200), velocity=(-4, 0))
@@ -208,7 +207,7 @@ def test_a_thing_seen_whole_and_in_part_is_one_and_keeps_the_better_boxes() -> N
     whole = walk(1, range(90), start=(100, 100, 200, 200), class_id=1, conf=0.6)
     part = walk(2, range(20, 80), start=(100, 130, 185, 200), class_id=1, conf=0.5)  # IoU 0.6
     for frame in range(30, 60):
-        part[frame] = [(*part[frame][0][:2], 0.65, 1)]  # at times the surer one
+        part[frame] = [part[frame][0]._replace(conf=0.65)]  # at times the surer one
     (track,) = assemble(both(whole, part))
     assert np.abs(track.xyxy - np.stack([whole[f][0][1] for f in range(90)])).max() < 1
 
@@ -315,7 +314,7 @@ def test_a_frame_rate_must_be_positive(bad: float) -> None:
 
 
 @st.composite
-def _streams(draw: Callable[..., object]) -> dict[int, list[Row]]:
+def _streams(draw: Callable[..., object]) -> dict[int, list[TrackedBox]]:
     pieces = []
     for k in range(draw(st.integers(0, 5))):  # type: ignore[call-overload]
         begin, length = draw(st.integers(0, 60)), draw(st.integers(1, 60))
@@ -336,7 +335,7 @@ def _streams(draw: Callable[..., object]) -> dict[int, list[Row]]:
 
 
 @given(_streams())
-def test_whatever_comes_in_tracks_are_well_formed(rows: dict[int, list[Row]]) -> None:
+def test_whatever_comes_in_tracks_are_well_formed(rows: dict[int, list[TrackedBox]]) -> None:
     tracks = assemble(rows)
     assert len({t.track_id for t in tracks}) == len(tracks)
     assert len(tracks) <= len({row[0] for r in rows.values() for row in r})

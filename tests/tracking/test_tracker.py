@@ -12,7 +12,7 @@ from ml_backend.core.settings import TrackerKind
 from ml_backend.core.types import Detections, FrameFeatures, Image
 from ml_backend.tracking import tracker as trackers
 from ml_backend.tracking.frame_features import FrameFeatureExtractor
-from ml_backend.tracking.tracker import TrackedBoxes, parts
+from ml_backend.tracking.tracker import TrackedBox, parts
 
 KINDS: tuple[TrackerKind, ...] = get_args(TrackerKind)
 WHITE, BLACK, STREET = 240, 15, 120
@@ -25,11 +25,11 @@ class Tracker(trackers.Tracker):
         super().__init__(kind, fps)
         self._observer, self._seen = FrameFeatureExtractor(), 0
 
-    def see(self, found: Detections, image: Image | None = None) -> list[TrackedBoxes]:
+    def see(self, found: Detections, image: Image | None = None) -> list[TrackedBox]:
         self._seen += 1
         if image is None:
             return self.update(FrameFeatures(self._seen, found))
-        return self.update(self._observer.observe(self._seen, found, image, image.shape[1::-1]))
+        return self.update(self._observer.extract(self._seen, found, image, image.shape[1::-1]))
 
 
 Object = tuple[Sequence[float], float, int]  # xyxy, conf, class
@@ -161,11 +161,11 @@ def test_looks_are_handed_on_and_belong_to_the_box() -> None:
     tracker = Tracker("bytetrack", 30)
     image, frame = pair(0)
     tracked = tracker.see(frame, image)
-    by_left = {float(t.xyxy[0]): t.look for t in tracked}
+    by_left = {float(t.xyxy[0]): t.colours for t in tracked}
     assert by_left[100.0] is not None
     assert by_left[150.0] is not None
     assert by_left[100.0][0] > 200 > 50 > by_left[150.0][0]  # lightness
-    assert all(t.look is None for t in Tracker("bytetrack", 30).see(frame))
+    assert all(t.colours is None for t in Tracker("bytetrack", 30).see(frame))
 
 
 def test_memory_of_looks_is_bounded() -> None:

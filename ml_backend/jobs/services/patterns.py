@@ -12,7 +12,7 @@ from ml_backend.labeling.modes import require_embedder
 
 if TYPE_CHECKING:  # the web process, which only switches and asks others, does not compute
     from ml_backend.embeddings.hub import ResolvedModel
-    from ml_backend.labeling.few_shot.similarity_search import Similar
+    from ml_backend.labeling.few_shot.similarity_search import SimilarTrack
 
 
 class Patterns:
@@ -109,7 +109,7 @@ class Patterns:
 
     def similar(
         self, project_id: int, label: str, *, limit: int = 50, safe_only: bool = False
-    ) -> tuple[list[Similar], list[str]]:
+    ) -> tuple[list[SimilarTrack], list[str]]:
         """Un-annotated tracks that are most like a label's exemplars, and what had to be left out.
 
         Args:

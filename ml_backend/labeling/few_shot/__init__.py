@@ -1,1 +1,1 @@
-"""The pattern bank: what a project's labels look like, learned from a handful of annotated objects."""
+"""The pattern bank: few-shot classification of tracks from a handful of annotated objects."""

@@ -1,4 +1,4 @@
-"""From a person's annotation to objects with boxes on decoded frames, and to what he left out."""
+"""Read annotated objects, with boxes on decoded frames, and tracks rejected by the annotator."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ml_backend.tracking.track_record import TrackRecord, TrackSet
 
 log = logging.getLogger(__name__)
 
-#: A box between keyframes is less certain than one that a person has put there.
-INTERPOLATED = 0.8
-#: A track whose boxes overlap annotated ones so is annotated, if only in part.
-SAME_OBJECT = 0.3
-#: Left-out tracks of one task that serve as background: enough to know what is not meant, cheap to look at.
+#: Confidence of a box interpolated between keyframes, relative to an annotated one.
+INTERPOLATED_CONF = 0.8
+#: IoU with an annotated box from which a track counts as annotated, if only in part.
+MIN_ANNOTATED_IOU = 0.3
+#: Rejected tracks of one task that serve as background: enough for calibration, cheap to embed.
 MAX_BACKGROUND = 40
-#: Length of what the database keeps of a region's id.
+#: Length of the region id column in the database.
 _ID_CHARS = 64
 
 
@@ -36,11 +36,10 @@ class AnnotatedObject:
     """One labelled region.
 
     Attributes:
-        label: ``None``: of no label of the config. It was renamed or removed; what it shows is not known, but it is no
-            background either.
+        label: ``None`` if the config no longer has it: the object is neither an exemplar nor background.
         frames: ``(n,)`` 0-based decoded frames on which it is visible.
         xyxy: ``(n, 4)`` pixels.
-        views: boxes worth looking at.
+        views: boxes to embed.
     """
 
     region_id: str
@@ -58,93 +57,96 @@ def annotated_objects(
     height: int,
     views: int,
 ) -> list[AnnotatedObject]:
-    """The labelled regions of one video in an annotation, also those whose label is none of the config.
+    """Return the labelled regions of one video in an annotation, including those with labels not in the config.
 
-    Regions without a label, without visible boxes inside the frame, or that are damaged teach nothing;
-    they are left out.
+    Skips regions that are damaged, have no label, or have no visible box inside the frame.
 
     Args:
         result: of the annotation.
-        control: the video's; regions of others are passed over.
+        control: of the video; regions of other controls are skipped.
         timeline: of the video, at the task's frame rate.
         width, height: displayed size in pixels.
-        views: looks that are wanted of each.
+        views: number of views wanted per object.
     """
     labels = {label.value for label in control.labels}
-    found = []
+    objects = []
     for region in result:
         if region.get("type") != "videorectangle" or region.get("to_name") != control.to_name:
             continue
         try:
-            given = _given(region)
-            if not given:
+            region_labels = _region_labels(region)
+            if not region_labels:
                 continue
             frames, xyxy, conf = _decoded_boxes(region, timeline, width, height)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            log.warning("Region %s of an annotation cannot be read: %r", region.get("id"), error)
+            log.warning("Skipped the unreadable region %s: %r", region.get("id"), error)
             continue
-        chosen = candidate_crops(frames, xyxy.astype(np.float32), conf, width, height, views) if len(frames) else []
-        if chosen:
-            label = next((name for name in given if name in labels), None)
-            found.append(AnnotatedObject(short_id(str(region.get("id", ""))), label, frames, xyxy, tuple(chosen)))
-    return found
+        crops = candidate_crops(frames, xyxy.astype(np.float32), conf, width, height, views) if len(frames) else []
+        if crops:
+            label = next((name for name in region_labels if name in labels), None)
+            objects.append(AnnotatedObject(short_id(str(region.get("id", ""))), label, frames, xyxy, tuple(crops)))
+    return objects
 
 
-def _given(region: Mapping[str, Any]) -> list[str]:
-    """The names that a region bears; they need not be in the config."""
-    given = region["value"].get("labels") or []
-    if not isinstance(given, list | tuple):
-        raise TypeError(f"expected a list of labels, got {given!r}")
-    return [label for label in given if isinstance(label, str) and label]
+def _region_labels(region: Mapping[str, Any]) -> list[str]:
+    labels = region["value"].get("labels") or []
+    if not isinstance(labels, list | tuple):
+        raise TypeError(f"expected a list of labels, got {labels!r}")
+    return [label for label in labels if isinstance(label, str) and label]
 
 
 def _decoded_boxes(
     region: Mapping[str, Any], timeline: Timeline, width: int, height: int
 ) -> tuple[IntArray, Float64Array, Any]:
-    """Decoded frames, boxes and certainty of a region; of several timeline frames on one picture the first counts."""
-    # Not what the region says of its length: a damaged one may claim billions of frames.
-    at, xyxy, visible = region_boxes(region, width, height, np.arange(1, timeline.frames_count + 1))
+    """Return decoded frames, boxes and confidences; the first timeline frame of each decoded frame counts."""
+    # The region's own length is ignored: a damaged one may claim billions of frames.
+    timeline_frames, xyxy, visible = region_boxes(region, width, height, np.arange(1, timeline.frames_count + 1))
     shown = np.flatnonzero(visible)
-    frames, first = np.unique(timeline.decoded_index(at[shown]), return_index=True)
+    frames, first = np.unique(timeline.decoded_index(timeline_frames[shown]), return_index=True)
     keyframes = [int(key["frame"]) for key in region["value"].get("sequence") or []]
-    conf = np.where(np.isin(at[shown][first], keyframes), 1.0, INTERPOLATED).astype(np.float32)
+    conf = np.where(np.isin(timeline_frames[shown][first], keyframes), 1.0, INTERPOLATED_CONF).astype(np.float32)
     return frames.astype(np.int64), xyxy[shown][first], conf
 
 
 def short_id(text: str) -> str:
-    """A region's id as the database keeps it."""
+    """Return a region's id as stored in the database."""
     return text if len(text) <= _ID_CHARS else hashlib.sha256(text.encode()).hexdigest()[:_ID_CHARS]
 
 
-def with_known(item: AnnotatedObject, known: Sequence[CropEmbedding], k: int) -> tuple[CropBox, ...]:
-    """The object's views, on frames where looks of it are there already: of a track that a person has accepted."""
-    if not known:
+def reuse_embedded_crops(item: AnnotatedObject, embedded: Sequence[CropEmbedding], k: int) -> tuple[CropBox, ...]:
+    """Return the object's views, preferring crops embedded already, as of an accepted track.
+
+    Args:
+        embedded: embeddings of the video.
+        k: number of views wanted; with fewer matching crops the object's own views are returned.
+    """
+    if not embedded:
         return item.views
-    frames = np.array([look.frame for look in known])
-    at = np.minimum(np.searchsorted(item.frames, frames), len(item.frames) - 1)
-    boxes = np.array([look.xyxy for look in known], np.float64)
-    same = (item.frames[at] == frames) & (iou_pairs(boxes, item.xyxy[at]) >= SAME_LOOK_IOU)
-    chosen = sorted({known[i].frame: known[i] for i in np.flatnonzero(same)}.values(), key=lambda look: look.frame)
-    if len(chosen) < min(k, len(item.views)):
+    frames = np.array([crop.frame for crop in embedded])
+    index = np.minimum(np.searchsorted(item.frames, frames), len(item.frames) - 1)
+    boxes = np.array([crop.xyxy for crop in embedded], np.float64)
+    same = (item.frames[index] == frames) & (iou_pairs(boxes, item.xyxy[index]) >= SAME_LOOK_IOU)
+    by_frame = {embedded[i].frame: embedded[i] for i in np.flatnonzero(same)}
+    if len(by_frame) < min(k, len(item.views)):
         return item.views
-    return tuple(CropBox(look.frame, look.xyxy, 1.0) for look in chosen)
+    return tuple(CropBox(frame, crop.xyxy, 1.0) for frame, crop in sorted(by_frame.items()))
 
 
 def rejected_tracks(tracks: TrackSet, objects: Sequence[AnnotatedObject]) -> list[TrackRecord]:
-    """Tracks that no annotated object overlaps: somebody looked at the video and gave them no label."""
-    by_frame: dict[int, list[Any]] = {}
-    wanted = {view.frame for record in tracks.tracks for view in record.views}
+    """Return the most confident tracks that overlap no annotated object: the annotator saw them and gave no label."""
+    annotated: dict[int, list[Any]] = {}
+    view_frames = {view.frame for record in tracks.tracks for view in record.views}
     for item in objects:
         for frame, box in zip(item.frames.tolist(), item.xyxy, strict=True):
-            if frame in wanted:
-                by_frame.setdefault(frame, []).append(box)
+            if frame in view_frames:
+                annotated.setdefault(frame, []).append(box)
 
     def is_annotated(record: TrackRecord) -> bool:
         return any(
-            view.frame in by_frame and float(iou_matrix([view.xyxy], by_frame[view.frame]).max()) >= SAME_OBJECT
+            view.frame in annotated and float(iou_matrix([view.xyxy], annotated[view.frame]).max()) >= MIN_ANNOTATED_IOU
             for view in record.views
         )
 
-    alone = [record for record in tracks.tracks if record.views and not is_annotated(record)]
-    alone.sort(key=lambda record: (-record.score, record.track_id))
-    return sorted(alone[:MAX_BACKGROUND], key=lambda record: record.track_id)
+    rejected = [record for record in tracks.tracks if record.views and not is_annotated(record)]
+    rejected.sort(key=lambda record: (-record.score, record.track_id))
+    return sorted(rejected[:MAX_BACKGROUND], key=lambda record: record.track_id)

@@ -1,6 +1,6 @@
-"""A pattern bank as a file, to be used in another project, on another machine, or without Label Studio.
+"""Export a pattern bank to a file and import it in another project, on another machine, or without Label Studio.
 
-The format is safetensors: arrays and text, no code. Only a bank of the same model can be used, so the file says which.
+The format is safetensors: arrays and text, no code. The file names its embedder, as no other one can use it.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from ml_backend.labeling.few_shot.pattern_store import ExemplarOrigin, NewExempl
 
 FORMAT = "video-pattern-bank"
 VERSION = "1"
-#: Far above what people annotate: 200,000 looks of 1,536 numbers with their pictures.
+#: Far above what people annotate: 200,000 embeddings of 1,536 dimensions with thumbnails.
 MAX_BYTES = 2 << 30
-#: What the database keeps of a label.
+#: Length of the label column in the database.
 MAX_LABEL = 255
 
 
 @dataclass(frozen=True, slots=True)
 class BankFile:
-    """What a file holds.
+    """Content of a pattern bank file.
 
     Attributes:
-        model_id: of the embedder; other ones' embeddings cannot be compared with these.
+        model_id: of the embedder.
         labels: ``(n,)``; ``UNLABELLED`` is background.
         vectors: ``(n, d)`` float32, L2-normalised.
         groups: ``(n,)`` int64, one number per annotated object.
         thumbnails: ``(n,)`` JPEGs.
-        origin: name of the file's content.
+        origin: digest of the content.
     """
 
     model_id: str
@@ -50,17 +50,17 @@ class BankFile:
     origin: str
 
     def exemplars(self) -> tuple[Exemplars, dict[int, ExemplarOrigin]]:
-        """As :meth:`PatternStore.exemplars` gives them."""
+        """Return exemplars and origins as :meth:`PatternStore.exemplars` does."""
         ids = np.arange(1, len(self.labels) + 1, dtype=np.int64)
         rows = zip(ids.tolist(), self.labels, self.groups.tolist(), strict=True)
-        sources = {
+        origins = {
             i: ExemplarOrigin(label, 0, f"{self.origin}-{group}", i - 1, self.origin) for i, label, group in rows
         }
-        return Exemplars(ids, self.vectors, self.labels, self.groups), sources
+        return Exemplars(ids, self.vectors, self.labels, self.groups), origins
 
 
 def export_bank(store: PatternStore, project_id: int, model_id: str, out: Path) -> int:
-    """Write a project's exemplars by one model; returns how many.
+    """Write a project's exemplars of one model to a file and return their number.
 
     Raises:
         ConfigError: the project has none.
@@ -73,8 +73,8 @@ def export_bank(store: PatternStore, project_id: int, model_id: str, out: Path) 
         raise ConfigError(
             f"Project {project_id} has no exemplars by {model_id}.", "Annotate some tracks and submit them first."
         )
-    pictures = store.thumbnails(project_id, model_id)
-    blobs = [pictures.get(number, b"") for number in exemplars.ids.tolist()]
+    thumbnails = store.thumbnails(project_id, model_id)
+    blobs = [thumbnails.get(exemplar_id, b"") for exemplar_id in exemplars.ids.tolist()]
     tensors: dict[str, Any] = {
         "embeddings": exemplars.embeddings.astype(np.float16),
         "groups": exemplars.groups,
@@ -93,21 +93,21 @@ def export_bank(store: PatternStore, project_id: int, model_id: str, out: Path) 
 
 
 def read_bank(path: Path, model_id: str) -> BankFile:
-    """Read a file that :func:`export_bank` has written. Nothing in it is executed.
+    """Read a file written by :func:`export_bank`. Nothing in it is executed.
 
     Args:
         model_id: of the embedder in use.
 
     Raises:
-        ConfigError: not such a file, damaged, too large, or made with another embedder.
+        ConfigError: the file is no pattern bank, damaged, too large, or made with another embedder.
     """
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise _unusable(path, f"it has {size} bytes, more than the {MAX_BYTES} that are read")
+            raise _unusable(path, f"it has {size} bytes, more than the limit of {MAX_BYTES}")
         data = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"The pattern bank {path} cannot be read: {error.strerror}.", "Check its name.") from error
+        raise ConfigError(f"The pattern bank {path} cannot be read: {error.strerror}.", "Check its path.") from error
     metadata, tensors = _parse(path, data)
     made_with = str(metadata.get("model"))
     if made_with != model_id:
@@ -133,7 +133,7 @@ def _parse(path: Path, data: bytes) -> tuple[dict[str, str], dict[str, Any]]:
             raise _unusable(path, "its header names another format")
         return metadata, load(data)
     except (SafetensorError, KeyError, ValueError, AttributeError, RecursionError) as error:
-        raise _unusable(path, "it is not a safetensors file, or damaged") from error
+        raise _unusable(path, "it is damaged or no safetensors file") from error
 
 
 def _checked(metadata: dict[str, str], tensors: dict[str, Any]) -> BankFile:
@@ -142,7 +142,7 @@ def _checked(metadata: dict[str, str], tensors: dict[str, Any]) -> BankFile:
         raise ValueError(f"expected labels of up to {MAX_LABEL} characters")
     if any("\0" in label for label in labels):
         raise ValueError("expected labels without NUL characters")
-    "".join(labels).encode()  # lone surrogates: no database takes them
+    "".join(labels).encode()  # fails on lone surrogates, which no database takes
     n = len(labels)
     half, groups, ends = tensors["embeddings"], tensors["groups"], tensors["thumbnail_ends"]
     if half.dtype != np.float16 or half.ndim != 2 or len(half) != n or not half.shape[1]:
@@ -152,14 +152,14 @@ def _checked(metadata: dict[str, str], tensors: dict[str, Any]) -> BankFile:
     vectors = from_half([row.astype("<f2").tobytes() for row in half])
     if not np.isfinite(vectors).all():
         raise ValueError("expected finite embeddings")
-    pictures = tensors["thumbnails"].tobytes()
+    jpegs = tensors["thumbnails"].tobytes()
     bounds = [0, *ends.tolist()]
-    if bounds != sorted(bounds) or bounds[-1] != len(pictures):
-        raise ValueError("the thumbnails do not fit their lengths")
-    thumbnails = tuple(pictures[a:b] for a, b in pairwise(bounds))
-    # Of the content: the order of a file's header is not always the same.
+    if bounds != sorted(bounds) or bounds[-1] != len(jpegs):
+        raise ValueError("expected thumbnail_ends to match the thumbnails")
+    thumbnails = tuple(jpegs[a:b] for a, b in pairwise(bounds))
+    # A digest of the content, as the order of the file's header may vary.
     content = hashlib.sha256(repr((metadata["model"], labels, groups.tolist(), bounds)).encode())
-    content.update(half.tobytes() + pictures)
+    content.update(half.tobytes() + jpegs)
     origin = content.hexdigest()[:16]
     return BankFile(str(metadata["model"]), tuple(labels), vectors, groups, thumbnails, origin)
 
@@ -169,26 +169,26 @@ def _unusable(path: Path, why: str) -> ConfigError:
 
 
 def check_dimension(bank: BankFile, path: Path, dim: int) -> None:
-    """Refuse a bank whose vectors are not as long as the embedder's, whatever its header says.
+    """Check that a bank's embeddings have the embedder's dimension.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: they have another one.
     """
     if bank.vectors.shape[1] != dim:
-        raise _unusable(path, f"it has {bank.vectors.shape[1]} numbers a look where {bank.model_id} makes {dim}")
+        raise _unusable(path, f"its embeddings have {bank.vectors.shape[1]} dimensions, those of {bank.model_id} {dim}")
 
 
 def import_bank(store: PatternStore, project_id: int, bank: BankFile) -> int:
-    """Add a file's exemplars to a project's; doing it twice changes nothing. Returns how many the file has."""
+    """Add a file's exemplars to a project and return their number. Idempotent."""
     video = f"bank-{bank.origin}"
-    looks = [
-        CropEmbedding(number, (0.0, 0.0, 0.0, 0.0), vector, picture)
-        for number, (vector, picture) in enumerate(zip(bank.vectors, bank.thumbnails, strict=True))
+    crops = [
+        CropEmbedding(number, (0.0, 0.0, 0.0, 0.0), vector, thumbnail)
+        for number, (vector, thumbnail) in enumerate(zip(bank.vectors, bank.thumbnails, strict=True))
     ]
-    store.looks(video).add(bank.model_id, looks)
-    wanted = [
-        NewExemplar(f"{bank.origin}-{group}", label, look.key(video, bank.model_id), bank.origin)
-        for label, group, look in zip(bank.labels, bank.groups.tolist(), looks, strict=True)
+    store.crop_embeddings(video).add(bank.model_id, crops)
+    exemplars = [
+        NewExemplar(f"{bank.origin}-{group}", label, crop.key(video, bank.model_id), bank.origin)
+        for label, group, crop in zip(bank.labels, bank.groups.tolist(), crops, strict=True)
     ]
-    store.add_imported(project_id, bank.model_id, wanted)
-    return len(wanted)
+    store.add_imported(project_id, bank.model_id, exemplars)
+    return len(exemplars)

@@ -1,4 +1,4 @@
-"""Which exemplars are compared with, and how much each of them counts."""
+"""Sample diverse exemplars and weigh them."""
 
 from __future__ import annotations
 
@@ -12,82 +12,81 @@ from ml_backend.core.types import FloatArray, IntArray
 Floats = npt.NDArray[np.float64]
 
 MAX_VIEWS = 512  # of all labels: comparing with 512 of 1,536 dimensions takes a CPU under a millisecond
-VIEWS_PER_OBJECT = 12  # more views of one object say little more
-COARSE = 4  # times the number that is wanted: a cheap first choice before the careful one
-MIN_PER_LABEL = 12  # however many labels there are
+VIEWS_PER_OBJECT = 12  # more views of one object add little
+COARSE = 4  # evenly spaced candidates per exemplar before farthest-point sampling
+MIN_PER_LABEL = 12  # even with many labels
 
 
 @dataclass(frozen=True, slots=True)
 class ExemplarSample:
-    """The exemplars that are compared with, ordered by label, object and id.
+    """Sampled exemplars, ordered by label, object and id.
 
     Attributes:
         embeddings: ``(p, d)`` float32, L2-normalised.
-        of: ``(p,)`` int64, number of the label; -1 for background.
+        labels: ``(p,)`` int64, label index; -1 for background.
         ids: ``(p,)`` int64.
-        groups: ``(p,)`` int64, number of the object.
-        folds: ``(p,)`` int64, what is left out together: an object, or half the views of a label's only object.
+        groups: ``(p,)`` int64, index of the object.
+        folds: ``(p,)`` int64, cross-validation fold: an object, or half the views of a label's only object.
         weight: ``(p,)``: an object's views share its weight, a label's objects share 1.
     """
 
     embeddings: FloatArray
-    of: IntArray
+    labels: IntArray
     ids: IntArray
     groups: IntArray
     folds: IntArray
     weight: Floats
 
 
-def sample_exemplars(embeddings: FloatArray, of: IntArray, ids: IntArray, groups: IntArray) -> ExemplarSample:
-    """Choose exemplars that differ; the same ones whatever the order of the arguments' rows.
+def sample_exemplars(embeddings: FloatArray, labels: IntArray, ids: IntArray, groups: IntArray) -> ExemplarSample:
+    """Sample exemplars that differ, independent of the order of rows.
 
-    Copies of one picture count once, however many objects they are said to be.
+    Copies of one image count once, even in several objects.
 
     Args:
         embeddings, ids, groups: see ``Exemplars``.
-        of: ``(n,)`` number of the label; -1 for background.
+        labels: ``(n,)`` label indices; -1 for background.
     """
-    rows: list[IntArray] = []
-    per_label = max(MIN_PER_LABEL, MAX_VIEWS // max(len(np.unique(of)), 1))
-    for label in np.unique(of):
-        mine = np.flatnonzero(of == label)
-        # By content first, so that what is kept of copies does not depend on how many there are.
-        mine = mine[np.lexsort((ids[mine], groups[mine]))]
-        mine = _distinct(embeddings, mine)
-        kept = [
-            inside[_spread(embeddings[inside], VIEWS_PER_OBJECT)]
-            for group in np.unique(groups[mine])
-            for inside in [mine[groups[mine] == group]]
+    sampled: list[IntArray] = []
+    per_label = max(MIN_PER_LABEL, MAX_VIEWS // max(len(np.unique(labels)), 1))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        # Of copies, the one with the lowest group and id is kept.
+        rows = rows[np.lexsort((ids[rows], groups[rows]))]
+        rows = _distinct(embeddings, rows)
+        per_object = [
+            object_rows[_farthest_points(embeddings[object_rows], VIEWS_PER_OBJECT)]
+            for group in np.unique(groups[rows])
+            for object_rows in [rows[groups[rows] == group]]
         ]
-        mine = np.sort(np.concatenate(kept))
-        rows.append(mine[_spread(embeddings[mine], per_label)])
-    chosen = np.concatenate(rows)
-    chosen = chosen[np.lexsort((ids[chosen], groups[chosen], of[chosen]))]
-    embeddings, of, ids, groups = embeddings[chosen], of[chosen], ids[chosen], groups[chosen]
-    folds, weight = _folds(embeddings, of, groups), np.zeros(len(of))
-    for label in np.unique(of):
-        mine = np.flatnonzero(of == label)
-        _, object_of, views = np.unique(groups[mine], return_inverse=True, return_counts=True)
-        weight[mine] = 1.0 / views[object_of] / len(views)
-    return ExemplarSample(embeddings, of, ids, groups, folds, weight)
+        rows = np.sort(np.concatenate(per_object))
+        sampled.append(rows[_farthest_points(embeddings[rows], per_label)])
+    rows = np.concatenate(sampled)
+    rows = rows[np.lexsort((ids[rows], groups[rows], labels[rows]))]
+    embeddings, labels, ids, groups = embeddings[rows], labels[rows], ids[rows], groups[rows]
+    folds, weight = _folds(embeddings, labels, groups), np.zeros(len(labels))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        _, object_of, views = np.unique(groups[rows], return_inverse=True, return_counts=True)
+        weight[rows] = 1.0 / views[object_of] / len(views)
+    return ExemplarSample(embeddings, labels, ids, groups, folds, weight)
 
 
 def _distinct(embeddings: FloatArray, rows: IntArray) -> IntArray:
-    """The first of each set of copies (equal to 3 decimals of a unit vector's largest value), in the order given."""
+    """Keep the first row of each set of copies (equal to 3 decimals of the largest value), in the given order."""
     scale = np.abs(embeddings[rows]).max() or 1.0
     keys = np.round(embeddings[rows] / scale * 1000).astype(np.int16)
     _, first = np.unique(keys, axis=0, return_index=True)
     return rows[np.sort(first)]
 
 
-def _spread(embeddings: FloatArray, count: int) -> IntArray:
-    """``count`` rows far from each other (Gonzalez 1985: the next is the one farthest from those chosen)."""
+def _farthest_points(embeddings: FloatArray, count: int) -> IntArray:
+    """Choose ``count`` rows by farthest-point sampling (Gonzalez 1985)."""
     rows: IntArray = np.arange(len(embeddings))
     if len(rows) <= count:
         return rows
     if len(rows) > COARSE * count:
-        some: IntArray = np.linspace(0, len(rows) - 1, COARSE * count).round().astype(np.int64)
-        rows = some
+        rows = np.linspace(0, len(rows) - 1, COARSE * count).round().astype(np.int64)
         embeddings = embeddings[rows]
     mean = embeddings.mean(axis=0)
     chosen = [int(np.argmax(embeddings @ mean))]  # the most typical one first
@@ -99,20 +98,20 @@ def _spread(embeddings: FloatArray, count: int) -> IntArray:
     return out
 
 
-def _folds(embeddings: FloatArray, of: IntArray, groups: IntArray) -> IntArray:
-    """What is left out together; see ``ExemplarSample``.
+def _folds(embeddings: FloatArray, labels: IntArray, groups: IntArray) -> IntArray:
+    """Assign cross-validation folds; see ``ExemplarSample``.
 
-    A label with one object only cannot lose it. The two halves of its views that differ most, by their first principal
-    component, stand for two objects: neighbouring frames would tell nothing about how far its looks reach.
+    A label with a single object cannot lose it, so its views are split in two folds along their first principal
+    component. A split of neighbouring frames would underestimate the variation of the label.
     """
-    _, number = np.unique(groups, return_inverse=True)
-    folds: IntArray = number.astype(np.int64) * 2
-    for label in np.unique(of[of >= 0]):
-        mine = np.flatnonzero(of == label)
-        if len(np.unique(groups[mine])) > 1 or len(mine) < 2:
+    _, group_index = np.unique(groups, return_inverse=True)
+    folds: IntArray = group_index.astype(np.int64) * 2
+    for label in np.unique(labels[labels >= 0]):
+        rows = np.flatnonzero(labels == label)
+        if len(np.unique(groups[rows])) > 1 or len(rows) < 2:
             continue
-        centred = embeddings[mine].astype(np.float64) - embeddings[mine].mean(axis=0)
+        centred = embeddings[rows].astype(np.float64) - embeddings[rows].mean(axis=0)
         axis = np.linalg.svd(centred, full_matrices=False)[2][0]
         position = np.argsort(np.argsort(centred @ axis, kind="stable"), kind="stable")
-        folds[mine] += (position >= len(mine) / 2).astype(np.int64)
+        folds[rows] += (position >= len(rows) / 2).astype(np.int64)
     return folds

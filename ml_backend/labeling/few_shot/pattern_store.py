@@ -1,4 +1,4 @@
-"""What is kept of learned labels: exemplars by project, looks by video, track sets by what they were made of."""
+"""Store exemplars by project, crop embeddings by video, and track sets by a key of their inputs."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from ml_backend.tracking.track_record import TrackSet
 
 @dataclass(frozen=True, slots=True)
 class NewExemplar:
-    """One view of an annotated object that is to be kept; ``label`` may be ``UNLABELLED``: background."""
+    """A view of an annotated object to store; the label ``UNLABELLED`` means background."""
 
     region_id: str
     label: str
-    look: str
+    embedding_key: str
     origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ExemplarOrigin:
-    """Where an exemplar comes from. ``task_id`` is 0 and ``origin`` set where it was imported."""
+    """Where an exemplar comes from. If it was imported, ``task_id`` is 0 and ``origin`` is set."""
 
     label: str
     task_id: int
@@ -45,7 +45,7 @@ class ExemplarOrigin:
 
 @dataclass(frozen=True, slots=True)
 class StoredTracks:
-    """A track set and the task that it was made for."""
+    """A track set with its task and video."""
 
     task_id: int
     part: int
@@ -55,149 +55,148 @@ class StoredTracks:
 
 
 def video_key(uri: str) -> str:
-    """A video is known by its (canonical) address; 40 hex digits."""
+    """Return the key of a video, 40 hex digits of the digest of its canonical URI."""
     return hashlib.sha256(uri.encode()).hexdigest()[:40]
 
 
 class PatternStore:
-    """Access to the tables of learned labels; safe across threads and processes."""
+    """Access to the tables of exemplars, embeddings and track sets; safe across threads and processes."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A connection that only reads."""
+        """Open a connection for reading."""
         with self._storage.guard(), self._storage.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction."""
+        """Open a transaction."""
         with self._storage.guard(), self._storage.engine.begin() as connection:
             yield connection
 
-    # -- looks
+    # -- embeddings
 
-    def looks(self, video: str) -> StoredCropEmbeddings:
-        """The looks of one video."""
+    def crop_embeddings(self, video: str) -> StoredCropEmbeddings:
+        """Return the store of one video's embeddings."""
         return StoredCropEmbeddings(self, video)
 
     # -- exemplars
 
     def digest(self, project_id: int, model: str) -> str | None:
-        """Digest of a project's exemplars; empty where it has none, ``None`` where its annotations were not read."""
+        """Return the digest of a project's exemplars; empty without any, ``None`` before annotations are read."""
         return bank_digests(self._storage, project_id, [model])[model]
 
     def replace_task(
-        self, project_id: int, model: str, task_id: int, annotation_id: int, wanted: Sequence[NewExemplar]
+        self, project_id: int, model: str, task_id: int, annotation_id: int, items: Sequence[NewExemplar]
     ) -> bool:
-        """Make ``wanted`` the exemplars of a task; whether that changed the bank."""
-        mine = _exemplars_of(project_id, model, task_id)
+        """Replace the exemplars of a task; return whether that changed the bank."""
+        of_task = _exemplars_of(project_id, model, task_id)
 
         def change(connection: Connection) -> None:
-            goal, present = {(item.region_id, item.look): item for item in wanted}, _present(connection, mine)
-            gone = [{"gone": row.id} for key, row in present.items() if key not in goal]
-            if gone:
-                connection.execute(sa.delete(exemplars).where(exemplars.c.id == sa.bindparam("gone")), gone)
-            _put(connection, project_id, model, task_id, annotation_id, goal, present)
+            new, stored = _by_key(items), _stored(connection, of_task)
+            obsolete = [{"obsolete": row.id} for key, row in stored.items() if key not in new]
+            if obsolete:
+                connection.execute(sa.delete(exemplars).where(exemplars.c.id == sa.bindparam("obsolete")), obsolete)
+            _upsert(connection, project_id, model, task_id, annotation_id, new, stored)
 
         return self._change(project_id, model, change)
 
     def add_imported(self, project_id: int, model: str, items: Sequence[NewExemplar]) -> bool:
-        """Add exemplars that belong to no task; those that are there already stay. Whether that changed the bank."""
-        goal, imported = {(item.region_id, item.look): item for item in items}, _exemplars_of(project_id, model, 0)
+        """Add exemplars that belong to no task; return whether that changed the bank."""
+        imported = _exemplars_of(project_id, model, 0)
 
         def change(connection: Connection) -> None:
-            _put(connection, project_id, model, 0, 0, goal, _present(connection, imported))
+            _upsert(connection, project_id, model, 0, 0, _by_key(items), _stored(connection, imported))
 
         return self._change(project_id, model, change)
 
     def remove_imported(self, project_id: int, model: str) -> bool:
-        """Remove all exemplars that were imported; whether there were any."""
+        """Remove all imported exemplars; return whether that changed the bank."""
         imported = _exemplars_of(project_id, model, 0)
         return self._change(
             project_id, model, lambda connection: connection.execute(sa.delete(exemplars).where(imported))
         )
 
     def forget_project(self, project_id: int, keep: Sequence[str] = ()) -> None:
-        """Annotations are to be read anew when they are needed again; the exemplars stay until then.
+        """Mark a project's annotations as unread; its exemplars stay until they are read again.
 
         Args:
-            keep: models for which they need not be.
+            keep: models for which the annotations remain read.
         """
         with self.write() as connection:
-            of = sa.and_(banks.c.project_id == project_id, banks.c.model.not_in(list(keep)))
-            connection.execute(sa.delete(banks).where(of))
+            condition = sa.and_(banks.c.project_id == project_id, banks.c.model.not_in(list(keep)))
+            connection.execute(sa.delete(banks).where(condition))
 
-    def taught_tasks(self, project_id: int) -> set[int]:
-        """Tasks that exemplars of the project come from."""
+    def tasks_with_exemplars(self, project_id: int) -> set[int]:
+        """Return the tasks of a project's exemplars."""
         query = sa.select(exemplars.c.task_id).where(exemplars.c.project_id == project_id, exemplars.c.task_id != 0)
         with self.read() as connection:
             return set(connection.scalars(query.distinct()))
 
     def mark_read(self, project_id: int, model: str) -> bool:
-        """Note that all annotations are read, or noted to be read; whether that changed the digest."""
+        """Mark a project's annotations as read; return whether that changed the digest."""
         return self._change(project_id, model, lambda connection: None)
 
     def _change(self, project_id: int, model: str, change: Callable[[Connection], object]) -> bool:
-        """Whether a change of a project's exemplars changed their digest.
+        """Apply a change to a project's exemplars and return whether it changed their digest.
 
-        It is made in a transaction that has the write lock from its beginning, so that what it reads stays true.
+        The transaction takes the write lock at its start, so that the rows it reads cannot change.
         """
-        row = sa.and_(banks.c.project_id == project_id, banks.c.model == model)
+        bank = sa.and_(banks.c.project_id == project_id, banks.c.model == model)
         now = datetime.now(timezone.utc)
         with self.write() as connection:
-            start = {"project_id": project_id, "model": model, "digest": "", "updated_at": now}
-            connection.execute(_insert_new(connection, banks).values(start))
-            # Written before it is read: SQLite would refuse to turn a reader into a writer beside another one.
-            connection.execute(sa.update(banks).where(row).values(updated_at=now))
-            before = connection.scalar(sa.select(banks.c.digest).where(row))
+            initial = {"project_id": project_id, "model": model, "digest": "", "updated_at": now}
+            connection.execute(_insert_new(connection, banks).values(initial))
+            # Write before reading: SQLite refuses to upgrade a read lock beside another writer.
+            connection.execute(sa.update(banks).where(bank).values(updated_at=now))
+            before = connection.scalar(sa.select(banks.c.digest).where(bank))
             change(connection)
             after = _digest(connection, project_id, model)
-            connection.execute(sa.update(banks).where(row).values(digest=after))
+            connection.execute(sa.update(banks).where(bank).values(digest=after))
         return bool(after != before)
 
     def exemplars(self, project_id: int, model: str) -> tuple[Exemplars, dict[int, ExemplarOrigin]]:
-        """All exemplars of a project by one model, and by id where each comes from."""
+        """Return all exemplars of a project by one model, and their origins by id."""
         with self.read() as connection:
             rows = connection.execute(_of_project(project_id, model, embeddings.c.vector)).all()
         groups: dict[tuple[int, str, str], int] = {}
         numbers = [groups.setdefault((row.task_id, row.region_id, row.origin), len(groups)) for row in rows]
         vectors = from_half([row.vector for row in rows])
-        sources = {row.id: _source(row) for row in rows}
+        origins = {row.id: _origin(row) for row in rows}
         ids, labels = [row.id for row in rows], tuple(row.label for row in rows)
-        found = Exemplars(np.array(ids, np.int64), vectors, labels, np.array(numbers, np.int64))
-        return found, sources
+        return Exemplars(np.array(ids, np.int64), vectors, labels, np.array(numbers, np.int64)), origins
 
     def thumbnails(self, project_id: int, model: str) -> dict[int, bytes]:
-        """JPEG by exemplar id."""
+        """Return JPEGs by exemplar id."""
         with self.read() as connection:
             rows = connection.execute(_of_project(project_id, model, embeddings.c.thumbnail))
             return {row.id: row.thumbnail for row in rows}
 
     def gallery(self, project_id: int, model: str, label: str, limit: int) -> list[tuple[int, ExemplarOrigin, bytes]]:
-        """Some exemplars of a label, newest first: id, where each comes from, and its JPEG."""
+        """Return id, origin and JPEG of at most ``limit`` exemplars of a label, newest first."""
         query = _of_project(project_id, model, embeddings.c.thumbnail).where(exemplars.c.label == label)
         query = query.order_by(None).order_by(exemplars.c.id.desc()).limit(limit)
         with self.read() as connection:
-            return [(row.id, _source(row), row.thumbnail) for row in connection.execute(query)]
+            return [(row.id, _origin(row), row.thumbnail) for row in connection.execute(query)]
 
     def counts(self, project_id: int, model: str) -> dict[str, dict[str, int]]:
-        """Per label: number of exemplars, annotated objects, and tasks."""
+        """Return the number of exemplars, annotated objects and tasks by label."""
         columns = (exemplars.c.label, exemplars.c.task_id, exemplars.c.region_id, exemplars.c.origin)
         query = sa.select(*columns).where(exemplars.c.project_id == project_id, exemplars.c.model == model)
-        found: dict[str, list[Any]] = {}
+        by_label: dict[str, list[Any]] = {}
         with self.read() as connection:
             for row in connection.execute(query):
-                found.setdefault(row.label, []).append(row)
+                by_label.setdefault(row.label, []).append(row)
         return {
             label: {
                 "exemplars": len(rows),
                 "objects": len({(row.task_id, row.region_id, row.origin) for row in rows}),
                 "tasks": len({row.task_id for row in rows if row.task_id}),
             }
-            for label, rows in sorted(found.items())
+            for label, rows in sorted(by_label.items())
         }
 
     # -- track sets
@@ -213,7 +212,7 @@ class PatternStore:
             "created_at": datetime.now(timezone.utc),
         }
         with self.write() as connection:
-            # One that an earlier release wrote, or another worker a moment ago, is replaced.
+            # Replaces one of an earlier release or of another worker.
             connection.execute(sa.delete(track_sets).where(track_sets.c.key == key))
             connection.execute(sa.insert(track_sets).values(key=key, **row))
 
@@ -223,7 +222,7 @@ class PatternStore:
         return None if body is None else TrackSet.load(body)
 
     def tracks_of_project(self, project_id: int, video: str = "") -> Iterator[StoredTracks]:
-        """The newest track set of each video of a project (or of one video), one in memory at a time."""
+        """Yield the newest track set of each video of a project (or of one video), one in memory at a time."""
         columns = (track_sets.c.key, track_sets.c.task_id, track_sets.c.part, track_sets.c.video, track_sets.c.uri)
         query = sa.select(*columns).where(track_sets.c.project_id == project_id).order_by(track_sets.c.created_at)
         if video:
@@ -237,14 +236,14 @@ class PatternStore:
 
 
 class StoredCropEmbeddings:
-    """Looks of one video in the database; see :class:`ml_backend.embeddings.crop_embeddings.CropEmbeddingStore`."""
+    """Implement :class:`ml_backend.embeddings.crop_embeddings.CropEmbeddingStore` for one video in the database."""
 
     def __init__(self, store: PatternStore, video: str) -> None:
         self._store, self._video = store, video
 
     def known(self, model_id: str) -> list[CropEmbedding]:
-        of = sa.and_(embeddings.c.video == self._video, embeddings.c.model == model_id)
-        query = sa.select(embeddings).where(of).order_by(embeddings.c.frame, embeddings.c.key)
+        condition = sa.and_(embeddings.c.video == self._video, embeddings.c.model == model_id)
+        query = sa.select(embeddings).where(condition).order_by(embeddings.c.frame, embeddings.c.key)
         with self._store.read() as connection:
             rows = connection.execute(query).all()
         vectors = from_half([row.vector for row in rows])
@@ -253,18 +252,18 @@ class StoredCropEmbeddings:
             for row, vector in zip(rows, vectors, strict=True)
         ]
 
-    def add(self, model_id: str, looks: Sequence[CropEmbedding]) -> None:
+    def add(self, model_id: str, crops: Sequence[CropEmbedding]) -> None:
         rows = [
             {
-                "key": look.key(self._video, model_id),
+                "key": crop.key(self._video, model_id),
                 "video": self._video,
                 "model": model_id,
-                "frame": look.frame,
-                **dict(zip(("x1", "y1", "x2", "y2"), look.xyxy, strict=True)),
-                "vector": to_half(look.vector),
-                "thumbnail": look.thumbnail,
+                "frame": crop.frame,
+                **dict(zip(("x1", "y1", "x2", "y2"), crop.xyxy, strict=True)),
+                "vector": to_half(crop.vector),
+                "thumbnail": crop.thumbnail,
             }
-            for look in looks
+            for crop in crops
         ]
         if rows:
             with self._store.write() as connection:
@@ -280,53 +279,55 @@ def _of_project(project_id: int, model: str, *columns: sa.Column[Any]) -> sa.Sel
     )
 
 
-def _source(row: Any) -> ExemplarOrigin:
+def _origin(row: Any) -> ExemplarOrigin:
     return ExemplarOrigin(row.label, row.task_id, row.region_id, row.frame, row.origin)
 
 
 def _insert_new(connection: Connection, table: sa.Table) -> Any:
-    """An insertion that leaves rows alone that are there already; SQLAlchemy has it for each database apart."""
+    """Return an insert that skips existing rows, in the dialect of the database."""
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     return insert(table).on_conflict_do_nothing()
 
 
-def _present(connection: Connection, which: sa.ColumnElement[bool]) -> dict[tuple[str, str], Any]:
-    rows = connection.execute(sa.select(exemplars).where(which))
+def _by_key(items: Sequence[NewExemplar]) -> dict[tuple[str, str], NewExemplar]:
+    return {(item.region_id, item.embedding_key): item for item in items}
+
+
+def _stored(connection: Connection, condition: sa.ColumnElement[bool]) -> dict[tuple[str, str], Any]:
+    rows = connection.execute(sa.select(exemplars).where(condition))
     return {(row.region_id, row.embedding): row for row in rows}
 
 
-def _put(
+def _upsert(
     connection: Connection,
     project_id: int,
     model: str,
     task_id: int,
     annotation_id: int,
-    goal: Mapping[tuple[str, str], NewExemplar],
-    present: Mapping[tuple[str, str], Any],
+    new: Mapping[tuple[str, str], NewExemplar],
+    stored: Mapping[tuple[str, str], Any],
 ) -> None:
-    """Insert what is missing, and give the others the label that they have now."""
-    new = []
-    for (region, look), item in goal.items():
+    """Insert new exemplars and update the label and annotation of stored ones."""
+    rows = []
+    for (region_id, embedding_key), item in new.items():
         values = {"label": item.label, "annotation_id": annotation_id, "origin": item.origin}
-        row = present.get((region, look))
+        row = stored.get((region_id, embedding_key))
         if row is None:
-            of = {"project_id": project_id, "model": model, "task_id": task_id}
-            new.append({**of, "region_id": region, "embedding": look, **values})
+            scope = {"project_id": project_id, "model": model, "task_id": task_id}
+            rows.append({**scope, "region_id": region_id, "embedding": embedding_key, **values})
         elif (row.label, row.annotation_id) != (item.label, annotation_id):
             connection.execute(sa.update(exemplars).where(exemplars.c.id == row.id).values(**values))
-    if new:
-        connection.execute(sa.insert(exemplars), new)
+    if rows:
+        connection.execute(sa.insert(exemplars), rows)
 
 
 def _exemplars_of(project_id: int, model: str, task_id: int) -> sa.ColumnElement[bool]:
-    of = exemplars.c.project_id == project_id, exemplars.c.model == model, exemplars.c.task_id == task_id
-    return sa.and_(*of)
+    return sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model, exemplars.c.task_id == task_id)
 
 
 def _digest(connection: Connection, project_id: int, model: str) -> str:
-    """Of what is there now: the same exemplars have the same, whichever way they came; empty where none has a label."""
+    """Return the digest of the stored exemplars, independent of their history; empty if none has a label."""
     columns = (exemplars.c.label, exemplars.c.task_id, exemplars.c.region_id, exemplars.c.embedding)
-    of = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model)
-    rows = sorted(tuple(row) for row in connection.execute(sa.select(*columns).where(of)))
-    # Background alone gives nothing a label.
+    condition = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model)
+    rows = sorted(tuple(row) for row in connection.execute(sa.select(*columns).where(condition)))
     return hashlib.sha256(repr(rows).encode()).hexdigest()[:40] if any(row[0] for row in rows) else ""

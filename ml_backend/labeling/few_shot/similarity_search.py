@@ -1,4 +1,4 @@
-"""Find more like this: the tracks of a project that are most similar to what a label has been taught."""
+"""Search a project's tracks for those most similar to a label's exemplars."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ml_backend.tracking.track_record import TrackRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Similar:
+class SimilarTrack:
     """A track that may show a label.
 
     Attributes:
         score: 0..1, calibrated.
-        safe: the score is above the bank's threshold for labels that are given without asking.
-        frame: 0-based decoded frame of the look that is most typical.
-        ls_frame: that frame on Label Studio's timeline, 1-based.
+        safe: whether the score reaches the bank's threshold for pseudo-labels.
+        frame: 0-based decoded frame of the best view.
+        ls_frame: 1-based frame on Label Studio's timeline.
         time: seconds.
-        xyxy: the box there, in pixels.
-        thumbnail: JPEG.
+        xyxy: box on that frame, in pixels.
+        thumbnail: JPEG of the box.
     """
 
     task_id: int
@@ -46,7 +46,7 @@ class Similar:
     thumbnail: bytes
 
     def summary(self) -> dict[str, Any]:
-        """For JSON: without the picture."""
+        """Return all but the thumbnail, for JSON."""
         return {
             "task": self.task_id,
             "part": self.part,
@@ -72,61 +72,63 @@ def find_similar(
     tasks: Collection[int] | None = None,
     limit: int = 50,
     on_skip: Callable[[StoredTracks, BackendError], None] | None = None,
-) -> list[Similar]:
-    """The un-annotated tracks of a project that are most like a label's exemplars, best first.
+) -> list[SimilarTrack]:
+    """Return the tracks of a project most similar to a label's exemplars, best first.
 
-    Tracks that the model has not seen yet are looked at now; memory holds one video's looks at a time.
+    Tracks without embeddings are embedded now; memory holds the embeddings of one video at a time.
 
     Args:
-        embedder, open_video: called only where something has to be looked at.
-        tasks: those to look through, normally the ones without annotations; by default all that have tracks.
-        limit: how many.
-        on_skip: told of videos that cannot be looked at; without it the error is raised.
+        embedder, open_video: called only if crops have to be embedded.
+        tasks: tasks to search, normally those without annotations; by default all with tracks.
+        limit: maximum number of tracks.
+        on_skip: called with each video that cannot be embedded; without it the error is raised.
 
     Raises:
         ConfigError: the label has no exemplars.
     """
     if label not in bank.labels:
-        known = ", ".join(bank.labels) or "none yet"
-        raise ConfigError(f"The label {label!r} has no exemplars.", f"Annotate some. Labels with exemplars: {known}.")
+        available = ", ".join(bank.labels) or "none yet"
+        raise ConfigError(
+            f"The label {label!r} has no exemplars.", f"Annotate some. Labels with exemplars: {available}."
+        )
     best: list[tuple[float, StoredTracks, TrackRecord, list[CropEmbedding]]] = []
     for stored in store.tracks_of_project(project_id):
         if tasks is not None and stored.task_id not in tasks:
             continue
-        records, looks = stored.tracks.tracks, store.looks(stored.video)
+        records, crop_embeddings = stored.tracks.tracks, store.crop_embeddings(stored.video)
         try:
-            wanted = [record.views for record in records]
-            seen = embed_tracks(wanted, embedder, model_id, looks, partial(open_video, stored), VIEWS)
+            crops = [record.views for record in records]
+            embedded = embed_tracks(crops, embedder, model_id, crop_embeddings, partial(open_video, stored), VIEWS)
         except BackendError as error:
             if on_skip is None:
                 raise
             on_skip(stored, error)
             continue
-        found = [(record, mine) for record, mine in zip(records, seen, strict=True) if mine]
-        scores = bank.rank(label, [np.stack([look.vector for look in mine]) for _, mine in found])
+        candidates = [(record, views) for record, views in zip(records, embedded, strict=True) if views]
+        scores = bank.rank(label, [np.stack([view.vector for view in views]) for _, views in candidates])
         video = replace(stored, tracks=replace(stored.tracks, tracks=()))
-        best += [(score, video, *track) for score, track in zip(scores.tolist(), found, strict=True)]
+        best += [(score, video, *track) for score, track in zip(scores.tolist(), candidates, strict=True)]
         best = sorted(best, key=lambda item: -item[0])[:limit]
     return [_similar(bank, label, *item) for item in best]
 
 
 def _similar(
-    bank: PatternBank, label: str, score: float, video: StoredTracks, record: TrackRecord, looks: list[CropEmbedding]
-) -> Similar:
-    each = bank.rank(label, [look.vector[None] for look in looks])
-    look = looks[int(np.argmax(each))]
+    bank: PatternBank, label: str, score: float, video: StoredTracks, record: TrackRecord, views: list[CropEmbedding]
+) -> SimilarTrack:
+    view_scores = bank.rank(label, [view.vector[None] for view in views])
+    best = views[int(np.argmax(view_scores))]
     duration, count = float(record.value["duration"]), int(record.value["framesCount"])
-    time = look.frame / max(video.tracks.frames, 1) * duration
-    return Similar(
+    time = best.frame / max(video.tracks.frames, 1) * duration
+    return SimilarTrack(
         video.task_id,
         video.part,
         record.track_id,
         score,
         score >= bank.safe_thresholds[label],
-        look.frame,
+        best.frame,
         min(count, int(time / duration * count + 0.5) + 1) if duration > 0 else 1,
         time,
-        look.xyxy,
+        best.xyxy,
         record.top_class,
-        look.thumbnail,
+        best.thumbnail,
     )

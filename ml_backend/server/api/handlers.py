@@ -21,7 +21,7 @@ from ml_backend.jobs.api_queue import data_url, patterns_name, similar_name, sta
 from ml_backend.jobs.job_list import FAILED
 from ml_backend.jobs.worker_status import differing_settings
 from ml_backend.jobs.workers import live_workers
-from ml_backend.labeling.model_version import BASE, shaping
+from ml_backend.labeling.model_version import BASE, version_settings
 from ml_backend.server.api import requests as bodies
 from ml_backend.server.api import responses as answers
 from ml_backend.server.api.routing import document, route
@@ -84,7 +84,7 @@ def look(found: WebContainer) -> dict[str, Any]:
             for w in live_workers(found.settings.redis_url)
         ]
         living = [worker["name"] for worker in out["workers"]]
-        out["unlike"] = differing_settings(shaping(found.settings), found.memory.shaping(living))
+        out["unlike"] = differing_settings(version_settings(found.settings), found.memory.shaping(living))
     except BackendError as error:
         out |= {"redis": {"up": False, "error": str(error)}, "queues": {}, "workers": [], "unlike": []}
     try:

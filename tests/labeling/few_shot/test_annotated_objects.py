@@ -17,13 +17,13 @@ from ml_backend.label_studio.label_config import VideoControl, parse_label_confi
 from ml_backend.label_studio.regions import track_to_region
 from ml_backend.label_studio.timeline import Timeline, video_timeline
 from ml_backend.labeling.few_shot.annotated_objects import (
-    INTERPOLATED,
+    INTERPOLATED_CONF,
     MAX_BACKGROUND,
     AnnotatedObject,
     annotated_objects,
     rejected_tracks,
+    reuse_embedded_crops,
     short_id,
-    with_known,
 )
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from tests.builders import TWO_VIDEOS, label_config
@@ -77,7 +77,7 @@ def test_boxes_that_a_person_has_put_are_surer_than_those_between() -> None:
     (item,) = read(make_region(key(11), key(14), key(30, enabled=False)), views=12)
     conf = {view.frame: view.conf for view in item.views}
     assert {frame for frame, value in conf.items() if value == 1} == {10, 13, 29}
-    assert {round(value, 6) for value in conf.values()} == {1, INTERPOLATED}
+    assert {round(value, 6) for value in conf.values()} == {1, INTERPOLATED_CONF}
 
 
 def test_a_region_is_hidden_after_a_disabled_keyframe_and_lasts_to_the_end_after_an_enabled_one() -> None:
@@ -278,38 +278,41 @@ def look(frame: int, dx: float = 0.0) -> CropEmbedding:
 
 def test_looks_of_an_accepted_track_are_taken() -> None:
     known = [look(50, 1.0), look(25), look(30, 3.0), look(44)]
-    views = with_known(make_object(), known, 4)
+    views = reuse_embedded_crops(make_object(), known, 4)
     assert views == tuple(CropBox(item.frame, item.xyxy, 1.0) for item in sorted(known, key=lambda item: item.frame))
 
 
 def test_other_looks_are_not() -> None:
     item = make_object()
-    assert with_known(item, [], 4) == item.views
+    assert reuse_embedded_crops(item, [], 4) == item.views
     elsewhere = [look(frame, 60.0) for frame in range(20, 30)]
     before, after = [look(frame) for frame in range(5, 10)], [look(frame) for frame in range(60, 70)]
-    assert with_known(item, elsewhere + before + after, 4) == item.views
+    assert reuse_embedded_crops(item, elsewhere + before + after, 4) == item.views
 
 
 def test_too_few_known_looks_are_not_enough() -> None:
     item = make_object()
-    assert with_known(item, [look(25), look(30), look(35)], 4) == item.views
-    assert len(with_known(item, [look(25), look(30), look(35)], 3)) == 3
+    assert reuse_embedded_crops(item, [look(25), look(30), look(35)], 4) == item.views
+    assert len(reuse_embedded_crops(item, [look(25), look(30), look(35)], 3)) == 3
 
 
 def test_a_short_object_needs_no_more_looks_than_it_has_frames() -> None:
     item = make_object(range(20, 22))
-    assert len(with_known(item, [look(20), look(21)], 4)) == 2
-    assert with_known(item, [look(20)], 4) == item.views
+    assert len(reuse_embedded_crops(item, [look(20), look(21)], 4)) == 2
+    assert reuse_embedded_crops(item, [look(20)], 4) == item.views
 
 
 def test_one_look_a_frame() -> None:
-    views = with_known(make_object(), [look(25), look(25, 1.0), look(30)], 2)
+    views = reuse_embedded_crops(make_object(), [look(25), look(25, 1.0), look(30)], 2)
     assert [view.frame for view in views] == [25, 30]
 
 
 def test_frames_on_which_the_object_is_hidden() -> None:
     item = make_object([20, 21, 40, 41])
-    assert [view.frame for view in with_known(item, [look(n) for n in (19, 20, 30, 39, 40, 42)], 2)] == [20, 40]
+    assert [view.frame for view in reuse_embedded_crops(item, [look(n) for n in (19, 20, 30, 39, 40, 42)], 2)] == [
+        20,
+        40,
+    ]
 
 
 # -- left out

@@ -49,7 +49,7 @@ def fill(store: PatternStore, *, project: int = 1, task: int = 10) -> None:
     vectors = rng.normal(size=(4, DIM)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     looks = [CropEmbedding(n, (0.0, 0.0, n + 1.0, 9.0), vectors[n], b"\xff\xd8" + bytes([n]) * n) for n in range(4)]
-    store.looks("video").add(MODEL, looks)
+    store.crop_embeddings("video").add(MODEL, looks)
     wanted = [NewExemplar(*given[n], looks[n].key("video", MODEL)) for n in range(4)]
     store.replace_task(project, MODEL, task, 1, wanted)
 

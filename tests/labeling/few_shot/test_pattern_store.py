@@ -55,7 +55,7 @@ def make_look(number: int = 0, *, frame: int = 3, thumbnail: bytes = b"\xff\xd8j
 def keep(store: PatternStore, *numbers: int, video: str = "video", model: str = MODEL) -> list[str]:
     """Looks with these numbers; their keys."""
     looks = [make_look(number) for number in numbers]
-    store.looks(video).add(model, looks)
+    store.crop_embeddings(video).add(model, looks)
     return [look.key(video, model) for look in looks]
 
 
@@ -76,39 +76,39 @@ def rows(store: PatternStore, project: int = 1, model: str = MODEL) -> list[tupl
 
 def test_looks_come_back(store: PatternStore) -> None:
     looks = [make_look(1, frame=9), make_look(2, frame=4), make_look(3, frame=9, thumbnail=b"")]
-    store.looks("v").add(MODEL, looks)
-    found = store.looks("v").known(MODEL)
+    store.crop_embeddings("v").add(MODEL, looks)
+    found = store.crop_embeddings("v").known(MODEL)
     assert sorted(found, key=lambda look: look.xyxy) == looks
     assert [look.frame for look in found] == [4, 9, 9]
     for before, after in zip(looks, sorted(found, key=lambda look: look.xyxy), strict=True):
         assert np.abs(before.vector - after.vector).max() < 1e-3
         assert after.vector.dtype == np.float32
         assert (before.thumbnail, before.key("v", MODEL)) == (after.thumbnail, after.key("v", MODEL))
-    assert store.looks("w").known(MODEL) == store.looks("v").known("model-2") == []
+    assert store.crop_embeddings("w").known(MODEL) == store.crop_embeddings("v").known("model-2") == []
 
 
 def test_looks_that_are_there_already_stay(store: PatternStore) -> None:
-    store.looks("v").add(MODEL, [])
-    store.looks("v").add(MODEL, [make_look(1, thumbnail=b"first")])
-    store.looks("v").add(MODEL, [make_look(1, thumbnail=b"second"), make_look(2), make_look(2)])
-    assert [look.thumbnail for look in store.looks("v").known(MODEL) if look.xyxy[0] == 1] == [b"first"]
-    assert len(store.looks("v").known(MODEL)) == 2
+    store.crop_embeddings("v").add(MODEL, [])
+    store.crop_embeddings("v").add(MODEL, [make_look(1, thumbnail=b"first")])
+    store.crop_embeddings("v").add(MODEL, [make_look(1, thumbnail=b"second"), make_look(2), make_look(2)])
+    assert [look.thumbnail for look in store.crop_embeddings("v").known(MODEL) if look.xyxy[0] == 1] == [b"first"]
+    assert len(store.crop_embeddings("v").known(MODEL)) == 2
 
 
 def test_more_looks_than_sqlite_takes_values(store: PatternStore) -> None:
-    store.looks("v").add(MODEL, [make_look(number) for number in range(0, 1200, 2)])
-    store.looks("v").add(MODEL, [make_look(number) for number in range(1200)])
-    assert len(store.looks("v").known(MODEL)) == 1200
+    store.crop_embeddings("v").add(MODEL, [make_look(number) for number in range(0, 1200, 2)])
+    store.crop_embeddings("v").add(MODEL, [make_look(number) for number in range(1200)])
+    assert len(store.crop_embeddings("v").known(MODEL)) == 1200
 
 
 def test_threads_add_the_same_looks_at_once(store: PatternStore) -> None:
     def work(start: int) -> None:
         for first in range(start, start + 40, 4):
-            store.looks("v").add(MODEL, [make_look(number) for number in range(first, first + 20)])
+            store.crop_embeddings("v").add(MODEL, [make_look(number) for number in range(first, first + 20)])
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(work, [0, 0, 0, 2, 2, 4]))
-    assert sorted(look.xyxy[0] for look in store.looks("v").known(MODEL)) == list(range(60))
+    assert sorted(look.xyxy[0] for look in store.crop_embeddings("v").known(MODEL)) == list(range(60))
 
 
 # -- exemplars of tasks
@@ -298,13 +298,13 @@ def test_exemplars_of_tasks_that_are_gone_go(store: PatternStore) -> None:
         store.replace_task(1, MODEL, task, 1, objects(store, ("r1", "a", task)))
     store.replace_task(2, MODEL, 13, 1, objects(store, ("r1", "a", 1)))
     store.add_imported(1, MODEL, objects(store, ("f-1", "b", 6), origin="f"))
-    assert store.taught_tasks(1) == {10, 11, 12}
-    assert store.taught_tasks(2) == {13}
+    assert store.tasks_with_exemplars(1) == {10, 11, 12}
+    assert store.tasks_with_exemplars(2) == {13}
     digest = store.digest(1, MODEL)
     assert not store.mark_read(1, MODEL)  # nothing is unlearned by it
     assert store.digest(1, MODEL) == digest
     assert store.replace_task(1, MODEL, 10, 0, [])
-    assert store.taught_tasks(1) == {11, 12}
+    assert store.tasks_with_exemplars(1) == {11, 12}
 
 
 def test_models_that_are_passed_by_read_everything_anew(store: PatternStore) -> None:

@@ -17,7 +17,7 @@ from ml_backend.db.storage import Storage
 from ml_backend.embeddings.crop_selection import CropBox
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank
 from ml_backend.labeling.few_shot.pattern_store import PatternStore, StoredTracks
-from ml_backend.labeling.few_shot.similarity_search import Similar, find_similar
+from ml_backend.labeling.few_shot.similarity_search import SimilarTrack, find_similar
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from ml_backend.video.writer import VideoWriter
 
@@ -90,7 +90,9 @@ def refuse(*_: Any) -> NoReturn:
     raise AssertionError("opened although everything is known")
 
 
-def find(store: PatternStore, clip: Path, label: str = "red", *, model: Any = None, **changes: Any) -> list[Similar]:
+def find(
+    store: PatternStore, clip: Path, label: str = "red", *, model: Any = None, **changes: Any
+) -> list[SimilarTrack]:
     embedder: AbstractContextManager[Any] = nullcontext(model or MeanColour())
     given: dict[str, Any] = {
         "embedder": lambda: embedder,
@@ -99,7 +101,7 @@ def find(store: PatternStore, clip: Path, label: str = "red", *, model: Any = No
     return find_similar(store, 1, label, BANK, MODEL, **(given | changes))
 
 
-def names(found: Sequence[Similar]) -> list[tuple[int, int]]:
+def names(found: Sequence[SimilarTrack]) -> list[tuple[int, int]]:
     return [(item.task_id, item.track_id) for item in found]
 
 
@@ -121,7 +123,9 @@ def test_scores_are_the_bank_s(store: PatternStore, clip: Path) -> None:
     save(store, 10, *(record(column) for column in range(COLUMNS)))
     found = {item.track_id: item for item in find(store, clip)}
     for column, item in found.items():
-        looks = [look for look in store.looks(_only(store).video).known(MODEL) if look.xyxy[0] == 40 * column + 8]
+        looks = [
+            look for look in store.crop_embeddings(_only(store).video).known(MODEL) if look.xyxy[0] == 40 * column + 8
+        ]
         (expected,) = BANK.rank("red", [np.stack([look.vector for look in looks])])
         assert item.score == pytest.approx(float(expected), abs=1e-5)
         assert item.safe == (item.score >= BANK.safe_thresholds["red"])
