@@ -88,7 +88,7 @@ def regions_fingerprint(result: Sequence[Any]) -> str:
     return fingerprint([region for region in result if _is_video_region(region)])
 
 
-def begun_from(annotation: Annotation, predictions: Sequence[Prediction]) -> Prediction | None:
+def initial_prediction(annotation: Annotation, predictions: Sequence[Prediction]) -> Prediction | None:
     """The prediction that a person had before him when he began; ``None`` where he had none.
 
     It is the one that Label Studio names, else the one that has most regions in common with the annotation, else the
@@ -112,7 +112,7 @@ def begun_from(annotation: Annotation, predictions: Sequence[Prediction]) -> Pre
     return max(there, key=lambda item: (_moment(item.created_at), item.id), default=None)
 
 
-def was_written_over(annotation: Annotation, prediction: Prediction) -> bool:
+def was_replaced(annotation: Annotation, prediction: Prediction) -> bool:
     """Whether a person may have begun before a prediction became what it is now: nobody knows what he saw then."""
     if annotation.created_at is None or annotation.lead_s is None:
         return False

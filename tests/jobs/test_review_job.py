@@ -262,7 +262,7 @@ def test_a_token_that_is_refused_loses_nothing(
     # Somebody mends it, and nobody annotates in this project again.
     container = work(here)
     here.queue.connection.delete("video:turn:trainer")
-    monkeypatch.setattr(trainer, "REPEAT", timedelta(0))  # ten minutes later
+    monkeypatch.setattr(trainer, "RETRY_PAUSE", timedelta(0))  # ten minutes later
     TrainingScheduler(container).tick()
     work(here)
     assert counts(here, project) == {"accepted": 4}

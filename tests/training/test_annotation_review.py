@@ -23,10 +23,10 @@ from ml_backend.training.annotation_review import (
     KINDS,
     AnnotationReview,
     RegionDiff,
-    begun_from,
+    initial_prediction,
     regions_fingerprint,
     review_annotation,
-    was_written_over,
+    was_replaced,
 )
 from ml_backend.training.review_store import ReviewStore, TaskReview
 from tests.builders import ROOT
@@ -60,7 +60,7 @@ def test_what_was_written_over_is_told() -> None:
     def begun(minutes_before: float | None, updated: datetime | None) -> bool:
         lead = None if minutes_before is None else 60 * minutes_before
         annotation = Annotation(9, 5, [], None, NOON, NOON, lead)
-        return was_written_over(annotation, Prediction(1, "v", [], NOON - timedelta(hours=1), updated))
+        return was_replaced(annotation, Prediction(1, "v", [], NOON - timedelta(hours=1), updated))
 
     assert begun(10, NOON - timedelta(minutes=5))
     assert not begun(3, NOON - timedelta(minutes=5))
@@ -313,7 +313,7 @@ def test_the_prediction_that_was_begun_from() -> None:
 
     def begun(result: list[Any], **values: Any) -> str:
         annotation = Annotation(9, 5, result, **{"created_at": NOON + timedelta(hours=2), **values})
-        found = begun_from(annotation, [old, new, late])
+        found = initial_prediction(annotation, [old, new, late])
         return found.model_version if found else ""
 
     assert begun([walker("c")], parent_prediction=1) == "v1"  # what Label Studio says
@@ -326,7 +326,7 @@ def test_the_prediction_that_was_begun_from() -> None:
     assert begun([walker("new")], created_at=NOON - timedelta(hours=1)) == ""
     assert begun([]) == ""  # nobody says that anything was discarded
     assert begun([{"type": "choices", "id": "a", "value": {}}]) == ""
-    assert begun_from(Annotation(9, 5, [walker("a")]), []) is None
+    assert initial_prediction(Annotation(9, 5, [walker("a")]), []) is None
 
 
 def test_fingerprints_are_of_video_regions() -> None:
