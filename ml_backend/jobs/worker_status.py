@@ -82,7 +82,7 @@ def differing_settings(own: Mapping[str, Any], shaping: Mapping[str, Mapping[str
         if names:
             changes = ", ".join(f"{name.upper()} {theirs.get(name)} instead of {own.get(name)}" for name in names)
             descriptions.append(
-                f"Worker {worker} runs with {changes}: its predictions have another version, so tasks are predicted again "
-                "and again. Start all processes with the same settings and the same release."
+                f"Worker {worker} runs with {changes}: its predictions have another version, so tasks are predicted "
+                "again and again. Start all processes with the same settings and the same release."
             )
     return descriptions

@@ -178,7 +178,7 @@ def test_a_signal_during_maintenance_leaves_no_lock(container: Container) -> Non
         def tick(self) -> None:
             asked.append(True)
 
-    worker.memory, worker.trainer = Board(), Lively(container)  # type: ignore[assignment]
+    worker.worker_status, worker.training_scheduler = Board(), Lively(container)  # type: ignore[assignment]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(StopRequested):
