@@ -260,7 +260,7 @@ def assign_videos(
 def _check_evaluable(people: Sequence[SplitCandidate], decided: Mapping[str, Split]) -> None:
     """Raise NothingToTrain instead of storing a first split, which is final, that leaves nothing to evaluate."""
     measured = any(
-        split.part == "held_out" or (split.part == "blocks" and item.measures_itself)
+        split.part == "held_out" or (split.part == "blocks" and item.can_evaluate_itself)
         for item in people
         if (split := decided[item.video])
     )
