@@ -235,11 +235,11 @@ def _finish(plan: TrainingPlan) -> tuple[Path, int]:
     start = _start_of(plan)
     marks = checkpoint_metadata(plan.classes, plan.trained_classes, start, _start_from(plan, start))
     if not strip_optimizer(best if best.exists() else last, str(part), updates=marks):
-        raise TrainingFailed("The trained checkpoint cannot be read.", "Start the training anew.")
+        raise TrainingFailed("The trained checkpoint cannot be read.", "Start the training again.")
     os.replace(part, best)
     names = YoloDetector(best, get_settings().model_copy(update={"device": "cpu"})).names
     if [names.get(i) for i in range(len(names))] != list(plan.classes):
-        raise TrainingFailed(f"The trained detector knows {', '.join(names.values())}.", "Start the training anew.")
+        raise TrainingFailed(f"The trained detector knows {', '.join(names.values())}.", "Start the training again.")
     return best, epochs
 
 
@@ -292,7 +292,7 @@ def _translate(error: BaseException, plan: TrainingPlan) -> BackendError | None:
     if "NaN" in text:
         return _diverged()
     if text.startswith("Dataset ") or isinstance(error, FileNotFoundError) or "No valid images" in text:
-        return TrainingFailed(f"The dataset {plan.data} cannot be used: {text}", "Build it anew.")
+        return TrainingFailed(f"The dataset {plan.data} cannot be used: {text}", "Rebuild it.")
     if isinstance(error, (ValueError, TypeError, AssertionError)) and "'" in text and _names_argument(text, plan.args):
         return TrainingFailed(f"ultralytics refuses a training argument: {text}", "Correct TRAIN_ARGS.")
     return None

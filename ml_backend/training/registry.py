@@ -334,7 +334,7 @@ class Registry:
                 raise ConfigError(
                     f"{version.name} of project {project_id} cannot be used: its weights were removed because there "
                     "are newer versions.",
-                    "Choose one that has weights (scripts/versions.py list), or train anew. KEEP_VERSIONS says how "
+                    "Choose one that has weights (scripts/versions.py list), or train again. KEEP_VERSIONS says how "
                     "many keep them.",
                 )
             connection.execute(sa.insert(activations).values(**row))
