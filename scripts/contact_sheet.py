@@ -40,7 +40,7 @@ def main(project: int, label: str, out: Path, limit: int, font: Path | None, for
     check_output(out, FORMATS, force)
     fonts = Fonts(font)
     projects = Container(settings_in_force()[0]).projects
-    model_id = require_embedder(projects.models(project).hybrid).model_id
+    model_id = require_embedder(projects.models(project).classifier).model_id
     wanted = UNLABELLED if label == BACKGROUND_NAME else label
     found = exemplar_cards(projects.patterns, project, model_id, wanted, limit)
     title = sheet_title(found)

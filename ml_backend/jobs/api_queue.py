@@ -1,4 +1,4 @@
-"""Requests of the control room: the same request is the same job for as long as that waits or runs."""
+"""Job requests of the API: while a job waits or runs, the same request returns that job."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ml_backend.core.errors import QueueUnavailable
 from ml_backend.jobs.job_list import OVER, JobIndex
 from ml_backend.jobs.queue import JobQueue
 
-if TYPE_CHECKING:  # with the database's library, which the first requests load
+if TYPE_CHECKING:  # slow imports, left to the first requests
     from ml_backend.jobs.services.trainings import Trainings
 
-#: Of datasets that are trained on, every so many pictures: two a second at usual rates. Neighbours hardly differ, and
-#: an hour of them all takes 50 GB.
+#: Frames between two images of a training dataset: two a second at usual frame rates. Neighbouring frames hardly
+#: differ, and all frames of an hour take 50 GB.
 STRIDE = 15
 
 Job = dict[str, Any]
 
 
 class ApiQueue:
-    """Every method raises QueueUnavailable when Redis does not answer, and returns the job as ``JobIndex.get`` does."""
+    """Requests jobs and returns them as ``JobIndex.get`` does. Raises QueueUnavailable when Redis does not answer."""
 
     def __init__(self, queue: JobQueue, trainings: Trainings, jobs: JobIndex) -> None:
         self._queue, self._trainings, self._jobs = queue, trainings, jobs
@@ -36,21 +36,21 @@ class ApiQueue:
         return self._request("init_models", [project_id], f"init-{project_id}")
 
     def auto_label(self, project_id: int, tasks: Sequence[int]) -> Job:
-        """Predictions of these tasks; of all that nobody has annotated where there are none."""
-        wanted = sorted(set(tasks))
-        name = f"auto-{project_id}-{digest(wanted) if wanted else 'all'}"
-        known = self._jobs.get(name)
-        if known and known["state"] not in OVER:  # also while the predictions themselves are under way
-            return known
-        return self._request("auto_label", [project_id, wanted], name)
+        """Request predictions for these tasks; none means all unannotated tasks."""
+        task_ids = sorted(set(tasks))
+        job_id = f"auto-{project_id}-{digest(task_ids) if task_ids else 'all'}"
+        current = self._jobs.get(job_id)
+        if current and current["state"] not in OVER:  # its predictions may still be running
+            return current
+        return self._request("auto_label", [project_id, task_ids], job_id)
 
     def learn(self, project_id: int) -> Job:
-        """Have all annotations read anew."""
-        return self._found(self._queue.request_learning(project_id, None).job_id)
+        """Request that all annotations are read again."""
+        return self._get_requested(self._queue.request_learning(project_id, None).job_id)
 
     def train(self, project_id: int, *, force: bool) -> Job:
         requested = self._trainings.start(project_id, f"{getpass.getuser()}, control room", force=force)
-        return self._found(requested.job_id)
+        return self._get_requested(requested.job_id)
 
     # -- files
 
@@ -71,7 +71,7 @@ class ApiQueue:
         args = [project_id, format_name, predictions, stride]
         return self._request("export_project", args, name, "api_export_jobs")
 
-    # -- what is found out for whoever asks again
+    # -- published results
 
     def statistics(self, project_id: int) -> Job:
         return self._request("count_statistics", [project_id], stats_name(project_id))
@@ -83,22 +83,20 @@ class ApiQueue:
         name = similar_name(project_id, label, limit, safe)
         return self._request("find_similar", [project_id, label, limit, safe], name)
 
-    # -- how
-
     def _request(self, function: str, args: list[Any], name: str, module: str = "api_jobs") -> Job:
-        # Somebody asks on purpose: the pause after a failure is not for him.
+        # A person asks: no pause after a failure.
         self._queue.request("control", function, args, name, module, pause=timedelta(0))
-        return self._found(name)
+        return self._get_requested(name)
 
-    def _found(self, name: str) -> Job:
-        found = self._jobs.get(name)
-        if found is None:
-            raise QueueUnavailable("The queue has lost the job that was just requested.", "Ask for it again.")
-        return found
+    def _get_requested(self, name: str) -> Job:
+        requested = self._jobs.get(name)
+        if requested is None:
+            raise QueueUnavailable("The queue has lost the job that was just requested.", "Request it again.")
+        return requested
 
 
 def digest(*values: Any) -> str:
-    """16 hex digits over plain JSON values."""
+    """Return a digest of plain JSON values, 16 hex digits."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -115,5 +113,5 @@ def similar_name(project_id: int, label: str, limit: int, safe: bool) -> str:
 
 
 def data_url(jpeg: bytes) -> str | None:
-    """A picture as an address that holds it; ``None`` where there is none."""
+    """Return a data URL of a JPEG image; ``None`` if it is empty."""
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode() if jpeg else None

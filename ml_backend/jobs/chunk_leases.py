@@ -1,4 +1,4 @@
-"""What processes that observe one video know of each other: claims in Redis, observations where artifacts are kept."""
+"""How processes share the chunks of one video: claims are Redis locks, features lie in the artifact store."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Pause of who waits for others.
-WAIT_S = 0.5
-#: After Redis did not answer, what can do without it does not ask for so long.
-AWAY_S = 30.0
-#: Segments of videos that nobody has finished are kept so long, so that a job can be taken up again.
-KEPT_S = 7 * 24 * 3600
+#: Seconds between two looks for a chunk that another process detects.
+POLL_S = 0.5
+#: Seconds for which the tracking process does without Redis after it did not answer.
+OUTAGE_S = 30.0
+#: Seconds for which the chunks of an unfinished video are kept, so that its job can resume.
+CHUNK_TTL_S = 7 * 24 * 3600
 
-_BEGUN = "video:segments"
+_PREFIX = "video:segments"
 
 
 class ChunkLeases:
-    """See :class:`ml_backend.inference.chunks.ChunkStore`. One process' view of one video.
+    """One process' view of the chunks of one video; a :class:`ml_backend.inference.chunks.ChunkStore`.
 
     Args:
         key: names the video under its detector and settings.
-        helping: somebody else tracks. Where Redis or the artifacts are away this raises; who tracks works on alone.
-        claim_s: a claim whose holder is silent for so long is free again; by default twice a job's lease.
+        helping: another process tracks. A helper raises if Redis or the artifact store is unreachable; the tracking
+            process continues alone.
+        claim_s: seconds after which a claim that is not renewed expires; by default twice a job's lease.
     """
 
     def __init__(
@@ -51,176 +52,176 @@ class ChunkLeases:
         helping: bool = False,
         claim_s: float | None = None,
     ) -> None:
-        self._queue, self._artifacts, self._key, self._helping = queue, artifacts, key, helping
+        self._queue, self._artifacts, self._key, self._is_helper = queue, artifacts, key, helping
         self._claim_s = claim_s or 2.0 * queue.settings.job_lease_s
-        self._claimed: dict[int, Lock] = {}
+        self._locks: dict[int, Lock] = {}
         self._unreadable: set[int] = set()
-        self._unkept = False  # observations could not be stored: nothing more is done ahead
-        self._own: dict[int, list[FrameFeatures]] = {}
-        self._away_until = 0.0
+        self._store_failed = False  # storing failed: no later chunks are detected ahead
+        self._unsaved: dict[int, list[FrameFeatures]] = {}
+        self._retry_at = 0.0
 
-    # -- of the one who tracks
+    # -- for the tracking process
 
     def open(self, count: int) -> None:
-        """From now on others may help; what was left of old videos is removed."""
-        self._try(lambda redis: redis.zadd(_BEGUN, {f"{self._key}:{count}": time.time()}))
+        """Let other processes help with ``count`` chunks, and remove the chunks of old videos."""
+        self._call_redis(lambda redis: redis.zadd(_PREFIX, {f"{self._key}:{count}": time.time()}))
         self._renew()
-        for name in self._try(lambda redis: redis.zrangebyscore(_BEGUN, 0, time.time() - KEPT_S)) or ():
+        for name in self._call_redis(lambda redis: redis.zrangebyscore(_PREFIX, 0, time.time() - CHUNK_TTL_S)) or ():
             key, _, number = name.decode().rpartition(":")
-            self._forget(key, int(number))
+            self._remove_chunks(key, int(number))
 
     def close(self, count: int) -> None:
-        """The video is done: nothing of it is needed any more."""
-        self._try(lambda redis: redis.delete(self._open_key))
-        self._forget(self._key, count)
+        """Remove the chunks of the finished video."""
+        self._call_redis(lambda redis: redis.delete(self._open_key))
+        self._remove_chunks(self._key, count)
 
-    def _forget(self, key: str, count: int) -> None:
+    def _remove_chunks(self, key: str, count: int) -> None:
         for number in range(count):
-            if not self._artifacts.remove(_name(key, number)):
+            if not self._artifacts.remove(_artifact_name(key, number)):
                 return  # the next video tries again
-        self._try(lambda redis: redis.zrem(_BEGUN, f"{key}:{count}"))
+        self._call_redis(lambda redis: redis.zrem(_PREFIX, f"{key}:{count}"))
 
-    # -- of all
+    # -- for all processes
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Claims are kept meanwhile, however long something takes, and are free afterwards."""
-        over = threading.Event()
-        keeper = threading.Thread(target=self._keep, args=(over,), name="segments", daemon=True)
-        keeper.start()
+        """Renew claims during the block and release them afterwards."""
+        done = threading.Event()
+        renewer = threading.Thread(target=self._renew_until, args=(done,), name="segments", daemon=True)
+        renewer.start()
         try:
             yield
         finally:
-            over.set()
-            keeper.join(timeout=5)
-            for number in sorted(self._claimed):
+            done.set()
+            renewer.join(timeout=5)
+            for number in sorted(self._locks):
                 self._release(number)
 
-    def _keep(self, over: threading.Event) -> None:
-        while not over.wait(self._claim_s / 6):
+    def _renew_until(self, done: threading.Event) -> None:
+        while not done.wait(self._claim_s / 6):
             try:
                 self._renew()
-            except QueueUnavailable as error:  # it may come back before the claims run out
+            except QueueUnavailable as error:  # it may come back before the claims expire
                 log.warning("Claims were not renewed: %s", error)
 
     def _renew(self) -> None:
-        def ask(redis: Any) -> None:
-            for lock in list(self._claimed.values()):
-                with suppress(LockError):  # it has run out, and somebody else may be at it: both do the same
+        def renew(redis: Any) -> None:
+            for lock in list(self._locks.values()):
+                with suppress(LockError):  # it has expired; another process may do the same work, which does no harm
                     lock.reacquire()
-            if not self._helping:
+            if not self._is_helper:
                 redis.set(self._open_key, 1, px=int(2000 * self._claim_s))
 
-        self._try(ask)
+        self._call_redis(renew)
 
     @property
     def is_open(self) -> bool:
-        """Whether somebody still works at the video as a whole."""
-        return bool(self._try(lambda redis: redis.exists(self._open_key)))
+        """Whether the tracking process still works on the video."""
+        return bool(self._call_redis(lambda redis: redis.exists(self._open_key)))
 
-    def is_left(self, numbers: Sequence[int]) -> bool:
-        """Whether nobody is at, or has done, one of some segments."""
-        taken = self._try(lambda redis: redis.mget([self._claim_key(number) for number in numbers])) or ()
+    def any_free(self, numbers: Sequence[int]) -> bool:
+        """Return whether any of these chunks is neither claimed nor finished."""
+        taken = self._call_redis(lambda redis: redis.mget([self._claim_key(number) for number in numbers])) or ()
         free = (number for number, holder in zip(numbers, taken, strict=False) if holder is None)
         return any(not self._exists(number) for number in free)
 
-    def load(self, segment: VideoChunk) -> Sequence[FrameFeatures] | None:
-        number = segment.number
-        if number in self._own:
-            return self._own.pop(number)
+    def load(self, chunk: VideoChunk) -> Sequence[FrameFeatures] | None:
+        number = chunk.number
+        if number in self._unsaved:
+            return self._unsaved.pop(number)
         if number in self._unreadable:
             return None
         try:
-            data = self._artifacts.read(_name(self._key, number))
+            data = self._artifacts.read(_artifact_name(self._key, number))
             if data is not None:
                 return load_frame_features(data)
-            return None  # also where another job was through with this video, and has removed it
+            return None  # or another job has finished this video and removed its chunks
         except StorageError as error:
-            log.warning("Segment %d is observed here: %s", number, error)
+            log.warning("Chunk %d cannot be read and is detected here: %s", number, error)
         except ValueError as error:
-            log.warning("Segment %d is damaged and observed again: %s", number, error)
+            log.warning("Chunk %d is damaged and detected again: %s", number, error)
         self._unreadable.add(number)
         return None
 
-    def claim(self, segment: VideoChunk, *, ahead: bool = False) -> bool:
-        number = segment.number
-        if number in self._own or (ahead and self._unkept) or self._exists(number):
+    def claim(self, chunk: VideoChunk, *, ahead: bool = False) -> bool:
+        number = chunk.number
+        if number in self._unsaved or (ahead and self._store_failed) or self._exists(number):
             return False
         try:
             with self._queue.guard():
                 name, seconds = self._claim_key(number), self._claim_s
-                # Renewed by another thread than the one that took it.
+                # Not thread-local: another thread renews it.
                 lock = self._queue.connection.lock(name, timeout=seconds, thread_local=False)
                 taken = bool(lock.acquire(blocking=False))
         except QueueUnavailable:
-            if self._helping:
+            if self._is_helper:
                 raise
-            return not ahead  # whether somebody else is at it is not known: nobody is waited for
+            return not ahead  # others cannot be seen, so do not wait for them
         if taken:
-            self._claimed[number] = lock
-            if self._exists(number):  # finished between the two questions
+            self._locks[number] = lock
+            if self._exists(number):  # finished between the two checks
                 self._release(number)
                 return False
         return taken
 
-    def save(self, segment: VideoChunk, observations: Sequence[FrameFeatures]) -> None:
-        number = segment.number
+    def save(self, chunk: VideoChunk, features: Sequence[FrameFeatures]) -> None:
+        number = chunk.number
         try:
-            self._artifacts.write(_name(self._key, number), dump_frame_features(observations))
+            self._artifacts.write(_artifact_name(self._key, number), dump_frame_features(features))
             self._unreadable.discard(number)
-            if self._helping and not self.is_open:  # nobody is going to remove it
-                self._artifacts.remove(_name(self._key, number))
+            if self._is_helper and not self.is_open:  # nobody else will remove it
+                self._artifacts.remove(_artifact_name(self._key, number))
         except StorageError as error:
-            if self._helping:
+            if self._is_helper:
                 raise
-            log.warning("Segment %d is not kept; an interrupted job observes it again: %s", number, error)
-            self._unkept, self._own = True, {number: list(observations)}
+            log.warning("Chunk %d was not stored; an interrupted job detects it again: %s", number, error)
+            self._store_failed, self._unsaved = True, {number: list(features)}
         finally:
             self._release(number)
 
     def wait(self) -> None:
-        time.sleep(WAIT_S)
+        time.sleep(POLL_S)
 
     def _exists(self, number: int) -> bool:
         try:
-            return number not in self._unreadable and self._artifacts.exists(_name(self._key, number))
+            return number not in self._unreadable and self._artifacts.exists(_artifact_name(self._key, number))
         except StorageError as error:
-            if self._helping:
+            if self._is_helper:
                 raise
-            log.warning("Whether segment %d is done is not known: %s", number, error)
+            log.warning("Could not check whether chunk %d is finished: %s", number, error)
             return False
 
     def _release(self, number: int) -> None:
-        lock = self._claimed.pop(number, None)
+        lock = self._locks.pop(number, None)
 
         def free(_: Any) -> None:
-            with suppress(LockError):  # it has run out
+            with suppress(LockError):  # it has expired
                 if lock is not None:
                     lock.release()
 
-        self._try(free)
+        self._call_redis(free)
 
-    def _try(self, ask: Callable[[Any], Any]) -> Any:
-        """The answer; ``None`` while Redis is away, which must not end hours of work, nor slow it down."""
-        if time.monotonic() < self._away_until:
+    def _call_redis(self, command: Callable[[Any], Any]) -> Any:
+        """Return the answer, or ``None`` during an outage, which must neither end nor slow down hours of work."""
+        if time.monotonic() < self._retry_at:
             return None
         try:
             with self._queue.guard():
-                return ask(self._queue.connection)
+                return command(self._queue.connection)
         except QueueUnavailable as error:
-            if self._helping:
+            if self._is_helper:
                 raise
-            self._away_until = time.monotonic() + AWAY_S
-            log.warning("One worker goes on alone: %s", error)
+            self._retry_at = time.monotonic() + OUTAGE_S
+            log.warning("Continuing without helpers: %s", error)
             return None
 
     @property
     def _open_key(self) -> str:
-        return f"{_BEGUN}:{self._key}:open"
+        return f"{_PREFIX}:{self._key}:open"
 
     def _claim_key(self, number: int) -> str:
-        return f"{_BEGUN}:{self._key}:{number}"
+        return f"{_PREFIX}:{self._key}:{number}"
 
 
-def _name(key: str, number: int) -> str:
+def _artifact_name(key: str, number: int) -> str:
     return f"segments/{key}/{number}.npz"

@@ -1,4 +1,4 @@
-"""One long video over all workers: the job that tracks it asks others for help with its segments."""
+"""Spread one long video over all workers: the job that tracks it requests helpers for its chunks."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 QUEUE = "segments"
-#: Workers that come later, or are free again, are asked too.
-ASK_AGAIN_S = 20.0
-#: Of so many frames a helper asks once whether the video is still worked at: it costs a millisecond.
-LOOK_EVERY = 16
-#: Workers that help with one video, at most.
-HELPERS = 32
+#: Seconds between two requests for helpers, so that workers that become free later help too.
+HELP_INTERVAL_S = 20.0
+#: Frames between two checks by a helper whether the video is still open; a check takes a millisecond.
+CHECK_EVERY = 16
+#: Largest number of helpers for one video.
+MAX_HELPERS = 32
 
 
 class AlreadyTracked(Exception):
-    """Another job has finished the video meanwhile: its tracks are known."""
+    """Another job has finished the video meanwhile; its tracks are stored."""
 
 
 class ChunkedDetection:
-    """One video's segments, for the job that predicts it. To be made in the job's own thread.
+    """Detection of one video in chunks that other workers help with. Create it in the job's own thread.
 
     Args:
-        number: of the video among its task's.
-        is_known: whether the video's tracks are kept. Jobs that differ in labels only are at the same segments.
+        index: of the video in its task.
+        is_tracked: tells whether the video's tracks are stored. Jobs that differ only in labels share the chunks.
     """
 
     def __init__(
@@ -50,71 +50,71 @@ class ChunkedDetection:
         container: Container,
         plan: TaskPlan,
         models: ProjectModels,
-        number: int,
-        is_known: Callable[[], bool],
+        index: int,
+        is_tracked: Callable[[], bool],
     ) -> None:
-        self._container, self._plan, self._models, self._number = container, plan, models, number
-        self._is_known = is_known
-        self._should_stop = container.stopper()  # it knows the job by the thread
-        self._board: ChunkLeases | None = None
-        self._segments: Sequence[VideoChunk] = ()
+        self._container, self._plan, self._models, self._index = container, plan, models, index
+        self._is_tracked = is_tracked
+        self._should_stop = container.stopper()  # finds the job by the thread
+        self._leases: ChunkLeases | None = None
+        self._chunks: Sequence[VideoChunk] = ()
         self._key = ""
-        self._asked = -math.inf
+        self._requested_at = -math.inf
 
     def __call__(
-        self, info: VideoInfo, segments: Sequence[VideoChunk], look: DetectChunk
+        self, info: VideoInfo, chunks: Sequence[VideoChunk], detect: DetectChunk
     ) -> Generator[FrameFeatures, None, None]:
-        """All observations; see :func:`ml_backend.inference.chunks.detect_chunks`.
+        """Yield the features of all frames; see :func:`ml_backend.inference.chunks.detect_chunks`.
 
         Raises:
             AlreadyTracked: another job was faster.
         """
-        part = self._plan.parts[self._number]
-        self._segments = segments
-        self._key = chunks_key(self._plan.project_id, part.uri, self._models.base, info, segments)
-        self._board = board = ChunkLeases(self._container.queue, self._container.artifacts, self._key)
-        board.open(len(segments))
+        video = self._plan.videos[self._index]
+        self._chunks = chunks
+        self._key = chunks_key(self._plan.project_id, video.uri, self._models.base, info, chunks)
+        self._leases = leases = ChunkLeases(self._container.queue, self._container.artifacts, self._key)
+        leases.open(len(chunks))
 
-        def watched(segment: VideoChunk) -> Iterator[FrameFeatures]:
-            if self._is_known():
+        def detect_and_request_help(chunk: VideoChunk) -> Iterator[FrameFeatures]:
+            if self._is_tracked():
                 raise AlreadyTracked
-            for observation in look(segment):
-                if time.monotonic() - self._asked >= ASK_AGAIN_S:
-                    self._asked = time.monotonic()
-                    self._ask_for_help(board, segment)
-                yield observation
+            for features in detect(chunk):
+                if time.monotonic() - self._requested_at >= HELP_INTERVAL_S:
+                    self._requested_at = time.monotonic()
+                    self._request_help(leases, chunk)
+                yield features
 
-        with board.working():
-            yield from detect_chunks(segments, board, watched, self._should_stop)
+        with leases.working():
+            yield from detect_chunks(chunks, leases, detect_and_request_help, self._should_stop)
 
-    def _ask_for_help(self, board: ChunkLeases, segment: VideoChunk) -> None:
-        """One job for each other worker. They wait until these have nothing more important to do."""
+    def _request_help(self, leases: ChunkLeases, chunk: VideoChunk) -> None:
+        """Request one job for each other worker; its queue has the lowest priority."""
         queue = self._container.queue
         others = sum(QUEUE in worker.queues for worker in live_workers(self._container.settings.redis_url)) - 1
-        later = [other.number for other in self._segments if other.number > segment.number]
-        arguments = [self._plan.project_id, self._plan.task_id, self._number, self._key, len(self._segments)]
+        later = [other.number for other in self._chunks if other.number > chunk.number]
+        arguments = [self._plan.project_id, self._plan.task_id, self._index, self._key, len(self._chunks)]
         try:
-            if others > 0 and later and board.is_left(later):
-                for n in range(min(others, len(later), HELPERS)):
+            if others > 0 and later and leases.any_free(later):
+                for n in range(min(others, len(later), MAX_HELPERS)):
                     queue.request(QUEUE, "help_detect", arguments, f"help-{self._key}-{n}", module="chunks")
         except QueueUnavailable as error:
-            log.debug("Nobody is asked for help: %s", error)
+            log.debug("Could not request helpers: %s", error)
 
-    def done(self) -> None:
-        """The tracks are kept: the observations are not needed any more."""
-        if self._board is not None:
-            self._board.close(len(self._segments))
+    def close(self) -> None:
+        """Remove the chunks once the tracks are stored."""
+        if self._leases is not None:
+            self._leases.close(len(self._chunks))
 
 
 @job
-def help_detect(container: Container, project_id: int, task_id: int, number: int, key: str, count: int) -> None:
-    """Observe segments of a video that another worker tracks, until none is left or something else is waiting."""
+def help_detect(container: Container, project_id: int, task_id: int, index: int, key: str, count: int) -> None:
+    """Detect chunks of a video that another worker tracks, until none is left or a more important job waits."""
     from ml_backend.inference.pipeline import chunk_detection, chunks_of, detection_stride
     from ml_backend.label_studio.client import NotFound
     from ml_backend.video.probe import probe
 
-    board = ChunkLeases(container.queue, container.artifacts, key, helping=True)
-    if not board.is_open or not board.is_left(range(count)):
+    leases = ChunkLeases(container.queue, container.artifacts, key, helping=True)
+    if not leases.is_open or not leases.any_free(range(count)):
         return
     try:
         task = container.client.get_task(task_id)
@@ -122,42 +122,43 @@ def help_detect(container: Container, project_id: int, task_id: int, number: int
         return
     models = container.projects.models(project_id, download=True)
     plan = plan_for(container, task, container.client.get_project(project_id).label_config, models)
-    if number >= len(plan.parts):
+    if index >= len(plan.videos):
         return
-    part, settings, stopper = plan.parts[number], container.settings, container.stopper()
-    with container.media.open(part.uri, task_id) as path:
+    video, settings, stopper = plan.videos[index], container.settings, container.stopper()
+    with container.media.open(video.uri, task_id) as path:
         info = probe(path)
-        segments = chunks_of(path, info, detection_stride(settings, models.detector, info), settings)
-        if chunks_key(project_id, part.uri, models.base, info, segments) != key:
+        chunks = chunks_of(path, info, detection_stride(settings, models.detector, info), settings)
+        if chunks_key(project_id, video.uri, models.base, info, chunks) != key:
             log.info("Task %s: the request for help is outdated.", task_id)
             return
-        look = chunk_detection(path, info, models.detector, settings)
-        gone: list[int] = []
+        detect = chunk_detection(path, info, models.detector, settings)
+        closed = False
 
-        def watched(segment: VideoChunk) -> Iterator[FrameFeatures]:
-            for n, observation in enumerate(look(segment)):
-                if n % LOOK_EVERY == 0 and not board.is_open:
-                    gone.append(segment.number)
-                    raise Interrupted("The video is done, or not wanted any more.")
-                yield observation
+        def detect_while_open(chunk: VideoChunk) -> Iterator[FrameFeatures]:
+            nonlocal closed
+            for n, features in enumerate(detect(chunk)):
+                if n % CHECK_EVERY == 0 and not leases.is_open:
+                    closed = True
+                    raise Interrupted("The video is finished, or its job has ended.")
+                yield features
 
         done = 0
         try:
-            with board.working():
-                done = help_with_chunks(segments, board, watched, stopper, lambda: _something_waits(container))
+            with leases.working():
+                done = help_with_chunks(chunks, leases, detect_while_open, stopper, lambda: _other_jobs_wait(container))
         except Interrupted:
-            if not gone:
+            if not closed:
                 raise
-    log.info("Task %s: helped with %d of %d segments.", task_id, done, len(segments))
+    log.info("Task %s: helped with %d of %d chunks.", task_id, done, len(chunks))
 
 
-def _something_waits(container: Container) -> bool:
-    """Whether there is work that comes first; who tracks asks for help again."""
+def _other_jobs_wait(container: Container) -> bool:
+    """Return whether jobs of higher priority wait; the tracking job requests help again."""
     with container.queue.guard():
         return any(container.queue.queues[name].count for name in QUEUES[: QUEUES.index(QUEUE)])
 
 
-def chunks_key(project_id: int, uri: str, base: str, info: VideoInfo, segments: Sequence[VideoChunk]) -> str:
-    """Names the observations of a file; 40 hex digits. Another file at the same address has other facts."""
-    facts = [info.frames, info.width, info.height, info.duration, len(segments), segments[-1].start]
+def chunks_key(project_id: int, uri: str, base: str, info: VideoInfo, chunks: Sequence[VideoChunk]) -> str:
+    """Return the key of a video's chunks; 40 hex digits. Another file at the same address gets another key."""
+    facts = [info.frames, info.width, info.height, info.duration, len(chunks), chunks[-1].start]
     return hashlib.sha256(json.dumps([project_id, uri, base, *facts]).encode()).hexdigest()[:40]

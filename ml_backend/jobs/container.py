@@ -1,4 +1,4 @@
-"""The container: connections and collaborators of one process, each made on first use."""
+"""The container: connections and services of one process, each created on first use."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from ml_backend.training.registry import Registry
 
 log = logging.getLogger(__name__)
 
-#: Seconds within which a job notices that it was cancelled.
-ASK_S = 1.0
+#: Seconds between two checks whether a job was cancelled.
+CANCEL_POLL_S = 1.0
 
 
 class Container:
-    """What a process holds: built once, each part on first use, so that making it opens no connection.
+    """The connections and services of a process. Creating it opens no connection.
 
     Args:
-        redis_timeout: seconds to wait for an answer of Redis; requests should not wait for as long as jobs may.
+        redis_timeout: seconds to wait for Redis; shorter for requests than for jobs.
     """
 
     def __init__(self, settings: Settings, redis_timeout: float = 10.0) -> None:
         self.settings = settings
         self._redis_timeout = redis_timeout
-        #: Set when the process is asked to end: long work stops at the next frame and is taken up again later.
+        #: Set when the process is asked to stop: jobs stop at the next frame and are retried later.
         self.stop = threading.Event()
-        #: Servers that did not answer during the present job.
-        self.silent: set[str] = set()
+        #: Servers that did not answer during the current job.
+        self.unreachable: set[str] = set()
         self._client = lru_cache(maxsize=1)(functools.partial(LabelStudioClient.from_settings, settings))
 
     @cached_property
@@ -100,26 +100,26 @@ class Container:
         return Outputs(self.settings)
 
     def stopper(self) -> Callable[[], bool]:
-        """For long work of the present job: whether it has to end, since the process does or somebody cancelled it."""
+        """Return a function that tells whether the current job must stop (cancelled, or the process stops)."""
         from rq import get_current_job
 
         current = get_current_job()
         if current is None:
             return self.stop.is_set
-        asked, cancelled = -math.inf, False
+        checked_at, cancelled = -math.inf, False
 
         def stop() -> bool:
-            nonlocal asked, cancelled
-            if not cancelled and time.monotonic() - asked >= ASK_S:
-                asked = time.monotonic()
-                cancelled = self.is_given_up(current.id)
+            nonlocal checked_at, cancelled
+            if not cancelled and time.monotonic() - checked_at >= CANCEL_POLL_S:
+                checked_at = time.monotonic()
+                cancelled = self.is_cancelled(current.id)
             return cancelled or self.stop.is_set()
 
         return stop
 
     @property
     def memory(self) -> WorkerStatus:
-        """What models workers hold."""
+        """The models that workers have loaded."""
         return WorkerStatus(self.queue)
 
     @property
@@ -128,54 +128,54 @@ class Container:
 
     @property
     def media(self) -> MediaStore:
-        return MediaStore(self.settings, self.client, self.stop.is_set, self.silent)
+        return MediaStore(self.settings, self.client, self.stop.is_set, self.unreachable)
 
     def count(self, name: str, amount: float = 1) -> None:
-        """A counter is not worth the work that it counts: without Redis it is left out."""
+        """Add to a counter; without Redis nothing is counted, since no job should fail for it."""
         try:
             self.queue.count(name, amount)
         except QueueUnavailable as error:
             log.warning("Not counted: %s", error)
 
-    def remove_leftovers(self) -> list[str]:
-        """Remove old outputs and what crashes have left; may be done at any time, by many at once.
+    def clean_up_files(self) -> list[str]:
+        """Remove old outputs and files of crashed processes; safe at any time and in several processes at once.
 
         Returns:
-            Names of the outputs that are gone. Where Redis does not answer, the rest stays for the next time.
+            Names of the removed outputs; empty if Redis does not answer.
         """
 
         def needed(folder: str) -> bool:
             with self.queue.guard():
-                job = self.queue.fetch(f"import-{folder}")  # so ControlQueue calls it
+                job = self.queue.fetch(f"import-{folder}")  # as ApiQueue names it
                 return job is not None and state_of(job) not in OVER
 
         try:
             return self.outputs.clean(needed=needed)
         except QueueUnavailable as error:
-            log.warning("What is left of old uploads stays for now: %s", error)
+            log.warning("Old uploads were not removed: %s", error)
             return []
 
-    def is_given_up(self, job_id: str) -> bool:
-        """Whether somebody has cancelled a job; where Redis is away it is not known, and asked again later."""
+    def is_cancelled(self, job_id: str) -> bool:
+        """Return whether a job was cancelled; ``False`` while Redis does not answer."""
         try:
             return bool(job_id) and self.queue.is_cancelled(job_id)
         except QueueUnavailable as error:
-            log.warning("Whether job %s was cancelled is not known: %s", job_id, error)
+            log.warning("Could not check whether job %s was cancelled: %s", job_id, error)
             return False
 
     def _token(self) -> str:
-        # Without a configured token, the one that Label Studio handed over in the last /setup may do (legacy tokens).
+        # Without a configured token, the one that Label Studio sent in the last /setup may work (legacy tokens).
         return self.settings.label_studio_api_key.get_secret_value() or self.queue.remembered_token()
 
 
 @lru_cache(maxsize=1)
 def get_container() -> Container:
-    """The worker's container."""
+    """Return the worker's container."""
     return Container(get_settings())
 
 
 def job(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Errors of jobs become what a person reads, and decide whether another try makes sense."""
+    """Decorate a job: pass it the container, keep the message of its error, and retry it only if that can help."""
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
@@ -183,19 +183,19 @@ def job(function: Callable[..., Any]) -> Callable[..., Any]:
 
         current = get_current_job()
         container = get_container()
-        container.silent.clear()
+        container.unreachable.clear()
         if current and "retry_intervals" in current.meta:
             current.retry_intervals = current.meta.pop("retry_intervals")
         try:
             return function(container, *args)
         except Interrupted as error:
-            if current and container.is_given_up(current.id):
+            if current and container.is_cancelled(current.id):
                 current.meta["outcome"] = {"state": "cancelled"}
                 current.save_meta()
                 log.info("Job %s was cancelled.", current.id)
                 return None
             if current:
-                current.retries_left = (current.retries_left or 0) + 1  # being asked to stop is no failure
+                current.retries_left = (current.retries_left or 0) + 1  # a stop request is no failure
                 pause = error.delay_s if isinstance(error, Postponed) else 1
                 current.meta["retry_intervals"], current.retry_intervals = current.retry_intervals, [pause]
             raise

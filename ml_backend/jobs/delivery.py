@@ -1,4 +1,4 @@
-"""Gives predictions to the tasks that wait for them."""
+"""Deliver predictions to the tasks that wait for them."""
 
 from __future__ import annotations
 
@@ -16,39 +16,40 @@ log = logging.getLogger(__name__)
 def deliver(container: Container, key: str, prediction: dict[str, Any], task_ids: list[int]) -> None:
     """Push a prediction to all tasks that wait for it, each once.
 
-    Raises the first error after all others are served; the tasks that it concerns go on waiting.
+    Raises:
+        LabelStudioError: the first error, after all other tasks are served. Tasks that failed keep waiting.
     """
-    first: LabelStudioError | None = None
+    first_error: LabelStudioError | None = None
     done: set[int] = set()
     container.queue.add_targets(key, task_ids)
-    while waiting := container.queue.targets(key) - done:  # others may ask meanwhile
+    while waiting := container.queue.targets(key) - done:  # more may be added meanwhile
         for task_id in sorted(waiting):
             done.add(task_id)
             try:
                 deliver_one(container, task_id, prediction)
             except LabelStudioError as error:
                 log.warning("The prediction for task %s was not delivered: %s", task_id, error)
-                first = first or error
+                first_error = first_error or error
             else:
                 container.queue.remove_target(key, task_id)
-    if first:
-        raise first
+    if first_error:
+        raise first_error
 
 
 def deliver_partial(container: Container, key: str, prediction: dict[str, Any]) -> None:
-    """Show what was found so far in all tasks that wait for the rest, unless they have something whole."""
+    """Push a partial prediction to all tasks that wait for it and have no complete one."""
     for task_id in sorted(container.queue.targets(key)):
         with container.queue.task_lock("deliver", task_id):
             try:
                 task = container.client.get_task(task_id)
-                # People's work is not touched, and what is whole stays until something else is.
+                # Annotated tasks are not touched, and a complete prediction stays until there is a new one.
                 if task.annotations or not all(map(is_partial, task.prediction_versions)):
                     continue
                 if not container.client.renew_prediction(task_id, prediction, is_partial):
                     container.client.create_prediction(task_id, prediction)
             except NotFound:
                 continue
-        log.info("Task %s shows what was found so far: %d regions.", task_id, len(prediction["result"]))
+        log.info("Task %s has a partial prediction with %d regions.", task_id, len(prediction["result"]))
 
 
 def deliver_one(container: Container, task_id: int, prediction: dict[str, Any]) -> None:
@@ -57,20 +58,20 @@ def deliver_one(container: Container, task_id: int, prediction: dict[str, Any]) 
         try:
             task = container.client.get_task(task_id)
             if version in task.prediction_versions:
-                # Label Studio may have asked for it itself, beside what was shown until then.
+                # Label Studio may have requested it itself, beside the partial one.
                 if not task.annotations and any(map(is_partial, task.prediction_versions)):
                     container.client.renew_prediction(task_id, prediction, is_partial)
                 return
             if task.annotations and any(same_kind(version, other) for other in task.prediction_versions):
-                return  # somebody annotated it meanwhile: what was learned since is not for it
-            # What was learned since is in the new one; people would have to find it among dozens of older ones. Beside
-            # an annotation stays what it was begun from, though it was of a part of the video.
+                return  # annotated meanwhile: newly learned labels no longer matter to it
+            # Replace outdated predictions, so that people need not find the new one among dozens. In an annotated task
+            # the prediction that the annotation started from stays, even a partial one.
             if task.annotations or not container.client.renew_prediction(
                 task_id, prediction, lambda other: is_outdated(version, other)
             ):
                 container.client.create_prediction(task_id, prediction)
         except NotFound:
-            log.info("Task %s is gone; its prediction is not needed.", task_id)
+            log.info("Task %s was deleted; it needs no prediction.", task_id)
             return
     container.storage.note_score(task.project_id, task_id, float(prediction.get("score") or 0.0))
     container.count("delivered")

@@ -1,4 +1,4 @@
-"""What the jobs of the control room share: telling how far they are, stopping when they are cancelled, their result."""
+"""What API jobs share: progress reports, cancellation, and access to annotations and videos."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class JobContext:
-    """One job at work.
+    """The context of a running job.
 
     Attributes:
         id: of the job; empty outside of a worker.
@@ -39,42 +39,42 @@ class JobContext:
         self.id = self._job.id if self._job else ""
         self.outputs = container.outputs
         self.should_stop = container.stopper()
-        self._last = 0.0
+        self._reported_at = 0.0
 
     def check(self) -> None:
-        """Raise Interrupted if the work is to end now."""
+        """Raise Interrupted if the job has to stop now."""
         if self.should_stop():
-            raise Interrupted("The job was stopped.", "It is taken up again unless it was cancelled.")
+            raise Interrupted("The job was stopped.", "Wait: it is retried unless it was cancelled.")
 
     def step(self, stage: str) -> Callable[[int, int], None]:
-        """What is called with steps done and in all of a stage; it raises Interrupted if the work is to end."""
+        """Begin a stage and return its progress function ``(done, of)``, which raises Interrupted as :meth:`check`."""
         started = time.monotonic()
-        self._tell(stage=stage)
+        self._report(stage=stage)
 
         def report(done: int, of: int) -> None:
             self.check()
             now = time.monotonic()
-            if now - self._last < 1.0:
+            if now - self._reported_at < 1.0:
                 return
             rate = done / (now - started) if now > started else 0.0
             eta = round((of - done) / rate) if rate and of >= done else None
-            self._tell(stage=stage, done=done, of=of, eta_s=eta)
+            self._report(stage=stage, done=done, of=of, eta_s=eta)
 
         return report
 
-    def _tell(self, **progress: Any) -> None:
-        self._last = time.monotonic()
+    def _report(self, **progress: Any) -> None:
+        self._reported_at = time.monotonic()
         report_progress(self._job, **progress)
 
     def label_config(self, project_id: int) -> str:
-        """A project's label config, as it is written in Label Studio."""
+        """Return a project's label config, as XML."""
         return self.container.client.get_project(project_id).label_config
 
-    def source(self, project_id: int, *, predictions: Predictions = "none") -> AnnotationReader:
-        """A project's annotated tasks.
+    def reader(self, project_id: int, *, predictions: Predictions = "none") -> AnnotationReader:
+        """Return a reader of a project's annotated tasks.
 
         Raises:
-            LabelStudioError: it cannot be read.
+            LabelStudioError: the project cannot be read.
             ConfigError: the label config has no video.
         """
         client, settings = self.container.client, self.settings
@@ -82,8 +82,8 @@ class JobContext:
             client, project_id, settings, predictions=predictions, should_stop=self.should_stop
         )
 
-    def source_of_task(self, project_id: int, task_id: int, *, predictions: Predictions) -> AnnotationReader:
-        """As :meth:`source`, of a single task, without reading the others.
+    def task_reader(self, project_id: int, task_id: int, *, predictions: Predictions) -> AnnotationReader:
+        """Return a reader of a single task.
 
         Raises:
             NotFound: the task is not in the project.
@@ -94,12 +94,12 @@ class JobContext:
 
     @contextmanager
     def video(self, project_id: int, task_id: int) -> Iterator[Path]:
-        """The file of a task's first video, for the duration of the block.
+        """Yield the file of a task's first video.
 
         Raises:
             NotFound: the task is not in the project.
-            ConfigError: it has no video.
-            MediaError: the file is not to be had.
+            ConfigError: the task has no video.
+            MediaError: the file is unavailable.
         """
         control = parse_label_config(self.label_config(project_id)).video_controls[0]
         uri = control.media(self.container.client.get_full_task(task_id, project_id)["data"])
@@ -115,7 +115,7 @@ class JobContext:
 
 
 def api_job(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A job that gets its :class:`JobContext` first. What it returns is kept for whoever asked for it."""
+    """Decorate a job that takes a :class:`JobContext` first and whose result is kept."""
 
     @functools.wraps(function)
     def run(container: Container, *args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Jobs as people see them: what runs, waits and has ended, how far it is, and giving it up."""
+"""Jobs as the API shows them: state, progress and result; and cancelling them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from rq import Queue
     from rq.job import Job
 
-#: Jobs of one state and queue that are read for a list; there may be a hundred thousand.
-LISTED = 100
-#: How the names of jobs begin that prepare a task, and that predict.
+#: Most jobs per state and queue in a list; there may be 100,000.
+MAX_LISTED = 100
+#: Prefixes of the ids of jobs that prepare and predict tasks.
 _PREPARE, _PREDICT = "prepare-", "predict-"
-#: What becomes of a job.
+#: States of jobs that have ended.
 FINISHED, FAILED, CANCELLED = "finished", "failed", "cancelled"
-#: What jobs are called, by their function.
+#: Job function -> kind.
 KINDS = {
     "prepare_task": "prepare",
     "prepare_many": "prepare",
@@ -31,9 +31,9 @@ KINDS = {
     "refresh": "refresh",
     "train": "train",
 }
-#: Jobs whose second argument is a task.
+#: Job functions whose second argument is a task id.
 _OF_TASK = ("prepare_task", "help_detect", "render_video", "render_custom_video")
-#: What RQ's states are called here.
+#: RQ state -> state in the API.
 STATES = {
     "queued": "queued",
     "started": "running",
@@ -49,70 +49,72 @@ OVER = (FINISHED, FAILED, CANCELLED)
 
 
 class NotCancellable(BackendError):
-    """The job is over, or must not be given up."""
+    """The job has ended, or must not be cancelled."""
 
     http_status = 409
 
 
 class JobIndex:
-    """Every method raises QueueUnavailable when Redis does not answer.
+    """Lists and cancels jobs. Every method raises QueueUnavailable when Redis does not answer.
 
     Args:
-        cancel_training: gives a project's training up.
+        cancel_training: cancels a project's training.
     """
 
     def __init__(self, queue: JobQueue, cancel_training: Callable[[int], None]) -> None:
         self._queue, self._cancel_training = queue, cancel_training
 
     def get(self, job_id: str) -> dict[str, Any] | None:
-        """A job; ``None`` where nobody knows of it, or any more.
+        """Return a job; ``None`` if it does not exist or has expired.
 
         Returns:
             ``id``, ``kind``, ``project``, ``task``, ``queue``, ``state`` (queued, waiting, running, cancelling,
-            finished, failed or cancelled), ``progress``, ``eta_s``, ``error``, ``result`` and moments in ISO format.
+            finished, failed or cancelled), ``progress``, ``eta_s``, ``error``, ``result`` and times in ISO format.
         """
         with self._queue.guard():
             job = self._queue.fetch(job_id)
             return self._view(job) if job else None
 
     def all(self, project_id: int | None = None) -> list[dict[str, Any]]:
-        """What runs, waits and has ended lately: running ones first, then waiting, then ended ones, newest first."""
+        """Return running jobs, then waiting ones, then those that have ended lately, newest first."""
         with self._queue.guard():
             ids = {name for queue in self._queue.queues.values() for name in _ids(queue)}
             items = [self._view(job) for job in self._queue.fetch_many(sorted(ids))]
         return sorted((item for item in items if project_id in (None, item["project"])), key=_order)
 
     def cancel(self, job_id: str) -> dict[str, Any] | None:
-        """Take a job back, or have whoever works on it give it up; what it says then. ``None``: there is none.
+        """Cancel a job, stopping it if it runs, and return it; ``None`` if it does not exist.
 
         Raises:
-            NotCancellable: it is over, or is not given up for a reason that is named.
+            NotCancellable: it has ended, or is of a kind that cannot be cancelled.
         """
         item = self.get(job_id)
         if item is None:
             return None
         if item["state"] in OVER:
-            raise NotCancellable(f"The job is over: it is {item['state']}.", "Ask for it again if it is wanted.")
+            raise NotCancellable(
+                f"The job has already ended: it is {item['state']}.", "Request it again if it is needed."
+            )
         if item["kind"] == "learn_patterns":
             raise NotCancellable(
-                "Learning is not given up: what people have submitted would be forgotten.",
-                "It takes seconds a task. To stop using what was learned, switch the project's mode.",
+                "Learning cannot be cancelled: submitted annotations would be forgotten.",
+                "Wait: it takes seconds per task. To stop using what was learned, switch the project's mode.",
             )
         with self._queue.guard():
             job = self._queue.fetch(job_id)
             if item["kind"] == "train":
                 self._cancel_training(int(item["project"]))
-            elif job and state_of(job) == "finished":  # its work is other jobs'
+            elif job and state_of(job) == "finished":  # other jobs do its work
                 self._cancel_predictions(job)
                 job.meta["outcome"] = {"state": CANCELLED, "ended_at": time.time()}
                 job.save_meta()
             else:
-                self._drop(job_id)
+                self._cancel_job(job_id)
         return self.get(job_id) or item | {"state": CANCELLED}
 
-    def _drop(self, job_id: str) -> None:
-        """Take back a job that waits; ask for the end of one that runs. To be called within the queue's guard."""
-        self._queue.request_cancel(job_id)  # first: it may begin at this moment
+    def _cancel_job(self, job_id: str) -> None:
+        """Remove a waiting job, or ask a running one to stop. Call within the queue's guard."""
+        self._queue.request_cancel(job_id)  # first, since it may start at any moment
         job = self._queue.fetch(job_id)
         if job is None:
             return
@@ -154,8 +156,8 @@ class JobIndex:
         }
 
     def _outcome(self, job: Job) -> dict[str, Any]:
-        """What has become of the jobs that do the work of this one. Once they are through, it is written down."""
-        done, of, failures = self._predicted(job)
+        """Return state, progress and result from the jobs that do the work of this one; stored once they have ended."""
+        done, of, failures = self._prediction_progress(job)
         if done < of:
             elapsed = (datetime.now(timezone.utc) - ensure_utc(job.created_at)).total_seconds()
             eta_s = round(elapsed / done * (of - done)) if done else None
@@ -168,79 +170,79 @@ class JobIndex:
         job.save_meta()
         return dict(job.meta["outcome"])
 
-    # -- jobs whose work is the predictions of the tasks in their ``meta``; within the queue's guard
+    # -- jobs that wait for the predictions of the tasks in their ``meta``; call within the queue's guard
 
-    def _predicted(self, job: Job) -> tuple[int, int, dict[int, str]]:
-        """Tasks that are done (well or not), tasks in all, and why some failed, by task."""
+    def _prediction_progress(self, job: Job) -> tuple[int, int, dict[int, str]]:
+        """Return the number of tasks done (or failed), the number of all tasks, and error messages by task."""
         tasks = set(job.meta.get("tasks", ()))
-        done = tasks.difference(*self._jobs(self._waiting(), tasks).values())
-        failed = [name for queue in self._queues() for name in queue.failed_job_registry.get_job_ids(cleanup=False)]
-        wanted = self._jobs(failed, done) if done else {}
-        found = self._queue.fetch_many(list(wanted))
-        return len(done), len(tasks), {task: failure_text(job) for job in found for task in wanted[job.id]}
+        done = tasks.difference(*self._tasks_by_job(self._unfinished(), tasks).values())
+        failed = [job_id for queue in self._queues() for job_id in queue.failed_job_registry.get_job_ids(cleanup=False)]
+        failed_tasks = self._tasks_by_job(failed, done) if done else {}
+        jobs = self._queue.fetch_many(list(failed_tasks))
+        return len(done), len(tasks), {task: failure_text(job) for job in jobs for task in failed_tasks[job.id]}
 
     def _cancel_predictions(self, job: Job) -> None:
-        """Take back what only its tasks wait for; other tasks that wait for the same videos keep their jobs."""
+        """Cancel the predictions that only its tasks wait for."""
         tasks = set(job.meta.get("tasks", ()))
         redis = self._queue.connection
-        for name in sorted(self._jobs(self._waiting(), tasks)):
-            if name.startswith(_PREDICT):
-                key = targets_key(name.removeprefix(_PREDICT))
+        for job_id in sorted(self._tasks_by_job(self._unfinished(), tasks)):
+            if job_id.startswith(_PREDICT):
+                key = targets_key(job_id.removeprefix(_PREDICT))
                 redis.srem(key, *tasks)
                 if redis.scard(key):
                     continue
-            self._drop(name)
+            self._cancel_job(job_id)
 
     def _queues(self) -> list[Queue]:
         return [self._queue.queues[name] for name in ("prepare", "predict", "refresh")]
 
-    def _waiting(self) -> list[str]:
-        """Names of jobs that wait or run."""
+    def _unfinished(self) -> list[str]:
+        """Return the ids of jobs that wait or run."""
         return [
-            name
+            job_id
             for queue in self._queues()
             for ids in (
                 queue.get_job_ids(),
                 queue.started_job_registry.get_job_ids(cleanup=False),
                 queue.scheduled_job_registry.get_job_ids(cleanup=False),
             )
-            for name in ids
+            for job_id in ids
         ]
 
-    def _jobs(self, names: Iterable[str], tasks: set[int]) -> dict[str, set[int]]:
-        """Which of these tasks each job is for; jobs that are for none are left out."""
-        out: dict[str, set[int]] = {}
+    def _tasks_by_job(self, job_ids: Iterable[str], tasks: set[int]) -> dict[str, set[int]]:
+        """Return which of these tasks each job serves, by job id; jobs that serve none are left out."""
+        served: dict[str, set[int]] = {}
         predicting = []
-        for name in names:
-            number = name.removeprefix(_PREPARE)
-            if name.startswith(_PREPARE) and number.isdecimal():
-                out[name] = {int(number)} & tasks
-            elif name.startswith(_PREDICT):
-                predicting.append(name)
+        for job_id in job_ids:
+            task_id = job_id.removeprefix(_PREPARE)
+            if job_id.startswith(_PREPARE) and task_id.isdecimal():
+                served[job_id] = {int(task_id)} & tasks
+            elif job_id.startswith(_PREDICT):
+                predicting.append(job_id)
         with self._queue.connection.pipeline(transaction=False) as pipeline:
-            for name in predicting:
-                pipeline.smembers(targets_key(name.removeprefix(_PREDICT)))
-            for name, targets in zip(predicting, pipeline.execute(), strict=True):
-                out[name] = {int(value) for value in targets} & tasks
-        return {name: mine for name, mine in out.items() if mine}
+            for job_id in predicting:
+                pipeline.smembers(targets_key(job_id.removeprefix(_PREDICT)))
+            for job_id, targets in zip(predicting, pipeline.execute(), strict=True):
+                served[job_id] = {int(value) for value in targets} & tasks
+        return {job_id: ids for job_id, ids in served.items() if ids}
 
 
 def _ids(queue: Queue) -> list[str]:
-    """Some jobs of each state. To be called within the queue's guard."""
+    """Return the ids of some jobs of each state. Call within the queue's guard."""
     return [
         *queue.started_job_registry.get_job_ids(cleanup=False),
-        *queue.get_job_ids(0, LISTED),
-        *queue.scheduled_job_registry.get_job_ids(0, LISTED, cleanup=False),
+        *queue.get_job_ids(0, MAX_LISTED),
+        *queue.scheduled_job_registry.get_job_ids(0, MAX_LISTED, cleanup=False),
         *(
             name
             for registry in (queue.failed_job_registry, queue.finished_job_registry, queue.canceled_job_registry)
-            for name in registry.get_job_ids(0, LISTED, desc=True, cleanup=False)
+            for name in registry.get_job_ids(0, MAX_LISTED, desc=True, cleanup=False)
         ),
     ]
 
 
 def _describe(job: Job) -> tuple[str, int | None, int | None]:
-    """Kind, project and task, as far as a job's name and arguments tell."""
+    """Return kind, project and task, as far as a job's function and arguments tell."""
     name = str(job.func_name).rsplit(".", 1)[-1]
     args = list(job.args or ())
     kind = KINDS.get(name, name)
@@ -251,11 +253,11 @@ def _describe(job: Job) -> tuple[str, int | None, int | None]:
     return kind, project, task
 
 
-def _progress(found: Any) -> dict[str, Any] | None:
-    """What a job says of its progress, with the share that is done, 0..1, where that can be told."""
-    if not isinstance(found, Mapping):
+def _progress(reported: Any) -> dict[str, Any] | None:
+    """Return the progress that a job reports and its ``share``, 0..1, or ``None`` if that is unknown."""
+    if not isinstance(reported, Mapping):
         return None
-    facts = {str(name): value for name, value in found.items() if name != "eta_s"}
+    facts = {str(name): value for name, value in reported.items() if name != "eta_s"}
     done, of = facts.get("done", facts.get("frames", facts.get("epoch"))), facts.get("of", facts.get("epochs"))
     share: float | None = None
     if isinstance(done, (int, float)) and isinstance(of, (int, float)) and of > 0:

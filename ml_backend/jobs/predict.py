@@ -1,4 +1,4 @@
-"""The jobs. Arguments are plain JSON; every one may be run twice without harm."""
+"""Jobs that prepare and predict tasks. Arguments are plain JSON; running one twice does no harm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ml_backend.jobs.learn import read_annotations_once
 from ml_backend.jobs.progress import Preview, Progress
 from ml_backend.jobs.project_models import ProjectModels
 from ml_backend.jobs.queue import ALL_TASKS
-from ml_backend.jobs.task_plan import TaskPlan, VideoPart, cached_label_config, plan_for, tracks_key
+from ml_backend.jobs.task_plan import PlannedVideo, TaskPlan, cached_label_config, plan_for, tracks_key
 from ml_backend.label_studio.client import NotFound, Task
 from ml_backend.label_studio.media import public_uri
 from ml_backend.labeling.few_shot.pattern_store import video_key
@@ -34,10 +34,10 @@ log = logging.getLogger(__name__)
 
 @job
 def prepare_many(container: Container, project_id: int, task_ids: Sequence[int] | None = None) -> None:
-    """Request the preparation of the tasks that are to be prepared, which may be all of the project.
+    """Request the preparation of a project's pending tasks.
 
     Args:
-        task_ids: of jobs that 0.1.0 has left in the queue; an empty list is all tasks.
+        task_ids: only of jobs that 0.1.0 has left in the queue; an empty list means all tasks.
     """
     if task_ids is not None:
         container.storage.note_pending("prepare", project_id, task_ids or (ALL_TASKS,))
@@ -46,20 +46,20 @@ def prepare_many(container: Container, project_id: int, task_ids: Sequence[int] 
             for task_id in container.client.list_task_ids(project_id) if ALL_TASKS in waiting else waiting:
                 container.queue.request_prepare(project_id, task_id)
         except NotFound:
-            log.info("Project %s is gone; nothing to prepare.", project_id)
+            log.info("Project %s was deleted; nothing to prepare.", project_id)
         container.storage.settle("prepare", project_id, waiting)
 
 
 @job
 def prepare_task(container: Container, project_id: int, task_id: int) -> None:
-    """Write what is known of a task's videos into the task, then request its prediction.
+    """Write facts about a task's videos into the task, then request its prediction.
 
-    A task that is gone meanwhile needs nothing. One with annotations is never written to: its timeline is in use.
+    A deleted task is ignored. A task with annotations is never written to, since its timeline is in use.
     """
     try:
         task = container.client.get_task(task_id)
     except NotFound:
-        log.info("Task %s is gone; nothing to prepare.", task_id)
+        log.info("Task %s was deleted; nothing to prepare.", task_id)
         return
     label_config = container.client.get_project(task.project_id).label_config
     if not task.annotations:
@@ -68,12 +68,12 @@ def prepare_task(container: Container, project_id: int, task_id: int) -> None:
 
 
 def _request_prediction(container: Container, plan: TaskPlan) -> None:
-    # What nobody waits for does not become urgent by being outdated.
+    # An outdated refresh stays a refresh: nobody waits for it.
     current = get_current_job()
     queue = "refresh" if current and current.origin == "refresh" else "predict"
-    requested = container.queue.request_prediction(plan.key, plan.project_id, plan.task_id, queue=queue)
-    if not requested.created:
-        # The job that exists may have served its last target a moment ago and be about to end.
+    request = container.queue.request_prediction(plan.key, plan.project_id, plan.task_id, queue=queue)
+    if not request.created:
+        # The existing job may have served its last target already and be about to end.
         prediction = container.storage.get_prediction(plan.key)
         if prediction is not None:
             deliver(container, plan.key, prediction, [plan.task_id])
@@ -82,22 +82,22 @@ def _request_prediction(container: Container, plan: TaskPlan) -> None:
 def _with_video_facts(container: Container, task: Task, label_config: str) -> Task:
     from ml_backend.label_studio.timeline import VIDEO_FIELDS, video_facts
 
-    parts = plan_for(container, task, label_config).parts
-    fields = {*VIDEO_FIELDS, *filter(None, (part.control.rate_field for part in parts))}
+    videos = plan_for(container, task, label_config).videos
+    fields = {*VIDEO_FIELDS, *filter(None, (video.control.rate_field for video in videos))}
     if all(task.data.get(name) not in (None, "") for name in fields):
-        return task  # imported with them: no need to fetch the video now
+        return task  # imported with them: no need to fetch the video
     facts: dict[str, Any] = {}
     rates: dict[str, Any] = {}
-    for number, part in enumerate(parts):
-        with container.media.open(part.uri, task.id) as path:
-            video = video_facts(path)
-        if number == 0:
-            facts.update(video)  # the common names describe the first video
-        if field := part.control.rate_field:
-            rates.setdefault(field, video["fps"])  # of several videos with one field the first has it
-    # What somebody put there on purpose stays.
+    for index, video in enumerate(videos):
+        with container.media.open(video.uri, task.id) as path:
+            probed = video_facts(path)
+        if index == 0:
+            facts.update(probed)  # the common fields describe the first video
+        if field := video.control.rate_field:
+            rates.setdefault(field, probed["fps"])  # videos that share a field: the first one counts
+    # Fields that are set stay as they are.
     added = {name: value for name, value in (facts | rates).items() if task.data.get(name) in (None, "")}
-    fresh = container.client.get_task(task.id)  # downloads take time: somebody may have begun to annotate
+    fresh = container.client.get_task(task.id)  # somebody may have begun to annotate during the download
     if fresh.annotations:
         return fresh
     data = fresh.data | {name: value for name, value in added.items() if fresh.data.get(name) in (None, "")}
@@ -107,24 +107,24 @@ def _with_video_facts(container: Container, task: Task, label_config: str) -> Ta
 
 @job
 def predict(container: Container, key: str, project_id: int, task_id: int) -> None:
-    """Make the prediction that ``key`` stands for and give it to every task that waits for it."""
+    """Make the prediction of ``key`` and deliver it to every task that waits for it."""
     prediction = container.storage.get_prediction(key)
     if prediction is not None:
         deliver(container, key, prediction, [task_id])
         return
-    task = _living_task(container, key, task_id)
+    task = _existing_task(container, key, task_id)
     if task is not None:
         _predict_for(container, key, task)
 
 
-def _living_task(container: Container, key: str, task_id: int) -> Task | None:
-    """The task, or another one that waits for the same video where it was deleted meanwhile."""
+def _existing_task(container: Container, key: str, task_id: int) -> Task | None:
+    """Return the task, or, if it was deleted, another one that waits for the same prediction."""
     candidates = [task_id]
     while candidates:
         try:
             return container.client.get_task(candidates[0])
         except NotFound:
-            log.info("Task %s is gone; it needs no prediction.", candidates[0])
+            log.info("Task %s was deleted; it needs no prediction.", candidates[0])
             container.queue.remove_target(key, candidates[0])
             candidates = sorted(container.queue.targets(key))
     return None
@@ -134,32 +134,32 @@ def _predict_for(container: Container, key: str, task: Task) -> None:
     label_config = container.client.get_project(task.project_id).label_config
     container.projects.remember_labels(task.project_id, cached_label_config(label_config))
     models = container.projects.models(task.project_id, download=True)
-    read_annotations_once(container, task.project_id, models.hybrid)
+    read_annotations_once(container, task.project_id, models.classifier)
     plan = plan_for(container, task, label_config, models)
     if plan.needs_probe:
         container.queue.request_prepare(task.project_id, task.id)
         return
     if plan.key != key:
-        # The task, the label config or the weights changed since the request: work for the present state.
-        _ask_anew(container, plan, key)
+        # The task, the label config or the weights have changed since the request.
+        _request_again(container, plan, key)
         return
     prediction = _run(container, plan, models, show=partial(deliver_partial, container, key))
-    now = container.projects.models(task.project_id, pinned=models)
-    present = plan_for(container, task, label_config, now)
-    if present.key != key:
-        if now.base != models.base and all(map(is_partial, task.prediction_versions)):
-            # The project has another detector since. What took hours is shown until that one is through.
+    current_models = container.projects.models(task.project_id, pinned=models)
+    current_plan = plan_for(container, task, label_config, current_models)
+    if current_plan.key != key:
+        if current_models.base != models.base and all(map(is_partial, task.prediction_versions)):
+            # The project has switched to another detector. Show what took hours until that one has finished.
             deliver_one(container, task.id, prediction)
-        # Something was learned meanwhile, and may be in it: it must not pass for what its version says.
-        _ask_anew(container, present, key)
+        # Labels learned meanwhile may have influenced it, so it must not be stored under the old version.
+        _request_again(container, current_plan, key)
         return
     container.storage.save_prediction(key, plan.project_id, prediction)
     deliver(container, key, prediction, [task.id])
 
 
-def _ask_anew(container: Container, plan: TaskPlan, key: str) -> None:
-    """Request ``plan`` in place of ``key``, for every task that waits for that."""
-    log.info("The request for task %s is outdated; it is asked anew.", plan.task_id)
+def _request_again(container: Container, plan: TaskPlan, key: str) -> None:
+    """Request ``plan`` in place of the outdated ``key``, for every task that waits for that."""
+    log.info("The prediction request for task %s is outdated; requesting a new one.", plan.task_id)
     _request_prediction(container, plan)
     for other in sorted(container.queue.targets(key)):
         if other != plan.task_id:
@@ -168,27 +168,27 @@ def _ask_anew(container: Container, plan: TaskPlan, key: str) -> None:
 
 
 def detect_video(container: Container, task_id: int, models: ProjectModels, path: Path) -> dict[str, Any]:
-    """What some models find in a task's first video, as a prediction that is given to nobody.
+    """Return the prediction of some models for a task's first video, without delivering it.
 
-    Tracks that are known are not made again. Those of a version that is not in use are not kept: the newest tracks of a
-    video stand for what its project finds.
+    Stored tracks are reused. New ones are stored only for the version in use, since the newest tracks of a video count
+    as those of its project.
 
     Args:
-        path: the video's file.
+        path: file of the video.
 
     Raises:
-        VideoError, ConfigError, MediaError, WeightsError, LabelStudioError: each with its hint.
+        VideoError, ConfigError, MediaError, WeightsError, LabelStudioError: the video cannot be predicted.
     """
     from ml_backend.label_studio.timeline import video_timeline
 
     task = container.client.get_task(task_id)
     label_config = container.client.get_project(task.project_id).label_config
     plan = plan_for(container, task, label_config, models)
-    part = plan.parts[0]
-    if part.frame_rate is None:  # the one that the task is going to be given
-        part = replace(part, frame_rate=video_timeline(path).frame_rate)
+    video = plan.videos[0]
+    if video.frame_rate is None:  # the one that preparation will store in the task
+        video = replace(video, frame_rate=video_timeline(path).frame_rate)
     keep = models.trained == container.projects.trained(task.project_id)
-    return _run(container, replace(plan, parts=(part,)), models, keep=keep)
+    return _run(container, replace(plan, videos=(video,)), models, keep=keep)
 
 
 def _run(
@@ -199,55 +199,55 @@ def _run(
     keep: bool = True,
     show: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """The prediction. ``show`` is given predictions of what was found so far, now and then."""
+    """Return the prediction; ``show`` is called with partial ones from time to time."""
     from ml_backend.label_studio.regions import make_prediction
 
-    hybrid = container.projects.hybrids.get(plan.project_id, models.hybrid)
+    classifier = container.projects.classifiers.get(plan.project_id, models.classifier)
     regions: list[dict[str, Any]] = []
 
-    def show_part(part: VideoPart, tracks: TrackSet) -> None:
+    def show_partial(video: PlannedVideo, tracks: TrackSet) -> None:
         if show:
-            found = [*regions, *_labelled(container, plan, models, hybrid, part, tracks).regions]
-            show(make_prediction(found, plan.version + PARTIAL))
+            so_far = [*regions, *_label_tracks(container, plan, models, classifier, video, tracks).regions]
+            show(make_prediction(so_far, plan.version + PARTIAL))
 
-    for number, part in enumerate(plan.parts):
-        preview = Preview(container.settings.partial_s, partial(show_part, part)) if show else None
-        tracks = _tracks(container, plan, models, part, number, keep=keep, preview=preview)
+    for index, video in enumerate(plan.videos):
+        preview = Preview(container.settings.partial_s, partial(show_partial, video)) if show else None
+        tracks = _tracks(container, plan, models, video, index, keep=keep, preview=preview)
         started = time.perf_counter()
-        labelled = _labelled(container, plan, models, hybrid, part, tracks)
+        labelled = _label_tracks(container, plan, models, classifier, video, tracks)
         container.count("labelling_seconds", time.perf_counter() - started)
         container.count("tracks", len(labelled.regions))
         regions.extend(labelled.regions)
     return make_prediction(regions, plan.version)
 
 
-def _labelled(
+def _label_tracks(
     container: Container,
     plan: TaskPlan,
     models: ProjectModels,
-    hybrid: TrackClassifier | None,
-    part: VideoPart,
+    classifier: TrackClassifier | None,
+    video: PlannedVideo,
     tracks: TrackSet,
 ) -> LabelledTracks:
     from ml_backend.labeling.label_assignment import label_tracks
 
     return label_tracks(
         tracks,
-        part.control,
-        hybrid,
-        container.projects.patterns.crop_embeddings(video_key(part.uri)),
-        lambda: container.media.open(part.uri, plan.task_id),
+        video.control,
+        classifier,
+        container.projects.patterns.crop_embeddings(video_key(video.uri)),
+        lambda: container.media.open(video.uri, plan.task_id),
         container.stopper(),
         trained=models.trained is not None,
-        trained_classes=_trained_classes(models, hybrid),
+        trained_classes=_trained_classes(models, classifier),
     )
 
 
-def _trained_classes(models: ProjectModels, hybrid: TrackClassifier | None) -> frozenset[str] | None:
-    """The classes that a trained detector knows anything of; ``None``: all, or nobody is going to ask."""
+def _trained_classes(models: ProjectModels, classifier: TrackClassifier | None) -> frozenset[str] | None:
+    """Return the classes that a trained detector can detect; ``None``: all, or labelling does not need them."""
     from ml_backend.training.class_transfer import trained_classes
 
-    if models.trained is None or models.detector.path is None or hybrid is None or hybrid.models.clip is None:
+    if models.trained is None or models.detector.path is None or classifier is None or classifier.models.clip is None:
         return None
     return trained_classes(models.detector.path, models.trained.weights_sha256)
 
@@ -256,48 +256,48 @@ def _tracks(
     container: Container,
     plan: TaskPlan,
     models: ProjectModels,
-    part: VideoPart,
-    number: int,
+    video: PlannedVideo,
+    index: int,
     *,
     keep: bool,
     preview: Preview | None,
 ) -> TrackSet:
-    """The video's tracks: those that are known, whatever gave them labels then, else new ones."""
+    """Return the video's stored tracks, or detect and track it."""
     from ml_backend.inference.pipeline import detect_tracks
     from ml_backend.jobs.chunks import AlreadyTracked, ChunkedDetection
 
-    if part.frame_rate is None:
-        raise ValueError("a part without frame rate must be probed before it is predicted")
+    if video.frame_rate is None:
+        raise ValueError("a video without frame rate must be probed before it is predicted")
     store = container.projects.patterns
-    key = tracks_key(plan.project_id, part.uri, part.frame_rate, models.base)
-    known = store.get_tracks(key)
-    if known is not None:
-        return known
-    log.info("Task %s: pre-annotating %s", plan.task_id, public_uri(part.uri))
-    report = Progress(number, len(plan.parts))
-    sharing = (
-        ChunkedDetection(container, plan, models, number, lambda: store.get_tracks(key) is not None) if keep else None
+    key = tracks_key(plan.project_id, video.uri, video.frame_rate, models.base)
+    stored = store.get_tracks(key)
+    if stored is not None:
+        return stored
+    log.info("Task %s: pre-annotating %s", plan.task_id, public_uri(video.uri))
+    progress = Progress(index, len(plan.videos))
+    chunked = (
+        ChunkedDetection(container, plan, models, index, lambda: store.get_tracks(key) is not None) if keep else None
     )
     try:
-        with container.media.open(part.uri, plan.task_id) as path:
+        with container.media.open(video.uri, plan.task_id) as path:
             tracks = detect_tracks(
                 path,
-                part.frame_rate,
+                video.frame_rate,
                 container.settings,
-                models.detector,  # the one that the version names, whatever has appeared since
-                progress=report,
+                models.detector,  # as the version names it, even if another is available now
+                progress=progress,
                 should_stop=container.stopper(),
-                chunk_runner=sharing,
+                chunk_runner=chunked,
                 preview=preview,
             )
     except AlreadyTracked:
-        log.info("Task %s: another job was through with %s.", plan.task_id, public_uri(part.uri))
-        if sharing:
-            sharing.done()
-        return _tracks(container, plan, models, part, number, keep=keep, preview=preview)
-    if sharing:
-        store.save_tracks(key, plan.project_id, plan.task_id, number, part.uri, tracks)
-        sharing.done()
+        log.info("Task %s: another job has finished %s.", plan.task_id, public_uri(video.uri))
+        if chunked:
+            chunked.close()
+        return _tracks(container, plan, models, video, index, keep=keep, preview=preview)
+    if chunked:
+        store.save_tracks(key, plan.project_id, plan.task_id, index, video.uri, tracks)
+        chunked.close()
     for name, amount in (("videos", 1), ("frames", tracks.frames), ("inference_seconds", tracks.seconds)):
         container.count(name, amount)
     return tracks

@@ -1,4 +1,4 @@
-"""What a job that takes long shows of itself."""
+"""Progress reports and previews of long jobs."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ log = logging.getLogger(__name__)
 
 
 def report_progress(job: Job | None, **facts: Any) -> None:
-    """Write into a job how far it is."""
+    """Store progress in a job's metadata."""
     if job is None:
         return
     job.meta["progress"] = facts
     try:
         job.save_meta()
-    except RedisError as error:  # hours of work must not end for a progress report
+    except RedisError as error:  # must not fail hours of work
         log.warning("Progress was not reported: %s", error)
 
 
 class Progress:
-    """Writes progress into the job, at most once a second."""
+    """Reports the progress of one of a task's videos, at most once a second."""
 
-    def __init__(self, part: int, parts: int) -> None:
-        self._part, self._parts = part, parts
+    def __init__(self, video_index: int, videos: int) -> None:
+        self._video_index, self._videos = video_index, videos
         self._job = get_current_job()
         self._started = self._last = time.monotonic()
 
@@ -46,17 +46,23 @@ class Progress:
         self._last = now
         rate = done / (now - self._started)
         eta_s = round((total - done) / rate) if rate and total > done else 0
-        facts = {"part": self._part + 1, "parts": self._parts, "frames": done, "of": total, "fps": round(rate, 1)}
+        facts = {
+            "part": self._video_index + 1,
+            "parts": self._videos,
+            "frames": done,
+            "of": total,
+            "fps": round(rate, 1),
+        }
         report_progress(job, **facts, eta_s=eta_s)
 
 
 class Preview:
-    """Shows what was found so far: after a while, and then each time the work has taken half as long again.
+    """Shows partial results: first after a while, then whenever the work has taken half as long again.
 
-    So all that was shown too early takes together as long as labelling the whole.
+    So all previews together take about as long as labelling the whole video once.
 
     Args:
-        after_s: seconds of work until the first time; 0: never.
+        after_s: seconds of work before the first preview; 0: never.
     """
 
     def __init__(self, after_s: float, show: Callable[[TrackSet], None]) -> None:
@@ -65,7 +71,7 @@ class Preview:
         self._show = show
 
     def __call__(self, so_far: Callable[[], TrackSet]) -> None:
-        # Fetching the video and loading the model show nothing.
+        # Do not count fetching the video and loading the model.
         self._started = self._started or time.monotonic()
         worked = time.monotonic() - self._started
         if worked < self._after:
@@ -75,5 +81,5 @@ class Preview:
             self._show(so_far())
         except Interrupted:
             raise
-        except BackendError as error:  # hours of work must not end for it
-            log.warning("What was found so far is not shown: %s", error)
+        except BackendError as error:  # must not fail hours of work
+            log.warning("The preview was not shown: %s", error)

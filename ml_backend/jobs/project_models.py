@@ -1,4 +1,4 @@
-"""Per project, at run time: which mode gives labels, and the version that predictions made now would carry."""
+"""Per project: the mode, the models in use, and the version of predictions made with them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ml_backend.labeling.modes import ClassifierModels, classifier_models, mode_
 from ml_backend.training.artifacts import Artifacts
 from ml_backend.training.registry import Registry, Version
 
-if TYPE_CHECKING:  # NumPy and all that computes with it, which a start need not wait for
+if TYPE_CHECKING:  # slow imports that start-up does not need
     from ml_backend.labeling.few_shot.pattern_store import PatternStore
     from ml_backend.labeling.track_classifier import TrackClassifierFactory
 
@@ -33,17 +33,17 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 @dataclass(frozen=True, slots=True)
 class ProjectModels:
-    """What would make a project's predictions now.
+    """The models that make a project's predictions.
 
     Attributes:
-        base: names detector, tracker and settings: tracks of one base are the same whatever gives their labels.
+        base: names detector, tracker and settings. Tracks depend on nothing else.
         version: of predictions.
         trained: the version in use; ``None``: the detector of the settings.
     """
 
     mode: Mode
     detector: ResolvedDetector
-    hybrid: ClassifierModels
+    classifier: ClassifierModels
     base: str
     version: str
     trained: Version | None = None
@@ -60,7 +60,7 @@ _NO_ROW = _Row()
 
 
 class ProjectModelStore:
-    """Knows every project's mode; safe across threads and processes, which see a switch at once."""
+    """Modes and models of all projects. Safe across threads and processes."""
 
     def __init__(self, settings: Settings, storage: Storage) -> None:
         self._settings, self._storage = settings, storage
@@ -73,13 +73,13 @@ class ProjectModelStore:
         return PatternStore(self._storage)
 
     @cached_property
-    def hybrids(self) -> TrackClassifierFactory:
+    def classifiers(self) -> TrackClassifierFactory:
         from ml_backend.labeling.track_classifier import TrackClassifierFactory
 
         return TrackClassifierFactory(self._settings, self.patterns)
 
     def mode(self, project_id: int | None) -> Mode:
-        """The project's own mode, else the one in the settings."""
+        """Return the project's own mode, else the one in the settings."""
         if project_id is None:
             return self._settings.mode
         return self._mode(self._row(project_id))
@@ -88,10 +88,10 @@ class ProjectModelStore:
         return row.mode if row.mode in MODES else self._settings.mode
 
     def set_mode(self, project_id: int, mode: str) -> bool:
-        """Switch a project; whether that changed anything. An empty mode gives it back to the settings.
+        """Switch a project's mode (empty: the one in the settings). Return whether that changed anything.
 
         Raises:
-            ConfigError: there is no such mode.
+            ConfigError: the mode does not exist.
         """
         _check(mode)
         before = self.mode(project_id)
@@ -99,16 +99,16 @@ class ProjectModelStore:
         return self.mode(project_id) != before
 
     def setup_mode(self, project_id: int, extra_params: Any) -> bool:
-        """Take the mode from the extra parameters that Label Studio sends along (``{"mode": "universal"}``).
+        """Take the mode from Label Studio's extra parameters (``{"mode": "universal"}``); return whether it changed.
 
-        They come with every call, so only what differs from the last time counts: a switch made elsewhere since then
-        stays. Returns whether the project's mode changed.
+        Label Studio sends them with every call, so only a value that differs from the last call's counts: a switch made
+        elsewhere since then stays.
 
         Raises:
-            ConfigError: there is no such mode.
+            ConfigError: the mode does not exist.
         """
-        found = read_extra_params(extra_params).get("mode")
-        mode = found if isinstance(found, str) else ""
+        value = read_extra_params(extra_params).get("mode")
+        mode = value if isinstance(value, str) else ""
         stored = self._row(project_id)
         if mode == stored.setup_mode:
             return False
@@ -118,7 +118,7 @@ class ProjectModelStore:
         return self.mode(project_id) != before
 
     def remember_labels(self, project_id: int, config: LabelConfig) -> bool:
-        """Note the project's labels; whether what CLIP is asked for has changed since the last time."""
+        """Store the digest of a project's CLIP prompts; return whether it changed."""
         digest = prompts_digest(config)
         if self._row(project_id).prompts == digest:
             return False
@@ -133,11 +133,11 @@ class ProjectModelStore:
         pinned: ProjectModels | None = None,
         chosen: Version | None = None,
     ) -> ProjectModels:
-        """What would make predictions now; without ``download`` in milliseconds.
+        """Return a project's models; takes milliseconds without ``download``.
 
         Args:
-            pinned: keep its detector, unless the project has switched to another version since.
-            chosen: what it would be if the project used this version.
+            pinned: models whose detector is kept unless the project has switched to another version since.
+            chosen: version to use instead of the project's own.
 
         Raises:
             WeightsError: configured weights do not exist, or those of the version in use are gone.
@@ -153,19 +153,19 @@ class ProjectModelStore:
         else:
             detector = resolve_detector(self._settings, download=download)
         detector = replace(detector, project=project_id)
-        hybrid = classifier_models(self._settings, mode, download=download)
-        digests = bank_digests(self._storage, project_id, hybrid.ids) if project_id is not None else {}
-        part = mode_part(hybrid, digests, row.prompts)
+        classifier = classifier_models(self._settings, mode, download=download)
+        digests = bank_digests(self._storage, project_id, classifier.ids) if project_id is not None else {}
+        part = mode_part(classifier, digests, row.prompts)
         base = base_version(self._settings, detector)
         version = model_version(self._settings, detector, part, trained.name if trained else BASE)
-        return ProjectModels(mode, detector, hybrid, base, version, trained)
+        return ProjectModels(mode, detector, classifier, base, version, trained)
 
     def trained(self, project_id: int) -> Version | None:
-        """The version that the project uses; ``None``: the detector of the settings, which may be forced to be it."""
+        """Return the version in use; ``None``: the detector of the settings, always so with ``DETECTOR=motion``."""
         return None if self._settings.detector == "motion" else self._registry.current(project_id)
 
     def detector_of(self, version: Version, *, download: bool = False) -> ResolvedDetector:
-        """A version's detector; with ``download`` its weights are on this machine afterwards.
+        """Return a version's detector; with ``download``, fetch its weights.
 
         Raises:
             WeightsError: they are gone or damaged.

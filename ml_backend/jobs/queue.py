@@ -1,4 +1,4 @@
-"""The queue: idempotent requests in, jobs out. Knows RQ, Redis and the table of what is pending; no HTTP, no models."""
+"""The job queue: turns idempotent requests into RQ jobs and keeps pending work in the database. No HTTP, no models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ml_backend.core.errors import ConfigError, QueueUnavailable
 from ml_backend.core.settings import QUEUES, Settings
 from ml_backend.core.timestamps import ensure_utc
 
-if TYPE_CHECKING:  # redis and the database's library take long to load: a start need not wait for that
+if TYPE_CHECKING:  # slow imports that start-up does not need
     from redis import Redis
     from rq import Queue
     from rq.job import Job
@@ -25,42 +25,42 @@ if TYPE_CHECKING:  # redis and the database's library take long to load: a start
 
 log = logging.getLogger(__name__)
 
-#: Pauses before each further try: a moment, then long enough for a server to be restarted, then to be repaired.
+#: Pauses before retries: a moment, then long enough to restart a server, then to repair it.
 RETRY_INTERVALS_S = [5, 60, 600]
-#: A failed job is not repeated sooner, however often Label Studio asks.
+#: Shortest pause before a failed job is requested again, however often Label Studio asks.
 FAILED_PAUSE = timedelta(seconds=30)
 FAILURE_TTL_S = 7 * 24 * 3600
-#: Only a job that hangs runs for so long: hours of video, or a training, take some hours of a CPU.
+#: Only a hung job runs this long: hours of video, or a training, take some hours on a CPU.
 JOB_TIMEOUT_S = 24 * 3600
 TARGETS_TTL_S = 7 * 24 * 3600
-#: How long the result of a job is kept for whoever asked for it.
-KEPT_S = 7 * 24 * 3600
-#: Nobody asks for these by name, and what they do shows elsewhere; of some there are thousands.
-_PASSING = ("prepare_task", "prepare_many", "predict", "help_detect", "refresh")
-#: After so long a lock whose holder died is free again.
+#: Seconds for which the result of a job is kept.
+RESULT_TTL_S = 7 * 24 * 3600
+#: Jobs that keep no result: nobody reads it, and there may be thousands of them.
+_RESULTLESS = ("prepare_task", "prepare_many", "predict", "help_detect", "refresh")
+#: Seconds after which the lock of a dead process expires.
 LOCK_S = 120
-#: By kind of what is pending in the database: the queue, the module of jobs, and the function there.
+#: Kind of pending work -> queue, module in ``ml_backend.jobs``, and function.
 _PENDING = {
     "learn": ("patterns", "learn", "learn"),
     "refresh": ("refresh", "learn", "refresh"),
     "prepare": ("prepare", "predict", "prepare_many"),
     "train": ("train", "train", "train"),
 }
-#: Stands for the whole project where tasks are pending.
+#: Pending task id that stands for the whole project.
 ALL_TASKS = 0
 
-#: A field that RQ does not know, in its record of a job: it goes when that goes. Where there is no job, none is made.
+#: Set our own field in RQ's record of a job, so that it is deleted with the job. Creates no record.
 _CANCEL = "if redis.call('exists', KEYS[1]) == 1 then redis.call('hset', KEYS[1], 'cancel', 1) end"
 
-#: RQ's names of states in which nothing has happened yet.
+#: RQ states of jobs that have not started.
 WAITING = ("queued", "scheduled", "deferred")
-#: RQ's names of states in which nothing happens any more.
+#: RQ states of jobs that have ended.
 OVER = ("finished", "failed", "stopped", "canceled")
 
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """Outcome of a request: ``created`` is whether a new job was made; ``failure`` is why the last one failed."""
+    """Result of a request: whether it created a new job, and why the last one failed."""
 
     job_id: str
     created: bool
@@ -68,7 +68,7 @@ class JobRequest:
 
 
 def connect(settings: Settings, *, timeout: float | None = 1.0) -> Redis:
-    """A Redis client that does not hang when the server is away.
+    """Return a Redis client that does not hang when the server is unreachable.
 
     Raises:
         ConfigError: the address is malformed.
@@ -78,11 +78,11 @@ def connect(settings: Settings, *, timeout: float | None = 1.0) -> Redis:
     try:
         return Redis.from_url(settings.redis_url, socket_connect_timeout=0.5, socket_timeout=timeout)
     except ValueError as error:
-        raise ConfigError(f"The setting REDIS_URL is wrong: {error}.", "Correct it and start anew.") from error
+        raise ConfigError(f"The setting REDIS_URL is wrong: {error}.", "Correct it and restart.") from error
 
 
 class JobQueue:
-    """Requests for background work. Every method raises QueueUnavailable when Redis does not answer."""
+    """Requests background work. Every method raises QueueUnavailable when Redis does not answer."""
 
     def __init__(
         self,
@@ -92,24 +92,24 @@ class JobQueue:
         timeout: float = 1.0,
     ) -> None:
         self.settings = settings
-        self._given, self._timeout = connection, timeout
+        self._connection, self._timeout = connection, timeout
         if storage:
             self.storage = storage
 
     @cached_property
     def storage(self) -> Storage:
-        """Where what is pending is written down."""
+        """The database, which keeps pending work."""
         from ml_backend.db.storage import Storage
 
         return Storage(self.settings.database)
 
     @cached_property
     def connection(self) -> Redis:
-        return self._given or connect(self.settings, timeout=self._timeout)
+        return self._connection or connect(self.settings, timeout=self._timeout)
 
     @cached_property
     def queues(self) -> dict[str, Queue]:
-        """RQ's queues by name."""
+        """RQ queues by name."""
         from rq import Queue
         from rq.serializers import JSONSerializer
 
@@ -117,7 +117,7 @@ class JobQueue:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Turn Redis' errors into QueueUnavailable."""
+        """Turn Redis errors into QueueUnavailable."""
         from redis.exceptions import RedisError
 
         try:
@@ -126,7 +126,7 @@ class JobQueue:
             raise QueueUnavailable(
                 f"The queue does not answer at {self.settings.redis_url.rsplit('@', 1)[-1]} "
                 f"({error.__class__.__name__}).",
-                "Start Redis, or set REDIS_URL to where it is reachable. Nothing is lost: ask again then.",
+                "Start Redis, or set REDIS_URL to its address, and try again. Nothing is lost.",
             ) from error
 
     def ping(self) -> None:
@@ -136,15 +136,15 @@ class JobQueue:
     # -- requests
 
     def request_prepare(self, project_id: int, task_id: int) -> JobRequest:
-        """Probe a task's videos, write their frame rate into the task, then request its prediction."""
+        """Request a job that probes a task's videos, stores their frame rate in it, and requests its prediction."""
         return self.request("prepare", "prepare_task", [project_id, task_id], f"prepare-{task_id}")
 
     def request_prepare_many(self, project_id: int, task_ids: Sequence[int]) -> JobRequest:
-        """One job that requests many; no ids means all tasks of the project."""
+        """Request one job that prepares many tasks; no ids means all tasks of the project."""
         return self._request_pending("prepare", project_id, task_ids or (ALL_TASKS,))
 
     def request_prediction(self, key: str, project_id: int, task_id: int, queue: str = "predict") -> JobRequest:
-        """One job per key; every task that asks meanwhile is served by it."""
+        """Request the prediction of a key for a task; one job per key serves all tasks that wait for it."""
         with self.guard():
             targets = targets_key(key)
             self.connection.sadd(targets, task_id)
@@ -152,11 +152,11 @@ class JobQueue:
         return self.request(queue, "predict", [key, project_id, task_id], f"predict-{key}")
 
     def request_learning(self, project_id: int, task_ids: Sequence[int] | None) -> JobRequest:
-        """Learn labels from what people annotated in these tasks; ``None``: in all tasks of the project."""
+        """Request learning from the annotations of these tasks; ``None`` means all tasks of the project."""
         return self._request_pending("learn", project_id, (ALL_TASKS,) if task_ids is None else task_ids)
 
     def request_refresh(self, project_id: int) -> JobRequest:
-        """Renew the predictions of all tasks that nobody has annotated, since their labels may have changed."""
+        """Request new predictions for all unannotated tasks, since their labels may have changed."""
         return self._request_pending("refresh", project_id, (ALL_TASKS,))
 
     def _request_pending(self, kind: str, project_id: int, task_ids: Sequence[int]) -> JobRequest:
@@ -164,18 +164,18 @@ class JobQueue:
         return self.start_pending(kind, project_id)
 
     def start_pending(self, kind: str, project_id: int, pause: timedelta = timedelta(0)) -> JobRequest:
-        """Make the job that does what is pending of a project.
+        """Create the job that does a project's pending work of one kind.
 
-        Any number of requests make one job. What is asked while it runs, it does too before it ends; what it just
-        misses is found by workers, see :class:`ml_backend.jobs.training_scheduler.TrainingScheduler`.
+        Any number of requests create one job. It also does what is requested while it runs; what it just misses is
+        picked up by workers, see :class:`ml_backend.jobs.training_scheduler.TrainingScheduler`.
 
         Args:
-            pause: since the last try of a job that has failed.
+            pause: shortest time since a failed attempt.
         """
         queue, module, function = _PENDING[kind]
         args = [project_id, "Start training"] if kind == "train" else [project_id]
         name = f"{function.replace('_', '-')}-{project_id}"
-        # A refresh comes before the predictions of an earlier one, most of which are outdated now.
+        # A refresh goes before the predictions of an earlier one, most of which are now outdated.
         return self.request(queue, function, args, name, module, at_front=kind == "refresh", pause=pause)
 
     def request(
@@ -189,18 +189,18 @@ class JobQueue:
         at_front: bool = False,
         pause: timedelta = FAILED_PAUSE,
     ) -> JobRequest:
-        """A job ``ml_backend.jobs.<module>.<function>``, unless there is one of this id that is not over.
+        """Enqueue ``ml_backend.jobs.<module>.<function>``, unless a job of this id waits or runs.
 
-        One that waits in a queue of less importance is moved: who asks now does not wait behind all others there.
+        A job that waits in a queue of lower priority is moved to ``queue``.
 
         Args:
-            pause: a job that has failed is not repeated sooner; 0: one that waits for its next try need not wait.
+            pause: shortest time since a failed attempt; 0 also starts a scheduled retry at once.
         """
         from rq import Retry
         from rq.exceptions import DuplicateJobError
 
-        repeats = self.settings.job_attempts - 1
-        retry = Retry(max=repeats, interval=RETRY_INTERVALS_S[:repeats]) if repeats else None
+        retries = self.settings.job_attempts - 1
+        retry = Retry(max=retries, interval=RETRY_INTERVALS_S[:retries]) if retries else None
         with self.guard():
             for _ in range(3):
                 try:
@@ -210,7 +210,7 @@ class JobQueue:
                         job_id=job_id,
                         unique=True,
                         timeout=JOB_TIMEOUT_S,
-                        result_ttl=0 if function in _PASSING else KEPT_S,
+                        result_ttl=0 if function in _RESULTLESS else RESULT_TTL_S,
                         failure_ttl=FAILURE_TTL_S,
                         retry=retry,
                         description=f"{function} {args}",
@@ -222,21 +222,21 @@ class JobQueue:
                     if job is None:
                         continue  # it ended between the two calls
                     if state_of(job) not in OVER:
-                        self._hurry(job, queue, now=not pause)
+                        self._move_up(job, queue, now=not pause)
                         return JobRequest(job_id, False)
-                    failed = job.ended_at if state_of(job) == "failed" else None
-                    if failed and datetime.now(timezone.utc) - ensure_utc(failed) < pause:
+                    failed_at = job.ended_at if state_of(job) == "failed" else None
+                    if failed_at and datetime.now(timezone.utc) - ensure_utc(failed_at) < pause:
                         return JobRequest(job_id, False, failure_text(job))
-                    again = self.fetch(job_id)
-                    if again is None or state_of(again) in OVER:  # else another process has just made it anew
+                    current = self.fetch(job_id)
+                    if current is None or state_of(current) in OVER:  # else another process has just enqueued it
                         forget_executions(job)
                         job.delete()
         return JobRequest(job_id, False)
 
-    def _hurry(self, job: Job, queue: str, *, now: bool) -> None:
-        behind = job.origin in QUEUES and QUEUES.index(job.origin) > QUEUES.index(queue)
-        # Where it is in the list no more, a worker has just begun it.
-        if behind and state_of(job) == "queued" and self.connection.lrem(self.queues[job.origin].key, 1, job.id):
+    def _move_up(self, job: Job, queue: str, *, now: bool) -> None:
+        lower = job.origin in QUEUES and QUEUES.index(job.origin) > QUEUES.index(queue)
+        # A job that is no longer in the list has just been taken by a worker.
+        if lower and state_of(job) == "queued" and self.connection.lrem(self.queues[job.origin].key, 1, job.id):
             self.queues[queue].enqueue_job(job)
         if now and state_of(job) == "scheduled":
             registry = self.queues[job.origin].scheduled_job_registry
@@ -244,24 +244,24 @@ class JobQueue:
                 self.queues[job.origin].enqueue_job(job)
 
     def fetch(self, job_id: str) -> Job | None:
-        """RQ's job; call it within :meth:`guard`."""
+        """Return a job, or ``None``. Call within :meth:`guard`."""
         return next(iter(self.fetch_many([job_id])), None)
 
     def fetch_many(self, job_ids: Sequence[str]) -> list[Job]:
-        """Those of RQ's jobs that are there; call it within :meth:`guard`."""
+        """Return those of the jobs that exist. Call within :meth:`guard`."""
         from rq.job import Job
         from rq.serializers import JSONSerializer
 
-        found = Job.fetch_many(list(job_ids), connection=self.connection, serializer=JSONSerializer) if job_ids else []
-        return [job for job in found if job is not None]
+        jobs = Job.fetch_many(list(job_ids), connection=self.connection, serializer=JSONSerializer) if job_ids else []
+        return [job for job in jobs if job is not None]
 
-    def recover_lost(self, after_s: float = 20.0) -> list[str]:
-        """Put jobs back that are in no list; their ids.
+    def recover_orphaned(self, after_s: float = 20.0) -> list[str]:
+        """Enqueue orphaned jobs, which are in no list, and return their ids.
 
-        A worker of several queues takes a job's name from one and then notes that it began. Killed in between, it
-        leaves a job that calls itself queued (or scheduled for another try), is nowhere, and blocks every new request
-        for the same work: RQ guards workers of one queue against that, but not of several. What is seen so twice,
-        ``after_s`` apart, is lost; workers call this all the time.
+        A worker of several queues pops a job's id from one and then records that it started. Killed in between, it
+        leaves a job with the state queued (or scheduled) that is in no list and blocks every new request for the same
+        work. RQ guards against this only for workers of a single queue. A job is orphaned if it is found so twice,
+        ``after_s`` seconds apart; workers call this periodically.
         """
         from rq.job import Job
 
@@ -273,36 +273,36 @@ class JobQueue:
                 pipeline.hget(key, "status")
             states = dict(zip(keys, pipeline.execute(), strict=True))
             waiting = {key for key, state in states.items() if state in (b"queued", b"scheduled")}
-            missing = {key.decode().removeprefix(prefix) for key in waiting}
+            orphaned = {key.decode().removeprefix(prefix) for key in waiting}
             for queue in self.queues.values():
-                missing -= {*queue.get_job_ids(), *queue.scheduled_job_registry.get_job_ids(cleanup=False)}
-            return [job_id for job_id in sorted(missing) if self._put_back(job_id, after_s)]
+                orphaned -= {*queue.get_job_ids(), *queue.scheduled_job_registry.get_job_ids(cleanup=False)}
+            return [job_id for job_id in sorted(orphaned) if self._requeue(job_id, after_s)]
 
-    def _put_back(self, job_id: str, after_s: float) -> bool:
+    def _requeue(self, job_id: str, after_s: float) -> bool:
         mark, now = f"video:lost:{job_id}", time.time()
         if self.connection.set(mark, now, nx=True, ex=int(10 * after_s + 6 * self.settings.job_lease_s)):
             return False
-        seen = self.connection.get(mark)
-        if seen is None or now - float(seen) < after_s:
+        first_seen = self.connection.get(mark)
+        if first_seen is None or now - float(first_seen) < after_s:
             return False
         job = self.fetch(job_id)
         if job is None or state_of(job) not in ("queued", "scheduled") or not self.connection.delete(mark):
             return False
-        log.warning("Job %s was lost by a worker that ended; it is queued again.", job_id)
+        log.warning("Job %s was orphaned by a worker that died; it is queued again.", job_id)
         self.queues[job.origin].enqueue_job(job)
         return True
 
-    # -- giving up
+    # -- cancelling
 
     def request_cancel(self, job_id: str) -> None:
-        """Ask whoever works on a job, now or after its worker's death, to give it up."""
+        """Ask the worker that runs a job, now or after a retry, to stop it."""
         from rq.job import Job
 
         with self.guard():
             self.connection.eval(_CANCEL, 1, Job.key_for(job_id))
 
     def is_cancelled(self, job_id: str) -> bool:
-        """Whether somebody has asked for the job's end."""
+        """Return whether the job was asked to stop."""
         from rq.job import Job
 
         with self.guard():
@@ -311,7 +311,7 @@ class JobQueue:
     # -- targets of a prediction
 
     def targets(self, key: str) -> set[int]:
-        """Tasks that wait for this prediction; each until it is served, so that none is lost with a worker."""
+        """Return the tasks that wait for this prediction. Each stays until it is served, even if a worker dies."""
         with self.guard():
             return {int(value) for value in self.connection.smembers(targets_key(key))}
 
@@ -326,11 +326,11 @@ class JobQueue:
 
     @contextmanager
     def task_lock(self, purpose: str, task_id: int) -> Iterator[None]:
-        """Only one process at a time works on a task for a purpose.
+        """Hold a lock, so that one process at a time works on a task for a purpose.
 
         Args:
-            purpose: ``learn``: read its annotation and write down what it teaches; ``deliver``: compare its predictions
-                and add one.
+            purpose: ``learn`` (read its annotation and store exemplars) or ``deliver`` (compare its predictions and add
+                one).
         """
         from redis.exceptions import RedisError
 
@@ -338,47 +338,49 @@ class JobQueue:
         with self.guard():
             lock = self.connection.lock(name, timeout=LOCK_S, blocking_timeout=LOCK_S + 10)
             if not lock.acquire():
-                raise QueueUnavailable(f"Task {task_id} is locked by another worker.", "It is tried again later.")
+                raise QueueUnavailable(f"Task {task_id} is locked by another worker.", "Wait: the job is retried.")
         try:
             yield
         finally:
             try:
                 lock.release()
-            except RedisError as error:  # expired or Redis went away: the time-out frees it
+            except RedisError as error:  # it has expired, or will
                 log.warning("The lock %s was not released: %s", name, error)
 
     def take_back(self, job: Job) -> None:
-        """Cancel a job that waits; call it within :meth:`guard`. Who asked for it sees for a while that it was."""
+        """Cancel a waiting job; it stays listed as cancelled for a while. Call within :meth:`guard`."""
         forget_executions(job)
         function = job.func_name.rpartition(".")[2]
         kind = {"refresh": "refresh", "prepare_many": "prepare"}.get(function)
-        if kind:  # else workers would make the job again
+        if kind:  # else workers would create the job again
             self.storage.settle(kind, job.args[0], self.storage.pending(kind, job.args[0]))
-        if function in _PASSING:
+        if function in _RESULTLESS:
             job.delete()
             return
         job.ended_at = datetime.now(timezone.utc)
         job.save(include_meta=False)
         job.cancel()
-        job.connection.expire(job.key, KEPT_S)
-        # RQ never forgets the names of jobs that were cancelled.
-        self.connection.zremrangebyscore(self.queues[job.origin].canceled_job_registry.key, 0, time.time() - KEPT_S)
+        job.connection.expire(job.key, RESULT_TTL_S)
+        # RQ never removes the ids of cancelled jobs.
+        self.connection.zremrangebyscore(
+            self.queues[job.origin].canceled_job_registry.key, 0, time.time() - RESULT_TTL_S
+        )
 
-    # -- what was found out, for whoever asks again
+    # -- published results
 
     def publish(self, name: str, facts: Any) -> None:
-        """Keep what a job has found out, also while it is found out anew; ``facts`` are plain JSON."""
+        """Store the result of a job, plain JSON; it stays readable while a newer one is computed."""
         with self.guard():
-            self.connection.set(f"video:found:{name}", json.dumps({"at": time.time(), "facts": facts}), ex=KEPT_S)
+            self.connection.set(f"video:found:{name}", json.dumps({"at": time.time(), "facts": facts}), ex=RESULT_TTL_S)
 
     def published(self, name: str) -> tuple[float, Any] | None:
-        """When it was found out (seconds since 1970), and what; ``None``: not yet, or long ago."""
+        """Return the Unix time of a stored result and the result; ``None`` if there is none or it has expired."""
         with self.guard():
             value = self.connection.get(f"video:found:{name}")
-        found = json.loads(value) if value else None
-        return (float(found["at"]), found["facts"]) if found else None
+        stored = json.loads(value) if value else None
+        return (float(stored["at"]), stored["facts"]) if stored else None
 
-    # -- the token that Label Studio hands over in /setup
+    # -- the token that Label Studio sends in /setup
 
     def remember_token(self, token: str) -> None:
         with self.guard():
@@ -392,7 +394,7 @@ class JobQueue:
     # -- counters and state
 
     def count(self, name: str, amount: float = 1) -> None:
-        """Add to a counter that /metrics shows; workers have no HTTP of their own."""
+        """Add to a counter that /metrics shows; workers serve no HTTP."""
         with self.guard():
             self.connection.hincrbyfloat("video:counters", name, amount)
 
@@ -402,7 +404,7 @@ class JobQueue:
         return {name.decode(): float(value) for name, value in values.items()}  # type: ignore[union-attr]
 
     def depths(self) -> dict[str, dict[str, int]]:
-        """Number of jobs by queue and state."""
+        """Return the number of jobs by queue and state."""
         with self.guard():
             return {
                 name: {
@@ -415,31 +417,31 @@ class JobQueue:
             }
 
     def workers(self) -> list[str]:
-        """Names of the workers that gave a sign of life lately."""
+        """Return the names of workers with a recent heartbeat."""
         from rq import Worker
 
         with self.guard():
             return sorted(str(key).rsplit(":", 1)[-1] for key in Worker.all_keys(connection=self.connection))
 
     def failed_jobs(self) -> list[dict[str, Any]]:
-        """Dead jobs with their error, newest first."""
+        """Return failed jobs with their error, newest first."""
         with self.guard():
             registries = [queue.failed_job_registry for queue in self.queues.values()]
-            jobs = self.fetch_many([name for failed in registries for name in failed.get_job_ids(cleanup=False)])
-            found = [{"id": job.id, "ended_at": str(job.ended_at), "error": failure_text(job)} for job in jobs]
-        return sorted(found, key=lambda item: item["ended_at"], reverse=True)
+            jobs = self.fetch_many([job_id for failed in registries for job_id in failed.get_job_ids(cleanup=False)])
+            failures = [{"id": job.id, "ended_at": str(job.ended_at), "error": failure_text(job)} for job in jobs]
+        return sorted(failures, key=lambda item: item["ended_at"], reverse=True)
 
 
 def state_of(job: Job) -> str:
-    """RQ's name of a job's state, as it was when the job was read; empty where it has none."""
+    """Return RQ's name of a job's state when the job was read; empty if it has none."""
     state = job.get_status(refresh=False)
     return state.value if state else ""
 
 
 def forget_executions(job: Job, keep: str = "") -> None:
-    """Strike executions of workers that died from a job's list, all but ``keep``.
+    """Remove executions of dead workers from a job's list, all but ``keep``.
 
-    RQ keeps them there for a minute longer than it keeps what they point to, and cannot delete the job meanwhile.
+    RQ lists them for a minute longer than it keeps the executions themselves, and cannot delete the job meanwhile.
     """
     registry = job.execution_registry
     dead = [name for name in registry.get_execution_ids() if name != keep]
@@ -448,7 +450,7 @@ def forget_executions(job: Job, keep: str = "") -> None:
 
 
 def failure_text(job: Job) -> str:
-    """Why a job failed, in the words of the error that was raised."""
+    """Return the message of the error with which a job failed."""
     text = job.meta.get("error")
     if text:
         return str(text)
@@ -458,5 +460,5 @@ def failure_text(job: Job) -> str:
 
 
 def targets_key(key: str) -> str:
-    """Where Redis keeps the tasks that wait for a prediction."""
+    """Return the Redis key of the tasks that wait for a prediction."""
     return f"video:targets:{key}"

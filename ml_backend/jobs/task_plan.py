@@ -1,4 +1,4 @@
-"""What has to be predicted for a task, and the key under which the result is known."""
+"""Plan the prediction of a task, and compute the keys under which its results are stored."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class VideoPart:
-    """One video of a task with the control that takes its regions.
+class PlannedVideo:
+    """One video of a task and the control that receives its regions.
 
-    ``frame_rate`` is of Label Studio's timeline; ``None`` means that the task lacks the field that the config refers
-    to and may still be given one (it has no annotations yet), so the video must be probed first.
+    Attributes:
+        frame_rate: of Label Studio's timeline; ``None``: the task lacks the field that the config refers to and may
+            still be given one (it has no annotations yet), so the video must be probed first.
     """
 
     control: VideoControl
@@ -34,47 +35,47 @@ class VideoPart:
 
 @dataclass(frozen=True, slots=True)
 class TaskPlan:
-    """All parts of one task under one model version."""
+    """All videos of one task under one model version."""
 
     project_id: int
     task_id: int
-    parts: tuple[VideoPart, ...]
+    videos: tuple[PlannedVideo, ...]
     version: str
 
     @property
     def needs_probe(self) -> bool:
-        return any(part.frame_rate is None for part in self.parts)
+        return any(video.frame_rate is None for video in self.videos)
 
     @property
     def key(self) -> str:
         """Equal for equal videos, controls, frame rates and versions within a project; 40 hex digits."""
-        described = {
+        facts = {
             "project": self.project_id,
             "version": self.version,
-            "parts": [[part.uri, part.frame_rate, *_shaping(part.control)] for part in self.parts],
+            "parts": [[video.uri, video.frame_rate, *_control_facts(video.control)] for video in self.videos],
         }
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:40]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
 
 
-def _shaping(control: VideoControl) -> list[Any]:
-    """What of a control shows in predictions; a label's colour, for example, does not."""
+def _control_facts(control: VideoControl) -> list[Any]:
+    """Return what predictions depend on; a label's colour, for example, is not part of it."""
     labels = [[label.value, *label.predicted_values, *own_prompts(label)] for label in control.labels]
     return [control.from_name, control.to_name, labels]
 
 
 def tracks_key(project_id: int, uri: str, frame_rate: float, base: str) -> str:
-    """Names the tracks of one video under one detector, tracker and timeline; 40 hex digits.
+    """Return the key of a video's tracks under one detector, tracker and timeline; 40 hex digits.
 
     Args:
         base: see :func:`ml_backend.labeling.model_version.base_version`.
     """
-    described = [project_id, uri, frame_rate, base]
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:40]
+    facts = [project_id, uri, frame_rate, base]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:40]
 
 
 @lru_cache(maxsize=64)
 def cached_label_config(xml: str) -> LabelConfig:
-    """Label Studio sends the same config with every request; parse it once."""
+    """Parse a label config, once: Label Studio sends the same one with every request."""
     return parse_label_config(xml)
 
 
@@ -88,7 +89,7 @@ def plan_task(
     annotated: bool,
     label_studio_url: str,
 ) -> TaskPlan:
-    """Work out what a task needs.
+    """Return the videos of a task that need predictions.
 
     Args:
         annotated: tasks with annotations are never written to, so a missing frame rate stays Label Studio's default.
@@ -98,26 +99,26 @@ def plan_task(
         MediaError: the task has none of the fields that the config's Video tags name.
     """
     config = cached_label_config(label_config)
-    parts = []
+    videos = []
     for control in config.video_controls:
         uri = control.media(data)
         if uri is None:
             continue
         field = control.rate_field
-        open_rate = field is not None and not annotated and data.get(field) in (None, "")
-        rate = None if open_rate else control.frame_rate_for(data)
-        parts.append(VideoPart(control, canonical_uri(uri, label_studio_url), rate))
-    if not parts:
-        wanted = ", ".join(sorted({control.value_key for control in config.video_controls}))
+        needs_probe = field is not None and not annotated and data.get(field) in (None, "")
+        rate = None if needs_probe else control.frame_rate_for(data)
+        videos.append(PlannedVideo(control, canonical_uri(uri, label_studio_url), rate))
+    if not videos:
+        fields = ", ".join(sorted({control.value_key for control in config.video_controls}))
         raise MediaError(
-            f"Task {task_id} has no video: its data lacks the field {wanted!r}.",
+            f"Task {task_id} has no video: its data lacks the field {fields!r}.",
             "Import tasks with that field, or change the Video tag's value.",
         )
-    return TaskPlan(project_id, task_id, tuple(parts), version)
+    return TaskPlan(project_id, task_id, tuple(videos), version)
 
 
 def plan_for(container: Container, task: Task, label_config: str, models: ProjectModels | None = None) -> TaskPlan:
-    """Return what is to be done for a task that was read, by default with the project's present models."""
+    """Return the plan for a task, by default with the project's current models."""
     if models is None:
         container.projects.remember_labels(task.project_id, cached_label_config(label_config))
         models = container.projects.models(task.project_id)

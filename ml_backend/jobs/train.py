@@ -1,4 +1,4 @@
-"""The job that retrains a project's detector, from its annotations to the gate. It may be run twice without harm."""
+"""The job that retrains a project's detector, from its annotations to the gate. Running it twice does no harm."""
 
 from __future__ import annotations
 
@@ -49,25 +49,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two copies of the checkpoint to where other workers find it.
-CHECKPOINT_S = 30.0
-#: How often the gate is repeated when somebody switches versions meanwhile.
-GATES = 3
-#: Seconds within which a training notices that it has been cancelled.
-_LOOK_S = 1.0
+#: Seconds between two copies of the checkpoint to the artifact store, from which other workers resume.
+CHECKPOINT_INTERVAL_S = 30.0
+#: Largest number of gate runs, repeated if the project switches versions meanwhile.
+MAX_GATE_RUNS = 3
+#: Seconds between two checks whether the training was cancelled.
+_POLL_S = 1.0
 
 
 class TrainingWatcher:
-    """A thread beside a training; use as a container manager.
+    """A thread that renews a training's lock and notices when it is cancelled; use as a context manager.
 
     Attributes:
-        cancelled: somebody has asked for the training's end.
-        lost: the lock has expired and may be another worker's.
+        cancelled: the training was cancelled.
+        lost: the lock has expired and may belong to another worker.
     """
 
     def __init__(self, container: Container, project_id: int, lock: Lock) -> None:
         self._container, self._project, self._lock = container, project_id, lock
-        self._over = threading.Event()
+        self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="training-watch", daemon=True)
         self.cancelled = False
         self.lost = False
@@ -79,17 +79,17 @@ class TrainingWatcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
+        self._done.set()
         self._thread.join(timeout=10)
 
     def should_stop(self) -> bool:
-        """Whether the work has to end now: the process ends, it was cancelled, or it is another's."""
+        """Return whether to stop now: the process stops, the training was cancelled, or the lock is lost."""
         return self.cancelled or self.lost or self._container.stop.is_set()
 
     def check(self) -> None:
-        """Raise Interrupted if the work has to end now."""
+        """Raise Interrupted if the training has to stop now."""
         if self.should_stop():
-            raise Interrupted("The training was stopped.", "It is taken up again unless it was cancelled.")
+            raise Interrupted("The training was stopped.", "Wait: it resumes unless it was cancelled.")
 
     def _run(self) -> None:
         from redis.exceptions import LockError, RedisError
@@ -103,19 +103,19 @@ class TrainingWatcher:
                     waited = 0.0
                 self.cancelled |= self._container.training_queue.is_cancelled(self._project)
             except LockError:
-                log.warning("The lock on the training was lost: another worker goes on with it.")
+                log.warning("The lock on the training was lost: another worker continues it.")
                 self.lost = True
                 return
-            except (QueueUnavailable, RedisError) as error:  # it may come back before the lock runs out
+            except (QueueUnavailable, RedisError) as error:  # it may come back before the lock expires
                 log.debug("The lock was not renewed: %s", error)
-            if self._over.wait(_LOOK_S):
+            if self._done.wait(_POLL_S):
                 return
-            waited += _LOOK_S
+            waited += _POLL_S
 
 
 @job
 def train(container: Container, project_id: int, trigger: str) -> dict[str, Any] | None:
-    """Retrain a project's detector if there is something new to learn from; use the result if it is not worse."""
+    """Retrain a project's detector if there are new annotations; activate the result if it passes the gate."""
     with container.training_queue.lock(project_id) as lock:
         training = TrainingRun(container, project_id, trigger, lock)
         training.run()
@@ -123,70 +123,68 @@ def train(container: Container, project_id: int, trigger: str) -> dict[str, Any]
 
 
 class TrainingRun:
-    """One run, new or taken over from a worker that died."""
+    """One training run, new or taken over from a worker that died."""
 
     def __init__(self, container: Container, project_id: int, trigger: str, lock: Lock) -> None:
         self._container, self._project, self._trigger, self._lock = container, project_id, trigger, lock
         self._settings, self._registry = container.settings, container.registry
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"[:64]
         self._folder = container.settings.data_dir / "training" / f"project-{project_id}"
-        self._watch = TrainingWatcher(container, project_id, lock)
+        self._watcher = TrainingWatcher(container, project_id, lock)
         self._force = False
         self._seen: dict[str, str] | None = None
-        self._began: int | None = None
+        self._version_id: int | None = None
 
     def run(self) -> None:
         version = self._begin()
         if version is None:
             return
         try:
-            with self._watch:
-                self._steps(version)
+            with self._watcher:
+                self._run_stages(version)
         except RunLost:
-            log.warning("Project %s: another worker has taken %s over.", self._project, version.name)
+            log.warning("Project %s: another worker has taken over %s.", self._project, version.name)
         except Interrupted:
-            if not self._watch.cancelled:
+            if not self._watcher.cancelled:
                 self._hand_back(version)
                 raise
             self._end(version, "cancelled", "Cancelled on request.")
         except BackendError as error:
-            if error.retryable and _tries_left():
+            if error.retryable and _retries_left():
                 self._hand_back(version)
                 raise
-            # What may pass is tried again later, with growing pauses; anything else once the annotations change.
+            # Retryable errors are retried later, with growing pauses; others once the annotations change.
             self._end(version, "failed", str(error), again=error.retryable)
             raise
         except Exception as error:
             self._end(version, "failed", f"{type(error).__name__}: {error}")
             raise
         finally:
-            # Whatever happened: if another version is in use now, the tasks have to follow. A worker that died between
-            # the promotion and this line leaves that to the next try, which finds nothing new to train on.
+            # If another version is active now, tasks need new predictions. If the worker dies between the promotion and
+            # this line, the retry, which finds nothing new to train on, gets here too.
             self._refresh(version)
 
-    # -- how it begins, is handed on, and ends, whatever happens in between
+    # -- begin, hand back, end
 
     def _begin(self) -> Version | None:
         active = self._registry.active(self._project)
         cancelled = self._container.training_queue.is_cancelled(self._project)
-        # A run that reads the annotations from now on does what was asked for until now; one that is measured does not.
-        reads = active is None or active.state in ("dataset", "training")
+        # A run that has yet to read the annotations serves all requests so far; one at the gate does not.
+        reads_annotations = active is None or active.state in ("dataset", "training")
         motion = self._settings.detector == "motion"
-        if reads or cancelled or motion:
+        if reads_annotations or cancelled or motion:
             self._container.training_queue.begin(self._project)
         if motion:
             if active:
                 self._end(self._registry.take_over(active, self._owner), "cancelled", "DETECTOR=motion is set.")
-            raise ConfigError(
-                "DETECTOR=motion is set: there is no network that could be trained.", "Set DETECTOR=auto or yolo."
-            )
+            raise ConfigError("DETECTOR=motion is set: there is no network to train.", "Set DETECTOR=auto or yolo.")
         if active is None:
             parent = self._registry.current(self._project)
             version = self._registry.begin(self._project, self._owner, self._trigger, parent)
         else:
             version = self._registry.take_over(active, self._owner)
-        self._began = version.id
-        forced = reads and self._container.training_queue.take_force(self._project)
+        self._version_id = version.id
+        forced = reads_annotations and self._container.training_queue.take_force(self._project)
         self._force = forced or version.trigger.startswith("force")
         if cancelled:
             self._end(version, "cancelled", "Cancelled on request.")
@@ -194,48 +192,49 @@ class TrainingRun:
         if active is None:
             return version
         if active.attempts >= self._settings.job_attempts:
-            reason = f"Its worker died {active.attempts} times while it was in state {active.state!r}."
-            self._end(version, "failed", f"{reason} The worker's log, or the machine's, may say why.")
-            raise TrainingFailed(reason, "The worker's log, or the machine's, may say why.")
-        log.info("Project %s: %s is taken up again in state %s", self._project, version.name, version.state)
+            reason = f"Its worker died {active.attempts} times in state {active.state!r}."
+            hint = "See the worker's and the machine's log for the cause."
+            self._end(version, "failed", f"{reason} {hint}")
+            raise TrainingFailed(reason, hint)
+        log.info("Project %s: resuming %s in state %s", self._project, version.name, version.state)
         return version
 
     def _hand_back(self, version: Version) -> None:
-        """An orderly end is no death: it does not count against the run."""
+        """Undo the attempt, since an orderly stop does not count as one."""
         try:
-            mine = dataclasses.replace(version, owner=self._owner)
-            self._registry.advance(mine, attempts=max(0, version.attempts - 1))
+            owned = dataclasses.replace(version, owner=self._owner)
+            self._registry.advance(owned, attempts=max(0, version.attempts - 1))
         except BackendError as error:
             log.warning("Project %s: %s was not handed back: %s", self._project, version.name, error)
 
     def _end(self, version: Version, state: str, reason: str, *, again: bool = False) -> None:
-        """End a run that came to nothing; unless ``again``, the annotations as they are do not begin another one."""
+        """End a run without a result. Unless ``again``, the present annotations do not start another one."""
         last = self._registry.get(version.id) or version
         lineage = dict(last.lineage)
         seen = lineage.pop("seen", None) or self._seen
         if not again:
-            # What was annotated while it ran is new to the next one.
+            # Annotations made during the run are new to the next one.
             lineage["seen"] = ReviewStore(self._container.storage).seen(self._project) if seen is None else seen
             lineage.setdefault("unread", unread_before(self._registry, last))
         try:
             self._registry.finish(dataclasses.replace(version, owner=self._owner), state, reason, lineage=lineage)
-        except RunLost:  # it has ended already, or is another worker's, who needs its files
-            log.info("Project %s: %s is not this worker's any more.", self._project, version.name)
+        except RunLost:  # it has ended, or belongs to another worker, which needs its files
+            log.info("Project %s: %s no longer belongs to this worker.", self._project, version.name)
         else:
             self._tidy_up(version)
             if last.artifact:
                 self._container.artifacts.remove(last.artifact)
 
     def outcome(self) -> dict[str, Any] | None:
-        """What came of it, for whoever asked for it, or looks at the list of jobs."""
-        last = self._registry.get(self._began) if self._began else None
+        """Return the job's result; ``None`` if another worker continues the run."""
+        last = self._registry.get(self._version_id) if self._version_id else None
         if last is None:
             return {"version": None, "state": "unchanged", "reason": "Nothing new has been annotated."}
         current = get_current_job()
         if current is not None and last.state == "cancelled":
             current.meta["outcome"] = {"state": CANCELLED}
             current.save_meta()
-        if last.state in ACTIVE:  # another worker goes on with it
+        if last.state in ACTIVE:
             return None
         return {"version": last.name, "state": last.state, "reason": last.reason, "metrics": last.metrics}
 
@@ -251,55 +250,55 @@ class TrainingRun:
         artifacts = self._container.artifacts
         artifacts.remove(checkpoint_name(version))
         last = self._registry.get(version.id)
-        if last and (kept := last.lineage.get("held_out_file")):
-            artifacts.remove(kept["name"])
+        if last and (held_out := last.lineage.get("held_out_file")):
+            artifacts.remove(held_out["name"])
         try:
             remove_old_weights(self._project, self._settings, self._container.storage, artifacts)
-        except BackendError as error:  # a training must not end for it; the next one tries again
+        except BackendError as error:  # must not fail a training; the next one tries again
             log.warning("Project %s: weights of old versions were not removed: %s", self._project, error)
 
-    # -- the steps
+    # -- stages
 
-    def _steps(self, version: Version) -> None:
+    def _run_stages(self, version: Version) -> None:
         if version.state in ("dataset", "training"):
             trained = self._train(version)
             if trained is None:
                 return
             version = trained
-        self._gate(version)
+        self._run_gate(version)
 
     def _train(self, version: Version) -> Version | None:
-        """Weights for the gate; ``None`` where there is nothing new to learn from."""
-        corrections = ReviewStore(self._container.storage)
-        seen = self._seen = corrections.seen(self._project)
-        for name in ("runs", "gate"):  # of runs that came to an end elsewhere
+        """Train, and return the version in state ``gate``; ``None`` if there is nothing new to learn from."""
+        reviews = ReviewStore(self._container.storage)
+        seen = self._seen = reviews.seen(self._project)
+        for name in ("runs", "gate"):  # left by runs that ended on another machine
             for folder in (self._folder / name).glob("*"):
                 if folder.name != version.name:
                     shutil.rmtree(folder, ignore_errors=True)
         try:
             data = self._dataset(unread_before(self._registry, version))
-        except NotFound:  # a project that was deleted: nobody says so
-            corrections.forget(self._project)
+        except NotFound:  # the project was deleted, for which there is no event
+            reviews.forget(self._project)
             raise
         arguments = json.loads(self._settings.train_args or "{}")
         base = self._container.projects.models(None, download=True).detector.sha256
         facts = json.dumps([data.digest, arguments, self._settings.imgsz, base], sort_keys=True)
-        made_of = hashlib.sha256(facts.encode()).hexdigest()
-        if self._is_known(version, made_of):
-            log.info("Project %s: nothing has been annotated since the last training.", self._project)
+        inputs_digest = hashlib.sha256(facts.encode()).hexdigest()
+        if self._is_unchanged(version, inputs_digest):
+            log.info("Project %s: no new annotations since the last training.", self._project)
             report_progress(get_current_job(), stage="unchanged")
             self._registry.discard(version, seen, data.unread)
             return None
         run = self._folder / "runs" / version.name
-        checkpoint = self._checkpoint(version, run) if version.dataset == made_of else None
+        checkpoint = self._checkpoint(version, run) if version.dataset == inputs_digest else None
         if checkpoint is None:
             shutil.rmtree(run, ignore_errors=True)
             version = self._registry.advance(version, history=[])
-        start = self._start(version)
+        start = self._start_checkpoint(version)
         version = self._registry.advance(
             version,
             state="training",
-            dataset=made_of,
+            dataset=inputs_digest,
             held_out=data.held_out_digest,
             classes=list(data.classes),
             lineage={**lineage_of(data, seen), "held_out_file": self._keep_held_out(version, data.held_out)},
@@ -312,7 +311,7 @@ class TrainingRun:
             "classes": list(data.classes),
             "trained_classes": list(data.trained_classes),
             "start": start["path"],
-            "start_from": {**self._mapped(), **data.start_from},
+            "start_from": {**self._class_mapping(), **data.start_from},
             "run": str(run),
             "resume": str(checkpoint) if checkpoint else None,
             "pictures": data.pictures.get("train", 0),
@@ -321,32 +320,34 @@ class TrainingRun:
             "imgsz": self._settings.imgsz,
             "args": arguments,
         }
-        self._make_room()
+        self._free_gpu_memory()
         try:
-            done = self._child(plan, run, self._on_epoch(version))
+            done = self._run_child(plan, run, self._on_epoch(version))
         except (TrainingFailed, WeightsError) as error:
             if checkpoint is None or error.retryable:
                 raise
-            log.warning("Project %s: %s cannot go on and begins anew: %s", self._project, version.name, error)
+            log.warning(
+                "Project %s: %s cannot resume and starts from the beginning: %s", self._project, version.name, error
+            )
             shutil.rmtree(run, ignore_errors=True)
             version = self._registry.advance(version, history=[])
-            done = self._child({**plan, "resume": None}, run, self._on_epoch(version))
+            done = self._run_child({**plan, "resume": None}, run, self._on_epoch(version))
         weights = Path(done["weights"])
-        # By its content: whoever is late, and finds the run taken over, replaces nothing.
+        # Named by content: a worker that has lost the run replaces no file.
         name = f"projects/{self._project}/{version.name}-{version.id}-{file_sha256(weights)[:16]}.pt"
-        self._watch.check()
+        self._watcher.check()
         sha256 = self._container.artifacts.put(weights, name)
         return self._registry.advance(
             version, state="gate", weights_sha256=sha256, artifact=name, config=done.get("args") or arguments
         )
 
     def _keep_held_out(self, version: Version, path: Path) -> dict[str, str]:
-        """The gate measures with this file, whoever goes on with the run."""
+        """Store the held-out file, so that any worker can run the gate with it."""
         name = f"projects/{self._project}/{version.name}-{version.id}-held-out-{file_sha256(path)[:16]}.json"
         return {"name": name, "sha256": self._container.artifacts.put(path, name)}
 
     def _dataset(self, unread: Collection[str]) -> TrainingDataset:
-        """The annotations as a dataset; ``unread`` are tasks whose videos were away last time, so it waits for none."""
+        """Build the dataset, not waiting for the videos of ``unread`` tasks, which were unavailable last time too."""
         from ml_backend.datasets.annotation_reader import AnnotationReader
         from ml_backend.training.dataset import FrameSelectionPlan, build_dataset
         from ml_backend.training.splits import SplitStore
@@ -359,36 +360,36 @@ class TrainingRun:
             pseudo_labels=policy.pseudo_labels,
         )
         options: dict[str, Any] = {"predictions": "missing"} if policy.pseudo_labels else {}
-        options["should_stop"] = self._watch.should_stop
-        source = AnnotationReader.from_project(self._container.client, self._project, self._settings, **options)
+        options["should_stop"] = self._watcher.should_stop
+        reader = AnnotationReader.from_project(self._container.client, self._project, self._settings, **options)
         return build_dataset(
-            source,
+            reader,
             self._folder / "dataset",
             SplitStore(self._container.storage),
             self._project,
             plan,
             lambda done, of: report_progress(get_current_job(), stage="dataset", done=done, of=of),
-            self._watch.should_stop,
-            lambda tasks: _tries_left() and not {str(task) for task in tasks} <= set(unread),
+            self._watcher.should_stop,
+            lambda tasks: _retries_left() and not {str(task) for task in tasks} <= set(unread),
         )
 
-    def _mapped(self) -> dict[str, Sequence[str]]:
-        """By label the detector's classes that predictions give it."""
+    def _class_mapping(self) -> dict[str, Sequence[str]]:
+        """Return label -> the detector classes that are mapped to it in predictions."""
         config = parse_label_config(self._container.client.get_project(self._project).label_config)
         active = self._registry.active(self._project)
         parent = self._registry.get(active.parent_id) if active and active.parent_id else None
-        # What a trained version has a class for goes on from there, as in its predictions.
+        # Labels that a trained version has a class for start from that class.
         own = parent.classes if parent else ()
         labels = [label for control in reversed(config.video_controls) for label in reversed(control.labels)]
         return {label.value: classes_for(label) for label in labels if label.value not in own}
 
-    def _is_known(self, version: Version, made_of: str) -> bool:
-        """Whether the last training that was measured had the same data and settings."""
-        measured = [v for v in self._registry.outline(self._project) if v.state in MEASURED and v.id != version.id]
-        return bool(measured) and measured[0].dataset == made_of and not self._force
+    def _is_unchanged(self, version: Version, inputs_digest: str) -> bool:
+        """Return whether the last evaluated version was trained with the same data and settings."""
+        evaluated = [v for v in self._registry.outline(self._project) if v.state in MEASURED and v.id != version.id]
+        return bool(evaluated) and evaluated[0].dataset == inputs_digest and not self._force
 
-    def _start(self, version: Version) -> dict[str, str | None]:
-        """The weights to start from: those in use when the run began, or the settings' detector, or none."""
+    def _start_checkpoint(self, version: Version) -> dict[str, str | None]:
+        """Return the start checkpoint: the version active when the run began, the settings' detector, or none."""
         projects = self._container.projects
         parent = self._registry.get(version.parent_id) if version.parent_id else None
         detector = (
@@ -400,24 +401,24 @@ class TrainingRun:
         return {"name": detector.name, "sha256": detector.sha256 or "", "path": str(detector.path)}
 
     def _checkpoint(self, version: Version, run: Path) -> Path | None:
-        """The last epoch's checkpoint of a run that is taken up again: from here, or from where its worker put it."""
-        here = run / "weights" / "last.pt"
+        """Return the last checkpoint of a run to resume, from this machine or from the artifact store."""
+        local = run / "weights" / "last.pt"
         name, artifacts = checkpoint_name(version), self._container.artifacts
         newest = max((item.get("epoch", 0) for item in version.history), default=0)
-        if here.is_file() and (epochs_in(run) >= newest or not artifacts.exists(name)):
-            return here  # else the run was elsewhere since
+        if local.is_file() and (count_epochs(run) >= newest or not artifacts.exists(name)):
+            return local  # else the run has continued on another machine
         if not artifacts.exists(name):
             return None
-        here.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(artifacts.fetch(name), here)
-        return here
+        local.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(artifacts.fetch(name), local)
+        return local
 
     def _on_epoch(self, version: Version) -> Callable[[Mapping[str, Any]], None]:
         history = list(version.history)
-        copied = time.monotonic()
+        copied_at = time.monotonic()
 
         def on_event(event: Mapping[str, Any]) -> None:
-            nonlocal copied
+            nonlocal copied_at
             if event.get("event") != "epoch":
                 return
             facts = {name: value for name, value in event.items() if name not in ("event", "checkpoint")}
@@ -426,12 +427,12 @@ class TrainingRun:
                 self._registry.advance(version, history=history)
             except RunLost:
                 raise
-            except BackendError as error:  # the database may be back for the next one
-                log.warning("The epoch was not written down: %s", error)
+            except BackendError as error:  # the next one may succeed
+                log.warning("The epoch was not recorded: %s", error)
             report_progress(get_current_job(), stage="training", **facts)
             checkpoint = event.get("checkpoint")
-            if checkpoint and time.monotonic() - copied >= CHECKPOINT_S:
-                copied = time.monotonic()
+            if checkpoint and time.monotonic() - copied_at >= CHECKPOINT_INTERVAL_S:
+                copied_at = time.monotonic()
                 try:
                     self._container.artifacts.put(Path(checkpoint), checkpoint_name(version))
                 except BackendError as error:  # it only saves time if this worker dies
@@ -439,37 +440,37 @@ class TrainingRun:
 
         return on_event
 
-    def _gate(self, version: Version) -> None:
-        """Measure candidate and incumbent on the held-out part; promote or refuse."""
+    def _run_gate(self, version: Version) -> None:
+        """Evaluate candidate and incumbent on the held-out videos, and promote or refuse the candidate."""
         artifacts = self._container.artifacts
         candidate = artifacts.fetch(version.artifact, version.weights_sha256)
-        kept = version.lineage["held_out_file"]
-        held_out = artifacts.fetch(kept["name"], kept["sha256"])
-        for _ in range(GATES):
+        stored = version.lineage["held_out_file"]
+        held_out = artifacts.fetch(stored["name"], stored["sha256"])
+        for _ in range(MAX_GATE_RUNS):
             incumbent = self._registry.current(self._project)
             measured = self._measure(version, candidate, incumbent, held_out)
             if _id(self._registry.current(self._project)) == _id(incumbent):
                 break
-            log.info("Project %s: versions were switched meanwhile; the gate is repeated.", self._project)
+            log.info("Project %s: the active version has changed; the gate runs again.", self._project)
         metrics = {**measured, "against": incumbent.name if incumbent else "base"}
-        verdict = decide_promotion(measured["candidate"], measured["incumbent"])
-        report_progress(get_current_job(), stage="gate", verdict=verdict.reason)
-        if not verdict.promote:
-            self._registry.finish(version, "refused", verdict.reason, metrics=metrics)
+        decision = decide_promotion(measured["candidate"], measured["incumbent"])
+        report_progress(get_current_job(), stage="gate", verdict=decision.reason)
+        if not decision.promote:
+            self._registry.finish(version, "refused", decision.reason, metrics=metrics)
         else:
             version = self._registry.advance(version, state="promoting", metrics=metrics)
-            self._watch.check()
-            self._registry.promote(version, verdict.reason, f"gate: {version.trigger}", _id(incumbent))
-        self._container.count("promotions" if verdict.promote else "refusals")
+            self._watcher.check()
+            self._registry.promote(version, decision.reason, f"gate: {version.trigger}", _id(incumbent))
+        self._container.count("promotions" if decision.promote else "refusals")
         self._tidy_up(version)
 
     def _measure(
         self, version: Version, candidate: Path, incumbent: Version | None, held_out: Path
     ) -> dict[str, dict[str, Any]]:
         projects = self._container.projects
-        described = json.loads(held_out.read_text(encoding="utf-8"))
-        base = projects.detector_of(incumbent, download=True) if incumbent else None
-        detector = base or projects.models(None, download=True).detector
+        held_out_videos = json.loads(held_out.read_text(encoding="utf-8"))["videos"]
+        active = projects.detector_of(incumbent, download=True) if incumbent else None
+        detector = active or projects.models(None, download=True).detector
         config = self._container.client.get_project(self._project).label_config
         models = [
             {"name": "candidate", "kind": "yolo", "path": str(candidate), "label_config": config, "trained": True},
@@ -484,18 +485,20 @@ class TrainingRun:
         ]
         with ExitStack() as stack:
             videos: dict[str, str] = {}
-            for video in described["videos"]:
+            for video in held_out_videos:
                 try:
                     opened = self._container.media.open(video["uri"], video["task_id"])
                     videos[video["name"]] = str(stack.enter_context(opened))
                 except (MediaError, VideoError) as error:
                     if error.retryable:
                         raise
-                    log.warning("Nothing is measured on %s: %s", video["name"], error)
+                    log.warning("%s is not evaluated: %s", video["name"], error)
             if not videos:
-                raise TrainingFailed("None of the held-out videos can be read.", "Restore them, or annotate others.")
+                raise TrainingFailed(
+                    "None of the held-out videos can be read.", "Restore them, or annotate other videos."
+                )
             plan = {"kind": "evaluate", "held_out": str(held_out), "videos": videos, "models": models}
-            done = self._child(plan, self._folder / "gate" / version.name, self._on_progress)
+            done = self._run_child(plan, self._folder / "gate" / version.name, self._on_progress)
         results: dict[str, dict[str, Any]] = done["results"]
         return results
 
@@ -505,17 +508,17 @@ class TrainingRun:
                 get_current_job(), stage="gate", **{name: value for name, value in event.items() if name != "event"}
             )
 
-    # -- the rest
+    # -- helpers
 
-    def _child(
+    def _run_child(
         self, plan: Mapping[str, Any], folder: Path, on_event: Callable[[Mapping[str, Any]], None]
     ) -> dict[str, Any]:
         from ml_backend.training.process import run_child
 
-        return run_child(plan, folder, on_event=on_event, should_stop=self._watch.should_stop)
+        return run_child(plan, folder, on_event=on_event, should_stop=self._watcher.should_stop)
 
-    def _make_room(self) -> None:
-        """Idle models leave the card; one budget is shared by serving and training."""
+    def _free_gpu_memory(self) -> None:
+        """Unload idle models, since serving and training share the GPU."""
         from ml_backend.core.model_cache import current_pool
 
         if self._settings.device not in ("cpu", "mps") and Path("/dev/nvidia0").exists():
@@ -525,12 +528,12 @@ class TrainingRun:
 
 
 def checkpoint_name(version: Version) -> str:
-    """Where a run's last epoch is kept for whoever takes the run up."""
+    """Return the artifact name of a run's last checkpoint, from which any worker can resume."""
     return f"projects/{version.project_id}/{version.name}-{version.id}-last.pt"
 
 
 def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]:
-    """What the registry keeps of what a version was made from."""
+    """Return what the registry records of a version's training data."""
     return {
         "seen": dict(seen),
         "annotations": {str(task): number for task, number in data.annotations.items()},
@@ -544,15 +547,15 @@ def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]
     }
 
 
-def epochs_in(run: Path) -> int:
-    """How many epochs a run's folder knows of."""
+def count_epochs(run: Path) -> int:
+    """Return the number of finished epochs in a run's folder."""
     try:
         return max(0, len((run / "results.csv").read_text(encoding="utf-8").splitlines()) - 1)
     except OSError:
         return 0
 
 
-def _tries_left() -> bool:
+def _retries_left() -> bool:
     current = get_current_job()
     return bool(current and current.retries_left)
 

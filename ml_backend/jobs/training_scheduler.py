@@ -1,7 +1,7 @@
-"""Starts trainings that are due, and takes up those that were lost. Every worker does this between jobs, one at a time.
+"""Start trainings that are due or were orphaned, and remove superseded predictions.
 
-It looks at the database, so that a queue that has forgotten everything forgets no annotation and no training. What
-nobody needs any more is removed on the same occasion.
+Workers do this between jobs, one at a time. It relies on the database only, so that no annotation and no training is
+lost with the queue.
 """
 
 from __future__ import annotations
@@ -24,78 +24,78 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks, of all workers together.
-EVERY_S = 10
-#: Pause after the last try of a job whose work is still to be done: tokens, for example, are mended by people.
-REPEAT = timedelta(seconds=600)
-#: Seconds between two looks for what nobody has told us of.
-CATCH_UP_EVERY_S = 1800
-#: Seconds between two looks for predictions that have been superseded.
+#: Seconds between two checks, over all workers.
+TICK_S = 10
+#: Pause after the last attempt of a job whose work is still pending: people need time to fix a token, for example.
+RETRY_PAUSE = timedelta(seconds=600)
+#: Seconds between two checks for missed events.
+CATCH_UP_S = 1800
+#: Seconds between two removals of superseded predictions.
 SWEEP_S = 60
-#: Seconds that one sweep may take: the worker is idle, but a job may come.
-SWEEP_FOR_S = 5.0
-#: How long predictions are kept that differ from the present ones only in what was learned since, which nobody asks for
-#: again, and all others, which are asked for again if a mode, a setting or a version is switched back.
-LEARNED_SINCE, OTHERWISE = timedelta(hours=1), timedelta(days=1)
-#: Seconds between two looks for what this machine's cache of artifacts does not need.
+#: Seconds that one removal may take: a job may arrive.
+MAX_SWEEP_S = 5.0
+#: How long superseded predictions are kept: those that differ from the current ones only in labels learned since, which
+#: are never requested again, and others, which are if a mode, a setting or a version is switched back.
+SAME_KIND_TTL, PREDICTION_TTL = timedelta(hours=1), timedelta(days=1)
+#: Seconds between two cleanups of this machine's artifact cache.
 TIDY_S = 24 * 3600.0
 
 
 class TrainingScheduler:
-    """See the module."""
+    """Periodic work of all workers."""
 
     def __init__(self, container: Container) -> None:
         self._container = container
-        self._tidied: float | None = None
+        self._tidied_at: float | None = None
 
     def tick(self) -> None:
-        """For workers, now and then. Never raises what belongs to a server that is away."""
+        """Do what is due; workers call this periodically. Errors of unreachable servers are logged."""
         self._tidy()
         try:
-            if self._container.training_queue.my_turn("trainer", EVERY_S):
+            if self._container.training_queue.acquire_turn("trainer", TICK_S):
                 self.start_pending()
                 self.catch_up()
-                self.look()
+                self.request_due()
         except BackendError as error:
-            log.warning("Trainings that may be due were not looked for: %s", error)
+            log.warning("Could not check which trainings are due: %s", error)
         try:
-            if self._container.training_queue.my_turn("predictions", SWEEP_S):
-                self.forget_predictions()
+            if self._container.training_queue.acquire_turn("predictions", SWEEP_S):
+                self.remove_superseded_predictions()
         except BackendError as error:
-            log.warning("Predictions that nobody needs any more were not removed: %s", error)
+            log.warning("Superseded predictions were not removed: %s", error)
 
     def _tidy(self) -> None:
-        """Every machine has a cache of its own, so every worker does this for itself."""
+        """Clean this machine's artifact cache; every worker does so for its own."""
         now = time.monotonic()
-        if self._tidied is None or now - self._tidied >= TIDY_S:
-            self._tidied = now
+        if self._tidied_at is None or now - self._tidied_at >= TIDY_S:
+            self._tidied_at = now
             self._container.artifacts.tidy()
 
-    def forget_predictions(self) -> int:
-        """Remove predictions that others have taken the place of, for some seconds; returns how many.
+    def remove_superseded_predictions(self) -> int:
+        """Remove superseded predictions, for some seconds at most; return how many.
 
-        Each annotation that is submitted makes a version, and each version a prediction of every open task. One that is
-        gone and asked for again is made of the video's tracks in milliseconds. What a project's present version has
-        made is kept, and what was made last, in case this worker and those that predict are set differently.
+        Each submitted annotation makes a version, and each version a prediction of every open task. If a removed one is
+        requested again, it is made from the stored tracks in milliseconds. Predictions of a project's current version
+        are kept, and those made last, since this worker may have other settings than those that predict.
         """
         storage, now, removed = self._container.storage, datetime.now(timezone.utc), 0
-        until = time.monotonic() + SWEEP_FOR_S
-        for project_id, versions in itertools.groupby(storage.predictions_made(), lambda made: made.project_id):
-            made = list(versions)
-            last = max(item.last for item in made)
-            old = [item for item in made if item.first < now - LEARNED_SINCE and item.last != last]
+        until = time.monotonic() + MAX_SWEEP_S
+        for project_id, group in itertools.groupby(storage.predictions_made(), lambda item: item.project_id):
+            versions = list(group)
+            last = max(item.last for item in versions)
+            old = [item for item in versions if item.first < now - SAME_KIND_TTL and item.last != last]
             if not old:
                 continue
             try:
-                present = self._container.projects.models(project_id).version
-            except BackendError as error:  # its weights are away: what is superseded shows once they are back
-                log.debug("Project %s: the present version is not known: %s", project_id, error)
+                current = self._container.projects.models(project_id).version
+            except BackendError as error:  # its weights are unavailable; try again later
+                log.debug("Project %s: the current version is unknown: %s", project_id, error)
                 continue
             for item in old:
-                before = now - (LEARNED_SINCE if same_kind(present, item.model_version) else OTHERWISE)
-                if item.model_version != present and item.first < before:
+                before = now - (SAME_KIND_TTL if same_kind(current, item.model_version) else PREDICTION_TTL)
+                if item.model_version != current and item.first < before:
                     removed += storage.remove_predictions(project_id, item.model_version, before)
-                    if time.monotonic() >= until:  # a job may come; the rest at the next look
+                    if time.monotonic() >= until:  # a job may arrive; the rest follows next time
                         log.info("%d superseded predictions were removed; there may be more.", removed)
                         return removed
         if removed:
@@ -103,36 +103,36 @@ class TrainingScheduler:
         return removed
 
     def start_pending(self) -> None:
-        """Make the jobs of what is to be done where none is, be it that Redis has forgotten it."""
+        """Create the jobs of pending work that has none, for example because Redis has lost it."""
         for kind, project_id in self._container.storage.pending_projects():
-            self._container.queue.start_pending(kind, project_id, pause=REPEAT)
+            self._container.queue.start_pending(kind, project_id, pause=RETRY_PAUSE)
 
     def catch_up(self) -> None:
-        """See :func:`ml_backend.jobs.learn.catch_up`."""
+        """Request :func:`ml_backend.jobs.learn.catch_up` for all projects that have annotations."""
         container = self._container
-        if not container.training_queue.my_turn("catch-up", CATCH_UP_EVERY_S):
+        if not container.training_queue.acquire_turn("catch-up", CATCH_UP_S):
             return
         for project_id in {*container.storage.annotated_projects(), *ReviewStore(container.storage).projects()}:
             container.queue.request("patterns", "catch_up", [project_id], f"catch-up-{project_id}", module="learn")
 
-    def look(self) -> list[int]:
-        """Request what is due; returns the projects."""
+    def request_due(self) -> list[int]:
+        """Request trainings that are due or were orphaned. Return their projects."""
         container = self._container
         if container.settings.detector == "motion":
             return []
-        lost = {version.project_id: version for version in container.registry.all_active()}
+        active = {version.project_id: version for version in container.registry.all_active()}
         requested = []
-        for project_id in sorted({*ReviewStore(container.storage).projects(), *lost}):
-            due = project_id not in lost and is_due(container.policies.get(project_id), self.state(project_id))
-            if (due or project_id in lost) and not container.training_queue.is_wanted(project_id):
-                reason = "annotations" if due else lost[project_id].trigger
-                log.info("Project %s: a training is %s.", project_id, "due" if due else "taken up again")
-                container.training_queue.request(project_id, reason)
+        for project_id in sorted({*ReviewStore(container.storage).projects(), *active}):
+            due = project_id not in active and is_due(container.policies.get(project_id), self.state(project_id))
+            if (due or project_id in active) and not container.training_queue.is_wanted(project_id):
+                trigger = "annotations" if due else active[project_id].trigger
+                log.info("Project %s: a training is %s.", project_id, "due" if due else "resumed")
+                container.training_queue.request(project_id, trigger)
                 requested.append(project_id)
         return requested
 
     def state(self, project_id: int) -> TrainingState:
-        """What has been annotated since the last training."""
+        """Return what has been annotated since the last training."""
         registry = self._container.registry
         last = registry.last(project_id)
         failures = 0
@@ -140,11 +140,11 @@ class TrainingScheduler:
             states = [version.state for version in registry.outline(project_id)]
             failures = next((n for n, state in enumerate(states) if state != "failed"), len(states))
         tasks = ReviewStore(self._container.storage).tasks(project_id)
-        new = _unlike(tasks, last)
+        new = _changed_since(tasks, last)
         if new and failures:
-            # What was missing may be there now; then all that has not been learned counts.
-            measured = next((entry for entry in registry.outline(project_id) if entry.state in MEASURED), None)
-            new = _unlike(tasks, registry.get(measured.id) if measured else None)
+            # The cause of the failure may be fixed now: count all changes since the last evaluated version.
+            evaluated = next((entry for entry in registry.outline(project_id) if entry.state in MEASURED), None)
+            new = _changed_since(tasks, registry.get(evaluated.id) if evaluated else None)
         return TrainingState(
             sum(max(task.tracks, task.hard) for task in new),
             max((task.changed_at for task in new), default=None),
@@ -153,7 +153,7 @@ class TrainingScheduler:
         )
 
 
-def _unlike(tasks: Mapping[int, AnnotatedTask], last: Version | None) -> list[AnnotatedTask]:
-    """The tasks that are not as a training has seen them."""
+def _changed_since(tasks: Mapping[int, AnnotatedTask], last: Version | None) -> list[AnnotatedTask]:
+    """Return the tasks that are new or changed since a training."""
     seen = (last.lineage.get("seen") or {}) if last else {}
     return [task for number, task in tasks.items() if seen.get(str(number)) != task.fingerprint]

@@ -1,7 +1,4 @@
-"""What workers hold and how they are set, for everybody to see, and the request to let go of models that are idle.
-
-Models live in workers; the web process and scripts see them through Redis.
-"""
+"""Loaded models and settings of workers, shared through Redis, and requests to unload idle models."""
 
 from __future__ import annotations
 
@@ -23,15 +20,15 @@ _OPTIMIZE = "video:optimize"
 
 
 class WorkerStatus:
-    """Every method but :meth:`tick` raises QueueUnavailable when Redis does not answer.
+    """Reports and reads the status of workers. All methods but :meth:`tick` raise QueueUnavailable without Redis.
 
     Args:
-        shaping: of a worker that makes predictions: see :func:`ml_backend.labeling.model_version.version_settings`.
+        shaping: settings of a worker that predicts; see :func:`ml_backend.labeling.model_version.version_settings`.
     """
 
     def __init__(self, queue: JobQueue, shaping: Mapping[str, Any] | None = None) -> None:
         self._queue, self._shaping = queue, shaping
-        self._seen: int | None = None
+        self._requests: int | None = None
 
     def status(self) -> dict[str, Any]:
         """Return each worker's models, budgets and memory, as ``ModelPool.status`` gives them."""
@@ -43,7 +40,7 @@ class WorkerStatus:
         }
 
     def shaping(self, workers: Sequence[str]) -> dict[str, Any]:
-        """By worker, of these that tell it: the settings that shape its predictions."""
+        """Return the settings that shape predictions, by worker, of those workers that report them."""
         with self._queue.guard():
             values = self._queue.connection.mget([_SHAPING + name for name in workers]) if workers else []
         return {name: json.loads(value) for name, value in zip(workers, values, strict=True) if value}
@@ -54,38 +51,38 @@ class WorkerStatus:
             self._queue.connection.incr(_OPTIMIZE)
 
     def tick(self, worker: str, lease_s: int) -> None:
-        """For workers, now and then: tell what is loaded, and do what was asked for. Never raises."""
+        """Report what a worker has loaded and unload idle models if requested. Workers call this periodically."""
         from ml_backend.core.model_cache import current_pool
 
         pool, redis = current_pool(), self._queue.connection
         try:
             with self._queue.guard():
-                wanted = int(redis.get(_OPTIMIZE) or 0)
-                if pool and self._seen is not None and wanted != self._seen:
+                requests = int(redis.get(_OPTIMIZE) or 0)
+                if pool and self._requests is not None and requests != self._requests:
                     log.info("Idle models are unloaded on request: %s", ", ".join(pool.optimize()) or "none")
-                self._seen = wanted
+                self._requests = requests
                 if self._shaping is not None:
                     redis.set(_SHAPING + worker, json.dumps(dict(self._shaping)), ex=3 * lease_s)
                 if pool:
                     redis.set(_STATUS + worker, json.dumps(pool.status()), ex=3 * lease_s)
         except QueueUnavailable as error:
-            log.warning("The state of models was not reported: %s", error)
+            log.warning("The status of models was not reported: %s", error)
 
 
-def differing_settings(mine: Mapping[str, Any], shaping: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Where workers are set otherwise than this process, in words: their predictions never count as current.
+def differing_settings(own: Mapping[str, Any], shaping: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Describe workers whose settings, and thus prediction versions, differ from those of this process.
 
     Args:
-        mine: see :func:`ml_backend.labeling.model_version.version_settings`.
+        own: see :func:`ml_backend.labeling.model_version.version_settings`.
         shaping: the same by worker.
     """
-    out = []
+    descriptions = []
     for worker, theirs in shaping.items():
-        names = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+        names = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
         if names:
-            what = ", ".join(f"{name.upper()} {theirs.get(name)} instead of {mine.get(name)}" for name in names)
-            out.append(
-                f"Worker {worker} runs with {what}: its predictions have another version, so tasks are asked for again "
-                "and again. Start all processes with the same settings and the same release."
+            changes = ", ".join(f"{name.upper()} {theirs.get(name)} instead of {own.get(name)}" for name in names)
+            descriptions.append(
+                f"Worker {worker} runs with {changes}: its predictions have another version, so tasks are predicted "
+                "again and again. Start all processes with the same settings and the same release."
             )
-    return out
+    return descriptions

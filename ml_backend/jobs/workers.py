@@ -1,4 +1,4 @@
-"""Which workers are alive."""
+"""List live workers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """A worker as it has registered itself."""
+    """A registered worker."""
 
     name: str
     pid: int
@@ -16,7 +16,7 @@ class WorkerInfo:
 
 
 def live_workers(redis_url: str) -> list[WorkerInfo]:
-    """Workers that are registered in the queue and have not missed their heartbeat; empty when Redis is away."""
+    """Return registered workers with a recent heartbeat; empty if Redis does not answer."""
     from redis import Redis
     from redis.exceptions import RedisError
     from rq import Worker as RQWorker
@@ -24,8 +24,8 @@ def live_workers(redis_url: str) -> list[WorkerInfo]:
     try:
         with Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=1) as connection:
             return [
-                WorkerInfo(w.name, int(w.pid or 0), str(w.hostname or ""), tuple(w.queue_names()))
-                for w in RQWorker.all(connection)
+                WorkerInfo(worker.name, int(worker.pid or 0), str(worker.hostname or ""), tuple(worker.queue_names()))
+                for worker in RQWorker.all(connection)
             ]
     except (RedisError, OSError):
         return []

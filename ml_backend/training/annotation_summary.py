@@ -25,7 +25,7 @@ from ml_backend.training.splits import AssignedVideo, Split, SplitCandidate, Spl
 log = logging.getLogger(__name__)
 
 #: Fewest candidate frames of a short video, sampled more densely than usual; near-duplicates are dropped later.
-AT_LEAST = 50
+MIN_CANDIDATES = 50
 #: Seconds of one held-out span: long enough for tracks, short enough to have several.
 SPAN_S = 5.0
 
@@ -56,7 +56,7 @@ class AnnotationSummary:
 
     @classmethod
     def of(
-        cls, source: AnnotationReader, classes: tuple[str, ...], pseudo: bool, should_stop: Callable[[], bool]
+        cls, reader: AnnotationReader, classes: tuple[str, ...], pseudo: bool, should_stop: Callable[[], bool]
     ) -> AnnotationSummary:
         """Read all tasks once.
 
@@ -68,39 +68,39 @@ class AnnotationSummary:
             Interrupted: ``should_stop`` returned true.
         """
         found = cls(classes)
-        for part in source.parts():
+        for task_video in reader.parts():
             if should_stop():
                 raise Interrupted("Stopped while the annotations were read.", "They are read again.")
             try:
-                key = task_video_key(part, source.url)
+                key = task_video_key(task_video, reader.url)
             except MediaError as error:
-                source.skip(part, error)
+                reader.skip(task_video, error)
                 continue
-            if part.submission.is_prediction:
+            if task_video.submission.is_prediction:
                 found.predicted.update([key] if pseudo else [])
             else:
-                found._add(part, key)
+                found._add(task_video, key)
         found.predicted -= set(found.videos)
         return found
 
-    def _add(self, part: TaskVideo, key: str) -> None:
+    def _add(self, task_video: TaskVideo, key: str) -> None:
         labels = set(self.videos.get(key, ()))
-        for region in part.regions:
+        for region in task_video.regions:
             label = _label(region, self.classes)
             self.objects[label] += 1
             if label in self.classes:
                 labels.add(label)
-                self._note_detected(part, region, label)
+                self._note_detected(task_video, region, label)
         self.videos[key] = frozenset(labels)
-        submission = part.submission
+        submission = task_video.submission
         regions = [region for region in submission.result if region.get("type") == "videorectangle"]
-        self.fingerprints[part.task_id] = fingerprint(regions)
+        self.fingerprints[task_video.task_id] = fingerprint(regions)
         if submission.annotation_id is not None:
-            self.annotations[part.task_id] = submission.annotation_id
+            self.annotations[task_video.task_id] = submission.annotation_id
 
-    def _note_detected(self, part: TaskVideo, region: Mapping[str, Any], label: str) -> None:
+    def _note_detected(self, task_video: TaskVideo, region: Mapping[str, Any], label: str) -> None:
         # A region that a person has changed may have lost its meta; then the prediction's own region has it.
-        for item in (region, part.submission.predicted.get(str(region.get("id", "")), {})):
+        for item in (region, task_video.submission.predicted.get(str(region.get("id", "")), {})):
             meta = item.get("meta")
             name = meta.get("original_class") if isinstance(meta, Mapping) else None
             if name:
@@ -141,13 +141,13 @@ def describe_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f'{count} × "{label}"' if label else f"{count} × without label" for label, count in counts.items())
 
 
-def task_video_key(part: TaskVideo, label_studio_url: str) -> str:
+def task_video_key(task_video: TaskVideo, label_studio_url: str) -> str:
     """Return the key of a video, which all tasks on it share.
 
     Raises:
         MediaError: its URI is invalid.
     """
-    return video_key(canonical_uri(part.uri, label_studio_url))
+    return video_key(canonical_uri(task_video.uri, label_studio_url))
 
 
 def _label(region: Mapping[str, Any], classes: Sequence[str]) -> str:
@@ -163,15 +163,15 @@ def visible(video: AnnotatedVideo, objects: Sequence[VideoObject]) -> npt.NDArra
     return out
 
 
-def candidate_pictures(video: AnnotatedVideo, objects: Sequence[VideoObject], per_second: float) -> IntArray:
+def candidate_frames(video: AnnotatedVideo, objects: Sequence[VideoObject], per_second: float) -> IntArray:
     """Return ``(n,)`` indices of frames that may be trained on: keyframes, and ``per_second`` more."""
     frames = len(video.timeline.times)
-    stride = min(max(1, round(video.info.fps / per_second)), max(1, frames // AT_LEAST))
+    stride = min(max(1, round(video.info.fps / per_second)), max(1, frames // MIN_CANDIDATES))
     return np.union1d(video.keyframes(objects), np.arange(0, frames, stride)).astype(np.int64)
 
 
 def spans_of(
-    video: AnnotatedVideo, split: Split, seen: npt.NDArray[np.bool_], spoilt: npt.NDArray[np.bool_], most: int
+    video: AnnotatedVideo, split: Split, seen: npt.NDArray[np.bool_], excluded: npt.NDArray[np.bool_], max_frames: int
 ) -> list[tuple[int, int]]:
     """Return the held-out spans of a video: first and last frame of a few seconds in each of its places.
 
@@ -180,32 +180,32 @@ def spans_of(
 
     Args:
         seen: ``(n,)`` whether any object of a known label is on each frame.
-        spoilt: ``(n,)`` whether any object of an unknown label is.
-        most: largest number of frames of a span.
+        excluded: ``(n,)`` whether any object of an unknown label is.
+        max_frames: largest number of frames of a span.
     """
     times, out = video.timeline.times, []
     for first, last in split.places(times):
-        span = _around((first + last) // 2, first, last, times, spoilt, most)
+        span = _around((first + last) // 2, first, last, times, excluded, max_frames)
         if span is None or not seen[span[0] : span[1] + 1].any():
-            there = first + np.flatnonzero((seen & ~spoilt)[first : last + 1])
+            there = first + np.flatnonzero((seen & ~excluded)[first : last + 1])
             if len(there):
                 nearest = int(there[np.abs(there - (first + last) // 2).argmin()])
-                span = _around(nearest, first, last, times, spoilt, most)
+                span = _around(nearest, first, last, times, excluded, max_frames)
         if span:
             out.append(span)
     return out
 
 
 def _around(
-    middle: int, first: int, last: int, times: Any, spoilt: npt.NDArray[np.bool_], most: int
+    middle: int, first: int, last: int, times: Any, excluded: npt.NDArray[np.bool_], max_frames: int
 ) -> tuple[int, int] | None:
-    """Return the contiguous usable frames around one; ``None`` where that one is spoilt itself."""
-    if spoilt[middle]:
+    """Return the contiguous usable frames around one; ``None`` where that one is excluded itself."""
+    if excluded[middle]:
         return None
     near = np.abs(times[first : last + 1] - times[middle]) < SPAN_S / 2
-    usable = near & ~spoilt[first : last + 1]
-    usable[: max(0, middle - first - (most - 1) // 2)] = False
-    usable[middle - first + most // 2 + 1 :] = False
+    usable = near & ~excluded[first : last + 1]
+    usable[: max(0, middle - first - (max_frames - 1) // 2)] = False
+    usable[middle - first + max_frames // 2 + 1 :] = False
     before = np.flatnonzero(~usable[: middle - first])
     after = np.flatnonzero(~usable[middle - first :])
     begin = first + (int(before[-1]) + 1 if len(before) else 0)
@@ -213,22 +213,21 @@ def _around(
     return begin, end
 
 
-def assign_parts(
-    source: AnnotationReader,
-    survey: AnnotationSummary,
+def assign_videos(
+    reader: AnnotationReader,
+    summary: AnnotationSummary,
     store: SplitStore,
     project_id: int,
     per_second: float,
     should_stop: Callable[[], bool],
-    check_away: Callable[[], None] = lambda: None,
+    check_unavailable: Callable[[], None] = lambda: None,
 ) -> dict[str, Split]:
     """Return the part of each video of the project, by key, and decide on new videos.
 
-    Videos that cannot be opened get no part; they are in ``source.skipped``.
+    Videos that cannot be opened get no part; they are in ``reader.skipped``.
 
     Args:
-        check_away: called before anything is decided, since a decision is final; may raise where a video that counts is
-            unavailable.
+        check_unavailable: called before a decision, which is final; may raise if an annotated video is unavailable.
 
     Raises:
         NothingToTrain: every possible split leaves nothing to evaluate; none is stored.
@@ -236,19 +235,19 @@ def assign_parts(
     """
     while True:
         splits = store.splits(project_id)
-        new = (set(survey.videos) | survey.predicted) - set(splits)
+        new = (set(summary.videos) | summary.predicted) - set(splits)
         if not new:
             return splits
-        candidates, measuring = _look(source, survey, splits, new, per_second, should_stop)
-        check_away()
+        candidates, measuring = _scan_videos(reader, summary, splits, new, per_second, should_stop)
+        check_unavailable()
         known = {
-            key: AssignedVideo(split, survey.videos.get(key, frozenset()), key in measuring)
+            key: AssignedVideo(split, summary.videos.get(key, frozenset()), key in measuring)
             for key, split in splits.items()
         }
-        people = [item for key, item in candidates.items() if key in survey.videos]
+        people = [item for key, item in candidates.items() if key in summary.videos]
         decided = assign_splits(people, known)
         if not measuring:
-            _check_measure(people, decided)
+            _check_evaluable(people, decided)
         for key in sorted(set(candidates) - set(decided)):
             content = candidates[key].content
             same = next((s for s in (splits | decided).values() if s.content == content), None)
@@ -258,10 +257,10 @@ def assign_parts(
         log.info("Project %d: another process has decided on parts of videos", project_id)
 
 
-def _check_measure(people: Sequence[SplitCandidate], decided: Mapping[str, Split]) -> None:
+def _check_evaluable(people: Sequence[SplitCandidate], decided: Mapping[str, Split]) -> None:
     """Raise NothingToTrain instead of storing a first split, which is final, that leaves nothing to evaluate."""
     measured = any(
-        split.part == "held_out" or (split.part == "blocks" and item.measures_itself)
+        split.part == "held_out" or (split.part == "blocks" and item.can_evaluate_itself)
         for item in people
         if (split := decided[item.video])
     )
@@ -273,9 +272,9 @@ def _check_measure(people: Sequence[SplitCandidate], decided: Mapping[str, Split
         )
 
 
-def _look(
-    source: AnnotationReader,
-    survey: AnnotationSummary,
+def _scan_videos(
+    reader: AnnotationReader,
+    summary: AnnotationSummary,
     splits: Mapping[str, Split],
     new: set[str],
     per_second: float,
@@ -287,30 +286,30 @@ def _look(
         The new videos by key, and the keys of those that are held out and have something to evaluate.
     """
     measured = set[str]()
-    if new & set(survey.videos):
-        measured = {key for key, split in splits.items() if split.part != "train" and survey.videos.get(key)}
+    if new & set(summary.videos):
+        measured = {key for key, split in splits.items() if split.part != "train" and summary.videos.get(key)}
     candidates: dict[str, SplitCandidate] = {}
     measuring = set[str]()
-    for part, key in _parts(source, new | measured):
+    for task_video, key in _task_videos(reader, new | measured):
         if should_stop():
             raise Interrupted("Stopped while the videos were scanned.", "They are scanned again.")
         try:
-            with part.open() as video:
-                objects = [item for item in video.objects if item.label in survey.classes]
-                spoilt = visible(video, [item for item in video.objects if item.label not in survey.classes])
+            with task_video.open() as video:
+                objects = [item for item in video.objects if item.label in summary.classes]
+                excluded = visible(video, [item for item in video.objects if item.label not in summary.classes])
                 if key in new:
                     item = candidates.setdefault(key, SplitCandidate(key, file_sha256(video.path)))
-                    if not part.submission.is_prediction:
-                        _add(item, video, objects, spoilt, per_second)
-                elif not part.submission.is_prediction:
+                    if not task_video.submission.is_prediction:
+                        _add(item, video, objects, excluded, per_second)
+                elif not task_video.submission.is_prediction:
                     seen = visible(video, objects)
-                    spans = spans_of(video, splits[key], seen, spoilt, len(seen))
+                    spans = spans_of(video, splits[key], seen, excluded, len(seen))
                     if any(seen[first : last + 1].any() for first, last in spans):
                         measuring.add(key)
         except Interrupted:
             raise
         except BackendError as error:
-            source.skip(part, error)
+            reader.skip(task_video, error)
     return candidates, measuring
 
 
@@ -318,20 +317,20 @@ def _add(
     item: SplitCandidate,
     video: AnnotatedVideo,
     objects: Sequence[VideoObject],
-    spoilt: npt.NDArray[np.bool_],
+    excluded: npt.NDArray[np.bool_],
     per_second: float,
 ) -> None:
     shown: dict[str, npt.NDArray[np.bool_]] = {}
     for label in {item.label for item in objects}:
-        shown[label] = visible(video, [item for item in objects if item.label == label]) & ~spoilt
-    item.add(video.timeline.times, shown, candidate_pictures(video, objects, per_second))
+        shown[label] = visible(video, [item for item in objects if item.label == label]) & ~excluded
+    item.add(video.timeline.times, shown, candidate_frames(video, objects, per_second))
 
 
-def _parts(source: AnnotationReader, wanted: set[str]) -> Iterator[tuple[TaskVideo, str]]:
-    for part in source.parts():
+def _task_videos(reader: AnnotationReader, wanted: set[str]) -> Iterator[tuple[TaskVideo, str]]:
+    for task_video in reader.parts():
         try:
-            key = task_video_key(part, source.url)
+            key = task_video_key(task_video, reader.url)
         except MediaError:  # already skipped by the summary
             continue
         if key in wanted:
-            yield part, key
+            yield task_video, key

@@ -109,13 +109,13 @@ class Artifacts:
         if root is None and not (sha256 and path.is_file()):
             self._download(name, path)
         try:
-            found = file_sha256(path)
+            digest = file_sha256(path)
         except OSError as error:
             raise WeightsError(
                 f"{name} is not at {self._url}: {error.strerror}.",
                 "Restore it, check ARTIFACTS_URL, or switch to another version with scripts/versions.py.",
             ) from error
-        if sha256 and found != sha256:
+        if sha256 and digest != sha256:
             if root is None:
                 path.unlink(missing_ok=True)
             raise WeightsError(

@@ -109,7 +109,9 @@ def read_checkpoint(path: Path) -> tuple[Any, dict[str, Any]]:
     from ultralytics.nn.tasks import load_checkpoint
 
     if not path.is_file():
-        raise WeightsError(f"No checkpoint at {path}.", "Start the training anew, or set YOLO_WEIGHTS to a checkpoint.")
+        raise WeightsError(
+            f"No checkpoint at {path}.", "Start the training again, or set YOLO_WEIGHTS to a checkpoint."
+        )
     try:
         model, checkpoint = load_checkpoint(str(path))
     except Exception as error:  # unpickling foreign files raises anything
@@ -117,6 +119,6 @@ def read_checkpoint(path: Path) -> tuple[Any, dict[str, Any]]:
             raise
         raise WeightsError(
             f"{path} cannot be loaded as a YOLO model ({type(error).__name__}: {error}).",
-            "The file may be damaged or of another kind; download it again, or start the training anew.",
+            "The file may be damaged or of another kind; download it again, or start the training again.",
         ) from error
     return model, checkpoint

@@ -1,9 +1,9 @@
-"""From a project's annotations to what a detector is trained on and measured with.
+"""Build a project's training and held-out data from its annotations.
 
-    source = Source.from_project(client, project_id, settings)
-    data = build_dataset(source, folder, SplitStore(storage), project_id, FrameSelectionPlan())
+    reader = AnnotationReader.from_project(client, project_id, settings)
+    data = build_dataset(reader, folder, SplitStore(storage), project_id, FrameSelectionPlan())
 
-The folder is kept between trainings: a task that has not changed is not read again, and what was interrupted goes on.
+The folder is kept between trainings: unchanged tasks are not read again, and an interrupted build resumes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ml_backend.datasets.sampling import Sampling
 from ml_backend.training.annotation_summary import (
     AnnotationSummary,
     NothingToTrain,
-    assign_parts,
+    assign_videos,
     describe_counts,
     task_video_key,
 )
@@ -42,30 +42,30 @@ __all__ = ["FrameSelectionPlan", "NothingToTrain", "TrainingDataset", "build_dat
 log = logging.getLogger(__name__)
 
 _OPTIONS = DatasetOptions("yolo", Sampling(near_duplicates=False), ImageFormat("jpg", 95))
-#: A fifth of the pictures of the best video, where no video has something to see in its own part for watching.
-_WATCHED_SHARE = 5
+#: One in this many training images of the best video validates if no video has validation images with objects.
+_VALIDATION_DIVISOR = 5
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingDataset:
-    """What was made.
+    """The built dataset.
 
     Attributes:
         folder: ``data.yaml``, its lists, ``images`` and ``labels``, ``held_out.json``.
         data_yaml: for ultralytics; ``path`` is absolute.
-        held_out: what is measured with: spans of videos, and the boxes on every frame of them.
+        held_out: JSON of the held-out spans of videos, with the boxes on every frame of them.
         classes: labels of the config, in its order.
-        trained_classes: those with boxes in the part that is trained on.
-        digest: the same exactly if pictures, boxes, classes, weights and what is measured with are.
-        held_out_digest: of what is measured with alone.
-        annotations: by task the annotation that counts, of tasks whose video is there.
-        fingerprints: by task a fingerprint of the regions, of all annotated tasks.
-        pictures: by part, ``train`` and ``val``.
-        boxes: that are trained on, by label.
-        tracks: annotated objects with a label of the config.
-        start_from: by label the detector's class that most of its regions had when they were predicted.
-        notes: for people.
-        unread: tasks whose video could not be fetched just now: its server does not answer.
+        trained_classes: labels with boxes in the training images.
+        digest: of images, boxes, classes, weights and held-out data.
+        held_out_digest: of the held-out data alone.
+        annotations: id of the annotation that counts, by task, of tasks whose video is available.
+        fingerprints: of the regions, by task, of all annotated tasks.
+        pictures: number of images by split, ``train`` and ``val``.
+        boxes: number of training boxes by label.
+        tracks: number of annotated objects with a label of the config.
+        start_from: detector class that most regions of a label had when they were predicted, by label.
+        notes: messages for people.
+        unread: tasks whose video could not be fetched because its server does not answer.
     """
 
     folder: Path
@@ -86,82 +86,82 @@ class TrainingDataset:
 
 
 def build_dataset(
-    source: AnnotationReader,
+    reader: AnnotationReader,
     folder: Path,
     splits: SplitStore,
     project_id: int,
     options: FrameSelectionPlan,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
-    waits: Callable[[Collection[int]], bool] = lambda tasks: False,
+    should_wait: Callable[[Collection[int]], bool] = lambda tasks: False,
 ) -> TrainingDataset:
-    """Make or renew the dataset of a project.
+    """Build or update the dataset of a project.
 
     Args:
-        source: the project's tasks, with one annotation each.
-        folder: new, or of an earlier dataset of the project.
-        progress: called with videos done and videos in all; for a single video with its pictures.
-        should_stop: asked again and again, by several threads.
-        waits: whether to give up, and try again later, where the videos of these tasks cannot be fetched just now;
-            else they are left out.
+        reader: the project's tasks, with one annotation each.
+        folder: new, or with an earlier dataset of the project.
+        progress: called with videos done and total; for a single video, with its frames.
+        should_stop: polled by several threads.
+        should_wait: tells whether to raise if the videos of these tasks are unavailable; else they are left out.
 
     Raises:
-        NothingToTrain: the annotations are not enough to train and to measure with; says what is missing.
-        MediaUnavailable: so it is, and there are more of them on videos whose server does not answer; or ``waits``
-            said so.
+        NothingToTrain: the annotations are not enough for training and evaluation; says what is missing.
+        MediaUnavailable: likewise, but some videos are unavailable; or ``should_wait`` returned true.
         ConfigError: there is no label config.
-        LabelStudioError, StorageError: the tasks cannot be read, the disk is full. What is complete stays.
-        Interrupted: ``should_stop`` said so; the next call goes on.
+        LabelStudioError, StorageError: the tasks cannot be read, or the disk is full. Finished videos are kept.
+        Interrupted: ``should_stop`` returned true; the next call resumes.
     """
     stop = should_stop or (lambda: False)
-    if source.config is None:
+    if reader.config is None:
         raise ConfigError("The labels to train are unknown.", "Give the project's label config.")
-    classes = source.config.labels
-    survey = AnnotationSummary.of(source, classes, options.pseudo_labels, stop)
-    survey.check()
+    classes = reader.config.labels
+    summary = AnnotationSummary.of(reader, classes, options.pseudo_labels, stop)
+    summary.check()
 
-    def check_away() -> None:
-        if (away := source.away) and waits({item.task_id for item in away}):
-            raise MediaUnavailable(f"Annotated videos cannot be fetched just now: {away[0]}", "They are tried again.")
+    def check_unavailable() -> None:
+        if (unavailable := reader.away) and should_wait({item.task_id for item in unavailable}):
+            raise MediaUnavailable(f"Annotated videos are unavailable: {unavailable[0]}", "Wait: they are tried again.")
 
     try:
-        parts = assign_parts(source, survey, splits, project_id, options.per_second, stop, check_away)
-        picker = TrainingFrameSelector(
-            classes, options, parts, lambda part: task_video_key(part, source.url), survey.videos, stop
+        assigned = assign_videos(reader, summary, splits, project_id, options.per_second, stop, check_unavailable)
+        frame_selector = TrainingFrameSelector(
+            classes, options, assigned, lambda video: task_video_key(video, reader.url), summary.videos, stop
         )
         export = DatasetOptions(_OPTIONS.format, _OPTIONS.sampling, _OPTIONS.image_format, classes)
-        _clear_foreign(folder, state_options(export, picker))
-        result = export_dataset(source, folder, export, progress=progress, picker=picker, should_stop=stop)
-        check_away()
-        return _Assembly(folder, classes, options, result).make(survey, source)
+        _clear_foreign(folder, state_options(export, frame_selector))
+        result = export_dataset(reader, folder, export, progress=progress, picker=frame_selector, should_stop=stop)
+        check_unavailable()
+        return _Assembly(folder, classes, options, result).make(summary, reader)
     except NothingToTrain as error:
-        if source.away:
-            raise MediaUnavailable(error.message, "See that the videos' server answers; it is tried again.") from error
+        if reader.away:
+            raise MediaUnavailable(
+                error.message, "Make sure that the server of the videos answers; the training is retried."
+            ) from error
         raise
 
 
 def _clear_foreign(folder: Path, options: dict[str, Any]) -> None:
-    """Another release may have written other pictures: begin anew."""
+    """Remove a dataset that another release has written with other options."""
     if not state_folder(folder).is_dir():
         return
     try:
         ExportState(folder, options)
     except ConfigError as error:
-        log.info("The dataset is made anew: %s", error.message)
+        log.info("The dataset is built from scratch: %s", error.message)
         try:
             shutil.rmtree(folder)
         except OSError as failed:
-            raise StorageError(f"{folder} cannot be removed: {failed.strerror}.", "Remove it yourself.") from failed
+            raise StorageError(f"{folder} cannot be removed: {failed.strerror}.", "Remove it by hand.") from failed
 
 
 @dataclass(slots=True)
 class _Video:
-    """What an assembled dataset needs to know of a video of a task, but for its pictures and boxes.
+    """Facts about a task's video, without its images and boxes.
 
     Attributes:
-        digest: of what is trained on; empty where nothing is.
-        seen: by part, pictures with objects.
-        spans: without their boxes.
+        digest: of its training data; empty if there is none.
+        seen: number of images with objects, by split.
+        spans: held-out spans, with the number of boxes instead of the boxes.
     """
 
     name: str
@@ -175,7 +175,7 @@ class _Video:
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """A piece of a held-out video: the ``number``-th of its video."""
+    """The ``number``-th held-out span of a video."""
 
     video: str
     number: int
@@ -187,13 +187,13 @@ class _Span:
 
     @property
     def order(self) -> tuple[bool, int, str]:
-        """Those with objects first, of each video one after the other; which video comes first is left to chance."""
+        """Sort key: spans with objects first, taking turns between videos in pseudo-random order."""
         return not self.boxes, self.number, hashlib.sha256(self.uri.encode()).hexdigest()
 
 
 @dataclass(slots=True)
 class _Assembly:
-    """Puts together what the videos gave; in memory are the pictures of one video at a time."""
+    """Assembles the dataset from its videos, with the images of one video in memory at a time."""
 
     folder: Path
     classes: tuple[str, ...]
@@ -201,33 +201,33 @@ class _Assembly:
     result: DatasetResult
     videos: list[_Video] = field(default_factory=list)
 
-    def make(self, survey: AnnotationSummary, source: AnnotationReader) -> TrainingDataset:
-        notes = [f"Left out: {item}" for item in sorted(source.skipped, key=lambda item: item.task_id)]
+    def make(self, summary: AnnotationSummary, reader: AnnotationReader) -> TrainingDataset:
+        notes = [f"Left out: {item}" for item in sorted(reader.skipped, key=lambda item: item.task_id)]
         self.videos = [self._video(name) for name in self.result.names]
         if not self.videos:
             raise NothingToTrain(
                 f"None of the annotated videos can be read. {notes[0] if notes else ''}".rstrip(),
                 "See that Label Studio still has the videos.",
             )
-        spans = self._chosen_spans()
+        spans = self._select_spans()
         measured = frozenset[str]().union(*(span.labels for span in spans))
-        pictures, boxes, watched = self._write_lists()
+        pictures, boxes, borrowed = self._write_lists()
         trained_classes = tuple(label for label in self.classes if boxes[label])
         self._check(trained_classes, measured, notes)
         held_out_digest = fingerprint([self.classes, sorted(span.digest for span in spans)])
         self._write_held_out(spans)
-        # A cache of labels that were changed within the resolution of the file system's clock would be believed.
+        # ultralytics would trust a cache of labels that changed within the resolution of the file system's clock.
         for cache in (self.folder / "labels").glob("*.cache*"):
             cache.unlink(missing_ok=True)
         names = dict(enumerate(self.classes))
-        places = {"path": str(self.folder.absolute()), "train": "train.txt", "val": "val.txt"}
-        text = yaml.safe_dump(places | {"names": names}, allow_unicode=True, sort_keys=False)
+        paths = {"path": str(self.folder.absolute()), "train": "train.txt", "val": "val.txt"}
+        text = yaml.safe_dump(paths | {"names": names}, allow_unicode=True, sort_keys=False)
         write_text(self.folder / "data.yaml", text)
         used = {video.task for video in self.videos}
         digests = [
             self.classes,
             sorted(filter(None, (video.digest for video in self.videos))),
-            watched,
+            borrowed,
             held_out_digest,
         ]
         return TrainingDataset(
@@ -238,22 +238,22 @@ class _Assembly:
             trained_classes=trained_classes,
             digest=fingerprint(digests),
             held_out_digest=held_out_digest,
-            annotations={task: number for task, number in survey.annotations.items() if task in used},
-            fingerprints=survey.fingerprints,
+            annotations={task: number for task, number in summary.annotations.items() if task in used},
+            fingerprints=summary.fingerprints,
             pictures=pictures,
             boxes={label: boxes[label] for label in trained_classes},
             tracks=sum(video.objects for video in self.videos),
-            start_from=survey.start_from,
-            notes=(*notes, *self._notes(survey, trained_classes, measured)),
-            unread=tuple(sorted({item.task_id for item in source.away})),
+            start_from=summary.start_from,
+            notes=(*notes, *self._notes(summary, trained_classes, measured)),
+            unread=tuple(sorted({item.task_id for item in reader.away})),
         )
 
     def _video(self, name: str) -> _Video:
-        known = self.result.picked(name)
-        seen = Counter(part for _, part, _, numbers in known["pictures"] if numbers)
-        spans = [{**span, "boxes": len(span["boxes"])} for span in known["spans"]]
-        digest = known["digest"] if known["pictures"] else ""
-        return _Video(name, known["task"], known["objects"], known["uri"], digest, dict(seen), spans)
+        notes = self.result.picked(name)
+        seen = Counter(split for _, split, _, class_ids in notes["pictures"] if class_ids)
+        spans = [{**span, "boxes": len(span["boxes"])} for span in notes["spans"]]
+        digest = notes["digest"] if notes["pictures"] else ""
+        return _Video(name, notes["task"], notes["objects"], notes["uri"], digest, dict(seen), spans)
 
     def _check(self, trained_classes: Sequence[str], measured: frozenset[str], notes: Sequence[str]) -> None:
         left_out = f" {notes[0]}" if notes else ""
@@ -270,9 +270,9 @@ class _Assembly:
             )
 
     def _notes(
-        self, survey: AnnotationSummary, trained_classes: Sequence[str], measured: frozenset[str]
+        self, summary: AnnotationSummary, trained_classes: Sequence[str], measured: frozenset[str]
     ) -> Iterator[str]:
-        if unknown := survey.unknown:
+        if unknown := summary.unknown:
             yield (
                 f"Objects without a label of the label config: {describe_counts(unknown)}. Frames that show them are "
                 "left out. Give them labels of the config, or rename its labels back."
@@ -284,50 +284,50 @@ class _Assembly:
                 )
             elif label in measured and label not in trained_classes:
                 yield (f'"{label}" is only in held-out videos, so it is not trained. Annotate it in more videos.')
-            elif label not in trained_classes and not survey.objects[label]:
+            elif label not in trained_classes and not summary.objects[label]:
                 yield f'Nobody has annotated "{label}": it is not learned.'
 
-    # -- what is trained on
+    # -- training and validation
 
     def _write_lists(self) -> tuple[dict[str, int], Counter[str], list[Any]]:
-        """Write ``train.txt`` and ``val.txt``. Returns the pictures by part, the boxes that are trained on by label,
-        and the pictures that had to change from the one part to the other."""
-        lender = None
+        """Write ``train.txt`` and ``val.txt``. Return the images by split, the training boxes by label, and the frames
+        borrowed from training for validation."""
+        lending_video = None
         if not any(video.seen.get("val") for video in self.videos):
-            lender = max(self.videos, key=lambda video: (video.seen.get("train", 0), video.digest))
-        counts, boxes, lent = Counter[str](), Counter[str](), []
+            lending_video = max(self.videos, key=lambda video: (video.seen.get("train", 0), video.digest))
+        counts, boxes, borrowed = Counter[str](), Counter[str](), []
         with writing(self.folder / "train.txt") as train, writing(self.folder / "val.txt") as val:
             files = {"train": train, "val": val}
             for video in self.videos:
                 pictures = self.result.picked(video.name)["pictures"]
                 trained = [picture for picture in pictures if picture[1] == "train"]
-                watched = [picture for picture in pictures if picture[1] == "val"]
-                places = {frame: part for frame, part, *_ in pictures}
-                if video is lender and trained:
-                    lent = self._lend(trained)
-                    watched += lent
-                    rest = [picture for picture in trained if picture not in lent]
-                    # What is rare is rather watched where it is learned than not learned.
+                validation = [picture for picture in pictures if picture[1] == "val"]
+                splits = {frame: split for frame, split, *_ in pictures}
+                if video is lending_video and trained:
+                    borrowed = self._borrow_validation(trained)
+                    validation += borrowed
+                    rest = [picture for picture in trained if picture not in borrowed]
+                    # Rather validate on training images than lose a label from training.
                     if set(count_boxes(rest, self.classes)) == set(count_boxes(trained, self.classes)):
                         trained = rest
-                for part, chosen in (("train", trained), ("val", watched)):
+                for split, chosen in (("train", trained), ("val", validation)):
                     for frame, _, hard, _ in chosen:
-                        line = f"./images/{places[frame]}/{video.name}_{frame:06d}.{_OPTIONS.image_format.suffix}\n"
-                        files[part].write(line * (2 if hard and part == "train" else 1))
-                    counts[part] += len(chosen)
+                        line = f"./images/{splits[frame]}/{video.name}_{frame:06d}.{_OPTIONS.image_format.suffix}\n"
+                        files[split].write(line * (2 if hard and split == "train" else 1))
+                    counts[split] += len(chosen)
                 boxes.update(count_boxes(trained, self.classes))
-        return {part: counts[part] for part in files}, boxes, [frame for frame, *_ in lent]
+        return {split: counts[split] for split in files}, boxes, [frame for frame, *_ in borrowed]
 
-    def _lend(self, trained: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
-        """The last pictures with objects, or, without any, the last picture."""
+    def _borrow_validation(self, trained: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+        """Return the last images with objects, or, if there are none, the last image."""
         seen = [picture for picture in trained if picture[3]] or list(trained)
-        return seen[-max(1, len(seen) // _WATCHED_SHARE) :]
+        return seen[-max(1, len(seen) // _VALIDATION_DIVISOR) :]
 
-    # -- what is measured
+    # -- held-out data
 
-    def _chosen_spans(self) -> list[_Span]:
-        """Spans of all videos, as many as may be measured: first such that show new labels, then in their order."""
-        found = [
+    def _select_spans(self) -> list[_Span]:
+        """Return spans up to ``held_out_frames``: first those that add labels, then the others in order."""
+        spans = [
             _Span(
                 video.name,
                 number,
@@ -340,11 +340,11 @@ class _Assembly:
             for video in self.videos
             for number, span in enumerate(video.spans)
         ]
-        found.sort(key=lambda span: span.order)
+        spans.sort(key=lambda span: span.order)
         chosen: list[_Span] = []
         room, labels = self.plan.held_out_frames, set[str]()
         for only_new in (True, False):
-            for span in found:
+            for span in spans:
                 if span in chosen or span.frames > room or (only_new and span.labels <= labels):
                     continue
                 chosen.append(span)
@@ -358,16 +358,16 @@ class _Assembly:
             numbers = {span.number for span in spans if span.video == video.name}
             if not numbers:
                 continue
-            known = self.result.picked(video.name)
-            chosen = [span for number, span in enumerate(known["spans"]) if number in numbers]
-            found = {
+            notes = self.result.picked(video.name)
+            chosen = [span for number, span in enumerate(notes["spans"]) if number in numbers]
+            held_out = {
                 "name": video.name,
-                "uri": known["uri"],
-                "task_id": known["task"],
+                "uri": notes["uri"],
+                "task_id": notes["task"],
                 "spans": [span["span"] for span in chosen],
                 "pictures": [frame for span in chosen for frame in span["pictures"]],
                 "boxes": [row for span in chosen for row in span["boxes"]],
             }
-            videos.append(found)
+            videos.append(held_out)
         body = {"classes": self.classes, "videos": videos}
         write_text(self.folder / "held_out.json", json.dumps(body, ensure_ascii=False))

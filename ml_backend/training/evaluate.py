@@ -151,18 +151,18 @@ def evaluate(plan: EvaluationPlan, emit: Emit) -> dict[str, Any]:
         WeightsError: a model cannot be loaded.
         VideoError: a video cannot be used.
     """
-    of = sum(last - first + 1 for video in plan.videos for first, last in video.spans)
+    total = sum(last - first + 1 for video in plan.videos for first, last in video.spans)
     results = {}
     for model in plan.models:
         measured = _Measurement(model, plan)
         done, reported = 0, -REPORT_S
         for done in measured.run():
             now = time.monotonic()
-            if now - reported >= REPORT_S or done == of:
-                emit("progress", model=model.name, done=done, of=of)
+            if now - reported >= REPORT_S or done == total:
+                emit("progress", model=model.name, done=done, of=total)
                 reported = now
-        if done != of:  # frames that cannot be decoded
-            emit("progress", model=model.name, done=of, of=of)
+        if done != total:  # frames that cannot be decoded
+            emit("progress", model=model.name, done=total, of=total)
         results[model.name] = measured.result()
     return {"results": results}
 
@@ -193,12 +193,12 @@ class _Measurement:
 
     def result(self) -> dict[str, Any]:
         """Return the metrics so far."""
-        known = self._counts.truth_boxes > 0
+        has_truth = self._counts.truth_boxes > 0
         scores = self._counts.scores()
         return {
             **self._precision.result(),
-            "hota": scores["HOTA"] if known else None,
-            "idf1": scores["IDF1"] if known else None,
+            "hota": scores["HOTA"] if has_truth else None,
+            "idf1": scores["IDF1"] if has_truth else None,
             "pictures": self._pictures,
             "frames": self._frames,
         }
@@ -217,27 +217,29 @@ class _Measurement:
         start = max(0, first - round(RUN_UP_S * info.fps)) if motion else first
         truth = video.boxes[(video.boxes[:, 0] >= first) & (video.boxes[:, 0] <= last)]
         tracks: list[Track] = []
-        seen: list[int] = []
-        seen_all = detection_stream(info.path, info, detector, batch=settings.batch, start=start, end=last)
-        with closing(prefetch(seen_all, settings.batch)) as observations:
-            for observation in observations:
-                index, detections = observation.index, observation.detections
+        decoded: list[int] = []
+        stream = detection_stream(info.path, info, detector, batch=settings.batch, start=start, end=last)
+        with closing(prefetch(stream, settings.batch)) as frames:
+            for frame in frames:
+                index, detections = frame.index, frame.detections
                 if index < first:
                     continue
-                seen.append(index)
+                decoded.append(index)
                 if index in video.pictures:
                     self._pictures += 1
                     boxes = truth[truth[:, 0] == index]
-                    self._precision.add(_labelled(detections, to_class), boxes[:, 3:], boxes[:, 2].astype(np.int64))
-                sure = observation if motion else _at_least(observation, self._plan.settings.conf)
-                tracks += assembler.push(index, tracker.update(sure))
+                    self._precision.add(
+                        _map_to_labels(detections, to_class), boxes[:, 3:], boxes[:, 2].astype(np.int64)
+                    )
+                confident = frame if motion else _filter_confidence(frame, self._plan.settings.conf)
+                tracks += assembler.push(index, tracker.update(confident))
                 self._frames += 1
                 if self._frames % settings.batch == 0:
                     yield self._frames
         tracks += assembler.close()
-        result = _rows([track for track in tracks if track.top_class in to_track])
+        predicted_rows = _rows([track for track in tracks if track.top_class in to_track])
         truth_rows = truth[:, [0, 1, 3, 4, 5, 6]]
-        self._counts += count(*(rows[np.isin(rows[:, 0], seen)] for rows in (truth_rows, result)))
+        self._counts += count(*(rows[np.isin(rows[:, 0], decoded)] for rows in (truth_rows, predicted_rows)))
 
     def _class_indices(self, names: Mapping[int, str]) -> tuple[IntArray, set[str]]:
         """Return ``(classes,)`` label index by class id (-1 for none), and the class names whose tracks count."""
@@ -250,16 +252,15 @@ class _Measurement:
         return to_class, counted
 
 
-def _at_least(observation: FrameFeatures, conf: float) -> FrameFeatures:
-    found = observation.detections
-    good = found.conf >= conf
-    features = None if found.features is None else found.features[good]
-    return replace(
-        observation, detections=Detections(found.xyxy[good], found.conf[good], found.class_id[good], features)
-    )
+def _filter_confidence(frame_features: FrameFeatures, conf: float) -> FrameFeatures:
+    detections = frame_features.detections
+    kept = detections.conf >= conf
+    features = None if detections.features is None else detections.features[kept]
+    filtered = Detections(detections.xyxy[kept], detections.conf[kept], detections.class_id[kept], features)
+    return replace(frame_features, detections=filtered)
 
 
-def _labelled(detections: Detections, to_class: IntArray) -> Detections:
+def _map_to_labels(detections: Detections, to_class: IntArray) -> Detections:
     """Return detections with label indices as classes, most confident first; those without a label are left out.
 
     Where several classes map to one label, duplicates are removed by NMS per label, as within one class.

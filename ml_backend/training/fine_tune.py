@@ -119,7 +119,7 @@ def fine_tune(plan: TrainingPlan, emit: Emit) -> dict[str, Any]:
     """
     setup_ultralytics()
     seconds = 0.0
-    with _explained(plan):
+    with _translate_errors(plan):
         finished = plan.resume is not None and _finished(plan.resume)
         if not finished:
             seconds = _train(plan, emit)
@@ -149,15 +149,15 @@ def _train(plan: TrainingPlan, emit: Emit) -> float:
     # Random weights have no BatchNorm statistics worth keeping.
     freeze_norm = bool(overrides.pop(FREEZE_NORM, plan.args.get(FREEZE_NORM))) and plan.start is not None
     trainer = FineTuner(overrides, _start_from(plan, _start_of(plan)), plan.trained_classes, freeze_norm=freeze_norm)
-    watch = _Watch(emit)
-    trainer.add_callback("on_train_start", watch.start)
-    trainer.add_callback("on_train_epoch_end", watch.losses)
-    trainer.add_callback("on_fit_epoch_end", watch.epoch)
+    callbacks = _EventCallbacks(emit)
+    trainer.add_callback("on_train_start", callbacks.start)
+    trainer.add_callback("on_train_epoch_end", callbacks.losses)
+    trainer.add_callback("on_fit_epoch_end", callbacks.epoch)
     trainer.train()
-    return watch.seconds
+    return callbacks.seconds
 
 
-class _Watch:
+class _EventCallbacks:
     """Trainer callbacks that emit events."""
 
     def __init__(self, emit: Emit) -> None:
@@ -235,11 +235,11 @@ def _finish(plan: TrainingPlan) -> tuple[Path, int]:
     start = _start_of(plan)
     marks = checkpoint_metadata(plan.classes, plan.trained_classes, start, _start_from(plan, start))
     if not strip_optimizer(best if best.exists() else last, str(part), updates=marks):
-        raise TrainingFailed("The trained checkpoint cannot be read.", "Start the training anew.")
+        raise TrainingFailed("The trained checkpoint cannot be read.", "Start the training again.")
     os.replace(part, best)
     names = YoloDetector(best, get_settings().model_copy(update={"device": "cpu"})).names
     if [names.get(i) for i in range(len(names))] != list(plan.classes):
-        raise TrainingFailed(f"The trained detector knows {', '.join(names.values())}.", "Start the training anew.")
+        raise TrainingFailed(f"The trained detector knows {', '.join(names.values())}.", "Start the training again.")
     return best, epochs
 
 
@@ -265,20 +265,20 @@ def _diverged() -> TrainingFailed:
 
 
 @contextmanager
-def _explained(plan: TrainingPlan) -> Iterator[None]:
+def _translate_errors(plan: TrainingPlan) -> Iterator[None]:
     """Translate errors of torch and ultralytics into errors that name cause and fix."""
     try:
         yield
     except BackendError:
         raise
     except (RuntimeError, OSError, MemoryError, ValueError, TypeError, AssertionError, SyntaxError, KeyError) as error:
-        known = _known(error, plan)
-        if known is None:
+        translated = _translate(error, plan)
+        if translated is None:
             raise
-        raise known from error
+        raise translated from error
 
 
-def _known(error: BaseException, plan: TrainingPlan) -> BackendError | None:
+def _translate(error: BaseException, plan: TrainingPlan) -> BackendError | None:
     text = str(error)
     if is_out_of_memory(error) or any(word in text for word in ("CUBLAS_STATUS_ALLOC", "no usable batch size")):
         return OutOfMemory(
@@ -292,11 +292,11 @@ def _known(error: BaseException, plan: TrainingPlan) -> BackendError | None:
     if "NaN" in text:
         return _diverged()
     if text.startswith("Dataset ") or isinstance(error, FileNotFoundError) or "No valid images" in text:
-        return TrainingFailed(f"The dataset {plan.data} cannot be used: {text}", "Build it anew.")
-    if isinstance(error, (ValueError, TypeError, AssertionError)) and "'" in text and _names(text, plan.args):
+        return TrainingFailed(f"The dataset {plan.data} cannot be used: {text}", "Rebuild it.")
+    if isinstance(error, (ValueError, TypeError, AssertionError)) and "'" in text and _names_argument(text, plan.args):
         return TrainingFailed(f"ultralytics refuses a training argument: {text}", "Correct TRAIN_ARGS.")
     return None
 
 
-def _names(text: str, args: Sequence[str] | Mapping[str, Any]) -> bool:
+def _names_argument(text: str, args: Sequence[str] | Mapping[str, Any]) -> bool:
     return any(f"{name}=" in text or f"'{name}'" in text or f"{name} " in text for name in args)

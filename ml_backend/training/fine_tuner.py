@@ -74,19 +74,19 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
 
     def _model_train(self) -> None:
         super()._model_train()  # keeps the BatchNorm statistics of frozen layers
-        self._leave_alone_what_nobody_taught()
+        self._ignore_untrained_classes()
         if self.freeze_norm:
             for module in self.model.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
 
-    def _leave_alone_what_nobody_taught(self) -> None:
+    def _ignore_untrained_classes(self) -> None:
         trained_classes = [str(self.data["names"][i]) in self.trained_classes for i in range(self.data["nc"])]
         model = unwrap_model(self.model)
         if getattr(model, "criterion", None) is None:
             model.criterion = model.init_criterion()
-        both = (getattr(model.criterion, name, None) for name in ("one2many", "one2one"))
-        for criterion in [found for found in both if found is not None] or [model.criterion]:
+        criteria = (getattr(model.criterion, name, None) for name in ("one2many", "one2one"))
+        for criterion in [item for item in criteria if item is not None] or [model.criterion]:
             if not all(trained_classes) and not isinstance(criterion.bce, ClassLoss):
                 criterion.bce = ClassLoss(torch.tensor(trained_classes, device=self.device))
 
@@ -125,13 +125,13 @@ class ClassLoss(nn.Module):
 
     def __init__(self, trained_classes: torch.Tensor) -> None:
         super().__init__()
-        self._taught = trained_classes
+        self._trained_classes = trained_classes
 
     def forward(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return losses ``(batch, anchors, classes)`` of logits and target probabilities of the same shape."""
         losses = nn.functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
         annotated = targets.sum(-1, keepdim=True) > 0
-        return losses * (self._taught | annotated)
+        return losses * (self._trained_classes | annotated)
 
 
 def transfer_class_rows(model: Any, start: Any, names: Sequence[str], start_from: StartFrom) -> dict[str, str]:
@@ -147,7 +147,7 @@ def transfer_class_rows(model: Any, start: Any, names: Sequence[str], start_from
         label -> class of the start checkpoint, for the labels that start from one.
     """
     pairs = transferred_rows(names, start.names, start_from)
-    head, source = model.model[-1], start.model[-1]
+    head, start_head = model.model[-1], start.model[-1]
     with torch.no_grad():
         for attribute in BRANCHES:
             for level, branch in enumerate(getattr(head, attribute, None) or ()):
@@ -156,12 +156,12 @@ def transfer_class_rows(model: Any, start: Any, names: Sequence[str], start_from
                 # different classes. From zero, a label without training boxes stays undetected.
                 last.weight.zero_()
                 last.bias[:] = _prior(len(names), float(head.stride[level]))
-                known = getattr(source, attribute, None)
-                if known is None or known[level][-1].weight.shape[1:] != last.weight.shape[1:]:
+                start_branch = getattr(start_head, attribute, None)
+                if start_branch is None or start_branch[level][-1].weight.shape[1:] != last.weight.shape[1:]:
                     continue
                 for index, row in pairs.items():
-                    last.weight[index] = known[level][-1].weight[row].to(last.weight)
-                    last.bias[index] = known[level][-1].bias[row].to(last.bias)
+                    last.weight[index] = start_branch[level][-1].weight[row].to(last.weight)
+                    last.bias[index] = start_branch[level][-1].bias[row].to(last.bias)
     return {names[index]: str(start.names[row]) for index, row in pairs.items()}
 
 

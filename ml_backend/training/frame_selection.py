@@ -1,4 +1,4 @@
-"""Which pictures of an annotated video are trained on, and what of it is kept to measure with."""
+"""Select the frames of an annotated video to train on, and its held-out spans."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from ml_backend.core.types import IntArray
 from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo, VideoObject
 from ml_backend.datasets.export_state import fingerprint
 from ml_backend.datasets.formats.base import SelectedFrames
-from ml_backend.training.annotation_summary import candidate_pictures, spans_of, visible
+from ml_backend.training.annotation_summary import candidate_frames, spans_of, visible
 from ml_backend.training.splits import TRAIN, VAL, Split
 from ml_backend.video.reader import read_at
 
-#: Changes with what is picked from the same annotations: older choices are then made again.
+#: Version of the selection rules; selections made with another one are repeated.
 _RULES = 1
-#: Most pictures of one video in a task, evenly thinned: more of one scene teach little and take long.
-_MAX_PICTURES = 300
-#: Most pictures without any object, as a share of those with objects: they only teach what is background.
-_NEGATIVES = 0.2
-#: Score from which a prediction counts as sure; pictures that show anything less sure are left out.
-_SURE = 0.7
-#: Pictures of a task that has been annotated as empty.
-_EMPTY_PICTURES = 20
-#: Pictures a second of a measured span on which boxes are compared; a short one has some all the same.
-_MEASURED_PER_SECOND, _MEASURED_AT_LEAST = 5.0, 10
+#: Most frames of one video in a task, evenly thinned: more of one scene add little and take long.
+_MAX_FRAMES = 300
+#: Most frames without objects, as a share of those with objects: they only teach background.
+_NEGATIVE_SHARE = 0.2
+#: Score from which a prediction is used as a pseudo-label; frames with less certain ones are left out.
+_MIN_PSEUDO_SCORE = 0.7
+#: Frames of a task that was annotated as empty.
+_EMPTY_FRAMES = 20
+#: Frames a second of a held-out span on which boxes are evaluated, and their least number.
+_EVALUATED_PER_SECOND, _MIN_EVALUATED = 5.0, 10
 _USES = {TRAIN: "train", VAL: "val"}
 
 
 @dataclass(frozen=True, slots=True)
 class FrameSelectionPlan:
-    """What is made of annotations.
+    """Options of the frame selection.
 
     Attributes:
-        per_second: pictures a second, besides those with keyframes.
-        held_out_frames: most frames to measure with.
-        hard: by task the regions that people had to correct: pictures that show them are trained on twice as often.
-        pseudo_labels: whether sure predictions of tasks that nobody has annotated are trained on. The source has to
-            give them (``predictions="missing"``).
+        per_second: frames a second, besides keyframes.
+        held_out_frames: most frames to evaluate on.
+        hard: regions that people had to correct, by task; frames that show them are trained on twice as often.
+        pseudo_labels: whether certain predictions of unannotated tasks are trained on. The reader has to return them
+            (``predictions="missing"``).
     """
 
     per_second: float = 2.0
@@ -55,13 +55,13 @@ class FrameSelectionPlan:
 
 
 class TrainingFrameSelector:
-    """Select frames to train on, apart from those that are measured on; a ``FrameSelector``.
+    """Select frames to train on and spans to evaluate on; a ``FrameSelector``.
 
     Args:
-        classes: labels in the order of their numbers.
+        classes: labels in the order of their class ids.
         splits: by video key.
-        key_of: gives a part's video key.
-        annotated: by video key, what people have annotated on it, in all tasks.
+        key_of: returns a video's key.
+        annotated: labels that people have annotated on each video, over all tasks, by video key.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class TrainingFrameSelector:
         self._should_stop = should_stop
 
     def name(self, part: TaskVideo) -> str:
-        # Plain ASCII: trainers list pictures in text files.
+        # Plain ASCII: trainers list images in text files.
         return f"task-{part.task_id}"
 
     def made_from(self, video: AnnotatedVideo) -> dict[str, Any]:
@@ -87,47 +87,47 @@ class TrainingFrameSelector:
         return {
             "rules": _RULES,
             "split": [split.part, split.phase] if split else None,
-            "plan": [plan.per_second, _MAX_PICTURES, _NEGATIVES],
+            "plan": [plan.per_second, _MAX_FRAMES, _NEGATIVE_SHARE],
             "span": plan.held_out_frames if split and split.part != "train" else 0,
-            "pseudo": _SURE if video.part.submission.is_prediction else None,
+            "pseudo": _MIN_PSEUDO_SCORE if video.part.submission.is_prediction else None,
             "hard": sorted(self._hard(video)),
             "others": fingerprint(others) if others else "",
         }
 
     def pick(self, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> tuple[IntArray, Sequence[str]]:
         split, plan = self._split(video.part), self._plan
-        nothing: tuple[IntArray, Sequence[str]] = np.zeros(0, np.int64), []
+        no_frames: tuple[IntArray, Sequence[str]] = np.zeros(0, np.int64), []
         if split is None or split.part == "held_out":
-            return nothing
+            return no_frames
         pseudo = video.part.submission.is_prediction
         uses = split.uses(video.timeline.times)
-        wanted = (uses == TRAIN) if pseudo else np.isin(uses, list(_USES))
-        wanted &= ~self._spoilt(video)
-        at = candidate_pictures(video, objects, plan.per_second)
-        at = at[wanted[at]]
-        there = visible(video, objects)[at]
-        positive, negative = at[there], at[~there]
-        most = max(1, round(_NEGATIVES * min(len(positive), _MAX_PICTURES)))
+        usable = (uses == TRAIN) if pseudo else np.isin(uses, list(_USES))
+        usable &= ~self._excluded(video)
+        candidates = candidate_frames(video, objects, plan.per_second)
+        candidates = candidates[usable[candidates]]
+        has_objects = visible(video, objects)[candidates]
+        positive, negative = candidates[has_objects], candidates[~has_objects]
+        limit = max(1, round(_NEGATIVE_SHARE * min(len(positive), _MAX_FRAMES)))
         if not video.part.regions:
-            most = _EMPTY_PICTURES
+            limit = _EMPTY_FRAMES
         if pseudo:
-            most = 0  # what a model has overlooked is no background
-        negative = _thinned(negative, min(most, _MAX_PICTURES - 1))
-        pictures = np.union1d(_thinned(positive, _MAX_PICTURES - len(negative)), negative).astype(np.int64)
-        return pictures, [_USES[use] for use in uses[pictures].tolist()]
+            limit = 0  # objects that a model has missed are not background
+        negative = _thin(negative, min(limit, _MAX_FRAMES - 1))
+        frames = np.union1d(_thin(positive, _MAX_FRAMES - len(negative)), negative).astype(np.int64)
+        return frames, [_USES[use] for use in uses[frames].tolist()]
 
     def notes(self, picked: SelectedFrames) -> dict[str, Any]:
-        """What the dataset is put together from.
+        """Return what the dataset is assembled from.
 
-        ``pictures``: ``[frame, part, hard, [class of each box, ...]]`` of each; ``spans``: what is measured;
-        ``digest``: of all pictures with their boxes; ``objects``: annotated ones with a known label.
+        ``pictures``: ``[frame, split, hard, [class id of each box, ...]]`` of each frame; ``spans``: held-out spans;
+        ``digest``: of all frames and their boxes; ``objects``: number of annotated ones with a known label.
         """
         video, pictures, rows = picked.video, [], []
         hard = self._hard(video)
         sha256 = file_sha256(video.path)
         for frame, use in zip(video.frames(picked.pictures, picked.objects), picked.splits, strict=True):
-            numbers = [self._class_ids[item.label] for item in frame.objects]
-            pictures.append([frame.index, use, any(item.region_id in hard for item in frame.objects), numbers])
+            class_ids = [self._class_ids[item.label] for item in frame.objects]
+            pictures.append([frame.index, use, any(item.region_id in hard for item in frame.objects), class_ids])
             rows.append(frame.xyxy.round(2).tolist())
         pseudo = video.part.submission.is_prediction
         return {
@@ -139,91 +139,91 @@ class TrainingFrameSelector:
             "uri": video.part.uri,
         }
 
-    def _split(self, part: TaskVideo) -> Split | None:
-        """``None`` where nothing of a part is used."""
+    def _split(self, task_video: TaskVideo) -> Split | None:
+        """Return the split of a video; ``None`` if the video is not used."""
         try:
-            key = self._key_of(part)
+            key = self._key_of(task_video)
         except MediaError:
             return None
         labels = self._annotated.get(key)
-        if part.submission.is_prediction:
+        if task_video.submission.is_prediction:
             if labels is not None or not self._plan.pseudo_labels:
                 return None
-        elif not part.regions and labels:
-            return None  # another task on the video says that it is not empty
+        elif not task_video.regions and labels:
+            return None  # another task has annotated objects on the same video
         return self._splits.get(key)
 
     def _hard(self, video: AnnotatedVideo) -> set[str]:
-        wanted = self._plan.hard.get(video.task_id, ())
-        return {item.region_id for item in video.objects if item.region_id in wanted}
+        hard = self._plan.hard.get(video.task_id, ())
+        return {item.region_id for item in video.objects if item.region_id in hard}
 
-    def _spoilt(self, video: AnnotatedVideo) -> npt.NDArray[np.bool_]:
-        """Pictures that show something that must be taught neither as an object nor as background."""
+    def _excluded(self, video: AnnotatedVideo) -> npt.NDArray[np.bool_]:
+        """Return ``(n,)`` whether a frame shows something that must be learned neither as object nor as background."""
         pseudo = video.part.submission.is_prediction
-        unsure = [
+        uncertain = [
             item
             for item in video.objects
-            if item.label not in self._class_ids or (pseudo and not (item.confidence or 0.0) >= _SURE)
+            if item.label not in self._class_ids or (pseudo and not (item.confidence or 0.0) >= _MIN_PSEUDO_SCORE)
         ]
-        return visible(video, unsure)
+        return visible(video, uncertain)
 
-    # -- what is measured
+    # -- held-out spans
 
     def _spans(self, picked: SelectedFrames, sha256: str) -> list[dict[str, Any]]:
         video, split = picked.video, self._split(picked.video.part)
         if split is None or split.part == "train":
             return []
-        seen, spoilt = visible(video, picked.objects), self._spoilt(video)
-        # Where many frames make a second, one span must not be more than is measured in all.
-        found = spans_of(video, split, seen, spoilt, max(1, self._plan.held_out_frames // 2))
+        seen, excluded = visible(video, picked.objects), self._excluded(video)
+        # At high frame rates one span must not take all held-out frames.
+        candidates = spans_of(video, split, seen, excluded, max(1, self._plan.held_out_frames // 2))
         tracks: dict[int, int] = {}
         spans = []
-        for first, last in self._decodable(video, found):
-            at = np.arange(first, last + 1)
+        for first, last in self._decodable(video, candidates):
+            frames = np.arange(first, last + 1)
             rows: list[list[float]] = []
             labels: set[str] = set()
-            for frame in video.frames(at, picked.objects):
+            for frame in video.frames(frames, picked.objects):
                 for item, box in zip(frame.objects, frame.xyxy.round(2).tolist(), strict=True):
-                    # Numbered anew, so that objects elsewhere in the video change nothing here.
-                    track = tracks.setdefault(item.track, len(tracks) + 1)
-                    rows.append([frame.index, track, self._class_ids[item.label], *box])
+                    # Renumbered, so that objects elsewhere in the video change nothing here.
+                    track_id = tracks.setdefault(item.track, len(tracks) + 1)
+                    rows.append([frame.index, track_id, self._class_ids[item.label], *box])
                     labels.add(item.label)
-            step = max(1, round(video.info.fps / _MEASURED_PER_SECOND))
-            step = min(step, max(1, len(at) // _MEASURED_AT_LEAST))
-            span = {"span": [first, last], "pictures": at[::step].tolist(), "boxes": rows}
+            step = max(1, round(video.info.fps / _EVALUATED_PER_SECOND))
+            step = min(step, max(1, len(frames) // _MIN_EVALUATED))
+            span = {"span": [first, last], "pictures": frames[::step].tolist(), "boxes": rows}
             spans.append(span | {"labels": sorted(labels), "digest": fingerprint([sha256, span])})
         return spans
 
     def _decodable(self, video: AnnotatedVideo, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Of each span the longest run of pictures that can be decoded."""
-        there: set[int] = set()
-        wanted = [index for first, last in spans for index in range(first, last + 1)]
+        """Return the longest run of decodable frames of each span."""
+        decodable: set[int] = set()
+        indices = [index for first, last in spans for index in range(first, last + 1)]
         try:
-            for frame in read_at(video.path, video.info, wanted):
-                there.add(frame.index)
+            for frame in read_at(video.path, video.info, indices):
+                decodable.add(frame.index)
                 if self._should_stop():
-                    raise Interrupted(f"Stopped at picture {frame.index} of {video.name}.", "Run it again to go on.")
+                    raise Interrupted(f"Stopped at frame {frame.index} of {video.name}.", "Run it again to continue.")
         except VideoError:
-            if there:
+            if decodable:
                 raise
-        out = []
+        longest_runs = []
         for first, last in spans:
-            at = [index for index in range(first, last + 1) if index in there]
-            runs = [[i for _, i in run] for _, run in groupby(enumerate(at), key=lambda pair: pair[1] - pair[0])]
+            present = [index for index in range(first, last + 1) if index in decodable]
+            runs = [[i for _, i in run] for _, run in groupby(enumerate(present), key=lambda pair: pair[1] - pair[0])]
             if runs:
                 longest = max(runs, key=len)
-                out.append((longest[0], longest[-1]))
-        return out
+                longest_runs.append((longest[0], longest[-1]))
+        return longest_runs
 
 
-def _thinned(at: IntArray, most: int) -> IntArray:
-    """At most so many, evenly spread."""
-    if len(at) <= most:
-        return at
-    out: IntArray = at[((np.arange(most) + 0.5) * len(at) / max(most, 1)).astype(np.int64)]
-    return out
+def _thin(frames: IntArray, limit: int) -> IntArray:
+    """Return at most ``limit`` frames, evenly spread."""
+    if len(frames) <= limit:
+        return frames
+    thinned: IntArray = frames[((np.arange(limit) + 0.5) * len(frames) / max(limit, 1)).astype(np.int64)]
+    return thinned
 
 
 def count_boxes(pictures: Sequence[Sequence[Any]], classes: Sequence[str]) -> Counter[str]:
-    """Boxes by label on pictures as :meth:`TrainingFrameSelector.notes` describes them."""
-    return Counter(classes[number] for *_, numbers in pictures for number in numbers)
+    """Count boxes by label on ``pictures`` as returned by :meth:`TrainingFrameSelector.notes`."""
+    return Counter(classes[class_id] for *_, class_ids in pictures for class_id in class_ids)

@@ -20,7 +20,7 @@ from ml_backend.label_studio.extra_params import read_extra_params
 
 #: Seconds by which the clocks of two machines may differ.
 SKEW_S = 60.0
-#: Seconds after a training that failed, doubled with each further one, and the most.
+#: Pause after a failed training, doubled with each further failure, and its limit, in seconds.
 FAILED_S, LONGEST_S = 60.0, 24 * 3600.0
 
 _Seconds = Annotated[float, Field(strict=True, ge=0, le=366 * 24 * 3600, allow_inf_nan=False)]
@@ -28,36 +28,36 @@ _Seconds = Annotated[float, Field(strict=True, ge=0, le=366 * 24 * 3600, allow_i
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
 class TrainingPolicy:
-    """A project's policy.
+    """When a project retrains.
 
     Attributes:
         auto: whether annotations lead to trainings by themselves; "Start training" always does.
-        min_tracks: so many annotated tracks must be new or changed since the last training.
-        quiet_s: seconds without any annotation that must have passed.
-        every_s: seconds between the starts of two trainings, at least.
-        pseudo_labels: whether sure predictions of tasks that nobody has annotated are trained on, too.
+        min_tracks: fewest annotated tracks that are new or changed since the last training.
+        quiet_s: seconds that must have passed since the last annotation.
+        every_s: shortest time between the starts of two trainings, in seconds.
+        pseudo_labels: whether to also train on certain predictions of unannotated tasks.
     """
 
     auto: StrictBool = True
-    min_tracks: Annotated[int, Field(strict=True, ge=0, le=10**7)] = 10  # of fewer, hardly a training passes the gate
-    quiet_s: _Seconds = 60.0  # somebody who corrects tracks submits more often than that
-    every_s: _Seconds = 900.0  # a training takes minutes of a CPU; people keep most of its time for their predictions
+    min_tracks: Annotated[int, Field(strict=True, ge=0, le=10**7)] = 10  # with fewer, trainings hardly pass the gate
+    quiet_s: _Seconds = 60.0  # people who correct tracks submit more often than that
+    every_s: _Seconds = 900.0  # trainings take minutes of a CPU, most of which predictions need
     pseudo_labels: StrictBool = False  # a model that learns from itself also learns its own mistakes
 
     def changed(self, values: Mapping[str, Any]) -> TrainingPolicy:
-        """With other values.
+        """Return a policy with some values replaced.
 
         Raises:
-            ConfigError: there is no such value, or it is none that makes sense.
+            ConfigError: a name does not exist or a value is invalid.
         """
         return TrainingPolicy(**(asdict(self) | check_policy(values)))
 
 
 def check_policy(values: Any) -> dict[str, Any]:
-    """Values of a policy that somebody sent.
+    """Validate values of a policy and return them.
 
     Raises:
-        ConfigError: naming what is wrong.
+        ConfigError: a name does not exist or a value is invalid.
     """
     try:
         policy = TypeAdapter(TrainingPolicy).validate_python(values)
@@ -66,21 +66,21 @@ def check_policy(values: Any) -> dict[str, Any]:
         where = ".".join(map(str, first["loc"]))[:40]
         raise ConfigError(
             f"The training policy cannot be used: {where}: {first['msg']}.",
-            f"It is a JSON object; its names are {', '.join(field.name for field in fields(TrainingPolicy))}.",
+            f"Give a JSON object with these names: {', '.join(field.name for field in fields(TrainingPolicy))}.",
         ) from error
     return {name: getattr(policy, name) for name in values}
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """What a decision depends on.
+    """What the decision to train depends on.
 
     Attributes:
-        new_tracks: annotated tracks of tasks that are new or changed since the last training; of a task from which
-            people have only removed false alarms, these.
-        changed_at: when the last annotation came; ``None``: never.
-        started_at: when the last training began; ``None``: never.
-        failures: how many trainings in a row have failed; each doubles the pause before the next.
+        new_tracks: annotated tracks of tasks that are new or changed since the last training, or corrected regions of a
+            task if they are more.
+        changed_at: last annotation; ``None``: never.
+        started_at: start of the last training; ``None``: never.
+        failures: number of trainings that have failed in a row; each doubles the pause.
     """
 
     new_tracks: int
@@ -90,7 +90,7 @@ class TrainingState:
 
 
 def is_due(policy: TrainingPolicy, state: TrainingState, now: datetime | None = None) -> bool:
-    """Whether a training is to start by itself now."""
+    """Return whether a training should start now."""
     now = now or datetime.now(timezone.utc)
     return (
         policy.auto
@@ -111,7 +111,7 @@ def _passed(moment: datetime | None, seconds: float, now: datetime) -> bool:
     if moment is None:
         return True
     elapsed = (now - ensure_utc(moment)).total_seconds()
-    # A moment far in the future was written by a clock that has been set back since: nobody waits for it to come again.
+    # A time far in the future comes from a clock that has been set back since.
     return elapsed >= seconds or elapsed < -max(seconds, SKEW_S)
 
 
@@ -123,14 +123,14 @@ class PolicyStore:
         self._storage = storage
 
     def get(self, project_id: int) -> TrainingPolicy:
-        """The project's policy: the default, but for what it has of its own."""
+        """Return the project's policy: its own values, else the default ones."""
         try:
             return self._default.changed(self._row(project_id)[0])
         except ConfigError:  # written by another version of this program
             return self._default
 
     def set(self, project_id: int, values: Mapping[str, Any]) -> TrainingPolicy:
-        """Give a project values of its own; those not named keep the default.
+        """Store a project's own values; others keep the default.
 
         Raises:
             ConfigError: see :func:`check_policy`.
@@ -139,15 +139,15 @@ class PolicyStore:
         return self.get(project_id)
 
     def setup(self, project_id: int, extra_params: Any) -> None:
-        """Take over ``{"training": {...}}`` of the extra parameters that Label Studio sends with every call.
+        """Take the policy from Label Studio's extra parameters, ``{"training": {...}}``.
 
-        Only what differs from the last time counts, so that a change made elsewhere stays.
+        Label Studio sends them with every call, so only values that differ from the last call's count.
 
         Raises:
             ConfigError: see :func:`check_policy`.
         """
-        found = read_extra_params(extra_params).get("training")
-        values = check_policy(found if isinstance(found, Mapping) else {})
+        given = read_extra_params(extra_params).get("training")
+        values = check_policy(given if isinstance(given, Mapping) else {})
         if values != self._row(project_id)[1]:
             self._save(project_id, policy=values, setup_policy=values)
 
@@ -167,5 +167,5 @@ class PolicyStore:
                         connection.execute(sa.insert(training_policies).values(project_id=project_id, **row))
                 return
             except StorageError as error:
-                if not isinstance(error.__cause__, IntegrityError):  # another process was faster: its row is there now
+                if not isinstance(error.__cause__, IntegrityError):  # another process has just inserted the row
                     raise

@@ -334,7 +334,7 @@ class Registry:
                 raise ConfigError(
                     f"{version.name} of project {project_id} cannot be used: its weights were removed because there "
                     "are newer versions.",
-                    "Choose one that has weights (scripts/versions.py list), or train anew. KEEP_VERSIONS says how "
+                    "Choose one that has weights (scripts/versions.py list), or train again. KEEP_VERSIONS says how "
                     "many keep them.",
                 )
             connection.execute(sa.insert(activations).values(**row))
@@ -342,10 +342,10 @@ class Registry:
         return True
 
     def _reload(self, version_id: int) -> Version:
-        found = self.get(version_id)
-        if found is None:
+        version = self.get(version_id)
+        if version is None:
             raise RunLost("The run is no longer in the database.", "It was deleted there.")
-        return found
+        return version
 
     def _update(self, version_id: int, only_of: str | None, **values: Any) -> Version:
         with self._storage.guard(), self._storage.engine.begin() as connection:

@@ -37,7 +37,7 @@ def removable_versions(versions: Sequence[Version], used: Sequence[int | None], 
     promoted = [version for version in usable if version.state == "promoted"]
     refused = [version for version in usable if version.state == "refused"]
     needed = {version.id for version in (*promoted[:keep], *refused[:REFUSED])}
-    # The one before: whoever has rolled back may want to return to it.
+    # The one before, since a rollback may be undone.
     needed.update(list(dict.fromkeys(number for number in used if number is not None))[:2])
     for version in versions:
         in_use = bool(used) and version.id == used[0]

@@ -1,4 +1,4 @@
-"""What people did with predictions, kept by task: a rate for each model version, and what was hard for it."""
+"""Store how people corrected predictions, by task, and summarise it by model version."""
 
 from __future__ import annotations
 
@@ -16,34 +16,38 @@ from ml_backend.db.storage import Storage
 from ml_backend.db.tables import corrections
 from ml_backend.training.annotation_review import KINDS, AnnotationReview
 
-#: Length of what the database keeps of a version.
+#: Length of the database column of a version.
 _VERSION_CHARS = 255
 
 
 @dataclass(frozen=True, slots=True)
 class TaskReview:
-    """What became of a task's prediction.
+    """The review of a task's prediction.
 
     Attributes:
-        annotation_id: of the annotation that counts.
-        model_version: of the prediction that it was begun from; empty: there was none.
-        comparison: of the two.
+        annotation_id: the annotation that counts.
+        model_version: of the prediction that it started from; empty if there was none.
+        review: comparison of the two.
         fingerprint: of the annotation's regions; see :func:`ml_backend.training.annotation_review.regions_fingerprint`.
         submitted_at, changed_at: when the annotation was submitted and updated last, by Label Studio's clock.
     """
 
     annotation_id: int
     model_version: str
-    comparison: AnnotationReview
+    review: AnnotationReview
     fingerprint: str
     submitted_at: datetime
     changed_at: datetime
 
 
 class AnnotatedTask(NamedTuple):
-    """State of a task's annotation: its regions, how many labelled objects they are, and when it changed last (UTC).
+    """State of a task's annotation.
 
-    ``hard`` is the number of regions that the models did not get right, also of those that are gone.
+    Attributes:
+        fingerprint: of its regions.
+        tracks: number of labelled objects.
+        changed_at: last change (UTC).
+        hard: number of regions that the model got wrong, deleted ones included.
     """
 
     fingerprint: str
@@ -54,19 +58,19 @@ class AnnotatedTask(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class VersionAcceptance:
-    """What people did with the predictions of one model version: numbers of regions.
+    """How people corrected the predictions of one model version, in numbers of regions.
 
     Attributes:
-        tasks: that people submitted.
-        accepted: left as they were.
+        tasks: number of submitted tasks.
+        accepted: unchanged.
         moved: boxes changed, labels not.
-        relabelled: labels changed or given, whatever became of the boxes.
+        relabelled: labels changed or added, whether or not the boxes changed.
         deleted: false alarms.
-        merged: deleted, where another region shows the same object.
-        added: drawn by hand: what the model missed.
-        undecided: without a label, and left so; they count neither for nor against the version.
+        merged: deleted, and another region shows the same object.
+        added: drawn by hand, since the model missed them.
+        undecided: without a label and unchanged; they count neither for nor against the version.
         tracks: labelled objects in the annotations.
-        first, last: when the first and the last of the annotations were submitted (UTC).
+        first, last: submission of the first and the last annotation (UTC).
     """
 
     model_version: str
@@ -84,94 +88,94 @@ class VersionAcceptance:
 
     @property
     def decided(self) -> int:
-        """Predicted regions that people decided about."""
+        """Number of predicted regions that count for or against the version."""
         return self.accepted + self.moved + self.relabelled + self.deleted + self.merged
 
     @property
     def rate(self) -> float | None:
-        """Share of these that were accepted, 0..1; ``None`` where there are none."""
+        """Share of the decided regions that were accepted, 0..1; ``None`` if there are none."""
         return self.accepted / self.decided if self.decided else None
 
 
 class ReviewStore:
-    """Access to the table of corrections; safe across threads and processes."""
+    """Reads and writes the table of corrections. Safe across threads and processes."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
     @contextmanager
-    def _read(self) -> Iterator[Connection]:
+    def _connect(self) -> Iterator[Connection]:
         with self._storage.guard(), self._storage.engine.connect() as connection:
             yield connection
 
-    def put(self, project_id: int, task_id: int, correction: TaskReview) -> None:
-        """Write down what became of a task's prediction, in place of what was known of the task."""
-        comparison = correction.comparison
+    def put(self, project_id: int, task_id: int, task_review: TaskReview) -> None:
+        """Store the review of a task, replacing an earlier one."""
+        review = task_review.review
         values: dict[str, Any] = {
-            "annotation_id": correction.annotation_id,
-            "model_version": correction.model_version[:_VERSION_CHARS],
-            "tracks": comparison.tracks,
-            **comparison.counts,
-            "hard": list(comparison.hard),
-            "fingerprint": correction.fingerprint,
-            "submitted_at": _utc(correction.submitted_at),
-            "changed_at": _utc(correction.changed_at),
+            "annotation_id": task_review.annotation_id,
+            "model_version": task_review.model_version[:_VERSION_CHARS],
+            "tracks": review.tracks,
+            **review.counts,
+            "hard": list(review.hard),
+            "fingerprint": task_review.fingerprint,
+            "submitted_at": _utc(task_review.submitted_at),
+            "changed_at": _utc(task_review.changed_at),
         }
         self._storage.put(corrections, {"project_id": project_id, "task_id": task_id}, values)
 
     def remove(self, project_id: int, task_id: int) -> None:
-        """Forget a task: it, or its annotation, is gone."""
+        """Remove the review of a task that, or whose annotation, was deleted."""
         with self._storage.guard(), self._storage.engine.begin() as connection:
-            connection.execute(sa.delete(corrections).where(_of_task(project_id, task_id)))
+            connection.execute(sa.delete(corrections).where(_is_task(project_id, task_id)))
 
     def forget(self, project_id: int) -> None:
-        """Remove everything that is known of a project, which is gone."""
+        """Remove all reviews of a deleted project."""
         with self._storage.guard(), self._storage.engine.begin() as connection:
             connection.execute(sa.delete(corrections).where(corrections.c.project_id == project_id))
 
     def is_current(
         self, project_id: int, task_id: int, annotation_id: int, fingerprint: str, changed: datetime
     ) -> bool:
-        """Whether this state of a task's annotation is written down already."""
+        """Return whether this state of a task's annotation is already stored."""
         columns = (corrections.c.annotation_id, corrections.c.fingerprint, corrections.c.changed_at)
-        with self._read() as connection:
-            row = connection.execute(sa.select(*columns).where(_of_task(project_id, task_id))).first()
-        known = row and (row.annotation_id, row.fingerprint, _utc(row.changed_at))
-        return known == (annotation_id, fingerprint, _utc(changed))
+        with self._connect() as connection:
+            row = connection.execute(sa.select(*columns).where(_is_task(project_id, task_id))).first()
+        stored = row and (row.annotation_id, row.fingerprint, _utc(row.changed_at))
+        return stored == (annotation_id, fingerprint, _utc(changed))
 
     def hard(self, project_id: int) -> dict[int, frozenset[str]]:
-        """By task the ids of regions that the models did not get right; see :attr:`AnnotationReview.hard`."""
+        """Return the ids of regions that the models got wrong, by task; see :attr:`AnnotationReview.hard`."""
         query = sa.select(corrections.c.task_id, corrections.c.hard).where(corrections.c.project_id == project_id)
-        with self._read() as connection:
+        with self._connect() as connection:
             return {row.task_id: frozenset(row.hard) for row in connection.execute(query) if row.hard}
 
     def projects(self) -> list[int]:
-        """Projects that have annotated tasks."""
-        with self._read() as connection:
+        """Return the projects that have annotated tasks."""
+        with self._connect() as connection:
             return sorted(connection.scalars(sa.select(corrections.c.project_id).distinct()))
 
     def tasks(self, project_id: int) -> dict[int, AnnotatedTask]:
-        """The state of every annotated task, by its id."""
+        """Return the state of every annotated task, by task id."""
         names = ("task_id", "fingerprint", "tracks", "changed_at", "hard")
         query = (
             sa.select(*(corrections.c[name] for name in names))
             .where(corrections.c.project_id == project_id)
             .order_by(corrections.c.task_id)
         )
-        with self._read() as connection:
+        with self._connect() as connection:
             return {
                 row.task_id: AnnotatedTask(row.fingerprint, row.tracks, _utc(row.changed_at), len(row.hard))
                 for row in connection.execute(query)
             }
 
     def seen(self, project_id: int) -> dict[str, str]:
-        """Fingerprint by task id, which is text: as the registry keeps what a training has seen."""
+        """Return fingerprints by task id (as text), the form in which the registry records what a training has seen."""
         return {str(task_id): task.fingerprint for task_id, task in self.tasks(project_id).items()}
 
     def by_version(self, project_id: int) -> list[VersionAcceptance]:
-        """What people did with the predictions of each model version; the version that came first is first.
+        """Return how people corrected the predictions of each model version, oldest version first.
 
-        Tasks that had no prediction, or one without a version, are left out.
+        Tasks without a prediction, or with one without a version, are left out.
         """
         numbers = [sa.func.sum(corrections.c[name]).label(name) for name in (*KINDS, "tracks")]
         first, last = sa.func.min(corrections.c.submitted_at), sa.func.max(corrections.c.submitted_at)
@@ -182,7 +186,7 @@ class ReviewStore:
             .order_by(first, corrections.c.model_version)
         )
         names = (*KINDS, "tracks")
-        with self._read() as connection:
+        with self._connect() as connection:
             return [
                 VersionAcceptance(
                     str(version),
@@ -195,10 +199,10 @@ class ReviewStore:
             ]
 
 
-def _of_task(project_id: int, task_id: int) -> sa.ColumnElement[bool]:
+def _is_task(project_id: int, task_id: int) -> sa.ColumnElement[bool]:
     return sa.and_(corrections.c.project_id == project_id, corrections.c.task_id == task_id)
 
 
 def _utc(moment: datetime) -> datetime:
-    # SQLite drops time zones: everything is written in UTC.
+    # SQLite drops time zones, so everything is stored in UTC.
     return ensure_utc(moment).astimezone(timezone.utc)

@@ -90,8 +90,8 @@ class Split:
             edges = self._edges(times)
             held = self._pattern(len(edges) - 1) == HELD_OUT
         block = _block_of(times, edges)
-        found = [np.flatnonzero(block == number) for number in np.flatnonzero(held).tolist()]
-        return [(int(at[0]), int(at[-1])) for at in found if len(at)]
+        frames_by_block = [np.flatnonzero(block == number) for number in np.flatnonzero(held).tolist()]
+        return [(int(frames[0]), int(frames[-1])) for frames in frames_by_block if len(frames)]
 
     def _edges(self, times: Float64Array) -> Float64Array:
         if self.part == "train":
@@ -122,9 +122,9 @@ def _even_edges(times: Float64Array, blocks: int) -> Float64Array:
 
 
 def _block_of(times: Float64Array, edges: Float64Array) -> IntArray:
-    at = np.searchsorted(edges, times, side="right") - 1
-    out: IntArray = np.clip(at, 0, len(edges) - 2).astype(np.int64)
-    return out
+    index = np.searchsorted(edges, times, side="right") - 1
+    block: IntArray = np.clip(index, 0, len(edges) - 2).astype(np.int64)
+    return block
 
 
 @dataclass(slots=True)
@@ -154,36 +154,36 @@ class SplitCandidate:
             for phase in range(phases(part)):
                 uses = Split(part, phase).uses(times)
                 counts = self.shown.setdefault((part, phase), {})
-                for label, there in visible.items():
-                    found = np.bincount(uses[sampled[there[sampled]]], minlength=4)
-                    found[HELD_OUT] = int((uses[there] == HELD_OUT).sum())
-                    counts[label] = counts.get(label, np.zeros(4, np.int64)) + found
+                for label, is_visible in visible.items():
+                    by_use = np.bincount(uses[sampled[is_visible[sampled]]], minlength=4)
+                    by_use[HELD_OUT] = int((uses[is_visible] == HELD_OUT).sum())
+                    counts[label] = counts.get(label, np.zeros(4, np.int64)) + by_use
 
     @property
     def labels(self) -> frozenset[str]:
-        return frozenset(label for counts in self.shown.values() for label, found in counts.items() if found.any())
+        return frozenset(label for counts in self.shown.values() for label, by_use in counts.items() if by_use.any())
 
-    def best(self, part: Part) -> int:
+    def best_phase(self, part: Part) -> int:
         """Return the phase in which most labels are both trained and evaluated (or validated); the first of several."""
-        order = _chance(self.video) if not self.labels else 0
+        order = _pseudo_random(self.video) if not self.labels else 0
         count = phases(part)
-        return max(range(count), key=lambda phase: (*self._worth(part, phase), -((phase - order) % count)))
+        return max(range(count), key=lambda phase: (*self._score_phase(part, phase), -((phase - order) % count)))
 
     @property
-    def measures_itself(self) -> bool:
+    def can_evaluate_itself(self) -> bool:
         """Whether, cut into blocks, it has something to train on and something to evaluate."""
-        return self._worth("blocks", self.best("blocks"))[0] > 0
+        return self._score_phase("blocks", self.best_phase("blocks"))[0] > 0
 
-    def _worth(self, part: Part, phase: int) -> tuple[int, ...]:
+    def _score_phase(self, part: Part, phase: int) -> tuple[int, ...]:
         counts = self.shown.get((part, phase), {}).values()
-        learned, watched = [found[TRAIN] > 0 for found in counts], [found[VAL] > 0 for found in counts]
-        measured = [found[HELD_OUT] > 0 for found in counts] if part == "blocks" else watched
+        trained, validated = [by_use[TRAIN] > 0 for by_use in counts], [by_use[VAL] > 0 for by_use in counts]
+        evaluated = [by_use[HELD_OUT] > 0 for by_use in counts] if part == "blocks" else validated
         return (
-            int(any(learned) and any(measured)),
-            sum(a and b for a, b in zip(learned, measured, strict=True)),
-            sum(learned),
-            int(any(watched)),
-            sum(a and b for a, b in zip(learned, watched, strict=True)),
+            int(any(trained) and any(evaluated)),
+            sum(a and b for a, b in zip(trained, evaluated, strict=True)),
+            sum(trained),
+            int(any(validated)),
+            sum(a and b for a, b in zip(trained, validated, strict=True)),
         )
 
 
@@ -201,7 +201,7 @@ class AssignedVideo:
     measures: bool = True
 
 
-def assign_splits(candidates: Iterable[SplitCandidate], known: Mapping[str, AssignedVideo]) -> dict[str, Split]:
+def assign_splits(candidates: Iterable[SplitCandidate], assigned: Mapping[str, AssignedVideo]) -> dict[str, Split]:
     """Decide the parts of new videos. The result does not depend on the order of the arguments.
 
     About a fifth of all videos is held out, such that every held-out label is also trained elsewhere. Where that is
@@ -211,17 +211,19 @@ def assign_splits(candidates: Iterable[SplitCandidate], known: Mapping[str, Assi
     decided: dict[str, Split] = {}
     new: list[SplitCandidate] = []
     for group in groups:
-        same = next((k.split for k in known.values() if group[0].content and k.split.content == group[0].content), None)
+        same = next(
+            (k.split for k in assigned.values() if group[0].content and k.split.content == group[0].content), None
+        )
         if same:
             decided.update({item.video: same for item in group})
         else:
             new.append(group[0])
-    new.sort(key=lambda item: _chance(item.video))
+    new.sort(key=lambda item: _pseudo_random(item.video))
     objects = [item for item in new if item.labels]
-    learned = [k.labels for k in known.values() if k.split.part != "held_out"]
-    held = [k for k in known.values() if k.split.part == "held_out" and k.measures]
-    total = len(objects) + sum(bool(k.labels) for k in known.values())
-    blocks = sum(k.split.part == "blocks" and k.measures for k in known.values())
+    learned = [k.labels for k in assigned.values() if k.split.part != "held_out"]
+    held = [k for k in assigned.values() if k.split.part == "held_out" and k.measures]
+    total = len(objects) + sum(bool(k.labels) for k in assigned.values())
+    blocks = sum(k.split.part == "blocks" and k.measures for k in assigned.values())
     # Keep the present held-out part as it is while it is large enough: versions stay comparable.
     lacking = HELD_OUT_SHARE * (total - blocks) - len(held)
     chosen = _held_out(objects, learned, math.floor(lacking + 1e-9) if held or blocks else math.ceil(lacking))
@@ -232,7 +234,7 @@ def assign_splits(candidates: Iterable[SplitCandidate], known: Mapping[str, Assi
             part = "held_out"
         elif nothing_measured and item.labels:
             part = "blocks"
-        phase = 0 if part == "held_out" else item.best(part)
+        phase = 0 if part == "held_out" else item.best_phase(part)
         group = next(group for group in groups if group[0] is item)
         decided.update({member.video: Split(part, phase, item.content) for member in group})
     return decided
@@ -246,9 +248,9 @@ def _by_content(candidates: Iterable[SplitCandidate]) -> list[list[SplitCandidat
     for first, *others in groups.values():
         for other in others:
             for key, counts in other.shown.items():
-                mine = first.shown.setdefault(key, {})
-                for label, found in counts.items():
-                    mine[label] = mine.get(label, np.zeros(4, np.int64)) + found
+                merged = first.shown.setdefault(key, {})
+                for label, by_use in counts.items():
+                    merged[label] = merged.get(label, np.zeros(4, np.int64)) + by_use
     return list(groups.values())
 
 
@@ -275,10 +277,10 @@ def reserved(video: str) -> Split:
 
     A fifth is reserved, so that there will be videos for evaluation that were never trained on.
     """
-    return Split("held_out" if _chance(video) % round(1 / HELD_OUT_SHARE) == 0 else "train")
+    return Split("held_out" if _pseudo_random(video) % round(1 / HELD_OUT_SHARE) == 0 else "train")
 
 
-def _chance(text: str) -> int:
+def _pseudo_random(text: str) -> int:
     """Return a pseudo-random number that depends on nothing but the text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 

@@ -225,12 +225,12 @@ def test_what_comes_too_late_is_not_left(board: Boards, kept: Path) -> None:
 
 def test_what_is_left(board: Boards) -> None:
     main, other = board(), board(helping=True)
-    assert other.is_left(range(5))
+    assert other.any_free(range(5))
     assert main.claim(SEGMENTS[0])
     main.save(SEGMENTS[0], list(Looking()(SEGMENTS[0])))
     assert main.claim(SEGMENTS[1])
-    assert not other.is_left([0, 1])
-    assert other.is_left([0, 1, 2])
+    assert not other.any_free([0, 1])
+    assert other.any_free([0, 1, 2])
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense"])
@@ -260,7 +260,7 @@ def test_where_nothing_can_be_kept(redis_settings: Settings, board: Boards, tmp_
 def test_old_ones_are_removed(board: Boards, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     list(detect_chunks(SEGMENTS, board(), Looking()))
     assert len(list(kept.iterdir())) == 5
-    monkeypatch.setattr(segment_board, "KEPT_S", -1)
+    monkeypatch.setattr(segment_board, "CHUNK_TTL_S", -1)
     board()
     assert list(kept.iterdir()) == []
 

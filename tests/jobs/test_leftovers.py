@@ -16,7 +16,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.jobs.api_export_jobs import export_project
 from ml_backend.jobs.api_jobs import import_video
 from ml_backend.jobs.container import Container
-from ml_backend.jobs.worker import CLEANER, LEFTOVERS_EVERY_S, make_worker
+from ml_backend.jobs.worker import CLEANUP_INTERVAL_S, CLEANUP_THREAD, make_worker
 from ml_backend.server.container import WebContainer
 from tests.builders import wait_for
 from tests.jobs.conftest import Site
@@ -43,23 +43,23 @@ def test_an_upload_stays_while_its_job_waits(here: Settings) -> None:
     control, container = WebContainer(here).control, Container(here)
     folder, other = old_upload(here, "7-aaaa"), old_upload(here, "7-bbbb")
     job = control.import_video(7, "7-aaaa", "clip.mp4")
-    container.remove_leftovers()
+    container.clean_up_files()
     assert (folder.exists(), other.exists()) == (True, False)
     found = container.queue.fetch(job["id"])
     assert found is not None
     for state in ("scheduled", "started", "deferred"):
         found.set_status(state)
-        container.remove_leftovers()
+        container.clean_up_files()
         assert folder.exists(), state
     found.set_status("failed")
-    container.remove_leftovers()
+    container.clean_up_files()
     assert not folder.exists()
 
 
 def test_without_a_queue_uploads_stay(settings: Callable[..., Settings], tmp_path: Path) -> None:
     here = settings(redis_url=f"unix://{tmp_path}/none.sock")
     folder = old_upload(here, "7-aaaa")
-    assert Container(here).remove_leftovers() == []
+    assert Container(here).clean_up_files() == []
     assert folder.exists()
 
 
@@ -80,7 +80,7 @@ def test_an_upload_and_an_export_make_room(site: Callable[..., Site], work: Call
 
 
 def cleaning() -> bool:
-    return any(thread.name == CLEANER for thread in threading.enumerate())
+    return any(thread.name == CLEANUP_THREAD for thread in threading.enumerate())
 
 
 def test_workers_look_once_an_hour(site: Callable[..., Site], work: Callable[[Site], Container]) -> None:
@@ -95,6 +95,6 @@ def test_workers_look_once_an_hour(site: Callable[..., Site], work: Callable[[Si
     worker.run_maintenance_tasks()
     wait_for(lambda: not cleaning())
     assert second.exists()
-    worker._cleaned -= LEFTOVERS_EVERY_S  # time passes
+    worker._cleaned_at -= CLEANUP_INTERVAL_S  # time passes
     worker.run_maintenance_tasks()
     wait_for(lambda: not second.exists())

@@ -194,7 +194,7 @@ def test_every_mode_has_its_models(projects: ProjectModelStore) -> None:
     for number, mode in enumerate(MODES):
         projects.set_mode(number, mode)
         models = projects.models(number)
-        seen[models.mode] = (models.hybrid.embedder is not None, models.hybrid.clip is not None)
+        seen[models.mode] = (models.classifier.embedder is not None, models.classifier.clip is not None)
         assert models.base == base_version(projects._settings, MOTION)
         assert models.version.startswith(f"{models.base}.{mode}")
         assert models.version.endswith(".base")
@@ -208,7 +208,7 @@ def test_every_mode_has_its_models(projects: ProjectModelStore) -> None:
 
 
 def test_a_version_changes_with_what_is_learned(projects: ProjectModelStore) -> None:
-    model = projects.models(1).hybrid.embedder
+    model = projects.models(1).classifier.embedder
     assert model is not None
     before = versions(projects, 1, 2)
     assert before[0] == before[1]
@@ -225,21 +225,21 @@ def test_a_version_changes_with_what_is_learned(projects: ProjectModelStore) -> 
 
 
 def test_a_version_does_not_change_with_what_does_not_matter(projects: ProjectModelStore) -> None:
-    clip = projects.models(None).hybrid.clip
+    clip = projects.models(None).classifier.clip
     assert clip is None
     before = versions(projects, 1)
     teach(projects, 1, "another model")
-    teach(projects, 2, projects.models(2).hybrid.ids[0])
+    teach(projects, 2, projects.models(2).classifier.ids[0])
     assert versions(projects, 1) == before
     projects.set_mode(1, "yolo")
-    teach(projects, 1, projects.models(2).hybrid.ids[0])
+    teach(projects, 1, projects.models(2).classifier.ids[0])
     assert projects.models(1).version.endswith(".yolo.base")
 
 
 def test_equal_content_is_one_version_in_all_processes(make: Callable[..., ProjectModelStore]) -> None:
     here = make()
-    teach(here, 1, here.models(1).hybrid.ids[0])
-    teach(here, 2, here.models(2).hybrid.ids[0])
+    teach(here, 1, here.models(1).classifier.ids[0])
+    teach(here, 2, here.models(2).classifier.ids[0])
     assert len({*versions(here, 1, 2), *versions(make(), 1, 2)}) == 1
 
 
@@ -248,13 +248,13 @@ def test_names_of_labels_are_part_of_the_version_only_by_what_was_learned(projec
         projects.set_mode(number, "yolo_clip")
     before = versions(projects, 1)[0]
     assert ".yolo_clip-" in before
-    teach(projects, 1, projects.models(1).hybrid.ids[0])
+    teach(projects, 1, projects.models(1).classifier.ids[0])
     assert versions(projects, 1, 2) != [before, before]
     assert versions(projects, 2) == [before]
 
 
 def test_without_a_project(projects: ProjectModelStore) -> None:
-    teach(projects, 1, projects.models(1).hybrid.ids[0])
+    teach(projects, 1, projects.models(1).classifier.ids[0])
     models = projects.models(None)
     assert models.version.endswith(".yolo_dinov2.base")
     assert models.mode == "yolo_dinov2"
@@ -280,10 +280,10 @@ def test_a_detector_may_be_pinned_until_the_project_has_another_version(
 def test_what_is_missing_is_told(make: Callable[..., ProjectModelStore]) -> None:
     projects = make(mode="universal", dinov2_model="facebook/dinov2-base", clip_model="someone/clip")
     models = projects.models(1)
-    assert models.hybrid.embedder is not None
-    assert models.hybrid.embedder.kind == "fallback"
-    assert models.hybrid.clip is None
-    assert len(models.hybrid.notes) == 2
+    assert models.classifier.embedder is not None
+    assert models.classifier.embedder.kind == "fallback"
+    assert models.classifier.clip is None
+    assert len(models.classifier.notes) == 2
     assert models.version.endswith(".universal.base")
     with pytest.raises(WeightsError, match="does not exist"):
         make(dinov2_model="/nowhere/at/all").models(1)
@@ -300,7 +300,7 @@ def test_asking_takes_no_time(projects: ProjectModelStore) -> None:
         "import sys; from ml_backend.jobs.project_models import ProjectModelStore;"
         "from ml_backend.core.settings import Settings;"
         "from ml_backend.db.storage import Storage; s = Settings(_env_file=None, detector='motion', mode='universal');"
-        "Projects(s, Storage('sqlite://')).models(1); print('torch' in sys.modules)"
+        "ProjectModelStore(s, Storage('sqlite://')).models(1); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, timeout=60, check=True)
     assert done.stdout.strip() == b"False"

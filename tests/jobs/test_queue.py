@@ -197,11 +197,11 @@ def test_job_that_fell_out_of_every_list_is_put_back(queue: JobQueue) -> None:
     queue.request_prediction("k", 7, 1)
     queue.connection.lpop("rq:queue:prepare")
     assert not queue.request_prepare(7, 0).created  # it blocks
-    assert queue.recover_lost(after_s=60) == []  # somebody may be about to begin it
-    assert queue.recover_lost(after_s=60) == []
+    assert queue.recover_orphaned(after_s=60) == []  # somebody may be about to begin it
+    assert queue.recover_orphaned(after_s=60) == []
     queue.connection.set("video:lost:prepare-0", time.time() - 61)  # a minute later
-    assert queue.recover_lost(after_s=60) == ["prepare-0"]
-    assert queue.recover_lost(after_s=60) == []
+    assert queue.recover_orphaned(after_s=60) == ["prepare-0"]
+    assert queue.recover_orphaned(after_s=60) == []
     assert queue.depths()["prepare"]["queued"] == 3
     assert queue.queues["prepare"].get_job_ids() == ["prepare-1", "prepare-2", "prepare-0"]
 
@@ -211,8 +211,8 @@ def test_job_whose_next_try_was_not_noted_is_put_back(queue: JobQueue) -> None:
     job = fetch(queue, "prepare-1")
     queue.queues["prepare"].remove(job)
     job.set_status(JobStatus.SCHEDULED)
-    assert queue.recover_lost(after_s=0) == []
-    assert queue.recover_lost(after_s=0) == ["prepare-1"]
+    assert queue.recover_orphaned(after_s=0) == []
+    assert queue.recover_orphaned(after_s=0) == ["prepare-1"]
     assert queue.depths()["prepare"]["queued"] == 1
 
 
@@ -225,7 +225,7 @@ def test_jobs_that_are_somewhere_are_left_alone(queue: JobQueue) -> None:
     queue.queues["prepare"].remove(job)
     queue.queues["prepare"].schedule_job(job, datetime.now(timezone.utc) + timedelta(hours=1))
     for _ in range(3):
-        assert queue.recover_lost(after_s=0) == []
+        assert queue.recover_orphaned(after_s=0) == []
 
 
 @pytest.mark.parametrize(("attempts", "pauses"), [(2, [5]), (3, [5, 60]), (4, [5, 60, 600]), (6, [5, 5, 5, 60, 600])])

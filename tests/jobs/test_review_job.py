@@ -262,7 +262,7 @@ def test_a_token_that_is_refused_loses_nothing(
     # Somebody mends it, and nobody annotates in this project again.
     container = work(here)
     here.queue.connection.delete("video:turn:trainer")
-    monkeypatch.setattr(trainer, "REPEAT", timedelta(0))  # ten minutes later
+    monkeypatch.setattr(trainer, "RETRY_PAUSE", timedelta(0))  # ten minutes later
     TrainingScheduler(container).tick()
     work(here)
     assert counts(here, project) == {"accepted": 4}
@@ -283,7 +283,7 @@ def test_what_nobody_told_us_of_is_found(
         work(here)
         assert here.queue.failed_jobs() == []
         assert here.queue.storage.pending("learn", project) == {}
-        said = [record.args for record in caplog.records if "looked at again" in record.msg]
+        said = [record.args for record in caplog.records if "annotations again" in record.msg]
         return int(said[0][1]) if said else 0  # type: ignore[index,arg-type]
 
     def a_minute_passes(task: int) -> None:

@@ -28,14 +28,14 @@ def test_missing_frame_rate_is_probed_first() -> None:
 
 
 def test_annotated_task_keeps_label_studio_s_default_timeline() -> None:
-    part = plan({"video": "/data/upload/1/a.mp4"}, annotated=True).parts[0]
+    part = plan({"video": "/data/upload/1/a.mp4"}, annotated=True).videos[0]
     assert part.frame_rate == 24
 
 
 def test_fixed_rate_needs_no_probe() -> None:
-    part = plan({"video": "x.mp4"}, label_config("a", frame_rate="29.97")).parts[0]
+    part = plan({"video": "x.mp4"}, label_config("a", frame_rate="29.97")).videos[0]
     assert part.frame_rate == 29.97
-    assert plan({"video": "x.mp4"}, label_config("a", frame_rate="")).parts[0].frame_rate == 24
+    assert plan({"video": "x.mp4"}, label_config("a", frame_rate="")).videos[0].frame_rate == 24
 
 
 def test_key_is_equal_for_equal_work_only() -> None:
@@ -56,10 +56,10 @@ def test_key_is_equal_for_equal_work_only() -> None:
 
 
 def test_every_video_of_a_task_is_a_part() -> None:
-    left, right = plan({"left": "l.mp4", "right": "r.mp4", "fps": 25}, TWO_VIDEOS).parts
+    left, right = plan({"left": "l.mp4", "right": "r.mp4", "fps": 25}, TWO_VIDEOS).videos
     assert (left.control.from_name, left.uri, left.frame_rate) == ("left-box", "l.mp4", 25)
     assert (right.control.from_name, right.uri, right.frame_rate) == ("kästchen", "r.mp4", None)
-    (only,) = plan({"right": "r.mp4", "right_fps": 10}, TWO_VIDEOS).parts
+    (only,) = plan({"right": "r.mp4", "right_fps": 10}, TWO_VIDEOS).videos
     assert (only.control.to_name, only.frame_rate) == ("right", 10)
 
 
@@ -109,6 +109,6 @@ HUGE = 10**400
     ids=lambda value: str(value)[:8],
 )
 def test_numbers_that_break_arithmetic(fps: Any) -> None:
-    rate = plan({"video": "a", "fps": fps}).parts[0].frame_rate
+    rate = plan({"video": "a", "fps": fps}).videos[0].frame_rate
     assert rate is not None
     assert 0 < rate < float("inf")

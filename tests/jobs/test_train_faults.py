@@ -343,7 +343,7 @@ def test_a_host_that_is_allowed_later(site: Make, work: Work, monkeypatch: pytes
         there = Site(allowed, here.videos, here.client, here.sdk)
         container = work(there)
         there.queue.connection.delete("video:turn:trainer")
-        monkeypatch.setattr(trainer, "REPEAT", timedelta(0))  # ten minutes later
+        monkeypatch.setattr(trainer, "RETRY_PAUSE", timedelta(0))  # ten minutes later
         TrainingScheduler(container).tick()
         work(there)
         assert there.queue.storage.pending("learn", project) == {}

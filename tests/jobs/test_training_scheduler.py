@@ -45,16 +45,16 @@ def jobs(container: Container) -> list[str]:
 def test_annotations_lead_to_one_training(container: Container) -> None:
     trainer = TrainingScheduler(container)
     annotate(container, 1, tracks=3)
-    assert trainer.look() == []
+    assert trainer.request_due() == []
     annotate(container, 2, tracks=2)
-    assert trainer.look() == [1]
-    assert trainer.look() == [], "it waits already"
+    assert trainer.request_due() == [1]
+    assert trainer.request_due() == [], "it waits already"
     assert jobs(container) == ["train-1"]
 
 
 def test_while_people_work_nothing_begins(container: Container) -> None:
     annotate(container, 1, seconds_ago=10)
-    assert TrainingScheduler(container).look() == []
+    assert TrainingScheduler(container).request_due() == []
 
 
 def test_only_what_is_new_since_the_last_training_counts(container: Container) -> None:
@@ -66,22 +66,22 @@ def test_only_what_is_new_since_the_last_training_counts(container: Container) -
     assert trainer.state(1).new_tracks == 0
     annotate(container, 1, fingerprint="b")
     assert trainer.state(1).new_tracks == 5
-    assert trainer.look() == [], "too soon after the last one"
+    assert trainer.request_due() == [], "too soon after the last one"
     container.policies.set(1, {"every_s": 0})
-    assert trainer.look() == [1]
+    assert trainer.request_due() == [1]
 
 
 def test_a_run_that_the_queue_forgot_is_taken_up_again(container: Container) -> None:
     container.registry.begin(1, "a worker that died", "Start training", None)
     container.queue.connection.flushall()
-    assert TrainingScheduler(container).look() == [1]
+    assert TrainingScheduler(container).request_due() == [1]
     (job,) = jobs(container)
     assert container.queue.fetch(job).args == [1, "Start training"]  # type: ignore[union-attr]
 
 
 def test_workers_take_turns(container: Container) -> None:
     annotate(container, 1)
-    assert container.training_queue.my_turn("trainer", 10)
+    assert container.training_queue.acquire_turn("trainer", 10)
     TrainingScheduler(container).tick()
     assert jobs(container) == []
 
@@ -159,25 +159,25 @@ def test_cancelling_takes_waiting_requests_back(container: Container) -> None:
 
 def test_a_run_that_waits_for_another_try_is_cancelled(container: Container) -> None:
     run = container.registry.begin(1, "a worker that was asked to end", "somebody", None)
-    assert TrainingScheduler(container).look() == [1]
+    assert TrainingScheduler(container).request_due() == [1]
     Trainings(container.projects, container.queue, container.storage).cancel(1)
     found = container.registry.get(run.id)
     assert found is not None
     assert found.state == "cancelled"
-    assert TrainingScheduler(container).look() == []
+    assert TrainingScheduler(container).request_due() == []
 
 
 def test_what_was_cancelled_before_it_began_does_not_begin_by_itself(container: Container) -> None:
     annotate(container, 1)
     trainer = TrainingScheduler(container)
-    assert trainer.look() == [1]
+    assert trainer.request_due() == [1]
     trainings = Trainings(container.projects, container.queue, container.storage)
     trainings.cancel(1)
     assert jobs(container) == []
     container.policies.set(1, {"every_s": 0})
-    assert trainer.look() == []
+    assert trainer.request_due() == []
     annotate(container, 1, fingerprint="b")
-    assert trainer.look() == [1]
+    assert trainer.request_due() == [1]
 
 
 def test_a_request_after_a_cancellation_is_meant(container: Container) -> None:
@@ -303,11 +303,13 @@ def test_what_was_learned_since_takes_the_place_of_older_predictions(container: 
         predicted(container, version, hours_ago=23.9 - number / 2, keys=5)
     kept = predicted(container, now, hours_ago=0, keys=5)
     before = container.storage.versions(1)
-    assert TrainingScheduler(container).forget_predictions() == 5 * 46, "those of the last hour stay for a moment"
+    assert TrainingScheduler(container).remove_superseded_predictions() == 5 * 46, (
+        "those of the last hour stay for a moment"
+    )
     assert container.storage.count_predictions() == 5 * 3
     assert set(container.storage.prediction_bodies(kept)) == set(kept)
     assert container.storage.versions(1) == before
-    assert TrainingScheduler(container).forget_predictions() == 0
+    assert TrainingScheduler(container).remove_superseded_predictions() == 0
 
 
 def test_what_may_be_switched_back_to_stays_for_a_day(container: Container) -> None:
@@ -315,7 +317,7 @@ def test_what_may_be_switched_back_to_stays_for_a_day(container: Container) -> N
     other = now.replace("tracktrack", "botsort")
     (recent,), (old,) = predicted(container, other, 20), predicted(container, other, 25)
     (last,) = predicted(container, now, 1)
-    assert TrainingScheduler(container).forget_predictions() == 1
+    assert TrainingScheduler(container).remove_superseded_predictions() == 1
     assert set(container.storage.prediction_bodies([recent, old, last])) == {recent, last}
 
 
@@ -326,7 +328,7 @@ def test_what_is_in_use_stays_however_old(container: Container) -> None:
     last = predicted(container, learned(now, "ab" * 4), 24 * 7, keys=2)  # by a worker that is set differently, perhaps
     gone = predicted(container, learned(now, "cd" * 4), 24 * 8, keys=2)
     of_another = predicted(container, learned(now, "cd" * 4), 24 * 8, project=2, keys=2)
-    assert TrainingScheduler(container).forget_predictions() == 2
+    assert TrainingScheduler(container).remove_superseded_predictions() == 2
     assert set(container.storage.prediction_bodies([*kept, *last, *gone, *of_another])) == {*kept, *last, *of_another}
 
 
@@ -348,8 +350,8 @@ def test_a_project_whose_weights_are_away_keeps_its_predictions(
     predicted(container, learned(now, "ab" * 4), 48)
     predicted(container, now, 0)
     away = Container(settings(redis_url=redis_url, detector="yolo", yolo_weights="/nowhere/mine.pt"))
-    assert TrainingScheduler(away).forget_predictions() == 0
-    assert TrainingScheduler(container).forget_predictions() == 1
+    assert TrainingScheduler(away).remove_superseded_predictions() == 0
+    assert TrainingScheduler(container).remove_superseded_predictions() == 1
 
 
 def test_each_worker_tidies_up_its_machine(container: Container) -> None:
@@ -357,6 +359,6 @@ def test_each_worker_tidies_up_its_machine(container: Container) -> None:
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
     os.utime(left, (0, 0))
-    assert container.training_queue.my_turn("trainer", 10)
+    assert container.training_queue.acquire_turn("trainer", 10)
     TrainingScheduler(container).tick()
     assert not left.exists()

@@ -127,8 +127,8 @@ def test_killed_between_taking_a_job_and_noting_it(settings: Callable[..., Setti
     rq = SimpleWorker(list(queue.queues.values()), connection=queue.connection, serializer=JSONSerializer)
     rq.clean_registries()
     assert not any(queue.depths()["prepare"].values()), "it is in none of its lists"
-    assert queue.recover_lost(after_s=0) == []  # somebody may be about to begin it
-    assert queue.recover_lost(after_s=0) == ["prepare-2"]
+    assert queue.recover_orphaned(after_s=0) == []  # somebody may be about to begin it
+    assert queue.recover_orphaned(after_s=0) == ["prepare-2"]
     # And it gives the job of a worker that was killed later back only after the longest that it may take.
     job = queue.fetch("prepare-2")
     assert job
@@ -178,7 +178,7 @@ def test_a_signal_during_maintenance_leaves_no_lock(container: Container) -> Non
         def tick(self) -> None:
             asked.append(True)
 
-    worker.memory, worker.trainer = Board(), Lively(container)  # type: ignore[assignment]
+    worker.worker_status, worker.training_scheduler = Board(), Lively(container)  # type: ignore[assignment]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(StopRequested):

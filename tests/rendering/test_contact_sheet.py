@@ -146,7 +146,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 def test_the_script(tmp_path: Path, settings: Callable[..., Settings]) -> None:
     made = settings()
     projects = Container(made).projects
-    learn(projects.patterns, 3, {"b": ("fallen", 2)}, require_embedder(projects.models(1).hybrid).model_id)
+    learn(projects.patterns, 3, {"b": ("fallen", 2)}, require_embedder(projects.models(1).classifier).model_id)
     environment = {**os.environ, "DATA_DIR": str(made.data_dir), "WEIGHTS_TIMEOUT_S": "0.1"}
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:

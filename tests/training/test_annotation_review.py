@@ -23,10 +23,10 @@ from ml_backend.training.annotation_review import (
     KINDS,
     AnnotationReview,
     RegionDiff,
-    begun_from,
+    initial_prediction,
     regions_fingerprint,
     review_annotation,
-    was_written_over,
+    was_replaced,
 )
 from ml_backend.training.review_store import ReviewStore, TaskReview
 from tests.builders import ROOT
@@ -60,7 +60,7 @@ def test_what_was_written_over_is_told() -> None:
     def begun(minutes_before: float | None, updated: datetime | None) -> bool:
         lead = None if minutes_before is None else 60 * minutes_before
         annotation = Annotation(9, 5, [], None, NOON, NOON, lead)
-        return was_written_over(annotation, Prediction(1, "v", [], NOON - timedelta(hours=1), updated))
+        return was_replaced(annotation, Prediction(1, "v", [], NOON - timedelta(hours=1), updated))
 
     assert begun(10, NOON - timedelta(minutes=5))
     assert not begun(3, NOON - timedelta(minutes=5))
@@ -72,7 +72,7 @@ def test_what_was_written_over_is_told() -> None:
 def test_untouched_regions_are_accepted() -> None:
     predicted = [walker("a"), walker("b", 50)]
     found = review_annotation(predicted, copy.deepcopy(predicted))
-    assert found.decisions == (RegionDiff("accepted", "a", "a"), RegionDiff("accepted", "b", "b"))
+    assert found.diffs == (RegionDiff("accepted", "a", "a"), RegionDiff("accepted", "b", "b"))
     assert (found.tracks, found.hard) == (2, ())
 
 
@@ -115,7 +115,7 @@ def test_regions_that_lost_their_ids_are_known_by_their_boxes(with_id: str | Non
     # "a" has the boxes of "b", of which one is gone: labels tell which.
     found = review_annotation(predicted, kept)
     assert kinds(found) == {"merged": 1, "accepted": 1, "relabelled": 1}
-    assert [decision.kind for decision in found.decisions] == ["merged", "accepted", "relabelled"]
+    assert [decision.kind for decision in found.diffs] == ["merged", "accepted", "relabelled"]
 
 
 def test_copies_of_one_id_are_matched_once_each() -> None:
@@ -141,7 +141,7 @@ def test_copies_of_one_id_are_matched_once_each() -> None:
 )
 def test_what_moves_a_region(change: Any) -> None:
     found = review_annotation([walker()], [change(walker())])
-    assert found.decisions == (RegionDiff("moved", "a", "a"),)
+    assert found.diffs == (RegionDiff("moved", "a", "a"),)
     assert found.hard == ("a",)
 
 
@@ -152,7 +152,7 @@ def test_origin_is_not_believed() -> None:
 
 def test_moved_and_relabelled_counts_once() -> None:
     found = review_annotation([walker()], [walker("a", 40, "car")])
-    assert found.decisions == (RegionDiff("relabelled", "a", "a"),)
+    assert found.diffs == (RegionDiff("relabelled", "a", "a"),)
     assert (found.counts["relabelled"], found.counts["moved"]) == (1, 0)
 
 
@@ -171,7 +171,7 @@ def test_nobody_has_decided_about_what_is_left_without_a_label() -> None:
 def test_deleted_and_added() -> None:
     found = review_annotation([walker("a"), walker("b", 60)], [walker("a"), walker("c", 35)])
     assert kinds(found) == {"accepted": 1, "deleted": 1, "added": 1}
-    assert found.decisions[1:] == (RegionDiff("deleted", "b"), RegionDiff("added", "", "c"))
+    assert found.diffs[1:] == (RegionDiff("deleted", "b"), RegionDiff("added", "", "c"))
     assert found.hard == ("b", "c")
 
 
@@ -192,21 +192,21 @@ def test_two_halves_that_were_made_one() -> None:
     second = make_region(key(11, 20), key(20, 29, enabled=False), region_id="second")
     whole = make_region(key(1, 10), key(20, 29, enabled=False), region_id="first")
     found = review_annotation([first, second], [whole])
-    assert found.decisions == (RegionDiff("moved", "first", "first"), RegionDiff("merged", "second", "first"))
+    assert found.diffs == (RegionDiff("moved", "first", "first"), RegionDiff("merged", "second", "first"))
     assert found.hard == ("first",)
 
 
 def test_merged_into_what_overlaps_it_most() -> None:
     kept = [walker("near", 14), walker("nearer", 11), walker("far", 60)]
     found = review_annotation([walker("a"), walker("near", 14)], kept)
-    assert found.decisions[0] == RegionDiff("merged", "a", "nearer")
+    assert found.diffs[0] == RegionDiff("merged", "a", "nearer")
 
 
 @pytest.mark.parametrize(("last", "kind"), [(9, "deleted"), (13, "merged")])
 def test_covered_on_most_of_its_frames(last: int, kind: str) -> None:
     gone = make_region(key(1, 10), key(20, 10, enabled=False), region_id="gone")
     cover = make_region(key(1, 10), key(last, 10, enabled=False), region_id="cover")
-    assert review_annotation([gone], [cover]).decisions[0].kind == kind
+    assert review_annotation([gone], [cover]).diffs[0].kind == kind
 
 
 def test_gaps_do_not_count_as_covered() -> None:
@@ -227,7 +227,7 @@ def test_many_regions_that_are_gone() -> None:
     kept = [with_sequence(region, *({**k, "x": k["x"] + 1} for k in region["value"]["sequence"])) for region in kept]
     found = review_annotation(predicted[::-1], kept)
     assert kinds(found) == {"deleted": 50, "merged": 100, "added": 100}
-    into = {decision.predicted_id: decision.annotated_id for decision in found.decisions if decision.kind == "merged"}
+    into = {decision.predicted_id: decision.annotated_id for decision in found.diffs if decision.kind == "merged"}
     assert into == {f"p{n}": f"k{n}" for n in range(150) if n % 3}
 
 
@@ -313,7 +313,7 @@ def test_the_prediction_that_was_begun_from() -> None:
 
     def begun(result: list[Any], **values: Any) -> str:
         annotation = Annotation(9, 5, result, **{"created_at": NOON + timedelta(hours=2), **values})
-        found = begun_from(annotation, [old, new, late])
+        found = initial_prediction(annotation, [old, new, late])
         return found.model_version if found else ""
 
     assert begun([walker("c")], parent_prediction=1) == "v1"  # what Label Studio says
@@ -326,7 +326,7 @@ def test_the_prediction_that_was_begun_from() -> None:
     assert begun([walker("new")], created_at=NOON - timedelta(hours=1)) == ""
     assert begun([]) == ""  # nobody says that anything was discarded
     assert begun([{"type": "choices", "id": "a", "value": {}}]) == ""
-    assert begun_from(Annotation(9, 5, [walker("a")]), []) is None
+    assert initial_prediction(Annotation(9, 5, [walker("a")]), []) is None
 
 
 def test_fingerprints_are_of_video_regions() -> None:
@@ -426,10 +426,10 @@ def test_processes_write_one_task_at_once(store: ReviewStore, path: Path) -> Non
     code = (
         "import sys; from datetime import datetime, timezone; from ml_backend.training.annotation_review import *\n"
         "from ml_backend.training.review_store import *; from ml_backend.db.storage import Storage\n"
-        "store = CorrectionStore(Storage(sys.argv[1])); now = datetime.now(timezone.utc)\n"
+        "store = ReviewStore(Storage(sys.argv[1])); now = datetime.now(timezone.utc)\n"
         "for n in range(100):\n"
-        "    found = Comparison((Decision('accepted', 'a', 'a'),), 1)\n"
-        "    store.put(1, n % 5, Correction(1, 'v1', found, 'f', now, now))\n"
+        "    found = AnnotationReview((RegionDiff('accepted', 'a', 'a'),), 1)\n"
+        "    store.put(1, n % 5, TaskReview(1, 'v1', found, 'f', now, now))\n"
         "    store.remove(1, (n + 2) % 5) if n < 90 else None\n"
     )
     command = [sys.executable, "-c", code, f"sqlite:///{path}"]

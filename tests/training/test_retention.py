@@ -129,14 +129,14 @@ def test_one_that_is_put_in_use_at_this_moment_is_kept(make: Make, monkeypatch: 
     place = make(keep_versions=1)
     for _ in range(4):
         place.run()
-    decide = keeping.superfluous
+    decide = keeping.removable_versions
 
     def slow(*args: object) -> object:
         found = decide(*args)  # type: ignore[arg-type]
         place.registry.activate(1, place.registry.find(1, "v1"), "somebody")
         return found
 
-    monkeypatch.setattr(keeping, "superfluous", slow)
+    monkeypatch.setattr(keeping, "removable_versions", slow)
     place.remove()
     assert "v1" in place.kept()
     # The other way round: whoever has looked at the version before it lost its weights is told.

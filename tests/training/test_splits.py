@@ -113,15 +113,15 @@ def test_a_held_out_video_is_measured_in_four_places() -> None:
 
 def test_the_phase_gives_objects_to_both_sides() -> None:
     everywhere = make_candidate("v", "person")
-    assert everywhere.best("blocks") == 0
+    assert everywhere.best_phase("blocks") == 0
     # Without shifting, all of it would be trained on: it is only in the first two blocks.
     early = make_candidate("v", "person", at=range(40))
     split = assign_splits([early], {})["v"]
     uses = split.uses(seconds(100))[:40]
     assert split.part == "blocks"
     assert {TRAIN, HELD_OUT} <= set(uses)
-    assert early.measures_itself
-    assert not make_candidate("v", "person", at=range(5, 15)).measures_itself
+    assert early.can_evaluate_itself
+    assert not make_candidate("v", "person", at=range(5, 15)).can_evaluate_itself
     # Both labels on both sides, if that can be.
     item = make_candidate("v", "person", at=range(40))
     there = np.zeros(100, bool)

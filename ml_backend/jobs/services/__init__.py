@@ -1,1 +1,1 @@
-"""What scripts and the web application do with patterns and trainings."""
+"""Operations on patterns and trainings for scripts and the web application."""

@@ -1,4 +1,4 @@
-"""What people and programs do with learned labels, in one place: scripts and the web call it."""
+"""Operations on learned labels, for scripts and the web application."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ml_backend.jobs.container import Container
 from ml_backend.jobs.project_models import ProjectModelStore
 from ml_backend.labeling.modes import require_embedder
 
-if TYPE_CHECKING:  # the web process, which only switches and asks others, does not compute
+if TYPE_CHECKING:  # slow imports that the web process does not need
     from ml_backend.embeddings.hub import ResolvedModel
     from ml_backend.labeling.few_shot.similarity_search import SimilarTrack
 
 
 class Patterns:
-    """The learned labels of all projects. Long work is left to the worker, but for :meth:`similar`."""
+    """The learned labels of all projects. Long work is done by workers, except :meth:`similar`."""
 
     def __init__(self, container: Container) -> None:
         self._container, self._settings = container, container.settings
@@ -27,7 +27,7 @@ class Patterns:
         return self._container.projects
 
     def info(self, project_id: int) -> dict[str, Any]:
-        """Mode, models, version, and per label: exemplars, objects, tasks, clusters, thresholds.
+        """Return mode, models, version, and per label: exemplars, objects, tasks, clusters, thresholds.
 
         Raises:
             WeightsError, StorageError: see :class:`ml_backend.jobs.project_models.ProjectModelStore`.
@@ -37,16 +37,16 @@ class Patterns:
             "project": project_id,
             "mode": models.mode,
             "model_version": models.version,
-            "embedder": models.hybrid.embedder.model_id if models.hybrid.embedder else None,
-            "clip": models.hybrid.clip.model_id if models.hybrid.clip else None,
-            "notes": [note for note in (models.detector.note, *models.hybrid.notes) if note],
+            "embedder": models.classifier.embedder.model_id if models.classifier.embedder else None,
+            "clip": models.classifier.clip.model_id if models.classifier.clip else None,
+            "notes": [note for note in (models.detector.note, *models.classifier.notes) if note],
             "labels": {},
         }
-        if models.hybrid.embedder is None:
+        if models.classifier.embedder is None:
             return report
-        model_id = models.hybrid.embedder.model_id
+        model_id = models.classifier.embedder.model_id
         labels: dict[str, dict[str, Any]] = dict(self.projects.patterns.counts(project_id, model_id))
-        bank, _ = self.projects.hybrids.bank(project_id, model_id)
+        bank, _ = self.projects.classifiers.bank(project_id, model_id)
         if bank:
             for label in bank.labels:
                 labels[label]["clusters"] = bank.clusters[label]
@@ -56,10 +56,10 @@ class Patterns:
         return report
 
     def switch(self, project_id: int, mode: str) -> bool:
-        """Change a project's mode (empty: the settings'); tasks without annotations are labelled anew.
+        """Switch a project's mode (empty: the settings') and refresh unannotated tasks. Return whether it changed.
 
         Raises:
-            ConfigError: there is no such mode.
+            ConfigError: the mode does not exist.
             QueueUnavailable: the mode is switched, but old predictions stay until their tasks are opened.
         """
         changed = self.projects.set_mode(project_id, mode)
@@ -68,17 +68,17 @@ class Patterns:
         return changed
 
     def learn(self, project_id: int) -> None:
-        """Have all annotations of a project read anew."""
+        """Request that all annotations of a project are read again."""
         self._container.queue.request_learning(project_id, None)
 
     def export(self, project_id: int, out: Path) -> int:
-        """Write the project's bank to a file; returns the number of exemplars."""
+        """Write the project's bank to a file; return the number of exemplars."""
         from ml_backend.labeling.few_shot.bank_file import export_bank
 
         return export_bank(self.projects.patterns, project_id, self._embedder(project_id).model_id, out)
 
     def import_file(self, project_id: int, path: Path) -> int:
-        """Add a file's exemplars to the project's; returns their number.
+        """Add a file's exemplars to the project's bank; return their number.
 
         Raises:
             ConfigError: the file is unusable, or made with another embedder.
@@ -93,13 +93,13 @@ class Patterns:
             check_dimension(bank, path, model.dim)
         unread = self.projects.patterns.digest(project_id, model_id) is None
         number = import_bank(self.projects.patterns, project_id, bank)
-        if unread:  # the import must not pass for having read the project's own annotations
+        if unread:  # importing must not count as having read the project's own annotations
             self._container.queue.request_learning(project_id, None)
         self._container.queue.request_refresh(project_id)
         return number
 
     def remove_imported(self, project_id: int) -> None:
-        """Remove the exemplars that were imported."""
+        """Remove imported exemplars."""
         model_id = self._embedder(project_id).model_id
         unread = self.projects.patterns.digest(project_id, model_id) is None
         self.projects.patterns.remove_imported(project_id, model_id)
@@ -110,10 +110,10 @@ class Patterns:
     def similar(
         self, project_id: int, label: str, *, limit: int = 50, safe_only: bool = False
     ) -> tuple[list[SimilarTrack], list[str]]:
-        """Un-annotated tracks that are most like a label's exemplars, and what had to be left out.
+        """Return unannotated tracks that are most similar to a label's exemplars, and messages on skipped videos.
 
         Args:
-            safe_only: only tracks that may be given the label without asking.
+            safe_only: only tracks whose similarity passes the label's safe threshold.
 
         Raises:
             ConfigError: the label has no exemplars.
@@ -122,7 +122,7 @@ class Patterns:
         from ml_backend.labeling.track_classifier import use_embedder
 
         embedder = self._embedder(project_id)
-        bank, _ = self.projects.hybrids.bank(project_id, embedder.model_id)
+        bank, _ = self.projects.classifiers.bank(project_id, embedder.model_id)
         if bank is None:
             raise ConfigError(
                 f"Project {project_id} has learned no label yet.", "Annotate some tracks and submit them."
@@ -131,7 +131,7 @@ class Patterns:
         open_tasks = {state.id for state in states if not state.annotations}
         skipped: list[str] = []
 
-        found = find_similar(
+        tracks = find_similar(
             self.projects.patterns,
             project_id,
             label,
@@ -143,7 +143,7 @@ class Patterns:
             limit=limit,
             on_skip=lambda stored, error: skipped.append(f"task {stored.task_id}: {error}"),
         )
-        return [item for item in found if item.safe or not safe_only], skipped
+        return [track for track in tracks if track.safe or not safe_only], skipped
 
     def _embedder(self, project_id: int) -> ResolvedModel:
-        return require_embedder(self.projects.models(project_id, download=True).hybrid)
+        return require_embedder(self.projects.models(project_id, download=True).classifier)

@@ -1,4 +1,4 @@
-"""What people and programs do with trainings and versions, in one place: scripts and the web call it."""
+"""Operations on trainings and versions, for scripts and the web application."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REMOVED = "Its weights were removed, since there are newer versions."
 
 
 class Trainings:
-    """The trainings and versions of all projects. Long work is left to workers."""
+    """The trainings and versions of all projects. Long work is done by workers."""
 
     def __init__(self, projects: ProjectModelStore, queue: JobQueue, storage: Storage) -> None:
         self._projects, self._queue, self._storage = projects, queue, storage
@@ -43,7 +43,7 @@ class Trainings:
         return self._requests.request(project_id, f"force: {by}" if force else by, force=force)
 
     def is_wanted(self, project_id: int) -> bool:
-        """Whether a training waits or runs.
+        """Return whether a training waits or runs.
 
         Raises:
             QueueUnavailable: Redis does not answer.
@@ -51,43 +51,43 @@ class Trainings:
         return self._requests.is_wanted(project_id)
 
     def cancel(self, project_id: int) -> None:
-        """Stop the training that runs, and take waiting ones back. What it had reached is lost.
+        """Cancel a project's training, running or waiting. Its progress is lost.
 
         Raises:
             QueueUnavailable: Redis does not answer.
         """
         from ml_backend.training.review_store import ReviewStore
 
-        waited = self._requests.cancel(project_id)
+        was_waiting = self._requests.cancel(project_id)
         registry = self._registry
-        if waited:
-            # Written down as a run, so that the same annotations do not begin another one by themselves.
+        if was_waiting:
+            # Recorded as a run, so that the same annotations do not start another one.
             active = registry.active(project_id)
-            if active:  # it was to be gone on with
+            if active:  # it waited to be resumed
                 run = registry.take_over(active, "cancelled")
             else:
                 run = registry.begin(project_id, "cancelled", "cancelled", registry.current(project_id))
             lineage = {"seen": ReviewStore(self._storage).seen(project_id), "unread": unread_before(registry, run)}
-            registry.finish(run, "cancelled", "Cancelled before it was through.", lineage={**run.lineage, **lineage})
+            registry.finish(run, "cancelled", "Cancelled before it finished.", lineage={**run.lineage, **lineage})
 
     def versions(self, project_id: int, limit: int | None = None) -> dict[str, Any]:
-        """Everything that is known of a project's versions, or of the newest ones, newest first; plain JSON."""
+        """Return all facts about a project's versions, or the newest ``limit``, newest first, as plain JSON."""
         registry = self._registry
         current = registry.current(project_id)
         versions = registry.versions(project_id, limit)
-        numbers = {version.id: version.name for version in registry.outline(project_id)}
+        names = {version.id: version.name for version in registry.outline(project_id)}
         return {
             "project": project_id,
             "current": current.name if current else BASE,
             "model_version": self._projects.models(project_id).version,
             "policy": asdict(self.policy(project_id)),
-            "versions": [_described(version, numbers) for version in versions],
+            "versions": [_version_facts(version, names) for version in versions],
             "activations": [{**item, "at": item["at"].isoformat()} for item in registry.activations(project_id)],
             "acceptance": self.accepted(project_id),
         }
 
     def accepted(self, project_id: int) -> list[dict[str, Any]]:
-        """What people did with the predictions of each model version, oldest first; plain JSON."""
+        """Return how people corrected the predictions of each model version, oldest first, as plain JSON."""
         from ml_backend.training.review_store import ReviewStore
 
         return [
@@ -98,37 +98,35 @@ class Trainings:
         ]
 
     def activate(self, project_id: int, name: str, by: str) -> str:
-        """Switch a project to a version (``v2``) or to the settings' detector (``base``): roll back, or forward again.
+        """Switch a project to a version (``v2``) or to the settings' detector (``base``).
 
-        Tasks that nobody has annotated are predicted anew in the background.
+        Unannotated tasks are predicted again in the background.
 
         Returns:
-            the model version from now on.
+            The new model version.
 
         Raises:
-            ConfigError: there is no such version, or it has no weights that were measured.
+            ConfigError: the version does not exist, or has no evaluated weights.
             WeightsError: its weights are gone.
         """
         version = self._registry.find(project_id, name)
         if version is not None and version.artifact:
-            self._projects.detector_of(version, download=True)  # a switch to weights that are gone would stop all work
+            self._projects.detector_of(version, download=True)  # activating missing weights would stop all work
         if self._registry.activate(project_id, version, by):
             try:
                 self._queue.request_refresh(project_id)
-            except QueueUnavailable as error:  # tasks that are opened get their new predictions all the same
+            except QueueUnavailable as error:  # tasks get new predictions when they are opened
                 log.warning("Project %s is not refreshed: %s", project_id, error)
         return self._projects.models(project_id).version
 
     def usable(self, project_id: int) -> list[str]:
-        """Names of the versions that a project can be switched to, newest first, beside ``base``."""
+        """Return the names of the versions that a project can be switched to besides ``base``, newest first."""
         return [version.name for version in self._registry.outline(project_id) if version.has_weights]
 
     def before(self, project_id: int) -> str:
-        """Where a rollback leads: the newest promoted version that is older than the present one, else ``base``.
+        """Return the target of a rollback: the newest promoted version before the active one, else ``base``.
 
-        Versions whose weights were removed are passed over.
-
-        So that going back twice goes back two versions, and not forward again.
+        So two rollbacks go back two versions, not back and forth.
         """
         registry = self._registry
         current = registry.current(project_id)
@@ -140,15 +138,15 @@ class Trainings:
         return next(older, BASE)
 
     def policy(self, project_id: int) -> TrainingPolicy:
-        """When the project retrains."""
+        """Return when the project retrains."""
         return self._policies.get(project_id)
 
     def set_policy(self, project_id: int, values: Mapping[str, Any]) -> TrainingPolicy:
-        """Change that; see :meth:`ml_backend.training.policy.PolicyStore.set`."""
+        """Change when the project retrains; see :meth:`ml_backend.training.policy.PolicyStore.set`."""
         return self._policies.set(project_id, values)
 
 
-def _described(version: Version, names: Mapping[int, str]) -> dict[str, Any]:
+def _version_facts(version: Version, names: Mapping[int, str]) -> dict[str, Any]:
     return {
         "version": version.name,
         "state": version.state,

@@ -100,7 +100,7 @@ def _models(found: WebContainer, project: int | None, state: Mapping[str, Any]) 
     except BackendError as error:
         unknown: Any = dict.fromkeys(answers.Models.__annotations__)
         return unknown | {"mode": found.settings.mode, "notes": [str(error)]}  # type: ignore[no-any-return]
-    hybrid = models.hybrid
+    hybrid = models.classifier
     engines = [{"name": "opencv", "precision": "", "note": ""}]
     if models.detector.kind != "motion":
         engines = _engines(models.detector.name, state["workers"])
@@ -218,7 +218,7 @@ def patterns_info(query: bodies.OfProject) -> answers.Patterns:
     """
     found, project = services(), query.project
     models = found.projects.models(project)
-    embedder = models.hybrid.embedder
+    embedder = models.classifier.embedder
     labels: dict[str, dict[str, Any]] = {}
     points: list[dict[str, Any]] = []
     job = None
@@ -238,8 +238,8 @@ def patterns_info(query: bodies.OfProject) -> answers.Patterns:
         "mode": models.mode,
         "model_version": models.version,
         "embedder": embedder.model_id if embedder else None,
-        "clip": models.hybrid.clip.model_id if models.hybrid.clip else None,
-        "notes": [note for note in (models.detector.note, *models.hybrid.notes) if note],
+        "clip": models.classifier.clip.model_id if models.classifier.clip else None,
+        "notes": [note for note in (models.detector.note, *models.classifier.notes) if note],
         "labels": labels,
         "map": points,
         "job": job,
@@ -250,7 +250,7 @@ def patterns_info(query: bodies.OfProject) -> answers.Patterns:
 def exemplars(query: bodies.ShowExemplars) -> answers.Exemplars:
     """What a label was taught with. Views of annotated objects with their pictures, newest first."""
     found = services()
-    embedder = found.projects.models(query.project).hybrid.embedder
+    embedder = found.projects.models(query.project).classifier.embedder
     rows: list[answers.Exemplar] = []
     if embedder is not None:
         rows = [
@@ -278,7 +278,7 @@ def similar(query: bodies.FindSimilar) -> tuple[answers.SimilarTracks, int]:
     has ended.
     """
     found = services()
-    embedder = found.projects.models(query.project).hybrid.embedder
+    embedder = found.projects.models(query.project).classifier.embedder
     if embedder is None:
         raise ConfigError("The project's mode learns no patterns.", "Switch to yolo_dinov2 or universal.")
     counts = found.projects.patterns.counts(query.project, embedder.model_id)
