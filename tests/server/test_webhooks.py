@@ -182,7 +182,7 @@ def test_without_redis_nothing_is_forgotten(
     log.receive(Event("TASKS_CREATED", 7, (1,)))
     log._asked.add(("prepare", 7))  # whether or not its thread has tried already
     with pytest.raises(QueueUnavailable):
-        log.hand_over()
+        log.flush()
     assert set(storage.pending("prepare", 7)) == {1}
     # The process ends; workers find what is to be done.
     container = Container(settings(redis_url=redis_url))
