@@ -54,8 +54,8 @@ def reader_options(predictions: str) -> Callable[[Callable[..., Any]], Callable[
         click.option(
             "--video-map",
             type=_FILE,
-            help="CSV file with lines `video,file`: a task's id, or its video's URL or file name; and the file, relative "
-            "to the CSV file.",
+            help="CSV file with lines `video,file`: a task's id, or its video's URL or file name; and the file, "
+            "relative to the CSV file.",
         ),
         click.option("--config", type=_FILE, help="Label config of the export file.  [default: inferred from it]"),
         click.option("--task", "tasks", type=int, multiple=True, help="Only this task; may be given several times."),

@@ -37,7 +37,9 @@ from ml_backend.core.errors import BackendError
     help="Folder for all state.  [default: data]",
 )
 @click.option("--no-demo", is_flag=True, help="Create no demo project.")
-@click.option("--smoke", is_flag=True, help="Run an end-to-end test in a temporary folder on free ports; exit with 0 or 1.")
+@click.option(
+    "--smoke", is_flag=True, help="Run an end-to-end test in a temporary folder on free ports; exit with 0 or 1."
+)
 @click.option("--install-seconds", type=float, default=0.0, hidden=True)
 @fail_clearly
 def main(port: int, label_studio_port: int, data_dir: Path, no_demo: bool, smoke: bool, install_seconds: float) -> None:

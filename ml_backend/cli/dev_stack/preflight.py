@@ -104,7 +104,8 @@ def check_disk(
     free_gb = shutil.disk_usage(existing).free / 1e9
     if free_gb < needed_gb:
         raise StartError(
-            f"{activity} needs about {needed_gb:g} GB of disk space, but {existing} has only {free_gb:.1f} GB free.", hint
+            f"{activity} needs about {needed_gb:g} GB of disk space, but {existing} has only {free_gb:.1f} GB free.",
+            hint,
         )
     return free_gb
 
