@@ -63,7 +63,7 @@ def reader_options(predictions: str) -> Callable[[Callable[..., Any]], Callable[
             "--predictions",
             type=click.Choice(["none", "missing", "only"]),
             default=predictions,
-            help="Use predictions: never, for tasks that nobody has annotated, or instead of annotations.",
+            help="Use predictions: never, for unannotated tasks, or instead of annotations.",
         ),
         click.option(
             "--model-version", default="", show_default=False, help="Model version of predictions.  [default: newest]"
