@@ -1,12 +1,12 @@
-"""How quickly the backend answers many at once while videos are predicted and one trains.
+"""Latency of the backend under concurrent requests, during predictions and a training.
 
     python benchmarks/api.py VIDEO --weights yolo11n.pt [--clients 50] [--seconds 8]
 
-On a whole local stack, tracks of a sample are submitted so that a training begins, and copies of VIDEO are predicted
-all the while. Then so many clients, each with a connection of its own, ask for one address again and again without a
-pause, and for the page of a project with 200 tasks while one more asks for ``/health`` every tenth of a second, as
-whatever watches over a service does. Times are until the first byte of the body, clients and servers share the machine,
-and no answer but 200 is good. Prints a table and, as the last line, JSON.
+On a whole local stack, tracks of a sample are submitted to start a training, and copies of VIDEO are predicted
+throughout. Then ``--clients`` clients, each with its own connection, request one URL in a loop, and at last the page of
+a project with 200 tasks while another client polls ``/health`` every tenth of a second, as a monitor does. Times are to
+the first byte of the body, clients and servers share the machine, and any status but 200 is an error. Prints a table
+and, as the last line, JSON.
 """
 
 from __future__ import annotations
@@ -32,108 +32,112 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measuring import local_stack, new_task, newest, submit_as_walkers, wait  # noqa: E402
+from benchmarks.measuring import local_stack, new_task, newest_prediction, submit_as_walkers, wait_for  # noqa: E402
 
 TASKS = 200
-PROGRAM = {"Accept": "application/json"}
-BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8", "Sec-Fetch-Site": "none"}
+PROGRAM_HEADERS = {"Accept": "application/json"}
+BROWSER_HEADERS = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8", "Sec-Fetch-Site": "none"}
 TIMEOUT_S = 30.0
-WATCH_S = 0.1
+POLL_S = 0.1
 
 
-class Asked:
-    """Times and faults of one address under load."""
+class LatencyStats:
+    """Latencies and errors of one URL."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.errors: Counter[str] = Counter()
 
-    def figures(self, took: float) -> dict[str, Any]:
-        found: dict[str, Any] = {"answers": len(self.seconds), "per_second": round(len(self.seconds) / took, 1)}
+    def summary(self, elapsed: float) -> dict[str, Any]:
+        summary: dict[str, Any] = {"answers": len(self.seconds), "per_second": round(len(self.seconds) / elapsed, 1)}
         for name, p in (("median_ms", 50), ("p99_ms", 99), ("worst_ms", 100)):
-            found[name] = round(1000 * float(np.percentile(self.seconds, p)), 1) if self.seconds else None
-        return found | {"errors": dict(self.errors)}
+            summary[name] = round(1000 * float(np.percentile(self.seconds, p)), 1) if self.seconds else None
+        return summary | {"errors": dict(self.errors)}
 
 
-def ask(url: str, path: str, headers: dict[str, str], end: float, pause: float, into: Asked) -> None:
-    """One client: ask, read, and ask again until ``end`` (monotonic seconds)."""
+def run_client(url: str, path: str, headers: dict[str, str], end: float, pause: float, stats: LatencyStats) -> None:
+    """Request ``path`` in a loop until ``end`` (monotonic seconds)."""
     address = urlsplit(url)
     connection = HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_S)
     while time.monotonic() < end:
         started = time.perf_counter()
         try:
             connection.request("GET", path, headers=headers)
-            answer = connection.getresponse()
-            answer.read(1)
-            first = time.perf_counter() - started
-            answer.read()
-            if answer.status == 200:
-                into.seconds.append(first)
+            response = connection.getresponse()
+            response.read(1)
+            latency = time.perf_counter() - started
+            response.read()
+            if response.status == 200:
+                stats.seconds.append(latency)
             else:
-                into.errors[str(answer.status)] += 1
+                stats.errors[str(response.status)] += 1
         except (OSError, HTTPException) as error:
-            into.errors[type(error).__name__] += 1
+            stats.errors[type(error).__name__] += 1
             connection.close()
         if pause:
-            connection.close()  # whoever comes now and then comes anew
+            connection.close()  # monitors do not keep connections open
             time.sleep(pause)
     connection.close()
 
 
-def crowd(url: str, path: str, headers: dict[str, str], clients: int, seconds: float, watched: bool) -> dict[str, Any]:
-    """Figures of ``clients`` that ask for ``path``; with ``watched`` also of a further one that asks for health."""
-    asked, health = Asked(), Asked()
+def load_test(
+    url: str, path: str, headers: dict[str, str], clients: int, seconds: float, poll_health: bool
+) -> dict[str, Any]:
+    """Return latencies of ``clients`` requesting ``path``, with ``poll_health`` also those of a health monitor."""
+    page, health = LatencyStats(), LatencyStats()
     started = time.monotonic()
     end = started + seconds
     with ThreadPoolExecutor(clients + 1) as pool:
-        jobs = [pool.submit(ask, url, path, headers, end, 0.0, asked) for _ in range(clients)]
-        if watched:
-            jobs.append(pool.submit(ask, url, "/health", PROGRAM, end, WATCH_S, health))
+        jobs = [pool.submit(run_client, url, path, headers, end, 0.0, page) for _ in range(clients)]
+        if poll_health:
+            jobs.append(pool.submit(run_client, url, "/health", PROGRAM_HEADERS, end, POLL_S, health))
         for job in jobs:
             job.result()
-    took = time.monotonic() - started
-    return {"page": asked.figures(took), "health": health.figures(took)} if watched else asked.figures(took)
+    elapsed = time.monotonic() - started
+    if not poll_health:
+        return page.summary(elapsed)
+    return {"page": page.summary(elapsed), "health": health.summary(elapsed)}
 
 
-class Work:
-    """A training and predictions that go on until the stack stops."""
+class BackgroundLoad:
+    """A training and predictions that run until the stack stops."""
 
     def __init__(self, stack: Any, project: int, registry: Any, video: Path) -> None:
         self._stack, self._project, self._registry, self._video = stack, project, registry, video
         self._client = stack.client()
 
-    def running(self, *states: str) -> Counter[str]:
-        """Jobs by kind."""
-        answer = httpx.get(f"{self._stack.backend.url}/api/jobs?limit=500", trust_env=False, timeout=TIMEOUT_S)
-        answer.raise_for_status()
-        return Counter(job["kind"] for job in answer.json()["jobs"] if job["state"] in states)
+    def count_jobs(self, *states: str) -> Counter[str]:
+        """Count jobs in these states by kind."""
+        response = httpx.get(f"{self._stack.backend.url}/api/jobs?limit=500", trust_env=False, timeout=TIMEOUT_S)
+        response.raise_for_status()
+        return Counter(job["kind"] for job in response.json()["jobs"] if job["state"] in states)
 
-    def begin(self, sample: Path) -> None:
-        """Submit what is seen in a short video; return when a training runs and a prediction does."""
-        first = new_task(self._client, self._project, sample)
-        prediction = wait("a prediction", lambda: newest(self._client, first), self._stack)
-        submit_as_walkers(self._client, first, prediction)
-        self.feed()
+    def start(self, sample: Path) -> None:
+        """Submit the tracks of a short video; return when a training and a prediction are running."""
+        task = new_task(self._client, self._project, sample)
+        prediction = wait_for("a prediction", lambda: newest_prediction(self._client, task), self._stack)
+        submit_as_walkers(self._client, task, prediction)
+        self.add_predictions()
         active = self._registry.active
-        wait("a training", lambda: (v := active(self._project)) and v.state == "training", self._stack)
+        wait_for("a training", lambda: (v := active(self._project)) and v.state == "training", self._stack)
 
-    def feed(self) -> None:
-        """See that predictions do not run out."""
-        for _ in range(4 - self.running("running", "queued")["predict"]):
+    def add_predictions(self) -> None:
+        """Keep at least four predictions queued or running."""
+        for _ in range(4 - self.count_jobs("running", "queued")["predict"]):
             new_task(self._client, self._project, self._video)
-        wait("a prediction", lambda: self.running("running")["predict"], self._stack)
+        wait_for("a prediction", lambda: self.count_jobs("running")["predict"], self._stack)
 
     @contextmanager
-    def going_on(self) -> Iterator[None]:
-        """Nothing is measured unless both go on from beginning to end."""
-        self.feed()
+    def required(self) -> Iterator[None]:
+        """Raise ClickException unless training and predictions are still running at the end."""
+        self.add_predictions()
         yield
-        training, predicting = self.running("running")["train"], self.running("running", "queued")["predict"]
+        training, predicting = self.count_jobs("running")["train"], self.count_jobs("running", "queued")["predict"]
         if not (training and predicting):
-            raise click.ClickException(f"Not under load to the end. {self._stack.trainer.tail(20)}")
+            raise click.ClickException(f"The background load ended early. {self._stack.trainer.tail(20)}")
 
 
-def table(rows: dict[str, dict[str, Any]]) -> None:
+def print_table(rows: dict[str, dict[str, Any]]) -> None:
     print(f"{'':<34}" + "".join(f"{name:>16}" for name in next(iter(rows.values()))))
     for name, row in rows.items():
         cells = (sum(value.values()) if isinstance(value, dict) else value for value in row.values())
@@ -144,46 +148,46 @@ def table(rows: dict[str, dict[str, Any]]) -> None:
 @click.argument("video", type=click.Path(exists=True, path_type=Path))
 @click.option("--weights", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--clients", default=50, show_default=True)
-@click.option("--seconds", default=8.0, show_default=True, help="For which each address is asked.")
+@click.option("--seconds", default=8.0, show_default=True, help="Duration of the load test of each URL.")
 def main(video: Path, weights: Path, clients: int, seconds: float) -> None:
-    """Measure while VIDEO is predicted."""
+    """Measure latencies while VIDEO is predicted."""
     from label_studio_sdk import LabelStudio
 
     from ml_backend.video.sample import make_sample
 
     with tempfile.TemporaryDirectory(prefix="api-", ignore_cleanup_errors=True) as folder:
-        place = Path(folder)
-        with local_stack(weights, place, TRAIN_ARGS='{"epochs": 1000}') as (stack, project, container):
+        work_dir = Path(folder)
+        with local_stack(weights, work_dir, TRAIN_ARGS='{"epochs": 1000}') as (stack, project, container):
             client, url = stack.client(), stack.backend.url
-            # Not connected: nobody asks for these tasks' predictions.
+            # Not connected to the backend, so that these tasks are not predicted.
             demo = client.create_project("demo", (ROOT / "label_config.xml").read_text(encoding="utf-8"))
-            clip, sample = place / "clip.mp4", place / "sample.mp4"
+            clip, sample = work_dir / "clip.mp4", work_dir / "sample.mp4"
             make_sample(clip, seconds=1.0)
             task = {"video": client.upload_file(demo, clip)}
             sdk = LabelStudio(base_url=stack.label_studio.url, api_key=stack.token)
             sdk.projects.import_tasks(demo, request=[{"data": task}] * TASKS)
-            work = Work(stack, project, container.registry, video)
+            background = BackgroundLoad(stack, project, container.registry, video)
             make_sample(sample, seconds=8.0)
-            work.begin(sample)
+            background.start(sample)
 
-            answers: dict[str, Any] = {}
-            for name, path, headers, watched in (
-                ("/health", "/health", PROGRAM, False),
-                ("/api/status", "/api/status", PROGRAM, False),
-                ("/api/status of a project", f"/api/status?project={project}", PROGRAM, False),
-                ("/", f"/?project={demo}", BROWSER, True),
+            results: dict[str, Any] = {}
+            for name, path, headers, poll_health in (
+                ("/health", "/health", PROGRAM_HEADERS, False),
+                ("/api/status", "/api/status", PROGRAM_HEADERS, False),
+                ("/api/status of a project", f"/api/status?project={project}", PROGRAM_HEADERS, False),
+                ("/", f"/?project={demo}", BROWSER_HEADERS, True),
             ):
-                with work.going_on():
-                    found = crowd(url, path, headers, clients, seconds, watched)
-                if watched:
-                    answers["/"], answers["/health while / is asked for"] = found["page"], found["health"]
+                with background.required():
+                    result = load_test(url, path, headers, clients, seconds, poll_health)
+                if poll_health:
+                    results["/"], results["/health while / is asked for"] = result["page"], result["health"]
                 else:
-                    answers[name] = found
+                    results[name] = result
             load = [round(value, 1) for value in os.getloadavg()]
-    table(answers)
+    print_table(results)
     print(f"\n{clients} clients, load of the machine {load}, {os.cpu_count()} CPUs")
-    print(json.dumps({"clients": clients, "seconds": seconds, "answers": answers, "load": load}))
-    if any(found["errors"] for found in answers.values()):
+    print(json.dumps({"clients": clients, "seconds": seconds, "answers": results, "load": load}))
+    if any(row["errors"] for row in results.values()):
         raise click.ClickException("There were errors.")
 
 

@@ -1,10 +1,10 @@
-"""Exports beside their limit: decoding and JPEG-encoding alone, in the same run; and how memory grows with length.
+"""Dataset export compared with its limit (decoding and JPEG encoding alone), and its memory by video length.
 
     python benchmarks/export.py VIDEO [--repeat 36] [--hour]
 
-Each measurement runs in a process of its own, so that its peak memory is its own; limit and export alternate, and the
-medians are compared. Objects are synthetic: 25 at any time, which live ten seconds and move along a broken line. Prints
-a table and, as the last line, JSON.
+Each measurement runs in a subprocess, so that its peak memory is its own; limit and export alternate, and the medians
+are compared. Objects are synthetic: 25 at any time, each visible for ten seconds on a polyline. Prints a table and, as
+the last line, JSON.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measuring import in_child, peak_mb, repeat_video
+from benchmarks.measuring import peak_mb, repeat_video, run_script
 
 OBJECTS = 25
-LIFE_S = 10.0
+TRACK_S = 10.0
 QUALITY = 95
 
 
-def make_export(video: Path, path: Path) -> None:
-    """A Label Studio export of one task, with synthetic objects through the whole video."""
+def write_label_studio_export(video: Path, path: Path) -> None:
+    """Write a Label Studio export of one task with synthetic objects throughout the video."""
     from ml_backend.label_studio.timeline import video_timeline
 
     timeline = video_timeline(video)
     rng = np.random.default_rng(0)
-    life = round(LIFE_S * timeline.frame_rate)
+    track_frames = round(TRACK_S * timeline.frame_rate)
     regions = []
-    for start in range(1, timeline.frames_count + 1, life):
-        end = min(start + life - 1, timeline.frames_count)
+    for start in range(1, timeline.frames_count + 1, track_frames):
+        end = min(start + track_frames - 1, timeline.frames_count)
         for number in range(OBJECTS):
             frames = np.unique(np.linspace(start, end, 12).astype(int)).tolist()
             corners = rng.uniform(0, 85, (len(frames), 2)).round(3).tolist()
@@ -61,7 +61,7 @@ def make_export(video: Path, path: Path) -> None:
 
 
 def run_limit(video: Path, stride: int) -> dict[str, Any]:
-    """Decode and encode in one loop, nothing else: nothing is written."""
+    """Decode and JPEG-encode in one loop, without writing anything."""
     import cv2
 
     from ml_backend.video.probe import probe
@@ -70,29 +70,29 @@ def run_limit(video: Path, stride: int) -> dict[str, Any]:
     info = probe(video)
     started = time.perf_counter()
     frames = 0
-    source = read_frames(video, info) if stride == 1 else read_at(video, info, range(0, info.frames, stride))
-    for frame in source:
+    video_frames = read_frames(video, info) if stride == 1 else read_at(video, info, range(0, info.frames, stride))
+    for frame in video_frames:
         cv2.imencode(".jpg", frame.image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
         frames += 1
     return {"frames": frames, "seconds": time.perf_counter() - started, "mb": peak_mb()}
 
 
 def run_export(video: Path, stride: int) -> dict[str, Any]:
-    """The whole of ``scripts/export_dataset.py --format yolo`` but for the start of Python."""
+    """Run ``scripts/export_dataset.py --format yolo`` without the start of Python."""
     from ml_backend.datasets.annotation_reader import AnnotationReader
     from ml_backend.datasets.dataset_export import DatasetOptions, export_dataset
     from ml_backend.datasets.images import ImageFormat
     from ml_backend.datasets.sampling import Sampling
     from ml_backend.video.probe import probe
 
-    probe(video)  # as the limit, which does not count it either
+    probe(video)  # not timed, as for the limit
     options = DatasetOptions(sampling=Sampling(stride), image_format=ImageFormat(quality=QUALITY))
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        source = AnnotationReader.from_file(video.with_suffix(".json"), videos=video.parent)
-        result = export_dataset(source, Path(folder) / "out", options)
+        reader = AnnotationReader.from_file(video.with_suffix(".json"), videos=video.parent)
+        result = export_dataset(reader, Path(folder) / "out", options)
         seconds = time.perf_counter() - started
-    assert not source.skipped
+    assert not reader.skipped
     return {
         "frames": result.pictures.total(),
         "boxes": result.boxes.total(),
@@ -102,7 +102,7 @@ def run_export(video: Path, stride: int) -> dict[str, Any]:
 
 
 def run_annotations(video: Path, stride: int) -> dict[str, Any]:
-    """annotations.json with every frame, or as many a second as the stride leaves."""
+    """Export annotations.json of every frame, or of the frame rate that the stride leaves."""
     from ml_backend.datasets.annotation_reader import AnnotationReader
     from ml_backend.datasets.formats.annotations_json import export_annotations
     from ml_backend.video.probe import probe
@@ -110,9 +110,9 @@ def run_annotations(video: Path, stride: int) -> dict[str, Any]:
     info = probe(video)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        source = AnnotationReader.from_file(video.with_suffix(".json"), videos=video.parent)
+        reader = AnnotationReader.from_file(video.with_suffix(".json"), videos=video.parent)
         sample: Any = "all" if stride == 1 else info.fps / stride
-        written = export_annotations(source, Path(folder) / "annotations.json", sample=sample)
+        written = export_annotations(reader, Path(folder) / "annotations.json", sample=sample)
         seconds = time.perf_counter() - started
     return {"frames": info.frames, "boxes": written.rows, "seconds": seconds, "mb": peak_mb()}
 
@@ -121,18 +121,17 @@ RUNS = {"limit": run_limit, "yolo": run_export, "annotations": run_annotations}
 
 
 def measure(name: str, video: Path, stride: int) -> dict[str, Any]:
-    """One measurement in a process of its own."""
-    result = in_child(__file__, "--run", name, "--stride", stride, video)
-    # An hour takes its time: what is known is said at once.
+    result = run_script(__file__, "--run", name, "--stride", stride, video)
+    # Print each result at once, since an hour of video takes long.
     print(f"{name} {video.stem}: {result}", file=sys.stderr, flush=True)
     return result
 
 
 @click.command()
 @click.argument("video", type=click.Path(path_type=Path, exists=True))
-@click.option("--rounds", default=3, help="Of limit and export in turn.")
-@click.option("--repeat", default=6, help="The clip so often after itself, to see whether memory grows.")
-@click.option("--hour/--no-hour", default=True, help="The clip repeated to an hour, with stride 30.")
+@click.option("--rounds", default=3, help="Alternating runs of limit and export.")
+@click.option("--repeat", default=6, help="Also measure the clip repeated this many times, for memory.")
+@click.option("--hour/--no-hour", default=True, help="Also measure the clip repeated to an hour, with stride 30.")
 @click.option("--stride", default=1, hidden=True)
 @click.option("--run", "run_name", hidden=True)
 def main(video: Path, rounds: int, repeat: int, hour: bool, stride: int, run_name: str | None) -> None:
@@ -145,12 +144,12 @@ def main(video: Path, rounds: int, repeat: int, hour: bool, stride: int, run_nam
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / f"clip{video.suffix}"
         clip.symlink_to(video.absolute())
-        make_export(clip, clip.with_suffix(".json"))
-        turns = [{name: measure(name, clip, 1) for name in ("limit", "yolo")} for _ in range(rounds)]
+        write_label_studio_export(clip, clip.with_suffix(".json"))
+        runs = [{name: measure(name, clip, 1) for name in ("limit", "yolo")} for _ in range(rounds)]
         for name in ("limit", "yolo"):
-            middle = statistics.median(turn[name]["seconds"] for turn in turns)
-            rows[name] = turns[0][name] | {"seconds": middle, "mb": max(turn[name]["mb"] for turn in turns)}
-        share = statistics.median(turn["limit"]["seconds"] / turn["yolo"]["seconds"] for turn in turns)
+            median = statistics.median(run[name]["seconds"] for run in runs)
+            rows[name] = runs[0][name] | {"seconds": median, "mb": max(run[name]["mb"] for run in runs)}
+        share = statistics.median(run["limit"]["seconds"] / run["yolo"]["seconds"] for run in runs)
         rows["annotations"] = measure("annotations", clip, 1)
         lengths = {f"x{repeat}": (repeat, 1)}
         if hour:
@@ -158,7 +157,7 @@ def main(video: Path, rounds: int, repeat: int, hour: bool, stride: int, run_nam
         for title, (times, step) in lengths.items():
             longer = Path(folder) / f"{title.replace('/', '-')}{video.suffix}"
             repeat_video(video, longer, times)
-            make_export(longer, longer.with_suffix(".json"))
+            write_label_studio_export(longer, longer.with_suffix(".json"))
             for name in ("limit", "yolo", "annotations"):
                 rows[f"{name} {title}"] = measure(name, longer, step)
             longer.unlink()

@@ -1,19 +1,18 @@
-"""Labels from 1, 2, 5, 10 and 20 exemplars: the pattern bank beside what it must not lose to.
+"""Few-shot labels from 1, 2, 5, 10 and 20 exemplars: the pattern bank compared with baselines.
 
     python benchmarks/few_shot.py [--data FOLDER] [--draws 50] [--embedder fallback,dinov2]
 
-Real crops: tracks of a street video, and photographs. ``person`` are upright people, ``fallen_person`` the same
-pictures turned by about 90 degrees with all that is around them, ``upper_body`` and ``lower_body`` parts of people's
-boxes, and what else the detector names (``bicycle``, ...) is taken as it is. Test crops are also shown under changes
-that annotated views rarely have: small, dark or bright, blurred, partly covered, and all of these at once.
+Crops come from tracks of a street video and from photographs. ``person`` are upright people, ``fallen_person`` the same
+images rotated by about 90 degrees with their surroundings, ``upper_body`` and ``lower_body`` parts of people's
+boxes; other classes of the detector (``bicycle``, ...) are used as they are. Test crops are also degraded in ways that
+annotated crops rarely are: small, dark or bright, blurred, partly occluded, and all of these at once.
 
 Two tasks. *kinds*: person, fallen_person, upper_body, lower_body, bicycle; exemplars and test crops come from different
-objects. *identity*: each person is a label; exemplars come from the first half of its life, test crops from the end. A
-draw chooses objects and exemplars by chance, the same for all methods, so that differences are paired. Baselines: the
-nearest exemplar (cosine), and scikit-learn's LogisticRegression. Forced choice is on all test crops, clean and changed.
-Open set: objects of none of the labels (kinds: whatever else was found; identity: people without exemplars) must be
-abstained on. DINOv2 takes part where the environment's DINOV2_MODEL is a folder. Prints tables and, as the last line,
-JSON.
+objects. *identity*: each person is a label; exemplars come from the first half of the track, test crops from its end. A
+draw samples objects and exemplars, the same for all methods, so that differences are paired. Baselines: the nearest
+exemplar (cosine), and scikit-learn's LogisticRegression. Closed-set accuracy is on all test crops, clean and degraded.
+Open set: the bank must abstain on objects of no label (kinds: other classes; identity: people without exemplars).
+DINOv2 is included if the environment's DINOV2_MODEL is a folder. Prints tables and, as the last line, JSON.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ from ml_backend.video.reader import read_frames  # noqa: E402
 COUNTS = (1, 2, 5, 10, 20)
 KINDS = ("person", "fallen_person", "upper_body", "lower_body", "bicycle")
 DERIVED = ("fallen_person", "upper_body", "lower_body")
-PEOPLE = 10  # labels of the task "identity"; the other people are unknown
-TESTED = {"kinds": 8, "identity": 4}  # test crops a label and condition
+IDENTITIES = 10  # labels of the task "identity"; the other people are unknown
+TEST_CROPS = {"kinds": 8, "identity": 4}  # per label and condition
 
-VIEWS = 48  # of one track, spread over its life ...
-EVERY = 3  # ... of which so many make one that is tested, and shown as all kinds; the others are exemplars
-MIN_SIDE = 40  # pixels: a person of less is no model to learn from
-UPRIGHT = 1.6  # height over width of a person who is seen from head to foot
+CROPS_PER_TRACK = 48  # evenly spaced
+TEST_EVERY = 3  # every third crop is a test crop, also used for derived kinds; the others are exemplars
+MIN_SIDE = 40  # pixels; smaller people make poor exemplars
+UPRIGHT_RATIO = 1.6  # minimum height over width of a person visible from head to foot
 CONDITIONS = ("clean", "small", "light", "blur", "covered", "mixed")
 
 
@@ -64,13 +63,13 @@ CONDITIONS = ("clean", "small", "light", "blur", "covered", "mixed")
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """One view of one object.
+    """A crop of an object.
 
     Attributes:
         kind: its label in the task "kinds".
-        track: number of the object, unique over the video and the photographs.
-        age: 0..1, where in the object's life.
-        tested: whether it may be a test crop; else an exemplar of ``person`` or of what it is.
+        track: id of the object, unique over the video and the photographs.
+        age: 0..1, relative time in the track.
+        tested: whether it may be a test crop; else an exemplar.
         image: BGR.
     """
 
@@ -81,93 +80,94 @@ class Crop:
     image: Image
 
 
-def find_crops(video: Path, weights: Path, photographs: list[Path]) -> list[Crop]:
-    """Track the video with the project's pipeline, and cut views; then those of the photographs."""
+def extract_crops(video: Path, weights: Path, photographs: list[Path]) -> list[Crop]:
+    """Cut crops from the tracks of the video, and from detections in the photographs."""
     rng = np.random.default_rng(0)
-    found, _ = find_tracks(video, weights, Settings(_env_file=None, stride=1))
-    tracks = sorted(found, key=lambda track: track.track_id)
-    wanted: dict[int, list[tuple[int, int, bool]]] = {}
+    tracks, _ = find_tracks(video, weights, Settings(_env_file=None, stride=1))
+    tracks = sorted(tracks, key=lambda track: track.track_id)
+    samples: dict[int, list[tuple[int, int, bool]]] = {}
     for number, track in enumerate(tracks):
-        seen = np.flatnonzero(track.conf > 0)
-        for i, row in enumerate(np.unique(seen[np.linspace(0, len(seen) - 1, VIEWS).round().astype(int)])):
-            wanted.setdefault(int(track.frames[row]), []).append((number, int(row), i % EVERY == 0))
+        detected = np.flatnonzero(track.conf > 0)
+        indices = np.linspace(0, len(detected) - 1, CROPS_PER_TRACK).round().astype(int)
+        for i, row in enumerate(np.unique(detected[indices])):
+            samples.setdefault(int(track.frames[row]), []).append((number, int(row), i % TEST_EVERY == 0))
     crops: list[Crop] = []
     for frame in read_frames(video):
-        for number, row, tested in wanted.get(frame.index, ()):
+        for number, row, tested in samples.get(frame.index, ()):
             track = tracks[number]
             box = track.xyxy[row].astype(np.float64)
             age = row / max(len(track) - 1, 1)
-            if _inside(box, frame.image):
-                crops += _views(track.top_class, number, age, tested, frame.image, box, rng)
-    return crops + list(_photographs(photographs, weights, len(tracks), rng))
+            if _is_usable(box, frame.image):
+                crops += _make_crops(track.top_class, number, age, tested, frame.image, box, rng)
+    return crops + list(_photograph_crops(photographs, weights, len(tracks), rng))
 
 
-def _inside(box: np.ndarray, image: Image) -> bool:
-    """Whether a box is large enough, and not cut off by the edge of the picture."""
+def _is_usable(box: np.ndarray, image: Image) -> bool:
+    """Return whether a box is large enough and not cut off by the image border."""
     height, width = image.shape[:2]
-    whole = box[0] > 2 and box[1] > 2 and box[2] < width - 2 and box[3] < height - 2
-    return bool(whole and min(box[2] - box[0], box[3] - box[1]) >= MIN_SIDE)
+    complete = box[0] > 2 and box[1] > 2 and box[2] < width - 2 and box[3] < height - 2
+    return bool(complete and min(box[2] - box[0], box[3] - box[1]) >= MIN_SIDE)
 
 
-def _views(
+def _make_crops(
     name: str, track: int, age: float, tested: bool, image: Image, box: np.ndarray, rng: np.random.Generator
 ) -> Iterator[Crop]:
-    """A detection's crops of all kinds."""
+    """Yield a detection's crop, and for test crops of people those of the derived kinds."""
     width, height = box[2:] - box[:2]
     kinds = {name: (image, box)}
     if name == "person":
-        if height < UPRIGHT * width:
-            return  # bent, or half hidden: nobody could say which kind it is
+        if height < UPRIGHT_RATIO * width:
+            return  # bent or half occluded, hence ambiguous
         if tested:
             degrees = float(rng.choice([-90, 90]) + rng.uniform(-15, 15))
-            kinds["fallen_person"] = turned(image, box, degrees)
+            kinds["fallen_person"] = rotate_object(image, box, degrees)
             kinds["upper_body"] = (image, box - np.array([0, 0, 0, 0.55 * height]))
             kinds["lower_body"] = (image, box + np.array([0, 0.5 * height, 0, 0]))
-    for kind, (picture, part) in kinds.items():
-        crop = cut_crop(picture, part)
+    for kind, (source, crop_box) in kinds.items():
+        crop = cut_crop(source, crop_box)
         if crop is not None:
             yield Crop(kind, track, age, tested, crop)
 
 
-def turned(image: Image, box: np.ndarray, degrees: float) -> tuple[Image, np.ndarray]:
-    """A picture turned about a box's centre with all that is around it, and the box about the turned object.
+def rotate_object(image: Image, box: np.ndarray, degrees: float) -> tuple[Image, np.ndarray]:
+    """Rotate an image about the centre of a box.
 
     Returns:
-        A square picture of twice the box's diagonal, and ``(4,)`` xyxy in it.
+        A square image of twice the box's diagonal, and the rotated object's ``(4,)`` xyxy box in it.
     """
     center, size = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
     side = int(np.ceil(2 * np.hypot(*size)))
     matrix = cv2.getRotationMatrix2D((float(center[0]), float(center[1])), degrees, 1.0)
     matrix[:, 2] += side / 2 - center
-    picture = cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    # A person fills an ellipse of his box rather than its corners.
+    rotated = cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    # The bounding box of a rotated ellipse, since people do not fill the corners of their boxes.
     cos, sin = abs(np.cos(np.radians(degrees))), abs(np.sin(np.radians(degrees)))
     half = np.hypot(size * cos, size[::-1] * sin) / 2
-    return picture, np.concatenate([side / 2 - half, side / 2 + half])
+    return rotated, np.concatenate([side / 2 - half, side / 2 + half])
 
 
-def _photographs(paths: list[Path], weights: Path, number: int, rng: np.random.Generator) -> Iterator[Crop]:
+def _photograph_crops(paths: list[Path], weights: Path, number: int, rng: np.random.Generator) -> Iterator[Crop]:
     setup_ultralytics()
     from ultralytics import YOLO
 
     model = YOLO(weights)
     for path in paths:
         image = cv2.imread(str(path))
-        found = model.predict(image, verbose=False, conf=0.4)[0].boxes.cpu().numpy()
-        for box, class_id in zip(found.xyxy.astype(np.float64), found.cls, strict=True):
+        boxes = model.predict(image, verbose=False, conf=0.4)[0].boxes.cpu().numpy()
+        for box, class_id in zip(boxes.xyxy.astype(np.float64), boxes.cls, strict=True):
             if min(box[2:] - box[:2]) >= MIN_SIDE:
-                yield from _views(model.names[int(class_id)], number, 0.0, True, image, box, rng)
+                yield from _make_crops(model.names[int(class_id)], number, 0.0, True, image, box, rng)
                 number += 1
 
 
-def change(image: Image, condition: str, rng: np.random.Generator) -> Image:
-    """A crop under one of ``CONDITIONS``."""
+def degrade(image: Image, condition: str, rng: np.random.Generator) -> Image:
+    """Return a crop degraded by one of ``CONDITIONS``."""
     if condition == "clean":
         return image
     if condition == "mixed":
         for part in ("covered", "light", "blur", "small"):
             if rng.random() < 0.6:
-                image = change(image, part, rng)
+                image = degrade(image, part, rng)
         return image
     height, width = image.shape[:2]
     if condition == "small":  # down to 24 pixels
@@ -192,7 +192,7 @@ def change(image: Image, condition: str, rng: np.random.Generator) -> Image:
         share, side = rng.uniform(0.2, 0.45), rng.integers(4)
         rows, columns = round(height * share), round(width * share)
         area = [np.s_[:rows], np.s_[height - rows :], np.s_[:, :columns], np.s_[:, width - columns :]][side]
-        # A wall, a car, a hedge: one dull colour with some structure.
+        # A dull colour with some texture, like a wall, a car or a hedge.
         colour = rng.uniform(40, 200) + rng.normal(0, 15, 3)
         noise = cv2.resize(rng.normal(0, 25, (4, 4)), (width, height))[:, :, None] + colour
         out[area] = np.clip(noise, 0, 255).astype(np.uint8)[area]
@@ -204,24 +204,30 @@ def change(image: Image, condition: str, rng: np.random.Generator) -> Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
-    """All crops, embedded.
+class EmbeddedCrops:
+    """Embeddings of all crops.
 
     Attributes:
         kind, track, age, tested: ``(n,)``; see ``Crop``.
-        views: by condition ``(n, d)``; NaN where a crop was not shown under it.
+        embeddings: by condition ``(n, d)``; NaN rows where a crop was not degraded.
     """
 
     kind: np.ndarray
     track: np.ndarray
     age: np.ndarray
     tested: np.ndarray
-    views: dict[str, np.ndarray]
+    embeddings: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
-    """One chance choice: exemplars ``x`` with labels ``y`` and objects ``group``, known test crops, unknown ones."""
+class Episode:
+    """A random few-shot problem.
+
+    Attributes:
+        x, y, group: embeddings ``(n, d)``, labels and objects ``(n,)`` of the exemplars.
+        query, truth, condition: embeddings, labels and conditions of test crops.
+        unknown: embeddings of test crops of no label.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -232,180 +238,195 @@ class Draw:
     unknown: np.ndarray
 
 
-def embed_all(crops: list[Crop], embedder: Embedder) -> Pool:
-    """Each crop once, and each test crop under each condition."""
+def embed_all(crops: list[Crop], embedder: Embedder) -> EmbeddedCrops:
+    """Embed each crop, and each test crop under each condition."""
     rng = np.random.default_rng(1)
     tested = np.array([crop.tested for crop in crops])
-    views = {}
+    embeddings = {}
     for condition in CONDITIONS:
         rows = np.arange(len(crops)) if condition == "clean" else np.flatnonzero(tested)
-        views[condition] = np.full((len(crops), embedder.dim), np.nan, np.float32)
-        views[condition][rows] = embedder.embed([change(crops[i].image, condition, rng) for i in rows])
-    return Pool(
+        embeddings[condition] = np.full((len(crops), embedder.dim), np.nan, np.float32)
+        embeddings[condition][rows] = embedder.embed([degrade(crops[i].image, condition, rng) for i in rows])
+    return EmbeddedCrops(
         np.array([crop.kind for crop in crops]),
         np.array([crop.track for crop in crops]),
         np.array([crop.age for crop in crops]),
         tested,
-        views,
+        embeddings,
     )
 
 
-def draw_kinds(pool: Pool, rng: np.random.Generator, count: int) -> Draw:
-    """Half of the objects of each kind teach, the others test."""
-    teachers: set[int] = set()
+def sample_kinds(crops: EmbeddedCrops, rng: np.random.Generator, count: int) -> Episode:
+    """Take exemplars from half of the objects of each kind, and test crops from the others."""
+    exemplar_tracks: set[int] = set()
     for kind in set(KINDS) - set(DERIVED):
-        tracks = rng.permutation(np.unique(pool.track[pool.kind == kind]))
-        teachers |= set(tracks[: len(tracks) // 2].tolist())
-    teaches = np.isin(pool.track, sorted(teachers))
-    learned = [_pick(pool, rng, (pool.kind == kind) & teaches, count) for kind in KINDS]
-    asked = [(pool.kind == kind) & ~teaches & pool.tested for kind in KINDS]
-    unknown = ~np.isin(pool.kind, KINDS) & pool.tested
-    return _assemble(pool, rng, learned, asked, [unknown], TESTED["kinds"], 2 * TESTED["kinds"])
+        tracks = rng.permutation(np.unique(crops.track[crops.kind == kind]))
+        exemplar_tracks |= set(tracks[: len(tracks) // 2].tolist())
+    is_exemplar = np.isin(crops.track, sorted(exemplar_tracks))
+    exemplars = [_sample_rows(crops, rng, (crops.kind == kind) & is_exemplar, count) for kind in KINDS]
+    queries = [(crops.kind == kind) & ~is_exemplar & crops.tested for kind in KINDS]
+    unknown = ~np.isin(crops.kind, KINDS) & crops.tested
+    return _make_episode(crops, rng, exemplars, queries, [unknown], TEST_CROPS["kinds"], 2 * TEST_CROPS["kinds"])
 
 
-def draw_identity(pool: Pool, rng: np.random.Generator, count: int) -> Draw:
-    """The first half of each person's life teaches, the end tests; some people are unknown."""
-    person = pool.kind == "person"
-    early, late = person & (pool.age < 0.5), person & (pool.age > 0.55) & pool.tested
-    usable = [t for t in np.unique(pool.track[person]) if (early & (pool.track == t)).sum() >= 10]
-    people = rng.permutation([t for t in usable if (late & (pool.track == t)).sum() >= 3])
-    known, others = people[:PEOPLE], people[PEOPLE:]
-    learned = [_pick(pool, rng, early & (pool.track == t), count) for t in known]
-    asked = [late & (pool.track == t) for t in known]
-    unknown = [late & (pool.track == t) for t in others]
-    return _assemble(pool, rng, learned, asked, unknown, TESTED["identity"], TESTED["identity"])
+def sample_identities(crops: EmbeddedCrops, rng: np.random.Generator, count: int) -> Episode:
+    """Take exemplars from the first half of each person's track, and test crops from its end."""
+    person = crops.kind == "person"
+    early, late = person & (crops.age < 0.5), person & (crops.age > 0.55) & crops.tested
+    usable = [t for t in np.unique(crops.track[person]) if (early & (crops.track == t)).sum() >= 10]
+    people = rng.permutation([t for t in usable if (late & (crops.track == t)).sum() >= 3])
+    labelled, unlabelled = people[:IDENTITIES], people[IDENTITIES:]
+    exemplars = [_sample_rows(crops, rng, early & (crops.track == t), count) for t in labelled]
+    queries = [late & (crops.track == t) for t in labelled]
+    unknown = [late & (crops.track == t) for t in unlabelled]
+    return _make_episode(crops, rng, exemplars, queries, unknown, TEST_CROPS["identity"], TEST_CROPS["identity"])
 
 
-def _pick(pool: Pool, rng: np.random.Generator, among: np.ndarray, count: int) -> np.ndarray:
-    """Rows by chance, spread over as many objects as there are."""
-    rows = rng.permutation(np.flatnonzero(among))
+def _sample_rows(crops: EmbeddedCrops, rng: np.random.Generator, mask: np.ndarray, count: int) -> np.ndarray:
+    """Sample rows of a mask, spread evenly over objects."""
+    rows = rng.permutation(np.flatnonzero(mask))
     turn = np.zeros(len(rows), int)
-    for track in np.unique(pool.track[rows]):
-        mine = pool.track[rows] == track
-        turn[mine] = np.arange(mine.sum())
+    for track in np.unique(crops.track[rows]):
+        of_track = crops.track[rows] == track
+        turn[of_track] = np.arange(of_track.sum())
     return rows[np.argsort(turn, kind="stable")][:count]
 
 
-def _assemble(
-    pool: Pool,
+def _make_episode(
+    crops: EmbeddedCrops,
     rng: np.random.Generator,
-    learned: list[np.ndarray],
-    asked: list[np.ndarray],
+    exemplars: list[np.ndarray],
+    queries: list[np.ndarray],
     unknown: list[np.ndarray],
     per_label: int,
     per_unknown: int,
-) -> Draw:
-    y = np.repeat(np.arange(len(learned)), [len(rows) for rows in learned])
-    rows = np.concatenate(learned)
-    query, truth, condition, none = [], [], [], []
+) -> Episode:
+    y = np.repeat(np.arange(len(exemplars)), [len(rows) for rows in exemplars])
+    rows = np.concatenate(exemplars)
+    query, truth, condition, unknown_embeddings = [], [], [], []
     for c, name in enumerate(CONDITIONS):
-        for label, among in enumerate(asked):
-            some = _pick(pool, rng, among, per_label)
-            query.append(pool.views[name][some])
-            truth += [label] * len(some)
-            condition += [c] * len(some)
-        none += [pool.views[name][_pick(pool, rng, among, per_unknown)] for among in unknown]
-    return Draw(
-        pool.views["clean"][rows],
+        for label, mask in enumerate(queries):
+            query_rows = _sample_rows(crops, rng, mask, per_label)
+            query.append(crops.embeddings[name][query_rows])
+            truth += [label] * len(query_rows)
+            condition += [c] * len(query_rows)
+        unknown_embeddings += [crops.embeddings[name][_sample_rows(crops, rng, mask, per_unknown)] for mask in unknown]
+    return Episode(
+        crops.embeddings["clean"][rows],
         y,
-        # Two labels never share an annotated object, though kinds are cut from the same people.
-        pool.track[rows] * len(learned) + y,
+        # Unique per label, since kinds are cut from the same people.
+        crops.track[rows] * len(exemplars) + y,
         np.concatenate(query),
         np.array(truth),
         np.array(condition),
-        np.concatenate(none),
+        np.concatenate(unknown_embeddings),
     )
 
 
-def run_draw(draw: Draw) -> dict[str, float]:
-    """All figures of one draw."""
+def evaluate_episode(episode: Episode) -> dict[str, float]:
+    """Return the metrics of the pattern bank and the baselines."""
     from sklearn.linear_model import LogisticRegression
 
-    count = int(draw.y.max()) + 1
+    count = int(episode.y.max()) + 1
     names = tuple(f"{label:02d}" for label in range(count))
-    cosine = draw.query @ draw.x.T
-    choices = {"nearest": np.stack([cosine[:, draw.y == i].max(axis=1) for i in range(count)], axis=1).argmax(axis=1)}
-    choices["logistic"] = LogisticRegression(max_iter=1000).fit(draw.x, draw.y).predict(draw.query)
+    cosine = episode.query @ episode.x.T
+    predictions = {
+        "nearest": np.stack([cosine[:, episode.y == i].max(axis=1) for i in range(count)], axis=1).argmax(axis=1)
+    }
+    predictions["logistic"] = LogisticRegression(max_iter=1000).fit(episode.x, episode.y).predict(episode.query)
     bank = PatternBank.fit(
-        Exemplars(np.arange(len(draw.y)), draw.x, tuple(names[label] for label in draw.y), draw.group.astype(np.int64))
+        Exemplars(
+            np.arange(len(episode.y)),
+            episode.x,
+            tuple(names[label] for label in episode.y),
+            episode.group.astype(np.int64),
+        )
     )
-    verdicts = [bank.classify(view[None]) for view in draw.query]
-    strangers = [bank.classify(view[None]) for view in draw.unknown]
-    choices["bank"] = np.array([names.index(v.best or "") for v in verdicts])
-    figures: dict[str, float] = {}
-    for name, choice in choices.items():
-        figures[name] = float((choice == draw.truth).mean())
+    known_results = [bank.classify(embedding[None]) for embedding in episode.query]
+    unknown_results = [bank.classify(embedding[None]) for embedding in episode.unknown]
+    predictions["bank"] = np.array([names.index(result.best or "") for result in known_results])
+    metrics: dict[str, float] = {}
+    for name, predicted in predictions.items():
+        metrics[name] = float((predicted == episode.truth).mean())
         for c, condition in enumerate(CONDITIONS):
-            inside = draw.condition == c
-            figures[f"{name} {condition}"] = float((choice[inside] == draw.truth[inside]).mean())
-    right = choices["bank"] == draw.truth
-    accepted = np.array([v.label is not None for v in verdicts])
-    sure = np.array([v.probability for v in verdicts + strangers])
-    figures["abstained on unknown"] = float(np.mean([v.label is None for v in strangers]))
-    figures["abstained on known"] = float(1 - accepted.mean())
-    figures["right when accepted"] = float(right[accepted].mean()) if accepted.any() else np.nan
-    figures["brier"] = float(np.mean((sure - np.append(right, np.zeros(len(strangers)))) ** 2))
-    return figures
+            rows = episode.condition == c
+            metrics[f"{name} {condition}"] = float((predicted[rows] == episode.truth[rows]).mean())
+    correct = predictions["bank"] == episode.truth
+    accepted = np.array([result.label is not None for result in known_results])
+    probability = np.array([result.probability for result in known_results + unknown_results])
+    metrics["abstained on unknown"] = float(np.mean([result.label is None for result in unknown_results]))
+    metrics["abstained on known"] = float(1 - accepted.mean())
+    metrics["right when accepted"] = float(correct[accepted].mean()) if accepted.any() else np.nan
+    metrics["brier"] = float(np.mean((probability - np.append(correct, np.zeros(len(unknown_results)))) ** 2))
+    return metrics
 
 
-TASKS: dict[str, Callable[[Pool, np.random.Generator, int], Draw]] = {"kinds": draw_kinds, "identity": draw_identity}
+TASKS: dict[str, Callable[[EmbeddedCrops, np.random.Generator, int], Episode]] = {
+    "kinds": sample_kinds,
+    "identity": sample_identities,
+}
 
 
-def run_task(pool: Pool, task: str, count: int, draws: int) -> dict[str, float]:
-    """Means over draws, and paired differences of the bank to the baselines with their standard errors."""
-    runs = [run_draw(TASKS[task](pool, np.random.default_rng([2, d, count]), count)) for d in range(draws)]
-    table = {name: np.array([run[name] for run in runs]) for name in runs[0]}
+def run_task(crops: EmbeddedCrops, task: str, count: int, draws: int) -> dict[str, float]:
+    """Return mean metrics over draws, and the bank's paired differences to the baselines with standard errors."""
+    runs = [evaluate_episode(TASKS[task](crops, np.random.default_rng([2, d, count]), count)) for d in range(draws)]
+    values_by_metric = {name: np.array([run[name] for run in runs]) for name in runs[0]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # nothing was accepted in any draw
-        out = {name: float(np.nanmean(values)) for name, values in table.items()}
+        means = {name: float(np.nanmean(values)) for name, values in values_by_metric.items()}
     for name in ("nearest", "logistic"):
-        gain = table["bank"] - table[name]
-        out[f"bank - {name}"] = float(gain.mean())
-        out[f"bank - {name}, error"] = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else np.nan
-    return out
+        gain = values_by_metric["bank"] - values_by_metric[name]
+        means[f"bank - {name}"] = float(gain.mean())
+        means[f"bank - {name}, error"] = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else np.nan
+    return means
 
 
 @click.command(help=__doc__)
-@click.option("--data", default=ROOT.parent / "shared" / "data", type=click.Path(path_type=Path), help="people.mp4.")
+@click.option(
+    "--data",
+    default=ROOT.parent / "shared" / "data",
+    type=click.Path(path_type=Path),
+    help="Folder of people.mp4 and yolo11n.pt.",
+)
 @click.option("--draws", default=50, show_default=True, type=click.IntRange(2))
-@click.option("--embedder", default="", help="fallback, dinov2; by default those whose weights are here.")
+@click.option("--embedder", default="", help="fallback, dinov2; by default those with local weights.")
 def main(data: Path, draws: int, embedder: str) -> None:
     video, weights = data / "people.mp4", data / "yolo11n.pt"
     for path in (video, weights):
         if not path.is_file():
-            raise click.ClickException(f"{path} is not there; give the folder that holds it with --data.")
+            raise click.ClickException(f"{path} does not exist; set its folder with --data.")
     import ultralytics
 
     assets = Path(ultralytics.__file__).parent / "assets"
-    crops = find_crops(video, weights, [assets / "bus.jpg", assets / "zidane.jpg"])
-    have_dino = Path(Settings().dinov2_model).is_dir()
-    kinds = embedder.split(",") if embedder else ["fallback", *(["dinov2"] if have_dino else [])]
-    if "dinov2" in kinds and not have_dino:
-        raise click.ClickException("DINOV2_MODEL is no folder.")
+    crops = extract_crops(video, weights, [assets / "bus.jpg", assets / "zidane.jpg"])
+    has_dinov2 = Path(Settings().dinov2_model).is_dir()
+    kinds = embedder.split(",") if embedder else ["fallback", *(["dinov2"] if has_dinov2 else [])]
+    if "dinov2" in kinds and not has_dinov2:
+        raise click.ClickException("DINOV2_MODEL is not a folder.")
     results: dict[str, Any] = {}
     for kind in kinds:
         settings = Settings(embedder=kind)
-        pool = embed_all(crops, load_embedder(resolve_embedder(settings), settings))
+        embedded = embed_all(crops, load_embedder(resolve_embedder(settings), settings))
         for task in TASKS:
-            found = {count: run_task(pool, task, count, draws) for count in COUNTS}
-            _show(f"{kind}, {task}, {draws} draws", found)
+            metrics = {count: run_task(embedded, task, count, draws) for count in COUNTS}
+            _print_table(f"{kind}, {task}, {draws} draws", metrics)
             results.setdefault(kind, {})[task] = {
-                count: {name: round(value, 4) for name, value in figures.items() if np.isfinite(value)}
-                for count, figures in found.items()
+                count: {name: round(value, 4) for name, value in values.items() if np.isfinite(value)}
+                for count, values in metrics.items()
             }
     print(json.dumps({"draws": draws, "crops": len(crops), "results": results}))
 
 
-def _show(title: str, found: dict[int, dict[str, float]]) -> None:
-    table = Table("exemplars a label", *(str(count) for count in found), title=title)
-    for name in next(iter(found.values())):
+def _print_table(title: str, metrics: dict[int, dict[str, float]]) -> None:
+    table = Table("exemplars a label", *(str(count) for count in metrics), title=title)
+    for name in next(iter(metrics.values())):
         if name.endswith(", error"):
             continue
         signed = name.startswith("bank - ")
         cells = []
-        for figures in found.values():
-            error = figures.get(f"{name}, error")
-            cells.append(f"{figures[name]:+.3f} ± {error:.3f}" if signed else f"{figures[name]:.3f}")
+        for values in metrics.values():
+            error = values.get(f"{name}, error")
+            cells.append(f"{values[name]:+.3f} ± {error:.3f}" if signed else f"{values[name]:.3f}")
         table.add_row(name, *cells)
     Console(width=120).print(table)
 

@@ -1,4 +1,4 @@
-"""What several benchmarks need: memory, processor time, long videos, a place of their own, and a local stack."""
+"""Shared by the benchmarks: memory and CPU time, long videos, temporary data folders, and a local stack."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ CONFIG = (
     '<Video name="video" value="$video" frameRate="$fps"/><VideoRectangle name="box" toName="video"/></View>'
 )
 #: Seconds to wait for a training on a slow machine.
-PATIENCE_S = 3000.0
+TIMEOUT_S = 3000.0
 
 
 def repeat_video(source: Path, target: Path, times: int) -> None:
-    """Append a clip to itself by copying packets; nothing is encoded again."""
+    """Concatenate a clip with itself by copying packets, without re-encoding."""
     with av.open(str(target), "w") as output:
         stream = None
         offset = 0
@@ -62,10 +62,10 @@ def repeat_video(source: Path, target: Path, times: int) -> None:
 
 
 def peak_mb() -> float:
-    """Highest resident memory of this process so far."""
+    """Return the peak resident memory of this process in MB."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Unlike the figure below it does not begin with the memory of the process that started this one.
+        # Unlike ru_maxrss it does not include the memory of the parent before exec.
         return (
             float(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))) / 1024
         )
@@ -73,14 +73,14 @@ def peak_mb() -> float:
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process, and of those of its children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    """Return the user and system time of this process and its finished children."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 @contextmanager
-def own_place() -> Iterator[Path]:
-    """A folder for a while; in it is DATA_DIR, for this process and its children, so that yours stays as it is."""
+def temporary_data_dir() -> Iterator[Path]:
+    """Create a temporary folder, with DATA_DIR inside it for this process and its children."""
     with (
         tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as name,
         patch.dict(os.environ, DATA_DIR=str(Path(name) / "data")),
@@ -89,14 +89,14 @@ def own_place() -> Iterator[Path]:
 
 
 def settings_for(weights: Path, **changes: Any) -> Settings:
-    """The environment's settings, with some of one's own."""
+    """Return the environment's settings with these weights and changes."""
     from ml_backend.core.settings import Settings
 
     return Settings(_env_file=None, yolo_weights=str(weights.absolute())).model_copy(update=changes)
 
 
 def make_engine(video: Path, weights: Path, **changes: Any) -> str:
-    """What will run the detector; made now if it is missing, in a process of its own: that takes time and memory."""
+    """Return the detector's engine; export it in a subprocess if missing, since that takes time and memory."""
     if settings_for(weights, **changes).engine == "torch":
         return "torch"
     context = multiprocessing.get_context("spawn")
@@ -106,14 +106,14 @@ def make_engine(video: Path, weights: Path, **changes: Any) -> str:
 
 def _make_engine(video: Path, weights: Path, changes: dict[str, Any]) -> str:
     settings = settings_for(weights, **changes)
-    return engine_name(video, detector_of(settings), settings, wait=True)
+    return engine_name(video, resolve_yolo(settings), settings, wait=True)
 
 
-def detector_of(settings: Settings) -> ResolvedDetector:
-    """YOLO.
+def resolve_yolo(settings: Settings) -> ResolvedDetector:
+    """Return the YOLO detector of the settings.
 
     Raises:
-        ClickException: there is none.
+        ClickException: there are no weights.
     """
     from ml_backend.detectors.weights import resolve_detector
 
@@ -124,7 +124,7 @@ def detector_of(settings: Settings) -> ResolvedDetector:
 
 
 def engine_name(video: Path, resolved: ResolvedDetector, settings: Settings, *, wait: bool = False) -> str:
-    """``openvino fp32``, for example; with a reason where it is not what was wanted."""
+    """Return the engine, such as ``openvino fp32``, and why if it is not the configured one."""
     from ml_backend.detectors.engines.calibration import CalibrationSource
     from ml_backend.detectors.engines.exports import choose_engine
 
@@ -134,18 +134,18 @@ def engine_name(video: Path, resolved: ResolvedDetector, settings: Settings, *, 
     return f"{choice.name} ({choice.note})" if choice.note else choice.name
 
 
-def in_child(script: str, *arguments: object) -> dict[str, Any]:
-    """The last line, JSON, of a script in a process of its own."""
+def run_script(script: str, *arguments: object) -> dict[str, Any]:
+    """Run a script in a subprocess and return the JSON of its last line."""
     command = [sys.executable, script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise click.ClickException(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    return last_json(done.stdout)
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise click.ClickException(f"{' '.join(command)} failed:\n{process.stderr[-3000:]}")
+    return last_json(process.stdout)
 
 
 @contextmanager
 def local_stack(weights: Path, folder: Path, **environment: str) -> Iterator[tuple[Stack, int, WebContainer]]:
-    """A whole stack in a folder, a connected project that trains as soon as it may, and what its processes see."""
+    """Run a stack in a folder; yield it, a connected project that trains early, and a container on its state."""
     from ml_backend.cli.dev_stack.preflight import free_port
     from ml_backend.cli.dev_stack.stack import Stack, StackOptions
     from ml_backend.core.settings import Settings
@@ -159,37 +159,39 @@ def local_stack(weights: Path, folder: Path, **environment: str) -> Iterator[tup
         client = stack.client()
         project = client.create_project("benchmark", CONFIG)
         client.connect_backend(project, stack.backend.url)
-        named: dict[str, Any] = {name.lower(): value for name, value in stack.settings_environment().items()}
-        container = WebContainer(Settings(_env_file=None, **named))
+        values: dict[str, Any] = {name.lower(): value for name, value in stack.settings_environment().items()}
+        container = WebContainer(Settings(_env_file=None, **values))
         container.trainings.set_policy(project, {"min_tracks": 1, "quiet_s": 2, "every_s": 0})
         yield stack, project, container
 
 
 def new_task(client: LabelStudioClient, project: int, video: Path) -> int:
-    """Upload a video, under a name of its own: it is tracked anew."""
+    """Upload a video as a new task, which is predicted from scratch."""
     return client.create_task(project, {"video": client.upload_file(project, video)})
 
 
-def newest(client: LabelStudioClient, task: int) -> Prediction | None:
+def newest_prediction(client: LabelStudioClient, task: int) -> Prediction | None:
     return max(client.list_predictions(task), key=lambda item: item.id, default=None)
 
 
 def submit_as_walkers(client: LabelStudioClient, task: int, prediction: Prediction) -> tuple[int, list[dict[str, Any]]]:
-    """Submit all tracks with a label that no detector knows; the annotation's id, and what is in it."""
+    """Submit all tracks with a label unknown to the detector; return the annotation's id and result."""
     result = [{**region, "value": {**region["value"], "labels": ["walker"]}} for region in prediction.result]
     return client.create_annotation(task, result, prediction.id), result
 
 
-def wait(what: str, condition: Callable[[], Any], stack: Stack) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], stack: Stack) -> Any:
     from ml_backend.core.errors import LabelStudioUnavailable
 
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
-        with contextlib.suppress(LabelStudioUnavailable):  # on a loaded machine it may take longer than it may
+        with contextlib.suppress(LabelStudioUnavailable):  # it may time out on a loaded machine
             if value := condition():
                 return value
         if time.monotonic() > deadline:
-            raise click.ClickException(f"not after {PATIENCE_S:.0f} s: {what}\n{stack.trainer.tail(20)}")
+            raise click.ClickException(
+                f"Timed out after {TIMEOUT_S:.0f} s waiting for {what}\n{stack.trainer.tail(20)}"
+            )
         stack.revive()
         time.sleep(0.1)
 
@@ -198,12 +200,12 @@ def last_json(text: str) -> dict[str, Any]:
     return dict(json.loads(text.strip().rsplit("\n", 1)[-1]))
 
 
-def numbers(_context: Any, _parameter: Any, text: str) -> list[int]:
-    """For click: ``1,5,20``, in order."""
+def parse_integers(_context: Any, _parameter: Any, text: str) -> list[int]:
+    """Parse ``1,5,20`` into sorted positive integers, as a click callback."""
     try:
-        found = sorted({int(item) for item in text.split(",")})
+        values = sorted({int(item) for item in text.split(",")})
     except ValueError as error:
-        raise click.BadParameter("numbers with commas between them, such as 1,5,20") from error
-    if found[0] < 1:
-        raise click.BadParameter("numbers from 1 on")
-    return found
+        raise click.BadParameter("expected integers separated by commas, such as 1,5,20") from error
+    if values[0] < 1:
+        raise click.BadParameter("expected integers from 1 on")
+    return values

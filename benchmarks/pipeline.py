@@ -1,12 +1,12 @@
-"""The whole pre-annotation of one clip beside a plain ``YOLO.track`` loop, in one run; and of the clip repeated.
+"""Pre-annotation of a clip compared with a plain ``YOLO.track`` loop, and its memory by video length.
 
     python benchmarks/pipeline.py VIDEO --weights yolo11n.pt [--repeat 10] [--precision int8]
 
-Each variant runs in a process of its own, so that its peak memory is its own; what runs the network is made before, in
-another. Frames per second and CPU time (user and system, of all threads) count from the first frame to the last region:
-models are loaded, and have seen a frame. Prints a table and, as the last line, JSON. ``keyframe share`` counts against
-the boxes of our final tracks; ``lowest IoU`` compares what Label Studio shows between keyframes with the final tracks
-on every frame.
+Each variant runs in a subprocess, so that its peak memory is its own; inference engines are exported before, in
+another. Frames per second and CPU time (user and system, all threads) count from the first frame to the last region,
+with models loaded and warmed up. The keyframe share is relative to the boxes of our final tracks; ``lowest IoU``
+compares what Label Studio interpolates between keyframes with the final tracks on every frame. Prints a table and, as
+the last line, JSON.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measuring import (  # noqa: E402
     cpu_seconds,
-    detector_of,
     engine_name,
-    in_child,
     make_engine,
-    own_place,
     peak_mb,
     repeat_video,
+    resolve_yolo,
+    run_script,
     settings_for,
+    temporary_data_dir,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def plain_loop(video: Path, weights: Path, class_name: str = "", **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
-    """The loop of the ultralytics documentation: ``(n, 6)`` frame, track and xyxy of each box, and figures."""
+    """Run the loop of the ultralytics documentation; return ``(n, 6)`` frame, track id and xyxy, and measurements."""
     from ml_backend.detectors.ultralytics_setup import setup_ultralytics
     from ml_backend.video.reader import read_frames
 
@@ -69,7 +69,7 @@ def plain_loop(video: Path, weights: Path, class_name: str = "", **options: Any)
 
 
 def run_plain(video: Path, weights: Path, tracker: str) -> dict[str, Any]:
-    """What the usual example does: a box per frame and track."""
+    """Measure the plain loop, which has a box per frame and track."""
     rows, figures = plain_loop(video, weights, tracker=f"{tracker}.yaml", imgsz=settings_for(weights).imgsz)
     return {**figures, "tracks": len(np.unique(rows[:, 1])), "boxes": len(rows), "keyframes": len(rows)}
 
@@ -77,10 +77,10 @@ def run_plain(video: Path, weights: Path, tracker: str) -> dict[str, Any]:
 def predict(
     video: Path, weights: Path, on_track: Callable[[Track], None] | None = None, **changes: Any
 ) -> tuple[VideoResult, dict[str, Any]]:
-    """All of a prediction, and its figures. The engine has to be there.
+    """Predict a video; return the result and measurements. The engine must have been exported.
 
     Args:
-        changes: of settings.
+        changes: changed settings.
     """
     from ml_backend.inference.pipeline import predict_video, use_detector
     from ml_backend.label_studio.label_config import parse_label_config
@@ -90,8 +90,8 @@ def predict(
 
     control = parse_label_config((ROOT / "label_config.xml").read_text()).video_controls[0]
     settings = settings_for(weights, **changes)
-    info, rate, resolved = probe(video), video_timeline(video).frame_rate, detector_of(settings)
-    with use_detector(resolved, settings, info) as detector:  # it stays loaded
+    info, rate, resolved = probe(video), video_timeline(video).frame_rate, resolve_yolo(settings)
+    with use_detector(resolved, settings, info) as detector:  # warm-up; it stays loaded
         detector.detect([next(read_frames(video, info)).image])
     before = cpu_seconds()
     result = predict_video(video, control, rate, settings, resolved=resolved, on_track=on_track)
@@ -113,40 +113,39 @@ def run_ours(video: Path, weights: Path, **changes: Any) -> dict[str, Any]:
     from ml_backend.label_studio.timeline import video_timeline
 
     tracks: list[Track] = []
-    # Memory is known before the comparison below, which holds everything at once.
+    # Peak memory is measured before the comparison below, which holds all boxes.
     result, figures = predict(video, weights, tracks.append, **changes)
-    info, shown = result.info, video_timeline(video)
+    info, timeline = result.info, video_timeline(video)
     lowest = 1.0
     for track in tracks:
         lowest = min(
-            lowest, max(_lowest_iou(track, region_boxes(r, info.width, info.height), shown) for r in result.regions)
+            lowest, max(_lowest_iou(track, region_boxes(r, info.width, info.height), timeline) for r in result.regions)
         )
     return {**figures, "lowest_iou": lowest}
 
 
-def _lowest_iou(track: Any, shown: tuple[Any, Any, Any], timeline: Any) -> float:
-    """Lowest IoU of a region with a track over the track's frames; 0 where it is not shown on one of them."""
+def _lowest_iou(track: Any, region: tuple[Any, Any, Any], timeline: Any) -> float:
+    """Return the lowest IoU of a region's boxes and a track; 0 if the region is hidden on one of its frames."""
     from ml_backend.core.boxes import iou_pairs
 
-    frames, xyxy, visible = shown
+    frames, xyxy, visible = region
     decoded = timeline.decoded_index(frames)
-    at = np.searchsorted(track.frames, decoded)
-    at_safe = np.minimum(at, len(track.frames) - 1)
-    both = track.frames[at_safe] == decoded
-    if not both.any() or not visible[both].all():
+    index = np.minimum(np.searchsorted(track.frames, decoded), len(track.frames) - 1)
+    common = track.frames[index] == decoded
+    if not common.any() or not visible[common].all():
         return 0.0
-    return float(iou_pairs(xyxy[both], track.xyxy[at_safe[both]].astype(np.float64)).min())
+    return float(iou_pairs(xyxy[common], track.xyxy[index[common]].astype(np.float64)).min())
 
 
-def complete(row: dict[str, Any], first: dict[str, Any] | None = None) -> dict[str, Any]:
-    """With what follows from it; the first one has none to be compared with."""
+def with_ratios(row: dict[str, Any], baseline: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Add frame rates, and the ratio to the baseline's."""
     fps = row["frames"] / row["seconds"]
-    ratio = fps / first["fps"] if first else 1.0
+    ratio = fps / baseline["fps"] if baseline else 1.0
     cpu_ms = 1000 * row["cpu_s"] / row["frames"]
     return {**row, "fps": fps, "fps_ratio": round(ratio, 3), "cpu_ms_per_frame": round(cpu_ms, 1)}
 
 
-#: What is changed in the settings, by variant.
+#: Changed settings by variant.
 VARIANTS: dict[str, dict[str, Any]] = {
     "ours, exact": {"stride": 1},
     "ours": {},
@@ -158,9 +157,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @click.command()
 @click.argument("video", type=click.Path(exists=True, path_type=Path))
 @click.option("--weights", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--repeat", default=10, help="Also run the clip so many times over; 0: do not.")
-@click.option("--precision", type=click.Choice(["int8"]), help="Also in it.")
-@click.option("--tracker", default="botsort", help="Of the plain loop.")
+@click.option("--repeat", default=10, help="Also run the clip repeated this many times; 0 for not.")
+@click.option("--precision", type=click.Choice(["int8"]), help="Also measure this precision.")
+@click.option("--tracker", default="botsort", help="Tracker of the plain loop.")
 @click.option("--variant", hidden=True)
 def main(video: Path, weights: Path, repeat: int, precision: str | None, tracker: str, variant: str | None) -> None:
     if variant:
@@ -169,7 +168,7 @@ def main(video: Path, weights: Path, repeat: int, precision: str | None, tracker
         print(json.dumps({"peak_mb": peak_mb(), **row}))
         return
     rows: dict[str, dict[str, Any]] = {}
-    with own_place() as folder:
+    with temporary_data_dir() as folder:
         make_engine(video, weights)
         runs = [(name, name, video) for name in ("plain loop", "ours, exact", "ours")]
         if precision:
@@ -180,8 +179,8 @@ def main(video: Path, weights: Path, repeat: int, precision: str | None, tracker
             repeat_video(video, long, repeat)
             runs.append((f"ours, {repeat}x", "ours", long))
         for name, kind, file in runs:
-            found = in_child(__file__, file, "--weights", weights, "--tracker", tracker, "--variant", kind)
-            rows[name] = row = complete(found, rows.get("plain loop"))
+            row = run_script(__file__, file, "--weights", weights, "--tracker", tracker, "--variant", kind)
+            rows[name] = row = with_ratios(row, rows.get("plain loop"))
             share = row["keyframes"] / max(row["boxes"], 1)
             print(
                 f"{name:18} {row['frames']:6} frames {row['fps']:6.1f} frames/s ({row['fps_ratio']:.2f}x) "

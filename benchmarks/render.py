@@ -1,11 +1,10 @@
-"""Rendering of one video beside decoding and encoding it alone, in one run; and of the video repeated, for memory.
+"""Rendering compared with decoding and encoding alone, and its memory by video length.
 
     python benchmarks/render.py VIDEO [--objects 24] [--repeat 10] [--rounds 3]
 
-As many objects as ``--objects`` says walk through the whole video. Each variant runs in a
-process of its own, so that its peak memory is its own; the rounds take turns, so that what else the machine does
-meets both, and the best of each counts. On a machine that others use too, the ratio of processor time says more than
-that of wall time. Prints a table and, as the last line, JSON.
+``--objects`` synthetic objects are visible throughout the video. Each variant runs in a subprocess, so that its peak
+memory is its own; rounds alternate, so that other load affects both, and the best of each counts. On a shared machine,
+the ratio of CPU time is more meaningful than that of wall time. Prints a table and, as the last line, JSON.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measuring import in_child, peak_mb, repeat_video  # noqa: E402
+from benchmarks.measuring import peak_mb, repeat_video, run_script  # noqa: E402
 
 
-def walking(frames: int, fps: float, objects: int) -> dict[str, Any]:
-    """A prediction of objects on circles, all of them to be seen on every frame, with a keyframe every half second."""
+def make_prediction(frames: int, fps: float, objects: int) -> dict[str, Any]:
+    """Return a prediction of objects on circles, visible on all frames, with a keyframe every half second."""
     step = max(1, round(fps / 2))
     result = []
     for number in range(objects):
         sequence = []
         for frame in range(1, frames + 1, step):
-            angle = frame / fps / 8 + number  # as fast as people walk through a picture
+            angle = frame / fps / 8 + number  # about walking speed
             x, y = 45 + 40 * math.cos(angle) * (number + 1) / objects, 40 + 35 * math.sin(angle)
             box = {"x": x, "y": y, "width": 5, "height": 15, "rotation": 0}
             sequence.append({"frame": frame, "enabled": True, "time": frame / fps, **box})
@@ -53,7 +52,7 @@ def walking(frames: int, fps: float, objects: int) -> dict[str, Any]:
 
 
 def run_plain(video: Path, out: Path) -> tuple[int, float, float]:
-    """Decode and encode, nothing else."""
+    """Decode and encode only. Return frames, seconds and CPU seconds."""
     from ml_backend.video.probe import probe
     from ml_backend.video.reader import read_frames
     from ml_backend.video.writer import VideoWriter
@@ -73,8 +72,8 @@ def run_render(video: Path, out: Path, objects: int) -> tuple[int, float, float]
     from ml_backend.video.probe import probe
 
     info, prediction = probe(video), out.with_suffix(".json")
-    prediction.write_text(json.dumps(walking(info.frames, info.fps, objects)))
-    # Starting up, with its imports, is over: of a long video it is nothing.
+    prediction.write_text(json.dumps(make_prediction(info.frames, info.fps, objects)))
+    # Imports are not timed.
     started, before = time.perf_counter(), time.process_time()
     layer = file_layer(video, AnnotationFile(prediction))
     summary = render(video, out, [layer], RenderOptions(BoxStyle(trails=2.0, legend=True)))
@@ -84,24 +83,24 @@ def run_render(video: Path, out: Path, objects: int) -> tuple[int, float, float]
 @click.command()
 @click.argument("video", type=click.Path(exists=True, path_type=Path))
 @click.option("--objects", default=24)
-@click.option("--repeat", default=10, help="Also render the video so many times over; 0: do not.")
+@click.option("--repeat", default=10, help="Also render the video repeated this many times; 0 for not.")
 @click.option("--rounds", default=3)
 @click.option("--variant", hidden=True)
 def main(video: Path, objects: int, repeat: int, rounds: int, variant: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if variant:
             out = Path(folder) / "out.mp4"
-            run = run_plain(video, out) if variant == "plain" else run_render(video, out, objects)
-            print(json.dumps({"frames": run[0], "seconds": run[1], "cpu_s": run[2], "peak_mb": peak_mb()}))
+            frames, seconds, cpu = run_plain(video, out) if variant == "plain" else run_render(video, out, objects)
+            print(json.dumps({"frames": frames, "seconds": seconds, "cpu_s": cpu, "peak_mb": peak_mb()}))
             return
-        plans = [("decode + encode", "plain", video), ("rendered", "render", video)] * rounds
+        runs = [("decode + encode", "plain", video), ("rendered", "render", video)] * rounds
         if repeat > 1:
             long = Path(folder) / f"long{video.suffix}"
             repeat_video(video, long, repeat)
-            plans.append((f"rendered, {repeat}x", "render", long))
+            runs.append((f"rendered, {repeat}x", "render", long))
         rows: dict[str, dict[str, Any]] = {}
-        for name, kind, file in plans:
-            row = in_child(__file__, file, "--objects", objects, "--variant", kind)
+        for name, kind, file in runs:
+            row = run_script(__file__, file, "--objects", objects, "--variant", kind)
             row["fps"] = row["frames"] / row["seconds"]
             print(
                 f"{name:16} {row['frames']:6} frames {row['fps']:6.1f} frames/s "

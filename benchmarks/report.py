@@ -1,10 +1,10 @@
-"""Runs the benchmarks one after the other and writes ``docs/performance.md`` from what they print.
+"""Run the benchmarks in sequence and write ``docs/performance.md`` from their output.
 
     python benchmarks/report.py [--only NAME ...] [--quick] [--data FOLDER] [--out docs/performance.md]
 
-Figures are kept beside the page as JSON; ``--only`` makes some parts anew and leaves the others as they are, and
-``--render`` writes the page without running anything. A part that was never run is left out of the page, one that fails
-stays as it was. Run it on a machine with nothing else to do.
+Results are kept beside the page as JSON; ``--only`` updates some of them, and ``--render`` writes the page without
+running anything. A benchmark that was never run is left out of the page; one that fails keeps its last result. Run it
+on an idle machine.
 """
 
 from __future__ import annotations
@@ -28,21 +28,23 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measuring import last_json, own_place  # noqa: E402
+from benchmarks.measuring import last_json, temporary_data_dir  # noqa: E402
 
 PACKAGES = ("torch", "openvino", "ultralytics", "av", "opencv-python-headless", "numpy")
-#: From this line on the page is written by hand.
+#: The page is written by hand from this line on.
 EARLIER = "## Earlier measurements"
-#: What is put in the place of these words of a command.
+#: Placeholders in command arguments.
 VIDEO, WEIGHTS, DATA = "VIDEO", "WEIGHTS", "DATA"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One benchmark: ``benchmarks/<name>.py``. What it measures, its docstring says.
+class Benchmark:
+    """A benchmark, ``benchmarks/<name>.py``; its docstring describes what it measures.
 
     Attributes:
-        arguments: of its command; ``quick`` ones are added for a rough run, and win.
+        title: heading on the page.
+        arguments: command-line arguments.
+        quick: arguments that are appended for a rough run, overriding the others.
     """
 
     title: str
@@ -52,26 +54,26 @@ class Part:
 
 _ON_VIDEO = (VIDEO, "--weights", WEIGHTS)
 
-#: In the order of the page.
-PARTS = {
-    "pipeline": Part("A prediction beside a plain loop", (*_ON_VIDEO, "--precision", "int8"), ("--repeat", "2")),
-    "tracking": Part(
+#: By name, in the order of the page.
+BENCHMARKS = {
+    "pipeline": Benchmark("A prediction beside a plain loop", (*_ON_VIDEO, "--precision", "int8"), ("--repeat", "2")),
+    "tracking": Benchmark(
         "Tracks of each stride beside those of stride 1",
         (*_ON_VIDEO, "--strides", "1,2,3", "--precision", "int8"),
         ("--strides", "1,3"),
     ),
-    "few_shot": Part("Labels from few examples", ("--data", DATA), ("--draws", "5")),
-    "retraining": Part(
+    "few_shot": Benchmark("Labels from few examples", ("--data", DATA), ("--draws", "5")),
+    "retraining": Benchmark(
         "Retraining, and serving meanwhile", _ON_VIDEO, ("--epochs", "2", "--events", "100", "--seconds", "2")
     ),
-    "export": Part("Export", (VIDEO,), ("--rounds", "1", "--repeat", "2", "--no-hour")),
-    "render": Part("Rendering", (VIDEO,), ("--rounds", "1", "--repeat", "2")),
-    "api": Part("API latency", _ON_VIDEO, ("--clients", "10", "--seconds", "3")),
+    "export": Benchmark("Export", (VIDEO,), ("--rounds", "1", "--repeat", "2", "--no-hour")),
+    "render": Benchmark("Rendering", (VIDEO,), ("--rounds", "1", "--repeat", "2")),
+    "api": Benchmark("API latency", _ON_VIDEO, ("--clients", "10", "--seconds", "3")),
 }
 
 
-def machine() -> str:
-    """What the figures depend on; nothing that names the machine."""
+def describe_machine() -> str:
+    """Describe hardware and packages, without the host name."""
     import psutil
 
     processor = platform.processor() or platform.machine()
@@ -82,8 +84,8 @@ def machine() -> str:
     gpu = "no GPU"
     if tool := shutil.which("nvidia-smi"):
         command = [tool, "--query-gpu=name", "--format=csv,noheader"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        gpu = ", ".join(done.stdout.splitlines()) or gpu
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        gpu = ", ".join(process.stdout.splitlines()) or gpu
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     memory = round(psutil.virtual_memory().total / 2**30)
     return (
@@ -92,22 +94,22 @@ def machine() -> str:
     )
 
 
-def clip_of(video: Path) -> str:
+def describe_clip(video: Path) -> str:
     from ml_backend.video.probe import probe
 
     info = probe(video)
     return f"{info.width} × {info.height}, {info.codec}, {info.frames} frames, {info.fps:g} a second"
 
 
-def run_part(name: str, part: Part, video: Path, weights: Path, quick: bool) -> dict[str, Any]:
-    """Run it; its output is seen as it comes.
+def run_benchmark(name: str, benchmark: Benchmark, video: Path, weights: Path, quick: bool) -> dict[str, Any]:
+    """Run a benchmark, streaming its output to stderr; return its result.
 
     Raises:
-        ClickException: it has failed.
+        ClickException: the benchmark failed.
     """
-    places = {VIDEO: video, WEIGHTS: weights, DATA: video.parent}
-    arguments = (*part.arguments, *(part.quick if quick else ()))
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *(str(places.get(a, a)) for a in arguments)]
+    paths = {VIDEO: video, WEIGHTS: weights, DATA: video.parent}
+    arguments = (*benchmark.arguments, *(benchmark.quick if quick else ()))
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *(str(paths.get(a, a)) for a in arguments)]
     started, load = time.perf_counter(), os.getloadavg()[0]
     lines: list[str] = []
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -119,15 +121,15 @@ def run_part(name: str, part: Part, video: Path, weights: Path, quick: bool) -> 
                 click.echo(f"  {line.rstrip()}", err=True)
     if process.returncode:
         raise click.ClickException(f"{name}.py has failed.")
-    shown = (places[a].name if a in places else a for a in arguments)
+    shown = (paths[a].name if a in paths else a for a in arguments)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "command": " ".join(["python", f"benchmarks/{name}.py", *shown]),
         "minutes": round((time.perf_counter() - started) / 60, 1),
         "load": round(load, 1),
         "quick": quick,
-        "machine": machine(),
-        "clip": clip_of(video),
+        "machine": describe_machine(),
+        "clip": describe_clip(video),
         "output": "".join(lines[:-1]).strip("\n"),
         "result": last_json(lines[-1] if lines else ""),
     }
@@ -136,8 +138,8 @@ def run_part(name: str, part: Part, video: Path, weights: Path, quick: bool) -> 
 # -- the page
 
 
-def page(parts: Mapping[str, Mapping[str, Any]], earlier: str = "") -> str:
-    """docs/performance.md of the parts that there are, and what was written by hand."""
+def page(results: Mapping[str, Mapping[str, Any]], earlier: str = "") -> str:
+    """Return docs/performance.md for these results, followed by the handwritten ``earlier``."""
     lines = [
         "# Performance",
         "",
@@ -150,63 +152,79 @@ def page(parts: Mapping[str, Mapping[str, Any]], earlier: str = "") -> str:
         "```",
         "",
     ]
-    if not parts:
+    if not results:
         lines += ["Nothing has been measured yet.", ""]
-    before = ""
-    for name, found in ((name, parts[name]) for name in PARTS if name in parts):
-        lines += [f"## {PARTS[name].title}", "", f"    {found['command']}", "", "```text", found["output"], "```", ""]
-        load = f", begun at a load of {found['load']:g}" if "load" in found else ""
-        rough = " **A quick run: rough figures.**" if found["quick"] else ""
-        lines += [f"{found['date']}, {found['minutes']:g} minutes{load}.{rough}", ""]
-        if (where := f"Machine: {found['machine']}. The clip: {found['clip']}.") != before:
-            lines += [where, ""]
-        before = where
+    last_setup = ""
+    for name, result in ((name, results[name]) for name in BENCHMARKS if name in results):
+        lines += [
+            f"## {BENCHMARKS[name].title}",
+            "",
+            f"    {result['command']}",
+            "",
+            "```text",
+            result["output"],
+            "```",
+            "",
+        ]
+        load = f", begun at a load of {result['load']:g}" if "load" in result else ""
+        rough = " **A quick run: rough figures.**" if result["quick"] else ""
+        lines += [f"{result['date']}, {result['minutes']:g} minutes{load}.{rough}", ""]
+        if (setup := f"Machine: {result['machine']}. The clip: {result['clip']}.") != last_setup:
+            lines += [setup, ""]
+        last_setup = setup
     return "\n".join(lines) + (f"\n{earlier}" if earlier else "")
 
 
-def known(path: Path) -> dict[str, Any]:
+def load_results(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))["parts"]) if path.is_file() else {}
 
 
-def write(out: Path, parts: Mapping[str, Any]) -> None:
-    """The page and its figures."""
-    before = out.read_text(encoding="utf-8") if out.is_file() else ""
-    earlier = EARLIER + before.partition(EARLIER)[2] if f"\n{EARLIER}" in before else ""
-    kept = {name: parts[name] for name in PARTS if name in parts}
-    out.with_suffix(".json").write_text(json.dumps({"parts": kept}, indent=1) + "\n", encoding="utf-8")
-    out.write_text(page(parts, earlier), encoding="utf-8")
+def write(out: Path, results: Mapping[str, Any]) -> None:
+    """Write the page and its results."""
+    old_page = out.read_text(encoding="utf-8") if out.is_file() else ""
+    earlier = EARLIER + old_page.partition(EARLIER)[2] if f"\n{EARLIER}" in old_page else ""
+    ordered = {name: results[name] for name in BENCHMARKS if name in results}
+    out.with_suffix(".json").write_text(json.dumps({"parts": ordered}, indent=1) + "\n", encoding="utf-8")
+    out.write_text(page(results, earlier), encoding="utf-8")
 
 
 @click.command(help=__doc__)
-@click.option("--only", multiple=True, type=click.Choice(list(PARTS)), help="A part; may be given several times.")
-@click.option("--quick", is_flag=True, help="Rough figures, to see whether everything runs.")
-@click.option("--render", is_flag=True, help="Run nothing.")
-@click.option("--data", default=ROOT.parent / "shared" / "data", type=click.Path(path_type=Path), help="Two files.")
-@click.option("--video", default="people.mp4", show_default=True, help="Its clip.")
-@click.option("--weights", default="yolo11n.pt", show_default=True, help="Its detector.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(list(BENCHMARKS)), help="Run only this benchmark; may be repeated."
+)
+@click.option("--quick", is_flag=True, help="Rough results, to check that everything runs.")
+@click.option("--render", is_flag=True, help="Only write the page.")
+@click.option(
+    "--data",
+    default=ROOT.parent / "shared" / "data",
+    type=click.Path(path_type=Path),
+    help="Folder of the video and the weights.",
+)
+@click.option("--video", default="people.mp4", show_default=True, help="File name of the video.")
+@click.option("--weights", default="yolo11n.pt", show_default=True, help="File name of the weights.")
 @click.option("--out", default=ROOT / "docs" / "performance.md", type=click.Path(dir_okay=False, path_type=Path))
 def main(only: tuple[str, ...], quick: bool, render: bool, data: Path, video: str, weights: str, out: Path) -> None:
-    parts = known(out.with_suffix(".json"))
+    results = load_results(out.with_suffix(".json"))
     failed: list[str] = []
     if not render:
         files = [(data / name).absolute() for name in (video, weights)]
         for path in files:
             if not path.is_file():
-                raise click.ClickException(f"{path} is not there; give the folder that holds it with --data.")
-        with own_place():
-            for name in only or PARTS:
+                raise click.ClickException(f"{path} does not exist; set its folder with --data.")
+        with temporary_data_dir():
+            for name in only or BENCHMARKS:
                 click.echo(f"{name} ...", err=True)
                 try:
-                    parts[name] = run_part(name, PARTS[name], *files, quick)
+                    results[name] = run_benchmark(name, BENCHMARKS[name], *files, quick)
                 except (click.ClickException, ValueError) as error:
                     click.echo(f"  {error}", err=True)
                     failed.append(name)
                     continue
-                write(out, parts)  # hours of work are not lost with the last part
-    write(out, parts)
-    print(json.dumps({"parts": [name for name in PARTS if name in parts], "failed": failed}))
+                write(out, results)  # after each benchmark, since all take hours
+    write(out, results)
+    print(json.dumps({"parts": [name for name in BENCHMARKS if name in results], "failed": failed}))
     if failed:
-        raise click.ClickException(f"Without new figures: {', '.join(failed)}.")
+        raise click.ClickException(f"No new results of: {', '.join(failed)}.")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""Plain ``YOLO.track`` loops beside our tracking of the same clip, in one run.
+"""Our tracking compared with plain ``YOLO.track`` loops on the same clip.
 
     python benchmarks/tracking.py VIDEO --weights yolo11n.pt [--ground-truth gt.txt]
     python benchmarks/tracking.py VIDEO --weights yolo11n.pt --strides 1,2,3 [--precision int8]
 
-Frames per second count decoding, detection and tracking, from the first frame to the last track; loading the model
-and a first warm-up frame are left out on both sides. ``tracking_ms`` is what tracker and assembler take of a frame.
-With a MOTChallenge file of ground truth for one class, HOTA, IDF1 and MOTA are computed for that class. With
-``--strides``, whole predictions of each stride are scored against those of stride 1, which looks at every frame and
-takes the place of ground truth: what is lost by skipping frames, and by ``--precision``, not how good either is. A
-prediction takes no stride of more than a tenth of a second. Prints a table and, as the last line, JSON.
+Frames per second include decoding, detection and tracking, from the first frame to the last track, without loading the
+model and a warm-up frame. ``tracking_ms`` is the time of tracker and assembler per frame. With a MOTChallenge
+ground-truth file, HOTA, IDF1 and MOTA are computed for one class. With ``--strides``, predictions of each stride are
+scored against those of stride 1 as ground truth: this measures what skipping frames and ``--precision`` lose, not how
+good the tracks are. Predictions limit the stride to a tenth of a second. Prints a table and, as the last line, JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measuring import make_engine, numbers, own_place  # noqa: E402
+from benchmarks.measuring import make_engine, parse_integers, temporary_data_dir  # noqa: E402
 from benchmarks.pipeline import plain_loop, predict  # noqa: E402
 from ml_backend.core.settings import Settings  # noqa: E402
 from ml_backend.core.types import Track  # noqa: E402
@@ -40,11 +39,11 @@ from ml_backend.tracking.tracker import Tracker  # noqa: E402
 from ml_backend.video.probe import probe  # noqa: E402
 from ml_backend.video.reader import read_frames  # noqa: E402
 
-Found = tuple[Rows, dict[str, float]]
+Measured = tuple[Rows, dict[str, float]]
 
 
 def find_tracks(video: Path, weights: Path | None, settings: Settings) -> tuple[list[Track], dict[str, float]]:
-    """Detector, tracker and assembler as the pipeline chains them; without weights the motion detector."""
+    """Run detector, tracker and assembler like the pipeline; without weights the motion detector."""
     info = probe(video)
     detector = YoloDetector(weights, settings) if weights else MotionDetector(info.fps)
     if weights:
@@ -55,31 +54,32 @@ def find_tracks(video: Path, weights: Path | None, settings: Settings) -> tuple[
     tracks: list[Track] = []
     frames, tracking = 0, 0.0
     started = time.perf_counter()
-    for observation in detection_stream(
+    for features in detection_stream(
         video, info, detector, batch=settings.batch, stride=1 if motion else settings.stride
     ):
-        begun = time.perf_counter()
-        tracks += assembler.push(observation.index, tracker.update(observation))
-        tracking += time.perf_counter() - begun
+        tracking_started = time.perf_counter()
+        tracks += assembler.push(features.index, tracker.update(features))
+        tracking += time.perf_counter() - tracking_started
         frames += 1
-    begun = time.perf_counter()
+    tracking_started = time.perf_counter()
     tracks += assembler.close()
     ended = time.perf_counter()
-    return tracks, {"fps": frames / (ended - started), "tracking_ms": 1000 * (tracking + ended - begun) / frames}
+    tracking += ended - tracking_started
+    return tracks, {"fps": frames / (ended - started), "tracking_ms": 1000 * tracking / frames}
 
 
-def ours(video: Path, weights: Path | None, class_name: str, settings: Settings) -> Found:
+def run_ours(video: Path, weights: Path | None, class_name: str, settings: Settings) -> Measured:
     tracks, figures = find_tracks(video, weights, settings)
     return _boxes(tracks, class_name if weights else ""), figures
 
 
-def beside_exact(
+def compare_strides(
     video: Path, weights: Path, class_name: str, strides: list[int], precision: str | None
 ) -> dict[str, dict[str, float]]:
-    """Predictions of each stride and precision, scored against that of stride 1 in the default precision."""
+    """Score predictions of each stride and precision against stride 1 in the default precision."""
     results: dict[str, dict[str, float]] = {}
     exact: Rows | None = None
-    with own_place():
+    with temporary_data_dir():
         for changes in [{}, {"precision": precision}] if precision else [{}]:
             make_engine(video, weights, **changes)
             for stride in dict.fromkeys([1, *strides]):
@@ -87,9 +87,9 @@ def beside_exact(
                 _, figures = predict(video, weights, tracks.append, stride=stride, **changes)
                 rows = _boxes(tracks, class_name)
                 exact = rows if exact is None else exact
-                found = {"fps": figures["frames"] / figures["seconds"], "tracks": len(np.unique(rows[:, 1]))}
-                found |= {"boxes": len(rows), **score(exact, rows)}
-                results[f"stride {stride}, {figures['engine']}"] = {k: round(v, 4) for k, v in found.items()}
+                row = {"fps": figures["frames"] / figures["seconds"], "tracks": len(np.unique(rows[:, 1]))}
+                row |= {"boxes": len(rows), **score(exact, rows)}
+                results[f"stride {stride}, {figures['engine']}"] = {k: round(v, 4) for k, v in row.items()}
     return results
 
 
@@ -107,9 +107,11 @@ def _boxes(tracks: list[Track], class_name: str) -> Rows:
 @click.argument("video", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--weights", required=True, type=click.Path(exists=True, path_type=Path), help="YOLO checkpoint.")
 @click.option("--ground-truth", type=click.Path(exists=True, path_type=Path), help="MOTChallenge gt.txt.")
-@click.option("--class-name", default="person", show_default=True, help="Class that is compared; empty: all.")
-@click.option("--strides", callback=lambda *a: numbers(*a) if a[2] else [], help="Compare these instead: 1,2,3.")
-@click.option("--precision", type=click.Choice(["int8"]), help="With --strides: also in it.")
+@click.option("--class-name", default="person", show_default=True, help="Class to compare; empty for all.")
+@click.option(
+    "--strides", callback=lambda *a: parse_integers(*a) if a[2] else [], help="Compare these strides instead: 1,2,3."
+)
+@click.option("--precision", type=click.Choice(["int8"]), help="With --strides: also compare this precision.")
 @click.option("--device", default="auto", show_default=True)
 def main(
     video: Path,
@@ -121,19 +123,19 @@ def main(
     device: str,
 ) -> None:
     if strides:
-        results = beside_exact(video, weights, class_name, strides, precision)
+        results = compare_strides(video, weights, class_name, strides, precision)
         _show(results, True)
         print(json.dumps({"video": video.name, "class": class_name, "results": results}))
         return
     settings = Settings(_env_file=None, device=device)
-    given: dict[str, Any] = {} if device == "auto" else {"device": device}
+    options: dict[str, Any] = {} if device == "auto" else {"device": device}
     runs = {
-        "YOLO.track, botsort": lambda: plain_loop(video, weights, class_name, tracker="botsort.yaml", **given),
+        "YOLO.track, botsort": lambda: plain_loop(video, weights, class_name, tracker="botsort.yaml", **options),
         "YOLO.track, tracktrack": lambda: plain_loop(
-            video, weights, class_name, tracker="tracktrack.yaml", conf=settings.conf, **given
+            video, weights, class_name, tracker="tracktrack.yaml", conf=settings.conf, **options
         ),
-        "ours": lambda: ours(video, weights, class_name, settings),
-        "ours, motion detector": lambda: ours(video, None, class_name, settings),
+        "ours": lambda: run_ours(video, weights, class_name, settings),
+        "ours, motion detector": lambda: run_ours(video, None, class_name, settings),
     }
     truth = read_mot(ground_truth) if ground_truth else None
     results = {}

@@ -1,7 +1,7 @@
-"""The same model for people who run the stock ``label-studio-ml start``.
+"""The model for the stock ``label-studio-ml start``.
 
 label-studio-ml 2.x is installed from its repository; see docs/guides/api.md. Redis and a worker are needed here too:
-the class looks up and enqueues, exactly as this project's own server does.
+like this project's own server, the class only looks up predictions and enqueues jobs.
 
     # my_backend/model.py
     from ml_backend.label_studio_ml_model import VideoBackend
@@ -23,7 +23,7 @@ try:
 except ImportError as error:  # pragma: no cover - depends on what is installed
     raise ImportError(
         "label_studio_ml_model needs label-studio-ml 2.x, which is not installed. "
-        "It is only needed for `label-studio-ml start`; `scripts/up.sh` does without."
+        "It is only needed for `label-studio-ml start`, not for `scripts/up.sh`."
     ) from error
 
 
@@ -33,10 +33,10 @@ def _services() -> WebContainer:
 
 
 class VideoBackend(LabelStudioMLBase):  # type: ignore[misc]
-    """Pre-annotates video tracks. One instance per request, as the stock runner makes them; they share connections."""
+    """Pre-annotates video tracks. The stock runner creates one instance per request; they share connections."""
 
     def setup(self) -> None:
-        """Tell the version that predictions made now would carry."""
+        """Set the model version of new predictions."""
         project, serving = str(self.project_id or ""), _services().serving
         if project.isdecimal():
             version = serving.setup(int(project), "", self.get("extra_params"))
@@ -47,10 +47,10 @@ class VideoBackend(LabelStudioMLBase):  # type: ignore[misc]
     def predict(
         self, tasks: Sequence[Mapping[str, Any]], context: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> list[Any]:
-        """One entry per task: a finished prediction, or ``[]`` while the worker makes it and pushes it.
+        """Return per task its prediction, or ``[]`` until a worker has made and pushed it.
 
         Raises:
-            BackendError: nothing can be done for any of the tasks.
+            BackendError: all tasks failed.
         """
         project = str(self.project_id or "")
         if not project.isdecimal():
@@ -58,5 +58,5 @@ class VideoBackend(LabelStudioMLBase):  # type: ignore[misc]
         return _services().serving.predict(int(project), self.label_config, tasks)
 
     def fit(self, event: str, data: Mapping[str, Any], **kwargs: Any) -> dict[str, str]:
-        """Take an event in; the work is done by the worker."""
+        """Record an event, which a worker processes."""
         return {"result": _services().events.receive(parse_event({**data, "action": event}))}

@@ -1,6 +1,6 @@
-"""Entry for gunicorn: ``gunicorn --threads 16 --workers 1 ml_backend.wsgi:app``.
+"""WSGI entry point: ``gunicorn --threads 16 --workers 1 ml_backend.wsgi:app``.
 
-One process with threads: requests only look up and enqueue, and one process keeps one set of metrics.
+One process with threads suffices, since requests only look up and enqueue, and it keeps one set of metrics.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A picture of what a project has learned of a label: a grid of its exemplars."""
+"""Draw a contact sheet of a label's exemplars."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from ml_backend.rendering.text import Fonts
 
 @click.command(context_settings={"show_default": True})
 @click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")
-@click.option("--label", required=True, help=f"Of the project; {BACKGROUND_NAME}: what people left without one.")
+@click.option("--label", required=True, help=f"Label of the project; {BACKGROUND_NAME}: unlabelled regions.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="PNG, JPG or WebP to write.")
-@click.option("--limit", type=click.IntRange(1, 2000), default=200, help="Exemplars at most.")
+@click.option("--limit", type=click.IntRange(1, 2000), default=200, help="Maximum number of exemplars.")
 @click.option("--font", type=click.Path(path_type=Path), help="Font file for the captions.")
 @click.option("--force", is_flag=True, help="Overwrite.")
 @fail_clearly
 def main(project: int, label: str, out: Path, limit: int, font: Path | None, force: bool) -> None:
-    """Write a contact sheet of a label's exemplars. Beside a stack that `up.sh` runs, nothing need be configured."""
+    """Write a contact sheet of a label's exemplars. Settings of a running `up.sh` stack are used."""
     check_output(out, FORMATS, force)
     fonts = Fonts(font)
     projects = Container(settings_in_force()[0]).projects
     model_id = require_embedder(projects.models(project).classifier).model_id
-    wanted = UNLABELLED if label == BACKGROUND_NAME else label
-    found = exemplar_cards(projects.patterns, project, model_id, wanted, limit)
-    title = sheet_title(found)
-    write_sheet(contact_sheet(found.cards, title, fonts), out)
+    label = UNLABELLED if label == BACKGROUND_NAME else label
+    exemplars = exemplar_cards(projects.patterns, project, model_id, label, limit)
+    title = sheet_title(exemplars)
+    write_sheet(contact_sheet(exemplars.cards, title, fonts), out)
     if fonts.note():
         click.echo(f"Note: {fonts.note()}", err=True)
     print(f"{title}; written to {out}")

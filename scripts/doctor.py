@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Says in plain words what is misconfigured, and how to fix it: python scripts/doctor.py [--json]."""
+"""Check this installation and print how to fix problems: python scripts/doctor.py [--json]."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Import videos into a Label Studio project: probed, playable in browsers, with the right frame rate."""
+"""Import videos into a Label Studio project, transcoded for browsers if needed, with their frame rates."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ COLOURS = {"imported": "green", "skipped": "yellow", "failed": "red"}
 @click.option(
     "--local-files",
     is_flag=True,
-    help="Serve the files where they are, below LOCAL_FILES_ROOT, instead of uploading them.",
+    help="Serve the files from their folder below LOCAL_FILES_ROOT instead of uploading them.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 @fail_clearly
 def main(paths: tuple[Path, ...], project: int, local_files: bool, dry_run: bool) -> None:
-    """Make a task of each video in PATHS (files or folders).
+    """Create a task for each video in PATHS (files or folders).
 
-    A copy is made only of what browsers do not play. Files that the project already has are skipped. The exit code
-    is 1 if a file failed; the last line of stdout is JSON: imported, skipped, failed.
+    Videos that browsers cannot play are transcoded to a copy. Files that the project already has are skipped. The exit
+    code is 1 if a file failed; the last line of stdout is JSON: imported, skipped, failed.
     """
     settings, _ = settings_in_force()
     console = Console(soft_wrap=True)
@@ -54,7 +54,7 @@ def main(paths: tuple[Path, ...], project: int, local_files: bool, dry_run: bool
                 console.print(f"[{colour}]{outcome.status:>8}[/] {escape(str(outcome.path))}: {escape(outcome.detail)}")
     except BackendError:
         left = len(videos) - count.total()
-        console.print(f"Stopped; {left} files are left. Run the same command again to go on.")
+        console.print(f"Stopped; {left} files are left. Run the same command again to continue.")
         raise
     print(json.dumps(dict(count)))
     sys.exit(1 if count["failed"] else 0)

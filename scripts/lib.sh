@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What up.sh and test.sh share: find Python, make the two virtual environments, install the locks into them.
-# Sourced, never run. Works with bash 3.2 (macOS) and nothing else installed than Python.
+# Shared by up.sh and test.sh: find Python, create the two virtual environments, install the lock files into them.
+# Sourced, never run. Needs only bash 3.2 (macOS) and Python.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
@@ -9,16 +9,16 @@ SETUP_LOGS="$ROOT/.venv/setup-logs"
 
 say() { printf '%s\n' "$*" >&2; }
 
-die() { # what is wrong, what to do about it
+die() { # message, hint
     printf 'error: %s\n' "$1" >&2
     [ $# -gt 1 ] && printf '  fix: %s\n' "$2" >&2
     exit 1
 }
 
-# Sets PYTHON to an interpreter of 3.10 or newer, or ends with what was found instead.
+# Sets PYTHON to an interpreter of 3.10 or newer, or exits listing what was found.
 find_python() {
     local candidate version seen=""
-    # Newer than 3.13 is taken only if nothing else is there: wheels of some packages may not exist yet.
+    # Newer than 3.13 is the last resort, since wheels of some packages may not exist yet.
     for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11 python3.10 python python3.14; do
         command -v "$candidate" >/dev/null 2>&1 || continue
         version="$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" || continue
@@ -40,24 +40,24 @@ find_python() {
         die "Python was not found." "Install Python 3.10 or newer (Debian, Ubuntu: sudo apt install python3 python3-venv)."
     fi
     die "Python 3.10 or newer is needed, found only:$seen." \
-        "Install a newer Python, or name one: PYTHON=/path/to/python3.11 bash scripts/up.sh"
+        "Install a newer Python, or set one: PYTHON=/path/to/python3.11 bash scripts/up.sh"
 }
 
 check_venv_module() {
     "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null && return
     local version
     version="$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
-    die "$PYTHON cannot make virtual environments (its venv or ensurepip module is missing)." \
+    die "$PYTHON cannot create virtual environments (its venv or ensurepip module is missing)." \
         "Install it (Debian, Ubuntu: sudo apt install python$version-venv) and try again."
 }
 
-# Where this is set, as in many containers, each process would compile all that it imports anew: 12 s for torchvision.
+# If set, as in many containers, each process would recompile all imports: 12 s for torchvision.
 unset PYTHONDONTWRITEBYTECODE
 
-# Raised when the way in which locks are installed changes.
+# Incremented when the way of installing lock files changes.
 RECIPE=2
 
-# Hash of a lock, the Python that it was installed for, and how; a change of any means: install again.
+# Hash of a lock file, the Python version, and the recipe; if any changes, the lock file is installed again.
 lock_stamp() { # venv, lock
     "$1/bin/python" -c '
 import hashlib, pathlib, sys
@@ -69,7 +69,7 @@ installed() { # venv, lock name
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(lock_stamp "$1" "$ROOT/$2")" ]
 }
 
-# That of .venv, which has more to tell, where it is there; else PYTHON.
+# The Python of .venv, which has psutil, or else PYTHON.
 installed_python() {
     if "$VENV/bin/python" -c 'import psutil' >/dev/null 2>&1; then printf '%s' "$VENV/bin/python"; else printf '%s' "$PYTHON"; fi
 }
@@ -79,10 +79,10 @@ make_venv() { # venv
         "$1/bin/python" -m pip --version >/dev/null 2>&1; then
         return
     fi
-    "$PYTHON" -m venv --clear "$1" || die "The virtual environment $1 could not be made." "See the message above."
+    "$PYTHON" -m venv --clear "$1" || die "The virtual environment $1 could not be created." "See the message above."
 }
 
-# One small package, with whatever index, mirror or proxy pip is configured for: fails fast where pip would retry.
+# Downloads one small package from the configured index, to fail fast where pip would retry for long.
 check_index() {
     local dir pin status=0
     dir="$(mktemp -d)"
@@ -98,16 +98,16 @@ check_index() {
     rm -rf "$dir"
 }
 
-# Installs one lock; meant to run in the background. Its output goes to a log that watch_installs reads.
+# Installs one lock file, in the background. Its output goes to a log that watch_installs reads.
 install_lock() { # venv, lock name, further lock names that this one contains
     local venv="$1" lock="$2" name
     shift
-    # --no-deps: a lock is complete, so there is nothing to resolve. --no-compile: Python does it when it imports.
+    # --no-deps: a lock file is complete. --no-compile: Python compiles on import.
     "$venv/bin/python" -m pip install --no-deps --no-compile --no-input --disable-pip-version-check \
         --progress-bar off --retries 5 --timeout 60 -r "$ROOT/$lock" >"$SETUP_LOGS/$lock.log" 2>&1 || return 1
     if grep -q '^opencv-python==' "$ROOT/$lock"; then
-        # Both OpenCV packages write the same files, in no certain order. The headless ones must be the last:
-        # the others need libGL, which servers and containers lack.
+        # Both OpenCV packages write the same files, in undefined order. The headless one must be the last, since the
+        # other needs libGL, which servers and containers lack.
         "$venv/bin/python" -m pip install --no-deps --no-compile --no-input --disable-pip-version-check --progress-bar off \
             --force-reinstall "$(grep -o '^opencv-python-headless==[0-9.]*' "$ROOT/$lock")" \
             >"$SETUP_LOGS/opencv.log" 2>&1 || { cat "$SETUP_LOGS/opencv.log" >>"$SETUP_LOGS/$lock.log"; return 1; }
@@ -117,7 +117,7 @@ install_lock() { # venv, lock name, further lock names that this one contains
     done
 }
 
-# Shows the progress of installs until all of them have ended; fails with the log's end if one failed.
+# Shows the progress of installs until all have ended; if one failed, exits with the end of its log.
 watch_installs() { # pairs: process id, lock name
     local pids=() locks=() running i line started=$SECONDS last=""
     while [ $# -gt 0 ]; do
@@ -148,7 +148,7 @@ watch_installs() { # pairs: process id, lock name
             if grep -qi 'no space left' "$SETUP_LOGS/${locks[$i]}.log"; then
                 die "The disk is full." "Free about 8 GB (also where TMPDIR points, now ${TMPDIR:-/tmp}) and run this again."
             fi
-            die "Installing ${locks[$i]} failed." "See above; the whole log is $SETUP_LOGS/${locks[$i]}.log. Running this again continues."
+            die "Installing ${locks[$i]} failed." "See above, and the whole log: $SETUP_LOGS/${locks[$i]}.log. Run this again to continue."
         fi
     done
 }
@@ -174,7 +174,7 @@ stop_installs() {
     done
 }
 
-# Makes both environments as the locks say. Sets INSTALL_SECONDS.
+# Creates both environments from the lock files. Sets INSTALL_SECONDS.
 set_up() { # lock for .venv, further locks that it contains
     local started=$SECONDS watched=() lock="$1"
     find_python
@@ -185,7 +185,7 @@ set_up() { # lock for .venv, further locks that it contains
         make_venv "$VENV"
         mkdir -p "$SETUP_LOGS"
         check_index
-        # Each install in a process group of its own, so that Ctrl-C or a failure of one can end the other's pip too.
+        # Each install runs in its own process group, so that Ctrl-C or a failure of one can stop the other's pip too.
         trap stop_installs EXIT
         trap 'exit 130' INT
         trap 'exit 143' TERM
@@ -207,8 +207,8 @@ set_up() { # lock for .venv, further locks that it contains
     INSTALL_SECONDS=$((SECONDS - started))
 }
 
-# Label Studio is there long before PyTorch. Meanwhile it makes an empty database, which takes it 20 to 60 s; servers
-# start from a copy of it. Without it they make their own, so a failure here is only logged.
+# Label Studio is installed long before PyTorch, so that it can meanwhile create an empty database, which takes 20 to
+# 60 s; servers start from a copy of it. Without it they create their own, so a failure here is only logged.
 install_label_studio() {
     local database="$LS_VENV/database"
     make_venv "$LS_VENV" 2>"$SETUP_LOGS/requirements-label-studio.lock.log"
@@ -217,7 +217,7 @@ install_label_studio() {
     if COLLECT_ANALYTICS=false LATEST_VERSION_CHECK=false SENTRY_DSN='' HOST='' DJANGO_DB=sqlite \
         LABEL_STUDIO_BASE_DATA_DIR="$database.new" "$LS_VENV/bin/python" "$LS_VENV/bin/label-studio" user --username nobody@localhost \
         >"$SETUP_LOGS/label-studio-database.log" 2>&1 </dev/null; then
-        rm -f "$database.new/.env" # a secret key; every server makes its own
+        rm -f "$database.new/.env" # a secret key; every server creates its own
         mv "$database.new" "$database"
     fi
 }

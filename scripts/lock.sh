@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Renews the lock files after a change of a requirements file: `bash scripts/lock.sh [--upgrade]`.
-# One lock serves Python 3.10 to 3.13 on Linux and macOS by environment markers.
+# Updates the lock files after a change of a requirements file: `bash scripts/lock.sh [--upgrade]`.
+# Environment markers make one lock file serve Python 3.10 to 3.13 on Linux and macOS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,8 +13,8 @@ fi
 
 overrides="$(mktemp)"
 trap 'rm -f "$overrides"' EXIT
-# On macOS ultralytics excludes just those NumPy versions that opencv-python-headless asks for. The cap there is
-# only a precaution, the exclusion a real bug; so macOS takes what ultralytics wants (installed with --no-deps).
+# On macOS ultralytics excludes the very NumPy versions that opencv-python-headless requires. The exclusion avoids a
+# real bug, the requirement is only a precaution; so macOS gets what ultralytics wants (installed with --no-deps).
 cat >"$overrides" <<'END'
 numpy>=2,<2.3; sys_platform != 'darwin'
 numpy>=1.26,<2; sys_platform == 'darwin' and python_version < '3.11'

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A project's learned labels: what is known, in which mode it is used, more of the same, and taking it elsewhere."""
+"""Inspect, search, export and import a project's pattern bank, and switch its mode."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead 
 
 @click.group()
 def main() -> None:
-    """Learned labels of a project. Beside a stack that `up.sh` runs, nothing needs to be configured."""
+    """Learned labels of a project. Settings of a running `up.sh` stack are used."""
 
 
 @main.command()
@@ -34,7 +34,7 @@ def main() -> None:
 @JSON
 @fail_clearly
 def info(project: int, as_json: bool) -> None:
-    """Which labels are known, from how many objects, and what counts as alike."""
+    """Show the learned labels, their exemplars and similarity thresholds."""
     report = _patterns().info(project)
     if as_json:
         print(json.dumps(report))
@@ -66,7 +66,7 @@ def info(project: int, as_json: bool) -> None:
 @click.argument("mode", required=False, type=click.Choice([*get_args(Mode), "default"]))
 @fail_clearly
 def mode(project: int, mode: str | None) -> None:
-    """Show how a project's tracks get their labels, or switch it to MODE; `default` is what MODE is set to."""
+    """Show a project's labelling mode, or switch it to MODE; `default` is the setting MODE."""
     patterns = _patterns()
     if mode is not None:
         patterns.switch(project, "" if mode == "default" else mode)
@@ -77,9 +77,9 @@ def mode(project: int, mode: str | None) -> None:
 @PROJECT
 @fail_clearly
 def learn(project: int) -> None:
-    """Read all annotations of a project anew; the worker does it."""
+    """Have the worker learn all annotations of a project again."""
     _patterns().learn(project)
-    print("The worker reads all annotations.")
+    print("Requested: the worker learns all annotations.")
 
 
 @main.command()
@@ -87,20 +87,20 @@ def learn(project: int) -> None:
 @JSON
 @click.option("--label", required=True)
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True)
-@click.option("--safe", is_flag=True, help="Only what may be given the label without asking (pseudo-labels).")
+@click.option("--safe", is_flag=True, help="Only tracks similar enough to be labelled without review (pseudo-labels).")
 @fail_clearly
 def similar(project: int, as_json: bool, label: str, limit: int, safe: bool) -> None:
-    """Find more like this: tracks in tasks without annotations that are most like a label's exemplars."""
+    """Find the tracks in unannotated tasks that are most similar to a label's exemplars."""
     console = Console(stderr=True)
-    found, skipped = _patterns().similar(project, label, limit=limit, safe_only=safe)
-    for text in skipped:
-        console.print(f"Left out: {text}", highlight=False)
-    rows = [item.summary() for item in found]
+    tracks, skipped = _patterns().similar(project, label, limit=limit, safe_only=safe)
+    for reason in skipped:
+        console.print(f"Left out: {reason}", highlight=False)
+    rows = [track.summary() for track in tracks]
     if as_json:
         print(json.dumps(rows))
         return
-    names = ["score", "safe", "task", "frame", "time", "original_class"]
-    _table(Console(), names, [["yes" if row[n] is True else row[n] or "" for n in names] for row in rows])
+    columns = ["score", "safe", "task", "frame", "time", "original_class"]
+    _table(Console(), columns, [["yes" if row[n] is True else row[n] or "" for n in columns] for row in rows])
 
 
 @main.command("export")
@@ -117,7 +117,7 @@ def export_(project: int, out: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @fail_clearly
 def import_(project: int, file: Path) -> None:
-    """Add the exemplars of FILE, which must come from the same embedder, to a project's."""
+    """Add the exemplars of FILE, which must be of the same embedder, to a project."""
     print(f"{_patterns().import_file(project, file)} exemplars imported from {file}")
 
 
@@ -125,7 +125,7 @@ def import_(project: int, file: Path) -> None:
 @PROJECT
 @fail_clearly
 def remove_imported(project: int) -> None:
-    """Remove all imported exemplars from a project; what was annotated in it stays."""
+    """Remove all imported exemplars from a project, and keep those of its annotations."""
     _patterns().remove_imported(project)
     print("Removed.")
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pre-annotate one video offline: writes a Label Studio prediction; the last line of stdout is JSON."""
+"""Pre-annotate one video offline and write a Label Studio prediction; the last line of stdout is JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ ROOT = Path(__file__).resolve().parent.parent
     help="Pattern bank with learned labels, from `scripts/patterns.py export`.",
 )
 @click.option("--detector", type=click.Choice(["auto", "yolo", "motion"]), help="[default: DETECTOR]")
-@click.option("--frame-rate", type=float, help="Of Label Studio's timeline.  [default: the config's, else the video's]")
+@click.option(
+    "--frame-rate", type=float, help="Label Studio's timeline rate.  [default: the config's, else the video's]"
+)
 @click.option(
     "--tracks",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -52,8 +54,8 @@ def main(
     tracks: Path | None,
 ) -> None:
     """Pre-annotate VIDEO and write a prediction that Label Studio can import."""
-    given = {"yolo_weights": weights, "mode": mode, "detector": detector}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    options = {"yolo_weights": weights, "mode": mode, "detector": detector}
+    settings = Settings(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
     with progress_bar(f"Pre-annotating {video.name}") as progress:
         summary = predict_file(
             video,

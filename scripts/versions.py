@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A project's versions: what was trained, how good it is, what people accepted; and which one is in use."""
+"""List a project's trained versions with metrics and acceptance, and switch between them."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ PROJECT = click.option("--project", type=int, required=True, help="Id of the pro
 
 @click.group()
 def main() -> None:
-    """Versions of a project. Beside a stack that `up.sh` runs, nothing needs to be configured."""
+    """Versions of a project. Settings of a running `up.sh` stack are used."""
 
 
 @main.command("list")
 @PROJECT
-@click.option("--json", "as_json", is_flag=True, help="Print everything that is known, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all details as JSON.")
 @fail_clearly
 def list_(project: int, as_json: bool) -> None:
-    """List the versions, newest first, with what the gate measured and what people accepted."""
-    found = _services().trainings.versions(project)
+    """List the versions, newest first, with the gate's metrics and their acceptance."""
+    registry = _services().trainings.versions(project)
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(registry))
         return
     console = Console()
-    console.print(f"In use: {found['current']} ({found['model_version']})", highlight=False)
-    table = Table("version", "state", "tracks", "mAP50", "mAP50-95", "HOTA", "compared with", "why")
-    for version in found["versions"]:
-        mine, others = (version["metrics"].get(name) or {} for name in ("candidate", "incumbent"))
+    console.print(f"In use: {registry['current']} ({registry['model_version']})", highlight=False)
+    table = Table("version", "state", "tracks", "mAP50", "mAP50-95", "HOTA", "compared with", "reason")
+    for version in registry["versions"]:
+        candidate, incumbent = (version["metrics"].get(name) or {} for name in ("candidate", "incumbent"))
         table.add_row(
             version["version"],
             version["state"],
             str(version["tracks"] or ""),
-            *(_pair(others.get(name), mine.get(name)) for name in ("map50", "map50_95", "hota")),
+            *(_change(incumbent.get(name), candidate.get(name)) for name in ("map50", "map50_95", "hota")),
             version["metrics"].get("against", ""),
             version["reason"],
         )
     console.print(table)
-    if found["acceptance"]:
-        console.print("What people did with predictions:")
+    if registry["acceptance"]:
+        console.print("What annotators did with predictions:")
         names = ["tasks", "accepted", "moved", "relabelled", "deleted", "merged", "added"]
         table = Table("model version", *names, "acceptance")
-        for item in found["acceptance"]:
+        for item in registry["acceptance"]:
             rate = item["acceptance_rate"]
             table.add_row(
                 item["model_version"] or "(no prediction)",
@@ -70,7 +70,7 @@ def list_(project: int, as_json: bool) -> None:
 @click.argument("version")
 @fail_clearly
 def use(project: int, version: str) -> None:
-    """Switch the project to VERSION, such as v2; `base` is the detector of the settings."""
+    """Switch the project to VERSION, such as v2; `base` is the configured detector."""
     print(_services().trainings.activate(project, version, f"{getpass.getuser()}, scripts/versions.py"))
 
 
@@ -78,12 +78,12 @@ def use(project: int, version: str) -> None:
 @PROJECT
 @fail_clearly
 def rollback(project: int) -> None:
-    """Go back to the version that was in use before the present one."""
+    """Roll back to the previously used version."""
     trainings = _services().trainings
     print(trainings.activate(project, trainings.before(project), f"{getpass.getuser()}, scripts/versions.py"))
 
 
-def _pair(before: Any, after: Any) -> str:
+def _change(before: Any, after: Any) -> str:
     if after is None:
         return ""
     return f"{after:.3f}" if before is None else f"{before:.3f} -> {after:.3f}"

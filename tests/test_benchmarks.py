@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from benchmarks import pipeline, tracking
 from benchmarks.measuring import last_json
-from benchmarks.report import EARLIER, PARTS, Part, page, run_part, write
+from benchmarks.report import BENCHMARKS, EARLIER, Benchmark, page, run_benchmark, write
 from tests.builders import ROOT, make_clip, make_tiny_yolo
 
 FRAMES = 40
@@ -102,9 +102,9 @@ def test_a_prediction_beside_a_plain_loop(printed: dict[str, Any]) -> None:
 
 
 def test_rows_are_compared_with_the_plain_loop() -> None:
-    plain = pipeline.complete({"frames": 100, "seconds": 10.0, "cpu_s": 15.0})
+    plain = pipeline.with_ratios({"frames": 100, "seconds": 10.0, "cpu_s": 15.0})
     assert plain == {"frames": 100, "seconds": 10.0, "cpu_s": 15.0, "fps": 10, "fps_ratio": 1, "cpu_ms_per_frame": 150}
-    ours = pipeline.complete({"frames": 100, "seconds": 4.0, "cpu_s": 6.0}, plain)
+    ours = pipeline.with_ratios({"frames": 100, "seconds": 4.0, "cpu_s": 6.0}, plain)
     assert (ours["fps"], ours["fps_ratio"], ours["cpu_ms_per_frame"]) == (25, 2.5, 60)
 
 
@@ -126,7 +126,7 @@ def test_what_is_measured_anew_joins_what_is_known(printed: dict[str, Any], foot
     assert f"{FRAMES} frames" in parts["render"]["clip"]
     assert parts["render"]["command"].startswith("python benchmarks/render.py clip.mp4 ")
     text = (footage / "page.md").read_text()
-    assert all(f"## {PARTS[name].title}" in text for name in parts)
+    assert all(f"## {BENCHMARKS[name].title}" in text for name in parts)
     assert f"\n```text\n{parts['render']['output']}\n```\n" in text
     assert parts["render"]["output"].startswith("decode + encode ")
     assert "A quick run" in text
@@ -148,9 +148,9 @@ def test_figures_of_two_machines_are_told_apart() -> None:
 
 
 def test_a_benchmark_that_fails_gives_no_figures(footage: Path) -> None:
-    part = Part("", ("VIDEO", "--nonsense"), ())
+    part = Benchmark("", ("VIDEO", "--nonsense"), ())
     with pytest.raises(click.ClickException, match=r"export\.py has failed"):
-        run_part("export", part, footage / "clip.mp4", footage / "tiny.pt", quick=False)
+        run_benchmark("export", part, footage / "clip.mp4", footage / "tiny.pt", quick=False)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)

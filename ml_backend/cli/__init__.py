@@ -1,1 +1,1 @@
-"""What people type: the local stack, the doctor, progress bars of scripts."""
+"""Command-line tools: the local stack, the doctor, and helpers of the scripts."""

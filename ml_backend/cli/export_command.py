@@ -1,4 +1,4 @@
-"""What the export scripts share: where tasks come from, and how they end."""
+"""Options, exit codes and dataset import, shared by the export scripts."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from ml_backend.datasets.video_files import VideoFolder
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.label_config import VideoControl, read_label_config
 
-#: Exit code of an export that is complete but for videos that could not be had.
+#: Exit code of an export from which some videos were skipped.
 SKIPPED = 3
 
-#: The names of the documentation's example.
-_EXAMPLE = VideoControl("box", "video", "video", "label", (), "$fps")
+#: Control names of the documentation's example config.
+_EXAMPLE_CONTROL = VideoControl("box", "video", "video", "label", (), "$fps")
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-def source_options(predictions: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Options that say which tasks are exported; :func:`open_source` takes them.
+def reader_options(predictions: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds the options of :func:`open_reader`.
 
     Args:
         predictions: default of ``--predictions``.
@@ -49,13 +49,13 @@ def source_options(predictions: str) -> Callable[[Callable[..., Any]], Callable[
         click.option(
             "--videos",
             type=click.Path(path_type=Path),
-            help="Folder with the videos, found by name with or without Label Studio's upload prefix; or one video.",
+            help="Folder with the videos, matched by name with or without Label Studio's upload prefix; or one video.",
         ),
         click.option(
             "--video-map",
             type=_FILE,
-            help="CSV file that says which file is which video. Its lines are `video,file`: a task's id, or its "
-            "video's address or file name; and the file, relative to the CSV file.",
+            help="CSV file with lines `video,file`: a task's id, or its video's URL or file name; and the file, "
+            "relative to the CSV file.",
         ),
         click.option("--config", type=_FILE, help="Label config of the export file.  [default: inferred from it]"),
         click.option("--task", "tasks", type=int, multiple=True, help="Only this task; may be given several times."),
@@ -63,10 +63,10 @@ def source_options(predictions: str) -> Callable[[Callable[..., Any]], Callable[
             "--predictions",
             type=click.Choice(["none", "missing", "only"]),
             default=predictions,
-            help="Use predictions: never, for tasks that nobody has annotated, or instead of annotations.",
+            help="Use predictions: never, for unannotated tasks, or instead of annotations.",
         ),
         click.option(
-            "--model-version", default="", show_default=False, help="Of the predictions.  [default: the newest]"
+            "--model-version", default="", show_default=False, help="Model version of predictions.  [default: newest]"
         ),
     )
 
@@ -78,7 +78,7 @@ def source_options(predictions: str) -> Callable[[Callable[..., Any]], Callable[
     return add
 
 
-def open_source(
+def open_reader(
     project: int | None,
     from_json: Path | None,
     videos: Path | None,
@@ -87,10 +87,10 @@ def open_source(
     tasks: tuple[int, ...],
     **options: Any,
 ) -> AnnotationReader:
-    """The source that :func:`source_options` describe.
+    """Open the annotated tasks that :func:`reader_options` describe.
 
     Raises:
-        ConfigError: not exactly one of project and file, or they cannot be used.
+        ConfigError: not exactly one of project and file is given, or it cannot be read.
         LabelStudioError, MediaError: see :class:`~ml_backend.datasets.annotation_reader.AnnotationReader`.
     """
     settings, _ = settings_in_force()
@@ -101,11 +101,11 @@ def open_source(
     if from_json is not None and project is None:
         parsed = read_label_config(config) if config else None
         return AnnotationReader.from_file(from_json, config=parsed, settings=settings, **options)
-    raise ConfigError("One source is needed.", "Give either --project or --from-json.")
+    raise ConfigError("One source of tasks is needed.", "Give either --project or --from-json.")
 
 
 def finish(skipped: Sequence[SkippedTask]) -> None:
-    """List on stderr what was skipped, and end with :data:`SKIPPED` if anything was."""
+    """List skipped tasks on stderr, and exit with :data:`SKIPPED` if there are any."""
     if not skipped:
         return
     print(f"Skipped, {len(skipped)}:", file=sys.stderr)
@@ -114,7 +114,7 @@ def finish(skipped: Sequence[SkippedTask]) -> None:
     sys.exit(SKIPPED)
 
 
-def bring_back(
+def import_dataset(
     format_name: str,
     dataset: Path,
     out: Path,
@@ -125,37 +125,37 @@ def bring_back(
     kind: ResultKind,
     url_prefix: str,
 ) -> None:
-    """Write Label Studio tasks of a foreign dataset, print a summary, and end as :func:`finish` does.
+    """Convert a dataset to Label Studio tasks, print a summary, and exit as :func:`finish` does.
 
     Args:
         videos: folder with the videos; by default the dataset's own.
         video_map: see :func:`~ml_backend.datasets.video_files.read_video_map`.
-        config: label config whose names and frame rate the regions get; by default as the documentation's example.
+        config: label config with the regions' control names and frame rate; by default the documentation's example.
 
     Raises:
-        ConfigError: a format without tracks, or files that are not of it.
+        ConfigError: the format has no tracks, or the files do not have that format.
         StorageError: ``out`` cannot be written.
     """
     readers = {"mot": read_mot, "cvat": read_cvat, "yolo-track": read_yolo, "coco": read_coco}
     if format_name not in readers:
         raise ConfigError(f"Labels of the format {format_name} have no tracks.", f"Use one of {', '.join(readers)}.")
-    control = read_label_config(config).video_controls[0] if config else _EXAMPLE
+    control = read_label_config(config).video_controls[0] if config else _EXAMPLE_CONTROL
     folder = VideoFolder.of(videos, video_map, beside=dataset / "labels" if dataset.is_dir() else dataset)
     result = ImportResult()
-    found = list(readers[format_name](dataset))
+    videos_with_tracks = list(readers[format_name](dataset))
     with progress_bar("Reading videos") as progress, writing(out) as file:
-        tasks = to_tasks(found, folder, control, result, kind=kind, url_prefix=url_prefix)
+        tasks = to_tasks(videos_with_tracks, folder, control, result, kind=kind, url_prefix=url_prefix)
         file.write("[")
         for number, task in enumerate(tasks):
             file.write((",\n" if number else "\n") + json.dumps(task, ensure_ascii=False))
-            progress(result.tasks + len(result.skipped), len(found))
+            progress(result.tasks + len(result.skipped), len(videos_with_tracks))
         file.write("\n]\n")
-    known = {label.value for label in control.labels}
-    missing = sorted(set(result.labels) - known) if known else []
+    config_labels = {label.value for label in control.labels}
+    missing = sorted(set(result.labels) - config_labels) if config_labels else []
     if missing:
         print(f"The label config lacks these labels: {', '.join(missing)}.", file=sys.stderr)
-    for what, count in result.left_out.items():
-        print(f"{what}: {count}.", file=sys.stderr)
+    for reason, count in result.left_out.items():
+        print(f"{reason}: {count}.", file=sys.stderr)
     summary = {
         "tasks": result.tasks,
         "regions": result.regions,

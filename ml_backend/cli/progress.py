@@ -1,4 +1,4 @@
-"""What the command-line scripts share: progress, logging, and errors that name cause and hint."""
+"""Progress bars, logging and error messages of the command-line scripts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def fail_clearly(function: Function) -> Function:
-    """Known errors end a script with one readable message on stderr and exit code 1."""
+    """Make known errors end a script with a message on stderr and exit code 1."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         level = os.environ.get("LOG_LEVEL", "").upper()
-        if level not in get_args(LogLevel):  # scripts that need the settings say what is wrong with it
+        if level not in get_args(LogLevel):  # scripts that read the settings report it
             level = "WARNING"
         logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
         try:
@@ -46,18 +46,18 @@ def fail_clearly(function: Function) -> Function:
 
 @contextmanager
 def progress_bar(title: str, every_s: float = 5.0) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, a line every few seconds elsewhere; both on stderr, so that stdout stays for results."""
+    """Show progress on stderr: a bar on a terminal, else a line every few seconds. Yields ``update(done, total)``."""
     console = Console(stderr=True)
     if not console.is_terminal:
         last = time.monotonic()
 
-        def line(done: int, total: int) -> None:
+        def print_line(done: int, total: int) -> None:
             nonlocal last
             if time.monotonic() - last >= every_s or done == total:
                 last = time.monotonic()
                 print(f"{title}: {done}/{total}", file=sys.stderr, flush=True)
 
-        yield line
+        yield print_line
         return
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
         task = bar.add_task(title, total=None)

@@ -1,4 +1,4 @@
-"""Builds the web application; the only place that knows every part."""
+"""Assemble the Flask application."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from flask import Flask, Response, g, request
 
 from ml_backend.core.settings import Settings, get_settings
 from ml_backend.server import protocol
-from ml_backend.server.api import routing as api
-from ml_backend.server.dashboard import views as page
-from ml_backend.server.origin_checks import refuse_foreign_changes, refuse_foreign_names, require_basic_auth
-from ml_backend.server.problems import failed
+from ml_backend.server.api import routing
+from ml_backend.server.dashboard import views
+from ml_backend.server.origin_checks import reject_cross_site_writes, require_basic_auth, require_known_host
+from ml_backend.server.problems import handle_error
 
-#: Bytes of a request's body: Label Studio sends pages of tasks with their annotations. Uploads have their own limit.
+#: Maximum bytes of a request body: Label Studio sends pages of tasks with annotations. Uploads have their own limit.
 MAX_REQUEST = 64 << 20
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """A fresh application. Starts no thread and opens no connection to Redis or Label Studio by itself.
+    """Create the application. No thread is started and no connection to Redis or Label Studio is opened.
 
     Raises:
         StorageError: the database cannot be opened.
@@ -29,18 +29,18 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST
     app.extensions["services"] = WebContainer(settings)
-    _measure(app)
+    _record_request_metrics(app)
     require_basic_auth(app, settings)
-    refuse_foreign_names(app, settings)
-    app.before_request(refuse_foreign_changes)
+    require_known_host(app, settings)
+    app.before_request(reject_cross_site_writes)
     app.register_blueprint(protocol.blueprint)
-    app.register_blueprint(api.blueprint)
-    app.register_blueprint(page.blueprint)
-    app.register_error_handler(Exception, failed)
+    app.register_blueprint(routing.blueprint)
+    app.register_blueprint(views.blueprint)
+    app.register_error_handler(Exception, handle_error)
     return app
 
 
-def _measure(app: Flask) -> None:
+def _record_request_metrics(app: Flask) -> None:
     @app.before_request
     def start() -> None:
         g.started = time.perf_counter()

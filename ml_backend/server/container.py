@@ -1,4 +1,4 @@
-"""The web process's container: what requests need beside what jobs need."""
+"""Dependency container of the web process: the job container plus what HTTP requests need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class WebContainer(Container):
-    """Connections and collaborators of one process that answers Label Studio.
+    """Connections and services of one web process.
 
     Raises:
         StorageError: the database cannot be opened.
@@ -26,8 +26,8 @@ class WebContainer(Container):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, redis_timeout=1.0)
-        # Made at the start: a database that cannot be opened is found then, and threads of the first requests make no
-        # second of each. None of these connects to Redis or Label Studio.
+        # Created eagerly, so that an unusable database fails at startup and concurrent first requests do not create
+        # duplicates. None of these connects to Redis or Label Studio.
         _ = self.storage, self.queue, self.projects, self.metrics, self.events, self.serving, self.trainings, self.jobs
         _ = self.control, self.lister, self.outputs, self.patterns
 
@@ -48,10 +48,10 @@ class WebContainer(Container):
         return Patterns(self)
 
     def warm_up(self) -> None:
-        """Begin to load, in a thread, what the first requests need, so that none waits for it for long.
+        """Load in a background thread what the first requests would otherwise wait for.
 
-        What answers ``/health`` is there already; these are the libraries of the queue and of HTTP, and the digests
-        of the models' weights, of which there may be gigabytes.
+        These are the queue and HTTP client libraries, and the digests of the model weights, which may be gigabytes.
+        ``/health`` needs none of them.
         """
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
@@ -60,4 +60,4 @@ class WebContainer(Container):
             try:
                 prepare()
             except BackendError as error:
-                log.warning("Not ready: %s", error)  # requests say so again
+                log.warning("Not ready: %s", error)  # requests report it again

@@ -1,4 +1,4 @@
-"""Prometheus metrics: this process's requests, and what workers counted in Redis."""
+"""Prometheus metrics: requests of this process, and the counters that workers keep in Redis."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from ml_backend.core.errors import BackendError, QueueUnavailable
 from ml_backend.db.storage import Storage
 from ml_backend.jobs.queue import JobQueue
 
-#: Counters that workers keep in Redis, with their help texts.
+#: Worker counters in Redis by name, with their help texts.
 WORKER_COUNTERS = {
     "videos": "Videos pre-annotated.",
-    "frames": "Frames decoded and searched.",
-    "inference_seconds": "Seconds spent from decoding to tracks.",
-    "labelling_seconds": "Seconds spent on giving tracks their labels.",
-    "learned": "Tasks whose annotations were learned from.",
-    "tracks": "Regions made.",
+    "frames": "Frames decoded and run through the detector.",
+    "inference_seconds": "Seconds spent on decoding, detection and tracking.",
+    "labelling_seconds": "Seconds spent on labelling tracks.",
+    "learned": "Tasks whose annotations were learned.",
+    "tracks": "Regions created.",
     "promotions": "Trained versions that passed the gate.",
-    "refusals": "Trained versions that the gate refused.",
+    "refusals": "Trained versions that the gate rejected.",
     "delivered": "Predictions pushed to Label Studio.",
 }
 
 
 class Metrics(Collector):
-    """Of one app, so that tests do not share state. The queue and the database are read when it is scraped."""
+    """Metrics of one app; its own registry keeps tests apart. Queue and database are read on each scrape."""
 
     def __init__(self, queue: JobQueue, storage: Storage) -> None:
         self._queue, self._storage = queue, storage
@@ -45,7 +45,7 @@ class Metrics(Collector):
         self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily("video_backend_up", "Whether a part answers.", labels=["part"])
+        up = GaugeMetricFamily("video_backend_up", "Whether a component is reachable.", labels=["part"])
         try:
             depths = self._queue.depths()
             counters = self._queue.counters()
@@ -56,12 +56,12 @@ class Metrics(Collector):
             up.add_metric(["redis"], 1)
             yield GaugeMetricFamily("video_backend_workers", "Workers alive.", value=workers)
             jobs = GaugeMetricFamily("video_backend_jobs", "Jobs by queue and state.", labels=["queue", "state"])
-            for name, states in depths.items():
-                for state, number in states.items():
-                    jobs.add_metric([name, state], number)
+            for name, counts in depths.items():
+                for state, count in counts.items():
+                    jobs.add_metric([name, state], count)
             yield jobs
-            for name, text in WORKER_COUNTERS.items():
-                yield CounterMetricFamily(f"video_backend_{name}", text, value=counters.get(name, 0.0))
+            for name, help_text in WORKER_COUNTERS.items():
+                yield CounterMetricFamily(f"video_backend_{name}", help_text, value=counters.get(name, 0.0))
         try:
             stored = self._storage.count_predictions()
         except BackendError:

@@ -1,6 +1,6 @@
-"""What the protocol does, without HTTP: look up finished predictions, request the others, take events in.
+"""The Label Studio protocol without HTTP: look up finished predictions and request missing ones.
 
-No call loads a model, decodes video or fetches anything.
+No call loads a model, decodes video or downloads anything.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ml_backend.training.policy import PolicyStore
 
 log = logging.getLogger(__name__)
 
-#: More tasks than this are handed to one job that requests the rest, so that the answer stays quick.
+#: With more missing tasks than this, one job requests them all, so that the response stays fast.
 DIRECT_REQUESTS = 20
-#: Predictions that would make the answer larger are pushed by the worker instead.
-ANSWER_BYTES = 32 << 20
+#: Maximum bytes of predictions in one response; workers push the others.
+MAX_RESPONSE_BYTES = 32 << 20
 
 
 class PredictionService:
-    """Answers for Label Studio. Safe across threads."""
+    """Look up and request predictions for Label Studio. Thread-safe."""
 
     def __init__(self, settings: Settings, storage: Storage, queue: JobQueue, projects: ProjectModelStore) -> None:
         self._settings = settings
@@ -38,7 +38,7 @@ class PredictionService:
         self._policies = PolicyStore(storage)
 
     def version(self, project_id: int | None = None) -> str:
-        """The version that predictions made now would carry. Takes milliseconds.
+        """Return the model version of new predictions. Takes milliseconds.
 
         Raises:
             WeightsError: the configured weights do not exist.
@@ -46,19 +46,19 @@ class PredictionService:
         return self._projects.models(project_id).version
 
     def versions(self, project_id: int | None = None) -> list[str]:
-        """The present version first, then earlier ones that made predictions."""
-        present = self.version(project_id)
-        return [present, *(version for version in self._storage.versions(project_id) if version != present)]
+        """Return the current version, then earlier ones with stored predictions."""
+        current = self.version(project_id)
+        return [current, *(version for version in self._storage.versions(project_id) if version != current)]
 
     def setup(self, project_id: int, label_config: str, extra_params: Any) -> str:
-        """Take over what Label Studio says of the project; the version from now on.
+        """Apply what Label Studio sends on connecting a project, and return its model version.
 
         Args:
             label_config: may be empty.
             extra_params: see :meth:`ml_backend.jobs.project_models.ProjectModelStore.setup_mode`.
 
         Raises:
-            ConfigError: the label config cannot hold video tracks, or there is no such mode or training policy.
+            ConfigError: the label config has no video tracks, or the mode or training policy is unknown.
         """
         before = self.version(project_id)
         if label_config:
@@ -69,34 +69,33 @@ class PredictionService:
         if version != before:
             try:
                 self._queue.request_refresh(project_id)
-            except QueueUnavailable as error:  # tasks that are opened get their labels all the same
-                log.warning("Project %s is not refreshed: %s", project_id, error)
+            except QueueUnavailable as error:  # opened tasks are predicted anyway
+                log.warning("Predictions of project %s were not refreshed: %s", project_id, error)
         return version
 
     def remember_token(self, token: Any) -> None:
-        """Legacy tokens handed over by Label Studio serve where no other is configured."""
+        """Store the legacy token that Label Studio sends, unless a token is configured."""
         if self._settings.label_studio_api_key.get_secret_value() or not isinstance(token, str):
             return
-        if not token or not token.isascii():  # could not be sent in a header
+        if not token or not token.isascii():  # cannot be sent in a header
             return
         try:
             self._queue.remember_token(token[:4096])
         except QueueUnavailable as error:
-            log.warning("The token of /setup was not kept: %s", error)
+            log.warning("The token of /setup was not stored: %s", error)
 
     def predict(self, project_id: int, label_config: str, tasks: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """As :meth:`predict_json`, parsed."""
+        """Return the parsed results of :meth:`predict_json`."""
         return [json.loads(text) for text in self.predict_json(project_id, label_config, tasks)]
 
     def predict_json(self, project_id: int, label_config: str, tasks: Sequence[Mapping[str, Any]]) -> list[bytes]:
-        """Finished predictions at once; for the others one job each, and ``[]`` meanwhile.
+        """Return finished predictions, and request a job for each missing one.
 
         Returns:
-            One JSON text per task, in order: a prediction or ``[]``.
+            One JSON text per task, in order: a prediction, or ``[]`` while there is none.
 
         Raises:
-            BackendError: nothing can be done for any of the tasks; the first one's reason. Beside tasks that are
-                well, a reason is logged.
+            BackendError: all tasks failed; the first one's error. If only some failed, their errors are logged.
         """
         if not tasks:
             return []
@@ -108,31 +107,31 @@ class PredictionService:
                 plans.append(self._plan(task, project_id, label_config, models))
             except BackendError as error:
                 plans.append(error)
-        found = self._finished(plans)
+        predictions = self._finished(plans)
         errors = [plan for plan in plans if isinstance(plan, BackendError)]
         missing = [
             plan
             for plan, task in zip(plans, tasks, strict=True)
-            # People's work is not predicted anew for what was learned since: a part of it was learned from them.
-            if isinstance(plan, TaskPlan) and plan.key not in found and not _is_settled(plan, task)
+            # Annotated tasks are not predicted again for newly learned patterns, which may come from them.
+            if isinstance(plan, TaskPlan) and plan.key not in predictions and not _is_settled(plan, task)
         ]
         if missing:
             try:
-                errors += self._request(project_id, missing, found)
+                errors += self._request(project_id, missing, predictions)
             except QueueUnavailable as error:
-                if not found:
+                if not predictions:
                     raise
-                errors.append(error)  # what is finished is handed out all the same
+                errors.append(error)  # finished predictions are returned anyway
         for failure in errors:
             log.warning("Predictions for project %s: %s", project_id, failure)
         if len(errors) == len(tasks):
             raise errors[0]
-        return [b"[]" if isinstance(plan, BackendError) else found.get(plan.key, b"[]") for plan in plans]
+        return [b"[]" if isinstance(plan, BackendError) else predictions.get(plan.key, b"[]") for plan in plans]
 
     def _plan(self, task: Mapping[str, Any], project_id: int, label_config: str, models: ProjectModels) -> TaskPlan:
         task_id = task.get("id")
         if not isinstance(task_id, int) or isinstance(task_id, bool):
-            raise RequestError("A task lacks its id.", "See the Label Studio ML protocol.")
+            raise RequestError("A task has no id.", "See the Label Studio ML protocol.")
         data = task.get("data")
         annotations = task.get("annotations")
         return plan_task(
@@ -146,22 +145,24 @@ class PredictionService:
         )
 
     def _finished(self, plans: Sequence[TaskPlan | BackendError]) -> dict[str, bytes]:
-        """Stored predictions by key, as many as fit into one answer."""
+        """Return stored predictions by key, as many as fit into one response."""
         keys = [plan.key for plan in plans if isinstance(plan, TaskPlan) and not plan.needs_probe]
-        unique = list(dict.fromkeys(keys))
-        sizes = self._storage.prediction_sizes(unique)
-        chosen: list[str] = []
+        keys = list(dict.fromkeys(keys))
+        sizes = self._storage.prediction_sizes(keys)
+        selected: list[str] = []
         total = 0
-        for key in unique:
+        for key in keys:
             if key in sizes:
                 total += sizes[key]
-                if total > ANSWER_BYTES and chosen:
+                if total > MAX_RESPONSE_BYTES and selected:
                     break
-                chosen.append(key)
-        return self._storage.prediction_bodies(chosen)
+                selected.append(key)
+        return self._storage.prediction_bodies(selected)
 
-    def _request(self, project_id: int, missing: Sequence[TaskPlan], found: dict[str, bytes]) -> list[BackendError]:
-        """Enqueue what is missing. Adds to ``found`` what was finished meanwhile; returns what failed for good."""
+    def _request(
+        self, project_id: int, missing: Sequence[TaskPlan], predictions: dict[str, bytes]
+    ) -> list[BackendError]:
+        """Request missing predictions, add those finished meanwhile to ``predictions``, and return failures."""
         if len(missing) > DIRECT_REQUESTS:
             self._queue.request_prepare_many(project_id, [plan.task_id for plan in missing])
             return []
@@ -174,13 +175,13 @@ class PredictionService:
             if outcome.failure:
                 errors.append(PredictionFailed(f"Task {plan.task_id}: {outcome.failure}"))
             elif not outcome.created and not plan.needs_probe:
-                # The job may have ended between the look-up and the request.
-                found.update(self._storage.prediction_bodies([plan.key]))
+                # The job may have finished between the look-up and the request.
+                predictions.update(self._storage.prediction_bodies([plan.key]))
         return errors
 
 
 def _is_settled(plan: TaskPlan, task: Mapping[str, Any]) -> bool:
-    """Whether a task has annotations, and a prediction that differs only in what was learned since."""
+    """Return whether a task is annotated and its prediction is outdated only by newly learned patterns."""
     predictions = task.get("predictions")
     if not task.get("annotations") or not isinstance(predictions, list):
         return False

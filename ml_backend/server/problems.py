@@ -1,4 +1,4 @@
-"""Errors of the API as RFC 9457 problem details; the Label Studio protocol keeps its own form."""
+"""Error responses: RFC 9457 problem details for the API, plain JSON for the Label Studio protocol."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ml_backend.core.errors import BackendError
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
-#: What is said of a fault of ours.
-FAULT = BackendError("Internal error.", "The backend's log says more; please report it.")
+#: Reported for unexpected exceptions.
+INTERNAL_ERROR = BackendError("Internal error.", "See the backend's log, and please report it.")
 
 
 class Invalid(BackendError):
-    """Fields of a request are wrong.
+    """Fields of a request are invalid.
 
     Args:
-        errors: message by field.
+        errors: ``field`` and ``message`` of each invalid field.
     """
 
     http_status = 400
@@ -34,46 +34,46 @@ class Invalid(BackendError):
 
 
 class CrossSite(BackendError):
-    """A page of another site is behind the request."""
+    """A page of another site sent the request."""
 
     http_status = 403
 
 
 class ForeignName(BackendError):
-    """The request is for a server of another name."""
+    """The Host header names another server."""
 
     http_status = 421
 
 
 class Unknown(BackendError):
-    """There is no such thing."""
+    """The requested resource does not exist."""
 
     http_status = 404
 
 
 class Conflict(BackendError):
-    """The request does not fit the present state."""
+    """The request conflicts with the current state."""
 
     http_status = 409
 
 
 class WrongType(BackendError):
-    """The body is of a type that is not taken."""
+    """The body has an unsupported media type."""
 
     http_status = 415
 
 
 def is_api() -> bool:
-    """Whether the present request is for the API."""
+    """Return whether the current request is for the API."""
     return request.path == "/api" or request.path.startswith("/api/")
 
 
-def problem(status: int, detail: str, hint: str = "", *, kind: str = "", **more: Any) -> Response:
-    """A problem as an answer.
+def problem(status: int, detail: str, hint: str = "", *, kind: str = "", **members: Any) -> Response:
+    """Return a problem-details response.
 
     Args:
-        kind: name of a class of errors; empty: that of the status.
-        more: further members.
+        kind: name of an error class; empty for the generic problem of the status.
+        members: extension members.
     """
     words = re.sub(r"(?<!^)(?=[A-Z])", " ", kind).lower()
     body = {
@@ -83,36 +83,36 @@ def problem(status: int, detail: str, hint: str = "", *, kind: str = "", **more:
         "detail": detail,
         "hint": hint,
         "cure": hint,  # its name in 0.1.0
-        **more,
+        **members,
     }
     return Response(json.dumps(body), status, content_type=MEDIA_TYPE)
 
 
 def as_backend_error(error: Exception) -> tuple[BackendError, int]:
-    """What to say of any error, and the status; the log has it too."""
-    if isinstance(error, HTTPException):  # what Flask itself refuses, such as an upload that is too large
+    """Log any error, and return it as a BackendError with its HTTP status."""
+    if isinstance(error, HTTPException):  # raised by Flask itself, such as for an upload that is too large
         return BackendError(error.description or error.name), error.code or 500
     if isinstance(error, BackendError):
         level = logging.ERROR if error.http_status >= 500 else logging.WARNING
         log.log(level, "%s: %s", request.path, error)
         return error, error.http_status
     log.exception("%s failed", request.path, exc_info=error)
-    return FAULT, 500
+    return INTERNAL_ERROR, 500
 
 
-def failed(error: Exception) -> Response:
-    """Any error as an answer: a problem of the API's, or in the Label Studio protocol's own form."""
-    said, status = as_backend_error(error)
+def handle_error(error: Exception) -> Response:
+    """Return the response for any error, in the form of the API or of the Label Studio protocol."""
+    failure, status = as_backend_error(error)
     if not is_api():
-        answer = jsonify({"error": said.message, "hint": said.hint, "cure": said.hint})
-        answer.status_code = status
-        return answer
-    kind = "" if type(said) is BackendError else type(said).__name__
-    more = {"errors": said.errors} if isinstance(said, Invalid) and said.errors else {}
-    answer = problem(status, said.message, said.hint, kind=kind, **more)
+        response = jsonify({"error": failure.message, "hint": failure.hint, "cure": failure.hint})
+        response.status_code = status
+        return response
+    kind = "" if type(failure) is BackendError else type(failure).__name__
+    members = {"errors": failure.errors} if isinstance(failure, Invalid) and failure.errors else {}
+    response = problem(status, failure.message, failure.hint, kind=kind, **members)
     if isinstance(error, HTTPException):  # such as Allow, Location and Content-Range
         for name, value in error.get_response().headers.items():
-            answer.headers.setdefault(name, value)
+            response.headers.setdefault(name, value)
     if status == 503:
-        answer.headers["Retry-After"] = "5"
-    return answer
+        response.headers["Retry-After"] = "5"
+    return response

@@ -19,15 +19,15 @@ _PROTOCOL = "See the Label Studio ML protocol."
 
 
 def services() -> WebContainer:
-    """What :func:`ml_backend.server.app.create_app` put together."""
-    found: WebContainer = current_app.extensions["services"]
-    return found
+    """Return the container of the current app."""
+    container: WebContainer = current_app.extensions["services"]
+    return container
 
 
-def _body() -> dict[str, Any]:
+def _json_body() -> dict[str, Any]:
     try:
         body = request.get_json(force=True, silent=True)
-    except RecursionError:  # brackets without end
+    except RecursionError:  # deeply nested brackets
         body = None
     if not isinstance(body, dict):
         raise RequestError("The body must be a JSON object.", _PROTOCOL)
@@ -35,14 +35,14 @@ def _body() -> dict[str, Any]:
 
 
 def project_id(value: Any) -> int:
-    """Label Studio sends ``"7.1700000000"``: id and creation time.
+    """Parse Label Studio's ``"7.1700000000"`` (id and creation time).
 
     Raises:
-        RequestError: it is not of that form.
+        RequestError: the value does not have that form.
     """
     text = str(value if value is not None else "").split(".", 1)[0]
     if not (text.isascii() and text.isdecimal() and len(text) < 16):
-        raise RequestError(f"The project {str(value)[:80]!r} is not of the form 'ID.TIMESTAMP'.", _PROTOCOL)
+        raise RequestError(f"The project {str(value)[:80]!r} does not have the form 'ID.TIMESTAMP'.", _PROTOCOL)
     return int(text)
 
 
@@ -53,8 +53,8 @@ def health() -> Response:
 
 @blueprint.post("/setup")
 def setup() -> Response:
-    """Tell the version; refuse a label config that cannot hold video tracks, so that the person connecting sees it."""
-    body = _body()
+    """Return the model version; reject label configs without video tracks, so that the person connecting sees it."""
+    body = _json_body()
     project = project_id(body.get("project"))
     schema = body.get("schema")
     label_config = schema if isinstance(schema, str) and schema.strip() else ""
@@ -65,7 +65,7 @@ def setup() -> Response:
 
 @blueprint.post("/predict")
 def predict() -> Response:
-    body = _body()
+    body = _json_body()
     tasks = body.get("tasks")
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise RequestError("'tasks' must be a list of tasks.", _PROTOCOL)
@@ -80,7 +80,7 @@ def predict() -> Response:
 def webhook() -> tuple[Response, int]:
     from ml_backend.server.webhooks import parse_event
 
-    outcome = services().events.receive(parse_event(_body()))
+    outcome = services().events.receive(parse_event(_json_body()))
     if outcome == "ignored":
         return jsonify({"status": "Unknown event"}), 200
     return jsonify({"result": outcome, "status": "ok"}), 201
@@ -88,29 +88,31 @@ def webhook() -> tuple[Response, int]:
 
 @blueprint.get("/versions")
 def versions() -> Response:
-    """Model versions; of a project also its registry, its history, and what people accepted."""
+    """Return model versions; with a project also its registry, its activations, and acceptance rates."""
     project = request.args.get("project")
-    found: dict[str, Any] = {"versions": services().serving.versions(project_id(project) if project else None)}
+    content: dict[str, Any] = {"versions": services().serving.versions(project_id(project) if project else None)}
     if project:
         registry = services().trainings.versions(project_id(project))
-        found |= {"registry": registry.pop("versions"), **registry}
-    return jsonify(found)
+        content |= {"registry": registry.pop("versions"), **registry}
+    return jsonify(content)
 
 
 @blueprint.post("/versions")
 def use_version() -> Response:
-    """Switch a project to a version, or back: ``{"project": 7, "version": "v2"}``; ``base`` is the settings' detector.
+    """Switch a project to a version: ``{"project": 7, "version": "v2"}``; ``base`` is the configured detector.
 
-    Only as ``application/json``: a page of another site cannot send that without asking first.
+    Only as ``application/json``, which a page of another site cannot send without a preflight.
     """
     if not request.is_json:
-        raise RequestError("The body must be of the type application/json.", 'Send {"project": 7, "version": "v2"}.')
-    body = _body()
+        raise RequestError(
+            "The body must have the media type application/json.", 'Send {"project": 7, "version": "v2"}.'
+        )
+    body = _json_body()
     name = body.get("version")
     if not isinstance(name, str):
-        raise RequestError("'version' must be the name of a version.", "GET /versions?project=7 lists them.")
-    used = services().trainings.activate(project_id(body.get("project")), name, "POST /versions")
-    return jsonify({"model_version": used})
+        raise RequestError("'version' must be the name of a version.", "Choose one of GET /versions?project=7.")
+    model_version = services().trainings.activate(project_id(body.get("project")), name, "POST /versions")
+    return jsonify({"model_version": model_version})
 
 
 @blueprint.get("/metrics")

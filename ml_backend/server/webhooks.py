@@ -1,4 +1,4 @@
-"""Webhook events: what they ask for is written down first, and handed to the queue second, so that none is lost."""
+"""Webhook events: stored in the database first and queued second, so that none is lost."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from ml_backend.jobs.queue import JobQueue
 
 log = logging.getLogger(__name__)
 
-#: Something is learned from these. Label Studio sends these names.
-_ANNOTATIONS = frozenset(f"ANNOTATION{many}_{what}" for many in ("", "S") for what in ("CREATED", "UPDATED", "DELETED"))
-QUEUED_EVENTS = frozenset({"TASKS_CREATED", "TASKS_DELETED", "START_TRAINING"}) | _ANNOTATIONS
-#: Seconds in which events are gathered before the queue is told.
-GATHER_S = 0.2
+#: Actions that change what can be learned.
+_ANNOTATION_ACTIONS = frozenset(
+    f"ANNOTATION{plural}_{verb}" for plural in ("", "S") for verb in ("CREATED", "UPDATED", "DELETED")
+)
+QUEUED_EVENTS = frozenset({"TASKS_CREATED", "TASKS_DELETED", "START_TRAINING"}) | _ANNOTATION_ACTIONS
+#: Seconds for which events are batched before they are queued.
+BATCH_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A webhook event reduced to what it points at; the truth is fetched from Label Studio."""
+    """The ids that a webhook event refers to; their current state is fetched from Label Studio."""
 
     action: str
     project_id: int | None
@@ -33,13 +35,15 @@ class Event:
 
 
 def parse_event(body: Any) -> Event:
-    """Reduce a webhook's body to what it points at. Everything but ``action`` may be missing.
+    """Extract ids from a webhook's body. Everything but ``action`` may be missing.
 
     Raises:
-        RequestError: not an object with an ``action``.
+        RequestError: the body is not an object with an ``action``.
     """
     if not isinstance(body, dict) or not isinstance(body.get("action"), str) or not body["action"]:
-        raise RequestError("A webhook's body must be a JSON object with an 'action'.", "Connect it from Label Studio.")
+        raise RequestError(
+            "A webhook's body must be a JSON object with an 'action'.", "Connect the webhook from Label Studio."
+        )
     action = body["action"]
     annotations = _items(body, "annotation", "annotations")
     tasks = _ids(_items(body, "task", "tasks")) + _ids([a.get("task") for a in annotations if isinstance(a, Mapping)])
@@ -51,59 +55,59 @@ def parse_event(body: Any) -> Event:
     )
 
 
-def _items(body: Mapping[str, Any], one: str, many: str) -> list[Any]:
-    found = body.get(many)
-    items = list(found) if isinstance(found, list) else []
-    single = body.get(one)
-    if isinstance(single, list):  # Label Studio's bulk events use the singular name too
-        items += single
-    elif single is not None:
-        items.append(single)
+def _items(body: Mapping[str, Any], singular: str, plural: str) -> list[Any]:
+    values = body.get(plural)
+    items = list(values) if isinstance(values, list) else []
+    value = body.get(singular)
+    if isinstance(value, list):  # Label Studio's bulk events use the singular name too
+        items += value
+    elif value is not None:
+        items.append(value)
     return items
 
 
 def _ids(items: list[Any]) -> list[int]:
-    return [number for number in map(_id, items) if number is not None]
+    return [item_id for item_id in map(_id, items) if item_id is not None]
 
 
 def _id(item: Any) -> int | None:
     value = item.get("id") if isinstance(item, Mapping) else item
-    # Larger ones are no ids of Label Studio, and no database takes them.
+    # Label Studio's ids, and the database columns, are 32 bits wide.
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31 else None
 
 
 class EventLog:
-    """Takes events in; a thread hands over what they ask for.
+    """Record webhook events, and queue their jobs from a thread.
 
-    What it cannot hand over, since the queue is away or this process ends, workers find in the database: see
-    :class:`ml_backend.jobs.training_scheduler.TrainingScheduler`.
+    Jobs that cannot be queued, because Redis is down or this process ends, are started by workers from the database:
+    see :class:`ml_backend.jobs.training_scheduler.TrainingScheduler`.
     """
 
     def __init__(self, storage: Storage, queue: JobQueue) -> None:
         self._storage, self._queue = storage, queue
-        self._asked: set[tuple[str, int]] = set()
+        self._pending: set[tuple[str, int]] = set()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def receive(self, event: Event) -> str:
-        """Write down what an event asks for; returns what happens with it: ``"ignored"`` or ``"queued"``.
+        """Record an event; return ``"ignored"`` or ``"queued"``.
 
-        The queue is told from a thread: a webhook must be answered at once even when Redis is slow to refuse.
+        A thread talks to Redis: a webhook must be answered at once even when Redis is slow to fail.
         """
         if event.action not in QUEUED_EVENTS:
             return "ignored"
-        asked = self._note(event)
+        pending = self._record(event)
         with self._lock:
-            self._asked |= asked
-            if self._thread is None or not self._thread.is_alive():  # not before: gunicorn forks
+            self._pending |= pending
+            if self._thread is None or not self._thread.is_alive():  # not earlier, since gunicorn forks
                 self._thread = threading.Thread(target=self._run, name="events", daemon=True)
                 self._thread.start()
         self._wake.set()
         return "queued"
 
-    def _note(self, event: Event) -> set[tuple[str, int]]:
-        """Kind and project of what is to be done now."""
+    def _record(self, event: Event) -> set[tuple[str, int]]:
+        """Store an event's work in the database; return the kind and project of each job to start."""
         storage, project_id = self._storage, event.project_id
         if event.action in ("TASKS_CREATED", "START_TRAINING"):
             kinds = ("prepare",) if event.action == "TASKS_CREATED" else ("learn", "train")
@@ -114,29 +118,29 @@ class EventLog:
             return {(kind, project_id) for kind in kinds}
         if project_id is not None and len(event.task_ids) == 1:
             storage.note_annotations(project_id, event.task_ids[0], event.annotation_ids)
-        # Events of deletions name annotations only, and maybe no project.
+        # Deletion events name only annotations, and may lack the project.
         tasks = storage.tasks_of_annotations(event.annotation_ids)
         if project_id is not None:
             tasks |= dict.fromkeys(event.task_ids, project_id)
         projects = set(tasks.values())
-        for number in projects:
-            storage.note_pending("learn", number, [task for task, project in tasks.items() if project == number])
-        return {("learn", number) for number in projects}
+        for project in projects:
+            storage.note_pending("learn", project, [task for task, owner in tasks.items() if owner == project])
+        return {("learn", project) for project in projects}
 
-    def hand_over(self) -> None:
-        """Have the queue do what was asked for since the last time. Doing it twice makes no second job."""
+    def flush(self) -> None:
+        """Queue the jobs recorded since the last call. Queueing one twice makes no second job."""
         with self._lock:
-            asked, self._asked = sorted(self._asked), set()
-        for kind, project_id in asked:
+            pending, self._pending = sorted(self._pending), set()
+        for kind, project_id in pending:
             self._queue.start_pending(kind, project_id)
 
     def _run(self) -> None:
         while True:
             self._wake.wait()
-            # More may come at once; handing each over by itself would keep others from being answered.
-            time.sleep(GATHER_S)
+            # Bulk actions send many events; queueing each by itself would delay the responses to the others.
+            time.sleep(BATCH_S)
             self._wake.clear()
             try:
-                self.hand_over()
+                self.flush()
             except BackendError as error:
-                log.warning("What events ask for is left to workers: %s", error)
+                log.warning("Events could not be queued and are left to workers: %s", error)

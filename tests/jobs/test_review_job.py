@@ -209,7 +209,7 @@ def test_deletion_whose_event_names_the_annotation_only(here: Site, project: int
     storage = Storage(here.settings.database)
     log = EventLog(storage, here.queue)
     log.receive(parse_event({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": annotation}]}))
-    log.hand_over()
+    log.flush()
     work(here)
     assert store(here).tasks(project) == {}
 

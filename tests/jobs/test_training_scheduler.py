@@ -114,7 +114,7 @@ def test_the_button_is_written_down_and_handed_over(container: Container) -> Non
     log = EventLog(container.storage, container.queue)
     for _ in range(3):
         log.receive(Event("START_TRAINING", 1))
-    log.hand_over()
+    log.flush()
     wait_for(lambda: jobs(container))
     assert jobs(container) == ["train-1"]
 
@@ -214,7 +214,7 @@ def test_failures_are_repeated_with_growing_pauses(container: Container) -> None
 def test_a_queue_that_forgot_everything_is_told_again(container: Container) -> None:
     log, trainer = EventLog(container.storage, container.queue), TrainingScheduler(container)
     log.receive(Event("ANNOTATION_CREATED", 7, (3,), (4,)))
-    log.hand_over()
+    log.flush()
     container.queue.connection.flushall()
     trainer.start_pending()
     assert container.queue.queues["patterns"].get_job_ids() == ["learn-7"]

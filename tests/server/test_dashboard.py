@@ -115,7 +115,7 @@ def test_a_static_file_that_is_refused_is_not_kept(room: Room) -> None:
 def test_marks_change_with_what_they_stand_for(auto: Room) -> None:
     def marks() -> dict[str, str]:
         control_room.all_jobs.cache_clear()
-        control_room.look.cache_clear()
+        control_room.system_state.cache_clear()
         found: dict[str, str] = auto.client.get("/ui/live?project=7").get_json()
         return found
 
@@ -423,7 +423,7 @@ def test_a_link_on_another_site_opens_the_page_but_starts_no_work(room: Room) ->
     assert "load" in text
     assert kinds(room) == set()
     for name, part in PARTS.items():
-        if part.starts:
+        if part.starts_job:
             page(room, f"/ui/part/{name}?project=7", 403, **{"Sec-Fetch-Site": "cross-site"})
     assert kinds(room) == set()
     page(room, "/?project=7", **{"Sec-Fetch-Site": "same-origin"})

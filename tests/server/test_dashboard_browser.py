@@ -121,9 +121,9 @@ def test_learn(page: Any, site: Site) -> None:
     pattern = page.locator(".pattern", has_text=HOSTILE)
     assert pattern.locator(".thumbs img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
     pattern.get_by_role("link", name="Find more like this").click()
-    page.locator(".alike li").or_(page.get_by_text("Nothing alike was found.")).first.wait_for()
+    page.locator(".alike li").or_(page.get_by_text("No similar tracks were found.")).first.wait_for()
     assert HOSTILE in page.locator("#part-similar").inner_text()
-    press(page, "Learn all annotations anew")
+    press(page, "Learn all annotations again")
     notice(page, "Requested: Learning patterns")
     # The motion detector has nothing to train, and the page says so instead of offering it.
     assert "DETECTOR=auto" in page.locator("#part-versions").inner_text()
@@ -141,7 +141,7 @@ def test_auto_label(page: Any, site: Site) -> None:
     page.locator("#part-auto .state.is-finished").wait_for()
     page.get_by_label("Mode", exact=True).select_option("yolo")
     press(page, "Switch")
-    notice(page, "From now on base is used")
+    notice(page, "base is now in use")
     page.locator("#part-system", has_text="Detector's classes").wait_for()
     page.get_by_label("Mode", exact=True).select_option("yolo_dinov2")
     press(page, "Switch")
@@ -188,13 +188,13 @@ def test_what_was_asked_for_stays(page: Any, site: Site) -> None:
     page.locator(".pattern").get_by_role("link", name="Find more like this").first.click()
     heading = page.locator("#part-similar h3")
     heading.wait_for()
-    page.locator(".alike li").or_(page.get_by_text("Nothing alike was found.")).first.wait_for()
+    page.locator(".alike li").or_(page.get_by_text("No similar tracks were found.")).first.wait_for()
     said = heading.inner_text()
     redraw(page, "similar", "find_similar")
     assert heading.inner_text() == said
     page.goto(site.step("label"))
     with page.expect_request(lambda asked: "fresh=1" in asked.url):
-        press(page, "Count anew")
+        press(page, "Recount")
     page.locator("#part-counts:not(.htmx-request)").wait_for()
     with page.expect_request(lambda asked: "/ui/part/counts?" in asked.url) as asked:
         happens(page, "count_statistics")

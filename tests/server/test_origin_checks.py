@@ -36,7 +36,7 @@ FOREIGN = [
     {"Sec-Fetch-Site": "same-site"},
     {"Referer": "http://evil.example/page"},
 ]
-CHANGING = [route for route in ROUTES if route.changes]
+CHANGING = [route for route in ROUTES if route.writes]
 SCRIPT = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 #: Of a page at evil.example that has this name point here: to the browser it is the same site.

@@ -180,9 +180,9 @@ def test_without_redis_nothing_is_forgotten(
 ) -> None:
     log = EventLog(storage, JobQueue(settings(redis_url=f"unix://{tmp_path}/none"), storage=storage))
     log.receive(Event("TASKS_CREATED", 7, (1,)))
-    log._asked.add(("prepare", 7))  # whether or not its thread has tried already
+    log._pending.add(("prepare", 7))  # whether or not its thread has tried already
     with pytest.raises(QueueUnavailable):
-        log.hand_over()
+        log.flush()
     assert set(storage.pending("prepare", 7)) == {1}
     # The process ends; workers find what is to be done.
     container = Container(settings(redis_url=redis_url))

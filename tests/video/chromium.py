@@ -1,9 +1,8 @@
 """What pages of tests need that look at pictures of a video: JavaScript, to be put into a function's body."""
 
-#: ``load(content, mime)``: a video element that has its first picture, of base64. ``lookAt(video, times, look, fits)``:
-#: seeks, waits until the picture has been painted, and gives what ``look()`` finds at each time. Where ``fits(found,
-#: n)`` is false it looks and seeks again for a while; what is wrong for good costs its patience only once. ``within(promise,
-#: ms)``: waits no longer.
+#: ``load(content, mime)``: a video element with its first frame, from base64. ``lookAt(video, times, look, fits)``:
+#: seeks, waits until the frame has been painted, and returns what ``look()`` finds at each time. While ``fits(found,
+#: n)`` is false it looks and seeks again for a while, in all at most 30 s. ``within(promise, ms)``: a time-out.
 VIDEO = """
   const within = (promise, ms) => Promise.race([promise, new Promise(done => setTimeout(done, ms))]);
   const load = async (content, mime) => {

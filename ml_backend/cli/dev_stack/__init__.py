@@ -1,1 +1,1 @@
-"""The whole stack as processes on one machine, for `scripts/up.sh` and for the tests."""
+"""The local stack of `scripts/up.sh`, which tests use too."""

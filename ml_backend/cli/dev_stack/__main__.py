@@ -36,12 +36,14 @@ from ml_backend.core.errors import BackendError
     default=ROOT / "data",
     help="Folder for all state.  [default: data]",
 )
-@click.option("--no-demo", is_flag=True, help="Make no demo project.")
-@click.option("--smoke", is_flag=True, help="Try the whole path in a temporary folder on free ports, then end: 0 or 1.")
+@click.option("--no-demo", is_flag=True, help="Create no demo project.")
+@click.option(
+    "--smoke", is_flag=True, help="Run an end-to-end test in a temporary folder on free ports; exit with 0 or 1."
+)
 @click.option("--install-seconds", type=float, default=0.0, hidden=True)
 @fail_clearly
 def main(port: int, label_studio_port: int, data_dir: Path, no_demo: bool, smoke: bool, install_seconds: float) -> None:
-    """Label Studio, the ML backend, a worker and a queue on this machine; Ctrl-C stops them all."""
+    """Run Label Studio, the ML backend, a worker and a queue on this machine; Ctrl-C stops them all."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
     spare_local_addresses(os.environ)  # this process talks to Label Studio too
     reporter = Reporter()
@@ -55,28 +57,28 @@ def main(port: int, label_studio_port: int, data_dir: Path, no_demo: bool, smoke
 
 
 def run(stack: Stack, *, demo: bool) -> None:
-    """Start the stack, make the demo, and watch over it until a signal comes."""
+    """Start the stack, create the demo project, and restart failed processes until a signal arrives."""
     reporter = stack.reporter
     started = time.monotonic()
     stop_on_signals(stack.kill)
     try:
         with ThreadPoolExecutor(1) as background, stack:
             sample = background.submit(make_sample_video, stack.data_dir) if demo and not was_made(stack) else None
-            shown = None
+            demo_project = None
             if demo:
                 try:
-                    shown = prepare_demo(stack, sample)
-                except BackendError as error:  # the stack is of use without it
+                    demo_project = prepare_demo(stack, sample)
+                except BackendError as error:  # the stack is usable without it
                     reporter.say(f"There is no demo project: {error}")
             reporter.seconds["total"] = round(reporter.seconds["install"] + time.monotonic() - started, 2)
-            announce(stack, shown)
+            print_summary(stack, demo_project)
             stack.watch()
     except KeyboardInterrupt:
-        reporter.say("Stopped; everything is kept in " + str(stack.data_dir))
+        reporter.say(f"Stopped; all state is kept in {stack.data_dir}")
 
 
 def make_sample_video(data_dir: Path) -> Path:
-    """Make the sample video once; takes some seconds."""
+    """Create the sample video unless it exists; takes some seconds."""
     from ml_backend.video.sample import make_sample
 
     path = data_dir / "sample" / "sample.mp4"
@@ -87,7 +89,7 @@ def make_sample_video(data_dir: Path) -> Path:
 
 
 def prepare_demo(stack: Stack, sample: Future[Path] | None) -> Demo | None:
-    """The demo of an earlier start, or a new one with its prediction."""
+    """Return the demo of an earlier start, or create one and wait for its prediction."""
     demo = find_demo(stack)
     if demo:
         connect(stack, stack.client(), demo.project_id)
@@ -101,8 +103,8 @@ def prepare_demo(stack: Stack, sample: Future[Path] | None) -> Demo | None:
     return demo
 
 
-def announce(stack: Stack, demo: Demo | None) -> None:
-    """Tell where everything is; stdout, so that it can be piped."""
+def print_summary(stack: Stack, demo: Demo | None) -> None:
+    """Print URLs, credentials and folders to stdout."""
     url = demo.url(stack.label_studio.url) if demo else stack.label_studio.url
     lines = [
         "",
@@ -111,31 +113,31 @@ def announce(stack: Stack, demo: Demo | None) -> None:
         f"  Label Studio  {url}",
         f"  e-mail        {stack.username}",
         f"  password      {stack.label_studio.password}",
-        f"  control room  {stack.backend.url}   (also what to connect other projects to: Settings > Model)",
+        f"  control room  {stack.backend.url}   (also the URL for connecting other projects: Settings > Model)",
         f"  data, logs    {stack.data_dir}",
         "",
-        *(["The task's tracks can be edited; new videos in this project get theirs by themselves."] if demo else []),
+        *(["The task's tracks can be edited; new videos in this project are predicted automatically."] if demo else []),
         "Ctrl-C stops everything and keeps all state.",
     ]
     print("\n".join(lines), flush=True)
 
 
 def stop_on_signals(kill: Callable[[], None]) -> None:
-    """The first signal interrupts the main thread, which then stops everything; a second one waits for nothing."""
+    """Stop the stack on the first signal by interrupting the main thread; call ``kill`` and exit on the second."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    def second(number: int, frame: FrameType | None) -> None:
+    def exit_now(number: int, frame: FrameType | None) -> None:
         kill()
         os._exit(128 + number)
 
-    def first(number: int, frame: FrameType | None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         for each in signals:
-            signal.signal(each, second)
-        print("\nStopping ... (again: at once)", file=sys.stderr, flush=True)
+            signal.signal(each, exit_now)
+        print("\nStopping ... (press again to force)", file=sys.stderr, flush=True)
         raise KeyboardInterrupt
 
     for each in signals:
-        signal.signal(each, first)
+        signal.signal(each, interrupt)
 
 
 if __name__ == "__main__":

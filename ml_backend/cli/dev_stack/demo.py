@@ -1,4 +1,4 @@
-"""The demo project: a sample video that the backend has pre-annotated."""
+"""The demo project: a sample video, pre-annotated by the backend."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from ml_backend.jobs.queue import JobQueue
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
 
 TITLE = "Video demo"
-#: Eight seconds of 720p take a small machine well under a minute; the first import of the models comes on top.
+#: Seconds. Eight seconds of 720p take well under a minute on a small machine, plus the first import of the models.
 PREDICTION_TIMEOUT = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """Where the demo is in Label Studio."""
+    """Ids of the demo in Label Studio."""
 
     project_id: int
     task_id: int
 
     def url(self, label_studio_url: str) -> str:
-        """The page on which the task can be edited."""
+        """Return the URL of the task's editor."""
         return f"{label_studio_url}/projects/{self.project_id}/data?task={self.task_id}"
 
 
-def _record(stack: Stack) -> Path:
-    # Beside Label Studio's database, so that the two are deleted together.
+def _demo_file(stack: Stack) -> Path:
+    # Beside Label Studio's database, so that both are deleted together.
     return stack.label_studio.folder / "demo.json"
 
 
 def find_demo(stack: Stack) -> Demo | None:
-    """The demo that an earlier start has made; ``None`` if there was none or somebody has deleted it."""
-    path = _record(stack)
+    """Return the demo of an earlier start, or ``None`` if there is none or it was deleted."""
+    path = _demo_file(stack)
     if not path.is_file():
         return None
     demo = Demo(**json.loads(path.read_text(encoding="utf-8")))
@@ -53,16 +53,16 @@ def find_demo(stack: Stack) -> Demo | None:
 
 
 def was_made(stack: Stack) -> bool:
-    """Whether a demo was ever made here: one that was deleted is not forced upon people again."""
-    return _record(stack).is_file()
+    """Return whether a demo was ever created here: a deleted one is not created again."""
+    return _demo_file(stack).is_file()
 
 
 def make_demo(stack: Stack, video: Path) -> Demo:
-    """Make project, connection and task. The backend hears of the task by webhook and starts on it.
+    """Create the project, its connection and the task, which the backend predicts upon the webhook.
 
     Args:
-        stack: running.
-        video: the sample to upload.
+        stack: a running stack.
+        video: sample video to upload.
     """
     client = stack.client()
     config = (ROOT / "label_config.xml").read_text(encoding="utf-8")
@@ -70,7 +70,7 @@ def make_demo(stack: Stack, video: Path) -> Demo:
     connect(stack, client, project_id)
     upload = client.upload_file(project_id, video)
     demo = Demo(project_id, client.create_task(project_id, {"video": upload}))
-    write_private(_record(stack), json.dumps(asdict(demo)) + "\n")
+    write_private(_demo_file(stack), json.dumps(asdict(demo)) + "\n")
     return demo
 
 
@@ -78,7 +78,7 @@ def connect(stack: Stack, client: LabelStudioClient, project_id: int) -> None:
     """Connect the backend to a project, or repair the connection (ports may have changed).
 
     Raises:
-        StartError: Label Studio refuses it; it does not say what the backend answered, so the backend's log does.
+        StartError: Label Studio refuses the connection; the hint is the end of the backend's log.
     """
     try:
         client.connect_backend(project_id, stack.backend.url, stack.basic_auth)
@@ -87,51 +87,51 @@ def connect(stack: Stack, client: LabelStudioClient, project_id: int) -> None:
 
 
 def wait_for_prediction(stack: Stack, demo: Demo, tick: Callable[[], None]) -> None:
-    """Wait until the task carries a prediction.
+    """Wait until the task has a prediction.
 
     Raises:
-        StartError: its job has failed for good, or there is none in time; with the end of the worker's log.
+        StartError: its job failed or timed out; the hint is the end of the worker's log.
     """
     client = stack.client()
     jobs = JobQueue(Settings(_env_file=None, redis_url=stack.redis_url))
     earlier = {job["id"] for job in jobs.failed_jobs()} - {f"prepare-{demo.task_id}"}
 
-    def look() -> bool:
+    def has_prediction() -> bool:
         for job in jobs.failed_jobs():
             if job["id"] not in earlier and _is_of(jobs, job["id"], demo.task_id):
                 raise no_prediction(stack, f"The sample video's job has failed: {job['error']}")
         return bool(client.get_task(demo.task_id).prediction_versions)
 
-    wait_until(stack, tick, look, "The sample video has no prediction", PREDICTION_TIMEOUT)
+    wait_until(stack, tick, has_prediction, "The sample video has no prediction", PREDICTION_TIMEOUT)
 
 
-def wait_until(stack: Stack, tick: Callable[[], None], look: Callable[[], Any], problem: str, timeout: float) -> Any:
-    """Wait for something and return it, while the stack is watched over.
+def wait_until(stack: Stack, tick: Callable[[], None], poll: Callable[[], Any], problem: str, timeout: float) -> Any:
+    """Poll until the result is truthy and return it; restart failed processes meanwhile.
 
     Raises:
-        StartError: it is not there in time; with the end of the worker's log.
+        StartError: timed out; the hint is the end of the worker's log.
     """
     deadline = time.monotonic() + timeout
-    while not (found := look()):
+    while not (result := poll()):
         if time.monotonic() > deadline:
             raise no_prediction(stack, f"{problem} after {timeout:.0f} s.")
         stack.revive()
         for _ in range(5):
             tick()
             time.sleep(0.1)
-    return found
+    return result
 
 
 def _is_of(jobs: JobQueue, job_id: str, task_id: int) -> bool:
-    """Whether a job prepares or predicts this task: those of other projects fail for reasons of their own."""
+    """Return whether a job prepares or predicts this task, rather than one of another project."""
     if not job_id.startswith("predict-"):
         return job_id == f"prepare-{task_id}"
     with jobs.guard():
         job = jobs.fetch(job_id)
-    asked = job.args[2] if job else None
-    return asked == task_id or task_id in jobs.targets(job_id.removeprefix("predict-"))
+    requested = job.args[2] if job else None
+    return requested == task_id or task_id in jobs.targets(job_id.removeprefix("predict-"))
 
 
 def no_prediction(stack: Stack, message: str) -> StartError:
-    """What to raise where a prediction does not come: with the end of the worker's log."""
+    """Return the error for a missing prediction, with the end of the worker's log as its hint."""
     return StartError(message, f"The end of {stack.worker.log_path}:\n{stack.worker.tail()}")

@@ -1,4 +1,4 @@
-"""Settings for commands that people start by hand beside a stack that ``up.sh`` runs."""
+"""Settings of commands that are run beside a stack started by ``up.sh``."""
 
 from __future__ import annotations
 
@@ -10,19 +10,15 @@ from ml_backend.cli.dev_stack.preflight import ROOT
 from ml_backend.cli.dev_stack.state import announced, running_stack
 from ml_backend.core.settings import Settings
 
-#: Whoever sets one of these has a service of their own in mind, not a stack that ``up.sh`` runs.
-_WHEREABOUTS = {"data_dir", "label_studio_url", "redis_url", "database_url"}
+#: Settings that locate a service: if one is set, a running stack is not expected.
+_LOCATIONS = {"data_dir", "label_studio_url", "redis_url", "database_url"}
 
 
 def settings_in_force() -> tuple[Settings, str]:
-    """The settings, where the environment has none those of a running stack.
+    """Return the settings, completed by those of a running stack, and the backend's URL.
 
-    That is one on the settings' data folder, or, where nobody has chosen that, one that ``up.sh`` of this project
-    runs, from whatever folder the command is started. Without any, one line on stderr names the folder that is used.
-    The process's environment is changed: what is on this machine is talked to without a proxy.
-
-    Returns:
-        settings, and the address of the backend.
+    The stack is the one on the settings' data folder or, if that is not set, any that ``up.sh`` of this project runs.
+    Without one, a line on stderr names the data folder. Changes the environment: local addresses bypass the proxy.
     """
     spare_local_addresses(os.environ)
     settings = Settings()
@@ -32,10 +28,10 @@ def settings_in_force() -> tuple[Settings, str]:
         folders += [ROOT / "data", *announced(ROOT)]
     stack = next(filter(None, map(running_stack, folders)), None)
     if stack is None:
-        if not chosen & _WHEREABOUTS:
+        if not chosen & _LOCATIONS:
             print(
-                f"No stack that up.sh runs was found; the data folder is {settings.data_dir} "
-                "(to use another one: DATA_DIR).",
+                f"No running stack of up.sh was found; the data folder is {settings.data_dir} "
+                "(set DATA_DIR to use another one).",
                 file=sys.stderr,
             )
         return settings, "http://localhost:9090"

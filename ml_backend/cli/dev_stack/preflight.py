@@ -1,6 +1,6 @@
-"""Checks of a machine: of what must be true before anything is installed or started. The doctor makes the same ones.
+"""Checks of disk space, permissions and ports before installing and starting. Also used by the doctor.
 
-Only the standard library: this runs under the machine's own Python, before the virtual environment exists.
+Standard library only: this runs under the system's Python, before the virtual environment exists.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from ml_backend.core.errors import BackendError
 
 ROOT = Path(__file__).resolve().parents[3]
 
-# Both environments take 6.6 GB; pip's cache and the sample come on top.
+# Both environments take 6.6 GB, plus pip's cache and the sample video.
 INSTALL_GB = 9.0
-# Most packages stay as they are when a lock changes.
+# A changed lock usually updates only some packages.
 UPDATE_GB = 4.0
 # pip keeps all downloads in the temporary folder until they are installed.
 DOWNLOAD_GB = 3.5
-# Enough for Label Studio's database, logs and the sample; a video project needs what its videos need.
+# Enough for Label Studio's database, logs and the sample video; projects need room for their videos.
 RUN_GB = 0.5
 
 
 class StartError(BackendError):
-    """Something that the reader must put right first, or a process of the local stack that did not come up."""
+    """The local stack cannot start, or one of its processes failed to."""
 
 
 def free_port() -> int:
-    """A port that nothing listens on just now."""
+    """Return a port that nothing listens on now."""
     while True:
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
@@ -44,32 +44,32 @@ def free_port() -> int:
 
 
 def port_is_free(port: int) -> bool:
-    """Whether a server could listen there, counting listeners on all interfaces.
+    """Return whether a server can listen on a local port, counting listeners on all interfaces.
 
-    Nor may any listen on ``::1``: our addresses say ``localhost``, for which many programs try that first.
+    ``::1`` must be free too: our URLs say ``localhost``, for which many programs try it first.
     """
     return _is_free(socket.AF_INET, "127.0.0.1", port) and _is_free(socket.AF_INET6, "::1", port)
 
 
 def _is_free(family: socket.AddressFamily, host: str, port: int) -> bool:
-    """Whether nothing listens at one address; an address that this machine does not have is free."""
+    """Return whether nothing listens on an address; one that this machine lacks counts as free."""
     try:
         with socket.socket(family) as sock:
             sock.settimeout(1)
             if sock.connect_ex((host, port)) == 0:
                 return False
         with socket.socket(family) as sock:
-            # Sockets of a server that has just stopped linger; a server binds over them, so that is what counts.
+            # As servers do, so that lingering sockets of a stopped server do not count.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((host, port))
     except OSError as error:
-        # Without IPv6 other errors come, and nobody can be in the way there.
+        # Without IPv6 other errors are raised, and nothing can listen there.
         return family == socket.AF_INET6 and error.errno != errno.EADDRINUSE
     return True
 
 
 def port_owner(port: int) -> str:
-    """Id and command of the process that listens on a port; ``""`` where the system, or psutil's absence, hides it."""
+    """Return id and command of the process that listens on a port, or ``""`` without psutil or permission."""
     try:
         import psutil
     except ImportError:  # nothing is installed yet
@@ -82,12 +82,12 @@ def port_owner(port: int) -> str:
         return ""
 
 
-def check_port(port: int, what: str, option: str, variable: str) -> None:
-    """Raise if ``port`` is taken, naming who has it and how to choose another."""
+def check_port(port: int, service: str, option: str, variable: str) -> None:
+    """Raise StartError if ``port`` is in use, naming its process and the option to change it."""
     if not port_is_free(port):
         owner = port_owner(port)
         raise StartError(
-            f"Port {port}, wanted for {what}, is busy{f' ({owner})' if owner else ''}.",
+            f"Port {port}, needed by {service}, is in use{f' ({owner})' if owner else ''}.",
             f"Stop that program, or choose another port: {option} {port + 1} (or {variable}={port + 1}).",
         )
 
@@ -97,32 +97,33 @@ def _existing(folder: Path) -> Path:
 
 
 def check_disk(
-    folder: Path, needed_gb: float, what: str, hint: str = "Free some space, or move the project to a larger disk."
+    folder: Path, needed_gb: float, activity: str, hint: str = "Free some space, or move the project to a larger disk."
 ) -> float:
-    """Raise unless the file system of ``folder`` (which need not exist yet) has room; return how many GB are free."""
+    """Return the free GB of the file system of ``folder``, which need not exist; raise StartError if too few."""
     existing = _existing(folder)
     free_gb = shutil.disk_usage(existing).free / 1e9
     if free_gb < needed_gb:
         raise StartError(
-            f"{what} needs about {needed_gb:g} GB of disk space, but {existing} has only {free_gb:.1f} GB free.", hint
+            f"{activity} needs about {needed_gb:g} GB of disk space, but {existing} has only {free_gb:.1f} GB free.",
+            hint,
         )
     return free_gb
 
 
 def check_writable(folder: Path) -> None:
-    """Raise unless files can be made in ``folder``, or in what there is of its parents."""
+    """Raise StartError unless files can be created in ``folder`` or its nearest existing parent."""
     try:
         with tempfile.TemporaryFile(dir=_existing(folder)):
             pass
     except OSError as error:
         raise StartError(
             f"{folder} cannot be written to ({error.strerror or error}).",
-            "Use a copy of the project in a folder of yours, or choose another data folder: --data-dir or DATA_DIR.",
+            "Copy the project to a folder of yours, or choose another data folder: --data-dir or DATA_DIR.",
         ) from error
 
 
 def check_install() -> None:
-    """Room and rights for the virtual environments."""
+    """Check disk space and permissions for the virtual environments."""
     check_writable(ROOT)
     needed = UPDATE_GB if any(ROOT.glob(".venv/.installed-*")) else INSTALL_GB
     check_disk(ROOT, float(os.environ.get("INSTALL_GB", needed)), "Installing")
@@ -134,22 +135,22 @@ def check_install() -> None:
 
 
 def check_start(data_dir: Path, port: int, label_studio_port: int) -> None:
-    """Room, rights and ports for the local stack.
+    """Check disk space, permissions and ports for the local stack.
 
     Raises:
-        StartError: for the first thing that is in the way.
+        StartError: the first failed check.
     """
     if running := running_stack(data_dir):
         raise StartError(
-            f"It is running already (process {running.pid}): {running.label_studio_url}",
-            "Open that address, or stop it (Ctrl-C where it was started), "
+            f"The stack is already running (process {running.pid}): {running.label_studio_url}",
+            "Open that URL, stop the stack (Ctrl-C where it was started), "
             "or run another one: --data-dir, --port and --label-studio-port.",
         )
     check_writable(data_dir)
     check_disk(data_dir, RUN_GB, "Running")
     if port == label_studio_port:
         raise StartError(
-            f"Backend and Label Studio cannot share port {port}.", "Choose two: --port, --label-studio-port."
+            f"Backend and Label Studio cannot share port {port}.", "Choose two ports: --port, --label-studio-port."
         )
     check_port(label_studio_port, "Label Studio", "--label-studio-port", "LABEL_STUDIO_PORT")
     check_port(port, "the ML backend", "--port", "PORT")
@@ -158,14 +159,14 @@ def check_start(data_dir: Path, port: int, label_studio_port: int) -> None:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="up.sh", usage="bash scripts/up.sh [OPTIONS] (--help)", allow_abbrev=False)
     parser.add_argument("step", choices=["install", "start"])
-    parser.add_argument("--from", type=Path, default=Path.cwd(), dest="place")
+    parser.add_argument("--from", type=Path, default=Path.cwd(), dest="cwd")
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("DATA_DIR") or ROOT / "data")
     parser.add_argument("--port", type=int, default=os.environ.get("PORT") or 9090)
     parser.add_argument("--label-studio-port", type=int, default=os.environ.get("LABEL_STUDIO_PORT") or 8080)
     parser.add_argument("--no-demo", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args(arguments)
-    data_dir = Path(os.path.abspath(options.place / options.data_dir))
+    data_dir = Path(os.path.abspath(options.cwd / options.data_dir))
     try:
         if options.step == "install":
             check_install()

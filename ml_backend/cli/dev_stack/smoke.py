@@ -1,4 +1,4 @@
-"""``up.sh --smoke``: the whole path in a temporary folder, and whether what comes out is right."""
+"""``up.sh --smoke``: an end-to-end test in a temporary folder."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from ml_backend.core.errors import BackendError
 if TYPE_CHECKING:
     from ml_backend.video.sample import SampleTruth
 
-#: A label that no detector knows.
+#: A label that is not a class of the detector.
 LABEL = "first_responder"
 #: Seconds for predicting, annotating, training and predicting again, on a slow machine.
 TIMEOUT = 900.0
-#: Trainings that people would wait for are short.
-QUICKLY = {
-    # Made for trainings of ten epochs and more: in three they would be all of it, and whole pictures hardly be seen.
+#: Settings for a short training.
+FAST_TRAINING = {
+    # Mosaic and warm-up suit trainings of ten epochs and more; of three epochs they would take most.
     "TRAIN_ARGS": '{"epochs": 3, "mosaic": 0.0, "warmup_epochs": 1.0}',
     "GATE_FRAMES": "60",
 }
 
 
 def run_smoke(reporter: Reporter) -> int:
-    """Run it; the last line on stdout is JSON: seconds of each stage, ``ok``, and what was found or what failed.
+    """Run the smoke test; print JSON as the last line: seconds of each stage, ``ok``, and the results or the error.
 
     Returns:
-        the exit code, 0 or 1.
+        The exit code, 0 or 1.
     """
     started = time.monotonic()
     outcome: dict[str, Any] = {}
     try:
         with tempfile.TemporaryDirectory(prefix="smoke-", ignore_cleanup_errors=True) as folder:
-            outcome = _try_everything(Path(folder), reporter)
+            outcome = _run_all_stages(Path(folder), reporter)
     except (BackendError, OSError) as error:
         reporter.say(f"Smoke test failed: {error}")
         outcome = {"ok": False, "error": str(error).splitlines()[0]}
@@ -53,12 +53,12 @@ def run_smoke(reporter: Reporter) -> int:
     return 0 if outcome["ok"] else 1
 
 
-def _try_everything(folder: Path, reporter: Reporter) -> dict[str, Any]:
+def _run_all_stages(folder: Path, reporter: Reporter) -> dict[str, Any]:
     from ml_backend.cli.dev_stack.verify import check_prediction
     from ml_backend.video.sample import make_sample
 
     video = folder / "sample.mp4"
-    options = StackOptions(folder / "data", free_port(), free_port(), isolated=True, environment=QUICKLY)
+    options = StackOptions(folder / "data", free_port(), free_port(), isolated=True, environment=FAST_TRAINING)
     options.data_dir.mkdir()
     with ThreadPoolExecutor(1) as background, Stack(options, reporter) as stack:
         sample = background.submit(make_sample, video)
@@ -67,23 +67,23 @@ def _try_everything(folder: Path, reporter: Reporter) -> dict[str, Any]:
             demo = make_demo(stack, video)
         with reporter.stage("prediction", "Waiting for the sample video's tracks") as tick:
             wait_for_prediction(stack, demo, tick)
-        with reporter.stage("check", "Comparing the tracks with what moves in the sample"):
+        with reporter.stage("check", "Comparing the tracks with the sample's ground truth"):
             report = check_prediction(stack.client().get_full_task(demo.task_id, demo.project_id), truth)
         reporter.say(str(report))
-        found = report.summary()
-        if found["ok"]:
-            found |= _teach(stack, demo, truth, folder)
-    return found
+        outcome = report.summary()
+        if outcome["ok"]:
+            outcome |= _retrain(stack, demo, truth, folder)
+    return outcome
 
 
-def _teach(stack: Stack, demo: Demo, truth: SampleTruth, folder: Path) -> dict[str, Any]:
-    """Relabel the demo's people, submit, and see that a second video gets the new label from a newer version.
+def _retrain(stack: Stack, demo: Demo, truth: SampleTruth, folder: Path) -> dict[str, Any]:
+    """Submit the demo's people with a new label, and check that a newer version predicts it in a second video.
 
     Returns:
-        ``retrained`` (what became of the training) and ``new_version``.
+        ``retrained`` (outcome of the training) and ``new_version``.
 
     Raises:
-        StartError: something failed, or takes too long; with the end of a log.
+        StartError: a stage failed or timed out; the hint is the end of a log.
     """
     from ml_backend.core.settings import Settings
     from ml_backend.server.container import WebContainer
@@ -91,58 +91,60 @@ def _teach(stack: Stack, demo: Demo, truth: SampleTruth, folder: Path) -> dict[s
     from ml_backend.video.sample import make_sample
 
     client, reporter, project = stack.client(), stack.reporter, demo.project_id
-    named: dict[str, Any] = {name.lower(): value for name, value in stack.settings_environment().items()}
-    services = WebContainer(Settings(_env_file=None, **named))
-    services.trainings.set_policy(project, {"min_tracks": 1, "quiet_s": 1, "every_s": 0})  # at once
+    values: dict[str, Any] = {name.lower(): value for name, value in stack.settings_environment().items()}
+    services = WebContainer(Settings(_env_file=None, **values))
+    services.trainings.set_policy(project, {"min_tracks": 1, "quiet_s": 1, "every_s": 0})  # train at once
 
-    def newest(task: int) -> Any:
+    def newest_prediction(task: int) -> Any:
         return max(client.list_predictions(task), key=lambda item: item.id, default=None)
 
-    def measured() -> Version | None:
+    def trained_version() -> Version | None:
         last = services.registry.last(project)
         if last is not None and last.state == "failed":
-            raise StartError(f"The training has failed: {last.reason}", "The trainer's log says more.")
+            raise StartError(f"The training has failed: {last.reason}", "See the trainer's log.")
         return last if last is not None and last.state in MEASURED else None
 
-    def relabelled() -> Any:
-        found = newest(other)
-        if found is None or found.model_version == first.model_version:
+    def new_prediction() -> Any:
+        prediction = newest_prediction(second_task)
+        if prediction is None or prediction.model_version == first.model_version:
             return None
-        if version and version.state == "promoted" and not found.model_version.endswith(f".{version.name}"):
+        if version and version.state == "promoted" and not prediction.model_version.endswith(f".{version.name}"):
             return None
-        labels = [label for region in found.result for label in region["value"].get("labels") or []]
-        return found if LABEL in labels else None
+        labels = [label for region in prediction.result for label in region["value"].get("labels") or []]
+        return prediction if LABEL in labels else None
 
     with reporter.stage("second_video", "Waiting for a second video's tracks") as tick:
         second = folder / "second.mp4"
         make_sample(second, seconds=4.0, seed=1)
         config = client.get_project(project).label_config
         client.set_label_config(project, config.replace("</Labels>", f'<Label value="{LABEL}"/></Labels>', 1))
-        other = client.create_task(project, {"video": client.upload_file(project, second)})
-        first = wait_until(stack, tick, lambda: newest(other), "The second video has no prediction", TIMEOUT)
+        second_task = client.create_task(project, {"video": client.upload_file(project, second)})
+        first = wait_until(
+            stack, tick, lambda: newest_prediction(second_task), "The second video has no prediction", TIMEOUT
+        )
     with reporter.stage(
-        "retraining", f"Submitting an annotation with the label {LABEL}; waiting for what it teaches"
+        "retraining", f"Submitting an annotation with the label {LABEL} and waiting for the training"
     ) as tick:
-        prediction = newest(demo.task_id)
+        prediction = newest_prediction(demo.task_id)
         client.create_annotation(demo.task_id, _relabel(prediction.result, truth), prediction.id)
         version = None
         if services.projects.trained(project) is not None or services.settings.detector != "motion":
-            version = wait_until(stack, tick, measured, "No version was trained", TIMEOUT)
+            version = wait_until(stack, tick, trained_version, "No version was trained", TIMEOUT)
     with reporter.stage("new_prediction", "Waiting for the second video's new prediction") as tick:
-        last = wait_until(stack, tick, relabelled, f"Nothing is called {LABEL} now", TIMEOUT)
+        last = wait_until(stack, tick, new_prediction, f"No track has the label {LABEL}", TIMEOUT)
     outcome = f"{version.state}: {version.reason}" if version else "nothing to train: the motion detector is used"
     reporter.say(f"Retraining was {outcome}")
-    reporter.say(f"The second video's tracks are by {last.model_version} now")
+    reporter.say(f"The second video's tracks are now by {last.model_version}")
     return {"retrained": outcome, "new_version": last.model_version}
 
 
 def _relabel(regions: list[dict[str, Any]], truth: SampleTruth) -> list[dict[str, Any]]:
-    """What a person does: each track gets the label of what it follows; people are the new ones."""
-    from ml_backend.cli.dev_stack.verify import follow
+    """Label each track by the object that it follows, as a person would; people get the new label."""
+    from ml_backend.cli.dev_stack.verify import matching_object
 
     result = []
     for region in regions:
-        name = follow(region, truth)
+        name = matching_object(region, truth)
         if name is not None:
             labels = [LABEL if name == "person" else name]
             origin = "prediction" if region["value"].get("labels") == labels else "prediction-changed"

@@ -1,4 +1,4 @@
-"""The whole stack on one machine: Redis, Label Studio, backend, a worker and a trainer, watched over."""
+"""The whole stack on one machine: Redis, Label Studio, backend, worker and trainer, with supervision."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ml_backend.cli.dev_stack.processes import (
     ManagedProcess,
     RedisServer,
     WorkerProcess,
-    redis_answers,
+    redis_is_up,
 )
 from ml_backend.cli.dev_stack.report import Reporter
 from ml_backend.cli.dev_stack.state import (
@@ -40,26 +40,26 @@ from ml_backend.core.errors import LabelStudioError
 from ml_backend.core.settings import QUEUES, Settings
 from ml_backend.label_studio.client import LabelStudioClient, create_token
 
-#: Creating the database takes 20 to 45 s, on a slow disk more.
+#: Seconds. Creating the database takes 20 to 45 s, more on a slow disk.
 LABEL_STUDIO_TIMEOUT = 300.0
-#: The first import of PyTorch after installing reads gigabytes.
+#: Seconds. The first import of PyTorch after installing reads gigabytes.
 BACKEND_TIMEOUT = 180.0
-#: A process that ran for so long was healthy: its next failure starts counting anew.
+#: After this many seconds of uptime the back-off of a process is reset.
 HEALTHY_S = 60.0
 MAX_BACK_OFF_S = 30.0
-#: Commands that look whether a stack runs hold its lock for a moment.
+#: Commands that check for a running stack hold its lock for a moment.
 LOCK_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """How to run a stack.
+    """Options of a stack.
 
     Attributes:
-        data_dir: absolute; holds all state.
-        redis_url: a running Redis; empty: start one.
-        isolated: take no server addresses from the environment or ``.env``.
-        environment: added to the environment of backend and worker.
+        data_dir: absolute path of the folder for all state.
+        redis_url: URL of a running Redis; empty to start one.
+        isolated: ignore server URLs in the environment and ``.env``.
+        environment: additional environment of backend and workers.
     """
 
     data_dir: Path
@@ -71,7 +71,7 @@ class StackOptions:
 
 
 class Stack:
-    """Starts in overlapping steps; as a context manager it always stops everything."""
+    """The processes of a stack. A context manager that starts all of them and always stops them."""
 
     def __init__(self, options: StackOptions, reporter: Reporter | None = None) -> None:
         self.options = options
@@ -84,10 +84,10 @@ class Stack:
         self._mark = uuid.uuid4().hex
         self._guardian: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
-        self._deaths: dict[str, tuple[int, float]] = {}
+        self._failures: dict[str, tuple[int, float]] = {}
 
         environment = base_environment(self.data_dir, isolated=options.isolated) | {MARK: self._mark}
-        # An isolated stack must not read the .env file of the project's folder either.
+        # An isolated stack must not read the project folder's .env file either.
         self._cwd = self.data_dir if options.isolated else ROOT
         self.redis: RedisServer | None = None
         if not options.redis_url:
@@ -104,7 +104,7 @@ class Stack:
         )
         environment |= options.environment
         self.backend = BackendServer(port=options.port, log_dir=self.log_dir, environment=environment, cwd=self._cwd)
-        # Two of them: a training takes minutes, in which people want their predictions.
+        # Two workers, since a training would block predictions for minutes.
         self.worker, self.trainer = (
             WorkerProcess(
                 name, queues, redis_url=self.redis_url, log_dir=self.log_dir, environment=environment, cwd=self._cwd
@@ -113,7 +113,7 @@ class Stack:
         )
         self._ours: list[ManagedProcess] = [self.worker, self.trainer, self.backend]
 
-    # -- life
+    # -- start and stop
 
     def __enter__(self) -> Stack:
         try:
@@ -130,14 +130,14 @@ class Stack:
 
     @property
     def processes(self) -> list[ManagedProcess]:
-        """All processes that this stack runs, in the order in which they must stop."""
+        """All processes, in the order in which to stop them."""
         return [*self._ours, self.label_studio, *([self.redis] if self.redis else [])]
 
     def start(self) -> None:
-        """Bring everything up.
+        """Start all processes, in parallel where possible.
 
         Raises:
-            StartError: with cause, hint and the end of the log of what did not come up.
+            StartError: a process failed to start; the hint is the end of its log.
         """
         for folder in (self.data_dir, self.log_dir, self.local_files):
             folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ class Stack:
         with self.reporter.stage("redis", "Starting Redis") as tick:
             self._start_redis(tick)
         token = read_text(token_path(self.data_dir))
-        if token:  # not the first start: everything at once
+        if token:  # not the first start, so all processes can start at once
             self._start_backend(token)
         with self.reporter.stage("label_studio", "Starting Label Studio (the first time up to a minute)") as tick:
             self.label_studio.wait_ready(LABEL_STUDIO_TIMEOUT, tick)
@@ -165,10 +165,10 @@ class Stack:
         if self.redis:
             self.redis.start()
             self.redis.wait_ready(60, tick)
-        elif not redis_answers(self.redis_url):
+        elif not redis_is_up(self.redis_url):
             raise StartError(
-                f"No Redis answers at {self.redis_url.rsplit('@', 1)[-1]}, which REDIS_URL names.",
-                "Start it, or unset REDIS_URL: then a Redis is started here.",
+                f"Redis is not reachable at {self.redis_url.rsplit('@', 1)[-1]} (REDIS_URL).",
+                "Start it, or unset REDIS_URL to run a Redis here.",
             )
 
     def _start_backend(self, token: str) -> None:
@@ -178,7 +178,7 @@ class Stack:
             process.start()
 
     def settings_environment(self, token: str = "") -> dict[str, str]:
-        """Settings by which a process finds this stack, and uses the same models as it does."""
+        """Return settings that make another process use this stack and its models."""
         chosen = {name.upper() for name in MODEL_SETTINGS} & self.backend.environment.keys()
         return {name: self.backend.environment[name] for name in sorted(chosen)} | {
             "LABEL_STUDIO_URL": self.label_studio.url,
@@ -197,28 +197,28 @@ class Stack:
             except LabelStudioError as error:
                 if error.retryable:
                     raise
-                self.reporter.say("The stored token is no longer valid; making a new one.")
+                self.reporter.say("The stored token is no longer valid; creating a new one.")
         token = create_token(self.label_studio.url, self.username, self.label_studio.password)
         write_private(token_path(self.data_dir), token + "\n")
         return token
 
     @property
     def basic_auth(self) -> tuple[str, str] | None:
-        """Credentials that the backend asks for, if it does."""
-        named = {name.lower(): value for name, value in self.options.environment.items()}
-        known = Settings(_env_file=None if self.options.isolated else ROOT / ".env")
-        user = named.get("basic_auth_user") or ("" if self.options.isolated else known.basic_auth_user)
-        secret = named.get("basic_auth_pass") or (
-            "" if self.options.isolated else known.basic_auth_pass.get_secret_value()
+        """The backend's credentials; ``None`` if it requires none."""
+        overrides = {name.lower(): value for name, value in self.options.environment.items()}
+        settings = Settings(_env_file=None if self.options.isolated else ROOT / ".env")
+        user = overrides.get("basic_auth_user") or ("" if self.options.isolated else settings.basic_auth_user)
+        secret = overrides.get("basic_auth_pass") or (
+            "" if self.options.isolated else settings.basic_auth_pass.get_secret_value()
         )
         return (user, secret) if user and secret else None
 
     def client(self) -> LabelStudioClient:
-        """A client with the rights of Label Studio's first user."""
+        """Return a client with the permissions of Label Studio's first user."""
         return LabelStudioClient(self.label_studio.url, self.token)
 
     def save_state(self) -> None:
-        """Let other commands find this stack."""
+        """Save the state by which other commands find this stack."""
         StackState(
             pid=os.getpid(),
             label_studio_url=self.label_studio.url,
@@ -229,24 +229,24 @@ class Stack:
             announce(ROOT, self.data_dir)
 
     def _stores(self) -> dict[str, str]:
-        """Settings that say where else this stack keeps things: commands must not begin empty ones beside them."""
+        """Return settings of external stores, which other commands must use too."""
         if self.options.isolated:
             return {}
-        known = Settings(_env_file=ROOT / ".env")
-        stores = {"DATABASE_URL": known.database_url, "ARTIFACTS_URL": known.artifacts_url}
+        settings = Settings(_env_file=ROOT / ".env")
+        stores = {"DATABASE_URL": settings.database_url, "ARTIFACTS_URL": settings.artifacts_url}
         return {name: value for name, value in stores.items() if value}
 
     def stop(self) -> None:
-        """Stop everything, also what the processes have started. Calling it again does nothing."""
+        """Stop all processes and their descendants. Calling it again does nothing."""
         servers = [process for process in self.processes if process is not self.redis]
         for process in servers:
             process.terminate()
         for process in servers:
             process.stop()
-        if self.redis:  # last: the worker puts its job back while it stops
+        if self.redis:  # last, since the worker requeues its job while it stops
             self.redis.stop()
         if self._guardian:
-            self._guardian.communicate(timeout=30)  # closes its input: it ends what is left
+            self._guardian.communicate(timeout=30)  # closes its stdin, whereupon it terminates what is left
             self._guardian = None
             state_path(self.data_dir).unlink(missing_ok=True)
             announce(ROOT)
@@ -255,36 +255,36 @@ class Stack:
             self._lock = None
 
     def kill(self) -> None:
-        """Stop everything without waiting for anything."""
+        """Kill all processes without waiting."""
         sweep(self._mark, grace=0.0)
 
-    # -- watching
+    # -- supervision
 
     def watch(self) -> NoReturn:
-        """Restart what dies, with growing pauses, until a signal comes."""
+        """Restart failed processes, with exponential back-off, until a signal arrives."""
         while True:
             self.revive()
             time.sleep(0.5)
 
     def revive(self) -> None:
-        """Restart what has died, unless it is pausing."""
+        """Restart failed processes whose back-off is over."""
         for process in self.processes:
-            count, until = self._deaths.get(process.name, (0, 0.0))
+            count, until = self._failures.get(process.name, (0, 0.0))
             now = time.monotonic()
             if process.alive or now < until:
                 continue
             if now - until > HEALTHY_S:
                 count = 0
             self.reporter.say(
-                f"{process.name} ended unexpectedly (exit status {process.returncode}); restarting it. "
-                f"Its log is {process.log_path}; the last lines:\n{process.tail(5)}"
+                f"{process.name} exited unexpectedly (exit status {process.returncode}); restarting it. "
+                f"The end of {process.log_path}:\n{process.tail(5)}"
             )
-            self._deaths[process.name] = (count + 1, now + min(2.0**count, MAX_BACK_OFF_S))
+            self._failures[process.name] = (count + 1, now + min(2.0**count, MAX_BACK_OFF_S))
             process.start()
 
 
 def _lock(data_dir: Path) -> IO[str]:
-    """Make sure that no other stack works on this folder; the lock goes with the process."""
+    """Lock the data folder against other stacks, until this process exits."""
     lock = lock_path(data_dir).open("a")
     for _ in range(LOCK_ATTEMPTS):
         try:
@@ -294,6 +294,6 @@ def _lock(data_dir: Path) -> IO[str]:
             time.sleep(0.1)
     lock.close()
     raise StartError(
-        f"Another stack runs on {data_dir}.",
-        "Use that one, or stop it, or choose others: --data-dir, --port and --label-studio-port.",
+        f"Another stack is running on {data_dir}.",
+        "Use or stop that stack, or choose others: --data-dir, --port and --label-studio-port.",
     )

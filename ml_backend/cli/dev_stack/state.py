@@ -1,4 +1,4 @@
-"""What the local stack keeps in its data folder: secrets, and where a running stack is to be found."""
+"""Files in the local stack's data folder: secrets, and the state of a running stack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ USERNAME = "admin@localhost.localdomain"
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace a file that only its owner may read, in one step."""
+    """Write a file atomically, readable only by its owner."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -24,12 +24,12 @@ def write_private(path: Path, text: str) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Content without the final newline, empty if there is no file."""
+    """Return the stripped content, or an empty string if there is no file."""
     return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def login_password(data_dir: Path) -> str:
-    """The password of Label Studio's first user: made once, kept in the data folder."""
+    """Return the password of Label Studio's first user, created on first use."""
     path = data_dir / "label-studio-password"
     password = read_text(path)
     if not password:
@@ -39,32 +39,32 @@ def login_password(data_dir: Path) -> str:
 
 
 def token_path(data_dir: Path) -> Path:
-    """Where the personal access token is kept."""
+    """Return the path of the personal access token."""
     return data_dir / "label-studio-token"
 
 
 def keep_secret_key(label_studio: Path) -> None:
-    """Give Label Studio's data folder a ``SECRET_KEY`` that it can read again, before it makes its own in ``.env``.
+    """Write a readable ``SECRET_KEY`` to Label Studio's ``.env``, before it generates its own.
 
-    One in fifty of its own begins with ``$``, which its reader of that file takes for the name of a variable: such a
-    Label Studio makes another key at each start, and forgets its tokens and sessions. The first line counts.
+    One in fifty of its own begins with ``$``, which its parser expands as a variable: such a Label Studio generates
+    another key at each start, which invalidates tokens and sessions. The first line counts.
     """
     path = label_studio / ".env"
-    before = read_text(path).splitlines()
-    lines = [line for line in before if not line.startswith("SECRET_KEY=$")]
+    old_lines = read_text(path).splitlines()
+    lines = [line for line in old_lines if not line.startswith("SECRET_KEY=$")]
     if not any(line.startswith("SECRET_KEY=") for line in lines):
         lines.append(f"SECRET_KEY={secrets.token_hex(32)}")
-    if lines != before:
+    if lines != old_lines:
         write_private(path, "\n".join(lines) + "\n")
 
 
 @dataclass(slots=True)
 class StackState:
-    """A running stack, for commands that want to talk to it.
+    """A running stack, as other commands find it.
 
     Attributes:
-        pid: of the supervisor.
-        environment: settings that make other commands find the stack. Holds the token, hence the file's mode 600.
+        pid: process id of the supervisor.
+        environment: settings that make other commands use the stack. Holds the token, hence the file's mode 600.
     """
 
     pid: int
@@ -81,46 +81,46 @@ def state_path(data_dir: Path) -> Path:
 
 
 def lock_path(data_dir: Path) -> Path:
-    """What a running stack holds a lock on, which goes with its process, however that ends."""
+    """Return the path of the file that a running stack keeps locked."""
     return data_dir / "stack.lock"
 
 
 def running_stack(data_dir: Path) -> StackState | None:
-    """The stack that runs on this data folder, if one does."""
+    """Return the stack that runs on this data folder, or ``None``."""
     try:
-        known = json.loads(state_path(data_dir).read_text(encoding="utf-8"))
-        state = StackState(**{name: known[name] for name in StackState.__annotations__})  # 0.1.0 has written more
+        saved = json.loads(state_path(data_dir).read_text(encoding="utf-8"))
+        state = StackState(**{name: saved[name] for name in StackState.__annotations__})  # 0.1.0 wrote more fields
         os.kill(state.pid, 0)
     except (OSError, ValueError, TypeError, KeyError):
-        return None  # never started, ended, or killed
+        return None  # never started, stopped, or killed
     return None if _is_released(lock_path(data_dir)) else state
 
 
 def _is_released(lock: Path) -> bool:
-    """Whether a stack has held this lock and nobody does now: after a power cut its process id may be another's.
+    """Return whether the lock file exists unlocked: after a power cut, the process id may be another program's.
 
-    Takes a shared lock for a moment, so that commands which look at the same time do not see each other.
+    Takes a shared lock for a moment, so that simultaneous checks do not disturb each other.
     """
     try:
         with lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:  # held; or there is none, or it cannot be told: then the process id alone counts
+    except OSError:  # locked, or missing or unreadable: then only the process id counts
         return False
     return True
 
 
 def announcements(root: Path) -> Path:
-    """Data folders elsewhere on which stacks of this project run, one a line, the newest first."""
+    """Return the path of the list of other data folders with running stacks, one per line, newest first."""
     return root / "data" / "stacks-elsewhere"
 
 
 def announced(root: Path) -> list[Path]:
-    """Folders that were announced; what ran on them may have ended."""
+    """Return the announced data folders, whose stacks may have stopped."""
     return [Path(line) for line in read_text(announcements(root)).splitlines() if line]
 
 
 def announce(root: Path, data_dir: Path | None = None) -> None:
-    """Let commands that know only the project's folder find the stack on ``data_dir``; forget those that have ended."""
+    """Add ``data_dir`` to the announced folders, unless it is the default, and remove those of stopped stacks."""
     folders = [] if data_dir in (None, root / "data") else [data_dir]
     running = [folder for folder in dict.fromkeys([*folders, *announced(root)]) if folder and running_stack(folder)]
     path = announcements(root)
@@ -129,4 +129,4 @@ def announce(root: Path, data_dir: Path | None = None) -> None:
     elif path.is_file():
         path.unlink()
         with contextlib.suppress(OSError):
-            path.parent.rmdir()  # where nothing else is in it, it was made for this
+            path.parent.rmdir()  # if empty, it was created for this file

@@ -1,1 +1,1 @@
-"""Says in plain words what is misconfigured: every check gives what it looked at, the result, and a hint."""
+"""The doctor: checks an installation, and reports results with hints."""

@@ -32,22 +32,22 @@ CHECKS = (
     Check("backend", "ML backend", checks.backend),
     Check("label-studio", "Token", checks.label_studio),
 )
-#: Only on request: it makes sense where a worker must run.
+#: Run only on request: for machines where a worker must run.
 EXTRA = (Check("worker-here", "Worker on this machine", checks.worker_here),)
 
 STYLES = {"ok": "green", "note": "yellow", "failed": "bold red"}
 
 
 def examine(target: Target, names: Sequence[str] = ()) -> list[Finding]:
-    """Run checks side by side: the slowest, not their sum, is what one waits for."""
+    """Run the named checks, by default all of ``CHECKS``, in parallel."""
     chosen = [check for check in (*CHECKS, *EXTRA) if check.name in names] if names else list(CHECKS)
     with ThreadPoolExecutor(max(1, len(chosen))) as pool:
         return [finding for findings in pool.map(lambda check: check.run(target), chosen) for finding in findings]
 
 
 def show(findings: Sequence[Finding], console: Console) -> None:
-    """Print a table, hints below what they are about."""
-    table = Table("check", "result", "found, and what to do", show_lines=False, pad_edge=False)
+    """Print a table of findings, each with its hint."""
+    table = Table("check", "result", "details", show_lines=False, pad_edge=False)
     for finding in findings:
         text = finding.found + (f"\n-> {finding.hint}" if finding.hint else "")
         style = STYLES[finding.status]
@@ -57,21 +57,21 @@ def show(findings: Sequence[Finding], console: Console) -> None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-@click.option("--quiet", is_flag=True, help="Print only what has failed.")
+@click.option("--quiet", is_flag=True, help="Print only failed checks.")
 @click.option(
     "--only", multiple=True, type=click.Choice([c.name for c in (*CHECKS, *EXTRA)]), help="Run only this check."
 )
-@click.option("--backend-url", help="Where the ML backend answers.  [default: of the running stack, else port 9090]")
+@click.option("--backend-url", help="URL of the ML backend.  [default: of the running stack, else port 9090]")
 @fail_clearly
 def main(as_json: bool, quiet: bool, only: Sequence[str], backend_url: str | None) -> None:
-    """Examine this installation: what was looked at, the result, and the hint. Ends with 1 if anything has failed."""
+    """Check this installation and print results with hints. Exits with 1 if a check failed."""
     logging.disable(logging.WARNING)
     settings, found_url = settings_in_force()
     url = (backend_url or os.environ.get("BACKEND_URL") or found_url).rstrip("/")
     findings = examine(Target(settings, url), only)
     failed = [finding for finding in findings if finding.status == "failed"]
     if as_json:
-        # `cure` is the name of `hint` in 0.1.0.
+        # `cure` was the name of `hint` in 0.1.0.
         print(json.dumps([asdict(finding) | {"cure": finding.hint} for finding in findings], indent=1))
     elif failed or not quiet:
         show(failed if quiet else findings, Console(width=None if sys.stdout.isatty() else 140))

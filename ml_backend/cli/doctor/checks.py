@@ -1,4 +1,4 @@
-"""The doctor's checks: of this machine, of the servers, and of what connects them."""
+"""The doctor's checks of this machine, the servers and their connections."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ml_backend.core.errors import BackendError, ConfigError, LabelStudioError
 from ml_backend.core.settings import Settings
 from ml_backend.label_studio.client import LabelStudioClient, basic_auth_header, server_version
 
-#: Seconds for an answer of a server.
+#: Seconds to wait for a server.
 TIMEOUT = 5.0
-#: Importing PyTorch right after it was installed reads gigabytes.
+#: Seconds. The first import of PyTorch after installing reads gigabytes.
 IMPORT_TIMEOUT = 120.0
 REINSTALL = "Run `bash scripts/up.sh` (or `pip install --no-deps -r requirements.lock`) to install the pinned versions."
 LOW_DISK_GB = 5.0
-#: Newest projects that are looked at.
-PROJECTS = 100
+#: Maximum number of projects to check, newest first.
+MAX_PROJECTS = 100
 MODEL_CLASS = "VideoBackend"
 LOCAL_IP_HINT = (
     "Label Studio refuses local addresses unless it runs with "
@@ -45,13 +45,13 @@ Status = Literal["ok", "note", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One result.
+    """A result of a check.
 
     Attributes:
-        check: what was looked at.
-        status: ``note`` works, but should be known.
+        check: title of the check.
+        status: ``note`` works, but is worth knowing.
         found: what was found.
-        hint: what to do about it, empty where nothing needs to be done.
+        hint: how to fix it; empty if there is nothing to fix.
     """
 
     check: str
@@ -62,7 +62,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is examined: the settings in force and where the backend should answer."""
+    """What to check: the effective settings and the backend's URL."""
 
     settings: Settings
     backend_url: str
@@ -70,14 +70,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A named examination; it yields findings and may raise BackendError, which becomes a failed finding."""
+    """A named check, which yields findings; a BackendError becomes a failed finding."""
 
     name: str
     title: str
     examine: Callable[[Target], Iterator[Finding]]
 
     def run(self, target: Target) -> list[Finding]:
-        """All findings; an error ends the check, never the doctor."""
+        """Return all findings; an error ends the check, not the doctor."""
         findings: list[Finding] = []
         try:
             findings.extend(self.examine(target))
@@ -88,7 +88,7 @@ class Check:
 
 # -- this machine
 
-# In a process of its own: a broken build of PyTorch may crash instead of raising.
+# Run in a subprocess, since a broken build of PyTorch may crash instead of raising.
 _IMPORT_TORCH = """
 import json, torch, torchvision
 torchvision.ops.nms(torch.zeros((1, 4)), torch.zeros(1), 0.5)
@@ -101,7 +101,7 @@ print(json.dumps({
 
 
 def python(target: Target) -> Iterator[Finding]:
-    """Which Python runs this; in an older one than 3.10 it could not have been imported."""
+    """Report the Python version; one older than 3.10 could not import this module."""
     yield Finding("Python", "ok", f"{sys.version.split()[0]} ({sys.executable})")
 
 
@@ -122,7 +122,7 @@ def _version(name: str) -> str | None:
 
 
 def _opencv() -> Finding:
-    """Two packages write the same folder; two versions of them leave a mixture."""
+    """Check that both OpenCV packages, which write the same folder, have the same version."""
     versions = {name: _version(name) for name in ("opencv-python", "opencv-python-headless")}
     found = ", ".join(f"{name} {value or 'missing'}" for name, value in versions.items())
     if len(set(filter(None, versions.values()))) != 1:
@@ -133,13 +133,13 @@ def _opencv() -> Finding:
     elif str(versions["opencv-python-headless"] or versions["opencv-python"]).startswith(loaded):
         return Finding("OpenCV", "ok", found)
     else:
-        found = f"{found}, but {loaded} is what gets imported"
-    hint = "`pip install --no-deps --force-reinstall opencv-python-headless==4.12.0.88`"
-    return Finding("OpenCV", "failed", found, f"Reinstall the headless one last: {hint}.")
+        found = f"{found}, but {loaded} is imported"
+    command = "`pip install --no-deps --force-reinstall opencv-python-headless==4.12.0.88`"
+    return Finding("OpenCV", "failed", found, f"Reinstall the headless one last: {command}.")
 
 
 def _run_python(code: str) -> tuple[str, str]:
-    """The last line that a process prints, and why it failed: empty where it has not."""
+    """Run Python code in a subprocess; return its last line of output, or else why it failed."""
     command = [sys.executable, "-c", code]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT, check=False)
@@ -151,17 +151,17 @@ def _run_python(code: str) -> tuple[str, str]:
 
 
 def torch(target: Target) -> Iterator[Finding]:
-    """PyTorch, whether torchvision fits it, and the device that is used."""
+    """Check that PyTorch and torchvision match, and report the device."""
     printed, failure = _run_python(_IMPORT_TORCH)
     if failure:
-        raise ConfigError(failure, f"torch and torchvision must be a pair. {REINSTALL}")
+        raise ConfigError(failure, f"Install matching versions of torch and torchvision. {REINSTALL}")
     facts = json.loads(printed)
     yield Finding("PyTorch", "ok", f"torch {facts['torch']}, torchvision {facts['torchvision']}")
     yield device(target.settings.device, facts)
 
 
 def device(wanted: str, facts: Mapping[str, object]) -> Finding:
-    """What ``DEVICE`` means here; ``facts`` are PyTorch's: cuda, mps, build, device."""
+    """Check ``DEVICE`` against PyTorch's ``facts``: cuda, mps, build, device."""
     if wanted.startswith("cuda") and not facts["cuda"]:
         return Finding(
             "GPU", "failed", f"DEVICE={wanted}, but PyTorch sees no CUDA GPU", "Set DEVICE=auto or install the driver."
@@ -171,31 +171,31 @@ def device(wanted: str, facts: Mapping[str, object]) -> Finding:
     if facts["mps"]:
         return Finding("GPU", "ok", "Apple GPU (mps)")
     if shutil.which("nvidia-smi"):
-        hint = f"The driver may be too old for CUDA {facts['build']}: install a newer one, or set DEVICE=cpu."
-        return Finding("GPU", "note", "there is an NVIDIA driver, but PyTorch cannot use the GPU", hint)
-    return Finding("GPU", "ok", f"none; {os.cpu_count()} CPU cores are used")
+        hint = f"Install a newer driver for CUDA {facts['build']}, or set DEVICE=cpu."
+        return Finding("GPU", "note", "an NVIDIA driver is installed, but PyTorch cannot use the GPU", hint)
+    return Finding("GPU", "ok", f"none; using {os.cpu_count()} CPU cores")
 
 
 def codecs(target: Target) -> Iterator[Finding]:
-    """Decoders of common videos, and the encoder that makes browser-playable copies."""
+    """Check the decoders of common videos, and the encoder of browser-playable copies."""
     import av
     from av.codec import Codec
     from av.error import FFmpegError
 
-    lacking = []
+    missing = []
     for name, mode in (("libx264", "w"), ("h264", "r"), ("hevc", "r"), ("vp9", "r"), ("mpeg4", "r")):
         try:
             Codec(name, mode)
         except (ValueError, FFmpegError):
-            lacking.append(f"{name} ({'encoder' if mode == 'w' else 'decoder'})")
+            missing.append(f"{name} ({'encoder' if mode == 'w' else 'decoder'})")
     found = f"PyAV {av.__version__}"
-    if lacking:
-        raise ConfigError(f"{found} lacks {', '.join(lacking)}", f"Use the PyAV wheel. {REINSTALL}")
+    if missing:
+        raise ConfigError(f"{found} lacks {', '.join(missing)}", f"Use the PyAV wheel. {REINSTALL}")
     yield Finding("Codecs", "ok", f"{found}: H.264 encoder; H.264, HEVC, VP9, MPEG-4 decoders")
 
 
 def disk(target: Target) -> Iterator[Finding]:
-    """Whether the data folder can be written and has room."""
+    """Check that the data folder is writable and has free space."""
     folder = target.settings.data_dir.absolute()
     check_writable(folder)
     free_gb = check_disk(folder, RUN_GB, "Running")
@@ -205,7 +205,7 @@ def disk(target: Target) -> Iterator[Finding]:
 
 
 def labels(target: Target) -> Iterator[Finding]:
-    """Which models would give labels beside the detector."""
+    """Report the models that label tracks beside the detector."""
     from ml_backend.labeling.modes import classifier_models
 
     models = classifier_models(target.settings, target.settings.mode)
@@ -214,7 +214,7 @@ def labels(target: Target) -> Iterator[Finding]:
 
 
 def weights(target: Target) -> Iterator[Finding]:
-    """Which detector would be used now."""
+    """Report the detector that would be used."""
     from ml_backend.detectors.weights import resolve_detector
 
     detector = resolve_detector(target.settings, download=False)
@@ -226,7 +226,7 @@ def weights(target: Target) -> Iterator[Finding]:
 
 
 def queue(target: Target) -> Iterator[Finding]:
-    """Redis answers, keeps what it is given, and somebody works on it."""
+    """Check that Redis is up and persistent, and that workers are running."""
     from redis.exceptions import RedisError
 
     from ml_backend.jobs.queue import JobQueue
@@ -245,32 +245,30 @@ def queue(target: Target) -> Iterator[Finding]:
             found, hint = f"{found}, evicts by {policy}", "Set maxmemory-policy to noeviction."
         yield Finding("Queue", "note" if hint else "ok", found, hint)
     except RedisError as error:  # some hosted servers refuse INFO
-        yield Finding("Queue", "note", f"{shown} answers, but not to INFO: {error}")
+        yield Finding("Queue", "note", f"{shown} is reachable, but refuses INFO: {error}")
     workers = live_workers(target.settings.redis_url)
     names = ", ".join(f"{worker.hostname}:{worker.pid}" for worker in workers)
     if workers:
         yield Finding("Workers", "ok", f"{len(workers)} ({names})")
     else:
-        yield Finding("Workers", "failed", "none is running", "Start one: python -m ml_backend.jobs.worker")
+        yield Finding("Workers", "failed", "none is running", "Start a worker: python -m ml_backend.jobs.worker")
     failed = jobs.failed_jobs()
     if failed:
-        yield Finding(
-            "Failed jobs", "note", f"{len(failed)}", "The worker's log has the reasons; opening a task asks again."
-        )
+        yield Finding("Failed jobs", "note", f"{len(failed)}", "See the worker's log; open a task to try again.")
 
 
 def worker_here(target: Target) -> Iterator[Finding]:
-    """Whether a worker of this very machine or container is registered; for health checks."""
+    """Check that a worker of this machine or container is registered; for health checks."""
     from ml_backend.jobs.workers import live_workers
 
     here = [worker for worker in live_workers(target.settings.redis_url) if worker.hostname == socket.gethostname()]
     if not here:
-        raise ConfigError("none", "Its log says why it does not reach Redis.")
+        raise ConfigError("none", "See its log for why it cannot reach Redis.")
     yield Finding("Worker on this machine", "ok", ", ".join(str(worker.pid) for worker in here))
 
 
 def database(target: Target) -> Iterator[Finding]:
-    """Whether the database can be opened and written."""
+    """Check that the database can be opened and written."""
     import sqlalchemy as sa
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -282,7 +280,7 @@ def database(target: Target) -> Iterator[Finding]:
     table = metadata.sorted_tables[0]
     try:
         with storage.engine.connect() as connection, connection.begin() as transaction:
-            connection.execute(table.delete().where(sa.false()))  # changes nothing, but needs the right to write
+            connection.execute(table.delete().where(sa.false()))  # deletes nothing, but needs write permission
             transaction.rollback()
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error)
@@ -298,13 +296,13 @@ def _basic_auth(settings: Settings) -> tuple[str, str] | None:
 
 
 def backend(target: Target) -> Iterator[Finding]:
-    """Whether the backend answers, as Label Studio would ask it."""
-    url = f"{target.backend_url}/"  # says the same as /health, which asks for no credentials
+    """Check that the backend responds to a request like Label Studio's."""
+    url = f"{target.backend_url}/"  # like /health, but with Basic auth
     try:
         auth = _basic_auth(target.settings)
         response = httpx.get(url, auth=auth, timeout=TIMEOUT, trust_env=False)
     except httpx.HTTPError as error:
-        hint = "Start it: bash scripts/up.sh, or gunicorn ml_backend.wsgi:app; --backend-url says where it is."
+        hint = "Start it: bash scripts/up.sh, or gunicorn ml_backend.wsgi:app; or set --backend-url."
         raise ConfigError(f"no answer at {url} ({error.__class__.__name__})", hint) from error
     if response.status_code == 401:
         hint = "Set the same BASIC_AUTH_USER and BASIC_AUTH_PASS here as for the backend."
@@ -315,7 +313,7 @@ def backend(target: Target) -> Iterator[Finding]:
 
 
 def label_studio(target: Target) -> Iterator[Finding]:
-    """Label Studio answers, takes the token, and its projects are connected properly."""
+    """Check Label Studio, the token, and the connections of its projects."""
     settings = target.settings
     url = settings.label_studio_url
     try:
@@ -332,7 +330,7 @@ def label_studio(target: Target) -> Iterator[Finding]:
 
 
 def _connections(client: LabelStudioClient, target: Target) -> Iterator[Finding]:
-    projects = islice(client.list_projects(), PROJECTS)
+    projects = islice(client.list_projects(), MAX_PROJECTS)
     backends = [item for project in projects for item in client.list_backends(project["id"])]
     connected = [item for item in backends if is_ours(str(item.get("url", "")), target)]
     if not connected:
@@ -344,7 +342,7 @@ def _connections(client: LabelStudioClient, target: Target) -> Iterator[Finding]
         check = f"Project {project}"
         if item.get("state") == "ER":
             reason = str(item.get("error_message") or "no reason given").strip().splitlines()[-1][:200]
-            hint = f"The backend must be reachable from Label Studio's machine. {LOCAL_IP_HINT}"
+            hint = f"Make the backend reachable from Label Studio's machine. {LOCAL_IP_HINT}"
             if "401" in reason:
                 hint = "Enter the backend's user and password where the model is connected (Settings > Model)."
             yield Finding(check, "failed", f"Label Studio cannot use {item['url']}: {reason}", hint)
@@ -357,27 +355,30 @@ def _connections(client: LabelStudioClient, target: Target) -> Iterator[Finding]
 
 def _webhook(project: int, url: str, hooks: Sequence[Mapping[str, Any]], settings: Settings) -> Finding:
     check = f"Project {project}, webhook"
-    where = f"In Label Studio: project {project} > Settings > Webhooks, URL {url}"
+    location = f"In Label Studio: project {project} > Settings > Webhooks, URL {url}"
     if not hooks:
-        return Finding(check, "failed", "there is none", f"{where}: add it, with payload, for all actions.")
+        return Finding(check, "failed", "there is none", f"{location}: add it, with payload, for all actions.")
     hook = hooks[0]
     if not hook.get("is_active"):
-        return Finding(check, "failed", "is switched off", f"{where}: switch it on.")
+        return Finding(check, "failed", "is switched off", f"{location}: switch it on.")
     if not hook.get("send_payload"):
-        return Finding(check, "failed", "sends no payload", f"{where}: switch 'send payload' on.")
+        return Finding(check, "failed", "sends no payload", f"{location}: switch 'send payload' on.")
     if auth := _basic_auth(settings):
         headers = {str(name).lower(): value for name, value in (hook.get("headers") or {}).items()}
         if headers.get("authorization") != basic_auth_header(*auth)["Authorization"]:
             found = "carries other credentials" if "authorization" in headers else "carries no credentials"
-            hint = f"{where}: set the header Authorization to 'Basic ' and what `printf USER:PASSWORD | base64` prints."
+            hint = (
+                f"{location}: set the header Authorization to 'Basic ' and what `printf USER:PASSWORD | base64` prints."
+            )
             return Finding(check, "failed", f"{found}, so the backend refuses its events", hint)
     return Finding(check, "ok", url)
 
 
 def is_ours(url: str, target: Target) -> bool:
-    """Whether an URL that Label Studio knows leads to this backend: the same address, or the same model behind it.
+    """Return whether a URL configured in Label Studio leads to this backend.
 
-    Label Studio may know it by another name (in a compose network: ``http://backend:9090``), so names are tried.
+    Label Studio may use another host name, such as ``http://backend:9090`` in a compose network, so common names and
+    then the model class at the URL are compared.
     """
     if url.rstrip("/") == target.backend_url.rstrip("/"):
         return True

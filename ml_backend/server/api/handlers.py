@@ -1,4 +1,4 @@
-"""Handlers of the control room's API. They ask the services, which do the work: none loads a model or decodes video."""
+"""Request handlers of the API. Jobs do the work: no handler loads a model or decodes video."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from ml_backend.jobs.job_list import FAILED
 from ml_backend.jobs.worker_status import differing_settings
 from ml_backend.jobs.workers import live_workers
 from ml_backend.labeling.model_version import BASE, version_settings
-from ml_backend.server.api import requests as bodies
-from ml_backend.server.api import responses as answers
+from ml_backend.server.api import requests, responses
 from ml_backend.server.api.routing import document, route
 from ml_backend.server.problems import Conflict, Unknown
 from ml_backend.server.protocol import services
@@ -31,108 +30,108 @@ from ml_backend.server.protocol import services
 if TYPE_CHECKING:
     from ml_backend.server.container import WebContainer
 
-#: Settings that say how predictions are made.
-_TOLD = ("mode", "detector", "yolo_weights", "tracker", "imgsz", "conf", "device", "embedder")
+#: Settings that are part of the status.
+_STATUS_SETTINGS = ("mode", "detector", "yolo_weights", "tracker", "imgsz", "conf", "device", "embedder")
 _PACKAGES = ("torch", "ultralytics", "transformers", "label-studio-sdk", "flask", "rq", "redis")
-#: Version of a package; to read them takes longer than all else that a status tells.
-_installed = cache(metadata.version)
-#: Seconds for which counts are good enough.
+#: Version of a package. Cached, since reading it is the slowest part of a status.
+_package_version = cache(metadata.version)
+#: Seconds for which statistics are cached.
 STATS_S = 60.0
-#: Seconds for which jobs and queues are good enough: every open page asks for them every two seconds.
-FRESH_S = 1.0
-#: Apps whose state is kept: a process has one, its tests some.
+#: Seconds for which jobs and system state are cached: every open page polls them every two seconds.
+CACHE_S = 1.0
+#: Apps per process whose state is cached; tests create several.
 _APPS = 4
-_BY = "control room"
-#: Media types of files to download, by suffix.
-_TYPES = {".mp4": "video/mp4", ".zip": "application/zip", ".json": "application/json"}
+_ACTOR = "control room"
+#: Media types of downloads, by suffix.
+_MEDIA_TYPES = {".mp4": "video/mp4", ".zip": "application/zip", ".json": "application/json"}
 
 
 @route("GET", "/status", "Overview")
-def status(query: bodies.OfAnyProject) -> answers.Status:
-    """How things are.
+def status(query: requests.OfAnyProject) -> responses.Status:
+    """Get the status.
 
-    Models in use, workers, queues, and whether the parts answer. Label Studio is not asked. With a project, its models.
-    Numbers are at most a second old.
+    Models in use, workers, queues, and whether Redis and the database are reachable. Label Studio is not queried. With
+    a project, its models. At most a second old.
     """
-    found = services()
-    state = look(found)
+    container = services()
+    state = system_state(container)
     return {
         "version": ml_backend.__version__,
-        "label_studio": found.settings.label_studio_url,
-        "models": _models(found, query.project, state),
-        "settings": {name: getattr(found.settings, name) for name in _TOLD},
-        "versions": {"python": platform.python_version(), **{name: _installed(name) for name in _PACKAGES}},
+        "label_studio": container.settings.label_studio_url,
+        "models": _models(container, query.project, state),
+        "settings": {name: getattr(container.settings, name) for name in _STATUS_SETTINGS},
+        "versions": {"python": platform.python_version(), **{name: _package_version(name) for name in _PACKAGES}},
         **{name: state[name] for name in ("redis", "database", "workers", "queues")},  # type: ignore[typeddict-item]
     }
 
 
-@cached(TTLCache(_APPS, FRESH_S), key=lambda found: found.jobs, condition=Condition())
-def all_jobs(found: WebContainer) -> list[Any]:
-    """Every job. The list is shared: it is not to be changed."""
-    return found.jobs.all()
+@cached(TTLCache(_APPS, CACHE_S), key=lambda container: container.jobs, condition=Condition())
+def all_jobs(container: WebContainer) -> list[Any]:
+    """Return every job. The list is cached: do not modify it."""
+    return container.jobs.all()
 
 
-@cached(TTLCache(_APPS, FRESH_S), key=lambda found: found.jobs, condition=Condition())
-def look(found: WebContainer) -> dict[str, Any]:
-    """Workers, queues, and what answers. The value is shared: it is not to be changed."""
-    out: dict[str, Any] = {"redis": {"up": True, "error": ""}, "database": {"up": True, "error": ""}}
+@cached(TTLCache(_APPS, CACHE_S), key=lambda container: container.jobs, condition=Condition())
+def system_state(container: WebContainer) -> dict[str, Any]:
+    """Return workers, queues, and whether Redis and the database are up. The dict is cached: do not modify it."""
+    state: dict[str, Any] = {"redis": {"up": True, "error": ""}, "database": {"up": True, "error": ""}}
     try:
-        memory = found.memory.status()
-        out["queues"] = found.queue.depths()
-        out["workers"] = [
+        memory = container.memory.status()
+        state["queues"] = container.queue.depths()
+        state["workers"] = [
             {"name": w.name, "hostname": w.hostname, "pid": w.pid, "queues": [*w.queues], "memory": memory.get(w.name)}
-            for w in live_workers(found.settings.redis_url)
+            for w in live_workers(container.settings.redis_url)
         ]
-        living = [worker["name"] for worker in out["workers"]]
-        out["unlike"] = differing_settings(version_settings(found.settings), found.memory.shaping(living))
+        names = [worker["name"] for worker in state["workers"]]
+        state["differing"] = differing_settings(version_settings(container.settings), container.memory.shaping(names))
     except BackendError as error:
-        out |= {"redis": {"up": False, "error": str(error)}, "queues": {}, "workers": [], "unlike": []}
+        state |= {"redis": {"up": False, "error": str(error)}, "queues": {}, "workers": [], "differing": []}
     try:
-        found.storage.ping()
+        container.storage.ping()
     except BackendError as error:
-        out["database"] = {"up": False, "error": str(error)}
-    return out
+        state["database"] = {"up": False, "error": str(error)}
+    return state
 
 
-def _models(found: WebContainer, project: int | None, state: Mapping[str, Any]) -> answers.Models:
+def _models(container: WebContainer, project: int | None, state: Mapping[str, Any]) -> responses.Models:
     try:
-        models = found.projects.models(project)
+        models = container.projects.models(project)
     except BackendError as error:
-        unknown: Any = dict.fromkeys(answers.Models.__annotations__)
-        return unknown | {"mode": found.settings.mode, "notes": [str(error)]}  # type: ignore[no-any-return]
-    hybrid = models.classifier
+        unknown: Any = dict.fromkeys(responses.Models.__annotations__)
+        return unknown | {"mode": container.settings.mode, "notes": [str(error)]}  # type: ignore[no-any-return]
+    classifier = models.classifier
     engines = [{"name": "opencv", "precision": "", "note": ""}]
     if models.detector.kind != "motion":
         engines = _engines(models.detector.name, state["workers"])
-    told = {name: sorted({item[name] for item in engines if item[name]}) for name in ("name", "precision", "note")}
+    merged = {key: sorted({item[key] for item in engines if item[key]}) for key in ("name", "precision", "note")}
     return {
         "mode": models.mode,
         "detector": models.detector.name,
-        "engine": ", ".join(told["name"]) or "not loaded",
-        "precision": ", ".join(told["precision"]) or None,
-        "embedder": hybrid.embedder.name if hybrid.embedder else None,
-        "clip": hybrid.clip.name if hybrid.clip else None,
+        "engine": ", ".join(merged["name"]) or "not loaded",
+        "precision": ", ".join(merged["precision"]) or None,
+        "embedder": classifier.embedder.name if classifier.embedder else None,
+        "clip": classifier.clip.name if classifier.clip else None,
         "version": models.trained.name if models.trained else BASE,
         "model_version": models.version,
-        "notes": [n for n in (models.detector.note, *told["note"], *hybrid.notes, *state["unlike"]) if n],
+        "notes": [n for n in (models.detector.note, *merged["note"], *classifier.notes, *state["differing"]) if n],
     }
 
 
-def _engines(detector: str, workers: list[answers.Worker]) -> list[dict[str, str]]:
-    """What runs a detector where it is loaded: workers need not agree, such as while an export is being made."""
+def _engines(detector: str, workers: list[responses.Worker]) -> list[dict[str, str]]:
+    """Return the engines of a loaded detector. Workers may differ, such as while an engine is being exported."""
     loaded = [model for worker in workers for model in (worker["memory"] or {}).get("models", ())]
     return [model["engine"] for model in loaded if model["name"] == detector and model["engine"]]
 
 
 @route("GET", "/projects", "Overview", errors=(502,))
-def projects() -> answers.ProjectList:
-    """Projects of Label Studio that the configured token may see."""
-    found = services()
+def projects() -> responses.ProjectList:
+    """List the Label Studio projects that the configured token may see."""
+    container = services()
     rows: list[Any] = []
-    for item in found.lister.projects():
-        trained = found.projects.trained(item["id"])
-        used = {"mode": found.projects.mode(item["id"]), "version": trained.name if trained else BASE}
-        rows.append(item | used | {"policy": asdict(found.trainings.policy(item["id"]))})
+    for item in container.lister.projects():
+        trained = container.projects.trained(item["id"])
+        active = {"mode": container.projects.mode(item["id"]), "version": trained.name if trained else BASE}
+        rows.append(item | active | {"policy": asdict(container.trainings.policy(item["id"]))})
     return {"projects": rows}
 
 
@@ -140,58 +139,58 @@ def projects() -> answers.ProjectList:
 
 
 @route("GET", "/memory_status", "Models")
-def memory_status() -> answers.Memory:
-    """Models and memory by worker. As workers told it last, within their lease."""
+def memory_status() -> responses.Memory:
+    """Get loaded models and memory by worker. As each worker last reported."""
     return {"workers": services().memory.status()}
 
 
 @route("POST", "/optimize_memory", "Models", 202)
-def optimize_memory() -> answers.Optimizing:
+def optimize_memory() -> responses.Optimizing:
     """Unload idle models.
 
-    Workers do so between two jobs, within their lease. Sent again, it finds nothing left to unload.
+    Workers unload them between two jobs. Sending it again changes nothing.
     """
-    found = services()
-    found.memory.optimize()
-    return {"requested": True, "workers": found.queue.workers()}
+    container = services()
+    container.memory.optimize()
+    return {"requested": True, "workers": container.queue.workers()}
 
 
 @route("POST", "/init_models", "Models", 202)
-def init_models(body: bodies.OfProject) -> answers.JobAnswer:
+def init_models(body: requests.OfProject) -> responses.JobAnswer:
     """Load a project's models.
 
-    One worker of the queue `control` takes the job: it loads them, and holds them until memory is needed. Every other
-    worker loads them with the first prediction that it makes.
+    One worker of the queue `control` loads them and keeps them until the memory is needed. The other workers load them
+    with their first prediction.
     """
     return requested(services().control.init_models(body.project))
 
 
 @route("POST", "/switch_model", "Models")
-def switch_model(body: bodies.SwitchModel) -> answers.Switched:
+def switch_model(body: requests.SwitchModel) -> responses.Switched:
     """Switch a project's mode, its version, or both.
 
-    Tasks that nobody has annotated are predicted anew in the background. Sent again, it changes nothing.
+    Unannotated tasks are predicted again in the background. Sending it again changes nothing.
     """
-    found = services()
-    before = found.projects.models(body.project).version
-    if body.version is not None:  # first: it may be refused
-        found.trainings.activate(body.project, body.version, _BY)
+    container = services()
+    before = container.projects.models(body.project).version
+    if body.version is not None:  # first, since it may be rejected
+        container.trainings.activate(body.project, body.version, _ACTOR)
     if body.mode is not None:
-        found.patterns.switch(body.project, "" if body.mode == "default" else body.mode)
-    return _switched(found, body.project, before)
+        container.patterns.switch(body.project, "" if body.mode == "default" else body.mode)
+    return _switched(container, body.project, before)
 
 
 @route("POST", "/load_custom_model", "Models", 202)
-def load_custom_model(body: bodies.LoadCustomModel) -> answers.Loading:
-    """Use a trained version. Only versions of the registry: no file can be named. Sent again, it changes nothing."""
-    found = services()
-    model_version = found.trainings.activate(body.project, body.version, _BY)
-    job = requested(found.control.init_models(body.project))["job"]
+def load_custom_model(body: requests.LoadCustomModel) -> responses.Loading:
+    """Use a trained version. Only versions in the registry, not files. Sending it again changes nothing."""
+    container = services()
+    model_version = container.trainings.activate(body.project, body.version, _ACTOR)
+    job = requested(container.control.init_models(body.project))["job"]
     return {"version": body.version, "model_version": model_version, "job": job}
 
 
-def _switched(found: WebContainer, project: int, before: str) -> answers.Switched:
-    models = found.projects.models(project)
+def _switched(container: WebContainer, project: int, before: str) -> responses.Switched:
+    models = container.projects.models(project)
     return {
         "project": project,
         "mode": models.mode,
@@ -205,34 +204,34 @@ def _switched(found: WebContainer, project: int, before: str) -> answers.Switche
 
 
 @route("POST", "/learn_patterns", "Learn", 202)
-def learn_patterns(body: bodies.OfProject) -> answers.JobAnswer:
-    """Learn all annotations anew. What people submit is learned by itself; this reads everything once more."""
+def learn_patterns(body: requests.OfProject) -> responses.JobAnswer:
+    """Learn all annotations again. Submitted annotations are learned automatically; this rereads all of them."""
     return requested(services().control.learn(body.project))
 
 
 @route("GET", "/get_patterns_info", "Learn", starts_job=True)
-def patterns_info(query: bodies.OfProject) -> answers.Patterns:
-    """What a project has learned.
+def patterns_info(query: requests.OfProject) -> responses.Patterns:
+    """Get what a project has learned.
 
-    Counts are of this moment. Clusters and thresholds are found out by a job, once for each state.
+    Counts are current. A job computes clusters and thresholds, once for each state of the pattern bank.
     """
-    found, project = services(), query.project
-    models = found.projects.models(project)
+    container, project = services(), query.project
+    models = container.projects.models(project)
     embedder = models.classifier.embedder
     labels: dict[str, dict[str, Any]] = {}
     points: list[dict[str, Any]] = []
     job = None
     if embedder is not None:
-        labels = dict(found.projects.patterns.counts(project, embedder.model_id))
-        digest = found.projects.patterns.digest(project, embedder.model_id)
+        labels = dict(container.projects.patterns.counts(project, embedder.model_id))
+        digest = container.projects.patterns.digest(project, embedder.model_id)
         if digest:
-            _, known, job = _found_by_job(
-                patterns_name(project), lambda: found.control.patterns(project), digest=digest, for_s=math.inf
+            _, result, job = _job_result(
+                patterns_name(project), lambda: container.control.patterns(project), digest=digest, max_age_s=math.inf
             )
             if job is None:
-                points = known["map"]
-                for label, facts in known["labels"].items():
-                    labels.get(label, {}).update(facts)
+                points = result["map"]
+                for label, statistics in result["labels"].items():
+                    labels.get(label, {}).update(statistics)
     return {
         "project": project,
         "mode": models.mode,
@@ -247,23 +246,23 @@ def patterns_info(query: bodies.OfProject) -> answers.Patterns:
 
 
 @route("GET", "/exemplars", "Learn")
-def exemplars(query: bodies.ShowExemplars) -> answers.Exemplars:
-    """What a label was taught with. Views of annotated objects with their pictures, newest first."""
-    found = services()
-    embedder = found.projects.models(query.project).classifier.embedder
-    rows: list[answers.Exemplar] = []
+def exemplars(query: requests.ShowExemplars) -> responses.Exemplars:
+    """List a label's exemplars. Crops of annotated objects with thumbnails, newest first."""
+    container = services()
+    embedder = container.projects.models(query.project).classifier.embedder
+    rows: list[responses.Exemplar] = []
     if embedder is not None:
         rows = [
             {
-                "id": number,
-                "label": source.label,
-                "task": source.task_id or None,
-                "region": source.region_id,
-                "frame": source.frame,
-                "origin": source.origin,
+                "id": exemplar_id,
+                "label": origin.label,
+                "task": origin.task_id or None,
+                "region": origin.region_id,
+                "frame": origin.frame,
+                "origin": origin.origin,
                 "thumbnail": data_url(thumbnail),
             }
-            for number, source, thumbnail in found.projects.patterns.gallery(
+            for exemplar_id, origin, thumbnail in container.projects.patterns.gallery(
                 query.project, embedder.model_id, query.label, query.limit
             )
         ]
@@ -271,168 +270,169 @@ def exemplars(query: bodies.ShowExemplars) -> answers.Exemplars:
 
 
 @route("GET", "/similar", "Learn", 200, 202, starts_job=True, errors=(422,))
-def similar(query: bodies.FindSimilar) -> tuple[answers.SimilarTracks, int]:
-    """Find more like this.
+def similar(query: requests.FindSimilar) -> tuple[responses.SimilarTracks, int]:
+    """Find similar tracks.
 
-    Tracks that nobody has annotated and that are most like a label's exemplars. A job looks for them: ask again when it
-    has ended.
+    Unannotated tracks that are most similar to a label's exemplars. A job searches for them: ask again when it has
+    ended.
     """
-    found = services()
-    embedder = found.projects.models(query.project).classifier.embedder
+    container = services()
+    embedder = container.projects.models(query.project).classifier.embedder
     if embedder is None:
         raise ConfigError("The project's mode learns no patterns.", "Switch to yolo_dinov2 or universal.")
-    counts = found.projects.patterns.counts(query.project, embedder.model_id)
+    counts = container.projects.patterns.counts(query.project, embedder.model_id)
     if query.label not in counts:
-        known = ", ".join(filter(None, counts)) or "none yet"
-        raise ConfigError(f"The label {query.label!r} has no exemplars.", f"Labels with exemplars: {known}.")
-    asked = (query.project, query.label, query.limit, query.safe)
-    at, facts, job = _found_by_job(
-        similar_name(*asked),
-        lambda: found.control.similar(*asked),
-        digest=found.projects.patterns.digest(query.project, embedder.model_id) or "",
+        learned = ", ".join(filter(None, counts)) or "none yet"
+        raise ConfigError(
+            f"The label {query.label!r} has no exemplars.", f"Choose a label that has some, among: {learned}."
+        )
+    arguments = (query.project, query.label, query.limit, query.safe)
+    created_at, result, job = _job_result(
+        similar_name(*arguments),
+        lambda: container.control.similar(*arguments),
+        digest=container.projects.patterns.digest(query.project, embedder.model_id) or "",
     )
     return {
         "project": query.project,
         "label": query.label,
-        "found_at": _iso(at),
-        "tracks": facts.get("tracks", []),
-        "skipped": facts.get("skipped", []),
+        "found_at": _iso(created_at),
+        "tracks": result.get("tracks", []),
+        "skipped": result.get("skipped", []),
         "job": job,
     }, 202 if job else 200
 
 
 @route("GET", "/stats", "Label", 200, 202, starts_job=True)
-def statistics(query: bodies.Statistics) -> tuple[answers.Statistics, int]:
-    """What has been annotated.
+def statistics(query: requests.Statistics) -> tuple[responses.Statistics, int]:
+    """Get annotation statistics.
 
-    By label and by person, and what people accepted of each version. A job counts; numbers of the last minute are not
-    counted anew.
+    By label and by annotator, and the acceptance of each version's predictions. A job counts; results are cached for a
+    minute.
     """
-    found = services()
-    at, facts, job = _found_by_job(
-        stats_name(query.project), lambda: found.control.statistics(query.project), anew=query.fresh
+    container = services()
+    created_at, result, job = _job_result(
+        stats_name(query.project), lambda: container.control.statistics(query.project), refresh=query.fresh
     )
     return {
         "project": query.project,
-        "counted_at": _iso(at),
-        "videos": facts.get("videos", 0),
-        "video_seconds": facts.get("video_seconds", 0.0),
-        "rows": facts.get("rows", []),
-        "skipped": facts.get("skipped", []),
-        "acceptance": found.trainings.accepted(query.project),
+        "counted_at": _iso(created_at),
+        "videos": result.get("videos", 0),
+        "video_seconds": result.get("video_seconds", 0.0),
+        "rows": result.get("rows", []),
+        "skipped": result.get("skipped", []),
+        "acceptance": container.trainings.accepted(query.project),
         "job": job,
-    }, 200 if at else 202
+    }, 200 if created_at else 202
 
 
-def _found_by_job(
-    name: str, start: Callable[[], Any], *, digest: str | None = None, for_s: float = STATS_S, anew: bool = False
+def _job_result(
+    name: str, start: Callable[[], Any], *, digest: str | None = None, max_age_s: float = STATS_S, refresh: bool = False
 ) -> tuple[float | None, dict[str, Any], Any]:
-    """When a job has found something, what, and the job that does so anew where that is not good any more.
+    """Return when a job's last result was created, the result, and the job that replaces it if it is stale.
 
-    A job that failed a moment ago is not started again, unless ``anew``: whoever polls a GET would do so all the time.
+    A job that failed less than a minute ago is not restarted unless ``refresh``: clients poll these routes.
 
     Args:
         start: requests the job.
-        digest: of the state that it must be of.
-        for_s: seconds for which it is good; new tracks come without another digest.
+        digest: of the pattern bank that the result must match.
+        max_age_s: seconds until the result is stale; new tracks do not change the digest.
     """
-    found = services()
-    known = found.queue.published(name)
-    if known and not anew and _age(known[0]) < for_s and digest in (None, known[1].get("digest")):
-        return *known, None
-    at, facts = known or (None, {})
-    last = None if anew else found.jobs.get(name)
+    container = services()
+    published = container.queue.published(name)
+    if published and not refresh and _age(published[0]) < max_age_s and digest in (None, published[1].get("digest")):
+        return *published, None
+    created_at, result = published or (None, {})
+    last = None if refresh else container.jobs.get(name)
     ended = last["ended_at"] if last and last["state"] == FAILED else None
     if ended and _age(datetime.fromisoformat(ended).timestamp()) < STATS_S:
-        return at, facts, last
-    return at, facts, start()
+        return created_at, result, last
+    return created_at, result, start()
 
 
 @route("POST", "/train_custom_model", "Learn", 202)
-def train(body: bodies.Train) -> answers.JobAnswer:
+def train(body: requests.Train) -> responses.JobAnswer:
     """Retrain a project's detector.
 
-    It is used only if it is not worse. What is asked while it runs makes one more, which finds nothing new unless
-    something was annotated meanwhile.
+    The result is used only if it is not worse. A request during a training starts another one after it, which does
+    nothing unless annotations have changed.
     """
-    found = services()
-    if found.settings.detector == "motion":
-        raise ConfigError(
-            "DETECTOR=motion is set: there is no network that could be trained.", "Set DETECTOR=auto or yolo."
-        )
-    return requested(found.control.train(body.project, force=body.force))
+    container = services()
+    if container.settings.detector == "motion":
+        raise ConfigError("DETECTOR=motion is set, which cannot be trained.", "Set DETECTOR=auto or yolo.")
+    return requested(container.control.train(body.project, force=body.force))
 
 
 @route("GET", "/versions", "Learn")
-def versions(query: bodies.OfProject) -> answers.Versions:
-    """A project's versions. What was trained, epoch by epoch, how good it is, and what people accepted."""
+def versions(query: requests.OfProject) -> responses.Versions:
+    """List a project's versions. With training history, metrics and acceptance."""
     trainings = services().trainings
-    facts: Any = trainings.versions(query.project) | {"before": trainings.before(query.project)}
-    return dict(facts)  # type: ignore[return-value]
+    registry: Any = trainings.versions(query.project) | {"before": trainings.before(query.project)}
+    return dict(registry)  # type: ignore[return-value]
 
 
 @route("POST", "/versions/rollback", "Learn", errors=(409,))
-def rollback(body: bodies.Rollback) -> answers.Switched:
-    """Back to the version before.
+def rollback(body: requests.Rollback) -> responses.Switched:
+    """Roll back to the previous version.
 
-    Names the version that is to be left: sent again, it is refused with 409, since that is no longer in use.
+    Names the version to leave: sending it again returns 409, since that version is no longer in use.
     """
-    found = services()
-    current = found.registry.current(body.project)
+    container = services()
+    current = container.registry.current(body.project)
     name = current.name if current else BASE
     if name != body.instead_of:
-        raise Conflict(f"{name} is in use, not {body.instead_of}.", "Look at the versions again.")
-    before = found.projects.models(body.project).version
-    found.trainings.activate(body.project, found.trainings.before(body.project), _BY)
-    return _switched(found, body.project, before)
+        raise Conflict(f"{name} is in use, not {body.instead_of}.", "Fetch the versions again.")
+    before = container.projects.models(body.project).version
+    container.trainings.activate(body.project, container.trainings.before(body.project), _ACTOR)
+    return _switched(container, body.project, before)
 
 
-# -- work, and files that are made
+# -- predictions, and generated files
 
 
 @route("POST", "/auto_label", "Auto-label", 202)
-def auto_label(body: bodies.AutoLabel) -> answers.JobAnswer:
+def auto_label(body: requests.AutoLabel) -> responses.JobAnswer:
     """Request predictions.
 
-    Of the tasks that are named, or of all without annotations. Finished ones are not made again. The job is under way
-    until the last prediction is there.
+    For the given tasks, or for all tasks without annotations. Finished predictions are kept. The job ends with the last
+    prediction.
     """
     return requested(services().control.auto_label(body.project, body.tasks or []))
 
 
 @route("POST", "/create_annotated_video", "Review and export", 202)
-def create_annotated_video(body: bodies.AnnotatedVideo) -> answers.JobAnswer:
+def create_annotated_video(body: requests.AnnotatedVideo) -> responses.JobAnswer:
     """Render a video with boxes.
 
-    Annotations or the newest prediction of a task, or what the settings' detector finds now. Asked for later, it makes
-    another file, since annotations may have changed.
+    Draws annotations or the newest prediction of a task, or what the configured detector finds now. A later request
+    makes another file, since annotations may have changed.
     """
     return requested(services().control.render(body.project, body.task, body.source))
 
 
 @route("POST", "/create_custom_model_video", "Review and export", 202)
-def create_custom_model_video(body: bodies.CustomModelVideo) -> answers.JobAnswer:
-    """Render what a trained version finds.
+def create_custom_model_video(body: requests.CustomModelVideo) -> responses.JobAnswer:
+    """Render a trained version's predictions.
 
-    The version that is named, or the one in use, in the project's mode. Tracks that it has made of the video are used
-    again.
+    Of the given version, or the one in use, in the project's mode. Existing tracks of the video are reused.
     """
     from ml_backend.training.registry import MEASURED
 
-    found = services()
-    registry = found.registry
+    container = services()
+    registry = container.registry
     version = registry.find(body.project, body.version) if body.version else registry.current(body.project)
-    # Refused at once, rather than by the job.
+    # Checked here, so that the request fails rather than the job.
     if version is None:
-        raise ConfigError(f"Project {body.project} uses no trained version.", "Train one, or draw what 'base' finds.")
+        raise ConfigError(
+            f"Project {body.project} uses no trained version.", "Train one, or render with the source 'base'."
+        )
     if version.state not in MEASURED:
         raise ConfigError(f"{version.name} is {version.state}: it has no weights.", "Choose another version.")
-    return requested(found.control.render_custom(body.project, body.task, body.version or ""))
+    return requested(container.control.render_custom(body.project, body.task, body.version or ""))
 
 
 @route("POST", "/export", "Review and export", 202)
-def export(body: bodies.Export) -> answers.JobAnswer:
-    """Export a project. Rows of JSON, or a dataset in a zip archive. Asked for later, it makes another file."""
+def export(body: requests.Export) -> responses.JobAnswer:
+    """Export a project. Rows of JSON, or a dataset as a zip archive. A later request makes another file."""
     return requested(services().control.export(body.project, body.format, body.predictions, body.stride))
 
 
@@ -442,77 +442,79 @@ def export(body: bodies.Export) -> answers.JobAnswer:
     "Review and export",
     *(200, 206, 304),
     errors=(416,),
-    media=tuple(_TYPES.values()),
+    media=tuple(_MEDIA_TYPES.values()),
     headers=("Range", "If-None-Match"),
 )
-def download(filename: bodies.FileName) -> Response:
+def download(filename: requests.FileName) -> Response:
     """Download a file.
 
-    Only files that were made here, by the name in a job's result. Oldest ones go first when they exceed OUTPUTS_GB.
+    By the name in a job's result. The oldest files are deleted when all exceed OUTPUTS_GB.
     """
     path = services().outputs.find(filename)
     if path is None:
-        raise Unknown("There is no such file.", "Old files are removed; ask for it again.")
+        raise Unknown("There is no such file.", "Request it again; old files are deleted.")
     try:
-        answer = send_file(
+        response = send_file(
             path,
-            mimetype=_TYPES[path.suffix],
+            mimetype=_MEDIA_TYPES[path.suffix],
             as_attachment=path.suffix != ".mp4",  # videos are played in the page
             download_name=path.name,
             conditional=True,
             max_age=0,
         )
-    except OSError as error:  # removed a moment ago
-        raise Unknown("There is no such file any more.", "Ask for it again.") from error
-    answer.headers["Content-Security-Policy"] = "default-src 'none'; media-src 'self'; sandbox"
-    answer.headers["Cache-Control"] = "private, no-cache"
-    return answer
+    except OSError as error:  # deleted meanwhile
+        raise Unknown("The file was deleted.", "Request it again.") from error
+    response.headers["Content-Security-Policy"] = "default-src 'none'; media-src 'self'; sandbox"
+    response.headers["Cache-Control"] = "private, no-cache"
+    return response
 
 
 # -- jobs
 
 
 @route("GET", "/jobs", "Jobs")
-def jobs(query: bodies.ListJobs) -> answers.JobList:
-    """Running, waiting, failed and lately ended jobs."""
-    found = [item for item in all_jobs(services()) if query.project in (None, item["project"])]
-    return {"jobs": found[: query.limit], "total": len(found)}
+def jobs(query: requests.ListJobs) -> responses.JobList:
+    """List running, waiting, failed and recently ended jobs."""
+    matching = [item for item in all_jobs(services()) if query.project in (None, item["project"])]
+    return {"jobs": matching[: query.limit], "total": len(matching)}
 
 
 @route("GET", "/jobs/<job_id>", "Jobs")
-def job(job_id: bodies.JobId) -> answers.Job:
-    """A job. State, progress, time left, error and result. Results are kept for a week."""
-    return _known(services().jobs.get(job_id))
+def job(job_id: requests.JobId) -> responses.Job:
+    """Get a job. State, progress, time left, error and result. Results are kept for a week."""
+    return _existing(services().jobs.get(job_id))
 
 
 @route("DELETE", "/jobs/<job_id>", "Jobs", errors=(409,))
-def cancel(job_id: bodies.JobId) -> answers.Job:
+def cancel(job_id: requests.JobId) -> responses.Job:
     """Cancel a job.
 
-    One that waits is taken back; one that runs stops within seconds, and is `cancelling` until then. Sent again when it
-    is over, it is refused with 409.
+    A waiting job is removed; a running one stops within seconds, and is `cancelling` until then. For an ended job, 409
+    is returned.
     """
-    return _known(services().jobs.cancel(job_id))
+    return _existing(services().jobs.cancel(job_id))
 
 
-def _known(found: Any) -> answers.Job:
-    if found is None:
-        raise Unknown("There is no such job.", "Results are kept for a week; GET /api/jobs lists what is known.")
-    job: answers.Job = found
-    return job
+def _existing(job: Any) -> responses.Job:
+    if job is None:
+        raise Unknown("There is no such job.", "Choose one of GET /api/jobs; results are kept for a week.")
+    return job  # type: ignore[no-any-return]
 
 
-def requested(job: Any) -> answers.JobAnswer:
-    """The answer that names a job."""
+def requested(job: Any) -> responses.JobAnswer:
     return {"job": job}
 
 
-def _age(moment: float) -> float:
-    return datetime.now(timezone.utc).timestamp() - moment
+def _age(timestamp: float) -> float:
+    return datetime.now(timezone.utc).timestamp() - timestamp
 
 
-def _iso(moment: float | None) -> str | None:
-    return None if moment is None else datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="milliseconds")
+def _iso(timestamp: float | None) -> str | None:
+    return (
+        None
+        if timestamp is None
+        else datetime.fromtimestamp(timestamp, timezone.utc).isoformat(timespec="milliseconds")
+    )
 
 
 # -- this API
@@ -525,13 +527,13 @@ def _document() -> dict[str, Any]:
 
 @route("GET", "/openapi.json", "This API")
 def describe() -> Response:
-    """This document, OpenAPI 3.1."""
+    """Get this document. OpenAPI 3.1."""
     return jsonify(_document())
 
 
 @route("GET", "/docs", "This API", media=("text/html",))
 def docs() -> Response:
-    """This document for people, a page without scripts."""
-    answer = Response(render_template("api_docs.html", document=_document()), content_type="text/html; charset=utf-8")
-    answer.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
-    return answer
+    """Get this document as HTML. A page without scripts."""
+    response = Response(render_template("api_docs.html", document=_document()), content_type="text/html; charset=utf-8")
+    response.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
+    return response

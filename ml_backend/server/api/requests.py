@@ -1,4 +1,4 @@
-"""What requests to the API may contain. These models check requests, and make the schemas of the OpenAPI document."""
+"""Request models of the API. They validate requests and define the schemas of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ml_backend.jobs.api_queue import STRIDE
 
 
 def _whole(value: Any) -> Any:
-    """JSON knows one kind of numbers, and to JSON Schema 7.0 is an integer."""
+    """Convert whole floats: JSON has one number type, and to JSON Schema 7.0 is an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -21,21 +21,24 @@ ProjectId = Annotated[int, Field(ge=1, lt=1 << 31, description="Id of the Label 
 TaskId = Annotated[int, Field(ge=1, lt=1 << 31, description="Id of the Label Studio task.", examples=[1]), _Whole]
 VersionName = Annotated[
     str,
-    Field(pattern=r"^(base|v[0-9]{1,9})$", description="A version of the registry such as v2; base: the settings'."),
+    Field(
+        pattern=r"^(base|v[0-9]{1,9})$",
+        description="A version of the registry, such as v2; base: the configured detector.",
+    ),
 ]
 TrainedName = Annotated[
     str, Field(pattern=r"^v[0-9]{1,9}$", description="A version of the registry, such as v2.", examples=["v2"])
 ]
-#: Label Studio takes names of this length.
+#: 255 is Label Studio's limit.
 LabelName = Annotated[str, Field(min_length=1, max_length=255, description="Name of a label.")]
 JobId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,200}$")]
-#: Of a file that was made here.
+#: Name of a file in the outputs folder.
 FileName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 ExportFormat = Literal["annotations", "yolo", "yolo-track", "coco", "mot", "cvat"]
 
 
 class RequestModel(BaseModel):
-    """Nothing is guessed: fields that are not known, or of another type, are refused."""
+    """Base of request models: rejects unknown fields, and values of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -57,70 +60,70 @@ class OfAnyProject(RequestModel):
 
 
 class ListJobs(OfAnyProject):
-    """Which jobs."""
+    """Selects jobs."""
 
-    limit: Annotated[int, Field(ge=1, le=500, description="Most that are listed.")] = 100
+    limit: Annotated[int, Field(ge=1, le=500, description="Maximum number of jobs.")] = 100
 
 
-def _is_given(field: str) -> dict[str, Any]:
+def _requires(field: str) -> dict[str, Any]:
     return {"required": [field], "properties": {field: {"type": "string"}}}
 
 
 class SwitchModel(OfProject):
     """Another mode, another version, or both."""
 
-    model_config = ConfigDict(json_schema_extra={"anyOf": [_is_given("mode"), _is_given("version")]})
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_requires("mode"), _requires("version")]})
 
-    mode: Annotated[Mode | Literal["default"] | None, Field(description="default: the settings' mode.")] = None
+    mode: Annotated[Mode | Literal["default"] | None, Field(description="default: the configured mode.")] = None
     version: VersionName | None = None
 
     @model_validator(mode="after")
-    def _something(self) -> SwitchModel:
+    def _require_mode_or_version(self) -> SwitchModel:
         if self.mode is None and self.version is None:
             raise ValueError("one of 'mode' and 'version' is needed")
         return self
 
 
 class AutoLabel(OfProject):
-    """Which tasks are to be predicted."""
+    """Tasks to predict."""
 
     tasks: Annotated[
-        list[TaskId] | None, Field(min_length=1, max_length=10_000, description="All without annotations by default.")
+        list[TaskId] | None, Field(min_length=1, max_length=10_000, description="By default all without annotations.")
     ] = None
 
 
 class Train(OfProject):
-    """A training."""
+    """A training to start."""
 
-    force: Annotated[bool, Field(description="Also if nothing has changed since the last one.")] = False
+    force: Annotated[bool, Field(description="Train even if nothing has changed since the last training.")] = False
 
 
 class LoadCustomModel(OfProject):
-    """A version that is to be used."""
+    """A version to use."""
 
     version: TrainedName
 
 
 class Rollback(OfProject):
-    """Back to the version before."""
+    """A version to roll back from."""
 
     instead_of: Annotated[
-        VersionName, Field(description="The version in use: the same request sent twice goes back once.")
+        VersionName, Field(description="The version in use, so that a request sent twice rolls back once.")
     ]
 
 
 class AnnotatedVideo(OfProject):
-    """A video with boxes."""
+    """A video to render with boxes."""
 
     task: TaskId
     source: Annotated[
         Literal["annotations", "predictions", "base"],
-        Field(description="What is drawn; base: what the settings' detector finds now."),
+        Field(description="What to draw; base: what the configured detector finds now."),
     ] = "annotations"
 
 
 class CustomModelVideo(OfProject):
-    """A video with what a trained version finds now."""
+    """A video to render with what a trained version finds now."""
 
     task: TaskId
     version: TrainedName | None = None
@@ -132,21 +135,20 @@ class Export(OfProject):
     format: Annotated[ExportFormat, Field(description="annotations: JSON rows; the others: a zip archive.")]
     predictions: Annotated[
         Literal["none", "missing", "only"],
-        Field(description="Whether predictions are exported: never, of tasks without annotations, or only they."),
+        Field(description="Which predictions to export: none, those of tasks without annotations, or nothing else."),
     ] = "none"
     stride: Annotated[
         int | None,
         Field(
             ge=1,
             le=100_000,
-            description=f"Of a dataset: every so many pictures; by default {STRIDE} of what is trained on, and all of "
-            "mot and cvat, which are whole videos.",
+            description=f"Every n-th frame of a dataset; by default {STRIDE}, and 1 for mot and cvat (whole videos).",
         ),
     ] = None
 
 
 class Upload(RequestModel):
-    """A video of a project, as a form."""
+    """A video to upload to a project, as a form."""
 
     project: Annotated[
         ProjectId,
@@ -159,21 +161,21 @@ class Upload(RequestModel):
 
 
 class FindSimilar(OfProject):
-    """Find more like this."""
+    """A search for tracks similar to a label's exemplars."""
 
     label: LabelName
-    limit: Annotated[int, Field(ge=1, le=500, description="How many.")] = 50
-    safe: Annotated[bool, Field(description="Only those that may be given the label without asking.")] = False
+    limit: Annotated[int, Field(ge=1, le=500, description="Maximum number of results.")] = 50
+    safe: Annotated[bool, Field(description="Only tracks similar enough to be labelled without review.")] = False
 
 
 class ShowExemplars(OfProject):
-    """Of which label."""
+    """Selects exemplars of a label."""
 
     label: Annotated[str, Field(max_length=255, description="Name of a label; empty: background.")]
-    limit: Annotated[int, Field(ge=1, le=200, description="How many.")] = 24
+    limit: Annotated[int, Field(ge=1, le=200, description="Maximum number of results.")] = 24
 
 
 class Statistics(OfProject):
-    """Whose statistics."""
+    """Selects statistics of a project."""
 
-    fresh: Annotated[bool, Field(description="Have them counted anew, however new they are.")] = False
+    fresh: Annotated[bool, Field(description="Recount, even if the cached statistics are recent.")] = False

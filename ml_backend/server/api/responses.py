@@ -1,4 +1,4 @@
-"""What the API answers. OpenAPI's schemas are made of these types, which also bind the handlers."""
+"""Response types of the API. They type the handlers and define the schemas of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -7,121 +7,123 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import NotRequired, TypedDict
 
-Iso = Annotated[str, Field(description="A moment in ISO 8601, with time zone.")]
+Iso = Annotated[str, Field(description="ISO 8601 timestamp with time zone.")]
 JobState = Literal["queued", "waiting", "running", "cancelling", "finished", "failed", "cancelled"]
 
 
 @with_config(ConfigDict(extra="forbid"))
 class Answer(TypedDict):
-    """Has no fields but those that are named."""
+    """Base of response types: allows no other fields."""
 
 
 class FieldError(Answer):
-    """A field that is wrong."""
+    """An invalid field."""
 
     field: str
     message: str
 
 
 class Problem(Answer):
-    """Problem details (RFC 9457): what is wrong, and what can be done about it."""
+    """Problem details (RFC 9457): what is wrong, and how to fix it."""
 
-    type: Annotated[str, Field(description="A URN by the kind of error, or about:blank.")]
+    type: Annotated[str, Field(description="URN of the kind of error, or about:blank.")]
     title: Annotated[str, Field(description="The kind of error in words.")]
     status: Annotated[int, Field(description="HTTP status.")]
     detail: Annotated[str, Field(description="What is wrong with this request.")]
-    hint: Annotated[str, Field(description="What can be done about it; may be empty.")]
-    cure: Annotated[str, Field(description="The hint by its former name.", deprecated=True)]
-    errors: NotRequired[Annotated[list[FieldError], Field(description="Each field that is wrong.")]]
+    hint: Annotated[str, Field(description="How to fix it; may be empty.")]
+    cure: Annotated[str, Field(description="Former name of the hint.", deprecated=True)]
+    errors: NotRequired[Annotated[list[FieldError], Field(description="Each invalid field.")]]
 
 
 class Job(Answer):
-    """A piece of long work."""
+    """A background job."""
 
     id: str
     kind: Annotated[str, Field(description="What it does, such as render_video, predict or train.")]
     project: int | None
     task: int | None
-    queue: Annotated[str | None, Field(description="The queue it is in; null once it is over.")]
+    queue: Annotated[str | None, Field(description="The queue it is in; null once it has ended.")]
     state: JobState
     progress: Annotated[
         dict[str, Any] | None,
-        Field(description="`share`, 0 to 1 or null, and what the kind of job tells: stage, done, of, frames, epoch."),
+        Field(description="`share`, 0 to 1 or null, and depending on the kind of job: stage, done, of, frames, epoch."),
     ]
-    eta_s: Annotated[int | float | None, Field(description="Seconds that are left, where that can be told.")]
-    error: Annotated[str, Field(description="Why it failed, or failed before it is tried again; else empty.")]
-    result: Annotated[Any, Field(description="What came of it; of files `file`, for /api/download/.")]
+    eta_s: Annotated[int | float | None, Field(description="Estimated seconds left; null where unknown.")]
+    error: Annotated[str, Field(description="Why it, or its last attempt, failed; else empty.")]
+    result: Annotated[Any, Field(description="Its result; for files with `file`, the name for /api/download/.")]
     requested_at: Iso | None
     started_at: Iso | None
     ended_at: Iso | None
 
 
 class JobAnswer(Answer):
-    """The job that does what was asked for, new or already under way."""
+    """The requested job, new or already queued or running."""
 
     job: Job
 
 
 class JobList(Answer):
-    """Running jobs, then waiting ones in order, then those that have ended, newest first."""
+    """Running jobs, then waiting ones in order, then ended ones, newest first."""
 
     jobs: list[Job]
-    total: Annotated[int, Field(description="Jobs that were found; of long queues not all are looked at.")]
+    total: Annotated[int, Field(description="Number of jobs found; long queues are not read to the end.")]
 
 
 class Part(Answer):
-    """Whether a part answers."""
+    """Whether a component is reachable."""
 
     up: bool
     error: str
 
 
 class Worker(Answer):
-    """A process that does jobs."""
+    """A worker process."""
 
     name: str
     hostname: str
     pid: int
     queues: list[str]
-    memory: Annotated[dict[str, Any] | None, Field(description="Its models and memory; null where it tells nothing.")]
+    memory: Annotated[dict[str, Any] | None, Field(description="Its models and memory; null where not reported.")]
 
 
 class Models(Answer):
-    """What would make predictions now."""
+    """The models that new predictions would use."""
 
     mode: str
-    detector: Annotated[str | None, Field(description="null where it cannot be used; `notes` says why.")]
+    detector: Annotated[str | None, Field(description="null where it cannot be used; see `notes`.")]
     engine: Annotated[
         str | None,
         Field(
-            description="What runs the detector, as the workers that have loaded it tell: such as torch or openvino, "
-            "or several; opencv for motion; not loaded. Why it is not the one that was wanted is among `notes`."
+            description="Inference engine of the detector, as reported by the workers that have loaded it: such as "
+            "torch or openvino, or several; opencv for motion; not loaded. See `notes` if another one is configured."
         ),
     ]
-    precision: Annotated[str | None, Field(description="Of its network: fp32 or fp16; null where it is not loaded.")]
+    precision: Annotated[
+        str | None, Field(description="Precision of its network: fp32 or fp16; null where it is not loaded.")
+    ]
     embedder: str | None
     clip: str | None
-    version: Annotated[str | None, Field(description="Of the registry: base or such as v2.")]
-    model_version: Annotated[str | None, Field(description="That predictions carry.")]
+    version: Annotated[str | None, Field(description="base, or a version of the registry such as v2.")]
+    model_version: Annotated[str | None, Field(description="The model version that predictions carry.")]
     notes: list[str]
 
 
 class Status(Answer):
-    """How things are."""
+    """State of the backend."""
 
     version: str
     redis: Part
     database: Part
-    label_studio: Annotated[str, Field(description="Its address; it is not asked.")]
+    label_studio: Annotated[str, Field(description="Its URL; it is not queried.")]
     models: Models
     settings: dict[str, Any]
     workers: list[Worker]
     queues: Annotated[dict[str, dict[str, int]], Field(description="Jobs by queue and state.")]
-    versions: Annotated[dict[str, str], Field(description="Of Python and of what the models run on.")]
+    versions: Annotated[dict[str, str], Field(description="Versions of Python and of the main packages.")]
 
 
 class Project(Answer):
-    """A project of Label Studio, and how it is labelled here."""
+    """A Label Studio project, and the mode and version in use."""
 
     id: int
     title: str
@@ -142,7 +144,7 @@ class ProjectList(Answer):
 
 
 class Switched(Answer):
-    """What a project uses from now on."""
+    """The mode and version that a project uses now."""
 
     project: int
     mode: str
@@ -172,34 +174,36 @@ class Patterns(Answer):
         dict[str, dict[str, Any]],
         Field(
             description="By label (empty: background): exemplars, objects and tasks; clusters, threshold and "
-            "safe_threshold, 0 to 1, as soon as `job` has found them out for the present state."
+            "safe_threshold, 0 to 1, once `job` has computed them."
         ),
     ]
     map: Annotated[
         list[dict[str, Any]],
-        Field(description="Exemplars (id, label, task, frame) at x and y, -1 to 1: what looks alike lies together."),
+        Field(description="Exemplars (id, label, task, frame) at x and y, -1 to 1: similar ones are close."),
     ]
-    job: Annotated[Job | None, Field(description="Finds out what is missing; null where nothing is.")]
+    job: Annotated[Job | None, Field(description="Computes what is missing; null where nothing is.")]
 
 
 class Versions(Answer):
-    """A project's registry."""
+    """A project's model registry."""
 
     project: int
     current: str
-    before: Annotated[str, Field(description="What a rollback would lead to.")]
+    before: Annotated[str, Field(description="The version that a rollback would activate.")]
     model_version: str
     policy: dict[str, Any]
     versions: Annotated[list[dict[str, Any]], Field(description="Newest first, with metrics and epochs.")]
     activations: list[dict[str, Any]]
-    acceptance: Annotated[list[dict[str, Any]], Field(description="What people did with each version's predictions.")]
+    acceptance: Annotated[
+        list[dict[str, Any]], Field(description="What annotators did with each version's predictions.")
+    ]
 
 
 class Statistics(Answer):
-    """What has been annotated."""
+    """Annotation statistics."""
 
     project: int
-    counted_at: Annotated[Iso | None, Field(description="null: not yet; the job does it.")]
+    counted_at: Annotated[Iso | None, Field(description="null until the job has finished.")]
     videos: int
     video_seconds: float
     rows: Annotated[
@@ -208,15 +212,15 @@ class Statistics(Answer):
     ]
     skipped: Annotated[list[str], Field(description="Videos that could not be read.")]
     acceptance: list[dict[str, Any]]
-    job: Annotated[Job | None, Field(description="Counts anew; null where the numbers are new enough.")]
+    job: Annotated[Job | None, Field(description="Recounts; null where the numbers are recent.")]
 
 
 class SimilarTracks(Answer):
-    """More like this."""
+    """Tracks similar to a label's exemplars."""
 
     project: int
     label: str
-    found_at: Annotated[Iso | None, Field(description="null: not yet; the job does it.")]
+    found_at: Annotated[Iso | None, Field(description="null until the job has finished.")]
     tracks: Annotated[
         list[dict[str, Any]],
         Field(description="Best first: score, safe, task, frame, time, bbox, original_class, thumbnail (a data URL)."),
@@ -226,19 +230,19 @@ class SimilarTracks(Answer):
 
 
 class Exemplar(Answer):
-    """A view of an annotated object."""
+    """A crop of an annotated object in the pattern bank."""
 
     id: int
     label: str
-    task: Annotated[int | None, Field(description="null: imported; `origin` says from where.")]
+    task: Annotated[int | None, Field(description="null for imported exemplars; see `origin`.")]
     region: str
-    frame: Annotated[int, Field(description="Of the video, from 0.")]
+    frame: Annotated[int, Field(description="Frame of the video, from 0.")]
     origin: str
     thumbnail: Annotated[str | None, Field(description="A data URL.")]
 
 
 class Exemplars(Answer):
-    """What a label was taught with, newest first."""
+    """A label's exemplars, newest first."""
 
     project: int
     label: str
@@ -246,7 +250,7 @@ class Exemplars(Answer):
 
 
 class Memory(Answer):
-    """What workers hold."""
+    """Memory of the workers."""
 
     workers: Annotated[
         dict[str, dict[str, Any]], Field(description="By worker: its models, and memory in bytes (ram, gpu or null).")
@@ -254,7 +258,7 @@ class Memory(Answer):
 
 
 class Optimizing(Answer):
-    """Who was asked to unload what is idle."""
+    """The workers that were asked to unload idle models."""
 
     requested: bool
     workers: list[str]

@@ -1,4 +1,4 @@
-"""The page's words in English and Korean by key, and numbers as people read them."""
+"""Texts of the page in English and Korean, and number formatting."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from typing import Any
 
 from markupsafe import Markup
 
-#: Languages by code, as they call themselves.
+#: Native names of languages by code.
 LANGUAGES = {"en": "English", "ko": "한국어"}
 
 
 @cache
 def load_texts(lang: str) -> dict[str, str]:
-    """Every text of one of :data:`LANGUAGES`, with ``{name}`` where values go."""
-    found: dict[str, str] = json.loads(Path(__file__).with_name(f"texts.{lang}.json").read_text(encoding="utf-8"))
-    return found
+    """Return the texts of one of :data:`LANGUAGES` by key, with ``{name}`` placeholders."""
+    texts: dict[str, str] = json.loads(Path(__file__).with_name(f"texts.{lang}.json").read_text(encoding="utf-8"))
+    return texts
 
 
 def translator(lang: str) -> Callable[..., str]:
-    """``t(key, **values)`` in a language; it raises KeyError for what is nowhere written."""
-    known = load_texts(lang)
+    """Return ``t(key, **values)`` for a language; it raises KeyError for missing keys."""
+    texts = load_texts(lang)
 
     def t(key: str, **values: Any) -> str:
-        return known[key].format(**values) if values else known[key]
+        return texts[key].format(**values) if values else texts[key]
 
     return t
 
 
 def named(lang: str, group: str, name: str) -> str:
-    """The word for a name of the API, such as a job's kind; the name itself where there is none."""
+    """Return the text for an API name, such as a job's kind, or the name itself if there is none."""
     return load_texts(lang).get(f"{group}_{name}", name)
 
 
 def amount(size: float | None) -> str:
-    """Bytes: ``1.5 GB``."""
+    """Format bytes: ``1.5 GB``."""
     if size is None:
         return "–"
     for unit in ("B", "kB", "MB"):
@@ -48,17 +48,17 @@ def amount(size: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share, 0..1."""
+    """Format a share, 0..1."""
     return "–" if share is None else f"{100 * share:.0f} %"
 
 
 def figure(value: object) -> str:
-    """A measure with three decimals."""
+    """Format a metric with three decimals."""
     return f"{value:.3f}" if isinstance(value, (int, float)) else "–"
 
 
 def duration(t: Callable[..., str], seconds: float) -> str:
-    """About how long: one unit is enough."""
+    """Format a duration in its largest unit."""
     for unit, size in (("hours", 3600), ("minutes", 60)):
         if seconds >= size:
             return t(unit, n=round(seconds / size))
@@ -66,7 +66,7 @@ def duration(t: Callable[..., str], seconds: float) -> str:
 
 
 def moment(iso: str | None) -> Markup:
-    """Date and time of an ISO moment, in UTC; the page's script makes local time of it."""
+    """Format an ISO timestamp in UTC; the page's script converts it to local time."""
     if not iso:
         return Markup("–")
     return Markup('<time datetime="{}">{} UTC</time>').format(iso, iso[:16].replace("T", " "))

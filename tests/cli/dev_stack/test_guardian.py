@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 
 from ml_backend.cli.dev_stack.guardian import MARK, marked, start_guardian, sweep
-from ml_backend.cli.dev_stack.processes import RedisServer, redis_answers
+from ml_backend.cli.dev_stack.processes import RedisServer, redis_is_up
 
 #: Has a child in a session of its own and ignores the polite signal, as the worst process would.
 STUBBORN = """
@@ -75,6 +75,6 @@ def test_every_process_of_a_stack_can_be_found(tmp_path: Path) -> None:
         assert len(marked(mark)) == 1
         sweep(mark)
         assert marked(mark) == []
-        assert not redis_answers(server.url)
+        assert not redis_is_up(server.url)
     finally:
         server.stop()

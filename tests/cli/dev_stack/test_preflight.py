@@ -28,7 +28,7 @@ def test_a_port_is_busy_whichever_local_address_it_is_taken_on(family: socket.Ad
     with listen(family, host) as server:
         port = server.getsockname()[1]
         assert not port_is_free(port)
-        with pytest.raises(StartError, match=f"Port {port}, wanted for it, is busy"):
+        with pytest.raises(StartError, match=f"Port {port}, needed by it, is in use"):
             check_port(port, "it", "--port", "PORT")
     assert port_is_free(port)
 

@@ -15,7 +15,7 @@ from ml_backend.cli.dev_stack.processes import (
     LabelStudioServer,
     ManagedProcess,
     RedisServer,
-    redis_answers,
+    redis_is_up,
     redis_version,
 )
 
@@ -37,7 +37,7 @@ class Script(ManagedProcess):
 def test_a_failed_start_shows_the_end_of_the_log(tmp_path: Path) -> None:
     script = Script("import sys; print('the reason'); sys.exit(3)", tmp_path)
     script.start()
-    with pytest.raises(StartError, match=r"(?s)ended while starting \(exit status 3\).*the reason"):
+    with pytest.raises(StartError, match=r"(?s)exited while starting \(exit status 3\).*the reason"):
         script.wait_ready(30)
 
 
@@ -103,7 +103,7 @@ def test_redis_keeps_what_it_was_given_over_a_kill(tmp_path: Path) -> None:
         connection.config_set("appendfsync", "always")
         connection.set("also", "kept")
     server.kill()
-    assert not redis_answers(server.url)
+    assert not redis_is_up(server.url)
     server.start()  # the socket's file is still there
     try:
         server.wait_ready(30)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from ml_backend.cli.dev_stack.preflight import ROOT, free_port
-from ml_backend.cli.dev_stack.processes import answers
+from ml_backend.cli.dev_stack.processes import http_is_up
 from ml_backend.cli.dev_stack.state import StackState, read_text, running_stack, token_path, write_private
 from ml_backend.core.settings import QUEUES
 from ml_backend.jobs.workers import live_workers
@@ -99,13 +99,13 @@ def test_a_clean_stop_keeps_state_and_leaves_no_process(command: Command) -> Non
     state = command.start()
     token = read_text(token_path(command.data_dir))
     assert token_path(command.data_dir).stat().st_mode & 0o077 == 0
-    assert answers(f"{state.backend_url}/health")
+    assert http_is_up(f"{state.backend_url}/health")
     assert len(processes_in(command.data_dir)) >= 4
 
     assert command.end(signal.SIGINT) == 0
     assert processes_in(command.data_dir) == []
     assert running_stack(command.data_dir) is None
-    assert not answers(f"{state.label_studio_url}/health")
+    assert not http_is_up(f"{state.label_studio_url}/health")
 
     state = command.start()
     assert read_text(token_path(command.data_dir)) == token
@@ -121,7 +121,7 @@ def test_a_worker_that_is_killed_comes_back(command: Command) -> None:
     wait_until(
         lambda: {other.pid for other in live_workers(state.environment["REDIS_URL"])} - {other.pid for other in before}
     )
-    assert "worker ended unexpectedly" in command.output.read_text()
+    assert "worker exited unexpectedly" in command.output.read_text()
 
 
 def test_a_second_stack_on_the_same_data_is_refused(command: Command) -> None:
@@ -142,7 +142,7 @@ def test_a_second_stack_on_the_same_data_is_refused(command: Command) -> None:
         check=False,
     )
     assert result.returncode == 1
-    assert f"It is running already (process {state.pid}): {state.label_studio_url}" in result.stderr
+    assert f"The stack is already running (process {state.pid}): {state.label_studio_url}" in result.stderr
 
 
 def test_a_killed_supervisor_leaves_no_process(command: Command) -> None:
@@ -161,7 +161,7 @@ def test_a_token_that_is_no_longer_valid_is_replaced(command: Command) -> None:
     token = read_text(token_path(command.data_dir))
     assert token != "no longer valid"
     assert LabelStudioClient(state.label_studio_url, token).whoami()
-    assert "making a new one" in command.output.read_text()
+    assert "creating a new one" in command.output.read_text()
 
 
 def test_wrong_password(label_studio: LabelStudio) -> None:

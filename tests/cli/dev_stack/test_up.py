@@ -89,7 +89,7 @@ def test_no_venv_module(fresh: Path, tools: Path) -> None:
     script(tools / "python3", f'#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\nexec {sys.executable} "$@"\n')
     result = up(fresh, "--data-dir", str(fresh / "data"), *ports(), PATH=str(tools), PYTHON="")
     assert result.returncode == 1
-    assert "cannot make virtual environments" in result.stderr
+    assert "cannot create virtual environments" in result.stderr
     assert "sudo apt install python3." in result.stderr
 
 
@@ -119,7 +119,7 @@ def test_busy_port(option: str, tmp_path: Path) -> None:
         result = up(ROOT, option, str(port), *ports(but=option), "--data-dir", str(tmp_path / "data"))
     assert result.returncode == 1
     assert f"Port {port}" in result.stderr
-    assert "is busy" in result.stderr
+    assert "is in use" in result.stderr
     if sys.platform == "linux":
         assert f"process {os.getpid()}" in result.stderr
     assert f"{option} {port + 1}" in result.stderr

@@ -1,16 +1,16 @@
-// Keeps the page live. Everything here is a convenience: without it, the page works by links and forms.
+// Keeps the page live. Optional: without scripts, the page works by links and forms.
 "use strict";
 
-// -- every two seconds the page asks what has changed, and draws anew the parts that show it
+// -- poll for changes every two seconds, and reload the parts that show them
 
 const live = document.getElementById("live");
 let marks = JSON.parse(live.dataset.marks);
 live.addEventListener("htmx:beforeRequest", (event) => {
-  if (document.hidden) event.preventDefault(); // a page that nobody looks at asks for nothing
+  if (document.hidden) event.preventDefault(); // hidden pages do not poll
 });
 live.addEventListener("htmx:afterRequest", ({ detail }) => {
   const words = detail.successful ? live.dataset.live : live.dataset.away;
-  if (live.textContent !== words) live.textContent = words; // said once
+  if (live.textContent !== words) live.textContent = words; // screen readers announce each change once
   live.classList.toggle("on", detail.successful);
   if (!detail.successful) return;
   const before = marks;
@@ -19,7 +19,7 @@ live.addEventListener("htmx:afterRequest", ({ detail }) => {
     if (before[name] !== marks[name]) htmx.trigger(document.body, `live-${name}`);
 });
 
-// -- small comforts
+// -- form and video helpers
 
 document.addEventListener("change", (event) => {
   const field = event.target;
@@ -55,8 +55,7 @@ document.addEventListener("htmx:afterRequest", (event) => {
   if (event.detail.successful) event.target.reset();
 });
 
-// -- what somebody has chosen stays: a part is drawn anew with the parameters of its last request, and when nobody is
-// at it
+// -- keep the user's input: reload a part with the parameters of its last request, and not while it is in use
 
 const partOf = (item) => item?.closest?.(".part");
 function busy(part) {
@@ -96,7 +95,7 @@ document.addEventListener("htmx:afterRequest", (event) => {
   if (!successful) return;
   if (target.matches(".part")) {
     const last = new URL(pathInfo.finalRequestPath, location.href);
-    last.searchParams.delete("fresh"); // asked for once
+    last.searchParams.delete("fresh"); // applies once
     target.dataset.last = last.pathname + last.search;
   }
   if (!elt.matches("form")) return;
@@ -107,13 +106,13 @@ document.addEventListener("htmx:afterRequest", (event) => {
   }
 });
 
-// What is open stays open, and where the keyboard is, when a part is drawn anew.
+// Keep open details and the focus when a part is reloaded.
 document.addEventListener("htmx:beforeSwap", (event) => {
   if (postponed(event)) {
     event.detail.shouldSwap = false;
     return;
   }
-  // Somebody asks for other contents of the part: what was chosen in it goes.
+  // The user requested other contents, which discards the part's input.
   if (event.detail.shouldSwap && event.detail.target.matches(".part")) delete event.detail.target.dataset.dirty;
   const open = [...event.detail.target.querySelectorAll("details")].map((item) => item.open);
   const held = document.activeElement?.id;
@@ -124,7 +123,7 @@ document.addEventListener("htmx:beforeSwap", (event) => {
     }, { once: true });
 });
 
-// Times as they are here.
+// Show local times.
 function local(root) {
   for (const item of root.querySelectorAll?.("time[datetime]") ?? [])
     item.textContent = new Date(item.dateTime).toLocaleString(document.documentElement.lang, { dateStyle: "short", timeStyle: "short" });
