@@ -93,7 +93,7 @@ def main(
     sampling = Sampling(stride, keyframes, negatives, not drop_near_duplicates, split, parse_ratio(ratio), seed)
     source = open_source(**where, all_annotators=all_annotators)
     # A label may have a comma itself.
-    labels = {label for part in source.parts() for label in part.labels} if classes else set()
+    labels = {label for part in source.task_videos() for label in part.labels} if classes else set()
     names = chosen_classes(classes, labels)
     options = DatasetOptions(format_name, sampling, ImageFormat(image_format, quality), names, crops, not no_images)
     with progress_bar("Exporting") as progress:
@@ -105,7 +105,7 @@ def main(
     summary = {
         "videos": result.videos,
         "unchanged": result.continued,
-        "pictures": dict(result.pictures),
+        "pictures": dict(result.images),
         "boxes": dict(result.boxes),
         "classes": list(result.classes),
         "skipped": len(source.skipped),

@@ -59,7 +59,7 @@ def render_video(work: JobContext, project_id: int, task_id: int, what: str) -> 
             model = LayerModel(config, work.settings, progress=lambda stage: nullcontext(work.step(stage)))
             return _render(work, model_layer(path, None, model, mode="yolo"), project_id, name)
     wanted: Predictions = "none" if what == "annotations" else "only"
-    parts = list(work.source_of_task(project_id, task_id, predictions=wanted).parts())
+    parts = list(work.source_of_task(project_id, task_id, predictions=wanted).task_videos())
     if not parts:
         raise ConfigError(f"Task {task_id} has no {what}.", "Annotate it, or request a prediction for it, first.")
     part = next((part for part in parts if part.regions), parts[0])
@@ -161,7 +161,7 @@ def export_project(
             )
             out = work.outputs.new(*words, suffix="zip")
             _zip(work, folder / "dataset", out)
-            facts = {"videos": result.videos, "boxes": dict(result.boxes), "pictures": dict(result.pictures)}
+            facts = {"videos": result.videos, "boxes": dict(result.boxes), "pictures": dict(result.images)}
     return _made(work, out) | facts | {"skipped": [str(item) for item in source.skipped]}
 
 

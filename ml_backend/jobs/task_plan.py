@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import MediaError
-from ml_backend.label_studio.label_config import LabelConfig, VideoControl, own_prompts, parse_label_config
+from ml_backend.label_studio.label_config import LabelConfig, VideoControl, clip_prompts, parse_label_config
 from ml_backend.label_studio.media import canonical_uri
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class TaskPlan:
 
 def _shaping(control: VideoControl) -> list[Any]:
     """What of a control shows in predictions; a label's colour, for example, does not."""
-    labels = [[label.value, *label.predicted_values, *own_prompts(label)] for label in control.labels]
+    labels = [[label.value, *label.predicted_values, *clip_prompts(label)] for label in control.labels]
     return [control.from_name, control.to_name, labels]
 
 
@@ -100,7 +100,7 @@ def plan_task(
     config = cached_label_config(label_config)
     parts = []
     for control in config.video_controls:
-        uri = control.media(data)
+        uri = control.media_uri(data)
         if uri is None:
             continue
         field = control.rate_field

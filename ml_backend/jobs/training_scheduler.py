@@ -80,7 +80,7 @@ class TrainingScheduler:
         """
         storage, now, removed = self._container.storage, datetime.now(timezone.utc), 0
         until = time.monotonic() + SWEEP_FOR_S
-        for project_id, versions in itertools.groupby(storage.predictions_made(), lambda made: made.project_id):
+        for project_id, versions in itertools.groupby(storage.prediction_runs(), lambda made: made.project_id):
             made = list(versions)
             last = max(item.last for item in made)
             old = [item for item in made if item.first < now - LEARNED_SINCE and item.last != last]

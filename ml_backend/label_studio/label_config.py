@@ -44,14 +44,14 @@ class LabelSpec:
     attrs: Mapping[str, str] = field(default_factory=dict)
 
 
-def own_prompts(label: LabelSpec) -> tuple[str, ...]:
+def clip_prompts(label: LabelSpec) -> tuple[str, ...]:
     """What a label's ``clip_prompt`` says it looks like: descriptions separated by ``|``; empty without one."""
     return tuple(part.strip() for part in label.attrs.get("clip_prompt", "").split("|") if part.strip())
 
 
 def prompts_digest(config: LabelConfig) -> str:
     """Digest of the labels' names and prompts; 40 hex digits."""
-    described = [[[label.value, *own_prompts(label)] for label in c.labels] for c in config.video_controls]
+    described = [[[label.value, *clip_prompts(label)] for label in c.labels] for c in config.video_controls]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:40]
 
 
@@ -93,7 +93,7 @@ class VideoControl:
             return DEFAULT_FRAME_RATE
         return 1.0 / rate if rate < 1 else rate
 
-    def media(self, task_data: Mapping[str, Any]) -> str | None:
+    def media_uri(self, task_data: Mapping[str, Any]) -> str | None:
         """The video's address in a task, or ``None`` where the task has none."""
         value = lookup(task_data, self.value_key)
         return value if isinstance(value, str) and value.strip() else None

@@ -92,14 +92,14 @@ def file_layer(video: Path, export: AnnotationFile, show: str = "") -> Layer:
         source = AnnotationReader.from_file(
             export.path, videos=video, config=by, predictions=wanted, model_version=version, only=only
         )
-        return _choose(source.parts(), video, export, show)
+        return _choose(source.task_videos(), video, export, show)
 
     found = part(export.config)
     if export.config is not None and not found.regions:
         # A config that is given for its colours may name the controls otherwise than the file does.
         found = part(None)
     kind = "prediction" if found.submission.is_prediction else "annotation"
-    if difference := found.known.difference(video):
+    if difference := found.facts.difference(video):
         raise MediaError(
             f"{video.name} is another video than that of task {found.task_id}: {difference}.",
             "Name the video that was annotated, or choose a task with --task.",

@@ -223,7 +223,7 @@ class _Boxes:
         return sv.Detections(
             xyxy=xyxy * self._scale,
             class_id=np.array([self._index[item.label] for item in objects], np.int64),
-            tracker_id=np.array([item.track for item in objects], np.int64),
+            tracker_id=np.array([item.track_id for item in objects], np.int64),
             confidence=np.array([np.nan if item.confidence is None else item.confidence for item in objects], float),
             data={"manual": np.array([item.source == "manual" for item in objects], bool)},
         )

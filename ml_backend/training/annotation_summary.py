@@ -68,7 +68,7 @@ class AnnotationSummary:
             Interrupted: ``should_stop`` returned true.
         """
         found = cls(classes)
-        for part in source.parts():
+        for part in source.task_videos():
             if should_stop():
                 raise Interrupted("Stopped while the annotations were read.", "They are read again.")
             try:
@@ -328,7 +328,7 @@ def _add(
 
 
 def _parts(source: AnnotationReader, wanted: set[str]) -> Iterator[tuple[TaskVideo, str]]:
-    for part in source.parts():
+    for part in source.task_videos():
         try:
             key = task_video_key(part, source.url)
         except MediaError:  # already skipped by the summary

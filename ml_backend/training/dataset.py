@@ -121,7 +121,7 @@ def build_dataset(
     survey.check()
 
     def check_away() -> None:
-        if (away := source.away) and waits({item.task_id for item in away}):
+        if (away := source.unavailable) and waits({item.task_id for item in away}):
             raise MediaUnavailable(f"Annotated videos cannot be fetched just now: {away[0]}", "They are tried again.")
 
     try:
@@ -131,11 +131,11 @@ def build_dataset(
         )
         export = DatasetOptions(_OPTIONS.format, _OPTIONS.sampling, _OPTIONS.image_format, classes)
         _clear_foreign(folder, state_options(export, picker))
-        result = export_dataset(source, folder, export, progress=progress, picker=picker, should_stop=stop)
+        result = export_dataset(source, folder, export, progress=progress, frame_selector=picker, should_stop=stop)
         check_away()
         return _Assembly(folder, classes, options, result).make(survey, source)
     except NothingToTrain as error:
-        if source.away:
+        if source.unavailable:
             raise MediaUnavailable(error.message, "See that the videos' server answers; it is tried again.") from error
         raise
 
@@ -245,11 +245,11 @@ class _Assembly:
             tracks=sum(video.objects for video in self.videos),
             start_from=survey.start_from,
             notes=(*notes, *self._notes(survey, trained_classes, measured)),
-            unread=tuple(sorted({item.task_id for item in source.away})),
+            unread=tuple(sorted({item.task_id for item in source.unavailable})),
         )
 
     def _video(self, name: str) -> _Video:
-        known = self.result.picked(name)
+        known = self.result.selection_notes(name)
         seen = Counter(part for _, part, _, numbers in known["pictures"] if numbers)
         spans = [{**span, "boxes": len(span["boxes"])} for span in known["spans"]]
         digest = known["digest"] if known["pictures"] else ""
@@ -299,7 +299,7 @@ class _Assembly:
         with writing(self.folder / "train.txt") as train, writing(self.folder / "val.txt") as val:
             files = {"train": train, "val": val}
             for video in self.videos:
-                pictures = self.result.picked(video.name)["pictures"]
+                pictures = self.result.selection_notes(video.name)["pictures"]
                 trained = [picture for picture in pictures if picture[1] == "train"]
                 watched = [picture for picture in pictures if picture[1] == "val"]
                 places = {frame: part for frame, part, *_ in pictures}
@@ -358,7 +358,7 @@ class _Assembly:
             numbers = {span.number for span in spans if span.video == video.name}
             if not numbers:
                 continue
-            known = self.result.picked(video.name)
+            known = self.result.selection_notes(video.name)
             chosen = [span for number, span in enumerate(known["spans"]) if number in numbers]
             found = {
                 "name": video.name,

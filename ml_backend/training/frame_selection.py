@@ -81,25 +81,25 @@ class TrainingFrameSelector:
         # Plain ASCII: trainers list pictures in text files.
         return f"task-{part.task_id}"
 
-    def made_from(self, video: AnnotatedVideo) -> dict[str, Any]:
-        plan, split = self._plan, self._split(video.part)
+    def inputs(self, video: AnnotatedVideo) -> dict[str, Any]:
+        plan, split = self._plan, self._split(video.task_video)
         others = [dict(item.region) for item in video.objects if item.label not in self._class_ids]
         return {
             "rules": _RULES,
             "split": [split.part, split.phase] if split else None,
             "plan": [plan.per_second, _MAX_PICTURES, _NEGATIVES],
             "span": plan.held_out_frames if split and split.part != "train" else 0,
-            "pseudo": _SURE if video.part.submission.is_prediction else None,
+            "pseudo": _SURE if video.task_video.submission.is_prediction else None,
             "hard": sorted(self._hard(video)),
             "others": fingerprint(others) if others else "",
         }
 
-    def pick(self, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> tuple[IntArray, Sequence[str]]:
-        split, plan = self._split(video.part), self._plan
+    def select(self, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> tuple[IntArray, Sequence[str]]:
+        split, plan = self._split(video.task_video), self._plan
         nothing: tuple[IntArray, Sequence[str]] = np.zeros(0, np.int64), []
         if split is None or split.part == "held_out":
             return nothing
-        pseudo = video.part.submission.is_prediction
+        pseudo = video.task_video.submission.is_prediction
         uses = split.uses(video.timeline.times)
         wanted = (uses == TRAIN) if pseudo else np.isin(uses, list(_USES))
         wanted &= ~self._spoilt(video)
@@ -108,7 +108,7 @@ class TrainingFrameSelector:
         there = visible(video, objects)[at]
         positive, negative = at[there], at[~there]
         most = max(1, round(_NEGATIVES * min(len(positive), _MAX_PICTURES)))
-        if not video.part.regions:
+        if not video.task_video.regions:
             most = _EMPTY_PICTURES
         if pseudo:
             most = 0  # what a model has overlooked is no background
@@ -125,18 +125,18 @@ class TrainingFrameSelector:
         video, pictures, rows = picked.video, [], []
         hard = self._hard(video)
         sha256 = file_sha256(video.path)
-        for frame, use in zip(video.frames(picked.pictures, picked.objects), picked.splits, strict=True):
+        for frame, use in zip(video.frames(picked.frames, picked.objects), picked.splits, strict=True):
             numbers = [self._class_ids[item.label] for item in frame.objects]
             pictures.append([frame.index, use, any(item.region_id in hard for item in frame.objects), numbers])
             rows.append(frame.xyxy.round(2).tolist())
-        pseudo = video.part.submission.is_prediction
+        pseudo = video.task_video.submission.is_prediction
         return {
             "task": video.task_id,
             "objects": 0 if pseudo else len(picked.objects),
             "pictures": pictures,
             "digest": fingerprint([sha256, pictures, rows]),
             "spans": [] if pseudo else self._spans(picked, sha256),
-            "uri": video.part.uri,
+            "uri": video.task_video.uri,
         }
 
     def _split(self, part: TaskVideo) -> Split | None:
@@ -159,7 +159,7 @@ class TrainingFrameSelector:
 
     def _spoilt(self, video: AnnotatedVideo) -> npt.NDArray[np.bool_]:
         """Pictures that show something that must be taught neither as an object nor as background."""
-        pseudo = video.part.submission.is_prediction
+        pseudo = video.task_video.submission.is_prediction
         unsure = [
             item
             for item in video.objects
@@ -170,7 +170,7 @@ class TrainingFrameSelector:
     # -- what is measured
 
     def _spans(self, picked: SelectedFrames, sha256: str) -> list[dict[str, Any]]:
-        video, split = picked.video, self._split(picked.video.part)
+        video, split = picked.video, self._split(picked.video.task_video)
         if split is None or split.part == "train":
             return []
         seen, spoilt = visible(video, picked.objects), self._spoilt(video)
@@ -185,7 +185,7 @@ class TrainingFrameSelector:
             for frame in video.frames(at, picked.objects):
                 for item, box in zip(frame.objects, frame.xyxy.round(2).tolist(), strict=True):
                     # Numbered anew, so that objects elsewhere in the video change nothing here.
-                    track = tracks.setdefault(item.track, len(tracks) + 1)
+                    track = tracks.setdefault(item.track_id, len(tracks) + 1)
                     rows.append([frame.index, track, self._class_ids[item.label], *box])
                     labels.add(item.label)
             step = max(1, round(video.info.fps / _MEASURED_PER_SECOND))

@@ -117,7 +117,7 @@ class ReviewStore:
             "submitted_at": _utc(correction.submitted_at),
             "changed_at": _utc(correction.changed_at),
         }
-        self._storage.put(corrections, {"project_id": project_id, "task_id": task_id}, values)
+        self._storage.upsert(corrections, {"project_id": project_id, "task_id": task_id}, values)
 
     def remove(self, project_id: int, task_id: int) -> None:
         """Forget a task: it, or its annotation, is gone."""
