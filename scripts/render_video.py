@@ -86,7 +86,7 @@ def main(video: Path, out: Path, **given: Any) -> None:
     else:
         layers = [model_layer(video, given["weights"], model)]
     options = RenderOptions(
-        look=BoxStyle(
+        style=BoxStyle(
             names="labels" not in given["hide"],
             numbers="ids" not in given["hide"],
             confidence="confidence" not in given["hide"],

@@ -327,7 +327,7 @@ def test_other_options_or_other_content_in_the_folder(tmp_path: Path, clip: dict
     strange = tmp_path / "strange"
     (strange / "out").mkdir(parents=True)
     (strange / "out" / "thesis.txt").write_text("")
-    with pytest.raises(ConfigError, match="something else"):
+    with pytest.raises(ConfigError, match="other files"):
         export(strange, [clip], videos=tmp_path)
 
 

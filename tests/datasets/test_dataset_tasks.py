@@ -110,7 +110,7 @@ def test_versions_of_one_video_lie_in_one_part(tmp_path: Path, two_people: dict[
 
 
 def test_people_must_not_contradict_each_other_in_training(tmp_path: Path, two_people: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"contradict.*yolo-track, coco, mot, cvat"):
+    with pytest.raises(ConfigError, match=r"is for training.*yolo-track, coco, mot, cvat"):
         export(tmp_path, [two_people], all_annotators=True)
     assert not (tmp_path / "out").exists()
     arguments = ("--from-json", "e.json", "--out", "out", "--all-annotators", "--format")

@@ -396,7 +396,9 @@ def test_absurd_frames_of_coco_and_yolo(tmp_path: Path, number: str) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "data.yaml").write_text("names: [a]")
     (tmp_path / "labels" / f"a_{number[:100]}.txt").write_text("")
-    with pytest.raises(ConfigError, match=r"no frame number|no labels" if len(number) < 100 else "no frame number"):
+    with pytest.raises(
+        ConfigError, match=r"not a frame number|no labels" if len(number) < 100 else "not a frame number"
+    ):
         list(read_yolo(tmp_path))
 
 
