@@ -56,7 +56,7 @@ class RenderOptions:
         crf: of the encoder; see :class:`~ml_backend.video.writer.VideoWriter`.
     """
 
-    look: BoxStyle = field(default_factory=BoxStyle)
+    style: BoxStyle = field(default_factory=BoxStyle)
     colours: Mapping[str, str] = field(default_factory=dict)
     start: float | None = None
     end: float | None = None
