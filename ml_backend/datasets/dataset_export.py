@@ -129,7 +129,7 @@ def export_dataset(
     if reader.all_annotators and format_class.single_annotator:
         others = ", ".join(name for name, each in FORMATS.items() if not each.single_annotator)
         raise ConfigError(
-            f"The format {options.format} is for training: it takes one annotation for each task.",
+            f"The format {options.format} is for training, where labels of several annotators contradict each other.",
             f"To compare annotators, use one of {others}; else leave out --all-annotators.",
         )
     plan, labels = plan_videos(reader, options.sampling, format_class.whole_videos, frame_selector)
