@@ -94,7 +94,7 @@ def run_export(video: Path, stride: int) -> dict[str, Any]:
         seconds = time.perf_counter() - started
     assert not reader.skipped
     return {
-        "frames": result.pictures.total(),
+        "frames": result.images.total(),
         "boxes": result.boxes.total(),
         "seconds": seconds,
         "mb": peak_mb(),

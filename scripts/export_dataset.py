@@ -97,7 +97,7 @@ def main(
     sampling = Sampling(stride, keyframes, negatives, not drop_near_duplicates, split, parse_ratio(ratio), seed)
     reader = open_reader(**source_options, all_annotators=all_annotators)
     # The labels are needed to split --classes, since a label may contain a comma.
-    labels = {label for part in reader.parts() for label in part.labels} if classes else set()
+    labels = {label for part in reader.task_videos() for label in part.labels} if classes else set()
     names = chosen_classes(classes, labels)
     options = DatasetOptions(format_name, sampling, ImageFormat(image_format, quality), names, crops, not no_images)
     with progress_bar("Exporting") as progress:
@@ -109,7 +109,7 @@ def main(
     summary = {
         "videos": result.videos,
         "unchanged": result.continued,
-        "pictures": dict(result.pictures),
+        "pictures": dict(result.images),
         "boxes": dict(result.boxes),
         "classes": list(result.classes),
         "skipped": len(reader.skipped),

@@ -95,7 +95,7 @@ def main(video: Path, out: Path, **options: Any) -> None:
     else:
         layers = [model_layer(video, options["weights"], model)]
     render_options = RenderOptions(
-        look=BoxStyle(
+        style=BoxStyle(
             names="labels" not in options["hide"],
             numbers="ids" not in options["hide"],
             confidence="confidence" not in options["hide"],

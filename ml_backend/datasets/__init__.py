@@ -1,1 +1,1 @@
-"""Annotated tasks on their way out and in: readers, dataset formats, importers, statistics."""
+"""Read annotated tasks, export and import datasets, count annotations."""

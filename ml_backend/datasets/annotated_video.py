@@ -1,4 +1,4 @@
-"""A task's video with annotated objects on it: their boxes, picture by picture, without holding them all."""
+"""A task's video with its annotated objects; boxes are computed frame by frame, a chunk at a time."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from ml_backend.video.probe import probe
 
 log = logging.getLogger(__name__)
 
-#: Pictures whose boxes are in memory at once.
+#: Frames whose boxes are in memory at once.
 _CHUNK = 1024
 
-#: What a region may raise that Label Studio would not have written.
-_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+#: Raised while reading a malformed region.
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 class FrameMap:
-    """Label Studio's player turned round: what it draws on each decoded picture of one video.
+    """Maps regions from Label Studio's timeline to decoded frames of the video.
 
-    Where several frames of its timeline show one picture, the first on which the region is visible counts. A picture
-    that the timeline passes over (a ``frameRate`` below the file's) gets the box between those of its neighbours, by
-    time, if the region is visible on both: a training picture without it would teach that nothing is there.
+    If several timeline frames show one decoded frame, the first on which the region is visible is used. Decoded frames
+    that the timeline skips (``frameRate`` below the file's) get boxes interpolated by time if the region is visible on
+    both neighbours: as training images without a box they would be false negatives.
 
     Args:
         timeline: of the video, at the task's frame rate.
@@ -46,97 +46,97 @@ class FrameMap:
         self.timeline = timeline
         self.width, self.height = width, height
         self.count = len(timeline.times)
-        self._shown = timeline.decoded_index(np.arange(1, timeline.frames_count + 1))
+        self._decoded = timeline.decoded_index(np.arange(1, timeline.frames_count + 1))
 
     def span(self, keys: RegionKeys) -> tuple[int, int] | None:
-        """First and last picture on which a region may be drawn, found without going through them; or ``None``."""
+        """Return the first and last decoded frame on which a region may be visible, or ``None``."""
         if not len(keys.frames):
             return None
-        first, last, stays = int(keys.frames[0]), int(keys.frames[-1]), _stays(keys)
-        if first > len(self._shown) or (last < 1 and not stays):
+        first, last, persists = int(keys.frames[0]), int(keys.frames[-1]), _persists(keys)
+        if first > len(self._decoded) or (last < 1 and not persists):
             return None
-        # Other tools count from 0: the player shows such a region from its first frame on.
+        # Some tools count frames from 0; the player clamps those to its first frame.
         first, last = max(first, 1), max(last, 1)
-        if stays or last >= len(self._shown):
-            return int(self._shown[first - 1]), self.count - 1
-        return int(self._shown[first - 1]), int(self._shown[last - 1])
+        if persists or last >= len(self._decoded):
+            return int(self._decoded[first - 1]), self.count - 1
+        return int(self._decoded[first - 1]), int(self._decoded[last - 1])
 
     def keyframes(self, keys: RegionKeys) -> IntArray:
-        """``(n,)`` ascending pictures on which the keyframes lie."""
-        at = keys.frames
-        out: IntArray = np.unique(self._shown[at[(at >= 1) & (at <= len(self._shown))] - 1])
+        """Return the decoded frames ``(n,)`` of the region's keyframes, ascending."""
+        frames = keys.frames
+        out: IntArray = np.unique(self._decoded[frames[(frames >= 1) & (frames <= len(self._decoded))] - 1])
         return out
 
     def boxes(self, keys: RegionKeys, first: int = 0, last: int | None = None) -> tuple[IntArray, Float64Array]:
-        """Where a region is visible.
+        """Return the boxes of a region on the decoded frames on which it is visible.
 
         Args:
             keys: of the region.
-            first, last: pictures to look at, both included; by default all.
+            first, last: range of decoded frames, inclusive; all by default.
 
         Returns:
-            ``(pictures (n,), xyxy (n, 4))``: ascending decoded indices and pixels, cut off at the edges. What lies
-            outside or has no area is left out.
+            ``(frames (n,), xyxy (n, 4))``: ascending decoded indices and pixels, clipped to the frame. Boxes without
+            area after clipping are dropped.
         """
         last = self.count - 1 if last is None else last
-        life = self.span(keys)
-        if life is None or life[0] > last or life[1] < first:
+        span = self.span(keys)
+        if span is None or span[0] > last or span[1] < first:
             return np.zeros(0, np.int64), np.zeros((0, 4))
-        low, high = max(first, life[0]), min(last, life[1])
-        # One frame more on either side: a picture between two frames needs both.
-        begin = max(int(np.searchsorted(self._shown, low)) - 1, 0)
-        end = min(int(np.searchsorted(self._shown, high, side="right")) + 1, len(self._shown))
+        low, high = max(first, span[0]), min(last, span[1])
+        # One timeline frame more on either side, to interpolate between.
+        begin = max(int(np.searchsorted(self._decoded, low)) - 1, 0)
+        end = min(int(np.searchsorted(self._decoded, high, side="right")) + 1, len(self._decoded))
         xyxy, visible = keys.boxes(self.width, self.height, np.arange(begin + 1, end + 1))
-        shown = self._shown[begin:end]
-        seen = np.flatnonzero(visible)
-        pictures, where = np.unique(shown[seen], return_index=True)
-        boxes = xyxy[seen[where]]
-        passed, between = self._passed_over(shown, xyxy, visible, end, _stays(keys))
-        if len(passed):
-            pictures, boxes = np.concatenate([pictures, passed]), np.concatenate([boxes, between])
-            order = np.argsort(pictures, kind="stable")
-            pictures, boxes = pictures[order], boxes[order]
+        decoded = self._decoded[begin:end]
+        visible_rows = np.flatnonzero(visible)
+        frames, first_rows = np.unique(decoded[visible_rows], return_index=True)
+        boxes = xyxy[visible_rows[first_rows]]
+        skipped, interpolated = self._skipped_frames(decoded, xyxy, visible, end, _persists(keys))
+        if len(skipped):
+            frames, boxes = np.concatenate([frames, skipped]), np.concatenate([boxes, interpolated])
+            order = np.argsort(frames, kind="stable")
+            frames, boxes = frames[order], boxes[order]
         boxes = clip_xyxy(boxes, self.width, self.height)
-        kept = (pictures >= low) & (pictures <= high) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        return pictures[kept].astype(np.int64), boxes[kept]
+        kept = (frames >= low) & (frames <= high) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        return frames[kept].astype(np.int64), boxes[kept]
 
-    def _passed_over(
-        self, shown: IntArray, xyxy: Float64Array, visible: Any, end: int, stays: bool
+    def _skipped_frames(
+        self, decoded: IntArray, xyxy: Float64Array, visible: Any, end: int, persists: bool
     ) -> tuple[IntArray, Float64Array]:
-        """Boxes on pictures that no frame of the timeline shows."""
+        """Interpolate boxes on the decoded frames that the timeline skips."""
         times = self.timeline.times
-        before = np.flatnonzero((np.diff(shown) > 1) & visible[:-1] & visible[1:])
-        counts = shown[before + 1] - shown[before] - 1
+        before = np.flatnonzero((np.diff(decoded) > 1) & visible[:-1] & visible[1:])
+        counts = decoded[before + 1] - decoded[before] - 1
         start = np.repeat(before, counts)
-        within = np.arange(len(start)) - np.repeat(np.cumsum(counts) - counts, counts)
-        pictures = shown[start] + 1 + within
-        t0, t1 = times[shown[start]], times[shown[start + 1]]
-        ratio = np.divide(times[pictures] - t0, t1 - t0, out=np.zeros(len(pictures)), where=t1 > t0)[:, None]
+        offsets = np.arange(len(start)) - np.repeat(np.cumsum(counts) - counts, counts)
+        frames = decoded[start] + 1 + offsets
+        t0, t1 = times[decoded[start]], times[decoded[start + 1]]
+        ratio = np.divide(times[frames] - t0, t1 - t0, out=np.zeros(len(frames)), where=t1 > t0)[:, None]
         boxes = xyxy[start] + (xyxy[start + 1] - xyxy[start]) * ratio
-        if end == len(self._shown) and len(shown) and visible[-1] and stays:
-            # An object that stays does so to the last picture, which a short timeline may not reach.
-            rest = np.arange(shown[-1] + 1, self.count)
-            pictures = np.concatenate([pictures, rest])
+        if end == len(self._decoded) and len(decoded) and visible[-1] and persists:
+            # Decoded frames may follow the end of a short timeline.
+            rest = np.arange(decoded[-1] + 1, self.count)
+            frames = np.concatenate([frames, rest])
             boxes = np.concatenate([boxes, np.repeat(xyxy[-1:], len(rest), axis=0)])
-        return pictures, boxes
+        return frames, boxes
 
 
-def _stays(keys: RegionKeys) -> bool:
-    """Whether the box stays after the last keyframe; where that frame has two, one is enough."""
+def _persists(keys: RegionKeys) -> bool:
+    """Return whether the box stays visible after the last keyframe; of two on one frame, one enabled is enough."""
     return bool(keys.enabled[keys.frames == keys.frames[-1:]].any())
 
 
 @dataclass(frozen=True, slots=True)
 class TaskVideo:
-    """One video of a task with one person's (or a model's) regions on it; the file is not touched yet.
+    """One video of a task with the regions of one annotation or prediction; the file is not opened yet.
 
     Attributes:
         name: the video's file name, without Label Studio's upload prefix.
-        uri: its address in the task; empty for a prediction file.
-        control: names and labels; without a label config what the regions themselves tell.
-        frame_rate: of Label Studio's timeline; ``None``: the one that suits the file, as ``import_videos.py`` sets it.
-        submission: regions, who made them and when.
-        known: what the task says of the video beside its address.
+        uri: media address in the task; empty for a prediction file.
+        control: names and labels; inferred from the regions if there is no label config.
+        frame_rate: of Label Studio's timeline; ``None``: the recommended one, as ``import_videos.py`` sets it.
+        submission: the annotation or prediction.
+        facts: what the task states about the video beside its address.
     """
 
     task_id: int
@@ -145,56 +145,56 @@ class TaskVideo:
     control: VideoControl
     frame_rate: float | None
     submission: Submission
-    known: VideoFacts = field(repr=False)
+    facts: VideoFacts = field(repr=False)
     _file: Callable[[TaskVideo], contextlib.AbstractContextManager[Path]] = field(repr=False)
 
     @property
     def stem(self) -> str:
-        """The name without its suffix; what image files are named after."""
+        """The file name without suffix, used to name image files."""
         return Path(self.name).stem or "video"
 
     @property
     def regions(self) -> list[Mapping[str, Any]]:
         """The ``videorectangle`` results on this video."""
-        return [region for region in self.submission.result if is_of(region, self.control)]
+        return [region for region in self.submission.result if belongs_to(region, self.control)]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Labels of the config, then those that only regions carry (of a label that was renamed since)."""
-        found = (label for region in self.regions for label in region_labels(region))
-        return tuple(dict.fromkeys((*(label.value for label in self.control.labels), *found)))
+        """Labels of the config, then labels that only regions have (renamed in the config since)."""
+        region_only = (label for region in self.regions for label in region_labels(region))
+        return tuple(dict.fromkeys((*(label.value for label in self.control.labels), *region_only)))
 
     @contextlib.contextmanager
     def open(self) -> Iterator[AnnotatedVideo]:
-        """The video file with the objects on it; the file stays in place as long as the context is open.
+        """Open the video file and load its objects; the file exists while the context is open.
 
         Raises:
-            MediaError: the file is not found, deleted or not to be had, or another video than the task's.
-            VideoError: it cannot be used.
-            ConfigError: the task's frame rate is absurd.
+            MediaError: the file is missing, not accessible, or another video than the task's.
+            VideoError: the file cannot be decoded.
+            ConfigError: the task's frame rate is out of range.
         """
         with self._file(self) as path:
-            yield AnnotatedVideo.make(self, path)
+            yield AnnotatedVideo.load(self, path)
 
 
 @dataclass(frozen=True, slots=True)
 class VideoObject:
-    """One region: an object over its life.
+    """One region of a video: the track of an object.
 
     Attributes:
-        track: unique in its video, from 1 in order of appearance.
-        region_id: Label Studio's.
-        label: of the project; empty for a region without one.
-        source: ``"manual"`` for what a person drew or changed, ``"auto"`` for a prediction, also one accepted
-            untouched.
-        confidence: 0..1, only of ``"auto"``; ``None`` where the prediction does not say.
-        original_class: the detector's class, only of ``"auto"``; the label where the prediction does not say.
+        track_id: unique in its video, from 1 in order of appearance.
+        region_id: Label Studio's region id.
+        label: label of the project; empty for a region without one.
+        source: ``"manual"`` if a person drew or changed it, ``"auto"`` for a prediction, including one accepted
+            unchanged.
+        confidence: 0..1, only if ``"auto"``; ``None`` if the prediction has no score.
+        original_class: the detector's class, only if ``"auto"``; defaults to the label.
         region: Label Studio's JSON.
         keys: its keyframes.
-        first, last: pictures between which it may be visible.
+        first, last: decoded frames between which it may be visible.
     """
 
-    track: int
+    track_id: int
     region_id: str
     label: str
     source: Literal["manual", "auto"]
@@ -208,12 +208,12 @@ class VideoObject:
 
 @dataclass(frozen=True, slots=True)
 class FrameBoxes:
-    """What is visible on one picture.
+    """The boxes of one frame.
 
     Attributes:
         index: 0-based decoded frame.
         time: seconds.
-        objects: ``n`` objects in order of their tracks.
+        objects: ``n`` objects, ordered by track id.
         xyxy: ``(n, 4)`` pixels.
     """
 
@@ -225,109 +225,109 @@ class FrameBoxes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnnotatedVideo:
-    """A video with objects.
+    """A video file with its annotated objects.
 
     Attributes:
-        part: what the task says.
+        task_video: the task's entry for this video.
         path: local file.
         timeline: Label Studio's, at the task's frame rate.
-        objects: in order of their first picture. Those that are never visible are left out.
+        objects: ordered by first frame, without those that are never visible.
     """
 
-    part: TaskVideo
+    task_video: TaskVideo
     path: Path
     info: VideoInfo
     timeline: Timeline
-    pictures: FrameMap
+    frame_map: FrameMap
     objects: tuple[VideoObject, ...]
 
     @classmethod
-    def make(cls, part: TaskVideo, path: Path) -> AnnotatedVideo:
-        """Read the facts of the file and find the objects; see :meth:`TaskVideo.open`."""
-        info, timeline = probe(path), video_timeline(path, part.frame_rate)
-        pictures = FrameMap(timeline, info.width, info.height)
-        labels = {label.value for label in part.control.labels}
-        found = []
-        for region in part.regions:
+    def load(cls, task_video: TaskVideo, path: Path) -> AnnotatedVideo:
+        """Probe the file and read the objects; see :meth:`TaskVideo.open`."""
+        info, timeline = probe(path), video_timeline(path, task_video.frame_rate)
+        frame_map = FrameMap(timeline, info.width, info.height)
+        labels = {label.value for label in task_video.control.labels}
+        objects = []
+        for region in task_video.regions:
             try:
                 keys = RegionKeys.read(region)
-                if life := pictures.span(keys):
-                    found.append(_object(part, region, labels, keys, life))
-            except _DAMAGED as error:
-                log.warning("Region %s of task %d cannot be read: %r", region.get("id"), part.task_id, error)
-        found.sort(key=lambda item: item.first)
-        objects = tuple(replace(item, track=number) for number, item in enumerate(found, start=1))
-        return cls(part, path, info, timeline, pictures, objects)
+                if span := frame_map.span(keys):
+                    objects.append(_video_object(task_video, region, labels, keys, span))
+            except _MALFORMED as error:
+                log.warning("Region %s of task %d cannot be read: %r", region.get("id"), task_video.task_id, error)
+        objects.sort(key=lambda item: item.first)
+        numbered = tuple(replace(item, track_id=number) for number, item in enumerate(objects, start=1))
+        return cls(task_video, path, info, timeline, frame_map, numbered)
 
     @property
     def task_id(self) -> int:
-        return self.part.task_id
+        return self.task_video.task_id
 
     @property
     def name(self) -> str:
         """File name without Label Studio's upload prefix."""
-        return self.part.name
+        return self.task_video.name
 
     def boxes(self, item: VideoObject, first: int = 0, last: int | None = None) -> tuple[IntArray, Float64Array]:
-        """Decoded pictures ``(n,)`` on which an object is visible and its boxes ``(n, 4)`` in pixels."""
-        return self.pictures.boxes(item.keys, first, last)
+        """Return the decoded frames ``(n,)`` on which an object is visible and its boxes ``(n, 4)`` in pixels."""
+        return self.frame_map.boxes(item.keys, first, last)
 
     def keyframes(self, objects: Sequence[VideoObject] | None = None) -> IntArray:
-        """``(n,)`` ascending pictures that carry a keyframe of any of the objects."""
-        chosen = self.objects if objects is None else objects
-        each = [self.pictures.keyframes(item.keys) for item in chosen]
-        return np.unique(np.concatenate(each)) if each else np.zeros(0, np.int64)
+        """Return the decoded frames ``(n,)`` with a keyframe of any of the objects, ascending."""
+        selected = self.objects if objects is None else objects
+        keyframes = [self.frame_map.keyframes(item.keys) for item in selected]
+        return np.unique(np.concatenate(keyframes)) if keyframes else np.zeros(0, np.int64)
 
     def frames(
         self, wanted: npt.ArrayLike | None = None, objects: Sequence[VideoObject] | None = None
     ) -> Iterator[FrameBoxes]:
-        """What is visible on each picture, in order; also of pictures on which nothing is.
+        """Yield the boxes of each frame in order, including frames without boxes.
 
         Args:
             wanted: ``(n,)`` strictly increasing decoded indices; all by default.
             objects: only these; all by default.
         """
-        at = np.arange(self.info.frames) if wanted is None else np.asarray(wanted, dtype=np.int64)
-        chosen = self.objects if objects is None else tuple(objects)
+        frames = np.arange(self.info.frames) if wanted is None else np.asarray(wanted, dtype=np.int64)
+        selected = self.objects if objects is None else tuple(objects)
         begin = 0
-        while begin < len(at):
-            end = int(np.searchsorted(at, at[begin] + _CHUNK))
-            yield from self._chunk(at[begin:end], chosen)
+        while begin < len(frames):
+            end = int(np.searchsorted(frames, frames[begin] + _CHUNK))
+            yield from self._chunk(frames[begin:end], selected)
             begin = end
 
-    def _chunk(self, at: IntArray, objects: Sequence[VideoObject]) -> Iterator[FrameBoxes]:
-        low, high = int(at[0]), int(at[-1])
-        present: list[list[tuple[VideoObject, Any]]] = [[] for _ in at]
+    def _chunk(self, frames: IntArray, objects: Sequence[VideoObject]) -> Iterator[FrameBoxes]:
+        low, high = int(frames[0]), int(frames[-1])
+        visible: list[list[tuple[VideoObject, Any]]] = [[] for _ in frames]
         for item in objects:
             if item.first > high or item.last < low:
                 continue
-            pictures, xyxy = self.boxes(item, low, high)
-            where = np.minimum(np.searchsorted(at, pictures), len(at) - 1)
-            for index in np.flatnonzero(at[where] == pictures).tolist():
-                present[where[index]].append((item, xyxy[index]))
-        for picture, found in zip(at.tolist(), present, strict=True):
-            boxes = np.array([box for _, box in found], np.float64).reshape(-1, 4)
-            yield FrameBoxes(picture, float(self.timeline.times[picture]), tuple(item for item, _ in found), boxes)
+            object_frames, xyxy = self.boxes(item, low, high)
+            rows = np.minimum(np.searchsorted(frames, object_frames), len(frames) - 1)
+            for index in np.flatnonzero(frames[rows] == object_frames).tolist():
+                visible[rows[index]].append((item, xyxy[index]))
+        for frame, pairs in zip(frames.tolist(), visible, strict=True):
+            boxes = np.array([box for _, box in pairs], np.float64).reshape(-1, 4)
+            yield FrameBoxes(frame, float(self.timeline.times[frame]), tuple(item for item, _ in pairs), boxes)
 
 
-def _object(
-    part: TaskVideo, region: Mapping[str, Any], labels: set[str], keys: RegionKeys, life: tuple[int, int]
+def _video_object(
+    task_video: TaskVideo, region: Mapping[str, Any], labels: set[str], keys: RegionKeys, span: tuple[int, int]
 ) -> VideoObject:
-    """An object that has no number yet."""
-    submission = part.submission
+    """Return the region's object; its track id is assigned later."""
+    submission = task_video.submission
     region_id, label = str(region.get("id", "")), chosen_label(region, labels)
     if not (submission.is_prediction or region.get("origin") == "prediction"):
-        return VideoObject(0, region_id, label, "manual", None, None, region, keys, *life)
-    # Label Studio keeps the id of a region that was accepted, but not in each version what else was in it.
+        return VideoObject(0, region_id, label, "manual", None, None, region, keys, *span)
+    # Some versions of Label Studio keep only the id of an accepted region: its score may be in the prediction.
     sources = [region, submission.predicted.get(region_id, {})]
     scores = [score for source in sources if (score := valid_score(source.get("score"))) is not None]
     classes = [meta["original_class"] for s in sources if (meta := s.get("meta") or {}).get("original_class")]
     confidence = scores[0] if scores else submission.score
-    return VideoObject(0, region_id, label, "auto", confidence, str([*classes, label][0]), region, keys, *life)
+    return VideoObject(0, region_id, label, "auto", confidence, str([*classes, label][0]), region, keys, *span)
 
 
-def is_of(region: Mapping[str, Any], control: VideoControl) -> bool:
-    """Whether a result is a box on a control's video."""
+def belongs_to(region: Mapping[str, Any], control: VideoControl) -> bool:
+    """Return whether a result is a ``videorectangle`` on the control's video."""
     if region.get("type") != "videorectangle":
         return False
     to_name = region.get("to_name")

@@ -1,12 +1,12 @@
-"""One reader of annotated tasks: a live project, an export file of Label Studio, or a file of predictions.
+"""Read annotated tasks from a live project, a Label Studio export file, or a prediction file.
 
-    source = Source.from_file(Path("export.json"), videos=Path("videos"))
-    for part in source.parts():              # light: what a task says of one video
-        with part.open() as video:           # its file, with objects that have boxes on decoded frames
+    reader = AnnotationReader.from_file(Path("export.json"), videos=Path("videos"))
+    for task_video in reader.task_videos():  # cheap: nothing of the video is read yet
+        with task_video.open() as video:     # the file, with objects that have boxes on decoded frames
             for frame in video.frames(range(0, video.info.frames, 30)):
                 ...
 
-Memory holds one task at a time (of a file also its text), and of its boxes those of some hundred frames.
+Memory holds one task at a time (plus the text of an export file), and the boxes of about a thousand frames.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any
 
 from ml_backend.core.errors import BackendError, ConfigError, LabelStudioUnavailable, MediaError, StorageError
 from ml_backend.core.settings import Settings
-from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo, is_of
-from ml_backend.datasets.selection import Predictions, Submission, found_controls, inferred_rate, submissions
+from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo, belongs_to
+from ml_backend.datasets.selection import Predictions, Submission, infer_controls, infer_frame_rate, submissions
 from ml_backend.datasets.task_files import RawTask, is_prediction_file, read_tasks
 from ml_backend.datasets.video_files import FIND_HINT, FileChoice, VideoFacts, VideoFolder, video_name
 from ml_backend.label_studio.client import LabelStudioClient
@@ -33,40 +33,39 @@ from ml_backend.label_studio.media import MediaStore
 
 log = logging.getLogger(__name__)
 
-#: Opens the file of a media address, of the task with this id.
-Find = Callable[[str, int], contextlib.AbstractContextManager[Path]]
+#: Opens the file of a media address; also takes the task id.
+OpenMedia = Callable[[str, int], contextlib.AbstractContextManager[Path]]
 
 
 @dataclass(frozen=True, slots=True)
 class SkippedTask:
-    """A task's video that cannot be exported, and why: deleted, damaged, not found.
+    """A task's video that cannot be exported, with the reason: deleted, damaged, not found.
 
     Attributes:
-        passing: whether it may be there again later: its server does not answer.
+        retryable: whether it may be available later, for example if its server did not answer.
     """
 
     task_id: int
     name: str
     reason: str
-    passing: bool = False
+    retryable: bool = False
 
     def __str__(self) -> str:
         return f"task {self.task_id}, {self.name}: {self.reason}"
 
 
 class AnnotationReader:
-    """Annotated tasks, from wherever they come.
+    """Reads annotated tasks of a project or a file.
 
     Args:
         tasks: called for each pass over the tasks.
-        find: opens the file of a media address.
-        config: of the project; ``None``: names and frame rates are inferred from the tasks.
-        folder: where files are looked for by name, before ``find`` is asked.
-        predictions: whether predictions are read: ``"none"``, ``"missing"`` (of tasks that nobody has annotated),
-            ``"only"`` (instead of annotations).
-        all_annotators: every submitted annotation of a task, instead of the one that counts.
-        only: ids of the tasks wanted; all where empty.
-        model_version: of the predictions wanted; the newest where empty.
+        open_media: opens the file of a media address.
+        config: of the project; if ``None``, names and frame rates are inferred from the tasks.
+        folder: searched for files by name before ``open_media`` is called.
+        predictions: ``"none"``, ``"missing"`` (for tasks without annotation) or ``"only"`` (instead of annotations).
+        all_annotators: read every submitted annotation of a task, not only the ground truth or latest.
+        only: task ids to read; all if empty.
+        model_version: of the predictions; the newest if empty.
         url: of Label Studio, for a live project; else empty.
 
     Attributes:
@@ -76,7 +75,7 @@ class AnnotationReader:
     def __init__(
         self,
         tasks: Callable[[], Iterator[RawTask]],
-        find: Find,
+        open_media: OpenMedia,
         config: LabelConfig | None = None,
         *,
         folder: VideoFolder | None = None,
@@ -86,7 +85,7 @@ class AnnotationReader:
         model_version: str = "",
         url: str = "",
     ) -> None:
-        self._tasks, self._find, self._folder, self.config = tasks, find, folder, config
+        self._tasks, self._open_media, self._folder, self.config = tasks, open_media, folder, config
         self._predictions, self.all_annotators, self._version = predictions, all_annotators, model_version
         self._only = frozenset(only)
         self.skipped: list[SkippedTask] = []
@@ -109,7 +108,7 @@ class AnnotationReader:
             videos: folder with the videos, or a single one; by default the export's own folder and the folders of
                 uploads and local files that ``settings`` name.
             video_map: see :func:`~ml_backend.datasets.video_files.read_video_map`.
-            options: as of the class.
+            options: of the class.
 
         Raises:
             ConfigError, MediaError: file or folder cannot be read.
@@ -120,14 +119,14 @@ class AnnotationReader:
         store = MediaStore(settings, _NoServer()) if settings else None
 
         @contextlib.contextmanager
-        def find(uri: str, task_id: int) -> Iterator[Path]:
-            found = store.local_path(uri) if store and uri else None
-            if found is None:
-                named = video_name(uri) if uri else "the video of the prediction"
-                raise MediaError(f"{named} is not in {folder.folder.absolute()}.", FIND_HINT)
-            yield found
+        def open_media(uri: str, task_id: int) -> Iterator[Path]:
+            local_path = store.local_path(uri) if store and uri else None
+            if local_path is None:
+                name = video_name(uri) if uri else "the video of the prediction"
+                raise MediaError(f"{name} is not in {folder.folder.absolute()}.", FIND_HINT)
+            yield local_path
 
-        return cls(lambda: read_tasks(path), find, config, folder=folder, **options)
+        return cls(lambda: read_tasks(path), open_media, config, folder=folder, **options)
 
     @classmethod
     def from_project(
@@ -144,10 +143,10 @@ class AnnotationReader:
         """Read a live project, page by page.
 
         Args:
-            videos: folder that is looked into before a video is fetched from Label Studio.
+            videos: folder searched before a video is downloaded from Label Studio.
             video_map: see :meth:`from_file`.
-            should_stop: asked during downloads.
-            options: as of the class.
+            should_stop: polled during downloads.
+            options: of the class.
 
         Raises:
             LabelStudioError: the project cannot be read.
@@ -156,129 +155,133 @@ class AnnotationReader:
         config = parse_label_config(client.get_project(project_id).label_config)
         folder = VideoFolder.of(videos, video_map, video_map or Path()) if videos or video_map else None
         store = MediaStore(settings, client, should_stop)
-        tasks = _spooled(lambda: client.list_full_tasks(project_id))
+        tasks = _spool(lambda: client.list_full_tasks(project_id))
         return cls(tasks, store.open, config, folder=folder, url=client.url, **options)
 
-    def parts(self) -> Iterator[TaskVideo]:
-        """Everything to export, task by task. Nothing of the videos is read yet."""
+    def task_videos(self) -> Iterator[TaskVideo]:
+        """Yield everything to export, task by task; video files are not opened."""
         for task in self._tasks():
             if self._only and task["id"] not in self._only:
                 continue
-            chosen = submissions(task, self._predictions, self.all_annotators, self._version)
-            for submission in chosen:
-                yield from self._parts(task, submission)
+            for submission in submissions(task, self._predictions, self.all_annotators, self._version):
+                yield from self._videos_of(task, submission)
 
     def videos(self) -> Iterator[AnnotatedVideo]:
-        """Every video, opened one after the other; those that cannot be used are in :attr:`skipped` afterwards.
+        """Open and yield every video, one at a time; unusable ones are added to :attr:`skipped`.
 
         Raises:
-            LabelStudioUnavailable, StorageError: none of the further ones can succeed.
+            LabelStudioUnavailable, StorageError: no other video can succeed either.
         """
-        for part in self.parts():
+        for task_video in self.task_videos():
             with contextlib.ExitStack() as stack:
                 try:
-                    video = stack.enter_context(part.open())
+                    video = stack.enter_context(task_video.open())
                 except BackendError as error:
-                    self.skip(part, error)
+                    self.skip(task_video, error)
                     continue
                 yield video
 
     @contextlib.contextmanager
-    def _file(self, part: TaskVideo) -> Iterator[Path]:
-        named = self._folder.look_up(part.uri, part.known, part.task_id) if self._folder else FileChoice()
-        if named.path:
-            yield named.path
+    def _file(self, task_video: TaskVideo) -> Iterator[Path]:
+        facts, task_id = task_video.facts, task_video.task_id
+        choice = self._folder.look_up(task_video.uri, facts, task_id) if self._folder else FileChoice()
+        if choice.path:
+            yield choice.path
             return
         with contextlib.ExitStack() as stack:
             try:
-                path = stack.enter_context(self._find(part.uri, part.task_id))
+                path = stack.enter_context(self._open_media(task_video.uri, task_id))
             except MediaError as error:
-                if not named.reason:
+                if not choice.reason:
                     raise
-                raise MediaError(named.reason, FIND_HINT) from error
+                raise MediaError(choice.reason, FIND_HINT) from error
             yield path
 
-    def file_stem(self, part: TaskVideo) -> str:
-        """What the files of a part are called, where that name is free.
+    def file_stem(self, task_video: TaskVideo) -> str:
+        """Return the preferred name of a video's files, without suffix.
 
-        With every annotator's version each says whose it is, also where there is one only: when a second one comes,
-        the files of the first keep their names.
+        With ``all_annotators`` it always ends in the annotator, so that names stay the same when a second one submits.
         """
-        return f"{part.stem}-by-{part.submission.annotator or 'unknown'}" if self.all_annotators else part.stem
+        stem = task_video.stem
+        return f"{stem}-by-{task_video.submission.annotator or 'unknown'}" if self.all_annotators else stem
 
-    def skip(self, part: TaskVideo, error: BackendError, note: str = "") -> None:
-        """Note that a part cannot be exported; raises ``error`` itself where no other part can either.
+    def skip(self, task_video: TaskVideo, error: BackendError, note: str = "") -> None:
+        """Record that a video cannot be exported.
 
         Args:
-            note: more to be said about it.
+            note: appended to the reason.
+
+        Raises:
+            LabelStudioUnavailable, StorageError: ``error``, if no other video can be exported either.
         """
         if isinstance(error, LabelStudioUnavailable | StorageError):
             raise error
-        log.info("Task %d is skipped", part.task_id, exc_info=error)
-        self._note(SkippedTask(part.task_id, part.name, f"{error} {note}".strip(), error.retryable))
+        log.info("Task %d is skipped", task_video.task_id, exc_info=error)
+        reason = f"{error} {note}".strip()
+        self._record_skipped(SkippedTask(task_video.task_id, task_video.name, reason, error.retryable))
 
     @property
-    def away(self) -> list[SkippedTask]:
-        """What of :attr:`skipped` may be there again later."""
-        return [item for item in self.skipped if item.passing]
+    def unavailable(self) -> list[SkippedTask]:
+        """Entries of :attr:`skipped` that may be available later."""
+        return [item for item in self.skipped if item.retryable]
 
-    def _note(self, item: SkippedTask) -> None:
+    def _record_skipped(self, item: SkippedTask) -> None:
         if item not in self.skipped:  # each pass over the tasks finds the same
             self.skipped.append(item)
 
-    def _parts(self, task: RawTask, submission: Submission) -> Iterator[TaskVideo]:
+    def _videos_of(self, task: RawTask, submission: Submission) -> Iterator[TaskVideo]:
         data: Mapping[str, Any] = task["data"]
         try:
-            controls = self.config.video_controls if self.config else found_controls(data, submission.result)
+            controls = self.config.video_controls if self.config else infer_controls(data, submission.result)
         except ConfigError as error:
-            self._note(SkippedTask(task["id"], "its video", str(error)))
+            self._record_skipped(SkippedTask(task["id"], "its video", str(error)))
             return
         for control in controls:
-            uri = control.media(data)
+            uri = control.media_uri(data)
             if uri is None and data:
-                if any(is_of(region, control) for region in submission.result):
-                    reason = f'The task has no field "{control.value_key}" with a video.'
-                    self._note(SkippedTask(task["id"], control.to_name, reason))
+                if any(belongs_to(region, control) for region in submission.result):
+                    reason = f'The task has no video in its field "{control.value_key}".'
+                    self._record_skipped(SkippedTask(task["id"], control.to_name, reason))
                 continue
-            regions = [region for region in submission.result if is_of(region, control)]
+            regions = [region for region in submission.result if belongs_to(region, control)]
             if self.config and data:
                 rate: float | None = control.frame_rate_for(data)
             else:
-                rate = inferred_rate(data, regions)
+                rate = infer_frame_rate(data, regions)
             only = self._folder.only() if self._folder and not uri else None
             name = video_name(uri) if uri else only.name if only else "video"
-            # A task's own facts are those of its first video.
-            known = VideoFacts.of_task(data if control == controls[0] else {}, regions)
-            yield TaskVideo(task["id"], name, uri or "", control, rate, submission, known, self._file)
+            # The task's fields (fps, frames, ...) describe its first video.
+            facts = VideoFacts.of_task(data if control == controls[0] else {}, regions)
+            yield TaskVideo(task["id"], name, uri or "", control, rate, submission, facts, self._file)
 
 
-def _spooled(fetch: Callable[[], Iterator[RawTask]]) -> Callable[[], Iterator[RawTask]]:
-    """Tasks that are asked for once and kept on disk: all passes see the same, whatever people do meanwhile."""
+def _spool(fetch: Callable[[], Iterator[RawTask]]) -> Callable[[], Iterator[RawTask]]:
+    """Fetch tasks once and keep them on disk, so that all passes see the same even if the project changes."""
 
     @lru_cache(maxsize=1)
-    def kept() -> Any:
+    def spool_file() -> Any:
         file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with the last reference to it
-        # Dates become text here, as they are in an export file.
+        # Dates become text, as in an export file.
         file.writelines(json.dumps(task, default=str) + "\n" for task in fetch())
         return file
 
     def tasks() -> Iterator[RawTask]:
-        file, at = kept(), 0
+        file, position = spool_file(), 0
         while True:
-            file.seek(at)  # another pass may stand elsewhere
+            file.seek(position)  # another pass may have moved it
             line = file.readline()
             if not line:
                 return
-            at = file.tell()
+            position = file.tell()
             yield json.loads(line)
 
     return tasks
 
 
 class _NoServer:
-    """Label Studio that is never asked: only files that are visible from here are found."""
+    """Stands in for the API client where only local files are used."""
 
     url = ""
 
     def auth_headers(self) -> dict[str, str]:
-        raise ConfigError("There is no Label Studio to ask.")
+        raise ConfigError("No Label Studio is configured.")

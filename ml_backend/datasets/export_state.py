@@ -1,4 +1,4 @@
-"""What the export of a dataset has done so far, kept beside it, so that one that was interrupted goes on."""
+"""State of a dataset export, kept in its folder so that an interrupted export can resume."""
 
 from __future__ import annotations
 
@@ -17,52 +17,52 @@ _FOLDER = ".export"
 
 
 def state_folder(out: Path) -> Path:
-    """Folder of an export's own files; it can be removed once the export is complete."""
+    """Return the folder of the export's state; it may be deleted once the export is complete."""
     return out / _FOLDER
 
 
 def fingerprint(content: Any) -> str:
-    """The same for the same JSON, whatever the order of its keys."""
+    """Return a SHA-256 of JSON content, independent of the order of keys."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class ExportState:
-    """Options of a dataset, and what each of its videos was made from.
+    """Options of a dataset and a record for each exported video.
 
     Args:
         out: folder of the export.
-        options: everything that decides what is written.
+        options: everything that determines what is written.
 
     Raises:
-        ConfigError: the folder holds something else, or an export with other options.
+        ConfigError: the folder holds other files, or an export with other options.
     """
 
     def __init__(self, out: Path, options: dict[str, Any]) -> None:
         self._dir = state_folder(out)
         file = self._dir / "options.json"
-        before = _read_json(file)
-        options = json.loads(json.dumps(options, default=str))  # as they will be read again
-        if before is None:
+        previous = _read_json(file)
+        options = json.loads(json.dumps(options, default=str))  # as they are read back
+        if previous is None:
             if out.exists() and (not out.is_dir() or any(path.name != _FOLDER for path in out.iterdir())):
-                raise ConfigError(f"{out} holds something else.", "Choose a new or empty folder as --out.")
+                raise ConfigError(f"{out} holds other files.", "Choose a new or empty folder as --out.")
             write_text(file, json.dumps(options, indent=1, ensure_ascii=False) + "\n")
-        elif before != options:
-            changed = sorted(key for key in {*before, *options} if before.get(key) != options.get(key))
+        elif previous != options:
+            changed = sorted(key for key in {*previous, *options} if previous.get(key) != options.get(key))
             raise ConfigError(
                 f"{out} holds an export with other options ({', '.join(changed)}).",
                 "Choose another --out, remove that folder, or use the same options to continue.",
             )
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """The record of a video; ``None`` where there is none."""
+        """Return the record of a video, or ``None``."""
         return _read_json(self._path(name))
 
     def write(self, name: str, record: dict[str, Any]) -> None:
         write_text(self._path(name), json.dumps(record, default=str) + "\n")
 
     def names(self) -> list[str]:
-        """Videos that have a record."""
+        """Return the names of all videos that have a record."""
         suffix = ".video.json"
         return sorted(path.name.removesuffix(suffix) for path in self._dir.glob(f"*{suffix}"))
 
@@ -74,12 +74,12 @@ class ExportState:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object; ``None`` where there is none, or it is damaged."""
+    """Return a JSON object; ``None`` if the file is missing or damaged."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        log.warning("%s is damaged and not used: %s", path, error)
+        log.warning("%s is damaged and ignored: %s", path, error)
         return None
     return record if isinstance(record, dict) else None

@@ -1,4 +1,4 @@
-"""Old work on its way into Label Studio: boxes of other formats to tracks, and tracks to tasks with results."""
+"""Import datasets of other formats: boxes to tracks, and tracks to Label Studio tasks with results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ml_backend.core.errors import BackendError, VideoError
 from ml_backend.core.keyframes import interpolate
 from ml_backend.core.types import IntArray, Track
 from ml_backend.datasets.annotation_reader import SkippedTask
-from ml_backend.datasets.video_files import FIND_HINT, NOTHING, VideoFacts, VideoFolder
+from ml_backend.datasets.video_files import FIND_HINT, NO_FACTS, VideoFacts, VideoFolder
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.media import CLOUD_SCHEMES
 from ml_backend.label_studio.regions import make_prediction, track_to_region
@@ -29,38 +29,38 @@ log = logging.getLogger(__name__)
 
 ResultKind = Literal["predictions", "annotations"]
 
-#: Bound of the keyframe simplification: what people have drawn comes back all but unchanged.
+#: Minimum IoU of keyframe simplification: manual boxes stay almost unchanged.
 _MIN_IOU = 0.995
 
-#: Beyond any video (46 hours at 60 frames a second): larger numbers are damage that would cost memory without end.
+#: More than any video has (46 hours at 60 fps): damaged numbers must not exhaust memory.
 MAX_FRAME = 10_000_000
 
 
 def frame_number(value: str | float) -> int:
-    """A whole number from 0 to :data:`MAX_FRAME`; some write it as ``1.0``.
+    """Parse a frame number from 0 to :data:`MAX_FRAME`, possibly written as ``1.0``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a frame number.
     """
     try:
         number = float(value)
-    except OverflowError:  # an int beyond any float
+    except OverflowError:  # an int too large for a float
         number = np.inf
     if not 0 <= number <= MAX_FRAME or number != int(number):
-        raise ValueError(f"{str(value)[:40]} is no frame number")
+        raise ValueError(f"{str(value)[:40]} is not a frame number")
     return int(number)
 
 
 def finite(values: Iterable[Any]) -> list[float]:
-    """Numbers as floats.
+    """Convert numbers to floats.
 
     Raises:
-        ValueError, TypeError: one is no number, or infinite.
+        ValueError, TypeError: one is not a finite number.
     """
     try:
         numbers = [float(value) for value in values]
     except OverflowError as error:
-        raise ValueError("a number is beyond any picture") from error
+        raise ValueError("a number is too large") from error
     if not np.isfinite(numbers).all():
         raise ValueError("a number is not finite")
     return numbers
@@ -68,7 +68,7 @@ def finite(values: Iterable[Any]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class ImportedTrack:
-    """One object of a foreign file: ascending decoded ``frames`` ``(n,)`` and ``xyxy`` ``(n, 4)`` in pixels."""
+    """One object of an imported file: ascending decoded ``frames`` ``(n,)`` and ``xyxy`` ``(n, 4)`` in pixels."""
 
     track_id: int
     label: str
@@ -78,12 +78,12 @@ class ImportedTrack:
 
 @dataclass(frozen=True, slots=True)
 class ImportedBoxes:
-    """The tracks of one video, and the pictures that were looked at.
+    """The tracks of one video, and the frames that were annotated.
 
     Attributes:
-        samples: ``(m,)`` ascending decoded pictures. Between two that follow each other, a track that is on both is
-            there too; one that misses a sample is hidden. ``None``: all pictures were looked at.
-        left_out: how many objects have what cannot become boxes, by its name; or are boxes that were changed.
+        samples: ``(m,)`` ascending decoded frames. A track on two consecutive samples is visible between them; one
+            that misses a sample is hidden there. ``None``: all frames were annotated.
+        left_out: number of objects that were left out or changed, by reason.
     """
 
     tracks: tuple[ImportedTrack, ...]
@@ -91,16 +91,16 @@ class ImportedBoxes:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def make(
+    def from_rows(
         cls, rows: Sequence[tuple[int, int, str]], xyxy: npt.ArrayLike, samples: Iterable[int] | None
     ) -> ImportedBoxes:
-        """From boxes in any order.
+        """Group boxes, in any order, into tracks.
 
         Args:
-            rows: ``n`` times (decoded picture, track, label). Of several boxes of one track and label on one picture
-                the first counts.
+            rows: ``n`` tuples of (decoded frame, track, label). If a track and label has several boxes on one frame,
+                the first is used.
             xyxy: ``(n, 4)`` pixels.
-            samples: pictures that were looked at.
+            samples: frames that were annotated.
         """
         boxes = np.asarray(xyxy, np.float64).reshape(-1, 4)
         groups: dict[tuple[int, str], list[int]] = {}
@@ -110,43 +110,43 @@ class ImportedBoxes:
         for (track, label), members in groups.items():
             frames, first = np.unique([rows[index][0] for index in members], return_index=True)
             tracks.append(ImportedTrack(track, label, frames.astype(np.int64), boxes[np.array(members)[first]]))
-        looked = None if samples is None else np.unique(np.fromiter(samples, np.int64))
-        return cls(tuple(tracks), looked)
+        sampled = None if samples is None else np.unique(np.fromiter(samples, np.int64))
+        return cls(tuple(tracks), sampled)
 
-    def dense(self, track: ImportedTrack, pictures: int = MAX_FRAME + 1) -> ImportedTrack:
-        """The track on every picture between samples on which it is, interpolated.
+    def interpolated(self, track: ImportedTrack, frame_count: int = MAX_FRAME + 1) -> ImportedTrack:
+        """Interpolate a track between consecutive samples.
 
         Args:
-            pictures: of the video; numbers beyond it are not filled in.
+            frame_count: of the video; frames beyond it are not filled in.
         """
         if self.samples is None or len(track.frames) < 2:
             return track
-        place = np.searchsorted(self.samples, track.frames)
-        parts = np.split(np.arange(len(track.frames)), np.flatnonzero(np.diff(place) > 1) + 1)
-        frames = [np.arange(track.frames[part[0]], min(int(track.frames[part[-1]]) + 1, pictures)) for part in parts]
-        boxes = [interpolate(track.frames[part], track.xyxy[part], at) for part, at in zip(parts, frames, strict=True)]
+        positions = np.searchsorted(self.samples, track.frames)
+        spans = np.split(np.arange(len(track.frames)), np.flatnonzero(np.diff(positions) > 1) + 1)
+        frames = [np.arange(track.frames[s[0]], min(int(track.frames[s[-1]]) + 1, frame_count)) for s in spans]
+        boxes = [interpolate(track.frames[s], track.xyxy[s], to) for s, to in zip(spans, frames, strict=True)]
         return ImportedTrack(track.track_id, track.label, np.concatenate(frames), np.concatenate(boxes))
 
 
 @dataclass(frozen=True, slots=True)
 class ImportedVideo:
-    """One video of a foreign dataset.
+    """One video of an imported dataset.
 
     Attributes:
-        name: its file name, with or without suffix, and with or without folders.
-        read: gives its boxes, called with what its file says: width and height in pixels as displayed, and pictures.
-            Boxes beyond these need not be filled in: a damaged number could fill the memory.
-        known: what the dataset says of the video.
+        name: file name, with or without suffix, and with or without folders.
+        read: reads its boxes; called with the displayed width and height in pixels and the number of frames. Frames
+            beyond these need not be interpolated, since damaged numbers could exhaust memory.
+        facts: what the dataset states about the video.
     """
 
     name: str
     read: Callable[..., ImportedBoxes]
-    known: VideoFacts = NOTHING
+    facts: VideoFacts = NO_FACTS
 
 
 @dataclass(slots=True)
 class ImportResult:
-    """What :func:`to_tasks` did: counts, and the videos that were not found or not usable."""
+    """Summary of :func:`to_tasks`: counts, and the videos that were not found or not usable."""
 
     tasks: int = 0
     regions: int = 0
@@ -165,26 +165,26 @@ def to_tasks(
     kind: ResultKind = "predictions",
     url_prefix: str = "",
 ) -> Iterator[dict[str, Any]]:
-    """Label Studio tasks, one a video, to be imported.
+    """Yield a Label Studio task for each video.
 
     Args:
-        folder: where the videos are: size and frame times are theirs.
-        control: names of the regions, and the frame rate at which Label Studio will count.
-        result: is added to.
-        kind: whether the regions are predictions (to be reviewed) or an annotation (as good as drawn by hand).
-        url_prefix: put before the video's path in ``folder``, such as ``/data/local-files/?d=videos/``.
+        folder: with the video files, which are probed for size and frame times.
+        control: names of the regions, and the frame rate of Label Studio's timeline.
+        result: counts are added to it.
+        kind: import the regions as predictions (to be reviewed) or as annotations.
+        url_prefix: prepended to the video's path in ``folder``, such as ``/data/local-files/?d=videos/``.
     """
-    for each in videos:
+    for video in videos:
         try:
-            found = folder.look_up(each.name, each.known)
-            if found.path is None:
-                reason = found.reason or f"There is no video of this name in {folder.folder.absolute()}."
+            choice = folder.look_up(video.name, video.facts)
+            if choice.path is None:
+                reason = choice.reason or f"There is no video of this name in {folder.folder.absolute()}."
                 raise VideoError(reason, FIND_HINT)
-            data = _data(found.path, folder, control, url_prefix)
-            regions, left_out = _regions(each, found.path, control, control.frame_rate_for(data))
+            data = _data(choice.path, folder, control, url_prefix)
+            regions, left_out = _regions(video, choice.path, control, control.frame_rate_for(data))
         except BackendError as error:
-            log.info("%s is skipped", each.name, exc_info=error)
-            result.skipped.append(SkippedTask(0, each.name, str(error)))
+            log.info("%s is skipped", video.name, exc_info=error)
+            result.skipped.append(SkippedTask(0, video.name, str(error)))
             continue
         result.tasks += 1
         result.regions += len(regions)
@@ -195,36 +195,36 @@ def to_tasks(
 
 
 def _data(path: Path, folder: VideoFolder, control: VideoControl, url_prefix: str) -> dict[str, Any]:
-    """Data of a task, as ``import_videos.py`` would fill it in."""
+    """Return a task's data, as ``import_videos.py`` fills it in."""
     facts = video_facts(path)
     data: dict[str, Any] = dict(facts)
     if rate_field := control.rate_field:
         data[rate_field] = facts["fps"]
     inside = path.is_relative_to(folder.folder) and not folder.single
-    place = path.relative_to(folder.folder).as_posix() if inside else path.name
-    # Keys of cloud storages are taken as they are, and without a prefix it is no address yet.
+    relative = path.relative_to(folder.folder).as_posix() if inside else path.name
+    # Keys of cloud storages are not quoted; without a prefix it is not a URL.
     is_url = url_prefix and urlsplit(url_prefix).scheme not in CLOUD_SCHEMES
-    data[control.value_key] = url_prefix + (quote(place) if is_url else place)
+    data[control.value_key] = url_prefix + (quote(relative) if is_url else relative)
     return data
 
 
 def _regions(
-    each: ImportedVideo, path: Path, control: VideoControl, frame_rate: float
+    video: ImportedVideo, path: Path, control: VideoControl, frame_rate: float
 ) -> tuple[list[dict[str, Any]], Mapping[str, int]]:
     info, timeline = probe(path), video_timeline(path, frame_rate)
-    read = each.read(info.width, info.height, info.frames)
+    imported = video.read(info.width, info.height, info.frames)
     regions = []
-    for number, track in enumerate(sorted(read.tracks, key=lambda t: (int(t.frames[0]), t.track_id)), start=1):
-        dense = read.dense(track, info.frames)
-        inside = (dense.frames >= 0) & (dense.frames < info.frames)
+    for number, track in enumerate(sorted(imported.tracks, key=lambda t: (int(t.frames[0]), t.track_id)), start=1):
+        interpolated = imported.interpolated(track, info.frames)
+        inside = (interpolated.frames >= 0) & (interpolated.frames < info.frames)
         region = track_to_region(
             Track(
                 number,
-                dense.frames[inside],
-                dense.xyxy[inside].astype(np.float32),
+                interpolated.frames[inside],
+                interpolated.xyxy[inside].astype(np.float32),
                 np.ones(int(inside.sum()), np.float32),
-                {dense.label: 1.0},
-                dense.label,
+                {interpolated.label: 1.0},
+                interpolated.label,
                 1.0,
             ),
             timeline,
@@ -234,11 +234,11 @@ def _regions(
         )
         if region is not None:
             regions.append(region)
-    return regions, read.left_out
+    return regions, imported.left_out
 
 
 def _results(regions: list[dict[str, Any]], kind: ResultKind) -> dict[str, Any]:
     if kind == "predictions":
         return {"predictions": [make_prediction(regions, "imported")]}
-    kept = ("id", "from_name", "to_name", "type", "value")
-    return {"annotations": [{"result": [{name: r[name] for name in kept} | {"origin": "manual"} for r in regions]}]}
+    keys = ("id", "from_name", "to_name", "type", "value")
+    return {"annotations": [{"result": [{key: r[key] for key in keys} | {"origin": "manual"} for r in regions]}]}

@@ -1,4 +1,4 @@
-"""Which pictures of a video go into a dataset, and into which part of it."""
+"""Select the frames of a video for a dataset and assign them to train, val and test."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from ml_backend.datasets.annotated_video import AnnotatedVideo, FrameBoxes, Vide
 SPLITS = ("train", "val", "test")
 SplitBy = Literal["auto", "video", "time", "ratio"]
 
-#: From so many videos on, whole ones make a fair validation set.
-VIDEOS_TO_SPLIT = 5
-#: Pictures are compared at this size: noise is averaged away, a person in the distance still shows.
+#: With fewer videos, whole ones make no fair validation set.
+MIN_VIDEOS_TO_SPLIT = 5
+#: Frames are compared at this size: noise averages out, a distant person is still visible.
 _THUMBNAIL = (96, 54)
-#: Grey levels of 255 by which pictures differ on average if anything has moved.
-_SAME_LEVELS = 1.0
-#: Boxes that overlap so have not moved.
-_SAME_IOU = 0.97
+#: Mean absolute difference of near duplicates, in grey levels of 255.
+_MAX_DIFFERENCE = 1.0
+#: IoU of a box that has not moved.
+_MIN_IOU = 0.97
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Which pictures are taken.
+    """How frames are sampled and split.
 
     Attributes:
-        stride: every so many pictures, from the first on.
-        keyframes: instead, the pictures that carry a keyframe.
-        negatives: most pictures without any object, as a share of those with objects; ``None``: all.
-        near_duplicates: whether pictures are kept that hardly differ from the one taken before.
-        split: ``"video"`` (whole videos), ``"time"`` (the end of each video), ``"ratio"`` (pictures at random; those
-            of one second then lie on both sides), ``"auto"`` (by video from five videos on, else by time).
+        stride: sample every n-th frame, starting with the first.
+        keyframes: sample the frames with a keyframe instead.
+        negatives: maximum number of frames without objects, as a share of those with objects; ``None``: no limit.
+        near_duplicates: whether to keep frames that hardly differ from the previous one.
+        split: ``"video"`` (whole videos), ``"time"`` (the end of each video), ``"ratio"`` (random frames, so that
+            similar frames leak into val), ``"auto"`` (by video if there are five or more, else by time).
         ratio: shares of train, val and test.
-        seed: of everything that is left to chance.
+        seed: of all random choices.
     """
 
     stride: int = 1
@@ -53,116 +53,113 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.stride < 1:
-            raise ConfigError(f"A stride of {self.stride} takes no pictures.", "Give 1 or more.")
+            raise ConfigError(f"{self.stride} is not a stride.", "Use 1 or more.")
         if self.negatives is not None and self.negatives < 0:
-            raise ConfigError(f"{self.negatives:g} is no share of negatives.", "Give 0 or more.")
+            raise ConfigError(f"{self.negatives:g} is not a share of negatives.", "Use 0 or more.")
         if min(self.ratio) < 0 or not self.ratio[0] > 0:
-            raise ConfigError(
-                f"{self.ratio} cannot be the shares of train, val and test.", "Give some such as 80:20:0."
-            )
+            raise ConfigError(f"{self.ratio} are not shares of train, val and test.", "Use shares such as 80:20:0.")
 
     @property
     def shares(self) -> Float64Array:
-        """``(3,)`` shares of train, val and test that sum to 1."""
+        """Shares of train, val and test ``(3,)``, normalised to sum to 1."""
         ratio = np.asarray(self.ratio, np.float64)
         out: Float64Array = ratio / ratio.sum()
         return out
 
 
 def parse_ratio(text: str) -> tuple[float, float, float]:
-    """Shares of train, val and test from ``80:20`` or ``0.7,0.2,0.1``.
+    """Parse the shares of train, val and test from ``80:20`` or ``0.7,0.2,0.1``.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: the text is not a ratio.
     """
     try:
-        parts = [float(part) for part in text.replace(",", ":").split(":")]
-        if not 1 <= len(parts) <= 3 or not np.isfinite(parts).all():
+        shares = [float(share) for share in text.replace(",", ":").split(":")]
+        if not 1 <= len(shares) <= 3 or not np.isfinite(shares).all():
             raise ValueError(text)
     except ValueError as error:
-        raise ConfigError(f"{text!r} is no ratio.", "Give shares of train, val and test, such as 80:20.") from error
-    first, second, third = [*parts, 0.0, 0.0][:3]
-    return first, second, third
+        raise ConfigError(f"{text!r} is not a ratio.", "Use shares of train, val and test, such as 80:20.") from error
+    train, val, test = [*shares, 0.0, 0.0][:3]
+    return train, val, test
 
 
 def split_videos(count: int, sampling: Sampling) -> list[str]:
-    """Which part each of ``count`` videos belongs to, as a whole: shuffled with the seed, then cut.
+    """Return the split of each of ``count`` videos, shuffled with the seed.
 
-    Where there are enough videos, every part with a share gets one.
+    If there are enough videos, every split with a share gets at least one.
     """
     shares = sampling.shares
     sizes = [round(float(share) * count) for share in shares]
-    for part in (1, 2):
-        if shares[part] > 0 and count > part:
-            sizes[part] = max(sizes[part], 1)
+    for split in (1, 2):
+        if shares[split] > 0 and count > split:
+            sizes[split] = max(sizes[split], 1)
     sizes[0] = max(count - sizes[1] - sizes[2], min(count, 1))
     names = [name for name, size in zip(SPLITS, sizes, strict=True) for _ in range(size)]
     order = np.random.default_rng(sampling.seed).permutation(count)
     out = ["train"] * count
-    for place, name in zip(order.tolist(), names, strict=False):
-        out[place] = name
+    for index, name in zip(order.tolist(), names, strict=False):
+        out[index] = name
     return out
 
 
 def split_frames(
-    pictures: IntArray, name: str, by: SplitBy, sampling: Sampling, frames: int | None = None
+    frames: IntArray, name: str, by: SplitBy, sampling: Sampling, frame_count: int | None = None
 ) -> list[str]:
-    """Which part each picture of one video belongs to, for a split by time or by ratio.
+    """Return the split of each frame of one video, by time or by ratio.
 
     Args:
-        pictures: ``(n,)`` ascending.
-        name: of the video; with the seed it decides a split by ratio, whatever else is exported.
-        frames: of the video: a split by time cuts where so much of it is over, not of the pictures. For videos that
-            are exported several times with different pictures.
+        frames: ``(n,)`` ascending decoded indices.
+        name: of the video; together with the seed it determines a split by ratio.
+        frame_count: of the video. If given, a split by time cuts at a share of the video instead of the sampled
+            frames, so that several exports of one video agree.
     """
     edges = np.cumsum(sampling.shares)[:2]
-    if by == "time" and frames is not None:
-        where = (pictures + 0.5) / frames
+    if by == "time" and frame_count is not None:
+        positions = (frames + 0.5) / frame_count
     elif by == "time":
-        where = (np.arange(len(pictures)) + 0.5) / max(len(pictures), 1)
+        positions = (np.arange(len(frames)) + 0.5) / max(len(frames), 1)
     else:
-        where = np.array([_chance(f"{sampling.seed}/{name}/{picture}") for picture in pictures.tolist()])
-    # The edges are sums of rounded shares: 1 means that nothing is beyond.
-    return [SPLITS[int(i)] for i in np.searchsorted(np.where(edges > 1 - 1e-9, 2.0, edges), where, side="right")]
+        positions = np.array([_hash_to_unit(f"{sampling.seed}/{name}/{frame}") for frame in frames.tolist()])
+    # An edge of about 1, a sum of rounded shares, means that the splits after it are empty.
+    return [SPLITS[int(i)] for i in np.searchsorted(np.where(edges > 1 - 1e-9, 2.0, edges), positions, side="right")]
 
 
-def _chance(text: str) -> float:
-    """A number in 0..1 that depends on nothing but the text."""
+def _hash_to_unit(text: str) -> float:
+    """Hash a text to a number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / (1 << 48)
 
 
 def sampled_frames(video: AnnotatedVideo, objects: Sequence[VideoObject], name: str, sampling: Sampling) -> IntArray:
-    """``(n,)`` ascending decoded pictures of a video to be exported, near duplicates not yet considered."""
-    at = video.keyframes(objects) if sampling.keyframes else np.arange(0, video.info.frames, sampling.stride)
+    """Return the decoded frames ``(n,)`` to export, ascending, before near duplicates are dropped."""
+    frames = video.keyframes(objects) if sampling.keyframes else np.arange(0, video.info.frames, sampling.stride)
     if sampling.negatives is None:
-        return at
-    positive = np.array([bool(frame.objects) for frame in video.frames(at, objects)], bool)
-    nothing = at[~positive]
-    wanted = min(len(nothing), round(sampling.negatives * int(positive.sum())))
-    # The same numbers for the same video, whatever other videos there are.
-    rng = np.random.default_rng(int(_chance(f"{sampling.seed}/{name}") * (1 << 48)))
-    chosen = rng.choice(nothing, wanted, replace=False) if wanted else nothing[:0]
-    out: IntArray = np.sort(np.concatenate([at[positive], chosen]))
+        return frames
+    positive = np.array([bool(frame.objects) for frame in video.frames(frames, objects)], bool)
+    negative = frames[~positive]
+    count = min(len(negative), round(sampling.negatives * int(positive.sum())))
+    # Seeded by the video, so that other videos do not change the choice.
+    rng = np.random.default_rng(int(_hash_to_unit(f"{sampling.seed}/{name}") * (1 << 48)))
+    chosen = rng.choice(negative, count, replace=False) if count else negative[:0]
+    out: IntArray = np.sort(np.concatenate([frames[positive], chosen]))
     return out
 
 
 class NearDuplicates:
-    """Tells pictures on which nothing has moved since the last one that was kept. To be asked in order."""
+    """Detects frames on which nothing has moved since the last kept one; call in order of frames."""
 
     def __init__(self) -> None:
-        self._kept: tuple[Image, FrameBoxes] | None = None
+        self._last: tuple[Image, FrameBoxes] | None = None
 
     def __call__(self, image: Image, boxes: FrameBoxes) -> bool:
-        """Whether a picture can go; one that cannot is what the next is compared with."""
-        small = cv2.cvtColor(cv2.resize(image, _THUMBNAIL, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY)
-        if self._kept is not None:
-            before, known = self._kept
-            still = [item.track for item in known.objects] == [item.track for item in boxes.objects]
+        """Return whether a frame is a near duplicate; if not, the next one is compared with it."""
+        thumbnail = cv2.cvtColor(cv2.resize(image, _THUMBNAIL, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY)
+        if self._last is not None:
+            last_thumbnail, last = self._last
             if (
-                still
-                and float(cv2.absdiff(small, before).mean()) < _SAME_LEVELS
-                and bool((iou_pairs(known.xyxy, boxes.xyxy) >= _SAME_IOU).all())
+                [item.track_id for item in last.objects] == [item.track_id for item in boxes.objects]
+                and float(cv2.absdiff(thumbnail, last_thumbnail).mean()) < _MAX_DIFFERENCE
+                and bool((iou_pairs(last.xyxy, boxes.xyxy) >= _MIN_IOU).all())
             ):
                 return True
-        self._kept = (np.asarray(small, np.uint8), boxes)
+        self._last = (np.asarray(thumbnail, np.uint8), boxes)
         return False

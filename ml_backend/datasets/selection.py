@@ -1,4 +1,4 @@
-"""What of a task counts: which annotation or prediction, which of its videos, and at which frame rate."""
+"""Select what to read of a task: its annotation or prediction, its videos, and their frame rate."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, Literal
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import is_video_name
 from ml_backend.datasets.task_files import RawTask
-from ml_backend.datasets.video_files import media_parts, number
+from ml_backend.datasets.video_files import media_parts, parse_number
 from ml_backend.label_studio.importer import SOURCE_FIELD
 from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE, VideoControl
 from ml_backend.labeling.model_version import is_partial
 
 Predictions = Literal["none", "missing", "only"]
 
-#: Fields in which projects keep the frame rate of a video.
+#: Task fields that may hold the frame rate of a video.
 _RATE_FIELDS = ("fps", "frame_rate", "frameRate", "framerate")
-_USUAL = (DEFAULT_FRAME_RATE, 25.0, 30.0, 29.97, 23.976, 50.0, 60.0, 59.94, 15.0, 12.5, 10.0)
+_COMMON_RATES = (DEFAULT_FRAME_RATE, 25.0, 30.0, 29.97, 23.976, 50.0, 60.0, 59.94, 15.0, 12.5, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ class Submission:
 
     Attributes:
         result: regions and other results, as in Label Studio's JSON.
-        predicted: regions of the task's predictions by id: what an accepted region says of its score may be there.
-        annotator: e-mail address or id of who submitted it; of a prediction its model version.
-        is_prediction: whether nobody has looked at it.
-        score: of a prediction as a whole.
-        annotation_id: Label Studio's; ``None`` for predictions and where the file does not say.
+        predicted: regions of the task's predictions by id, which may hold the scores of accepted regions.
+        annotator: e-mail address or id of the annotator; the model version of a prediction.
+        is_prediction: whether it is an unreviewed prediction.
+        score: of the whole prediction.
+        annotation_id: Label Studio's id; ``None`` for predictions and files without ids.
     """
 
     result: list[Mapping[str, Any]]
@@ -47,19 +47,19 @@ class Submission:
 def submissions(
     task: RawTask, predictions: Predictions = "none", all_annotators: bool = False, model_version: str = ""
 ) -> list[Submission]:
-    """What of a task is exported.
+    """Return the annotations or the prediction of a task to export.
 
-    Of several annotations the ground truth counts, else the latest; skipped (cancelled) ones never do. A task that
-    has been annotated as empty gives a submission without regions; one that nobody has annotated gives none.
+    Of several annotations the ground truth is used, else the latest; skipped (cancelled) ones never are. A task that
+    was annotated as empty has a submission without regions; a task without annotation has none.
 
     Args:
         predictions: see :class:`~ml_backend.datasets.annotation_reader.AnnotationReader`.
-        all_annotators: give every annotation.
-        model_version: of the prediction wanted; the newest where empty.
+        all_annotators: return every annotation.
+        model_version: of the prediction; the newest if empty.
     """
 
     def is_wanted(prediction: Mapping[str, Any]) -> bool:
-        # What was found in a part of a video is no answer to what is in it, unless somebody asks for just that.
+        # Predictions for a part of a video are incomplete, so they are used only if asked for.
         version = str(prediction.get("model_version") or "")
         return version == model_version if model_version else not is_partial(version)
 
@@ -67,14 +67,14 @@ def submissions(
     submitted = [a for a in task["annotations"] if not (a.get("was_cancelled") or a.get("skipped"))]
     if submitted and predictions != "only":
         regions = {str(region.get("id")): region for p in task["predictions"] for region in _result(p)}
-        chosen = sorted(submitted, key=_rank)
+        ranked = sorted(submitted, key=_rank)
         return [
             Submission(
                 _result(item), regions, _person(item.get("completed_by")), False, annotation_id=_id(item) or None
             )
-            for item in (chosen if all_annotators else chosen[-1:])
+            for item in (ranked if all_annotators else ranked[-1:])
         ]
-    # A task that everybody has skipped is not one whose prediction is wanted instead.
+    # A prediction does not replace annotations that were all skipped.
     if predictions == "none" or not predicted or (predictions == "missing" and task["annotations"]):
         return []
     newest = max(predicted, key=lambda p: (str(p.get("created_at") or p.get("updated_at") or ""), _id(p)))
@@ -83,8 +83,8 @@ def submissions(
 
 
 def _rank(annotation: Mapping[str, Any]) -> tuple[bool, str, int]:
-    when = str(annotation.get("updated_at") or annotation.get("created_at") or "")
-    return bool(annotation.get("ground_truth")), when, _id(annotation)
+    updated_at = str(annotation.get("updated_at") or annotation.get("created_at") or "")
+    return bool(annotation.get("ground_truth")), updated_at, _id(annotation)
 
 
 def _id(item: Mapping[str, Any]) -> int:
@@ -104,45 +104,45 @@ def _person(completed_by: Any) -> str:
 
 
 def valid_score(value: Any) -> float | None:
-    """A score as results carry it; ``None`` for anything else."""
+    """Return a parse_number in 0..1 as float; ``None`` for anything else."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
-    return float(value) if 0 <= value <= 1 else None  # neither NaN nor numbers beyond any float
+    return float(value) if 0 <= value <= 1 else None  # not NaN, nor an int too large for a float
 
 
 def chosen_label(region: Mapping[str, Any], labels: Collection[str]) -> str:
-    """The label of a result that counts: the first that the label config has, else the first; empty without one."""
-    given = region_labels(region)
-    return next((name for name in given if name in labels), given[0] if given else "")
+    """Return the first label of a result that the label config has, else its first label; empty without labels."""
+    own_labels = region_labels(region)
+    return next((name for name in own_labels if name in labels), own_labels[0] if own_labels else "")
 
 
 def region_labels(region: Mapping[str, Any]) -> list[str]:
-    """Labels of a result; none where it is damaged."""
+    """Return the labels of a result; empty if it is malformed."""
     value = region.get("value")
-    given = value.get("labels") if isinstance(value, Mapping) else None
-    return [str(label) for label in given if label] if isinstance(given, list) else []
+    labels = value.get("labels") if isinstance(value, Mapping) else None
+    return [str(label) for label in labels if label] if isinstance(labels, list) else []
 
 
 def chosen_classes(texts: Iterable[str], labels: Collection[str]) -> tuple[str, ...]:
-    """The labels that a command line names, each once: ``a,b`` is one label where ``labels`` has it, else two.
+    """Return the labels named on a command line, each once: ``a,b`` is one label if ``labels`` has it, else two.
 
     Args:
-        texts: labels, or several of them with commas in between.
+        texts: labels, or several separated by commas.
         labels: of the project.
     """
-    parts = chain.from_iterable([text] if text in labels else text.split(",") for text in texts)
-    return tuple(dict.fromkeys(filter(None, map(str.strip, parts))))
+    names = chain.from_iterable([text] if text in labels else text.split(",") for text in texts)
+    return tuple(dict.fromkeys(filter(None, map(str.strip, names))))
 
 
-def found_controls(data: Mapping[str, Any], result: Iterable[Mapping[str, Any]]) -> tuple[VideoControl, ...]:
-    """The video controls that a task's regions name; one for its video where there are no regions.
+def infer_controls(data: Mapping[str, Any], result: Iterable[Mapping[str, Any]]) -> tuple[VideoControl, ...]:
+    """Infer the video controls of a task from its regions, or from its only video if there are no regions.
 
     Args:
         data: of the task.
         result: of an annotation or a prediction.
 
     Raises:
-        ConfigError: which field has the video is not known.
+        ConfigError: the field with the video is ambiguous.
     """
     names: dict[str, str] = {}
     for region in result:
@@ -151,29 +151,31 @@ def found_controls(data: Mapping[str, Any], result: Iterable[Mapping[str, Any]])
             names.setdefault(str(region.get("to_name") or f"?{from_name}"), from_name)
     fields = [key for key, value in data.items() if _is_video(value)]
     if SOURCE_FIELD in data and "/" not in str(data.get("source")):
-        # What `import_videos.py` notes: the name of the file that it was given.
+        # `import_videos.py` stores the original file name there.
         fields = [key for key in fields if key != "source"]
     if not names:
-        # Nothing was drawn, so that it matters to nobody what the control is called.
-        names = {_only(fields, "video"): "box"}
-    fields_left = [field for field in fields if field not in names]
+        # Without regions the control's name does not matter.
+        names = {_video_field(fields, "video"): "box"}
+    other_fields = [field for field in fields if field not in names]
     return tuple(
-        VideoControl(from_name, to_name, to_name if to_name in fields else _only(fields_left, to_name), "label", ())
+        VideoControl(
+            from_name, to_name, to_name if to_name in fields else _video_field(other_fields, to_name), "label", ()
+        )
         for to_name, from_name in names.items()
     )
 
 
-def _only(fields: Sequence[str], name: str) -> str:
-    """The field of a control's video.
+def _video_field(fields: Sequence[str], name: str) -> str:
+    """Return the field of a control's video.
 
     Raises:
-        ConfigError: there are several, none of them of the control's name.
+        ConfigError: there are several, and none has the control's name.
     """
     if name in fields or not fields:
         return name
     if len(fields) > 1:
         raise ConfigError(
-            f"The task has several fields with a video ({', '.join(fields)}), and which one is meant is not known.",
+            f"The task has several fields with a video ({', '.join(fields)}), and none is called {name!r}.",
             "Give the project's label config as --config.",
         )
     return fields[0]
@@ -183,24 +185,24 @@ def _is_video(value: Any) -> bool:
     return isinstance(value, str) and any(map(is_video_name, media_parts(value)[-1:]))
 
 
-def inferred_rate(data: Mapping[str, Any], regions: Iterable[Mapping[str, Any]]) -> float | None:
-    """Frames per second of the timeline on which regions were drawn.
+def infer_frame_rate(data: Mapping[str, Any], regions: Iterable[Mapping[str, Any]]) -> float | None:
+    """Infer the frames per second of the timeline on which regions were drawn.
 
-    ``framesCount`` is ``duration`` times the frame rate, rounded: what the task's own fields say is believed if it
-    agrees, then a usual rate that does, then the quotient itself.
+    ``framesCount`` is ``duration`` times the frame rate, rounded. The task's own fields are used if they agree with
+    that, else a common rate that does, else the quotient.
 
     Returns:
-        ``None`` where neither regions nor fields say anything.
+        ``None`` if neither regions nor fields tell.
     """
-    stated = [rate for field in _RATE_FIELDS if (rate := number(data.get(field))) > 0]
+    stated = [rate for field in _RATE_FIELDS if (rate := parse_number(data.get(field))) > 0]
     for region in regions:
         value = region.get("value")
         if not isinstance(value, Mapping):
             continue
-        duration, count = number(value.get("duration")), number(value.get("framesCount"))
+        duration, count = parse_number(value.get("duration")), parse_number(value.get("framesCount"))
         if not (duration > 0 and count > 0):
             continue
-        for rate in (*stated, *_USUAL):
+        for rate in (*stated, *_COMMON_RATES):
             if math.floor(duration * rate + 0.5) == count:
                 return rate
         return count / duration

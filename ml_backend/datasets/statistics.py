@@ -1,4 +1,4 @@
-"""What has been annotated, in numbers: by label, and by who submitted it."""
+"""Count annotations by label and by annotator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ml_backend.core.files import writing
 from ml_backend.datasets.annotated_video import AnnotatedVideo
 from ml_backend.datasets.annotation_reader import AnnotationReader
 
-#: Box sizes are counted in steps of a pixel up to here (8K video is 7680 wide); larger ones count as this.
+#: Box sizes are counted in steps of a pixel and clamped to this (8K video is 7680 wide).
 _MAX_SIZE = 8192
 
 Counts = npt.NDArray[np.int64]
@@ -24,16 +24,16 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(slots=True)
 class AnnotationCounts:
-    """Numbers of one label, or of all labels of one person.
+    """Counts of one label, or of all labels of one annotator.
 
     Attributes:
-        tracks: regions that are visible at all.
-        boxes: pictures on which each of them is visible, summed.
-        frames: pictures on which at least one is.
-        seconds: how long each is on screen, summed.
-        manual: tracks that a person drew or changed; the others are predictions, also accepted ones.
-        videos: videos with at least one.
-        sizes: ``(8193,)`` boxes by the side of a square of the same area, in whole pixels.
+        tracks: regions that are visible on at least one frame.
+        boxes: visible boxes of all tracks.
+        frames: frames with at least one box.
+        seconds: time on screen, summed over tracks.
+        manual: tracks that a person drew or changed; the others are predictions, including accepted ones.
+        videos: videos with at least one track.
+        sizes: ``(8193,)`` histogram of boxes by the side of a square of the same area, in whole pixels.
     """
 
     tracks: int = 0
@@ -45,12 +45,12 @@ class AnnotationCounts:
     sizes: Counts = field(default_factory=lambda: np.zeros(_MAX_SIZE + 1, np.int64), repr=False)
 
     def size(self, quantile: float) -> int:
-        """A quantile of the box sizes in pixels; 0 where there are no boxes."""
+        """Return a quantile of the box sizes in pixels; 0 without boxes."""
         total = int(self.sizes.sum())
         return int(np.searchsorted(np.cumsum(self.sizes), max(quantile * total, 1))) if total else 0
 
     def add(self, other: AnnotationCounts) -> None:
-        """Count what another has counted too, of other videos."""
+        """Add the counts of other videos."""
         for name in ("tracks", "boxes", "frames", "seconds", "manual", "videos"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.sizes += other.sizes
@@ -58,7 +58,7 @@ class AnnotationCounts:
 
 @dataclass(slots=True)
 class AnnotationStatistics:
-    """Tallies by label and by annotator; ``videos`` and ``video_seconds`` are of everything that was looked at."""
+    """Counts by label and by annotator; ``videos`` and ``video_seconds`` include videos without annotations."""
 
     labels: dict[str, AnnotationCounts] = field(default_factory=dict)
     annotators: dict[str, AnnotationCounts] = field(default_factory=dict)
@@ -66,78 +66,79 @@ class AnnotationStatistics:
     video_seconds: float = 0.0
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row for each label and each annotator, most boxes first."""
+        """Return a row for each label and each annotator, most boxes first."""
         groups = (("label", self.labels), ("annotator", self.annotators))
-        total = sum(tally.boxes for tally in self.labels.values())
+        total = sum(counts.boxes for counts in self.labels.values())
         return [
             {
                 "kind": kind,
                 "name": name,
-                "tracks": tally.tracks,
-                "boxes": tally.boxes,
-                "share": round(tally.boxes / max(total, 1), 4),
-                "frames": tally.frames,
-                "seconds": round(tally.seconds, 3),
-                "manual_tracks": tally.manual,
-                "videos": tally.videos,
-                "size_min": tally.size(0.0),
-                "size_median": tally.size(0.5),
-                "size_max": tally.size(1.0),
+                "tracks": counts.tracks,
+                "boxes": counts.boxes,
+                "share": round(counts.boxes / max(total, 1), 4),
+                "frames": counts.frames,
+                "seconds": round(counts.seconds, 3),
+                "manual_tracks": counts.manual,
+                "videos": counts.videos,
+                "size_min": counts.size(0.0),
+                "size_median": counts.size(0.5),
+                "size_max": counts.size(1.0),
             }
             for kind, group in groups
-            for name, tally in sorted(group.items(), key=lambda item: (-item[1].boxes, item[0]))
+            for name, counts in sorted(group.items(), key=lambda item: (-item[1].boxes, item[0]))
         ]
 
 
 def collect_statistics(
-    source: AnnotationReader, progress: Callable[[int, int], None] | None = None
+    reader: AnnotationReader, progress: Callable[[int, int], None] | None = None
 ) -> AnnotationStatistics:
-    """Count everything in a source. Memory does not grow with the number of boxes.
+    """Count all annotations of a reader. Memory does not grow with the number of boxes.
 
     Args:
-        progress: called with videos done and videos in all.
+        progress: called with videos done and in total.
     """
-    total = sum(1 for _ in source.parts()) if progress else 0
-    found = AnnotationStatistics()
-    if source.config:
-        # Labels that nobody has used are worth knowing too.
-        found.labels.update({label: AnnotationCounts() for label in source.config.labels})
-    for done, video in enumerate(source.videos(), start=1):
-        found.videos += 1
-        found.video_seconds += video.info.duration
+    total = sum(1 for _ in reader.task_videos()) if progress else 0
+    statistics = AnnotationStatistics()
+    if reader.config:
+        # Include unused labels.
+        statistics.labels.update({label: AnnotationCounts() for label in reader.config.labels})
+    for done, video in enumerate(reader.videos(), start=1):
+        statistics.videos += 1
+        statistics.video_seconds += video.info.duration
         for label in dict.fromkeys(item.label for item in video.objects):
-            found.labels.setdefault(label, AnnotationCounts()).add(_tally(video, label))
-        found.annotators.setdefault(video.part.submission.annotator, AnnotationCounts()).add(_tally(video))
+            statistics.labels.setdefault(label, AnnotationCounts()).add(_count(video, label))
+        annotator = video.task_video.submission.annotator
+        statistics.annotators.setdefault(annotator, AnnotationCounts()).add(_count(video))
         if progress:
             progress(done, total)
-    return found
+    return statistics
 
 
-def _tally(video: AnnotatedVideo, label: str | None = None) -> AnnotationCounts:
-    """Numbers of the objects with a label, or of all objects of a video."""
+def _count(video: AnnotatedVideo, label: str | None = None) -> AnnotationCounts:
+    """Count the objects of a video, or those with a label."""
     objects = [item for item in video.objects if label in (None, item.label)]
-    tally, shown = AnnotationCounts(videos=int(bool(objects))), np.zeros(video.info.frames, bool)
+    counts, visible = AnnotationCounts(videos=int(bool(objects))), np.zeros(video.info.frames, bool)
     times = video.timeline.times
     end = max(float(times[0]) + video.info.duration, float(times[-1]))
-    lasting = np.diff(times, append=end)  # how long each picture is on screen
+    durations = np.diff(times, append=end)
     for item in objects:
-        pictures, xyxy = video.boxes(item)
-        if not len(pictures):
+        frames, xyxy = video.boxes(item)
+        if not len(frames):
             continue
         sides = np.sqrt((xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1]))
-        steps = np.minimum(np.rint(sides), _MAX_SIZE).astype(np.int64)
-        tally.sizes += np.bincount(steps, minlength=_MAX_SIZE + 1)
-        tally.tracks += 1
-        tally.boxes += len(pictures)
-        tally.seconds += float(lasting[pictures].sum())
-        tally.manual += item.source == "manual"
-        shown[pictures] = True
-    tally.frames = int(shown.sum())
-    return tally
+        sizes = np.minimum(np.rint(sides), _MAX_SIZE).astype(np.int64)
+        counts.sizes += np.bincount(sizes, minlength=_MAX_SIZE + 1)
+        counts.tracks += 1
+        counts.boxes += len(frames)
+        counts.seconds += float(durations[frames].sum())
+        counts.manual += item.source == "manual"
+        visible[frames] = True
+    counts.frames = int(visible.sum())
+    return counts
 
 
 def as_table(statistics: AnnotationStatistics) -> Table:
-    """For a terminal."""
+    """Format statistics as a table for the terminal."""
     table = Table(title=f"{statistics.videos} videos, {statistics.video_seconds:.1f} s")
     table.add_column("")
     table.add_column("", overflow="fold")
@@ -165,10 +166,10 @@ def as_table(statistics: AnnotationStatistics) -> Table:
 
 
 def write_csv(statistics: AnnotationStatistics, path: Path) -> None:
-    """The same as comma-separated values.
+    """Write :meth:`AnnotationStatistics.rows` to a CSV file.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
     rows: Sequence[dict[str, Any]] = statistics.rows()
     with writing(path) as file:

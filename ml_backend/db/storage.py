@@ -1,4 +1,4 @@
-"""The database: finished predictions and what is still to be done. SQLite by default, any SQLAlchemy URL."""
+"""Access to the database (SQLite by default, any SQLAlchemy URL): predictions, pending work, annotations."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from ml_backend.db.tables import (
 
 log = logging.getLogger(__name__)
 
-#: Values in one statement: SQLite limits them.
-_PART = 500
-#: Predictions that are removed in one transaction, in which nobody else writes.
-REMOVED_AT_ONCE = _PART
-#: Processes that write the same rows at the same moment get in each other's way, but hardly so often.
+#: Bound parameters in one statement, which SQLite limits.
+_CHUNK = 500
+#: Predictions removed in one transaction, which blocks other writers.
+REMOVE_CHUNK = _CHUNK
+#: Attempts if another process writes the same rows at the same moment.
 WRITE_ATTEMPTS = 10
 
 _T = TypeVar("_T")
@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class PredictionRun:
-    """Stored predictions of one project and model version: when the first and the last of them were made (UTC)."""
+    """Stored predictions of one project and model version, with the times of the first and the last (UTC)."""
 
     project_id: int
     model_version: str
@@ -54,7 +54,7 @@ class PredictionRun:
 
 
 class Storage:
-    """Access to the database; one instance a process, safe across threads."""
+    """Reads and writes the database; one instance per process, thread-safe."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -62,7 +62,7 @@ class Storage:
             parsed.get_dialect().import_dbapi()
         except (SQLAlchemyError, ImportError) as error:
             raise StorageError(
-                f"The database's address cannot be used: {error}.",
+                f"The database URL cannot be used: {error}.",
                 "Set DATABASE_URL to an SQLAlchemy URL whose driver is installed, or leave it empty.",
             ) from error
         self._sqlite = parsed.get_backend_name() == "sqlite"
@@ -71,24 +71,24 @@ class Storage:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StorageError(
-                    f"The folder of {parsed.database} cannot be made: {error.strerror}.", "Set DATA_DIR elsewhere."
+                    f"The folder of {parsed.database} cannot be created: {error.strerror}.", "Set DATA_DIR elsewhere."
                 ) from error
         connect_args = {"timeout": 5} if self._sqlite else {}
         self.engine: Engine = sa.create_engine(url, pool_pre_ping=not self._sqlite, connect_args=connect_args)
         if self._sqlite:
             sa.event.listen(self.engine, "connect", _tune_sqlite)
-        # SQLite has one writer, and those that find it at work sleep for longer and longer; a lock wakes the next one.
+        # SQLite has one writer, for which others poll at growing intervals; a lock wakes the next thread at once.
         self._writing = threading.Lock() if self._sqlite else nullcontext()
         try:
             with self.guard():
                 upgrade(self.engine)
         except StorageError:
-            self.engine.dispose()  # SQLite's files beside it go, too
+            self.engine.dispose()  # also removes SQLite's -wal and -shm files
             raise
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Turn the database's errors into StorageError."""
+        """Convert SQLAlchemy's errors to StorageError."""
         try:
             yield
         except SQLAlchemyError as error:
@@ -97,8 +97,8 @@ class Storage:
             if "disk is full" in cause or "readonly" in cause or "unable to open" in cause:
                 hint = "Free disk space, or set DATA_DIR to a writable folder."
             elif "not a database" in cause or "malformed" in cause:
-                hint = "Put a copy of it in its place, or move it away: a new one is made, which knows nothing."
-            raise StorageError(f"The database refuses: {cause}.", hint) from error
+                hint = "Restore a backup of the file, or move it away to start with an empty database."
+            raise StorageError(f"The database failed: {cause}.", hint) from error
 
     def ping(self) -> None:
         """Raise StorageError unless the database answers."""
@@ -108,7 +108,7 @@ class Storage:
     # -- predictions
 
     def save_prediction(self, key: str, project_id: int, prediction: dict[str, Any]) -> None:
-        """Keep a finished prediction under its key; the first one wins, later ones equal it."""
+        """Store a prediction under its key, unless there is one already: predictions of one key are equal."""
         body = json.dumps(prediction, separators=(",", ":")).encode()
         row = {
             "key": key,
@@ -130,27 +130,27 @@ class Storage:
         return None if body is None else dict(json.loads(body))
 
     def prediction_sizes(self, keys: Sequence[str]) -> dict[str, int]:
-        """JSON bytes of those predictions that are there."""
+        """Return the JSON size in bytes of each stored prediction, by key."""
         query = sa.select(predictions.c.key, predictions.c.bytes)
         with self.guard(), self.engine.connect() as connection:
             return {
                 row.key: row.bytes
-                for part in _parts(keys)
-                for row in connection.execute(query.where(predictions.c.key.in_(part)))
+                for chunk in _chunks(keys)
+                for row in connection.execute(query.where(predictions.c.key.in_(chunk)))
             }
 
     def prediction_bodies(self, keys: Sequence[str]) -> dict[str, bytes]:
-        """Those predictions that are there, by key, as JSON text: a long video's is passed on without parsing it."""
+        """Return the stored predictions by key as JSON text, which callers pass on without parsing."""
         query = sa.select(predictions.c.key, predictions.c.body)
         with self.guard(), self.engine.connect() as connection:
             return {
                 row.key: gzip.decompress(row.body)
-                for part in _parts(keys)
-                for row in connection.execute(query.where(predictions.c.key.in_(part)))
+                for chunk in _chunks(keys)
+                for row in connection.execute(query.where(predictions.c.key.in_(chunk)))
             }
 
     def versions(self, project_id: int | None = None) -> list[str]:
-        """Model versions that made predictions, those that were removed since too, newest first."""
+        """Return all model versions with predictions, including removed ones, newest first."""
         made = sa.union_all(
             sa.select(predictions.c.project_id, predictions.c.model_version, predictions.c.created_at.label("at")),
             sa.select(past_versions.c.project_id, past_versions.c.model_version, past_versions.c.made_at),
@@ -162,35 +162,36 @@ class Storage:
         with self.guard(), self.engine.connect() as connection:
             return list(connection.scalars(query))
 
-    def predictions_made(self) -> list[PredictionRun]:
-        """Of which projects and versions there are predictions."""
-        of = (predictions.c.project_id, predictions.c.model_version)
-        at = predictions.c.created_at
-        query = sa.select(*of, sa.func.min(at).label("first"), sa.func.max(at).label("last")).group_by(*of)
+    def prediction_runs(self) -> list[PredictionRun]:
+        """Return the projects and model versions that have stored predictions."""
+        group = (predictions.c.project_id, predictions.c.model_version)
+        created_at = predictions.c.created_at
+        times = sa.func.min(created_at).label("first"), sa.func.max(created_at).label("last")
+        query = sa.select(*group, *times).group_by(*group)
         with self.guard(), self.engine.connect() as connection:
-            rows = connection.execute(query.order_by(*of)).all()
+            rows = connection.execute(query.order_by(*group)).all()
         return [
             PredictionRun(row.project_id, row.model_version, ensure_utc(row.first), ensure_utc(row.last))
             for row in rows
         ]
 
     def remove_predictions(
-        self, project_id: int, model_version: str, before: datetime, limit: int = REMOVED_AT_ONCE
+        self, project_id: int, model_version: str, before: datetime, limit: int = REMOVE_CHUNK
     ) -> int:
-        """Remove some of a version's predictions that were made before a moment, and keep the version's name.
+        """Remove up to ``limit`` of a version's predictions made before a time, and remember the version.
 
         Returns:
-            how many were removed; fewer than ``limit``: there are no more.
+            Number of removed predictions; fewer than ``limit`` if no more are left.
         """
-        of = (predictions.c.project_id == project_id) & (predictions.c.model_version == model_version)
-        chosen = sa.select(predictions.c.key, predictions.c.created_at).where(of, predictions.c.created_at < before)
+        matches = (predictions.c.project_id == project_id) & (predictions.c.model_version == model_version)
+        query = sa.select(predictions.c.key, predictions.c.created_at).where(matches, predictions.c.created_at < before)
         with self._writing, self.guard(), self.engine.begin() as connection:
-            rows = connection.execute(chosen.limit(limit)).all()
+            rows = connection.execute(query.limit(limit)).all()
             if rows:
                 connection.execute(sa.delete(predictions).where(predictions.c.key.in_([row.key for row in rows])))
                 past = (past_versions.c.project_id == project_id) & (past_versions.c.model_version == model_version)
-                known = connection.scalars(sa.select(past_versions.c.made_at).where(past)).all()
-                last = max(ensure_utc(moment) for moment in (*known, *(row.created_at for row in rows)))
+                earlier = connection.scalars(sa.select(past_versions.c.made_at).where(past)).all()
+                last = max(ensure_utc(time) for time in (*earlier, *(row.created_at for row in rows)))
                 connection.execute(sa.delete(past_versions).where(past))
                 values = {"project_id": project_id, "model_version": model_version, "made_at": last}
                 connection.execute(sa.insert(past_versions).values(**values))
@@ -201,53 +202,54 @@ class Storage:
             return connection.scalar(sa.select(sa.func.count()).select_from(predictions)) or 0
 
     def note_score(self, project_id: int, task_id: int, score: float) -> None:
-        """Remember how sure the prediction is that a task was given, 0..1."""
-        self.put(task_scores, {"project_id": project_id, "task_id": task_id}, {"score": score})
+        """Store the score of a task's newest prediction, 0..1."""
+        self.upsert(task_scores, {"project_id": project_id, "task_id": task_id}, {"score": score})
 
     def scores(self, project_id: int) -> dict[int, float]:
-        """By task how sure its newest prediction is."""
+        """Return the score of the newest prediction by task."""
         query = sa.select(task_scores.c.task_id, task_scores.c.score).where(task_scores.c.project_id == project_id)
         with self.guard(), self.engine.connect() as connection:
             return {row.task_id: row.score for row in connection.execute(query)}
 
-    # -- what is still to be done
+    # -- pending work
 
     def note_pending(self, kind: str, project_id: int, task_ids: Iterable[int] = (0,)) -> None:
-        """Write down what is to be done before anything is done about it; 0 stands for the whole project.
-
-        Killed afterwards, the process leaves it in the database: a commit is in the file, if not yet on the disk.
-        """
-        revision, tasks = uuid.uuid4().hex, sorted(set(task_ids))  # read once: it may be written twice
-        of = (pending.c.kind == kind) & (pending.c.project_id == project_id)
+        """Record work to do on tasks (0: the whole project), so that it survives the process and Redis."""
+        revision, tasks = uuid.uuid4().hex, sorted(set(task_ids))  # materialised, since writing may be retried
+        matches = (pending.c.kind == kind) & (pending.c.project_id == project_id)
 
         def write(connection: Connection) -> None:
-            for part in _parts(tasks):
+            for chunk in _chunks(tasks):
                 rows = [
-                    {"kind": kind, "project_id": project_id, "task_id": task, "revision": revision} for task in part
+                    {"kind": kind, "project_id": project_id, "task_id": task, "revision": revision} for task in chunk
                 ]
-                connection.execute(sa.delete(pending).where(of & pending.c.task_id.in_(part)))
+                connection.execute(sa.delete(pending).where(matches & pending.c.task_id.in_(chunk)))
                 connection.execute(sa.insert(pending), rows)
 
         self._write(write)
 
     def pending(self, kind: str, project_id: int) -> dict[int, str]:
-        """Revision by task of what is to be done, see :meth:`settle`."""
-        of = (pending.c.kind == kind) & (pending.c.project_id == project_id)
-        query = sa.select(pending.c.task_id, pending.c.revision).where(of).order_by(pending.c.task_id)
+        """Return the revision of pending work by task; see :meth:`settle`."""
+        matches = (pending.c.kind == kind) & (pending.c.project_id == project_id)
+        query = sa.select(pending.c.task_id, pending.c.revision).where(matches).order_by(pending.c.task_id)
         with self.guard(), self.engine.connect() as connection:
             return {row.task_id: row.revision for row in connection.execute(query)}
 
     def settle(self, kind: str, project_id: int, done: Mapping[int, str]) -> None:
-        """Strike off what was done, by task, unless somebody has asked for it again since that revision."""
-        of = (pending.c.kind == kind) & (pending.c.project_id == project_id)
-        one = of & (pending.c.task_id == sa.bindparam("task")) & (pending.c.revision == sa.bindparam("seen"))
+        """Remove pending work that was done, unless it was requested again since that revision.
+
+        Args:
+            done: revision by task.
+        """
+        matches = (pending.c.kind == kind) & (pending.c.project_id == project_id)
+        matches &= (pending.c.task_id == sa.bindparam("task")) & (pending.c.revision == sa.bindparam("seen"))
         rows = [{"task": task, "seen": revision} for task, revision in done.items()]
         if rows:
             with self._writing, self.guard(), self.engine.begin() as connection:
-                connection.execute(sa.delete(pending).where(one), rows)
+                connection.execute(sa.delete(pending).where(matches), rows)
 
     def pending_projects(self) -> list[tuple[str, int]]:
-        """Kind and project of all that is to be done."""
+        """Return the kind and project of all pending work."""
         query = sa.select(pending.c.kind, pending.c.project_id).distinct()
         with self.guard(), self.engine.connect() as connection:
             return sorted((row.kind, row.project_id) for row in connection.execute(query))
@@ -255,23 +257,23 @@ class Storage:
     # -- annotations
 
     def note_annotations(self, project_id: int, task_id: int, annotation_ids: Sequence[int]) -> None:
-        """Remember whose task each annotation is, for the day on which its deletion names nothing else."""
+        """Store the task of each annotation, since deletion events name only the annotation."""
         for annotation_id in annotation_ids:
             values = {"project_id": project_id, "task_id": task_id}
-            self.put(annotation_tasks, {"annotation_id": annotation_id}, values)
+            self.upsert(annotation_tasks, {"annotation_id": annotation_id}, values)
 
-    def put(
+    def upsert(
         self,
         table: sa.Table,
         key: Mapping[str, Any],
         values: Mapping[str, Any],
         defaults: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write some values of a row that may be there or not; ``defaults`` are a new row's others."""
-        of = sa.and_(*(table.c[name] == value for name, value in key.items()))
+        """Update values of a row, or insert it with ``defaults`` for its other columns."""
+        matches = sa.and_(*(table.c[name] == value for name, value in key.items()))
 
         def write(connection: Connection) -> None:
-            if not connection.execute(sa.update(table).where(of).values(**values)).rowcount:
+            if not connection.execute(sa.update(table).where(matches).values(**values)).rowcount:
                 connection.execute(sa.insert(table).values({**(defaults or {}), **key, **values}))
 
         self._write(write)
@@ -283,28 +285,30 @@ class Storage:
                     with self._writing, self.engine.begin() as connection:
                         write(connection)
                     return
-                except IntegrityError:  # another process has written the same rows at this moment
+                except IntegrityError:  # another process wrote the same rows
                     if attempt == WRITE_ATTEMPTS:
                         raise
 
     def tasks_of_annotations(self, annotation_ids: Sequence[int]) -> dict[int, int]:
-        """Project by task of annotations that events have named, or that were read."""
-        found: dict[int, int] = {}
+        """Return the project by task of annotations that were named in events or read."""
+        project_by_task: dict[int, int] = {}
         with self.guard(), self.engine.connect() as connection:
             for table in (annotation_tasks, exemplars, corrections):
-                for part in _parts(annotation_ids):
-                    query = sa.select(table.c.task_id, table.c.project_id).where(table.c.annotation_id.in_(part))
-                    found.update((row.task_id, row.project_id) for row in connection.execute(query.distinct()))
-        return found
+                for chunk in _chunks(annotation_ids):
+                    query = sa.select(table.c.task_id, table.c.project_id).where(table.c.annotation_id.in_(chunk))
+                    project_by_task.update(
+                        (row.task_id, row.project_id) for row in connection.execute(query.distinct())
+                    )
+        return project_by_task
 
     def annotated_projects(self) -> list[int]:
-        """Projects of which an annotation has ever been heard of."""
+        """Return all projects with annotations that were ever named in events or read."""
         with self.guard(), self.engine.connect() as connection:
             return sorted(connection.scalars(sa.select(annotation_tasks.c.project_id).distinct()))
 
 
-def _parts(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    return (values[start : start + _PART] for start in range(0, len(values), _PART))
+def _chunks(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

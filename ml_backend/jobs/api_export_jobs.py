@@ -58,7 +58,7 @@ def render_video(work: JobContext, project_id: int, task_id: int, what: str) -> 
             model = LayerModel(config, work.settings, progress=lambda stage: nullcontext(work.step(stage)))
             return _render(work, model_layer(path, None, model, mode="yolo"), project_id, name)
     predictions: Predictions = "none" if what == "annotations" else "only"
-    task_videos = list(work.task_reader(project_id, task_id, predictions=predictions).parts())
+    task_videos = list(work.task_reader(project_id, task_id, predictions=predictions).task_videos())
     if not task_videos:
         raise ConfigError(f"Task {task_id} has no {what}.", "Annotate it or request a prediction for it first.")
     task_video = next((item for item in task_videos if item.regions), task_videos[0])
@@ -160,7 +160,7 @@ def export_project(
             )
             out = work.outputs.new(*name_parts, suffix="zip")
             _zip(work, folder / "dataset", out)
-            facts = {"videos": result.videos, "boxes": dict(result.boxes), "pictures": dict(result.pictures)}
+            facts = {"videos": result.videos, "boxes": dict(result.boxes), "pictures": dict(result.images)}
     return _output_facts(work, out) | facts | {"skipped": [str(item) for item in reader.skipped]}
 
 

@@ -102,7 +102,7 @@ class JobContext:
             MediaError: the file is unavailable.
         """
         control = parse_label_config(self.label_config(project_id)).video_controls[0]
-        uri = control.media(self.container.client.get_full_task(task_id, project_id)["data"])
+        uri = control.media_uri(self.container.client.get_full_task(task_id, project_id)["data"])
         if uri is None:
             raise ConfigError(
                 f'Task {task_id} has no field "{control.value_key}" with a video.', "Choose another task."

@@ -184,7 +184,7 @@ class ProjectModelStore:
         return _Row(row.mode, row.setup_mode, row.prompts) if row else _NO_ROW
 
     def _save(self, project_id: int, **values: str) -> None:
-        self._storage.put(projects, {"project_id": project_id}, values, asdict(_NO_ROW))
+        self._storage.upsert(projects, {"project_id": project_id}, values, asdict(_NO_ROW))
         if "mode" in values:
             log.info("Project %s: mode %s", project_id, values["mode"] or f"of the settings ({self._settings.mode})")
 

@@ -80,7 +80,7 @@ class TrainingScheduler:
         """
         storage, now, removed = self._container.storage, datetime.now(timezone.utc), 0
         until = time.monotonic() + MAX_SWEEP_S
-        for project_id, group in itertools.groupby(storage.predictions_made(), lambda item: item.project_id):
+        for project_id, group in itertools.groupby(storage.prediction_runs(), lambda item: item.project_id):
             versions = list(group)
             last = max(item.last for item in versions)
             old = [item for item in versions if item.first < now - SAME_KIND_TTL and item.last != last]

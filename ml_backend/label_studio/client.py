@@ -1,7 +1,7 @@
-"""Label Studio's API as this project uses it: the SDK, with its errors translated once.
+"""Client of Label Studio's API: the SDK with its errors translated.
 
-``label_studio_sdk.LabelStudio`` imports pandas and more for label configs and exports: 2 s of CPU time and 73 MB in the
-web process. The class that it extends makes the same calls for 0.25 s and 4 MB.
+Uses ``LabelStudioBase`` instead of ``label_studio_sdk.LabelStudio``, which imports pandas: 0.25 s of CPU time and 4 MB
+in the web process instead of 2 s and 73 MB.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from ml_backend.core.timestamps import ensure_utc
 log = logging.getLogger(__name__)
 
 UPLOAD_HINT = (
-    "Start Label Studio with a larger DATA_UPLOAD_MAX_MEMORY_SIZE (bytes, by default 250 MiB), or lay the file into "
+    "Start Label Studio with a larger DATA_UPLOAD_MAX_MEMORY_SIZE (bytes, by default 250 MiB), or put the file into "
     "its local files and import it with import_videos.py --local-files."
 )
 LOGIN_HINT = (
     "Set LABEL_STUDIO_API_KEY to a token from Label Studio's Account & Settings page "
     "(a personal access token, or a legacy token where these are enabled)."
 )
-#: Seconds for one call: a project of thousands of tasks takes Label Studio some, one that hangs is tried again.
+#: Timeout of one call in seconds; large projects take Label Studio several.
 TIMEOUT_S = 30.0
-#: Cloud URIs stay as they were imported, so that a task's data can be written back.
+#: Keeps cloud URIs as they were imported, so that a task's data can be written back.
 _UNRESOLVED = {"additional_query_parameters": {"resolve_uri": "false"}}
-#: Items that Label Studio lists at once.
-_PAGE = 100
+#: Items per page.
+_PAGE_SIZE = 100
 
 
 class NotFound(LabelStudioError):
-    """The project, task or file is not there (deleted, or of another organisation)."""
+    """The project, task or file does not exist, or is of another organisation."""
 
     http_status = 404
 
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """What is needed of a project."""
+    """The fields of a project that are used."""
 
     id: int
     title: str
@@ -56,13 +56,12 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is needed of a task.
+    """The fields of a task that are used.
 
     Attributes:
-        data: the task's data, storage URIs as they were imported.
-        annotations: how many annotations and drafts the task's timeline is in use by; those that were skipped and
-            drafts do not count while they are empty.
-        prediction_versions: model versions of the predictions that the task has.
+        data: the task's data, with storage URIs as they were imported.
+        annotations: number of annotations and drafts, except empty drafts and skipped annotations without result.
+        prediction_versions: model versions of the task's predictions.
     """
 
     id: int
@@ -74,12 +73,12 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class TaskState:
-    """A task as lists show it.
+    """A task as listed.
 
     Attributes:
-        annotations: how many; drafts and skipped ones do not count.
-        updated_at: when it, or an annotation or prediction of it, was changed last.
-        predictions: how many.
+        annotations: number of annotations, without drafts and skipped ones.
+        updated_at: last change of the task, its annotations or predictions.
+        predictions: number of predictions.
     """
 
     id: int
@@ -91,13 +90,13 @@ class TaskState:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What a person submitted.
+    """A submitted annotation.
 
     Attributes:
         result: regions and other results, as in Label Studio's JSON.
-        parent_prediction: id of the prediction that it was begun from, where Label Studio knows.
-        created_at, updated_at: when it was submitted, and changed last; with time zone.
-        lead_s: seconds that it took, until it was submitted.
+        parent_prediction: id of the prediction that it was started from, if known.
+        created_at, updated_at: times of submission and last change, with time zone.
+        lead_s: annotation time in seconds.
     """
 
     id: int
@@ -111,7 +110,7 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model said of a task; see :class:`Annotation`. ``model_version`` may be empty."""
+    """A prediction for a task; see :class:`Annotation`. ``model_version`` may be empty."""
 
     id: int
     model_version: str
@@ -121,12 +120,12 @@ class Prediction:
 
 
 class LabelStudioClient:
-    """A thin client; safe across threads. Connects on first use, so that starting never waits for Label Studio.
+    """Thread-safe client that connects on first use, so that startup never waits for Label Studio.
 
     Args:
         token: a personal access token (the SDK exchanges it for access tokens), or a legacy one.
-        timeout: seconds for an answer.
-        retries: how often a call is made again after a server's error or none at all.
+        timeout: of a response, in seconds.
+        retries: of a call after a server error or no response.
     """
 
     def __init__(self, url: str, token: str, timeout: float = TIMEOUT_S, retries: int = 2) -> None:
@@ -144,94 +143,100 @@ class LabelStudioClient:
         if not self._token:
             raise LabelStudioError("There is no token for Label Studio.", LOGIN_HINT)
         if not self._token.isascii():
-            raise LabelStudioError("The token for Label Studio has characters that no token has.", LOGIN_HINT)
+            raise LabelStudioError("The token for Label Studio has characters that are not ASCII.", LOGIN_HINT)
         from label_studio_sdk.base_client import LabelStudioBase
 
         return LabelStudioBase(base_url=self.url, api_key=self._token, timeout=self._timeout, max_retries=self._retries)
 
-    def _translated(self, what: str) -> Any:
-        return translated(self.url, what)
+    def _errors(self, action: str) -> Any:
+        return translate_errors(self.url, action)
 
     def auth_headers(self) -> dict[str, str]:
-        """Headers that authenticate a plain HTTP request to Label Studio; refreshes an expired access token."""
-        with self._translated("refresh the access token"):
+        """Return headers that authenticate a plain HTTP request; refreshes an expired access token."""
+        with self._errors("refresh the access token"):
             headers: dict[str, str] = self._sdk._client_wrapper.get_headers()
         return {"Authorization": headers["Authorization"]}
 
     def whoami(self) -> str:
-        """E-mail of the token's user: the cheapest call that proves URL and token."""
-        with self._translated("say who the token belongs to"):
+        """Return the e-mail of the token's user: the cheapest call that checks URL and token."""
+        with self._errors("say who the token belongs to"):
             return str(self._sdk.users.whoami().email)
 
     # -- projects
 
     def list_projects(self) -> Iterator[dict[str, Any]]:
-        """Every project that the token's user sees, newest first, as the API describes it."""
-        with self._translated("list its projects"):
-            for project in _paged(self._sdk.projects.list(ordering="-id", page_size=_PAGE)):
-                yield _plain(project)
+        """Yield every project visible to the token's user, newest first, as JSON of the API."""
+        with self._errors("list its projects"):
+            for project in _paged(self._sdk.projects.list(ordering="-id", page_size=_PAGE_SIZE)):
+                yield _to_dict(project)
 
     def get_project(self, project_id: int) -> Project:
-        with self._translated(f"read project {project_id}"):
+        with self._errors(f"read project {project_id}"):
             project = self._sdk.projects.get(project_id)
             return Project(project_id, project.title or "", project.label_config or "")
 
     def create_project(self, title: str, label_config: str) -> int:
-        with self._translated("create a project"):
+        with self._errors("create a project"):
             return int(self._sdk.projects.create(title=title, label_config=label_config).id)
 
     def set_label_config(self, project_id: int, label_config: str) -> None:
         """Replace a project's label config."""
-        with self._translated(f"change the label config of project {project_id}"):
+        with self._errors(f"change the label config of project {project_id}"):
             self._sdk.projects.update(project_id, label_config=label_config)
 
     # -- tasks
 
     def get_task(self, task_id: int) -> Task:
-        with self._translated(f"read task {task_id}"):
+        with self._errors(f"read task {task_id}"):
             task = self._sdk.tasks.get(str(task_id), request_options=_UNRESOLVED)
             annotations = [a for a in task.annotations or [] if _get(a, "result") or not _get(a, "was_cancelled")]
             drafts = [draft for draft in task.drafts or [] if _get(draft, "result")]
             versions = [_get(p, "model_version") for p in task.predictions or []]
-            known = frozenset(str(version) for version in versions if version)
-            return Task(task_id, int(task.project), dict(task.data or {}), len(annotations) + len(drafts), known)
+            used_versions = frozenset(str(version) for version in versions if version)
+            return Task(
+                task_id, int(task.project), dict(task.data or {}), len(annotations) + len(drafts), used_versions
+            )
 
     def get_full_task(self, task_id: int, project_id: int) -> dict[str, Any]:
-        """One task as :meth:`list_full_tasks` gives it; NotFound where it is of another project."""
-        with self._translated(f"read task {task_id}"):
+        """Return one task as :meth:`list_full_tasks` does.
+
+        Raises:
+            NotFound: it does not exist, or is of another project.
+        """
+        with self._errors(f"read task {task_id}"):
             task = self._sdk.tasks.get(str(task_id), request_options=_UNRESOLVED)
             if int(task.project) == project_id:
                 return {
                     "id": task_id,
                     "data": dict(task.data or {}),
-                    "annotations": [_plain(item) for item in task.annotations or []],
-                    "predictions": [_plain(item) for item in task.predictions or []],
+                    "annotations": [_to_dict(item) for item in task.annotations or []],
+                    "predictions": [_to_dict(item) for item in task.predictions or []],
                 }
-        raise NotFound(f"Task {task_id} is not in project {project_id}.", "Look up its number in Label Studio.")
+        raise NotFound(f"Task {task_id} is not in project {project_id}.", "Look up its id in Label Studio.")
 
     def _task_page(self, project_id: int, page: int, size: int) -> Any:
-        wanted = ["id", "data", "total_annotations", "total_predictions", "updated_at"]
-        return self._sdk.tasks.list(project=project_id, page=page, page_size=size, fields="task_only", include=wanted)
+        fields = ["id", "data", "total_annotations", "total_predictions", "updated_at"]
+        return self._sdk.tasks.list(project=project_id, page=page, page_size=size, fields="task_only", include=fields)
 
     def list_task_states(self, project_id: int) -> Iterator[TaskState]:
-        """Every task of a project with its number of annotations, page by page."""
-        with self._translated(f"list the tasks of project {project_id}"):
-            yield from map(_state, _paged(self._task_page(project_id, 1, _PAGE)))
+        """Yield every task of a project with its counts, page by page."""
+        with self._errors(f"list the tasks of project {project_id}"):
+            yield from map(_task_state, _paged(self._task_page(project_id, 1, _PAGE_SIZE)))
 
     def task_page(self, project_id: int, page: int, size: int) -> tuple[list[TaskState], int]:
-        """One page of a project's tasks, from 1, and how many tasks it has."""
-        with self._translated(f"list page {page} of the tasks of project {project_id}"):
-            found = self._task_page(project_id, page, size)
-            return [_state(task) for task in found.items or []], int(found.response.total)
+        """Return one page of a project's tasks, from 1, and the total number of tasks."""
+        with self._errors(f"list page {page} of the tasks of project {project_id}"):
+            response = self._task_page(project_id, page, size)
+            return [_task_state(task) for task in response.items or []], int(response.response.total)
 
     def list_task_ids(self, project_id: int) -> list[int]:
-        """Ids of all tasks of a project."""
+        """Return the ids of all tasks of a project."""
         return [state.id for state in self.list_task_states(project_id)]
 
     def list_full_tasks(self, project_id: int) -> Iterator[dict[str, Any]]:
-        """Every task as Label Studio's JSON export has it: ``id``, ``data``, ``annotations`` and ``predictions``.
+        """Yield every task as in Label Studio's JSON export: ``id``, ``data``, ``annotations`` and ``predictions``.
 
-        Ids come page by page and each task by a request of its own: only one task's results are in memory at a time.
+        Each task is requested separately, so that only one task's results are in memory at a time.
         Tasks that are deleted meanwhile are left out.
         """
         for state in self.list_task_states(project_id):
@@ -242,61 +247,61 @@ class LabelStudioClient:
             yield full
 
     def create_task(self, project_id: int, data: Mapping[str, Any]) -> int:
-        with self._translated(f"create a task in project {project_id}"):
+        with self._errors(f"create a task in project {project_id}"):
             return int(self._sdk.tasks.create(project=project_id, data=dict(data)).id)
 
     def update_task_data(self, task_id: int, data: Mapping[str, Any]) -> None:
         """Replace the task's data; send all fields, not only the changed ones."""
-        with self._translated(f"update the data of task {task_id}"):
+        with self._errors(f"update the data of task {task_id}"):
             self._sdk.tasks.update(str(task_id), data=dict(data))
 
     # -- annotations and predictions
 
     def get_annotation(self, task_id: int) -> tuple[Task, Annotation | None]:
-        """A task and the annotation that counts for it: a ground truth if there is one, else the latest.
+        """Return a task and its ground truth annotation, or else its latest.
 
-        Skipped (cancelled) ones and drafts do not count.
+        Skipped (cancelled) annotations and drafts are ignored.
         """
         task = self.get_task(task_id)
-        with self._translated(f"read the annotations of task {task_id}"):
-            found = [a for a in self._sdk.annotations.list(id=task_id) if not a.was_cancelled]
-            if not found:
+        with self._errors(f"read the annotations of task {task_id}"):
+            annotations = [a for a in self._sdk.annotations.list(id=task_id) if not a.was_cancelled]
+            if not annotations:
                 return task, None
-            best = max(found, key=lambda a: (bool(a.ground_truth), str(a.updated_at or a.created_at or ""), a.id))
+            best = max(annotations, key=lambda a: (bool(a.ground_truth), str(a.updated_at or a.created_at or ""), a.id))
             parent = best.parent_prediction
-            result = [_plain(item) for item in best.result or []]
-            moments = _moment(best.created_at), _moment(best.updated_at)
-            lead = None if best.lead_time is None else float(best.lead_time)
-            return task, Annotation(int(best.id), task_id, result, int(parent) if parent else None, *moments, lead)
+            result = [_to_dict(item) for item in best.result or []]
+            times = _utc(best.created_at), _utc(best.updated_at)
+            lead_s = None if best.lead_time is None else float(best.lead_time)
+            return task, Annotation(int(best.id), task_id, result, int(parent) if parent else None, *times, lead_s)
 
     def create_annotation(self, task_id: int, result: Sequence[Mapping[str, Any]], prediction: int | None) -> int:
-        """Submit an annotation, as a person does who began from a prediction; returns its id."""
-        with self._translated(f"annotate task {task_id}"):
-            of = {} if prediction is None else {"parent_prediction": prediction}
-            return int(self._sdk.annotations.create(id=task_id, result=[dict(item) for item in result], **of).id)
+        """Submit an annotation, optionally started from a prediction; return its id."""
+        with self._errors(f"annotate task {task_id}"):
+            parent = {} if prediction is None else {"parent_prediction": prediction}
+            return int(self._sdk.annotations.create(id=task_id, result=[dict(item) for item in result], **parent).id)
 
     def list_predictions(self, task_id: int) -> list[Prediction]:
-        """The predictions of a task with their results; none where the task is gone."""
-        with self._translated(f"read the predictions of task {task_id}"):
+        """Return the predictions of a task with their results; empty if the task was deleted."""
+        with self._errors(f"read the predictions of task {task_id}"):
             return [
                 Prediction(
                     int(item.id),
                     str(item.model_version or ""),
-                    [_plain(region) for region in item.result or []],
-                    _moment(item.created_at),
-                    _moment(item.updated_at),
+                    [_to_dict(region) for region in item.result or []],
+                    _utc(item.created_at),
+                    _utc(item.updated_at),
                 )
                 for item in self._sdk.predictions.list(task=task_id)
             ]
 
     def create_prediction(self, task_id: int, prediction: Mapping[str, Any]) -> None:
-        """Attach ``{"result", "score", "model_version"}`` to a task, unless one of this version is there already.
+        """Attach ``{"result", "score", "model_version"}`` to a task, unless it has one of this version.
 
-        Label Studio may fetch the same prediction by itself at the same moment (somebody opens the task), and has no
-        constraint against two. The later one goes.
+        Label Studio may fetch the same prediction at the same moment (when a task is opened) and has no unique
+        constraint, so the later of two is deleted.
         """
         version = prediction["model_version"]
-        with self._translated(f"store a prediction for task {task_id}"):
+        with self._errors(f"store a prediction for task {task_id}"):
             created = self._sdk.predictions.create(
                 task=task_id, result=prediction["result"], score=prediction.get("score"), model_version=version
             )
@@ -305,17 +310,16 @@ class LabelStudioClient:
                 self._sdk.predictions.delete(created.id)
 
     def renew_prediction(self, task_id: int, prediction: Mapping[str, Any], outdated: Callable[[str], bool]) -> bool:
-        """Write a prediction over the newest one whose model version is ``outdated``; whether there was one.
+        """Overwrite the newest prediction whose model version is ``outdated``; return whether there was one.
 
-        It must not be removed instead: somebody may have the task open, and Label Studio refuses an annotation that
-        was begun from a prediction which is gone.
+        It is not deleted, because Label Studio rejects annotations that were started from a deleted prediction.
         """
-        with self._translated(f"renew a prediction of task {task_id}"):
-            found = [p.id for p in self._sdk.predictions.list(task=task_id) if outdated(str(p.model_version or ""))]
-            if not found:
+        with self._errors(f"renew a prediction of task {task_id}"):
+            ids = [p.id for p in self._sdk.predictions.list(task=task_id) if outdated(str(p.model_version or ""))]
+            if not ids:
                 return False
             self._sdk.predictions.update(
-                max(found),
+                max(ids),
                 task=task_id,
                 result=prediction["result"],
                 score=prediction.get("score"),
@@ -326,16 +330,16 @@ class LabelStudioClient:
     # -- files
 
     def upload_file(self, project_id: int, path: Path) -> str:
-        """Upload a file without making a task of it; returns its ``/data/upload/...`` path.
+        """Upload a file without creating a task; return its ``/data/upload/...`` path.
 
-        Streams, which the SDK's ``projects.import_tasks`` cannot.
+        Streams the file, unlike the SDK's ``projects.import_tasks``.
         """
         import httpx
 
         headers = self.auth_headers()
         url = f"{self.url}/api/projects/{project_id}/import"
-        with self._translated(f"take the upload of {path.name}"), path.open("rb") as file:
-            # Reading the answer to an upload takes as long as Label Studio needs to store it.
+        with self._errors(f"take the upload of {path.name}"), path.open("rb") as file:
+            # No read timeout: Label Studio responds only once the file is stored.
             timeout = httpx.Timeout(self._timeout, read=None, write=None)
             response = httpx.post(
                 url,
@@ -347,15 +351,15 @@ class LabelStudioClient:
             response.raise_for_status()
             ids = response.json().get("file_upload_ids") or []
             if not ids:
-                raise LabelStudioError(f"Label Studio took {path.name} but made no upload of it.")
+                raise LabelStudioError(f"Label Studio received {path.name} but created no upload.")
             return "/data/" + quote(str(self._sdk.files.get(ids[0]).file).lstrip("/"))
 
     def ensure_local_files_storage(self, project_id: int, folder: Path) -> None:
         """Allow Label Studio to serve a folder (below its LOCAL_FILES_DOCUMENT_ROOT) for a project's tasks.
 
-        The storage is not synchronised: it makes no tasks by itself.
+        The storage is not synchronised, so it creates no tasks.
         """
-        with self._translated(f"serve {folder} for project {project_id}"):
+        with self._errors(f"serve {folder} for project {project_id}"):
             for storage in self._sdk.import_storage.local.list(project=project_id):
                 if storage.path and folder.is_relative_to(storage.path):
                     return
@@ -366,20 +370,20 @@ class LabelStudioClient:
     # -- connecting a backend
 
     def list_backends(self, project_id: int) -> list[dict[str, Any]]:
-        """The ML backends that are connected to a project, as the API describes them."""
-        with self._translated(f"list the models of project {project_id}"):
-            return [_plain(item) for item in self._sdk.ml.list(project=project_id)]
+        """Return the ML backends connected to a project, as JSON of the API."""
+        with self._errors(f"list the models of project {project_id}"):
+            return [_to_dict(item) for item in self._sdk.ml.list(project=project_id)]
 
     def list_webhooks(self, project_id: int) -> list[dict[str, Any]]:
-        """The webhooks of a project, as the API describes them."""
-        with self._translated(f"list the webhooks of project {project_id}"):
-            return [_plain(item) for item in self._sdk.webhooks.list(project=project_id)]
+        """Return the webhooks of a project, as JSON of the API."""
+        with self._errors(f"list the webhooks of project {project_id}"):
+            return [_to_dict(item) for item in self._sdk.webhooks.list(project=project_id)]
 
     def connect_backend(self, project_id: int, backend_url: str, basic_auth: tuple[str, str] | None = None) -> None:
-        """Connect this service to a project and make its webhook carry the credentials that it needs.
+        """Connect this service to a project and add the credentials to its webhook. Idempotent.
 
-        Label Studio makes the webhook by itself when a backend is connected, but without headers; with Basic auth on,
-        its events would be refused. Calling this again changes nothing that is right.
+        Label Studio creates the webhook when a backend is connected, but without headers, so that its events would be
+        refused if Basic auth is on.
         """
         backend_url = backend_url.rstrip("/")
         auth: dict[str, Any] = {}
@@ -390,7 +394,7 @@ class LabelStudioClient:
             headers = basic_auth_header(user, password)
         hook_url = f"{backend_url}/webhook"
         connected = [str(backend["url"]).rstrip("/") for backend in self.list_backends(project_id)]
-        with self._translated(f"connect {backend_url} to project {project_id}"):
+        with self._errors(f"connect {backend_url} to project {project_id}"):
             if backend_url not in connected:
                 self._sdk.ml.create(url=backend_url, project=project_id, title="Video pre-annotation", **auth)
             hooks = [hook for hook in self.list_webhooks(project_id) if hook["url"] == hook_url]
@@ -404,64 +408,64 @@ class LabelStudioClient:
 
 
 def basic_auth_header(user: str, password: str) -> dict[str, str]:
-    """The header of HTTP's Basic authentication."""
+    """Return the header of HTTP Basic authentication."""
     return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
 
 
 def server_version(url: str, timeout: float = 30.0) -> str:
-    """The release of the Label Studio at ``url``; asks without a token.
+    """Return the release of the Label Studio at ``url``, without a token.
 
     Raises:
-        LabelStudioError: nobody answers, or something else does.
+        LabelStudioError: there is no response, or not from Label Studio.
     """
     import httpx
 
-    with translated(url, "say its version"):
+    with translate_errors(url, "return its version"):
         response = httpx.get(f"{url}/api/version", timeout=timeout, follow_redirects=True)
         return str(response.raise_for_status().json()["release"])
 
 
 def create_token(url: str, username: str, password: str) -> str:
-    """Log in as the web page does and make a personal access token: the one way to get a first one.
+    """Log in as the web page does and create a personal access token, the only way to get a first one.
 
     Label Studio allows one per user: an older one is revoked.
 
     Raises:
-        LabelStudioError: wrong password, tokens are switched off, or nobody answers.
+        LabelStudioError: wrong password, tokens are disabled, or there is no response.
     """
     import httpx
 
-    with translated(url, "make a token"), httpx.Client(base_url=url, timeout=30.0, trust_env=False) as session:
+    with translate_errors(url, "create a token"), httpx.Client(base_url=url, timeout=30.0, trust_env=False) as session:
         session.get("/user/login/")
         form = {
             "email": username,
             "password": password,
             "csrfmiddlewaretoken": session.cookies.get("csrftoken") or "",
         }
-        answer = session.post("/user/login/", data=form, headers={"Referer": f"{url}/user/login/"})
-        if answer.status_code not in (301, 302):
+        response = session.post("/user/login/", data=form, headers={"Referer": f"{url}/user/login/"})
+        if response.status_code not in (301, 302):
             raise LabelStudioError(
                 f"Label Studio refuses the password of {username}.",
-                "If it was changed in Label Studio, make a personal access token there (Account & Settings) and put it "
-                "into the data folder's file label-studio-token.",
+                "If it was changed in Label Studio, create a personal access token there (Account & Settings) and put "
+                "it into the data folder's file label-studio-token.",
             )
         headers = {"X-CSRFToken": session.cookies.get("csrftoken") or "", "Referer": url}
         created = session.post("/api/token/", headers=headers)
         if created.status_code == 409:
-            for known in session.get("/api/token/").raise_for_status().json():
-                session.post("/api/token/blacklist/", json={"refresh": known["token"]}, headers=headers)
+            for token in session.get("/api/token/").raise_for_status().json():
+                session.post("/api/token/blacklist/", json={"refresh": token["token"]}, headers=headers)
             created = session.post("/api/token/", headers=headers)
         if created.status_code != 201:
             raise LabelStudioError(
-                f"Label Studio makes no personal access token ({created.status_code}): {created.text[:200]}.",
-                "Switch personal access tokens on under Organization > Access Token Settings.",
+                f"Label Studio creates no personal access token ({created.status_code}): {created.text[:200]}.",
+                "Enable personal access tokens under Organization > Access Token Settings.",
             )
         return str(created.json()["token"])
 
 
 @contextmanager
-def translated(url: str, what: str) -> Iterator[None]:
-    """Turn the SDK's and httpx's errors into ours; ``what`` completes "Label Studio ... when asked to"."""
+def translate_errors(url: str, action: str) -> Iterator[None]:
+    """Convert errors of the SDK and httpx to ours; ``action`` completes "Label Studio ... when asked to"."""
     import httpx
     from label_studio_sdk.core.api_error import ApiError
     from label_studio_sdk.core.parse_error import ParsingError
@@ -469,40 +473,40 @@ def translated(url: str, what: str) -> Iterator[None]:
     try:
         yield
     except ApiError as error:
-        raise _refused(url, what, error.status_code or 0, error.body) from error
+        raise _status_error(url, action, error.status_code or 0, error.body) from error
     except httpx.HTTPStatusError as error:
         error.response.read()
-        raise _refused(url, what, error.response.status_code, error.response.text[:500]) from error
+        raise _status_error(url, action, error.response.status_code, error.response.text[:500]) from error
     except httpx.HTTPError as error:
         raise LabelStudioUnavailable(
-            f"Label Studio does not answer at {url} ({error.__class__.__name__}) when asked to {what}.",
-            "Start it, or set LABEL_STUDIO_URL to where it is reachable from this process.",
+            f"Label Studio does not answer at {url} ({error.__class__.__name__}) when asked to {action}.",
+            "Start it, or set LABEL_STUDIO_URL to an address that is reachable from this process.",
         ) from error
     except (ParsingError, ValueError, TypeError, KeyError, AttributeError, httpx.InvalidURL) as error:
-        # What answers is not Label Studio: the SDK and we find something else than we look for.
-        log.debug("Not Label Studio's answer", exc_info=error)
-        raise _refused(url, what, 0, "") from error
+        # Not Label Studio's API: the response has an unexpected shape.
+        log.debug("Not a response of Label Studio", exc_info=error)
+        raise _status_error(url, action, 0, "") from error
 
 
-def _refused(url: str, what: str, status: int, body: object) -> LabelStudioError:
+def _status_error(url: str, action: str, status: int, body: object) -> LabelStudioError:
     if status < 400:
         return LabelStudioError(
-            f"What answers at {url} is not Label Studio's API (asked to {what}).", "Correct LABEL_STUDIO_URL."
+            f"The server at {url} is not Label Studio (asked to {action}).", "Correct LABEL_STUDIO_URL."
         )
-    # "detail" is only "Validation error." where "validation_errors" says which.
+    # "detail" is just "Validation error." if there are "validation_errors".
     detail = (body.get("validation_errors") or body.get("detail")) if isinstance(body, Mapping) else body
     if status in (401, 403):
-        return LabelStudioError(f"Label Studio refuses the token ({status}) when asked to {what}.", LOGIN_HINT)
+        return LabelStudioError(f"Label Studio refuses the token ({status}) when asked to {action}.", LOGIN_HINT)
     if status == 404:
-        return NotFound(f"Label Studio does not know it (404) when asked to {what}.", "It may have been deleted.")
+        return NotFound(f"Label Studio answers 'not found' (404) when asked to {action}.", "It may have been deleted.")
     if status >= 500 or status == 429:
-        return LabelStudioUnavailable(f"Label Studio fails ({status}) when asked to {what}.", "See its log.")
+        return LabelStudioUnavailable(f"Label Studio fails ({status}) when asked to {action}.", "Check its log.")
     hint = UPLOAD_HINT if "Maximum total size" in str(detail) else ""
-    return LabelStudioError(f"Label Studio refuses ({status}) to {what}: {str(detail)[:500]}.", hint)
+    return LabelStudioError(f"Label Studio refuses ({status}) to {action}: {str(detail)[:500]}.", hint)
 
 
 def _paged(page: Any) -> Iterator[Any]:
-    """The items of a page and of those after it; asks for no page after the last, which Label Studio answers by 404."""
+    """Yield the items of a page and all following pages, without requesting one after the last, which is a 404."""
     from label_studio_sdk.core.api_error import ApiError
 
     seen = 0
@@ -513,22 +517,22 @@ def _paged(page: Any) -> Iterator[Any]:
             return
         try:
             page = page.next_page()
-        except ApiError as error:  # some were deleted meanwhile, and with them the last page
+        except ApiError as error:  # the last page vanished because items were deleted
             if error.status_code != 404:
                 raise
             return
 
 
-def _state(task: Any) -> TaskState:
+def _task_state(task: Any) -> TaskState:
     annotations, predictions = (int(_get(task, name) or 0) for name in ("total_annotations", "total_predictions"))
-    return TaskState(int(task.id), dict(task.data or {}), annotations, _moment(_get(task, "updated_at")), predictions)
+    return TaskState(int(task.id), dict(task.data or {}), annotations, _utc(_get(task, "updated_at")), predictions)
 
 
-def _moment(value: Any) -> datetime | None:
+def _utc(value: Any) -> datetime | None:
     return ensure_utc(value) if isinstance(value, datetime) else None
 
 
-def _plain(item: Any) -> dict[str, Any]:
+def _to_dict(item: Any) -> dict[str, Any]:
     return dict(item) if isinstance(item, Mapping) else dict(item.dict())
 
 

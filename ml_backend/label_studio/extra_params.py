@@ -1,4 +1,4 @@
-"""The extra parameters that people enter where they connect a model."""
+"""Parse the extra parameters of a model connection in Label Studio."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def read_extra_params(value: Any) -> Mapping[str, Any]:
-    """What Label Studio sends along with every call: an object or its JSON; nothing where it is neither."""
+    """Parse the extra parameters that Label Studio sends with every call: an object or its JSON; else empty."""
     if isinstance(value, str):
         try:
             value = json.loads(value)

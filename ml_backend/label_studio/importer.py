@@ -1,4 +1,4 @@
-"""From video files to Label Studio tasks: probe, make playable where needed, upload or serve in place, create."""
+"""Import video files as Label Studio tasks: transcode if needed, upload or serve in place, create the task."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ml_backend.video.transcode import Progress, plan_transcode, transcode
 
 log = logging.getLogger(__name__)
 
-#: Task field that says which file a task was made of; what makes importing twice harmless.
+#: Task field with the digest of the original file, so that it is not imported twice.
 SOURCE_FIELD = "source_sha256"
 
 Status = Literal["imported", "skipped", "failed"]
@@ -36,10 +36,10 @@ Status = Literal["imported", "skipped", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one file: a new task, nothing because it was there already, or a failure; and details.
+    """Result of importing one file: a new task, skipped because it was imported before, or failed.
 
     Attributes:
-        error: what a failure was, for whoever has to know whether the file is at fault or another try may help.
+        error: of a failure; tells whether a retry may help.
     """
 
     path: Path
@@ -50,27 +50,27 @@ class Outcome:
 
 
 def find_videos(paths: Iterable[Path]) -> list[Path]:
-    """Files as given, and all videos below folders (hidden ones not), sorted, each once.
+    """Return the given files and all videos below given folders, except hidden ones, without duplicates.
 
     Raises:
-        MediaError: a path is not there.
+        MediaError: a path does not exist.
     """
-    found: dict[Path, None] = {}
+    videos: dict[Path, None] = {}
     for path in paths:
         if not path.exists():
             raise MediaError(f"{path} does not exist.", "Check the path.")
         below = (file for file in files_below(path.absolute()) if is_video_name(file.name))
-        found.update(dict.fromkeys(below if path.is_dir() else [path.absolute()]))
-    return list(found)
+        videos.update(dict.fromkeys(below if path.is_dir() else [path.absolute()]))
+    return list(videos)
 
 
 class Importer:
-    """Makes tasks of one project.
+    """Creates tasks in one project.
 
     Args:
-        local_files: serve the files in place through a local-files storage instead of uploading them. They must lie
-            below ``settings.local_files_root``; copies are made there too.
-        dry_run: say what would be done, change nothing.
+        local_files: serve files in place through a local-files storage instead of uploading them. They must be below
+            ``settings.local_files_root``, as are playable copies.
+        dry_run: report what would be done without changing anything.
 
     Raises:
         ConfigError: the project's label config has no video; ``local_files`` without a root.
@@ -90,11 +90,11 @@ class Importer:
         self._local, self._dry_run = local_files, dry_run
         if local_files and settings.local_files_root is None:
             raise ConfigError(
-                "Serving files in place needs to know Label Studio's LOCAL_FILES_DOCUMENT_ROOT.",
-                "Set LOCAL_FILES_ROOT to that folder as it is seen from here.",
+                "Serving files in place requires Label Studio's LOCAL_FILES_DOCUMENT_ROOT.",
+                "Set LOCAL_FILES_ROOT to that folder's path on this machine.",
             )
         self._control = _first_control(client.get_project(project_id))
-        self._known = {
+        self._task_ids = {
             str(state.data[SOURCE_FIELD]): state.id
             for state in client.list_task_states(project_id)
             if state.data.get(SOURCE_FIELD)
@@ -104,12 +104,12 @@ class Importer:
         """Import one file after the other; a bad file does not stop the others.
 
         Args:
-            progress: called with frames converted and frames in all, while a copy is made.
+            progress: called with frames done and in total while a file is transcoded.
 
         Raises:
-            LabelStudioUnavailable: Label Studio is gone, so that no further file can succeed.
-            StorageError: the disk does not take a copy, and would not take that of the next file either.
-            Interrupted: ``progress`` said so. The file is fine, and nothing of it is lost.
+            LabelStudioUnavailable: Label Studio does not answer, so no other file can succeed.
+            StorageError: a copy cannot be written, so no other copy can either.
+            Interrupted: raised by ``progress``.
         """
         for path in paths:
             try:
@@ -121,25 +121,25 @@ class Importer:
                 yield Outcome(path, "failed", str(error), error=error)
             except OSError as error:
                 log.info("%s was not imported", path, exc_info=True)
-                # The disk's fault, not the video's; the files on other disks may do.
-                unread = StorageError(f"It cannot be read: {error.strerror or error}.")
-                yield Outcome(path, "failed", str(unread), error=unread)
+                # Files on other disks may still succeed.
+                read_error = StorageError(f"It cannot be read: {error.strerror or error}.")
+                yield Outcome(path, "failed", str(read_error), error=read_error)
 
     def _import(self, path: Path, progress: Progress | None) -> Outcome:
-        reason = plan_transcode(path).reason  # first, since it refuses what is no video at all
+        reason = plan_transcode(path).reason  # first, since it rejects files that are not videos
         digest = file_sha256(path)
-        if digest in self._known:
-            return Outcome(path, "skipped", f"already task {self._known[digest]}", self._known[digest])
+        if digest in self._task_ids:
+            return Outcome(path, "skipped", f"already task {self._task_ids[digest]}", self._task_ids[digest])
         if self._local:
             self._served_path(path if not reason else self._copy_path(path, digest))
         if self._dry_run:
-            self._known[digest] = 0
-            return Outcome(path, "imported", f"would be imported{_why(reason)}")
+            self._task_ids[digest] = 0
+            return Outcome(path, "imported", f"would be imported{_copy_note(reason)}")
         playable = path
         if reason:
             playable = self._copy_path(path, digest)
             if playable.exists():
-                os.utime(playable)  # of an earlier try: from now on it is no leftover
+                os.utime(playable)  # left by an earlier attempt: protect it from cleanup
             transcode(path, playable, progress)
         url = self._serve(playable) if self._local else self._client.upload_file(self._project_id, playable)
         facts = video_facts(playable)
@@ -148,39 +148,40 @@ class Importer:
             data[field] = facts["fps"]
         data[self._control.value_key] = url
         task_id = self._client.create_task(self._project_id, data)
-        self._known[digest] = task_id
+        self._task_ids[digest] = task_id
         if reason and not self._local:
-            self._forget(playable)
-        return Outcome(path, "imported", f"task {task_id}{_why(reason)}", task_id)
+            self._remove_copy(playable)
+        return Outcome(path, "imported", f"task {task_id}{_copy_note(reason)}", task_id)
 
     def _copy_path(self, path: Path, digest: str) -> Path:
         root = self._settings.local_files_root if self._local else None
-        # A folder of its own for each content: the copy keeps its readable name.
+        # A folder for each digest, so that the copy keeps a readable name.
         return (root or self._settings.data_dir) / COPIES / digest[:16] / f"{path.stem}.mp4"
 
-    def _forget(self, copy: Path) -> None:
-        """Label Studio has it now."""
+    def _remove_copy(self, copy: Path) -> None:
         try:
             copy.unlink()
             copy.parent.rmdir()
         except OSError as error:
-            log.warning("The copy %s stays: %s", copy, error)
+            log.warning("The copy %s cannot be removed: %s", copy, error)
 
     # -- local files
 
     def _served_path(self, path: Path) -> Path:
-        """Path relative to Label Studio's document root.
+        """Return the path relative to Label Studio's document root.
 
         Raises:
-            MediaError: Label Studio could not serve it.
+            MediaError: Label Studio cannot serve the file.
         """
         root = (self._settings.local_files_root or Path()).resolve()
         target = path.resolve()
         if not target.is_relative_to(root):
-            raise MediaError(f"{path} lies outside {root}, so Label Studio cannot serve it.", "Move or link it there.")
+            raise MediaError(f"{path} is outside {root}, so Label Studio cannot serve it.", "Move or link it there.")
         relative = target.relative_to(root)
         if len(relative.parts) < 2:
-            raise MediaError(f"{path} lies directly in {root}.", "Label Studio serves only folders below: move it.")
+            raise MediaError(
+                f"{path} is directly in {root}, but Label Studio serves only subfolders.", "Move it into one."
+            )
         return relative
 
     def _serve(self, path: Path) -> str:
@@ -198,10 +199,10 @@ def _first_control(project: Project) -> VideoControl:
     fields = sorted({control.value_key for control in controls})
     if len(fields) > 1:
         log.warning(
-            "Project %s shows several videos (%s); only %s is filled.", project.id, fields, controls[0].value_key
+            "Project %s has several video fields (%s); only %s is filled.", project.id, fields, controls[0].value_key
         )
     return controls[0]
 
 
-def _why(reason: str) -> str:
+def _copy_note(reason: str) -> str:
     return f", as a playable copy, since {reason}" if reason else ""

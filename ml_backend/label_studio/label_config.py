@@ -1,4 +1,4 @@
-"""What a label config asks of us: its video controls, their labels and frame rate."""
+"""Parse label configs: video controls, their labels and frame rate; map detector classes to labels."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
 
 from ml_backend.core.errors import ConfigError
 
-#: Label Studio's frame rate where the config gives none that it can use.
+#: Label Studio's frame rate if the config has no valid one.
 DEFAULT_FRAME_RATE = 24.0
 
-#: Far above any hand-written config; keeps a hostile one from filling the memory.
+#: Far more than any hand-written config; limits memory for hostile ones.
 MAX_CONFIG_CHARS = 2_000_000
 
 _EXAMPLE = (
@@ -32,8 +32,8 @@ class LabelSpec:
     """One label of a ``Labels`` control.
 
     Attributes:
-        value: what Label Studio stores in results: the ``alias`` if the tag has one, else its ``value``.
-        predicted_values: model classes that the config assigns to this label, as written, without blanks around.
+        value: label in results: the tag's ``alias``, or else its ``value``.
+        predicted_values: model classes that the config assigns to this label, stripped.
         background: CSS colour, or empty.
         attrs: all attributes of the tag, names in lower case.
     """
@@ -44,20 +44,20 @@ class LabelSpec:
     attrs: Mapping[str, str] = field(default_factory=dict)
 
 
-def own_prompts(label: LabelSpec) -> tuple[str, ...]:
-    """What a label's ``clip_prompt`` says it looks like: descriptions separated by ``|``; empty without one."""
-    return tuple(part.strip() for part in label.attrs.get("clip_prompt", "").split("|") if part.strip())
+def clip_prompts(label: LabelSpec) -> tuple[str, ...]:
+    """Return the descriptions in a label's ``clip_prompt``, separated there by ``|``; empty without one."""
+    return tuple(prompt.strip() for prompt in label.attrs.get("clip_prompt", "").split("|") if prompt.strip())
 
 
 def prompts_digest(config: LabelConfig) -> str:
-    """Digest of the labels' names and prompts; 40 hex digits."""
-    described = [[[label.value, *own_prompts(label)] for label in c.labels] for c in config.video_controls]
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:40]
+    """Return a digest of the labels' names and prompts; 40 hex digits."""
+    prompts = [[[label.value, *clip_prompts(label)] for label in c.labels] for c in config.video_controls]
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:40]
 
 
 @dataclass(frozen=True, slots=True)
 class VideoControl:
-    """One ``VideoRectangle`` with the ``Video`` that it draws on and the labels that its boxes can carry.
+    """One ``VideoRectangle`` with its ``Video`` and the labels of its boxes.
 
     Attributes:
         from_name: name of the ``VideoRectangle``.
@@ -65,7 +65,7 @@ class VideoControl:
         value_key: path of the task field that holds the video's address, from ``value="$video"``.
         labels_name: name of the (first) ``Labels`` control.
         labels: labels of all ``Labels`` controls of this video, in order.
-        frame_rate: the ``Video``'s ``frameRate`` as written: ``"25"``, ``"$fps"``; empty where absent.
+        frame_rate: the ``Video``'s ``frameRate`` as written: ``"25"``, ``"$fps"``; empty if absent.
     """
 
     from_name: str
@@ -77,12 +77,12 @@ class VideoControl:
 
     @property
     def rate_field(self) -> str | None:
-        """The task field that ``frameRate="$field"`` names, if it names a plain one."""
+        """The task field in ``frameRate="$field"``, if it is a plain name."""
         name = self.frame_rate[1:]
         return name if self.frame_rate.startswith("$") and name.isidentifier() else None
 
     def frame_rate_for(self, task_data: Mapping[str, Any]) -> float:
-        """Frames per second of Label Studio's timeline for this task, found as its player does."""
+        """Return the frames per second of Label Studio's timeline for a task, computed as its player does."""
         match = _FIELD.fullmatch(self.frame_rate)
         if match:
             raw = lookup(task_data, match.group(1))
@@ -93,8 +93,8 @@ class VideoControl:
             return DEFAULT_FRAME_RATE
         return 1.0 / rate if rate < 1 else rate
 
-    def media(self, task_data: Mapping[str, Any]) -> str | None:
-        """The video's address in a task, or ``None`` where the task has none."""
+    def media_uri(self, task_data: Mapping[str, Any]) -> str | None:
+        """Return the address of the video in a task, or ``None``."""
         value = lookup(task_data, self.value_key)
         return value if isinstance(value, str) and value.strip() else None
 
@@ -112,27 +112,27 @@ class LabelConfig:
 
 
 def lookup(data: Any, path: str) -> Any:
-    """``data["a"]["b"][0]`` for ``"a.b[0]"``; a key that is literally ``path`` wins; ``None`` where nothing is."""
+    """Return ``data["a"]["b"][0]`` for ``"a.b[0]"``; a key equal to ``path`` takes precedence; ``None`` if missing."""
     if isinstance(data, Mapping) and path in data:
         return data[path]
-    for part in re.findall(r"[^.\[\]]+", path):
+    for key in re.findall(r"[^.\[\]]+", path):
         if isinstance(data, Mapping):
-            data = data.get(part)
-        elif isinstance(data, list) and part.isdigit() and int(part) < len(data):
-            data = data[int(part)]
+            data = data.get(key)
+        elif isinstance(data, list) and key.isdigit() and int(key) < len(data):
+            data = data[int(key)]
         else:
             return None
     return data
 
 
 def _js_number(value: Any) -> float:
-    """JavaScript's ``Number(value)`` for what JSON can hold; NaN where it is none."""
+    """Convert JSON to a number like JavaScript's ``Number(value)``."""
     if isinstance(value, list):
         value = value[0] if len(value) == 1 else math.nan
     if isinstance(value, bool | int | float):
         try:
             return float(value)
-        except OverflowError:  # JSON's integers have no bounds
+        except OverflowError:  # JSON integers are unbounded
             return math.inf if value > 0 else -math.inf
     if not isinstance(value, str) or "_" in value:
         return math.nan
@@ -143,11 +143,11 @@ def _js_number(value: Any) -> float:
 
 
 class _NoDoctype(TreeBuilder):
-    """Refuses a DOCTYPE before any entity that it declares can be used."""
+    """Rejects a DOCTYPE before its entities can be expanded."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ConfigError(
-            "The label config has a DOCTYPE, which is not read: it could declare entities of any size.",
+            "The label config has a DOCTYPE, which is not accepted: it could declare entities of any size.",
             "Remove it in the project's settings.",
         )
 
@@ -157,10 +157,10 @@ def _parse(xml: str) -> Element:
         raise ConfigError("The label config is empty.", f"Set one up in the project's settings, such as {_EXAMPLE}")
     if len(xml) > MAX_CONFIG_CHARS:
         raise ConfigError(
-            f"The label config has {len(xml)} characters, more than the {MAX_CONFIG_CHARS} that are read.",
+            f"The label config has {len(xml)} characters, more than the maximum of {MAX_CONFIG_CHARS}.",
             "Shorten it in the project's settings.",
         )
-    parser = XMLParser(target=_NoDoctype())  # noqa: S314 - without a DOCTYPE nothing can be declared, so not expanded
+    parser = XMLParser(target=_NoDoctype())  # noqa: S314 - entities need a DOCTYPE, which is rejected
     try:
         parser.feed(xml.strip())
         root: Element = parser.close()
@@ -178,7 +178,7 @@ def _tag(node: Element) -> str:
 
 
 def _attrs(node: Element) -> dict[str, str]:
-    # Label Studio's frontend is blind to the case of tag and attribute names.
+    # Label Studio's frontend ignores the case of tag and attribute names.
     return {name.lower(): value for name, value in node.attrib.items()}
 
 
@@ -197,13 +197,13 @@ def _label_specs(labels: Element) -> list[LabelSpec]:
 
 
 def parse_label_config(xml: str) -> LabelConfig:
-    """Read a label config.
+    """Parse a label config.
 
     Args:
         xml: the project's labeling configuration.
 
     Raises:
-        ConfigError: not XML, or without what pre-annotation of video needs; the message names cause and hint.
+        ConfigError: it is not XML, or has no ``Video`` with ``VideoRectangle`` and labels.
     """
     nodes = [(node, _tag(node), _attrs(node)) for node in _parse(xml).iter()]
     videos = {attrs["name"]: attrs for _, tag, attrs in nodes if tag == "video" and attrs.get("name")}
@@ -214,7 +214,7 @@ def parse_label_config(xml: str) -> LabelConfig:
         raise ConfigError("The label config has no Video tag with a name.", f"Add one, as in {_EXAMPLE}")
 
     def target(attrs: Mapping[str, str]) -> str:
-        # Label Studio fills in a missing toName where there is only one object.
+        # Like Label Studio: a missing toName means the only object tag.
         return attrs.get("toname") or (objects[0] if len(objects) == 1 else "")
 
     rectangles = [attrs for _, tag, attrs in nodes if tag == "videorectangle" and attrs.get("name")]
@@ -232,7 +232,7 @@ def parse_label_config(xml: str) -> LabelConfig:
                 f"Use one of: {', '.join(sorted(videos))}.",
             )
         if video_name in controls:
-            continue  # Label Studio's player itself draws with the first control of a video
+            continue  # Label Studio's player uses the first control of a video
         video = videos[video_name]
         match = _FIELD.fullmatch(video.get("value", "").strip())
         if not match:
@@ -240,8 +240,10 @@ def parse_label_config(xml: str) -> LabelConfig:
                 f'Video "{video_name}" has value="{video.get("value", "")}", which names no task field.',
                 'Write the field with a dollar sign, such as value="$video".',
             )
-        sets = [(node, a) for node, tag, a in nodes if tag == "labels" and a.get("name") and target(a) == video_name]
-        specs = tuple(spec for node, _ in sets for spec in _label_specs(node))
+        label_tags = [
+            (node, a) for node, tag, a in nodes if tag == "labels" and a.get("name") and target(a) == video_name
+        ]
+        specs = tuple(spec for node, _ in label_tags for spec in _label_specs(node))
         if not specs:
             raise ConfigError(
                 f'Video "{video_name}" has no Labels tag with labels.',
@@ -251,21 +253,21 @@ def parse_label_config(xml: str) -> LabelConfig:
             from_name=name,
             to_name=video_name,
             value_key=match.group(1),
-            labels_name=sets[0][1]["name"],
+            labels_name=label_tags[0][1]["name"],
             labels=specs,
             frame_rate=video.get("framerate", ""),
         )
     return LabelConfig(tuple(controls.values()))
 
 
-def read_label_config(path: Path, hint: str = "Give --config.") -> LabelConfig:
+def read_label_config(path: Path, hint: str = "Use another --config.") -> LabelConfig:
     """Read a label config from a file.
 
     Args:
-        hint: what to do where the file cannot be read.
+        hint: of the error if the file cannot be read.
 
     Raises:
-        ConfigError: not readable, not UTF-8, or as :func:`parse_label_config`.
+        ConfigError: the file is not readable or not UTF-8, or see :func:`parse_label_config`.
     """
     try:
         return parse_label_config(path.read_text(encoding="utf-8"))
@@ -276,33 +278,33 @@ def read_label_config(path: Path, hint: str = "Give --config.") -> LabelConfig:
 
 
 def plain_name(name: str) -> str:
-    """A name as names are compared: case does not matter, nor whether words are joined by a blank, ``_`` or ``-``."""
+    """Normalise a name for comparison: ignore case, and treat space, ``_`` and ``-`` alike."""
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
-#: What stands in ``predicted_values`` for all classes that no other label has.
+#: Wildcard in ``predicted_values`` for all classes that no other label has.
 REST = "*"
 
 
 def classes_for(label: LabelSpec) -> tuple[str, ...]:
-    """The classes that would get a label from :class:`LabelMapper`, the surest first; :data:`REST` among them."""
+    """Return the classes that :class:`LabelMapper` maps to a label, best first, possibly including :data:`REST`."""
     listed = [name for name in label.predicted_values if name != REST]
     names = [*listed, label.value, label.attrs.get("value", ""), *(set(label.predicted_values) & {REST})]
     return tuple(dict.fromkeys(filter(None, names)))
 
 
 class LabelMapper:
-    """From a model's class names to a config's labels.
+    """Maps a model's class names to a config's labels.
 
-    A class goes to the label that lists it in ``predicted_values``, else to the label of the same name, else to
-    the label with ``predicted_values="*"``; names are compared as :func:`plain_name` has them. Of several labels that
-    claim one class the first has it, but one that is called exactly so comes before others of the same name.
+    A class maps to the label that lists it in ``predicted_values``, else to the label of the same name, else to the
+    label with ``predicted_values="*"``; names are compared by :func:`plain_name`. If several labels match, the first
+    is used, but an exact name takes precedence over other spellings of it.
 
     Args:
         labels: the control's labels.
         class_names: the model's classes.
-        trained: the classes are labels of the project: before all else a class is the label of exactly its name. What
-            ``predicted_values`` says is of the detector that it was trained from, and of labels that were renamed.
+        trained: whether the classes are labels of the project, so that an exact name takes precedence over
+            ``predicted_values``, which are for the original detector and renamed labels.
     """
 
     def __init__(self, labels: Iterable[LabelSpec], class_names: Iterable[str] = (), *, trained: bool = False) -> None:
@@ -324,14 +326,14 @@ class LabelMapper:
                     self._by_prediction.setdefault(plain_name(name), label.value)
 
     def map(self, class_name: str) -> str | None:
-        """The label for a class, or ``None``."""
-        exactly = class_name if class_name in self._values else None  # others may differ in case, or a hyphen, only
-        if exactly is not None and self._trained:
-            return exactly
+        """Return the label of a class, or ``None``."""
+        exact = class_name if class_name in self._values else None  # other labels may differ only in case or hyphens
+        if exact is not None and self._trained:
+            return exact
         key = plain_name(class_name)
-        return self._by_prediction.get(key) or exactly or self._by_name.get(key) or self._rest
+        return self._by_prediction.get(key) or exact or self._by_name.get(key) or self._rest
 
     @property
     def table(self) -> dict[str, str]:
-        """The model's classes that have a label, with it."""
+        """The label of each class of the model that has one."""
         return {name: label for name in self._class_names if (label := self.map(name)) is not None}

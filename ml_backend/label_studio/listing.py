@@ -1,4 +1,4 @@
-"""The list of projects, for the web process: asked for again and again, by people who wait."""
+"""List projects and tasks for the web process, with short timeouts and a cache."""
 
 from __future__ import annotations
 
@@ -13,61 +13,62 @@ from urllib.parse import unquote, urlsplit
 
 from ml_backend.label_studio.client import LabelStudioClient, TaskState
 
-#: Seconds that people wait for a list, and that one is good for.
+#: Timeout of a request, since people wait for it.
 TIMEOUT_S = 5.0
+#: Seconds for which a list is cached.
 FRESH_S = 3.0
-#: Seconds for which it may be shown while a newer one is fetched.
+#: Seconds for which a list is shown while a newer one is fetched.
 STALE_S = 30.0
-#: More projects than a list can be looked through.
-_PROJECTS = 2000
+#: Maximum length of the list.
+_MAX_PROJECTS = 2000
 
 
 class ProjectLister:
-    """Safe across threads; asks Label Studio for its projects at most once in a few seconds.
+    """Lists projects and tasks; thread-safe. Requests the projects at most once in ``FRESH_S``.
 
     Args:
-        token: gives the configured token, or the one that Label Studio handed over last.
-        links: where people reach it, for links; empty: ``url``.
+        token: returns the configured token, or the last one that Label Studio sent.
+        links: URL of Label Studio for people's browsers; empty: ``url``.
     """
 
     def __init__(self, url: str, token: Callable[[], str], links: str = "") -> None:
         self._token, self._links = token, links or url
         self._client = lru_cache(maxsize=1)(lambda token: LabelStudioClient(url, token, TIMEOUT_S, retries=0))
         self._lock = threading.Lock()
-        self._known: tuple[float, list[dict[str, Any]]] | None = None
+        self._cached: tuple[float, list[dict[str, Any]]] | None = None
 
     def prepare(self) -> None:
-        """Load what asking needs; asks nothing."""
+        """Import the SDK, without a request."""
         sdk = LabelStudioClient("http://localhost", "none")._sdk
         _ = sdk.projects, sdk.tasks
 
     def projects(self) -> list[dict[str, Any]]:
-        """Id, title and numbers of tasks of every project that the token's user sees, newest first.
+        """Return id, title and task counts of every project visible to the token's user, newest first.
 
         Raises:
-            LabelStudioError: it does not answer, or refuses.
+            LabelStudioError: Label Studio does not answer, or rejects the token.
         """
-        known = self._known
-        age = time.monotonic() - known[0] if known else STALE_S
-        if known and age < FRESH_S:
-            return known[1]
-        # While somebody asks, others take what is known: they would hold all of the server's threads, health's too.
-        if not self._lock.acquire(blocking=age >= STALE_S) and known:
-            return known[1]
+        cached = self._cached
+        age = time.monotonic() - cached[0] if cached else STALE_S
+        if cached and age < FRESH_S:
+            return cached[1]
+        # During a request others use the cached list: waiting would block all of the server's threads.
+        if not self._lock.acquire(blocking=age >= STALE_S) and cached:
+            return cached[1]
         try:
-            if self._known and time.monotonic() - self._known[0] < FRESH_S:
-                return self._known[1]
-            found = self._client(self._token()).list_projects()
-            self._known = time.monotonic(), [_project(item, self._links) for item in islice(found, _PROJECTS)]
-            return self._known[1]
+            if self._cached and time.monotonic() - self._cached[0] < FRESH_S:
+                return self._cached[1]
+            projects = self._client(self._token()).list_projects()
+            self._cached = time.monotonic(), [_project(item, self._links) for item in islice(projects, _MAX_PROJECTS)]
+            return self._cached[1]
         finally:
             self._lock.release()
 
     def tasks(self, project_id: int, page: int, size: int) -> tuple[list[dict[str, Any]], int]:
-        """A page of a project's tasks, from 1: id, name, number of annotations and predictions; and how many there are.
+        """Return a page of a project's tasks, from 1 (id, name, annotation and prediction counts), and their total.
 
         Raises:
-            LabelStudioError: it does not answer, refuses, or has no such project or page.
+            LabelStudioError: Label Studio does not answer, rejects the token, or has no such project or page.
         """
         states, total = self._client(self._token()).task_page(project_id, page, size)
         return [_task(state) for state in states], total
@@ -87,7 +88,7 @@ def _project(item: dict[str, Any], url: str) -> dict[str, Any]:
 
 
 def _task(state: TaskState) -> dict[str, Any]:
-    # Uploads are called by their file, local files by the parameter that names it.
+    # The file name of an upload is in the path, that of a local file in the parameter d.
     uri = next((value for value in state.data.values() if isinstance(value, str) and "/" in value), "")
     parts = urlsplit(uri)
     name = PurePosixPath(unquote(parts.query.removeprefix("d=") or parts.path)).name

@@ -1,4 +1,4 @@
-"""From a task's video field to a local file: in place where visible, else a streamed, resumable, cached download."""
+"""Resolve a task's video to a local file: in place if visible, else by a resumable, cached download."""
 
 from __future__ import annotations
 
@@ -29,20 +29,19 @@ log = logging.getLogger(__name__)
 
 CLOUD_SCHEMES = frozenset({"s3", "gs", "azure-blob", "azure_spi", "dbfs", "gcs"})
 ATTEMPTS = 4
-#: Without a byte, before a download is tried again: stores that fetch a file from their archive are silent at first.
+#: Seconds without a byte before a retry; storages that fetch from an archive take a while.
 TIMEOUT_S = 30.0
-#: Bytes between two looks at the room that is left: others write on the disk too, and not every server says how much
-#: will come.
+#: Bytes between checks of free disk space: others write too, and the size of a download may be unknown.
 CHECK_BYTES = 64 << 20
-#: Room that a download leaves on the disk for databases and logs.
+#: Disk space that downloads leave free for databases and logs.
 SPARE_BYTES = 256 << 20
-#: What the kernel says where no room is left: on the disk, for this user, in one file.
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+#: No space on the device, quota exceeded, file too large.
+_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _OWN_SUFFIXES = (".lock", ".json", ".part")
 
 
 class Authenticated(Protocol):
-    """What is needed of the API client; files that are not Label Studio's have none."""
+    """The part of the API client that downloads need."""
 
     url: str
 
@@ -50,13 +49,13 @@ class Authenticated(Protocol):
 
 
 def canonical_uri(uri: str, label_studio_url: str = "") -> str:
-    """The same name for the same media, however Label Studio spells it.
+    """Normalise a media address, so that one video has one address.
 
     Label Studio's API rewrites cloud URIs to resolver paths (``/tasks/7/resolve/?fileuri=<base64>``) that differ per
-    task, and uploads may carry its host. Both are undone here, so that one video has one identity.
+    task, and uploads may include its host. Both are undone.
 
     Raises:
-        MediaError: no address can be made of it.
+        MediaError: the address is malformed.
     """
     uri = uri.strip()
     if label_studio_url and uri.startswith(label_studio_url.rstrip("/") + "/"):
@@ -69,12 +68,12 @@ def canonical_uri(uri: str, label_studio_url: str = "") -> str:
             _split(decoded)
             return decoded
         except (binascii.Error, UnicodeDecodeError, ValueError):
-            log.debug("Not a resolver path after all: %s", uri)
+            log.debug("Not a resolver path: %s", uri)
     return uri
 
 
 def public_uri(uri: str) -> str:
-    """A media address without what may be secret in it, for messages and logs: credentials and signatures."""
+    """Return a media address without credentials and signatures, for messages and logs."""
     parts = urlsplit(uri)
     if not parts.netloc:
         return uri
@@ -83,23 +82,24 @@ def public_uri(uri: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where the bytes of a media URI come from."""
+    """The URL to download a media URI from."""
 
     url: str
     send_auth: bool
     any_host_after_redirect: bool = False
 
 
-#: A storage redirects once or twice; more than this is a circle.
+#: Storages redirect once or twice.
 MAX_REDIRECTS = 5
 
 
 class MediaStore:
-    """Finds or downloads media. Files of the cache are shared by all processes on one ``data_dir``.
+    """Finds or downloads media. The cache is shared by all processes with the same ``data_dir``.
 
     Args:
-        silent: servers that did not answer at all, which are not asked again; empty when omitted. Of a hundred videos
-            of a server that is away the first one takes minutes, the others none.
+        should_stop: polled during downloads.
+        unreachable: servers that did not answer, added here and not tried again: only the first of a hundred videos
+            on such a server takes minutes.
     """
 
     def __init__(
@@ -107,10 +107,10 @@ class MediaStore:
         settings: Settings,
         client: Authenticated,
         should_stop: Callable[[], bool] = lambda: False,
-        silent: set[str] | None = None,
+        unreachable: set[str] | None = None,
     ) -> None:
         self._should_stop = should_stop
-        self._silent = set[str]() if silent is None else silent
+        self._unreachable = set[str]() if unreachable is None else unreachable
         self._settings = settings
         self._client = client
         self._dir = settings.media_dir
@@ -118,20 +118,20 @@ class MediaStore:
 
     @contextlib.contextmanager
     def open(self, uri: str, task_id: int) -> Iterator[Path]:
-        """A local path for the media; the file stays as long as the context is open.
+        """Yield a local path of the media; the file exists while the context is open.
 
         Args:
             uri: value of the task's video field.
-            task_id: Label Studio resolves cloud URIs per task.
+            task_id: used to resolve cloud URIs.
 
         Raises:
-            MediaError: not allowed, refused (401, 403), not there (404), too large.
-            MediaUnavailable: no answer or a server's error, after several tries.
-            StorageError: the disk does not take it.
-            Interrupted: ``should_stop`` said so during a download.
+            MediaError: not allowed, refused (401, 403), not found (404), too large.
+            MediaUnavailable: no response or a server error, after several attempts.
+            StorageError: the file cannot be written.
+            Interrupted: ``should_stop`` returned true during a download.
         """
         if not isinstance(uri, str) or not uri.strip():
-            raise MediaError("The task's video field is empty.", "Put a URL or an upload there.")
+            raise MediaError("The task's video field is empty.", "Set it to a URL or an upload.")
         uri = canonical_uri(uri, self._client.url)
         if local := self.local_path(uri):
             yield local
@@ -142,26 +142,30 @@ class MediaStore:
         try:
             self._dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"{self._dir} cannot be made: {error.strerror}.", "Set DATA_DIR elsewhere.") from error
+            raise StorageError(
+                f"{self._dir} cannot be created: {error.strerror}.", "Set DATA_DIR elsewhere."
+            ) from error
         for _ in range(3):
-            # Shared: others read it too, possibly for hours, and the clean-up of the cache passes it over.
+            # A shared lock: others may read the file for hours, and the cache does not evict it.
             with locked(lock, exclusive=False):
                 if target.is_file():
                     os.utime(target)
                     try:
                         yield target
                     except VideoError:
-                        target.unlink(missing_ok=True)  # mended at its source, it is to be fetched anew
+                        target.unlink(missing_ok=True)  # download it again once it is repaired
                         raise
                     return
             with locked(lock, exclusive=True):
                 if not target.is_file():
                     self._download(source, target)
-        # Removed again and again in the moment between the two locks.
-        raise MediaUnavailable(f"{public_uri(uri)} left the cache while it was opened.", "Raise MEDIA_CACHE_GB.")
+        # Evicted each time between the two locks.
+        raise MediaUnavailable(
+            f"{public_uri(uri)} was evicted from the cache while it was opened.", "Raise MEDIA_CACHE_GB."
+        )
 
     def local_path(self, uri: str) -> Path | None:
-        """The file itself, if it lies under a folder that the operator made visible; else ``None``."""
+        """Return the file itself if it is below ``UPLOADS_ROOT`` or ``LOCAL_FILES_ROOT``; else ``None``."""
         parts = urlsplit(uri)
         if parts.scheme or parts.netloc:
             return None
@@ -177,7 +181,7 @@ class MediaStore:
         base = self._client.url
         if parts.scheme in CLOUD_SCHEMES:
             encoded = base64.urlsafe_b64encode(uri.encode()).decode()
-            # Label Studio answers with the bytes or a redirect to a signed URL of the storage's own host.
+            # Label Studio responds with the bytes, or a redirect to a signed URL on the storage's host.
             return _Source(f"{base}/tasks/{task_id}/resolve/?fileuri={quote(encoded)}", True, True)
         if parts.scheme in ("http", "https"):
             self._check_host(uri)
@@ -185,7 +189,7 @@ class MediaStore:
         if not parts.scheme and parts.path.startswith("/data/"):
             return _Source(base + uri, True)
         raise MediaError(
-            f"The video address {public_uri(uri)[:200]!r} is of a kind that is not fetched.",
+            f"The video address {public_uri(uri)[:200]!r} has a scheme that is not supported.",
             "Use an upload, a local-files or cloud storage of Label Studio, or an http(s) URL.",
         )
 
@@ -198,7 +202,7 @@ class MediaStore:
 
     def _target(self, uri: str) -> Path:
         suffix = PurePosixPath(urlsplit(uri).path).suffix
-        # The name is a hash: nothing of a request becomes part of a path but a plain suffix.
+        # A hash: only a plain suffix of the address becomes part of the path.
         plain = suffix[1:].isascii() and suffix[1:].isalnum() and len(suffix) <= 6
         safe = suffix.lower() if plain and suffix.lower() not in _OWN_SUFFIXES else ".media"
         return self._dir / (hashlib.sha256(uri.encode()).hexdigest()[:40] + safe)
@@ -206,7 +210,7 @@ class MediaStore:
     # -- download
 
     def _download(self, source: _Source, target: Path) -> None:
-        if (server := _server(source.url)) in self._silent:
+        if (server := _server(source.url)) in self._unreachable:
             raise MediaUnavailable(
                 f"The video cannot be fetched from {server}: it did not answer a moment ago.",
                 "Check that the host is reachable from this machine.",
@@ -219,10 +223,10 @@ class MediaStore:
                 break
             except MediaUnavailable as error:
                 if attempt == ATTEMPTS:
-                    if _is_silent(error.__cause__, source.url):
-                        self._silent.add(server)
+                    if _is_unreachable(error.__cause__, source.url):
+                        self._unreachable.add(server)
                     raise
-                time.sleep(0.2 * 2**attempt)  # the next try goes on where this one stopped
+                time.sleep(0.2 * 2**attempt)  # the next attempt resumes the download
         part.replace(target)
         meta.unlink(missing_ok=True)
         self._cache.trim(keep=target)
@@ -236,7 +240,7 @@ class MediaStore:
         if done:
             headers |= {"Range": f"bytes={done}-", "If-Range": validator}
         if source.send_auth:
-            headers |= self._client.auth_headers()  # httpx gives it to no other host that an answer leads to
+            headers |= self._client.auth_headers()  # httpx drops it on redirects to other hosts
 
         def check(request: httpx.Request) -> None:
             if _split(str(request.url)).scheme not in ("http", "https"):
@@ -249,8 +253,8 @@ class MediaStore:
                 httpx.Client(timeout=TIMEOUT_S, event_hooks={"request": [check]}) as http,
                 contextlib.closing(_follow(http, http.build_request("GET", source.url, headers=headers))) as response,
             ):
-                if response.status_code == 416 or not _goes_on(response, done):
-                    meta.unlink(missing_ok=True)  # the next try begins anew
+                if response.status_code == 416 or not _resumes_at(response, done):
+                    meta.unlink(missing_ok=True)  # the next attempt starts over
                     raise MediaUnavailable(f"{_server(source.url)} does not resume the download.")
                 self._check_status(response)
                 self._receive(response, part, meta, done if response.status_code == 206 else 0)
@@ -271,14 +275,14 @@ class MediaStore:
             return
         name = _server(str(response.url)) + urlsplit(str(response.url)).path
         if status in (401, 403):
-            # Storages refuse what is not there, too: that is not waited for.
+            # Storages also refuse access to missing files.
             kind = MediaRefused if _same_host(str(response.url), self._client.url) else MediaError
             raise kind(f"{name} refuses access ({status}).", "Check LABEL_STUDIO_API_KEY and the storage's rights.")
         if status in (404, 410):
             raise MediaError(f"{name} does not exist ({status}).", "Import the video again or correct the task.")
         if status >= 500 or status in (408, 416, 429):
             raise MediaUnavailable(f"{name} fails ({status}).", "See that server's log.")
-        raise MediaError(f"{name} answers with status {status}.")
+        raise MediaError(f"{name} responds with status {status}.")
 
     def _receive(self, response: httpx.Response, part: Path, meta: Path, done: int) -> None:
         limit = int(self._settings.media_max_gb * (1 << 30))
@@ -288,14 +292,14 @@ class MediaStore:
             raise self._too_large()
         if "text/html" in response.headers.get("content-type", ""):
             raise MediaError(
-                f"{_server(str(response.url))} answers with a web page instead of a video.",
-                "Check the address and the token; a login page looks like this.",
+                f"{_server(str(response.url))} responds with a web page instead of a video.",
+                "Check the address and the token: it may be a login page.",
             )
         try:
             if not done:
-                part.unlink(missing_ok=True)  # begun anew, the old one's room is free
+                part.unlink(missing_ok=True)  # starting over: free its space
             self._cache.make_room(length or CHECK_BYTES, keep=part)
-            # If-Range takes a strong validator only.
+            # If-Range requires a strong validator.
             etag = response.headers.get("etag", "")
             validator = etag if etag and not etag.startswith("W/") else response.headers.get("last-modified", "")
             if validator:
@@ -311,15 +315,17 @@ class MediaStore:
                         raise self._too_large()
                     file.write(chunk)
                     if self._should_stop():
-                        raise Interrupted(f"Stopped after {done} bytes.", "The download goes on from there.")
+                        raise Interrupted(
+                            f"Stopped after {done} bytes.", "Run it again: the download resumes from there."
+                        )
                     if done - checked >= CHECK_BYTES and done != expected:
                         checked = done
                         self._cache.make_room(min(CHECK_BYTES, expected - done) if expected else CHECK_BYTES, keep=part)
         except StorageError:
-            _discard(part, meta)  # what cannot be completed must not take the last room
+            _discard(part, meta)  # an incomplete file must not use up the disk
             raise
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in _FULL_ERRNOS:
                 _discard(part, meta)
             raise StorageError(f"{part} cannot be written: {error.strerror}.", "Free some disk space.") from error
         if expected and done != expected:
@@ -329,12 +335,12 @@ class MediaStore:
         return MediaRefused(f"The video is larger than {self._settings.media_max_gb} GB.", "Raise MEDIA_MAX_GB.")
 
 
-def _is_silent(error: BaseException | None, url: str) -> bool:
-    """Whether a download failed because the address' own server, not one that it leads to, did not answer."""
+def _is_unreachable(error: BaseException | None, url: str) -> bool:
+    """Return whether the server of the URL itself, not of a redirect, did not answer."""
     import httpx
 
-    silent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ReadTimeout)
-    return silent and isinstance(error, httpx.RequestError) and _same_host(str(error.request.url), url)
+    no_response = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ReadTimeout)
+    return no_response and isinstance(error, httpx.RequestError) and _same_host(str(error.request.url), url)
 
 
 def _split(uri: str) -> SplitResult:
@@ -348,30 +354,30 @@ def _split(uri: str) -> SplitResult:
 
 
 def _server(url: str) -> str:
-    """Host and port, without user and password."""
+    """Return host and port, without user and password."""
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def _same_host(url: str, base: str) -> bool:
-    def place(address: str) -> tuple[str, str | None, int | None]:
+    def origin(address: str) -> tuple[str, str | None, int | None]:
         parts = urlsplit(address)
         return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
-    return place(url) == place(base)
+    return origin(url) == origin(base)
 
 
 def _inside(root: Path, relative: str) -> Path | None:
-    """``root/relative`` if that is a file below ``root`` after all links are followed, else ``None``."""
+    """Return ``root/relative`` if it is a file below ``root`` after resolving links, else ``None``."""
     try:
         path = (root / relative.lstrip("/")).resolve()
         return path if path.is_relative_to(root.resolve()) and path.is_file() else None
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, links in a circle
+    except (OSError, ValueError, RuntimeError) as error:  # name too long, null byte, circular links
         log.debug("Not a file: %r: %s", relative[:200], error)
         return None
 
 
 def _read_validator(meta: Path) -> str:
-    """The validator of a partial download, empty where there is none (a process was killed while writing it)."""
+    """Return the validator of a partial download; empty without a valid one."""
     try:
         validator = json.loads(meta.read_text(encoding="utf-8"))["validator"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -381,7 +387,7 @@ def _read_validator(meta: Path) -> str:
 
 
 def _follow(http: httpx.Client, request: httpx.Request) -> httpx.Response:
-    """Return the answer that a request leads to. Bodies of answers that redirect may be endless: they are not read."""
+    """Follow redirects, without reading their bodies, which may be endless."""
     import httpx
 
     for _ in range(MAX_REDIRECTS + 1):
@@ -393,16 +399,16 @@ def _follow(http: httpx.Client, request: httpx.Request) -> httpx.Response:
     raise httpx.TooManyRedirects("", request=request)
 
 
-def _goes_on(response: httpx.Response, done: int) -> bool:
-    """Whether a partial answer begins exactly at ``done``: some caches round ranges down."""
+def _resumes_at(response: httpx.Response, done: int) -> bool:
+    """Return whether a partial response starts exactly at ``done``; some caches round ranges down."""
     if response.status_code != 206:
         return True
-    answered: str = response.headers.get("content-range", "")
-    return answered.replace(" ", "").startswith(f"bytes{done}-")
+    content_range: str = response.headers.get("content-range", "")
+    return content_range.replace(" ", "").startswith(f"bytes{done}-")
 
 
 def _discard(part: Path, meta: Path) -> None:
-    """Give a partial download up."""
+    """Delete a partial download."""
     for file in (part, meta):
         try:
             file.unlink(missing_ok=True)
@@ -410,44 +416,41 @@ def _discard(part: Path, meta: Path) -> None:
             log.warning("%s cannot be removed: %s", file, error)
 
 
-# -- the folder of downloads
+# -- cache
 
 
 class MediaCache:
-    """Files that may go, except while somebody holds their lock. Shared by all processes on one folder.
+    """An LRU cache of files in a folder that processes share; locked files are not evicted.
 
     Args:
-        limit: bytes that all files together may have.
+        limit: maximum total size in bytes.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self._limit = folder, limit
 
     def trim(self, keep: Path) -> None:
-        """Remove the least recently used files until the cache fits; files in use stay.
-
-        Args:
-            keep: stays as well.
-        """
+        """Remove the least recently used files, except ``keep`` and files in use, until the cache fits its limit."""
         entries = self._entries()
         self._evict(entries, sum(size for _, size, _ in entries) - self._limit, keep)
 
     def make_room(self, wanted: int, keep: Path) -> None:
-        """Remove the least recently used files, where the disk needs it, until so many bytes and a spare are free.
+        """Remove least recently used files until ``wanted`` bytes and :data:`SPARE_BYTES` are free on the disk.
 
-        The disk may be smaller than what the cache is allowed: without this, the cache alone would fill it for good.
+        The disk may be smaller than the cache's limit, so that the cache alone could fill it.
 
         Args:
-            keep: what is just being downloaded.
+            wanted: bytes.
+            keep: the current download.
 
         Raises:
-            StorageError: there is no room even so.
+            StorageError: there is not enough space.
         """
         missing = self._missing(wanted)
         if missing <= 0:
             return
         entries = [entry for entry in self._entries() if entry[2] != keep]
-        # Where all of it would not be enough, nothing is thrown away in vain.
+        # Evict nothing if all of it would not be enough.
         if sum(size for _, size, _ in entries) >= missing:
             self._evict(entries, missing, keep)
         if self._missing(wanted) > 0:
@@ -460,7 +463,7 @@ class MediaCache:
         return wanted + SPARE_BYTES - shutil.disk_usage(self.folder).free
 
     def _entries(self) -> list[tuple[float, int, Path]]:
-        """Last use, bytes and path of every file, half ones too."""
+        """Return last use, size and path of every file, including partial downloads."""
         entries = []
         for file in self.folder.iterdir():
             if file.suffix in (".lock", ".json") or not file.is_file():
@@ -475,7 +478,7 @@ class MediaCache:
             if excess <= 0:
                 return
             if file != keep and _remove_unused(file):
-                log.debug("%s left the cache", file)
+                log.debug("%s was evicted from the cache", file)
                 excess -= size
 
 
@@ -484,8 +487,8 @@ def locked(path: Path, *, exclusive: bool, wait: bool = True) -> Iterator[IO[byt
     """Hold a lock file.
 
     Raises:
-        StorageError: it cannot be made.
-        BlockingIOError: somebody else holds it, and ``wait`` is false.
+        StorageError: the file cannot be created.
+        BlockingIOError: another process holds it, and ``wait`` is false.
     """
     try:
         file = path.open("ab")
@@ -507,4 +510,4 @@ def _remove_unused(file: Path) -> bool:
             file.with_name(file.name + ".json").unlink(missing_ok=True)
         return True
     except BlockingIOError:
-        return False  # somebody reads it
+        return False  # in use

@@ -1,4 +1,4 @@
-"""Tracks to Label Studio's ``videorectangle`` results, and back to boxes as its player shows them."""
+"""Convert tracks to Label Studio's ``videorectangle`` results, and results to boxes as its player shows them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ml_backend.label_studio.timeline import Timeline
 
 Region = dict[str, Any]
 
-#: Length of the ids that Label Studio makes itself.
-_ID_CHARS = 10
+#: Length of Label Studio's own ids.
+_ID_LENGTH = 10
 
 
 def _region_id(content: Any) -> str:
-    """The same content gets the same id: predicting again makes no new regions for what did not change."""
+    """Return an id derived from the content, so that unchanged regions keep their ids in new predictions."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().lower()[:_ID_CHARS]
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().lower()[:_ID_LENGTH]
 
 
 def _keyframes(frames: IntArray, percent_xyxy: Float64Array, min_iou: float) -> tuple[IntArray, Float64Array]:
-    """Keyframes in x, y, width, height percent, rounded so that the bound holds for what is written."""
-    # A hundredth of the slack pays for the rounding, which keeps the numbers short.
+    """Select keyframes as x, y, width, height in percent, rounded such that ``min_iou`` still holds."""
+    # Reserve a hundredth of the tolerance for rounding, which keeps the numbers short.
     keys, boxes = simplify(frames, percent_xyxy, min_iou + 0.01 * (1.0 - min_iou))
     exact = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     for decimals in (3, 4, 6, 9):
@@ -46,19 +46,19 @@ def _keyframes(frames: IntArray, percent_xyxy: Float64Array, min_iou: float) -> 
 
 
 def track_to_value(track: Track, timeline: Timeline, video: VideoInfo, min_iou: float = 0.9) -> Region | None:
-    """What a ``videorectangle`` says of a track, but for its labels.
+    """Convert a track to the value of a ``videorectangle``, without labels.
 
-    On each frame of Label Studio's timeline it shows the track's box on the picture that is on screen then, with
-    IoU >= ``min_iou``, and is hidden wherever the track has none.
+    On each frame of Label Studio's timeline it shows the track's box of the decoded frame on screen, with
+    IoU >= ``min_iou``, and is hidden if the track has none.
 
     Args:
         track: frames are decoded indices, boxes pixels of the displayed video.
-        timeline: of this video, with the frame rate that applies to the task.
-        video: gives the displayed size.
-        min_iou: bound of the keyframe simplification.
+        timeline: of the video, at the task's frame rate.
+        video: its displayed size is used.
+        min_iou: of the keyframe simplification.
 
     Returns:
-        ``{"framesCount", "duration", "sequence"}``, or ``None`` where the track is on none of Label Studio's frames.
+        ``{"framesCount", "duration", "sequence"}``, or ``None`` if the track is on no frame of the timeline.
     """
     count = timeline.frames_count
     sequence: list[dict[str, Any]] = []
@@ -68,11 +68,11 @@ def track_to_value(track: Track, timeline: Timeline, video: VideoInfo, min_iou: 
         visible = np.flatnonzero((percent[:, 2:] > 0).all(axis=1))
         if not len(visible):
             continue
-        for part in np.split(visible, np.flatnonzero(np.diff(visible) > 1) + 1):
-            keys, boxes = _keyframes(frames[part], np.clip(corners[part], 0.0, 100.0), min_iou)
-            for frame, box in zip(keys.tolist(), boxes.tolist(), strict=True):
-                # Hidden after the part's last frame, on which it is still drawn; at the video's end there is no after.
-                ends = frame == keys[-1] and frame < count
+        for span in np.split(visible, np.flatnonzero(np.diff(visible) > 1) + 1):
+            keyframes, boxes = _keyframes(frames[span], np.clip(corners[span], 0.0, 100.0), min_iou)
+            for frame, box in zip(keyframes.tolist(), boxes.tolist(), strict=True):
+                # A disabled keyframe is still drawn, and hides the box after it; not needed at the end of the video.
+                ends = frame == keyframes[-1] and frame < count
                 x, y, width, height = box
                 sequence.append(
                     {
@@ -83,7 +83,7 @@ def track_to_value(track: Track, timeline: Timeline, video: VideoInfo, min_iou: 
                         "width": width,
                         "height": height,
                         "rotation": 0,
-                        # One frame late, as Label Studio itself writes it; it reads `frame` only.
+                        # One frame late, like Label Studio's own; it reads only `frame`.
                         "time": round(frame / timeline.frame_rate, 6),
                     }
                 )
@@ -99,17 +99,17 @@ def make_region(
     label: str,
     score: float,
     original_class: str,
-    why: Mapping[str, Any] | None = None,
+    extra_meta: Mapping[str, Any] | None = None,
 ) -> Region:
-    """A ``videorectangle`` result.
+    """Build a ``videorectangle`` result.
 
     Args:
-        value: what :func:`track_to_value` made.
-        control: gives the names.
+        value: of :func:`track_to_value`.
+        control: its names are used.
         label: of the project, or ``UNLABELLED``.
         score: 0..1.
         original_class: the detector's class.
-        why: more for the region's ``meta``: how it came to its label. The id does not depend on it.
+        extra_meta: added to the region's ``meta``, such as the origin of the label. The id does not depend on it.
     """
     region: Region = {
         "from_name": control.from_name,
@@ -119,19 +119,19 @@ def make_region(
         "score": round(float(score), 4),
         "meta": {"original_class": original_class},
     }
-    identified = {"id": _region_id([track_id, region]), **region}
-    if why:
-        identified["meta"] = {**region["meta"], **why}
-    return identified
+    with_id = {"id": _region_id([track_id, region]), **region}
+    if extra_meta:
+        with_id["meta"] = {**region["meta"], **extra_meta}
+    return with_id
 
 
 def track_to_region(
     track: Track, timeline: Timeline, control: VideoControl, video: VideoInfo, min_iou: float = 0.9
 ) -> Region | None:
-    """One labelled track as a ``videorectangle`` result; see :func:`track_to_value`.
+    """Convert a labelled track to a ``videorectangle`` result; see :func:`track_to_value`.
 
     Returns:
-        The result, or ``None`` where the track has no label or is on none of Label Studio's frames.
+        The result, or ``None`` if the track has no label or is on no frame of the timeline.
     """
     if track.label is None or (value := track_to_value(track, timeline, video, min_iou)) is None:
         return None
@@ -140,13 +140,13 @@ def track_to_region(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RegionKeys:
-    """A region's keyframes as arrays: who asks for its boxes piece by piece need not read its JSON each time.
+    """A region's keyframes as arrays, so that its JSON is parsed once.
 
     Attributes:
         frames: ``(m,)`` ascending, 1-based.
         enabled: ``(m,)``.
         percent: ``(m, 4)`` x, y, width, height.
-        rotation: ``(m,)`` degrees, each the short way round from the one before; ``None`` where nothing is turned.
+        rotation: ``(m,)`` degrees, unwrapped; ``None`` without rotation.
     """
 
     frames: IntArray
@@ -156,10 +156,10 @@ class RegionKeys:
 
     @classmethod
     def read(cls, region: Mapping[str, Any]) -> RegionKeys:
-        """The keyframes of a ``videorectangle`` result.
+        """Parse the keyframes of a ``videorectangle`` result.
 
         Raises:
-            KeyError, TypeError, ValueError, OverflowError: it is damaged.
+            KeyError, TypeError, ValueError, OverflowError: the result is malformed.
         """
         sequence = sorted(region["value"].get("sequence") or [], key=lambda key: int(key["frame"]))
         names = ("x", "y", "width", "height")
@@ -168,19 +168,18 @@ class RegionKeys:
             np.array([int(key["frame"]) for key in sequence], dtype=np.int64),
             np.array([bool(key.get("enabled", True)) for key in sequence], dtype=np.bool_),
             np.array([[float(key[name]) for name in names] for key in sequence]).reshape(-1, 4),
-            np.unwrap(rotation, period=360.0) if rotation.any() else None,
+            np.unwrap(rotation, period=360.0) if rotation.any() else None,  # the player rotates the short way
         )
 
-    def boxes(self, width: float, height: float, at: IntArray) -> tuple[Float64Array, BoolArray]:
-        """``(n, 4)`` pixels and ``(n,)`` whether visible, on 1-based frames ``(n,)``; see :func:`region_boxes`."""
+    def boxes(self, width: float, height: float, frames: IntArray) -> tuple[Float64Array, BoolArray]:
+        """Return ``xyxy`` ``(n, 4)`` in pixels and visibility ``(n,)`` on 1-based frames; see :func:`region_boxes`."""
         if not len(self.frames):
-            return np.zeros((len(at), 4)), np.zeros(len(at), bool)
-        previous = np.searchsorted(self.frames, at, side="right") - 1
-        visible: BoolArray = (previous >= 0) & (self.enabled[previous] | (self.frames[previous] == at))
-        xyxy = percent_to_xyxy(interpolate(self.frames, self.percent, at), width, height)
+            return np.zeros((len(frames), 4)), np.zeros(len(frames), bool)
+        previous = np.searchsorted(self.frames, frames, side="right") - 1
+        visible: BoolArray = (previous >= 0) & (self.enabled[previous] | (self.frames[previous] == frames))
+        xyxy = percent_to_xyxy(interpolate(self.frames, self.percent, frames), width, height)
         if self.rotation is not None:
-            # Between keyframes the player turns the short way round.
-            xyxy = _upright(xyxy, np.interp(at, self.frames, self.rotation))
+            xyxy = _upright(xyxy, np.interp(frames, self.frames, self.rotation))
         xyxy[~visible] = 0.0
         return xyxy, visible
 
@@ -188,7 +187,7 @@ class RegionKeys:
 def region_boxes(
     region: Mapping[str, Any], width: float, height: float, frames: npt.ArrayLike | None = None
 ) -> tuple[IntArray, Float64Array, BoolArray]:
-    """The boxes of a ``videorectangle`` result as Label Studio's player shows them.
+    """Compute the boxes of a ``videorectangle`` result as Label Studio's player shows them.
 
     Args:
         region: a result of a prediction or an annotation.
@@ -196,35 +195,35 @@ def region_boxes(
         frames: ``(n,)`` 1-based frames of Label Studio's timeline; all of them if ``None``.
 
     Returns:
-        ``(frames (n,) int64, xyxy (n, 4) float64 pixels, visible (n,) bool)``; boxes of invisible frames are 0. Of
-        a rotated box it is the upright box around it.
+        ``(frames (n,) int64, xyxy (n, 4) float64 pixels, visible (n,) bool)``; boxes of invisible frames are 0,
+        rotated boxes are replaced by the upright boxes around them.
     """
     keys = RegionKeys.read(region)
     last = max([int(region["value"].get("framesCount") or 0), *keys.frames[-1:].tolist()])
-    at = np.arange(1, last + 1, dtype=np.int64) if frames is None else np.asarray(frames, dtype=np.int64)
-    return at, *keys.boxes(width, height, at)
+    wanted = np.arange(1, last + 1, dtype=np.int64) if frames is None else np.asarray(frames, dtype=np.int64)
+    return wanted, *keys.boxes(width, height, wanted)
 
 
 def _upright(xyxy: Float64Array, degrees: Float64Array) -> Float64Array:
-    """Upright boxes around boxes that are turned clockwise about their top left corners."""
+    """Return the upright boxes around boxes that are rotated clockwise about their top left corners."""
     angle = np.radians(degrees)[:, None]
     width, height = (xyxy[:, 2:] - xyxy[:, :2]).T
-    across = np.stack([0 * width, width, width, 0 * width], axis=1)
-    down = np.stack([0 * height, 0 * height, height, height], axis=1)
-    x = xyxy[:, :1] + across * np.cos(angle) - down * np.sin(angle)
-    y = xyxy[:, 1:2] + across * np.sin(angle) + down * np.cos(angle)
+    dx = np.stack([0 * width, width, width, 0 * width], axis=1)
+    dy = np.stack([0 * height, 0 * height, height, height], axis=1)
+    x = xyxy[:, :1] + dx * np.cos(angle) - dy * np.sin(angle)
+    y = xyxy[:, 1:2] + dx * np.sin(angle) + dy * np.cos(angle)
     return np.stack([x.min(axis=1), y.min(axis=1), x.max(axis=1), y.max(axis=1)], axis=1)
 
 
 def visible_frames(region: Mapping[str, Any]) -> int:
-    """Number of Label Studio frames on which a region is drawn, found without going through them."""
+    """Return the number of timeline frames on which a region is visible."""
     keys = RegionKeys.read(region)
     end = max([int(region["value"].get("framesCount") or 0), *keys.frames[-1:].tolist()]) + 1
     return int(np.where(keys.enabled, np.diff(keys.frames, append=end), 1).sum())
 
 
 def make_prediction(regions: Sequence[Region], model_version: str) -> dict[str, Any]:
-    """A Label Studio prediction; its score is the mean of the regions', each weighted by the frames it is on."""
+    """Build a Label Studio prediction; its score is the mean of the regions', weighted by their visible frames."""
     weights = [visible_frames(region) for region in regions]
     total = sum(weights)
     score = sum(w * float(r["score"]) for w, r in zip(weights, regions, strict=True)) / total if total else 0.0

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.special import log_softmax, softmax
 
 from ml_backend.core.types import FloatArray
-from ml_backend.label_studio.label_config import LabelSpec, own_prompts
+from ml_backend.label_studio.label_config import LabelSpec, clip_prompts
 
 if TYPE_CHECKING:
     from ml_backend.embeddings.clip import ClipEmbedder
@@ -40,7 +40,7 @@ PRIOR_OBJECTS = 4.0
 
 def label_prompts(label: LabelSpec) -> tuple[str, ...]:
     """Return CLIP's prompts for a label: the config's ``clip_prompt``, else templates with the label's name."""
-    if own := own_prompts(label):
+    if own := clip_prompts(label):
         return own
     readable = " ".join(label.value.replace("_", " ").replace("-", " ").split())
     return tuple(template.format(readable) for template in TEMPLATES)

@@ -1,4 +1,4 @@
-"""What is drawn on a video: annotations or predictions of a file, or what a model finds now."""
+"""Layers of boxes to draw on a video: annotations or predictions of a file, or new predictions of a model."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ml_backend.datasets.video_files import VideoFolder
 from ml_backend.label_studio.label_config import LabelConfig
 
 ANNOTATIONS, PREDICTIONS = "annotations", "predictions"
-#: Tasks that an error message lists.
-_LISTED = 10
+#: Tasks listed in an error message.
+_MAX_LISTED = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Boxes for one pane.
+    """The boxes of one pane.
 
     Attributes:
-        title: where they come from, for people.
-        video: the file with the objects on it.
-        note: what is to be said of how they came about, else empty.
+        title: where the boxes come from, shown to people.
+        video: the file with its objects.
+        note: remark on the prediction, or empty.
     """
 
     title: str
@@ -42,13 +42,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class LayerModel:
-    """How a model looks at a video now.
+    """Configuration for predicting a video.
 
     Attributes:
-        config: label config file: names and labels.
+        config: label config file.
         settings: detector, mode and so on.
-        patterns: a pattern bank that was exported from a project.
-        progress: gives what is called with frames done and in all, by a title; one for each video that is looked at.
+        patterns: pattern bank exported from a project.
+        progress: called with a title for each video; its context yields a callback for frames done and in total.
     """
 
     config: Path
@@ -59,12 +59,12 @@ class LayerModel:
 
 @dataclass(frozen=True, slots=True)
 class AnnotationFile:
-    """A task in a file.
+    """A task in an export or prediction file.
 
     Attributes:
         path: see :class:`~ml_backend.datasets.annotation_reader.AnnotationReader`.
-        task: its id; ``None``: the one whose video has the file's name, or the only one.
-        config: of the project; frame rates are inferred from the regions without one.
+        task: task id; ``None``: the task whose video has the file's name, or the only one.
+        config: of the project; without one, frame rates are inferred from the regions.
     """
 
     path: Path
@@ -73,82 +73,86 @@ class AnnotationFile:
 
 
 def file_layer(video: Path, export: AnnotationFile, show: str = "") -> Layer:
-    """What an export of Label Studio, or a prediction file, says of a video.
+    """Read the layer of a video from a Label Studio export or a prediction file.
 
     Args:
-        show: ``"annotations"``, ``"predictions"``, or a model version; empty: annotations, where there are none the
-            newest prediction.
+        show: ``"annotations"``, ``"predictions"``, or a model version; empty: annotations, or else the newest
+            prediction.
 
     Raises:
-        ConfigError: the file is unusable, or has no such task or nothing to show of it.
-        MediaError: it is another video than the task's.
-        VideoError: the video is unusable.
+        ConfigError: the file cannot be read, or has no such task or nothing to show for it.
+        MediaError: the video is another one than the task's.
+        VideoError: the video cannot be decoded.
     """
     wanted: Predictions = {"": "missing", ANNOTATIONS: "none"}.get(show, "only")  # type: ignore[assignment]
     version = show if show not in ("", ANNOTATIONS, PREDICTIONS) else ""
 
-    def part(by: LabelConfig | None) -> TaskVideo:
+    def find_task_video(config: LabelConfig | None) -> TaskVideo:
         only = [] if export.task is None else [export.task]
-        source = AnnotationReader.from_file(
-            export.path, videos=video, config=by, predictions=wanted, model_version=version, only=only
+        reader = AnnotationReader.from_file(
+            export.path, videos=video, config=config, predictions=wanted, model_version=version, only=only
         )
-        return _choose(source.parts(), video, export, show)
+        return _choose(reader.task_videos(), video, export, show)
 
-    found = part(export.config)
-    if export.config is not None and not found.regions:
-        # A config that is given for its colours may name the controls otherwise than the file does.
-        found = part(None)
-    kind = "prediction" if found.submission.is_prediction else "annotation"
-    if difference := found.known.difference(video):
+    task_video = find_task_video(export.config)
+    if export.config is not None and not task_video.regions:
+        # A config that is given for its colours may name the controls differently than the file.
+        task_video = find_task_video(None)
+    kind = "prediction" if task_video.submission.is_prediction else "annotation"
+    if difference := task_video.facts.difference(video):
         raise MediaError(
-            f"{video.name} is another video than that of task {found.task_id}: {difference}.",
+            f"{video.name} is another video than that of task {task_video.task_id}: {difference}.",
             "Name the video that was annotated, or choose a task with --task.",
         )
-    title = " ".join(filter(None, (kind, found.submission.annotator, f"({export.path.name})")))
-    return Layer(title, AnnotatedVideo.make(found, video))
+    title = " ".join(filter(None, (kind, task_video.submission.annotator, f"({export.path.name})")))
+    return Layer(title, AnnotatedVideo.load(task_video, video))
 
 
-def _choose(parts: Iterator[TaskVideo], video: Path, export: AnnotationFile, show: str) -> TaskVideo:
-    """The part that belongs to the video. Only what fits is kept: an export may be large."""
-    path, task, by_name = export.path, export.task, VideoFolder(video)
+def _choose(task_videos: Iterator[TaskVideo], video: Path, export: AnnotationFile, show: str) -> TaskVideo:
+    """Choose the entry of the video, keeping only matches in memory, since an export may be large."""
+    path, task, folder = export.path, export.task, VideoFolder(video)
+
+    def has_name(entry: TaskVideo) -> bool:
+        return folder.look_up(entry.uri, entry.facts).path is not None
+
     first: TaskVideo | None = None
-    fitting: list[TaskVideo] = []
+    matches: list[TaskVideo] = []
     others: list[str] = []
-    for part in parts:
-        first = first or part
-        if task is not None or not part.uri or by_name.look_up(part.uri, part.known).path:
-            fitting.append(part)
+    for entry in task_videos:
+        first = first or entry
+        if task is not None or not entry.uri or has_name(entry):
+            matches.append(entry)
         else:
-            others.append(f"{part.task_id} ({part.name})")
-    if len({part.task_id for part in fitting}) > 1:
-        ids = ", ".join(str(part.task_id) for part in fitting[:_LISTED])
+            others.append(f"{entry.task_id} ({entry.name})")
+    if len({entry.task_id for entry in matches}) > 1:
+        ids = ", ".join(str(entry.task_id) for entry in matches[:_MAX_LISTED])
         raise ConfigError(f"{path.name} has several tasks with {video.name}: {ids}.", "Choose one with --task.")
-    if fitting:
-        # Of a task with several videos the one whose name fits.
-        return next((part for part in fitting if part.uri and by_name.look_up(part.uri, part.known).path), fitting[0])
+    if matches:
+        # If the task has several videos, the one with this name.
+        return next((entry for entry in matches if entry.uri and has_name(entry)), matches[0])
     if first is not None and len(others) == 1:
-        return first  # there is no choice, so it is meant, whatever its name
+        return first  # the only one, whatever its name
     what = show or "annotations or predictions"
     of = f"of task {task}" if task is not None else f"of {video.name}"
     if others:
-        more = ", ..." if len(others) > _LISTED else ""
-        hint = f"Choose one with --task: {', '.join(others[:_LISTED])}{more}."
+        more = ", ..." if len(others) > _MAX_LISTED else ""
+        hint = f"Choose one with --task: {', '.join(others[:_MAX_LISTED])}{more}."
     else:
         hint = "Export the project again, or name another task or file."
     raise ConfigError(f"{path.name} has no {what} {of}.", hint)
 
 
 def model_layer(video: Path, weights: str | None, model: LayerModel, **changes: Any) -> Layer:
-    """What a model finds in a video now; takes as long as pre-annotation.
+    """Predict a video and return the layer; takes as long as pre-annotation.
 
     Args:
-        weights: YOLO checkpoint or its name; by default that of the settings.
-        changes: further settings.
+        weights: YOLO checkpoint or its name; by default as in the settings.
+        changes: other settings.
 
     Raises:
         VideoError, ConfigError, WeightsError, StorageError: as :func:`ml_backend.inference.offline.predict_file`.
     """
-    from ml_backend.inference.offline import predict_file  # with all that models need, which files do not
+    from ml_backend.inference.offline import predict_file  # loads the model libraries
 
     if weights is not None:
         changes |= {"yolo_weights": weights}
@@ -162,11 +166,11 @@ def model_layer(video: Path, weights: str | None, model: LayerModel, **changes: 
 
 
 def named_layer(video: Path, name: str, model: LayerModel, export: AnnotationFile | None = None) -> Layer:
-    """The layer that a word of the command line means.
+    """Return the layer that a command-line argument names.
 
     Args:
-        name: a JSON file; of ``export``: ``annotations``, ``predictions`` or a model version; weights: a checkpoint
-            file, or its name where there is no export; ``motion``: the detector without weights.
+        name: a JSON file; ``annotations``, ``predictions`` or a model version of ``export``; a checkpoint file (or its
+            name if there is no export); or ``motion`` for the motion detector.
 
     Raises:
         VideoError, ConfigError, WeightsError, StorageError: as :func:`file_layer` and :func:`model_layer`.
@@ -177,7 +181,7 @@ def named_layer(video: Path, name: str, model: LayerModel, export: AnnotationFil
         of = export if export and same else AnnotationFile(path, config=export.config if export else None)
         return file_layer(video, of)
     if name in (ANNOTATIONS, PREDICTIONS) and export is None:
-        raise ConfigError(f"It is not said whose {name} are meant.", "Name the export with --from-json.")
+        raise ConfigError(f"There is no export to read {name} from.", "Name it with --from-json.")
     if name == "motion":
         return model_layer(video, None, model, detector="motion")
     if export is not None and not path.is_file() and path.suffix != ".pt":
@@ -186,5 +190,5 @@ def named_layer(video: Path, name: str, model: LayerModel, export: AnnotationFil
 
 
 def label_config_colours(config: LabelConfig) -> dict[str, str]:
-    """Colours that a config gives its labels, in its order; empty for a label without one."""
+    """Return the colours of a config's labels, in its order; empty for a label without one."""
     return {label.value: label.background for control in config.video_controls for label in control.labels}

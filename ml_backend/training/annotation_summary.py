@@ -68,7 +68,7 @@ class AnnotationSummary:
             Interrupted: ``should_stop`` returned true.
         """
         found = cls(classes)
-        for task_video in reader.parts():
+        for task_video in reader.task_videos():
             if should_stop():
                 raise Interrupted("Stopped while the annotations were read.", "They are read again.")
             try:
@@ -327,7 +327,7 @@ def _add(
 
 
 def _task_videos(reader: AnnotationReader, wanted: set[str]) -> Iterator[tuple[TaskVideo, str]]:
-    for task_video in reader.parts():
+    for task_video in reader.task_videos():
         try:
             key = task_video_key(task_video, reader.url)
         except MediaError:  # already skipped by the summary

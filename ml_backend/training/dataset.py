@@ -119,7 +119,7 @@ def build_dataset(
     summary.check()
 
     def check_unavailable() -> None:
-        if (unavailable := reader.away) and should_wait({item.task_id for item in unavailable}):
+        if (unavailable := reader.unavailable) and should_wait({item.task_id for item in unavailable}):
             raise MediaUnavailable(f"Annotated videos are unavailable: {unavailable[0]}", "Wait: they are tried again.")
 
     try:
@@ -129,11 +129,13 @@ def build_dataset(
         )
         export = DatasetOptions(_OPTIONS.format, _OPTIONS.sampling, _OPTIONS.image_format, classes)
         _clear_foreign(folder, state_options(export, frame_selector))
-        result = export_dataset(reader, folder, export, progress=progress, picker=frame_selector, should_stop=stop)
+        result = export_dataset(
+            reader, folder, export, progress=progress, frame_selector=frame_selector, should_stop=stop
+        )
         check_unavailable()
         return _Assembly(folder, classes, options, result).make(summary, reader)
     except NothingToTrain as error:
-        if reader.away:
+        if reader.unavailable:
             raise MediaUnavailable(
                 error.message, "Make sure that the server of the videos answers; the training is retried."
             ) from error
@@ -245,11 +247,11 @@ class _Assembly:
             tracks=sum(video.objects for video in self.videos),
             start_from=summary.start_from,
             notes=(*notes, *self._notes(summary, trained_classes, measured)),
-            unread=tuple(sorted({item.task_id for item in reader.away})),
+            unread=tuple(sorted({item.task_id for item in reader.unavailable})),
         )
 
     def _video(self, name: str) -> _Video:
-        notes = self.result.picked(name)
+        notes = self.result.selection_notes(name)
         seen = Counter(split for _, split, _, class_ids in notes["pictures"] if class_ids)
         spans = [{**span, "boxes": len(span["boxes"])} for span in notes["spans"]]
         digest = notes["digest"] if notes["pictures"] else ""
@@ -299,7 +301,7 @@ class _Assembly:
         with writing(self.folder / "train.txt") as train, writing(self.folder / "val.txt") as val:
             files = {"train": train, "val": val}
             for video in self.videos:
-                pictures = self.result.picked(video.name)["pictures"]
+                pictures = self.result.selection_notes(video.name)["pictures"]
                 trained = [picture for picture in pictures if picture[1] == "train"]
                 validation = [picture for picture in pictures if picture[1] == "val"]
                 splits = {frame: split for frame, split, *_ in pictures}
@@ -358,7 +360,7 @@ class _Assembly:
             numbers = {span.number for span in spans if span.video == video.name}
             if not numbers:
                 continue
-            notes = self.result.picked(video.name)
+            notes = self.result.selection_notes(video.name)
             chosen = [span for number, span in enumerate(notes["spans"]) if number in numbers]
             held_out = {
                 "name": video.name,

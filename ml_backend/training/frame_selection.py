@@ -81,25 +81,25 @@ class TrainingFrameSelector:
         # Plain ASCII: trainers list images in text files.
         return f"task-{part.task_id}"
 
-    def made_from(self, video: AnnotatedVideo) -> dict[str, Any]:
-        plan, split = self._plan, self._split(video.part)
+    def inputs(self, video: AnnotatedVideo) -> dict[str, Any]:
+        plan, split = self._plan, self._split(video.task_video)
         others = [dict(item.region) for item in video.objects if item.label not in self._class_ids]
         return {
             "rules": _RULES,
             "split": [split.part, split.phase] if split else None,
             "plan": [plan.per_second, _MAX_FRAMES, _NEGATIVE_SHARE],
             "span": plan.held_out_frames if split and split.part != "train" else 0,
-            "pseudo": _MIN_PSEUDO_SCORE if video.part.submission.is_prediction else None,
+            "pseudo": _MIN_PSEUDO_SCORE if video.task_video.submission.is_prediction else None,
             "hard": sorted(self._hard(video)),
             "others": fingerprint(others) if others else "",
         }
 
-    def pick(self, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> tuple[IntArray, Sequence[str]]:
-        split, plan = self._split(video.part), self._plan
+    def select(self, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> tuple[IntArray, Sequence[str]]:
+        split, plan = self._split(video.task_video), self._plan
         no_frames: tuple[IntArray, Sequence[str]] = np.zeros(0, np.int64), []
         if split is None or split.part == "held_out":
             return no_frames
-        pseudo = video.part.submission.is_prediction
+        pseudo = video.task_video.submission.is_prediction
         uses = split.uses(video.timeline.times)
         usable = (uses == TRAIN) if pseudo else np.isin(uses, list(_USES))
         usable &= ~self._excluded(video)
@@ -108,7 +108,7 @@ class TrainingFrameSelector:
         has_objects = visible(video, objects)[candidates]
         positive, negative = candidates[has_objects], candidates[~has_objects]
         limit = max(1, round(_NEGATIVE_SHARE * min(len(positive), _MAX_FRAMES)))
-        if not video.part.regions:
+        if not video.task_video.regions:
             limit = _EMPTY_FRAMES
         if pseudo:
             limit = 0  # objects that a model has missed are not background
@@ -125,18 +125,18 @@ class TrainingFrameSelector:
         video, pictures, rows = picked.video, [], []
         hard = self._hard(video)
         sha256 = file_sha256(video.path)
-        for frame, use in zip(video.frames(picked.pictures, picked.objects), picked.splits, strict=True):
+        for frame, use in zip(video.frames(picked.frames, picked.objects), picked.splits, strict=True):
             class_ids = [self._class_ids[item.label] for item in frame.objects]
             pictures.append([frame.index, use, any(item.region_id in hard for item in frame.objects), class_ids])
             rows.append(frame.xyxy.round(2).tolist())
-        pseudo = video.part.submission.is_prediction
+        pseudo = video.task_video.submission.is_prediction
         return {
             "task": video.task_id,
             "objects": 0 if pseudo else len(picked.objects),
             "pictures": pictures,
             "digest": fingerprint([sha256, pictures, rows]),
             "spans": [] if pseudo else self._spans(picked, sha256),
-            "uri": video.part.uri,
+            "uri": video.task_video.uri,
         }
 
     def _split(self, task_video: TaskVideo) -> Split | None:
@@ -159,7 +159,7 @@ class TrainingFrameSelector:
 
     def _excluded(self, video: AnnotatedVideo) -> npt.NDArray[np.bool_]:
         """Return ``(n,)`` whether a frame shows something that must be learned neither as object nor as background."""
-        pseudo = video.part.submission.is_prediction
+        pseudo = video.task_video.submission.is_prediction
         uncertain = [
             item
             for item in video.objects
@@ -170,7 +170,7 @@ class TrainingFrameSelector:
     # -- held-out spans
 
     def _spans(self, picked: SelectedFrames, sha256: str) -> list[dict[str, Any]]:
-        video, split = picked.video, self._split(picked.video.part)
+        video, split = picked.video, self._split(picked.video.task_video)
         if split is None or split.part == "train":
             return []
         seen, excluded = visible(video, picked.objects), self._excluded(video)
@@ -185,7 +185,7 @@ class TrainingFrameSelector:
             for frame in video.frames(frames, picked.objects):
                 for item, box in zip(frame.objects, frame.xyxy.round(2).tolist(), strict=True):
                     # Renumbered, so that objects elsewhere in the video change nothing here.
-                    track_id = tracks.setdefault(item.track, len(tracks) + 1)
+                    track_id = tracks.setdefault(item.track_id, len(tracks) + 1)
                     rows.append([frame.index, track_id, self._class_ids[item.label], *box])
                     labels.add(item.label)
             step = max(1, round(video.info.fps / _EVALUATED_PER_SECOND))

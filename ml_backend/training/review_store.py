@@ -121,7 +121,7 @@ class ReviewStore:
             "submitted_at": _utc(task_review.submitted_at),
             "changed_at": _utc(task_review.changed_at),
         }
-        self._storage.put(corrections, {"project_id": project_id, "task_id": task_id}, values)
+        self._storage.upsert(corrections, {"project_id": project_id, "task_id": task_id}, values)
 
     def remove(self, project_id: int, task_id: int) -> None:
         """Remove the review of a task that, or whose annotation, was deleted."""

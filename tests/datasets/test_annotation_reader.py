@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ml_backend.core.errors import ConfigError, MediaError
 from ml_backend.datasets.annotated_video import AnnotatedVideo, FrameMap
 from ml_backend.datasets.annotation_reader import AnnotationReader
-from ml_backend.datasets.selection import inferred_rate
+from ml_backend.datasets.selection import infer_frame_rate
 from ml_backend.datasets.task_files import read_tasks
 from ml_backend.datasets.video_files import VideoFolder, media_parts, video_name
 from ml_backend.label_studio.label_config import parse_label_config
@@ -55,8 +55,8 @@ def test_boxes_are_on_decoded_pictures(folder: Path) -> None:
     assert frames.tolist() == list(range(21))
     assert xyxy[0].tolist() == [32, 24, 96, 96]
     assert xyxy[5].tolist() == pytest.approx([64, 24, 128, 96])
-    assert (video.name, video.part.stem, video.task_id) == ("clip.mp4", "clip", 1)
-    assert (item.track, item.label, item.source, item.confidence, item.original_class) == (
+    assert (video.name, video.task_video.stem, video.task_id) == ("clip.mp4", "clip", 1)
+    assert (item.track_id, item.label, item.source, item.confidence, item.original_class) == (
         1,
         "person",
         "manual",
@@ -72,7 +72,7 @@ def test_frames_are_given_in_order_with_those_on_which_nothing_is(folder: Path) 
     found = list(video.frames([0, 15, 25]))
     assert [frame.index for frame in found] == [0, 15, 25]
     assert [[item.label for item in frame.objects] for frame in found] == [["person"], ["person", "car"], []]
-    assert [item.track for item in video.objects] == [1, 2]
+    assert [item.track_id for item in video.objects] == [1, 2]
     assert found[1].time == pytest.approx(0.5)
     assert video.keyframes().tolist() == [0, 10, 15, 17, 20]
 
@@ -163,11 +163,11 @@ def test_ground_truth_counts_before_the_latest_and_cancelled_never(folder: Path)
     last = make_annotation(annotation_id=2)
     skipped = make_annotation(MOVING, annotation_id=3, was_cancelled=True)
     task = make_task("clip.mp4", first, last, skipped)
-    assert only_video(export(folder, task)).part.submission.annotator == "a@b.c"
+    assert only_video(export(folder, task)).task_video.submission.annotator == "a@b.c"
     first["ground_truth"] = False
     assert only_video(export(folder, task)).objects == ()
     videos = list(export(folder, task, all_annotators=True).videos())
-    assert [video.part.submission.annotator for video in videos] == ["a@b.c", "1"]
+    assert [video.task_video.submission.annotator for video in videos] == ["a@b.c", "1"]
     assert list(export(folder, make_task("clip.mp4", skipped)).videos()) == []
 
 
@@ -222,8 +222,11 @@ def test_json_min(folder: Path) -> None:
     path = folder.parent / "min.json"
     path.write_text(json.dumps([row, other, empty]))
     videos = list(AnnotationReader.from_file(path, videos=folder, all_annotators=True).videos())
-    assert [(v.task_id, len(v.objects), v.part.submission.annotator) for v in videos] == [(7, 1, "3"), (7, 0, "8")]
-    assert (videos[0].objects[0].source, videos[0].part.frame_rate) == ("manual", 30)
+    assert [(v.task_id, len(v.objects), v.task_video.submission.annotator) for v in videos] == [
+        (7, 1, "3"),
+        (7, 0, "8"),
+    ]
+    assert (videos[0].objects[0].source, videos[0].task_video.frame_rate) == ("manual", 30)
     config = parse_label_config(CONFIG)
     assert [len(v.objects) for v in AnnotationReader.from_file(path, videos=folder, config=config).videos()] == [0]
 
@@ -234,7 +237,7 @@ def test_a_prediction_file_and_its_video(folder: Path) -> None:
     path.write_text(json.dumps({"model_version": "v", "score": 0.5, "result": [moving]}))
     for videos in (folder, folder / "clip.mp4"):
         video = only_video(AnnotationReader.from_file(path, videos=videos))
-        assert (video.name, video.part.stem, video.part.frame_rate) == ("clip.mp4", "clip", 30)
+        assert (video.name, video.task_video.stem, video.task_video.frame_rate) == ("clip.mp4", "clip", 30)
         assert [item.source for item in video.objects] == ["auto"]
     beside = folder / "p.json"
     beside.write_text(path.read_text())
@@ -302,7 +305,7 @@ def test_two_videos_in_a_task(folder: Path) -> None:
     task["data"] = {"left": "clip.mp4", "right": "second.mp4", "fps": 30, "right_fps": 10}
     for config in (parse_label_config(TWO_VIDEOS), None):
         videos = list(export(folder, task, config=config).videos())
-        assert [(v.name, v.part.control.from_name, v.part.frame_rate) for v in videos] == [
+        assert [(v.name, v.task_video.control.from_name, v.task_video.frame_rate) for v in videos] == [
             ("clip.mp4", "left-box", 30),
             ("second.mp4", "kästchen", 10),
         ]
@@ -323,7 +326,7 @@ def test_two_videos_in_a_task(folder: Path) -> None:
 )
 def test_frame_rate_without_a_label_config(data: dict[str, Any], duration: Any, count: Any, rate: float | None) -> None:
     region = {"value": {"duration": duration, "framesCount": count}}
-    assert inferred_rate(data, [region]) == rate
+    assert infer_frame_rate(data, [region]) == rate
 
 
 # -- names

@@ -22,8 +22,8 @@ from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.formats.annotations_json import (
     WrittenAnnotations,
     export_annotations,
+    frames_at_rate,
     parse_sample,
-    pictures_per_second,
     whole_pixels,
 )
 from tests.builders import CONFIG, ROOT, wait_for
@@ -96,11 +96,11 @@ def test_so_many_a_second(tmp_path: Path, sample: str, frames: list[str]) -> Non
     assert [row["frame"] for row in rows_for(tmp_path, MOVING, sample=sample)] == frames
 
 
-def test_pictures_per_second_of_a_variable_rate() -> None:
+def test_frames_at_rate_of_a_variable_rate() -> None:
     times = np.array([0, 0.1, 0.26, 0.49, 0.5, 1.3, 1.31, 1.6])
-    assert pictures_per_second(times, 2).tolist() == [0, 4, 5, 7]
-    assert pictures_per_second(times, 1000).tolist() == list(range(8))
-    assert pictures_per_second(np.arange(300) / 29.97, 29.97).tolist() == list(range(300))
+    assert frames_at_rate(times, 2).tolist() == [0, 4, 5, 7]
+    assert frames_at_rate(times, 1000).tolist() == list(range(8))
+    assert frames_at_rate(np.arange(300) / 29.97, 29.97).tolist() == list(range(300))
 
 
 @pytest.mark.parametrize("text", ["", "some", "0", "-1", "nan", "inf"])

@@ -108,7 +108,7 @@ def test_boxes_follow_the_timeline_not_the_files_rate(tmp_path: Path) -> None:
 
 def test_data_yaml_and_labels(tmp_path: Path, clip: dict[str, Any]) -> None:
     result = export(tmp_path, [clip], DatasetOptions())
-    assert (result.videos, dict(result.pictures), dict(result.boxes)) == (
+    assert (result.videos, dict(result.images), dict(result.boxes)) == (
         1,
         {"train": 24, "val": 6},
         {"person": 21, "car": 10},
@@ -158,7 +158,7 @@ def test_keyframes_negatives_and_near_duplicates(tmp_path: Path, clip: dict[str,
         DatasetOptions(sampling=Sampling(near_duplicates=False, split="time", ratio=(1, 0, 0))),
     )
     kept = pictures(still / "out")
-    assert len(kept) == result.pictures["train"] == len(list((still / "out" / "labels" / "train").iterdir()))
+    assert len(kept) == result.images["train"] == len(list((still / "out" / "labels" / "train").iterdir()))
     assert len(kept) >= 11
 
 
@@ -281,11 +281,11 @@ def test_pictures_that_cannot_be_decoded_are_left_out(tmp_path: Path) -> None:
     damage(make_video(tmp_path / "clip.mp4", options={"bf": "0", "g": "10"}), slice(20, None))
     task = make_task("clip.mp4", make_annotation(MOVING))
     result = export(tmp_path, [task])
-    assert result.pictures["train"] == len(pictures(tmp_path / "out")) == 20
+    assert result.images["train"] == len(pictures(tmp_path / "out")) == 20
     assert len(list((tmp_path / "out" / "labels").rglob("*.txt"))) == 20
     task["annotations"][0]["result"] = []
     result = export(tmp_path, [task])
-    assert (result.pictures["train"], result.boxes.total()) == (20, 0)
+    assert (result.images["train"], result.boxes.total()) == (20, 0)
 
 
 def test_interrupting_says_so_and_leaves_whole_files(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_other_options_or_other_content_in_the_folder(tmp_path: Path, clip: dict
     strange = tmp_path / "strange"
     (strange / "out").mkdir(parents=True)
     (strange / "out" / "thesis.txt").write_text("")
-    with pytest.raises(ConfigError, match="something else"):
+    with pytest.raises(ConfigError, match="other files"):
         export(strange, [clip], videos=tmp_path)
 
 
@@ -343,7 +343,7 @@ def test_nothing_to_export(tmp_path: Path) -> None:
         export(tmp_path, [])
     make_video(tmp_path / "clip.mp4")
     result = export(tmp_path, [make_task("clip.mp4", make_annotation())])
-    assert (result.pictures["train"], result.classes) == (30, ())
+    assert (result.images["train"], result.classes) == (30, ())
     assert (tmp_path / "out" / "data.yaml").read_text().endswith("nc: 0\nnames: {}\n")
 
 

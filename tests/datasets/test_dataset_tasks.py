@@ -110,7 +110,7 @@ def test_versions_of_one_video_lie_in_one_part(tmp_path: Path, two_people: dict[
 
 
 def test_people_must_not_contradict_each_other_in_training(tmp_path: Path, two_people: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"contradict.*yolo-track, coco, mot, cvat"):
+    with pytest.raises(ConfigError, match=r"is for training.*yolo-track, coco, mot, cvat"):
         export(tmp_path, [two_people], all_annotators=True)
     assert not (tmp_path / "out").exists()
     arguments = ("--from-json", "e.json", "--out", "out", "--all-annotators", "--format")
@@ -133,13 +133,13 @@ def test_a_video_that_has_disappeared_stays_in_the_dataset(tmp_path: Path) -> No
     (tmp_path / "v2.mp4").unlink()
     result, source = export(tmp_path, tasks, options)
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == content
-    assert (result.videos, result.continued, dict(result.pictures)) == (2, 2, {"train": 16, "val": 4})
+    assert (result.videos, result.continued, dict(result.images)) == (2, 2, {"train": 16, "val": 4})
     assert [item.task_id for item in source.skipped] == [2]
     assert "is kept" in str(source.skipped[0])
     # What has been corrected since cannot be brought to its pictures: they go, and everything agrees on that.
     tasks[1]["annotations"][0]["result"] = [CAR]
     result, source = export(tmp_path, tasks, options)
-    assert (result.videos, dict(result.pictures)) == (1, {"train": 8, "val": 2})
+    assert (result.videos, dict(result.images)) == (1, {"train": 8, "val": 2})
     assert "is kept" not in str(source.skipped[0])
     assert {path.name.partition("_")[0] for path in (tmp_path / "out").rglob("v?_*")} == {"v1"}
 

@@ -86,13 +86,13 @@ def test_a_live_project(
         ("auto", 0.85, "dog"),
         ("manual", None, None),
     ]
-    assert videos[0].part.submission.annotator not in ("", "None")
+    assert videos[0].task_video.submission.annotator not in ("", "None")
     assert [item.task_id for item in source.skipped] == project["tasks"][4:]
-    assert len(list(source.parts())) == 2
+    assert len(list(source.task_videos())) == 2
     everything = AnnotationReader.from_project(
         label_studio.client(), project["id"], settings(), all_annotators=True, predictions="missing"
     )
-    assert [part.task_id for part in everything.parts()] == [project["tasks"][n] for n in (0, 0, 2, 4)]
+    assert [part.task_id for part in everything.task_videos()] == [project["tasks"][n] for n in (0, 0, 2, 4)]
 
 
 def test_the_scripts_on_a_live_project(project: dict[str, Any], label_studio: LabelStudio, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_stride_is_filled_in(tmp_path: Path, name: str) -> None:
     export_dataset(AnnotationReader.from_file(write_export(tmp_path / "e.json", [task])), tmp_path / "out", options)
     (video,) = READERS[name](tmp_path / "out")
     read = video.read(320, 240)
-    dense = {track.label: read.dense(track) for track in read.tracks}
+    dense = {track.label: read.interpolated(track) for track in read.tracks}
     assert dense["person"].frames.tolist() == list(range(26))
     assert dense["person"].xyxy[:, 0] == pytest.approx(np.arange(26) * 2 * 3.2, abs=0.02)
     # It is on the samples 0, 5 and 10 but not on 15.
@@ -144,8 +144,8 @@ def test_through_the_scripts(tmp_path: Path) -> None:
 
 def test_between_samples_a_track_is_interpolated_and_hidden_where_a_sample_lacks_it() -> None:
     rows = [(0, 1, "a"), (4, 1, "a"), (12, 1, "a")]
-    read = ImportedBoxes.make(rows, [[0, 0, 8, 8], [4, 0, 12, 8], [0, 0, 8, 8]], [0, 4, 8, 12])
-    dense = read.dense(read.tracks[0])
+    read = ImportedBoxes.from_rows(rows, [[0, 0, 8, 8], [4, 0, 12, 8], [0, 0, 8, 8]], [0, 4, 8, 12])
+    dense = read.interpolated(read.tracks[0])
     assert dense.frames.tolist() == [0, 1, 2, 3, 4, 12]
     assert dense.xyxy[:5, 0].tolist() == [0, 1, 2, 3, 4]
 
@@ -396,7 +396,9 @@ def test_absurd_frames_of_coco_and_yolo(tmp_path: Path, number: str) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "data.yaml").write_text("names: [a]")
     (tmp_path / "labels" / f"a_{number[:100]}.txt").write_text("")
-    with pytest.raises(ConfigError, match=r"no frame number|no labels" if len(number) < 100 else "no frame number"):
+    with pytest.raises(
+        ConfigError, match=r"not a frame number|no labels" if len(number) < 100 else "not a frame number"
+    ):
         list(read_yolo(tmp_path))
 
 

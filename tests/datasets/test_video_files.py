@@ -11,7 +11,7 @@ import pytest
 
 from ml_backend.core.errors import ConfigError, MediaError
 from ml_backend.datasets.annotation_reader import AnnotationReader
-from ml_backend.datasets.selection import found_controls
+from ml_backend.datasets.selection import infer_controls
 from ml_backend.datasets.video_files import VideoFacts, VideoFolder, video_name
 from ml_backend.rendering.layers import AnnotationFile, file_layer
 from tests.datasets.builders import key, make_annotation, make_region, make_task, write_export
@@ -166,9 +166,9 @@ def test_the_importers_note_is_no_video(tmp_path: Path) -> None:
     data = {"fps": 30, "source": "clip.avi", "source_sha256": "0" * 64, "film": "/data/upload/1/35deac95-clip.mp4"}
     region = make_region(key(1, 10))
     for result in ([region], []):
-        assert [control.value_key for control in found_controls(data, result)] == ["film"]
+        assert [control.value_key for control in infer_controls(data, result)] == ["film"]
     # Without the importer's mark it is a field as any other.
-    assert [c.value_key for c in found_controls({"source": "clip.avi"}, [region])] == ["source"]
+    assert [c.value_key for c in infer_controls({"source": "clip.avi"}, [region])] == ["source"]
 
 
 def test_of_several_fields_none_is_guessed(tmp_path: Path) -> None:
@@ -181,11 +181,11 @@ def test_of_several_fields_none_is_guessed(tmp_path: Path) -> None:
     assert list(source.videos()) == []
     assert "left, right" in source.skipped[0].reason
     assert "--config" in source.skipped[0].reason
-    assert [c.value_key for c in found_controls(data, [make_region(key(1, 1), to_name="right")])] == ["right"]
+    assert [c.value_key for c in infer_controls(data, [make_region(key(1, 1), to_name="right")])] == ["right"]
     both = [make_region(key(1, 1), to_name=name) for name in ("right", "other")]
-    assert [c.value_key for c in found_controls(data, both)] == ["right", "left"]
+    assert [c.value_key for c in infer_controls(data, both)] == ["right", "left"]
     with pytest.raises(ConfigError, match="--config"):
-        found_controls(data, [])
+        infer_controls(data, [])
     task["annotations"][0]["result"][0]["to_name"] = "right"
     (tmp_path / "e.json").write_text(json.dumps([task]))
     assert [video.name for video in source.videos()] == ["right.mp4"]

@@ -210,7 +210,7 @@ def test_the_head_of_a_single_cvat_task(tmp_path: Path) -> None:
     boxes = cvat_box(0, (0, 0, 9, 9)) + cvat_box(9, (0, 0, 9, 9), outside=1)
     (tmp_path / "a.xml").write_text(f"<annotations>{meta}{cvat_track(boxes)}</annotations>")
     (video,) = read_cvat(tmp_path / "a.xml")
-    assert (video.name, video.known.size, video.known.frames) == ("clip.mp4", (320, 240), (30, None))
+    assert (video.name, video.facts.size, video.facts.frames) == ("clip.mp4", (320, 240), (30, None))
     assert video.read(320, 240).tracks[0].frames.tolist() == list(range(7))
 
 
@@ -261,6 +261,6 @@ def test_damaged_frame_numbers_do_not_fill_the_memory(tmp_path: Path, monkeypatc
     monkeypatch.setattr(np, "arange", counted)
     (task,), _ = bring(read_cvat(tmp_path / "clip.xml"), tmp_path)
     assert len(task["predictions"][0]["result"]) == 1
-    read = ImportedBoxes.make([(0, 1, "a"), (9_000_000, 1, "a")], [[0, 0, 8, 8]] * 2, [0, 9_000_000])
-    assert read.dense(read.tracks[0], 30).frames.tolist() == list(range(30))
+    read = ImportedBoxes.from_rows([(0, 1, "a"), (9_000_000, 1, "a")], [[0, 0, 8, 8]] * 2, [0, 9_000_000])
+    assert read.interpolated(read.tracks[0], 30).frames.tolist() == list(range(30))
     assert max(made) < 1000

@@ -118,10 +118,10 @@ def test_predictions_are_removed_a_few_at_a_time(storage: Storage, path: Path) -
         storage.save_prediction(f"k{number}", 1, prediction())
         made_at(path, f"k{number}", NOW - timedelta(hours=number + 1))
     assert [storage.remove_predictions(1, "v1", NOW, limit=2) for _ in range(2)] == [2, 2]
-    (left,) = storage.predictions_made()
+    (left,) = storage.prediction_runs()
     assert left.first == left.last
     assert storage.remove_predictions(1, "v1", NOW, limit=2) == 1
-    assert storage.predictions_made() == []
+    assert storage.prediction_runs() == []
     storage.save_prediction("k0", 1, prediction("v2"))
     made_at(path, "k0", NOW - timedelta(minutes=90))
     assert storage.versions(1) == ["v1", "v2"], "the last of them was made an hour ago"
@@ -275,7 +275,7 @@ def test_unknown_database_is_left_as_it_is(
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(StorageError, match=text) as failure:
         Storage(str(other.url))
-    assert "left as it was" in failure.value.message
+    assert "left unchanged" in failure.value.message
     assert "DATA_DIR" in failure.value.hint
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -333,7 +333,7 @@ def test_file_that_is_no_database(tmp_path: Path) -> None:
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be made") as failure:
+    with pytest.raises(StorageError, match="cannot be created") as failure:
         Storage(f"sqlite:///{tmp_path / 'file' / 'below' / 'db'}")
     assert "DATA_DIR" in failure.value.hint
 

@@ -127,8 +127,8 @@ def test_local_files_are_served_in_place(
         "failed",
         "failed",
     ]
-    assert "lies outside" in done["outside.mp4"].detail
-    assert "lies directly in" in done["top.mp4"].detail
+    assert "is outside" in done["outside.mp4"].detail
+    assert "is directly in" in done["top.mp4"].detail
     for path, frames in ((fine, 10), (old, 20)):
         url = client.get_task(done[path.name].task_id or 0).data["video"]
         assert url.startswith("/data/local-files/?d=")

@@ -57,8 +57,8 @@ def test_several_videos_hyphens_unicode_and_nested_views() -> None:
     assert (two.from_name, two.to_name, two.value_key) == ("box", "右", "b.url")
     task = {"b": {"fps": 12.5, "url": "http://x/y.mp4"}}
     assert two.frame_rate_for(task) == 12.5
-    assert two.media(task) == "http://x/y.mp4"
-    assert one.media(task) is None
+    assert two.media_uri(task) == "http://x/y.mp4"
+    assert one.media_uri(task) is None
     assert parsed.labels == ("Fußgänger", "car", "自行车")
 
 

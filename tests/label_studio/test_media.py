@@ -856,7 +856,7 @@ except StorageError as error:
 
 def test_folder_that_cannot_be_made(store: Callable[..., MediaStore], site: Outside, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be made"):
+    with pytest.raises(StorageError, match="cannot be created"):
         read(store(data_dir=tmp_path / "file"), "/data/upload/1/a.mp4")
 
 

@@ -305,9 +305,9 @@ def test_lines_of_one_size_have_one_height() -> None:
 def test_a_tile_is_half_transparent_and_cut_off_at_the_edges() -> None:
     tile = _Tile.of(Pictures.new("RGBA", (40, 20), (255, 0, 0, 128)))
     image = np.full((50, 50, 3), 200, np.uint8)
-    tile.lay_on(image, 0, 0)
-    tile.lay_on(image, 45, 45)
-    tile.lay_on(image, 500, 0)
+    tile.blend(image, 0, 0)
+    tile.blend(image, 45, 45)
+    tile.blend(image, 500, 0)
     assert np.abs(image[5, 5].astype(int) - (100, 100, 228)).max() <= 2
     assert (image[30, 30] == 200).all()
 

@@ -544,7 +544,7 @@ def test_a_folder_of_another_release(project: Project, clip: dict[str, Any]) -> 
     options = project.out / ".export" / "options.json"
     options.write_text(options.read_text().replace("95", "80"))
     assert project.build(clip) == data
-    with pytest.raises(ConfigError, match="something else"):
+    with pytest.raises(ConfigError, match="other files"):
         build_dataset(project.source([clip]), project.folder, project.store, 1, FrameSelectionPlan())
 
 

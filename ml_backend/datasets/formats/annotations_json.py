@@ -1,11 +1,11 @@
-"""``annotations.json``: a JSON array with a row for each box. ``docs/annotations.schema.json`` is its schema.
+"""``annotations.json``: a JSON array with a row for each box; ``docs/annotations.schema.json`` is its schema.
 
     {"frame": "2.133", "label": "fallen_person", "bbox": [x, y, width, height],
      "confidence": 0.85, "source": "auto", "original_class": "person"}
 
-``frame`` is the picture's time in seconds with three decimals, ``bbox`` whole pixels of the displayed video.
-``confidence`` and ``original_class`` are there only where ``source`` is ``"auto"``; the first not where the prediction
-did not say. Rows are in order of time, then of track; videos in one file follow each other.
+``frame`` is the frame's time in seconds with three decimals, ``bbox`` whole pixels of the displayed video.
+``confidence`` and ``original_class`` are present only if ``source`` is ``"auto"``, and ``confidence`` only if the
+prediction has a score. Rows are ordered by video, time and track.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from ml_backend.datasets.annotation_reader import AnnotationReader
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
 
-#: How the pictures are chosen: all, each track's keyframes, or a number of pictures a second.
+#: Frames to export: all, each track's keyframes, or a number per second.
 Sample = Literal["all", "keyframes"] | float
 
 
 @dataclass(slots=True)
 class WrittenAnnotations:
-    """What :func:`export_annotations` wrote: videos and rows, and how many objects have no label (left out)."""
+    """Counts of :func:`export_annotations`: videos, rows, and objects left out because they have no label."""
 
     videos: int = 0
     rows: int = 0
@@ -42,10 +42,10 @@ class WrittenAnnotations:
 
 
 def parse_sample(text: str) -> Sample:
-    """``all``, ``keyframes`` or a number a second.
+    """Parse ``all``, ``keyframes`` or a number of frames per second.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: the text is none of these.
     """
     if text in ("all", "keyframes"):
         return text  # type: ignore[return-value]
@@ -54,42 +54,42 @@ def parse_sample(text: str) -> Sample:
     except ValueError:
         rate = 0.0
     if not 0 < rate < float("inf"):
-        raise ConfigError(f"{text!r} is no sampling.", "Give all, keyframes, or a number of pictures a second.")
+        raise ConfigError(f"{text!r} is not a sampling.", "Use all, keyframes, or a number of frames per second.")
     return rate
 
 
-def pictures_per_second(times: npt.NDArray[np.float64], rate: float) -> IntArray:
-    """``(n,)`` pictures that begin a step of ``1 / rate`` seconds: the first at or after each multiple of it.
+def frames_at_rate(times: npt.NDArray[np.float64], rate: float) -> IntArray:
+    """Return the frames ``(n,)`` that are the first at or after each multiple of ``1 / rate`` seconds.
 
     Args:
         times: ``(frames,)`` ascending seconds.
     """
-    # A microsecond: 0.333333 s in a file is meant to be a third.
+    # A microsecond of tolerance for rounded times, such as 0.333333 s.
     step = np.floor((times + 1e-6) * rate).astype(np.int64)
     return np.flatnonzero(np.diff(step, prepend=step[0] - 1) > 0).astype(np.int64)
 
 
 def annotation_rows(video: AnnotatedVideo, sample: Sample = "all") -> Iterator[Row]:
-    """The rows of one video, streaming."""
+    """Yield the rows of one video."""
     labelled = [item for item in video.objects if item.label]
-    keys: dict[int, set[int]] = {}
+    keyframes: dict[int, set[int]] = {}
     wanted: IntArray
     if sample == "all":
         wanted = np.arange(video.info.frames)
     elif sample == "keyframes":
-        keys = {item.track: set(video.keyframes([item]).tolist()) for item in labelled}
+        keyframes = {item.track_id: set(video.keyframes([item]).tolist()) for item in labelled}
         wanted = video.keyframes(labelled)
     else:
-        wanted = pictures_per_second(video.timeline.times, float(sample))
+        wanted = frames_at_rate(video.timeline.times, float(sample))
     for frame in video.frames(wanted, labelled):
         for item, box in zip(frame.objects, frame.xyxy, strict=True):
-            if sample == "keyframes" and frame.index not in keys[item.track]:
+            if sample == "keyframes" and frame.index not in keyframes[item.track_id]:
                 continue
             yield _row(item, frame.time, whole_pixels(box, video.info.width, video.info.height))
 
 
 def whole_pixels(xyxy: npt.ArrayLike, width: int, height: int) -> list[int]:
-    """A box as x, y, width, height in whole pixels inside the picture, at least one pixel large."""
+    """Round a box to whole pixels x, y, width, height inside the frame, at least one pixel in size."""
     x1, y1, x2, y2 = np.floor(np.asarray(xyxy, np.float64) + 0.5).astype(int).tolist()
     x, y = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
     return [x, y, max(min(x2, width) - x, 1), max(min(y2, height) - y, 1)]
@@ -106,35 +106,35 @@ def _row(item: VideoObject, time: float, bbox: list[int]) -> Row:
 
 
 def export_annotations(
-    source: AnnotationReader,
+    reader: AnnotationReader,
     out: Path,
     *,
     sample: Sample = "all",
     with_video: bool = False,
     progress: Progress | None = None,
 ) -> WrittenAnnotations:
-    """Write the annotations of every task to one file, which appears whole, in place of one that is there.
+    """Write the annotations of every task to one file, atomically replacing an existing one.
 
-    Rows of a source with every annotator's version say who submitted it, as ``annotator``.
+    If the reader reads all annotators, rows have an ``annotator``.
 
     Args:
         with_video: add the video's name to each row, as ``video``.
-        progress: called with videos done and videos in all.
+        progress: called with videos done and in total.
 
     Raises:
         StorageError: the disk is full, or ``out`` cannot be written.
-        LabelStudioUnavailable: Label Studio is gone.
+        LabelStudioUnavailable: Label Studio does not answer.
     """
-    total = sum(1 for _ in source.parts())
+    total = sum(1 for _ in reader.task_videos())
     written = WrittenAnnotations()
     with writing(out) as file:
         file.write("[")
-        for done, part in enumerate(source.parts(), start=1):
+        for done, task_video in enumerate(reader.task_videos(), start=1):
             try:
-                extra = {"video": part.name} if with_video else {}
-                if source.all_annotators:
-                    extra["annotator"] = part.submission.annotator
-                with part.open() as video:
+                extra = {"video": task_video.name} if with_video else {}
+                if reader.all_annotators:
+                    extra["annotator"] = task_video.submission.annotator
+                with task_video.open() as video:
                     for row in annotation_rows(video, sample):
                         row |= extra
                         file.write((",\n" if written.rows else "\n") + json.dumps(row, ensure_ascii=False))
@@ -142,7 +142,7 @@ def export_annotations(
                     written.unlabelled += sum(not item.label for item in video.objects)
                 written.videos += 1
             except BackendError as error:
-                source.skip(part, error)
+                reader.skip(task_video, error)
             if progress:
                 progress(done, total)
         file.write("\n]\n" if written.rows else "]\n")

@@ -1,4 +1,4 @@
-"""What a dataset format is: where pictures lie, and how the labels of a video and of the whole are written."""
+"""Base class of dataset formats: where images are stored and how labels are written."""
 
 from __future__ import annotations
 
@@ -17,98 +17,98 @@ from ml_backend.datasets.sampling import Sampling
 
 @dataclass(frozen=True, slots=True)
 class SelectedFrames:
-    """What of a video is exported.
+    """The frames and objects of a video that are exported.
 
     Attributes:
         name: of its files; unique in the dataset.
         video: the video.
         objects: those whose label is a class of the dataset.
-        pictures: ``(n,)`` ascending decoded indices.
-        splits: ``n`` names of the parts that they belong to.
+        frames: ``(n,)`` ascending decoded indices.
+        splits: ``n`` split names.
     """
 
     name: str
     video: AnnotatedVideo
     objects: tuple[VideoObject, ...]
-    pictures: IntArray
+    frames: IntArray
     splits: Sequence[str]
 
 
-#: How many pictures of each video, by its name, each part has.
+#: Number of frames by video name and split.
 Counts = Mapping[str, Mapping[str, int]]
 
 
 class FrameSelector(Protocol):
-    """Chooses pictures and their parts in place of the sampling options. Called from several threads."""
+    """Selects frames and their splits in place of the sampling options. Called from several threads."""
 
-    def name(self, part: TaskVideo) -> str:
-        """What a video's files are called. The same whatever other videos there are, or they are written again."""
+    def name(self, task_video: TaskVideo) -> str:
+        """Return the name of a video's files. It must not depend on other videos, or files are written again."""
 
-    def made_from(self, video: AnnotatedVideo) -> dict[str, Any]:
-        """What the choice depends on, beyond the file and its objects that have a class; as JSON gives it back."""
+    def inputs(self, video: AnnotatedVideo) -> dict[str, Any]:
+        """Return, as JSON, what the selection depends on besides the file and its objects that have a class."""
 
-    def pick(self, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> tuple[IntArray, Sequence[str]]:
-        """Pictures ``(n,)``, ascending, and their ``n`` parts."""
+    def select(self, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> tuple[IntArray, Sequence[str]]:
+        """Return ascending decoded frames ``(n,)`` and their ``n`` splits."""
 
-    def notes(self, picked: SelectedFrames) -> dict[str, Any]:
-        """JSON to be kept of a video once its pictures are written; a continued run gets it back as it was."""
+    def notes(self, selected: SelectedFrames) -> dict[str, Any]:
+        """Return JSON to store with a video; a resumed run returns it unchanged."""
 
 
 class DatasetFormat(ABC):
-    """Writes one dataset. Nothing is kept in memory between videos; methods are called from several threads.
+    """Writes one dataset. Keeps nothing in memory between videos; methods are called from several threads.
 
     Args:
         out: folder of the dataset.
-        classes: label names in the order of their numbers.
+        classes: label names in the order of class ids.
 
     Raises:
-        ConfigError: naming an option that the format cannot express.
+        ConfigError: an option that the format cannot express.
     """
 
-    #: Whether pictures belong to it.
+    #: Whether the format has images.
     has_images = True
-    #: Whether a video must lie in one part as a whole.
+    #: Whether a video cannot be split.
     whole_videos = False
-    #: Whether it is made for training, so that two people's labels of one picture contradict each other.
-    one_truth = False
+    #: Whether the format is for training: labels of several annotators would contradict each other.
+    single_annotator = False
 
     def __init__(self, out: Path, classes: Sequence[str], image_format: ImageFormat, sampling: Sampling) -> None:
         self.out, self.classes = out, tuple(classes)
         self.image_format, self.sampling = image_format, sampling
-        self.class_ids = {name: number for number, name in enumerate(self.classes)}
+        self.class_ids = {name: class_id for class_id, name in enumerate(self.classes)}
         if self.whole_videos:
             if sampling.keyframes or sampling.negatives is not None or not sampling.near_duplicates:
                 raise ConfigError(
-                    "This format has sequences of evenly spaced pictures: none of them can be left out.",
+                    "This format has sequences of evenly spaced frames: none of them can be left out.",
                     "Use --stride only.",
                 )
             if sampling.split not in ("auto", "video"):
                 raise ConfigError(
                     f"This format has whole videos: they cannot be split by {sampling.split}.",
-                    "Use --split video, or leave it out: then all are in train.",
+                    "Use --split video, or leave it out to put all videos into train.",
                 )
 
     def image_folder(self, name: str, split: str) -> Path:
-        """Where pictures of a video in one part lie."""
+        """Return the folder of a video's images of one split."""
         return self.out / "images" / split
 
-    def image_name(self, name: str, picture: int) -> str:
-        """File name of a picture: ``<video>_<0-based decoded frame>``."""
-        return f"{name}_{picture:06d}.{self.image_format.suffix}"
+    def image_name(self, name: str, frame: int) -> str:
+        """Return the file name of a frame: ``<video>_<0-based decoded frame>``."""
+        return f"{name}_{frame:06d}.{self.image_format.suffix}"
 
-    def image_path(self, name: str, split: str, picture: int) -> Path:
-        return self.image_folder(name, split) / self.image_name(name, picture)
+    def image_path(self, name: str, split: str, frame: int) -> Path:
+        return self.image_folder(name, split) / self.image_name(name, frame)
 
     @abstractmethod
-    def write_labels(self, picked: SelectedFrames) -> None:
-        """Write everything that is known of one video, but for the pictures."""
+    def write_labels(self, selected: SelectedFrames) -> None:
+        """Write everything of one video except its images."""
 
     @abstractmethod
     def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
-        """Remove a video's pictures and labels from an earlier export, except the pictures to ``keep``."""
+        """Remove a video's images and labels of an earlier export, except the images in ``keep``."""
 
     def finish(self, counts: Counts) -> list[str]:
-        """Write what needs all videos, from this run or earlier ones. Returns notes for the user."""
+        """Write the files that cover all videos, of this run and earlier ones; return notes for the user."""
         return []
 
 

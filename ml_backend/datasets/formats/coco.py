@@ -1,8 +1,8 @@
-"""COCO detection datasets with the fields of COCO video; and reading them.
+"""Write and read COCO detection datasets with the fields of COCO video.
 
 ``annotations/instances_{train,val,test}.json`` with ``images``, ``annotations`` and ``categories`` as COCO defines
-them. Beyond that ``videos``; in images ``video_id`` and ``frame_id`` (the decoded frame, from 0); in annotations
-``video_id``, ``track_id`` (unique in the dataset), ``source`` and, of predictions, ``confidence``.
+them, and in addition: ``videos``; in images ``video_id`` and ``frame_id`` (the decoded frame, from 0); in annotations
+``video_id``, ``track_id`` (unique in the dataset), ``source`` and, for predictions, ``confidence``.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from ml_backend.datasets.export_state import state_folder
 from ml_backend.datasets.formats.base import Counts, DatasetFormat, SelectedFrames, remove_named
 from ml_backend.datasets.importers import ImportedBoxes, ImportedVideo, finite, frame_number
 from ml_backend.datasets.sampling import SPLITS
-from ml_backend.datasets.video_files import VideoFacts, whole
+from ml_backend.datasets.video_files import VideoFacts, parse_count
 
 
 class Coco(DatasetFormat):
-    """Each video's boxes are kept as lines of JSON; the files of the parts are put together from them at the end."""
+    """Writes each video's boxes as JSON lines, and merges them into a file for each split at the end."""
 
-    def write_labels(self, picked: SelectedFrames) -> None:
-        video = picked.video
-        with writing(self._lines(picked.name)) as file:
+    def write_labels(self, selected: SelectedFrames) -> None:
+        video = selected.video
+        with writing(self._lines(selected.name)) as file:
             size = {"width": video.info.width, "height": video.info.height}
             head = {"name": video.name, **size, "fps": video.info.fps, "tracks": len(video.objects)}
             file.write(json.dumps(head) + "\n")
-            for frame, split in zip(video.frames(picked.pictures, picked.objects), picked.splits, strict=True):
+            for frame, split in zip(video.frames(selected.frames, selected.objects), selected.splits, strict=True):
                 boxes = [
                     {
                         "class": self.class_ids[item.label],
-                        "track": item.track,
+                        "track": item.track_id,
                         "xyxy": [round(value, 3) for value in box],
                         "source": item.source,
                         "confidence": item.confidence,
@@ -59,12 +59,13 @@ class Coco(DatasetFormat):
     def finish(self, counts: Counts) -> list[str]:
         for split in SPLITS:
             path = self.out / "annotations" / f"instances_{split}.json"
-            # An empty list of images is a valid file; only test is left out where nobody wants one.
-            if split == "test" and not any(parts.get(split) for parts in counts.values()):
+            # A file without images is valid, but an empty test split is probably not wanted.
+            if split == "test" and not any(splits.get(split) for splits in counts.values()):
                 path.unlink(missing_ok=True)
                 continue
             categories = [
-                {"id": number, "name": name, "supercategory": ""} for number, name in enumerate(self.classes, start=1)
+                {"id": class_id, "name": name, "supercategory": ""}
+                for class_id, name in enumerate(self.classes, start=1)
             ]
             with writing(path) as file:
                 file.write('{"info": {"description": "Annotated video"}, "licenses": [],\n"categories": ')
@@ -82,56 +83,56 @@ class Coco(DatasetFormat):
         return []
 
     def _videos(self, counts: Counts, split: str) -> Iterator[dict[str, Any]]:
-        for number, (name, parts) in enumerate(counts.items(), start=1):
-            if parts.get(split):
+        for video_id, (name, splits) in enumerate(counts.items(), start=1):
+            if splits.get(split):
                 head = next(_read_lines(self._lines(name)))
                 size = {"width": head["width"], "height": head["height"], "fps": head["fps"]}
-                yield {"id": number, "name": name, "file_name": head["name"], **size}
+                yield {"id": video_id, "name": name, "file_name": head["name"], **size}
 
     def _rows(self, counts: Counts, split: str) -> Iterator[tuple[int, int, dict[str, Any], Any]]:
-        """(image id, video id, line, head of the video): the same numbers on each pass.
+        """Yield (image id, video id, line, head of the video) with the same ids on each pass.
 
-        Tracks are numbered through the dataset, so that one that lies in two parts has one number in both.
+        Track ids are unique across the dataset, and the same in all splits.
         """
-        image = tracks = 0
-        for number, name in enumerate(counts, start=1):
+        image_id = tracks = 0
+        for video_id, name in enumerate(counts, start=1):
             lines = _read_lines(self._lines(name))
             head = next(lines)
             head |= {"video": name, "first_track": tracks}
             tracks += head["tracks"]
             for line in lines:
                 if line["split"] == split:
-                    image += 1
-                    yield image, number, line, head
+                    image_id += 1
+                    yield image_id, video_id, line, head
 
     def _images(self, counts: Counts, split: str) -> Iterator[dict[str, Any]]:
-        for image, number, line, head in self._rows(counts, split):
+        for image_id, video_id, line, head in self._rows(counts, split):
             yield {
-                "id": image,
+                "id": image_id,
                 "file_name": self.image_name(head["video"], line["frame"]),
                 "width": head["width"],
                 "height": head["height"],
-                "video_id": number,
+                "video_id": video_id,
                 "frame_id": line["frame"],
                 "time": line["time"],
             }
 
     def _annotations(self, counts: Counts, split: str) -> Iterator[dict[str, Any]]:
-        annotation = 0
-        for image, number, line, head in self._rows(counts, split):
+        annotation_id = 0
+        for image_id, video_id, line, head in self._rows(counts, split):
             for box in line["boxes"]:
-                annotation += 1
+                annotation_id += 1
                 x1, y1, x2, y2 = box["xyxy"]
                 width, height = round(x2 - x1, 3), round(y2 - y1, 3)
                 item: dict[str, Any] = {
-                    "id": annotation,
-                    "image_id": image,
+                    "id": annotation_id,
+                    "image_id": image_id,
                     "category_id": box["class"] + 1,
                     "bbox": [x1, y1, width, height],
                     "area": round(width * height, 3),
                     "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],
                     "iscrowd": 0,
-                    "video_id": number,
+                    "video_id": video_id,
                     "track_id": head["first_track"] + box["track"],
                     "source": box["source"],
                 }
@@ -147,17 +148,17 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_coco(path: Path) -> Iterator[ImportedVideo]:
-    """The videos of COCO files whose annotations have ``track_id`` and whose images have ``video_id``, ``frame_id``.
+    """Yield the videos of COCO files with ``track_id`` in annotations, and ``video_id`` and ``frame_id`` in images.
 
     Args:
-        path: a JSON file, or a dataset with ``annotations/*.json``; a video that is in several is put together.
+        path: a JSON file, or a dataset with ``annotations/*.json``; videos that are in several files are merged.
 
     Raises:
-        ConfigError: not readable, or without these fields.
+        ConfigError: a file is not readable, or lacks these fields.
     """
     files = sorted((path / "annotations").glob("*.json")) if path.is_dir() else [path]
-    found: dict[_Key, tuple[list[int], list[tuple[int, int, str]], list[list[float]]]] = {}
-    sizes: dict[_Key, set[tuple[int, int]]] = {}
+    contents: dict[_VideoKey, tuple[list[int], list[tuple[int, int, str]], list[list[float]]]] = {}
+    sizes: dict[_VideoKey, set[tuple[int, int]]] = {}
     for file in files:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
@@ -165,40 +166,40 @@ def read_coco(path: Path) -> Iterator[ImportedVideo]:
             videos = _videos_by_id(data["videos"])
             images = {i["id"]: (videos[i["video_id"]], frame_number(i["frame_id"])) for i in data["images"]}
             for each in (*data["videos"], *data["images"]):
-                size = whole(each.get("width")), whole(each.get("height"))
+                size = parse_count(each.get("width")), parse_count(each.get("height"))
                 if all(size):
                     sizes.setdefault(videos[each.get("video_id", each["id"])], set()).add(size)
             for key, frame in images.values():
-                found.setdefault(key, ([], [], []))[0].append(frame)
+                contents.setdefault(key, ([], [], []))[0].append(frame)
             for item in data["annotations"]:
                 key, frame = images[item["image_id"]]
                 x, y, width, height = finite(item["bbox"])
-                found[key][1].append((frame, int(item["track_id"]), names[item["category_id"]]))
-                found[key][2].append([x, y, x + width, y + height])
+                contents[key][1].append((frame, int(item["track_id"]), names[item["category_id"]]))
+                contents[key][2].append([x, y, x + width, y + height])
         except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise ConfigError(
-                f"{file} is no COCO file with tracks: {error!r}.", "Export it with videos, frame_id and track_id."
+                f"{file} is not a COCO file with tracks: {error!r}.", "Export it with videos, frame_id and track_id."
             ) from error
     if not files:
         raise ConfigError(f"{path} has no annotations/*.json.", "Give the file or the dataset's folder.")
-    for key, (frames, rows, boxes) in sorted(found.items()):
+    for key, (frames, rows, boxes) in sorted(contents.items()):
         stated = sizes.get(key, set())
-        known = VideoFacts(next(iter(stated)) if len(stated) == 1 else None, (max(frames) + 1, None))
-        yield ImportedVideo(key[0], partial(_boxes, rows, boxes, frames), known)
+        facts = VideoFacts(next(iter(stated)) if len(stated) == 1 else None, (max(frames) + 1, None))
+        yield ImportedVideo(key[0], partial(_imported_boxes, rows, boxes, frames), facts)
 
 
-#: Of a video: the name of its file, the dataset's name for it, and its id where neither tells it apart.
-_Key = tuple[str, str, str]
+#: A video's file name, name in the dataset, and id if these are ambiguous.
+_VideoKey = tuple[str, str, str]
 
 
-def _videos_by_id(videos: list[dict[str, Any]]) -> dict[Any, _Key]:
-    """Ids count for one file only: in the next part of a dataset they may mean other videos."""
+def _videos_by_id(videos: list[dict[str, Any]]) -> dict[Any, _VideoKey]:
+    """Map the video ids of one file to keys that are valid across the files of a dataset."""
     pairs = {item["id"]: (str(item.get("file_name") or item["name"]), str(item.get("name", ""))) for item in videos}
     counts = Counter(pairs.values())
-    return {number: (*pair, str(number) if counts[pair] > 1 else "") for number, pair in pairs.items()}
+    return {video_id: (*pair, str(video_id) if counts[pair] > 1 else "") for video_id, pair in pairs.items()}
 
 
-def _boxes(
+def _imported_boxes(
     rows: list[tuple[int, int, str]], boxes: list[list[float]], frames: list[int], *_video: int
 ) -> ImportedBoxes:
-    return ImportedBoxes.make(rows, np.array(boxes, np.float64).reshape(-1, 4), frames)
+    return ImportedBoxes.from_rows(rows, np.array(boxes, np.float64).reshape(-1, 4), frames)

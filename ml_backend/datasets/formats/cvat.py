@@ -1,8 +1,8 @@
-"""CVAT for video 1.1: an XML file a video with a ``track`` for each object; and reading it.
+"""Write and read CVAT for video 1.1: an XML file for each video with a ``track`` for each object.
 
-As CVAT itself writes it, a track has a ``box`` for each of its pictures: those with ``keyframe="1"`` are what CVAT
-imports, the others are what lies between them. One with ``outside="1"`` ends a visible stretch. Frames count from 0 in
-the video, also where only some of them are exported (``frame_filter``).
+As CVAT itself writes it, a track has a ``box`` for each of its frames: CVAT imports those with ``keyframe="1"`` and
+interpolates between them. A box with ``outside="1"`` ends a visible span. Frames count from 0 in the video, even if
+only some of them are exported (``frame_filter``).
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from ml_backend.core.types import IntArray
 from ml_backend.datasets.annotated_video import AnnotatedVideo, VideoObject
 from ml_backend.datasets.formats.base import DatasetFormat, SelectedFrames
 from ml_backend.datasets.importers import MAX_FRAME, ImportedBoxes, ImportedTrack, ImportedVideo, finite, frame_number
-from ml_backend.datasets.video_files import VideoFacts, whole
+from ml_backend.datasets.video_files import VideoFacts, parse_count
 
-#: Between keyframes CVAT shows boxes that overlap ours so.
+#: Minimum IoU of CVAT's interpolation with our boxes.
 KEYFRAME_IOU = 0.99
-#: What is read of a track, and what is no shape.
-_READ = {"box", "attribute"}
-_HULLS = "Rotated boxes of CVAT became upright ones around them, in tracks"
-#: What XML 1.0 cannot hold.
-_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+#: Child elements of a track that are read, or are not shapes.
+_READ_TAGS = {"box", "attribute"}
+_ROTATED = "Rotated boxes of CVAT became upright ones around them, in tracks"
+#: Characters that XML 1.0 cannot hold.
+_INVALID_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class Cvat(DatasetFormat):
-    """No pictures: CVAT has the video."""
+    """Writes no images: CVAT has the video."""
 
     has_images = False
     whole_videos = True
@@ -48,26 +48,26 @@ class Cvat(DatasetFormat):
     def _path(self, name: str) -> Path:
         return self.out / f"{name}.xml"
 
-    def write_labels(self, picked: SelectedFrames) -> None:
-        with writing(self._path(picked.name)) as file:
+    def write_labels(self, selected: SelectedFrames) -> None:
+        with writing(self._path(selected.name)) as file:
             file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n')
-            tracks = (self._track(picked, number, item) for number, item in enumerate(picked.objects))
-            for element in chain([self._meta(picked)], tracks):
+            tracks = (self._track(selected, number, item) for number, item in enumerate(selected.objects))
+            for element in chain([self._meta(selected)], tracks):
                 if len(element):
                     indent(element, level=1)
                     file.write(f"  {tostring(element, encoding='unicode')}\n")
             file.write("</annotations>\n")
 
-    def _meta(self, picked: SelectedFrames) -> Element:
-        video, stride = picked.video, self.sampling.stride
+    def _meta(self, selected: SelectedFrames) -> Element:
+        video, stride = selected.video, self.sampling.stride
         labels = [
             ("label", [("name", name), *([("color", colour)] if colour else []), ("attributes", "")])
             for name, colour in ((name, _colour(video, name)) for name in self.classes)
         ]
         task = [
             ("id", str(video.task_id)),
-            ("name", picked.name),
-            ("size", str(len(picked.pictures))),
+            ("name", selected.name),
+            ("size", str(len(selected.frames))),
             ("mode", "interpolation"),
             ("overlap", "0"),
             ("bugtracker", ""),
@@ -80,20 +80,20 @@ class Cvat(DatasetFormat):
         ]
         return _element("meta", [("task", task)])
 
-    def _track(self, picked: SelectedFrames, number: int, item: VideoObject) -> Element:
+    def _track(self, selected: SelectedFrames, number: int, item: VideoObject) -> Element:
         track = Element("track", id=str(number), label=_clean(item.label), source=item.source)
-        pictures, xyxy = picked.video.boxes(item)
-        chosen = np.isin(pictures, picked.pictures)
-        pictures, xyxy = pictures[chosen], xyxy[chosen]
+        frames, xyxy = selected.video.boxes(item)
+        exported = np.isin(frames, selected.frames)
+        frames, xyxy = frames[exported], xyxy[exported]
         stride = self.sampling.stride
-        for part in np.split(np.arange(len(pictures)), np.flatnonzero(np.diff(pictures) > stride) + 1):
-            if not len(part):
+        for span in np.split(np.arange(len(frames)), np.flatnonzero(np.diff(frames) > stride) + 1):
+            if not len(span):
                 continue
-            keys = set(simplify(pictures[part], xyxy[part], KEYFRAME_IOU, own_boxes=True)[0].tolist())
-            for picture, box in zip(pictures[part].tolist(), xyxy[part].tolist(), strict=True):
-                _add_box(track, picture, box, outside=False, keyframe=picture in keys)
-            after = picture + stride
-            if after < picked.video.info.frames:
+            keyframes = set(simplify(frames[span], xyxy[span], KEYFRAME_IOU, own_boxes=True)[0].tolist())
+            for frame, box in zip(frames[span].tolist(), xyxy[span].tolist(), strict=True):
+                _add_box(track, frame, box, outside=False, keyframe=frame in keyframes)
+            after = frame + stride
+            if after < selected.video.info.frames:
                 _add_box(track, after, box, outside=True, keyframe=True)
         return track
 
@@ -101,36 +101,37 @@ class Cvat(DatasetFormat):
         self._path(name).unlink(missing_ok=True)
 
 
-def _add_box(track: Element, picture: int, box: Sequence[float], *, outside: bool, keyframe: bool) -> None:
-    place = {name: f"{value:.2f}" for name, value in zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)}
+def _add_box(track: Element, frame: int, box: Sequence[float], *, outside: bool, keyframe: bool) -> None:
+    corners = {name: f"{value:.2f}" for name, value in zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)}
     flags = {"outside": str(int(outside)), "occluded": "0", "keyframe": str(int(keyframe))}
-    SubElement(track, "box", {"frame": str(picture), **flags, **place, "z_order": "0"})
+    SubElement(track, "box", {"frame": str(frame), **flags, **corners, "z_order": "0"})
 
 
 def _element(tag: str, content: Any) -> Element:
-    """An element of text, or of ``(tag, content)`` pairs."""
-    made = Element(tag)
+    """Build an element from text or from ``(tag, content)`` pairs."""
+    element = Element(tag)
     if isinstance(content, str):
-        made.text = _clean(content)
+        element.text = _clean(content)
     else:
-        made.extend(_element(*each) for each in content)
-    return made
+        element.extend(_element(*child) for child in content)
+    return element
 
 
 def _colour(video: AnnotatedVideo, label: str) -> str:
-    found = next((each.background for each in video.part.control.labels if each.value == label), "")
-    return found.lower() if re.fullmatch("#[0-9A-Fa-f]{6}", found) else ""
+    specs = video.task_video.control.labels
+    colour = next((spec.background for spec in specs if spec.value == label), "")
+    return colour.lower() if re.fullmatch("#[0-9A-Fa-f]{6}", colour) else ""
 
 
 def _clean(text: str) -> str:
-    return _NO_XML.sub("\ufffd", text)
+    return _INVALID_XML.sub("\ufffd", text)
 
 
 def read_cvat(path: Path) -> Iterator[ImportedVideo]:
-    """The videos of CVAT XML files: a file, or all of a folder.
+    """Yield the videos of a CVAT XML file, or of all XML files of a folder.
 
     Raises:
-        ConfigError: there are none, or one is not CVAT's XML for video.
+        ConfigError: there are no files, or one is not CVAT's XML for video.
     """
     files = [path] if path.is_file() else sorted(path.rglob("*.xml"))
     if not files:
@@ -140,23 +141,23 @@ def read_cvat(path: Path) -> Iterator[ImportedVideo]:
         if not tasks:
             yield ImportedVideo(source or file.stem, partial(_read_boxes, file, "", 1))
         for task in tasks:
-            alone = len(tasks) == 1
-            # Of a single task some versions write it beside the task; CVAT names tasks of a project after their videos.
-            name = _text(task, "source") or (source if alone else _text(task, "name"))
-            size = whole(_text(task, "original_size/width")), whole(_text(task, "original_size/height"))
+            single = len(tasks) == 1
+            # Some versions write the source beside a single task; tasks of a project are named after their videos.
+            name = _text(task, "source") or (source if single else _text(task, "name"))
+            size = parse_count(_text(task, "original_size/width")), parse_count(_text(task, "original_size/height"))
             stop = _text(task, "stop_frame")
             # A task may end before its video.
             frames = (int(stop) + 1, None) if stop.isdecimal() and int(stop) <= MAX_FRAME else None
-            known = VideoFacts(size if all(size) else None, frames)
-            # Of a whole project each track says whose it is.
-            which = "" if alone else _text(task, "id")
-            found = re.search(r"step\s*=\s*([1-9]\d*)", _text(task, "frame_filter"))
-            step = int(found[1]) if found else 1
-            yield ImportedVideo(name or file.stem, partial(_read_boxes, file, which, step), known)
+            facts = VideoFacts(size if all(size) else None, frames)
+            # In the file of a project each track has a task id.
+            task_id = "" if single else _text(task, "id")
+            match = re.search(r"step\s*=\s*([1-9]\d*)", _text(task, "frame_filter"))
+            step = int(match[1]) if match else 1
+            yield ImportedVideo(name or file.stem, partial(_read_boxes, file, task_id, step), facts)
 
 
 def _head(path: Path) -> tuple[list[Any], str]:
-    """The elements of a file's tasks, and the source that is named beside them."""
+    """Return the task elements of a file, and the source that is named beside them."""
     tasks: list[Any] = []
     source = ""
     for element in _events(path):
@@ -174,7 +175,7 @@ def _text(element: Any, path: str) -> str:
 
 
 def _events(path: Path) -> Iterator[Any]:
-    """Elements of a file as they end, with an XML bomb refused."""
+    """Yield the elements of a file as they end; refuse DTDs, and with them XML bombs."""
     hint = "Export from CVAT as `CVAT for video 1.1`."
     try:
         with path.open("rb") as file:
@@ -195,12 +196,12 @@ def _events(path: Path) -> Iterator[Any]:
 
 
 def _read_boxes(
-    path: Path, task: str, step: int, _width: int, _height: int, pictures: int = MAX_FRAME + 1
+    path: Path, task_id: str, step: int, _width: int, _height: int, frame_count: int = MAX_FRAME + 1
 ) -> ImportedBoxes:
-    """The tracks of a file, or of one of its tasks.
+    """Read the tracks of a file, or of one of its tasks.
 
     Args:
-        task: id of the only task whose tracks are wanted; empty: all are.
+        task_id: of the task; empty for all.
     """
     tracks: list[ImportedTrack] = []
     left_out: Counter[str] = Counter()
@@ -211,15 +212,15 @@ def _read_boxes(
         if element.tag != "track":
             continue
         number += 1
-        if task and element.attrib.get("task_id", task) != task:
+        if task_id and element.attrib.get("task_id", task_id) != task_id:
             continue
         name = element.attrib.get("id", number)
         try:
-            if task and "task_id" not in element.attrib:
+            if task_id and "task_id" not in element.attrib:
                 raise KeyError("task_id")
-            left_out.update(f"Left out, CVAT tracks with {kind}" for kind in {e.tag for e in element} - _READ)
-            frames, xyxy, rotated = _shown(element, step, pictures)
-            left_out[_HULLS] += rotated
+            left_out.update(f"Left out, CVAT tracks with {kind}" for kind in {e.tag for e in element} - _READ_TAGS)
+            frames, xyxy, rotated = _interpolate_track(element, step, frame_count)
+            left_out[_ROTATED] += rotated
             tracks.append(ImportedTrack(number, str(element.attrib["label"]), frames, xyxy))
         except (KeyError, ValueError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -227,50 +228,50 @@ def _read_boxes(
     return ImportedBoxes(tuple(track for track in tracks if len(track.frames)), left_out=+left_out)
 
 
-def _shown(track: Any, step: int, pictures: int) -> tuple[IntArray, Float64Array, bool]:
-    """Every picture of the video on which a track is drawn, interpolated between the boxes that the file has.
+def _interpolate_track(track: Any, step: int, frame_count: int) -> tuple[IntArray, Float64Array, bool]:
+    """Interpolate between the boxes of a track, on every frame on which CVAT shows it.
 
     Returns:
-        Frames ``(n,)``, upright boxes around what is drawn ``(n, 4)``, and whether any was not upright itself.
+        Frames ``(n,)``, upright boxes ``(n, 4)`` around the possibly rotated ones, and whether any was rotated.
     """
-    keys: dict[int, tuple[list[float], bool]] = {}
+    boxes_by_frame: dict[int, tuple[list[float], bool]] = {}
     for box in track.iterfind("box"):
-        at = frame_number(box.attrib["frame"])
-        if at in keys:
-            raise ValueError(f"it has two boxes on frame {at}")
+        frame = frame_number(box.attrib["frame"])
+        if frame in boxes_by_frame:
+            raise ValueError(f"it has two boxes on frame {frame}")
         try:
-            place = finite([*(box.attrib[name] for name in ("xtl", "ytl", "xbr", "ybr")), box.get("rotation", 0)])
+            values = finite([*(box.attrib[name] for name in ("xtl", "ytl", "xbr", "ybr")), box.get("rotation", 0)])
         except ValueError as error:
-            raise ValueError(f"frame {at}: {error}") from error
-        keys[at] = place, box.attrib.get("outside") == "1"
-    found = sorted(keys.items())
+            raise ValueError(f"frame {frame}: {error}") from error
+        boxes_by_frame[frame] = values, box.attrib.get("outside") == "1"
+    pairs = sorted(boxes_by_frame.items())
     frames: list[IntArray] = [np.zeros(0, np.int64)]
     boxes: list[Float64Array] = [np.zeros((0, 5))]
-    for (at, (start, outside)), following in zip(found, [*found[1:], None][: len(found)], strict=True):
+    for (frame, (start, outside)), following in zip(pairs, [*pairs[1:], None][: len(pairs)], strict=True):
         if outside:
             continue
-        # In a file that has keyframes only, what follows is reached step by step; a box that ends the stretch is not
-        # moved to. After the last box CVAT holds it to the end of the video; other writers mean that it is gone.
+        # Interpolate towards the next box, but not towards one that ends the visible span. CVAT itself shows the last
+        # box to the end of the video; other writers mean that the object is gone.
         if following is None:
-            end, target = at + 1, start
+            end, target = frame + 1, start
         elif following[1][1]:
-            end, target = max(following[0] - step, at) + 1, start
+            end, target = max(following[0] - step, frame) + 1, start
         else:
             end, target = following[0], following[1][0]
-        # A damaged number is not filled in beyond the video.
-        between = np.arange(at, min(end, pictures))
-        share = ((between - at) / max(end - at, 1))[:, None]
-        way = np.subtract(target, start)
-        way[4] = (way[4] + 180) % 360 - 180  # CVAT turns the shorter way
+        # A damaged frame number beyond the video must not allocate memory.
+        between = np.arange(frame, min(end, frame_count))
+        ratio = ((between - frame) / max(end - frame, 1))[:, None]
+        delta = np.subtract(target, start)
+        delta[4] = (delta[4] + 180) % 360 - 180  # CVAT rotates the shorter way
         frames.append(between)
-        boxes.append(np.asarray(start) + way * share)
-    places = np.concatenate(boxes)
-    return np.concatenate(frames), _upright(places), bool((places[:, 4] % 180).any())
+        boxes.append(np.asarray(start) + delta * ratio)
+    rotated = np.concatenate(boxes)
+    return np.concatenate(frames), _upright(rotated), bool((rotated[:, 4] % 180).any())
 
 
-def _upright(places: Float64Array) -> Float64Array:
-    """Boxes ``(n, 4)`` around boxes that are turned about their centres: ``(n, 5)``, the angle in degrees."""
-    turned = np.deg2rad(places[:, 4:])
-    centre, half = (places[:, :2] + places[:, 2:4]) / 2, (places[:, 2:4] - places[:, :2]) / 2
-    reach = np.abs(np.cos(turned)) * half + np.abs(np.sin(turned)) * half[:, ::-1]
-    return np.where(turned % np.pi == 0, places[:, :4], np.concatenate([centre - reach, centre + reach], axis=1))
+def _upright(rotated: Float64Array) -> Float64Array:
+    """Return the upright boxes ``(n, 4)`` around boxes ``(n, 5)`` that are rotated by degrees about their centres."""
+    angle = np.deg2rad(rotated[:, 4:])
+    centre, half = (rotated[:, :2] + rotated[:, 2:4]) / 2, (rotated[:, 2:4] - rotated[:, :2]) / 2
+    extent = np.abs(np.cos(angle)) * half + np.abs(np.sin(angle)) * half[:, ::-1]
+    return np.where(angle % np.pi == 0, rotated[:, :4], np.concatenate([centre - extent, centre + extent], axis=1))

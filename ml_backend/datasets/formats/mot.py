@@ -1,8 +1,8 @@
-"""The layout of MOT17: ``<part>/<video>/{gt/gt.txt, img1/000001.jpg, seqinfo.ini}``; and reading it.
+"""Write and read the layout of MOT17: ``<split>/<video>/{gt/gt.txt, img1/000001.jpg, seqinfo.ini}``.
 
-A line of gt.txt is ``frame,track,left,top,width,height,confidence,class,visibility``: frames and tracks from 1,
-pixels, 1 for "counts". ``gt/labels.txt`` has the class names, as CVAT writes them. ``seqinfo.ini`` says in two fields
-of our own which video the sequence is of and at which stride: picture n is decoded frame (n - 1) * stride.
+A line of gt.txt is ``frame,track,left,top,width,height,confidence,class,visibility``: frames and tracks from 1, boxes
+in pixels, confidence 1 unless ignored. ``gt/labels.txt`` has the class names, as CVAT writes them. ``seqinfo.ini`` has
+two fields of our own, ``videoFile`` and ``stride``: frame n is decoded frame (n - 1) * stride.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from ml_backend.core.files import write_text, writing
 from ml_backend.datasets.formats.base import Counts, DatasetFormat, SelectedFrames
 from ml_backend.datasets.importers import ImportedBoxes, ImportedVideo, finite, frame_number
 from ml_backend.datasets.sampling import SPLITS
-from ml_backend.datasets.video_files import VideoFacts, whole
+from ml_backend.datasets.video_files import VideoFacts, parse_count
 
-_NAMES = (
+_MOT_NAMES = (
     "pedestrian", "person on vehicle", "car", "bicycle", "motorbike", "non motorized vehicle", "static person",
     "distractor", "occluder", "occluder on the ground", "occluder full", "reflection", "crowd",
 )  # fmt: skip
 #: The classes of MOT16, MOT17 and MOT20, by number.
-MOT_CLASSES = dict(enumerate(_NAMES, start=1))
+MOT_CLASSES = dict(enumerate(_MOT_NAMES, start=1))
 
 
 class Mot(DatasetFormat):
-    """One sequence a video. Pictures are numbered without gaps, as trackers expect."""
+    """One sequence for each video; frames are numbered without gaps, as trackers expect."""
 
     whole_videos = True
 
     def image_folder(self, name: str, split: str) -> Path:
         return self.out / split / name / "img1"
 
-    def image_name(self, name: str, picture: int) -> str:
-        return f"{self._number(picture):06d}.{self.image_format.suffix}"
+    def image_name(self, name: str, frame: int) -> str:
+        return f"{self._mot_frame(frame):06d}.{self.image_format.suffix}"
 
-    def _number(self, picture: int) -> int:
-        return picture // self.sampling.stride + 1
+    def _mot_frame(self, frame: int) -> int:
+        return frame // self.sampling.stride + 1
 
-    def write_labels(self, picked: SelectedFrames) -> None:
-        video, stride = picked.video, self.sampling.stride
-        split = picked.splits[0] if picked.splits else "train"
-        folder = self.out / split / picked.name
+    def write_labels(self, selected: SelectedFrames) -> None:
+        video, stride = selected.video, self.sampling.stride
+        split = selected.splits[0] if selected.splits else "train"
+        folder = self.out / split / selected.name
         with writing(folder / "gt" / "gt.txt") as file:
-            for frame in video.frames(picked.pictures, picked.objects):
-                number = self._number(frame.index)
+            for frame in video.frames(selected.frames, selected.objects):
+                number = self._mot_frame(frame.index)
                 for item, (x1, y1, x2, y2) in zip(frame.objects, frame.xyxy.tolist(), strict=True):
                     size = f"{x1:.3f},{y1:.3f},{x2 - x1:.3f},{y2 - y1:.3f}"
-                    file.write(f"{number},{item.track},{size},1,{self.class_ids[item.label] + 1},1\n")
+                    file.write(f"{number},{item.track_id},{size},1,{self.class_ids[item.label] + 1},1\n")
         write_text(folder / "gt" / "labels.txt", "".join(f"{_one_line(name)}\n" for name in self.classes))
         info = {
-            "name": picked.name,
+            "name": selected.name,
             "imDir": "img1",
             "frameRate": f"{video.info.fps / stride:.6g}",
             "seqLength": str(-(-video.info.frames // stride)),
@@ -81,9 +81,9 @@ class Mot(DatasetFormat):
 
     def finish(self, counts: Counts) -> list[str]:
         for split in SPLITS:
-            names = [name for name, parts in counts.items() if split in parts]
+            names = [name for name, splits in counts.items() if split in splits]
             if names or split == "train":
-                # TrackEval's list of sequences; its first line is a heading.
+                # TrackEval's list of sequences, with a header.
                 with writing(self.out / "seqmaps" / f"{split}.txt") as file:
                     csv.writer(file, lineterminator="\n").writerows([[name] for name in ("name", *names)])
             else:
@@ -96,14 +96,14 @@ def _one_line(text: str) -> str:
 
 
 def read_mot(path: Path, default_label: str = "object") -> Iterator[ImportedVideo]:
-    """The sequences of a MOT dataset.
+    """Yield the sequences of a MOT dataset.
 
     Args:
-        path: a dataset, a sequence, or a single gt.txt or text of tracks (named after its sequence or video).
+        path: a dataset, a sequence, or a single gt.txt or text file of tracks (named after its sequence or video).
         default_label: of boxes without class.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are no sequences.
     """
     files = [path] if path.is_file() else sorted(path.rglob("gt/gt.txt"))
     if not files:
@@ -113,12 +113,12 @@ def read_mot(path: Path, default_label: str = "object") -> Iterator[ImportedVide
         info = _sequence_info(sequence / "seqinfo.ini")
         name = info.get("videofile") or info.get("name") or sequence.name
         stride = int(info.get("stride", "1"))
-        yield ImportedVideo(name, partial(_read_boxes, file, stride, default_label), _known(info, stride))
+        yield ImportedVideo(name, partial(_read_boxes, file, stride, default_label), _facts(info, stride))
 
 
-def _known(info: dict[str, str], stride: int) -> VideoFacts:
-    # configparser has all names in small letters.
-    width, height, length = (whole(info.get(name)) for name in ("imwidth", "imheight", "seqlength"))
+def _facts(info: dict[str, str], stride: int) -> VideoFacts:
+    # configparser lowers the case of option names.
+    width, height, length = (parse_count(info.get(name)) for name in ("imwidth", "imheight", "seqlength"))
     frames = ((length - 1) * stride + 1, length * stride) if length else None
     return VideoFacts((width, height) if width and height else None, frames)
 
@@ -131,7 +131,7 @@ def _sequence_info(path: Path) -> dict[str, str]:
         if int(info.get("stride", "1")) < 1:
             raise ValueError("stride")
     except (configparser.Error, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.", "Correct it.") from error
+        raise ConfigError(f"{path} cannot be read: {error}.", "Correct the file.") from error
     return info
 
 
@@ -142,12 +142,12 @@ def _class_names(path: Path) -> dict[int, str]:
         names = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.", "Correct the file.") from error
-    return {number: name for number, name in enumerate(names, start=1) if name.strip()}
+    return {class_id: name for class_id, name in enumerate(names, start=1) if name.strip()}
 
 
 def _read_boxes(path: Path, stride: int, default_label: str, *_video: int) -> ImportedBoxes:
     names = _class_names(path.parent / "labels.txt")
-    found: dict[tuple[int, int, str], list[float]] = {}
+    boxes: dict[tuple[int, int, str], list[float]] = {}
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
@@ -156,32 +156,32 @@ def _read_boxes(path: Path, stride: int, default_label: str, *_video: int) -> Im
                     continue
                 try:
                     row, box = _read_line(fields, stride, names, default_label)
-                    if row in found and box:
+                    if row in boxes and box:
                         raise ValueError(f"track {row[1]} has a second box on frame {fields[0]}")
                 except (ValueError, OverflowError) as error:
                     raise ConfigError(f"{path}, line {number}: {error}.", "Correct the file.") from error
                 if box:
-                    found[row] = box
+                    boxes[row] = box
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.", "Correct the file.") from error
-    last = max((row[0] for row in found), default=0)
-    boxes = np.array(list(found.values()), np.float64).reshape(-1, 4)
-    return ImportedBoxes.make(list(found), boxes, range(0, last + 1, stride))
+    last = max((row[0] for row in boxes), default=0)
+    xyxy = np.array(list(boxes.values()), np.float64).reshape(-1, 4)
+    return ImportedBoxes.from_rows(list(boxes), xyxy, range(0, last + 1, stride))
 
 
 def _read_line(
     fields: list[str], stride: int, names: dict[int, str], default_label: str
 ) -> tuple[tuple[int, int, str], list[float] | None]:
-    """(decoded picture, track, label) and corners in pixels; no corners where ground truth is to be ignored."""
+    """Return (decoded frame, track, label) and ``xyxy`` in pixels; no ``xyxy`` for ignored ground truth."""
     if len(fields) < 6:
         raise ValueError(f"{len(fields)} fields instead of six to ten")
-    frame, track = frame_number(fields[0]), int(float(fields[1]))
-    if frame == 0:
+    number, track = frame_number(fields[0]), int(float(fields[1]))
+    if number == 0:
         raise ValueError("frame 0; MOT counts from 1")
-    picture = frame_number((frame - 1) * stride)
+    frame = frame_number((number - 1) * stride)
     left, top, width, height = finite(fields[2:6])
-    # Results of trackers have -1 there, and end in a position in space.
+    # Tracker results have ten fields: -1 here, and a position in space at the end.
     class_id = int(float(fields[7])) if 8 <= len(fields) <= 9 else -1
     label = names.get(class_id, f"class {class_id}") if class_id > 0 else default_label
     ignored = len(fields) > 6 and float(fields[6]) == 0
-    return (picture, track, label), None if ignored else [left, top, left + width, top + height]
+    return (frame, track, label), None if ignored else [left, top, left + width, top + height]

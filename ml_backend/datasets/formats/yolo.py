@@ -1,7 +1,7 @@
-"""YOLO datasets: ``images/{train,val,test}``, ``labels/{train,val,test}`` and ``data.yaml``; and reading them.
+"""Write and read YOLO datasets: ``images/{train,val,test}``, ``labels/{train,val,test}`` and ``data.yaml``.
 
-A label file has a line ``class x y width height`` for each box: the centre and the size as shares of the picture.
-Without boxes it is empty. With tracking each line ends in the track's number, as ultralytics writes it when it tracks.
+A label file has a line ``class x y width height`` for each box: centre and size as fractions of the image. Without
+boxes it is empty. ``yolo-track`` appends the track id to each line, as ultralytics writes it in track mode.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ml_backend.datasets.video_files import VideoFacts
 
 
 class Yolo(DatasetFormat):
-    """What ultralytics trains on as it is."""
+    """The format that ultralytics trains on."""
 
     with_ids = False
-    one_truth = True
+    single_annotator = True
 
-    def write_labels(self, picked: SelectedFrames) -> None:
-        info = picked.video.info
-        for split in set(picked.splits):
+    def write_labels(self, selected: SelectedFrames) -> None:
+        info = selected.video.info
+        for split in set(selected.splits):
             make_folder(self.out / "labels" / split)
-        for frame, split in zip(picked.video.frames(picked.pictures, picked.objects), picked.splits, strict=True):
-            path = self.out / "labels" / split / f"{picked.name}_{frame.index:06d}.txt"
+        for frame, split in zip(selected.video.frames(selected.frames, selected.objects), selected.splits, strict=True):
+            path = self.out / "labels" / split / f"{selected.name}_{frame.index:06d}.txt"
             try:
-                # Not by way of a temporary file: an export that breaks off here writes the video's labels again.
+                # Not atomic: an interrupted export writes the video's labels again.
                 path.write_text(self._lines(frame, info.width, info.height), encoding="ascii", newline="\n")
             except OSError as error:
                 raise storage_error(path, error) from error
@@ -46,8 +46,8 @@ class Yolo(DatasetFormat):
         extent = (frame.xyxy[:, 2:] - frame.xyxy[:, :2]) / size
         lines = []
         for item, (x, y), (w, h) in zip(frame.objects, centre.tolist(), extent.tolist(), strict=True):
-            number = f" {item.track}" if self.with_ids else ""
-            lines.append(f"{self.class_ids[item.label]} {x:.6f} {y:.6f} {w:.6f} {h:.6f}{number}\n")
+            track_id = f" {item.track_id}" if self.with_ids else ""
+            lines.append(f"{self.class_ids[item.label]} {x:.6f} {y:.6f} {w:.6f} {h:.6f}{track_id}\n")
         return "".join(lines)
 
     def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
@@ -56,37 +56,37 @@ class Yolo(DatasetFormat):
             remove_named(self.out / "labels" / split, name)
 
     def finish(self, counts: Counts) -> list[str]:
-        total = {split: sum(parts.get(split, 0) for parts in counts.values()) for split in SPLITS}
+        total = {split: sum(splits.get(split, 0) for splits in counts.values()) for split in SPLITS}
         notes = []
-        places = {split: f"images/{split}" for split in SPLITS if total[split] or split != "test"}
+        folders = {split: f"images/{split}" for split in SPLITS if total[split] or split != "test"}
         for split, other in (("train", "val"), ("val", "train")):
             make_folder(self.out / "images" / split)
             make_folder(self.out / "labels" / split)
             if not total[split] and total[other]:
-                places[split] = places[other]
-                notes.append(f"No picture is for {split}: data.yaml names those of {other} instead.")
-        # Without `path`, ultralytics starts from this file's folder: the data set can be moved.
-        data = {**places, "nc": len(self.classes), "names": dict(enumerate(self.classes))}
+                folders[split] = folders[other]
+                notes.append(f"No image is in {split}: data.yaml names those of {other} instead.")
+        # Without `path`, ultralytics resolves folders relative to this file: the dataset can be moved.
+        data = {**folders, "nc": len(self.classes), "names": dict(enumerate(self.classes))}
         readable = all(map(str.isprintable, self.classes))  # else PyYAML takes some characters for line ends
         write_text(self.out / "data.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=readable))
         return notes
 
 
 class YoloTrack(Yolo):
-    """With the track's number at the end of each line. ultralytics does not train on such lines."""
+    """YOLO with a track id at the end of each line, which ultralytics cannot train on."""
 
     with_ids = True
-    one_truth = False
+    single_annotator = False
 
 
 def read_yolo(folder: Path) -> Iterator[ImportedVideo]:
-    """The videos of a YOLO dataset with track numbers.
+    """Yield the videos of a YOLO dataset with track ids.
 
     Args:
         folder: with ``data.yaml`` and ``labels``; label files are called ``<video>_<frame>.txt``.
 
     Raises:
-        ConfigError: there is no such dataset, or a line without a track number.
+        ConfigError: there is no such dataset, or a line has no track id.
     """
     names = _class_names(folder / "data.yaml")
     files: dict[str, list[tuple[int, Path]]] = {}
@@ -94,20 +94,20 @@ def read_yolo(folder: Path) -> Iterator[ImportedVideo]:
         video, _, digits = path.stem.rpartition("_")
         if video and digits.isdecimal():
             if int(digits) > MAX_FRAME:
-                raise ConfigError(f"{path}: {digits} is no frame number.", "Correct the name.")
+                raise ConfigError(f"{path}: {digits} is not a frame number.", "Correct the name.")
             files.setdefault(video, []).append((int(digits), path))
     if not files:
         raise ConfigError(f"{folder} has no labels/**/<video>_<frame>.txt.", "Give the folder with data.yaml.")
-    for video, found in sorted(files.items()):
-        known = VideoFacts(frames=(max(found)[0] + 1, None))
-        yield ImportedVideo(video, partial(_read_boxes, sorted(found), names), known)
+    for video, label_files in sorted(files.items()):
+        facts = VideoFacts(frames=(max(label_files)[0] + 1, None))
+        yield ImportedVideo(video, partial(_read_boxes, sorted(label_files), names), facts)
 
 
 def _class_names(path: Path) -> dict[int, str]:
     try:
         names = yaml.safe_load(path.read_text(encoding="utf-8"))["names"]
         pairs = names.items() if isinstance(names, dict) else enumerate(names)
-        return {int(number): str(name) for number, name in pairs}
+        return {int(class_id): str(name) for class_id, name in pairs}
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.", "Give the folder with data.yaml.") from error
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
@@ -135,6 +135,6 @@ def _read_boxes(
                 boxes.append(finite(fields[1:5]))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read: {error}.", "Correct the file.") from error
-    shares = np.array(boxes, np.float64).reshape(-1, 4)
-    corners = np.concatenate([shares[:, :2] - shares[:, 2:] / 2, shares[:, :2] + shares[:, 2:] / 2], axis=1)
-    return ImportedBoxes.make(rows, corners * [width, height, width, height], [frame for frame, _ in files])
+    xywh = np.array(boxes, np.float64).reshape(-1, 4)
+    xyxy = np.concatenate([xywh[:, :2] - xywh[:, 2:] / 2, xywh[:, :2] + xywh[:, 2:] / 2], axis=1)
+    return ImportedBoxes.from_rows(rows, xyxy * [width, height, width, height], [frame for frame, _ in files])

@@ -1,4 +1,4 @@
-"""Run by Alembic for each command: its migrations join the transaction of the connection that it was given."""
+"""Alembic environment: run migrations in the transaction of the given connection."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One file for each change of the schema, by Alembic."""
+"""Alembic migrations, one file each."""

@@ -1,6 +1,6 @@
-"""The schema as it was when migrations began: frozen, whatever ``ml_backend.db.tables`` becomes.
+"""Baseline schema, frozen: later changes of ``ml_backend.db.tables`` do not affect it.
 
-The release before made the same tables itself: what is there already is left as it is.
+The release before migrations created the same tables, so existing ones are left unchanged.
 """
 
 from __future__ import annotations
@@ -216,5 +216,5 @@ sa.Table(
 def upgrade() -> None:
     bind = op.get_bind()
     metadata.create_all(bind)
-    for index in metadata.tables["predictions"].indexes:  # tables of some earlier releases lack it
+    for index in metadata.tables["predictions"].indexes:  # missing in some earlier releases
         index.create(bind, checkfirst=True)

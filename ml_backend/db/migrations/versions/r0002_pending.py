@@ -1,7 +1,7 @@
-"""What is still to be done takes the place of the webhook events that asked for it.
+"""Replace stored webhook events by pending work.
 
-What the release before had noted in Redis, or had not handed over, is not carried over task by task: all annotations
-of the projects that it has heard of are read anew, and all tasks looked at where some were new, which does no harm.
+Pending work of the previous release is not migrated task by task: all annotations of known projects are read again,
+and all tasks of projects with new tasks are checked, which is harmless.
 """
 
 from __future__ import annotations
