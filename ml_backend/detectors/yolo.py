@@ -13,7 +13,7 @@ import numpy as np
 
 from ml_backend.core.boxes import scaled_size
 from ml_backend.core.errors import WeightsError
-from ml_backend.core.memory import FitsMemory, is_out_of_memory
+from ml_backend.core.memory import OutOfMemoryFallback, is_out_of_memory
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections, Image
 from ml_backend.detectors.engines.exports import EngineExport
@@ -53,7 +53,7 @@ class Detector(Protocol):
         ...
 
 
-class YoloDetector(FitsMemory):
+class YoloDetector(OutOfMemoryFallback):
     """A YOLO detection model behind :class:`Detector`.
 
     The input keeps the video's aspect ratio (384 x 640 for 16:9), which costs 40 % less than a square. Results equal
@@ -69,7 +69,7 @@ class YoloDetector(FitsMemory):
         WeightsError: the file is missing, unreadable, or not a detection model; the device does not exist.
     """
 
-    _items = "frames"
+    _item_name = "frames"
 
     def __init__(
         self, path: str | Path, settings: Settings, export: EngineExport | None = None, note: str = ""
@@ -86,7 +86,7 @@ class YoloDetector(FitsMemory):
         self._export = export
         self._note = note
         self._warm: set[tuple[int, int]] = set()
-        self._placed(select_device("cpu" if export else settings.device), self._move)
+        self._load_with_fallback(select_device("cpu" if export else settings.device), self._move)
         self.max_concurrency = self._engine.max_concurrency
         self.names: dict[int, str] = self._engine.names
 
@@ -126,7 +126,7 @@ class YoloDetector(FitsMemory):
         """
         results: list[Detections] = []
         while len(results) < len(images):
-            results += self._fitting(partial(self._detect_from, images, len(results)))
+            results += self._run_with_fallback(partial(self._detect_from, images, len(results)))
         return results
 
     def pixels(self, images: Sequence[Image]) -> Pixels:
@@ -170,12 +170,12 @@ class YoloDetector(FitsMemory):
         try:
             return self._detect_batch(engine, batch)
         except RUNTIME_FAULTS as error:
-            with self._changing:
+            with self._reload_lock:
                 if self._engine is engine and (self._export is None or is_out_of_memory(error)):
                     raise
             reason = _reason(error)
         # Not within the except block: while it lasts, the error keeps what the failed call holds alive.
-        with self._changing:
+        with self._reload_lock:
             if self._engine is engine and self._export is not None:  # else another thread has replaced it
                 self._give_up_export(self._export, reason)
                 self._move(self._device)

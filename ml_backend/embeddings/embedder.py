@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from ml_backend.core.errors import WeightsError
-from ml_backend.core.memory import FitsMemory, model_memory
+from ml_backend.core.memory import OutOfMemoryFallback, model_memory
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import FloatArray, Image
 from ml_backend.detectors.engines.torch_engine import select_device
@@ -55,7 +55,7 @@ class Embedder(Protocol):
         ...
 
 
-class TorchEmbedder(FitsMemory):
+class TorchEmbedder(OutOfMemoryFallback):
     """What embedders of torch have in common: batches, devices, precision, and going on when memory is short.
 
     A subclass sets ``model_id`` and ``dim``, gives the network to :meth:`_set_up`, and defines :meth:`_forward`.
@@ -64,7 +64,7 @@ class TorchEmbedder(FitsMemory):
     model_id: str
     dim: int
     cpu_batch: int = CPU_BATCH
-    _items = "crops"
+    _item_name = "crops"
 
     def _set_up(
         self, model: torch.nn.Module, settings: Settings, input_size: int, mean: Sequence[float], std: Sequence[float]
@@ -89,7 +89,7 @@ class TorchEmbedder(FitsMemory):
         red, green, blue = (round(value) for value in mean)
         self._fill = (blue, green, red)
         self._batch = EMBED_BATCH
-        self._placed(select_device(settings.device), self._to)
+        self._load_with_fallback(select_device(settings.device), self._to)
 
     @property
     def memory_bytes(self) -> Mapping[str, int]:
@@ -134,7 +134,7 @@ class TorchEmbedder(FitsMemory):
         rows: list[FloatArray] = []
         done = 0
         while done < len(items):
-            rows.append(self._fitting(partial(self._run, items[done:], run)))
+            rows.append(self._run_with_fallback(partial(self._run, items[done:], run)))
             done += len(rows[-1])
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ml_backend.core.files import file_sha256, writing
+from ml_backend.core.files import atomic_text_writer, file_sha256
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Track
 from ml_backend.detectors.engines.calibration import CalibrationSource
@@ -67,7 +67,10 @@ def predict_file(
         engine = choose_engine(resolved.path, sha256, settings, wait=True, footage=CalibrationSource(video=str(video)))
     hybrid, part, notes = _hybrid(settings, patterns, prompts_digest(parsed))
     version = model_version(settings, resolved, part)
-    with writing(out) as target, writing(tracks_out) if tracks_out else contextlib.nullcontext() as mot:
+    with (
+        atomic_text_writer(out) as target,
+        atomic_text_writer(tracks_out) if tracks_out else contextlib.nullcontext() as mot,
+    ):
         number = 0
 
         def write_track(track: Track) -> None:

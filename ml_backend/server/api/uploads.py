@@ -15,7 +15,7 @@ from werkzeug.formparser import FormDataParser
 
 from ml_backend.core.errors import StorageError
 from ml_backend.core.files import VIDEO_SUFFIXES, file_sha256
-from ml_backend.core.outputs import GB, RECEIVED
+from ml_backend.core.outputs import GB, UPLOAD_PREFIX
 from ml_backend.server.api import requests as bodies
 from ml_backend.server.api import responses as answers
 from ml_backend.server.api.handlers import requested
@@ -42,7 +42,7 @@ def upload_video() -> answers.JobAnswer:
     if request.mimetype != "multipart/form-data":
         raise WrongType("The body must be of the type multipart/form-data.", "Send the fields 'project' and 'file'.")
     limit, uploads = int(found.settings.upload_max_gb * GB), found.settings.uploads_dir
-    folder = uploads / f"{RECEIVED}{secrets.token_hex(8)}"
+    folder = uploads / f"{UPLOAD_PREFIX}{secrets.token_hex(8)}"
     try:
         folder.mkdir(parents=True)
         wanted = min(request.content_length or 0, limit)  # what is larger is refused below
