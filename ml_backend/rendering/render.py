@@ -118,7 +118,7 @@ def render(
     rate = Fraction(facts.info.fps).limit_denominator(1001)
     sound = _sound(facts, first, options) if options.sound and facts.info.has_audio else None
     started, done = time.perf_counter(), 0
-    how: dict[str, Any] = {"crf": options.crf, "time_base": base, "sound": sound}
+    how: dict[str, Any] = {"crf": options.crf, "time_base": base, "audio": sound}
     with VideoWriter(out, picture.shape[1], picture.shape[0], rate, **how) as writer:
         for frame in read_frames(video, facts.info, start=first, size=size):
             number = frame.index - first

@@ -22,11 +22,7 @@ from tests.builders import ROOT
         ("LOG_LEVEL", "loud", "The setting LOG_LEVEL is invalid"),
         ("REDIS_URL", "localhost:6379", "The setting REDIS_URL is invalid: it must begin with redis://"),
         ("LABEL_STUDIO_URL", "localhost:8080", "The setting LABEL_STUDIO_URL is invalid: it must begin with http://"),
-        (
-            "LABEL_STUDIO_PUBLIC_URL",
-            "label.example",
-            "The setting LABEL_STUDIO_PUBLIC_URL is invalid",
-        ),
+        ("LABEL_STUDIO_PUBLIC_URL", "label.example", "The setting LABEL_STUDIO_PUBLIC_URL is invalid"),
     ],
 )
 def test_wrong_setting(name: str, value: str, text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
