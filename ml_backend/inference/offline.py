@@ -64,7 +64,9 @@ def predict_file(
     engine = None
     if resolved.path is not None:  # made now if that takes seconds: there is no other video that could use it later
         sha256 = resolved.sha256 or file_sha256(resolved.path)
-        engine = choose_engine(resolved.path, sha256, settings, wait=True, footage=CalibrationSource(video=str(video)))
+        engine = choose_engine(
+            resolved.path, sha256, settings, wait=True, calibration=CalibrationSource(video=str(video))
+        )
     hybrid, part, notes = _hybrid(settings, patterns, prompts_digest(parsed))
     version = model_version(settings, resolved, part)
     with (

@@ -110,7 +110,7 @@ def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | N
         raise ValueError("a YOLO detector needs a path")
     path = resolved.path
     footage = CalibrationSource(resolved.project, video)
-    engine = choose_engine(path, resolved.sha256 or file_sha256(path), settings, footage=footage)
+    engine = choose_engine(path, resolved.sha256 or file_sha256(path), settings, calibration=footage)
     shaping = (settings.device, settings.imgsz, settings.conf, settings.batch, settings.precision)
     key = ("yolo", str(path), resolved.sha256, *shaping, engine.key)
     load = partial(YoloDetector, path, settings, engine.export, engine.note)

@@ -84,7 +84,7 @@ def test_what_replaces_dinov2_is_noted(make: MakeSettings) -> None:
         assert models.embedder is not None
         assert models.embedder.kind == "fallback"
         (note,) = models.notes
-        assert "facebook/dinov2-base is not here" in note
+        assert "facebook/dinov2-base is not available" in note
         assert "DINOV2_MODEL" in note
     assert classifier_models(values, "yolo_clip").notes == ()
     assert classifier_models(make(embedder="fallback"), "yolo_dinov2").notes == ()  # it is what was asked for
@@ -97,7 +97,7 @@ def test_a_missing_clip_is_noted(make: MakeSettings) -> None:
         assert models.clip is None
         assert len(models.ids) == ids
         (note,) = models.notes
-        assert "someone/clip is not here" in note
+        assert "someone/clip is not available" in note
         assert "CLIP_MODEL" in note
     assert classifier_models(values, "yolo_dinov2").notes == ()
 
