@@ -52,7 +52,7 @@ DERIVED = ("fallen_person", "upper_body", "lower_body")
 PEOPLE = 10  # labels of the task "identity"; the other people are unknown
 TESTED = {"kinds": 8, "identity": 4}  # test crops a label and condition
 
-VIEWS = 48  # of one track, spread over its life ...
+CROPS_PER_TRACK = 48  # of one track, spread over its life ...
 EVERY = 3  # ... of which so many make one that is tested, and shown as all kinds; the others are exemplars
 MIN_SIDE = 40  # pixels: a person of less is no model to learn from
 UPRIGHT = 1.6  # height over width of a person who is seen from head to foot
@@ -89,7 +89,7 @@ def find_crops(video: Path, weights: Path, photographs: list[Path]) -> list[Crop
     wanted: dict[int, list[tuple[int, int, bool]]] = {}
     for number, track in enumerate(tracks):
         seen = np.flatnonzero(track.conf > 0)
-        for i, row in enumerate(np.unique(seen[np.linspace(0, len(seen) - 1, VIEWS).round().astype(int)])):
+        for i, row in enumerate(np.unique(seen[np.linspace(0, len(seen) - 1, CROPS_PER_TRACK).round().astype(int)])):
             wanted.setdefault(int(track.frames[row]), []).append((number, int(row), i % EVERY == 0))
     crops: list[Crop] = []
     for frame in read_frames(video):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import BackendError, ConfigError, Interrupted, LabelStudioError, MediaRefused, WeightsError
 from ml_backend.core.types import UNLABELLED
-from ml_backend.embeddings.crop_selection import VIEWS
+from ml_backend.embeddings.crop_selection import CROPS_PER_TRACK
 from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.queue import ALL_TASKS
@@ -225,7 +225,9 @@ def _exemplars(container: Container, task: Task, annotation: Annotation, models:
         video = video_key(part.uri)
         with container.media.open(part.uri, task.id) as path:
             info, timeline = probe(path), video_timeline(path, part.frame_rate)
-            objects = annotated_objects(annotation.result, part.control, timeline, info.width, info.height, VIEWS)
+            objects = annotated_objects(
+                annotation.result, part.control, timeline, info.width, info.height, CROPS_PER_TRACK
+            )
             known = next(container.projects.patterns.tracks_of_project(task.project_id, video), None)
             background = rejected_tracks(known.tracks, objects) if known and objects else []
             for model in filter(None, (models.embedder, models.clip)):
@@ -246,8 +248,8 @@ def _look(
     from ml_backend.embeddings.crop_embeddings import embed_tracks
     from ml_backend.labeling.few_shot.annotated_objects import with_known
 
-    looks, k = container.projects.patterns.looks(video), VIEWS
-    known = looks.known(model.model_id)
+    looks, k = container.projects.patterns.looks(video), CROPS_PER_TRACK
+    known = looks.get(model.model_id)
     # Objects whose label has left the config show neither a label nor what is none.
     groups = [(item.region_id, item.label, with_known(item, known, k), k) for item in objects if item.label]
     groups += [(f"{prefix}-{r.track_id}", UNLABELLED, r.views, BACKGROUND_VIEWS) for r in background]

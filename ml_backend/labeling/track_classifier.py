@@ -20,7 +20,7 @@ from cachetools import LRUCache, cached
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import UNLABELLED, FloatArray
 from ml_backend.embeddings.crop_embeddings import CropEmbeddingStore, OpenVideo, embed_tracks
-from ml_backend.embeddings.crop_selection import VIEWS
+from ml_backend.embeddings.crop_selection import CROPS_PER_TRACK
 from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.label_studio.label_config import LabelSpec, VideoControl
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank
@@ -103,7 +103,7 @@ class TrackClassifier:
             """Tracks by number with ``(m, d)`` views, but for those that could not be looked at."""
             opener = partial(use_embedder, model, self.settings)
             wanted = [record.views for record in tracks.tracks]
-            found = embed_tracks(wanted, opener, model.model_id, looks, open_video, VIEWS, should_stop)
+            found = embed_tracks(wanted, opener, model.model_id, looks, open_video, CROPS_PER_TRACK, should_stop)
             yield from ((number, np.stack([one.vector for one in mine])) for number, mine in enumerate(found) if mine)
 
         if self.bank and self.models.embedder and allowed & set(self.bank.labels):

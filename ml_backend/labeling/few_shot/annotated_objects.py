@@ -12,7 +12,7 @@ import numpy as np
 
 from ml_backend.core.boxes import Float64Array, iou_matrix, iou_pairs
 from ml_backend.core.types import IntArray
-from ml_backend.embeddings.crop_embeddings import SAME_LOOK_IOU, CropEmbedding
+from ml_backend.embeddings.crop_embeddings import SAME_CROP_IOU, CropEmbedding
 from ml_backend.embeddings.crop_selection import CropBox, candidate_crops
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.regions import region_boxes
@@ -123,7 +123,7 @@ def with_known(item: AnnotatedObject, known: Sequence[CropEmbedding], k: int) ->
     frames = np.array([look.frame for look in known])
     at = np.minimum(np.searchsorted(item.frames, frames), len(item.frames) - 1)
     boxes = np.array([look.xyxy for look in known], np.float64)
-    same = (item.frames[at] == frames) & (iou_pairs(boxes, item.xyxy[at]) >= SAME_LOOK_IOU)
+    same = (item.frames[at] == frames) & (iou_pairs(boxes, item.xyxy[at]) >= SAME_CROP_IOU)
     chosen = sorted({known[i].frame: known[i] for i in np.flatnonzero(same)}.values(), key=lambda look: look.frame)
     if len(chosen) < min(k, len(item.views)):
         return item.views

@@ -121,7 +121,7 @@ def test_scores_are_the_bank_s(store: PatternStore, clip: Path) -> None:
     save(store, 10, *(record(column) for column in range(COLUMNS)))
     found = {item.track_id: item for item in find(store, clip)}
     for column, item in found.items():
-        looks = [look for look in store.looks(_only(store).video).known(MODEL) if look.xyxy[0] == 40 * column + 8]
+        looks = [look for look in store.looks(_only(store).video).get(MODEL) if look.xyxy[0] == 40 * column + 8]
         (expected,) = BANK.rank("red", [np.stack([look.vector for look in looks])])
         assert item.score == pytest.approx(float(expected), abs=1e-5)
         assert item.safe == (item.score >= BANK.safe_thresholds["red"])
