@@ -150,7 +150,8 @@ class TorchEmbedder(OutOfMemoryFallback):
                 result = _normalise(run(items))
         if result is None:
             raise WeightsError(
-                f"The output of {self.model_id} is not finite.", "Download its weights again; they may be damaged."
+                f"The output of {self.model_id} is zero or not finite.",
+                "Download its weights again; they may be damaged.",
             )
         return result
 

@@ -420,7 +420,7 @@ def test_interrupting_a_download_leaves_nothing(
     def stop(folder: Path) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(downloads, "_size", stop)
+    monkeypatch.setattr(downloads, "_folder_size", stop)
     values = settings(weights_timeout_s=DEADLINE)
     with pytest.raises(KeyboardInterrupt):
         resolve_embedder(values, download=True)
