@@ -402,9 +402,9 @@ def test_quantising_reports_nothing_and_writes_nothing_at_home(
         "from ml_backend.detectors.engines.make import make\n"
         "from ml_backend.core.settings import Settings\n"
         f"here = Settings(device='cpu', imgsz=160, precision='int8', data_dir={str(here.data_dir)!r})\n"
-        f"plan = Plan(Path({str(tiny)!r}), {file_sha256(tiny)!r}, here, Footage(None, {str(clip)!r}))\n"
+        f"plan = EnginePlan(Path({str(tiny)!r}), {file_sha256(tiny)!r}, here, CalibrationSource(None, {str(clip)!r}))\n"
         "make(plan)\n"
-        "found = find(plan.int8(1))\n"
+        "found = find_export(plan.int8(1))\n"
         "print()\n"
         "print(found.precision, sys.modules['openvino_telemetry'], 'nncf' in sys.modules, threading.active_count())\n"
     )
