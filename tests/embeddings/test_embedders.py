@@ -350,14 +350,14 @@ def drop_tensors(file: Path) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "no config": (lambda config, _: config.unlink(), "has no .*config.json"),
     "config of nonsense": (lambda config, _: config.write_text("<html>"), "is damaged"),
-    "config of a list": (lambda config, _: config.write_text("[]"), "no JSON object"),
+    "config of a list": (lambda config, _: config.write_text("[]"), "not a JSON object"),
     "no weights": (lambda _, weights: weights.unlink(), "has no weights"),
-    "empty weights": (lambda _, weights: weights.write_bytes(b""), "no safetensors file"),
-    "a web page": (lambda _, weights: weights.write_text("<html>404</html>" * 99), "no safetensors file"),
+    "empty weights": (lambda _, weights: weights.write_bytes(b""), "not a safetensors file"),
+    "a web page": (lambda _, weights: weights.write_text("<html>404</html>" * 99), "not a safetensors file"),
     "half of it": (lambda _, weights: weights.write_bytes(weights.read_bytes()[:90_000]), "is damaged.*covered"),
     "a pointer": (
         lambda _, weights: weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
-        "no safetensors file .*git lfs pull",
+        "not a safetensors file .*git lfs pull",
     ),
     "tensors missing": (lambda _, weights: drop_tensors(weights), "lack 3 tensors|Missing key"),
 }
@@ -437,7 +437,7 @@ def test_pickles_are_never_run(folders: dict[str, Path], settings: MakeSettings,
     buffer = io.BytesIO()
     torch.save({"w": Explosive()}, buffer)
     for kind, name, message in (
-        ("dinov2", "pytorch_model.bin", "are pickles, which are code"),
+        ("dinov2", "pytorch_model.bin", "pickled weights are code"),
         ("clip", "open_clip_pytorch_model.bin", "has no weights"),
     ):
         folder = Path(shutil.copytree(folders[kind], tmp_path / kind))
