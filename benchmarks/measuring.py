@@ -130,7 +130,7 @@ def engine_name(video: Path, resolved: ResolvedDetector, settings: Settings, *, 
 
     assert resolved.path
     footage = CalibrationSource(video=str(video))
-    choice = choose_engine(resolved.path, resolved.sha256 or "", settings, wait=wait, footage=footage)
+    choice = choose_engine(resolved.path, resolved.sha256 or "", settings, wait=wait, calibration=footage)
     return f"{choice.name} ({choice.note})" if choice.note else choice.name
 
 

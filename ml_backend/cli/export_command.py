@@ -13,7 +13,7 @@ import click
 from ml_backend.cli.dev_stack.discover import settings_in_force
 from ml_backend.cli.progress import progress_bar
 from ml_backend.core.errors import ConfigError
-from ml_backend.core.files import writing
+from ml_backend.core.files import atomic_text_writer
 from ml_backend.datasets.annotation_reader import AnnotationReader, SkippedTask
 from ml_backend.datasets.formats.coco import read_coco
 from ml_backend.datasets.formats.cvat import read_cvat
@@ -143,7 +143,7 @@ def import_dataset(
     folder = VideoFolder.of(videos, video_map, beside=dataset / "labels" if dataset.is_dir() else dataset)
     result = ImportResult()
     videos_with_tracks = list(readers[format_name](dataset))
-    with progress_bar("Reading videos") as progress, writing(out) as file:
+    with progress_bar("Reading videos") as progress, atomic_text_writer(out) as file:
         tasks = to_tasks(videos_with_tracks, folder, control, result, kind=kind, url_prefix=url_prefix)
         file.write("[")
         for number, task in enumerate(tasks):

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from ml_backend.core.errors import BackendError
-from ml_backend.core.settings import LogLevel, wrong_settings
+from ml_backend.core.settings import LogLevel, describe_invalid_settings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -38,7 +38,7 @@ def fail_clearly(function: Function) -> Function:
                 print(f"Fix:   {error.hint}", file=sys.stderr)
             sys.exit(1)
         except ValidationError as error:
-            print(f"Error: {wrong_settings(error)}", file=sys.stderr)
+            print(f"Error: {describe_invalid_settings(error)}", file=sys.stderr)
             sys.exit(1)
 
     return run  # type: ignore[return-value]

@@ -1,7 +1,7 @@
-"""Downloads of models, which end when too little comes.
+"""Model downloads that give up on slow servers.
 
-Downloaders do not end by themselves where a server takes connections and says nothing, or sends a byte now and then. So
-each runs in a child process, which is ended then.
+Downloaders hang on a server that accepts connections but sends nothing, or a byte now and then. So each download runs
+in a child process that is killed when it is too slow.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ml_backend.core.subprocesses import exit_with_parent, import_path
 
 log = logging.getLogger(__name__)
 
-#: CLIP ViT-bigG, the largest model that somebody may want, has 10 GB.
+#: CLIP ViT-bigG, the largest model of interest, has 10 GB.
 MAX_BYTES = 16 << 30
-#: Bytes per second that a download must keep up: DINOv2-base (350 MB) in an hour and a half at the slowest.
+#: Slowest accepted download in bytes per second: DINOv2-base (350 MB) takes at most an hour and a half.
 MIN_RATE = 64 << 10
-#: After a failed download nobody waits for the same deadline again for a while.
+#: A failed download is not retried for this long, so that not every job waits for the same timeout.
 RETRY_AFTER_S = 600.0
 
 
@@ -39,20 +39,20 @@ def fetch(
     patterns: Sequence[str] = (),
     check: Callable[[Path], object],
 ) -> str:
-    """Have ``target``, which appears only when all of it is there. Processes that want it at once download it once.
+    """Download ``target`` atomically, once for all processes that ask for it at the same time.
 
     Args:
-        library: what downloads: the first one makes ``target`` a folder, the second one, for single files, a file.
-            (ultralytics' own downloader would load torch first, which takes seconds also where there is no network.)
+        library: ``huggingface_hub`` makes ``target`` a folder; ``httpx`` downloads a single file. (ultralytics'
+            downloader would import torch first, which takes seconds even without a network.)
         source: a model of the hub (owner/name), or a URL that ends in the name of ``target``.
-        timeout: seconds in which ``MIN_RATE`` must have been kept up, from the first request on.
-        patterns: names of the files that are taken of a model of the hub; folders within it never are.
-        check: called with what was downloaded; raises WeightsError if that is not what was meant.
+        timeout: seconds over which the download must average ``MIN_RATE``, from the first request on.
+        patterns: files to download from a hub model; subfolders are always skipped.
+        check: called with the downloaded path; raises WeightsError if it is not the expected model.
 
     Returns:
-        Why it cannot be had, which is remembered for all processes; empty where ``target`` is there.
+        The reason of the failure, which is remembered for all processes; empty if ``target`` exists.
     """
-    from filelock import FileLock  # here, since the web process imports this module and never downloads
+    from filelock import FileLock  # the web process imports this module but never downloads
 
     part = target.with_name(f"{target.name}.part")
     try:
@@ -65,10 +65,10 @@ def fetch(
             log.info("Downloading %s", source)
             try:
                 _run_child([library, source, str(part), *patterns], part, timeout)
-                found = part if library == "huggingface_hub" else part / target.name
-                check(found)
+                downloaded = part if library == "huggingface_hub" else part / target.name
+                check(downloaded)
                 shutil.rmtree(part / ".cache", ignore_errors=True)
-                found.rename(target)
+                downloaded.rename(target)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
             return ""
@@ -76,54 +76,54 @@ def fetch(
         reason = f"{target} cannot be written: {error.strerror}"
     except WeightsError as error:
         reason = error.message.rstrip(".").replace(str(part), source)
-    with contextlib.suppress(OSError):  # a full disk is one of the reasons; then the next job tries again
+    with contextlib.suppress(OSError):  # e.g. the disk is full; then the next job tries again
         _failure_file(target).write_text(reason, encoding="utf-8")
     return reason
 
 
 def _run_child(arguments: Sequence[str], part: Path, timeout: float) -> None:
-    """Let a child process download into ``part``.
+    """Download into ``part`` in a child process.
 
     Raises:
-        WeightsError: it failed, or the server was too slow.
+        WeightsError: the download failed, or the server was too slow.
     """
-    # Of a killed process; huggingface_hub takes what is there for the whole model where the hub is away.
+    # Left over from a killed process: without a network huggingface_hub would take it for the whole model.
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     environment = {
         **os.environ,
         "PYTHONPATH": import_path(os.environ),
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",  # which keeps what has come so far, and more, in the home directory
+        "HF_HUB_DISABLE_XET": "1",  # it caches chunks in the home directory
     }
     if not sys.stderr.isatty():
-        environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # which would fill a log
+        environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # they would fill a log
     command = [sys.executable, "-m", "ml_backend.core.downloads", *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout is not None
         try:
-            first = child.stdout.readline().strip()  # libraries take seconds; from here on the server is waited for
-            size, since = 0, time.monotonic()
+            first_line = child.stdout.readline().strip()  # importing takes seconds that the timeout must not count
+            last_size, last_time = 0, time.monotonic()
             while child.poll() is None:
                 time.sleep(0.05)
-                now = _size(part)
-                if now > MAX_BYTES:
-                    raise WeightsError(f"it has more than the {MAX_BYTES >> 30} GB that a model may have")
-                if now - size >= MIN_RATE * timeout:
-                    size, since = now, time.monotonic()
-                elif time.monotonic() - since > timeout:
-                    raise WeightsError(f"the server sent {now - size} bytes in {timeout:g} s, which is too slow")
+                size = _folder_size(part)
+                if size > MAX_BYTES:
+                    raise WeightsError(f"it is larger than {MAX_BYTES >> 30} GB, the limit for a model")
+                if size - last_size >= MIN_RATE * timeout:
+                    last_size, last_time = size, time.monotonic()
+                elif time.monotonic() - last_time > timeout:
+                    raise WeightsError(f"the server sent {size - last_size} bytes in {timeout:g} s, which is too slow")
         finally:
             child.kill()
         if child.wait() != 0:
-            told = child.stdout.read().strip() or (first if first != "ready" else "")
-            raise WeightsError(told or f"the download ended with code {child.returncode}")
+            reason = child.stdout.read().strip() or (first_line if first_line != "ready" else "")
+            raise WeightsError(reason or f"the download ended with code {child.returncode}")
 
 
-def _size(folder: Path) -> int:
+def _folder_size(folder: Path) -> int:
     size = 0
     for file in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # it was just renamed
+        with contextlib.suppress(OSError):  # the downloader has just renamed it
             size += file.stat().st_size
     return size
 
@@ -133,36 +133,36 @@ def _failure_file(target: Path) -> Path:
 
 
 def recent_failure(target: Path) -> str | None:
-    """Why ``target`` could not be downloaded within the last ``RETRY_AFTER_S``; ``None`` where it may be tried."""
+    """Return why a download of ``target`` failed within the last ``RETRY_AFTER_S``; ``None`` if it may be tried."""
     marker = _failure_file(target)
     try:
         if time.time() - marker.stat().st_mtime < RETRY_AFTER_S:
             return marker.read_text(encoding="utf-8") or "download failed"
     except OSError:
-        pass  # no marker: never failed
+        pass  # no marker
     return None
 
 
 def main(library: str, source: str, folder: str, *patterns: str) -> int:
-    """Download, as a child process: standard output says that the libraries are loaded, and why it failed."""
+    """Download in a child process; print ``ready`` once the libraries are loaded, and the reason of a failure."""
     exit_with_parent()
-    told, sys.stdout = sys.stdout, sys.stderr  # to which libraries print
+    output, sys.stdout = sys.stdout, sys.stderr  # libraries print to stdout
     try:
         if library == "httpx":
             import httpx
 
-            print("ready", file=told, flush=True)
-            plain = {"Accept-Encoding": "identity"}  # the length that is promised is then that of the file
-            with httpx.stream("GET", source, follow_redirects=True, timeout=60, headers=plain) as response:
+            print("ready", file=output, flush=True)
+            headers = {"Accept-Encoding": "identity"}  # makes Content-Length that of the file
+            with httpx.stream("GET", source, follow_redirects=True, timeout=60, headers=headers) as response:
                 response.raise_for_status()
                 with (Path(folder) / source.rsplit("/", 1)[-1]).open("wb") as file:
-                    for chunk in response.iter_raw():  # which raises where some of the promised length is missing
+                    for chunk in response.iter_raw():  # raises if the body is shorter than Content-Length
                         file.write(chunk)
         else:
             from huggingface_hub import constants, snapshot_download
 
-            constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # of 10 MB, a slow line would show none within the time-out
-            print("ready", file=told, flush=True)
+            constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # with the default 10 MB a slow line shows no progress in time
+            print("ready", file=output, flush=True)
             snapshot_download(
                 source,
                 local_dir=folder,
@@ -170,9 +170,9 @@ def main(library: str, source: str, folder: str, *patterns: str) -> int:
                 allow_patterns=list(patterns),
                 ignore_patterns=["*/*"],
             )
-    except Exception as error:  # noqa: BLE001 - libraries raise anything; the parent tells what it was
+    except Exception as error:  # noqa: BLE001 - libraries raise anything; the parent reports it
         cause = error.__cause__ or error
-        print(f"{type(cause).__name__}: {cause}".splitlines()[0], file=told)
+        print(f"{type(cause).__name__}: {cause}".splitlines()[0], file=output)
         return 1
     return 0
 

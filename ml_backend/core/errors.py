@@ -1,8 +1,8 @@
-"""The error tree of the project.
+"""The exceptions of the project.
 
-Every error that a user can meet derives from :class:`BackendError`. Its message names the cause, ``hint`` says
-what to do about it, and ``http_status`` is what the web layer answers. ``retryable`` tells the queue whether
-trying again later can help (a server that is down) or not (a corrupt file).
+Every error that users see derives from :class:`BackendError`. Its message names the cause, ``hint`` the remedy, and
+``http_status`` is the status of the HTTP response. ``retryable`` tells the queue whether trying again later can help
+(a server that is down) or not (a corrupt file).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ class BackendError(Exception):
 
     Args:
         message: what is wrong, in one sentence.
-        hint: what the reader can do about it; shown after the message.
+        hint: how to fix it, an imperative sentence; shown after the message.
     """
 
     http_status: int = 500
@@ -29,19 +29,19 @@ class BackendError(Exception):
 
 
 class RequestError(BackendError):
-    """The caller sent something that cannot be understood."""
+    """The request is malformed."""
 
     http_status = 400
 
 
 class ConfigError(BackendError):
-    """A label config or a setting lacks what the work needs."""
+    """A label config or a setting is invalid or incomplete."""
 
     http_status = 422
 
 
 class VideoError(BackendError):
-    """The file cannot be used as video: corrupt, empty, audio only, no frame rate."""
+    """The file is not a usable video: corrupt, empty, audio only, no frame rate."""
 
     http_status = 422
 
@@ -53,11 +53,11 @@ class MediaError(BackendError):
 
 
 class MediaRefused(MediaError):
-    """A setting of ours, or our token, keeps the media away: worth another try once somebody has changed that."""
+    """Our settings or our token do not permit access to the media; works once an operator has changed them."""
 
 
 class MediaUnavailable(MediaError):
-    """The media cannot be fetched just now (time-out, 5xx): worth another try."""
+    """The media cannot be fetched at the moment (timeout, 5xx)."""
 
     http_status = 503
     retryable = True
@@ -76,46 +76,46 @@ class LabelStudioError(BackendError):
 
 
 class LabelStudioUnavailable(LabelStudioError):
-    """Label Studio does not answer: worth another try."""
+    """Label Studio does not respond."""
 
     http_status = 503
     retryable = True
 
 
 class QueueUnavailable(BackendError):
-    """Redis does not answer."""
+    """Redis does not respond."""
 
     http_status = 503
     retryable = True
 
 
 class PredictionFailed(BackendError):
-    """The job that was to make a prediction failed; the message is that job's."""
+    """The prediction job failed; the message is the job's."""
 
     http_status = 422
 
 
 class StorageError(BackendError):
-    """The database or the disk cannot take data: full, read-only, locked."""
+    """The database or the disk cannot be written: full, read-only, locked."""
 
     http_status = 507
     retryable = True
 
 
 class Interrupted(BackendError):
-    """The process was asked to end in the middle of long work, which is taken up again."""
+    """The process was asked to stop during a long job; the job is resumed later."""
 
     http_status = 503
     retryable = True
 
 
 class Postponed(Interrupted):
-    """The work cannot be done just now, because somebody else is at it; it is taken up again a little later."""
+    """Another process is doing the same work; the job is retried after ``delay_s``."""
 
     delay_s: int = 15
 
 
 class TrainingFailed(BackendError):
-    """A training came to nothing: bad data, too little memory, a crash."""
+    """A training failed: bad data, out of memory, a crash."""
 
     http_status = 422

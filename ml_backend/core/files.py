@@ -1,4 +1,4 @@
-"""Files: known by their content, written whole or not at all, under names that every file system takes."""
+"""Files: content hashes, atomic writes, and names that are valid on every file system."""
 
 from __future__ import annotations
 
@@ -14,30 +14,29 @@ import unicodedata
 from collections.abc import Collection, Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 from ml_backend.core.errors import ConfigError, StorageError
 
 _CHUNK = 1 << 20
-#: What is taken for a video in a folder or from a browser; a file that is named on the command line is tried whatever
-#: its name.
+#: Files with these suffixes count as videos in folders and uploads; a file given on the command line may have any name.
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
     | {".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 )
-#: Of a name: room for the frame number, suffix and what marks a temporary file, within the usual 255 bytes.
-_MAX_BYTES = 180
+#: Leaves room for a frame number, a suffix and a temporary file's affixes within the usual 255 bytes.
+_MAX_NAME_BYTES = 180
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 
 
 @lru_cache(maxsize=64)
-def _reading(_path: str, _size: int, _mtime_ns: int) -> threading.Lock:
+def _hash_lock(_path: str, _size: int, _mtime_ns: int) -> threading.Lock:
     return threading.Lock()
 
 
 @lru_cache(maxsize=64)
 def _sha256(path: str, _size: int, _mtime_ns: int) -> str:
-    # Size and time are part of the cache's key: a replaced file is hashed again.
+    # Size and mtime are part of the cache key, so that a replaced file is hashed again.
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
@@ -46,14 +45,14 @@ def _sha256(path: str, _size: int, _mtime_ns: int) -> str:
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Hex SHA-256 of a file; remembered until the file changes.
+    """Return the hex SHA-256 of a file, cached until the file changes.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     stat = Path(path).stat()
     key = os.fspath(path), stat.st_size, stat.st_mtime_ns
-    with _reading(*key):  # whoever asks meanwhile waits for the same result, rather than to read gigabytes again
+    with _hash_lock(*key):  # concurrent callers share one read of what may be gigabytes
         return _sha256(*key)
 
 
@@ -61,18 +60,18 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    """Translate a failed write."""
+    """Convert the OSError of a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"No space left on the disk while writing {path}.", "Free some space and try again.")
     return StorageError(f"Cannot write {path}: {error}.", "Check the folder's permissions and the disk.")
 
 
 @contextlib.contextmanager
-def writing_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name only when the ``with`` block ends well; its folder is made.
+def atomic_binary_writer(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that appears at ``path`` only if the ``with`` block succeeds; create its folder.
 
     Raises:
-        StorageError: the disk is full, or the folder cannot be written.
+        StorageError: the disk is full or the folder is not writable.
     """
     make_folder(path.parent)
     try:
@@ -93,29 +92,28 @@ def writing_bytes(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[IO[str]]:
-    """As :func:`writing_bytes`, text in UTF-8."""
-    # A lone surrogate, which JSON may hold, becomes its escape.
-    how: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
-    with writing_bytes(path) as file:
-        text = io.TextIOWrapper(file, **how)
+def atomic_text_writer(path: Path) -> Iterator[IO[str]]:
+    """Open a UTF-8 text file like :func:`atomic_binary_writer`."""
+    with atomic_binary_writer(path) as file:
+        # backslashreplace: JSON may hold a lone surrogate, which has no UTF-8.
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="\n")
         try:
             yield text
         finally:
-            text.detach()  # the file is closed by who has opened it
+            text.detach()  # the binary writer closes the file
 
 
 def write_text(path: Path, text: str) -> None:
-    """A whole small text file, written as :func:`writing` does."""
-    with writing(path) as file:
+    """Write a small text file atomically."""
+    with atomic_text_writer(path) as file:
         file.write(text)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """A whole file; its folder is made. What a killed run has left of it is written over.
+    """Write a file atomically and create its folder; overwrite what a killed run left behind.
 
     Raises:
-        StorageError: the disk is full, or the folder cannot be written.
+        StorageError: the disk is full or the folder is not writable.
     """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.part")
@@ -129,70 +127,70 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it.
+    """Create a folder and its parents.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: it cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{path} cannot be made: {error.strerror}.", "Choose another --out.") from error
+        raise StorageError(f"{path} cannot be created: {error.strerror}.", "Choose another --out.") from error
 
 
 def check_output(out: Path, suffixes: Collection[str], force: bool) -> None:
-    """Refuse an output that could not or should not be written, before any work is done.
+    """Check an output path before any work is done.
 
     Raises:
-        ConfigError: another suffix, a folder, or a file that is there already and ``force`` not given.
+        ConfigError: the suffix is wrong, the path is a folder, or the file exists and ``force`` is not set.
     """
     if out.suffix.lower() not in suffixes:
-        raise ConfigError(f"{out} cannot be written: its name ends otherwise.", f"End it with {', '.join(suffixes)}.")
+        raise ConfigError(f"{out} has the wrong suffix.", f"Use {' or '.join(suffixes)}.")
     if out.is_dir():
         raise ConfigError(f"{out} is a folder.", "Choose another --out.")
     if out.exists() and not force:
-        raise ConfigError(f"{out} exists already.", "Choose another --out, or overwrite it with --force.")
+        raise ConfigError(f"{out} already exists.", "Choose another --out, or overwrite it with --force.")
 
 
 def files_below(folder: Path, recursive: bool = True) -> list[Path]:
-    """Files of a folder and its subfolders, sorted; hidden ones are left out."""
-    found = []
+    """List the files of a folder and its subfolders, sorted, without hidden ones."""
+    files = []
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
-        found += [Path(root, name) for name in sorted(names) if not name.startswith(".")]
-    return found
+        files += [Path(root, name) for name in sorted(names) if not name.startswith(".")]
+    return files
 
 
 # -- names
 
 
 def is_video_name(name: str) -> bool:
-    """Whether a file name ends as those of videos do."""
+    """Return whether a file name has a video suffix."""
     return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def safe_name(name: str) -> str:
-    """A name that every file system takes: no separators, control characters, or leading dots; letters stay."""
+    """Make a name valid on every file system: no separators, control characters or leading dots; keep all letters."""
     text = _UNSAFE.sub("_", unicodedata.normalize("NFC", name)).strip(" ").lstrip(".").rstrip(". ")
-    encoded = text.encode("utf-8", "surrogateescape")[:_MAX_BYTES]
+    encoded = text.encode("utf-8", "surrogateescape")[:_MAX_NAME_BYTES]
     return encoded.decode("utf-8", "ignore") or "video"
 
 
 class UniqueNames:
-    """Gives each video a name of its own: the second ``clip`` becomes ``clip-7`` in task 7.
+    """Unique names for videos: the second ``clip`` becomes ``clip-7`` in task 7.
 
-    Names depend only on what came before, so that an export that is continued uses the same ones.
+    Names depend only on earlier ones, so that a resumed export uses the same.
     """
 
     def __init__(self) -> None:
         self._used: set[str] = set()
 
     def take(self, name: str, task_id: int) -> str:
-        """A name that has not been given before, also where the file system ignores case."""
+        """Return a name that was not taken before, compared without case as some file systems do."""
         base = safe_name(name)
-        chosen, number = base, 1
-        while chosen.casefold() in self._used:
-            chosen = f"{base}-{task_id}" if number == 1 else f"{base}-{task_id}-{number}"
+        unique, number = base, 1
+        while unique.casefold() in self._used:
+            unique = f"{base}-{task_id}" if number == 1 else f"{base}-{task_id}-{number}"
             number += 1
-        self._used.add(chosen.casefold())
-        return chosen
+        self._used.add(unique.casefold())
+        return unique

@@ -1,6 +1,6 @@
-"""How much memory there is, how much models take, and what to do when it is not enough.
+"""Memory of the machine and of models, and inference that recovers from running out of it.
 
-torch is never imported here: where it is not loaded yet, nothing of it takes memory.
+Never imports torch: while it is not loaded, it uses no memory.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Where a container finds its limit (control groups version 2), since psutil shows the memory of the host.
+#: The memory limit of a container (cgroup v2); psutil reports the host's memory.
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUsage:
-    """Bytes of one kind of memory.
+    """Bytes of main memory or GPU memory.
 
     Attributes:
-        total: all of it, or what this process may have of it.
-        available: what can still be had.
+        total: installed, or the limit of this process.
+        available: free for allocation.
     """
 
     total: int
@@ -42,23 +42,23 @@ class MemoryUsage:
 
 
 def machine_memory() -> MemoryUsage:
-    """Main memory of the machine, or of the container where that is less."""
+    """Return the main memory of the machine, or of the container if that has less."""
     machine = psutil.virtual_memory()
     total, available = int(machine.total), int(machine.available)
-    with contextlib.suppress(OSError, ValueError):  # not there; "max"
+    with contextlib.suppress(OSError, ValueError):  # no such file, or it says "max"
         total = min(total, int(CONTAINER_LIMIT.read_text()))
     return MemoryUsage(total, min(total, available))
 
 
 def process_memory() -> int:
-    """Bytes of main memory that this process occupies (resident set size)."""
+    """Return the resident set size of this process in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
 def gpu_memory(device: str = "cuda:0") -> MemoryUsage | None:
-    """Memory of a CUDA card; ``None`` where there is none, or nothing of this process runs on it so far."""
+    """Return the memory of a CUDA card; ``None`` without one, or while this process does not use it."""
     torch = sys.modules.get("torch")
-    # Asking for the memory would otherwise begin to use the card, which alone takes hundreds of megabytes of it.
+    # The query would otherwise create a CUDA context, which takes hundreds of megabytes of GPU memory.
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return None
     free, total = torch.cuda.mem_get_info(device)
@@ -66,20 +66,20 @@ def gpu_memory(device: str = "cuda:0") -> MemoryUsage | None:
 
 
 def free_gpu_memory() -> None:
-    """Give the card back what torch keeps of it for later."""
+    """Empty torch's cache of GPU memory."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def model_memory(model: object) -> dict[str, int]:
-    """Bytes that a model takes, by device (``"cpu"``, ``"cuda:0"``), where it is now.
+    """Return the bytes of a model by device (``"cpu"``, ``"cuda:0"``).
 
-    Those of a torch module are its parameters and buffers; others say it by an attribute ``memory_bytes``.
+    Sums up the parameters and buffers of a torch module; other models state it in their attribute ``memory_bytes``.
     """
-    told: Mapping[str, int] | None = getattr(model, "memory_bytes", None)
-    if told is not None:
-        return dict(told)
+    memory_bytes: Mapping[str, int] | None = getattr(model, "memory_bytes", None)
+    if memory_bytes is not None:
+        return dict(memory_bytes)
     torch = sys.modules.get("torch")
     sizes: dict[str, int] = {}
     if torch is not None and isinstance(model, torch.nn.Module):
@@ -89,57 +89,58 @@ def model_memory(model: object) -> dict[str, int]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short. torch's allocators raise a RuntimeError, or one derived from it."""
-    words = ("out of memory", "can't allocate memory", "status_alloc_failed")
+    """Return whether an error means out of memory. torch raises a RuntimeError, or one derived from it."""
+    phrases = ("out of memory", "can't allocate memory", "status_alloc_failed")
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in words)
+        isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in phrases)
     )
 
 
-class FitsMemory:
-    """A network that goes on when memory is short: with smaller batches, then on the CPU.
+class OutOfMemoryFallback:
+    """Mixin for networks: when memory runs out, retry with smaller batches, then on the CPU.
 
-    A subclass keeps ``_batch`` and ``_device``, defines :meth:`_to_cpu`, and calls its network by :meth:`_fitting`.
+    A subclass keeps ``_batch`` and ``_device``, defines :meth:`_to_cpu`, and calls its network by
+    :meth:`_run_with_fallback`.
     """
 
     _batch: int
     _device: torch.device
-    _items = "items"  # of which a batch consists, in words
+    _item_name = "items"  # of a batch, for log messages
     max_concurrency: int = 1  # calls; must not change after the first
 
     @property
     def device(self) -> str:
-        """Where the network runs now: ``"cpu"``, ``"cuda:0"``, ``"mps"``."""
+        """The network's current device: ``"cpu"``, ``"cuda:0"``, ``"mps"``."""
         return str(self._device)
 
     def _to_cpu(self) -> None:
-        """Bring the network to the CPU, and set ``_device``."""
+        """Move the network to the CPU, and set ``_device``."""
         raise NotImplementedError
 
-    def _placed(self, device: torch.device, put: Callable[[torch.device], T]) -> T:
-        """What ``put`` makes of a device, or of the CPU where that device has no room for the network."""
+    def _load_with_fallback(self, device: torch.device, load: Callable[[torch.device], T]) -> T:
+        """Call ``load`` with ``device``, or with the CPU if the device runs out of memory."""
         try:
-            return put(device)
+            return load(device)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or device.type == "cpu":
                 raise
-        # Not within the except block: while it lasts, the error keeps the failed call's tensors alive.
-        log.warning("The memory of %s has no room for the network: going on with the CPU.", device)
+        # Outside the except block, because the error keeps the failed call's tensors alive.
+        log.warning("%s has too little memory for the network: using the CPU.", device)
         free_gpu_memory()
-        return put(type(device)("cpu"))
+        return load(type(device)("cpu"))
 
-    def _fitting(self, call: Callable[[int], T]) -> T:
+    def _run_with_fallback(self, call: Callable[[int], T]) -> T:
         """Call with the largest batch that fits.
 
-        Threads that share the network take turns, ``max_concurrency`` of them: each needs memory of its own.
+        At most ``max_concurrency`` threads run at once, as each call needs memory of its own.
 
         Args:
-            call: gets how many items it may take at once; called again with fewer when memory was short.
+            call: takes the maximum batch size; called again with a smaller one after running out of memory.
 
         Raises:
-            RuntimeError: memory is short for one item on the CPU; whatever else ``call`` raises.
+            RuntimeError: the CPU has too little memory for a single item, or ``call`` raised it.
         """
-        with self.__dict__.setdefault("_turn", threading.BoundedSemaphore(self.max_concurrency)):
+        with self.__dict__.setdefault("_slots", threading.BoundedSemaphore(self.max_concurrency)):
             while True:
                 batch, device = self._batch, self._device
                 try:
@@ -147,22 +148,24 @@ class FitsMemory:
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error) or (device.type == "cpu" and batch <= 1):
                         raise
-                with self._changing:  # not within the except block, as above
-                    if (batch, device) == (self._batch, self._device):  # no other thread has met the same
-                        self._shrink()
+                with self._reload_lock:  # outside the except block, as above
+                    if (batch, device) == (self._batch, self._device):  # no other thread has reduced it yet
+                        self._reduce_memory()
 
     @property
-    def _changing(self) -> threading.RLock:
-        """Held by the one that replaces the network, or its batch, while others may use it."""
-        lock: threading.RLock = self.__dict__.setdefault("_change_lock", threading.RLock())
+    def _reload_lock(self) -> threading.RLock:
+        """Held while the network or its batch size is replaced."""
+        lock: threading.RLock = self.__dict__.setdefault("_reload_rlock", threading.RLock())
         return lock
 
-    def _shrink(self) -> None:
-        """Make the next call need less memory: half the batch, then the CPU."""
+    def _reduce_memory(self) -> None:
+        """Halve the batch, or move to the CPU if it is 1."""
         if self._batch > 1:
             self._batch //= 2
-            log.warning("Out of memory on %s: going on with %d %s per call.", self._device, self._batch, self._items)
+            log.warning(
+                "Out of memory on %s: continuing with %d %s per call.", self._device, self._batch, self._item_name
+            )
         else:
-            log.warning("Out of memory on %s with a batch of one: going on with the CPU.", self._device)
+            log.warning("Out of memory on %s with a batch of 1: using the CPU.", self._device)
             self._to_cpu()
         free_gpu_memory()

@@ -1,4 +1,4 @@
-"""Loaded models within one memory budget: loaded once, shared, and unloaded when others need the room."""
+"""Cache of loaded models within a memory budget: shared by all threads, least recently used ones evicted first."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-RAM_SHARE = 0.5  # of the machine's memory; decoding, activations and everybody else need the rest
-GPU_SHARE = 0.8  # of the card's; activations need the rest
+RAM_SHARE = 0.5  # of the machine's memory; decoding, activations and other programs need the rest
+GPU_SHARE = 0.8  # of the card's memory; activations need the rest
 GB = 1 << 30
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """A model that is loaded, or, where it is ``None``, being loaded by who holds the lock."""
+    """A loaded model, or, if ``model`` is ``None``, one that the holder of the lock is loading."""
 
     name: str
-    #: Bytes by device that the model took the last time, by which room is made before it is loaded again.
+    #: Bytes by device when the model was last loaded: what to evict others for before loading it again.
     expected: Mapping[str, int] = field(default_factory=dict)
     model: Any = None
     users: int = 0
@@ -39,19 +39,19 @@ class _Entry:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def bytes(self) -> Mapping[str, int]:
-        """By device, where the model is now: it may have moved to the CPU since it was loaded."""
+        """Return the bytes by current device: the model may have moved to the CPU since it was loaded."""
         return self.expected if self.model is None else model_memory(self.model)
 
 
 class ModelPool:
-    """Keeps models loaded while there is room, the most recently used ones first.
+    """Thread-safe LRU cache of loaded models.
 
-    Models in use are never unloaded, even if they exceed the budget together: refusing would stop all work. May be
-    used from many threads; loading holds up only those who wait for the same model.
+    Models in use are never evicted, even if together they exceed the budget: refusing would stop all work. Loading
+    blocks only threads that wait for the same model.
 
     Attributes:
-        ram_bytes: budget of main memory, for what is not on a CUDA card.
-        gpu_bytes: budget of each CUDA card; 0: four fifths of it.
+        ram_bytes: budget of main memory, for models that are not on a CUDA card.
+        gpu_bytes: budget of each CUDA card; 0: four fifths of its memory.
     """
 
     def __init__(self, ram_bytes: int, gpu_bytes: int = 0) -> None:
@@ -62,21 +62,20 @@ class ModelPool:
 
     @contextmanager
     def use(self, key: Hashable, load: Callable[[], T], *, name: str) -> Iterator[T]:
-        """A model, loaded if it is not, for the duration of the block.
+        """Yield the model for ``key``, loading it if needed, and keep it loaded for the duration of the block.
 
         Args:
-            key: equal for equal models: kind, weights, device and whatever else ``load`` depends on.
-            load: makes the model. Called by one thread at a time for one key; when it raises, nothing is kept, and
-                the next caller tries again.
-            name: of the model, for people.
+            key: everything that ``load`` depends on: kind, weights, device.
+            load: makes the model. Called by one thread at a time per key; if it raises, the next caller tries again.
+            name: of the model, for logs and the status page.
         """
         with self._lock:
             entry = self._entries.setdefault(key, _Entry(name, self._sizes.get(key, {})))
             entry.users += 1
             self._entries.move_to_end(key)
-            gone = self._evict(spare=entry) if entry.model is None else []
+            evicted = self._evict(spare=entry) if entry.model is None else []
         try:
-            _release(gone)
+            _release(evicted)
             with entry.lock:
                 if entry.model is None:
                     self._load(entry, load)
@@ -88,16 +87,16 @@ class ModelPool:
                 self._entries.move_to_end(key)
                 if entry.model is not None:
                     self._sizes[key] = entry.bytes()
-                elif entry.users == 0:  # it could not be loaded
+                elif entry.users == 0:  # loading failed
                     del self._entries[key]
-                gone = self._evict(spare=entry)
-            _release(gone)
+                evicted = self._evict(spare=entry)
+            _release(evicted)
 
     def status(self) -> dict[str, Any]:
-        """What is loaded and how much memory there is, in bytes and seconds; plain JSON.
+        """Return the loaded models and the memory in bytes and seconds, as plain JSON.
 
-        ``models`` are listed from the least recently used on; ``engine`` says what runs a detector's network (``name``,
-        ``precision``, ``note``), else it is ``None``. ``gpu`` is ``None`` where no CUDA card is in use.
+        ``models`` are sorted from the least to the most recently used; ``engine`` (``name``, ``precision``, ``note``)
+        is that of a detector, else ``None``. ``gpu`` is ``None`` if no CUDA card is in use.
         """
         now = time.monotonic()
         with self._lock:
@@ -119,7 +118,7 @@ class ModelPool:
                 )
         card = min(filter(_is_gpu, totals), default="cuda:0")
         machine, card_memory = machine_memory(), gpu_memory(card)
-        on_gpu = sum(size for place, size in totals.items() if _is_gpu(place))
+        on_gpu = sum(size for memory, size in totals.items() if _is_gpu(memory))
         gpu = {
             "budget": self._budget(card),
             "models": on_gpu,
@@ -139,53 +138,53 @@ class ModelPool:
         }
 
     def optimize(self) -> list[str]:
-        """Unload all models that are not in use; returns their names."""
+        """Unload all models that are not in use, and return their names."""
         with self._lock:
-            gone = [self._entries.pop(key) for key, entry in list(self._entries.items()) if not entry.users]
-        _release(gone)
-        return [entry.name for entry in gone]
+            evicted = [self._entries.pop(key) for key, entry in list(self._entries.items()) if not entry.users]
+        _release(evicted)
+        return [entry.name for entry in evicted]
 
     def _load(self, entry: _Entry, load: Callable[[], Any]) -> None:
         started = time.monotonic()
         entry.model = load()
         with self._lock:
-            gone = self._evict()
-        _release(gone)
+            evicted = self._evict()
+        _release(evicted)
         sizes = entry.bytes()
-        words = ", ".join(f"{size / 1e6:.0f} MB on {device}" for device, size in sizes.items())
-        log.info("Loaded %s in %.1f s (%s)", entry.name, time.monotonic() - started, words or "of unknown size")
+        summary = ", ".join(f"{size / 1e6:.0f} MB on {device}" for device, size in sizes.items())
+        log.info("Loaded %s in %.1f s (%s)", entry.name, time.monotonic() - started, summary or "unknown size")
         for device, size in sizes.items():
-            budget = self._budget(_place(device))
+            budget = self._budget(_memory_of(device))
             if budget is not None and size > budget:
                 setting = "GPU_MEMORY_GB" if _is_gpu(device) else "MODEL_MEMORY_GB"
-                log.warning("%s alone exceeds what %s allows; it is used nevertheless.", entry.name, setting)
+                log.warning("%s alone exceeds %s; it is used nevertheless.", entry.name, setting)
 
     def _evict(self, spare: _Entry | None = None) -> list[_Entry]:
-        """Take idle models out, least recently used first, until the rest keeps the budgets. Holds the lock."""
-        gone = []
+        """Remove idle models, least recently used first, until the budgets are kept. The caller holds the lock."""
+        evicted = []
         for key, entry in list(self._entries.items()):
             if entry.users or entry is spare:
                 continue
-            budgets = {place: (total, self._budget(place)) for place, total in self._totals().items()}
-            over = {place for place, (total, budget) in budgets.items() if budget is not None and total > budget}
-            if over & {_place(device) for device, size in entry.bytes().items() if size}:
-                gone.append(self._entries.pop(key))
-        return gone
+            budgets = {memory: (total, self._budget(memory)) for memory, total in self._totals().items()}
+            exceeded = {memory for memory, (total, budget) in budgets.items() if budget is not None and total > budget}
+            if exceeded & {_memory_of(device) for device, size in entry.bytes().items() if size}:
+                evicted.append(self._entries.pop(key))
+        return evicted
 
     def _totals(self) -> dict[str, int]:
-        """Bytes of all models by place."""
+        """Return the bytes of all models by memory."""
         totals: dict[str, int] = {}
         for entry in self._entries.values():
             for device, size in entry.bytes().items():
-                totals[_place(device)] = totals.get(_place(device), 0) + size
+                totals[_memory_of(device)] = totals.get(_memory_of(device), 0) + size
         return totals
 
-    def _budget(self, place: str) -> int | None:
-        if not _is_gpu(place):
+    def _budget(self, memory: str) -> int | None:
+        if not _is_gpu(memory):
             return self.ram_bytes
         if self.gpu_bytes:
             return self.gpu_bytes
-        card = gpu_memory(place)
+        card = gpu_memory(memory)
         return None if card is None else int(card.total * GPU_SHARE)
 
 
@@ -193,18 +192,18 @@ def _is_gpu(device: str) -> bool:
     return device.startswith("cuda")
 
 
-def _place(device: str) -> str:
-    """What has a budget of its own: each CUDA card, and main memory, which Apple's GPU shares."""
+def _memory_of(device: str) -> str:
+    """Return the memory that a device uses: its own for a CUDA card, else main memory, which Apple's GPU shares."""
     return device if _is_gpu(device) else "ram"
 
 
 def _release(entries: list[_Entry]) -> None:
-    """Let go of models that have been taken out. Without the lock: it takes a while."""
+    """Free evicted models. Called without the lock, as it takes a while."""
     for entry in entries:
         log.info("Unloaded %s", entry.name)
         entry.model = None
     if entries:
-        gc.collect()  # networks refer to themselves
+        gc.collect()  # networks hold reference cycles
         free_gpu_memory()
 
 
@@ -213,7 +212,7 @@ _pool_lock = threading.Lock()
 
 
 def get_pool(settings: Settings) -> ModelPool:
-    """The process's pool, with the budgets of these settings."""
+    """Return the process's pool, with the budgets of ``settings``."""
     global _pool
     ram = int(settings.model_memory_gb * GB) or int(machine_memory().total * RAM_SHARE)
     gpu = int(settings.gpu_memory_gb * GB)
@@ -226,5 +225,5 @@ def get_pool(settings: Settings) -> ModelPool:
 
 
 def current_pool() -> ModelPool | None:
-    """The process's pool, if anything has been loaded yet."""
+    """Return the process's pool, or ``None`` before :func:`get_pool` was called."""
     return _pool

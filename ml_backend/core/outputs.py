@@ -1,4 +1,4 @@
-"""Files that were made to be downloaded: their names, and how long they stay."""
+"""Output files for download: naming and retention."""
 
 from __future__ import annotations
 
@@ -17,129 +17,127 @@ from ml_backend.core.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: Names that :meth:`Outputs.new` gives, and nothing else: no separators, no dots but the suffix's, no hidden files.
+#: Names that :meth:`Outputs.new` gives, and nothing else: no separators, one dot, no hidden files.
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,150}\.(?:mp4|zip|json)")
-#: After so long nobody comes back for a file.
+#: Outputs are deleted at this age.
 MAX_AGE_S = 30 * 24 * 3600
-#: Half-made files are left over from a crash, and uploads without a job from a failure, when nobody has written to them
-#: for so long.
+#: Partial files and uploads without a job that were not modified for this long are left over from a crash or failure.
 STALE_S = 2 * 24 * 3600
-#: Folders of uploads that are being received, or were.
-RECEIVED = "part-"
+#: Prefix of the folders of unfinished uploads.
+UPLOAD_PREFIX = "part-"
 #: Folder of the playable copies, below the data folder or, for local files, below Label Studio's document root.
-COPIES = "playable"
+PLAYABLE_FOLDER = "playable"
 GB = 1 << 30
 
 
 class Outputs:
-    """The folder of outputs. Its files appear whole under their names, or not at all."""
+    """The folder of outputs; its files are written atomically."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.folder = settings.outputs_dir
 
     def new(self, *words: str | int, suffix: str) -> Path:
-        """A path that nobody has, in a folder that exists; its name tells when and of what it was made.
+        """Return an unused path, named after ``words`` and the current time, and create the folder.
 
         Args:
             suffix: ``mp4``, ``zip`` or ``json``.
 
         Raises:
-            StorageError: the folder cannot be made.
+            StorageError: the folder cannot be created.
         """
-        said = "-".join(re.sub(r"[^a-z0-9]+", "-", str(word).lower()).strip("-") for word in words)[:90].strip("-")
+        stem = "-".join(re.sub(r"[^a-z0-9]+", "-", str(word).lower()).strip("-") for word in words)[:90].strip("-")
         stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-        name = f"{said or 'output'}-{stamp}-{secrets.token_hex(4)}.{suffix}"
+        name = f"{stem or 'output'}-{stamp}-{secrets.token_hex(4)}.{suffix}"
         if not NAME.fullmatch(name):
-            raise ValueError(f"expected a suffix of an output, got {suffix!r}")
+            raise ValueError(f"expected the suffix mp4, zip or json, got {suffix!r}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(
-                f"{self.folder} cannot be made: {error.strerror}.", "Free disk space, or set DATA_DIR elsewhere."
+                f"{self.folder} cannot be created: {error.strerror}.", "Free disk space, or change DATA_DIR."
             ) from error
         return self.folder / name
 
     def find(self, name: str) -> Path | None:
-        """The file of that name; ``None`` for every name that was not given here."""
+        """Return the output of that name, or ``None`` if there is none."""
         if not NAME.fullmatch(name):
             return None
         path = self.folder / name
         return path if path.is_file() and not path.is_symlink() else None
 
     def of_project(self, project_id: int) -> list[Path]:
-        """Files that were made of a project, newest first."""
-        named = (path for path in _listed(self.folder) if path.name.startswith(f"project-{project_id}-"))
-        found = ((path, stat) for path in named if NAME.fullmatch(path.name) and (stat := _stat(path)))
-        return [path for path, _ in sorted(found, key=lambda item: item[1].st_mtime, reverse=True)]
+        """List the outputs of a project, newest first."""
+        return [path for path, _ in self._files() if path.name.startswith(f"project-{project_id}-")]
 
     def clean(self, now: float | None = None, needed: Callable[[str], bool] | None = None) -> list[str]:
-        """Remove what is too old or too much, and what is left over from crashes and failures.
+        """Remove outputs that are too old or exceed ``OUTPUTS_GB``, and leftovers of crashes and failures.
 
         Args:
-            needed: whether a job waits for the upload in the folder of that name, or works on it, be it days old: the
-                worker may have been away. Where nobody can tell, uploads stay.
+            needed: returns whether a job waits for or works on the upload in the folder of that name, which may be days
+                old if no worker was running. ``None``: keep all uploads.
 
         Returns:
-            Names of the outputs that are gone: the oldest first, but never the newest.
+            Names of the removed outputs. The newest output is never removed.
         """
         now = time.time() if now is None else now
-        files = sorted(
-            ((path, stat) for path in _listed(self.folder) if NAME.fullmatch(path.name) and (stat := _stat(path))),
-            key=lambda item: item[1].st_mtime,
-            reverse=True,
-        )
-        budget, gone = int(self._settings.outputs_gb * GB), []
-        for number, (path, stat) in enumerate(files):
+        budget, removed = int(self._settings.outputs_gb * GB), []
+        for number, (path, stat) in enumerate(self._files()):
             budget -= stat.st_size
             if number and (budget < 0 or now - stat.st_mtime > MAX_AGE_S):
                 _remove(path)
-                gone.append(path.name)
-        for path in _listed(self.folder):
+                removed.append(path.name)
+        for path in _list_folder(self.folder):
             if not NAME.fullmatch(path.name) and _is_stale(path, now):
                 _remove(path)
         self._clean_uploads(now, needed)
-        if gone:
-            log.info("Removed outputs that are old or too many: %s", ", ".join(gone))
-        return gone
+        if removed:
+            log.info("Removed old or excess outputs: %s", ", ".join(removed))
+        return removed
+
+    def _files(self) -> list[tuple[Path, os.stat_result]]:
+        """List the outputs, newest first."""
+        names = (path for path in _list_folder(self.folder) if NAME.fullmatch(path.name))
+        files = ((path, stat) for path in names if (stat := _stat(path)))
+        return sorted(files, key=lambda item: item[1].st_mtime, reverse=True)
 
     def _clean_uploads(self, now: float, needed: Callable[[str], bool] | None) -> None:
-        for path in _listed(self._settings.uploads_dir):
-            named = not path.name.startswith(RECEIVED)
-            if _is_stale(path, now) and (not named or (needed is not None and not needed(path.name))):
-                log.info("Removed the upload %s, which no job takes up.", path.name)
+        for path in _list_folder(self._settings.uploads_dir):
+            complete = not path.name.startswith(UPLOAD_PREFIX)
+            if _is_stale(path, now) and (not complete or (needed is not None and not needed(path.name))):
+                log.info("Removed the upload %s, which has no job.", path.name)
                 _remove(path)
-        copies, root = self._settings.data_dir / COPIES, self._settings.local_files_root
+        copies, root = self._settings.data_dir / PLAYABLE_FOLDER, self._settings.local_files_root
         if root is not None and root.resolve() == self._settings.data_dir.resolve():
             return  # Label Studio serves these copies
-        # Copies are named by the content of what they were made of, and so are uploads, after their project.
-        waiting = {path.name.rpartition("-")[2] for path in _listed(self._settings.uploads_dir)}
-        for path in _listed(copies):
-            if path.name not in waiting and _is_stale(path, now):
+        # Copies are named by their source's hash, uploads by their project and hash.
+        pending = {path.name.rpartition("-")[2] for path in _list_folder(self._settings.uploads_dir)}
+        for path in _list_folder(copies):
+            if path.name not in pending and _is_stale(path, now):
                 _remove(path)
 
 
 def _is_stale(path: Path, now: float) -> bool:
-    """Whether nobody has written to a file, or to anything in a folder, for long."""
-    found = _stat(path)
-    if found is None or now - found.st_mtime <= STALE_S:
+    """Return whether a file, or everything in a folder, was not modified for ``STALE_S``."""
+    stat = _stat(path)
+    if stat is None or now - stat.st_mtime <= STALE_S:
         return False
-    # A folder does not show that a file in it grows, and whoever writes for days must not lose it.
-    inside = (_stat(Path(root, name)) for root, folders, files in os.walk(path) for name in (*folders, *files))
-    return all(now - item.st_mtime > STALE_S for item in inside if item)
+    # A folder's own mtime does not change while a file in it grows, for days in a slow upload.
+    children = (_stat(Path(root, name)) for root, folders, files in os.walk(path) for name in (*folders, *files))
+    return all(now - child.st_mtime > STALE_S for child in children if child)
 
 
-def _listed(folder: Path) -> list[Path]:
+def _list_folder(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
-    except OSError:  # not made yet
+    except OSError:  # does not exist yet
         return []
 
 
 def _stat(path: Path) -> os.stat_result | None:
     try:
         return path.lstat()
-    except OSError:  # another process was faster
+    except OSError:  # another process has removed it
         return None
 
 

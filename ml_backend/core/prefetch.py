@@ -1,4 +1,4 @@
-"""Work that runs ahead in a thread of its own, a bounded way."""
+"""Bounded iteration ahead in background threads."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def prefetch(items: Iterable[T], most: int) -> Generator[T, None, None]:
-    """The same items, made in a thread while the last ones are used. Close it, or exhaust it.
+def prefetch(items: Iterable[T], buffer_size: int) -> Generator[T, None, None]:
+    """Iterate over ``items`` in a background thread and yield them in order.
 
-    What making them raises is raised here, in its turn.
+    Exhaust or close the generator. An exception of ``items`` is raised after the items before it.
 
     Args:
-        most: items that wait at most; one more is in the making.
+        buffer_size: maximum number of items that wait; one more may be in progress.
     """
-    if most < 1:
-        raise ValueError(f"expected most >= 1, got {most}")
+    if buffer_size < 1:
+        raise ValueError(f"expected buffer_size >= 1, got {buffer_size}")
     iterator, end, failed = iter(items), object(), False
 
     def step() -> Any:
         nonlocal failed
-        if failed:  # calls that are queued already make nothing more
+        if failed:  # more calls may be queued already
             return end
         try:
             return next(iterator, end)
@@ -34,10 +34,10 @@ def prefetch(items: Iterable[T], most: int) -> Generator[T, None, None]:
             raise
 
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
-        waiting: deque[Future[Any]] = deque(thread.submit(step) for _ in range(most + 1))
+        pending: deque[Future[Any]] = deque(thread.submit(step) for _ in range(buffer_size + 1))
         try:
-            while (item := waiting.popleft().result()) is not end:
-                waiting.append(thread.submit(step))
+            while (item := pending.popleft().result()) is not end:
+                pending.append(thread.submit(step))
                 yield item
         finally:
             thread.shutdown(cancel_futures=True)
@@ -46,17 +46,17 @@ def prefetch(items: Iterable[T], most: int) -> Generator[T, None, None]:
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], max_concurrency: int) -> Generator[R, None, None]:
-    """``map``, with so many calls at once, each in a thread of its own if there are several. Close it, or exhaust it.
+    """Map ``function`` over ``items`` in threads and yield the results in order.
 
-    What making the items, or a call, raises is raised here, in its turn.
+    Exhaust or close the generator. An exception of ``items`` or a call is raised after the results before it.
 
     Args:
-        max_concurrency: also the most results that exist and have not been taken.
+        max_concurrency: number of threads and limit of unconsumed results; 1: no threads.
     """
     if max_concurrency < 2:
         yield from map(function, items)
         return
-    waiting: deque[Future[R]] = deque()
+    pending: deque[Future[R]] = deque()
     iterator = iter(items)
     failure: Exception | None = None
     with ThreadPoolExecutor(max_concurrency, thread_name_prefix="ordered_map") as threads:
@@ -66,14 +66,14 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], max_concurrency:
                     item = next(iterator)
                 except StopIteration:
                     break
-                except Exception as error:  # noqa: BLE001 - whatever it is, it comes after what is under way
+                except Exception as error:  # noqa: BLE001 - raised after the pending results
                     failure = error
                     break
-                waiting.append(threads.submit(function, item))
-                if len(waiting) == max_concurrency:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(threads.submit(function, item))
+                if len(pending) == max_concurrency:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
     if failure is not None:

@@ -1,4 +1,4 @@
-"""Make the settings table of the docs: ``python -m ml_backend.core.settings_table docs/configuration.md``."""
+"""Generate the settings table of the docs: ``python -m ml_backend.core.settings_table docs/configuration.md``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _default(value: Any) -> str:
 
 
 def settings_table() -> str:
-    """Markdown, a row per setting, in the order of their declaration."""
+    """Return a Markdown table with a row per setting, in the order of their declaration."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         rows.append(f"| `{name.upper()}` | {_default(field.default)} | {field.description} |")
@@ -32,7 +32,7 @@ def settings_table() -> str:
 
 
 def update(path: Path) -> None:
-    """Write the table between the markers.
+    """Replace the table between the markers of a file.
 
     Raises:
         ValueError: the file lacks the markers.

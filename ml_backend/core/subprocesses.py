@@ -1,4 +1,4 @@
-"""What processes that work for another one have in common."""
+"""Helpers for child processes: import path, priority, and exiting together with the parent."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from pathlib import Path
 
 import ml_backend
 
-#: Serving answers people, who wait; work beside it may take a little longer.
+#: Background work runs at a lower priority than the HTTP server.
 NICENESS = 10
 
 
 def import_path(environment: Mapping[str, str]) -> str:
-    """``PYTHONPATH`` by which a child finds this package wherever it is started."""
+    """Return a ``PYTHONPATH`` with which a child process can import this package from any working directory."""
     root = str(Path(ml_backend.__file__).resolve().parents[1])
     return os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
 
 
 def lower_priority() -> None:
-    """Let whoever answers people go first."""
-    with contextlib.suppress(OSError):  # not allowed everywhere
+    """Lower the priority of this process."""
+    with contextlib.suppress(OSError):  # not permitted everywhere
         os.nice(NICENESS)
 
 
 def exit_with_parent() -> None:
-    """From now on, end when standard input does: then whoever started this process, and kept it open, is gone."""
-    threading.Thread(target=_wait_for_the_end, daemon=True).start()
+    """Exit when standard input reaches its end, that is when the parent, which holds the other end, has exited."""
+    threading.Thread(target=_terminate_at_eof, daemon=True).start()
 
 
 def terminate() -> None:
-    """End this process at once."""
-    # The leader of its own process group takes what it has started along, such as loaders of pictures.
+    """Kill this process, with its whole group if it leads one."""
+    # The group includes children such as data loaders.
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
-def _wait_for_the_end() -> None:
+def _terminate_at_eof() -> None:
     with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass

@@ -1,10 +1,10 @@
-"""Moments that databases and queues give without a time zone."""
+"""Time zones of timestamps from databases and queues."""
 
 from __future__ import annotations
 
 from datetime import datetime, timezone
 
 
-def ensure_utc(moment: datetime) -> datetime:
-    """With a time zone: SQLite keeps none, and RQ does not always say one. What has none is in UTC."""
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+def ensure_utc(time: datetime) -> datetime:
+    """Return a timezone-aware datetime; a naive one, as from SQLite and at times RQ, is in UTC."""
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

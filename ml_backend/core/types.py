@@ -1,4 +1,4 @@
-"""The data that travels between all stages. No I/O here."""
+"""Data types that all stages share: frames, detections, tracks. No I/O."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ BoolArray = npt.NDArray[np.bool_]
 Image = npt.NDArray[np.uint8]
 Affine = npt.NDArray[np.float64]
 
-#: The label of a track that is worth showing although nobody can say what it is.
+#: The label of a track that is shown although no label fits.
 UNLABELLED = ""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What is known of a video file before its pixels are decoded.
+    """Metadata of a video file.
 
     Attributes:
         path: local file.
         width, height: displayed size in pixels, that is after ``rotation``.
         fps: average frames per second, ``frames / duration``.
-        frames: number of frames that the video stream presents.
-        duration: seconds from the first frame's presentation to the end of the last one's.
-        codec, pix_fmt: names as FFmpeg gives them, e.g. ``"h264"`` and ``"yuv420p"``.
+        frames: number of presented frames.
+        duration: seconds from the start of the first frame to the end of the last one.
+        codec, pix_fmt: FFmpeg's names, e.g. ``"h264"`` and ``"yuv420p"``.
         rotation: degrees clockwise (0, 90, 180, 270) by which decoded frames are turned for display.
         variable_frame_rate: whether frame intervals differ by more than rounding.
         has_audio: whether there is an audio stream.
@@ -53,7 +53,7 @@ class Frame:
 
     Attributes:
         index: 0-based position among the decoded frames.
-        time: presentation time in seconds on the browser's clock, which a late first picture does not start at 0.
+        time: presentation time in seconds on the browser's clock; that of the first frame may be above 0.
         image: ``(height, width, 3)`` uint8, BGR, upright.
     """
 
@@ -100,13 +100,13 @@ class Detections:
 
 @dataclass(frozen=True, slots=True)
 class FrameFeatures:
-    """All that a tracker needs to know of one frame; no pixels.
+    """Features of one frame that the tracker uses; no pixels.
 
     Attributes:
         index: 0-based position among the decoded frames.
-        detections: in pixels of the displayed video; their ``features`` are looks, see
+        detections: in pixels of the displayed video; their ``features`` are colour histograms, see
             :func:`ml_backend.tracking.appearance.colour_histograms`.
-        camera: ``(2, 3)`` float64, affine map of pixels from the frame before to this one; ``None`` when not known.
+        camera: ``(2, 3)`` float64, affine map of pixels from the previous frame to this one; ``None`` if unknown.
     """
 
     index: int
@@ -116,18 +116,18 @@ class FrameFeatures:
 
 @dataclass(slots=True)
 class Track:
-    """One object over its life.
+    """One object over time.
 
-    Frames may have gaps: in a gap the object is hidden.
+    Frames may have gaps, in which the object is hidden.
 
     Attributes:
         track_id: unique within one run.
         frames: ``(n,)`` int64, strictly increasing 0-based decoded frame indices.
         xyxy: ``(n, 4)`` float32, pixels of the displayed video.
-        conf: ``(n,)`` float32, detector confidence; 0 where the box was filled in between detections.
-        class_scores: sum of confidence per detector class name: the votes of a track's whole life.
-        label: the project's label, ``UNLABELLED``, or ``None`` before mapping.
-        score: 0..1, how sure the track is of its label and existence.
+        conf: ``(n,)`` float32, detector confidence; 0 for interpolated boxes.
+        class_scores: sum of confidence per detector class name, over the whole track.
+        label: the project's label, ``UNLABELLED``, or ``None`` before label assignment.
+        score: 0..1, confidence in the track and its label.
     """
 
     track_id: int
@@ -154,12 +154,12 @@ class Track:
 
     @property
     def top_class(self) -> str:
-        """The detector class with the most votes."""
+        """The detector class with the highest score; see :func:`top_class`."""
         return top_class(self.class_scores)
 
 
 def top_class(class_scores: Mapping[str, float]) -> str:
-    """The detector class with the most votes; ties go to the alphabetically first; ``"object"`` without votes."""
+    """Return the class with the highest score, of equal ones the alphabetically first; ``"object"`` without scores."""
     if not class_scores:
         return "object"
     return min(class_scores, key=lambda name: (-class_scores[name], name))

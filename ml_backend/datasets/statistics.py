@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from ml_backend.core.files import writing
+from ml_backend.core.files import atomic_text_writer
 from ml_backend.datasets.annotated_video import AnnotatedVideo
 from ml_backend.datasets.annotation_reader import AnnotationReader
 
@@ -172,7 +172,7 @@ def write_csv(statistics: AnnotationStatistics, path: Path) -> None:
         StorageError: the file cannot be written.
     """
     rows: Sequence[dict[str, Any]] = statistics.rows()
-    with writing(path) as file:
+    with atomic_text_writer(path) as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["kind", "name"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -1,4 +1,4 @@
-"""What must have been done before OpenVINO is imported."""
+"""Set-up before OpenVINO is imported."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import sys
 
 
 def setup_openvino() -> None:
-    """Keep OpenVINO from reporting its use: unless told otherwise, its import alone sends an event to a web service.
+    """Disable OpenVINO's telemetry, which sends an event to a web service on import.
 
-    To it, ``openvino_telemetry`` is then not installed, a case that it provides for. Its switch for that is a file in
-    the home directory, where nothing of ours belongs.
+    Makes ``openvino_telemetry`` appear not to be installed, which OpenVINO allows for. Its official opt-out is a file
+    in the home directory, which we leave alone.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: not to be imported

@@ -1,7 +1,7 @@
-"""Which detector can run here: resolve, download once, or fall back. Never imports torch.
+"""Resolve which detector can run: find its weights, download them once, or fall back. Never imports torch.
 
-A checkpoint is a pickle, hence code: it is only ever taken from a path that the operator configured, or from the
-detector's own release page into our cache. No request can name one.
+A checkpoint is a pickle, hence code: it only comes from a path that the operator configured or from ultralytics'
+releases. No request can name one.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from ml_backend.core.files import file_sha256
 from ml_backend.core.settings import Settings
 
 RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
-#: Names that may be asked for by name. Anything else must be a local file.
-KNOWN = frozenset(f"yolo11{size}.pt" for size in "nsmlx")
+#: Checkpoints that can be downloaded by name. Anything else must be a local file.
+RELEASE_CHECKPOINTS = frozenset(f"yolo11{size}.pt" for size in "nsmlx")
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedDetector:
-    """What will detect.
+    """The detector to use.
 
     Attributes:
         kind: ``"yolo"`` or ``"motion"``.
+        name: display name, e.g. ``"yolo11n"`` or ``"motion"``.
         path: checkpoint, for ``"yolo"``.
         sha256: hex digest of the checkpoint, for ``"yolo"``.
-        name: short name for people, e.g. ``"yolo11n"`` or ``"motion"``.
-        note: why it is not what was asked for, else empty; meant to be shown.
-        project: for whose videos; where it runs in int8, that is made with their pictures.
+        note: why it is not the configured one, for users; else empty.
+        project: project whose videos calibrate int8.
     """
 
     kind: Literal["yolo", "motion"]
@@ -46,40 +46,40 @@ MOTION = ResolvedDetector("motion", "motion")
 
 
 def resolve_detector(settings: Settings, *, download: bool = False) -> ResolvedDetector:
-    """Decide which detector the settings mean on this machine at this moment.
+    """Choose the detector for these settings on this machine.
 
     Args:
-        settings: ``detector`` and ``yolo_weights`` are what matters.
-        download: whether the network may be tried; without it the answer takes milliseconds.
+        settings: ``detector`` and ``yolo_weights`` are used.
+        download: whether to download missing weights; without it the call takes milliseconds.
 
     Raises:
-        WeightsError: a configured file does not exist, or ``detector="yolo"`` and nothing can be had.
+        WeightsError: a configured file does not exist, or ``detector="yolo"`` and the weights are not available.
     """
     if settings.detector == "motion":
         return MOTION
-    wanted = settings.yolo_weights
-    local = Path(wanted).expanduser()
+    weights = settings.yolo_weights
+    local = Path(weights).expanduser()
     if local.is_file():
         return _resolved(local.absolute())
-    if wanted not in KNOWN:
+    if weights not in RELEASE_CHECKPOINTS:
         raise WeightsError(
-            f"The YOLO weights {wanted!r} do not exist.",
-            f"Set YOLO_WEIGHTS to an existing .pt file, or to one of {', '.join(sorted(KNOWN))} to download it.",
+            f"The YOLO weights {weights!r} do not exist.",
+            f"Set YOLO_WEIGHTS to a .pt file, or to one of {', '.join(sorted(RELEASE_CHECKPOINTS))} to download it.",
         )
-    cached = settings.weights_dir / wanted
+    cached = settings.weights_dir / weights
     if cached.is_file():
         return _resolved(cached)
     reason = recent_failure(cached)
     if download and reason is None:
-        url = f"{RELEASE}/{wanted}"
+        url = f"{RELEASE}/{weights}"
         reason = fetch("httpx", url, cached, settings.weights_timeout_s, check=_check_checkpoint)
         if not reason:
             return _resolved(cached)
     if settings.detector == "yolo":
-        raise WeightsError(f"{wanted} is not here{f': {reason}' if reason else ''}.", f"Put it at {cached}.")
+        raise WeightsError(f"{weights} is not available{f': {reason}' if reason else ''}.", f"Put it at {cached}.")
     note = (
-        f"{wanted} is not here{f' ({reason})' if reason else ' yet'}: the motion detector is used, which finds "
-        f"moving objects without naming them. To provide the weights, put the file at {cached} or set YOLO_WEIGHTS."
+        f"{weights} is not available{f' ({reason})' if reason else ' yet'}: the motion detector is used, which finds "
+        f"moving objects but no classes. To provide the weights, put the file at {cached} or set YOLO_WEIGHTS."
     )
     return ResolvedDetector("motion", "motion", note=note)
 
@@ -93,5 +93,5 @@ def _resolved(path: Path) -> ResolvedDetector:
 
 
 def _check_checkpoint(path: Path) -> None:
-    if not zipfile.is_zipfile(path):  # as torch saves them; a proxy's login page is none
-        raise WeightsError("the answer is no checkpoint (a proxy's page?)")
+    if not zipfile.is_zipfile(path):  # torch saves zip files; a proxy's login page is none
+        raise WeightsError("the server did not send a checkpoint (a proxy's page?)")

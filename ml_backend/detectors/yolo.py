@@ -1,4 +1,4 @@
-"""Object detection by YOLO models."""
+"""Object detection with YOLO models."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 
 from ml_backend.core.boxes import scaled_size
 from ml_backend.core.errors import WeightsError
-from ml_backend.core.memory import FitsMemory, is_out_of_memory
+from ml_backend.core.memory import OutOfMemoryFallback, is_out_of_memory
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections, Image
 from ml_backend.detectors.engines.exports import EngineExport
 from ml_backend.detectors.engines.openvino_engine import OpenvinoEngine
-from ml_backend.detectors.engines.torch_engine import Pixels, TorchEngine, padded, select_device
+from ml_backend.detectors.engines.torch_engine import Pixels, TorchEngine, padded_batch_size, select_device
 from ml_backend.detectors.ultralytics_setup import setup_ultralytics
 
 if TYPE_CHECKING:
@@ -26,35 +26,35 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NMS_IOU = 0.7  # ultralytics' own default for predict and track
-MAX_DETECTIONS = 300  # likewise
-#: What runtimes raise where they do not work; not a job's time-out, which may come at any line.
+NMS_IOU = 0.7  # ultralytics' default for predict and track
+MAX_DETECTIONS = 300  # ultralytics' default
+#: Errors of a broken runtime; not a job's timeout, which may be raised at any line.
 _PYTHON_FAULTS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 RUNTIME_FAULTS = (RuntimeError, OSError, WeightsError, *_PYTHON_FAULTS)
 
 
 class Detector(Protocol):
-    """What finds objects in single frames.
+    """Detects objects in single frames.
 
     Attributes:
         names: class name by class id.
-        max_concurrency: calls that are worth making at the same time, from as many threads; 1: one after the other.
+        max_concurrency: number of concurrent calls, from different threads, up to which throughput improves.
     """
 
     names: dict[int, str]
     max_concurrency: int
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
-        """Detections of each image; one entry per image, in their order."""
+        """Return the detections of each image, in order."""
         ...
 
     def working_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) to which pictures of that size may be reduced beforehand: :meth:`detect` does so anyway."""
+        """Return the (width, height) to which :meth:`detect` scales images; callers may scale them beforehand."""
         ...
 
 
-class YoloDetector(FitsMemory):
-    """A YOLO detection model behind :class:`Detector`.
+class YoloDetector(OutOfMemoryFallback):
+    """A YOLO detection model; implements :class:`Detector`.
 
     The input keeps the video's aspect ratio (384 x 640 for 16:9), which costs 40 % less than a square. Results equal
     those of ``YOLO(path).predict(images, conf=settings.conf, imgsz=settings.imgsz)``.
@@ -62,14 +62,14 @@ class YoloDetector(FitsMemory):
     Args:
         path: checkpoint (``.pt``). It is code: trusted paths only.
         settings: ``device``, ``imgsz``, ``batch``, ``conf`` and ``precision`` are used.
-        export: of the checkpoint, for OpenVINO. PyTorch takes over if that does not run.
-        note: why PyTorch is used and not what was wanted.
+        export: OpenVINO export of the checkpoint; PyTorch is used without one, or if it fails.
+        note: why PyTorch is used instead of the configured engine.
 
     Raises:
         WeightsError: the file is missing, unreadable, or not a detection model; the device does not exist.
     """
 
-    _items = "frames"
+    _item_name = "frames"
 
     def __init__(
         self, path: str | Path, settings: Settings, export: EngineExport | None = None, note: str = ""
@@ -86,32 +86,32 @@ class YoloDetector(FitsMemory):
         self._export = export
         self._note = note
         self._warm: set[tuple[int, int]] = set()
-        self._placed(select_device("cpu" if export else settings.device), self._move)
+        self._load_with_fallback(select_device("cpu" if export else settings.device), self._move)
         self.max_concurrency = self._engine.max_concurrency
         self.names: dict[int, str] = self._engine.names
 
     @property
     def memory_bytes(self) -> Mapping[str, int]:
-        """Bytes that the network takes, by device."""
+        """Bytes of the network by device."""
         return self._engine.memory_bytes
 
     @property
     def engine(self) -> dict[str, str]:
-        """``name`` and ``precision`` of what runs the network, and a ``note``: why it is not another, else empty."""
+        """``name`` and ``precision`` of the engine, and a ``note`` why it is not the configured one, else empty."""
         return {"name": self._engine.name, "precision": self._engine.precision, "note": self._note}
 
     def working_size(self, width: int, height: int) -> tuple[int, int]:
-        """The letterbox's inner size: 640 x 360 for 1920 x 1080 at ``imgsz`` 640. Small pictures stay as they are."""
+        """Return the size inside the letterbox: 640 x 360 for 1920 x 1080 at ``imgsz`` 640; never enlarges."""
         input_height, input_width = self._input_size()
         scale = min(input_height / height, input_width / width, 1.0)
         return scaled_size(width, height, scale)
 
     def warm_up(self, width: int, height: int) -> None:
-        """Do for videos of this size, once, what engines and libraries put off until the first picture."""
+        """Run the network once with each batch size for videos of this size: first calls compile kernels."""
         size = self.working_size(width, height)
         if size not in self._warm:
-            most = min(self._batch, self._engine.max_batch) if self._device.type == "cuda" else 1
-            for count in sorted({min(padded(n), most) for n in range(1, most + 1)}):
+            limit = min(self._batch, self._engine.max_batch) if self._device.type == "cuda" else 1
+            for count in sorted({min(padded_batch_size(n), limit) for n in range(1, limit + 1)}):
                 self.detect([np.zeros((size[1], size[0], 3), np.uint8)] * count)
             self._warm.add(size)
 
@@ -122,15 +122,15 @@ class YoloDetector(FitsMemory):
             images: ``(height, width, 3)`` uint8 BGR each; sizes may differ.
 
         Returns:
-            One :class:`Detections` per image, highest confidence first, boxes in the image's own pixels.
+            One :class:`Detections` per image, highest confidence first, boxes in pixels of the image.
         """
         results: list[Detections] = []
         while len(results) < len(images):
-            results += self._fitting(partial(self._detect_from, images, len(results)))
+            results += self._run_with_fallback(partial(self._detect_from, images, len(results)))
         return results
 
     def pixels(self, images: Sequence[Image]) -> Pixels:
-        """The network's input for images of one size."""
+        """Letterbox images of one size to the network's input."""
         from ultralytics.data.augment import LetterBox
 
         letterbox = LetterBox(self._input_size(), auto=True, stride=self._engine.stride)
@@ -153,13 +153,13 @@ class YoloDetector(FitsMemory):
             except RUNTIME_FAULTS as error:
                 if is_out_of_memory(error):
                     raise
-                self._give_up_export(self._export, _reason(error))
+                self._drop_export(self._export, _reason(error))
         # fp16 halves time and memory on CUDA; elsewhere it is slower or breaks models.
         return TorchEngine(self._path, device, half=self._half and device.type == "cuda")
 
-    def _give_up_export(self, export: EngineExport, reason: str) -> None:
+    def _drop_export(self, export: EngineExport, reason: str) -> None:
         self._export = None
-        self._note = f"openvino does not run ({reason}): PyTorch is used."
+        self._note = f"openvino failed ({reason}): PyTorch is used."
         export.failed(reason)
         log.warning("%s: %s", self._path.name, self._note)
 
@@ -170,20 +170,20 @@ class YoloDetector(FitsMemory):
         try:
             return self._detect_batch(engine, batch)
         except RUNTIME_FAULTS as error:
-            with self._changing:
+            with self._reload_lock:
                 if self._engine is engine and (self._export is None or is_out_of_memory(error)):
                     raise
             reason = _reason(error)
-        # Not within the except block: while it lasts, the error keeps what the failed call holds alive.
-        with self._changing:
-            if self._engine is engine and self._export is not None:  # else another thread has replaced it
-                self._give_up_export(self._export, reason)
+        # Outside the except block, because the error keeps the failed call's tensors alive.
+        with self._reload_lock:
+            if self._engine is engine and self._export is not None:  # else another thread has replaced the engine
+                self._drop_export(self._export, reason)
                 self._move(self._device)
         return self._detect_batch(self._engine, batch[: self._batch])
 
     def _detect_batch(self, engine: TorchEngine | OpenvinoEngine, images: Sequence[Image]) -> list[Detections]:
         import torch
-        import torchvision  # noqa: F401 - once imported, ultralytics' NMS uses its faster kernel
+        import torchvision  # noqa: F401 - ultralytics' NMS uses its faster kernel if it is imported
         from ultralytics.utils import nms, ops
 
         pixels = self.pixels(images)
@@ -191,9 +191,9 @@ class YoloDetector(FitsMemory):
         with torch.inference_mode():
             boxes = nms.non_max_suppression(raw, self._conf, NMS_IOU, max_det=MAX_DETECTIONS, end2end=engine.end2end)
             results = []
-            for image, found in zip(images, boxes, strict=True):
-                ops.scale_boxes(pixels.shape[1:3], found[:, :4], image.shape)
-                results.append(_to_detections(found))
+            for image, rows in zip(images, boxes, strict=True):
+                ops.scale_boxes(pixels.shape[1:3], rows[:, :4], image.shape)
+                results.append(_to_detections(rows))
             return results
 
     def _input_size(self) -> list[int]:
@@ -206,7 +206,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
-def _to_detections(found: torch.Tensor) -> Detections:
-    rows = found.float().cpu().numpy()
-    xyxy, conf = np.ascontiguousarray(rows[:, :4], np.float32), np.ascontiguousarray(rows[:, 4], np.float32)
-    return Detections(xyxy, conf, rows[:, 5].astype(np.int64))
+def _to_detections(rows: torch.Tensor) -> Detections:
+    values = rows.float().cpu().numpy()
+    xyxy, conf = np.ascontiguousarray(values[:, :4], np.float32), np.ascontiguousarray(values[:, 4], np.float32)
+    return Detections(xyxy, conf, values[:, 5].astype(np.int64))

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class ClipEmbedder(TorchEmbedder):
-    """A CLIP model of open_clip: pictures and texts in one space.
+    """A CLIP model of open_clip: images and texts in one embedding space.
 
     Args:
         path: folder with ``open_clip_config.json`` and ``open_clip_model.safetensors``, as open_clip saves it.
         settings: ``device`` is used.
 
     Attributes:
-        logit_scale: what cosines are multiplied by before the softmax over labels (the inverse temperature).
+        logit_scale: factor of cosines before the softmax over labels (the inverse temperature).
 
     Raises:
         WeightsError: the folder is missing, damaged, or another kind of model; the device does not exist.
@@ -42,29 +42,29 @@ class ClipEmbedder(TorchEmbedder):
         self.dim = int(folder.config["model_cfg"]["embed_dim"])
         self.logit_scale = float(model.logit_scale.detach().exp())
         if not math.isfinite(self.logit_scale):
-            raise WeightsError(f"The weights in {folder.path} are no numbers.", "Download the folder again.")
-        input_ = model.visual.preprocess_cfg
-        size = input_["size"]
+            raise WeightsError(f"The weights in {folder.path} are not finite.", "Download the folder again.")
+        preprocessing = model.visual.preprocess_cfg
+        size = preprocessing["size"]
         sides = {int(size)} if isinstance(size, int) else {int(side) for side in size}
         if len(sides) != 1:
-            raise WeightsError(f"{folder.path} is a model for pictures of {size} pixels, not square ones.")
-        mean, std = ([255 * float(value) for value in input_[key]] for key in ("mean", "std"))
+            raise WeightsError(f"{folder.path} is a model for images of {size} pixels, not square ones.")
+        mean, std = ([255 * float(value) for value in preprocessing[key]] for key in ("mean", "std"))
         self._set_up(model, settings, sides.pop(), mean, std)
 
     def embed_text(self, prompts: Sequence[str]) -> FloatArray:
-        """Embed texts, to be compared with crops by :attr:`logit_scale` times their dot product.
+        """Embed texts, to compare with crops by :attr:`logit_scale` times the dot product.
 
         Args:
-            prompts: e.g. ``"a photo of a fallen person"``; what exceeds the model's context is cut off.
+            prompts: e.g. ``"a photo of a fallen person"``; truncated to the model's context length.
 
         Returns:
-            ``(n, dim)`` float32, each row of length 1; ``(0, dim)`` for none.
+            ``(n, dim)`` float32, L2-normalised rows; ``(0, dim)`` for none.
 
         Raises:
             WeightsError: the network's output is not finite.
         """
         model: Any = self._model
-        return self._in_batches(prompts, lambda some: model.encode_text(self._tokenizer(list(some)).to(self._device)))
+        return self._in_batches(prompts, lambda batch: model.encode_text(self._tokenizer(list(batch)).to(self._device)))
 
     def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
         model: Any = self._model
@@ -73,15 +73,15 @@ class ClipEmbedder(TorchEmbedder):
 
 
 def _load(folder: ResolvedModel) -> tuple[Any, Any]:
-    """Model and tokeniser."""
+    """Load the model and its tokeniser."""
     import open_clip
     from open_clip.factory import load_checkpoint
 
     source = f"local-dir:{folder.path}"
     try:
         with _root_logger_silenced():
-            # The weights are loaded apart from the model, because open_clip would choose among the folder's files
-            # by itself, and not by the order of which we took the model's identity.
+            # The weights are loaded separately because open_clip would choose one of the folder's files by itself,
+            # maybe not the one that gave the model its identity.
             model = open_clip.create_model(source, load_weights=False, pretrained_text=False)
             load_checkpoint(model, str(folder.weights), weights_only=True)
             hub_format = bool(folder.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"))
@@ -90,17 +90,17 @@ def _load(folder: ResolvedModel) -> tuple[Any, Any]:
             tokenizer(["a"])
     except MemoryError:
         raise
-    except Exception as error:  # a foreign folder makes it raise anything
+    except Exception as error:  # open_clip raises anything for a folder of another kind
         raise WeightsError(
             f"{folder.path} cannot be loaded as a CLIP model of open_clip ({type(error).__name__}: {error}).",
-            "The folder may be damaged or lack its tokeniser's files; download it again.",
+            "Download the folder again; it may be damaged or lack its tokeniser's files.",
         ) from error
     return model, tokenizer
 
 
 @contextlib.contextmanager
 def _root_logger_silenced() -> Iterator[None]:
-    """Keep open_clip from telling each step to the root logger, and from giving that a handler if it has none."""
+    """Keep open_clip from logging each step to the root logger, and from adding a handler to it."""
     root, handler = logging.getLogger(), logging.NullHandler()
 
     def only_errors(record: logging.LogRecord) -> bool:

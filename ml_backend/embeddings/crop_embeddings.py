@@ -1,7 +1,6 @@
-"""What models see in boxes of a video: embedded once, kept, and used again.
+"""Embeddings of tracks' crops, computed once and stored per video and model.
 
-A *look* is one box's embedding by one model. Looks are kept per video, so that a changed label, another pattern or a
-mode that is switched back costs no decoding.
+Stored embeddings make a changed label, a new pattern or a switch of the mode cost no decoding.
 """
 
 from __future__ import annotations
@@ -28,24 +27,24 @@ log = logging.getLogger(__name__)
 
 OpenVideo = Callable[[], AbstractContextManager[Path]]
 
-#: Crops wait at this size (px, longer side) for the end of their track; embedders look at 224.
+#: Longer side in pixels of the crops in memory; embedders use 224.
 MAX_CROP = 320
-#: Longer side of what people are shown, px.
+#: Longer side of thumbnails in pixels.
 THUMBNAIL = 96
-#: Boxes that overlap so on one frame show the same: a person accepted a track, and keyframes moved its edges a little.
-SAME_LOOK_IOU = 0.85
-#: Crops that wait for the network; more at once are no faster.
-WAITING = 64
+#: Boxes with this IoU on one frame share an embedding: accepting a track moves its boxes a little through keyframes.
+SAME_CROP_IOU = 0.85
+#: Number of crops to embed at once; more are no faster.
+MAX_PENDING_CROPS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class CropEmbedding:
-    """One embedded box.
+    """The embedding of one box.
 
     Attributes:
-        frame: 0-based decoded frame.
+        frame: 0-based index of the decoded frame.
         xyxy: pixels of the displayed video, rounded to 0.1.
-        vector: ``(d,)`` float32, L2-normalised, in the precision in which it is kept.
+        vector: ``(d,)`` float32, L2-normalised, rounded to half precision as stored.
         thumbnail: JPEG.
     """
 
@@ -55,42 +54,42 @@ class CropEmbedding:
     thumbnail: bytes = field(compare=False)
 
     def key(self, video: str, model_id: str) -> str:
-        """Digest of what was looked at, and by which model; 40 hex digits."""
+        """Return a digest of the video, the model and the box; 40 hex digits."""
         return hashlib.sha256(f"{video}|{model_id}|{self.frame}|{self.xyxy}".encode()).hexdigest()[:40]
 
 
 class CropEmbeddingStore(Protocol):
-    """Looks of one video."""
+    """Storage for the crop embeddings of one video."""
 
-    def known(self, model_id: str) -> list[CropEmbedding]:
-        """All that this model has seen of the video."""
+    def get(self, model_id: str) -> list[CropEmbedding]:
+        """Return all embeddings of a model."""
         ...
 
-    def add(self, model_id: str, looks: Sequence[CropEmbedding]) -> None:
-        """Keep what is new."""
+    def add(self, model_id: str, embeddings: Sequence[CropEmbedding]) -> None:
+        """Store new embeddings."""
         ...
 
 
 class MemoryCropEmbeddings:
-    """Kept as long as the object lives."""
+    """A :class:`CropEmbeddingStore` in memory."""
 
     def __init__(self) -> None:
-        self._known: dict[str, list[CropEmbedding]] = {}
+        self._embeddings: dict[str, list[CropEmbedding]] = {}
 
-    def known(self, model_id: str) -> list[CropEmbedding]:
-        return list(self._known.get(model_id, []))
+    def get(self, model_id: str) -> list[CropEmbedding]:
+        return list(self._embeddings.get(model_id, []))
 
-    def add(self, model_id: str, looks: Sequence[CropEmbedding]) -> None:
-        self._known.setdefault(model_id, []).extend(looks)
+    def add(self, model_id: str, embeddings: Sequence[CropEmbedding]) -> None:
+        self._embeddings.setdefault(model_id, []).extend(embeddings)
 
 
 def to_half(vectors: FloatArray) -> bytes:
-    """``(d,)`` or ``(n, d)`` as they are kept: little-endian half precision."""
+    """Convert ``(d,)`` or ``(n, d)`` to the stored format, little-endian half precision."""
     return vectors.astype("<f2").tobytes()
 
 
 def from_half(blobs: Sequence[bytes]) -> FloatArray:
-    """``(n, d)`` float32, normalised again, of ``n`` kept vectors; ``(0, 0)`` of none."""
+    """Convert ``n`` stored vectors to ``(n, d)`` float32, L2-normalised; ``(0, 0)`` if there are none."""
     if not blobs:
         return np.zeros((0, 0), np.float32)
     vectors = np.frombuffer(b"".join(blobs), "<f2").reshape(len(blobs), -1).astype(np.float32)
@@ -99,126 +98,131 @@ def from_half(blobs: Sequence[bytes]) -> FloatArray:
 
 
 def embed_tracks(
-    wanted: Sequence[Sequence[CropBox]],
+    candidates: Sequence[Sequence[CropBox]],
     embedder: Callable[[], AbstractContextManager[Embedder]],
     model_id: str,
-    looks: CropEmbeddingStore,
+    store: CropEmbeddingStore,
     open_video: OpenVideo,
     k: int,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[list[CropEmbedding]]:
-    """The looks of tracks: those that are known, else new ones from a sparse pass over the video.
+    """Return stored embeddings of tracks, or compute missing ones in a sparse pass over the video.
 
-    Neither the model nor the video is touched where everything is known. Memory holds the crops of the tracks that
-    are on screen, not the video's.
+    Opens neither the model nor the video if all embeddings are stored. Memory holds only the crops of tracks that are
+    on screen.
 
     Args:
-        wanted: candidates of each track, from :func:`ml_backend.embeddings.crop_selection.candidate_crops`.
-        embedder: opens the embedder; ``model_id`` is its.
+        candidates: of each track, from :func:`ml_backend.embeddings.crop_selection.candidate_crops`.
+        embedder: opens the embedder.
+        model_id: of the embedder.
+        store: embeddings of the video; new ones are added.
         open_video: opens the local file.
-        k: looks per track.
+        k: embeddings per track.
+        should_stop: polled at each frame.
 
     Returns:
-        At most ``k`` looks for each track, in order of time; none for a track whose pictures cannot be decoded.
+        At most ``k`` embeddings for each track, in order of time; none if its frames cannot be decoded.
 
     Raises:
         VideoError: the file cannot be used.
-        Interrupted: ``should_stop`` said so; what is finished is kept.
+        Interrupted: ``should_stop`` returned true; finished embeddings are stored.
     """
     by_frame: dict[int, list[CropEmbedding]] = {}
-    for look in looks.known(model_id):
-        by_frame.setdefault(look.frame, []).append(look)
-    found = [_known_of(candidates, by_frame, k) for candidates in wanted]
-    missing = {i: candidates for i, candidates in enumerate(wanted) if candidates and not found[i]}
+    for embedding in store.get(model_id):
+        by_frame.setdefault(embedding.frame, []).append(embedding)
+    embeddings = [_stored_embeddings(boxes, by_frame, k) for boxes in candidates]
+    missing = {i: boxes for i, boxes in enumerate(candidates) if boxes and not embeddings[i]}
     if not missing:
-        return found
-    waiting: list[tuple[int, _Crop]] = []
+        return embeddings
+    pending: list[tuple[int, _Crop]] = []
 
     def flush(model: Embedder) -> None:
-        """Embed what waits in one call of the network."""
-        if not waiting:
+        """Embed the pending crops in one call."""
+        if not pending:
             return
-        exact = model.embed([crop.image for _, crop in waiting])
-        vectors = from_half([to_half(vector) for vector in exact])  # what a later reader will find
+        exact = model.embed([crop.image for _, crop in pending])
+        vectors = from_half([to_half(vector) for vector in exact])  # rounded, as when they are read from the store
         new = []
-        for (number, crop), vector in zip(waiting, vectors, strict=True):
-            new.append(CropEmbedding(crop.view.frame, crop.view.xyxy, vector, _thumbnail(crop.image)))
-            found[number].append(new[-1])
-        looks.add(model_id, new)
-        waiting.clear()
+        for (track, crop), vector in zip(pending, vectors, strict=True):
+            new.append(CropEmbedding(crop.box.frame, crop.box.xyxy, vector, _thumbnail(crop.image)))
+            embeddings[track].append(new[-1])
+        store.add(model_id, new)
+        pending.clear()
 
     with embedder() as model, open_video() as path:
         try:
-            for number, crops in _crops_of_tracks(path, missing, should_stop):
-                best = select_crops([crop.view for crop in crops], [crop.sharpness for crop in crops], k)
-                waiting += [(number, crops[i]) for i in best]
-                if len(waiting) >= WAITING:
+            for track, crops in _track_crops(path, missing, should_stop):
+                best = select_crops([crop.box for crop in crops], [crop.sharpness for crop in crops], k)
+                pending += [(track, crops[i]) for i in best]
+                if len(pending) >= MAX_PENDING_CROPS:
                     flush(model)
         finally:
-            flush(model)  # of a job that is stopped, and taken up again, too
-    return found
+            flush(model)  # also if interrupted, for when the job is resumed
+    return embeddings
 
 
-def _known_of(candidates: Sequence[CropBox], by_frame: dict[int, list[CropEmbedding]], k: int) -> list[CropEmbedding]:
-    """``k`` (or, of a shorter track, all its) known looks among the candidates' frames; else none."""
-    chosen = []
-    for view in candidates:
-        near = by_frame.get(view.frame)
-        if not near:
+def _stored_embeddings(
+    candidates: Sequence[CropBox], by_frame: dict[int, list[CropEmbedding]], k: int
+) -> list[CropEmbedding]:
+    """Return ``k`` stored ones (all, of a shorter track) that match the candidates, or none if fewer match."""
+    matches = []
+    for box in candidates:
+        stored = by_frame.get(box.frame)
+        if not stored:
             continue
-        overlap = iou_pairs([view.xyxy] * len(near), [look.xyxy for look in near])
-        best = int(overlap.argmax())
-        if overlap[best] >= SAME_LOOK_IOU:
-            chosen.append(near[best])
-    if len(chosen) < min(k, len(candidates)):
+        iou = iou_pairs([box.xyxy] * len(stored), [embedding.xyxy for embedding in stored])
+        best = int(iou.argmax())
+        if iou[best] >= SAME_CROP_IOU:
+            matches.append(stored[best])
+    if len(matches) < min(k, len(candidates)):
         return []
-    if len(chosen) <= k:
-        return chosen
-    spread = np.unique(np.linspace(0, len(chosen) - 1, k).round().astype(int))
-    return [chosen[i] for i in spread.tolist()]
+    if len(matches) <= k:
+        return matches
+    spread = np.unique(np.linspace(0, len(matches) - 1, k).round().astype(int))
+    return [matches[i] for i in spread.tolist()]
 
 
 @dataclass(slots=True)
 class _Crop:
-    view: CropBox
+    box: CropBox
     image: Image
     sharpness: float
 
 
-def _crops_of_tracks(
-    path: Path, wanted: dict[int, Sequence[CropBox]], should_stop: Callable[[], bool] | None
+def _track_crops(
+    path: Path, candidates: dict[int, Sequence[CropBox]], should_stop: Callable[[], bool] | None
 ) -> Iterator[tuple[int, list[_Crop]]]:
-    """Each track's crops, as soon as its last candidate has passed."""
+    """Yield the crops of each track once its last candidate has been decoded."""
     from ml_backend.embeddings.crops import cut_crop, sharpness
     from ml_backend.video.probe import probe
     from ml_backend.video.reader import read_at
 
-    at: dict[int, list[tuple[int, CropBox]]] = {}
-    for number, candidates in wanted.items():
-        for view in candidates:
-            at.setdefault(view.frame, []).append((number, view))
-    last = {number: candidates[-1].frame for number, candidates in wanted.items()}
+    by_frame: dict[int, list[tuple[int, CropBox]]] = {}
+    for track, boxes in candidates.items():
+        for box in boxes:
+            by_frame.setdefault(box.frame, []).append((track, box))
+    last_frame = {track: boxes[-1].frame for track, boxes in candidates.items()}
     open_tracks: dict[int, list[_Crop]] = {}
-    for frame in _readable(read_at(path, probe(path), sorted(at))):
+    for frame in _decodable(read_at(path, probe(path), sorted(by_frame))):
         if should_stop and should_stop():
-            raise Interrupted(f"Stopped at frame {frame.index}.", "The job is taken up again.")
-        for number, view in at[frame.index]:
-            image = cut_crop(frame.image, view.xyxy)
+            raise Interrupted(f"Stopped at frame {frame.index}.", "Wait: the job is resumed by itself.")
+        for track, box in by_frame[frame.index]:
+            image = cut_crop(frame.image, box.xyxy)
             if image is not None:
                 small = _shrink(image, MAX_CROP)
-                open_tracks.setdefault(number, []).append(_Crop(view, small, sharpness(small)))
-        # Frames that cannot be decoded are left out, so a track's last one may have been before this.
-        for number in [n for n in open_tracks if last[n] <= frame.index]:
-            yield number, open_tracks.pop(number)
+                open_tracks.setdefault(track, []).append(_Crop(box, small, sharpness(small)))
+        # "<=", because a track's last frame may not be decodable.
+        for track in [track for track in open_tracks if last_frame[track] <= frame.index]:
+            yield track, open_tracks.pop(track)
     yield from open_tracks.items()
 
 
-def _readable(frames: Iterator[Frame]) -> Iterator[Frame]:
-    """A file that can be read, but not where these tracks are, ends with what there is."""
+def _decodable(frames: Iterator[Frame]) -> Iterator[Frame]:
+    """Yield frames until none can be decoded, instead of raising."""
     try:
         yield from frames
     except VideoError as error:
-        log.warning("Some tracks cannot be looked at: %s", error)
+        log.warning("Some tracks cannot be embedded: %s", error)
 
 
 def _shrink(image: Image, longest: int) -> Image:

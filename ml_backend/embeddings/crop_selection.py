@@ -1,7 +1,7 @@
-"""Which boxes of a track are looked at to tell what it shows. Pure: no pixels here.
+"""Select the boxes of a track to embed. Uses no pixels.
 
-Two steps, because only the decoded picture tells how sharp a box is: :func:`candidate_crops` chooses two or three
-times as many boxes as are wanted, :func:`select_crops` the final ones among them once their sharpness is known.
+Two steps, because sharpness is only known after decoding: :func:`candidate_crops` chooses up to three times as many
+boxes as needed, and :func:`select_crops` the final ones by their sharpness.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from ml_backend.core.types import BoolArray, FloatArray, IntArray
 
 Floats = npt.NDArray[np.float64]
 
-VIEWS = 4  # boxes of a track that are looked at to give it a label: more take longer and change few labels
-CANDIDATES = 3  # times as many as are wanted: a choice for sharpness, at the price of decoding them
-ENOUGH_PX = 224.0  # what embedders look at; a larger box shows them nothing more
-POOR = 0.3  # a view of less than this share of the best one's quality is left out while there are enough others
-EDGE_SHARE = 0.0025  # a box that ends so near to the frame's edge goes on behind it: 5 of 1920 pixels
-MIN_SIDE_PX = 1.0  # of what can be cut out
-SHARP_ENOUGH = 1.5  # times the track's median; beyond, it is the background's texture
+CROPS_PER_TRACK = 4  # embedded to label a track: more take longer and change few labels
+CANDIDATES = 3  # candidates per selected crop: more choice for sharpness, but more frames to decode
+INPUT_PX = 224.0  # input size of embedders; larger boxes have no more detail for them
+MIN_RELATIVE_QUALITY = 0.3  # crops below this share of the best one's quality are dropped if enough others remain
+EDGE_SHARE = 0.0025  # boxes this close to the frame's edge count as cut off: 5 of 1920 pixels
+MIN_SIDE_PX = 1.0  # smaller boxes have no crop
+MAX_RELATIVE_SHARPNESS = 1.5  # cap, in multiples of the track's median; above, it is the background's texture
 
 
 @dataclass(frozen=True, slots=True)
 class CropBox:
-    """One box to look at. Equal views show equal pixels, so that a view can be a key in a cache.
+    """A box to crop. Equal boxes show equal pixels, so that they can be cache keys.
 
     Attributes:
-        frame: 0-based decoded index.
+        frame: 0-based index of the decoded frame.
         xyxy: left, top, right, bottom in pixels, within the frame, rounded to 0.1.
-        conf: detector confidence; 0 where the box was filled in between detections.
+        conf: detector confidence; 0 for interpolated boxes.
     """
 
     frame: int
@@ -43,23 +43,23 @@ class CropBox:
 def candidate_crops(
     frames: IntArray, xyxy: FloatArray, conf: FloatArray, width: int, height: int, k: int
 ) -> list[CropBox]:
-    """The boxes worth looking at: large, confident, complete, and spread over the track's life.
+    """Choose candidate boxes of a track: large, confident, complete, and spread over time.
 
-    Boxes outside the frame or without area are never taken; boxes that were filled in (``conf`` 0) only in a track
-    that has no others; boxes cut off by the frame's edge only in a track with fewer than ``k`` complete ones.
+    Boxes outside the frame or without area are never chosen; interpolated boxes (``conf`` 0) only if a track has no
+    others; boxes cut off by the frame's edge only if it has fewer than ``k`` complete ones.
 
     Args:
         frames: ``(n,)`` strictly increasing 0-based indices.
         xyxy: ``(n, 4)`` pixels.
         conf: ``(n,)``.
         width, height: of the displayed video, pixels.
-        k: number of views that are wanted in the end.
+        k: number of crops to select in the end.
 
     Returns:
-        In order of time, at most ``3 k``; at least ``k`` where the track has so many boxes that may be taken.
+        At most ``3 k`` boxes in order of time; at least ``k`` if the track has that many usable ones.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not match.
     """
     n = len(frames)
     if frames.shape != (n,) or xyxy.shape != (n, 4) or conf.shape != (n,):
@@ -77,36 +77,36 @@ def candidate_crops(
     whole, cut = np.flatnonzero(usable & ~cut_off), np.flatnonzero(usable & cut_off)
     quality = _quality(sides, np.where(usable, conf, 0).astype(np.float64))
     if len(whole) == 0 or len(whole) >= k:
-        chosen = _best_of_each(whole if len(whole) else cut, quality, CANDIDATES * k)
-        chosen = _without_poor(chosen, quality, k)
-    else:  # as few of those cut off as can be, so that no complete one can lose against them later
-        chosen = np.sort(np.concatenate([whole, _best_of_each(cut, quality, k - len(whole))]))
-    return [_view(int(frames[i]), inside[i], float(conf[i])) for i in chosen]
+        chosen = _best_per_section(whole if len(whole) else cut, quality, CANDIDATES * k)
+        chosen = _drop_poor(chosen, quality, k)
+    else:  # no more cut-off boxes than needed, so that they cannot replace complete ones later
+        chosen = np.sort(np.concatenate([whole, _best_per_section(cut, quality, k - len(whole))]))
+    return [_crop_box(int(frames[i]), inside[i], float(conf[i])) for i in chosen]
 
 
 def select_crops(candidates: Sequence[CropBox], sharpness: Sequence[float], k: int) -> list[int]:
-    """The final choice: the candidates' time is split into ``k`` parts, and the best of each is taken.
+    """Split the candidates into ``k`` consecutive sections and select the best of each.
 
     Args:
-        candidates: in order of time, as :func:`candidate_crops` gives them.
-        sharpness: of each candidate's pixels, on any scale; only its ratio to the track's own median counts, since a
-            dark or plain object is never sharp. What is not finite counts as the median.
-        k: number of views wanted.
+        candidates: in order of time, from :func:`candidate_crops`.
+        sharpness: of each candidate's crop, on any scale: only the ratio to the track's median counts, as dark or plain
+            objects are never sharp. Non-finite values count as the median.
+        k: number of crops to select.
 
     Returns:
         ``min(k, len(candidates))`` indices into ``candidates``, in order of time.
 
     Raises:
-        ValueError: lengths that differ.
+        ValueError: the lengths differ.
     """
     if len(candidates) != len(sharpness):
         raise ValueError(f"expected {len(candidates)} values of sharpness, got {len(sharpness)}")
     if not candidates:
         return []
-    boxes = np.array([view.xyxy for view in candidates], np.float64)
-    quality = _quality(boxes[:, 2:] - boxes[:, :2], np.array([view.conf for view in candidates], np.float64))
-    order = np.argsort([view.frame for view in candidates], kind="stable").astype(np.int64)
-    return [int(i) for i in _best_of_each(order, quality * _relative_sharpness(sharpness), k)]
+    xyxy = np.array([box.xyxy for box in candidates], np.float64)
+    quality = _quality(xyxy[:, 2:] - xyxy[:, :2], np.array([box.conf for box in candidates], np.float64))
+    order = np.argsort([box.frame for box in candidates], kind="stable").astype(np.int64)
+    return [int(i) for i in _best_per_section(order, quality * _relative_sharpness(sharpness), k)]
 
 
 def _cut_off(boxes: Floats, width: int, height: int) -> BoolArray:
@@ -116,30 +116,30 @@ def _cut_off(boxes: Floats, width: int, height: int) -> BoolArray:
 
 
 def _quality(sides: Floats, conf: Floats) -> Floats:
-    """0..1: confidence, less where an embedder would see few pixels. Where nothing was detected, size alone counts."""
-    size = np.minimum(np.sqrt(sides.clip(0).prod(axis=1)) / ENOUGH_PX, 1.0)
+    """Return 0..1: confidence times relative size up to the embedder's input; size alone without detections."""
+    size = np.minimum(np.sqrt(sides.clip(0).prod(axis=1)) / INPUT_PX, 1.0)
     return np.asarray(size * conf.clip(0, 1) if (conf > 0).any() else size, np.float64)
 
 
-def _best_of_each(order: IntArray, quality: Floats, parts: int) -> IntArray:
-    """The best of each of ``parts`` equally long parts of ``order``, or all where it is shorter.
+def _best_per_section(order: IntArray, quality: Floats, sections: int) -> IntArray:
+    """Split ``order`` into sections of equal length and return the best of each, or all if there are fewer.
 
-    Parts are counted in boxes, not in frames: while an object is hidden there is nothing to choose.
+    Sections have equally many boxes, not frames, as a hidden object has no boxes.
     """
     if len(order) == 0:
         return order
     chosen = []
-    for part in np.array_split(order, min(parts, len(order))):
-        # Of equals the middle one, which is far from the neighbours' choice.
-        from_middle = np.abs(np.arange(len(part)) - (len(part) - 1) / 2)
-        chosen.append(part[np.lexsort((from_middle, -quality[part]))[0]])
+    for section in np.array_split(order, min(sections, len(order))):
+        # Of equals the middle one, to keep a distance from the neighbouring sections' choices.
+        from_middle = np.abs(np.arange(len(section)) - (len(section) - 1) / 2)
+        chosen.append(section[np.lexsort((from_middle, -quality[section]))[0]])
     return np.array(chosen, np.int64)
 
 
-def _without_poor(chosen: IntArray, quality: Floats, k: int) -> IntArray:
-    """Leave out what is far smaller or less sure than the best, but keep ``k``."""
+def _drop_poor(chosen: IntArray, quality: Floats, k: int) -> IntArray:
+    """Drop crops of far lower quality than the best, but keep ``k``."""
     values = quality[chosen]
-    keep = values >= POOR * values.max()
+    keep = values >= MIN_RELATIVE_QUALITY * values.max()
     if np.count_nonzero(keep) < k:
         keep[np.argsort(-values, kind="stable")[:k]] = True
     return np.asarray(chosen[keep], np.int64)
@@ -151,9 +151,9 @@ def _relative_sharpness(sharpness: Sequence[float]) -> Floats:
     median = float(np.median(values[finite])) if finite.any() else 0.0
     if median <= 0:
         return np.ones(len(values))
-    return np.asarray(np.where(finite, values / median, 1.0).clip(0, SHARP_ENOUGH), np.float64)
+    return np.asarray(np.where(finite, values / median, 1.0).clip(0, MAX_RELATIVE_SHARPNESS), np.float64)
 
 
-def _view(frame: int, xyxy: Floats, conf: float) -> CropBox:
+def _crop_box(frame: int, xyxy: Floats, conf: float) -> CropBox:
     left, top, right, bottom = (round(float(value), 1) for value in xyxy)
     return CropBox(frame, (left, top, right, bottom), conf)

@@ -13,19 +13,19 @@ from ml_backend.embeddings.hub import ResolvedModel, read_dinov2_folder, read_js
 if TYPE_CHECKING:
     import torch
 
-#: Pixels of the input's sides: what the models were made for; more costs time by the square.
+#: Side of the input in pixels, as in the models' evaluation; time grows with its square.
 INPUT_SIZE = 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-#: Initialised at random where a checkpoint lacks it, and used in training only.
+#: Parameters that a checkpoint may lack, as only training uses them.
 UNUSED = frozenset({"embeddings.mask_token"})
 
 
 class Dinov2Embedder(TorchEmbedder):
     """A DINOv2 model, with or without registers, of any size.
 
-    An embedding is the class token (what the object is) beside the mean of the patch tokens (what its parts look
-    like), each brought to length 1 before: the paper's own choice for linear classification.
+    An embedding concatenates the class token and the mean of the patch tokens, each L2-normalised: the paper's choice
+    for linear classification.
 
     Args:
         path: folder with ``config.json`` and ``model.safetensors``, as transformers saves it.
@@ -42,7 +42,7 @@ class Dinov2Embedder(TorchEmbedder):
         config = model.config
         self.model_id = folder.model_id
         self.dim = 2 * int(config.hidden_size)
-        self._patches_from = 1 + int(getattr(config, "num_register_tokens", 0))
+        self._first_patch = 1 + int(getattr(config, "num_register_tokens", 0))
         patch = int(config.patch_size)
         mean, std = _normalisation(path)
         self._set_up(model, settings, max(INPUT_SIZE // patch, 1) * patch, mean, std)
@@ -52,8 +52,8 @@ class Dinov2Embedder(TorchEmbedder):
         from torch.nn.functional import normalize
 
         tokens = self._model(pixel_values=pixels).last_hidden_state.float()
-        whole, parts = tokens[:, 0], tokens[:, self._patches_from :].mean(1)
-        return torch.cat([normalize(whole, dim=-1), normalize(parts, dim=-1)], -1)
+        class_token, patch_mean = tokens[:, 0], tokens[:, self._first_patch :].mean(1)
+        return torch.cat([normalize(class_token, dim=-1), normalize(patch_mean, dim=-1)], -1)
 
 
 def _load(folder: ResolvedModel) -> Any:
@@ -62,7 +62,7 @@ def _load(folder: ResolvedModel) -> Any:
 
     transformers.utils.logging.disable_progress_bar()
     verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # what matters is checked below
+    transformers.utils.logging.set_verbosity_error()  # missing tensors are checked below
     try:
         model, info = transformers.AutoModel.from_pretrained(
             str(folder.path),
@@ -74,24 +74,24 @@ def _load(folder: ResolvedModel) -> Any:
         )
     except MemoryError:
         raise
-    except Exception as error:  # a foreign folder makes it raise anything
+    except Exception as error:  # transformers raises anything for a folder of another kind
         raise WeightsError(
             f"{folder.path} cannot be loaded as a DINOv2 model ({type(error).__name__}: {error}).",
-            "The folder may be damaged; download it again.",
+            "Download the folder again; it may be damaged.",
         ) from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
     missing = sorted(set(info["missing_keys"]) - UNUSED)
     if missing:
         raise WeightsError(
-            f"The weights in {folder.path} lack {len(missing)} tensors, the first of them {missing[0]}.",
-            "The folder may mix two models; download it again.",
+            f"The weights in {folder.path} lack {len(missing)} tensors, such as {missing[0]}.",
+            "Download the folder again; it may mix two models.",
         )
     return model
 
 
 def _normalisation(path: Path) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of RGB on the scale 0..255: the folder's own, else ImageNet's."""
+    """Return mean and standard deviation of RGB on the scale 0..255: the folder's, else ImageNet's."""
     file = path / "preprocessor_config.json"
     config = read_json(file) if file.is_file() else {}
     mean, std = config.get("image_mean", IMAGENET_MEAN), config.get("image_std", IMAGENET_STD)

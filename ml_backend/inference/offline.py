@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ml_backend.core.files import file_sha256, writing
+from ml_backend.core.files import atomic_text_writer, file_sha256
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Track
 from ml_backend.detectors.engines.calibration import CalibrationSource
@@ -64,10 +64,15 @@ def predict_file(
     engine = None
     if resolved.path is not None:  # wait for an export that takes seconds: no later video could use it
         sha256 = resolved.sha256 or file_sha256(resolved.path)
-        engine = choose_engine(resolved.path, sha256, settings, wait=True, footage=CalibrationSource(video=str(video)))
+        engine = choose_engine(
+            resolved.path, sha256, settings, wait=True, calibration=CalibrationSource(video=str(video))
+        )
     classifier, mode_version, notes = _classifier(settings, patterns, prompts_digest(parsed))
     version = model_version(settings, resolved, mode_version)
-    with writing(out) as target, writing(tracks_out) if tracks_out else contextlib.nullcontext() as mot:
+    with (
+        atomic_text_writer(out) as target,
+        atomic_text_writer(tracks_out) if tracks_out else contextlib.nullcontext() as mot,
+    ):
         number = 0
 
         def write_track(track: Track) -> None:

@@ -113,7 +113,7 @@ def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | N
         raise ValueError(f"expected a YOLO checkpoint with a path, got {resolved}")
     path = resolved.path
     calibration = CalibrationSource(resolved.project, video)
-    engine = choose_engine(path, resolved.sha256 or file_sha256(path), settings, footage=calibration)
+    engine = choose_engine(path, resolved.sha256 or file_sha256(path), settings, calibration=calibration)
     options = (settings.device, settings.imgsz, settings.conf, settings.batch, settings.precision)
     key = ("yolo", str(path), resolved.sha256, *options, engine.key)
     load = partial(YoloDetector, path, settings, engine.export, engine.note)

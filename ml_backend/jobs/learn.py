@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import BackendError, ConfigError, Interrupted, LabelStudioError, MediaRefused, WeightsError
 from ml_backend.core.types import UNLABELLED
-from ml_backend.embeddings.crop_selection import VIEWS
+from ml_backend.embeddings.crop_selection import CROPS_PER_TRACK
 from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.queue import ALL_TASKS
@@ -230,7 +230,9 @@ def _exemplars(container: Container, task: Task, annotation: Annotation, models:
         key = video_key(video.uri)
         with container.media.open(video.uri, task.id) as path:
             info, timeline = probe(path), video_timeline(path, video.frame_rate)
-            objects = annotated_objects(annotation.result, video.control, timeline, info.width, info.height, VIEWS)
+            objects = annotated_objects(
+                annotation.result, video.control, timeline, info.width, info.height, CROPS_PER_TRACK
+            )
             stored = next(container.projects.patterns.tracks_of_project(task.project_id, key), None)
             background = rejected_tracks(stored.tracks, objects) if stored and objects else []
             for model in filter(None, (models.embedder, models.clip)):
@@ -252,10 +254,12 @@ def _embed(
     from ml_backend.labeling.few_shot.annotated_objects import reuse_embedded_crops
 
     embeddings = container.projects.patterns.crop_embeddings(video)
-    stored = embeddings.known(model.model_id)
+    stored = embeddings.get(model.model_id)
     # Objects whose label was removed from the config are neither exemplars of a label nor background.
     groups = [
-        (item.region_id, item.label, reuse_embedded_crops(item, stored, VIEWS), VIEWS) for item in objects if item.label
+        (item.region_id, item.label, reuse_embedded_crops(item, stored, CROPS_PER_TRACK), CROPS_PER_TRACK)
+        for item in objects
+        if item.label
     ]
     groups += [(f"{prefix}-{r.track_id}", UNLABELLED, r.views, BACKGROUND_VIEWS) for r in background]
     exemplars: list[NewExemplar] = []

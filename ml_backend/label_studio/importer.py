@@ -19,7 +19,6 @@ from ml_backend.core.errors import (
     StorageError,
 )
 from ml_backend.core.files import file_sha256, files_below, is_video_name
-from ml_backend.core.outputs import COPIES
 from ml_backend.core.settings import Settings
 from ml_backend.label_studio.client import LabelStudioClient, Project
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
@@ -156,7 +155,7 @@ class Importer:
     def _copy_path(self, path: Path, digest: str) -> Path:
         root = self._settings.local_files_root if self._local else None
         # A folder for each digest, so that the copy keeps a readable name.
-        return (root or self._settings.data_dir) / COPIES / digest[:16] / f"{path.stem}.mp4"
+        return (root or self._settings.data_dir) / PLAYABLE_FOLDER / digest[:16] / f"{path.stem}.mp4"
 
     def _remove_copy(self, copy: Path) -> None:
         try:

@@ -20,7 +20,7 @@ from cachetools import LRUCache, cached
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import UNLABELLED, FloatArray
 from ml_backend.embeddings.crop_embeddings import CropEmbeddingStore, OpenVideo, embed_tracks
-from ml_backend.embeddings.crop_selection import VIEWS
+from ml_backend.embeddings.crop_selection import CROPS_PER_TRACK
 from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.label_studio.label_config import LabelSpec, VideoControl
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank, PatternMatch
@@ -103,7 +103,9 @@ class TrackClassifier:
             """Yield index and ``(m, d)`` views of each track with decodable crops."""
             opener = partial(use_embedder, model, self.settings)
             crops = [record.views for record in tracks.tracks]
-            tracks_crops = embed_tracks(crops, opener, model.model_id, crop_embeddings, open_video, VIEWS, should_stop)
+            tracks_crops = embed_tracks(
+                crops, opener, model.model_id, crop_embeddings, open_video, CROPS_PER_TRACK, should_stop
+            )
             for index, track_crops in enumerate(tracks_crops):
                 if track_crops:
                     yield index, np.stack([crop.vector for crop in track_crops])

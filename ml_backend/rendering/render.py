@@ -121,7 +121,7 @@ def render(
     sound = _audio_track(scanned, first, options) if options.sound and scanned.info.has_audio else None
     started, done = time.perf_counter(), 0
     with VideoWriter(
-        out, canvas.shape[1], canvas.shape[0], rate, crf=options.crf, time_base=time_base, sound=sound
+        out, canvas.shape[1], canvas.shape[0], rate, crf=options.crf, time_base=time_base, audio=sound
     ) as writer:
         for frame in read_frames(video, scanned.info, start=first, size=size):
             number = frame.index - first

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import FrameFeatures, Track, VideoInfo
-from ml_backend.embeddings.crop_selection import VIEWS, candidate_crops
+from ml_backend.embeddings.crop_selection import CROPS_PER_TRACK, candidate_crops
 from ml_backend.label_studio.regions import track_to_value
 from ml_backend.label_studio.timeline import Timeline
 from ml_backend.tracking.assembly import TrackAssembler
@@ -90,5 +90,5 @@ class TrackBuilder:
             float(track.score),
             dict(track.class_scores),
             value,
-            tuple(candidate_crops(track.frames, track.xyxy, track.conf, info.width, info.height, VIEWS)),
+            tuple(candidate_crops(track.frames, track.xyxy, track.conf, info.width, info.height, CROPS_PER_TRACK)),
         )

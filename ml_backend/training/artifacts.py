@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_backend.core.errors import ConfigError, StorageError, WeightsError
-from ml_backend.core.files import file_sha256, writing_bytes
+from ml_backend.core.files import atomic_binary_writer, file_sha256
 from ml_backend.core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Artifacts:
         fs = self._connect()
         try:
             if root:
-                with path.open("rb") as source, writing_bytes(root / name) as target:
+                with path.open("rb") as source, atomic_binary_writer(root / name) as target:
                     shutil.copyfileobj(source, target, _CHUNK)
                     target.flush()
                     os.fsync(target.fileno())  # a registered version must survive a power cut
@@ -130,7 +130,7 @@ class Artifacts:
     def _download(self, name: str, path: Path) -> None:
         fs = self._connect()
         try:
-            with fs.open(f"{self._root}/{name}", "rb") as source, writing_bytes(path) as target:
+            with fs.open(f"{self._root}/{name}", "rb") as source, atomic_binary_writer(path) as target:
                 shutil.copyfileobj(source, target, _CHUNK)
         except FileNotFoundError as error:
             raise WeightsError(

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from ml_backend.core.errors import ConfigError, MediaUnavailable, StorageError
-from ml_backend.core.files import write_text, writing
+from ml_backend.core.files import atomic_text_writer, write_text
 from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.dataset_export import DatasetOptions, DatasetResult, Progress, export_dataset, state_options
 from ml_backend.datasets.export_state import ExportState, fingerprint, state_folder
@@ -298,7 +298,7 @@ class _Assembly:
         if not any(video.seen.get("val") for video in self.videos):
             lending_video = max(self.videos, key=lambda video: (video.seen.get("train", 0), video.digest))
         counts, boxes, borrowed = Counter[str](), Counter[str](), []
-        with writing(self.folder / "train.txt") as train, writing(self.folder / "val.txt") as val:
+        with atomic_text_writer(self.folder / "train.txt") as train, atomic_text_writer(self.folder / "val.txt") as val:
             files = {"train": train, "val": val}
             for video in self.videos:
                 pictures = self.result.selection_notes(video.name)["pictures"]

@@ -1,12 +1,12 @@
-"""What is known of a video before its pixels are decoded: size, frame count, every frame's time.
+"""Probe a video without decoding it: size, frame count, and the time of every frame.
 
-The packets are demuxed once, none but the first frame is decoded, so that an hour of video takes about as long as
-reading the file. Results are remembered while the file stays unchanged.
+The packets are demuxed once and only the first frame is decoded, so that probing takes about as long as reading the
+file. Results are cached while the file is unchanged.
 
-Times are on the browser's clock (``currentTime``): the file's own timestamps after edit lists, moved only where a
-stream would begin before 0. A video that begins later than 0 shows its first frame until then. The size is the one
-that a browser shows (``videoWidth`` x ``videoHeight``): after rotation and with square pixels. All this has been
-compared with Chromium, frame by frame.
+Times are on the browser's clock (``currentTime``): the file's own timestamps after edit lists, shifted only if a stream
+would begin before 0. A video that begins after 0 shows its first frame until then. The size is that of a browser
+(``videoWidth`` x ``videoHeight``): after rotation and with square pixels. Both are tested against Chromium, frame by
+frame.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ STANDARD_RATES = tuple(
     Fraction(n, d)
     for n, d in ((24, 1), (24000, 1001), (25, 1), (30, 1), (30000, 1001), (48, 1), (50, 1), (60, 1), (60000, 1001))
 )
-_SINGLE_FRAME_S = 0.04  # how long the only frame of a file is shown that does not say
-# A stream that gives no picture in its first packets is not going to.
+_SINGLE_FRAME_S = 0.04  # duration of a single frame without a stated one
+# A stream without a frame in this many packets has none.
 _FIRST_FRAME_PACKETS = 250
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scan:
-    """Everything that one pass over the packets tells.
+    """Result of one pass over the packets of a video.
 
     Attributes:
-        info: the summary for the rest of the program.
+        info: the video's metadata.
         times: ``(frames,)`` float64 seconds, presentation order, browser's clock.
-        pts: ``(frames,)`` int64 presentation timestamps in ``time_base`` units, or ``None`` where the file has
-            none that are tied to pictures.
+        pts: ``(frames,)`` int64 presentation timestamps in units of ``time_base``, or ``None`` if the file has no
+            timestamps that belong to frames.
         time_base: seconds per unit of ``pts``.
         container: FFmpeg's name of the container format, e.g. ``"mov,mp4,m4a,3gp,3g2,mj2"``.
-        playback_s: length in seconds that a browser shows (``HTMLMediaElement.duration``): other than
-            ``info.duration`` it counts from 0 and includes a longer sound track.
-        note: what is wrong with a file that is usable nevertheless, else empty.
-        key_gap: most frames, in decoding order, from one key frame to the next.
+        playback_s: duration in seconds in a browser (``HTMLMediaElement.duration``): unlike ``info.duration`` it counts
+            from 0 and includes a longer audio track.
+        note: damage of a usable file, else empty.
+        keyframe_interval: maximum number of frames, in decoding order, from one key frame to the next.
     """
 
     info: VideoInfo
@@ -65,23 +65,24 @@ class Scan:
     container: str
     playback_s: float
     note: str
-    key_gap: int
+    keyframe_interval: int
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Facts about a video file.
+    """Return the metadata of a video file.
 
-    ``frames`` is what :func:`ml_backend.video.reader.read_frames` yields. A file that was cut off but still has
-    frames is accepted with a logged warning.
+    ``frames`` is the number of frames that :func:`ml_backend.video.reader.read_frames` yields. A truncated file that
+    still has frames is accepted with a logged warning.
 
     Raises:
-        VideoError: missing, a folder, empty, corrupt, text, a playlist, audio only, without frames or without times.
+        VideoError: the file is missing, a folder, empty, corrupt, text, a playlist, audio only, or has no frames or no
+            timestamps.
     """
     return scan(path).info
 
 
 def frame_times(path: str | os.PathLike[str]) -> TimesArray:
-    """``(frames,)`` float64: presentation time of every frame in seconds, in display order, on the browser's clock.
+    """Return the presentation time of every frame, ``(frames,)`` float64 seconds on the browser's clock.
 
     Raises:
         VideoError: as :func:`probe`.
@@ -90,7 +91,7 @@ def frame_times(path: str | os.PathLike[str]) -> TimesArray:
 
 
 def playback_duration(path: str | os.PathLike[str]) -> float:
-    """Seconds that a browser gives as the video's ``duration``; see :attr:`Scan.playback_s`.
+    """Return the video's duration in a browser in seconds; see :attr:`Scan.playback_s`.
 
     Raises:
         VideoError: as :func:`probe`.
@@ -99,7 +100,7 @@ def playback_duration(path: str | os.PathLike[str]) -> float:
 
 
 def scan(path: str | os.PathLike[str]) -> Scan:
-    """All facts about a video file; see :class:`Scan`.
+    """Scan the packets of a video file, or return the cached result.
 
     Raises:
         VideoError: as :func:`probe`.
@@ -109,7 +110,7 @@ def scan(path: str | os.PathLike[str]) -> Scan:
     return _scan(str(file), status.st_mtime_ns, status.st_size)
 
 
-# Probing, reading and mapping times of one video follow each other; a few results are enough.
+# A few results are enough: a job probes, reads and maps the times of one video after the other.
 @lru_cache(maxsize=8)
 def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
     file = Path(path)
@@ -119,43 +120,43 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
         origin = _origin(container, stream)
         expected = stream.frames
         rate = stream.average_rate or stream.guessed_rate
-        read = _packets(container, stream)
-        packets, hidden = read.shown, read.hidden
+        demuxed = _demux_packets(container, stream)
+        packets, hidden = demuxed.shown, demuxed.hidden
         count = len(packets)
         if count == 0:
-            raise VideoError(f"{file.name} holds a video stream without frames.", _DAMAGED)
+            raise VideoError(f"{file.name} has a video stream without frames.", _DAMAGED)
         timestamped = all(pts is not None for pts, _ in packets)
         if timestamped:
             packets.sort()
             stamps = np.array([pts for pts, _ in packets], np.int64)
             times: TimesArray = np.asarray(stamps * float(tick) - float(origin), np.float64)
-            # AVI knows only the decoding order; with B-frames its timestamps belong to other pictures.
+            # AVI stores only the decoding order; with B-frames its timestamps belong to other frames.
             pts = None if container.format.name == "avi" else stamps
             last = float((packets[-1][1] or 0) * tick)
         else:
             if not rate:
-                raise _no_rate(file)
+                raise _no_rate_error(file)
             pts, last = None, 1 / float(rate)
             times = np.arange(count, dtype=np.float64) * last
         if count > 1 and times[-1] <= times[0]:
-            raise _no_rate(file)
+            raise _no_rate_error(file)
         variable = _is_variable(times, float(tick))
-        usual = float(np.median(np.diff(times))) if count > 1 else 0.0
-        if not 0 < last <= 10 * max(usual, 1e-3):
-            # The last frame's own duration is often missing or nonsense.
-            last = usual or (1 / float(rate) if rate else _SINGLE_FRAME_S)
+        interval = float(np.median(np.diff(times))) if count > 1 else 0.0
+        if not 0 < last <= 10 * max(interval, 1e-3):
+            # The stated duration of the last frame is often missing or wrong.
+            last = interval or (1 / float(rate) if rate else _SINGLE_FRAME_S)
         duration = float(times[-1] - times[0]) + last
         fps = count / duration
         if not variable and count > 1:
-            # Containers round times, Matroska to 1 ms: the rate that fits them all is the better figure.
+            # Containers round times, Matroska to 1 ms: a standard rate that fits is more accurate.
             standard = _standard_rate(count, float(times[-1] - times[0]), float(tick), rate)
             if standard is not None:
                 fps, duration = float(standard), count / float(standard)
         times.setflags(write=False)
         note = ""
-        if read.broken or (count + hidden < expected and container.format.name.startswith("mov")):
+        if demuxed.broken or (count + hidden < expected and container.format.name.startswith("mov")):
             total = f" of {expected - hidden}" if expected > count + hidden else ""
-            note = f"{file.name} is damaged or cut off: {count}{total} frames can be used."
+            note = f"{file.name} is damaged or truncated: {count}{total} frames can be used."
             logger.warning("%s %s", note, _DAMAGED)
         info = VideoInfo(
             path=path,
@@ -171,29 +172,25 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
             has_audio=bool(container.streams.audio),
         )
         playback = container.duration / av.time_base if container.duration else float(times[-1]) + last
-        return Scan(info, times, pts, tick, container.format.name, playback, note, read.key_gap)
+        return Scan(info, times, pts, tick, container.format.name, playback, note, demuxed.keyframe_interval)
 
 
 def _first_frame(file: Path) -> tuple[tuple[int, int], int, str]:
-    """Displayed size, rotation and pixel format of a frame: decoding one is the only proof that the codec works."""
+    """Return displayed size, rotation and pixel format; decoding a frame is the only proof that the codec works."""
     with open_video(file) as (container, stream):
-        for frame in decode(container, stream, limit=_FIRST_FRAME_PACKETS):
+        for frame in decode(container, stream, max_packets=_FIRST_FRAME_PACKETS):
             rotation = clockwise(frame)
             size = displayed_size((frame.width, frame.height), rotation, stream.sample_aspect_ratio)
             return size, rotation, frame.format.name
         name = stream.codec_context.name
-    raise VideoError(f"No frame of {file.name} can be decoded ({name}): it is corrupt or holds no frames.", _DAMAGED)
+    raise VideoError(f"No frame of {file.name} can be decoded ({name}): it is corrupt or has no frames.", _DAMAGED)
 
 
-def decode(container: Any, stream: Any, limit: int | None = None) -> Iterator[Any]:
-    """Decoded PyAV frames in presentation order; damaged packets are skipped and counted in the log.
-
-    Args:
-        limit: give up after so many packets.
-    """
+def decode(container: Any, stream: Any, max_packets: int | None = None) -> Iterator[Any]:
+    """Yield decoded PyAV frames in presentation order; skip damaged packets and log their number."""
     skipped = 0
     packets = container.demux(stream)
-    for number in range(limit if limit is not None else 1 << 62):
+    for number in range(max_packets if max_packets is not None else 1 << 62):
         try:
             packet = next(packets, None)
         except av.error.FFmpegError as error:
@@ -218,13 +215,13 @@ def decode(container: Any, stream: Any, limit: int | None = None) -> Iterator[An
 
 
 def clockwise(frame: Any) -> int:
-    """Degrees clockwise (0, 90, 180, 270) by which a decoded frame must be turned for display."""
+    """Return the degrees clockwise (0, 90, 180, 270) by which to rotate a decoded frame for display."""
     degrees: int = -round(frame.rotation / 90) * 90 % 360
     return degrees
 
 
 def displayed_size(stored: tuple[int, int], rotation: int, aspect: Fraction | None) -> tuple[int, int]:
-    """Size in square pixels after rotation; as browsers do, the picture is stretched, never shrunk."""
+    """Return the size in square pixels after rotation; like browsers, it only stretches and never shrinks."""
     width, height = stored
     if aspect and aspect > 0 and aspect != 1:
         if aspect > 1:
@@ -235,78 +232,77 @@ def displayed_size(stored: tuple[int, int], rotation: int, aspect: Fraction | No
 
 
 def _origin(container: Any, stream: Any) -> Fraction:
-    """Seconds on the file's clock that are 0 on the browser's: 0, or the earliest start where that is negative."""
+    """Return the browser's 0 in seconds of the file's clock: 0, or the earliest start if that is negative."""
     starts = [Fraction(0)]
-    for each in (stream, *container.streams.audio):
-        if each.start_time is not None and each.time_base:
-            starts.append(Fraction(each.start_time) * each.time_base)
+    for candidate in (stream, *container.streams.audio):
+        if candidate.start_time is not None and candidate.time_base:
+            starts.append(Fraction(candidate.start_time) * candidate.time_base)
     return min(starts)
 
 
 @dataclass(slots=True)
 class _Packets:
-    """What the packets tell.
+    """Summary of a stream's packets.
 
     Attributes:
-        shown: ``(pts, duration)`` of each that is shown.
-        hidden: number of those that an edit list hides, as they only serve to decode later ones: the decoder drops
-            their pictures.
-        broken: whether the file ends in damage.
-        key_gap: most packets from one key frame to the next.
+        shown: ``(pts, duration)`` of each packet that is shown.
+        hidden: number of packets that an edit list hides: they only serve to decode later ones.
+        broken: whether demuxing ended at damage.
+        keyframe_interval: maximum number of packets from one key frame to the next.
     """
 
     shown: list[tuple[Any, int]] = field(default_factory=list)
     hidden: int = 0
     broken: bool = False
-    key_gap: int = 0
+    keyframe_interval: int = 0
 
 
-def _packets(container: Any, stream: Any) -> _Packets:
-    found, since_key = _Packets(), 0
+def _demux_packets(container: Any, stream: Any) -> _Packets:
+    packets, since_keyframe = _Packets(), 0
     try:
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue
             if packet.is_corrupt:
-                found.broken = True
+                packets.broken = True
                 break
-            since_key = 1 if packet.is_keyframe else since_key + 1
-            found.key_gap = max(found.key_gap, since_key)
+            since_keyframe = 1 if packet.is_keyframe else since_keyframe + 1
+            packets.keyframe_interval = max(packets.keyframe_interval, since_keyframe)
             if packet.is_discard:
-                found.hidden += 1
+                packets.hidden += 1
             else:
-                found.shown.append((packet.pts, packet.duration or 0))
+                packets.shown.append((packet.pts, packet.duration or 0))
     except av.error.FFmpegError as error:
         logger.warning("%s cannot be read to its end: %s", Path(container.name).name, error)
-        found.broken = True
-    return found
+        packets.broken = True
+    return packets
 
 
 def _standard_rate(count: int, span: float, tick: float, stated: Fraction | None) -> Fraction | None:
-    """The usual rate at which ``count`` frames begin within ``span`` seconds, give or take the rounding of times."""
+    """Return the standard rate at which ``count`` frames begin within ``span`` seconds, up to the rounding of times."""
 
     def error(rate: Fraction) -> float:
         return abs((count - 1) / float(rate) - span)
 
     fitting = [rate for rate in STANDARD_RATES if error(rate) <= 1.5 * tick]
-    # In a short clip 30 and 29.97 both fit: then the file's own word counts.
+    # In a short clip 30 and 29.97 both fit: then the file's own statement decides.
     return stated if stated in fitting else min(fitting, key=error, default=None)
 
 
 def _is_variable(times: TimesArray, tick: float) -> bool:
-    """Whether frames leave a regular grid: intervals differ by over 10 %, or the drift exceeds half an interval."""
+    """Return whether frames leave a regular grid: intervals vary by over 10 %, or drift exceeds half an interval."""
     if len(times) < 3:
         return False
     steps = np.diff(times)
-    usual = float(np.median(steps))
-    if bool(np.any(np.abs(steps - usual) > 2 * tick + 0.1 * usual)):
+    interval = float(np.median(steps))
+    if bool(np.any(np.abs(steps - interval) > 2 * tick + 0.1 * interval)):
         return True
     grid = np.linspace(times[0], times[-1], len(times))
-    return bool(np.any(np.abs(times - grid) > 0.5 * usual))
+    return bool(np.any(np.abs(times - grid) > 0.5 * interval))
 
 
-def _no_rate(file: Path) -> VideoError:
+def _no_rate_error(file: Path) -> VideoError:
     return VideoError(
-        f"{file.name} has no frame rate: its frames carry no usable times.",
+        f"{file.name} has no frame rate: its frames have no usable timestamps.",
         "Re-encode it with a frame rate, e.g. `ffmpeg -r 25 -i INPUT -c:v libx264 OUTPUT.mp4`.",
     )

@@ -1,9 +1,9 @@
-"""The demo clip: people (and a bus) cut out of a photograph walk over a still street, with known ground truth.
+"""The demo clip: people and a bus, cut out of a photograph, move over a still street, with exact ground truth.
 
-The photograph is ``assets/bus.jpg`` of the installed ultralytics package, so that no picture has to be shipped. The
-camera stands still and every frame is empty of objects at first, so that background subtraction works as well as a
-detector. Nothing is random: the same arguments give the same pictures. ``sample.json`` has the outlines, drawn by hand
-in twice the photograph's pixels relative to an origin in it, and who walks where, the farthest first.
+The photograph is ``assets/bus.jpg`` of the installed ultralytics package, so that no image has to be shipped. The
+camera is static and the clip starts without objects, so that background subtraction works as well as a detector. The
+output is deterministic. ``sample.json`` has the outlines, drawn by hand at twice the photograph's resolution relative
+to an origin in it, and the objects' paths, the farthest first.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from ml_backend.video.writer import VideoWriter
 
 _Float = npt.NDArray[np.float32]
 _Matrix = npt.NDArray[np.float64]
-# The scene is laid out for this size and scaled to the one asked for.
+# Size of the scene, which is scaled to the requested one.
 _WIDTH, _HEIGHT = 1280, 720
-# Less of an object than this inside the frame is no ground truth: nobody would draw a box around it.
-_MIN_VISIBLE = 0.1
-# The hand and the posts that stand before the bus in the photograph are painted over: x0, y0, x1, y1.
-_BEFORE_BUS = ((716, 532, 760, 600), (654, 618, 698, 672), (422, 652, 466, 700), (744, 480, 756, 660))
+# Share of an object that must be inside the frame to count as ground truth.
+_MIN_INSIDE = 0.1
+# The hand and the posts in front of the bus, which are inpainted: x0, y0, x1, y1.
+_BUS_OCCLUDERS = ((716, 532, 760, 600), (654, 618, 698, 672), (422, 652, 466, 700), (744, 480, 756, 660))
 
 
 @dataclass(frozen=True, slots=True)
 class SampleTruth:
-    """What the clip shows.
+    """Ground truth of the clip.
 
     Attributes:
         fps: frames per second.
         width, height: pixels.
         frames: number of frames.
-        tracks: one per object, with its ``label`` (``"person"``, ``"bus"``); boxes are clipped to the frame and span
-            the whole object also where another one covers it; ``conf`` is the share of it that is to be seen.
+        tracks: one per object, with its ``label`` (``"person"``, ``"bus"``); boxes are clipped to the frame and include
+            occluded parts; ``conf`` is the visible share of the object.
     """
 
     fps: float
@@ -54,38 +54,38 @@ class SampleTruth:
 
 @dataclass(frozen=True, slots=True)
 class _Actor:
-    """An object and its way.
+    """An object and its path.
 
     Attributes:
-        bgr, alpha: picture with soft edges, ``(h, w, 3)`` and ``(h, w)`` float32 in 0..255 and 0..1.
-        height: in the scene.
-        way: moments as shares of the clip's length, and x and y of the foot point (bottom centre), linear in between.
-        phase: of the steps.
+        bgr, alpha: image with soft edges, ``(h, w, 3)`` and ``(h, w)`` float32 in 0..255 and 0..1.
+        height: in pixels of the scene.
+        path: ``(n, 3)``: time as a share of the clip's length, x and y of the bottom centre; linear in between.
+        phase: of the steps, in radians.
     """
 
     label: str
     bgr: _Float
     alpha: _Float
     height: float
-    way: _Matrix
+    path: _Matrix
     walks: bool
     phase: float
 
     def foot(self, share: float) -> tuple[float, float]:
-        moments, xs, ys = self.way.T
-        return float(np.interp(share, moments, xs)), float(np.interp(share, moments, ys))
+        times, xs, ys = self.path.T
+        return float(np.interp(share, times, xs)), float(np.interp(share, times, ys))
 
 
 @dataclass(frozen=True, slots=True)
-class _Placed:
-    """An actor in one frame: its region, picture and mask there, its box, pixels inside and in all."""
+class _Sprite:
+    """An actor in one frame: its region, image and mask, its box, and its area in pixels inside the frame and total."""
 
     region: tuple[slice, slice]
     bgr: _Float
     alpha: _Float
     box: _Float
-    pixels: int
-    whole: float
+    inside_area: int
+    total_area: float
 
 
 def make_sample(
@@ -95,13 +95,14 @@ def make_sample(
     size: tuple[int, int] = (1280, 720),
     seed: int = 0,
 ) -> SampleTruth:
-    """Write the clip as H.264 and say what is in it.
+    """Write the clip as H.264 and return its ground truth.
 
     Args:
         path: target, ending in ``.mp4``.
-        seconds: length; the objects walk faster in a shorter clip.
+        seconds: length; the objects move faster in a shorter clip.
+        fps: frames per second.
         size: even ``(width, height)``.
-        seed: shifts the rhythm of the steps, so that several clips differ.
+        seed: varies the phases of the steps, so that clips differ.
 
     Raises:
         StorageError: the photograph is not installed, or the clip cannot be written.
@@ -111,38 +112,38 @@ def make_sample(
     photo = _photo()
     scale = np.diag([width / _WIDTH, height / _HEIGHT, 1.0])
     background = cv2.resize(_background(photo), size, interpolation=cv2.INTER_AREA).astype(np.float32)
-    actors = list(_cast(photo, np.random.default_rng(seed).uniform(0, 2 * np.pi, 8)))
-    seen: list[list[tuple[int, _Float, float]]] = [[] for _ in actors]
+    actors = list(_actors(photo, np.random.default_rng(seed).uniform(0, 2 * np.pi, 8)))
+    boxes: list[list[tuple[int, _Float, float]]] = [[] for _ in actors]
     with VideoWriter(path, width, height, fps, crf=21) as writer:
         for frame in range(count):
-            picture, shown = _draw(frame / count, frame / fps, scale, background, actors)
-            writer.write(picture)
-            for number, box, visible in shown:
-                seen[number].append((frame, box, visible))
-    return SampleTruth(fps, width, height, count, tuple(_tracks(actors, seen)))
+            image, frame_boxes = _draw(frame / count, frame / fps, scale, background, actors)
+            writer.write(image)
+            for index, box, visible in frame_boxes:
+                boxes[index].append((frame, box, visible))
+    return SampleTruth(fps, width, height, count, tuple(_tracks(actors, boxes)))
 
 
 def _photo() -> Image:
-    # find_spec does not import the package, which would load torch.
+    # find_spec does not import the package, and with it torch.
     spec = importlib.util.find_spec("ultralytics")
     folders = list(spec.submodule_search_locations or []) if spec else []
     image = cv2.imread(str(Path(folders[0]) / "assets" / "bus.jpg")) if folders else None
     if image is None:
         raise StorageError(
-            "The photograph of the ultralytics package is missing.", "Reinstall: `pip install ultralytics`."
+            "The photograph of the ultralytics package is missing.", "Reinstall it: `pip install ultralytics`."
         )
     return np.asarray(image, np.uint8)
 
 
 def _background(photo: Image) -> Image:
-    """A street without people: the house front and the pavement of the photograph, put together anew."""
+    """Compose a street without people from the house front and the pavement of the photograph."""
     seam = 352
     front = cv2.resize(photo[0:224, :], (_WIDTH, seam), interpolation=cv2.INTER_CUBIC)
     front = cv2.GaussianBlur(front, (0, 0), 3.0)  # out of focus, as behind people who are in focus
     ground = cv2.resize(photo[930:1076, 60:], (_WIDTH, _HEIGHT - seam), interpolation=cv2.INTER_CUBIC)
     ground = cv2.GaussianBlur(ground, (0, 0), 1.2)
     street = np.concatenate([front, ground]).astype(np.float32)
-    # A kerb: the house stands on a strip of grey stone that fades into shade.
+    # A kerb: a strip of grey stone below the house that fades into shade.
     rows = np.arange(_HEIGHT, dtype=np.float32)
     shade = 1 - 0.45 * np.exp(-(((rows - seam) / 22) ** 2))
     street *= shade[:, None, None]
@@ -152,67 +153,67 @@ def _background(photo: Image) -> Image:
 
 
 def _cut(photo: Image, origin: Sequence[int], outline: Sequence[Sequence[int]]) -> tuple[_Float, _Float]:
-    """What is inside an outline: BGR and alpha."""
+    """Cut out the inside of an outline, as BGR and alpha."""
     points = np.array(outline, np.float64) / 2 + origin
     left, top = np.maximum(np.floor(points.min(axis=0)).astype(int) - 4, 0)
     right, bottom = np.ceil(points.max(axis=0)).astype(int) + 4
     mask = np.zeros(photo.shape[:2], np.uint8)
     cv2.fillPoly(mask, [np.round(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
     soft = cv2.GaussianBlur(mask, (0, 0), 0.9)[top:bottom, left:right].astype(np.float32) / 255
-    # The outer half of the soft edge still shows the old background: leave it out.
+    # Drop the outer half of the soft edge, which shows the old background.
     alpha = np.clip((soft - 0.35) / 0.6, 0, 1).astype(np.float32)
     return photo[top:bottom, left:right].astype(np.float32), alpha
 
 
-def _cast(photo: Image, phases: _Matrix) -> Iterator[_Actor]:
-    """All objects, the farthest first. Of the bus only the rear half is free of people; its front stays outside."""
+def _actors(photo: Image, phases: _Matrix) -> Iterator[_Actor]:
+    """Yield the objects, the farthest first. Only the rear half of the bus enters: people cover its front."""
     scene = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     mask = np.zeros(photo.shape[:2], np.uint8)
-    for x0, y0, x1, y1 in _BEFORE_BUS:
+    for x0, y0, x1, y1 in _BUS_OCCLUDERS:
         mask[y0:y1, x0:x1] = 255
     clean = np.asarray(cv2.inpaint(photo, mask, 7, cv2.INPAINT_TELEA), np.uint8)
     people = 0
-    for each in scene["cast"]:
-        walks = each.get("walks", True)
-        bgr, alpha = _cut(photo if walks else clean, *scene["outlines"][each["outline"]].values())
-        if each.get("flip"):
+    for actor in scene["cast"]:
+        walks = actor.get("walks", True)
+        bgr, alpha = _cut(photo if walks else clean, *scene["outlines"][actor["outline"]].values())
+        if actor.get("flip"):
             bgr, alpha = np.ascontiguousarray(bgr[:, ::-1]), np.ascontiguousarray(alpha[:, ::-1])
-        if tint := each.get("tint"):  # other light and dye: blue, green and red multiplied
+        if tint := actor.get("tint"):  # factors of blue, green and red, for other clothes and light
             bgr = np.clip(bgr * np.array(tint, np.float32), 0, 255)
         phase = float(phases[people]) if walks else 0.0
         people += walks
-        yield _Actor(each["label"], bgr, alpha, each["height"], np.array(each["way"], np.float64), walks, phase)
+        yield _Actor(actor["label"], bgr, alpha, actor["height"], np.array(actor["way"], np.float64), walks, phase)
 
 
 def _draw(
     share: float, time: float, scale: _Matrix, background: _Float, actors: Sequence[_Actor]
 ) -> tuple[Image, list[tuple[int, _Float, float]]]:
-    """One picture, and of the actors on it their numbers, boxes and the shares of them that are to be seen."""
+    """Draw one frame; return it with the index, box and visible share of each actor in it."""
     canvas = background.copy()
-    # Who is in front, for each pixel: the number of the actor, or -1.
-    owner = np.full(canvas.shape[:2], -1, np.int8)
-    placed: dict[int, _Placed] = {}
-    for number, actor in enumerate(actors):
-        if not actor.way[0, 0] <= share <= actor.way[-1, 0]:
+    # Index of the frontmost actor at each pixel, or -1.
+    front = np.full(canvas.shape[:2], -1, np.int8)
+    sprites: dict[int, _Sprite] = {}
+    for index, actor in enumerate(actors):
+        if not actor.path[0, 0] <= share <= actor.path[-1, 0]:
             continue
-        layer = _place(actor, scale @ _pose(actor, share, time), canvas.shape[1], canvas.shape[0])
-        if layer is None:
+        sprite = _make_sprite(actor, scale @ _pose(actor, share, time), canvas.shape[1], canvas.shape[0])
+        if sprite is None:
             continue
-        _shadow(canvas, actor, share, scale)
-        part = canvas[layer.region]
-        part += (layer.bgr - part) * layer.alpha[..., None]
-        owner[layer.region][layer.alpha > 0.5] = number
-        placed[number] = layer
-    shown = [
-        (number, layer.box, min(1.0, np.count_nonzero(owner[layer.region] == number) / layer.whole))
-        for number, layer in placed.items()
-        if layer.pixels >= _MIN_VISIBLE * layer.whole
+        _draw_shadow(canvas, actor, share, scale)
+        region = canvas[sprite.region]
+        region += (sprite.bgr - region) * sprite.alpha[..., None]
+        front[sprite.region][sprite.alpha > 0.5] = index
+        sprites[index] = sprite
+    boxes = [
+        (index, sprite.box, min(1.0, np.count_nonzero(front[sprite.region] == index) / sprite.total_area))
+        for index, sprite in sprites.items()
+        if sprite.inside_area >= _MIN_INSIDE * sprite.total_area
     ]
-    return np.asarray(np.clip(canvas + 0.5, 0, 255), np.uint8), shown
+    return np.asarray(np.clip(canvas + 0.5, 0, 255), np.uint8), boxes
 
 
 def _pose(actor: _Actor, share: float, time: float) -> _Matrix:
-    """``(3, 3)`` matrix from cut-out pixels to the scene: upright at its foot point, swaying with each step."""
+    """Return the ``(3, 3)`` matrix from cut-out pixels to the scene: upright at the foot point, swaying in step."""
     rows, columns = actor.alpha.shape
     zoom = actor.height / rows
     x, y = actor.foot(share)
@@ -225,8 +226,8 @@ def _pose(actor: _Actor, share: float, time: float) -> _Matrix:
     return result
 
 
-def _place(actor: _Actor, matrix: _Matrix, width: int, height: int) -> _Placed | None:
-    """Put an actor into a frame of the given size; ``None`` where nothing of it is inside."""
+def _make_sprite(actor: _Actor, matrix: _Matrix, width: int, height: int) -> _Sprite | None:
+    """Transform an actor into a frame of the given size; ``None`` if it is outside."""
     rows, columns = actor.alpha.shape
     corners = matrix[:2] @ np.array([[0, columns, columns, 0], [0, 0, rows, rows], [1, 1, 1, 1]])
     left, top = np.clip(np.floor(corners.min(axis=1)), 0, (width, height)).astype(int)
@@ -239,18 +240,18 @@ def _place(actor: _Actor, matrix: _Matrix, width: int, height: int) -> _Placed |
     ys, xs = np.nonzero(alpha > 0.5)
     if len(ys) == 0:
         return None
-    return _Placed(
+    return _Sprite(
         region=(slice(int(top), int(bottom)), slice(int(left), int(right))),
         bgr=np.asarray(cv2.warpAffine(actor.bgr, local, size), np.float32),
         alpha=alpha,
         box=np.array([left + xs.min(), top + ys.min(), left + xs.max() + 1, top + ys.max() + 1], np.float32),
-        pixels=len(ys),
-        whole=float(np.count_nonzero(actor.alpha > 0.5)) * abs(float(np.linalg.det(matrix[:2, :2]))),
+        inside_area=len(ys),
+        total_area=float(np.count_nonzero(actor.alpha > 0.5)) * abs(float(np.linalg.det(matrix[:2, :2]))),
     )
 
 
-def _shadow(canvas: _Float, actor: _Actor, share: float, scale: _Matrix) -> None:
-    """Darken the ground softly under an object: without it, it would float."""
+def _draw_shadow(canvas: _Float, actor: _Actor, share: float, scale: _Matrix) -> None:
+    """Darken the ground under an object, so that it does not seem to float."""
     rows, columns = actor.alpha.shape
     x, y = actor.foot(share)
     half = actor.height * columns / rows * 0.45
@@ -267,15 +268,15 @@ def _shadow(canvas: _Float, actor: _Actor, share: float, scale: _Matrix) -> None
     canvas[top : top + grid_y.shape[0], left : left + grid_x.shape[1]] *= dark.astype(np.float32)[..., None]
 
 
-def _tracks(actors: Sequence[_Actor], seen: list[list[tuple[int, _Float, float]]]) -> Iterator[Track]:
-    for number, (actor, notes) in enumerate(zip(actors, seen, strict=True)):
-        if not notes:
+def _tracks(actors: Sequence[_Actor], boxes: list[list[tuple[int, _Float, float]]]) -> Iterator[Track]:
+    for track_id, (actor, actor_boxes) in enumerate(zip(actors, boxes, strict=True), start=1):
+        if not actor_boxes:
             continue
-        frames, boxes, visible = zip(*notes, strict=True)
+        frames, xyxy, visible = zip(*actor_boxes, strict=True)
         yield Track(
-            track_id=number + 1,
+            track_id=track_id,
             frames=np.array(frames, np.int64),
-            xyxy=np.stack(boxes).astype(np.float32),
+            xyxy=np.stack(xyxy).astype(np.float32),
             conf=np.array(visible, np.float32),
             class_scores={actor.label: float(np.sum(visible))},
             label=actor.label,

@@ -1,8 +1,8 @@
-"""Browser-playable copies of videos, made only where the original is not good enough.
+"""Make browser-playable copies of videos that browsers cannot play or step through exactly.
 
-Good enough is: H.264 8-bit 4:2:0 (or VP8, VP9, AV1) at a constant frame rate in an MP4 with its index in front, or in
-WebM, with every frame inside the length that the file states. Rotation is no reason: browsers apply it. Where only the
-container is wrong the video packets are copied as they are; otherwise the copy is H.264, upright, in square pixels.
+A file is kept if it is H.264 8-bit 4:2:0 (or VP8, VP9, AV1) at a constant frame rate in an MP4 with its index in front,
+or in WebM, with every frame within the stated duration. Rotation is fine: browsers apply it. If only the container is
+at fault, the video packets are copied; otherwise the copy is H.264, upright, in square pixels.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _PLAYABLE = {
     "vp9": {"yuv420p"},
     "av1": {"yuv420p", "yuv420p10le"},
 }
-# More frames than this a second help nobody to annotate, and a burst of close timestamps must not multiply the file.
+# A higher frame rate does not help annotation, and a burst of close timestamps must not multiply the file.
 _MAX_RATE = Fraction(60)
-_RECIPE = 1  # part of the mark in each copy: raise it when copies made before should be made again
+_RECIPE = 1  # part of the mark in each copy: raise it to have earlier copies made again
 
 
 @dataclass(frozen=True, slots=True)
 class TranscodePlan:
-    """What to do with a file: nothing, copy its packets into a better container, or encode it anew; and why.
+    """What to do with a file: keep it, copy its packets into an MP4, or encode it.
 
     Attributes:
-        reason: why a browser could not play or step through the file well; empty if it can.
+        reason: why browsers cannot play or step through the file; empty if they can.
     """
 
     action: Literal["keep", "remux", "encode"]
@@ -74,7 +74,7 @@ def plan_transcode(path: str | os.PathLike[str]) -> TranscodePlan:
     reason = _container_fault(Path(path), facts)
     if not reason:
         return TranscodePlan("keep")
-    # VP8 has no place in MP4; AVI does not tell when a picture is shown.
+    # MP4 cannot hold VP8, and AVI has no presentation times.
     return TranscodePlan("encode" if info.codec == "vp8" or facts.container == "avi" else "remux", reason)
 
 
@@ -82,44 +82,44 @@ def _container_fault(path: Path, facts: Scan) -> str:
     suffix = path.suffix.lower()
     if facts.container.startswith("mov"):
         if suffix == ".m4v":
-            return "Label Studio does not take files named *.m4v"
+            return "Label Studio does not accept *.m4v files"
         if suffix != ".mp4":
-            return f"it is an MP4 under the name *{suffix}" if suffix != ".mov" else "not every browser plays QuickTime"
+            return f"it is an MP4 named *{suffix}" if suffix != ".mov" else "not every browser plays QuickTime"
         index_at_end, fragmented = mp4_layout(path)
         if fragmented:
-            return "it is fragmented, so that browsers seek to wrong frames"
+            return "it is fragmented, which makes browsers seek to wrong frames"
         if index_at_end:
-            return "its index is at the end, so that it starts late over a network"
+            return "its index is at the end, which delays its start over a network"
     elif not (facts.container.startswith("matroska") and suffix == ".webm" and facts.info.codec != "h264"):
         return f"browsers do not play this container ({facts.container.split(',')[0]})"
     if facts.note:
-        return "it is damaged or cut off"
+        return "it is damaged or truncated"
     half = 0.5 / facts.info.fps
     if facts.times[-1] > facts.playback_s - 0.1 * half:
-        return "its last frames lie behind the end that the file states"
+        return "its last frames are after its stated end"
     if facts.times[0] > half and not facts.info.has_audio:
         return "its first frame is not at 0"
     return ""
 
 
 def transcode(path: str | os.PathLike[str], out: str | os.PathLike[str], progress: Progress | None = None) -> VideoInfo:
-    """Make a copy that every browser plays: H.264 (or the original packets where they are fine) in MP4.
+    """Make a copy that every browser plays: H.264, or the original packets if they are playable, in MP4.
 
-    The copy starts at 0 with the video's first frame and has a constant frame rate: the original one, or, for a
-    variable rate, that of its usual interval, with frames shown longer repeated. Sound is kept as AAC. The copy
-    appears under its name only when complete, and carries a mark of its source's content: if ``out`` is already the
-    copy of this very source, nothing is done.
+    The copy starts at 0 with the first frame and has a constant frame rate: the original one or, for a variable rate,
+    that of the median interval, with longer frames repeated. Audio that MP4 cannot hold is encoded as AAC. The copy is
+    written atomically and marked with the hash of its source: an existing copy of the same source is reused.
 
     Args:
+        path: local video file.
         out: target, ending in ``.mp4``, other than ``path``.
-        progress: called with frames done and frames in all.
+        progress: called with the number of frames done and the total.
 
     Returns:
-        facts about the copy.
+        Metadata of the copy.
 
     Raises:
         VideoError: the source is unusable.
-        StorageError: the disk is full or the folder cannot be written.
+        StorageError: the disk is full or the folder is not writable.
     """
     source, target = Path(path).absolute(), Path(out).absolute()
     if target.suffix.lower() != ".mp4":
@@ -128,14 +128,14 @@ def transcode(path: str | os.PathLike[str], out: str | os.PathLike[str], progres
         raise ValueError("expected out to be another file than the source")
     facts = scan(source)
     mark = f"source-sha256={file_sha256(source)} recipe={_RECIPE}"
-    ready = _finished(target, mark)
-    if ready is not None:
-        return ready
+    existing = _existing_copy(target, mark)
+    if existing is not None:
+        return existing
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", suffix=".part", dir=target.parent) as scratch:
             copy = Path(scratch) / "copy.mp4"
-            if plan_transcode(source).action == "encode" or not _copied(facts, copy, mark, progress):
+            if plan_transcode(source).action == "encode" or not _remux(facts, copy, mark, progress):
                 _encode(facts, copy, mark, progress)
             os.replace(copy, target)
     except av.error.FFmpegError as error:
@@ -147,7 +147,7 @@ def transcode(path: str | os.PathLike[str], out: str | os.PathLike[str], progres
     return scan(target).info
 
 
-def _finished(target: Path, mark: str) -> VideoInfo | None:
+def _existing_copy(target: Path, mark: str) -> VideoInfo | None:
     if not target.is_file():
         return None
     try:
@@ -156,18 +156,17 @@ def _finished(target: Path, mark: str) -> VideoInfo | None:
                 return None
         return scan(target).info
     except VideoError as error:
-        logger.info("%s is made again: %s", target, error)
+        logger.info("Transcoding again, because %s is unusable: %s", target, error)
         return None
 
 
-def _copied(facts: Scan, copy: Path, mark: str, progress: Progress | None) -> bool:
-    """Copy the packets; whether the copy shows the same frames and is free of what made it necessary."""
+def _remux(facts: Scan, copy: Path, mark: str, progress: Progress | None) -> bool:
+    """Copy the packets; return whether the copy has the same frames and is playable."""
     try:
         _mux(facts, copy, mark, progress)
-        again = scan(copy)
-        return again.info.frames == facts.info.frames and plan_transcode(copy).action == "keep"
+        return scan(copy).info.frames == facts.info.frames and plan_transcode(copy).action == "keep"
     except (VideoError, ValueError) as error:  # ValueError: FFmpeg's "invalid data" and "invalid argument"
-        logger.info("copying the packets of %s did not do (%s): encoding", facts.info.path, error)
+        logger.info("Encoding %s, because its packets cannot be copied: %s", facts.info.path, error)
         return False
 
 
@@ -177,31 +176,30 @@ def _copied(facts: Scan, copy: Path, mark: str, progress: Progress | None) -> bo
 def _encode(facts: Scan, out: Path, mark: str, progress: Progress | None) -> None:
     info = facts.info
     rate = _constant_rate(facts)
-    # A constant source keeps exactly its frames; a variable one is sampled on the new grid.
-    slots = np.arange(info.frames) if not info.variable_frame_rate else _grid(facts, rate)
-    sound = AudioTrack(info.path, float(facts.times[0]))
-    with VideoWriter(out, info.width, info.height, rate, comment=mark, sound=sound) as writer:
+    # A constant-rate source keeps its frames; a variable one is sampled on the new grid.
+    source_frames = np.arange(info.frames) if not info.variable_frame_rate else _resample(facts, rate)
+    audio = AudioTrack(info.path, float(facts.times[0]))
+    with VideoWriter(out, info.width, info.height, rate, comment=mark, audio=audio) as writer:
         last: Image | None = None
-        slot = 0
+        written = 0
         for frame in read_frames(info.path, info):
             if last is not None:
-                while slot < len(slots) and slots[slot] < frame.index:
+                while written < len(source_frames) and source_frames[written] < frame.index:
                     writer.write(last)
-                    slot += 1
+                    written += 1
             last = frame.image
             if progress is not None:
                 progress(frame.index + 1, info.frames)
-        while last is not None and slot < len(slots):
+        while last is not None and written < len(source_frames):
             writer.write(last)
-            slot += 1
+            written += 1
 
 
 def _constant_rate(facts: Scan) -> Fraction:
     info = facts.info
     fps = info.fps
     if info.variable_frame_rate:
-        # The usual interval, not the mean: a pause must not thin out the rest. Where most intervals are short but
-        # rare long ones dominate the time, that still holds.
+        # The median interval, not the mean: pauses must not thin out the rest, even if they dominate the time.
         fps = min(1 / float(np.median(np.diff(facts.times))), float(_MAX_RATE))
     nearest = min(STANDARD_RATES, key=lambda rate: abs(float(rate) - fps))
     if abs(float(nearest) - fps) < (0.02 if info.variable_frame_rate else 0.0005) * fps:
@@ -209,32 +207,32 @@ def _constant_rate(facts: Scan) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
-def _grid(facts: Scan, rate: Fraction) -> Any:
-    """``(n,)`` int64: for each frame of the constant-rate copy, the source frame shown then."""
+def _resample(facts: Scan, rate: Fraction) -> Any:
+    """Return, for each frame of the constant-rate copy, the source frame shown at that time: ``(n,)`` int64."""
     n = max(1, round(facts.info.duration * rate))
-    # Half an interval later, so that rounding in either clock does not choose the frame before.
-    moments = (np.arange(n) + 0.5) / float(rate) + facts.times[0]
-    return np.clip(np.searchsorted(facts.times, moments, side="right") - 1, 0, facts.info.frames - 1)
+    # Mid-frame times, so that rounding in either clock does not select the previous frame.
+    times = (np.arange(n) + 0.5) / float(rate) + facts.times[0]
+    return np.clip(np.searchsorted(facts.times, times, side="right") - 1, 0, facts.info.frames - 1)
 
 
 # -- packets
 
 
 def _mux(facts: Scan, out: Path, mark: str, progress: Progress | None) -> None:
-    """Write the packets of pictures and sound into an MP4 that begins at 0."""
+    """Copy the video and audio packets into an MP4 that begins at 0."""
     start, frames = float(facts.times[0]), facts.info.frames
-    # A constant rate goes without its container's rounding of times.
+    # At a standard rate, times are computed, free of the container's rounding.
     rate = next((rate for rate in STANDARD_RATES if float(rate) == facts.info.fps), None)
     with open_video(facts.info.path) as (video_in, video), av.open(
         str(out), "w", format="mp4", container_options={"movflags": "+faststart"}
     ) as output:  # fmt: skip
         output.metadata["comment"] = mark
         copy = output.add_stream_from_template(video)
-        pictures = _video_packets(video_in, video, copy, start, rate)
-        heard = add_audio(AudioTrack(facts.info.path, start), output)
+        video_packets = _video_packets(video_in, video, copy, start, rate)
+        audio_packets = add_audio(AudioTrack(facts.info.path, start), output)
         done = 0
-        # Interleaved by time, as players (and the muxer's memory) like it.
-        for _, packet in heapq.merge(pictures, heard, key=lambda item: item[0]):
+        # Interleaving by time helps players and limits the muxer's memory.
+        for _, packet in heapq.merge(video_packets, audio_packets, key=lambda item: item[0]):
             output.mux_one(packet)
             if progress is not None and packet.stream is copy:
                 done += 1
@@ -244,7 +242,7 @@ def _mux(facts: Scan, out: Path, mark: str, progress: Progress | None) -> None:
 def _video_packets(
     container: Any, stream: Any, copy: Any, start_s: float, rate: Fraction | None
 ) -> Iterator[tuple[float, Any]]:
-    """Packets of ``stream`` that begin ``start_s`` earlier, on the exact grid of ``rate`` if there is one."""
+    """Yield the packets of ``stream`` shifted to begin ``start_s`` earlier, on the exact grid of ``rate`` if given."""
     start = Fraction(start_s)
     tick = 1 / rate if rate else Fraction(stream.time_base)
     if rate:
@@ -259,21 +257,21 @@ def _video_packets(
 
 
 def _with_dts(container: Any, stream: Any) -> Iterator[Any]:
-    """Packets with both times. Matroska stores none for decoding: FFmpeg derives them, except the first few."""
-    waiting: list[Any] = []
+    """Yield packets with PTS and DTS. Matroska stores no DTS; FFmpeg derives all but the first few."""
+    without_dts: list[Any] = []
     for packet in container.demux(stream):
         if packet.size == 0 or packet.is_corrupt:
             continue
         if packet.pts is None:
-            raise VideoError("The file has packets without times.", "It must be encoded anew.")
+            raise VideoError("The file has packets without timestamps.", "Encode it again.")
         if packet.dts is None:
-            waiting.append(packet)
+            without_dts.append(packet)
             continue
         step = packet.duration or 1
-        for back, early in enumerate(reversed(waiting), 1):
+        for back, early in enumerate(reversed(without_dts), 1):
             early.dts = packet.dts - back * step
-        yield from waiting
-        waiting.clear()
+        yield from without_dts
+        without_dts.clear()
         yield packet
-    if waiting:
-        raise VideoError("The file has packets without times.", "It must be encoded anew.")
+    if without_dts:
+        raise VideoError("The file has packets without timestamps.", "Encode it again.")

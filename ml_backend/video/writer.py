@@ -1,4 +1,4 @@
-"""H.264 files that every browser plays: yuv420p, even size, index at the front, complete or not there at all."""
+"""Write H.264 files that every browser plays: yuv420p, even size, index at the front, written atomically."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from ml_backend.core.errors import VideoError
 from ml_backend.core.files import storage_error
 from ml_backend.core.types import Image
-from ml_backend.video.audio import AudioTrack, Timed, add_audio
+from ml_backend.video.audio import AudioTrack, TimedPacket, add_audio
 
-# Without accurate rounding every colour comes out one step too green, again on each copy of a copy. FFmpeg's number
-# for it (SWS_ACCURATE_RND), because PyAV 17, the last one for Python 3.10, has no name for it.
+# SWS_ACCURATE_RND: without it every colour comes out one step too green, with each copy of a copy. PyAV 17, the last
+# version for Python 3.10, has no name for it.
 _SCALING = int(Interpolation.BILINEAR) | 0x40000
 
 
 class VideoWriter:
     """Write BGR images as H.264 in MP4. Use as a context manager.
 
-    The file appears under its name only when the ``with`` block ends well; an exception leaves nothing behind.
+    The file appears at ``path`` only if the ``with`` block succeeds; an exception leaves nothing behind.
 
     Args:
-        path: target, ending in ``.mp4``; its folder is made.
+        path: target, ending in ``.mp4``; its folder is created.
         width, height: size of the images. An odd size is padded by one repeated column or row, as H.264 4:2:0
-            needs even sizes: positions in pixels stay valid.
+            needs even sizes; pixel positions stay valid.
         fps: frames per second.
         crf: quality, 0 (lossless) to 51; 18 looks like the original, 23 is half the size.
-        comment: text that is kept in the file's metadata.
-        time_base: seconds per unit of the times that :meth:`write` is given, for pictures at uneven intervals;
-            ``1 / fps`` when omitted.
-        sound: what is to be heard; it goes on after the last picture where it is longer.
+        comment: text for the file's metadata.
+        time_base: seconds per unit of ``pts`` in :meth:`write`, for frames at uneven intervals; defaults to
+            ``1 / fps``.
+        audio: audio to add; it continues after the last frame if it is longer.
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written.
-        VideoError: the sound's file is no video.
+        StorageError: the disk is full or the folder is not writable.
+        VideoError: the file of ``audio`` is not a video.
     """
 
     def __init__(
@@ -56,22 +56,22 @@ class VideoWriter:
         crf: int = 20,
         comment: str = "",
         time_base: Fraction | None = None,
-        sound: AudioTrack | None = None,
+        audio: AudioTrack | None = None,
     ) -> None:
         self.path = Path(path)
         self._comment = comment
         self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix or '.mp4'}")
         self._container: Any = None
         self._stream: Any = None
-        self._sound = sound
-        self._heard: Generator[Timed, None, None] | None = None
-        self._waiting: Timed | None = None
+        self._audio = audio
+        self._audio_packets: Generator[TimedPacket, None, None] | None = None
+        self._next_audio: TimedPacket | None = None
         self.width, self.height = width, height
         self.fps = Fraction(fps).limit_denominator(1001)
         self.time_base = time_base or 1 / self.fps
         self._options = {"crf": str(crf), "preset": "veryfast"}
         self._scaler = VideoReformatter()
-        self._frames = 0
+        self._next_pts = 0
 
     def __enter__(self) -> VideoWriter:
         try:
@@ -81,11 +81,11 @@ class VideoWriter:
             )
             if self._comment:
                 self._container.metadata["comment"] = self._comment
-            self._stream = self._pictures()
-            if self._sound is not None:
-                self._heard = add_audio(self._sound, self._container)
-                self._waiting = next(self._heard, None)
-        except BaseException as error:  # also a signal's
+            self._stream = self._add_video_stream()
+            if self._audio is not None:
+                self._audio_packets = add_audio(self._audio, self._container)
+                self._next_audio = next(self._audio_packets, None)
+        except BaseException as error:  # including those that signal handlers raise
             self._discard()
             if isinstance(error, OSError):
                 raise storage_error(self.path, error) from error
@@ -101,16 +101,16 @@ class VideoWriter:
         finally:
             self._discard()
 
-    def _pictures(self) -> Any:
-        """Add the stream of pictures to the container and return it."""
+    def _add_video_stream(self) -> Any:
+        """Add the video stream to the container and return it."""
         stream = self._container.add_stream("libx264", rate=self.fps, options=self._options)
         stream.width = self.width + self.width % 2
         stream.height = self.height + self.height % 2
         stream.pix_fmt = "yuv420p"
         codec = stream.codec_context
         codec.time_base = self.time_base
-        # Untagged video is shown with colours that depend on its height and the player; BT.709 is what all assume
-        # for HD, and the tags make it true for small videos too.
+        # The colours of untagged video depend on its height and the player; all assume BT.709 for HD, and the tags
+        # extend that to small videos.
         codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range = 1, 1, 1, 1
         return stream
 
@@ -118,7 +118,7 @@ class VideoWriter:
         """Append one image, ``(height, width, 3)`` uint8 BGR.
 
         Args:
-            pts: time in units of ``time_base``, strictly increasing; one unit after the last when omitted.
+            pts: time in units of ``time_base``, strictly increasing; defaults to one unit after the last.
 
         Raises:
             ValueError: wrong shape or type.
@@ -128,7 +128,7 @@ class VideoWriter:
             raise ValueError(f"expected ({self.height}, {self.width}, 3) uint8, got {bgr.shape} {bgr.dtype}")
         if self.width % 2 or self.height % 2:
             bgr = np.pad(bgr, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
-        picture = self._scaler.reformat(
+        frame = self._scaler.reformat(
             av.VideoFrame.from_ndarray(np.ascontiguousarray(bgr), format="bgr24"),
             format="yuv420p",
             dst_colorspace=Colorspace.ITU709,
@@ -136,41 +136,41 @@ class VideoWriter:
             interpolation=_SCALING,
             threads=1,
         )
-        picture.pts = self._frames if pts is None else pts
-        picture.time_base = self.time_base
-        self._frames = picture.pts + 1
-        self._mux(picture)
-        self._mux_sound(float(picture.pts * self.time_base))
+        frame.pts = self._next_pts if pts is None else pts
+        frame.time_base = self.time_base
+        self._next_pts = frame.pts + 1
+        self._mux(frame)
+        self._mux_audio(float(frame.pts * self.time_base))
 
     def _finish(self) -> None:
-        if self._frames == 0:
-            raise VideoError(f"No frame was written to {self.path}.", "Check that the source has frames.")
+        if self._next_pts == 0:
+            raise VideoError(f"No frames were written to {self.path}.", "Check that the source has frames.")
         self._mux(None)
-        self._mux_sound(float("inf"))
+        self._mux_audio(float("inf"))
         try:
-            # Closing writes the index; if the disk is full it is here that it shows.
+            # Closing writes the index and may find the disk full.
             container, self._container = self._container, None
             container.close()
             os.replace(self._temporary, self.path)
         except OSError as error:
             raise storage_error(self.path, error) from error
 
-    def _mux_sound(self, until: float) -> None:
-        """Sound goes along with the pictures, as players (and the muxer's memory) like it."""
-        while self._heard is not None and self._waiting is not None and self._waiting[0] <= until:
+    def _mux_audio(self, until: float) -> None:
+        """Mux the audio up to a time in seconds: interleaving helps players and limits the muxer's memory."""
+        while self._audio_packets is not None and self._next_audio is not None and self._next_audio[0] <= until:
             try:
-                self._container.mux_one(self._waiting[1])
-                self._waiting = next(self._heard, None)
+                self._container.mux_one(self._next_audio[1])
+                self._next_audio = next(self._audio_packets, None)
             except OSError as error:
                 raise storage_error(self.path, error) from error
             except av.error.FFmpegError as error:
-                raise VideoError(f"The sound cannot be kept: {error}.", "Leave it out.") from error
+                raise VideoError(f"The audio cannot be copied: {error}.", "Leave the audio out.") from error
 
     def _discard(self) -> None:
-        """Close what is open and remove the file that is not complete."""
-        if self._heard is not None:
-            self._heard.close()
-        # Something may have gone wrong before and is on its way up: what fails here is no news.
+        """Close what is open and remove an incomplete file."""
+        if self._audio_packets is not None:
+            self._audio_packets.close()
+        # Errors are suppressed so as not to hide an earlier one.
         if self._container is not None:
             container, self._container = self._container, None
             with contextlib.suppress(av.error.FFmpegError, OSError):
@@ -178,8 +178,8 @@ class VideoWriter:
         with contextlib.suppress(OSError):
             self._temporary.unlink(missing_ok=True)
 
-    def _mux(self, picture: Any) -> None:
+    def _mux(self, frame: Any) -> None:
         try:
-            self._container.mux(self._stream.encode(picture))
+            self._container.mux(self._stream.encode(frame))
         except OSError as error:
             raise storage_error(self.path, error) from error

@@ -47,7 +47,7 @@ def test_empty_input_gives_empty_output() -> None:
 def test_shapes_are_checked() -> None:
     with pytest.raises(ValueError, match=r"expected a of shape \(n, 4\), got \(3,\)"):
         iou_pairs([1, 2, 3], [UNIT])
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         iou_pairs([UNIT], [UNIT, UNIT])
     with pytest.raises(ValueError, match="with an area"):
         xyxy_to_percent([UNIT], 0, 5)

@@ -17,7 +17,7 @@ import torch
 
 from ml_backend.core import memory
 from ml_backend.core.memory import (
-    FitsMemory,
+    OutOfMemoryFallback,
     gpu_memory,
     is_out_of_memory,
     machine_memory,
@@ -127,10 +127,10 @@ def test_errors_that_say_memory_is_short(error: BaseException, expected: bool) -
     assert is_out_of_memory(error) is expected
 
 
-class Network(FitsMemory):
+class Network(OutOfMemoryFallback):
     """Runs where there is room for ``room`` items of a device; the CPU has room for ``cpu_room``."""
 
-    _items = "words"
+    _item_name = "words"
 
     def __init__(self, batch: int, room: int, cpu_room: int = 1, device: str = "meta") -> None:
         self._batch, self._device = batch, torch.device(device)
@@ -139,7 +139,7 @@ class Network(FitsMemory):
         self.error: Callable[[str], BaseException] = RuntimeError
 
     def run(self) -> int:
-        return self._fitting(self._call)
+        return self._run_with_fallback(self._call)
 
     def _call(self, batch: int) -> int:
         self.calls.append((self.device, batch))
@@ -156,7 +156,7 @@ def test_batches_shrink_until_they_fit_and_stay_small(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         assert (network.run(), network.run()) == (2, 2)
     assert network.calls == [("meta", 8), ("meta", 4), ("meta", 2), ("meta", 2)]
-    assert "going on with 4 words per call" in caplog.text
+    assert "continuing with 4 words per call" in caplog.text
 
 
 def test_then_comes_the_cpu() -> None:
@@ -193,8 +193,8 @@ def test_a_network_that_does_not_fit_is_placed_on_the_cpu(caplog: pytest.LogCapt
         return "here"
 
     with caplog.at_level(logging.WARNING):
-        assert network._placed(torch.device("meta"), put) == "here"
-    assert "no room" in caplog.text
+        assert network._load_with_fallback(torch.device("meta"), put) == "here"
+    assert "too little memory" in caplog.text
 
 
 def test_placing_fails_for_other_reasons_and_on_the_cpu() -> None:
@@ -206,9 +206,9 @@ def test_placing_fails_for_other_reasons_and_on_the_cpu() -> None:
         raise RuntimeError("out of memory" if device.type == "cpu" else "broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        network._placed(torch.device("meta"), put)
+        network._load_with_fallback(torch.device("meta"), put)
     with pytest.raises(RuntimeError, match="out of memory"):
-        network._placed(torch.device("cpu"), put)
+        network._load_with_fallback(torch.device("cpu"), put)
     assert tried == ["meta", "cpu"]
 
 
@@ -226,7 +226,7 @@ def test_threads_take_turns(max_concurrency: int) -> None:
     def work() -> None:
         start.wait()
         for _ in range(200):
-            network._fitting(call)
+            network._run_with_fallback(call)
 
     with ThreadPoolExecutor(count) as threads:
         for result in [threads.submit(work) for _ in range(count)]:
@@ -245,6 +245,6 @@ def test_threads_that_meet_the_same_shortage_shrink_once() -> None:
         return network._call(batch)
 
     with ThreadPoolExecutor(2) as threads:
-        results = [threads.submit(network._fitting, call) for _ in range(2)]
+        results = [threads.submit(network._run_with_fallback, call) for _ in range(2)]
         assert [result.result(WAIT) for result in results] == [4, 4]
     assert sorted(network.calls) == [("meta", 4)] * 2 + [("meta", 8)] * 2

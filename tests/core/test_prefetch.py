@@ -71,7 +71,7 @@ def test_closed_early_it_lets_go_of_everything() -> None:
 
 
 def test_nothing_ahead_is_nothing() -> None:
-    with pytest.raises(ValueError, match="most >= 1"):
+    with pytest.raises(ValueError, match="buffer_size >= 1"):
         next(prefetch([1], 0))
 
 

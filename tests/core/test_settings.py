@@ -1,4 +1,4 @@
-"""What is wrong with a setting is said in one sentence, before anything is started."""
+"""What is invalid with a setting is said in one sentence, before anything is started."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.builders import ROOT
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("IMGSZ", "abc", "The setting IMGSZ is wrong: Input should be a valid integer"),
-        ("LOG_LEVEL", "loud", "The setting LOG_LEVEL is wrong"),
-        ("REDIS_URL", "localhost:6379", "The setting REDIS_URL is wrong: it begins with redis://"),
-        ("LABEL_STUDIO_URL", "localhost:8080", "The setting LABEL_STUDIO_URL is wrong: it begins with http://"),
-        ("LABEL_STUDIO_PUBLIC_URL", "label.example", "The setting LABEL_STUDIO_PUBLIC_URL is wrong: it begins with"),
+        ("IMGSZ", "abc", "The setting IMGSZ is invalid: Input should be a valid integer"),
+        ("LOG_LEVEL", "loud", "The setting LOG_LEVEL is invalid"),
+        ("REDIS_URL", "localhost:6379", "The setting REDIS_URL is invalid: it must begin with redis://"),
+        ("LABEL_STUDIO_URL", "localhost:8080", "The setting LABEL_STUDIO_URL is invalid: it must begin with http://"),
+        ("LABEL_STUDIO_PUBLIC_URL", "label.example", "The setting LABEL_STUDIO_PUBLIC_URL is invalid"),
     ],
 )
 def test_wrong_setting(name: str, value: str, text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -70,5 +70,5 @@ def test_worker_says_it_in_one_line(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("The setting REDIS_URL is wrong")
+    assert done.stderr.startswith("The setting REDIS_URL is invalid")
     assert done.stderr.count("\n") == 1

@@ -31,7 +31,7 @@ from ml_backend.detectors.engines.exports import (
 )
 from ml_backend.detectors.engines.make import EngineAgreement, agreement
 from ml_backend.detectors.engines.openvino_engine import MAX_SIZES, MODEL_FILE
-from ml_backend.detectors.engines.torch_engine import padded
+from ml_backend.detectors.engines.torch_engine import padded_batch_size
 from ml_backend.detectors.motion import MotionDetector
 from ml_backend.detectors.yolo import YoloDetector
 from tests.builders import make_tiny_yolo, run_with_bare_home
@@ -256,7 +256,7 @@ def test_a_process_that_is_killed_is_told_and_another_tries_later(
     exports._children[str(plan_of(tiny, here).fp32), ""].process.kill()
     chosen = choose_engine(tiny, file_sha256(tiny), here, wait=True)
     assert chosen.export is None
-    assert "ended with status -9" in chosen.note
+    assert "exited with status -9" in chosen.note
     monkeypatch.setattr(exports, "RETRY_AFTER_S", 0.0)
     assert choose_engine(tiny, file_sha256(tiny), here, wait=True).export is not None
 
@@ -340,7 +340,7 @@ def test_an_export_that_stops_running_is_left_for_pytorch(tiny: Path, here: Sett
     (export.folder / MODEL_FILE).write_text("<net/>")
     broken = YoloDetector(tiny, here, export)  # cannot even be read
     assert broken.engine["name"] == "torch"
-    assert "openvino does not run" in broken.engine["note"]
+    assert "openvino failed" in broken.engine["note"]
 
     def infer(pixels: object) -> object:
         raise RuntimeError("no answer")
@@ -396,7 +396,7 @@ def test_openvino_is_missing(tiny: Path, here: Settings, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("engine", ["tensorrt", "coreml"])
-def test_engines_that_went_are_told(engine: str, settings: MakeSettings) -> None:
+def test_engines_that_went_are_logged(engine: str, settings: MakeSettings) -> None:
     with pytest.raises(ValidationError, match=f"ENGINE={engine} was removed"):
         settings(engine=engine)
 
@@ -427,9 +427,9 @@ def test_agreement_counts_what_is_missing_extra_or_of_another_class() -> None:
     assert agreement([both], [both]) == EngineAgreement(2, 1.0, 0.0)
     assert agreement([both], [one]) == EngineAgreement(2, 0.5, 0.2)
     assert agreement([both], [other]).matched == 0.5
-    assert agreement([none], [none]).sound
-    assert not agreement([none], [one]).sound
+    assert agreement([none], [none]).passed
+    assert not agreement([none], [one]).passed
 
 
 def test_a_gpu_is_given_powers_of_two() -> None:
-    assert [padded(count) for count in (1, 2, 3, 4, 5, 8, 9, 32)] == [1, 2, 4, 4, 8, 8, 16, 32]
+    assert [padded_batch_size(count) for count in (1, 2, 3, 4, 5, 8, 9, 32)] == [1, 2, 4, 4, 8, 8, 16, 32]

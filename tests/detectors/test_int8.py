@@ -23,16 +23,16 @@ from ml_backend.core.types import Detections
 from ml_backend.db.storage import Storage
 from ml_backend.detectors.engines import exports
 from ml_backend.detectors.engines.calibration import (
-    MAX_PICTURES,
+    MAX_IMAGES,
+    MAX_IMAGES_PER_VIDEO,
     MAX_VIDEOS,
-    PER_VIDEO,
-    SEVERAL,
+    MIN_VIDEOS_TO_HOLD_OUT,
     CalibrationPool,
     CalibrationSource,
-    read_frames_for_calibration,
+    read_calibration_images,
 )
 from ml_backend.detectors.engines.exports import (
-    KEEP,
+    MAX_EXPORTS,
     META,
     EngineChoice,
     EngineExport,
@@ -87,7 +87,7 @@ def another(clip: Path, folder: Path, number: int) -> Path:
 
 
 def choose(weights: Path, settings: Settings, footage: CalibrationSource, *, wait: bool = False) -> EngineChoice:
-    return choose_engine(weights, file_sha256(weights), settings, wait=wait, footage=footage)
+    return choose_engine(weights, file_sha256(weights), settings, wait=wait, calibration=footage)
 
 
 def plan_of(weights: Path, settings: Settings, footage: CalibrationSource) -> EnginePlan:
@@ -148,15 +148,15 @@ def test_the_real_model_calibrated_in_the_dark_is_refused(
     values, exact = real
     pool = CalibrationPool(values, None)
     pool.collect(people_video)
-    for picture in pool.parts()[0]:
+    for picture in pool.split()[0]:
         cv2.imwrite(str(picture), np.zeros_like(cv2.imread(str(picture))))
-    with pytest.raises(ParityFailed, match="of what fp32 finds"):
+    with pytest.raises(ParityFailed, match="compared with fp32"):
         make(plan_of(yolo_weights, values, CalibrationSource(None, str(people_video))))
     for wait in (False, True):
         chosen = choose(yolo_weights, values, CalibrationSource(None, str(people_video)), wait=wait)
         assert chosen.export == exact
-        assert "int8 is not used: of what fp32 finds" in chosen.note
-        assert "tried again with pictures of 2 videos. fp32 is." in chosen.note
+        assert "int8 is not used: compared with fp32" in chosen.note
+        assert "tried again with frames of 2 videos. fp32 is used instead." in chosen.note
 
 
 def prepared(weights: Path, settings: Settings, footage: CalibrationSource) -> EngineChoice:
@@ -177,11 +177,11 @@ def test_two_projects_have_their_own_and_a_damaged_picture_is_told(
 
     waiting = choose(tiny, here, CalibrationSource(2))
     assert waiting.export == exact
-    assert "waits for a first video" in waiting.note
+    assert "needs frames of a first video" in waiting.note
 
     pool = CalibrationPool(here, 2)
     pool.collect(clip)
-    calibrate, held_out = pool.parts()
+    calibrate, held_out = pool.split()
     calibrate[0].write_bytes(calibrate[0].read_bytes()[:-100])
     held_out[0].write_bytes(b"no picture")
     with caplog.at_level(logging.INFO):
@@ -220,8 +220,8 @@ def test_too_few_objects_to_tell_and_another_try_with_more_videos(
     short = make_clip(tmp_path / "short.mp4", frames=12)
     first = prepared(tiny, here, CalibrationSource(3, str(short)))
     assert first.export == exact
-    assert "0 objects on 0 held-out pictures are too few to check it" in first.note
-    assert "pictures of 2 videos" in first.note
+    assert "0 objects on 0 held-out images are too few to check it" in first.note
+    assert "frames of 2 videos" in first.note
     assert choose(tiny, here, CalibrationSource(3, str(short))).note == first.note  # nothing is begun
     second = prepared(tiny, here, CalibrationSource(3, str(clip)))
     assert second.name == "openvino int8", second.note
@@ -268,13 +268,13 @@ def test_a_disk_that_takes_no_pictures_is_told(tiny: Path, clip: Path, here: Set
     for _ in range(2):
         chosen = choose(tiny, here, CalibrationSource(1, str(clip)), wait=True)
         assert chosen.export == exact
-        assert "int8 is not used: Pictures for int8 cannot be kept" in chosen.note
+        assert "int8 is not used: Calibration images cannot be stored" in chosen.note
 
 
 def test_pytorch_says_that_there_is_no_int8(tiny: Path, settings: MakeSettings) -> None:
     chosen = choose(tiny, settings(device="cpu", engine="torch", precision="int8"), CalibrationSource())
     assert chosen.export is None
-    assert "int8 is only made for OpenVINO" in chosen.note
+    assert "int8 needs OpenVINO" in chosen.note
 
 
 # -- pictures
@@ -282,28 +282,28 @@ def test_pytorch_says_that_there_is_no_int8(tiny: Path, settings: MakeSettings) 
 
 def test_a_pool_takes_each_video_once_and_stays_small(clip: Path, settings: MakeSettings, tmp_path: Path) -> None:
     pool = CalibrationPool(settings(imgsz=64), 1)
-    assert (pool.generation, pool.videos, pool.parts()) == (0, [], ([], []))
-    assert pool.wants(clip)
-    assert pool.collect(clip) == PER_VIDEO
-    assert not pool.wants(clip)
-    assert not pool.wants(tmp_path / "gone.mp4")
+    assert (pool.generation, pool.videos, pool.split()) == (0, [], ([], []))
+    assert pool.needs(clip)
+    assert pool.collect(clip) == MAX_IMAGES_PER_VIDEO
+    assert not pool.needs(clip)
+    assert not pool.needs(tmp_path / "gone.mp4")
     copy = tmp_path / "copy.mp4"
     copy.write_bytes(clip.read_bytes())
-    assert not pool.wants(copy)
+    assert not pool.needs(copy)
     pool.collect(copy)  # by another process, that has not seen it
     assert len(pool.videos) == 1
     generations = [pool.generation]
     for number in range(1, MAX_VIDEOS):
         video = another(clip, tmp_path, number)
-        assert pool.wants(video)
+        assert pool.needs(video)
         pool.collect(video)
         generations.append(pool.generation)
     assert [generations[n - 1] for n in (1, 2, 3, 4, 7, 8, 16, MAX_VIDEOS)] == [1, 2, 2, 3, 3, 4, 5, 5]
-    assert not pool.wants(another(clip, tmp_path, MAX_VIDEOS))
+    assert not pool.needs(another(clip, tmp_path, MAX_VIDEOS))
     pictures = [list(video.glob("*.jpg")) for video in pool.videos]
-    assert MAX_PICTURES * 0.9 <= sum(map(len, pictures)) <= MAX_PICTURES
+    assert MAX_IMAGES * 0.9 <= sum(map(len, pictures)) <= MAX_IMAGES
     assert min(map(len, pictures)) >= 6
-    image = next(read_frames_for_calibration(pictures[0]))
+    image = next(read_calibration_images(pictures[0]))
     assert image.shape == (48, 64, 3)
 
 
@@ -313,11 +313,11 @@ def test_pictures_are_spread_over_the_video_and_not_too_close(settings: MakeSett
     frames = [int(picture.stem) for picture in sorted(pool.videos[0].iterdir())]
     assert (frames[0], frames[-1]) == (0, 39)
     assert min(np.diff(frames)) >= 4
-    assert next(read_frames_for_calibration([pool.videos[0] / "00000000.jpg"])).shape == (240, 320, 3)
+    assert next(read_calibration_images([pool.videos[0] / "00000000.jpg"])).shape == (240, 320, 3)
 
 
-@pytest.mark.parametrize("videos", [1, 2, SEVERAL - 1, SEVERAL, 7, MAX_VIDEOS])
-@pytest.mark.parametrize("pictures", [1, 8, 12, 13, PER_VIDEO])
+@pytest.mark.parametrize("videos", [1, 2, MIN_VIDEOS_TO_HOLD_OUT - 1, MIN_VIDEOS_TO_HOLD_OUT, 7, MAX_VIDEOS])
+@pytest.mark.parametrize("pictures", [1, 8, 12, 13, MAX_IMAGES_PER_VIDEO])
 def test_what_is_held_out_is_not_calibrated_with(videos: int, pictures: int, settings: MakeSettings) -> None:
     values = settings()
     pool = CalibrationPool(values, 9)
@@ -326,10 +326,10 @@ def test_what_is_held_out_is_not_calibrated_with(videos: int, pictures: int, set
         folder.mkdir(parents=True)
         for frame in range(pictures):
             (folder / f"{frame:08d}.jpg").touch()
-    calibrate, held_out = pool.parts()
+    calibrate, held_out = pool.split()
     assert calibrate
     assert not set(calibrate) & set(held_out)
-    if videos >= SEVERAL:
+    if videos >= MIN_VIDEOS_TO_HOLD_OUT:
         assert held_out
         assert not {picture.parent for picture in calibrate} & {picture.parent for picture in held_out}
     elif pictures > 8:
@@ -355,37 +355,37 @@ NAMES = {0: "person", 1: "car", 2: "bench"}
 def test_the_same_passes_and_what_is_missing_moved_or_renamed_does_not() -> None:
     truth = [detections(10, 0, 1)] * 2
     same = parity(truth, truth, NAMES)
-    assert (same.boxes, same.map50, same.complaint) == (40, 0.995, "")
+    assert (same.boxes, same.map50, same.failure) == (40, 0.995, "")
     missing = [replace(d, xyxy=d.xyxy[:-3], conf=d.conf[:-3], class_id=d.class_id[:-3]) for d in truth]
     moved = [replace(d, xyxy=d.xyxy + np.float32(1)) for d in truth]
     renamed = [replace(d, class_id=(d.class_id + 1) % 3) for d in truth]
     for found in (missing, moved, renamed, [Detections.empty()] * 2):
-        assert "of what fp32 finds on 2 held-out pictures" in parity(truth, found, NAMES).complaint
+        assert "compared with fp32 on 2 held-out images" in parity(truth, found, NAMES).failure
     assert parity(truth, moved, NAMES).map50 == 0.995  # boxes are still roughly there
 
 
 def test_a_rare_class_does_not_decide_alone_and_what_fp32_is_unsure_of_is_no_truth() -> None:
     truth = [detections(15, 0, 1), detections(1, 2)]
-    assert parity(truth, [truth[0], Detections.empty()], NAMES).complaint == ""
+    assert parity(truth, [truth[0], Detections.empty()], NAMES).failure == ""
     unsure = [detections(15, 0, 1), detections(15, 2, conf=0.2)]
-    assert parity(unsure, [unsure[0], Detections.empty()], NAMES).complaint == ""
+    assert parity(unsure, [unsure[0], Detections.empty()], NAMES).failure == ""
 
 
 @pytest.mark.parametrize("count", [0, 1, MIN_BOXES - 1])
 def test_nothing_is_proved_by_few_objects(count: int) -> None:
     truth = [detections(count, 0)]
-    assert f"{count} objects on 1 held-out pictures are too few" in parity(truth, truth, NAMES).complaint
-    assert parity([], [], NAMES).complaint != ""
+    assert f"{count} objects on 1 held-out images are too few" in parity(truth, truth, NAMES).failure
+    assert parity([], [], NAMES).failure != ""
 
 
 def test_the_exports_that_were_not_used_for_longest_go(settings: MakeSettings) -> None:
     engines = settings().weights_dir / "engines"
-    for number in range(KEEP + 5):
+    for number in range(MAX_EXPORTS + 5):
         (engines / f"{number:016d}-openvino-fp32-1-1").mkdir(parents=True)
         (engines / f"{number:016d}-openvino-fp32-1-1" / META).touch()
         os.utime(engines / f"{number:016d}-openvino-fp32-1-1" / META, (number, number))
     prune_exports(engines)
-    assert sorted(int(folder.name.split("-")[0]) for folder in engines.iterdir()) == list(range(5, KEEP + 5))
+    assert sorted(int(folder.name.split("-")[0]) for folder in engines.iterdir()) == list(range(5, MAX_EXPORTS + 5))
 
 
 def test_quantising_reports_nothing_and_writes_nothing_at_home(
@@ -402,9 +402,9 @@ def test_quantising_reports_nothing_and_writes_nothing_at_home(
         "from ml_backend.detectors.engines.make import make\n"
         "from ml_backend.core.settings import Settings\n"
         f"here = Settings(device='cpu', imgsz=160, precision='int8', data_dir={str(here.data_dir)!r})\n"
-        f"plan = Plan(Path({str(tiny)!r}), {file_sha256(tiny)!r}, here, Footage(None, {str(clip)!r}))\n"
+        f"plan = EnginePlan(Path({str(tiny)!r}), {file_sha256(tiny)!r}, here, CalibrationSource(None, {str(clip)!r}))\n"
         "make(plan)\n"
-        "found = find(plan.int8(1))\n"
+        "found = find_export(plan.int8(1))\n"
         "print()\n"
         "print(found.precision, sys.modules['openvino_telemetry'], 'nncf' in sys.modules, threading.active_count())\n"
     )

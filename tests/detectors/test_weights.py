@@ -195,7 +195,7 @@ def test_nobody_there(settings: Callable[..., Settings], monkeypatch: pytest.Mon
         pass
     monkeypatch.setattr(weights, "RELEASE", gone.url)
     found = resolve_detector(settings(weights_timeout_s=DEADLINE), download=True)
-    assert "yolo11n.pt is not here (ConnectError: " in found.note
+    assert "yolo11n.pt is not available (ConnectError: " in found.note
 
 
 def test_folder_that_cannot_be_made(settings: Callable[..., Settings], hub: Outside, tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from ml_backend.db.storage import Storage
 from ml_backend.embeddings import crop_embeddings as looks_module
 from ml_backend.embeddings.crop_embeddings import (
     MAX_CROP,
-    SAME_LOOK_IOU,
+    MAX_PENDING_CROPS,
+    SAME_CROP_IOU,
     THUMBNAIL,
-    WAITING,
     CropEmbedding,
     CropEmbeddingStore,
     MemoryCropEmbeddings,
@@ -147,7 +147,7 @@ def test_a_look_is_what_the_model_sees_in_the_box(clip: Path, looks: CropEmbeddi
 def test_nothing_to_look_at(looks: CropEmbeddingStore) -> None:
     assert look_only_at_known([], looks) == []
     assert look_only_at_known([[], []], looks) == [[], []]
-    assert looks.known(MeanColour.model_id) == []
+    assert looks.get(MeanColour.model_id) == []
 
 
 def test_known_looks_are_used_again(clip: Path, looks: CropEmbeddingStore) -> None:
@@ -173,7 +173,7 @@ def test_each_box_is_embedded_once(clip: Path, looks: CropEmbeddingStore) -> Non
     found = look(wanted[:20], looks, clip, model=model)
     assert len(model.crops) == 20 * 4
     found += look(wanted[20:], looks, clip, model=model)
-    boxes = [(item.frame, item.xyxy) for item in looks.known(MeanColour.model_id)]
+    boxes = [(item.frame, item.xyxy) for item in looks.get(MeanColour.model_id)]
     assert len(model.crops) >= len(set(boxes))
     look(wanted, looks, clip, model=model)
     before = len(model.crops)
@@ -187,7 +187,7 @@ def test_looks_of_another_model_say_nothing(clip: Path, looks: CropEmbeddingStor
     look(wanted, looks, clip)
     with pytest.raises(AssertionError, match="opened although"):
         embed_tracks(wanted, refuse, "another", looks, refuse, 4)
-    assert looks.known("another") == []
+    assert looks.get("another") == []
 
 
 def test_the_sharpest_of_each_part_is_chosen(clip: Path) -> None:
@@ -251,7 +251,7 @@ def shifted(by: float) -> list[CropBox]:
 
 def test_nearly_the_same_box_is_the_same_look(clip: Path, looks: CropEmbeddingStore) -> None:
     first = look([shifted(0)], looks, clip)
-    assert (100 - 8) / (100 + 8) > SAME_LOOK_IOU > (100 - 8.2) / (100 + 8.2)
+    assert (100 - 8) / (100 + 8) > SAME_CROP_IOU > (100 - 8.2) / (100 + 8.2)
     (near,) = look_only_at_known([shifted(8)], looks)
     assert near == first[0]
     with pytest.raises(AssertionError, match="opened although"):
@@ -328,7 +328,7 @@ def test_a_video_of_which_nothing_can_be_decoded(damaged: Path, looks: CropEmbed
     empty.write_bytes(b"")
     with pytest.raises(VideoError):
         look([views(RED, [1])], looks, empty)
-    assert looks.known(MeanColour.model_id) == []
+    assert looks.get(MeanColour.model_id) == []
 
 
 # -- being stopped
@@ -345,8 +345,8 @@ def test_asked_to_stop_keeps_what_is_finished(clip: Path, looks: CropEmbeddingSt
     with pytest.raises(Interrupted, match="frame 90") as failure:
         look(wanted, looks, clip, should_stop=stop)
     assert failure.value.retryable
-    kept = looks.known(MeanColour.model_id)
-    assert len(kept) >= WAITING
+    kept = looks.get(MeanColour.model_id)
+    assert len(kept) >= MAX_PENDING_CROPS
     model = MeanColour()
     found = look(wanted, looks, clip, model=model)
     assert len(model.crops) == 100 - len(kept)
@@ -356,7 +356,7 @@ def test_asked_to_stop_keeps_what_is_finished(clip: Path, looks: CropEmbeddingSt
 def test_the_first_frame_may_be_the_last(clip: Path, looks: CropEmbeddingStore) -> None:
     with pytest.raises(Interrupted):
         look([views(RED, [5])], looks, clip, should_stop=lambda: True)
-    assert looks.known(MeanColour.model_id) == []
+    assert looks.get(MeanColour.model_id) == []
     assert look_only_at_known([[]], looks) == [[]]
 
 
@@ -370,7 +370,7 @@ def test_a_failing_model_keeps_what_was_finished(clip: Path, looks: CropEmbeddin
     wanted = [views(RED, range(4 * n, 4 * n + 4)) for n in range(25)]
     with pytest.raises(RuntimeError, match="out of order"):
         look(wanted, looks, clip, model=Failing())
-    assert len(looks.known(MeanColour.model_id)) == WAITING
+    assert len(looks.get(MeanColour.model_id)) == MAX_PENDING_CROPS
 
 
 # -- memory
@@ -397,7 +397,7 @@ def test_memory_does_not_hold_the_crops_of_all_tracks(clip: Path) -> None:
     found = look(wanted, MemoryCropEmbeddings(), clip, should_stop=count)
     assert all(len(mine) == 4 for mine in found)
     on_screen = sum(range(1, 13))
-    assert 0 < max(most) <= WAITING + on_screen + 12
+    assert 0 < max(most) <= MAX_PENDING_CROPS + on_screen + 12
     assert len(asked) == 99
 
 
@@ -497,4 +497,4 @@ def test_a_short_job_that_is_stopped_gets_on(clip: Path, looks: CropEmbeddingSto
 
     with pytest.raises(Interrupted):
         look(wanted, looks, clip, should_stop=stop)
-    assert sorted(item.frame for item in looks.known(MeanColour.model_id)) == list(range(8))
+    assert sorted(item.frame for item in looks.get(MeanColour.model_id)) == list(range(8))

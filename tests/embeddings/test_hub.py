@@ -116,13 +116,13 @@ def test_a_folder_put_into_the_cache_by_hand(settings: MakeSettings, site: Outsi
 def test_nothing_here_yet(settings: MakeSettings, site: Outside) -> None:
     found = resolve_embedder(settings())
     assert (found.kind, found.name, found.path) == ("fallback", "efficientnet_lite0", None)
-    assert f"{NAME} is not here yet: EfficientNet-Lite0 is used instead" in found.note
-    with pytest.raises(WeightsError, match=f"{NAME} is not here yet") as failure:
+    assert f"{NAME} is not available yet: EfficientNet-Lite0 is used instead" in found.note
+    with pytest.raises(WeightsError, match=f"{NAME} is not available yet") as failure:
         resolve_embedder(settings(embedder="dinov2"))
     assert "facebook--dinov2-base" in failure.value.hint
     missing = resolve_clip(settings())
     assert isinstance(missing, str)
-    assert f"{CLIP_NAME} is not here yet. To provide it, put the model's folder at" in missing
+    assert f"{CLIP_NAME} is not available yet. To provide it, put the model's folder at" in missing
     assert "set CLIP_MODEL" in missing
     assert site.requests == []
 
@@ -276,7 +276,7 @@ def test_what_goes_wrong_is_said_remembered_and_leaves_nothing(
     asked = len(site.requests)
     # Asking again, here or in another process, neither waits nor forgets the reason.
     assert resolve_embedder(values, download=True) == resolve_embedder(values) == found
-    with pytest.raises(WeightsError, match=f"{NAME} is not here") as failure:
+    with pytest.raises(WeightsError, match=f"{NAME} is not available") as failure:
         resolve_embedder(values.model_copy(update={"embedder": "dinov2"}), download=True)
     assert str(values.weights_dir / "facebook--dinov2-base") in failure.value.hint
     assert len(site.requests) == asked
@@ -333,7 +333,7 @@ def test_nobody_there(settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, e
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     found = resolve_embedder(settings(weights_timeout_s=DEADLINE), download=True)
     assert found.kind == "fallback"
-    assert f"{NAME} is not here (" in found.note
+    assert f"{NAME} is not available (" in found.note
 
 
 def test_offline_nobody_is_asked_and_nothing_remembered(
@@ -343,7 +343,7 @@ def test_offline_nobody_is_asked_and_nothing_remembered(
     values = settings(weights_timeout_s=DEADLINE)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     started = time.monotonic()
-    assert f"{NAME} is not here (HF_HUB_OFFLINE is set)" in resolve_embedder(values, download=True).note
+    assert f"{NAME} is not available (HF_HUB_OFFLINE is set)" in resolve_embedder(values, download=True).note
     assert time.monotonic() - started < 5
     assert site.requests == []
     monkeypatch.delenv("HF_HUB_OFFLINE")  # and what it kept from being tried is tried at once
@@ -420,7 +420,7 @@ def test_interrupting_a_download_leaves_nothing(
     def stop(folder: Path) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(downloads, "_size", stop)
+    monkeypatch.setattr(downloads, "_folder_size", stop)
     values = settings(weights_timeout_s=DEADLINE)
     with pytest.raises(KeyboardInterrupt):
         resolve_embedder(values, download=True)

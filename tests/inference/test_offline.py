@@ -127,4 +127,4 @@ def test_frame_rate_that_is_none(clip: Path, tmp_path: Path, rate: str) -> None:
 def test_place_that_cannot_be_written(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run(clip, "--out", tmp_path / "file" / "p.json", "--detector", "motion", cwd=tmp_path)
-    fails(done, "cannot be made", "--out")
+    fails(done, "cannot be created", "--out")

@@ -158,12 +158,12 @@ def test_nothing_is_detected_or_embedded_twice(two: tuple[Site, int, int, int], 
     container = work(here)
     model = patterns(here).info(project)["embedder"]
     videos = [stored.video for stored in container.projects.patterns.tracks_of_project(project)]
-    looks = [container.projects.patterns.crop_embeddings(video).known(model) for video in videos]
+    looks = [container.projects.patterns.crop_embeddings(video).get(model) for video in videos]
     here.sdk.annotations.update(annotation.id, result=[labelled(r, "unused") for r in annotation.result])
     here.queue.request_learning(project, [first])
     work(here)
     assert counts(here, project) == {"unused": 2}  # re-labelling moved them
-    assert [container.projects.patterns.crop_embeddings(video).known(model) for video in videos] == looks
+    assert [container.projects.patterns.crop_embeddings(video).get(model) for video in videos] == looks
     assert here.queue.counters()["videos"] == 2
 
 

@@ -16,7 +16,7 @@ from ml_backend.core.settings import Mode, Settings
 from ml_backend.core.types import UNLABELLED, FloatArray
 from ml_backend.db.storage import Storage
 from ml_backend.embeddings.crop_embeddings import CropEmbedding, CropEmbeddingStore, MemoryCropEmbeddings, embed_tracks
-from ml_backend.embeddings.crop_selection import VIEWS, CropBox
+from ml_backend.embeddings.crop_selection import CROPS_PER_TRACK, CropBox
 from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.labeling.few_shot.digest import bank_digests
@@ -89,7 +89,7 @@ def test_what_replaces_dinov2_is_noted(make: MakeSettings) -> None:
         assert models.embedder is not None
         assert models.embedder.kind == "fallback"
         (note,) = models.notes
-        assert "facebook/dinov2-base is not here" in note
+        assert "facebook/dinov2-base is not available" in note
         assert "DINOV2_MODEL" in note
     assert classifier_models(values, "yolo_clip").notes == ()
     assert classifier_models(make(embedder="fallback"), "yolo_dinov2").notes == ()  # it is what was asked for
@@ -102,7 +102,7 @@ def test_a_missing_clip_is_noted(make: MakeSettings) -> None:
         assert models.clip is None
         assert len(models.ids) == ids
         (note,) = models.notes
-        assert "someone/clip is not here" in note
+        assert "someone/clip is not available" in note
         assert "CLIP_MODEL" in note
     assert classifier_models(values, "yolo_dinov2").notes == ()
 
@@ -239,7 +239,7 @@ def see(values: Settings, model: ResolvedModel, clip: Path) -> dict[int, FloatAr
         model.model_id,
         MemoryCropEmbeddings(),
         lambda: nullcontext(clip),
-        VIEWS,
+        CROPS_PER_TRACK,
     )
     pairs = zip(TRACKS.tracks, found, strict=True)
     return {item.track_id: np.stack([look.vector for look in mine]) for item, mine in pairs if mine}
@@ -403,7 +403,7 @@ def test_universal_asks_both(make: MakeSettings, store: PatternStore, clip: Path
     assert found[0].patterns is not None
     assert found[0].patterns.best == "alarm"
     assert found[0].text
-    assert {len(looks.known(model_id)) for model_id in models.ids} == {7}
+    assert {len(looks.get(model_id)) for model_id in models.ids} == {7}
     labelled = label_tracks(TRACKS, where, hybrid, looks, refuse)
     assert [track.track_id for track, _ in labelled.kept]
     for region in labelled.regions:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ml_backend.core.outputs import COPIES, GB, MAX_AGE_S, STALE_S, Outputs
+from ml_backend.core.outputs import GB, MAX_AGE_S, PLAYABLE_FOLDER, STALE_S, Outputs
 from ml_backend.core.settings import Settings
 from ml_backend.server.api.uploads import safe_name
 from tests.server.control import Room
@@ -163,7 +163,7 @@ def names(folder: Path) -> set[str]:
 
 def test_what_crashes_and_failures_left_goes(settings: Callable[..., Settings]) -> None:
     here = settings()
-    uploads, copies, old = here.uploads_dir, here.data_dir / COPIES, STALE_S + 60
+    uploads, copies, old = here.uploads_dir, here.data_dir / PLAYABLE_FOLDER, STALE_S + 60
     for name in ("part-0123456789abcdef", "7-aaaa", "7-bbbb"):
         left(uploads, name, old)
         left(uploads, f"{name}9", STALE_S - 60)
@@ -192,17 +192,17 @@ def test_uploads_stay_where_nobody_knows_who_needs_them(settings: Callable[..., 
     here = settings()
     for name in ("part-0123456789abcdef", "7-aaaa"):
         left(here.uploads_dir, name, STALE_S + 60)
-    left(here.data_dir / COPIES, "aaaa", STALE_S + 60)
+    left(here.data_dir / PLAYABLE_FOLDER, "aaaa", STALE_S + 60)
     Outputs(here).clean()
     assert names(here.uploads_dir) == {"7-aaaa"}
-    assert names(here.data_dir / COPIES) == {"aaaa"}
+    assert names(here.data_dir / PLAYABLE_FOLDER) == {"aaaa"}
 
 
 def test_copies_that_label_studio_serves_stay(settings: Callable[..., Settings], tmp_path: Path) -> None:
     here = settings(data_dir=tmp_path / "one", local_files_root=tmp_path / "one")
-    left(here.data_dir / COPIES, "aaaa", STALE_S + 60)
+    left(here.data_dir / PLAYABLE_FOLDER, "aaaa", STALE_S + 60)
     Outputs(here).clean(needed=lambda name: False)
-    assert names(here.data_dir / COPIES) == {"aaaa"}
+    assert names(here.data_dir / PLAYABLE_FOLDER) == {"aaaa"}
 
 
 @pytest.mark.parametrize(

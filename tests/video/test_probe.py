@@ -190,7 +190,7 @@ def make_same_times(path: Path) -> Path:
         (lambda folder: folder / "nowhere.mp4", "does not exist"),
         (lambda folder: folder, "is a folder"),
         (lambda folder: _write(folder, "empty.mp4", b""), "is empty"),
-        (lambda folder: _write(folder, "notes.mp4", "This is not a video at all.\n" * 50), "holds text"),
+        (lambda folder: _write(folder, "notes.mp4", "This is not a video at all.\n" * 50), "is a text file"),
         (lambda folder: _write(folder, "noise.mp4", np.random.default_rng(3).bytes(50_000)), "not a video"),
         (_cut_off, "without a usable index"),
         (_zeroed, "can be decoded"),
@@ -248,7 +248,7 @@ def test_cut_off_file_is_used_and_said_to_be(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         info = probe(path)
     assert 5 < info.frames < 60
-    assert "damaged or cut off" in caplog.text
+    assert "damaged or truncated" in caplog.text
     assert [frame.index for frame in read_frames(path, info)] == list(range(info.frames))
 
 

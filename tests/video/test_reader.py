@@ -267,6 +267,6 @@ def test_single_frames_of_a_damaged_file(tmp_path: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING):
         got = [(frame.index, read_number(frame.image)) for frame in read_at(path, None, [0, 29, 40, 75, 95, 119])]
     assert got == [(0, 0), (29, 29), (75, 75)]
-    assert "3 of 6 wanted frames cannot be decoded, the first is 40" in caplog.text
-    with pytest.raises(VideoError, match="none of the 2 wanted frames can be decoded"):
+    assert "3 of 6 requested frames cannot be decoded, the first is 40" in caplog.text
+    with pytest.raises(VideoError, match="none of the 2 requested frames can be decoded"):
         list(read_at(path, None, [95, 119]))

@@ -61,7 +61,11 @@ def test_playable_videos_are_left_alone(tmp_path: Path, name: str, made: dict[st
         ("late.mkv", {"pts": range(150, 180), "options": BFRAMES}, "container (matroska)"),
         ("clip.mov", {"options": BFRAMES}, "QuickTime"),
         ("clip.ts", {"options": BFRAMES, "audio_s": 1.0}, "container (mpegts)"),
-        ("noedit.mp4", {"options": BFRAMES, "container_options": {"use_editlist": "0"} | FRONT}, "behind the end"),
+        (
+            "noedit.mp4",
+            {"options": BFRAMES, "container_options": {"use_editlist": "0"} | FRONT},
+            "after its stated end",
+        ),
         ("clip.flv", {"options": BFRAMES}, "container (flv)"),
         ("clip.m4v", {"container": "mp4", "container_options": FRONT}, "*.m4v"),
         ("vp9.mkv", {"codec": "libvpx-vp9", "options": FAST_VP9}, "container (matroska)"),

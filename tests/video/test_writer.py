@@ -107,7 +107,7 @@ def tone_begins(path: Path) -> tuple[float, float]:
 def test_sound(tmp_path: Path, name: str, codec: str, start: float, end: float | None) -> None:
     source = make_video(tmp_path / name, audio_s=2.0, audio_silence_s=0.5, audio_codec=codec)
     path = tmp_path / "heard.mp4"
-    with VideoWriter(path, 320, 240, 30, sound=AudioTrack(source, start, end)) as writer:
+    with VideoWriter(path, 320, 240, 30, audio=AudioTrack(source, start, end)) as writer:
         for number in range(15):
             writer.write(numbered_image(number))
     assert plan_transcode(path).action == "keep"
@@ -121,14 +121,14 @@ def test_sound(tmp_path: Path, name: str, codec: str, start: float, end: float |
 def test_sound_of_a_silent_video(tmp_path: Path) -> None:
     silent = write(tmp_path / "silent.mp4", frames=5)
     path = tmp_path / "clip.mp4"
-    with VideoWriter(path, 320, 240, 25, sound=AudioTrack(silent)) as writer:
+    with VideoWriter(path, 320, 240, 25, audio=AudioTrack(silent)) as writer:
         writer.write(numbered_image(0))
     assert not probe(path).has_audio
 
 
 def test_sound_that_is_no_video(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no video")
-    with pytest.raises(VideoError), VideoWriter(tmp_path / "o.mp4", 64, 64, 25, sound=AudioTrack(tmp_path / "text")):
+    with pytest.raises(VideoError), VideoWriter(tmp_path / "o.mp4", 64, 64, 25, audio=AudioTrack(tmp_path / "text")):
         pass
     assert [file.name for file in tmp_path.iterdir()] == ["text"]
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.core.errors import BackendError, ConfigError
-from ml_backend.core.files import writing
+from ml_backend.core.files import atomic_text_writer
 from ml_backend.core.types import IntArray
 from ml_backend.datasets.annotated_video import AnnotatedVideo, VideoObject
 from ml_backend.datasets.annotation_reader import AnnotationReader
@@ -127,7 +127,7 @@ def export_annotations(
     """
     total = sum(1 for _ in reader.task_videos())
     written = WrittenAnnotations()
-    with writing(out) as file:
+    with atomic_text_writer(out) as file:
         file.write("[")
         for done, task_video in enumerate(reader.task_videos(), start=1):
             try:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ml_backend.core.errors import ConfigError
-from ml_backend.core.files import writing
+from ml_backend.core.files import atomic_text_writer
 from ml_backend.datasets.export_state import state_folder
 from ml_backend.datasets.formats.base import Counts, DatasetFormat, SelectedFrames, remove_named
 from ml_backend.datasets.importers import ImportedBoxes, ImportedVideo, finite, frame_number
@@ -30,7 +30,7 @@ class Coco(DatasetFormat):
 
     def write_labels(self, selected: SelectedFrames) -> None:
         video = selected.video
-        with writing(self._lines(selected.name)) as file:
+        with atomic_text_writer(self._lines(selected.name)) as file:
             size = {"width": video.info.width, "height": video.info.height}
             head = {"name": video.name, **size, "fps": video.info.fps, "tracks": len(video.objects)}
             file.write(json.dumps(head) + "\n")
@@ -67,7 +67,7 @@ class Coco(DatasetFormat):
                 {"id": class_id, "name": name, "supercategory": ""}
                 for class_id, name in enumerate(self.classes, start=1)
             ]
-            with writing(path) as file:
+            with atomic_text_writer(path) as file:
                 file.write('{"info": {"description": "Annotated video"}, "licenses": [],\n"categories": ')
                 file.write(json.dumps(categories, ensure_ascii=False))
                 for key, items in (

@@ -22,7 +22,7 @@ from defusedxml.common import DefusedXmlException
 
 from ml_backend.core.boxes import Float64Array
 from ml_backend.core.errors import ConfigError
-from ml_backend.core.files import writing
+from ml_backend.core.files import atomic_text_writer
 from ml_backend.core.keyframes import simplify
 from ml_backend.core.types import IntArray
 from ml_backend.datasets.annotated_video import AnnotatedVideo, VideoObject
@@ -49,7 +49,7 @@ class Cvat(DatasetFormat):
         return self.out / f"{name}.xml"
 
     def write_labels(self, selected: SelectedFrames) -> None:
-        with writing(self._path(selected.name)) as file:
+        with atomic_text_writer(self._path(selected.name)) as file:
             file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n')
             tracks = (self._track(selected, number, item) for number, item in enumerate(selected.objects))
             for element in chain([self._meta(selected)], tracks):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ml_backend.core.errors import ConfigError
-from ml_backend.core.files import write_text, writing
+from ml_backend.core.files import atomic_text_writer, write_text
 from ml_backend.datasets.formats.base import Counts, DatasetFormat, SelectedFrames
 from ml_backend.datasets.importers import ImportedBoxes, ImportedVideo, finite, frame_number
 from ml_backend.datasets.sampling import SPLITS
@@ -49,7 +49,7 @@ class Mot(DatasetFormat):
         video, stride = selected.video, self.sampling.stride
         split = selected.splits[0] if selected.splits else "train"
         folder = self.out / split / selected.name
-        with writing(folder / "gt" / "gt.txt") as file:
+        with atomic_text_writer(folder / "gt" / "gt.txt") as file:
             for frame in video.frames(selected.frames, selected.objects):
                 number = self._mot_frame(frame.index)
                 for item, (x1, y1, x2, y2) in zip(frame.objects, frame.xyxy.tolist(), strict=True):
@@ -84,7 +84,7 @@ class Mot(DatasetFormat):
             names = [name for name, splits in counts.items() if split in splits]
             if names or split == "train":
                 # TrackEval's list of sequences, with a header.
-                with writing(self.out / "seqmaps" / f"{split}.txt") as file:
+                with atomic_text_writer(self.out / "seqmaps" / f"{split}.txt") as file:
                     csv.writer(file, lineterminator="\n").writerows([[name] for name in ("name", *names)])
             else:
                 (self.out / "seqmaps" / f"{split}.txt").unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Pictures of a project's own videos, from which int8 is made and by which it is checked: a bounded pool on disk.
+"""Frames of a project's own videos for calibrating and checking int8: a bounded pool of images on disk.
 
-A video is a folder of JPEG files, as large as the network needs them, that appears whole or not at all. Imports no
-heavy library before pictures are made or read.
+Each video is a folder of JPEG files at the network's input size, written atomically. Heavy libraries are imported only
+when images are written or read.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ from ml_backend.core.types import Image
 
 log = logging.getLogger(__name__)
 
-#: Some 25 MB. Statistics of a network's layers hardly change with more.
-MAX_PICTURES = 300
-PER_VIDEO = 48
-#: Each has 12 pictures then.
-MAX_VIDEOS = MAX_PICTURES // 12
-#: Pictures that follow each other faster show the same.
+#: Some 25 MB. The statistics of the network's layers hardly change with more.
+MAX_IMAGES = 300
+MAX_IMAGES_PER_VIDEO = 48
+#: Leaves 12 images per video.
+MAX_VIDEOS = MAX_IMAGES // 12
+#: Frames closer in time are nearly equal.
 SPACING_S = 0.2
-#: So that what JPEG changes is less than what int8 does.
+#: High enough for JPEG artefacts to stay below the error of int8.
 QUALITY = 95
-#: From so many videos on, every fourth is held out whole; of fewer, blocks of time are.
-SEVERAL = 4
-#: Of twelve pictures in a row seven calibrate and three check; the one on either side of these is for neither, as it
-#: shows nearly what its neighbour shows.
-_BLOCK = "ccccccc-hhh-"
-#: Networks take multiples of 32 or 64: no picture is smaller than what they take.
+#: From this many videos on, every fourth is held out; with fewer, blocks of time are.
+MIN_VIDEOS_TO_HOLD_OUT = 4
+#: Of twelve consecutive images, seven calibrate and three check; those in between are unused, as they nearly equal
+#: their neighbours.
+_SPLIT_PATTERN = "ccccccc-hhh-"
+#: The sides of network inputs are multiples of 32 or 64; images are at least that large.
 _SIDE = 64
 _END_OF_JPEG = b"\xff\xd9"
-_ENDS = 1 << 16  # bytes at either end by which a file is known
-#: What a process has left behind that ended while it collected.
-_LEFT_BEHIND_S = 24 * 3600
+_FINGERPRINT_BYTES = 1 << 16  # hashed at either end of a file
+#: Age at which temporary folders are left over from a process that was killed.
+_STALE_S = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSource:
-    """Whose pictures to calibrate with.
+    """Where calibration images come from.
 
     Attributes:
-        project: of Label Studio; ``None``: what belongs to none.
-        video: a local file that is being looked at, from which pictures may be taken.
+        project: Label Studio project; ``None``: outside of projects.
+        video: local file of the current video, to collect frames from.
     """
 
     project: int | None = None
@@ -62,7 +62,7 @@ class CalibrationSource:
 
 
 class CalibrationPool:
-    """The pictures of one project for one size of input.
+    """The calibration images of a project for one input size.
 
     Args:
         settings: ``data_dir`` and ``imgsz`` are used.
@@ -76,7 +76,7 @@ class CalibrationPool:
 
     @property
     def videos(self) -> list[Path]:
-        """A folder of pictures each, always in the same order."""
+        """The folder of each video, in a fixed order."""
         try:
             return sorted(path for path in self._folder.iterdir() if not path.name.startswith(".") and path.is_dir())
         except OSError:
@@ -84,23 +84,23 @@ class CalibrationPool:
 
     @property
     def generation(self) -> int:
-        """0 without pictures; then one more whenever the videos have doubled: 1, 2, 4, 8, 16."""
+        """0 without videos; incremented whenever their number has doubled: at 1, 2, 4, 8, 16."""
         return len(self.videos).bit_length()
 
-    def wants(self, video: str | os.PathLike[str]) -> bool:
-        """Whether pictures of a video are still to be taken."""
+    def needs(self, video: str | os.PathLike[str]) -> bool:
+        """Return whether frames of a video should be collected."""
         videos = self.videos
         try:
-            return len(videos) < MAX_VIDEOS and _fingerprint(video) not in {known.name for known in videos}
-        except OSError:  # whoever reads all of it will tell
+            return len(videos) < MAX_VIDEOS and _fingerprint(video) not in {folder.name for folder in videos}
+        except OSError:  # reported when the video is decoded
             return False
 
     def collect(self, video: str | os.PathLike[str]) -> int:
-        """Take pictures spread over a video; the number of them. Those of the others get fewer when the pool is full.
+        """Store frames spread over a video and return their number; thin out other videos if the pool is full.
 
         Raises:
-            VideoError: it cannot be decoded.
-            StorageError: the disk does not take them.
+            VideoError: the video cannot be decoded.
+            StorageError: the disk cannot be written.
         """
         import cv2
 
@@ -108,94 +108,94 @@ class CalibrationPool:
         from ml_backend.video.reader import read_at
 
         info = probe(video)
-        count = max(1, min(PER_VIDEO, info.frames, round(info.duration / SPACING_S)))
+        limit = min(MAX_IMAGES_PER_VIDEO, info.frames, round(info.duration / SPACING_S))
+        count = max(1, limit)
         indices = np.unique(np.linspace(0, info.frames - 1, count).round().astype(np.int64))
         size = scaled_size(info.width, info.height, min(1.0, self._side / max(info.width, info.height)))
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._tidy()
+            self._remove_stale()
             with tempfile.TemporaryDirectory(prefix=".", dir=self._folder) as temporary:
-                made = Path(temporary) / "pictures"
-                made.mkdir()
+                folder = Path(temporary) / "images"
+                folder.mkdir()
                 for frame in read_at(video, info, indices):
                     image = cv2.resize(frame.image, size, interpolation=cv2.INTER_AREA)
                     _, jpeg = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, QUALITY))
-                    (made / f"{frame.index:08d}.jpg").write_bytes(jpeg.tobytes())
-                taken = len(_pictures(made))
+                    (folder / f"{frame.index:08d}.jpg").write_bytes(jpeg.tobytes())
+                collected = len(_list_images(folder))
                 target = self._folder / _fingerprint(video)
                 try:
-                    made.replace(target)
+                    folder.replace(target)
                 except OSError:
-                    if not target.is_dir():
+                    if not target.is_dir():  # else another process was faster
                         raise
-                    # Else another process has been faster.
-            self._thin()
+            self._thin_out()
         except OSError as error:
             raise StorageError(
-                f"Pictures for int8 cannot be kept in {self._folder}: {error.strerror or error}.",
+                f"Calibration images cannot be stored in {self._folder}: {error.strerror or error}.",
                 "Free some disk space, make the folder writable, or set PRECISION=auto.",
             ) from error
-        return taken
+        return collected
 
-    def parts(self) -> tuple[list[Path], list[Path]]:
-        """Pictures to calibrate with, and held-out ones to check with: of other videos, or of other times."""
+    def split(self) -> tuple[list[Path], list[Path]]:
+        """Return the images to calibrate with, and held-out ones of other videos or times to check with."""
         videos = self.videos
         calibrate: list[Path] = []
         held_out: list[Path] = []
         for number, video in enumerate(videos):
-            pictures = _pictures(video)
-            if len(videos) >= SEVERAL:
-                (calibrate if number % SEVERAL else held_out).extend(pictures)
+            images = _list_images(video)
+            if len(videos) >= MIN_VIDEOS_TO_HOLD_OUT:
+                (calibrate if number % MIN_VIDEOS_TO_HOLD_OUT else held_out).extend(images)
                 continue
-            for index, picture in enumerate(pictures):
-                kind = _BLOCK[index % len(_BLOCK)]
+            for index, image in enumerate(images):
+                kind = _SPLIT_PATTERN[index % len(_SPLIT_PATTERN)]
                 if kind != "-":
-                    (calibrate if kind == "c" else held_out).append(picture)
+                    (calibrate if kind == "c" else held_out).append(image)
         return calibrate, held_out
 
-    def _thin(self) -> None:
-        """Remove every other picture of the video that has most, until there are no more than there may be."""
-        kept = {video: _pictures(video) for video in self.videos}
-        while sum(map(len, kept.values())) > MAX_PICTURES:
-            fullest = max(kept, key=lambda video: len(kept[video]))
-            for picture in kept[fullest][1::2]:
-                picture.unlink(missing_ok=True)
-            kept[fullest] = kept[fullest][::2]
+    def _thin_out(self) -> None:
+        """Remove every other image of the largest video until the pool is within its limit."""
+        images = {video: _list_images(video) for video in self.videos}
+        while sum(map(len, images.values())) > MAX_IMAGES:
+            largest = max(images, key=lambda video: len(images[video]))
+            for image in images[largest][1::2]:
+                image.unlink(missing_ok=True)
+            images[largest] = images[largest][::2]
 
-    def _tidy(self) -> None:
+    def _remove_stale(self) -> None:
         for temporary in self._folder.glob(".*"):
             with contextlib.suppress(OSError):  # another process has removed it
-                if time.time() - temporary.stat().st_mtime > _LEFT_BEHIND_S:
+                if time.time() - temporary.stat().st_mtime > _STALE_S:
                     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_frames_for_calibration(files: Sequence[Path]) -> Iterator[Image]:
-    """``(height, width, 3)`` uint8 BGR each; damaged ones are left out."""
+def read_calibration_images(files: Sequence[Path]) -> Iterator[Image]:
+    """Yield images, ``(height, width, 3)`` uint8 BGR each; skip damaged ones."""
     import cv2
 
     for file in files:
         with contextlib.suppress(OSError):  # another process has removed it
             content = file.read_bytes()
-            # What is cut off is decoded too, with grey for the rest.
-            whole = content.endswith(_END_OF_JPEG)
-            image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if whole else None
+            # OpenCV decodes truncated files too, with grey for the rest.
+            complete = content.endswith(_END_OF_JPEG)
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if complete else None
             if image is None:
-                log.warning("The picture %s is damaged and left out.", file)
+                log.warning("The calibration image %s is damaged and skipped.", file)
             else:
                 yield np.asarray(image, np.uint8)
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """In order of time."""
+def _list_images(folder: Path) -> list[Path]:
+    """List images in order of time."""
     return sorted(folder.glob("*.jpg"))
 
 
 def _fingerprint(video: str | os.PathLike[str]) -> str:
-    """Of a video's content: of its length and its ends, as reading gigabytes takes too long."""
+    """Hash a video's size and both ends, as reading gigabytes would take too long."""
     digest = hashlib.sha256()
     with open(video, "rb") as file:
         digest.update(str(os.fstat(file.fileno()).st_size).encode())
-        digest.update(file.read(_ENDS))
-        file.seek(-min(_ENDS, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        digest.update(file.read(_FINGERPRINT_BYTES))
+        file.seek(-min(_FINGERPRINT_BYTES, os.fstat(file.fileno()).st_size), os.SEEK_END)
         digest.update(file.read())
     return digest.hexdigest()[:16]

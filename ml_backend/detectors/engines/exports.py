@@ -1,9 +1,8 @@
-"""OpenVINO exports on disk, and which engine runs a checkpoint here and now.
+"""Store OpenVINO exports, and choose the engine for a checkpoint.
 
-An export is a folder that appears whole or not at all, named by the checkpoint's hash, the precision and OpenVINO's
-version; ``.refused`` beside it says why it must not be used. A missing one is made by a child process (:mod:`.make`)
-while PyTorch serves: tracing a network keeps Python's lock for many seconds, in which a worker could do nothing else.
-Imports no heavy library.
+An export is a folder, written atomically and named by the checkpoint's hash, the precision and OpenVINO's version; a
+file ``.refused`` beside it says why it must not be used. A child process (:mod:`.make`) makes missing exports while
+PyTorch is used: tracing a network holds the GIL for many seconds, which would block a worker. Imports no heavy library.
 """
 
 from __future__ import annotations
@@ -35,25 +34,26 @@ from ml_backend.detectors.engines.torch_engine import select_device
 log = logging.getLogger(__name__)
 
 META = "export.json"
-#: Raised when exports are made in another way.
+#: Increment it when exports are made in another way.
 FORMAT = 1
-#: The least recently used ones above go. A project that uses int8 has one of its own, a third as large as fp32.
-KEEP = 60
-#: What failed is left alone for so long: another try for every video would cost more than PyTorch does.
+#: Maximum number of exports; the least recently used are removed. Each project with int8 has its own, a third as large
+#: as fp32.
+MAX_EXPORTS = 60
+#: Delay before a failed export is tried again: a try for every video would cost more than PyTorch does.
 RETRY_AFTER_S = 600.0
-#: A process that ended in the middle of an export left its temporary folder behind; none takes a day.
-LEFT_BEHIND_S = 24 * 3600
-#: What an export depends on.
+#: Age at which temporary folders are left over from a process that was killed.
+STALE_S = 24 * 3600
+#: Settings that an export depends on.
 _SETTINGS = frozenset({"data_dir", "device", "imgsz", "batch", "conf", "engine", "precision"})
-NO_INT8 = "int8 is only made for OpenVINO."
+NO_INT8 = "int8 needs OpenVINO."
 
-#: Exports that did not run in this process: why, and when.
+#: Reason and time of the failures of exports in this process.
 _failures: dict[Path, tuple[str, float]] = {}
-_told: set[tuple[str, str]] = set()
+_logged: set[tuple[str, str]] = set()
 
 
 class ParityFailed(WeightsError):
-    """An export that does not find what its checkpoint finds."""
+    """The detections of an export differ too much from those of its checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,12 @@ class EngineExport:
     """A usable export.
 
     Attributes:
-        folder: where its files lie.
+        folder: folder of its files.
         precision: ``"fp32"`` or ``"int8"``.
         names: class name by class id.
-        stride: sides of the input are multiples of it.
-        end2end: whether its output needs no NMS.
-        check: figures of the comparison with the checkpoint.
+        stride: the sides of the input are multiples of it.
+        end2end: whether the output needs no NMS.
+        check: results of the comparison with the checkpoint.
     """
 
     folder: Path
@@ -77,17 +77,17 @@ class EngineExport:
     check: Mapping[str, Any] = field(default_factory=dict)
 
     def failed(self, reason: str) -> None:
-        """Leave it alone for a while: it did not run here."""
+        """Record a failure, so that the export is not used for ``RETRY_AFTER_S``."""
         _failures[self.folder] = (reason, time.monotonic())
 
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """What is to run a checkpoint.
+    """The engine that runs a checkpoint.
 
     Attributes:
         export: for OpenVINO; ``None``: PyTorch.
-        note: why it is not what was wanted, else empty; meant to be shown.
+        note: why it is not the configured engine, for users; else empty.
     """
 
     export: EngineExport | None = None
@@ -105,24 +105,24 @@ class EngineChoice:
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
-    """The exports of one checkpoint that are wanted under some settings, and whose pictures int8 is made with."""
+    """The exports that a checkpoint needs under some settings."""
 
     path: Path
     sha256: str
     settings: Settings
-    footage: CalibrationSource
+    calibration: CalibrationSource
 
     @property
     def pool(self) -> CalibrationPool:
-        return CalibrationPool(self.settings, self.footage.project)
+        return CalibrationPool(self.settings, self.calibration.project)
 
     @property
     def fp32(self) -> Path:
-        """Where that export is, or would be."""
+        """Folder of the fp32 export, which may not exist."""
         return self._folder("fp32")
 
     def int8(self, generation: int) -> Path:
-        """As :attr:`fp32`, made with the pictures that the pool has in a generation."""
+        """Return the folder of the int8 export that was calibrated with a generation of the pool."""
         return self._folder(f"int8-{self.pool.name}-{generation}")
 
     def _folder(self, kind: str) -> Path:
@@ -130,36 +130,36 @@ class EnginePlan:
         return self.settings.weights_dir / "engines" / name
 
     def dump(self) -> str:
-        """As JSON, for a child process."""
+        """Return JSON for the child process."""
         settings = self.settings.model_dump(mode="json", include=set(_SETTINGS))
-        of = {"path": str(self.path), "sha256": self.sha256, "footage": asdict(self.footage)}
-        return json.dumps({**of, "settings": settings})
+        plan = {"path": str(self.path), "sha256": self.sha256, "calibration": asdict(self.calibration)}
+        return json.dumps({**plan, "settings": settings})
 
     @classmethod
     def load(cls, text: str) -> EnginePlan:
-        """What :meth:`dump` has written."""
-        facts = json.loads(text)
-        settings = Settings(_env_file=None, **facts["settings"])
-        return cls(Path(facts["path"]), facts["sha256"], settings, CalibrationSource(**facts["footage"]))
+        """Parse the JSON of :meth:`dump`."""
+        plan = json.loads(text)
+        settings = Settings(_env_file=None, **plan["settings"])
+        return cls(Path(plan["path"]), plan["sha256"], settings, CalibrationSource(**plan["calibration"]))
 
 
 def choose_engine(
-    path: Path, sha256: str, settings: Settings, *, wait: bool = False, footage: CalibrationSource | None = None
+    path: Path, sha256: str, settings: Settings, *, wait: bool = False, calibration: CalibrationSource | None = None
 ) -> EngineChoice:
-    """Decide for one video.
+    """Choose the engine for one video.
 
     Args:
         path, sha256: the checkpoint.
-        settings: ``engine``, ``precision`` and ``device`` are what matters.
-        wait: make what is missing now; else PyTorch serves, or fp32 instead of int8, while a child process makes it.
-        footage: whose pictures int8 is made with, where it is wanted.
+        settings: ``engine``, ``precision`` and ``device`` are used.
+        wait: wait for a missing export; else use PyTorch, or fp32 instead of int8, while a child process makes it.
+        calibration: source of the images that calibrate int8.
 
     Raises:
         WeightsError: the device does not exist.
     """
-    choice = _choose(EnginePlan(path, sha256, settings, footage or CalibrationSource()), wait)
-    if choice.note and (sha256, choice.note) not in _told:
-        _told.add((sha256, choice.note))
+    choice = _choose(EnginePlan(path, sha256, settings, calibration or CalibrationSource()), wait)
+    if choice.note and (sha256, choice.note) not in _logged:
+        _logged.add((sha256, choice.note))
         log.warning("Engine of %s: %s", path.name, choice.note)
     return choice
 
@@ -172,55 +172,55 @@ def _choose(plan: EnginePlan, wait: bool) -> EngineChoice:
         return EngineChoice(note=NO_INT8 if settings.precision == "int8" else "")
     if reason := not_installed("openvino"):
         return EngineChoice(note=_not_used("openvino", reason, "PyTorch"))
-    choice, due = _ready(plan)
-    if not due:
+    choice, incomplete = _best_available(plan)
+    if not incomplete:
         return choice
-    failure = _make(plan, wait)
+    failure = _start_child(plan, wait)
     if wait:
-        choice, _ = _ready(plan)
+        choice, _ = _best_available(plan)
     if failure and choice.note:
         missing, instead = ("int8", "fp32") if choice.export else ("openvino", "PyTorch")
         choice = replace(choice, note=_not_used(missing, failure, instead))
     return choice
 
 
-def _ready(plan: EnginePlan) -> tuple[EngineChoice, bool]:
-    """The best that can be used now, and whether something is to be made."""
-    if reason := refusal(plan.fp32):  # before looking for it: also one that is there may not run
+def _best_available(plan: EnginePlan) -> tuple[EngineChoice, bool]:
+    """Return the best engine that can be used now, and whether an export is to be made."""
+    if reason := refusal(plan.fp32):  # checked first, as an existing export may fail to run
         return EngineChoice(note=_not_used("openvino", reason, "PyTorch")), False
-    exact = find_export(plan.fp32)
+    fp32 = find_export(plan.fp32)
     if plan.settings.precision != "int8":
-        note = "" if exact else "openvino is being prepared: PyTorch is used until then."
-        return EngineChoice(exact, note), exact is None
+        note = "" if fp32 else "openvino is being prepared: PyTorch is used until then."
+        return EngineChoice(fp32, note), fp32 is None
     pool = plan.pool
     newest = plan.int8(pool.generation)
-    video = plan.footage.video
-    due = (video is not None and pool.wants(video)) or (
+    video = plan.calibration.video
+    incomplete = (video is not None and pool.needs(video)) or (
         pool.generation > 0 and not (refusal(newest) or find_export(newest))
     )
-    note = "int8 is being prepared from this project's pictures: fp32 is used until then."
-    if not due:
-        note = "int8 waits for a first video, whose pictures it is made with: fp32 is used until then."
-    elif reason := not_installed("nncf"):  # it is not needed to run what it has made
-        due, note = False, _not_used("int8", reason, "fp32")
-    # Where the pool has grown, what was made with fewer pictures serves until there is another.
+    note = "int8 is being prepared with frames of this project: fp32 is used until then."
+    if not incomplete:
+        note = "int8 needs frames of a first video for calibration: fp32 is used until then."
+    elif reason := not_installed("nncf"):  # only needed to make exports
+        incomplete, note = False, _not_used("int8", reason, "fp32")
+    # While the export for a larger pool is missing, use one of an earlier generation.
     for generation in range(pool.generation, 0, -1):
         if reason := refusal(plan.int8(generation)):
             note = _not_used("int8", reason, "fp32")
             break
         if export := find_export(plan.int8(generation)):
-            return EngineChoice(export), due or exact is None
-    if exact is None:
+            return EngineChoice(export), incomplete or fp32 is None
+    if fp32 is None:
         note = "openvino is being prepared: PyTorch is used until then."
-    return EngineChoice(exact, note), due or exact is None
+    return EngineChoice(fp32, note), incomplete or fp32 is None
 
 
 def _not_used(engine: str, reason: str, instead: str) -> str:
-    return f"{engine} is not used: {reason.rstrip('.')}. {instead} is."
+    return f"{engine} is not used: {reason.rstrip('.')}. {instead} is used instead."
 
 
 def not_installed(package: str) -> str:
-    """A sentence about a package that is missing; else empty."""
+    """Return a reason if a package is missing, else an empty string."""
     try:
         version(package)
     except PackageNotFoundError:
@@ -228,52 +228,52 @@ def not_installed(package: str) -> str:
     return ""
 
 
-# -- what is on the disk
+# -- exports on disk
 
 
 def find_export(folder: Path) -> EngineExport | None:
-    """A whole export; one that is damaged is removed, so that it is made again."""
+    """Return the export in a folder, or ``None``; remove a damaged one, so that it is made again."""
     if not folder.is_dir():
         return None
     try:
-        facts = json.loads((folder / META).read_text(encoding="utf-8"))
-        for name, digest in facts["files"].items():
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        for name, digest in meta["files"].items():
             if file_sha256(folder / name) != digest:
                 raise ValueError(f"{name} has changed")
-        names = {int(i): str(name) for i, name in facts["names"].items()}
+        names = {int(i): str(name) for i, name in meta["names"].items()}
         precision = "int8" if "-openvino-int8-" in folder.name else "fp32"
-        export = EngineExport(folder, precision, names, int(facts["stride"]), bool(facts["end2end"]), facts["check"])
+        export = EngineExport(folder, precision, names, int(meta["stride"]), bool(meta["end2end"]), meta["check"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("The export %s is damaged and made again: %s", folder.name, error)
+        log.warning("The export %s is damaged and will be made again: %s", folder.name, error)
         shutil.rmtree(folder, ignore_errors=True)
         return None
-    with contextlib.suppress(OSError):  # a read-only folder: then nothing is removed from it either
+    with contextlib.suppress(OSError):  # a read-only folder, in which nothing is pruned either
         os.utime(folder / META)
     return export
 
 
-def keep_export(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> EngineExport:
-    """Make an export and move it into place. Only one process at a time may do so for a folder.
+def make_export(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> EngineExport:
+    """Make an export atomically. Only one process at a time may do so for a folder.
 
     Args:
         build: fills the empty folder that it is given, and returns ``names``, ``stride``, ``end2end``, ``check``.
 
     Raises:
-        Unsound: what ``build`` says; remembered for good.
-        OSError: the disk does not take it.
+        ParityFailed: raised by ``build``; recorded permanently.
+        OSError: the disk cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        made = Path(temporary) / "export"
-        made.mkdir()
+        target = Path(temporary) / "export"
+        target.mkdir()
         try:
-            facts = build(made)
+            meta = build(target)
         except ParityFailed as error:
-            with contextlib.suppress(OSError):  # a full disk: then the next process finds out for itself
+            with contextlib.suppress(OSError):  # the disk is full: then the next process tries it again
                 _refused(folder).write_text(error.message, encoding="utf-8")
             raise
-        files = {file.name: file_sha256(file) for file in made.iterdir()}
-        (made / META).write_text(json.dumps({"files": files, **facts}, indent=1), encoding="utf-8")
-        made.replace(folder)
+        files = {file.name: file_sha256(file) for file in target.iterdir()}
+        (target / META).write_text(json.dumps({"files": files, **meta}, indent=1), encoding="utf-8")
+        target.replace(folder)
     prune_exports(folder.parent)
     export = find_export(folder)
     if export is None:
@@ -282,21 +282,21 @@ def keep_export(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Eng
 
 
 def prune_exports(engines: Path) -> None:
-    """Remove the exports that were not used for longest, and what ended processes have left behind."""
-    for meta in sorted(engines.glob(f"*/{META}"), key=_mtime)[:-KEEP]:
+    """Remove the least recently used exports, and temporary folders of killed processes."""
+    for meta in sorted(engines.glob(f"*/{META}"), key=_mtime)[:-MAX_EXPORTS]:
         shutil.rmtree(meta.parent, ignore_errors=True)
     for temporary in engines.glob(".*"):
-        if time.time() - _mtime(temporary) > LEFT_BEHIND_S:
+        if time.time() - _mtime(temporary) > STALE_S:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def refusal(folder: Path) -> str:
-    """Why an export is not to be used or made, for good or for the next minutes; else empty."""
+    """Return why an export must not be used or made, permanently or for some minutes; else an empty string."""
     reason, when = _failures.get(folder, ("", 0.0))
     if reason and time.monotonic() - when < RETRY_AFTER_S:
         return reason
     try:
-        return _refused(folder).read_text(encoding="utf-8") or "it is unsound"
+        return _refused(folder).read_text(encoding="utf-8") or "its check failed"
     except OSError:
         return ""
 
@@ -316,13 +316,13 @@ def _mtime(file: Path) -> float:
 
 
 class _Child:
-    """A process that makes what a plan lacks."""
+    """A process that makes the missing exports of a plan."""
 
     def __init__(self, plan: EnginePlan) -> None:
-        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
+        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - read after the process has exited
         self.process = subprocess.Popen(
             [sys.executable, "-m", "ml_backend.detectors.engines.make", plan.dump()],
-            stdin=subprocess.PIPE,  # stays open as long as this process lives; the child ends with it
+            stdin=subprocess.PIPE,  # closes when this process exits, which ends the child
             stdout=self._output,
             stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONPATH": import_path(os.environ)},
@@ -331,23 +331,23 @@ class _Child:
         self._ended: float | None = None
 
     def check(self) -> bool:
-        """Whether it runs, or has failed so lately that no other one is to be started; ``failure`` says why then."""
+        """Return whether it runs, or failed within ``RETRY_AFTER_S``; update ``failure``."""
         if self.process.poll() is None:
             return True
         if self._ended is None:
-            self._ended, self.failure = time.monotonic(), self._repeat_log()
+            self._ended, self.failure = time.monotonic(), self._forward_log()
         return bool(self.failure) and time.monotonic() - self._ended < RETRY_AFTER_S
 
-    def _repeat_log(self) -> str:
-        """Log here what it has logged, and return its error."""
+    def _forward_log(self) -> str:
+        """Log the child's messages in this process, and return its error."""
         status = self.process.returncode
-        reason = f"the process that makes it ended with status {status} (too little memory?)" if status else ""
+        reason = f"the export process exited with status {status} (too little memory?)" if status else ""
         self._output.seek(0)
         for line in self._output.read().decode(errors="replace").splitlines():
-            level, found, message = line.partition("|")
-            if found and level == "ERROR":
+            level, separator, message = line.partition("|")
+            if separator and level == "ERROR":
                 reason = message
-            elif found and level in ("INFO", "WARNING"):
+            elif separator and level in ("INFO", "WARNING"):
                 log.log(logging.getLevelName(level), "%s", message)
         self._output.close()
         return reason
@@ -357,8 +357,8 @@ _children: dict[tuple[str, str], _Child] = {}
 _children_lock = threading.Lock()
 
 
-def _make(plan: EnginePlan, wait: bool) -> str:
-    """Start to make what a plan lacks, unless a process of ours is at it; why that has failed lately, else empty."""
+def _start_child(plan: EnginePlan, wait: bool) -> str:
+    """Start a process for the missing exports unless one runs; return why it failed recently, else an empty string."""
     int8 = plan.settings.precision == "int8"
     key = (str(plan.fp32), plan.pool.name if int8 else "")
     try:
@@ -367,7 +367,7 @@ def _make(plan: EnginePlan, wait: bool) -> str:
             if child is None or not child.check():
                 child = _children[key] = _Child(plan)
     except OSError as error:
-        return f"the process that makes it did not start ({error})"
+        return f"the export process did not start ({error})"
     if wait:
         child.process.wait()
     with _children_lock:

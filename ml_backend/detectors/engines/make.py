@@ -1,7 +1,7 @@
-"""Make what a plan lacks, in a process of its own: ``python -m ml_backend.detectors.engines.make PLAN``.
+"""Make the missing exports of a plan in a child process: ``python -m ml_backend.detectors.engines.make PLAN``.
 
-An export is compared with its checkpoint before anybody uses it. What is logged goes to standard output, a line
-``LEVEL|message`` each, for the process that started this one, and with whose end this one ends.
+Each export is compared with its checkpoint before use. Logs go to standard output, as lines ``LEVEL|message`` for the
+parent process; this process exits when its parent does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ml_backend.detectors.engines.exports import (
     EnginePlan,
     ParityFailed,
     find_export,
-    keep_export,
+    make_export,
     not_installed,
 )
 from ml_backend.detectors.engines.int8 import detect, make_int8
@@ -39,15 +39,15 @@ from ml_backend.detectors.yolo import YoloDetector
 if TYPE_CHECKING:
     import openvino
 
-log = logging.getLogger("ml_backend.detectors.engines.make")  # not __main__, whose lines nobody would see
+log = logging.getLogger("ml_backend.detectors.engines.make")  # not __main__, which has no handler
 
 #: int8 of a large network takes minutes, on a busy machine many. What takes longer hangs.
 TIMEOUT_S = 3600
-#: Also what a network is hardly sure of is compared, and where it sees nothing at all in the pictures, the next.
+#: Confidence thresholds of the comparison: low, to include weak boxes, and lower if there are no boxes at all.
 CHECK_CONF = (1e-3, 1e-6)
-CHECK_BEST = 100  # boxes a picture
-#: Of the checkpoint's boxes, the share that the export finds too, at this IoU. In between lies what NMS decides
-#: differently for two boxes that are nearly equal.
+CHECK_BEST = 100  # boxes per image
+#: Share of the checkpoint's boxes that the export must match at ``MATCH_IOU``. It is below 1 because NMS may choose
+#: differently between two nearly equal boxes.
 MIN_MATCHED = 0.95
 MATCH_IOU = 0.9
 MAX_CONF_DIFFERENCE = 0.02  # mean over matched boxes; fp16 stays below a tenth of it
@@ -55,11 +55,11 @@ MAX_CONF_DIFFERENCE = 0.02  # mean over matched boxes; fp16 stays below a tenth 
 
 @dataclass(frozen=True, slots=True)
 class EngineAgreement:
-    """How well two detectors agree.
+    """Agreement of two detectors.
 
     Attributes:
-        boxes: of the reference.
-        matched: share of them that the other finds: same class, IoU of ``MATCH_IOU``.
+        boxes: number of boxes of the reference.
+        matched: share of them that the other detector matches: same class, IoU of ``MATCH_IOU``.
         conf_difference: mean absolute difference of matched boxes' confidence.
     """
 
@@ -68,44 +68,44 @@ class EngineAgreement:
     conf_difference: float
 
     @property
-    def sound(self) -> bool:
+    def passed(self) -> bool:
         return self.matched >= MIN_MATCHED and self.conf_difference <= MAX_CONF_DIFFERENCE
 
 
 def agreement(reference: Sequence[Detections], others: Sequence[Detections]) -> EngineAgreement:
-    """Compare the best ``CHECK_BEST`` boxes of each picture. Nothing found by both agrees; by one only, it does not."""
+    """Compare the best ``CHECK_BEST`` boxes of each image. Images without boxes of either detector agree."""
     boxes = matched = 0
     differences: list[float] = []
-    for mine, other in zip(reference, others, strict=True):
-        count = min(len(mine), CHECK_BEST)
-        boxes += count if len(mine) else len(other)
+    for expected, other in zip(reference, others, strict=True):
+        count = min(len(expected), CHECK_BEST)
+        boxes += count if len(expected) else len(other)
         if not count or not len(other):
             continue
-        iou = iou_matrix(mine.xyxy[:count], other.xyxy)
-        iou[mine.class_id[:count, None] != other.class_id[None]] = 0
+        iou = iou_matrix(expected.xyxy[:count], other.xyxy)
+        iou[expected.class_id[:count, None] != other.class_id[None]] = 0
         best = iou.argmax(axis=1)
-        there = iou[np.arange(count), best] >= MATCH_IOU
-        matched += int(there.sum())
-        differences += np.abs(mine.conf[:count] - other.conf[best])[there].tolist()
+        is_match = iou[np.arange(count), best] >= MATCH_IOU
+        matched += int(is_match.sum())
+        differences += np.abs(expected.conf[:count] - other.conf[best])[is_match].tolist()
     share = matched / boxes if boxes else 1.0
     return EngineAgreement(boxes, round(share, 4), round(float(np.mean(differences)), 5) if differences else 0.0)
 
 
 def make(plan: EnginePlan) -> None:
-    """Make what is missing of a plan's exports. Another process that makes the same network's is waited for.
+    """Make the missing exports of a plan, after waiting for other processes that export the same network.
 
     Raises:
-        Unsound: an export does not find what it has to.
+        ParityFailed: an export differs too much from its checkpoint.
         WeightsError: the checkpoint cannot be loaded.
-        VideoError, StorageError: pictures for int8 cannot be taken.
-        OSError: the disk does not take it.
+        VideoError, StorageError: calibration images for int8 cannot be collected.
+        OSError: the disk cannot be written.
     """
     plan.fp32.parent.mkdir(parents=True, exist_ok=True)
     with plan.fp32.with_name(f"{plan.fp32.name}.lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
-        exact = find_export(plan.fp32) or keep_export(plan.fp32, lambda folder: _export(plan, folder))
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed
+        fp32 = find_export(plan.fp32) or make_export(plan.fp32, lambda folder: _export(plan, folder))
         if plan.settings.precision == "int8" and not not_installed("nncf"):
-            make_int8(plan, exact)
+            make_int8(plan, fp32)
 
 
 def _export(plan: EnginePlan, folder: Path) -> Mapping[str, Any]:
@@ -118,47 +118,47 @@ def _export(plan: EnginePlan, folder: Path) -> Mapping[str, Any]:
     engine = TorchEngine(plan.path, torch.device("cpu"), half=False)
     openvino.save_model(_with_preprocessing(_convert(engine)), folder / MODEL_FILE, compress_to_fp16=False)
     export = EngineExport(folder, "fp32", engine.names, engine.stride, engine.end2end)
-    found = check(plan, export)
-    if not found.sound:
+    result = check(plan, export)
+    if not result.passed:
         raise ParityFailed(
-            f"openvino finds {found.matched:.0%} of the boxes that PyTorch finds, their confidence differs by "
-            f"{found.conf_difference:.3f}.",
+            f"openvino finds {result.matched:.0%} of the boxes that PyTorch finds, and their confidence differs by "
+            f"{result.conf_difference:.3f}.",
             "Set ENGINE=torch.",
         )
     log.info("openvino runs %s from the next video on (made in %.1f s)", plan.path.name, time.monotonic() - started)
-    return {"names": export.names, "stride": export.stride, "end2end": export.end2end, "check": asdict(found)}
+    return {"names": export.names, "stride": export.stride, "end2end": export.end2end, "check": asdict(result)}
 
 
 def check(plan: EnginePlan, export: EngineExport) -> EngineAgreement:
-    """Compare an export with its checkpoint on a few pictures.
+    """Compare an export with its checkpoint on a few images.
 
     Raises:
         RuntimeError: the export does not run.
     """
-    pictures = check_pictures()
-    found = EngineAgreement(0, 1.0, 0.0)
+    images = _check_images()
+    result = EngineAgreement(0, 1.0, 0.0)
     for conf in CHECK_CONF:
-        lenient = plan.settings.model_copy(update={"conf": conf, "precision": "fp32", "device": "cpu"})
-        detections = detect(plan.path, export, lenient, pictures)
-        found = agreement(YoloDetector(plan.path, lenient).detect(pictures), detections)
-        if found.boxes:
+        settings = plan.settings.model_copy(update={"conf": conf, "precision": "fp32", "device": "cpu"})
+        detections = detect(plan.path, export, settings, images)
+        result = agreement(YoloDetector(plan.path, settings).detect(images), detections)
+        if result.boxes:
             break
-    return found
+    return result
 
 
-def check_pictures() -> list[Image]:
-    """Photographs that come with ultralytics, and blocks of noise; of three aspects."""
+def _check_images() -> list[Image]:
+    """Return the photographs of the ultralytics package and an image of random blocks, in three aspect ratios."""
     import cv2
     from ultralytics.utils import ASSETS
 
     blocks = np.random.default_rng(0).integers(0, 255, (9, 16, 3), np.uint8)
-    pictures = [np.kron(blocks, np.ones((40, 40, 1), np.uint8))]
-    pictures += [image for file in sorted(ASSETS.glob("*.jpg")) if (image := cv2.imread(str(file))) is not None]
-    return pictures
+    images = [np.kron(blocks, np.ones((40, 40, 1), np.uint8))]
+    images += [image for file in sorted(ASSETS.glob("*.jpg")) if (image := cv2.imread(str(file))) is not None]
+    return images
 
 
 def _convert(engine: TorchEngine) -> openvino.Model:
-    """The network for inputs of any size. Changes the engine's network as ultralytics' exporter does."""
+    """Convert the network for inputs of any size. Modifies the engine's network like ultralytics' exporter."""
     import openvino
     import torch
     from ultralytics.nn.modules import C2f, Detect
@@ -171,7 +171,7 @@ def _convert(engine: TorchEngine) -> openvino.Model:
             module.shape = None
         elif isinstance(module, C2f):
             module.forward = module.forward_split
-    # No side equals the other, and none the batch: what is traced must not take them for the same.
+    # All dimensions differ, so that tracing cannot confuse them.
     example = torch.zeros(1, 3, 12 * engine.stride, 20 * engine.stride)
     with torch.no_grad():
         traced = torch.jit.trace(  # type: ignore[no-untyped-call]
@@ -181,7 +181,7 @@ def _convert(engine: TorchEngine) -> openvino.Model:
 
 
 def _with_preprocessing(model: openvino.Model) -> openvino.Model:
-    """The same for uint8 BGR pictures, ``(n, height, width, 3)``: the engine converts them faster than NumPy."""
+    """Make the model take uint8 BGR images, ``(n, height, width, 3)``, which OpenVINO converts faster than NumPy."""
     from openvino import Layout, Type
     from openvino.preprocess import ColorFormat, PrePostProcessor
 
@@ -193,12 +193,12 @@ def _with_preprocessing(model: openvino.Model) -> openvino.Model:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Make what a plan lacks. Exit status: 0, or 1 after an error that was logged."""
+    """Make the missing exports of a plan; return 0, or 1 after logging an error."""
     exit_with_parent()
     lower_priority()
     signal.alarm(TIMEOUT_S)
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("\n%(levelname)s|%(message)s"))  # libraries draw bars without an end
+    handler.setFormatter(logging.Formatter("\n%(levelname)s|%(message)s"))  # \n: progress bars do not end their line
     logger = logging.getLogger("ml_backend")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""OpenVINO on CPUs: pictures of a batch run at once, each on cores of its own."""
+"""OpenVINO engine for CPUs: runs the images of a batch in parallel, each on its own cores."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ if TYPE_CHECKING:
     import openvino
 
 MODEL_FILE = "model.xml"
-#: Networks compiled for one input size each; videos of a project have one or two.
+#: Maximum number of compiled networks, one per input size; videos of a project have one or two.
 MAX_SIZES = 4
-#: No picture takes so long. Requests that never end have been seen on some machines.
+#: No image takes this long, but on some machines requests have been seen to hang.
 TIMEOUT_S = 120.0
-#: What has been cancelled ends with the picture it is at.
+#: A cancelled request ends only after its current image.
 CANCEL_MS = 2000
 
 
 class OpenvinoEngine:
-    """Offers what TorchEngine does. The GIL is free while the network runs.
+    """Same interface as :class:`~ml_backend.detectors.engines.torch_engine.TorchEngine`.
 
-    May be used from many threads; two keep it busy while one of them prepares or reads what it is given.
+    Thread-safe, and releases the GIL while the network runs. Two threads keep it busy while one of them does pre- or
+    postprocessing.
 
     Args:
-        export: made by :mod:`ml_backend.detectors.engines.make`; takes uint8 BGR pictures as they are.
-        parallel: most pictures that are given at once.
+        export: made by :mod:`ml_backend.detectors.engines.make`; its input is uint8 BGR.
+        max_batch: maximum number of images per call.
 
     Raises:
-        RuntimeError: it cannot be read.
+        RuntimeError: the export cannot be read.
     """
 
     name = "openvino"
 
-    def __init__(self, export: EngineExport, parallel: int) -> None:
+    def __init__(self, export: EngineExport, max_batch: int) -> None:
         setup_openvino()
         import joblib  # type: ignore[import-untyped,unused-ignore]
         import openvino
@@ -55,16 +56,16 @@ class OpenvinoEngine:
         self._weights = file.with_suffix(".bin").stat().st_size
         self.precision = export.precision
         self.names, self.stride, self.end2end = export.names, export.stride, export.end2end
-        self.max_batch = max(1, parallel)
+        self.max_batch = max(1, max_batch)
         cores = joblib.cpu_count()
         self._streams = min(cores, self.max_batch)
         self._options: dict[str, str] = {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "NUM_STREAMS": str(self._streams),
-            # By itself it takes bfloat16 where the processor has it, with other results.
+            # By default it uses bfloat16 if the CPU has it, which changes the results.
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        if cores < (os.cpu_count() or 1):  # OpenVINO knows of no container's share; joblib does
+        if cores < (os.cpu_count() or 1):  # unlike joblib, OpenVINO ignores a container's CPU limit
             self._options["INFERENCE_NUM_THREADS"] = str(cores)
         self.max_concurrency = 2
         self._sizes: LRUCache[tuple[int, int], _Requests] = LRUCache(MAX_SIZES)
@@ -72,7 +73,7 @@ class OpenvinoEngine:
 
     @property
     def memory_bytes(self) -> Mapping[str, int]:
-        """An estimate, as the runtime does not tell: each compiled network has weights of its own."""
+        """An estimate of the bytes by device: each compiled network has its own copy of the weights."""
         return {"cpu": self._weights * (1 + len(self._sizes))}
 
     def infer(self, pixels: Pixels) -> Any:
@@ -81,7 +82,7 @@ class OpenvinoEngine:
         return torch.from_numpy(np.concatenate(self._requests_for(pixels.shape[1], pixels.shape[2]).run(pixels)))
 
     def _requests_for(self, height: int, width: int) -> _Requests:
-        """Of the network for this input; its compilation takes less than a second."""
+        """Return the requests for this input size; compiling the network takes less than a second."""
         size = (height, width)
         with self._compiling:
             if size not in self._sizes:
@@ -92,7 +93,7 @@ class OpenvinoEngine:
 
 
 class _Requests:
-    """Requests of one compiled network, shared by threads."""
+    """Pool of the inference requests of one compiled network, shared by threads."""
 
     def __init__(self, requests: list[openvino.InferRequest]) -> None:
         self._free: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
@@ -100,26 +101,26 @@ class _Requests:
             self._free.put(request)
 
     def run(self, pixels: Pixels) -> list[Any]:
-        """Outputs of pictures, in order. Waits for one request, and takes more while there are any."""
-        found: list[Any] = []
+        """Return the outputs of the images, in order. Waits for one request, then uses all that are free."""
+        outputs: list[Any] = []
         running: deque[openvino.InferRequest] = deque()
         try:
-            # Without callbacks, which would need the GIL in the middle of it.
+            # No callbacks: they would need the GIL during inference.
             for index in range(len(pixels)):
                 try:
                     request = self._free.get(block=not running, timeout=TIMEOUT_S)
                 except queue.Empty:
                     if not running:
-                        raise _no_answer() from None
-                    found.append(_result(running[0]))
+                        raise _timeout_error() from None
+                    outputs.append(_result(running[0]))
                     request = running.popleft()
                 running.append(request)
-                request.start_async({0: pixels[index : index + 1]})  # copied: it may outlive an error here
+                request.start_async({0: pixels[index : index + 1]})  # OpenVINO copies the array
             while running:
-                found.append(_result(running[0]))
+                outputs.append(_result(running[0]))
                 self._free.put(running.popleft())
         finally:
-            # After an error. They are free when they have really ended, which takes until their network has run.
+            # After an error: a request is free only when its inference has ended.
             for request in running:
                 with suppress(RuntimeError):
                     request.cancel()
@@ -127,14 +128,14 @@ class _Requests:
                 with suppress(RuntimeError):
                     request.wait_for(CANCEL_MS)
                 self._free.put(request)
-        return found
+        return outputs
 
 
 def _result(request: openvino.InferRequest) -> Any:
     if not request.wait_for(int(TIMEOUT_S * 1000)):
-        raise _no_answer()
+        raise _timeout_error()
     return request.get_output_tensor(0).data.copy()
 
 
-def _no_answer() -> RuntimeError:
+def _timeout_error() -> RuntimeError:
     return RuntimeError(f"no answer in {TIMEOUT_S:.0f} s")

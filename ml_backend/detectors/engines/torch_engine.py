@@ -1,4 +1,4 @@
-"""PyTorch: a checkpoint on any device."""
+"""PyTorch engine: runs a checkpoint on any device."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
 #: ``(n, height, width, 3)`` uint8 BGR, letterboxed.
 Pixels = npt.NDArray[np.uint8]
-#: On a CPU the layers' outputs of more frames no longer fit into its cache: 8 at once are a tenth slower than 2.
+#: The activations of more frames do not fit into a CPU's cache: a batch of 8 is a tenth slower than one of 2.
 CPU_BATCH = 2
-GPU_BATCH = 1024  # no limit but the settings' and the memory's
+GPU_BATCH = 1024  # only the settings and the memory limit it
 
 
 class TorchEngine:
-    """A network of one checkpoint, ready to run.
+    """The network of a checkpoint in PyTorch.
 
     Attributes:
         name: ``"torch"``; of the other engine ``"openvino"``.
         precision: ``"fp32"``, ``"fp16"`` or, with OpenVINO, ``"int8"``.
         names: class name by class id.
-        stride: sides of the input are multiples of it.
-        end2end: whether its output needs no NMS.
-        max_batch: more pictures in one call only make it slower.
-        max_concurrency: calls that are worth making at the same time, from as many threads.
+        stride: the sides of the input are multiples of it.
+        end2end: whether the output needs no NMS.
+        max_batch: batch size above which throughput drops.
+        max_concurrency: number of concurrent calls, from different threads, up to which throughput improves.
 
     Args:
         path: checkpoint. It is code: trusted paths only.
-        device: where it runs.
-        half: fp16, which halves time and memory on CUDA; elsewhere it is slower or breaks models.
+        device: where to run.
+        half: use fp16, which halves time and memory on CUDA; elsewhere it is slower or breaks models.
 
     Raises:
         WeightsError: the file is unreadable, or not a detection model.
@@ -56,10 +56,10 @@ class TorchEngine:
                 raise
             raise WeightsError(
                 f"{path} cannot be loaded as a YOLO model ({type(error).__name__}: {error}).",
-                "The file may be damaged or of another kind; download or export it again.",
+                "Download or export it again; it may be damaged or of another kind.",
             ) from error
         if backend.format != "pt":
-            raise WeightsError(f"{path} is no PyTorch checkpoint.", "Set YOLO_WEIGHTS to the .pt file it was made of.")
+            raise WeightsError(f"{path} is not a PyTorch checkpoint.", "Set YOLO_WEIGHTS to the .pt file.")
         task = getattr(backend.model, "task", None)
         if task != "detect":
             raise WeightsError(
@@ -75,51 +75,55 @@ class TorchEngine:
         self.stride = int(backend.stride)
         self.end2end = bool(backend.end2end)
         self.max_concurrency = 1
-        self._running = threading.Lock()  # the head remembers the size of its last input
+        self._lock = threading.Lock()  # the head caches the size of its last input
         self.max_batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
 
     @property
     def network(self) -> torch.nn.Module:
-        """The checkpoint's network itself."""
+        """The checkpoint's network."""
         network: torch.nn.Module = self._backend.model
         return network
 
     @property
     def memory_bytes(self) -> Mapping[str, int]:
-        """What it takes, by device."""
+        """Bytes of the network by device."""
         return model_memory(self.network)
 
     def infer(self, pixels: Pixels) -> Any:
-        """Raw output of the network, as ultralytics' NMS takes it.
+        """Return the raw output of the network, as ultralytics' NMS takes it.
 
         Raises:
-            RuntimeError: it does not run; also when memory is short.
+            RuntimeError: the network failed, or is out of memory.
         """
         import torch
 
         count = len(pixels)
-        if self._device.type == "cuda" and (missing := padded(count) - count):
-            pixels = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.uint8)])
-        with self._running, torch.inference_mode():
+        if self._device.type == "cuda" and (padding := padded_batch_size(count) - count):
+            pixels = np.concatenate([pixels, np.zeros((padding, *pixels.shape[1:]), np.uint8)])
+        with self._lock, torch.inference_mode():
             tensor = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).contiguous().flip(1)  # BGR to RGB
             tensor = (tensor.half() if self._backend.fp16 else tensor.float()).div_(255)
             raw = self._backend(tensor)
             if len(pixels) == count:
                 return raw
-            return (raw[0] if isinstance(raw, (list, tuple)) else raw)[:count]  # NMS wants no more of it
+            return (raw[0] if isinstance(raw, (list, tuple)) else raw)[:count]  # all that NMS uses
 
 
-def padded(count: int) -> int:
-    """Pictures that a GPU is given at once for so many: a power of two.
+def padded_batch_size(count: int) -> int:
+    """Round a batch size up to a power of two, to which GPU batches are padded.
 
-    The first call with a number of pictures takes a second or more, as cuDNN prepares its kernels for it. Without this
-    a video, with all the numbers from 1 to the batch, took longer than with every frame looked at.
+    The first call with each batch size takes a second or more, as cuDNN chooses its kernels. Without padding, a video
+    with all sizes from 1 to the maximum took longer than running on every frame.
     """
     return 1 << max(0, count - 1).bit_length()
 
 
 def select_device(name: str) -> torch.device:
-    """``auto``: CUDA, then Apple's GPU, then the CPU. Raises WeightsError for a device that is not there."""
+    """Return the torch device of a name; ``auto``: CUDA, then Apple's GPU, then the CPU.
+
+    Raises:
+        WeightsError: the name is invalid, or the machine has no such device.
+    """
     import torch
 
     mps = torch.backends.mps.is_available()
@@ -129,7 +133,7 @@ def select_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise WeightsError(f"DEVICE={name!r} is not a device name.", "Use auto, cpu, cuda, cuda:0 or mps.") from error
-    there = {"cpu": True, "mps": mps, "cuda": (device.index or 0) < torch.cuda.device_count()}.get(device.type, False)
-    if not there:
+    cuda = (device.index or 0) < torch.cuda.device_count()
+    if not {"cpu": True, "mps": mps, "cuda": cuda}.get(device.type, False):
         raise WeightsError(f"DEVICE={name!r} is not available on this machine.", "Set DEVICE=auto.")
     return device

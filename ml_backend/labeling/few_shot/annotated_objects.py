@@ -12,7 +12,7 @@ import numpy as np
 
 from ml_backend.core.boxes import Float64Array, iou_matrix, iou_pairs
 from ml_backend.core.types import IntArray
-from ml_backend.embeddings.crop_embeddings import SAME_LOOK_IOU, CropEmbedding
+from ml_backend.embeddings.crop_embeddings import CropEmbedding
 from ml_backend.embeddings.crop_selection import CropBox, candidate_crops
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.regions import region_boxes
@@ -125,7 +125,7 @@ def reuse_embedded_crops(item: AnnotatedObject, embedded: Sequence[CropEmbedding
     frames = np.array([crop.frame for crop in embedded])
     index = np.minimum(np.searchsorted(item.frames, frames), len(item.frames) - 1)
     boxes = np.array([crop.xyxy for crop in embedded], np.float64)
-    same = (item.frames[index] == frames) & (iou_pairs(boxes, item.xyxy[index]) >= SAME_LOOK_IOU)
+    same = (item.frames[index] == frames) & (iou_pairs(boxes, item.xyxy[index]) >= SAME_CROP_IOU)
     by_frame = {embedded[i].frame: embedded[i] for i in np.flatnonzero(same)}
     if len(by_frame) < min(k, len(item.views)):
         return item.views

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ml_backend.core.errors import ConfigError
-from ml_backend.core.files import writing_bytes
+from ml_backend.core.files import atomic_binary_writer
 from ml_backend.core.types import FloatArray, IntArray
 from ml_backend.embeddings.crop_embeddings import CropEmbedding, from_half
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars
@@ -87,7 +87,7 @@ def export_bank(store: PatternStore, project_id: int, model_id: str, out: Path) 
         "model": model_id,
         "labels": json.dumps(exemplars.labels, ensure_ascii=False),
     }
-    with writing_bytes(out) as file:
+    with atomic_binary_writer(out) as file:
         file.write(save(tensors, metadata))
     return len(exemplars)
 

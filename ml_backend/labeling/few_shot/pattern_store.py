@@ -241,7 +241,7 @@ class StoredCropEmbeddings:
     def __init__(self, store: PatternStore, video: str) -> None:
         self._store, self._video = store, video
 
-    def known(self, model_id: str) -> list[CropEmbedding]:
+    def get(self, model_id: str) -> list[CropEmbedding]:
         condition = sa.and_(embeddings.c.video == self._video, embeddings.c.model == model_id)
         query = sa.select(embeddings).where(condition).order_by(embeddings.c.frame, embeddings.c.key)
         with self._store.read() as connection:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ml_backend.core.errors import BackendError, ConfigError
 from ml_backend.embeddings.crop_embeddings import CropEmbedding, embed_tracks
-from ml_backend.embeddings.crop_selection import VIEWS
+from ml_backend.embeddings.crop_selection import CROPS_PER_TRACK
 from ml_backend.labeling.few_shot.pattern_bank import PatternBank
 from ml_backend.labeling.few_shot.pattern_store import PatternStore, StoredTracks
 from ml_backend.tracking.track_record import TrackRecord
@@ -98,7 +98,9 @@ def find_similar(
         records, crop_embeddings = stored.tracks.tracks, store.crop_embeddings(stored.video)
         try:
             crops = [record.views for record in records]
-            embedded = embed_tracks(crops, embedder, model_id, crop_embeddings, partial(open_video, stored), VIEWS)
+            embedded = embed_tracks(
+                crops, embedder, model_id, crop_embeddings, partial(open_video, stored), CROPS_PER_TRACK
+            )
         except BackendError as error:
             if on_skip is None:
                 raise

@@ -15,7 +15,7 @@ from werkzeug.formparser import FormDataParser
 
 from ml_backend.core.errors import StorageError
 from ml_backend.core.files import VIDEO_SUFFIXES, file_sha256
-from ml_backend.core.outputs import GB, RECEIVED
+from ml_backend.core.outputs import GB, UPLOAD_PREFIX
 from ml_backend.server.api import requests, responses
 from ml_backend.server.api.handlers import requested
 from ml_backend.server.api.routing import route, validation_errors
@@ -43,7 +43,7 @@ def upload_video() -> responses.JobAnswer:
             "The body must have the media type multipart/form-data.", "Send the fields 'project' and 'file'."
         )
     limit, uploads = int(container.settings.upload_max_gb * GB), container.settings.uploads_dir
-    folder = uploads / f"{RECEIVED}{secrets.token_hex(8)}"
+    folder = uploads / f"{UPLOAD_PREFIX}{secrets.token_hex(8)}"
     try:
         folder.mkdir(parents=True)
         size = min(request.content_length or 0, limit)  # larger files are rejected below

@@ -77,28 +77,28 @@ def rows(store: PatternStore, project: int = 1, model: str = MODEL) -> list[tupl
 def test_looks_come_back(store: PatternStore) -> None:
     looks = [make_look(1, frame=9), make_look(2, frame=4), make_look(3, frame=9, thumbnail=b"")]
     store.crop_embeddings("v").add(MODEL, looks)
-    found = store.crop_embeddings("v").known(MODEL)
+    found = store.crop_embeddings("v").get(MODEL)
     assert sorted(found, key=lambda look: look.xyxy) == looks
     assert [look.frame for look in found] == [4, 9, 9]
     for before, after in zip(looks, sorted(found, key=lambda look: look.xyxy), strict=True):
         assert np.abs(before.vector - after.vector).max() < 1e-3
         assert after.vector.dtype == np.float32
         assert (before.thumbnail, before.key("v", MODEL)) == (after.thumbnail, after.key("v", MODEL))
-    assert store.crop_embeddings("w").known(MODEL) == store.crop_embeddings("v").known("model-2") == []
+    assert store.crop_embeddings("w").get(MODEL) == store.crop_embeddings("v").known("model-2") == []
 
 
 def test_looks_that_are_there_already_stay(store: PatternStore) -> None:
     store.crop_embeddings("v").add(MODEL, [])
     store.crop_embeddings("v").add(MODEL, [make_look(1, thumbnail=b"first")])
     store.crop_embeddings("v").add(MODEL, [make_look(1, thumbnail=b"second"), make_look(2), make_look(2)])
-    assert [look.thumbnail for look in store.crop_embeddings("v").known(MODEL) if look.xyxy[0] == 1] == [b"first"]
-    assert len(store.crop_embeddings("v").known(MODEL)) == 2
+    assert [look.thumbnail for look in store.crop_embeddings("v").get(MODEL) if look.xyxy[0] == 1] == [b"first"]
+    assert len(store.crop_embeddings("v").get(MODEL)) == 2
 
 
 def test_more_looks_than_sqlite_takes_values(store: PatternStore) -> None:
     store.crop_embeddings("v").add(MODEL, [make_look(number) for number in range(0, 1200, 2)])
     store.crop_embeddings("v").add(MODEL, [make_look(number) for number in range(1200)])
-    assert len(store.crop_embeddings("v").known(MODEL)) == 1200
+    assert len(store.crop_embeddings("v").get(MODEL)) == 1200
 
 
 def test_threads_add_the_same_looks_at_once(store: PatternStore) -> None:
@@ -108,7 +108,7 @@ def test_threads_add_the_same_looks_at_once(store: PatternStore) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(work, [0, 0, 0, 2, 2, 4]))
-    assert sorted(look.xyxy[0] for look in store.crop_embeddings("v").known(MODEL)) == list(range(60))
+    assert sorted(look.xyxy[0] for look in store.crop_embeddings("v").get(MODEL)) == list(range(60))
 
 
 # -- exemplars of tasks

@@ -124,7 +124,7 @@ def test_scores_are_the_bank_s(store: PatternStore, clip: Path) -> None:
     found = {item.track_id: item for item in find(store, clip)}
     for column, item in found.items():
         looks = [
-            look for look in store.crop_embeddings(_only(store).video).known(MODEL) if look.xyxy[0] == 40 * column + 8
+            look for look in store.crop_embeddings(_only(store).video).get(MODEL) if look.xyxy[0] == 40 * column + 8
         ]
         (expected,) = BANK.rank("red", [np.stack([look.vector for look in looks])])
         assert item.score == pytest.approx(float(expected), abs=1e-5)
