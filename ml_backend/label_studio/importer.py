@@ -19,6 +19,7 @@ from ml_backend.core.errors import (
     StorageError,
 )
 from ml_backend.core.files import file_sha256, files_below, is_video_name
+from ml_backend.core.outputs import PLAYABLE_FOLDER
 from ml_backend.core.settings import Settings
 from ml_backend.label_studio.client import LabelStudioClient, Project
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config

@@ -213,7 +213,7 @@ def test_processes_that_download_at_once_end_with_one_whole_file(hub: Outside, t
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from ml_backend.models import weights
+from ml_backend.detectors import weights
 from ml_backend.core.settings import Settings
 weights.RELEASE = {hub.url!r}
 values = Settings(_env_file=None, data_dir={str(tmp_path)!r}, weights_timeout_s={DEADLINE})
