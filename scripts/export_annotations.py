@@ -1,90 +1,12 @@
 #!/usr/bin/env python
 """Write annotations.json: every box with its time, label, pixels and origin."""
 
-from __future__ import annotations
-
-import json
-import signal
 import sys
 from pathlib import Path
-from typing import Any
 
-import click
-from rich.console import Console
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from ml_backend.cli.export_command import finish, open_reader, reader_options
-from ml_backend.cli.progress import fail_clearly, progress_bar
-from ml_backend.datasets.formats.annotations_json import export_annotations, parse_sample
-from ml_backend.datasets.statistics import as_table, collect_statistics, write_csv
-
-
-@click.command(context_settings={"show_default": True})
-@reader_options(predictions="missing")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
-@click.option(
-    "--sample", default="all", metavar="all|keyframes|N", help="Every frame, keyframes, or N frames per second."
-)
-@click.option("--with-video", is_flag=True, help='Add the field "video" to each row.')
-@click.option("--all-annotators", is_flag=True, help='Export every submitted annotation; adds the field "annotator".')
-@click.option("--statistics", is_flag=True, help="Also print a table of annotation statistics.")
-@click.option(
-    "--statistics-plot",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Also plot the statistics: a PNG, SVG or PDF file.",
-)
-@click.option(
-    "--statistics-csv", type=click.Path(path_type=Path, dir_okay=False), help="Also write the statistics as CSV."
-)
-@fail_clearly
-def main(
-    out: Path,
-    sample: str,
-    with_video: bool,
-    all_annotators: bool,
-    statistics: bool,
-    statistics_csv: Path | None,
-    statistics_plot: Path | None,
-    **source_options: Any,
-) -> None:
-    """Export the annotations of a project as rows of JSON.
-
-    Of each task the ground-truth annotation is used, else the latest. The last line of stdout is JSON.
-    The exit code is 3 if some videos were skipped because they could not be found or read; they are listed.
-    """
-    # On SIGTERM exit through the cleanup code, so that no partial file is left.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    frames = parse_sample(sample)
-    reader = open_reader(**source_options, all_annotators=all_annotators)
-    with progress_bar("Exporting videos") as progress:
-        written = export_annotations(reader, out, sample=frames, with_video=with_video, progress=progress)
-    if written.unlabelled:
-        print(f"{written.unlabelled} objects without a label were left out.", file=sys.stderr)
-    if statistics or statistics_csv or statistics_plot:
-        with progress_bar("Counting") as progress:
-            counts = collect_statistics(reader, progress)
-        if statistics_csv:
-            write_csv(counts, statistics_csv)
-        if statistics_plot:
-            from ml_backend.rendering.plots import plot_statistics
-
-            if note := plot_statistics(counts, statistics_plot):
-                print(note, file=sys.stderr)
-        if statistics:
-            Console(width=None if sys.stdout.isatty() else 140).print(as_table(counts))
-    print(
-        json.dumps(
-            {
-                "videos": written.videos,
-                "rows": written.rows,
-                "files": [str(out)],
-                "skipped": len(reader.skipped),
-            }
-        )
-    )
-    finish(reader.skipped)
-
+from ml_backend.cli.commands.export_annotations import main
 
 if __name__ == "__main__":
     main()

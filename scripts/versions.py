@@ -1,97 +1,12 @@
 #!/usr/bin/env python
 """List a project's trained versions with metrics and acceptance, and switch between them."""
 
-from __future__ import annotations
-
-import getpass
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
-import click
-from rich.console import Console
-from rich.table import Table
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from ml_backend.cli.dev_stack.discover import settings_in_force
-from ml_backend.cli.progress import fail_clearly
-from ml_backend.server.container import WebContainer
-
-PROJECT = click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")
-
-
-@click.group()
-def main() -> None:
-    """Versions of a project. Settings of a running `up.sh` stack are used."""
-
-
-@main.command("list")
-@PROJECT
-@click.option("--json", "as_json", is_flag=True, help="Print all details as JSON.")
-@fail_clearly
-def list_(project: int, as_json: bool) -> None:
-    """List the versions, newest first, with the gate's metrics and their acceptance."""
-    registry = _services().trainings.versions(project)
-    if as_json:
-        print(json.dumps(registry))
-        return
-    console = Console()
-    console.print(f"In use: {registry['current']} ({registry['model_version']})", highlight=False)
-    table = Table("version", "state", "tracks", "mAP50", "mAP50-95", "HOTA", "compared with", "reason")
-    for version in registry["versions"]:
-        candidate, incumbent = (version["metrics"].get(name) or {} for name in ("candidate", "incumbent"))
-        table.add_row(
-            version["version"],
-            version["state"],
-            str(version["tracks"] or ""),
-            *(_change(incumbent.get(name), candidate.get(name)) for name in ("map50", "map50_95", "hota")),
-            version["metrics"].get("against", ""),
-            version["reason"],
-        )
-    console.print(table)
-    if registry["acceptance"]:
-        console.print("What annotators did with predictions:")
-        names = ["tasks", "accepted", "moved", "relabelled", "deleted", "merged", "added"]
-        table = Table("model version", *names, "acceptance")
-        for item in registry["acceptance"]:
-            rate = item["acceptance_rate"]
-            table.add_row(
-                item["model_version"] or "(no prediction)",
-                *(str(item[name]) for name in names),
-                "" if rate is None else f"{rate:.0%}",
-            )
-        console.print(table)
-
-
-@main.command()
-@PROJECT
-@click.argument("version")
-@fail_clearly
-def use(project: int, version: str) -> None:
-    """Switch the project to VERSION, such as v2; `base` is the configured detector."""
-    print(_services().trainings.activate(project, version, f"{getpass.getuser()}, scripts/versions.py"))
-
-
-@main.command()
-@PROJECT
-@fail_clearly
-def rollback(project: int) -> None:
-    """Roll back to the previously used version."""
-    trainings = _services().trainings
-    print(trainings.activate(project, trainings.before(project), f"{getpass.getuser()}, scripts/versions.py"))
-
-
-def _change(before: Any, after: Any) -> str:
-    if after is None:
-        return ""
-    return f"{after:.3f}" if before is None else f"{before:.3f} -> {after:.3f}"
-
-
-def _services() -> WebContainer:
-    return WebContainer(settings_in_force()[0])
-
+from ml_backend.cli.commands.versions import main
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,1 @@
+"""The commands behind `scripts/` and `label-studio-video`, one module each."""

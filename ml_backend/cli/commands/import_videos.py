@@ -1,0 +1,57 @@
+"""Import videos into a Label Studio project, transcoded for browsers if needed, with their frame rates."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.progress import fail_clearly, progress_bar
+from ml_backend.core.errors import BackendError
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.importer import Importer, find_videos
+
+COLOURS = {"imported": "green", "skipped": "yellow", "failed": "red"}
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")
+@click.option(
+    "--local-files",
+    is_flag=True,
+    help="Serve the files from their folder below LOCAL_FILES_ROOT instead of uploading them.",
+)
+@click.option("--dry-run", is_flag=True, help="Only print what would be done.")
+@fail_clearly
+def main(paths: tuple[Path, ...], project: int, local_files: bool, dry_run: bool) -> None:
+    """Create a task for each video in PATHS (files or folders).
+
+    Videos that browsers cannot play are transcoded to a copy. Files that the project already has are skipped. The exit
+    code is 1 if a file failed; the last line of stdout is JSON: imported, skipped, failed.
+    """
+    settings, _ = settings_in_force()
+    console = Console(soft_wrap=True)
+    videos = find_videos(paths)
+    importer = Importer(
+        LabelStudioClient.from_settings(settings), project, settings, local_files=local_files, dry_run=dry_run
+    )
+    count: Counter[str] = Counter(imported=0, skipped=0, failed=0)
+    try:
+        with progress_bar("Making playable copies") as progress:
+            for outcome in importer.run(videos, progress):
+                count[outcome.status] += 1
+                colour = COLOURS[outcome.status]
+                console.print(f"[{colour}]{outcome.status:>8}[/] {escape(str(outcome.path))}: {escape(outcome.detail)}")
+    except BackendError:
+        left = len(videos) - count.total()
+        console.print(f"Stopped; {left} files are left. Run the same command again to continue.")
+        raise
+    print(json.dumps(dict(count)))
+    sys.exit(1 if count["failed"] else 0)

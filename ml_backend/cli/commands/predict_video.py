@@ -1,0 +1,65 @@
+"""Pre-annotate one video offline and write a Label Studio prediction; the last line of stdout is JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from ml_backend.cli.dev_stack.preflight import ROOT
+from ml_backend.cli.progress import fail_clearly, progress_bar
+from ml_backend.core.settings import Mode, Settings
+from ml_backend.inference.offline import predict_file
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("video", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Prediction JSON to write.")
+@click.option("--weights", help="YOLO checkpoint: a .pt file, or a name such as yolo11n.pt.  [default: YOLO_WEIGHTS]")
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), help="Label config.  [default: label_config.xml]"
+)
+@click.option("--mode", type=click.Choice(get_args(Mode)), help="How tracks get their labels.  [default: MODE]")
+@click.option(
+    "--patterns",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Pattern bank with learned labels, from `scripts/patterns.py export`.",
+)
+@click.option("--detector", type=click.Choice(["auto", "yolo", "motion"]), help="[default: DETECTOR]")
+@click.option(
+    "--frame-rate", type=float, help="Label Studio's timeline rate.  [default: the config's, else the video's]"
+)
+@click.option(
+    "--tracks",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the final tracks' boxes on every frame, as MOT text.",
+)
+@fail_clearly
+def main(
+    video: Path,
+    out: Path,
+    weights: str | None,
+    config: Path | None,
+    mode: str | None,
+    patterns: Path | None,
+    detector: str | None,
+    frame_rate: float | None,
+    tracks: Path | None,
+) -> None:
+    """Pre-annotate VIDEO and write a prediction that Label Studio can import."""
+    options = {"yolo_weights": weights, "mode": mode, "detector": detector}
+    settings = Settings(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
+    with progress_bar(f"Pre-annotating {video.name}") as progress:
+        summary = predict_file(
+            video,
+            out,
+            config or ROOT / "label_config.xml",
+            settings,
+            frame_rate=frame_rate,
+            tracks_out=tracks,
+            patterns=patterns,
+            progress=progress,
+        )
+    print(json.dumps(summary))
