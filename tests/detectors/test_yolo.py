@@ -187,7 +187,7 @@ def test_loading_and_detecting_is_silent_and_leaves_no_traces_at_home(tiny: Path
         "from ml_backend.tracking.tracker import Tracker; from ml_backend.core.settings import Settings;"
         "from ml_backend.core.types import FrameFeatures;"
         f"d = YoloDetector({str(tiny)!r}, Settings(device='cpu', imgsz=160));"
-        "r = d.detect([np.zeros((90, 160, 3), np.uint8)]); Tracker('tracktrack', 25).update(Observation(0, r[0]));"
+        "r = d.detect([np.zeros((90, 160, 3), np.uint8)]); Tracker('tracktrack', 25).update(FrameFeatures(0, r[0]));"
         "import ultralytics.utils as u, ultralytics.utils.events as e;"
         "assert not u.AUTOINSTALL and not u.ONLINE and not e.events.enabled and not u.SETTINGS['sync']"
     )

@@ -84,7 +84,7 @@ def test_looks_come_back(store: PatternStore) -> None:
         assert np.abs(before.vector - after.vector).max() < 1e-3
         assert after.vector.dtype == np.float32
         assert (before.thumbnail, before.key("v", MODEL)) == (after.thumbnail, after.key("v", MODEL))
-    assert store.crop_embeddings("w").get(MODEL) == store.crop_embeddings("v").known("model-2") == []
+    assert store.crop_embeddings("w").get(MODEL) == store.crop_embeddings("v").get("model-2") == []
 
 
 def test_looks_that_are_there_already_stay(store: PatternStore) -> None:
