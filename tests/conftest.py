@@ -64,6 +64,7 @@ def _bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("YOLO_CONFIG_DIR", str(home / "ultralytics"))
         patch.setenv("MPLCONFIGDIR", str(home / "matplotlib"))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(home / "inductor"))  # else importing torchvision makes it in TMPDIR
         yield
 
 
