@@ -26,7 +26,7 @@ TIMEOUT = 900.0
 #: Settings for a short training.
 FAST_TRAINING = {
     # Mosaic and warm-up suit trainings of ten epochs and more; of three epochs they would take most.
-    "TRAIN_ARGS": '{"epochs": 3, "mosaic": 0.0, "warmup_epochs": 1.0}',
+    "TRAIN_ARGS": '{"epochs": 3, "imgsz": 416, "mosaic": 0.0, "warmup_epochs": 1.0}',
     "GATE_FRAMES": "60",
 }
 
