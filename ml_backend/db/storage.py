@@ -258,9 +258,13 @@ class Storage:
 
     def note_annotations(self, project_id: int, task_id: int, annotation_ids: Sequence[int]) -> None:
         """Store the task of each annotation, since deletion events name only the annotation."""
-        for annotation_id in annotation_ids:
-            values = {"project_id": project_id, "task_id": task_id}
-            self.upsert(annotation_tasks, {"annotation_id": annotation_id}, values)
+        values = {"project_id": project_id, "task_id": task_id}
+
+        def write(connection: Connection) -> None:
+            for annotation_id in annotation_ids:
+                _upsert(connection, annotation_tasks, {"annotation_id": annotation_id}, values)
+
+        self._write(write)
 
     def upsert(
         self,
@@ -270,13 +274,7 @@ class Storage:
         defaults: Mapping[str, Any] | None = None,
     ) -> None:
         """Update values of a row, or insert it with ``defaults`` for its other columns."""
-        matches = sa.and_(*(table.c[name] == value for name, value in key.items()))
-
-        def write(connection: Connection) -> None:
-            if not connection.execute(sa.update(table).where(matches).values(**values)).rowcount:
-                connection.execute(sa.insert(table).values({**(defaults or {}), **key, **values}))
-
-        self._write(write)
+        self._write(lambda connection: _upsert(connection, table, key, values, defaults))
 
     def _write(self, write: Callable[[Connection], None]) -> None:
         with self.guard():
@@ -315,3 +313,15 @@ def _tune_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA synchronous=NORMAL")  # a commit costs no full disk flush
     cursor.close()
+
+
+def _upsert(
+    connection: Connection,
+    table: sa.Table,
+    key: Mapping[str, Any],
+    values: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    matches = sa.and_(*(table.c[name] == value for name, value in key.items()))
+    if not connection.execute(sa.update(table).where(matches).values(**values)).rowcount:
+        connection.execute(sa.insert(table).values({**(defaults or {}), **key, **values}))
