@@ -41,8 +41,8 @@ from ml_backend.detectors.ultralytics_setup import setup_ultralytics  # noqa: E4
 from ml_backend.embeddings.crops import cut_crop  # noqa: E402
 from ml_backend.embeddings.embedder import Embedder  # noqa: E402
 from ml_backend.embeddings.hub import resolve_embedder  # noqa: E402
+from ml_backend.embeddings.loading import load_embedder  # noqa: E402
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank  # noqa: E402
-from ml_backend.labeling.track_classifier import load_embedder  # noqa: E402
 from ml_backend.video.reader import read_frames  # noqa: E402
 
 COUNTS = (1, 2, 5, 10, 20)

@@ -82,7 +82,8 @@ def predict(
     Args:
         changes: changed settings.
     """
-    from ml_backend.inference.pipeline import predict_video, use_detector
+    from ml_backend.detectors.loading import use_detector
+    from ml_backend.inference.pipeline import predict_video
     from ml_backend.label_studio.label_config import parse_label_config
     from ml_backend.label_studio.timeline import video_timeline
     from ml_backend.video.probe import probe

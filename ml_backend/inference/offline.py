@@ -15,6 +15,7 @@ from ml_backend.core.types import Track
 from ml_backend.detectors.engines.calibration import CalibrationSource
 from ml_backend.detectors.engines.exports import choose_engine
 from ml_backend.detectors.weights import resolve_detector
+from ml_backend.embeddings.loading import use_embedder
 from ml_backend.inference.pipeline import predict_video
 from ml_backend.label_studio.label_config import prompts_digest, read_label_config
 from ml_backend.label_studio.regions import make_prediction
@@ -24,7 +25,7 @@ from ml_backend.labeling.few_shot.pattern_bank import PatternBank
 from ml_backend.labeling.few_shot.pattern_store import ExemplarOrigin
 from ml_backend.labeling.model_version import model_version
 from ml_backend.labeling.modes import classifier_models, mode_part, require_embedder
-from ml_backend.labeling.track_classifier import TrackClassifier, use_embedder
+from ml_backend.labeling.track_classifier import TrackClassifier
 
 
 def predict_file(

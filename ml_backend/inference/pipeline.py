@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import Interrupted, VideoError
-from ml_backend.core.files import file_sha256
 from ml_backend.core.settings import Settings
-from ml_backend.core.types import Image, Track, VideoInfo
+from ml_backend.core.types import Track, VideoInfo
+from ml_backend.detectors.loading import use_detector
 from ml_backend.detectors.weights import ResolvedDetector, resolve_detector
 from ml_backend.embeddings.crop_embeddings import MemoryCropEmbeddings
 from ml_backend.label_studio.label_config import VideoControl
@@ -22,18 +22,14 @@ from ml_backend.label_studio.timeline import video_timeline
 from ml_backend.labeling.label_assignment import LabelledTracks, label_tracks
 from ml_backend.tracking.track_record import TrackSet
 from ml_backend.video.probe import probe
-from ml_backend.video.reader import read_frames
 
 if TYPE_CHECKING:
     from ml_backend.core.types import FrameFeatures
-    from ml_backend.detectors.yolo import Detector, YoloDetector
     from ml_backend.inference.chunks import DetectChunk, VideoChunk
     from ml_backend.labeling.track_classifier import TrackClassifier
 
 log = logging.getLogger(__name__)
 
-PRIMING_S = 60.0  # beginning of a video from which the motion detector learns the background
-PRIMING_FRAMES = 20
 STRIDE_S = 0.1  # longest stride: people and cars hardly turn in 3 frames at 30 fps
 
 Progress = Callable[[int, int], None]
@@ -73,52 +69,6 @@ class VideoResult:
     def keyframes(self) -> int:
         """Number of keyframes of all regions."""
         return sum(len(region["value"]["sequence"]) for region in self.regions)
-
-
-@contextmanager
-def use_detector(resolved: ResolvedDetector, settings: Settings, info: VideoInfo) -> Iterator[Detector]:
-    """Load the detector for one video; YOLO models stay loaded for the next while memory allows.
-
-    Raises:
-        WeightsError: the checkpoint cannot be loaded.
-    """
-    if resolved.kind == "motion":
-        from ml_backend.detectors.motion import MotionDetector
-
-        motion = MotionDetector(info.fps)  # not cached: it models the background of this video
-        motion.prime(_early_frames(info))
-        yield motion
-        return
-    with yolo_detector(resolved, settings, info.path) as detector:
-        detector.warm_up(info.width, info.height)
-        yield detector
-
-
-@contextmanager
-def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | None = None) -> Iterator[YoloDetector]:
-    """Load a YOLO detector, or take it from the model cache.
-
-    Args:
-        video: local file with frames for int8 calibration.
-
-    Raises:
-        WeightsError: the checkpoint cannot be loaded.
-    """
-    from ml_backend.core.model_cache import get_pool
-    from ml_backend.detectors.engines.calibration import CalibrationSource
-    from ml_backend.detectors.engines.exports import choose_engine
-    from ml_backend.detectors.yolo import YoloDetector
-
-    if resolved.path is None:
-        raise ValueError(f"expected a YOLO checkpoint with a path, got {resolved}")
-    path = resolved.path
-    calibration = CalibrationSource(resolved.project, video)
-    engine = choose_engine(path, resolved.sha256 or file_sha256(path), settings, calibration=calibration)
-    options = (settings.device, settings.imgsz, settings.conf, settings.batch, settings.precision)
-    key = ("yolo", str(path), resolved.sha256, *options, engine.key)
-    load = partial(YoloDetector, path, settings, engine.export, engine.note)
-    with get_pool(settings).use(key, load, name=resolved.name) as detector:
-        yield detector
 
 
 def detect_tracks(
@@ -271,17 +221,3 @@ def predict_video(
             on_track(track)
     seconds = tracks.seconds + time.perf_counter() - started
     return VideoResult(probe(path), resolved, tracks.frames, seconds, labelled)
-
-
-def _early_frames(info: VideoInfo) -> Iterator[Image]:
-    """Yield frames spread over the beginning, from which the motion detector learns the background.
-
-    Later frames are left out, as the background model follows changing light.
-    """
-    last = min(info.frames, round(PRIMING_S * info.fps))
-    for index in range(0, last, max(1, last // PRIMING_FRAMES)):
-        try:
-            yield next(read_frames(info.path, info, start=index)).image
-        except VideoError as error:  # a broken tail: the frames before it can still be searched
-            log.info("%s: the background is learned from fewer frames: %s", info.path, error)
-            return

@@ -17,8 +17,8 @@ from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.datasets.dataset_export import FORMATS, DatasetOptions, export_dataset
 from ml_backend.datasets.formats.annotations_json import export_annotations
 from ml_backend.datasets.sampling import Sampling
+from ml_backend.detectors.loading import yolo_detector
 from ml_backend.detectors.weights import resolve_detector
-from ml_backend.inference.pipeline import yolo_detector
 from ml_backend.jobs.api_queue import STRIDE
 from ml_backend.jobs.job_context import JobContext, api_job
 from ml_backend.jobs.predict import detect_video

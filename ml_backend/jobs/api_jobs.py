@@ -18,10 +18,10 @@ from rq import get_current_job
 
 from ml_backend.core.errors import BackendError, Interrupted, MediaError, VideoError
 from ml_backend.core.outputs import STALE_S
+from ml_backend.embeddings.loading import use_embedder
 from ml_backend.jobs.api_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.job_context import JobContext, api_job
-from ml_backend.labeling.track_classifier import use_embedder
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ MAX_THUMBNAILS = 200
 @api_job
 def init_models(work: JobContext, project_id: int) -> dict[str, Any]:
     """Load the models that a project's next prediction needs; they stay loaded while memory allows."""
-    from ml_backend.inference.pipeline import yolo_detector
+    from ml_backend.detectors.loading import yolo_detector
 
     models = work.container.projects.models(project_id, download=True)
     classifier = models.classifier

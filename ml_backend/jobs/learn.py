@@ -16,6 +16,7 @@ from ml_backend.core.errors import BackendError, ConfigError, Interrupted, Label
 from ml_backend.core.types import UNLABELLED
 from ml_backend.embeddings.crop_selection import CROPS_PER_TRACK
 from ml_backend.embeddings.hub import ResolvedModel
+from ml_backend.embeddings.loading import use_embedder
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.queue import ALL_TASKS
 from ml_backend.jobs.task_plan import PlannedVideo, cached_label_config, plan_task
@@ -24,7 +25,6 @@ from ml_backend.labeling.few_shot.digest import bank_digests
 from ml_backend.labeling.few_shot.pattern_store import NewExemplar, video_key
 from ml_backend.labeling.model_version import is_partial
 from ml_backend.labeling.modes import ClassifierModels
-from ml_backend.labeling.track_classifier import use_embedder
 from ml_backend.training.annotation_review import (
     initial_prediction,
     regions_fingerprint,

@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from cachetools import LRUCache, cached
@@ -22,6 +21,7 @@ from ml_backend.core.types import UNLABELLED, FloatArray
 from ml_backend.embeddings.crop_embeddings import CropEmbeddingStore, OpenVideo, embed_tracks
 from ml_backend.embeddings.crop_selection import CROPS_PER_TRACK
 from ml_backend.embeddings.hub import ResolvedModel
+from ml_backend.embeddings.loading import use_embedder
 from ml_backend.label_studio.label_config import LabelSpec, VideoControl
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank, PatternMatch
 from ml_backend.labeling.few_shot.pattern_store import ExemplarOrigin, PatternStore
@@ -30,43 +30,7 @@ from ml_backend.labeling.modes import ClassifierModels
 from ml_backend.labeling.zero_shot import ZeroShot, discount_undetected, label_prompts
 from ml_backend.tracking.track_record import TrackSet
 
-if TYPE_CHECKING:  # torch, which is loaded with the first model
-    from ml_backend.embeddings.embedder import TorchEmbedder
-
 log = logging.getLogger(__name__)
-
-
-def load_embedder(resolved: ResolvedModel, settings: Settings) -> TorchEmbedder:
-    """Load an embedder resolved by :mod:`ml_backend.embeddings.hub`.
-
-    Raises:
-        WeightsError: it cannot be loaded.
-    """
-    if resolved.path is None:
-        from ml_backend.embeddings.efficientnet import EfficientNetEmbedder
-
-        return EfficientNetEmbedder(settings)
-    if resolved.kind == "clip":
-        from ml_backend.embeddings.clip import ClipEmbedder
-
-        return ClipEmbedder(resolved.path, settings)
-    from ml_backend.embeddings.dinov2 import Dinov2Embedder
-
-    return Dinov2Embedder(resolved.path, settings)
-
-
-@contextmanager
-def use_embedder(resolved: ResolvedModel, settings: Settings) -> Iterator[Any]:
-    """Load an embedder, or take it from the model cache.
-
-    Raises:
-        WeightsError: it cannot be loaded.
-    """
-    from ml_backend.core.model_cache import get_pool
-
-    key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device)
-    with get_pool(settings).use(key, lambda: load_embedder(resolved, settings), name=resolved.name) as embedder:
-        yield embedder
 
 
 @dataclass(frozen=True, slots=True)

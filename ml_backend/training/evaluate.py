@@ -23,10 +23,10 @@ from ml_backend.core.prefetch import prefetch
 from ml_backend.core.settings import Settings, get_settings
 from ml_backend.core.types import Detections, FrameFeatures, IntArray, Track, VideoInfo
 from ml_backend.detectors.average_precision import AveragePrecision
+from ml_backend.detectors.loading import use_detector
 from ml_backend.detectors.weights import MOTION
 from ml_backend.detectors.yolo import Detector, YoloDetector
 from ml_backend.inference.detection_stream import detection_stream
-from ml_backend.inference.pipeline import use_detector
 from ml_backend.label_studio.label_config import LabelMapper, parse_label_config
 from ml_backend.tracking.assembly import TrackAssembler
 from ml_backend.tracking.metrics import Counts, Rows, count

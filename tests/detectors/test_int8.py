@@ -43,8 +43,8 @@ from ml_backend.detectors.engines.exports import (
 )
 from ml_backend.detectors.engines.int8 import MIN_BOXES, parity
 from ml_backend.detectors.engines.make import agreement, make
+from ml_backend.detectors.loading import use_detector
 from ml_backend.detectors.yolo import YoloDetector
-from ml_backend.inference.pipeline import use_detector
 from ml_backend.jobs.project_models import ProjectModelStore
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames

@@ -22,7 +22,7 @@ from ml_backend.core import downloads
 from ml_backend.core.errors import WeightsError
 from ml_backend.core.settings import Settings
 from ml_backend.embeddings.hub import ResolvedModel, resolve_clip, resolve_embedder
-from ml_backend.labeling.track_classifier import load_embedder
+from ml_backend.embeddings.loading import load_embedder
 from tests.builders import ROOT, Outside, outside
 from tests.model_builders import make_tiny_clip, make_tiny_dinov2
 

@@ -18,18 +18,14 @@ from ml_backend.db.storage import Storage
 from ml_backend.embeddings.crop_embeddings import CropEmbedding, CropEmbeddingStore, MemoryCropEmbeddings, embed_tracks
 from ml_backend.embeddings.crop_selection import CROPS_PER_TRACK, CropBox
 from ml_backend.embeddings.hub import ResolvedModel
+from ml_backend.embeddings.loading import use_embedder
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.labeling.few_shot.digest import bank_digests
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank
 from ml_backend.labeling.few_shot.pattern_store import NewExemplar, PatternStore
 from ml_backend.labeling.label_assignment import DetectorLabels, LabelScores, label_tracks
 from ml_backend.labeling.modes import ClassifierModels, classifier_models, mode_part, require_embedder
-from ml_backend.labeling.track_classifier import (
-    TrackClassifier,
-    TrackClassifierFactory,
-    embeddings_by_object,
-    use_embedder,
-)
+from ml_backend.labeling.track_classifier import TrackClassifier, TrackClassifierFactory, embeddings_by_object
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from ml_backend.video.writer import VideoWriter
 from tests.builders import label_config

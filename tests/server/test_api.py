@@ -15,9 +15,9 @@ from rq import Worker
 
 from ml_backend.cli.dev_stack.processes import RedisServer
 from ml_backend.core.settings import Settings
+from ml_backend.detectors.loading import yolo_detector
 from ml_backend.detectors.weights import resolve_detector
 from ml_backend.detectors.yolo import YoloDetector
-from ml_backend.inference.pipeline import yolo_detector
 from ml_backend.jobs.worker_status import WorkerStatus
 from ml_backend.labeling.model_version import version_settings
 from ml_backend.server.api import handlers as control_room

@@ -83,8 +83,8 @@ class Patterns:
         Raises:
             ConfigError: the file is unusable, or made with another embedder.
         """
+        from ml_backend.embeddings.loading import use_embedder
         from ml_backend.labeling.few_shot.bank_file import check_dimension, import_bank, read_bank
-        from ml_backend.labeling.track_classifier import use_embedder
 
         embedder = self._embedder(project_id)
         model_id = embedder.model_id
@@ -118,8 +118,8 @@ class Patterns:
         Raises:
             ConfigError: the label has no exemplars.
         """
+        from ml_backend.embeddings.loading import use_embedder
         from ml_backend.labeling.few_shot.similarity_search import find_similar
-        from ml_backend.labeling.track_classifier import use_embedder
 
         embedder = self._embedder(project_id)
         bank, _ = self.projects.classifiers.bank(project_id, embedder.model_id)

@@ -1,0 +1,46 @@
+"""Load embedders, or take them from the model cache. Imports torch only with the first model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ml_backend.core.settings import Settings
+from ml_backend.embeddings.hub import ResolvedModel
+
+if TYPE_CHECKING:
+    from ml_backend.embeddings.embedder import TorchEmbedder
+
+
+def load_embedder(resolved: ResolvedModel, settings: Settings) -> TorchEmbedder:
+    """Load an embedder resolved by :mod:`ml_backend.embeddings.hub`.
+
+    Raises:
+        WeightsError: it cannot be loaded.
+    """
+    if resolved.path is None:
+        from ml_backend.embeddings.efficientnet import EfficientNetEmbedder
+
+        return EfficientNetEmbedder(settings)
+    if resolved.kind == "clip":
+        from ml_backend.embeddings.clip import ClipEmbedder
+
+        return ClipEmbedder(resolved.path, settings)
+    from ml_backend.embeddings.dinov2 import Dinov2Embedder
+
+    return Dinov2Embedder(resolved.path, settings)
+
+
+@contextmanager
+def use_embedder(resolved: ResolvedModel, settings: Settings) -> Iterator[Any]:
+    """Load an embedder, or take it from the model cache.
+
+    Raises:
+        WeightsError: it cannot be loaded.
+    """
+    from ml_backend.core.model_cache import get_pool
+
+    key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device)
+    with get_pool(settings).use(key, lambda: load_embedder(resolved, settings), name=resolved.name) as embedder:
+        yield embedder
