@@ -204,7 +204,7 @@ def test_cancelling_a_job_that_waits(auto: Room) -> None:
     name = auto.post("/api/init_models", {"project": 7}, 202)["job"]["id"]
     assert auto.delete(f"/api/jobs/{name}")["state"] == "cancelled"
     assert auto.get(f"/api/jobs/{name}")["state"] == "cancelled"
-    assert "is over" in auto.delete(f"/api/jobs/{name}", 409)["detail"]
+    assert "already ended" in auto.delete(f"/api/jobs/{name}", 409)["detail"]
     again = auto.post("/api/init_models", {"project": 7}, 202)["job"]
     assert again["state"] == "queued"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,18 @@ def test_jobs_of_other_tasks_may_fail(stack: Stack, own: str) -> None:
             jobs.add_targets("shared", [987, task])
             fail("predict-shared", ["shared", 1, 987], "its own")
 
-    events = iter([fail_another, *[lambda: None] * 10, fail_own])  # some looks later
+    ticks = count()
+
+    def tick() -> None:
+        number = next(ticks)
+        if number == 0:
+            fail_another()
+        elif number == 10:  # two looks later
+            fail_own()
+
     try:
         with pytest.raises(StartError, match="The sample video's job has failed: its own"):
-            wait_for_prediction(stack, Demo(project, task), lambda: next(events)())
+            wait_for_prediction(stack, Demo(project, task), tick)
     finally:
         for job_id in failed.get_job_ids(cleanup=False):
             failed.remove(job_id, delete_job=True)
