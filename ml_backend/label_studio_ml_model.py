@@ -28,7 +28,8 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
 
 
 @lru_cache(maxsize=1)
-def _services() -> WebContainer:
+def get_services() -> WebContainer:
+    """Return the process's container."""
     return WebContainer(get_settings())
 
 
@@ -37,7 +38,7 @@ class VideoBackend(LabelStudioMLBase):  # type: ignore[misc]
 
     def setup(self) -> None:
         """Set the model version of new predictions."""
-        project, serving = str(self.project_id or ""), _services().serving
+        project, serving = str(self.project_id or ""), get_services().serving
         if project.isdecimal():
             version = serving.setup(int(project), "", self.get("extra_params"))
         else:
@@ -55,8 +56,8 @@ class VideoBackend(LabelStudioMLBase):  # type: ignore[misc]
         project = str(self.project_id or "")
         if not project.isdecimal():
             raise RequestError("The project's id is missing.", "Connect the backend from Label Studio.")
-        return _services().serving.predict(int(project), self.label_config, tasks)
+        return get_services().serving.predict(int(project), self.label_config, tasks)
 
     def fit(self, event: str, data: Mapping[str, Any], **kwargs: Any) -> dict[str, str]:
         """Record an event, which a worker processes."""
-        return {"result": _services().events.receive(parse_event({**data, "action": event}))}
+        return {"result": get_services().events.receive(parse_event({**data, "action": event}))}

@@ -125,7 +125,8 @@ class Outside:
     def redirect(self, path: str, location: str, status: int = 302) -> None:
         self.answer(path, status, location=location)
 
-    def _serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+    def serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        """Answer a request; ``special`` handlers may call it too."""
         path = handler.path
         self.requests.append((path, {name.lower(): value for name, value in handler.headers.items()}))
         special = self.special.get(path) or self.special.get(path.partition("?")[0])
@@ -178,7 +179,7 @@ def outside(host: str = "127.0.0.1") -> Iterator[Outside]:
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # clients may go away as they like
-                site._serve(self)
+                site.serve(self)
 
         do_HEAD = do_POST = do_GET
 

@@ -100,6 +100,9 @@ class MediaStore:
         should_stop: polled during downloads.
         unreachable: servers that did not answer, added here and not tried again: only the first of a hundred videos
             on such a server takes minutes.
+
+    Attributes:
+        folder: the cache.
     """
 
     def __init__(
@@ -113,8 +116,8 @@ class MediaStore:
         self._unreachable = set[str]() if unreachable is None else unreachable
         self._settings = settings
         self._client = client
-        self._dir = settings.media_dir
-        self._cache = MediaCache(self._dir, int(settings.media_cache_gb * (1 << 30)))
+        self.folder = settings.media_dir
+        self._cache = MediaCache(self.folder, int(settings.media_cache_gb * (1 << 30)))
 
     @contextlib.contextmanager
     def open(self, uri: str, task_id: int) -> Iterator[Path]:
@@ -140,10 +143,10 @@ class MediaStore:
         target = self._target(uri)
         lock = target.with_suffix(".lock")
         try:
-            self._dir.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(
-                f"{self._dir} cannot be created: {error.strerror}.", "Set DATA_DIR elsewhere."
+                f"{self.folder} cannot be created: {error.strerror}.", "Set DATA_DIR elsewhere."
             ) from error
         for _ in range(3):
             # A shared lock: others may read the file for hours, and the cache does not evict it.
@@ -205,7 +208,7 @@ class MediaStore:
         # A hash: only a plain suffix of the address becomes part of the path.
         plain = suffix[1:].isascii() and suffix[1:].isalnum() and len(suffix) <= 6
         safe = suffix.lower() if plain and suffix.lower() not in _OWN_SUFFIXES else ".media"
-        return self._dir / (hashlib.sha256(uri.encode()).hexdigest()[:40] + safe)
+        return self.folder / (hashlib.sha256(uri.encode()).hexdigest()[:40] + safe)
 
     # -- download
 

@@ -258,7 +258,7 @@ def test_annotation_made_while_the_video_is_probed(site: Make, work: Work, forei
     def serve(handler: http.server.BaseHTTPRequestHandler) -> None:
         here.annotate(task)
         del foreign.special["/a.mp4"]
-        foreign._serve(handler)
+        foreign.serve(handler)
 
     foreign.files["/a.mp4"] = body
     foreign.special["/a.mp4"] = serve
@@ -293,7 +293,7 @@ def test_weights_that_appear_meanwhile(site: Make, work: Work, foreign: Outside,
         here.settings.weights_dir.mkdir(parents=True, exist_ok=True)
         shutil.copy(tiny, here.settings.weights_dir / "yolo11n.pt")
         del foreign.special["/a.mp4"]
-        foreign._serve(handler)
+        foreign.serve(handler)
 
     foreign.special["/a.mp4"] = serve
     here.predict(project, task)
@@ -477,7 +477,7 @@ def test_label_studio_down_while_delivering(
     def serve(handler: http.server.BaseHTTPRequestHandler) -> None:
         gate.shut()
         del foreign.special["/a.mp4"]
-        foreign._serve(handler)
+        foreign.serve(handler)
 
     foreign.special["/a.mp4"] = serve
     here.predict(project, task)
@@ -512,7 +512,7 @@ def test_being_stopped_costs_no_attempt_and_leaves_the_pauses_between_them(
     def serve(handler: http.server.BaseHTTPRequestHandler) -> None:
         get_container().stop.set()  # what SIGTERM does
         del foreign.special["/a.mp4"]
-        foreign._serve(handler)
+        foreign.serve(handler)
 
     for _ in range(before.retries_left + 1):
         foreign.special["/a.mp4"] = serve

@@ -22,6 +22,7 @@ from ml_backend.embeddings.crop_embeddings import CropEmbedding
 from ml_backend.jobs.project_models import MODES, ProjectModelStore
 from ml_backend.labeling.few_shot.pattern_store import NewExemplar
 from ml_backend.labeling.model_version import base_version, same_kind
+from ml_backend.training.registry import Registry
 from tests.model_builders import make_tiny_clip, make_tiny_dinov2
 
 MakeSettings = Callable[..., Settings]
@@ -35,6 +36,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "clip_model": str(make_tiny_clip(base / "clip")),
         "detector": "motion",
     }
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(f"sqlite:///{tmp_path / 'db'}")
 
 
 @pytest.fixture
@@ -95,9 +101,9 @@ def test_unknown_modes_are_refused(projects: ProjectModelStore, mode: str) -> No
     assert projects.mode(1) == "universal"
 
 
-def test_a_mode_that_a_later_release_has_stored(projects: ProjectModelStore) -> None:
+def test_a_mode_that_a_later_release_has_stored(projects: ProjectModelStore, storage: Storage) -> None:
     projects.set_mode(1, "universal")
-    with projects._storage.engine.begin() as connection:
+    with storage.engine.begin() as connection:
         connection.execute(sa.update(projects_table).values(mode="yolo_oracle"))
     assert projects.mode(1) == "yolo_dinov2"
     assert projects.set_mode(1, "yolo")
@@ -189,13 +195,15 @@ def versions(projects: ProjectModelStore, *ids: int) -> list[str]:
     return [projects.models(number).version for number in ids]
 
 
-def test_every_mode_has_its_models(projects: ProjectModelStore) -> None:
+def test_every_mode_has_its_models(
+    projects: ProjectModelStore, settings: MakeSettings, folders: dict[str, str]
+) -> None:
     seen = {}
     for number, mode in enumerate(MODES):
         projects.set_mode(number, mode)
         models = projects.models(number)
         seen[models.mode] = (models.classifier.embedder is not None, models.classifier.clip is not None)
-        assert models.base == base_version(projects._settings, MOTION)
+        assert models.base == base_version(settings(**folders), MOTION)
         assert models.version.startswith(f"{models.base}.{mode}")
         assert models.version.endswith(".base")
         assert models.detector == MOTION
@@ -261,17 +269,17 @@ def test_without_a_project(projects: ProjectModelStore) -> None:
 
 
 def test_a_detector_may_be_pinned_until_the_project_has_another_version(
-    make: Callable[..., ProjectModelStore], tmp_path: Path
+    make: Callable[..., ProjectModelStore], storage: Storage, tmp_path: Path
 ) -> None:
-    projects = make(detector="auto")
+    projects, registry = make(detector="auto"), Registry(storage)
     detector = ResolvedDetector("yolo", "yolo11n", tmp_path / "x.pt", "ab" * 32)
     before = dataclasses.replace(projects.models(1), detector=detector)
     models = projects.models(1, pinned=before)
     assert models.detector == detector
     assert models.version.startswith("yolo11n-abababab.")
-    run = projects._registry.begin(1, "me", "test", None)
-    run = projects._registry.advance(run, detector="yolo11n", weights_sha256="cd" * 32, artifact="x/v1.pt")
-    projects._registry.promote(run, "better", "test")
+    run = registry.begin(1, "me", "test", None)
+    run = registry.advance(run, detector="yolo11n", weights_sha256="cd" * 32, artifact="x/v1.pt")
+    registry.promote(run, "better", "test")
     models = projects.models(1, pinned=before)
     assert models.version.startswith("yolo11n-cdcdcdcd.")
     assert models.version.endswith(".v1")

@@ -217,7 +217,7 @@ def test_long_job_keeps_its_lease(site: Callable[..., Site], slow_site: Outside,
     def slowly(handler: http.server.BaseHTTPRequestHandler) -> None:
         time.sleep(here.settings.job_lease_s * 1.8)
         del slow_site.special["/a.mp4"]
-        slow_site._serve(handler)
+        slow_site.serve(handler)
 
     slow_site.special["/a.mp4"] = slowly
     project = here.project()

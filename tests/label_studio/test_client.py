@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from label_studio_sdk import LabelStudio as Sdk
+from label_studio_sdk.tokens import client_ext
 
 from ml_backend.core.errors import BackendError, LabelStudioError, LabelStudioUnavailable
 from ml_backend.core.settings import Settings
@@ -34,15 +37,19 @@ def test_token_of_either_kind(label_studio: Any, client: LabelStudioClient) -> N
     assert label_studio.token not in header["Authorization"], "the refresh token itself is not what is sent"
 
 
-def test_expired_access_token_is_refreshed(label_studio: Any, client: LabelStudioClient) -> None:
-    client.whoami()
-    tokens = client._sdk._client_wrapper._tokens_client
-    expired = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJ0b2tlbl90eXBlIjoiYWNjZXNzIiwiZXhwIjoxMDAwMDAwMDAwfQ.c2lnbmF0dXJl"
-    stale = [name for name, value in vars(tokens).items() if isinstance(value, str) and value.count(".") == 2]
-    for name in stale:
-        if getattr(tokens, name) != label_studio.token:
-            setattr(tokens, name, expired)
-    assert expired not in client.auth_headers()["Authorization"]
+def test_expired_access_token_is_refreshed(
+    label_studio: Any, client: LabelStudioClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = client.auth_headers()
+    assert client.auth_headers() == first
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Later:
+            return cls.fromtimestamp(time.time() + 24 * 3600, tz)
+
+    monkeypatch.setattr(client_ext, "datetime", Later)
+    assert client.auth_headers() != first
     assert client.whoami() == label_studio.username
 
 

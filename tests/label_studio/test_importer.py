@@ -166,20 +166,25 @@ def test_fields_are_named_by_the_label_config(
 
 
 def test_what_is_not_the_video_s_fault_is_told_apart(
-    client: LabelStudioClient, project: int, tmp_path: Path, settings: Callable[..., Settings]
+    client: LabelStudioClient,
+    project: int,
+    tmp_path: Path,
+    settings: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     make_video(tmp_path / "a.mp4", frames=5, container_options=FRONT)
     make_audio(tmp_path / "b.mp4")
-    token = client._token
     importer = Importer(client, project, settings())
-    vars(client).pop("_sdk")
-    client._token = "0" * 40  # revoked meanwhile
-    refused, sound = importer.run(find_videos([tmp_path]))
+
+    def revoked(_: httpx.Client, request: httpx.Request, **__: Any) -> httpx.Response:
+        return httpx.Response(401, json={"detail": "Invalid token."}, request=request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(httpx.Client, "send", revoked)
+        refused, sound = importer.run(find_videos([tmp_path]))
     assert (type(refused.error), refused.detail) == (LabelStudioError, str(refused.error))
     assert "refuses the token" in refused.detail
     assert isinstance(sound.error, VideoError)
-    vars(client).pop("_sdk")
-    client._token = token
     (done,) = importer.run([tmp_path / "a.mp4"])
     assert (done.status, done.error) == ("imported", None)
 

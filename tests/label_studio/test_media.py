@@ -16,17 +16,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ml_backend.core.errors import BackendError, Interrupted, MediaError, MediaUnavailable, StorageError, VideoError
+from ml_backend.core.errors import (
+    BackendError,
+    Interrupted,
+    MediaError,
+    MediaRefused,
+    MediaUnavailable,
+    StorageError,
+    VideoError,
+)
 from ml_backend.core.settings import Settings
 from ml_backend.label_studio import media as media_module
-from ml_backend.label_studio.media import CHECK_BYTES, SPARE_BYTES, MediaStore, _same_host, canonical_uri
+from ml_backend.label_studio.media import CHECK_BYTES, SPARE_BYTES, MediaStore, canonical_uri
 from tests.builders import ROOT, Outside, outside
 
 MB = random.Random(0).randbytes(1 << 20)
@@ -66,8 +74,7 @@ def read(store: MediaStore, uri: str, task_id: int = 1) -> bytes:
 
 
 def cached(store: MediaStore) -> set[str]:
-    folder = store._settings.media_dir
-    return {file.name for file in folder.iterdir() if file.suffix != ".lock"} if folder.is_dir() else set()
+    return {file.name for file in store.folder.glob("*") if file.suffix != ".lock"}
 
 
 # -- names
@@ -216,8 +223,10 @@ def test_foreign_hosts_need_permission(store: Callable[..., MediaStore], foreign
         ("http://ls:8080/a.mp4", "http://ls", False),
     ],
 )
-def test_a_port_that_goes_without_saying(url: str, base: str, same: bool) -> None:
-    assert _same_host(url, base) == same
+def test_a_port_that_goes_without_saying(settings: Callable[..., Settings], url: str, base: str, same: bool) -> None:
+    store = MediaStore(settings(), Client(base), unreachable={urlsplit(url).netloc})  # so nothing is asked
+    with pytest.raises(MediaUnavailable if same else MediaRefused):
+        read(store, url)
 
 
 def test_label_studio_s_name_in_disguise_is_another_host(
@@ -455,7 +464,7 @@ def test_file_that_changed_meanwhile_is_begun_anew(store: Callable[..., MediaSto
     def first(handler: http.server.BaseHTTPRequestHandler) -> None:
         del site.special[path]
         site.break_after[path] = [300_000]
-        site._serve(handler)
+        site.serve(handler)
         site.files[path], site.etags[path] = new, '"v2"'
 
     site.special[path] = first
@@ -487,7 +496,7 @@ def test_server_that_answers_another_range(store: Callable[..., MediaStore], sit
     def rounded(handler: http.server.BaseHTTPRequestHandler) -> None:
         if "Range" not in handler.headers:
             del site.special[path]
-            site._serve(handler)
+            site.serve(handler)
             site.special[path] = rounded
             return
         start = 262_144
@@ -521,8 +530,8 @@ def interrupted(half_a_download: Path, store: Callable[..., MediaStore], site: O
     path = "/data/upload/1/a.mp4"
     site.files[path], site.etags[path] = MB, '"v1"'
     media = store()
-    shutil.copytree(half_a_download, media._settings.media_dir)
-    (part,) = media._settings.media_dir.glob("*.part")
+    shutil.copytree(half_a_download, media.folder)
+    (part,) = media.folder.glob("*.part")
     assert 0 < part.stat().st_size < len(MB)
     return media, part
 
@@ -594,7 +603,7 @@ def test_least_recently_used_goes_first(store: Callable[..., MediaStore], site: 
         site.files[f"/data/upload/{name}.mp4"] = MB
     read(media, "/data/upload/a.mp4")
     read(media, "/data/upload/b.mp4")
-    for number, file in enumerate(sorted(media._settings.media_dir.glob("*.mp4"), key=lambda f: f.stat().st_mtime)):
+    for number, file in enumerate(sorted(media.folder.glob("*.mp4"), key=lambda f: f.stat().st_mtime)):
         os.utime(file, (number, number))  # time passes
     read(media, "/data/upload/a.mp4")  # used again
     read(media, "/data/upload/c.mp4")
@@ -658,7 +667,7 @@ from ml_backend.core.settings import Settings
 class Client:
     url = {site.url!r}
     def auth_headers(self): return {{}}
-store = MediaStore(Settings(_env_file=None, data_dir={str(media._settings.data_dir)!r}), Client())
+store = MediaStore(Settings(_env_file=None, data_dir={str(media.folder.parent)!r}), Client())
 with store.open({uri!r}, 1) as path:
     print(path, path.stat().st_size, sep="\\n", flush=True)
     if {hold}: time.sleep(60)
@@ -677,7 +686,7 @@ def test_processes_that_want_the_same_video_share_one_download(store: Callable[.
     def slow(handler: http.server.BaseHTTPRequestHandler) -> None:
         time.sleep(1)
         del site.special[path]
-        site._serve(handler)
+        site.serve(handler)
 
     site.special[path] = slow
     with contextlib.ExitStack() as stack:
@@ -705,7 +714,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[MediaStore, int], Disk]:
     """Factory of the disk below a store, with so many bytes beside the spare ones."""
 
     def make(media: MediaStore, room: int) -> Disk:
-        made = Disk(media._settings.media_dir, room + SPARE_BYTES)
+        made = Disk(media.folder, room + SPARE_BYTES)
         monkeypatch.setattr(shutil, "disk_usage", made.usage)
         return made
 
@@ -714,7 +723,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[MediaStore, int], Disk]:
 
 def aged(media: MediaStore) -> list[Path]:
     """The cache's files, which from now on were used one after the other, long ago."""
-    files = sorted(media._settings.media_dir.glob("*.mp4"), key=lambda file: file.stat().st_mtime)
+    files = sorted(media.folder.glob("*.mp4"), key=lambda file: file.stat().st_mtime)
     for number, file in enumerate(files):
         os.utime(file, (number, number))
     return files

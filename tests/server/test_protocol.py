@@ -95,7 +95,7 @@ def app(settings: Callable[..., Settings], redis_url: str) -> Iterator[Flask]:
     made = create_app(settings(redis_url=redis_url, detector="motion"))
     yield made
     # Events are handed over from a thread, which must not do so into the next test.
-    wait_for(lambda: not made.extensions["services"].events._pending)
+    made.extensions["services"].events.flush()
 
 
 @pytest.fixture

@@ -35,10 +35,10 @@ def runner(values: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlaskC
 
     from ml_backend import label_studio_ml_model as stock
 
-    stock._services.cache_clear()
+    stock.get_services.cache_clear()
     _cache.clear()
     yield init_app(stock.VideoBackend).test_client()
-    stock._services.cache_clear()
+    stock.get_services.cache_clear()
     get_settings.cache_clear()
 
 

@@ -55,14 +55,24 @@ def class_rows(model: Any, index: int) -> torch.Tensor:
     return torch.cat([part[index].detach().flatten() for conv in last for part in (conv.weight, conv.bias)])
 
 
-def set_up(plan: dict[str, Any], **changes: Any) -> Any:
-    """A trainer just before its first epoch."""
+class Stop(Exception):
+    """Ends a training where a test wants to look at it."""
+
+
+def set_up(plan: dict[str, Any], at: str = "on_train_start", **changes: Any) -> Any:
+    """A trainer that has stopped at one of ultralytics' events, by default before its first epoch."""
     from ml_backend.training.fine_tuner import FineTuner
 
     args = {name: value for name, value in plan["args"].items() if name != "freeze_norm"}
     args |= {"data": plan["data"], "save_dir": plan["run"], "model": plan["start"], "plots": False, "cls_remap": False}
     trainer = FineTuner(args | changes, plan["start_from"], plan["trained_classes"], freeze_norm=True)
-    trainer._setup_train()
+
+    def stop(_: Any) -> None:
+        raise Stop
+
+    trainer.add_callback(at, stop)
+    with pytest.raises(Stop):
+        trainer.train()
     return trainer
 
 
@@ -154,8 +164,7 @@ def test_labels_without_boxes_are_wrong_only_where_something_else_is_annotated()
 
 
 def test_labels_without_boxes_are_not_unlearned(data: Path, start: Path, tmp_path: Path) -> None:
-    trainer = set_up(train_plan(data, start, tmp_path), cls_pw=0.5)
-    trainer._model_train()
+    trainer = set_up(train_plan(data, start, tmp_path), at="on_train_batch_start", cls_pw=0.5)
     batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
 
     def gradients(batch: dict[str, Any]) -> list[torch.Tensor]:

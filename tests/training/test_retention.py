@@ -240,23 +240,36 @@ def test_what_is_gone_already_is_written_down(make: Make) -> None:
     assert place.remove() == 0
 
 
+def end_a_training(place: Place) -> str:
+    """A training is cancelled whose worker had died, and another takes it over; how that ended."""
+    place.registry.begin(1, "a worker that died", "a test", place.registry.current(1))
+    job = place.container.queue.fetch(place.trainings.start(1, "a test").job_id)
+    assert job is not None
+    job.set_status("started")
+    place.trainings.cancel(1)
+    with place.container.training_queue.lock(1) as lock:
+        training = TrainingRun(place.container, 1, "a test", lock)
+        training.run()
+    outcome = training.outcome()
+    assert outcome is not None
+    return str(outcome["state"])
+
+
 def test_a_training_removes_them_when_it_has_ended_and_fails_for_nothing(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = make(keep_versions=1)
     for _ in range(3):
-        last = place.run()
-    with place.container.training_queue.lock(1) as lock:
-        life = TrainingRun(place.container, 1, "a test", lock)
-        database = sqlite3.connect(place.settings.data_dir / "backend.sqlite3")
-        database.execute("DROP TABLE unused_artifacts")
-        with caplog.at_level(logging.WARNING):
-            life._tidy_up(last)
-        assert "were not removed" in caplog.text
-        assert place.kept() == ["v1", "v2", "v3"]
-        database.execute(
-            "CREATE TABLE unused_artifacts (artifact VARCHAR(255) PRIMARY KEY, project_id INTEGER NOT NULL, "
-            "weights_sha256 VARCHAR(64) NOT NULL, noted_at DATETIME NOT NULL)"
-        )
-        life._tidy_up(last)
+        place.run()
+    database = sqlite3.connect(place.settings.data_dir / "backend.sqlite3")
+    database.execute("DROP TABLE unused_artifacts")
+    with caplog.at_level(logging.WARNING):
+        assert end_a_training(place) == "cancelled"
+    assert "were not removed" in caplog.text
+    assert place.kept() == ["v1", "v2", "v3"]
+    database.execute(
+        "CREATE TABLE unused_artifacts (artifact VARCHAR(255) PRIMARY KEY, project_id INTEGER NOT NULL, "
+        "weights_sha256 VARCHAR(64) NOT NULL, noted_at DATETIME NOT NULL)"
+    )
+    assert end_a_training(place) == "cancelled"
     assert place.kept() == ["v2", "v3"]

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from ml_backend.cli.dev_stack.demo import Demo, _is_of, connect, find_demo, make_demo, wait_for_prediction, was_made
+from ml_backend.cli.dev_stack.demo import Demo, connect, find_demo, make_demo, wait_for_prediction, was_made
 from ml_backend.cli.dev_stack.preflight import StartError
 from ml_backend.cli.dev_stack.stack import Stack
 from ml_backend.cli.dev_stack.verify import check_prediction
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.video.sample import SampleTruth, make_sample
+from tests.builders import CONFIG
 
 pytestmark = pytest.mark.stack
 
@@ -53,18 +56,48 @@ def test_it_is_found_again(stack: Stack, demo: Demo) -> None:
     assert demo.url(stack.label_studio.url).endswith(f"/projects/{demo.project_id}/data?task={demo.task_id}")
 
 
-def test_jobs_of_other_tasks_may_fail(stack: Stack, demo: Demo) -> None:
-    jobs = JobQueue(Settings(_env_file=None, redis_url=stack.redis_url))
-    for job_id, args, task in (
-        (f"prepare-{demo.task_id}", [demo.project_id, demo.task_id], True),
-        ("prepare-987", [1, 987], False),
-        ("predict-mine", ["mine", demo.project_id, demo.task_id], True),
-        ("predict-other", ["other", 1, 987], False),
-        ("learn-1-0", [demo.task_id], False),
-    ):
-        Job.create("none", args, id=job_id, connection=jobs.connection, serializer=JSONSerializer).save()
-        assert _is_of(jobs, job_id, demo.task_id) is task, job_id
-        jobs.connection.delete(Job.key_for(job_id))
+@pytest.mark.parametrize("own", ["prepare", "predict", "predict of many"])
+def test_jobs_of_other_tasks_may_fail(stack: Stack, own: str) -> None:
+    client, jobs = stack.client(), JobQueue(Settings(_env_file=None, redis_url=stack.redis_url))
+    project = client.create_project("not connected", CONFIG)
+    task = client.create_task(project, {"video": "/data/upload/1/a.mp4"})
+    failed = jobs.queues["predict"].failed_job_registry
+
+    def fail(job_id: str, args: list[Any], reason: str) -> None:
+        job = Job.create("none", args, id=job_id, connection=jobs.connection, serializer=JSONSerializer)
+        job.meta["error"] = reason
+        job.save()
+        failed.add(job, ttl=1000)
+
+    def fail_another() -> None:
+        fail("prepare-987", [1, 987], "another task's")
+        fail("predict-other", ["other", 1, 987], "another task's")
+        fail("learn-1-0", [task], "another task's")
+
+    def fail_own() -> None:
+        if own == "prepare":
+            fail(f"prepare-{task}", [project, task], "its own")
+        elif own == "predict":
+            fail("predict-mine", ["mine", project, task], "its own")
+        else:
+            jobs.add_targets("shared", [987, task])
+            fail("predict-shared", ["shared", 1, 987], "its own")
+
+    ticks = count()
+
+    def tick() -> None:
+        number = next(ticks)
+        if number == 0:
+            fail_another()
+        elif number == 10:  # two looks later
+            fail_own()
+
+    try:
+        with pytest.raises(StartError, match="The sample video's job has failed: its own"):
+            wait_for_prediction(stack, Demo(project, task), tick)
+    finally:
+        for job_id in failed.get_job_ids(cleanup=False):
+            failed.remove(job_id, delete_job=True)
 
 
 def test_connecting_again_changes_nothing(stack: Stack, demo: Demo) -> None:
