@@ -185,7 +185,6 @@ def test_memory_of_looks_is_bounded() -> None:
                 held.append(sum(statistic.size for statistic in trace.statistics("filename")))
     finally:
         tracemalloc.stop()
-    print(held)
     assert len(ids) > 150
     assert 0 < held[1] < 2 * held[0]
 
