@@ -128,7 +128,7 @@ def test_a_model_looks_now(tmp_path: Path) -> None:
 def test_nothing_is_overwritten_unasked(clip: Path, export: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.mp4"
     out.write_bytes(b"from earlier")
-    fails(run(clip, "--from-json", export, "--out", out, cwd=tmp_path), "o.mp4 exists", "--force")
+    fails(run(clip, "--from-json", export, "--out", out, cwd=tmp_path), "o.mp4 already exists", "--force")
     assert out.read_bytes() == b"from earlier"
     summary(run(clip, "--from-json", export, "--out", out, "--force", cwd=tmp_path))
     assert probe(out).frames == 30
