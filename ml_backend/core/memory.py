@@ -99,37 +99,42 @@ def is_out_of_memory(error: BaseException) -> bool:
 class OutOfMemoryFallback:
     """Mixin for networks: when memory runs out, retry with smaller batches, then on the CPU.
 
-    A subclass keeps ``_batch`` and ``_device``, defines :meth:`_to_cpu`, and calls its network by
-    :meth:`_run_with_fallback`.
+    A subclass sets ``batch``, defines :meth:`place`, loads its network by :meth:`move_to`, and calls it by
+    :meth:`run_with_fallback`.
+
+    Attributes:
+        batch: maximum number of items per call; halved when memory runs out.
+        item_name: what the items are, for log messages.
+        max_concurrency: number of concurrent calls; must not change after the first.
     """
 
-    _batch: int
+    batch: int
+    item_name = "items"
+    max_concurrency: int = 1
     _device: torch.device
-    _item_name = "items"  # of a batch, for log messages
-    max_concurrency: int = 1  # calls; must not change after the first
 
     @property
     def device(self) -> str:
         """The network's current device: ``"cpu"``, ``"cuda:0"``, ``"mps"``."""
         return str(self._device)
 
-    def _to_cpu(self) -> None:
-        """Move the network to the CPU, and set ``_device``."""
+    def place(self, device: torch.device) -> None:
+        """Load or move the network to a device."""
         raise NotImplementedError
 
-    def _load_with_fallback(self, device: torch.device, load: Callable[[torch.device], T]) -> T:
-        """Call ``load`` with ``device``, or with the CPU if the device runs out of memory."""
+    def move_to(self, device: torch.device) -> None:
+        """Place the network on a device, or on the CPU if the device has too little memory."""
         try:
-            return load(device)
+            return self._move_to(device)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or device.type == "cpu":
                 raise
         # Outside the except block, because the error keeps the failed call's tensors alive.
         log.warning("%s has too little memory for the network: using the CPU.", device)
         free_gpu_memory()
-        return load(type(device)("cpu"))
+        self._move_to(type(device)("cpu"))
 
-    def _run_with_fallback(self, call: Callable[[int], T]) -> T:
+    def run_with_fallback(self, call: Callable[[int], T]) -> T:
         """Call with the largest batch that fits.
 
         At most ``max_concurrency`` threads run at once, as each call needs memory of its own.
@@ -142,14 +147,14 @@ class OutOfMemoryFallback:
         """
         with self.__dict__.setdefault("_slots", threading.BoundedSemaphore(self.max_concurrency)):
             while True:
-                batch, device = self._batch, self._device
+                batch, device = self.batch, self._device
                 try:
                     return call(batch)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error) or (device.type == "cpu" and batch <= 1):
                         raise
                 with self._reload_lock:  # outside the except block, as above
-                    if (batch, device) == (self._batch, self._device):  # no other thread has reduced it yet
+                    if (batch, device) == (self.batch, self._device):  # no other thread has reduced it yet
                         self._reduce_memory()
 
     @property
@@ -160,12 +165,16 @@ class OutOfMemoryFallback:
 
     def _reduce_memory(self) -> None:
         """Halve the batch, or move to the CPU if it is 1."""
-        if self._batch > 1:
-            self._batch //= 2
+        if self.batch > 1:
+            self.batch //= 2
             log.warning(
-                "Out of memory on %s: continuing with %d %s per call.", self._device, self._batch, self._item_name
+                "Out of memory on %s: continuing with %d %s per call.", self._device, self.batch, self.item_name
             )
         else:
             log.warning("Out of memory on %s with a batch of 1: using the CPU.", self._device)
-            self._to_cpu()
+            self._move_to(type(self._device)("cpu"))
         free_gpu_memory()
+
+    def _move_to(self, device: torch.device) -> None:
+        self.place(device)
+        self._device = device

@@ -24,7 +24,7 @@ from ml_backend.video.probe import probe
 log = logging.getLogger(__name__)
 
 #: Frames whose boxes are in memory at once.
-_CHUNK = 1024
+CHUNK_FRAMES = 1024
 
 #: Raised while reading a malformed region.
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
@@ -291,7 +291,7 @@ class AnnotatedVideo:
         selected = self.objects if objects is None else tuple(objects)
         begin = 0
         while begin < len(frames):
-            end = int(np.searchsorted(frames, frames[begin] + _CHUNK))
+            end = int(np.searchsorted(frames, frames[begin] + CHUNK_FRAMES))
             yield from self._chunk(frames[begin:end], selected)
             begin = end
 

@@ -69,7 +69,7 @@ class YoloDetector(OutOfMemoryFallback):
         WeightsError: the file is missing, unreadable, or not a detection model; the device does not exist.
     """
 
-    _item_name = "frames"
+    item_name = "frames"
 
     def __init__(
         self, path: str | Path, settings: Settings, export: EngineExport | None = None, note: str = ""
@@ -81,12 +81,12 @@ class YoloDetector(OutOfMemoryFallback):
         self._path = path
         self._conf = settings.conf
         self._imgsz = settings.imgsz
-        self._batch = settings.batch
+        self.batch = settings.batch
         self._half = settings.precision != "fp32"
         self._export = export
         self._note = note
         self._warm: set[tuple[int, int]] = set()
-        self._load_with_fallback(select_device("cpu" if export else settings.device), self._move)
+        self.move_to(select_device("cpu" if export else settings.device))
         self.max_concurrency = self._engine.max_concurrency
         self.names: dict[int, str] = self._engine.names
 
@@ -110,7 +110,7 @@ class YoloDetector(OutOfMemoryFallback):
         """Run the network once with each batch size for videos of this size: first calls compile kernels."""
         size = self.working_size(width, height)
         if size not in self._warm:
-            limit = min(self._batch, self._engine.max_batch) if self._device.type == "cuda" else 1
+            limit = min(self.batch, self._engine.max_batch) if self._device.type == "cuda" else 1
             for count in sorted({min(padded_batch_size(n), limit) for n in range(1, limit + 1)}):
                 self.detect([np.zeros((size[1], size[0], 3), np.uint8)] * count)
             self._warm.add(size)
@@ -126,8 +126,13 @@ class YoloDetector(OutOfMemoryFallback):
         """
         results: list[Detections] = []
         while len(results) < len(images):
-            results += self._run_with_fallback(partial(self._detect_from, images, len(results)))
+            results += self.run_with_fallback(partial(self._detect_from, images, len(results)))
         return results
+
+    def place(self, device: torch.device) -> None:
+        """Load the network; see :meth:`OutOfMemoryFallback.place`."""
+        self._engine = self._load(device)
+        self.batch = min(self.batch, self._engine.max_batch)
 
     def pixels(self, images: Sequence[Image]) -> Pixels:
         """Letterbox images of one size to the network's input."""
@@ -136,20 +141,10 @@ class YoloDetector(OutOfMemoryFallback):
         letterbox = LetterBox(self._input_size(), auto=True, stride=self._engine.stride)
         return np.stack([letterbox(image=image) for image in images])
 
-    def _move(self, device: torch.device) -> None:
-        self._engine = self._load(device)
-        self._device = device
-        self._batch = min(self._batch, self._engine.max_batch)
-
-    def _to_cpu(self) -> None:
-        import torch
-
-        self._move(torch.device("cpu"))
-
     def _load(self, device: torch.device) -> TorchEngine | OpenvinoEngine:
         if self._export is not None:
             try:
-                return OpenvinoEngine(self._export, self._batch)
+                return OpenvinoEngine(self._export, self.batch)
             except RUNTIME_FAULTS as error:
                 if is_out_of_memory(error):
                     raise
@@ -178,8 +173,8 @@ class YoloDetector(OutOfMemoryFallback):
         with self._reload_lock:
             if self._engine is engine and self._export is not None:  # else another thread has replaced the engine
                 self._drop_export(self._export, reason)
-                self._move(self._device)
-        return self._detect_batch(self._engine, batch[: self._batch])
+                self.place(self._device)
+        return self._detect_batch(self._engine, batch[: self.batch])
 
     def _detect_batch(self, engine: TorchEngine | OpenvinoEngine, images: Sequence[Image]) -> list[Detections]:
         import torch

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 CPU_BATCH = 8
 #: Crops per call on a GPU; more are hardly faster. Reduced automatically when memory runs out.
 EMBED_BATCH = 32
+#: Types of devices on which fp16 halves time and memory; elsewhere it is slower or lacks operations.
+FP16_DEVICES = frozenset({"cuda"})
 
 T = TypeVar("T")
 
@@ -64,7 +66,7 @@ class TorchEmbedder(OutOfMemoryFallback):
     model_id: str
     dim: int
     cpu_batch: int = CPU_BATCH
-    _item_name = "crops"
+    item_name = "crops"
 
     def _set_up(
         self, model: torch.nn.Module, settings: Settings, input_size: int, mean: Sequence[float], std: Sequence[float]
@@ -88,8 +90,8 @@ class TorchEmbedder(OutOfMemoryFallback):
         self._std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
         red, green, blue = (round(value) for value in mean)
         self._fill = (blue, green, red)
-        self._batch = EMBED_BATCH
-        self._load_with_fallback(select_device(settings.device), self._to)
+        self.batch = EMBED_BATCH
+        self.move_to(select_device(settings.device))
 
     @property
     def memory_bytes(self) -> Mapping[str, int]:
@@ -104,22 +106,14 @@ class TorchEmbedder(OutOfMemoryFallback):
         """Map ``(n, 3, size, size)`` normalised RGB to ``(n, dim)``, not L2-normalised."""
         raise NotImplementedError
 
-    def _to(self, device: torch.device) -> None:
+    def place(self, device: torch.device) -> None:
+        """Move the network; see :meth:`OutOfMemoryFallback.place`."""
         import torch
 
-        # fp16 halves time and memory on CUDA; elsewhere it is slower or lacks operations.
-        self._move(device, torch.float16 if device.type == "cuda" else torch.float32)
-
-    def _to_cpu(self) -> None:
-        import torch
-
-        self._to(torch.device("cpu"))
-
-    def _move(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._model.to(device=device, dtype=dtype)
-        self._device, self._dtype = device, dtype
+        self._dtype = torch.float16 if device.type in FP16_DEVICES else torch.float32
+        self._model.to(device=device, dtype=self._dtype)
         if device.type == "cpu":
-            self._batch = min(self._batch, self.cpu_batch)
+            self.batch = min(self.batch, self.cpu_batch)
 
     def _to_input(self, crops: Sequence[Image]) -> torch.Tensor:
         import torch
@@ -134,7 +128,7 @@ class TorchEmbedder(OutOfMemoryFallback):
         rows: list[FloatArray] = []
         done = 0
         while done < len(items):
-            rows.append(self._run_with_fallback(partial(self._run, items[done:], run)))
+            rows.append(self.run_with_fallback(partial(self._run, items[done:], run)))
             done += len(rows[-1])
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
 
@@ -146,7 +140,8 @@ class TorchEmbedder(OutOfMemoryFallback):
             result = _normalise(run(items))
             if result is None and self._dtype is torch.float16:
                 log.warning("%s exceeds the range of fp16: using fp32.", self.model_id)
-                self._move(self._device, torch.float32)
+                self._dtype = torch.float32
+                self._model.to(dtype=self._dtype)
                 result = _normalise(run(items))
         if result is None:
             raise WeightsError(

@@ -104,7 +104,7 @@ class Fonts:
 
     def _font_of(self, char: str) -> Path | None:
         if char not in self._font_by_char:
-            others = () if unicodedata.category(char) in _DROPPABLE else _system_fonts()
+            others = () if unicodedata.category(char) in _DROPPABLE else system_fonts()
             font = next((path for path in (*self._fonts, *others) if ord(char) in _characters(path)), None)
             if font is not None and font not in self._fonts:
                 self._fonts.append(font)
@@ -139,7 +139,7 @@ def _characters(path: Path) -> frozenset[int]:
 
 
 @lru_cache(maxsize=1)
-def _system_fonts() -> tuple[Path, ...]:
+def system_fonts() -> tuple[Path, ...]:
     """Return the installed font files, those with wide coverage first."""
     from matplotlib.font_manager import findSystemFonts  # slow: lists all fonts on import
 

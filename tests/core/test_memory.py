@@ -6,7 +6,7 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,11 @@ def test_what_is_no_model_takes_nothing(thing: object) -> None:
 
 
 def test_a_detector_is_as_large_as_its_network(tmp_path: Path, settings: MakeSettings) -> None:
-    detector = YoloDetector(make_tiny_yolo(tmp_path / "tiny.pt", {0: "cat"}), settings(device="cpu"))
-    network = detector._engine.network
+    from ultralytics.nn.autobackend import AutoBackend
+
+    path = make_tiny_yolo(tmp_path / "tiny.pt", {0: "cat"})
+    detector = YoloDetector(path, settings(device="cpu"))
+    network = AutoBackend(path, verbose=False).model
     expected = sum(t.nelement() * t.element_size() for t in (*network.parameters(), *network.buffers()))
     assert model_memory(detector) == {"cpu": expected}
 
@@ -130,25 +133,27 @@ def test_errors_that_say_memory_is_short(error: BaseException, expected: bool) -
 class Network(OutOfMemoryFallback):
     """Runs where there is room for ``room`` items of a device; the CPU has room for ``cpu_room``."""
 
-    _item_name = "words"
+    item_name = "words"
 
-    def __init__(self, batch: int, room: int, cpu_room: int = 1, device: str = "meta") -> None:
-        self._batch, self._device = batch, torch.device(device)
+    def __init__(self, batch: int, room: int, cpu_room: int = 1) -> None:
+        self.batch = batch
         self.room, self.cpu_room = room, cpu_room
+        self.placed: list[str] = []
         self.calls: list[tuple[str, int]] = []
         self.error: Callable[[str], BaseException] = RuntimeError
+        self.move_to(torch.device("meta"))
+
+    def place(self, device: torch.device) -> None:
+        self.placed.append(device.type)
 
     def run(self) -> int:
-        return self._run_with_fallback(self._call)
+        return self.run_with_fallback(self.call)
 
-    def _call(self, batch: int) -> int:
+    def call(self, batch: int) -> int:
         self.calls.append((self.device, batch))
         if batch > (self.cpu_room if self.device == "cpu" else self.room):
             raise self.error("out of memory")
         return batch
-
-    def _to_cpu(self) -> None:
-        self._device = torch.device("cpu")
 
 
 def test_batches_shrink_until_they_fit_and_stay_small(caplog: pytest.LogCaptureFixture) -> None:
@@ -164,6 +169,7 @@ def test_then_comes_the_cpu() -> None:
     network.error = lambda text: MemoryError(text)
     assert network.run() == 1
     assert network.calls == [("meta", 2), ("meta", 1), ("cpu", 1)]
+    assert network.placed == ["meta", "cpu"]
     assert network.device == "cpu"
 
 
@@ -184,32 +190,32 @@ def test_other_errors_come_through_at_once() -> None:
     assert network.calls == [("meta", 8)]
 
 
+class Placed(Network):
+    """What a device says to it is in ``errors``."""
+
+    errors: Mapping[str, str] = {"meta": "CUDA out of memory"}
+
+    def place(self, device: torch.device) -> None:
+        super().place(device)
+        if device.type in self.errors:
+            raise RuntimeError(self.errors[device.type])
+
+
 def test_a_network_that_does_not_fit_is_placed_on_the_cpu(caplog: pytest.LogCaptureFixture) -> None:
-    network = Network(batch=1, room=1)
-
-    def put(device: torch.device) -> str:
-        if device.type != "cpu":
-            raise RuntimeError("CUDA out of memory")
-        return "here"
-
     with caplog.at_level(logging.WARNING):
-        assert network._load_with_fallback(torch.device("meta"), put) == "here"
+        network = Placed(batch=1, room=1)
+    assert (network.placed, network.device) == (["meta", "cpu"], "cpu")
     assert "too little memory" in caplog.text
 
 
 def test_placing_fails_for_other_reasons_and_on_the_cpu() -> None:
-    network = Network(batch=1, room=1)
-    tried: list[str] = []
-
-    def put(device: torch.device) -> None:
-        tried.append(device.type)
-        raise RuntimeError("out of memory" if device.type == "cpu" else "broken")
-
-    with pytest.raises(RuntimeError, match="broken"):
-        network._load_with_fallback(torch.device("meta"), put)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        network._load_with_fallback(torch.device("cpu"), put)
-    assert tried == ["meta", "cpu"]
+    failing = Placed(batch=1, room=1)
+    failing.placed.clear()
+    failing.errors = {"meta": "broken", "cpu": "out of memory"}
+    for device, message in failing.errors.items():
+        with pytest.raises(RuntimeError, match=message):
+            failing.move_to(torch.device(device))
+    assert failing.placed == ["meta", "cpu"]
 
 
 @pytest.mark.parametrize("max_concurrency", [1, 2])
@@ -226,7 +232,7 @@ def test_threads_take_turns(max_concurrency: int) -> None:
     def work() -> None:
         start.wait()
         for _ in range(200):
-            network._run_with_fallback(call)
+            network.run_with_fallback(call)
 
     with ThreadPoolExecutor(count) as threads:
         for result in [threads.submit(work) for _ in range(count)]:
@@ -242,9 +248,9 @@ def test_threads_that_meet_the_same_shortage_shrink_once() -> None:
     def call(batch: int) -> int:
         if batch == 8:
             together.wait()  # both have asked for too much
-        return network._call(batch)
+        return network.call(batch)
 
     with ThreadPoolExecutor(2) as threads:
-        results = [threads.submit(network._run_with_fallback, call) for _ in range(2)]
+        results = [threads.submit(network.run_with_fallback, call) for _ in range(2)]
         assert [result.result(WAIT) for result in results] == [4, 4]
     assert sorted(network.calls) == [("meta", 4)] * 2 + [("meta", 8)] * 2

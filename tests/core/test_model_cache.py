@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -15,11 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from ml_backend.core import model_cache as pool_module
-from ml_backend.core.model_cache import ModelPool, get_pool
-from ml_backend.core.settings import Settings
+from ml_backend.core.model_cache import ModelPool
+from tests.builders import ROOT
 
-MakeSettings = Callable[..., Settings]
 WAIT = 30.0  # a generous bound that only keeps a broken test from hanging
 MB = 1_000_000
 
@@ -369,10 +369,16 @@ def test_a_smaller_budget_holds_from_the_next_use_on(loads: Loads) -> None:
     assert names(pool) == ["a"]
 
 
-def test_the_process_has_one_pool(settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "_pool", None)
-    first = get_pool(settings(model_memory_gb=1.5))
-    assert first.status()["ram"]["budget"] == 3 << 29
-    assert get_pool(settings()) is first
-    ram = first.status()["ram"]
-    assert ram["budget"] == ram["total"] // 2
+def test_the_process_has_one_pool() -> None:
+    """In a process of its own, which has none yet."""
+    code = (
+        "from ml_backend.core.model_cache import current_pool, get_pool; from ml_backend.core.settings import Settings;"
+        "assert current_pool() is None;"
+        "first = get_pool(Settings(_env_file=None, model_memory_gb=1.5));"
+        "assert first.status()['ram']['budget'] == 3 << 29;"
+        "assert get_pool(Settings(_env_file=None)) is first is current_pool();"
+        "ram = first.status()['ram'];"
+        "assert ram['budget'] == ram['total'] // 2"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -80,7 +80,7 @@ def test_frames_are_given_in_order_with_those_on_which_nothing_is(folder: Path) 
 def test_long_videos_are_done_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = only_video(export(folder, make_task("clip.mp4", make_annotation(MOVING))))
     whole = [frame.xyxy.tolist() for frame in video.frames()]
-    monkeypatch.setattr("ml_backend.datasets.annotated_video._CHUNK", 7)
+    monkeypatch.setattr("ml_backend.datasets.annotated_video.CHUNK_FRAMES", 7)
     assert [frame.xyxy.tolist() for frame in video.frames()] == whole
 
 
@@ -134,7 +134,7 @@ def test_a_keyframe_on_every_frame_is_read_once(folder: Path, monkeypatch: pytes
         return read(region)
 
     monkeypatch.setattr(RegionKeys, "read", counted)
-    monkeypatch.setattr("ml_backend.datasets.annotated_video._CHUNK", 4)
+    monkeypatch.setattr("ml_backend.datasets.annotated_video.CHUNK_FRAMES", 4)
     region = make_region(*(key(n, n) for n in range(1, 31)))
     source = AnnotationReader.from_file(
         write_export(folder / "e.json", [make_task("clip.mp4", make_annotation(region))])

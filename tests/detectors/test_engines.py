@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from pydantic import ValidationError
 
@@ -19,7 +20,7 @@ from ml_backend.core.files import file_sha256
 from ml_backend.core.model_cache import ModelPool
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections
-from ml_backend.detectors.engines import exports, make, openvino_engine
+from ml_backend.detectors.engines import exports, make
 from ml_backend.detectors.engines.calibration import CalibrationSource
 from ml_backend.detectors.engines.exports import (
     META,
@@ -30,7 +31,7 @@ from ml_backend.detectors.engines.exports import (
     find_export,
 )
 from ml_backend.detectors.engines.make import EngineAgreement, agreement
-from ml_backend.detectors.engines.openvino_engine import MAX_SIZES, MODEL_FILE
+from ml_backend.detectors.engines.openvino_engine import MAX_SIZES, MODEL_FILE, OpenvinoEngine
 from ml_backend.detectors.engines.torch_engine import padded_batch_size
 from ml_backend.detectors.motion import MotionDetector
 from ml_backend.detectors.yolo import YoloDetector
@@ -121,14 +122,17 @@ def test_a_head_without_nms(tmp_path: Path, here: Settings) -> None:
 
 
 def test_the_input_keeps_the_aspect_and_few_sizes_stay_compiled(tiny: Path, here: Settings) -> None:
-    detector = YoloDetector(tiny, here, made(tiny, here))
-    before = detector.memory_bytes["cpu"]
-    detector.detect(pictures(1, 1080, 1920))
-    assert list(detector._engine._sizes) == [(192, 320)]
-    assert detector.memory_bytes["cpu"] > before > 0
+    export = made(tiny, here)
+    weights = (export.folder / MODEL_FILE).with_suffix(".bin").stat().st_size
+    detector = YoloDetector(tiny, here, export)
+    assert detector.memory_bytes["cpu"] == weights > 0
+    assert detector.pixels(pictures(1, 1080, 1920)).shape == (1, 192, 320, 3)
+    for _ in range(2):
+        detector.detect(pictures(1, 1080, 1920))
+        assert detector.memory_bytes["cpu"] == 2 * weights
     for width in range(200, 1000, 80):
         detector.detect(pictures(1, 400, width))
-    assert len(detector._engine._sizes) == MAX_SIZES
+    assert detector.memory_bytes["cpu"] == (1 + MAX_SIZES) * weights
 
 
 @pytest.mark.parametrize(
@@ -186,14 +190,16 @@ def test_a_damaged_export_is_made_again(damage: str, tiny: Path, here: Settings)
 
 
 def _make(path: Path, settings: Settings, log: Path) -> None:
-    original = make._export
+    import openvino
 
-    def counted(*arguments: object) -> object:
+    save = openvino.save_model
+
+    def counted(*arguments: object, **options: object) -> None:
         with log.open("a") as file:
             file.write("made\n")
-        return original(*arguments)
+        save(*arguments, **options)
 
-    make._export = counted
+    openvino.save_model = counted
     made(path, settings)
 
 
@@ -253,7 +259,10 @@ def test_a_process_that_is_killed_is_told_and_another_tries_later(
     tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "being prepared" in choose_engine(tiny, file_sha256(tiny), here).note
-    exports._children[str(plan_of(tiny, here).fp32), ""].process.kill()
+    (child,) = [
+        process for process in psutil.Process().children() if "ml_backend.detectors.engines.make" in process.cmdline()
+    ]
+    child.kill()
     chosen = choose_engine(tiny, file_sha256(tiny), here, wait=True)
     assert chosen.export is None
     assert "exited with status -9" in chosen.note
@@ -309,15 +318,15 @@ def test_openvino_reports_nothing_and_writes_nothing_at_home(tiny: Path, tmp_pat
     assert said.split() == ["openvino", "None", "1"]
 
 
-def test_a_jobs_time_out_is_no_fault_of_the_engine(tiny: Path, here: Settings) -> None:
+def test_a_jobs_time_out_is_no_fault_of_the_engine(tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     from rq.timeouts import JobTimeoutException
 
     detector = YoloDetector(tiny, here, made(tiny, here))
 
-    def infer(pixels: object) -> object:
+    def infer(engine: OpenvinoEngine, pixels: object) -> object:
         raise JobTimeoutException
 
-    detector._engine.infer = infer
+    monkeypatch.setattr(OpenvinoEngine, "infer", infer)
     with pytest.raises(JobTimeoutException):
         detector.detect(pictures(1))
     assert detector.engine == {"name": "openvino", "precision": "fp32", "note": ""}
@@ -333,7 +342,9 @@ def test_many_threads_may_use_one_detector(tiny: Path, here: Settings) -> None:
     assert detector.engine["note"] == ""
 
 
-def test_an_export_that_stops_running_is_left_for_pytorch(tiny: Path, here: Settings) -> None:
+def test_an_export_that_stops_running_is_left_for_pytorch(
+    tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     export = made(tiny, here)
     expected = YoloDetector(tiny, here).detect(pictures(3))
     detector = YoloDetector(tiny, here, export)
@@ -342,10 +353,10 @@ def test_an_export_that_stops_running_is_left_for_pytorch(tiny: Path, here: Sett
     assert broken.engine["name"] == "torch"
     assert "openvino failed" in broken.engine["note"]
 
-    def infer(pixels: object) -> object:
+    def infer(engine: OpenvinoEngine, pixels: object) -> object:
         raise RuntimeError("no answer")
 
-    detector._engine.infer = infer
+    monkeypatch.setattr(OpenvinoEngine, "infer", infer)
     found = detector.detect(pictures(3))
     assert all(np.array_equal(a.xyxy, b.xyxy) for a, b in zip(found, expected, strict=True))
     assert detector.engine["name"] == "torch"
@@ -355,16 +366,18 @@ def test_an_export_that_stops_running_is_left_for_pytorch(tiny: Path, here: Sett
     assert "openvino is not used: RuntimeError: no answer" in chosen.note
 
 
-def test_two_threads_meet_an_export_that_does_not_run(tiny: Path, here: Settings) -> None:
+def test_two_threads_meet_an_export_that_does_not_run(
+    tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = YoloDetector(tiny, here).detect(pictures(3))
     detector, together = YoloDetector(tiny, here, made(tiny, here)), threading.Barrier(2, timeout=60)
     assert detector.max_concurrency == 2
 
-    def infer(pixels: object) -> object:
+    def infer(engine: OpenvinoEngine, pixels: object) -> object:
         together.wait()
         raise RuntimeError("no answer")
 
-    detector._engine.infer = infer
+    monkeypatch.setattr(OpenvinoEngine, "infer", infer)
     with ThreadPoolExecutor(2) as threads:
         for found in threads.map(detector.detect, [pictures(3)] * 2):
             assert all(np.array_equal(a.xyxy, b.xyxy) for a, b in zip(found, expected, strict=True))
@@ -372,17 +385,28 @@ def test_two_threads_meet_an_export_that_does_not_run(tiny: Path, here: Settings
 
 
 def test_requests_are_free_again_after_an_error(tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    detector = YoloDetector(tiny, here, made(tiny, here))
-    expected = detector.detect(pictures(5))
-    engine, pixels = detector._engine, detector.pixels(pictures(5))
+    from openvino import InferRequest
+
+    export, images = made(tiny, here), pictures(5)
+    detector, engine = YoloDetector(tiny, here, export), OpenvinoEngine(export, 5)
+    pixels = detector.pixels(images)
+    started: list[int] = []
+    start = InferRequest.start_async
+
+    def watched(request: InferRequest, *arguments: object) -> None:
+        started.append(id(request))
+        start(request, *arguments)
+
+    monkeypatch.setattr(InferRequest, "start_async", watched)
+    expected = engine.infer(pixels)
+    requests = set(started)
     with monkeypatch.context() as patch:
-        patch.setattr(openvino_engine, "_result", lambda request: 1 // 0)
+        patch.setattr(InferRequest, "get_output_tensor", lambda request, number: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             engine.infer(pixels)
-    assert engine._sizes[pixels.shape[1:3]]._free.qsize() == engine._streams
-    found = detector.detect(pictures(5))
-    assert all(np.array_equal(a.xyxy, b.xyxy) for a, b in zip(found, expected, strict=True))
-    assert detector.engine["name"] == "openvino"
+    started.clear()
+    assert np.array_equal(engine.infer(pixels), expected)
+    assert set(started) == requests
 
 
 def test_openvino_is_missing(tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from ml_backend.core.errors import WeightsError
 from ml_backend.core.settings import Settings
+from ml_backend.detectors import yolo
+from ml_backend.detectors.engines import torch_engine
 from ml_backend.detectors.yolo import YoloDetector
 from tests.builders import make_tiny_yolo, run_with_bare_home
 
@@ -27,6 +29,19 @@ def pictures(n: int, height: int = 360, width: int = 640, seed: int = 0) -> list
     """Noise in blocks: something to see for a network of random weights."""
     blocks = np.random.default_rng(seed).integers(0, 255, (n, height // 40, width // 40, 3), np.uint8)
     return [np.kron(b, np.ones((40, 40, 1), np.uint8)) for b in blocks]
+
+
+def watch_network(monkeypatch: pytest.MonkeyPatch, see: Callable[[Any], object]) -> None:
+    """Let ``see`` have the pixels that ultralytics' networks are given; what it raises, the network raises."""
+    from ultralytics.nn.autobackend import AutoBackend
+
+    forward = AutoBackend.forward
+
+    def watched(self: Any, pixels: Any, *args: Any, **options: Any) -> Any:
+        see(pixels)
+        return forward(self, pixels, *args, **options)
+
+    monkeypatch.setattr(AutoBackend, "forward", watched)
 
 
 def assert_as_predict(path: Path, images: list[np.ndarray], settings: Settings) -> int:
@@ -58,12 +73,10 @@ def test_the_real_model_sees_the_same_as_ultralytics(
     assert assert_as_predict(yolo_weights, images, settings(device="cpu", batch=2)) > 20
 
 
-def test_the_input_keeps_the_videos_aspect(tiny: Path, settings: MakeSettings) -> None:
+def test_the_input_keeps_the_videos_aspect(tiny: Path, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = YoloDetector(tiny, settings(device="cpu", imgsz=640))
-    shapes = []
-    backend = detector._engine._backend
-    forward = backend.forward
-    backend.forward = lambda x, **k: (shapes.append(tuple(x.shape)), forward(x, **k))[1]
+    shapes: list[tuple[int, ...]] = []
+    watch_network(monkeypatch, lambda pixels: shapes.append(tuple(pixels.shape)))
     detector.detect(pictures(2, 1080, 1920))
     detector.detect(pictures(1, 640, 360))
     assert shapes == [(2, 3, 384, 640), (1, 3, 640, 384)]
@@ -130,52 +143,65 @@ def test_a_device_that_is_not_there(device: str, message: str, tiny: Path, setti
         YoloDetector(tiny, settings(device=device))
 
 
-class FullDevice:
-    """A network on a device with room for a few pictures only."""
+def fill_device(
+    monkeypatch: pytest.MonkeyPatch, room: int, message: str = "CUDA out of memory. Tried to allocate 2 GiB"
+) -> list[int]:
+    """Leave room for a few pictures only; return the list of the batches' sizes, which grows."""
+    sizes: list[int] = []
 
-    def __init__(self, backend: Any, room: int, message: str = "CUDA out of memory. Tried to allocate 2 GiB") -> None:
-        self._backend, self._room, self._message = backend, room, message
-        self.sizes: list[int] = []
+    def count(pixels: Any) -> None:
+        sizes.append(len(pixels))
+        if len(pixels) > room:
+            raise RuntimeError(message)
 
-    def __call__(self, tensor: Any) -> Any:
-        self.sizes.append(len(tensor))
-        if len(tensor) > self._room:
-            raise RuntimeError(self._message)
-        return self._backend(tensor)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
+    watch_network(monkeypatch, count)
+    return sizes
 
 
-def test_a_full_device_gets_smaller_batches(tiny: Path, settings: MakeSettings) -> None:
+def test_a_full_device_gets_smaller_batches(
+    tiny: Path, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_engine, "CPU_BATCH", 8)  # as on a GPU: a CPU is given two at most from the start
     detector = YoloDetector(tiny, settings(device="cpu", imgsz=160, batch=8))
     images = pictures(9)
     expected = [len(d) for d in detector.detect(images)]
-    device = FullDevice(detector._engine._backend, room=2)
-    detector._engine._backend, detector._batch = device, 8  # as on a GPU: a CPU is given two at most from the start
+    sizes = fill_device(monkeypatch, room=2)
     assert [len(d) for d in detector.detect(images)] == expected
-    assert device.sizes[:3] == [8, 4, 2]
-    assert max(device.sizes[3:]) == 2
+    assert sizes[:3] == [8, 4, 2]
+    assert max(sizes[3:]) == 2
 
 
-def test_a_device_without_any_room_is_left_for_the_cpu(tiny: Path, settings: MakeSettings) -> None:
+def test_a_device_without_any_room_is_left_for_the_cpu(
+    tiny: Path, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
-    detector = YoloDetector(tiny, settings(device="cpu", imgsz=160, batch=2))
     images = pictures(2)
-    expected = detector.detect(images)
+    expected = YoloDetector(tiny, settings(device="cpu", imgsz=160, batch=2)).detect(images)
     # "meta" stands for a GPU: a device of torch that is not the CPU and exists everywhere.
-    detector._engine._backend = FullDevice(detector._engine._backend, room=0)
-    detector._device = torch.device("meta")
+    monkeypatch.setattr(yolo, "select_device", lambda name: torch.device("meta"))
+    detector = YoloDetector(tiny, settings(imgsz=160, batch=2))
+    assert detector.device == "meta"
+    sizes: list[int] = []
+
+    def count(pixels: Any) -> None:
+        if pixels.device.type == "meta":
+            sizes.append(len(pixels))
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    watch_network(monkeypatch, count)
     found = detector.detect(images)
+    assert sizes == [2, 1]
     assert detector.device == "cpu"
     assert all(np.array_equal(a.xyxy, b.xyxy) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("message", ["shape mismatch", "can't allocate memory: you tried to allocate 9 bytes"])
-def test_what_a_smaller_batch_cannot_cure_comes_through(message: str, tiny: Path, settings: MakeSettings) -> None:
+def test_what_a_smaller_batch_cannot_cure_comes_through(
+    message: str, tiny: Path, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     detector = YoloDetector(tiny, settings(device="cpu", imgsz=160))
-    detector._engine._backend = FullDevice(detector._engine._backend, room=0, message=message)
+    fill_device(monkeypatch, room=0, message=message)
     with pytest.raises(RuntimeError, match=message):
         detector.detect(pictures(2))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ml_backend.core.errors import Interrupted, VideoError
 from ml_backend.core.types import FloatArray, Image
 from ml_backend.db.storage import Storage
-from ml_backend.embeddings import crop_embeddings as looks_module
+from ml_backend.embeddings import crops as crops_module
 from ml_backend.embeddings.crop_embeddings import (
     MAX_CROP,
     MAX_PENDING_CROPS,
@@ -33,6 +33,7 @@ from ml_backend.embeddings.crop_embeddings import (
     to_half,
 )
 from ml_backend.embeddings.crop_selection import CropBox
+from ml_backend.embeddings.crops import cut_crop
 from ml_backend.labeling.few_shot.pattern_store import PatternStore
 from ml_backend.video.writer import VideoWriter
 from tests.video.builders import make_video
@@ -376,25 +377,37 @@ def test_a_failing_model_keeps_what_was_finished(clip: Path, looks: CropEmbeddin
 # -- memory
 
 
-def crops_alive() -> int:
-    return sum(type(item) is looks_module._Crop for item in gc.get_objects())
-
-
-def test_memory_does_not_hold_the_crops_of_all_tracks(clip: Path) -> None:
+def test_memory_does_not_hold_the_crops_of_all_tracks(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits are the crops of tracks on screen, and those for the next call of the network."""
     wanted = [views(RED, range(n, n + 12)) for n in range(0, 88)]  # 12 tracks at a time, 1056 boxes
-    gc.collect()  # what tests before this one have left
-    before = crops_alive()
+    made: list[weakref.ref[Image]] = []
+
+    def cut(image: Image, box: Box) -> Image | None:
+        crop = cut_crop(image, box)
+        assert crop is not None
+        assert max(crop.shape) < MAX_CROP  # so it is what waits
+        made.append(weakref.ref(crop))
+        return crop
+
+    monkeypatch.setattr(crops_module, "cut_crop", cut)
+
+    class Forgetful(MeanColour):
+        def embed(self, crops: Sequence[Image]) -> FloatArray:
+            found = super().embed(crops)
+            self.crops.clear()
+            return found
+
     asked: list[int] = []
     most: list[int] = []
 
     def count() -> bool:
         asked.append(len(asked))
         if len(asked) % 7 == 0:  # it takes a while
-            most.append(crops_alive() - before)
+            most.append(sum(crop() is not None for crop in made))
         return False
 
-    found = look(wanted, MemoryCropEmbeddings(), clip, should_stop=count)
+    found = look(wanted, MemoryCropEmbeddings(), clip, model=Forgetful(), should_stop=count)
+    assert len(made) == 12 * 88
     assert all(len(mine) == 4 for mine in found)
     on_screen = sum(range(1, 13))
     assert 0 < max(most) <= MAX_PENDING_CROPS + on_screen + 12

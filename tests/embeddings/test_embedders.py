@@ -70,6 +70,37 @@ def network_input(images: list[np.ndarray], size: int, mean: Any, std: Any) -> A
     return torch.tensor(np.stack([(s - mean) / std for s in squares]).transpose(0, 3, 1, 2), dtype=torch.float32)
 
 
+def watch_network(monkeypatch: pytest.MonkeyPatch, method: Any, see: Callable[[Any], object]) -> None:
+    """Let ``see`` have what a library's network is given; what it raises, the network raises.
+
+    Args:
+        monkeypatch: pytest's.
+        method: of the network's class, ``Dinov2Model.forward``.
+        see: is called first.
+    """
+
+    def watched(self: Any, *pixels: Any, **named: Any) -> Any:
+        see(next(iter((*pixels, *named.values()))))
+        return method(self, *pixels, **named)
+
+    owner, _, name = method.__qualname__.rpartition(".")
+    monkeypatch.setattr(getattr(sys.modules[method.__module__], owner), name, watched)
+
+
+def damage_weights(folder: Path, copy: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a model's folder with other weights."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(folder, copy))
+    file = next(folder.glob("*.safetensors"))
+    state = load_file(file)
+    change(state)
+    save_file(state, file, {"format": "pt"})
+    return folder
+
+
 @pytest.mark.parametrize("kind", ["dinov2", "registers"])
 def test_dinov2_is_transformers_own_forward(kind: str, folders: dict[str, Path], settings: MakeSettings) -> None:
     import torch
@@ -105,15 +136,22 @@ def test_clip_is_open_clips_own(folders: dict[str, Path], settings: MakeSettings
     assert embedder.embed_text([]).shape == (0, 24)
 
 
-def test_a_square_picture_is_preprocessed_as_open_clip_does(folders: dict[str, Path], settings: MakeSettings) -> None:
+def test_a_square_picture_is_preprocessed_as_open_clip_does(
+    folders: dict[str, Path], settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import open_clip
+    from open_clip.model import CLIP
     from PIL import Image as Pillow
 
     square = cv2.resize(crops(1, 80, 80)[0], (320, 320), interpolation=cv2.INTER_CUBIC)
     _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folders['clip']}")
     theirs = transform(Pillow.fromarray(square[..., ::-1])).numpy()
-    ours = ClipEmbedder(folders["clip"], settings(device="cpu"))._to_input([square])[0].numpy()
-    assert np.abs(ours - theirs).mean() < 0.05  # area against bicubic scaling
+    seen: list[Any] = []
+    watch_network(monkeypatch, CLIP.encode_image, seen.append)
+    ClipEmbedder(folders["clip"], settings(device="cpu")).embed([square])
+    (ours,) = (pixels.numpy() for pixels in seen)
+    assert ours.shape == (1, *theirs.shape)
+    assert np.abs(ours[0] - theirs).mean() < 0.05  # area against bicubic scaling
 
 
 def bus() -> np.ndarray:
@@ -124,13 +162,22 @@ def bus() -> np.ndarray:
     return image
 
 
-def test_the_small_embedders_weights_are_where_they_belong(settings: MakeSettings) -> None:
+def test_the_small_embedders_weights_are_where_they_belong(
+    settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """ImageNet's classes by number: 654 minibus, 779 school bus, 829 streetcar, 874 trolleybus."""
-    import torch
+    from timm.models.efficientnet import EfficientNet
 
-    embedder = EfficientNetEmbedder(settings(device="cpu"))
-    with torch.inference_mode():
-        logits = embedder._model(embedder._to_input([bus()]))[0]
+    found: list[Any] = []
+    head = EfficientNet.forward_head
+
+    def with_logits(self: Any, features: Any, pre_logits: bool = False) -> Any:
+        found.append(head(self, features)[0])
+        return head(self, features, pre_logits=pre_logits)
+
+    monkeypatch.setattr(EfficientNet, "forward_head", with_logits)
+    EfficientNetEmbedder(settings(device="cpu")).embed([bus()])
+    (logits,) = found
     assert int(logits.argmax()) in (654, 779, 874)
     assert {654, 829, 874} <= set(logits.topk(5).indices.tolist())
 
@@ -202,109 +249,128 @@ def test_identity(kind: str, folders: dict[str, Path], settings: MakeSettings, t
     assert load(kind, {kind: make(tmp_path / "other", seed=1)}, settings(device="cpu")).model_id != embedder.model_id
 
 
-class FullDevice:
-    """A network on a device with room for a few pictures only."""
+def fill_device(
+    monkeypatch: pytest.MonkeyPatch, method: Any, room: int, message: str = "CUDA out of memory. Tried 2 GiB"
+) -> list[int]:
+    """Leave room for a few pictures only; return the list of the batches' sizes, which grows."""
+    sizes: list[int] = []
 
-    def __init__(self, run: Callable[..., Any], room: int, message: str = "CUDA out of memory. Tried 2 GiB") -> None:
-        self._run, self._room, self._message = run, room, message
-        self.sizes: list[int] = []
+    def count(pixels: Any) -> None:
+        sizes.append(len(pixels))
+        if len(pixels) > room:
+            raise RuntimeError(message)
 
-    def __call__(self, pixels: Any) -> Any:
-        self.sizes.append(len(pixels))
-        if len(pixels) > self._room:
-            raise RuntimeError(self._message)
-        return self._run(pixels)
+    watch_network(monkeypatch, method, count)
+    return sizes
 
 
-def test_a_full_device_gets_smaller_batches(folders: dict[str, Path], settings: MakeSettings) -> None:
+def test_a_full_device_gets_smaller_batches(
+    folders: dict[str, Path], settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Dinov2Model
+
     embedder = Dinov2Embedder(folders["dinov2"], settings(device="cpu"))
     images = crops(9)
     expected = embedder.embed(images)
-    device = FullDevice(embedder._forward, room=2)
-    embedder._forward = device  # type: ignore[method-assign]
+    sizes = fill_device(monkeypatch, Dinov2Model.forward, room=2)
     assert np.allclose(embedder.embed(images), expected, atol=1e-4)
-    assert device.sizes == [8, 4, 2, 2, 2, 2, 1]
+    assert sizes == [8, 4, 2, 2, 2, 2, 1]
 
 
 def test_a_device_without_any_room_is_left_for_the_cpu(
     folders: dict[str, Path], settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
+    from transformers import Dinov2Model
 
-    monkeypatch.setattr(embedder_module, "EMBED_BATCH", 2)
-    embedder = Dinov2Embedder(folders["dinov2"], settings(device="cpu"))
     images = crops(3)
-    expected = embedder.embed(images)
-    # "meta" stands for a GPU: a device of torch that is not the CPU and exists everywhere.
-    monkeypatch.setattr(embedder, "_device", torch.device("meta"))
-    forward = embedder._forward
+    expected = Dinov2Embedder(folders["dinov2"], settings(device="cpu")).embed(images)
+    # "meta" stands for a GPU: a device of torch that is not the CPU and exists everywhere. Only weights do not come
+    # back from it, and stay where they are.
+    meta, move = torch.device("meta"), torch.nn.Module.to
+    monkeypatch.setattr(embedder_module, "select_device", lambda name: meta)
+    monkeypatch.setattr(
+        torch.nn.Module, "to", lambda self, **options: self if options["device"] == meta else move(self, **options)
+    )
+    monkeypatch.setattr(embedder_module, "EMBED_BATCH", 2)
+    embedder = Dinov2Embedder(folders["dinov2"], settings())
+    assert embedder.device == "meta"
+    sizes: list[int] = []
 
-    def full_until_moved(pixels: Any) -> Any:
-        if pixels.device.type == "meta":
+    def count(pixels: Any) -> None:
+        if pixels.device == meta:
+            sizes.append(len(pixels))
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-        return forward(pixels)
 
-    embedder._forward = full_until_moved  # type: ignore[method-assign]
+    watch_network(monkeypatch, Dinov2Model.forward, count)
     assert np.allclose(embedder.embed(images), expected, atol=1e-4)
+    assert sizes == [2, 1]
     assert embedder.device == "cpu"
 
 
-def test_texts_need_memory_too(folders: dict[str, Path], settings: MakeSettings) -> None:
+def test_texts_need_memory_too(
+    folders: dict[str, Path], settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from open_clip.model import CLIP
+
     embedder = ClipEmbedder(folders["clip"], settings(device="cpu"))
     prompts = [f"number {i}" for i in range(5)]
     expected = embedder.embed_text(prompts)
-    model: Any = embedder._model
-    device = FullDevice(model.encode_text, room=2)
-    model.encode_text = device
+    sizes = fill_device(monkeypatch, CLIP.encode_text, room=2)
     assert np.allclose(embedder.embed_text(prompts), expected, atol=1e-5)
-    assert device.sizes == [5, 4, 2, 2, 1]
+    assert sizes == [5, 4, 2, 2, 1]
 
 
 @pytest.mark.parametrize("message", ["shape mismatch", "can't allocate memory: you tried to allocate 9 bytes"])
 def test_what_a_smaller_batch_cannot_cure_comes_through(
-    message: str, folders: dict[str, Path], settings: MakeSettings
+    message: str, folders: dict[str, Path], settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from transformers import Dinov2Model
+
     embedder = Dinov2Embedder(folders["dinov2"], settings(device="cpu"))
-    embedder._forward = FullDevice(embedder._forward, room=0, message=message)  # type: ignore[method-assign]
+    fill_device(monkeypatch, Dinov2Model.forward, room=0, message=message)
     with pytest.raises(RuntimeError, match=message):
         embedder.embed(crops(2))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_precision_says_the_same(kind: str, folders: dict[str, Path], settings: MakeSettings) -> None:
+def test_half_precision_says_the_same(
+    kind: str, folders: dict[str, Path], settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a GPU, but computed by the CPU."""
-    import torch
-
-    embedder = load(kind, folders, settings(device="cpu"))
+    single = load(kind, folders, settings(device="cpu"))
     images = crops(3)
-    expected = embedder.embed(images)
-    embedder._move(torch.device("cpu"), torch.float16)
-    assert embedder._to_input(images).dtype is torch.float16
+    expected = single.embed(images)
+    monkeypatch.setattr(embedder_module, "FP16_DEVICES", {"cpu"})
+    embedder = load(kind, folders, settings(device="cpu"))
     found = embedder.embed(images)
+    assert embedder.memory_bytes["cpu"] == pytest.approx(single.memory_bytes["cpu"] / 2, rel=0.01)
     assert found.dtype == np.float32
     assert (found * expected).sum(1).min() > 0.999
+    assert not np.array_equal(found, expected)
     if isinstance(embedder, ClipEmbedder):
         assert np.isfinite(embedder.embed_text(["a dog"])).all()
 
 
 def test_what_half_precision_cannot_hold_is_computed_in_single(
-    folders: dict[str, Path], settings: MakeSettings, caplog: pytest.LogCaptureFixture
+    folders: dict[str, Path],
+    settings: MakeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    import torch
-
-    embedder = Dinov2Embedder(folders["dinov2"], settings(device="cpu"))
+    # The weights are within fp16's range; what comes of them is not.
+    folder = damage_weights(folders["dinov2"], tmp_path / "large", lambda state: state["layernorm.weight"].fill_(6e4))
     images = crops(2)
-    expected = embedder.embed(images)
-    forward = embedder._forward
-    embedder._move(torch.device("cpu"), torch.float16)
-
-    def overflowing(pixels: Any) -> Any:
-        return forward(pixels) * (float("inf") if pixels.dtype is torch.float16 else 1)
-
-    embedder._forward = overflowing  # type: ignore[method-assign]
+    single = Dinov2Embedder(folder, settings(device="cpu"))
+    expected = single.embed(images)
+    monkeypatch.setattr(embedder_module, "FP16_DEVICES", {"cpu"})
+    embedder = Dinov2Embedder(folder, settings(device="cpu"))
+    assert embedder.memory_bytes["cpu"] < single.memory_bytes["cpu"]
     with caplog.at_level(logging.WARNING):
         assert (embedder.embed(images) * expected).sum(1).min() > 0.999
         embedder.embed(images)
+    assert embedder.memory_bytes == single.memory_bytes
     assert [record.message.split(":")[0] for record in caplog.records] == [
         f"{embedder.model_id} exceeds the range of fp16"
     ]
@@ -314,26 +380,22 @@ def test_what_half_precision_cannot_hold_is_computed_in_single(
 def test_damaged_numbers_are_never_passed_on(
     kind: str, folders: dict[str, Path], settings: MakeSettings, tmp_path: Path
 ) -> None:
-    import shutil
+    def lose(state: dict[str, Any]) -> None:
+        for tensor in state.values():
+            if tensor.ndim > 1:
+                tensor[:] = float("nan")
 
-    from safetensors.torch import load_file, save_file
-
-    folder = Path(shutil.copytree(folders[kind], tmp_path / kind))
-    file = next(folder.glob("*.safetensors"))
-    state = load_file(file)
-    for tensor in state.values():
-        if tensor.ndim > 1:
-            tensor[:] = float("nan")
-    save_file(state, file, {"format": "pt"})
+    folder = damage_weights(folders[kind], tmp_path / kind, lose)
     with pytest.raises(WeightsError, match="not finite"):
         load(kind, {kind: folder}, settings(device="cpu")).embed(crops(1))
 
 
-def test_rows_without_a_direction_are_an_error(folders: dict[str, Path], settings: MakeSettings) -> None:
-    embedder = ClipEmbedder(folders["clip"], settings(device="cpu"))
-    embedder._forward = lambda pixels: pixels.new_zeros(len(pixels), 24)  # type: ignore[method-assign]
-    with pytest.raises(WeightsError, match="not finite"):
-        embedder.embed(crops(1))
+def test_rows_without_a_direction_are_an_error(
+    folders: dict[str, Path], settings: MakeSettings, tmp_path: Path
+) -> None:
+    folder = damage_weights(folders["clip"], tmp_path / "zero", lambda state: state["visual.proj"].zero_())
+    with pytest.raises(WeightsError, match="zero or not finite"):
+        ClipEmbedder(folder, settings(device="cpu")).embed(crops(1))
 
 
 def change_json(file: Path, **values: Any) -> None:
@@ -467,16 +529,23 @@ def test_a_tokeniser_of_its_own(folders: dict[str, Path], settings: MakeSettings
     assert not np.allclose(dog, cat, atol=1e-3)
 
 
-def test_the_folders_own_normalisation(folders: dict[str, Path], settings: MakeSettings, tmp_path: Path) -> None:
+def test_the_folders_own_normalisation(
+    folders: dict[str, Path], settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
+
+    from transformers import Dinov2Model
 
     folder = Path(shutil.copytree(folders["dinov2"], tmp_path / "half"))
     usual = Dinov2Embedder(folder, settings(device="cpu")).embed(crops(1))
     file = folder / "preprocessor_config.json"
     change_json(file, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     embedder = Dinov2Embedder(folder, settings(device="cpu"))
-    assert np.allclose(embedder._to_input(crops(1)).numpy(), network_input(crops(1), 224, [0.5] * 3, [0.5] * 3))
+    seen: list[Any] = []
+    watch_network(monkeypatch, Dinov2Model.forward, seen.append)
     assert not np.allclose(embedder.embed(crops(1)), usual, atol=1e-3)
+    (pixels,) = seen
+    assert np.allclose(pixels.numpy(), network_input(crops(1), 224, [0.5] * 3, [0.5] * 3))
     file.unlink()
     assert np.array_equal(Dinov2Embedder(folder, settings(device="cpu")).embed(crops(1)), usual)
     for wrong in ({"image_mean": [0.5]}, {"image_std": [0, 0, 0]}, {"image_mean": "x"}, {"image_mean": 3}):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -383,14 +384,14 @@ def test_what_a_killed_download_left_is_no_model(settings: MakeSettings, site: O
     assert content_of(values.weights_dir / "facebook--dinov2-base") == content_of(dinov2)
 
 
-def test_a_download_ends_with_the_process_that_wanted_it(site: Outside, dinov2: Path, tmp_path: Path) -> None:
-    publish(site, NAME, content_of(dinov2))
+def hold_download(site: Outside, folder: Path, number: int) -> tuple[subprocess.Popen[bytes], threading.Event]:
+    """A process that gets a signal during its download, and what is set when the download's connection is closed."""
     gone = threading.Event()
 
     def hold(handler: Any) -> None:
         handler.send_response(200)
         handler.end_headers()
-        process.kill()
+        process.send_signal(number)
         while handler.connection.recv(1):  # until the other end is closed
             pass
         gone.set()
@@ -399,9 +400,15 @@ def test_a_download_ends_with_the_process_that_wanted_it(site: Outside, dinov2: 
     code = f"""
 from ml_backend.embeddings.hub import resolve_embedder
 from ml_backend.core.settings import Settings
-resolve_embedder(Settings(_env_file=None, data_dir={str(tmp_path)!r}, weights_timeout_s=600), download=True)
+resolve_embedder(Settings(_env_file=None, data_dir={str(folder)!r}, weights_timeout_s=600), download=True)
 """
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    return process, gone
+
+
+def test_a_download_ends_with_the_process_that_wanted_it(site: Outside, dinov2: Path, tmp_path: Path) -> None:
+    publish(site, NAME, content_of(dinov2))
+    process, gone = hold_download(site, tmp_path, signal.SIGKILL)
     assert gone.wait(60)
     process.wait()
 
@@ -412,16 +419,9 @@ def test_a_disk_that_takes_nothing(settings: MakeSettings, site: Outside, dinov2
     assert "cannot be written" in resolve_embedder(settings(data_dir=tmp_path / "file"), download=True).note
 
 
-def test_interrupting_a_download_leaves_nothing(
-    settings: MakeSettings, site: Outside, dinov2: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupting_a_download_leaves_nothing(site: Outside, dinov2: Path, tmp_path: Path) -> None:
     publish(site, NAME, content_of(dinov2))
-
-    def stop(folder: Path) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(downloads, "_folder_size", stop)
-    values = settings(weights_timeout_s=DEADLINE)
-    with pytest.raises(KeyboardInterrupt):
-        resolve_embedder(values, download=True)
-    assert names(values.weights_dir) == []
+    process, gone = hold_download(site, tmp_path, signal.SIGINT)
+    assert gone.wait(60)
+    assert process.wait(60) == -signal.SIGINT
+    assert names(tmp_path / "weights") == []

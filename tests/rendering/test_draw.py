@@ -5,31 +5,34 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import supervision as sv
-from PIL import Image as Pictures
+from matplotlib.ft2font import FT2Font
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.rendering import text as fonts_module
 from ml_backend.rendering.draw import (
+    DARK,
     PALETTE,
     UNLABELLED_COLOUR,
     BoxStyle,
+    DashedBoxAnnotator,
     FramePainter,
+    Legend,
     Scale,
-    _dashes,
-    _Tile,
     label_colours,
     text_colour,
     truncate,
 )
-from ml_backend.rendering.render import _side_by_side, fitting_size
+from ml_backend.rendering.render import fitting_size
 from ml_backend.rendering.text import Fonts
 from tests.rendering.drawing import GREEN, MAGENTA, box_of, painted
 
 BARE = BoxStyle(names=False, numbers=False, confidence=False)
 COLOURS = {"thing": GREEN, "ding": MAGENTA}
+BUNDLED_FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")
 
 
 def detections(*rows: tuple[float, float, float, float], label: int = 0, manual: bool = True) -> sv.Detections:
@@ -106,12 +109,18 @@ def test_a_small_box_is_drawn_over_a_large_one() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 50, 333])
 def test_dashes_begin_and_end(length: int) -> None:
-    lines = _dashes((10, 20, 10 + length, 90), 8)
-    upper = sorted((start[0] - 10, end[0] - 10) for start, end in lines.tolist() if start[1] == end[1] == 20)
-    assert upper[0][0] == 0
-    assert upper[-1][1] == length
+    image = grey(360, 110)
+    annotator = DashedBoxAnnotator(sv.ColorPalette([sv.Color(*GREEN)]), thickness=1, dash=8)
+    annotator.annotate(image, detections((10, 20, 10 + length, 90)))
+    upper = painted(image, GREEN)[20]
+    assert np.flatnonzero(upper)[[0, -1]].tolist() == [10, 10 + length]
+    edge = upper[10 : 11 + length]
+    assert edge[:2].all(), "a dash, not only the corner of the edge that goes down"
+    assert edge[-2:].all()
     if length > 30:
-        assert 0.4 < sum(end - start for start, end in upper) / length < 0.7
+        assert 0.4 < edge.mean() < 0.7
+    else:
+        assert edge.mean() > 0.4
 
 
 # -- names
@@ -235,7 +244,7 @@ def test_a_label_has_the_same_colour_in_every_video() -> None:
 
 @pytest.fixture
 def no_system_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fonts_module, "_system_fonts", lambda: ())
+    monkeypatch.setattr(fonts_module, "system_fonts", lambda: ())
 
 
 @pytest.mark.parametrize("text", ["Fußgänger", "человек", "šťastný", "ΆΝΘΡΩΠΟΣ", "→ ✓", "a\u0308"])
@@ -270,10 +279,10 @@ def test_characters_that_no_font_has(text: str, shown: str, no_system_fonts: Non
 
 def test_a_font_of_the_machine_helps_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a machine with another font that has a character the first has not."""
-    serif = fonts_module._DEJAVU.with_name("STIXGeneral.ttf")
-    others = fonts_module._characters(serif) - fonts_module._characters(fonts_module._DEJAVU)
-    only_there = next(char for char in map(chr, sorted(others)) if char.isalpha())
-    monkeypatch.setattr(fonts_module, "_system_fonts", lambda: (Path("gone.ttf"), serif))
+    serif = BUNDLED_FONTS / "STIXGeneral.ttf"
+    others, first = (FT2Font(str(path)).get_charmap().keys() for path in (serif, BUNDLED_FONTS / "DejaVuSans.ttf"))
+    only_there = next(char for char in map(chr, sorted(others - first)) if char.isalpha())
+    monkeypatch.setattr(fonts_module, "system_fonts", lambda: (Path("gone.ttf"), serif))
     fonts = Fonts()
     assert fonts.readable(f"a{only_there}b") == f"a{only_there}b"
     assert np.asarray(fonts.mask(f"a{only_there}b", 20)).any()
@@ -281,7 +290,7 @@ def test_a_font_of_the_machine_helps_out(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_named_font() -> None:
-    serif = fonts_module._DEJAVU.with_name("DejaVuSerif.ttf")
+    serif = BUNDLED_FONTS / "DejaVuSerif.ttf"
     assert Fonts(serif).mask("person", 20).tobytes() != Fonts().mask("person", 20).tobytes()
 
 
@@ -299,36 +308,27 @@ def test_lines_of_one_size_have_one_height() -> None:
     assert {fonts.mask(text, 16).height for text in ("x", "Åg", "", "жр")} == {fonts.mask("a", 16).height}
 
 
-# -- tiles and panes
+# -- panels and panes
 
 
-def test_a_tile_is_half_transparent_and_cut_off_at_the_edges() -> None:
-    tile = _Tile.of(Pictures.new("RGBA", (40, 20), (255, 0, 0, 128)))
-    image = np.full((50, 50, 3), 200, np.uint8)
-    tile.blend(image, 0, 0)
-    tile.blend(image, 45, 45)
-    tile.blend(image, 500, 0)
-    assert np.abs(image[5, 5].astype(int) - (100, 100, 228)).max() <= 2
-    assert (image[30, 30] == 200).all()
-
-
-def test_panes_side_by_side() -> None:
-    picture, panes = _side_by_side((100, 60), ["one", "zwei"], Fonts())
-    assert [pane.shape for pane in panes] == [(60, 100, 3)] * 2
-    panes[0][:], panes[1][:] = 11, 77
-    assert (panes[0] == 11).all(), "they do not share pixels"
-    strip = picture.shape[0] - 60
-    assert (picture[strip:, :100] == 11).all()
-    assert (picture[strip:, -100:] == 77).all()
-    for half in (picture[:strip, :100], picture[:strip, -100:]):
-        assert half.max() > 200, "a title"
-
-
-def test_a_single_pane_is_the_whole_picture() -> None:
-    picture, panes = _side_by_side((101, 51), ["only"], Fonts())
-    assert picture.shape == panes[0].shape == (51, 101, 3)
-    panes[0][:] = 9
-    assert (picture == 9).all()
+def test_a_panel_is_translucent_and_cut_off_at_the_edges() -> None:
+    legend = Legend(["thing"], [GREEN], [True], Scale.of(640, 360), Fonts())
+    below = (200, 100, 0)
+    image = np.full((360, 640, 3), below, np.uint8)
+    small = image[:20, :30].copy()
+    legend.draw(image, np.array([0]))
+    legend.draw(small, np.array([0]))
+    assert (small == image[:20, :30]).all()
+    panel = (image != below).any(axis=2)
+    left, right = np.flatnonzero(panel.any(axis=0))[[0, -1]].tolist()
+    top, bottom = np.flatnonzero(panel.any(axis=1))[[0, -1]].tolist()
+    assert 0 < top < bottom < 200
+    assert 0 < left < right < 300
+    shown = image[top + 1, (left + right) // 2].astype(float)  # between the rim and the first line
+    plate = np.array(DARK[::-1])
+    opacity = (below[0] - shown[0]) / (below[0] - plate[0])
+    assert 0.7 < opacity < 0.9
+    assert np.abs(shown - (opacity * plate + (1 - opacity) * np.array(below))).max() <= 2
 
 
 @pytest.mark.parametrize(

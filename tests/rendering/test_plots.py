@@ -92,7 +92,7 @@ def test_everything_can_be_drawn(tmp_path: Path, labels: dict[str, AnnotationCou
 
 
 def test_characters_that_cannot_be_drawn_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_backend.rendering.text._system_fonts", lambda: ())
+    monkeypatch.setattr("ml_backend.rendering.text.system_fonts", lambda: ())
     assert "사" in plot_statistics(statistics({"사람": tally(1, 1, 1, 5)}), tmp_path / "plot.svg")
 
 

@@ -364,6 +364,8 @@ def test_two_side_by_side(tmp_path: Path) -> None:
     assert strip > 15
     assert gap > 0
     for frame in read_frames(out):
+        for title in (frame.image[:strip, :320], frame.image[:strip, 320 + gap :]):
+            assert title.max() > 200
         left, right = frame.image[strip:, :320], frame.image[strip:, 320 + gap :]
         assert read_number(left) == read_number(right) == frame.index
         assert not painted(left, MAGENTA).any()

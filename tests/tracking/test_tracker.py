@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from typing import get_args
 
@@ -169,10 +170,23 @@ def test_looks_are_handed_on_and_belong_to_the_box() -> None:
 
 
 def test_memory_of_looks_is_bounded() -> None:
-    tracker = Tracker("bytetrack", 10)
-    for k in range(400):  # a new object every frame, each in another place
-        tracker.see(detections((moving(50 * (k % 20), 110 * (k % 7), 0), 0.8, 0)), np.zeros((800, 1100, 3), np.uint8))
-    assert len(tracker._memory) < 100
+    tracker, image = Tracker("bytetrack", 10), np.zeros((800, 1100, 3), np.uint8)
+    own = tracemalloc.Filter(True, trackers.__file__)
+    held, ids = [], set()
+    tracemalloc.start()
+    try:
+        for k in range(600):  # a new object every three frames, each in another place
+            n = k // 3
+            ids |= {
+                t.track_id for t in tracker.see(detections((moving(50 * (n % 20), 110 * (n % 7), 0), 0.8, 0)), image)
+            }
+            if k in (149, 599):
+                trace = tracemalloc.take_snapshot().filter_traces([own])
+                held.append(sum(statistic.size for statistic in trace.statistics("filename")))
+    finally:
+        tracemalloc.stop()
+    assert len(ids) > 150
+    assert 0 < held[1] < 2 * held[0]
 
 
 @pytest.mark.parametrize("kind", ["tracktrack", "botsort"])

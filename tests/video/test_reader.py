@@ -15,6 +15,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 
 from ml_backend.core.errors import VideoError
 from ml_backend.core.types import Frame
@@ -237,13 +238,16 @@ def test_within_one_key_frame_nothing_is_decoded_twice(tmp_path: Path, decoded: 
 def test_only_wanted_pictures_are_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_video(tmp_path / "clip.mp4", frames=60)
     converted: list[int] = []
-    convert = reader._Converter.__call__
 
-    def counting(self: Any, picture: Any) -> Any:
-        converted.append(picture.pts)
-        return convert(self, picture)
+    class Counting:
+        def __init__(self) -> None:
+            self._scaler = VideoReformatter()
 
-    monkeypatch.setattr(reader._Converter, "__call__", counting)
+        def reformat(self, frame: Any, **options: Any) -> Any:
+            converted.append(frame.pts)
+            return self._scaler.reformat(frame, **options)
+
+    monkeypatch.setattr(reader, "VideoReformatter", Counting)
     assert len(list(read_at(path, None, [5, 40]))) == 2
     assert len(converted) == 2
 
