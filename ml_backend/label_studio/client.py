@@ -139,7 +139,7 @@ class LabelStudioClient:
         return cls(settings.label_studio_url, token or settings.label_studio_api_key.get_secret_value())
 
     @cached_property
-    def _sdk(self) -> Any:
+    def sdk(self) -> Any:
         if not self._token:
             raise LabelStudioError("There is no token for Label Studio.", LOGIN_HINT)
         if not self._token.isascii():
@@ -154,41 +154,41 @@ class LabelStudioClient:
     def auth_headers(self) -> dict[str, str]:
         """Return headers that authenticate a plain HTTP request; refreshes an expired access token."""
         with self._errors("refresh the access token"):
-            headers: dict[str, str] = self._sdk._client_wrapper.get_headers()
+            headers: dict[str, str] = self.sdk._client_wrapper.get_headers()  # noqa: SLF001 - no public way
         return {"Authorization": headers["Authorization"]}
 
     def whoami(self) -> str:
         """Return the e-mail of the token's user: the cheapest call that checks URL and token."""
         with self._errors("say who the token belongs to"):
-            return str(self._sdk.users.whoami().email)
+            return str(self.sdk.users.whoami().email)
 
     # -- projects
 
     def list_projects(self) -> Iterator[dict[str, Any]]:
         """Yield every project visible to the token's user, newest first, as JSON of the API."""
         with self._errors("list its projects"):
-            for project in _paged(self._sdk.projects.list(ordering="-id", page_size=_PAGE_SIZE)):
+            for project in _paged(self.sdk.projects.list(ordering="-id", page_size=_PAGE_SIZE)):
                 yield _to_dict(project)
 
     def get_project(self, project_id: int) -> Project:
         with self._errors(f"read project {project_id}"):
-            project = self._sdk.projects.get(project_id)
+            project = self.sdk.projects.get(project_id)
             return Project(project_id, project.title or "", project.label_config or "")
 
     def create_project(self, title: str, label_config: str) -> int:
         with self._errors("create a project"):
-            return int(self._sdk.projects.create(title=title, label_config=label_config).id)
+            return int(self.sdk.projects.create(title=title, label_config=label_config).id)
 
     def set_label_config(self, project_id: int, label_config: str) -> None:
         """Replace a project's label config."""
         with self._errors(f"change the label config of project {project_id}"):
-            self._sdk.projects.update(project_id, label_config=label_config)
+            self.sdk.projects.update(project_id, label_config=label_config)
 
     # -- tasks
 
     def get_task(self, task_id: int) -> Task:
         with self._errors(f"read task {task_id}"):
-            task = self._sdk.tasks.get(str(task_id), request_options=_UNRESOLVED)
+            task = self.sdk.tasks.get(str(task_id), request_options=_UNRESOLVED)
             annotations = [a for a in task.annotations or [] if _get(a, "result") or not _get(a, "was_cancelled")]
             drafts = [draft for draft in task.drafts or [] if _get(draft, "result")]
             versions = [_get(p, "model_version") for p in task.predictions or []]
@@ -204,7 +204,7 @@ class LabelStudioClient:
             NotFound: it does not exist, or is of another project.
         """
         with self._errors(f"read task {task_id}"):
-            task = self._sdk.tasks.get(str(task_id), request_options=_UNRESOLVED)
+            task = self.sdk.tasks.get(str(task_id), request_options=_UNRESOLVED)
             if int(task.project) == project_id:
                 return {
                     "id": task_id,
@@ -216,7 +216,7 @@ class LabelStudioClient:
 
     def _task_page(self, project_id: int, page: int, size: int) -> Any:
         fields = ["id", "data", "total_annotations", "total_predictions", "updated_at"]
-        return self._sdk.tasks.list(project=project_id, page=page, page_size=size, fields="task_only", include=fields)
+        return self.sdk.tasks.list(project=project_id, page=page, page_size=size, fields="task_only", include=fields)
 
     def list_task_states(self, project_id: int) -> Iterator[TaskState]:
         """Yield every task of a project with its counts, page by page."""
@@ -248,12 +248,12 @@ class LabelStudioClient:
 
     def create_task(self, project_id: int, data: Mapping[str, Any]) -> int:
         with self._errors(f"create a task in project {project_id}"):
-            return int(self._sdk.tasks.create(project=project_id, data=dict(data)).id)
+            return int(self.sdk.tasks.create(project=project_id, data=dict(data)).id)
 
     def update_task_data(self, task_id: int, data: Mapping[str, Any]) -> None:
         """Replace the task's data; send all fields, not only the changed ones."""
         with self._errors(f"update the data of task {task_id}"):
-            self._sdk.tasks.update(str(task_id), data=dict(data))
+            self.sdk.tasks.update(str(task_id), data=dict(data))
 
     # -- annotations and predictions
 
@@ -264,7 +264,7 @@ class LabelStudioClient:
         """
         task = self.get_task(task_id)
         with self._errors(f"read the annotations of task {task_id}"):
-            annotations = [a for a in self._sdk.annotations.list(id=task_id) if not a.was_cancelled]
+            annotations = [a for a in self.sdk.annotations.list(id=task_id) if not a.was_cancelled]
             if not annotations:
                 return task, None
             best = max(annotations, key=lambda a: (bool(a.ground_truth), str(a.updated_at or a.created_at or ""), a.id))
@@ -278,7 +278,7 @@ class LabelStudioClient:
         """Submit an annotation, optionally started from a prediction; return its id."""
         with self._errors(f"annotate task {task_id}"):
             parent = {} if prediction is None else {"parent_prediction": prediction}
-            return int(self._sdk.annotations.create(id=task_id, result=[dict(item) for item in result], **parent).id)
+            return int(self.sdk.annotations.create(id=task_id, result=[dict(item) for item in result], **parent).id)
 
     def list_predictions(self, task_id: int) -> list[Prediction]:
         """Return the predictions of a task with their results; empty if the task was deleted."""
@@ -291,7 +291,7 @@ class LabelStudioClient:
                     _utc(item.created_at),
                     _utc(item.updated_at),
                 )
-                for item in self._sdk.predictions.list(task=task_id)
+                for item in self.sdk.predictions.list(task=task_id)
             ]
 
     def create_prediction(self, task_id: int, prediction: Mapping[str, Any]) -> None:
@@ -302,12 +302,12 @@ class LabelStudioClient:
         """
         version = prediction["model_version"]
         with self._errors(f"store a prediction for task {task_id}"):
-            created = self._sdk.predictions.create(
+            created = self.sdk.predictions.create(
                 task=task_id, result=prediction["result"], score=prediction.get("score"), model_version=version
             )
-            same = [p.id for p in self._sdk.predictions.list(task=task_id) if p.model_version == version]
+            same = [p.id for p in self.sdk.predictions.list(task=task_id) if p.model_version == version]
             if len(same) > 1 and created.id != min(same):
-                self._sdk.predictions.delete(created.id)
+                self.sdk.predictions.delete(created.id)
 
     def renew_prediction(self, task_id: int, prediction: Mapping[str, Any], outdated: Callable[[str], bool]) -> bool:
         """Overwrite the newest prediction whose model version is ``outdated``; return whether there was one.
@@ -315,10 +315,10 @@ class LabelStudioClient:
         It is not deleted, because Label Studio rejects annotations that were started from a deleted prediction.
         """
         with self._errors(f"renew a prediction of task {task_id}"):
-            ids = [p.id for p in self._sdk.predictions.list(task=task_id) if outdated(str(p.model_version or ""))]
+            ids = [p.id for p in self.sdk.predictions.list(task=task_id) if outdated(str(p.model_version or ""))]
             if not ids:
                 return False
-            self._sdk.predictions.update(
+            self.sdk.predictions.update(
                 max(ids),
                 task=task_id,
                 result=prediction["result"],
@@ -352,7 +352,7 @@ class LabelStudioClient:
             ids = response.json().get("file_upload_ids") or []
             if not ids:
                 raise LabelStudioError(f"Label Studio received {path.name} but created no upload.")
-            return "/data/" + quote(str(self._sdk.files.get(ids[0]).file).lstrip("/"))
+            return "/data/" + quote(str(self.sdk.files.get(ids[0]).file).lstrip("/"))
 
     def ensure_local_files_storage(self, project_id: int, folder: Path) -> None:
         """Allow Label Studio to serve a folder (below its LOCAL_FILES_DOCUMENT_ROOT) for a project's tasks.
@@ -360,10 +360,10 @@ class LabelStudioClient:
         The storage is not synchronised, so it creates no tasks.
         """
         with self._errors(f"serve {folder} for project {project_id}"):
-            for storage in self._sdk.import_storage.local.list(project=project_id):
+            for storage in self.sdk.import_storage.local.list(project=project_id):
                 if storage.path and folder.is_relative_to(storage.path):
                     return
-            self._sdk.import_storage.local.create(
+            self.sdk.import_storage.local.create(
                 project=project_id, path=str(folder), title=folder.name, use_blob_urls=True
             )
 
@@ -372,12 +372,12 @@ class LabelStudioClient:
     def list_backends(self, project_id: int) -> list[dict[str, Any]]:
         """Return the ML backends connected to a project, as JSON of the API."""
         with self._errors(f"list the models of project {project_id}"):
-            return [_to_dict(item) for item in self._sdk.ml.list(project=project_id)]
+            return [_to_dict(item) for item in self.sdk.ml.list(project=project_id)]
 
     def list_webhooks(self, project_id: int) -> list[dict[str, Any]]:
         """Return the webhooks of a project, as JSON of the API."""
         with self._errors(f"list the webhooks of project {project_id}"):
-            return [_to_dict(item) for item in self._sdk.webhooks.list(project=project_id)]
+            return [_to_dict(item) for item in self.sdk.webhooks.list(project=project_id)]
 
     def connect_backend(self, project_id: int, backend_url: str, basic_auth: tuple[str, str] | None = None) -> None:
         """Connect this service to a project and add the credentials to its webhook. Idempotent.
@@ -396,15 +396,15 @@ class LabelStudioClient:
         connected = [str(backend["url"]).rstrip("/") for backend in self.list_backends(project_id)]
         with self._errors(f"connect {backend_url} to project {project_id}"):
             if backend_url not in connected:
-                self._sdk.ml.create(url=backend_url, project=project_id, title="Video pre-annotation", **auth)
+                self.sdk.ml.create(url=backend_url, project=project_id, title="Video pre-annotation", **auth)
             hooks = [hook for hook in self.list_webhooks(project_id) if hook["url"] == hook_url]
             if not hooks:
-                self._sdk.webhooks.create(
+                self.sdk.webhooks.create(
                     url=hook_url, project=project_id, headers=headers, send_payload=True, send_for_all_actions=True
                 )
             for hook in hooks:
                 if headers and hook.get("headers") != headers:
-                    self._sdk.webhooks.update(hook["id"], url=hook_url, headers=headers)
+                    self.sdk.webhooks.update(hook["id"], url=hook_url, headers=headers)
 
 
 def basic_auth_header(user: str, password: str) -> dict[str, str]:

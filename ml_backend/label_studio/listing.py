@@ -39,7 +39,7 @@ class ProjectLister:
 
     def prepare(self) -> None:
         """Import the SDK, without a request."""
-        sdk = LabelStudioClient("http://localhost", "none")._sdk
+        sdk = LabelStudioClient("http://localhost", "none").sdk
         _ = sdk.projects, sdk.tasks
 
     def projects(self) -> list[dict[str, Any]]:

@@ -18,12 +18,12 @@ import pytest
 from ml_backend.cli.dev_stack.processes import RedisServer
 from ml_backend.core.errors import TrainingFailed
 from ml_backend.core.settings import Settings
-from ml_backend.jobs import train as training
 from ml_backend.jobs import training_scheduler as trainer
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.learn import record_corrections
 from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.server.container import WebContainer
+from ml_backend.training import dataset
 from ml_backend.training.registry import MEASURED, Registry, Version
 from tests.builders import Gate, Outside, label_config, outside, wait_for, worker_process
 from tests.jobs.conftest import Site
@@ -277,12 +277,12 @@ def test_what_was_annotated_while_a_training_failed_is_new(
     run = registry(here).begin(project, "me", "t", None)
     registry(here).finish(run, "refused", "worse", lineage={"seen": {}, "unread": ["77"]})
 
-    def fails(*_: Any) -> Any:
+    def fails(*_: Any, **__: Any) -> Any:
         here.sdk.annotations.create(id=other, result=walk_regions())
         record_corrections(container, project, other)
         raise TrainingFailed("It cannot be.")
 
-    monkeypatch.setattr(training.TrainingRun, "_dataset", fails)
+    monkeypatch.setattr(dataset, "build_dataset", fails)
     services(here).trainings.start(project, "a test")
     work(here)
     last = registry(here).last(project)
