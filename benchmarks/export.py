@@ -80,7 +80,7 @@ def run_limit(video: Path, stride: int) -> dict[str, Any]:
 def run_export(video: Path, stride: int) -> dict[str, Any]:
     """Run ``scripts/export_dataset.py --format yolo`` without the start of Python."""
     from ml_backend.datasets.annotation_reader import AnnotationReader
-    from ml_backend.datasets.dataset_export import DatasetOptions, export_dataset
+    from ml_backend.datasets.exporter import DatasetOptions, export_dataset
     from ml_backend.datasets.images import ImageFormat
     from ml_backend.datasets.sampling import Sampling
     from ml_backend.video.probe import probe

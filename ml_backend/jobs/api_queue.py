@@ -59,17 +59,17 @@ class ApiQueue:
 
     def render(self, project_id: int, task_id: int, what: str) -> Job:
         name = f"render-{project_id}-{task_id}-{what}"
-        return self._request("render_video", [project_id, task_id, what], name, "api_export_jobs")
+        return self._request("render_video", [project_id, task_id, what], name, "api_file_jobs")
 
     def render_custom(self, project_id: int, task_id: int, version: str) -> Job:
         name = f"render-{project_id}-{task_id}-{version or 'current'}"
         args = [project_id, task_id, version]
-        return self._request("render_custom_video", args, name, "api_export_jobs")
+        return self._request("render_custom_video", args, name, "api_file_jobs")
 
     def export(self, project_id: int, format_name: str, predictions: str, stride: int | None = None) -> Job:
         name = f"export-{project_id}-{format_name}-{predictions}" + (f"-{stride}" if stride else "")
         args = [project_id, format_name, predictions, stride]
-        return self._request("export_project", args, name, "api_export_jobs")
+        return self._request("export_project", args, name, "api_file_jobs")
 
     # -- published results
 

@@ -57,7 +57,7 @@ _RENAMED_MODULES = {
         ("training", "train"),
         ("segments", "chunks"),
         ("control", "api_jobs"),
-        ("control_media", "api_export_jobs"),
+        ("control_media", "api_file_jobs"),
     )
 }
 

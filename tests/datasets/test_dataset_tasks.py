@@ -11,14 +11,14 @@ import yaml
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.datasets.annotation_reader import AnnotationReader
-from ml_backend.datasets.dataset_export import DatasetOptions, DatasetResult, export_dataset
+from ml_backend.datasets.exporter import DatasetOptions, DatasetResult, export_dataset
 from ml_backend.datasets.formats.coco import read_coco
 from ml_backend.datasets.formats.cvat import read_cvat
 from ml_backend.datasets.formats.mot import read_mot
 from ml_backend.datasets.formats.yolo import read_yolo
 from ml_backend.datasets.sampling import Sampling
 from tests.datasets.builders import key, make_annotation, make_region, make_task, write_export
-from tests.datasets.test_dataset_export import CAR, MOVING, TRAIN_ONLY, pictures, run
+from tests.datasets.test_exporter import CAR, MOVING, TRAIN_ONLY, pictures, run
 from tests.video.builders import make_video
 
 

@@ -17,7 +17,7 @@ import pytest
 from ml_backend.core.boxes import iou_pairs
 from ml_backend.core.errors import ConfigError
 from ml_backend.datasets.annotation_reader import AnnotationReader
-from ml_backend.datasets.dataset_export import DatasetOptions, export_dataset
+from ml_backend.datasets.exporter import DatasetOptions, export_dataset
 from ml_backend.datasets.formats.coco import read_coco
 from ml_backend.datasets.formats.cvat import read_cvat
 from ml_backend.datasets.formats.mot import read_mot
@@ -29,7 +29,7 @@ from ml_backend.datasets.video_files import VideoFolder
 from ml_backend.label_studio.label_config import parse_label_config
 from tests.builders import ROOT, label_config
 from tests.datasets.builders import key, make_annotation, make_region, make_task, write_export
-from tests.datasets.test_dataset_export import run
+from tests.datasets.test_exporter import run
 from tests.video.builders import make_video
 
 READERS: dict[str, Any] = {"yolo-track": read_yolo, "coco": read_coco, "mot": read_mot, "cvat": read_cvat}

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ml_backend.jobs import api_export_jobs as control_media
+from ml_backend.jobs import api_file_jobs
 from ml_backend.jobs.container import Container
 from ml_backend.server.app import create_app
 from ml_backend.video.probe import probe
@@ -468,7 +468,7 @@ def test_not_every_picture_of_a_dataset(here: Site, work: Work, name: str, strid
 def test_a_dataset_that_does_not_fit(here: Site, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     project, asking = here.project(WALK), room(here)
     walk(here, project)
-    monkeypatch.setattr(control_media, "SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(api_file_jobs, "SPARE_BYTES", 1 << 60)
     job = asking.post("/api/export", {"project": project, "format": "yolo", "stride": 1}, 202)["job"]
     work(here)
     failed = ended(asking, job)

@@ -13,7 +13,7 @@ import pytest
 from ml_backend.core.errors import MediaError
 from ml_backend.core.outputs import STALE_S
 from ml_backend.core.settings import Settings
-from ml_backend.jobs.api_export_jobs import export_project
+from ml_backend.jobs.api_file_jobs import export_project
 from ml_backend.jobs.api_jobs import import_video
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.worker import CLEANUP_INTERVAL_S, CLEANUP_THREAD, make_worker

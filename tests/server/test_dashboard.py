@@ -10,13 +10,14 @@ from http.server import BaseHTTPRequestHandler
 from itertools import product
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from ml_backend.core.settings import Settings
 from ml_backend.server.api import handlers as control_room
+from ml_backend.server.api.requests import ExportFormat
 from ml_backend.server.app import create_app
 from ml_backend.server.dashboard import charts, texts
 from ml_backend.server.dashboard.forms import ACTIONS
@@ -266,6 +267,9 @@ def test_templates_use_texts_that_exist_and_no_text_is_unused() -> None:
     used = set(re.findall(r'\bt\("(\w+)"[,)]', written))
     known = set(texts.load_texts("en"))
     assert used <= known
+    assert {f"format_{name}" for name in get_args(ExportFormat)} == {
+        name for name in known if name.startswith("format_")
+    }
     groups = ("kind_", "state_", "stage_", "mode_", "loss_", "step_", "theme_", "format_", "predictions_")
     groups += ("acceptance_", "curve_", "draw_", "video_")
     assert {name for name in known - used if not name.startswith(groups)} == {"hours", "minutes", "seconds"}

@@ -11,7 +11,7 @@ import click
 
 from ml_backend.cli.export_command import finish, import_dataset, open_reader, reader_options
 from ml_backend.cli.progress import fail_clearly, progress_bar
-from ml_backend.datasets.dataset_export import FORMATS, DatasetOptions, export_dataset
+from ml_backend.datasets.exporter import FORMATS, DatasetOptions, export_dataset
 from ml_backend.datasets.images import ImageFormat
 from ml_backend.datasets.sampling import Sampling, parse_ratio
 from ml_backend.datasets.selection import chosen_classes

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from ml_backend.core.outputs import NAME
 from ml_backend.core.settings import Mode
+from ml_backend.datasets.formats import FormatName
 from ml_backend.jobs.api_queue import STRIDE
 
 
@@ -34,7 +35,7 @@ LabelName = Annotated[str, Field(min_length=1, max_length=255, description="Name
 JobId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,200}$")]
 #: Name of a file in the outputs folder.
 FileName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
-ExportFormat = Literal["annotations", "yolo", "yolo-track", "coco", "mot", "cvat"]
+ExportFormat = Literal["annotations", FormatName]
 
 
 class RequestModel(BaseModel):

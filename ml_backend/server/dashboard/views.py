@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from ml_backend.core.errors import BackendError
 from ml_backend.jobs.api_queue import STRIDE
+from ml_backend.server.api.requests import ExportFormat
 from ml_backend.server.dashboard import forms, texts
 from ml_backend.server.dashboard.parts import PARTS, change_digests
 from ml_backend.server.dashboard.state import STEPS, THEMES, PageState, read_state
@@ -151,6 +152,7 @@ def _context(state: PageState) -> dict[str, Any]:
         "t": t,
         "steps": STEPS,
         "stride": STRIDE,
+        "formats": get_args(ExportFormat),
         "languages": LANGUAGES,
         "address": lambda **changes: url_for("page.home", **(location | changes)),
         "action": lambda name: url_for("page.do", name=name, **location),

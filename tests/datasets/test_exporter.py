@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -19,7 +19,8 @@ import pytest
 
 from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.datasets.annotation_reader import AnnotationReader
-from ml_backend.datasets.dataset_export import DatasetOptions, DatasetResult, export_dataset
+from ml_backend.datasets.exporter import FORMATS, DatasetOptions, DatasetResult, export_dataset
+from ml_backend.datasets.formats import FormatName
 from ml_backend.datasets.images import ImageFormat
 from ml_backend.datasets.sampling import Sampling, parse_ratio, split_frames, split_videos
 from ml_backend.datasets.selection import chosen_classes
@@ -89,6 +90,10 @@ def test_picture_n_is_decoded_frame_n(tmp_path: Path, name: str, video: dict[str
         image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
         assert read_number(image) == int(path.stem[-6:])
         assert (image.shape[1], image.shape[0]) == video.get("size", (320, 240))
+
+
+def test_the_api_knows_all_formats() -> None:
+    assert set(FORMATS) == set(get_args(FormatName))
 
 
 def test_boxes_follow_the_timeline_not_the_files_rate(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
 from ml_backend.core.errors import ConfigError, StorageError
-from ml_backend.datasets.dataset_export import FORMATS, DatasetOptions, export_dataset
+from ml_backend.datasets.exporter import FORMATS, DatasetOptions, export_dataset
 from ml_backend.datasets.formats.annotations_json import export_annotations
 from ml_backend.datasets.sampling import Sampling
 from ml_backend.detectors.loading import yolo_detector
@@ -127,7 +127,7 @@ def export_project(
     """Export a project's annotations as one file: JSON rows, or a dataset in a zip archive.
 
     Args:
-        format_name: ``annotations``, or a format of :data:`ml_backend.datasets.dataset_export.FORMATS`.
+        format_name: ``annotations``, or a format of :data:`ml_backend.datasets.exporter.FORMATS`.
         predictions: see :class:`ml_backend.datasets.annotation_reader.AnnotationReader`.
         stride: frames between two images of a dataset; ``None``: 1 for formats of whole videos, else ``STRIDE``.
     """
