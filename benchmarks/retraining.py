@@ -106,7 +106,7 @@ def main(video: Path, weights: Path, epochs: int, events: int, seconds: float) -
                 wait_for("the clip's prediction", lambda: newest_prediction(client, task), stack)
                 return round(time.monotonic() - started, 1)
 
-            wait_for("the end of the training", lambda: registry.active(project) is None, stack)
+            wait_for("the end of the training", lambda: registry.running(project) is None, stack)
             time.sleep(5)
             figures["predict_request_idle"] = time_predict_requests(10)
             figures["predict_clip_idle_s"] = predict_clip(clips[0])
@@ -135,13 +135,13 @@ def main(video: Path, weights: Path, epochs: int, events: int, seconds: float) -
                     futures.append(pool.submit(send_event, number))
                 figures["webhook"] = percentiles([future.result() for future in futures])
             figures["events_sent_in_s"] = round(time.monotonic() - started, 1)
-            wait_for("a training", lambda: (v := registry.active(project)) and v.state == "training", stack)
+            wait_for("a training", lambda: (v := registry.running(project)) and v.state == "training", stack)
             figures["predict_request_training"] = time_predict_requests(10)
             figures["predict_clip_training_s"] = predict_clip(clips[1])
             for pause in (15, 0):  # a late event may start another one
                 wait_for(
                     "the end of the trainings",
-                    lambda: not (registry.active(project) or container.trainings.is_wanted(project)),
+                    lambda: not (registry.running(project) or container.trainings.is_wanted(project)),
                     stack,
                 )
                 time.sleep(pause)

@@ -228,7 +228,7 @@ class Settings(BaseSettings):
         10,
         ge=0,
         description="Promoted versions of a project whose weights are kept, besides the current one and the target of "
-        "a rollback; of rejected versions, three. Older ones stay listed, but cannot be used. 0: all.",
+        "a rollback; of refused versions, three. Older ones stay listed, but cannot be used. 0: all.",
     )
     worker_queues: Annotated[Names, AfterValidator(_queue_names)] = Field(
         (), description="Comma-separated queues of a worker, in order; empty: all."

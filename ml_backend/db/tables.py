@@ -137,7 +137,7 @@ model_versions = sa.Table(
     sa.Column("config", sa.JSON, nullable=False),  # training arguments
     sa.Column("metrics", sa.JSON, nullable=False),  # of candidate and incumbent on held-out data
     sa.Column("history", sa.JSON, nullable=False),  # metrics by epoch
-    sa.Column("reason", sa.Text, nullable=False),  # why it was promoted, rejected, or failed
+    sa.Column("reason", sa.Text, nullable=False),  # why it was promoted, refused, or failed
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("finished_at", sa.DateTime(timezone=True)),
     sa.UniqueConstraint("project_id", "number", name="version_once"),

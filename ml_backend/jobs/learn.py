@@ -125,7 +125,7 @@ def _check_unread_videos(container: Container, project_id: int) -> None:
     registry = container.registry
     last = registry.last(project_id)
     unread = list(last.lineage.get("unread") or ()) if last else []
-    if last is None or not unread or last.is_active:
+    if last is None or not unread or last.is_running:
         return
     random.shuffle(unread)  # a server that never comes back must not hide the others
     back, gone, unavailable = set(), set(), 0

@@ -38,7 +38,7 @@ from ml_backend.jobs.training_queue import unread_before
 from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.label_config import classes_for, parse_label_config
 from ml_backend.training.gate import decide_promotion
-from ml_backend.training.registry import ACTIVE, MEASURED, RunLost, Version
+from ml_backend.training.registry import MEASURED, RUNNING, RunLost, Version
 from ml_backend.training.retention import remove_old_weights
 from ml_backend.training.review_store import ReviewStore
 
@@ -167,7 +167,7 @@ class TrainingRun:
     # -- begin, hand back, end
 
     def _begin(self) -> Version | None:
-        active = self._registry.active(self._project)
+        active = self._registry.running(self._project)
         cancelled = self._container.training_queue.is_cancelled(self._project)
         # A run that has yet to read the annotations serves all requests so far; one at the gate does not.
         reads_annotations = active is None or active.state in ("dataset", "training")
@@ -234,7 +234,7 @@ class TrainingRun:
         if current is not None and last.state == "cancelled":
             current.meta["outcome"] = {"state": CANCELLED}
             current.save_meta()
-        if last.state in ACTIVE:
+        if last.state in RUNNING:
             return None
         return {"version": last.name, "state": last.state, "reason": last.reason, "metrics": last.metrics}
 
@@ -376,7 +376,7 @@ class TrainingRun:
     def _class_mapping(self) -> dict[str, Sequence[str]]:
         """Return label -> the detector classes that are mapped to it in predictions."""
         config = parse_label_config(self._container.client.get_project(self._project).label_config)
-        active = self._registry.active(self._project)
+        active = self._registry.running(self._project)
         parent = self._registry.get(active.parent_id) if active and active.parent_id else None
         # Labels that a trained version has a class for start from that class.
         own = parent.classes if parent else ()

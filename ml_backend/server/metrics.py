@@ -21,7 +21,7 @@ WORKER_COUNTERS = {
     "learned": "Tasks whose annotations were learned.",
     "tracks": "Regions created.",
     "promotions": "Trained versions that passed the gate.",
-    "refusals": "Trained versions that the gate rejected.",
+    "refusals": "Trained versions that the gate refused.",
     "delivered": "Predictions pushed to Label Studio.",
 }
 

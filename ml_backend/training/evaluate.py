@@ -1,7 +1,7 @@
 """Evaluate detectors on held-out parts of annotated videos; runs in the training subprocess.
 
-Each model runs as in predictions, with the same detector, tracker and assembler. Frames are streamed: memory does not
-grow with the length of the parts.
+Each model runs on every frame, in PyTorch, with the tracker and track assembly of predictions. Frames are streamed:
+memory does not grow with the length of the parts.
 """
 
 from __future__ import annotations

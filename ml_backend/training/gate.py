@@ -9,9 +9,9 @@ from typing import Any
 
 #: Largest drop of each metric that is still within noise.
 NOISE = {"map50_95": 0.002, "map50": 0.01, "hota": 0.01, "idf1": 0.01}
-#: Track metrics depend on a few crossings and births, so their tolerance grows by this over sqrt(measured frames).
+#: Track metrics depend on the few frames where tracks cross or begin: added tolerance, over sqrt(measured frames).
 TRACK_NOISE = {"hota": 0.3, "idf1": 0.3}
-#: Largest drop of one label's AP50, checked where the label has enough boxes for AP to be meaningful.
+#: Largest drop of one label's AP50. Labels with fewer boxes, counted over all measured frames, are not checked.
 LABEL_LOSS = 0.05
 LABEL_BOXES = 20
 _NAMES = {"map50_95": "mAP50-95", "map50": "mAP50", "hota": "HOTA", "idf1": "IDF1"}
@@ -47,14 +47,14 @@ def decide_promotion(candidate: Mapping[str, Any], incumbent: Mapping[str, Any])
         new, old = _value(candidate, name), _value(incumbent, name)
         noise += TRACK_NOISE.get(name, 0.0) / math.sqrt(max(_value(candidate, "frames") or 0.0, 1.0))
         if new is not None and old is not None and new < old - noise:
-            worse.append(f"{_NAMES[name]} {old:.3f} -> {new:.3f}")
+            worse.append(f"{_NAMES[name]} {old:.3f} -> {new:.3f} (may fall by {noise:.3f})")
     for label, facts in sorted((incumbent.get("labels") or {}).items()):
         new_facts = (candidate.get("labels") or {}).get(label) or {}
         old_ap, new_ap = _value(facts, "ap50"), _value(new_facts, "ap50")
         if old_ap is None or (facts.get("boxes") or 0) < LABEL_BOXES:
             continue
         if (new_ap or 0.0) < old_ap - LABEL_LOSS:
-            worse.append(f"AP50 of {label} {old_ap:.3f} -> {new_ap or 0.0:.3f}")
+            worse.append(f"AP50 of {label} {old_ap:.3f} -> {new_ap or 0.0:.3f} (may fall by {LABEL_LOSS:.3f})")
     if worse:
         return GateDecision(False, f"Worse than the present model: {', '.join(worse)}.")
     return GateDecision(True, f"Not worse than the present model: {_figures(candidate, incumbent)}.")

@@ -3,7 +3,8 @@
 A run has a row from its start, so that a worker that resumes it after a crash knows its stage:
 
     dataset -> training -> gate -> promoting -> promoted
-                                             -> refused, failed, cancelled (from any of them)
+                                -> refused
+    any of the first four       -> failed, cancelled
 
 Only the owner of a run may advance it: a worker that was presumed dead and comes back gets :class:`RunLost`.
 """
@@ -27,7 +28,7 @@ from ml_backend.db.tables import activations, model_versions
 log = logging.getLogger(__name__)
 
 #: States of a run that is in progress, or was when its worker died.
-ACTIVE = ("dataset", "training", "gate", "promoting")
+RUNNING = ("dataset", "training", "gate", "promoting")
 #: States of a run whose weights were evaluated.
 MEASURED = ("promoted", "refused")
 
@@ -72,9 +73,9 @@ class Version:
         return f"v{self.number}"
 
     @property
-    def is_active(self) -> bool:
+    def is_running(self) -> bool:
         """Whether the run is in progress."""
-        return self.state in ACTIVE
+        return self.state in RUNNING
 
     @property
     def has_weights(self) -> bool:
@@ -104,7 +105,7 @@ def _version(row: Any) -> Version:
     return Version(**values)
 
 
-def active_version(project_id: int) -> Any:
+def version_in_use(project_id: int) -> Any:
     """Return the query for the id of a project's active version."""
     of = activations.c.project_id == project_id
     return sa.select(activations.c.version_id).where(of).order_by(activations.c.id.desc()).limit(1)
@@ -162,14 +163,14 @@ class Registry:
             f"Project {project_id} has no version {name[:40]!r}.", "scripts/versions.py lists them; or use 'base'."
         )
 
-    def active(self, project_id: int) -> Version | None:
+    def running(self, project_id: int) -> Version | None:
         """Return the project's run in progress, if any; its worker may have died."""
-        of = (model_versions.c.project_id == project_id) & model_versions.c.state.in_(ACTIVE)
+        of = (model_versions.c.project_id == project_id) & model_versions.c.state.in_(RUNNING)
         return self._one(sa.select(model_versions).where(of).order_by(model_versions.c.id).limit(1))
 
     def all_active(self) -> list[Version]:
         """Return the runs in progress of all projects."""
-        query = sa.select(model_versions).where(model_versions.c.state.in_(ACTIVE)).order_by(model_versions.c.id)
+        query = sa.select(model_versions).where(model_versions.c.state.in_(RUNNING)).order_by(model_versions.c.id)
         with self._storage.guard(), self._storage.engine.connect() as connection:
             return [_version(row) for row in connection.execute(query)]
 
@@ -180,7 +181,7 @@ class Registry:
 
     def current(self, project_id: int) -> Version | None:
         """Return the active version without its large columns; ``None`` is the detector of the settings."""
-        in_use = active_version(project_id).scalar_subquery()
+        in_use = version_in_use(project_id).scalar_subquery()
         return self._one(sa.select(*_LIGHT).where(model_versions.c.id == in_use))
 
     def activations(self, project_id: int) -> list[dict[str, Any]]:
@@ -261,7 +262,7 @@ class Registry:
         of = (model_versions.c.id == version.id) & (model_versions.c.owner == version.owner)
         with self._storage.guard(), self._storage.engine.begin() as connection:
             if not connection.execute(
-                sa.delete(model_versions).where(of & model_versions.c.state.in_(ACTIVE))
+                sa.delete(model_versions).where(of & model_versions.c.state.in_(RUNNING))
             ).rowcount:
                 raise RunLost("Another worker has taken over the training.", "It continues there.")
             before = sa.select(model_versions).where(model_versions.c.project_id == version.project_id)
@@ -299,7 +300,7 @@ class Registry:
         values = {"state": "promoted", "reason": reason, "owner": "", "finished_at": now}
         with self._storage.guard(), self._storage.engine.begin() as connection:
             self._write(connection, version.id, version.owner, values)
-            if connection.scalar(active_version(version.project_id)) != instead_of:
+            if connection.scalar(version_in_use(version.project_id)) != instead_of:
                 raise Postponed("The project has switched to another version meanwhile.", "The gate runs again.")
             activation = {"project_id": version.project_id, "version_id": version.id, "by": by[:255], "at": now}
             connection.execute(sa.insert(activations).values(**activation))
@@ -354,7 +355,7 @@ class Registry:
 
     @staticmethod
     def _write(connection: sa.Connection, version_id: int, owner: str | None, values: Mapping[str, Any]) -> None:
-        of = (model_versions.c.id == version_id) & model_versions.c.state.in_(ACTIVE)
+        of = (model_versions.c.id == version_id) & model_versions.c.state.in_(RUNNING)
         if owner is not None:
             of &= model_versions.c.owner == owner
         if not connection.execute(sa.update(model_versions).where(of).values(**values)).rowcount:

@@ -12,7 +12,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import activations, model_versions, unused_artifacts
 from ml_backend.training.artifacts import Artifacts
-from ml_backend.training.registry import ACTIVE, Registry, Version, active_version, lock_version
+from ml_backend.training.registry import RUNNING, Registry, Version, lock_version, version_in_use
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def removable_versions(versions: Sequence[Version], used: Sequence[int | None], 
     needed.update(list(dict.fromkeys(number for number in used if number is not None))[:2])
     for version in versions:
         in_use = bool(used) and version.id == used[0]
-        if (in_use or version.is_active) and version.parent_id is not None:
+        if (in_use or version.is_running) and version.parent_id is not None:
             needed.add(version.parent_id)
         if in_use:
             needed.update([older.id for older in promoted if older.number < version.number][:1])
@@ -85,9 +85,9 @@ def _retire(storage: Storage, version: Version) -> None:
     """Mark a version as without weights so that the file may be removed, unless it has come into use meanwhile."""
     with storage.guard(), storage.engine.begin() as connection:
         # Lock the row first, as activation does: one of the two waits and then sees what the other has done.
-        if not lock_version(connection, version) or connection.scalar(active_version(version.project_id)) == version.id:
+        if not lock_version(connection, version) or connection.scalar(version_in_use(version.project_id)) == version.id:
             return
-        trained_on = (model_versions.c.parent_id == version.id) & model_versions.c.state.in_(ACTIVE)
+        trained_on = (model_versions.c.parent_id == version.id) & model_versions.c.state.in_(RUNNING)
         if connection.execute(sa.select(model_versions.c.id).where(trained_on).limit(1)).first():
             return
         this = model_versions.c.id == version.id

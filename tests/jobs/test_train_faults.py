@@ -148,7 +148,7 @@ def test_redis_forgets_everything_and_there_is_no_room_for_the_weights(
         wait_for(lambda: "could not be stored" in log.read_text(), 240, str(log))
         (waiting,) = (name for name in here.jobs() if name.startswith("train-"))
         wait_for(lambda: "could not be stored" in here.job(waiting).meta.get("error", ""), 30, "its reason")
-        stopped = registry(here).active(project)
+        stopped = registry(here).running(project)
         assert stopped is not None
         assert registry(here).current(project) is None
         place.unlink()
@@ -234,7 +234,7 @@ def test_what_was_away_is_trained_on_once_it_is_back(
     work(here)
     (first,) = registry(here).versions(project)
     assert first.state == "dataset", "at first it waits"
-    wait_for(lambda: (here.hurry(), work(here), registry(here).active(project) is None)[-1])
+    wait_for(lambda: (here.hurry(), work(here), registry(here).running(project) is None)[-1])
     (first,) = registry(here).versions(project)
     assert first.state in MEASURED, first.reason
     assert str(task) not in first.lineage["annotations"]

@@ -71,7 +71,7 @@ def test_a_run_belongs_to_one_owner(make: Make) -> None:
     assert registry.promote(taken, "better", "gate").state == "promoted"
     with pytest.raises(RunLost):
         registry.finish(taken, "failed", "it is over")
-    assert registry.active(1) is None
+    assert registry.running(1) is None
 
 
 def test_only_what_it_was_compared_with_is_replaced(make: Make) -> None:
@@ -145,7 +145,7 @@ def test_epochs_are_there_while_it_runs(make: Make) -> None:
     registry = make()
     run = registry.begin(1, "me", "t", None)
     registry.advance(run, history=[{"epoch": 1, "map50": 0.5}])
-    assert make().active(1).history == [{"epoch": 1, "map50": 0.5}]  # type: ignore[union-attr]
+    assert make().running(1).history == [{"epoch": 1, "map50": 0.5}]  # type: ignore[union-attr]
     assert [version.id for version in make().all_active()] == [run.id]
 
 

@@ -14,7 +14,7 @@ from ml_backend.cli.progress import fail_clearly
 from ml_backend.core.errors import TrainingFailed
 from ml_backend.server.container import WebContainer
 
-#: Exit code if the gate rejects the version.
+#: Exit code if the gate refuses the version.
 REFUSED = 4
 PROJECT = click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")
 
@@ -30,7 +30,7 @@ def main() -> None:
 @click.option("--no-wait", is_flag=True, help="Do not wait for the training.")
 @fail_clearly
 def start(project: int, force: bool, no_wait: bool) -> None:
-    """Train now. The last line is JSON: version, state, reason and metrics; exit code 4 if the gate rejects it."""
+    """Train now. The last line is JSON: version, state, reason and metrics; exit code 4 if the gate refuses it."""
     container = WebContainer(settings_in_force()[0])
     container.queue.ping()
     last = container.registry.last(project)
@@ -57,7 +57,7 @@ def start(project: int, force: bool, no_wait: bool) -> None:
 
 def _print_status(container: WebContainer, project: int, last: str) -> str:
     """Print the training's status if it differs from ``last``, and return it."""
-    version = container.registry.active(project)
+    version = container.registry.running(project)
     if version is None:
         text = "Waiting for a worker"
     elif version.state == "training" and version.history:

@@ -62,7 +62,7 @@ class Trainings:
         registry = self._registry
         if was_waiting:
             # Recorded as a run, so that the same annotations do not start another one.
-            active = registry.active(project_id)
+            active = registry.running(project_id)
             if active:  # it waited to be resumed
                 run = registry.take_over(active, "cancelled")
             else:

@@ -245,7 +245,7 @@ def change_digests(project: int | None) -> dict[str, str]:
         values.setdefault(item["kind"], []).append((item["id"], item["ended_at"]))
     if project is not None:
         registry = container.registry
-        current, active = registry.current(project), registry.active(project)
+        current, active = registry.current(project), registry.running(project)
         values["mode"] = container.projects.mode(project)
         values["current"] = current.name if current else BASE
         values["version"] = [values["current"], active and (active.name, active.state, len(active.history))]
