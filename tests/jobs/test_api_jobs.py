@@ -415,7 +415,7 @@ def test_a_rendering_that_runs_is_cancelled(here: Site, work: Work) -> None:
     work(here)
     assert seen() == "cancelled"
     assert time.monotonic() - started < 60
-    assert "is over" in asking.delete(f"/api/jobs/{job['id']}", 409)["detail"]
+    assert "already ended" in asking.delete(f"/api/jobs/{job['id']}", 409)["detail"]
     folder = here.settings.outputs_dir
     assert not folder.exists() or not list(folder.iterdir())
 

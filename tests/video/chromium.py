@@ -16,19 +16,23 @@ VIDEO = """
     await loaded;
     return video;
   };
+  const seek = async (video, time) => {
+    const painted = new Promise(done => video.requestVideoFrameCallback(done));
+    const sought = new Promise(done => { video.onseeked = done; });
+    video.currentTime = time;
+    await within(sought, 30000);
+    await within(painted, 500);
+  };
   const lookAt = async (video, times, look, fits) => {
     const seen = [];
     let patience = 300;
     for (const [n, time] of times.entries()) {
-      const painted = new Promise(done => video.requestVideoFrameCallback(done));
-      const sought = new Promise(done => { video.onseeked = done; });
-      video.currentTime = time;
-      await within(sought, 30000);
-      await within(painted, 500);
+      await seek(video, time);
       let found = look();
       for (; !fits(found, n) && patience; patience--) {
         await new Promise(done => setTimeout(done, 100));
-        if (patience % 10 === 0) video.currentTime = time;  // busy, Chromium may leave out the painting of a seek
+        // Busy, Chromium may leave out a frame; a seek to where it is already changes nothing.
+        if (patience % 10 === 0) { await seek(video, 0); await seek(video, time); }
         found = look();
       }
       seen.push(found);

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.browser
 
 BFRAMES = {"bf": "3", "g": "12"}
 NO_EDITS = {"use_editlist": "0"}
+VARIABLE: dict[str, Any] = {"pts": [n * 5 + n % 3 * 2 for n in range(30)], "time_base": Fraction(1, 90)}
 MIME = {".webm": "video/webm", ".mkv": "video/x-matroska", ".mov": "video/quicktime"}
 # Reads at each time the number in the picture.
 PLAYER = (
@@ -79,7 +80,8 @@ def assert_browser_agrees(page: Any, path: Path) -> None:
         ("sound.mp4", {"audio_s": 2.0, "options": BFRAMES}),
         ("late.mkv", {"pts": range(30, 60)}),
         ("after_sound.mp4", {"pts": range(30, 60), "audio_s": 3.0}),
-        ("vfr.mp4", {"pts": [n * 5 + n % 3 * 2 for n in range(30)], "time_base": Fraction(1, 90)}),
+        # With B-frames, durations in the file are those of the decoding order, and Chromium 150 goes by them.
+        ("vfr.mp4", VARIABLE | {"options": {"bf": "0"}}),
         ("turned90.mp4", {"rotation": 90}),
         ("turned180.mp4", {"rotation": 180}),
         ("turned270.mp4", {"rotation": 270}),
@@ -117,7 +119,7 @@ def test_cut_by_an_edit_list(tmp_path: Path, page: Any) -> None:
         ("clip.ts", {"options": BFRAMES, "audio_s": 1.0}),
         ("ntsc.mkv", {"options": BFRAMES, "fps": Fraction(30000, 1001)}),
         ("turned.mov", {"rotation": 90, "audio_s": 1.0, "audio_codec": "pcm_s16le"}),
-        ("vfr.mp4", {"pts": [n * 5 + n % 3 * 2 for n in range(30)], "time_base": Fraction(1, 90)}),
+        ("vfr.mp4", VARIABLE),
     ],
 )
 def test_playable_copies_play(tmp_path: Path, page: Any, name: str, made: dict[str, Any]) -> None:
