@@ -88,7 +88,7 @@ class Container:
         return JobIndex(self.queue, self.trainings.cancel)
 
     @cached_property
-    def control(self) -> ApiQueue:
+    def api_queue(self) -> ApiQueue:
         return ApiQueue(self.queue, self.trainings, self.jobs)
 
     @cached_property
@@ -117,8 +117,8 @@ class Container:
 
         return stop
 
-    @property
-    def memory(self) -> WorkerStatus:
+    @cached_property
+    def worker_status(self) -> WorkerStatus:
         """The models that workers have loaded."""
         return WorkerStatus(self.queue)
 

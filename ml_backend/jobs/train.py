@@ -522,7 +522,7 @@ class TrainingRun:
         from ml_backend.core.model_cache import current_pool
 
         if self._settings.device not in ("cpu", "mps") and Path("/dev/nvidia0").exists():
-            self._container.memory.optimize()
+            self._container.worker_status.optimize()
             if pool := current_pool():
                 pool.optimize()
 

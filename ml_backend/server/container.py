@@ -28,15 +28,15 @@ class WebContainer(Container):
         super().__init__(settings, redis_timeout=1.0)
         # Created eagerly, so that an unusable database fails at startup and concurrent first requests do not create
         # duplicates. None of these connects to Redis or Label Studio.
-        _ = self.storage, self.queue, self.projects, self.metrics, self.events, self.serving, self.trainings, self.jobs
-        _ = self.control, self.lister, self.outputs, self.patterns
+        _ = self.storage, self.queue, self.projects, self.metrics, self.webhooks, self.prediction_service
+        _ = self.trainings, self.jobs, self.api_queue, self.lister, self.outputs, self.patterns
 
     @cached_property
-    def serving(self) -> PredictionService:
+    def prediction_service(self) -> PredictionService:
         return PredictionService(self.settings, self.storage, self.queue, self.projects)
 
     @cached_property
-    def events(self) -> EventLog:
+    def webhooks(self) -> EventLog:
         return EventLog(self.storage, self.queue)
 
     @cached_property
@@ -56,7 +56,7 @@ class WebContainer(Container):
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
     def _warm_up(self) -> None:
-        for prepare in (self.serving.version, self.queue.depths, self.lister.prepare):
+        for prepare in (self.prediction_service.version, self.queue.depths, self.lister.prepare):
             try:
                 prepare()
             except BackendError as error:

@@ -76,14 +76,15 @@ def system_state(container: WebContainer) -> dict[str, Any]:
     """Return workers, queues, and whether Redis and the database are up. The dict is cached: do not modify it."""
     state: dict[str, Any] = {"redis": {"up": True, "error": ""}, "database": {"up": True, "error": ""}}
     try:
-        memory = container.memory.status()
+        memory = container.worker_status.status()
         state["queues"] = container.queue.depths()
         state["workers"] = [
             {"name": w.name, "hostname": w.hostname, "pid": w.pid, "queues": [*w.queues], "memory": memory.get(w.name)}
             for w in live_workers(container.settings.redis_url)
         ]
         names = [worker["name"] for worker in state["workers"]]
-        state["differing"] = differing_settings(version_settings(container.settings), container.memory.shaping(names))
+        reported = container.worker_status.shaping(names)
+        state["differing"] = differing_settings(version_settings(container.settings), reported)
     except BackendError as error:
         state |= {"redis": {"up": False, "error": str(error)}, "queues": {}, "workers": [], "differing": []}
     try:
@@ -141,7 +142,7 @@ def projects() -> responses.ProjectList:
 @route("GET", "/memory_status", "Models")
 def memory_status() -> responses.Memory:
     """Get loaded models and memory by worker. As each worker last reported."""
-    return {"workers": services().memory.status()}
+    return {"workers": services().worker_status.status()}
 
 
 @route("POST", "/optimize_memory", "Models", 202)
@@ -151,7 +152,7 @@ def optimize_memory() -> responses.Optimizing:
     Workers unload them between two jobs. Sending it again changes nothing.
     """
     container = services()
-    container.memory.optimize()
+    container.worker_status.optimize()
     return {"requested": True, "workers": container.queue.workers()}
 
 
@@ -162,7 +163,7 @@ def init_models(body: requests.OfProject) -> responses.JobAnswer:
     One worker of the queue `control` loads them and keeps them until the memory is needed. The other workers load them
     with their first prediction.
     """
-    return requested(services().control.init_models(body.project))
+    return requested(services().api_queue.init_models(body.project))
 
 
 @route("POST", "/switch_model", "Models")
@@ -185,7 +186,7 @@ def load_custom_model(body: requests.LoadCustomModel) -> responses.Loading:
     """Use a trained version. Only versions in the registry, not files. Sending it again changes nothing."""
     container = services()
     model_version = container.trainings.activate(body.project, body.version, _ACTOR)
-    job = requested(container.control.init_models(body.project))["job"]
+    job = requested(container.api_queue.init_models(body.project))["job"]
     return {"version": body.version, "model_version": model_version, "job": job}
 
 
@@ -206,7 +207,7 @@ def _switched(container: WebContainer, project: int, before: str) -> responses.S
 @route("POST", "/learn_patterns", "Learn", 202)
 def learn_patterns(body: requests.OfProject) -> responses.JobAnswer:
     """Learn all annotations again. Submitted annotations are learned automatically; this rereads all of them."""
-    return requested(services().control.learn(body.project))
+    return requested(services().api_queue.learn(body.project))
 
 
 @route("GET", "/get_patterns_info", "Learn", starts_job=True)
@@ -226,7 +227,7 @@ def patterns_info(query: requests.OfProject) -> responses.Patterns:
         digest = container.projects.patterns.digest(project, embedder.model_id)
         if digest:
             _, result, job = _job_result(
-                patterns_name(project), lambda: container.control.patterns(project), digest=digest, max_age_s=math.inf
+                patterns_name(project), lambda: container.api_queue.patterns(project), digest=digest, max_age_s=math.inf
             )
             if job is None:
                 points = result["map"]
@@ -289,7 +290,7 @@ def similar(query: requests.FindSimilar) -> tuple[responses.SimilarTracks, int]:
     arguments = (query.project, query.label, query.limit, query.safe)
     created_at, result, job = _job_result(
         similar_name(*arguments),
-        lambda: container.control.similar(*arguments),
+        lambda: container.api_queue.similar(*arguments),
         digest=container.projects.patterns.digest(query.project, embedder.model_id) or "",
     )
     return {
@@ -311,7 +312,7 @@ def statistics(query: requests.Statistics) -> tuple[responses.Statistics, int]:
     """
     container = services()
     created_at, result, job = _job_result(
-        stats_name(query.project), lambda: container.control.statistics(query.project), refresh=query.fresh
+        stats_name(query.project), lambda: container.api_queue.statistics(query.project), refresh=query.fresh
     )
     return {
         "project": query.project,
@@ -359,7 +360,7 @@ def train(body: requests.Train) -> responses.JobAnswer:
     container = services()
     if container.settings.detector == "motion":
         raise ConfigError("DETECTOR=motion is set, which cannot be trained.", "Set DETECTOR=auto or yolo.")
-    return requested(container.control.train(body.project, force=body.force))
+    return requested(container.api_queue.train(body.project, force=body.force))
 
 
 @route("GET", "/versions", "Learn")
@@ -396,7 +397,7 @@ def auto_label(body: requests.AutoLabel) -> responses.JobAnswer:
     For the given tasks, or for all tasks without annotations. Finished predictions are kept. The job ends with the last
     prediction.
     """
-    return requested(services().control.auto_label(body.project, body.tasks or []))
+    return requested(services().api_queue.auto_label(body.project, body.tasks or []))
 
 
 @route("POST", "/create_annotated_video", "Review and export", 202)
@@ -406,7 +407,7 @@ def create_annotated_video(body: requests.AnnotatedVideo) -> responses.JobAnswer
     Draws annotations or the newest prediction of a task, or what the configured detector finds now. A later request
     makes another file, since annotations may have changed.
     """
-    return requested(services().control.render(body.project, body.task, body.source))
+    return requested(services().api_queue.render(body.project, body.task, body.source))
 
 
 @route("POST", "/create_custom_model_video", "Review and export", 202)
@@ -427,13 +428,13 @@ def create_custom_model_video(body: requests.CustomModelVideo) -> responses.JobA
         )
     if version.state not in MEASURED:
         raise ConfigError(f"{version.name} is {version.state}: it has no weights.", "Choose another version.")
-    return requested(container.control.render_custom(body.project, body.task, body.version or ""))
+    return requested(container.api_queue.render_custom(body.project, body.task, body.version or ""))
 
 
 @route("POST", "/export", "Review and export", 202)
 def export(body: requests.Export) -> responses.JobAnswer:
     """Export a project. Rows of JSON, or a dataset as a zip archive. A later request makes another file."""
-    return requested(services().control.export(body.project, body.format, body.predictions, body.stride))
+    return requested(services().api_queue.export(body.project, body.format, body.predictions, body.stride))
 
 
 @route(
