@@ -12,7 +12,7 @@ from ml_backend.jobs.container import Container
 from ml_backend.jobs.services.patterns import Patterns
 from ml_backend.server.metrics import Metrics
 from ml_backend.server.prediction_service import PredictionService
-from ml_backend.server.webhooks import EventLog
+from ml_backend.server.webhooks import WebhookReceiver
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ class WebContainer(Container):
         return PredictionService(self.settings, self.storage, self.queue, self.projects)
 
     @cached_property
-    def webhooks(self) -> EventLog:
-        return EventLog(self.storage, self.queue)
+    def webhooks(self) -> WebhookReceiver:
+        return WebhookReceiver(self.storage, self.queue)
 
     @cached_property
     def metrics(self) -> Metrics:
