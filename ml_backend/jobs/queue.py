@@ -55,7 +55,7 @@ _CANCEL = "if redis.call('exists', KEYS[1]) == 1 then redis.call('hset', KEYS[1]
 #: RQ states of jobs that have not started.
 WAITING = ("queued", "scheduled", "deferred")
 #: RQ states of jobs that have ended.
-OVER = ("finished", "failed", "stopped", "canceled")
+RQ_ENDED = ("finished", "failed", "stopped", "canceled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,14 +221,14 @@ class JobQueue:
                     job = self.fetch(job_id)
                     if job is None:
                         continue  # it ended between the two calls
-                    if state_of(job) not in OVER:
+                    if state_of(job) not in RQ_ENDED:
                         self._move_up(job, queue, now=not pause)
                         return JobRequest(job_id, False)
                     failed_at = job.ended_at if state_of(job) == "failed" else None
                     if failed_at and datetime.now(timezone.utc) - ensure_utc(failed_at) < pause:
                         return JobRequest(job_id, False, failure_text(job))
                     current = self.fetch(job_id)
-                    if current is None or state_of(current) in OVER:  # else another process has just enqueued it
+                    if current is None or state_of(current) in RQ_ENDED:  # else another process has just enqueued it
                         forget_executions(job)
                         job.delete()
         return JobRequest(job_id, False)
