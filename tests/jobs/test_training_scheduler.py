@@ -233,7 +233,7 @@ def test_going_back_twice_goes_back_two_versions(container: Container, tmp_path:
         registry.promote(run, "better", "gate", current.id if current else None)
     used = []
     for _ in range(4):
-        used.append(trainings.before(1))
+        used.append(trainings.rollback_target(1))
         trainings.activate(1, used[-1], "somebody")
     assert used == ["v2", "v1", "base", "base"]
 
@@ -249,8 +249,8 @@ def test_after_a_failure_only_the_newest_run_is_read_whole(container: Container)
         connection.execute("UPDATE model_versions SET lineage = '{', history = '[' WHERE number < 3")
     state = TrainingScheduler(container).state(1)
     assert (state.failures, state.new_tracks) == (2, 0)
-    assert trainings.before(1) == "base"
-    assert trainings.usable(1) == ["v1"]
+    assert trainings.rollback_target(1) == "base"
+    assert trainings.usable_versions(1) == ["v1"]
 
 
 def test_what_a_failed_training_lacked_may_come_with_few_annotations(container: Container) -> None:

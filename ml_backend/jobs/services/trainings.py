@@ -83,10 +83,10 @@ class Trainings:
             "policy": asdict(self.policy(project_id)),
             "versions": [_version_facts(version, names) for version in versions],
             "activations": [{**item, "at": item["at"].isoformat()} for item in registry.activations(project_id)],
-            "acceptance": self.accepted(project_id),
+            "acceptance": self.acceptance(project_id),
         }
 
-    def accepted(self, project_id: int) -> list[dict[str, Any]]:
+    def acceptance(self, project_id: int) -> list[dict[str, Any]]:
         """Return how people corrected the predictions of each model version, oldest first, as plain JSON."""
         from ml_backend.training.review_store import ReviewStore
 
@@ -119,11 +119,11 @@ class Trainings:
                 log.warning("Project %s is not refreshed: %s", project_id, error)
         return self._projects.models(project_id).version
 
-    def usable(self, project_id: int) -> list[str]:
+    def usable_versions(self, project_id: int) -> list[str]:
         """Return the names of the versions that a project can be switched to besides ``base``, newest first."""
         return [version.name for version in self._registry.outline(project_id) if version.has_weights]
 
-    def before(self, project_id: int) -> str:
+    def rollback_target(self, project_id: int) -> str:
         """Return the target of a rollback: the newest promoted version before the active one, else ``base``.
 
         So two rollbacks go back two versions, not back and forth.

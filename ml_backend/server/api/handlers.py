@@ -321,7 +321,7 @@ def statistics(query: requests.Statistics) -> tuple[responses.Statistics, int]:
         "video_seconds": result.get("video_seconds", 0.0),
         "rows": result.get("rows", []),
         "skipped": result.get("skipped", []),
-        "acceptance": container.trainings.accepted(query.project),
+        "acceptance": container.trainings.acceptance(query.project),
         "job": job,
     }, 200 if created_at else 202
 
@@ -367,7 +367,7 @@ def train(body: requests.Train) -> responses.JobAnswer:
 def versions(query: requests.OfProject) -> responses.Versions:
     """List a project's versions. With training history, metrics and acceptance."""
     trainings = services().trainings
-    registry: Any = trainings.versions(query.project) | {"before": trainings.before(query.project)}
+    registry: Any = trainings.versions(query.project) | {"before": trainings.rollback_target(query.project)}
     return dict(registry)  # type: ignore[return-value]
 
 
@@ -383,7 +383,7 @@ def rollback(body: requests.Rollback) -> responses.Switched:
     if name != body.instead_of:
         raise Conflict(f"{name} is in use, not {body.instead_of}.", "Fetch the versions again.")
     before = container.projects.models(body.project).version
-    container.trainings.activate(body.project, container.trainings.before(body.project), _ACTOR)
+    container.trainings.activate(body.project, container.trainings.rollback_target(body.project), _ACTOR)
     return _switched(container, body.project, before)
 
 
