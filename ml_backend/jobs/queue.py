@@ -67,6 +67,16 @@ class JobRequest:
     failure: str = ""
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class WorkerInfo:
+    """A registered worker."""
+
+    name: str
+    pid: int
+    hostname: str
+    queues: tuple[str, ...]
+
+
 def connect(settings: Settings, *, timeout: float | None = 1.0) -> Redis:
     """Return a Redis client that does not hang when the server is unreachable.
 
@@ -416,12 +426,15 @@ class JobQueue:
                 for name, queue in self.queues.items()
             }
 
-    def workers(self) -> list[str]:
-        """Return the names of workers with a recent heartbeat."""
+    def workers(self) -> list[WorkerInfo]:
+        """Return the workers with a recent heartbeat, by name."""
         from rq import Worker
 
         with self.guard():
-            return sorted(str(key).rsplit(":", 1)[-1] for key in Worker.all_keys(connection=self.connection))
+            return sorted(
+                WorkerInfo(worker.name, int(worker.pid or 0), str(worker.hostname or ""), tuple(worker.queue_names()))
+                for worker in Worker.all(self.connection)
+            )
 
     def failed_jobs(self) -> list[dict[str, Any]]:
         """Return failed jobs with their error, newest first."""

@@ -20,7 +20,6 @@ from ml_backend.core.errors import BackendError, ConfigError
 from ml_backend.jobs.api_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
 from ml_backend.jobs.worker_status import differing_settings
-from ml_backend.jobs.workers import live_workers
 from ml_backend.labeling.model_version import BASE, version_settings
 from ml_backend.server.api import requests, responses
 from ml_backend.server.api.routing import document, route
@@ -80,7 +79,7 @@ def system_state(container: WebContainer) -> dict[str, Any]:
         state["queues"] = container.queue.depths()
         state["workers"] = [
             {"name": w.name, "hostname": w.hostname, "pid": w.pid, "queues": [*w.queues], "memory": memory.get(w.name)}
-            for w in live_workers(container.settings.redis_url)
+            for w in container.queue.workers()
         ]
         names = [worker["name"] for worker in state["workers"]]
         reported = container.worker_status.shaping(names)
@@ -153,7 +152,7 @@ def optimize_memory() -> responses.Optimizing:
     """
     container = services()
     container.worker_status.optimize()
-    return {"requested": True, "workers": container.queue.workers()}
+    return {"requested": True, "workers": [worker.name for worker in container.queue.workers()]}
 
 
 @route("POST", "/init_models", "Models", 202)
