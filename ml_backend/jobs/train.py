@@ -537,11 +537,8 @@ def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]
     return {
         "seen": dict(seen),
         "annotations": {str(task): number for task, number in data.annotations.items()},
-        "fingerprints": {str(task): text for task, text in data.fingerprints.items()},
         "pictures": dict(data.pictures),
-        "boxes": dict(data.boxes),
         "tracks": data.tracks,
-        "taught": list(data.trained_classes),
         "notes": list(data.notes),
         "unread": [str(task) for task in data.unread],
     }

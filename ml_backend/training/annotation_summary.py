@@ -16,7 +16,6 @@ from ml_backend.core.files import file_sha256
 from ml_backend.core.types import IntArray
 from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo, VideoObject
 from ml_backend.datasets.annotation_reader import AnnotationReader
-from ml_backend.datasets.export_state import fingerprint
 from ml_backend.datasets.selection import region_labels
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.labeling.few_shot.pattern_store import video_key
@@ -42,7 +41,7 @@ class AnnotationSummary:
         classes: labels of the config.
         videos: by video key, the labels of the config that people have annotated on it, over all its tasks.
         predicted: keys of videos that have predictions but no annotations.
-        annotations, fingerprints: by task, the id of the annotation that counts and a fingerprint of its regions.
+        annotations: by task, the id of the annotation that counts.
         objects: number of annotated objects by label; those without a label under the empty string.
     """
 
@@ -50,7 +49,6 @@ class AnnotationSummary:
     videos: dict[str, frozenset[str]] = field(default_factory=dict)
     predicted: set[str] = field(default_factory=set)
     annotations: dict[int, int] = field(default_factory=dict)
-    fingerprints: dict[int, str] = field(default_factory=dict)
     objects: Counter[str] = field(default_factory=Counter)
     _detected: dict[str, Counter[str]] = field(default_factory=dict)
 
@@ -92,11 +90,8 @@ class AnnotationSummary:
                 labels.add(label)
                 self._note_detected(task_video, region, label)
         self.videos[key] = frozenset(labels)
-        submission = task_video.submission
-        regions = [region for region in submission.result if region.get("type") == "videorectangle"]
-        self.fingerprints[task_video.task_id] = fingerprint(regions)
-        if submission.annotation_id is not None:
-            self.annotations[task_video.task_id] = submission.annotation_id
+        if task_video.submission.annotation_id is not None:
+            self.annotations[task_video.task_id] = task_video.submission.annotation_id
 
     def _note_detected(self, task_video: TaskVideo, region: Mapping[str, Any], label: str) -> None:
         # A region that a person has changed may have lost its meta; then the prediction's own region has it.
