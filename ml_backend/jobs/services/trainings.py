@@ -62,9 +62,9 @@ class Trainings:
         registry = self._registry
         if was_waiting:
             # Recorded as a run, so that the same annotations do not start another one.
-            active = registry.running(project_id)
-            if active:  # it waited to be resumed
-                run = registry.take_over(active, "cancelled")
+            running = registry.running(project_id)
+            if running:  # it waited to be resumed
+                run = registry.take_over(running, "cancelled")
             else:
                 run = registry.begin(project_id, "cancelled", "cancelled", registry.current(project_id))
             lineage = {"seen": ReviewStore(self._storage).seen(project_id), "unread": unread_before(registry, run)}
@@ -124,7 +124,7 @@ class Trainings:
         return [version.name for version in self._registry.outline(project_id) if version.has_weights]
 
     def rollback_target(self, project_id: int) -> str:
-        """Return the target of a rollback: the newest promoted version before the active one, else ``base``.
+        """Return the target of a rollback: the newest promoted version before the one in use, else ``base``.
 
         So two rollbacks go back two versions, not back and forth.
         """
