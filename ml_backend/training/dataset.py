@@ -30,11 +30,11 @@ from ml_backend.datasets.sampling import Sampling
 from ml_backend.training.annotation_summary import (
     AnnotationSummary,
     NothingToTrain,
-    assign_videos,
     describe_counts,
     task_video_key,
 )
 from ml_backend.training.frame_selection import FrameSelectionPlan, TrainingFrameSelector, count_boxes
+from ml_backend.training.split_assignment import assign_videos
 from ml_backend.training.splits import SplitStore
 
 __all__ = ["FrameSelectionPlan", "NothingToTrain", "TrainingDataset", "build_dataset"]
