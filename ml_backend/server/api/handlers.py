@@ -216,33 +216,19 @@ def patterns_info(query: requests.OfProject) -> responses.Patterns:
     Counts are current. A job computes clusters and thresholds, once for each state of the pattern bank.
     """
     container, project = services(), query.project
-    models = container.projects.models(project)
-    embedder = models.classifier.embedder
-    labels: dict[str, dict[str, Any]] = {}
-    points: list[dict[str, Any]] = []
-    job = None
-    if embedder is not None:
-        labels = dict(container.projects.patterns.counts(project, embedder.model_id))
-        digest = container.projects.patterns.digest(project, embedder.model_id)
+    summary: Any = container.patterns.summary(project)
+    report: responses.Patterns = summary | {"map": [], "job": None}
+    if embedder := report["embedder"]:
+        digest = container.projects.patterns.digest(project, embedder)
         if digest:
-            _, result, job = _job_result(
+            _, result, report["job"] = _job_result(
                 patterns_name(project), lambda: container.api_queue.patterns(project), digest=digest, max_age_s=math.inf
             )
-            if job is None:
-                points = result["map"]
+            if report["job"] is None:
+                report["map"] = result["map"]
                 for label, statistics in result["labels"].items():
-                    labels.get(label, {}).update(statistics)
-    return {
-        "project": project,
-        "mode": models.mode,
-        "model_version": models.version,
-        "embedder": embedder.model_id if embedder else None,
-        "clip": models.classifier.clip.model_id if models.classifier.clip else None,
-        "notes": [note for note in (models.detector.note, *models.classifier.notes) if note],
-        "labels": labels,
-        "map": points,
-        "job": job,
-    }
+                    report["labels"].get(label, {}).update(statistics)
+    return report
 
 
 @route("GET", "/exemplars", "Learn")
