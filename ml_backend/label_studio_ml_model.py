@@ -38,11 +38,11 @@ class VideoBackend(LabelStudioMLBase):  # type: ignore[misc]
 
     def setup(self) -> None:
         """Set the model version of new predictions."""
-        project, serving = str(self.project_id or ""), get_services().serving
+        project, service = str(self.project_id or ""), get_services().prediction_service
         if project.isdecimal():
-            version = serving.setup(int(project), "", self.get("extra_params"))
+            version = service.setup(int(project), "", self.get("extra_params"))
         else:
-            version = serving.version()
+            version = service.version()
         self.set("model_version", version)
 
     def predict(
@@ -56,8 +56,8 @@ class VideoBackend(LabelStudioMLBase):  # type: ignore[misc]
         project = str(self.project_id or "")
         if not project.isdecimal():
             raise RequestError("The project's id is missing.", "Connect the backend from Label Studio.")
-        return get_services().serving.predict(int(project), self.label_config, tasks)
+        return get_services().prediction_service.predict(int(project), self.label_config, tasks)
 
     def fit(self, event: str, data: Mapping[str, Any], **kwargs: Any) -> dict[str, str]:
         """Record an event, which a worker processes."""
-        return {"result": get_services().events.receive(parse_event({**data, "action": event}))}
+        return {"result": get_services().webhooks.receive(parse_event({**data, "action": event}))}

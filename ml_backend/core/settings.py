@@ -75,7 +75,8 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 #: Queues of jobs in order of priority: preparing a task is short, and the editor needs its frame rate; learning from an
 #: annotation should take seconds; users wait for control room jobs (imports, exports, renderings), but not for a whole
 #: library's predictions; idle workers help with the chunks of other workers' videos; refreshing the labels of stored
-#: tracks is not urgent; a training, which takes minutes, comes last.
+#: tracks is not urgent; a training, which takes minutes, comes last. The queue of chunks is called segments, as they
+#: once were: the name is in people's WORKER_QUEUES.
 QUEUES = ("prepare", "patterns", "control", "predict", "segments", "refresh", "train")
 _POLICY = (
     'Set it for each project: in Label Studio by the extra params {{"training": {{"{0}": ...}}}}, or by '

@@ -178,7 +178,7 @@ def state_options(options: DatasetOptions, frame_selector: FrameSelector | None 
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedVideo:
+class DatasetVideo:
     """One video of one task (and annotator) in a dataset.
 
     Attributes:
@@ -203,7 +203,7 @@ class PlannedVideo:
 
 def plan_videos(
     reader: AnnotationReader, sampling: Sampling, whole_videos: bool, frame_selector: FrameSelector | None = None
-) -> tuple[list[PlannedVideo], tuple[str, ...]]:
+) -> tuple[list[DatasetVideo], tuple[str, ...]]:
     """Return all videos in the reader's order, and all labels: those of the config, then others as they appear.
 
     Args:
@@ -234,7 +234,7 @@ def plan_videos(
     split_of = dict(zip(videos, splits, strict=True))
     counts = Counter(same_as)
     plan = [
-        PlannedVideo(name, split_of[first], by, first, counts[first] > 1)
+        DatasetVideo(name, split_of[first], by, first, counts[first] > 1)
         for name, first in zip(taken, same_as, strict=True)
     ]
     return plan, tuple(labels)
@@ -264,12 +264,12 @@ class _ExportRun:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def export_all(
-        self, reader: AnnotationReader, plan: Sequence[PlannedVideo]
+        self, reader: AnnotationReader, plan: Sequence[DatasetVideo]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the name and outcome of each video as it completes; tasks are read only as fast as needed."""
         max_concurrency = min(self.workers, self.videos)
         with ThreadPoolExecutor(max_concurrency) as videos, ThreadPoolExecutor(self.workers) as encoders:
-            running: dict[Future[dict[str, Any]], tuple[PlannedVideo, TaskVideo]] = {}
+            running: dict[Future[dict[str, Any]], tuple[DatasetVideo, TaskVideo]] = {}
             try:
                 done = 0
                 pairs = zip(plan, reader.task_videos(), strict=True)
@@ -301,7 +301,7 @@ class _ExportRun:
                 raise
 
     def _export_video(
-        self, planned: PlannedVideo, task_video: TaskVideo, encoders: ThreadPoolExecutor
+        self, planned: DatasetVideo, task_video: TaskVideo, encoders: ThreadPoolExecutor
     ) -> dict[str, Any]:
         self._check_stop(planned.name)
         with task_video.open() as video:
@@ -344,7 +344,7 @@ class _ExportRun:
         if self.stop.is_set() or self.should_stop():
             raise Interrupted(f"Stopped at {where}.", "Run it again to resume.")
 
-    def _select(self, planned: PlannedVideo, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> SelectedFrames:
+    def _select(self, planned: DatasetVideo, video: AnnotatedVideo, objects: tuple[VideoObject, ...]) -> SelectedFrames:
         if self.frame_selector:
             return SelectedFrames(planned.name, video, objects, *self.frame_selector.select(video, objects))
         frames = sampled_frames(video, objects, planned.name, self.options.sampling)
@@ -397,7 +397,7 @@ class _ExportRun:
         frames = np.array(list(splits), np.int64)
         return SelectedFrames(selected.name, video, selected.objects, frames, list(splits.values()))
 
-    def _previous_outcome(self, planned: PlannedVideo, task_video: TaskVideo) -> dict[str, Any] | None:
+    def _previous_outcome(self, planned: DatasetVideo, task_video: TaskVideo) -> dict[str, Any] | None:
         """Return the outcome of an exported video that is no longer available, if all but the file is unchanged."""
         previous = self.state.read(planned.name)
         if self.frame_selector or not previous or "outcome" not in previous:

@@ -43,7 +43,7 @@ class DatasetTooLarge(StorageError):
 
 
 @api_job
-def render_video(work: JobContext, project_id: int, task_id: int, what: str) -> dict[str, Any]:
+def render_video(context: JobContext, project_id: int, task_id: int, what: str) -> dict[str, Any]:
     """Render a task's annotations, its newest prediction, or the tracks of the settings' detector into its video.
 
     Args:
@@ -51,30 +51,30 @@ def render_video(work: JobContext, project_id: int, task_id: int, what: str) -> 
     """
     name = f"project-{project_id}-task-{task_id}-{what}"
     if what == "base":
-        with work.video(project_id, task_id) as path, tempfile.TemporaryDirectory(prefix="config-") as folder:
+        with context.video(project_id, task_id) as path, tempfile.TemporaryDirectory(prefix="config-") as folder:
             # The detector's own classes, not the project's.
             config = Path(folder) / "label_config.xml"
-            config.write_text(_detector_label_config(work), encoding="utf-8")
-            model = LayerModel(config, work.settings, progress=lambda stage: nullcontext(work.step(stage)))
-            return _render(work, model_layer(path, None, model, mode="yolo"), project_id, name)
+            config.write_text(_detector_label_config(context), encoding="utf-8")
+            model = LayerModel(config, context.settings, progress=lambda stage: nullcontext(context.step(stage)))
+            return _render(context, model_layer(path, None, model, mode="yolo"), project_id, name)
     predictions: Predictions = "none" if what == "annotations" else "only"
-    task_videos = list(work.task_reader(project_id, task_id, predictions=predictions).task_videos())
+    task_videos = list(context.task_reader(project_id, task_id, predictions=predictions).task_videos())
     if not task_videos:
         raise ConfigError(f"Task {task_id} has no {what}.", "Annotate it or request a prediction for it first.")
     task_video = next((item for item in task_videos if item.regions), task_videos[0])
     with task_video.open() as video:
-        return _render(work, Layer(f"{what} {task_video.submission.annotator}".strip(), video), project_id, name)
+        return _render(context, Layer(f"{what} {task_video.submission.annotator}".strip(), video), project_id, name)
 
 
 @api_job
-def render_custom_video(work: JobContext, project_id: int, task_id: int, version: str) -> dict[str, Any]:
+def render_custom_video(context: JobContext, project_id: int, task_id: int, version: str) -> dict[str, Any]:
     """Render the tracks of one of the project's versions, stored or new, into a task's video.
 
     Args:
         version: such as ``v2``; empty: the active one.
     """
-    projects = work.container.projects
-    registry = work.container.registry
+    projects = context.container.projects
+    registry = context.container.registry
     chosen = registry.find(project_id, version) if version else registry.current(project_id)
     if chosen is None:
         raise ConfigError(
@@ -83,21 +83,21 @@ def render_custom_video(work: JobContext, project_id: int, task_id: int, version
     if chosen.state not in MEASURED:
         raise ConfigError(f"{chosen.name} is {chosen.state}: it has no weights.", "Choose another version.")
     models = projects.models(project_id, download=True, chosen=chosen)
-    with work.video(project_id, task_id) as path, tempfile.TemporaryDirectory(prefix="prediction-") as folder:
-        work.step("predicting")
+    with context.video(project_id, task_id) as path, tempfile.TemporaryDirectory(prefix="prediction-") as folder:
+        context.step("predicting")
         prediction = Path(folder) / "prediction.json"
-        prediction.write_text(json.dumps(detect_video(work.container, task_id, models, path)), encoding="utf-8")
+        prediction.write_text(json.dumps(detect_video(context.container, task_id, models, path)), encoding="utf-8")
         note = " ".join(filter(None, (models.detector.note, *models.classifier.notes)))
         layer = Layer(models.version, file_layer(path, AnnotationFile(prediction)).video, note)
-        return _render(work, layer, project_id, f"project-{project_id}-task-{task_id}-{chosen.name}")
+        return _render(context, layer, project_id, f"project-{project_id}-task-{task_id}-{chosen.name}")
 
 
-def _detector_label_config(work: JobContext) -> str:
+def _detector_label_config(context: JobContext) -> str:
     """Return a label config with all classes of the settings' detector."""
-    resolved = resolve_detector(work.settings, download=True)
+    resolved = resolve_detector(context.settings, download=True)
     names = ["object"]
     if resolved.kind == "yolo":
-        with yolo_detector(resolved, work.settings) as detector:
+        with yolo_detector(resolved, context.settings) as detector:
             names = list(dict.fromkeys(detector.names.values()))
     labels = "".join(f"<Label value={quoteattr(name)}/>" for name in names)
     return (
@@ -106,23 +106,23 @@ def _detector_label_config(work: JobContext) -> str:
     )
 
 
-def _render(work: JobContext, layer: Layer, project_id: int, name: str) -> dict[str, Any]:
-    colours = label_config_colours(parse_label_config(work.label_config(project_id)))
-    out = work.outputs.new(name, suffix="mp4")
-    summary = render(layer.video.path, out, [layer], RenderOptions(colours=colours), work.step("rendering"))
+def _render(context: JobContext, layer: Layer, project_id: int, name: str) -> dict[str, Any]:
+    colours = label_config_colours(parse_label_config(context.label_config(project_id)))
+    out = context.outputs.new(name, suffix="mp4")
+    summary = render(layer.video.path, out, [layer], RenderOptions(colours=colours), context.step("rendering"))
     names = ("frames", "width", "height", "tracks", "labels", "note")
     facts = {name: summary[name] for name in names} | {"title": layer.title}
-    return _output_facts(work, out) | facts | {"tracks": summary["tracks"][0], "labels": summary["labels"][0]}
+    return _output_facts(context, out) | facts | {"tracks": summary["tracks"][0], "labels": summary["labels"][0]}
 
 
-def _output_facts(work: JobContext, path: Path) -> dict[str, Any]:
-    work.container.clean_up_files()
+def _output_facts(context: JobContext, path: Path) -> dict[str, Any]:
+    context.container.clean_up_files()
     return {"file": path.name, "bytes": path.stat().st_size}
 
 
 @api_job
 def export_project(
-    work: JobContext, project_id: int, format_name: str, predictions: Predictions, stride: int | None = None
+    context: JobContext, project_id: int, format_name: str, predictions: Predictions, stride: int | None = None
 ) -> dict[str, Any]:
     """Export a project's annotations as one file: JSON rows, or a dataset in a zip archive.
 
@@ -131,13 +131,13 @@ def export_project(
         predictions: see :class:`ml_backend.datasets.annotation_reader.AnnotationReader`.
         stride: frames between two images of a dataset; ``None``: 1 for formats of whole videos, else ``STRIDE``.
     """
-    reader = work.reader(project_id, predictions=predictions)
+    reader = context.reader(project_id, predictions=predictions)
     name_parts = ("project", project_id, format_name)
-    with _temporary_folder(work) as folder:
+    with _temporary_folder(context) as folder:
         if format_name == "annotations":
             rows = folder / "annotations.json"
-            written = export_annotations(reader, rows, with_video=True, progress=work.step("exporting"))
-            out = work.outputs.new(*name_parts, suffix="json")
+            written = export_annotations(reader, rows, with_video=True, progress=context.step("exporting"))
+            out = context.outputs.new(*name_parts, suffix="json")
             os.replace(rows, out)
             facts: dict[str, Any] = {"videos": written.videos, "rows": written.rows}
         else:
@@ -148,37 +148,38 @@ def export_project(
                         f"The dataset does not fit: less than {SPARE_BYTES >> 20} MB are free at {folder.parent}.",
                         "Export with a larger stride, or free disk space.",
                     )
-                return work.should_stop()
+                return context.should_stop()
 
             stride = stride or (1 if FORMATS[format_name].whole_videos else STRIDE)
             result = export_dataset(
                 reader,
                 folder / "dataset",
                 DatasetOptions(format_name, Sampling(stride)),
-                progress=work.step("exporting"),
+                progress=context.step("exporting"),
                 should_stop=should_stop,
             )
-            out = work.outputs.new(*name_parts, suffix="zip")
-            _zip(work, folder / "dataset", out)
+            out = context.outputs.new(*name_parts, suffix="zip")
+            _zip(context, folder / "dataset", out)
             facts = {"videos": result.videos, "boxes": dict(result.boxes), "pictures": dict(result.images)}
-    return _output_facts(work, out) | facts | {"skipped": [str(item) for item in reader.skipped]}
+    return _output_facts(context, out) | facts | {"skipped": [str(item) for item in reader.skipped]}
 
 
 @contextmanager
-def _temporary_folder(work: JobContext) -> Iterator[Path]:
+def _temporary_folder(context: JobContext) -> Iterator[Path]:
     """Yield a temporary folder on the disk of the outputs; a dataset may not fit elsewhere."""
     try:
-        work.outputs.folder.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".export-", dir=work.outputs.folder))
+        context.outputs.folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".export-", dir=context.outputs.folder))
     except OSError as error:
-        raise StorageError(f"{work.outputs.folder} cannot be written: {error.strerror}.", "Free disk space.") from error
+        message = f"{context.outputs.folder} cannot be written: {error.strerror}."
+        raise StorageError(message, "Free disk space.") from error
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _zip(work: JobContext, folder: Path, out: Path) -> None:
+def _zip(context: JobContext, folder: Path, out: Path) -> None:
     """Pack a dataset without its hidden state files, removing each file once it is packed."""
     files = sorted(
         path
@@ -186,7 +187,7 @@ def _zip(work: JobContext, folder: Path, out: Path) -> None:
         if path.is_file() and not any(name.startswith(".") for name in path.relative_to(folder).parts)
     )
     partial = folder.parent / "dataset.zip"
-    report = work.step("packing")
+    report = context.step("packing")
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
             for done, path in enumerate(files, start=1):

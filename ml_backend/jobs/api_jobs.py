@@ -30,21 +30,21 @@ MAX_THUMBNAILS = 200
 
 
 @api_job
-def init_models(work: JobContext, project_id: int) -> dict[str, Any]:
+def init_models(context: JobContext, project_id: int) -> dict[str, Any]:
     """Load the models that a project's next prediction needs; they stay loaded while memory allows."""
     from ml_backend.detectors.loading import yolo_detector
 
-    models = work.container.projects.models(project_id, download=True)
+    models = context.container.projects.models(project_id, download=True)
     classifier = models.classifier
     loaded = []
     resolved = [model for model in (classifier.embedder, classifier.clip) if model]
-    report, total = work.step("loading"), len(resolved) + 1
+    report, total = context.step("loading"), len(resolved) + 1
     if models.detector.kind == "yolo":
-        with yolo_detector(models.detector, work.settings):
+        with yolo_detector(models.detector, context.settings):
             loaded.append(models.detector.name)
     report(1, total)
     for done, model in enumerate(resolved, start=2):
-        with use_embedder(model, work.settings):
+        with use_embedder(model, context.settings):
             loaded.append(model.name)
         report(done, total)
     notes = [note for note in (models.detector.note, *classifier.notes) if note]
@@ -55,8 +55,8 @@ def init_models(work: JobContext, project_id: int) -> dict[str, Any]:
 def auto_label(container: Container, project_id: int, task_ids: list[int]) -> None:
     """Request predictions for these tasks; an empty list means all unannotated tasks."""
     tasks = task_ids or [state.id for state in container.client.list_task_states(project_id) if not state.annotations]
-    work = JobContext(container)
-    report = work.step("requesting")
+    context = JobContext(container)
+    report = context.step("requesting")
     for done, task_id in enumerate(tasks, start=1):
         container.queue.request_prepare(project_id, task_id)
         report(done, len(tasks))
@@ -68,7 +68,7 @@ def auto_label(container: Container, project_id: int, task_ids: list[int]) -> No
 
 
 @api_job
-def import_video(work: JobContext, project_id: int, folder: str, name: str) -> dict[str, Any]:
+def import_video(context: JobContext, project_id: int, folder: str, name: str) -> dict[str, Any]:
     """Make an uploaded video playable and create a task for it.
 
     Args:
@@ -76,28 +76,28 @@ def import_video(work: JobContext, project_id: int, folder: str, name: str) -> d
     """
     from ml_backend.label_studio.importer import Importer
 
-    work.container.clean_up_files()  # space is needed now
-    path = work.settings.uploads_dir / folder / name
+    context.container.clean_up_files()  # space is needed now
+    path = context.settings.uploads_dir / folder / name
     if not path.is_file():
         raise MediaError(
             "The uploaded file is not on this machine.",
             "Upload it again; a worker on another machine needs the same DATA_DIR.",
         )
-    with _cleaned_up(work, project_id, path):
-        importer = Importer(work.container.client, project_id, work.settings)
-        (outcome,) = importer.run([path], work.step("importing"))
+    with _cleaned_up(context, project_id, path):
+        importer = Importer(context.container.client, project_id, context.settings)
+        (outcome,) = importer.run([path], context.step("importing"))
         if outcome.error:
             raise outcome.error
         return {"task": outcome.task_id, "status": outcome.status, "detail": outcome.detail}
 
 
 @contextmanager
-def _cleaned_up(work: JobContext, project_id: int, path: Path) -> Iterator[None]:
+def _cleaned_up(context: JobContext, project_id: int, path: Path) -> Iterator[None]:
     """Remove an upload after the import, or if it is unusable; keep it if something else failed."""
     try:
         yield
     except Interrupted:
-        if work.container.is_cancelled(work.id):
+        if context.container.is_cancelled(context.id):
             shutil.rmtree(path.parent, ignore_errors=True)
         raise
     except BackendError as error:
@@ -122,55 +122,55 @@ def _keep(project_id: int, path: Path, error: BackendError) -> None:
 
 
 @api_job
-def count_statistics(work: JobContext, project_id: int) -> dict[str, Any]:
+def count_statistics(context: JobContext, project_id: int) -> dict[str, Any]:
     """Count a project's annotations by label and by person."""
     from ml_backend.datasets.statistics import collect_statistics
 
-    reader = work.reader(project_id)
-    statistics = collect_statistics(reader, work.step("counting"))
+    reader = context.reader(project_id)
+    statistics = collect_statistics(reader, context.step("counting"))
     facts = {
         "videos": statistics.videos,
         "video_seconds": round(statistics.video_seconds, 3),
         "rows": statistics.rows(),
         "skipped": [str(item) for item in reader.skipped],
     }
-    work.container.queue.publish(stats_name(project_id), facts)
+    context.container.queue.publish(stats_name(project_id), facts)
     return {"videos": statistics.videos}
 
 
 @api_job
-def describe_patterns(work: JobContext, project_id: int) -> dict[str, Any]:
+def describe_patterns(context: JobContext, project_id: int) -> dict[str, Any]:
     """Publish labels, clusters, thresholds and the embedding map of a project's pattern bank."""
     from ml_backend.jobs.services.patterns import Patterns
     from ml_backend.labeling.few_shot.embedding_map import embedding_map
 
-    work.step("clustering")
-    info = Patterns(work.container).info(project_id)
-    embedder, store = info["embedder"], work.container.projects.patterns
+    context.step("clustering")
+    info = Patterns(context.container).info(project_id)
+    embedder, store = info["embedder"], context.container.projects.patterns
     points: list[dict[str, Any]] = []
     digest: str | None = None
     if embedder:
         digest = store.digest(project_id, embedder)
         points = embedding_map(*store.exemplars(project_id, embedder))
     facts = {"digest": digest or "", "labels": info["labels"], "map": points}
-    work.container.queue.publish(patterns_name(project_id), facts)
+    context.container.queue.publish(patterns_name(project_id), facts)
     return {"labels": len(info["labels"])}
 
 
 @api_job
-def find_similar(work: JobContext, project_id: int, label: str, limit: int, safe: bool) -> dict[str, Any]:
+def find_similar(context: JobContext, project_id: int, label: str, limit: int, safe: bool) -> dict[str, Any]:
     """Find unannotated tracks that look like a label's exemplars."""
     from ml_backend.jobs.services.patterns import Patterns
 
-    work.step("searching")
-    patterns = Patterns(work.container)
+    context.step("searching")
+    patterns = Patterns(context.container)
     tracks, skipped = patterns.similar(project_id, label, limit=limit, safe_only=safe)
-    embedder = work.container.projects.models(project_id).classifier.embedder
-    digest = work.container.projects.patterns.digest(project_id, embedder.model_id) if embedder else None
+    embedder = context.container.projects.models(project_id).classifier.embedder
+    digest = context.container.projects.patterns.digest(project_id, embedder.model_id) if embedder else None
     rows = [
         track.summary() | {"thumbnail": data_url(track.thumbnail) if index < MAX_THUMBNAILS else None}
         for index, track in enumerate(tracks)
     ]
     facts = {"digest": digest or "", "tracks": rows, "skipped": skipped}
-    work.container.queue.publish(similar_name(project_id, label, limit, safe), facts)
+    context.container.queue.publish(similar_name(project_id, label, limit, safe), facts)
     return {"tracks": len(rows)}

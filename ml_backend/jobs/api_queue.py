@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import QueueUnavailable
-from ml_backend.jobs.job_list import OVER, JobIndex
+from ml_backend.jobs.job_list import ENDED_STATES, JobList
 from ml_backend.jobs.queue import JobQueue
 
 if TYPE_CHECKING:  # slow imports, left to the first requests
@@ -25,9 +25,9 @@ Job = dict[str, Any]
 
 
 class ApiQueue:
-    """Requests jobs and returns them as ``JobIndex.get`` does. Raises QueueUnavailable when Redis does not answer."""
+    """Requests jobs and returns them as ``JobList.get`` does. Raises QueueUnavailable when Redis does not answer."""
 
-    def __init__(self, queue: JobQueue, trainings: Trainings, jobs: JobIndex) -> None:
+    def __init__(self, queue: JobQueue, trainings: Trainings, jobs: JobList) -> None:
         self._queue, self._trainings, self._jobs = queue, trainings, jobs
 
     # -- models and labels
@@ -40,7 +40,7 @@ class ApiQueue:
         task_ids = sorted(set(tasks))
         job_id = f"auto-{project_id}-{digest(task_ids) if task_ids else 'all'}"
         current = self._jobs.get(job_id)
-        if current and current["state"] not in OVER:  # its predictions may still be running
+        if current and current["state"] not in ENDED_STATES:  # its predictions may still be running
             return current
         return self._request("auto_label", [project_id, task_ids], job_id)
 

@@ -87,7 +87,7 @@ class ChunkLeases:
     def working(self) -> Iterator[None]:
         """Renew claims during the block and release them afterwards."""
         done = threading.Event()
-        renewer = threading.Thread(target=self._renew_until, args=(done,), name="segments", daemon=True)
+        renewer = threading.Thread(target=self._renew_until, args=(done,), name="chunks", daemon=True)
         renewer.start()
         try:
             yield

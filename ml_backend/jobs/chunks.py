@@ -17,7 +17,6 @@ from ml_backend.inference.chunks import DetectChunk, VideoChunk, detect_chunks, 
 from ml_backend.jobs.chunk_leases import ChunkLeases
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.task_plan import TaskPlan, plan_for
-from ml_backend.jobs.workers import live_workers
 
 if TYPE_CHECKING:
     from ml_backend.jobs.project_models import ProjectModels
@@ -90,10 +89,10 @@ class ChunkedDetection:
     def _request_help(self, leases: ChunkLeases, chunk: VideoChunk) -> None:
         """Request one job for each other worker; its queue has the lowest priority."""
         queue = self._container.queue
-        others = sum(QUEUE in worker.queues for worker in live_workers(self._container.settings.redis_url)) - 1
         later = [other.number for other in self._chunks if other.number > chunk.number]
         arguments = [self._plan.project_id, self._plan.task_id, self._index, self._key, len(self._chunks)]
         try:
+            others = sum(QUEUE in worker.queues for worker in queue.workers()) - 1
             if others > 0 and later and leases.any_free(later):
                 for n in range(min(others, len(later), MAX_HELPERS)):
                     queue.request(QUEUE, "help_detect", arguments, f"help-{self._key}-{n}", module="chunks")

@@ -16,9 +16,9 @@ from ml_backend.core.outputs import Outputs
 from ml_backend.core.settings import Settings, get_settings
 from ml_backend.db.storage import Storage
 from ml_backend.jobs.api_queue import ApiQueue
-from ml_backend.jobs.job_list import JobIndex
+from ml_backend.jobs.job_list import JobList
 from ml_backend.jobs.project_models import ProjectModelStore
-from ml_backend.jobs.queue import OVER, JobQueue, state_of
+from ml_backend.jobs.queue import RQ_ENDED, JobQueue, state_of
 from ml_backend.jobs.services.trainings import Trainings
 from ml_backend.jobs.training_queue import TrainingQueue
 from ml_backend.jobs.worker_status import WorkerStatus
@@ -84,11 +84,11 @@ class Container:
         return Trainings(self.projects, self.queue, self.storage)
 
     @cached_property
-    def jobs(self) -> JobIndex:
-        return JobIndex(self.queue, self.trainings.cancel)
+    def jobs(self) -> JobList:
+        return JobList(self.queue, self.trainings.cancel)
 
     @cached_property
-    def control(self) -> ApiQueue:
+    def api_queue(self) -> ApiQueue:
         return ApiQueue(self.queue, self.trainings, self.jobs)
 
     @cached_property
@@ -117,8 +117,8 @@ class Container:
 
         return stop
 
-    @property
-    def memory(self) -> WorkerStatus:
+    @cached_property
+    def worker_status(self) -> WorkerStatus:
         """The models that workers have loaded."""
         return WorkerStatus(self.queue)
 
@@ -147,7 +147,7 @@ class Container:
         def needed(folder: str) -> bool:
             with self.queue.guard():
                 job = self.queue.fetch(f"import-{folder}")  # as ApiQueue names it
-                return job is not None and state_of(job) not in OVER
+                return job is not None and state_of(job) not in RQ_ENDED
 
         try:
             return self.outputs.clean(needed=needed)

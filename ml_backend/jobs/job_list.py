@@ -45,7 +45,7 @@ STATES = {
     "stopped": CANCELLED,
     "canceled": CANCELLED,
 }
-OVER = (FINISHED, FAILED, CANCELLED)
+ENDED_STATES = (FINISHED, FAILED, CANCELLED)
 
 
 class NotCancellable(BackendError):
@@ -54,7 +54,7 @@ class NotCancellable(BackendError):
     http_status = 409
 
 
-class JobIndex:
+class JobList:
     """Lists and cancels jobs. Every method raises QueueUnavailable when Redis does not answer.
 
     Args:
@@ -91,7 +91,7 @@ class JobIndex:
         item = self.get(job_id)
         if item is None:
             return None
-        if item["state"] in OVER:
+        if item["state"] in ENDED_STATES:
             raise NotCancellable(
                 f"The job has already ended: it is {item['state']}.", "Request it again if it is needed."
             )
@@ -152,7 +152,7 @@ class JobIndex:
             "result": result,
             "requested_at": _iso(job.enqueued_at or job.created_at),
             "started_at": _iso(job.started_at),
-            "ended_at": _iso(ended) if state in OVER else None,
+            "ended_at": _iso(ended) if state in ENDED_STATES else None,
         }
 
     def _outcome(self, job: Job) -> dict[str, Any]:

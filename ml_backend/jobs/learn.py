@@ -166,7 +166,7 @@ def _learn(container: Container, project_id: int, models: ClassifierModels, task
     if task_id == ALL_TASKS:
         return _read_all(container, project_id, models)
     # First, since it needs no video: that may be missing.
-    record_corrections(container, project_id, task_id)
+    record_review(container, project_id, task_id)
     return _learn_task(container, project_id, models, task_id) if models.ids else False
 
 
@@ -329,7 +329,7 @@ def read_annotation(container: Container, project_id: int, task_id: int) -> tupl
     return (task, annotation) if task.project_id == project_id else (None, None)
 
 
-def record_corrections(container: Container, project_id: int, task_id: int) -> None:
+def record_review(container: Container, project_id: int, task_id: int) -> None:
     """Compare a task's annotation with the prediction that it started from, and store the review.
 
     A prediction is replaced only while its task has no annotation, so the task still has what the person saw. The

@@ -239,17 +239,17 @@ def _label_tracks(
         lambda: container.media.open(video.uri, plan.task_id),
         container.stopper(),
         trained=models.trained is not None,
-        trained_classes=_trained_classes(models, classifier),
+        trained_classes=_detectable_classes(models, classifier),
     )
 
 
-def _trained_classes(models: ProjectModels, classifier: TrackClassifier | None) -> frozenset[str] | None:
+def _detectable_classes(models: ProjectModels, classifier: TrackClassifier | None) -> frozenset[str] | None:
     """Return the classes that a trained detector can detect; ``None``: all, or labelling does not need them."""
-    from ml_backend.training.class_transfer import trained_classes
+    from ml_backend.training.class_transfer import detectable_classes
 
     if models.trained is None or models.detector.path is None or classifier is None or classifier.models.clip is None:
         return None
-    return trained_classes(models.detector.path, models.trained.weights_sha256)
+    return detectable_classes(models.detector.path, models.trained.weights_sha256)
 
 
 def _tracks(

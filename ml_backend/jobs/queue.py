@@ -55,7 +55,7 @@ _CANCEL = "if redis.call('exists', KEYS[1]) == 1 then redis.call('hset', KEYS[1]
 #: RQ states of jobs that have not started.
 WAITING = ("queued", "scheduled", "deferred")
 #: RQ states of jobs that have ended.
-OVER = ("finished", "failed", "stopped", "canceled")
+RQ_ENDED = ("finished", "failed", "stopped", "canceled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,16 @@ class JobRequest:
     job_id: str
     created: bool
     failure: str = ""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WorkerInfo:
+    """A registered worker."""
+
+    name: str
+    pid: int
+    hostname: str
+    queues: tuple[str, ...]
 
 
 def connect(settings: Settings, *, timeout: float | None = 1.0) -> Redis:
@@ -221,14 +231,14 @@ class JobQueue:
                     job = self.fetch(job_id)
                     if job is None:
                         continue  # it ended between the two calls
-                    if state_of(job) not in OVER:
+                    if state_of(job) not in RQ_ENDED:
                         self._move_up(job, queue, now=not pause)
                         return JobRequest(job_id, False)
                     failed_at = job.ended_at if state_of(job) == "failed" else None
                     if failed_at and datetime.now(timezone.utc) - ensure_utc(failed_at) < pause:
                         return JobRequest(job_id, False, failure_text(job))
                     current = self.fetch(job_id)
-                    if current is None or state_of(current) in OVER:  # else another process has just enqueued it
+                    if current is None or state_of(current) in RQ_ENDED:  # else another process has just enqueued it
                         forget_executions(job)
                         job.delete()
         return JobRequest(job_id, False)
@@ -416,12 +426,15 @@ class JobQueue:
                 for name, queue in self.queues.items()
             }
 
-    def workers(self) -> list[str]:
-        """Return the names of workers with a recent heartbeat."""
+    def workers(self) -> list[WorkerInfo]:
+        """Return the workers with a recent heartbeat, by name."""
         from rq import Worker
 
         with self.guard():
-            return sorted(str(key).rsplit(":", 1)[-1] for key in Worker.all_keys(connection=self.connection))
+            return sorted(
+                WorkerInfo(worker.name, int(worker.pid or 0), str(worker.hostname or ""), tuple(worker.queue_names()))
+                for worker in Worker.all(self.connection)
+            )
 
     def failed_jobs(self) -> list[dict[str, Any]]:
         """Return failed jobs with their error, newest first."""

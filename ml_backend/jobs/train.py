@@ -160,39 +160,39 @@ class TrainingRun:
             self._end(version, "failed", f"{type(error).__name__}: {error}")
             raise
         finally:
-            # If another version is active now, tasks need new predictions. If the worker dies between the promotion and
+            # If another version is in use now, tasks need new predictions. If the worker dies between the promotion and
             # this line, the retry, which finds nothing new to train on, gets here too.
             self._refresh(version)
 
     # -- begin, hand back, end
 
     def _begin(self) -> Version | None:
-        active = self._registry.running(self._project)
+        running = self._registry.running(self._project)
         cancelled = self._container.training_queue.is_cancelled(self._project)
         # A run that has yet to read the annotations serves all requests so far; one at the gate does not.
-        reads_annotations = active is None or active.state in ("dataset", "training")
+        reads_annotations = running is None or running.state in ("dataset", "training")
         motion = self._settings.detector == "motion"
         if reads_annotations or cancelled or motion:
             self._container.training_queue.begin(self._project)
         if motion:
-            if active:
-                self._end(self._registry.take_over(active, self._owner), "cancelled", "DETECTOR=motion is set.")
+            if running:
+                self._end(self._registry.take_over(running, self._owner), "cancelled", "DETECTOR=motion is set.")
             raise ConfigError("DETECTOR=motion is set: there is no network to train.", "Set DETECTOR=auto or yolo.")
-        if active is None:
+        if running is None:
             parent = self._registry.current(self._project)
             version = self._registry.begin(self._project, self._owner, self._trigger, parent)
         else:
-            version = self._registry.take_over(active, self._owner)
+            version = self._registry.take_over(running, self._owner)
         self._version_id = version.id
         forced = reads_annotations and self._container.training_queue.take_force(self._project)
         self._force = forced or version.trigger.startswith("force")
         if cancelled:
             self._end(version, "cancelled", "Cancelled on request.")
             return None
-        if active is None:
+        if running is None:
             return version
-        if active.attempts >= self._settings.job_attempts:
-            reason = f"Its worker died {active.attempts} times in state {active.state!r}."
+        if running.attempts >= self._settings.job_attempts:
+            reason = f"Its worker died {running.attempts} times in state {running.state!r}."
             hint = "See the worker's and the machine's log for the cause."
             self._end(version, "failed", f"{reason} {hint}")
             raise TrainingFailed(reason, hint)
@@ -376,8 +376,8 @@ class TrainingRun:
     def _class_mapping(self) -> dict[str, Sequence[str]]:
         """Return label -> the detector classes that are mapped to it in predictions."""
         config = parse_label_config(self._container.client.get_project(self._project).label_config)
-        active = self._registry.running(self._project)
-        parent = self._registry.get(active.parent_id) if active and active.parent_id else None
+        running = self._registry.running(self._project)
+        parent = self._registry.get(running.parent_id) if running and running.parent_id else None
         # Labels that a trained version has a class for start from that class.
         own = parent.classes if parent else ()
         labels = [label for control in reversed(config.video_controls) for label in reversed(control.labels)]
@@ -389,7 +389,7 @@ class TrainingRun:
         return bool(evaluated) and evaluated[0].dataset == inputs_digest and not self._force
 
     def _start_checkpoint(self, version: Version) -> dict[str, str | None]:
-        """Return the start checkpoint: the version active when the run began, the settings' detector, or none."""
+        """Return the start checkpoint: the version in use when the run began, the settings' detector, or none."""
         projects = self._container.projects
         parent = self._registry.get(version.parent_id) if version.parent_id else None
         detector = (
@@ -451,7 +451,7 @@ class TrainingRun:
             measured = self._measure(version, candidate, incumbent, held_out)
             if _id(self._registry.current(self._project)) == _id(incumbent):
                 break
-            log.info("Project %s: the active version has changed; the gate runs again.", self._project)
+            log.info("Project %s: the version in use has changed; the gate runs again.", self._project)
         metrics = {**measured, "against": incumbent.name if incumbent else "base"}
         decision = decide_promotion(measured["candidate"], measured["incumbent"])
         report_progress(get_current_job(), stage="gate", verdict=decision.reason)
@@ -522,7 +522,7 @@ class TrainingRun:
         from ml_backend.core.model_cache import current_pool
 
         if self._settings.device not in ("cpu", "mps") and Path("/dev/nvidia0").exists():
-            self._container.memory.optimize()
+            self._container.worker_status.optimize()
             if pool := current_pool():
                 pool.optimize()
 
@@ -537,11 +537,8 @@ def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]
     return {
         "seen": dict(seen),
         "annotations": {str(task): number for task, number in data.annotations.items()},
-        "fingerprints": {str(task): text for task, text in data.fingerprints.items()},
         "pictures": dict(data.pictures),
-        "boxes": dict(data.boxes),
         "tracks": data.tracks,
-        "taught": list(data.trained_classes),
         "notes": list(data.notes),
         "unread": [str(task) for task in data.unread],
     }

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ml_backend.core.errors import Postponed
-from ml_backend.jobs.queue import OVER, WAITING, JobQueue, JobRequest, state_of
+from ml_backend.jobs.queue import RQ_ENDED, WAITING, JobQueue, JobRequest, state_of
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -86,7 +86,7 @@ class TrainingQueue:
         """Return whether a training of the project waits or runs."""
         with self._queue.guard():
             job = self._queue.fetch(_job_id(project_id))
-        return job is not None and state_of(job) not in OVER
+        return job is not None and state_of(job) not in RQ_ENDED
 
     def acquire_turn(self, name: str, seconds: int) -> bool:
         """Return true to one process every ``seconds``, which then does the named periodic work for all."""

@@ -38,7 +38,7 @@ from ml_backend.labeling.model_version import version_settings
 log = logging.getLogger(__name__)
 
 #: Seconds between two cleanups of the data folder, and the name of the thread that does them.
-CLEANUP_INTERVAL_S, CLEANUP_THREAD = 3600, "leftovers"
+CLEANUP_INTERVAL_S, CLEANUP_THREAD = 3600, "cleanup"
 
 
 class LeaseQueue(Queue):  # type: ignore[misc]

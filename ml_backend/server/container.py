@@ -12,7 +12,7 @@ from ml_backend.jobs.container import Container
 from ml_backend.jobs.services.patterns import Patterns
 from ml_backend.server.metrics import Metrics
 from ml_backend.server.prediction_service import PredictionService
-from ml_backend.server.webhooks import EventLog
+from ml_backend.server.webhooks import WebhookReceiver
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +28,16 @@ class WebContainer(Container):
         super().__init__(settings, redis_timeout=1.0)
         # Created eagerly, so that an unusable database fails at startup and concurrent first requests do not create
         # duplicates. None of these connects to Redis or Label Studio.
-        _ = self.storage, self.queue, self.projects, self.metrics, self.events, self.serving, self.trainings, self.jobs
-        _ = self.control, self.lister, self.outputs, self.patterns
+        _ = self.storage, self.queue, self.projects, self.metrics, self.webhooks, self.prediction_service
+        _ = self.trainings, self.jobs, self.api_queue, self.lister, self.outputs, self.patterns
 
     @cached_property
-    def serving(self) -> PredictionService:
+    def prediction_service(self) -> PredictionService:
         return PredictionService(self.settings, self.storage, self.queue, self.projects)
 
     @cached_property
-    def events(self) -> EventLog:
-        return EventLog(self.storage, self.queue)
+    def webhooks(self) -> WebhookReceiver:
+        return WebhookReceiver(self.storage, self.queue)
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -56,7 +56,7 @@ class WebContainer(Container):
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
     def _warm_up(self) -> None:
-        for prepare in (self.serving.version, self.queue.depths, self.lister.prepare):
+        for prepare in (self.prediction_service.version, self.queue.depths, self.lister.prepare):
             try:
                 prepare()
             except BackendError as error:

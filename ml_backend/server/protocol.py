@@ -58,8 +58,8 @@ def setup() -> Response:
     project = project_id(body.get("project"))
     schema = body.get("schema")
     label_config = schema if isinstance(schema, str) and schema.strip() else ""
-    version = services().serving.setup(project, label_config, body.get("extra_params"))
-    services().serving.remember_token(body.get("access_token"))
+    version = services().prediction_service.setup(project, label_config, body.get("extra_params"))
+    services().prediction_service.remember_token(body.get("access_token"))
     return jsonify({"model_version": version})
 
 
@@ -72,7 +72,7 @@ def predict() -> Response:
     label_config = body.get("label_config")
     if not isinstance(label_config, str):
         raise RequestError("'label_config' must be the project's label config.", _PROTOCOL)
-    results = services().serving.predict_json(project_id(body.get("project")), label_config, tasks)
+    results = services().prediction_service.predict_json(project_id(body.get("project")), label_config, tasks)
     return Response(b'{"results":[' + b",".join(results) + b"]}\n", mimetype="application/json")
 
 
@@ -80,7 +80,7 @@ def predict() -> Response:
 def webhook() -> tuple[Response, int]:
     from ml_backend.server.webhooks import parse_event
 
-    outcome = services().events.receive(parse_event(_json_body()))
+    outcome = services().webhooks.receive(parse_event(_json_body()))
     if outcome == "ignored":
         return jsonify({"status": "Unknown event"}), 200
     return jsonify({"result": outcome, "status": "ok"}), 201
@@ -90,7 +90,8 @@ def webhook() -> tuple[Response, int]:
 def versions() -> Response:
     """Return model versions; with a project also its registry, its activations, and acceptance rates."""
     project = request.args.get("project")
-    content: dict[str, Any] = {"versions": services().serving.versions(project_id(project) if project else None)}
+    versions = services().prediction_service.versions(project_id(project) if project else None)
+    content: dict[str, Any] = {"versions": versions}
     if project:
         registry = services().trainings.versions(project_id(project))
         content |= {"registry": registry.pop("versions"), **registry}

@@ -1,4 +1,4 @@
-"""Webhook events: stored in the database first and queued second, so that none is lost."""
+"""Webhook events: the work they leave pending is stored first and queued second, so that none is lost."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def _id(item: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31 else None
 
 
-class EventLog:
-    """Record webhook events, and queue their jobs from a thread.
+class WebhookReceiver:
+    """Store the pending work of webhook events, and queue its jobs from a thread.
 
     Jobs that cannot be queued, because Redis is down or this process ends, are started by workers from the database:
     see :class:`ml_backend.jobs.training_scheduler.TrainingScheduler`.

@@ -15,9 +15,9 @@ from ml_backend.label_studio.label_config import REST, plain_name
 StartFrom = Mapping[str, str | Sequence[str]]
 
 #: Key of a checkpoint that lists the labels it was trained on.
-LEARNT = "taught"
+TRAINED = "taught"
 #: Key that lists the labels it can detect: trained ones, and those that kept an earlier detector's weights.
-KNOWN = "known"
+DETECTABLE = "known"
 
 
 def transferred_rows(names: Sequence[str], start: Mapping[int, Any], start_from: StartFrom) -> dict[int, int]:
@@ -60,32 +60,32 @@ def checkpoint_metadata(
     Args:
         start: class names and content of the start checkpoint.
     """
-    learnt, seen = set(trained_classes), set(trained_classes)
+    trained, detectable = set(trained_classes), set(trained_classes)
     if start is not None:
         names, content = start
-        learnt |= labels_trained_by(names, content)
+        trained |= labels_trained_by(names, content)
         # A checkpoint without these entries is not ours: it detects all its classes.
-        known = trained_classes_of(content)
+        start_detectable = detectable_classes_of(content)
         for index, row in transferred_rows(classes, names, start_from).items():
-            if known is None or str(names[row]) in known:
-                seen.add(classes[index])
-        seen |= learnt & set(classes)
-    return {LEARNT: sorted(learnt), KNOWN: sorted(seen)}
+            if start_detectable is None or str(names[row]) in start_detectable:
+                detectable.add(classes[index])
+        detectable |= trained & set(classes)
+    return {TRAINED: sorted(trained), DETECTABLE: sorted(detectable)}
 
 
 def labels_trained_by(names: Mapping[int, Any], content: Mapping[str, Any]) -> set[str]:
     """Return the classes that a checkpoint was trained on and still has."""
-    return set(content.get(LEARNT) or ()) & set(map(str, names.values()))
+    return set(content.get(TRAINED) or ()) & set(map(str, names.values()))
 
 
-def trained_classes_of(content: Mapping[str, Any]) -> frozenset[str] | None:
+def detectable_classes_of(content: Mapping[str, Any]) -> frozenset[str] | None:
     """Return the classes that a checkpoint records it can detect; ``None`` where it records nothing."""
-    marks = content.get(KNOWN) or content.get(LEARNT)
-    return None if marks is None else frozenset(map(str, marks))
+    classes = content.get(DETECTABLE) or content.get(TRAINED)
+    return None if classes is None else frozenset(map(str, classes))
 
 
 @lru_cache(maxsize=16)
-def trained_classes(path: Path, sha256: str) -> frozenset[str] | None:
+def detectable_classes(path: Path, sha256: str) -> frozenset[str] | None:
     """Return the classes that a trained detector can detect; ``None`` where the checkpoint does not say.
 
     Args:
@@ -94,7 +94,7 @@ def trained_classes(path: Path, sha256: str) -> frozenset[str] | None:
     Raises:
         WeightsError: it cannot be read.
     """
-    return trained_classes_of(read_checkpoint(path)[1])
+    return detectable_classes_of(read_checkpoint(path)[1])
 
 
 def read_checkpoint(path: Path) -> tuple[Any, dict[str, Any]]:

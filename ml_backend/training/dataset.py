@@ -30,11 +30,11 @@ from ml_backend.datasets.sampling import Sampling
 from ml_backend.training.annotation_summary import (
     AnnotationSummary,
     NothingToTrain,
-    assign_videos,
     describe_counts,
     task_video_key,
 )
 from ml_backend.training.frame_selection import FrameSelectionPlan, TrainingFrameSelector, count_boxes
+from ml_backend.training.split_assignment import assign_videos
 from ml_backend.training.splits import SplitStore
 
 __all__ = ["FrameSelectionPlan", "NothingToTrain", "TrainingDataset", "build_dataset"]
@@ -59,7 +59,6 @@ class TrainingDataset:
         digest: of images, boxes, classes, weights and held-out data.
         held_out_digest: of the held-out data alone.
         annotations: id of the annotation that counts, by task, of tasks whose video is available.
-        fingerprints: of the regions, by task, of all annotated tasks.
         pictures: number of images by split, ``train`` and ``val``.
         boxes: number of training boxes by label.
         tracks: number of annotated objects with a label of the config.
@@ -76,7 +75,6 @@ class TrainingDataset:
     digest: str
     held_out_digest: str
     annotations: dict[int, int]
-    fingerprints: dict[int, str]
     pictures: dict[str, int]
     boxes: dict[str, int]
     tracks: int
@@ -241,7 +239,6 @@ class _Assembly:
             digest=fingerprint(digests),
             held_out_digest=held_out_digest,
             annotations={task: number for task, number in summary.annotations.items() if task in used},
-            fingerprints=summary.fingerprints,
             pictures=pictures,
             boxes={label: boxes[label] for label in trained_classes},
             tracks=sum(video.objects for video in self.videos),

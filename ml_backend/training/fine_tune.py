@@ -253,8 +253,8 @@ def _start_of(plan: TrainingPlan) -> tuple[Mapping[int, Any], Mapping[str, Any]]
 
 def _start_from(plan: TrainingPlan, start: tuple[Mapping[int, Any], Mapping[str, Any]] | None) -> StartFrom:
     """Return ``start_from`` without labels that the start checkpoint was trained on."""
-    learnt = labels_trained_by(*start) if start else set()
-    return {label: name for label, name in plan.start_from.items() if label not in learnt}
+    trained = labels_trained_by(*start) if start else set()
+    return {label: name for label, name in plan.start_from.items() if label not in trained}
 
 
 def _diverged() -> TrainingFailed:

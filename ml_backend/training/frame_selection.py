@@ -17,7 +17,7 @@ from ml_backend.core.types import IntArray
 from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo, VideoObject
 from ml_backend.datasets.export_state import fingerprint
 from ml_backend.datasets.formats.base import SelectedFrames
-from ml_backend.training.annotation_summary import candidate_frames, spans_of, visible
+from ml_backend.training.split_assignment import candidate_frames, spans_of, visible
 from ml_backend.training.splits import TRAIN, VAL, Split
 from ml_backend.video.reader import read_at
 

@@ -106,7 +106,7 @@ def _version(row: Any) -> Version:
 
 
 def version_in_use(project_id: int) -> Any:
-    """Return the query for the id of a project's active version."""
+    """Return the query for the id of the version that a project uses."""
     of = activations.c.project_id == project_id
     return sa.select(activations.c.version_id).where(of).order_by(activations.c.id.desc()).limit(1)
 
@@ -180,7 +180,7 @@ class Registry:
         return self._one(sa.select(model_versions).where(of).order_by(model_versions.c.number.desc()).limit(1))
 
     def current(self, project_id: int) -> Version | None:
-        """Return the active version without its large columns; ``None`` is the detector of the settings."""
+        """Return the version in use without its large columns; ``None`` is the detector of the settings."""
         in_use = version_in_use(project_id).scalar_subquery()
         return self._one(sa.select(*_LIGHT).where(model_versions.c.id == in_use))
 
@@ -294,7 +294,7 @@ class Registry:
 
         Raises:
             RunLost: the run belongs to another worker now, or has ended.
-            Postponed: another version has become active; the candidate has to be compared with that one.
+            Postponed: another version is in use by now; the candidate has to be compared with that one.
         """
         now = datetime.now(timezone.utc)
         values = {"state": "promoted", "reason": reason, "owner": "", "finished_at": now}

@@ -23,12 +23,12 @@ REFUSED = 3
 def removable_versions(versions: Sequence[Version], used: Sequence[int | None], keep: int) -> list[Version]:
     """Return the versions of a project whose weights can go, oldest first.
 
-    Kept are the active version, the one before it, its parent, the target of a rollback, the parents of runs in
+    Kept are the version in use, the one before it, its parent, the target of a rollback, the parents of runs in
     progress, and the newest ones.
 
     Args:
         versions: all versions, newest first.
-        used: ids of the versions that were active, the present one first; ``None`` is the detector of the settings.
+        used: ids of the versions that were in use, the present one first; ``None`` is the detector of the settings.
         keep: number of promoted versions that always keep their weights; 0 keeps all, refused ones too.
     """
     if not keep:

@@ -43,8 +43,8 @@ class Site:
         return JobQueue(self.settings)
 
     @property
-    def serving(self) -> PredictionService:
-        return WebContainer(self.settings).serving
+    def prediction_service(self) -> PredictionService:
+        return WebContainer(self.settings).prediction_service
 
     def project(self, config: str = CONFIG) -> int:
         return self.client.create_project("test", config)
@@ -67,7 +67,7 @@ class Site:
     def predict(self, project: int, *tasks: int, config: str = CONFIG) -> list[Any]:
         """As /predict would."""
         bodies = [{"id": task, "data": self.data(task), "annotations": []} for task in tasks]
-        return self.serving.predict(project, config, bodies)
+        return self.prediction_service.predict(project, config, bodies)
 
     def annotate(self, task: int) -> None:
         self.sdk.annotations.create(id=task, result=[])

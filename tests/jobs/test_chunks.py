@@ -398,7 +398,7 @@ def test_beside_an_annotation_that_was_begun_early_stays_what_it_was_begun_from(
     long_site: Callable[..., tuple[Site, int]], work: Callable[[Site], Any]
 ) -> None:
     here, task = long_site()
-    version = here.serving.version(here.client.get_task(task).project_id)
+    version = here.prediction_service.version(here.client.get_task(task).project_id)
     here.sdk.predictions.create(task=task, result=[], model_version=version + PARTIAL)
     here.annotate(task)
     work(here)
@@ -410,7 +410,7 @@ def test_no_part_stays_beside_the_whole(
 ) -> None:
     """Of whatever version it is, and although Label Studio has asked for the whole itself."""
     here, task = long_site()
-    version = here.serving.version(here.client.get_task(task).project_id)
+    version = here.prediction_service.version(here.client.get_task(task).project_id)
     here.sdk.predictions.create(task=task, result=[], model_version="other-1.tracktrack-2.yolo.base" + PARTIAL)
     work(here)
     assert [p.model_version for p in here.predictions(task)] == [version]

@@ -118,7 +118,7 @@ def test_a_label_of_one_video_appears_on_the_right_track_of_another(
     annotation = teach(here, project, first, top="walker", bottom="vehicle")
     work(here)
     after = prediction(here, second)  # the outdated one is gone
-    assert after.model_version == here.serving.version(project) != before.model_version
+    assert after.model_version == here.prediction_service.version(project) != before.model_version
     rows = by_row(after.result)
     assert {row: region["value"]["labels"] for row, region in rows.items()} == {
         "top": ["vehicle"],
@@ -192,7 +192,7 @@ def test_tasks_with_annotations_keep_their_prediction(two: tuple[Site, int, int,
     # Label Studio asks when somebody opens it: nothing is made anew for what was learned since.
     body = {"id": second, "data": here.data(second), "annotations": [{}]}
     body["predictions"] = [{"model_version": before[second].model_version}]
-    assert here.serving.predict(project, CONFIG, [body]) == [[]]
+    assert here.prediction_service.predict(project, CONFIG, [body]) == [[]]
     assert here.jobs() == {}
 
 
@@ -243,13 +243,13 @@ def test_annotations_from_before_are_read_once(two: tuple[Site, int, int, int], 
     work(here)
     teach(here, project, first, top="walker", bottom="vehicle")
     work(here)
-    assert here.serving.version(project).endswith(".yolo.base")
+    assert here.prediction_service.version(project).endswith(".yolo.base")
     assert service.info(project)["labels"] == {}
     service.switch(project, "yolo_dinov2")
     work(here)
     assert counts(here, project) == {"vehicle": 1, "walker": 1}
     present = {p.model_version: p for p in here.predictions(second)}
-    newest = present[here.serving.version(project)]
+    newest = present[here.prediction_service.version(project)]
     assert {version.split(".")[2].split("-")[0] for version in present} == {"yolo", "yolo_dinov2"}
     assert {label for region in newest.result for label in region["value"]["labels"]} == {"vehicle", "walker"}
     assert here.queue.counters()["videos"] == 2
@@ -423,7 +423,7 @@ def test_another_embedder_looks_at_all_annotations_anew(
     there.queue.request_refresh(project)
     work(there)
     assert counts(there, project) == {"vehicle": 1, "walker": 1}
-    assert prediction(there, second).model_version == there.serving.version(project)
+    assert prediction(there, second).model_version == there.prediction_service.version(project)
     assert counts(here, project) == {"vehicle": 1, "walker": 1}  # the first model's are there still
     assert here.queue.counters()["videos"] == 2
 

@@ -47,7 +47,7 @@ def test_from_a_new_task_to_its_prediction(site: Make, work: Work) -> None:
     work(here)
     assert here.data(task) == {"video": here.clip(), "note": "mine", **FACTS}
     (prediction,) = here.predictions(task)
-    assert prediction.model_version == here.serving.version()
+    assert prediction.model_version == here.prediction_service.version()
     (region,) = prediction.result
     assert (region["from_name"], region["to_name"], region["type"]) == ("box", "video", "videorectangle")
     assert region["value"]["framesCount"] == 40
@@ -76,7 +76,7 @@ def test_prediction_of_another_version_does_not_count(site: Make, work: Work) ->
     here.sdk.predictions.create(task=task, result=[], model_version="older")
     here.queue.request_prepare(project, task)
     work(here)
-    assert {p.model_version for p in here.predictions(task)} == {"older", here.serving.version()}
+    assert {p.model_version for p in here.predictions(task)} == {"older", here.prediction_service.version()}
 
 
 def test_label_studio_fetched_it_first(site: Make, work: Work) -> None:
@@ -84,7 +84,7 @@ def test_label_studio_fetched_it_first(site: Make, work: Work) -> None:
     here = site()
     project = here.project()
     task = here.task(project, video=here.clip(), fps=20)
-    here.sdk.predictions.create(task=task, result=[], model_version=here.serving.version())
+    here.sdk.predictions.create(task=task, result=[], model_version=here.prediction_service.version())
     here.predict(project, task)
     work(here)
     assert len(here.predictions(task)) == 1
@@ -154,7 +154,7 @@ def test_many_tasks_with_the_same_video_are_one_computation(site: Make, work: Wo
     work(here)
     assert here.queue.counters()["videos"] == 1
     versions = [here.client.get_task(task).prediction_versions for task in tasks]
-    assert versions == [frozenset({here.serving.version()})] * 15
+    assert versions == [frozenset({here.prediction_service.version()})] * 15
     assert here.queue.counters()["delivered"] == 15
     assert here.jobs() == {}
 
@@ -301,7 +301,7 @@ def test_weights_that_appear_meanwhile(site: Make, work: Work, foreign: Outside,
     (prediction,) = here.predictions(task)
     assert prediction.model_version.startswith("motion.")
     assert {region["meta"]["original_class"] for region in prediction.result} == {"object"}
-    assert here.serving.version().startswith("yolo11n-")
+    assert here.prediction_service.version().startswith("yolo11n-")
 
 
 def test_token_that_is_handed_over_later(site: Make, label_studio: Any) -> None:
@@ -309,7 +309,7 @@ def test_token_that_is_handed_over_later(site: Make, label_studio: Any) -> None:
     container = Container(here.settings)
     with pytest.raises(LabelStudioError, match="no token"):
         container.client.whoami()
-    here.serving.remember_token(label_studio.token)
+    here.prediction_service.remember_token(label_studio.token)
     assert container.client.whoami() == label_studio.username
     assert container.client is container.client
 

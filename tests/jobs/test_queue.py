@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 
 from ml_backend.core.errors import QueueUnavailable
 from ml_backend.core.settings import Settings
-from ml_backend.jobs.job_list import JobIndex, NotCancellable
+from ml_backend.jobs.job_list import JobList, NotCancellable
 from ml_backend.jobs.queue import JobQueue
 
 
@@ -75,7 +75,7 @@ def test_what_is_wanted_sooner_does_not_wait_behind_the_rest(queue: JobQueue) ->
 
 
 def test_what_was_taken_back_can_be_asked_for_again(queue: JobQueue) -> None:
-    jobs = JobIndex(queue, lambda project: None)
+    jobs = JobList(queue, lambda project: None)
     queue.request_prepare(1, 5)
     cancelled = jobs.cancel("prepare-5")
     assert cancelled
@@ -92,7 +92,7 @@ def test_what_was_taken_back_can_be_asked_for_again(queue: JobQueue) -> None:
 
 
 def test_who_asked_for_a_job_sees_that_it_was_taken_back(queue: JobQueue) -> None:
-    jobs = JobIndex(queue, lambda project: None)
+    jobs = JobList(queue, lambda project: None)
     queue.request("control", "export_project", [7, "coco", "none", None], "export-7", "control_media")
     assert jobs.cancel("export-7")
     (found,) = jobs.all(7)

@@ -18,7 +18,7 @@ from ml_backend.jobs import learn as learning
 from ml_backend.jobs import training_scheduler as trainer
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.training_scheduler import TrainingScheduler
-from ml_backend.server.webhooks import EventLog, parse_event
+from ml_backend.server.webhooks import WebhookReceiver, parse_event
 from ml_backend.training.review_store import ReviewStore
 from tests.builders import Gate, label_config
 from tests.jobs.conftest import Site
@@ -207,9 +207,9 @@ def test_deletion_whose_event_names_the_annotation_only(here: Site, project: int
     learn(here, work, project)
     here.sdk.annotations.delete(annotation)
     storage = Storage(here.settings.database)
-    log = EventLog(storage, here.queue)
-    log.receive(parse_event({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": annotation}]}))
-    log.flush()
+    receiver = WebhookReceiver(storage, here.queue)
+    receiver.receive(parse_event({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": annotation}]}))
+    receiver.flush()
     work(here)
     assert store(here).tasks(project) == {}
 

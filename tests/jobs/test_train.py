@@ -72,7 +72,7 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
 
     (after,) = here.predictions(open_task)
     assert after.model_version.endswith(".v1")
-    assert services(here).serving.version(project) == after.model_version
+    assert services(here).prediction_service.version(project) == after.model_version
     assert {region["value"]["labels"][0] for region in after.result} & {"walker", "vehicle"}
     leftovers = here.settings.data_dir / "training" / f"project-{project}"
     assert not list((leftovers / "runs").glob("*"))

@@ -20,7 +20,7 @@ from ml_backend.core.errors import TrainingFailed
 from ml_backend.core.settings import Settings
 from ml_backend.jobs import training_scheduler as trainer
 from ml_backend.jobs.container import Container
-from ml_backend.jobs.learn import record_corrections
+from ml_backend.jobs.learn import record_review
 from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.server.container import WebContainer
 from ml_backend.training import dataset
@@ -281,7 +281,7 @@ def test_what_was_annotated_while_a_training_failed_is_new(
 
     def fails(*_: Any, **__: Any) -> Any:
         here.sdk.annotations.create(id=other, result=walk_regions())
-        record_corrections(container, project, other)
+        record_review(container, project, other)
         raise TrainingFailed("It cannot be.")
 
     monkeypatch.setattr(dataset, "build_dataset", fails)

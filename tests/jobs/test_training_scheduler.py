@@ -18,7 +18,7 @@ from ml_backend.jobs.container import Container
 from ml_backend.jobs.services.trainings import Trainings
 from ml_backend.jobs.train import TrainingWatcher
 from ml_backend.jobs.training_scheduler import TrainingScheduler
-from ml_backend.server.webhooks import Event, EventLog
+from ml_backend.server.webhooks import Event, WebhookReceiver
 from ml_backend.training.annotation_review import AnnotationReview, RegionDiff
 from ml_backend.training.policy import PolicyStore, TrainingPolicy, is_due
 from ml_backend.training.review_store import ReviewStore, TaskReview
@@ -111,10 +111,10 @@ def test_a_thousand_requests_make_one_job_and_one_more_while_it_runs(container: 
 
 
 def test_the_button_is_written_down_and_handed_over(container: Container) -> None:
-    log = EventLog(container.storage, container.queue)
+    receiver = WebhookReceiver(container.storage, container.queue)
     for _ in range(3):
-        log.receive(Event("START_TRAINING", 1))
-    log.flush()
+        receiver.receive(Event("START_TRAINING", 1))
+    receiver.flush()
     wait_for(lambda: jobs(container))
     assert jobs(container) == ["train-1"]
 
@@ -212,9 +212,9 @@ def test_failures_are_repeated_with_growing_pauses(container: Container) -> None
 
 
 def test_a_queue_that_forgot_everything_is_told_again(container: Container) -> None:
-    log, trainer = EventLog(container.storage, container.queue), TrainingScheduler(container)
-    log.receive(Event("ANNOTATION_CREATED", 7, (3,), (4,)))
-    log.flush()
+    receiver, trainer = WebhookReceiver(container.storage, container.queue), TrainingScheduler(container)
+    receiver.receive(Event("ANNOTATION_CREATED", 7, (3,), (4,)))
+    receiver.flush()
     container.queue.connection.flushall()
     trainer.start_pending()
     assert container.queue.queues["patterns"].get_job_ids() == ["learn-7"]
@@ -233,7 +233,7 @@ def test_going_back_twice_goes_back_two_versions(container: Container, tmp_path:
         registry.promote(run, "better", "gate", current.id if current else None)
     used = []
     for _ in range(4):
-        used.append(trainings.before(1))
+        used.append(trainings.rollback_target(1))
         trainings.activate(1, used[-1], "somebody")
     assert used == ["v2", "v1", "base", "base"]
 
@@ -249,8 +249,8 @@ def test_after_a_failure_only_the_newest_run_is_read_whole(container: Container)
         connection.execute("UPDATE model_versions SET lineage = '{', history = '[' WHERE number < 3")
     state = TrainingScheduler(container).state(1)
     assert (state.failures, state.new_tracks) == (2, 0)
-    assert trainings.before(1) == "base"
-    assert trainings.usable(1) == ["v1"]
+    assert trainings.rollback_target(1) == "base"
+    assert trainings.usable_versions(1) == ["v1"]
 
 
 def test_what_a_failed_training_lacked_may_come_with_few_annotations(container: Container) -> None:

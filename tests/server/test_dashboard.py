@@ -130,9 +130,9 @@ def test_marks_change_with_what_they_stand_for(auto: Room) -> None:
     assert json.loads(drawn[1]) == known, "as the page itself was drawn"
     assert set(known) == {"jobs", "status", "mode", "current", "version"}
     assert changed(known) == set()
-    auto.services.control.init_models(8)
+    auto.services.api_queue.init_models(8)
     assert changed(known) == {"status"}, "another project's job is in the queue"
-    auto.services.control.init_models(7)
+    auto.services.api_queue.init_models(7)
     assert changed(known) == {"status", "jobs", "init_models"}
     known = marks()
     auto.delete("/api/jobs/init-7")
@@ -369,7 +369,7 @@ def test_no_chosen_task_is_none_and_not_all(hostile: Room, headers: dict[str, st
 
 
 def test_cancelling(hostile: Room) -> None:
-    job = hostile.services.control.train(7, force=False)
+    job = hostile.services.api_queue.train(7, force=False)
     assert "training" in page(hostile, "/?project=7&step=learn").lower()
     hostile.client.post("/ui/do/cancel", data={"job": job["id"]}, headers={"HX-Request": "true"})
     found = hostile.services.jobs.get(job["id"])

@@ -16,7 +16,7 @@ from ml_backend.cli.dev_stack.preflight import free_port
 from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
 from ml_backend.jobs.api_queue import ApiQueue
-from ml_backend.jobs.job_list import JobIndex
+from ml_backend.jobs.job_list import JobList
 from ml_backend.jobs.project_models import ProjectModelStore
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.services.trainings import Trainings
@@ -26,7 +26,7 @@ from tests.builders import environment, wait_for
 def control(settings: Settings) -> ApiQueue:
     queue, storage = JobQueue(settings), Storage(settings.database)
     trainings = Trainings(ProjectModelStore(settings, storage), queue, storage)
-    return ApiQueue(queue, trainings, JobIndex(queue, trainings.cancel))
+    return ApiQueue(queue, trainings, JobList(queue, trainings.cancel))
 
 
 @pytest.fixture

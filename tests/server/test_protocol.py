@@ -52,7 +52,7 @@ def services(client: FlaskClient) -> WebContainer:
 
 def finish(client: FlaskClient, *tasks: dict[str, Any]) -> dict[str, Any]:
     """As if a worker had finished these tasks' prediction."""
-    version = services(client).serving.version()
+    version = services(client).prediction_service.version()
     prediction = {"result": [{"id": "ü"}], "score": 0.5, "model_version": version}
     for one in tasks:
         services(client).storage.save_prediction(key(client, one), 7, prediction)
@@ -60,9 +60,8 @@ def finish(client: FlaskClient, *tasks: dict[str, Any]) -> dict[str, Any]:
 
 
 def key(client: FlaskClient, one: dict[str, Any]) -> str:
-    return plan_task(
-        7, one["id"], one["data"], CONFIG, services(client).serving.version(), annotated=False, label_studio_url=""
-    ).key
+    version = services(client).prediction_service.version()
+    return plan_task(7, one["id"], one["data"], CONFIG, version, annotated=False, label_studio_url="").key
 
 
 def jobs(url: str) -> list[str]:
@@ -95,7 +94,7 @@ def app(settings: Callable[..., Settings], redis_url: str) -> Iterator[Flask]:
     made = create_app(settings(redis_url=redis_url, detector="motion"))
     yield made
     # Events are handed over from a thread, which must not do so into the next test.
-    made.extensions["services"].events.flush()
+    made.extensions["services"].webhooks.flush()
 
 
 @pytest.fixture
@@ -204,7 +203,7 @@ def test_many_tasks_are_one_job(client: FlaskClient, redis_url: str) -> None:
 
 def test_answer_stays_small_enough_for_label_studio(client: FlaskClient) -> None:
     """What does not fit is not lost: it is pushed."""
-    version = services(client).serving.version()
+    version = services(client).prediction_service.version()
     noise = "x" * (9 << 20)
     tasks = [task(number, f"/data/upload/7/{number}.mp4") for number in range(1, 6)]
     for one in tasks:
@@ -314,7 +313,7 @@ def test_new_tasks_are_handed_to_the_queue(client: FlaskClient, redis_url: str) 
 
 
 def test_versions(client: FlaskClient) -> None:
-    present = services(client).serving.version()
+    present = services(client).prediction_service.version()
     assert client.get("/versions").json == {"versions": [present]}
     services(client).storage.save_prediction("k", 7, {"result": [], "model_version": "earlier"})
     assert versions_of(client, "7.17")["versions"] == [present, "earlier"]

@@ -61,7 +61,7 @@ def test_finished_prediction_is_handed_out(runner: FlaskClient, values: Settings
     services = own.extensions["services"]
     from ml_backend.jobs.task_plan import plan_task
 
-    version = services.serving.version()
+    version = services.prediction_service.version()
     plan = plan_task(7, 1, TASK["data"], CONFIG, version, annotated=False, label_studio_url="")  # type: ignore[arg-type]
     prediction = {"result": [{"id": "a"}], "score": 0.5, "model_version": version}
     services.storage.save_prediction(plan.key, 7, prediction)

@@ -20,7 +20,7 @@ from ml_backend.db.storage import Storage
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import ALL_TASKS, JobQueue
 from ml_backend.jobs.training_scheduler import TrainingScheduler
-from ml_backend.server.webhooks import Event, EventLog, parse_event
+from ml_backend.server.webhooks import Event, WebhookReceiver, parse_event
 from tests.builders import wait_for
 
 
@@ -101,8 +101,8 @@ def queue(storage: Storage, settings: Callable[..., Settings], redis_url: str) -
 
 
 @pytest.fixture
-def log(storage: Storage, queue: JobQueue) -> EventLog:
-    return EventLog(storage, queue)
+def receiver(storage: Storage, queue: JobQueue) -> WebhookReceiver:
+    return WebhookReceiver(storage, queue)
 
 
 def jobs(url: str, name: str = "prepare") -> list[tuple[Any, ...]]:
@@ -112,10 +112,10 @@ def jobs(url: str, name: str = "prepare") -> list[tuple[Any, ...]]:
         return [tuple(job.args) for job in fetched if job]
 
 
-def test_outcomes(log: EventLog, storage: Storage, redis_url: str) -> None:
-    assert log.receive(parse_event({"action": "PROJECT_UPDATED"})) == "ignored"
-    assert log.receive(parse_event({"action": "ANNOTATION_UPDATED", "annotation": {"id": 1}})) == "queued"
-    assert log.receive(parse_event({"action": "TASKS_CREATED", "project": {"id": 1}})) == "queued"
+def test_outcomes(receiver: WebhookReceiver, storage: Storage, redis_url: str) -> None:
+    assert receiver.receive(parse_event({"action": "PROJECT_UPDATED"})) == "ignored"
+    assert receiver.receive(parse_event({"action": "ANNOTATION_UPDATED", "annotation": {"id": 1}})) == "queued"
+    assert receiver.receive(parse_event({"action": "TASKS_CREATED", "project": {"id": 1}})) == "queued"
     wait_for(lambda: jobs(redis_url))
     assert storage.pending_projects() == [("prepare", 1)]
     assert set(storage.pending("prepare", 1)) == {ALL_TASKS}
@@ -126,24 +126,24 @@ def annotation_event(action: str, annotation: int, task: int | None = None, proj
     return parse_event(body | ({"project": {"id": project}} if project else {}))
 
 
-def test_annotations_are_learned_from(log: EventLog, storage: Storage, redis_url: str) -> None:
+def test_annotations_are_learned_from(receiver: WebhookReceiver, storage: Storage, redis_url: str) -> None:
     for number in range(1000):
-        log.receive(annotation_event("ANNOTATION_UPDATED", number % 10 + 1, number % 3 + 1))
+        receiver.receive(annotation_event("ANNOTATION_UPDATED", number % 10 + 1, number % 3 + 1))
     wait_for(lambda: jobs(redis_url, "patterns"))
     assert set(storage.pending("learn", 7)) == {1, 2, 3}
     assert jobs(redis_url, "patterns") == [(7,)]
     assert storage.annotated_projects() == [7]
 
 
-def test_deletion_names_the_annotation_only(log: EventLog, storage: Storage) -> None:
-    log.receive(annotation_event("ANNOTATION_CREATED", 5, 3))
+def test_deletion_names_the_annotation_only(receiver: WebhookReceiver, storage: Storage) -> None:
+    receiver.receive(annotation_event("ANNOTATION_CREATED", 5, 3))
     storage.settle("learn", 7, storage.pending("learn", 7))
-    log.receive(parse_event({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 5}, {"id": 6}]}))
+    receiver.receive(parse_event({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 5}, {"id": 6}]}))
     assert set(storage.pending("learn", 7)) == {3}
 
 
-def test_start_training_reads_everything(log: EventLog, storage: Storage, redis_url: str) -> None:
-    log.receive(parse_event({"action": "START_TRAINING", "project": {"id": 7}}))
+def test_start_training_reads_everything(receiver: WebhookReceiver, storage: Storage, redis_url: str) -> None:
+    receiver.receive(parse_event({"action": "START_TRAINING", "project": {"id": 7}}))
     wait_for(lambda: jobs(redis_url, "train"))
     assert set(storage.pending("learn", 7)) == {ALL_TASKS}
     assert jobs(redis_url, "patterns") == [(7,)]
@@ -165,17 +165,17 @@ def test_what_is_asked_for_again_meanwhile_is_not_struck_off(queue: JobQueue, st
     assert set(storage.pending("learn", 7)) == {3}
 
 
-def test_tasks_are_prepared_once(log: EventLog, storage: Storage, redis_url: str) -> None:
+def test_tasks_are_prepared_once(receiver: WebhookReceiver, storage: Storage, redis_url: str) -> None:
     for number in range(130):
-        log.receive(Event("TASKS_CREATED", 7, (number + 1,)))
+        receiver.receive(Event("TASKS_CREATED", 7, (number + 1,)))
     wait_for(lambda: jobs(redis_url))
     assert jobs(redis_url) == [(7,)]
     assert set(storage.pending("prepare", 7)) == set(range(1, 131))
 
 
-def test_event_without_project_does_not_block_the_others(log: EventLog, redis_url: str) -> None:
-    log.receive(Event("TASKS_CREATED", None, (1,)))
-    log.receive(Event("TASKS_CREATED", 7, (2,)))
+def test_event_without_project_does_not_block_the_others(receiver: WebhookReceiver, redis_url: str) -> None:
+    receiver.receive(Event("TASKS_CREATED", None, (1,)))
+    receiver.receive(Event("TASKS_CREATED", 7, (2,)))
     wait_for(lambda: jobs(redis_url) == [(7,)])
 
 
@@ -186,8 +186,8 @@ def test_without_redis_nothing_is_forgotten(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    log = EventLog(storage, JobQueue(settings(redis_url=f"unix://{tmp_path}/none"), storage=storage))
-    log.receive(Event("TASKS_CREATED", 7, (1,)))
+    receiver = WebhookReceiver(storage, JobQueue(settings(redis_url=f"unix://{tmp_path}/none"), storage=storage))
+    receiver.receive(Event("TASKS_CREATED", 7, (1,)))
     wait_for(lambda: "could not be queued" in caplog.text)
     assert set(storage.pending("prepare", 7)) == {1}
     # The process ends; workers find what is to be done.

@@ -376,7 +376,7 @@ def test_acceptance_of_each_version(store: ReviewStore, path: Path, settings: An
     assert (first.first, first.last, first.tracks) == (NOON + timedelta(hours=1), NOON + timedelta(hours=3), 12)
     assert (second.decided, second.rate, third.decided, third.rate) == (10, 0.9, 0, None)
     services = WebContainer(settings(database_url=f"sqlite:///{path}"))
-    assert [item["model_version"] for item in services.trainings.accepted(1)] == ["v1", "v2", "v3"]
+    assert [item["model_version"] for item in services.trainings.acceptance(1)] == ["v1", "v2", "v3"]
     assert store.by_version(3) == []
     assert store.projects() == [1, 2]
     assert tuple(tracks(store, project) for project in (1, 2, 3)) == (23, 1, 0)

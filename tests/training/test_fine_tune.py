@@ -14,7 +14,13 @@ from ml_backend.core.errors import ConfigError, TrainingFailed, WeightsError
 from ml_backend.core.settings import Settings
 from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.label_studio.label_config import classes_for, parse_label_config
-from ml_backend.training.class_transfer import KNOWN, LEARNT, checkpoint_metadata, trained_classes, transferred_rows
+from ml_backend.training.class_transfer import (
+    DETECTABLE,
+    TRAINED,
+    checkpoint_metadata,
+    detectable_classes,
+    transferred_rows,
+)
 from ml_backend.training.fine_tune import TrainingPlan, fine_tune
 from tests.builders import label_config
 from tests.training.detection import LABELS, TAUGHT, make_dataset, make_start, train_plan
@@ -131,13 +137,13 @@ def test_classes_for_a_label_are_those_that_it_gets_in_predictions() -> None:
 def test_a_checkpoint_says_what_it_knows() -> None:
     base: tuple[dict[int, str], dict[str, Any]] = ({0: "person", 1: "dog"}, {})
     first = checkpoint_metadata(["helper", "dog", "cat"], ["helper"], base, {"helper": "person"})
-    assert first == {LEARNT: ["helper"], KNOWN: ["dog", "helper"]}
+    assert first == {TRAINED: ["helper"], DETECTABLE: ["dog", "helper"]}
     start: tuple[dict[int, str], dict[str, Any]] = ({0: "helper", 1: "dog", 2: "cat"}, dict(first))
     second = checkpoint_metadata(["helper", "dog", "cat", "cow"], ["cow"], start, {})
-    assert second == {LEARNT: ["cow", "helper"], KNOWN: ["cow", "dog", "helper"]}, "cat still begins with nothing"
+    assert second == {TRAINED: ["cow", "helper"], DETECTABLE: ["cow", "dog", "helper"]}, "cat still begins with nothing"
     renamed = checkpoint_metadata(["medic", "cat"], ["cat"], start, {"medic": ["helper"]})
-    assert renamed == {LEARNT: ["cat", "helper"], KNOWN: ["cat", "medic"]}
-    assert checkpoint_metadata(["a", "b"], ["a"], None, {}) == {LEARNT: ["a"], KNOWN: ["a"]}
+    assert renamed == {TRAINED: ["cat", "helper"], DETECTABLE: ["cat", "medic"]}
+    assert checkpoint_metadata(["a", "b"], ["a"], None, {}) == {TRAINED: ["a"], DETECTABLE: ["a"]}
 
 
 def test_as_many_classes_as_before_do_not_inherit_by_position(data: Path, tmp_path: Path) -> None:
@@ -190,9 +196,9 @@ def test_what_is_written_is_what_predictions_load(trained: tuple[Path, dict[str,
     assert tuple(detector.names.values()) == LABELS
     model, checkpoint = load(done["weights"])
     assert checkpoint["optimizer"] is None
-    assert checkpoint[LEARNT] == sorted(TAUGHT)
-    assert checkpoint[KNOWN] == sorted(LABELS), "the dog as well, which is what the detector knew of dogs"
-    assert trained_classes(Path(done["weights"]), "its digest") == frozenset(LABELS)
+    assert checkpoint[TRAINED] == sorted(TAUGHT)
+    assert checkpoint[DETECTABLE] == sorted(LABELS), "the dog as well, which is what the detector knew of dogs"
+    assert detectable_classes(Path(done["weights"]), "its digest") == frozenset(LABELS)
     before = load(start)[0]
     # It is moved only by what is annotated as something else: far less than what is taught.
     moved = [(class_rows(model, i) - class_rows(before, j)).abs().mean() for i, j in ((3, 2), (0, 0))]

@@ -151,7 +151,7 @@ def test_epochs_are_there_while_it_runs(make: Make) -> None:
 
 def test_what_is_shown_is_read_without_what_grows_with_the_tasks(make: Make, tmp_path: Path) -> None:
     registry = make()
-    lineage = {"seen": {"7": "a" * 64}, "fingerprints": {"7": "b"}, "annotations": {"7": 70}, "tracks": 3, "notes": []}
+    lineage = {"seen": {"7": "a" * 64}, "annotations": {"7": 70}, "tracks": 3, "notes": []}
     facts = {
         "lineage": lineage,
         "metrics": {"candidate": {"map50": 0.1}},

@@ -106,7 +106,7 @@ def test_what_is_in_use_keeps_what_it_needs(make: Make) -> None:
     place.trainings.activate(1, "v3", "somebody")
     place.remove()
     assert place.kept() == ["v1", "v2", "v3", "v6"]
-    assert (third.parent_id, place.trainings.before(1)) == (first.id, second.name)
+    assert (third.parent_id, place.trainings.rollback_target(1)) == (first.id, second.name)
     assert place.trainings.activate(1, "v2", "somebody")
 
 
@@ -166,7 +166,7 @@ def test_a_version_without_weights_says_so_and_cannot_be_used(make: Make) -> Non
     assert [(item["version"], item["weights_removed"]) for item in found][2:] == [("v2", True), ("v1", True)]
     assert found[-1]["reason"] == "Better. Its weights were removed, since there are newer versions."
     assert found[0]["reason"] == "Better."
-    assert place.trainings.usable(1) == place.kept()[::-1]
+    assert place.trainings.usable_versions(1) == place.kept()[::-1]
 
 
 def test_a_rollback_passes_over_those_without_weights(make: Make) -> None:
@@ -174,9 +174,9 @@ def test_a_rollback_passes_over_those_without_weights(make: Make) -> None:
     for _ in range(4):
         place.run()
     place.remove()
-    assert place.trainings.before(1) == "v3"
+    assert place.trainings.rollback_target(1) == "v3"
     place.trainings.activate(1, "v3", "somebody")
-    assert place.trainings.before(1) == "base"
+    assert place.trainings.rollback_target(1) == "base"
 
 
 def test_the_settings_detector_is_never_removed(make: Make, settings: Callable[..., Settings]) -> None:

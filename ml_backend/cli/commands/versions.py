@@ -75,7 +75,7 @@ def use(project: int, version: str) -> None:
 def rollback(project: int) -> None:
     """Roll back to the previously used version."""
     trainings = _services().trainings
-    print(trainings.activate(project, trainings.before(project), f"{getpass.getuser()}, scripts/versions.py"))
+    print(trainings.activate(project, trainings.rollback_target(project), f"{getpass.getuser()}, scripts/versions.py"))
 
 
 def _change(before: Any, after: Any) -> str:

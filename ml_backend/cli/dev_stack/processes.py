@@ -22,7 +22,9 @@ from redis.exceptions import RedisError
 
 from ml_backend.cli.dev_stack.preflight import ROOT, StartError
 from ml_backend.cli.dev_stack.state import keep_secret_key
-from ml_backend.jobs.workers import live_workers
+from ml_backend.core.errors import QueueUnavailable
+from ml_backend.core.settings import Settings
+from ml_backend.jobs.queue import JobQueue
 
 #: sun_path has 104 bytes on macOS and 108 on Linux, including the final NUL.
 SOCKET_PATH_MAX = 100
@@ -348,13 +350,16 @@ class WorkerProcess(ManagedProcess):
     ) -> None:
         super().__init__(name, log_dir=log_dir, environment=environment, cwd=cwd)
         self.queues = tuple(queues)
-        self.redis_url = redis_url
+        self._queue = JobQueue(Settings(_env_file=None, redis_url=redis_url))
 
     def command(self) -> Sequence[str]:
         return [sys.executable, "-m", "ml_backend.jobs.worker", "--queues", ",".join(self.queues)]
 
     def ready(self) -> bool:
-        return any(worker.pid == self.pid for worker in live_workers(self.redis_url))
+        try:
+            return any(worker.pid == self.pid for worker in self._queue.workers())
+        except QueueUnavailable:
+            return False
 
 
 def http_is_up(url: str) -> bool:

@@ -230,7 +230,6 @@ def queue(target: Target) -> Iterator[Finding]:
     from redis.exceptions import RedisError
 
     from ml_backend.jobs.queue import JobQueue
-    from ml_backend.jobs.workers import live_workers
 
     jobs = JobQueue(target.settings)
     shown = target.settings.redis_url.rsplit("@", 1)[-1]
@@ -246,7 +245,7 @@ def queue(target: Target) -> Iterator[Finding]:
         yield Finding("Queue", "note" if hint else "ok", found, hint)
     except RedisError as error:  # some hosted servers refuse INFO
         yield Finding("Queue", "note", f"{shown} is reachable, but refuses INFO: {error}")
-    workers = live_workers(target.settings.redis_url)
+    workers = jobs.workers()
     names = ", ".join(f"{worker.hostname}:{worker.pid}" for worker in workers)
     if workers:
         yield Finding("Workers", "ok", f"{len(workers)} ({names})")
@@ -259,9 +258,9 @@ def queue(target: Target) -> Iterator[Finding]:
 
 def worker_here(target: Target) -> Iterator[Finding]:
     """Check that a worker of this machine or container is registered; for health checks."""
-    from ml_backend.jobs.workers import live_workers
+    from ml_backend.jobs.queue import JobQueue
 
-    here = [worker for worker in live_workers(target.settings.redis_url) if worker.hostname == socket.gethostname()]
+    here = [worker for worker in JobQueue(target.settings).workers() if worker.hostname == socket.gethostname()]
     if not here:
         raise ConfigError("none", "See its log for why it cannot reach Redis.")
     yield Finding("Worker on this machine", "ok", ", ".join(str(worker.pid) for worker in here))

@@ -26,33 +26,36 @@ class Patterns:
         """Modes and versions."""
         return self._container.projects
 
-    def info(self, project_id: int) -> dict[str, Any]:
-        """Return mode, models, version, and per label: exemplars, objects, tasks, clusters, thresholds.
+    def summary(self, project_id: int) -> dict[str, Any]:
+        """Return mode, models, version, and per label: exemplars, objects, tasks. Quick: loads no exemplar.
 
         Raises:
             WeightsError, StorageError: see :class:`ml_backend.jobs.project_models.ProjectModelStore`.
         """
         models = self.projects.models(project_id)
-        report: dict[str, Any] = {
+        embedder, clip = models.classifier.embedder, models.classifier.clip
+        return {
             "project": project_id,
             "mode": models.mode,
             "model_version": models.version,
-            "embedder": models.classifier.embedder.model_id if models.classifier.embedder else None,
-            "clip": models.classifier.clip.model_id if models.classifier.clip else None,
+            "embedder": embedder.model_id if embedder else None,
+            "clip": clip.model_id if clip else None,
             "notes": [note for note in (models.detector.note, *models.classifier.notes) if note],
-            "labels": {},
+            "labels": dict(self.projects.patterns.counts(project_id, embedder.model_id)) if embedder else {},
         }
-        if models.classifier.embedder is None:
-            return report
-        model_id = models.classifier.embedder.model_id
-        labels: dict[str, dict[str, Any]] = dict(self.projects.patterns.counts(project_id, model_id))
-        bank, _ = self.projects.classifiers.bank(project_id, model_id)
-        if bank:
-            for label in bank.labels:
-                labels[label]["clusters"] = bank.clusters[label]
-                labels[label]["threshold"] = round(bank.thresholds[label], 4)
-                labels[label]["safe_threshold"] = round(bank.safe_thresholds[label], 4)
-        report["labels"] = labels
+
+    def info(self, project_id: int) -> dict[str, Any]:
+        """Return the :meth:`summary`, and per label also: clusters, thresholds."""
+        report = self.summary(project_id)
+        if report["embedder"]:
+            bank, _ = self.projects.classifiers.bank(project_id, report["embedder"])
+            if bank:
+                for label in bank.labels:
+                    report["labels"][label] |= {
+                        "clusters": bank.clusters[label],
+                        "threshold": round(bank.thresholds[label], 4),
+                        "safe_threshold": round(bank.safe_thresholds[label], 4),
+                    }
         return report
 
     def switch(self, project_id: int, mode: str) -> bool:

@@ -62,9 +62,9 @@ class Trainings:
         registry = self._registry
         if was_waiting:
             # Recorded as a run, so that the same annotations do not start another one.
-            active = registry.running(project_id)
-            if active:  # it waited to be resumed
-                run = registry.take_over(active, "cancelled")
+            running = registry.running(project_id)
+            if running:  # it waited to be resumed
+                run = registry.take_over(running, "cancelled")
             else:
                 run = registry.begin(project_id, "cancelled", "cancelled", registry.current(project_id))
             lineage = {"seen": ReviewStore(self._storage).seen(project_id), "unread": unread_before(registry, run)}
@@ -83,10 +83,10 @@ class Trainings:
             "policy": asdict(self.policy(project_id)),
             "versions": [_version_facts(version, names) for version in versions],
             "activations": [{**item, "at": item["at"].isoformat()} for item in registry.activations(project_id)],
-            "acceptance": self.accepted(project_id),
+            "acceptance": self.acceptance(project_id),
         }
 
-    def accepted(self, project_id: int) -> list[dict[str, Any]]:
+    def acceptance(self, project_id: int) -> list[dict[str, Any]]:
         """Return how people corrected the predictions of each model version, oldest first, as plain JSON."""
         from ml_backend.training.review_store import ReviewStore
 
@@ -119,12 +119,12 @@ class Trainings:
                 log.warning("Project %s is not refreshed: %s", project_id, error)
         return self._projects.models(project_id).version
 
-    def usable(self, project_id: int) -> list[str]:
+    def usable_versions(self, project_id: int) -> list[str]:
         """Return the names of the versions that a project can be switched to besides ``base``, newest first."""
         return [version.name for version in self._registry.outline(project_id) if version.has_weights]
 
-    def before(self, project_id: int) -> str:
-        """Return the target of a rollback: the newest promoted version before the active one, else ``base``.
+    def rollback_target(self, project_id: int) -> str:
+        """Return the target of a rollback: the newest promoted version before the one in use, else ``base``.
 
         So two rollbacks go back two versions, not back and forth.
         """

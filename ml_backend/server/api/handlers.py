@@ -20,7 +20,6 @@ from ml_backend.core.errors import BackendError, ConfigError
 from ml_backend.jobs.api_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
 from ml_backend.jobs.worker_status import differing_settings
-from ml_backend.jobs.workers import live_workers
 from ml_backend.labeling.model_version import BASE, version_settings
 from ml_backend.server.api import requests, responses
 from ml_backend.server.api.routing import document, route
@@ -76,14 +75,15 @@ def system_state(container: WebContainer) -> dict[str, Any]:
     """Return workers, queues, and whether Redis and the database are up. The dict is cached: do not modify it."""
     state: dict[str, Any] = {"redis": {"up": True, "error": ""}, "database": {"up": True, "error": ""}}
     try:
-        memory = container.memory.status()
+        memory = container.worker_status.status()
         state["queues"] = container.queue.depths()
         state["workers"] = [
             {"name": w.name, "hostname": w.hostname, "pid": w.pid, "queues": [*w.queues], "memory": memory.get(w.name)}
-            for w in live_workers(container.settings.redis_url)
+            for w in container.queue.workers()
         ]
         names = [worker["name"] for worker in state["workers"]]
-        state["differing"] = differing_settings(version_settings(container.settings), container.memory.shaping(names))
+        reported = container.worker_status.shaping(names)
+        state["differing"] = differing_settings(version_settings(container.settings), reported)
     except BackendError as error:
         state |= {"redis": {"up": False, "error": str(error)}, "queues": {}, "workers": [], "differing": []}
     try:
@@ -141,7 +141,7 @@ def projects() -> responses.ProjectList:
 @route("GET", "/memory_status", "Models")
 def memory_status() -> responses.Memory:
     """Get loaded models and memory by worker. As each worker last reported."""
-    return {"workers": services().memory.status()}
+    return {"workers": services().worker_status.status()}
 
 
 @route("POST", "/optimize_memory", "Models", 202)
@@ -151,8 +151,8 @@ def optimize_memory() -> responses.Optimizing:
     Workers unload them between two jobs. Sending it again changes nothing.
     """
     container = services()
-    container.memory.optimize()
-    return {"requested": True, "workers": container.queue.workers()}
+    container.worker_status.optimize()
+    return {"requested": True, "workers": [worker.name for worker in container.queue.workers()]}
 
 
 @route("POST", "/init_models", "Models", 202)
@@ -162,7 +162,7 @@ def init_models(body: requests.OfProject) -> responses.JobAnswer:
     One worker of the queue `control` loads them and keeps them until the memory is needed. The other workers load them
     with their first prediction.
     """
-    return requested(services().control.init_models(body.project))
+    return requested(services().api_queue.init_models(body.project))
 
 
 @route("POST", "/switch_model", "Models")
@@ -185,7 +185,7 @@ def load_custom_model(body: requests.LoadCustomModel) -> responses.Loading:
     """Use a trained version. Only versions in the registry, not files. Sending it again changes nothing."""
     container = services()
     model_version = container.trainings.activate(body.project, body.version, _ACTOR)
-    job = requested(container.control.init_models(body.project))["job"]
+    job = requested(container.api_queue.init_models(body.project))["job"]
     return {"version": body.version, "model_version": model_version, "job": job}
 
 
@@ -206,7 +206,7 @@ def _switched(container: WebContainer, project: int, before: str) -> responses.S
 @route("POST", "/learn_patterns", "Learn", 202)
 def learn_patterns(body: requests.OfProject) -> responses.JobAnswer:
     """Learn all annotations again. Submitted annotations are learned automatically; this rereads all of them."""
-    return requested(services().control.learn(body.project))
+    return requested(services().api_queue.learn(body.project))
 
 
 @route("GET", "/get_patterns_info", "Learn", starts_job=True)
@@ -216,33 +216,19 @@ def patterns_info(query: requests.OfProject) -> responses.Patterns:
     Counts are current. A job computes clusters and thresholds, once for each state of the pattern bank.
     """
     container, project = services(), query.project
-    models = container.projects.models(project)
-    embedder = models.classifier.embedder
-    labels: dict[str, dict[str, Any]] = {}
-    points: list[dict[str, Any]] = []
-    job = None
-    if embedder is not None:
-        labels = dict(container.projects.patterns.counts(project, embedder.model_id))
-        digest = container.projects.patterns.digest(project, embedder.model_id)
+    summary: Any = container.patterns.summary(project)
+    report: responses.Patterns = summary | {"map": [], "job": None}
+    if embedder := report["embedder"]:
+        digest = container.projects.patterns.digest(project, embedder)
         if digest:
-            _, result, job = _job_result(
-                patterns_name(project), lambda: container.control.patterns(project), digest=digest, max_age_s=math.inf
+            _, result, report["job"] = _job_result(
+                patterns_name(project), lambda: container.api_queue.patterns(project), digest=digest, max_age_s=math.inf
             )
-            if job is None:
-                points = result["map"]
+            if report["job"] is None:
+                report["map"] = result["map"]
                 for label, statistics in result["labels"].items():
-                    labels.get(label, {}).update(statistics)
-    return {
-        "project": project,
-        "mode": models.mode,
-        "model_version": models.version,
-        "embedder": embedder.model_id if embedder else None,
-        "clip": models.classifier.clip.model_id if models.classifier.clip else None,
-        "notes": [note for note in (models.detector.note, *models.classifier.notes) if note],
-        "labels": labels,
-        "map": points,
-        "job": job,
-    }
+                    report["labels"].get(label, {}).update(statistics)
+    return report
 
 
 @route("GET", "/exemplars", "Learn")
@@ -289,7 +275,7 @@ def similar(query: requests.FindSimilar) -> tuple[responses.SimilarTracks, int]:
     arguments = (query.project, query.label, query.limit, query.safe)
     created_at, result, job = _job_result(
         similar_name(*arguments),
-        lambda: container.control.similar(*arguments),
+        lambda: container.api_queue.similar(*arguments),
         digest=container.projects.patterns.digest(query.project, embedder.model_id) or "",
     )
     return {
@@ -311,7 +297,7 @@ def statistics(query: requests.Statistics) -> tuple[responses.Statistics, int]:
     """
     container = services()
     created_at, result, job = _job_result(
-        stats_name(query.project), lambda: container.control.statistics(query.project), refresh=query.fresh
+        stats_name(query.project), lambda: container.api_queue.statistics(query.project), refresh=query.fresh
     )
     return {
         "project": query.project,
@@ -320,7 +306,7 @@ def statistics(query: requests.Statistics) -> tuple[responses.Statistics, int]:
         "video_seconds": result.get("video_seconds", 0.0),
         "rows": result.get("rows", []),
         "skipped": result.get("skipped", []),
-        "acceptance": container.trainings.accepted(query.project),
+        "acceptance": container.trainings.acceptance(query.project),
         "job": job,
     }, 200 if created_at else 202
 
@@ -359,14 +345,14 @@ def train(body: requests.Train) -> responses.JobAnswer:
     container = services()
     if container.settings.detector == "motion":
         raise ConfigError("DETECTOR=motion is set, which cannot be trained.", "Set DETECTOR=auto or yolo.")
-    return requested(container.control.train(body.project, force=body.force))
+    return requested(container.api_queue.train(body.project, force=body.force))
 
 
 @route("GET", "/versions", "Learn")
 def versions(query: requests.OfProject) -> responses.Versions:
     """List a project's versions. With training history, metrics and acceptance."""
     trainings = services().trainings
-    registry: Any = trainings.versions(query.project) | {"before": trainings.before(query.project)}
+    registry: Any = trainings.versions(query.project) | {"before": trainings.rollback_target(query.project)}
     return dict(registry)  # type: ignore[return-value]
 
 
@@ -382,7 +368,7 @@ def rollback(body: requests.Rollback) -> responses.Switched:
     if name != body.instead_of:
         raise Conflict(f"{name} is in use, not {body.instead_of}.", "Fetch the versions again.")
     before = container.projects.models(body.project).version
-    container.trainings.activate(body.project, container.trainings.before(body.project), _ACTOR)
+    container.trainings.activate(body.project, container.trainings.rollback_target(body.project), _ACTOR)
     return _switched(container, body.project, before)
 
 
@@ -396,7 +382,7 @@ def auto_label(body: requests.AutoLabel) -> responses.JobAnswer:
     For the given tasks, or for all tasks without annotations. Finished predictions are kept. The job ends with the last
     prediction.
     """
-    return requested(services().control.auto_label(body.project, body.tasks or []))
+    return requested(services().api_queue.auto_label(body.project, body.tasks or []))
 
 
 @route("POST", "/create_annotated_video", "Review and export", 202)
@@ -406,7 +392,7 @@ def create_annotated_video(body: requests.AnnotatedVideo) -> responses.JobAnswer
     Draws annotations or the newest prediction of a task, or what the configured detector finds now. A later request
     makes another file, since annotations may have changed.
     """
-    return requested(services().control.render(body.project, body.task, body.source))
+    return requested(services().api_queue.render(body.project, body.task, body.source))
 
 
 @route("POST", "/create_custom_model_video", "Review and export", 202)
@@ -427,13 +413,13 @@ def create_custom_model_video(body: requests.CustomModelVideo) -> responses.JobA
         )
     if version.state not in MEASURED:
         raise ConfigError(f"{version.name} is {version.state}: it has no weights.", "Choose another version.")
-    return requested(container.control.render_custom(body.project, body.task, body.version or ""))
+    return requested(container.api_queue.render_custom(body.project, body.task, body.version or ""))
 
 
 @route("POST", "/export", "Review and export", 202)
 def export(body: requests.Export) -> responses.JobAnswer:
     """Export a project. Rows of JSON, or a dataset as a zip archive. A later request makes another file."""
-    return requested(services().control.export(body.project, body.format, body.predictions, body.stride))
+    return requested(services().api_queue.export(body.project, body.format, body.predictions, body.stride))
 
 
 @route(

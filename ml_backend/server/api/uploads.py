@@ -60,7 +60,7 @@ def upload_video() -> responses.JobAnswer:
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return requested(container.control.import_video(project, upload_id, name))
+    return requested(container.api_queue.import_video(project, upload_id, name))
 
 
 def _receive(folder: Path, limit: int) -> tuple[int, str]:

@@ -134,7 +134,7 @@ def _similar(state: PageState) -> Context:
 
 def _versions(state: PageState) -> Context:
     project, trainings = _project(state), services().trainings
-    registry = trainings.versions(project, VERSIONS) | {"before": trainings.before(project)}
+    registry = trainings.versions(project, VERSIONS) | {"before": trainings.rollback_target(project)}
     # Without weights a version cannot be used, whatever its state was.
     registry["versions"] = [v | {"state": "removed"} if v["weights_removed"] else v for v in registry["versions"]]
     jobs = [item for item in _jobs_of(state) if item["kind"] == "train" and item["state"] in LIVE]
@@ -189,7 +189,7 @@ def _renders(state: PageState) -> Context:
 def _mode(state: PageState) -> Context:
     project, container = _project(state), services()
     current = container.registry.current(project)
-    names = container.trainings.usable(project)
+    names = container.trainings.usable_versions(project)
     return {"mode": container.projects.mode(project), "current": current.name if current else BASE, "names": names}
 
 

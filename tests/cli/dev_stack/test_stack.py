@@ -16,8 +16,8 @@ import pytest
 from ml_backend.cli.dev_stack.preflight import ROOT, free_port
 from ml_backend.cli.dev_stack.processes import http_is_up
 from ml_backend.cli.dev_stack.state import StackState, read_text, running_stack, token_path, write_private
-from ml_backend.core.settings import QUEUES
-from ml_backend.jobs.workers import live_workers
+from ml_backend.core.settings import QUEUES, Settings
+from ml_backend.jobs.queue import JobQueue
 from ml_backend.label_studio.client import LabelStudioClient, create_token
 from tests.conftest import LabelStudio
 
@@ -114,13 +114,12 @@ def test_a_clean_stop_keeps_state_and_leaves_no_process(command: Command) -> Non
 
 def test_a_worker_that_is_killed_comes_back(command: Command) -> None:
     state = running_stack(command.data_dir) or command.start()
-    before = live_workers(state.environment["REDIS_URL"])
+    queue = JobQueue(Settings(_env_file=None, redis_url=state.environment["REDIS_URL"]))
+    before = queue.workers()
     assert sorted(len(worker.queues) for worker in before) == [1, len(QUEUES) - 1], "one for trainings"
     worker = max(before, key=lambda worker: len(worker.queues))
     os.kill(worker.pid, signal.SIGKILL)
-    wait_until(
-        lambda: {other.pid for other in live_workers(state.environment["REDIS_URL"])} - {other.pid for other in before}
-    )
+    wait_until(lambda: {other.pid for other in queue.workers()} - {other.pid for other in before})
     assert "worker exited unexpectedly" in command.output.read_text()
 
 

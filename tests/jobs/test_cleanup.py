@@ -40,9 +40,9 @@ def old_upload(here: Settings, name: str) -> Path:
 
 def test_an_upload_stays_while_its_job_waits(here: Settings) -> None:
     """All workers may have been away over the weekend."""
-    control, container = WebContainer(here).control, Container(here)
+    api_queue, container = WebContainer(here).api_queue, Container(here)
     folder, other = old_upload(here, "7-aaaa"), old_upload(here, "7-bbbb")
-    job = control.import_video(7, "7-aaaa", "clip.mp4")
+    job = api_queue.import_video(7, "7-aaaa", "clip.mp4")
     container.clean_up_files()
     assert (folder.exists(), other.exists()) == (True, False)
     found = container.queue.fetch(job["id"])
