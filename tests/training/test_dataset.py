@@ -23,7 +23,7 @@ from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.db.storage import Storage
 from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.labeling.few_shot.pattern_store import video_key
-from ml_backend.training import frame_selection as picking
+from ml_backend.training import frame_selection
 from ml_backend.training.dataset import FrameSelectionPlan, NothingToTrain, TrainingDataset, build_dataset
 from ml_backend.training.splits import HELD_OUT, TRAIN, Split, SplitStore
 from tests.builders import ROOT, label_config, make_tiny_yolo, wait_for
@@ -172,7 +172,7 @@ def test_where_objects_are_decides_where_the_blocks_are(project: Project, clip: 
 
 
 def test_hidden_objects(project: Project, clip: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picking, "_NEGATIVE_SHARE", 5)
+    monkeypatch.setattr(frame_selection, "_NEGATIVE_SHARE", 5)
     hidden = thing(key(1, 10), key(11, 10, enabled=False), key(21, 10), key(46, 10, enabled=False), key(51, 10))
     clip["annotations"][0]["result"] = [hidden]
     project.build(clip)
@@ -196,7 +196,7 @@ def test_negatives_are_few(project: Project, clip: dict[str, Any]) -> None:
 def test_many_pictures_are_thinned_evenly(
     project: Project, clip: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(picking, "_MAX_FRAMES", 12)
+    monkeypatch.setattr(frame_selection, "_MAX_FRAMES", 12)
     data = project.build(clip)
     assert data.pictures["train"] + data.pictures["val"] == 12
     frames = sorted(frame for part in ("train", "val") for _, frame in project.listed(part))
@@ -601,7 +601,7 @@ def test_ultralytics_trains_on_it(project: Project, clip: dict[str, Any], monkey
     from ultralytics import YOLO
 
     project.labels = ("läufer: 1", "person")
-    monkeypatch.setattr(picking, "_MAX_FRAMES", 20)
+    monkeypatch.setattr(frame_selection, "_MAX_FRAMES", 20)
     data = project.build(clip, hard={1: frozenset({"r1"})})
     weights = make_tiny_yolo(project.folder / "tiny.pt", dict(enumerate(project.labels)))
     model = YOLO(weights)
