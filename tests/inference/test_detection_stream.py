@@ -213,7 +213,7 @@ def looking(monkeypatch: pytest.MonkeyPatch, video: Path, info: VideoInfo, scene
     return pipeline.chunk_detection(video, info, ResolvedDetector("yolo", "scene", None), settings)
 
 
-def test_segments_are_one_pass(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_are_one_pass(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info, scene = probe(video), Scene(walker)
     whole = see(video, scene, stride=2)
     look = looking(monkeypatch, video, info, scene, stride=2)
@@ -226,7 +226,7 @@ def test_segments_are_one_pass(video: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_broken_tail_only_ends_the_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in one pass; also where whole segments lie in it."""
+    """As in one pass; also where whole chunks lie in it."""
     video = make_video(tmp_path / "v.mp4", frames=120, size=SIZE, fps=30, options={"g": "10"})
     data = bytearray(video.read_bytes())
     begin = data.index(b"mdat") + 4
