@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.options import PROJECT
 from ml_backend.cli.progress import fail_clearly
 from ml_backend.core.files import check_output
 from ml_backend.core.types import UNLABELLED
@@ -24,7 +25,7 @@ from ml_backend.rendering.text import Fonts
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")
+@PROJECT
 @click.option("--label", required=True, help=f"Label of the project; {BACKGROUND_NAME}: unlabelled regions.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="PNG, JPG or WebP to write.")
 @click.option("--limit", type=click.IntRange(1, 2000), default=200, help="Maximum number of exemplars.")

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.options import PROJECT
 from ml_backend.cli.progress import fail_clearly
 from ml_backend.core.settings import Mode
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.services.patterns import Patterns
 
-PROJECT = click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 

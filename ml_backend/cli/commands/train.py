@@ -10,13 +10,13 @@ import time
 import click
 
 from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.options import PROJECT
 from ml_backend.cli.progress import fail_clearly
 from ml_backend.core.errors import TrainingFailed
 from ml_backend.server.container import WebContainer
 
 #: Exit code if the gate refuses the version.
 REFUSED = 4
-PROJECT = click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")
 
 
 @click.group()

@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.options import PROJECT
 from ml_backend.cli.progress import fail_clearly
 from ml_backend.server.container import WebContainer
-
-PROJECT = click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")
 
 
 @click.group()
