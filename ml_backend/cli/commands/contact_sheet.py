@@ -6,12 +6,11 @@ from pathlib import Path
 
 import click
 
-from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.dev_stack.discover import container_in_force
 from ml_backend.cli.options import PROJECT
 from ml_backend.cli.progress import fail_clearly
 from ml_backend.core.files import check_output
 from ml_backend.core.types import UNLABELLED
-from ml_backend.jobs.container import Container
 from ml_backend.labeling.modes import require_embedder
 from ml_backend.rendering.contact_sheet import (
     BACKGROUND_NAME,
@@ -36,7 +35,7 @@ def main(project: int, label: str, out: Path, limit: int, font: Path | None, for
     """Write a contact sheet of a label's exemplars. Settings of a running `up.sh` stack are used."""
     check_output(out, FORMATS, force)
     fonts = Fonts(font)
-    projects = Container(settings_in_force()[0]).projects
+    projects = container_in_force().projects
     model_id = require_embedder(projects.models(project).classifier).model_id
     label = UNLABELLED if label == BACKGROUND_NAME else label
     exemplars = exemplar_cards(projects.patterns, project, model_id, label, limit)
