@@ -314,7 +314,7 @@ class TrainingRun:
             "start_from": {**self._class_mapping(), **data.start_from},
             "run": str(run),
             "resume": str(checkpoint) if checkpoint else None,
-            "pictures": data.pictures.get("train", 0),
+            "pictures": data.images.get("train", 0),
             "tracks": data.tracks,
             "device": self._settings.device,
             "imgsz": self._settings.imgsz,
@@ -537,7 +537,7 @@ def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]
     return {
         "seen": dict(seen),
         "annotations": {str(task): number for task, number in data.annotations.items()},
-        "pictures": dict(data.pictures),
+        "pictures": dict(data.images),
         "tracks": data.tracks,
         "notes": list(data.notes),
         "unread": [str(task) for task in data.unread],

@@ -14,7 +14,7 @@ from ml_backend.core.errors import ConfigError
 #: Below these numbers the backbone is frozen: it has seen a million objects and would only forget. Frames of one
 #: track hardly differ, so tracks are counted, not boxes.
 FEW_TRACKS = 150
-FEW_PICTURES = 500
+FEW_IMAGES = 500
 #: Training images processed over all epochs, by device: a quarter of an hour on a slow CPU, minutes on a GPU.
 PASSES = {"cpu": 3000, "mps": 10_000, "cuda": 40_000}
 #: Fewest and most epochs.
@@ -113,7 +113,7 @@ def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def training_args(
-    pictures: int,
+    images: int,
     tracks: int,
     device_type: str,
     imgsz: int,
@@ -122,7 +122,7 @@ def training_args(
     """Return arguments for ultralytics' training that suit the data.
 
     Args:
-        pictures: number of training images.
+        images: number of training images.
         tracks: number of distinct objects on them.
         device_type: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         imgsz: longer side of the network's input, pixels.
@@ -132,24 +132,24 @@ def training_args(
         ConfigError: an override may not be set or has an invalid value.
     """
     given = check_overrides(overrides or {})
-    few = tracks < FEW_TRACKS or pictures < FEW_PICTURES
+    few = tracks < FEW_TRACKS or images < FEW_IMAGES
     fewest, most = EPOCHS.get(device_type, EPOCHS["cpu"])
-    epochs = min(max(round(PASSES.get(device_type, PASSES["cpu"]) / max(pictures, 1)), fewest), most)
+    epochs = min(max(round(PASSES.get(device_type, PASSES["cpu"]) / max(images, 1)), fewest), most)
     args: dict[str, Any] = {
         "imgsz": imgsz,
         "epochs": epochs,
         "patience": max(10, epochs // 3),
-        "batch": GPU_SHARE if device_type == "cuda" else min(CPU_BATCH, batch_for(pictures)),
-        "nbs": batch_for(pictures),  # one optimizer step per batch: there are few batches
+        "batch": GPU_SHARE if device_type == "cuda" else min(CPU_BATCH, batch_for(images)),
+        "nbs": batch_for(images),  # one optimizer step per batch: there are few batches
         "workers": 4 if device_type == "cuda" else 0,
         "optimizer": "AdamW",
-        "lr0": 1e-3,  # on 20 pictures 5e-4 needs twice the epochs, 2e-3 gains nothing
+        "lr0": 1e-3,  # on 20 images 5e-4 needs twice the epochs, 2e-3 gains nothing
         "lrf": 0.05,
         "weight_decay": 5e-4,
         "warmup_epochs": 3.0,
         "warmup_bias_lr": 0.0,
         "freeze": BACKBONE if few else None,
-        FREEZE_NORM: few,  # 20 pictures: mAP50-95 0.66 instead of 0.55 after as many epochs
+        FREEZE_NORM: few,  # 20 images: mAP50-95 0.66 instead of 0.55 after as many epochs
         "cos_lr": True,
         "close_mosaic": max(1, epochs // 3),
         "seed": 0,
@@ -164,6 +164,6 @@ def training_args(
     return args
 
 
-def batch_for(pictures: int) -> int:
+def batch_for(images: int) -> int:
     """Return a batch size that gives at least four optimizer steps an epoch, if there are enough images."""
-    return next((size for size in (16, 8) if pictures >= 4 * size), 4)
+    return next((size for size in (16, 8) if images >= 4 * size), 4)

@@ -59,7 +59,7 @@ class TrainingDataset:
         digest: of images, boxes, classes, weights and held-out data.
         held_out_digest: of the held-out data alone.
         annotations: id of the annotation that counts, by task, of tasks whose video is available.
-        pictures: number of images by split, ``train`` and ``val``.
+        images: number of images by split, ``train`` and ``val``.
         boxes: number of training boxes by label.
         tracks: number of annotated objects with a label of the config.
         start_from: detector class that most regions of a label had when they were predicted, by label.
@@ -75,7 +75,7 @@ class TrainingDataset:
     digest: str
     held_out_digest: str
     annotations: dict[int, int]
-    pictures: dict[str, int]
+    images: dict[str, int]
     boxes: dict[str, int]
     tracks: int
     start_from: dict[str, str]
@@ -211,7 +211,7 @@ class _Assembly:
             )
         spans = self._select_spans()
         measured = frozenset[str]().union(*(span.labels for span in spans))
-        pictures, boxes, borrowed = self._write_lists()
+        images, boxes, borrowed = self._write_lists()
         trained_classes = tuple(label for label in self.classes if boxes[label])
         self._check(trained_classes, measured, notes)
         held_out_digest = fingerprint([self.classes, sorted(span.digest for span in spans)])
@@ -239,7 +239,7 @@ class _Assembly:
             digest=fingerprint(digests),
             held_out_digest=held_out_digest,
             annotations={task: number for task, number in summary.annotations.items() if task in used},
-            pictures=pictures,
+            images=images,
             boxes={label: boxes[label] for label in trained_classes},
             tracks=sum(video.objects for video in self.videos),
             start_from=summary.start_from,
@@ -298,14 +298,14 @@ class _Assembly:
         with atomic_text_writer(self.folder / "train.txt") as train, atomic_text_writer(self.folder / "val.txt") as val:
             files = {"train": train, "val": val}
             for video in self.videos:
-                pictures = self.result.selection_notes(video.name)["pictures"]
-                trained = [picture for picture in pictures if picture[1] == "train"]
-                validation = [picture for picture in pictures if picture[1] == "val"]
-                splits = {frame: split for frame, split, *_ in pictures}
+                images = self.result.selection_notes(video.name)["pictures"]
+                trained = [image for image in images if image[1] == "train"]
+                validation = [image for image in images if image[1] == "val"]
+                splits = {frame: split for frame, split, *_ in images}
                 if video is lending_video and trained:
                     borrowed = self._borrow_validation(trained)
                     validation += borrowed
-                    rest = [picture for picture in trained if picture not in borrowed]
+                    rest = [image for image in trained if image not in borrowed]
                     # Rather validate on training images than lose a label from training.
                     if set(count_boxes(rest, self.classes)) == set(count_boxes(trained, self.classes)):
                         trained = rest
@@ -319,7 +319,7 @@ class _Assembly:
 
     def _borrow_validation(self, trained: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
         """Return the last images with objects, or, if there are none, the last image."""
-        seen = [picture for picture in trained if picture[3]] or list(trained)
+        seen = [image for image in trained if image[3]] or list(trained)
         return seen[-max(1, len(seen) // _VALIDATION_DIVISOR) :]
 
     # -- held-out data

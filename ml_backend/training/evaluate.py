@@ -86,13 +86,13 @@ class HeldOutVideo:
     Attributes:
         name: key of the local file.
         spans: first and last decoded frame of each part.
-        pictures: frames on which average precision is computed.
+        precision_frames: frames on which average precision is computed.
         boxes: ``(n, 7)``: frame, track id, label index, x1, y1, x2, y2 in pixels; on every frame of the parts.
     """
 
     name: str
     spans: tuple[tuple[int, int], ...]
-    pictures: frozenset[int]
+    precision_frames: frozenset[int]
     boxes: npt.NDArray[np.float64]
 
 
@@ -176,7 +176,7 @@ class _Measurement:
         self._settings = plan.settings.model_copy(update={"conf": min(CONF, plan.settings.conf)})
         self._precision = AveragePrecision(plan.classes)
         self._counts = Counts()
-        self._frames = self._pictures = 0
+        self._frames = self._precision_frames = 0
 
     def run(self) -> Iterator[int]:
         """Run the evaluation; yields the number of frames done from time to time."""
@@ -199,7 +199,7 @@ class _Measurement:
             **self._precision.result(),
             "hota": scores["HOTA"] if has_truth else None,
             "idf1": scores["IDF1"] if has_truth else None,
-            "pictures": self._pictures,
+            "pictures": self._precision_frames,
             "frames": self._frames,
         }
 
@@ -225,8 +225,8 @@ class _Measurement:
                 if index < first:
                     continue
                 decoded.append(index)
-                if index in video.pictures:
-                    self._pictures += 1
+                if index in video.precision_frames:
+                    self._precision_frames += 1
                     boxes = truth[truth[:, 0] == index]
                     self._precision.add(
                         _map_to_labels(detections, to_class), boxes[:, 3:], boxes[:, 2].astype(np.int64)

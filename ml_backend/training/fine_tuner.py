@@ -196,11 +196,11 @@ def amp_works(model: Any) -> bool:
     if device.type != "cuda":
         return False
     copied = deepcopy(model).train()  # training mode returns raw class scores
-    picture = torch.rand(2, 3, 256, 256, device=device, generator=torch.Generator(device).manual_seed(0))
+    image = torch.rand(2, 3, 256, 256, device=device, generator=torch.Generator(device).manual_seed(0))
     with torch.no_grad():
-        whole = _scores(copied(picture))
+        whole = _scores(copied(image))
         with torch.autocast("cuda"):
-            half = _scores(copied(picture))
+            half = _scores(copied(image))
     works = bool(torch.isfinite(half).all()) and bool(((whole - half).abs() < AMP_TOLERANCE).all())
     if not works:
         log.warning("This GPU computes wrong results in half precision: training in full precision.")

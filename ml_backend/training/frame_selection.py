@@ -122,19 +122,19 @@ class TrainingFrameSelector:
         ``pictures``: ``[frame, split, hard, [class id of each box, ...]]`` of each frame; ``spans``: held-out spans;
         ``digest``: of all frames and their boxes; ``objects``: number of annotated ones with a known label.
         """
-        video, pictures, rows = picked.video, [], []
+        video, images, rows = picked.video, [], []
         hard = self._hard(video)
         sha256 = file_sha256(video.path)
         for frame, use in zip(video.frames(picked.frames, picked.objects), picked.splits, strict=True):
             class_ids = [self._class_ids[item.label] for item in frame.objects]
-            pictures.append([frame.index, use, any(item.region_id in hard for item in frame.objects), class_ids])
+            images.append([frame.index, use, any(item.region_id in hard for item in frame.objects), class_ids])
             rows.append(frame.xyxy.round(2).tolist())
         pseudo = video.task_video.submission.is_prediction
         return {
             "task": video.task_id,
             "objects": 0 if pseudo else len(picked.objects),
-            "pictures": pictures,
-            "digest": fingerprint([sha256, pictures, rows]),
+            "pictures": images,
+            "digest": fingerprint([sha256, images, rows]),
             "spans": [] if pseudo else self._spans(picked, sha256),
             "uri": video.task_video.uri,
         }
@@ -224,6 +224,6 @@ def _thin(frames: IntArray, limit: int) -> IntArray:
     return thinned
 
 
-def count_boxes(pictures: Sequence[Sequence[Any]], classes: Sequence[str]) -> Counter[str]:
-    """Count boxes by label on ``pictures`` as returned by :meth:`TrainingFrameSelector.notes`."""
-    return Counter(classes[class_id] for *_, class_ids in pictures for class_id in class_ids)
+def count_boxes(images: Sequence[Sequence[Any]], classes: Sequence[str]) -> Counter[str]:
+    """Count boxes by label on images of :meth:`TrainingFrameSelector.notes`."""
+    return Counter(classes[class_id] for *_, class_ids in images for class_id in class_ids)

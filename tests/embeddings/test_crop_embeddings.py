@@ -1,4 +1,4 @@
-"""Boxes are looked at once, and the looks are found again."""
+"""Crops of tracks are embedded once; stored embeddings are used again."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["memory", "database"])
-def looks(request: pytest.FixtureRequest, tmp_path: Path) -> CropEmbeddingStore:
+def crop_embeddings(request: pytest.FixtureRequest, tmp_path: Path) -> CropEmbeddingStore:
     if request.param == "memory":
         return MemoryCropEmbeddings()
     return PatternStore(Storage(f"sqlite:///{tmp_path / 'db'}")).crop_embeddings("video")
@@ -95,9 +95,9 @@ def refuse() -> NoReturn:
     raise AssertionError("opened although everything is known")
 
 
-def look(
+def embed(
     wanted: Sequence[Sequence[CropBox]],
-    looks: CropEmbeddingStore,
+    crop_embeddings: CropEmbeddingStore,
     path: Path,
     k: int = 4,
     model: MeanColour | None = None,
@@ -105,18 +105,24 @@ def look(
 ) -> list[list[CropEmbedding]]:
     embedder: AbstractContextManager[Any] = nullcontext(model or MeanColour())
     return embed_tracks(
-        wanted, lambda: embedder, MeanColour.model_id, looks, lambda: nullcontext(path), k, should_stop=should_stop
+        wanted,
+        lambda: embedder,
+        MeanColour.model_id,
+        crop_embeddings,
+        lambda: nullcontext(path),
+        k,
+        should_stop=should_stop,
     )
 
 
-def look_only_at_known(
-    wanted: Sequence[Sequence[CropBox]], looks: CropEmbeddingStore, k: int = 4
+def stored_only(
+    wanted: Sequence[Sequence[CropBox]], crop_embeddings: CropEmbeddingStore, k: int = 4
 ) -> list[list[CropEmbedding]]:
-    return embed_tracks(wanted, refuse, MeanColour.model_id, looks, refuse, k)
+    return embed_tracks(wanted, refuse, MeanColour.model_id, crop_embeddings, refuse, k)
 
 
 def frames_of(found: Sequence[CropEmbedding]) -> list[int]:
-    return [look.frame for look in found]
+    return [item.frame for item in found]
 
 
 def same(first: list[list[CropEmbedding]], second: list[list[CropEmbedding]]) -> bool:
@@ -128,16 +134,16 @@ def same(first: list[list[CropEmbedding]], second: list[list[CropEmbedding]]) ->
     )
 
 
-# -- looking
+# -- embedding
 
 
-def test_a_look_is_what_the_model_sees_in_the_box(clip: Path, looks: CropEmbeddingStore) -> None:
+def test_an_embedding_is_what_the_model_sees_in_the_box(clip: Path, crop_embeddings: CropEmbeddingStore) -> None:
     wanted = [views(RED, range(0, 12)), views(GREEN, range(30, 42)), views(BLUE, range(5, 90, 7))]
-    found = look(wanted, looks, clip)
+    found = embed(wanted, crop_embeddings, clip)
     assert [len(mine) for mine in found] == [4, 4, 4]
     for candidates, mine in zip(wanted, found, strict=True):
         assert frames_of(mine) == sorted(set(frames_of(mine)))
-        assert {(look.frame, look.xyxy) for look in mine} <= {(view.frame, view.xyxy) for view in candidates}
+        assert {(item.frame, item.xyxy) for item in mine} <= {(view.frame, view.xyxy) for view in candidates}
         colour = np.array(COLOURS[mine[0].xyxy], float)
         for item in mine:
             assert item.vector.dtype == np.float32
@@ -145,100 +151,100 @@ def test_a_look_is_what_the_model_sees_in_the_box(clip: Path, looks: CropEmbeddi
             assert item.vector == pytest.approx(colour / np.linalg.norm(colour), abs=0.05)
 
 
-def test_nothing_to_look_at(looks: CropEmbeddingStore) -> None:
-    assert look_only_at_known([], looks) == []
-    assert look_only_at_known([[], []], looks) == [[], []]
-    assert looks.get(MeanColour.model_id) == []
+def test_nothing_to_embed(crop_embeddings: CropEmbeddingStore) -> None:
+    assert stored_only([], crop_embeddings) == []
+    assert stored_only([[], []], crop_embeddings) == [[], []]
+    assert crop_embeddings.get(MeanColour.model_id) == []
 
 
-def test_known_looks_are_used_again(clip: Path, looks: CropEmbeddingStore) -> None:
+def test_stored_embeddings_are_used_again(clip: Path, crop_embeddings: CropEmbeddingStore) -> None:
     wanted = [views(RED, range(0, 12)), [], views(GREEN, [7]), views(BLUE, range(40, 52))]
-    first = look(wanted, looks, clip)
-    assert same(look_only_at_known(wanted, looks), first)
-    assert same(look_only_at_known(wanted[::-1], looks), first[::-1])
+    first = embed(wanted, crop_embeddings, clip)
+    assert same(stored_only(wanted, crop_embeddings), first)
+    assert same(stored_only(wanted[::-1], crop_embeddings), first[::-1])
 
 
-def test_only_what_is_missing_is_looked_at(clip: Path, looks: CropEmbeddingStore) -> None:
+def test_only_what_is_missing_is_embedded(clip: Path, crop_embeddings: CropEmbeddingStore) -> None:
     red, green = views(RED, range(0, 12)), views(GREEN, range(0, 12))
-    first = look([red], looks, clip)
+    first = embed([red], crop_embeddings, clip)
     model = MeanColour()
-    both = look([red, green], looks, clip, model=model)
+    both = embed([red, green], crop_embeddings, clip, model=model)
     assert same(both[:1], first)
     assert len(model.crops) == 4
     assert all(crop[..., 1].mean() > crop[..., 2].mean() for crop in model.crops)
 
 
-def test_each_box_is_embedded_once(clip: Path, looks: CropEmbeddingStore) -> None:
+def test_each_box_is_embedded_once(clip: Path, crop_embeddings: CropEmbeddingStore) -> None:
     model = MeanColour()
     wanted = [views(box, range(start, start + 12)) for start in range(0, 88, 4) for box in (RED, BLUE)]
-    found = look(wanted[:20], looks, clip, model=model)
+    found = embed(wanted[:20], crop_embeddings, clip, model=model)
     assert len(model.crops) == 20 * 4
-    found += look(wanted[20:], looks, clip, model=model)
-    boxes = [(item.frame, item.xyxy) for item in looks.get(MeanColour.model_id)]
+    found += embed(wanted[20:], crop_embeddings, clip, model=model)
+    boxes = [(item.frame, item.xyxy) for item in crop_embeddings.get(MeanColour.model_id)]
     assert len(model.crops) >= len(set(boxes))
-    look(wanted, looks, clip, model=model)
+    embed(wanted, crop_embeddings, clip, model=model)
     before = len(model.crops)
-    look_only_at_known(wanted, looks)
+    stored_only(wanted, crop_embeddings)
     assert len(model.crops) == before
     assert all(len(mine) == 4 for mine in found)
 
 
-def test_looks_of_another_model_say_nothing(clip: Path, looks: CropEmbeddingStore) -> None:
+def test_embeddings_of_another_model_say_nothing(clip: Path, crop_embeddings: CropEmbeddingStore) -> None:
     wanted = [views(RED, range(4))]
-    look(wanted, looks, clip)
+    embed(wanted, crop_embeddings, clip)
     with pytest.raises(AssertionError, match="opened although"):
-        embed_tracks(wanted, refuse, "another", looks, refuse, 4)
-    assert looks.get("another") == []
+        embed_tracks(wanted, refuse, "another", crop_embeddings, refuse, 4)
+    assert crop_embeddings.get("another") == []
 
 
 def test_the_sharpest_of_each_part_is_chosen(clip: Path) -> None:
-    (mine,) = look([views(TEXTURE, range(12))], MemoryCropEmbeddings(), clip, k=2)
+    (mine,) = embed([views(TEXTURE, range(12))], MemoryCropEmbeddings(), clip, k=2)
     assert frames_of(mine) == sorted(SHARP)
 
 
 def test_the_surest_is_chosen_where_all_are_equally_sharp(clip: Path) -> None:
     candidates = [CropBox(frame, RED, 0.9 if frame in (14, 27) else 0.3) for frame in range(10, 30)]
-    (mine,) = look([candidates], MemoryCropEmbeddings(), clip, k=2)
+    (mine,) = embed([candidates], MemoryCropEmbeddings(), clip, k=2)
     assert frames_of(mine) == [14, 27]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_tracks_of_fewer_views_than_wanted(clip: Path, looks: CropEmbeddingStore, count: int) -> None:
+def test_tracks_of_fewer_views_than_wanted(clip: Path, crop_embeddings: CropEmbeddingStore, count: int) -> None:
     wanted = [views(GREEN, range(50, 50 + count))]
-    first = look(wanted, looks, clip)
+    first = embed(wanted, crop_embeddings, clip)
     assert frames_of(first[0]) == list(range(50, 50 + count))
-    assert same(look_only_at_known(wanted, looks), first)
+    assert same(stored_only(wanted, crop_embeddings), first)
 
 
-def test_fewer_looks_than_are_known(clip: Path, looks: CropEmbeddingStore) -> None:
+def test_fewer_embeddings_than_are_stored(clip: Path, crop_embeddings: CropEmbeddingStore) -> None:
     wanted = [views(RED, range(0, 60, 5))]
-    (four,) = look(wanted, looks, clip)
-    (two,) = look_only_at_known(wanted, looks, k=2)
+    (four,) = embed(wanted, crop_embeddings, clip)
+    (two,) = stored_only(wanted, crop_embeddings, k=2)
     assert frames_of(two) == [four[0].frame, four[-1].frame]
-    (one,) = look_only_at_known(wanted, looks, k=1)
+    (one,) = stored_only(wanted, crop_embeddings, k=1)
     assert len(one) == 1
 
 
-def test_more_looks_than_are_known_are_looked_at(clip: Path, looks: CropEmbeddingStore) -> None:
+def test_more_than_are_stored_are_embedded(clip: Path, crop_embeddings: CropEmbeddingStore) -> None:
     wanted = [views(RED, range(0, 60, 5))]
-    look(wanted, looks, clip, k=2)
-    (found,) = look(wanted, looks, clip, k=4)
+    embed(wanted, crop_embeddings, clip, k=2)
+    (found,) = embed(wanted, crop_embeddings, clip, k=4)
     assert len(found) == 4
 
 
-def test_one_frame_shows_several_tracks(clip: Path, looks: CropEmbeddingStore) -> None:
+def test_one_frame_shows_several_tracks(clip: Path, crop_embeddings: CropEmbeddingStore) -> None:
     wanted = [views(box, [33]) for box in (GREEN, RED, BLUE)]
-    found = look(wanted, looks, clip)
+    found = embed(wanted, crop_embeddings, clip)
     for box, (mine,) in zip((GREEN, RED, BLUE), found, strict=True):
         assert mine.xyxy == box
         assert int(np.argmax(mine.vector)) == int(np.argmax(COLOURS[box]))
 
 
-def test_boxes_without_pixels_are_no_looks(clip: Path) -> None:
+def test_boxes_without_pixels_are_not_embedded(clip: Path) -> None:
     outside, flat = (400.0, 10.0, 500.0, 60.0), (50.0, 50.0, 50.0, 90.0)
-    assert look([views(outside, [1]), views(flat, [2])], MemoryCropEmbeddings(), clip) == [[], []]
+    assert embed([views(outside, [1]), views(flat, [2])], MemoryCropEmbeddings(), clip) == [[], []]
     mixed = [CropBox(1, outside, 0.9), CropBox(2, RED, 0.9)]
-    assert frames_of(look([mixed], MemoryCropEmbeddings(), clip)[0]) == [2]
+    assert frames_of(embed([mixed], MemoryCropEmbeddings(), clip)[0]) == [2]
 
 
 # -- which boxes show the same
@@ -250,29 +256,29 @@ def shifted(by: float) -> list[CropBox]:
     return [CropBox(20, (left + by, top, right + by, bottom), 0.9)]
 
 
-def test_nearly_the_same_box_is_the_same_look(clip: Path, looks: CropEmbeddingStore) -> None:
-    first = look([shifted(0)], looks, clip)
+def test_nearly_the_same_box_is_not_embedded_again(clip: Path, crop_embeddings: CropEmbeddingStore) -> None:
+    first = embed([shifted(0)], crop_embeddings, clip)
     assert (100 - 8) / (100 + 8) > SAME_CROP_IOU > (100 - 8.2) / (100 + 8.2)
-    (near,) = look_only_at_known([shifted(8)], looks)
+    (near,) = stored_only([shifted(8)], crop_embeddings)
     assert near == first[0]
     with pytest.raises(AssertionError, match="opened although"):
-        look_only_at_known([shifted(8.2)], looks)
+        stored_only([shifted(8.2)], crop_embeddings)
     with pytest.raises(AssertionError, match="opened although"):
-        look_only_at_known([[CropBox(21, RED, 0.9)]], looks)
+        stored_only([[CropBox(21, RED, 0.9)]], crop_embeddings)
 
 
-def test_the_nearest_of_several_known_boxes_is_taken(clip: Path, looks: CropEmbeddingStore) -> None:
+def test_the_nearest_of_several_known_boxes_is_taken(clip: Path, crop_embeddings: CropEmbeddingStore) -> None:
     for by in (0.0, 4.0, 9.0):
-        looks.add(MeanColour.model_id, [CropEmbedding(20, shifted(by)[0].xyxy, np.float32([1, 0, 0]), b"")])
+        crop_embeddings.add(MeanColour.model_id, [CropEmbedding(20, shifted(by)[0].xyxy, np.float32([1, 0, 0]), b"")])
     for by, expected in ((0.5, 0.0), (3.0, 4.0), (10.0, 9.0)):
-        (mine,) = look_only_at_known([shifted(by)], looks)[0]
+        (mine,) = stored_only([shifted(by)], crop_embeddings)[0]
         assert mine.xyxy == shifted(expected)[0].xyxy
 
 
 # -- keys
 
 
-def test_a_key_names_what_was_looked_at() -> None:
+def test_a_key_names_what_was_embedded() -> None:
     base = CropEmbedding(3, RED, np.float32([1, 0, 0]), b"")
     assert base.key("v", "m") == CropEmbedding(3, RED, np.float32([0, 1, 0]), b"x").key("v", "m")
     keys = {
@@ -287,10 +293,10 @@ def test_a_key_names_what_was_looked_at() -> None:
 
 
 def test_keys_are_the_same_after_the_database(clip: Path, tmp_path: Path) -> None:
-    looks = PatternStore(Storage(f"sqlite:///{tmp_path / 'db'}")).crop_embeddings("video")
+    crop_embeddings = PatternStore(Storage(f"sqlite:///{tmp_path / 'db'}")).crop_embeddings("video")
     wanted = [[CropBox(3, (0.0, 0.1, 100.3, 99.9), 0.5), CropBox(4, (33.3, 0.0, 319.7, 240.0), 0.5)]]
-    first = look(wanted, looks, clip)
-    again = look_only_at_known(wanted, looks)
+    first = embed(wanted, crop_embeddings, clip)
+    again = stored_only(wanted, crop_embeddings)
     assert [item.key("v", "m") for item in first[0]] == [item.key("v", "m") for item in again[0]]
 
 
@@ -319,23 +325,25 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_frames_that_cannot_be_decoded_are_left_out(damaged: Path) -> None:
     whole, gone, partly, tail = range(0, 4), range(21, 25), [19, 22, 31, 33], [40, 48, 55, 59]
     wanted = [views(RED, frames) for frames in (whole, gone, partly, tail)]
-    found = look(wanted, MemoryCropEmbeddings(), damaged)
+    found = embed(wanted, MemoryCropEmbeddings(), damaged)
     assert [frames_of(mine) for mine in found] == [[0, 1, 2, 3], [], [19, 31, 33], [40, 48]]
 
 
-def test_a_video_of_which_nothing_can_be_decoded(damaged: Path, looks: CropEmbeddingStore, tmp_path: Path) -> None:
-    assert look([views(RED, range(21, 25))], looks, damaged) == [[]]
+def test_a_video_of_which_nothing_can_be_decoded(
+    damaged: Path, crop_embeddings: CropEmbeddingStore, tmp_path: Path
+) -> None:
+    assert embed([views(RED, range(21, 25))], crop_embeddings, damaged) == [[]]
     empty = tmp_path / "empty.mp4"
     empty.write_bytes(b"")
     with pytest.raises(VideoError):
-        look([views(RED, [1])], looks, empty)
-    assert looks.get(MeanColour.model_id) == []
+        embed([views(RED, [1])], crop_embeddings, empty)
+    assert crop_embeddings.get(MeanColour.model_id) == []
 
 
 # -- being stopped
 
 
-def test_asked_to_stop_keeps_what_is_finished(clip: Path, looks: CropEmbeddingStore) -> None:
+def test_asked_to_stop_keeps_what_is_finished(clip: Path, crop_embeddings: CropEmbeddingStore) -> None:
     wanted = [views(RED, range(4 * n, 4 * n + 4)) for n in range(25)]
     asked: list[int] = []
 
@@ -344,24 +352,24 @@ def test_asked_to_stop_keeps_what_is_finished(clip: Path, looks: CropEmbeddingSt
         return len(asked) > 90
 
     with pytest.raises(Interrupted, match="frame 90") as failure:
-        look(wanted, looks, clip, should_stop=stop)
+        embed(wanted, crop_embeddings, clip, should_stop=stop)
     assert failure.value.retryable
-    kept = looks.get(MeanColour.model_id)
+    kept = crop_embeddings.get(MeanColour.model_id)
     assert len(kept) >= MAX_PENDING_CROPS
     model = MeanColour()
-    found = look(wanted, looks, clip, model=model)
+    found = embed(wanted, crop_embeddings, clip, model=model)
     assert len(model.crops) == 100 - len(kept)
     assert [frames_of(mine) for mine in found] == [list(range(4 * n, 4 * n + 4)) for n in range(25)]
 
 
-def test_the_first_frame_may_be_the_last(clip: Path, looks: CropEmbeddingStore) -> None:
+def test_the_first_frame_may_be_the_last(clip: Path, crop_embeddings: CropEmbeddingStore) -> None:
     with pytest.raises(Interrupted):
-        look([views(RED, [5])], looks, clip, should_stop=lambda: True)
-    assert looks.get(MeanColour.model_id) == []
-    assert look_only_at_known([[]], looks) == [[]]
+        embed([views(RED, [5])], crop_embeddings, clip, should_stop=lambda: True)
+    assert crop_embeddings.get(MeanColour.model_id) == []
+    assert stored_only([[]], crop_embeddings) == [[]]
 
 
-def test_a_failing_model_keeps_what_was_finished(clip: Path, looks: CropEmbeddingStore) -> None:
+def test_a_failing_model_keeps_what_was_finished(clip: Path, crop_embeddings: CropEmbeddingStore) -> None:
     class Failing(MeanColour):
         def embed(self, crops: Sequence[Image]) -> FloatArray:
             if self.crops:
@@ -370,8 +378,8 @@ def test_a_failing_model_keeps_what_was_finished(clip: Path, looks: CropEmbeddin
 
     wanted = [views(RED, range(4 * n, 4 * n + 4)) for n in range(25)]
     with pytest.raises(RuntimeError, match="out of order"):
-        look(wanted, looks, clip, model=Failing())
-    assert len(looks.get(MeanColour.model_id)) == MAX_PENDING_CROPS
+        embed(wanted, crop_embeddings, clip, model=Failing())
+    assert len(crop_embeddings.get(MeanColour.model_id)) == MAX_PENDING_CROPS
 
 
 # -- memory
@@ -406,7 +414,7 @@ def test_memory_does_not_hold_the_crops_of_all_tracks(clip: Path, monkeypatch: p
             most.append(sum(crop() is not None for crop in made))
         return False
 
-    found = look(wanted, MemoryCropEmbeddings(), clip, model=Forgetful(), should_stop=count)
+    found = embed(wanted, MemoryCropEmbeddings(), clip, model=Forgetful(), should_stop=count)
     assert len(made) == 12 * 88
     assert all(len(mine) == 4 for mine in found)
     on_screen = sum(range(1, 13))
@@ -418,7 +426,7 @@ def test_large_crops_are_made_smaller_before_they_wait(tmp_path: Path) -> None:
     path = make_video(tmp_path / "large.mp4", frames=3, size=(1280, 720))
     model = MeanColour()
     large, small = (100.0, 100.0, 1100.0, 600.0), (100.0, 100.0, 140.0, 120.0)
-    look([views(large, [0]), views(small, [1])], MemoryCropEmbeddings(), path, model=model)
+    embed([views(large, [0]), views(small, [1])], MemoryCropEmbeddings(), path, model=model)
     assert [max(crop.shape) for crop in model.crops] == [MAX_CROP, 48]
     height, width = model.crops[0].shape[:2]
     assert width / height == pytest.approx(1200 / 700, abs=0.01)
@@ -432,7 +440,7 @@ def test_thumbnails_are_small_jpegs(tmp_path: Path) -> None:
         (100.0, 100.0, 140.0, 120.0): (28, 48),
         (10.0, 10.0, 11.0, 11.0): (3, 3),
     }
-    found = look([views(box, [0]) for box in boxes], MemoryCropEmbeddings(), path)
+    found = embed([views(box, [0]) for box in boxes], MemoryCropEmbeddings(), path)
     for (mine,), shape in zip(found, boxes.values(), strict=True):
         assert mine.thumbnail.startswith(b"\xff\xd8\xff")
         picture = cv2.imdecode(np.frombuffer(mine.thumbnail, np.uint8), cv2.IMREAD_COLOR)
@@ -441,7 +449,7 @@ def test_thumbnails_are_small_jpegs(tmp_path: Path) -> None:
 
 
 def test_a_thumbnail_shows_the_box(clip: Path) -> None:
-    ((mine,),) = look([views(GREEN, [10])], MemoryCropEmbeddings(), clip)
+    ((mine,),) = embed([views(GREEN, [10])], MemoryCropEmbeddings(), clip)
     picture = cv2.imdecode(np.frombuffer(mine.thumbnail, np.uint8), cv2.IMREAD_COLOR)
     assert picture.reshape(-1, 3).mean(axis=0) == pytest.approx(np.array(COLOURS[GREEN]), abs=15)
 
@@ -493,14 +501,14 @@ def test_bytes_are_little_endian() -> None:
     assert to_half(np.float32([1.0, -2.0])) == b"\x00\x3c\x00\xc0"
 
 
-def test_a_track_in_a_broken_tail_does_not_stop_the_others(damaged: Path, looks: CropEmbeddingStore) -> None:
-    """Neither at first nor later, when only that track is left to be looked at."""
+def test_a_track_in_a_broken_tail_does_not_stop_the_others(damaged: Path, crop_embeddings: CropEmbeddingStore) -> None:
+    """Neither at first nor later, when only that track is left to be embedded."""
     wanted = [views(RED, range(0, 4)), views(RED, range(52, 56))]
     for _ in range(2):
-        assert [len(mine) for mine in look(wanted, looks, damaged)] == [4, 0]
+        assert [len(mine) for mine in embed(wanted, crop_embeddings, damaged)] == [4, 0]
 
 
-def test_a_short_job_that_is_stopped_gets_on(clip: Path, looks: CropEmbeddingStore) -> None:
+def test_a_short_job_that_is_stopped_gets_on(clip: Path, crop_embeddings: CropEmbeddingStore) -> None:
     wanted = [views(RED, range(4 * n, 4 * n + 4)) for n in range(5)]
     asked: list[int] = []
 
@@ -509,5 +517,5 @@ def test_a_short_job_that_is_stopped_gets_on(clip: Path, looks: CropEmbeddingSto
         return len(asked) > 10
 
     with pytest.raises(Interrupted):
-        look(wanted, looks, clip, should_stop=stop)
-    assert sorted(item.frame for item in looks.get(MeanColour.model_id)) == list(range(8))
+        embed(wanted, crop_embeddings, clip, should_stop=stop)
+    assert sorted(item.frame for item in crop_embeddings.get(MeanColour.model_id)) == list(range(8))

@@ -1,4 +1,4 @@
-"""Segments of a video, without a queue: cutting, keeping, and putting together."""
+"""Chunks of a video, without a queue: cutting, keeping, and putting together."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def video(frames: int, fps: float) -> VideoInfo:
 
 
 @given(st.integers(1, 5000), st.floats(1, 240), st.integers(1, 30), st.floats(0, 100))
-def test_every_frame_is_in_one_segment(frames: int, fps: float, stride: int, seconds: float) -> None:
-    segments = plan_chunks(video(frames, fps), stride, seconds)
+def test_every_frame_is_in_one_chunk(frames: int, fps: float, stride: int, seconds: float) -> None:
+    chunks = plan_chunks(video(frames, fps), stride, seconds)
     covered = []
-    for segment in segments:
-        assert segment.start % stride == 0
-        end = frames - 1 if segment.end is None else segment.end
-        covered += range(segment.start + (segment.number > 0), end + 1)
+    for chunk in chunks:
+        assert chunk.start % stride == 0
+        end = frames - 1 if chunk.end is None else chunk.end
+        covered += range(chunk.start + (chunk.number > 0), end + 1)
     assert covered == list(range(frames))
-    assert [segment.number for segment in segments] == list(range(len(segments)))
+    assert [chunk.number for chunk in chunks] == list(range(len(chunks)))
 
 
-def test_what_is_left_over_makes_no_segment_of_its_own() -> None:
+def test_what_is_left_over_makes_no_chunk_of_its_own() -> None:
     assert plan_chunks(video(1000, 30), 4, 10) == (
         VideoChunk(0, 0, 300),
         VideoChunk(1, 300, 600),
@@ -39,28 +39,28 @@ def test_what_is_left_over_makes_no_segment_of_its_own() -> None:
     assert plan_chunks(video(1000, 30), 4, 0) == (VideoChunk(0, 0, None),)
 
 
-def test_segments_are_worth_it() -> None:
+def test_chunks_are_worth_it() -> None:
     assert len(plan_chunks(video(1000, 1 / 60), 1, 60)) == 1000 // 64  # a picture a minute
     assert len(plan_chunks(video(1000, 30), 4, 10, seek_cost=250)) == 3
     for cost in (301, float("inf")):  # each would begin far before its first frame
         assert plan_chunks(video(1000, 30), 4, 10, seek_cost=cost) == (VideoChunk(0, 0, None),)
 
 
-def observation(index: int, boxes: int, *, camera: bool = True, looks: bool = True) -> FrameFeatures:
+def observation(index: int, boxes: int, *, camera: bool = True, colours: bool = True) -> FrameFeatures:
     random = np.random.default_rng(index)
     detections = Detections(
         random.random((boxes, 4), np.float32),
         random.random(boxes, np.float32),
         random.integers(0, 80, boxes),
-        random.random((boxes, 9), np.float32) if looks else None,
+        random.random((boxes, 9), np.float32) if colours else None,
     )
     return FrameFeatures(index, detections, random.random((2, 3)) if camera else None)
 
 
-@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("colours", [True, False])
 @pytest.mark.parametrize("boxes", [[], [0], [3, 0, 5], [0, 0]])
-def test_nothing_is_rounded(boxes: list[int], looks: bool) -> None:
-    seen = [observation(10 + 2 * n, count, camera=n != 1, looks=looks) for n, count in enumerate(boxes)]
+def test_nothing_is_rounded(boxes: list[int], colours: bool) -> None:
+    seen = [observation(10 + 2 * n, count, camera=n != 1, colours=colours) for n, count in enumerate(boxes)]
     again = load_frame_features(dump_frame_features(seen))
     assert len(again) == len(seen)
     for before, after in zip(seen, again, strict=True):

@@ -15,7 +15,6 @@ from ml_backend.core.errors import VideoError
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections, Frame, FrameFeatures, Image, VideoInfo
 from ml_backend.detectors.weights import ResolvedDetector
-from ml_backend.inference import detection_stream as observing
 from ml_backend.inference import pipeline
 from ml_backend.inference.chunks import DetectChunk, VideoChunk, plan_chunks
 from ml_backend.inference.detection_stream import detection_stream
@@ -151,7 +150,7 @@ def test_what_comes_before_a_broken_tail_is_seen(
                 raise VideoError("The rest cannot be decoded.")
             yield frame
 
-    monkeypatch.setattr(observing, "read_frames", broken)
+    monkeypatch.setattr("ml_backend.inference.detection_stream.read_frames", broken)
     seen: list[int] = []
     observations = detection_stream(video, probe(video), Scene(walker, max_concurrency=max_concurrency), batch=4)
     with pytest.raises(VideoError, match="The rest"):
@@ -172,7 +171,7 @@ def test_gaps_in_the_video_are_looked_at_closely(video: Path, monkeypatch: pytes
     def damaged(*given: object, **more: object) -> object:
         return (frame for frame in read_frames(*given, **more) if frame.index not in gone)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(observing, "read_frames", damaged)
+    monkeypatch.setattr("ml_backend.inference.detection_stream.read_frames", damaged)
     scene = Scene(walker)
     seen = see(video, scene, stride=4)
     assert [o.index for o in seen] == [n for n in range(42) if n not in gone]
@@ -194,7 +193,7 @@ def test_the_camera_s_motion_is_spread_over_the_frames(tmp_path: Path, monkeypat
             return [self._found(np.zeros((0, 4), np.float32)) for _ in images]
 
     video = make_video(tmp_path / "v.mp4", frames=9, size=(640, 480), fps=30)
-    monkeypatch.setattr(observing, "read_frames", panned)
+    monkeypatch.setattr("ml_backend.inference.detection_stream.read_frames", panned)
     seen = see(video, Still(walker), stride=4)
     assert len(seen) == 9
     for o in seen[1:]:
@@ -214,7 +213,7 @@ def looking(monkeypatch: pytest.MonkeyPatch, video: Path, info: VideoInfo, scene
     return pipeline.chunk_detection(video, info, ResolvedDetector("yolo", "scene", None), settings)
 
 
-def test_segments_are_one_pass(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_are_one_pass(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info, scene = probe(video), Scene(walker)
     whole = see(video, scene, stride=2)
     look = looking(monkeypatch, video, info, scene, stride=2)
@@ -227,7 +226,7 @@ def test_segments_are_one_pass(video: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_broken_tail_only_ends_the_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in one pass; also where whole segments lie in it."""
+    """As in one pass; also where whole chunks lie in it."""
     video = make_video(tmp_path / "v.mp4", frames=120, size=SIZE, fps=30, options={"g": "10"})
     data = bytearray(video.read_bytes())
     begin = data.index(b"mdat") + 4

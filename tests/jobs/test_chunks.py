@@ -18,7 +18,6 @@ from ml_backend.core.settings import Settings
 from ml_backend.core.types import FrameFeatures
 from ml_backend.db.tables import predictions, track_sets
 from ml_backend.inference.chunks import VideoChunk, detect_chunks, help_with_chunks
-from ml_backend.jobs import chunk_leases as segment_board
 from ml_backend.jobs.chunk_leases import ChunkLeases
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import JobQueue
@@ -33,22 +32,22 @@ from tests.jobs.test_worker import frames_done, repeat_clip
 KEY = "k" * 40
 #: The random network sees something in each cell of its grid.
 FEW_BOXES = {"detector": "yolo", "imgsz": 96}
-SEGMENTS = tuple(VideoChunk(n, 20 * n, 20 * n + 20 if n < 4 else None) for n in range(5))
-Boards = Callable[..., ChunkLeases]
+CHUNKS = tuple(VideoChunk(n, 20 * n, 20 * n + 20 if n < 4 else None) for n in range(5))
+MakeLeases = Callable[..., ChunkLeases]
 
 
-class Looking:
-    """Observes made-up frames, and remembers which segments it was asked for."""
+class FakeDetection:
+    """Yields features of made-up frames, and remembers which chunks it was asked for."""
 
-    def __init__(self, wait: Callable[[VideoChunk], None] = lambda segment: None) -> None:
+    def __init__(self, wait: Callable[[VideoChunk], None] = lambda chunk: None) -> None:
         self.asked: list[int] = []
         self._wait = wait
 
-    def __call__(self, segment: VideoChunk) -> Iterator[FrameFeatures]:
-        self.asked.append(segment.number)
-        end = 99 if segment.end is None else segment.end
-        for index in range(segment.start + (segment.number > 0), end + 1):
-            self._wait(segment)
+    def __call__(self, chunk: VideoChunk) -> Iterator[FrameFeatures]:
+        self.asked.append(chunk.number)
+        end = 99 if chunk.end is None else chunk.end
+        for index in range(chunk.start + (chunk.number > 0), end + 1):
+            self._wait(chunk)
             yield observation(index, index % 4)
 
 
@@ -58,11 +57,11 @@ def redis_settings(settings: Callable[..., Settings], redis_url: str) -> Setting
 
 
 @pytest.fixture
-def board(redis_settings: Settings) -> Boards:
+def leases(redis_settings: Settings) -> MakeLeases:
     def make(**how: Any) -> ChunkLeases:
         chosen = how.pop("settings", redis_settings)
         made = ChunkLeases(JobQueue(chosen), Artifacts(chosen), KEY, **how)
-        made.open(len(SEGMENTS))
+        made.open(len(CHUNKS))
         return made
 
     return make
@@ -76,7 +75,7 @@ def kept(redis_settings: Settings) -> Path:
 def lose_claims(settings: Settings) -> None:
     """The leases of processes that died have run out."""
     connection = JobQueue(settings).connection
-    for number in range(len(SEGMENTS)):
+    for number in range(len(CHUNKS)):
         connection.delete(f"video:segments:{KEY}:{number}")
 
 
@@ -84,59 +83,59 @@ def numbers(observations: Sequence[FrameFeatures]) -> list[int]:
     return [o.index for o in observations]
 
 
-def test_alone(board: Boards, kept: Path) -> None:
-    look, alone = Looking(), board()
-    assert numbers(list(detect_chunks(SEGMENTS, alone, look))) == list(range(100))
-    assert look.asked == [0, 1, 2, 3, 4]
+def test_alone(leases: MakeLeases, kept: Path) -> None:
+    detect, alone = FakeDetection(), leases()
+    assert numbers(list(detect_chunks(CHUNKS, alone, detect))) == list(range(100))
+    assert detect.asked == [0, 1, 2, 3, 4]
     assert len(list(kept.iterdir())) == 5
-    alone.close(len(SEGMENTS))
+    alone.close(len(CHUNKS))
     assert list(kept.iterdir()) == []
     assert not alone.is_open
 
 
-def test_what_is_done_is_not_done_again(board: Boards, redis_settings: Settings) -> None:
-    first = detect_chunks(SEGMENTS, board(), Looking())
+def test_what_is_done_is_not_done_again(leases: MakeLeases, redis_settings: Settings) -> None:
+    first = detect_chunks(CHUNKS, leases(), FakeDetection())
     for _ in range(50):  # ends in the middle of the third
         next(first)
     first.close()
     lose_claims(redis_settings)
-    look = Looking()
-    assert numbers(list(detect_chunks(SEGMENTS, board(), look))) == list(range(100))
-    assert look.asked == [2, 3, 4]
+    detect = FakeDetection()
+    assert numbers(list(detect_chunks(CHUNKS, leases(), detect))) == list(range(100))
+    assert detect.asked == [2, 3, 4]
 
 
-def test_what_another_has_removed_is_not_waited_for(board: Boards) -> None:
-    """Two jobs that differ in their labels only are at one video's segments; the faster one removes them."""
-    slow, fast = board(), board()
-    look = Looking()
-    observed = help_with_chunks(SEGMENTS, board(helping=True), Looking(), lambda: False)
-    assert observed == len(SEGMENTS)
+def test_what_another_has_removed_is_not_waited_for(leases: MakeLeases) -> None:
+    """Two jobs that differ in their labels only are at one video's chunks; the faster one removes them."""
+    slow, fast = leases(), leases()
+    detect = FakeDetection()
+    observed = help_with_chunks(CHUNKS, leases(helping=True), FakeDetection(), lambda: False)
+    assert observed == len(CHUNKS)
     waits = iter(range(20))
-    seen = detect_chunks(SEGMENTS, slow, look, lambda: next(waits, None) is None)
+    seen = detect_chunks(CHUNKS, slow, detect, lambda: next(waits, None) is None)
     first = [next(seen) for _ in range(10)]
-    assert not slow.claim(SEGMENTS[3], ahead=True)  # it knows that this one is done
-    assert numbers(list(detect_chunks(SEGMENTS, fast, Looking()))) == list(range(100))
-    fast.close(len(SEGMENTS))
+    assert not slow.claim(CHUNKS[3], ahead=True)  # it knows that this one is done
+    assert numbers(list(detect_chunks(CHUNKS, fast, FakeDetection()))) == list(range(100))
+    fast.close(len(CHUNKS))
     assert numbers([*first, *seen]) == list(range(100))
-    assert look.asked == [1, 2, 3, 4]
+    assert detect.asked == [1, 2, 3, 4]
 
 
-def test_two_at_once_do_each_segment_once(board: Boards) -> None:
+def test_two_at_once_do_each_chunk_once(leases: MakeLeases) -> None:
     together = threading.Barrier(2, timeout=120)
     held: set[int] = set()
 
-    def meet(segment: VideoChunk) -> None:
-        if segment.number not in held and len(held) < 4:
-            held.add(segment.number)
+    def meet(chunk: VideoChunk) -> None:
+        if chunk.number not in held and len(held) < 4:
+            held.add(chunk.number)
             together.wait()
 
-    main, helper = Looking(meet), Looking(meet)
+    main, helper = FakeDetection(meet), FakeDetection(meet)
     done: list[int] = []
     thread = threading.Thread(
-        target=lambda: done.append(help_with_chunks(SEGMENTS, board(helping=True), helper, lambda: False))
+        target=lambda: done.append(help_with_chunks(CHUNKS, leases(helping=True), helper, lambda: False))
     )
     thread.start()
-    seen = list(detect_chunks(SEGMENTS, board(), main))
+    seen = list(detect_chunks(CHUNKS, leases(), main))
     thread.join(120)
     assert numbers(seen) == list(range(100))
     assert sorted(main.asked + helper.asked) == [0, 1, 2, 3, 4]
@@ -144,124 +143,124 @@ def test_two_at_once_do_each_segment_once(board: Boards) -> None:
     assert len(helper.asked) >= 2
 
 
-def test_while_another_is_at_it_a_later_one_is_done(board: Boards) -> None:
-    other = board(helping=True)
-    assert other.claim(SEGMENTS[0])
-    look = Looking()
+def test_while_another_is_at_it_a_later_one_is_done(leases: MakeLeases) -> None:
+    other = leases(helping=True)
+    assert other.claim(CHUNKS[0])
+    detect = FakeDetection()
     waited = threading.Event()
-    mine = board()
+    mine = leases()
     mine.wait = waited.set  # type: ignore[method-assign]
     seen: list[FrameFeatures] = []
-    thread = threading.Thread(target=lambda: seen.extend(detect_chunks(SEGMENTS, mine, look)))
+    thread = threading.Thread(target=lambda: seen.extend(detect_chunks(CHUNKS, mine, detect)))
     thread.start()
     assert waited.wait(120)
-    assert look.asked == [1, 2, 3, 4]
+    assert detect.asked == [1, 2, 3, 4]
     assert seen == []
-    other.save(SEGMENTS[0], list(Looking()(SEGMENTS[0])))
+    other.save(CHUNKS[0], list(FakeDetection()(CHUNKS[0])))
     thread.join(120)
     assert numbers(seen) == list(range(100))
-    assert look.asked == [1, 2, 3, 4]
+    assert detect.asked == [1, 2, 3, 4]
 
 
-def test_who_dies_is_not_waited_for_long(board: Boards) -> None:
-    assert board(helping=True, claim_s=1.0).claim(SEGMENTS[0])  # and is never heard of again
-    look = Looking()
-    assert numbers(list(detect_chunks(SEGMENTS, board(), look))) == list(range(100))
-    assert sorted(look.asked) == [0, 1, 2, 3, 4]
+def test_who_dies_is_not_waited_for_long(leases: MakeLeases) -> None:
+    assert leases(helping=True, claim_s=1.0).claim(CHUNKS[0])  # and is never heard of again
+    detect = FakeDetection()
+    assert numbers(list(detect_chunks(CHUNKS, leases(), detect))) == list(range(100))
+    assert sorted(detect.asked) == [0, 1, 2, 3, 4]
 
 
-def test_who_lives_keeps_his_claims(board: Boards, redis_settings: Settings) -> None:
+def test_who_lives_keeps_his_claims(leases: MakeLeases, redis_settings: Settings) -> None:
     connection = JobQueue(redis_settings).connection
     names = [f"video:segments:{KEY}:{name}" for name in (0, "open")]
-    main, helper, third = (board(helping=helping, claim_s=20.0) for helping in (False, True, True))
+    main, helper, third = (leases(helping=helping, claim_s=20.0) for helping in (False, True, True))
     with main.working(), helper.working():
-        assert helper.claim(SEGMENTS[0])
+        assert helper.claim(CHUNKS[0])
         for name in names:
             assert connection.pexpire(name, 12_000)  # much of the lease is over
             wait_for(lambda name=name: connection.pttl(name) > 15_000, what=f"{name} is renewed")
-        assert not third.claim(SEGMENTS[0])
+        assert not third.claim(CHUNKS[0])
         assert third.is_open
-    assert third.claim(SEGMENTS[0])  # free at once
+    assert third.claim(CHUNKS[0])  # free at once
 
 
-def test_nobody_frees_the_claim_of_another(board: Boards, redis_settings: Settings) -> None:
-    slow, other, third = board(helping=True), board(helping=True), board(helping=True)
+def test_nobody_frees_the_claim_of_another(leases: MakeLeases, redis_settings: Settings) -> None:
+    slow, other, third = leases(helping=True), leases(helping=True), leases(helping=True)
     with slow.working():
-        assert slow.claim(SEGMENTS[0])
+        assert slow.claim(CHUNKS[0])
         lose_claims(redis_settings)  # it was away for too long
-        assert other.claim(SEGMENTS[0])
-    assert not third.claim(SEGMENTS[0])
+        assert other.claim(CHUNKS[0])
+    assert not third.claim(CHUNKS[0])
 
 
-def test_what_is_there_but_cannot_be_read_is_observed_here(board: Boards, kept: Path) -> None:
+def test_what_is_there_but_cannot_be_read_is_observed_here(leases: MakeLeases, kept: Path) -> None:
     (kept / "1.npz").mkdir(parents=True)
-    look = Looking()
-    assert numbers(list(detect_chunks(SEGMENTS, board(), look))) == list(range(100))
-    assert look.asked == [0, 1, 2, 3, 4]
+    detect = FakeDetection()
+    assert numbers(list(detect_chunks(CHUNKS, leases(), detect))) == list(range(100))
+    assert detect.asked == [0, 1, 2, 3, 4]
 
 
-def test_cancelled_while_others_are_waited_for(board: Boards) -> None:
-    other = board(helping=True)
-    for segment in SEGMENTS:
-        assert other.claim(segment)
+def test_cancelled_while_others_are_waited_for(leases: MakeLeases) -> None:
+    other = leases(helping=True)
+    for chunk in CHUNKS:
+        assert other.claim(chunk)
     asked = iter([False, False, True])
     with pytest.raises(Interrupted):
-        list(detect_chunks(SEGMENTS, board(), Looking(), lambda: next(asked)))
+        list(detect_chunks(CHUNKS, leases(), FakeDetection(), lambda: next(asked)))
 
 
-def test_help_ends_where_something_else_is_to_be_done(board: Boards) -> None:
-    look = Looking()
-    assert help_with_chunks(SEGMENTS, board(helping=True), look, lambda: False, lambda: True) == 1
-    assert look.asked == [4]
+def test_help_ends_where_something_else_is_to_be_done(leases: MakeLeases) -> None:
+    detect = FakeDetection()
+    assert help_with_chunks(CHUNKS, leases(helping=True), detect, lambda: False, lambda: True) == 1
+    assert detect.asked == [4]
 
 
-def test_what_comes_too_late_is_not_left(board: Boards, kept: Path) -> None:
-    main, late = board(), board(helping=True)
-    assert late.claim(SEGMENTS[4])
-    main.close(len(SEGMENTS))
-    late.save(SEGMENTS[4], list(Looking()(SEGMENTS[4])))
+def test_what_comes_too_late_is_not_left(leases: MakeLeases, kept: Path) -> None:
+    main, late = leases(), leases(helping=True)
+    assert late.claim(CHUNKS[4])
+    main.close(len(CHUNKS))
+    late.save(CHUNKS[4], list(FakeDetection()(CHUNKS[4])))
     assert list(kept.iterdir()) == []
 
 
-def test_what_is_left(board: Boards) -> None:
-    main, other = board(), board(helping=True)
+def test_what_is_left(leases: MakeLeases) -> None:
+    main, other = leases(), leases(helping=True)
     assert other.any_free(range(5))
-    assert main.claim(SEGMENTS[0])
-    main.save(SEGMENTS[0], list(Looking()(SEGMENTS[0])))
-    assert main.claim(SEGMENTS[1])
+    assert main.claim(CHUNKS[0])
+    main.save(CHUNKS[0], list(FakeDetection()(CHUNKS[0])))
+    assert main.claim(CHUNKS[1])
     assert not other.any_free([0, 1])
     assert other.any_free([0, 1, 2])
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense"])
-def test_damaged_ones_are_observed_again(board: Boards, kept: Path, damage: bytes) -> None:
-    list(detect_chunks(SEGMENTS, board(), Looking()))
+def test_damaged_ones_are_observed_again(leases: MakeLeases, kept: Path, damage: bytes) -> None:
+    list(detect_chunks(CHUNKS, leases(), FakeDetection()))
     (kept / "3.npz").write_bytes(damage)
-    look = Looking()
-    assert numbers(list(detect_chunks(SEGMENTS, board(), look))) == list(range(100))
-    assert look.asked == [3]
+    detect = FakeDetection()
+    assert numbers(list(detect_chunks(CHUNKS, leases(), detect))) == list(range(100))
+    assert detect.asked == [3]
 
 
-def test_without_redis_one_goes_on_alone(redis_settings: Settings, board: Boards, tmp_path: Path) -> None:
-    look = Looking()
-    away = board(settings=redis_settings.model_copy(update={"redis_url": f"unix://{tmp_path}/none.sock"}))
-    assert numbers(list(detect_chunks(SEGMENTS, away, look))) == list(range(100))
-    assert look.asked == [0, 1, 2, 3, 4]
+def test_without_redis_one_goes_on_alone(redis_settings: Settings, leases: MakeLeases, tmp_path: Path) -> None:
+    detect = FakeDetection()
+    away = leases(settings=redis_settings.model_copy(update={"redis_url": f"unix://{tmp_path}/none.sock"}))
+    assert numbers(list(detect_chunks(CHUNKS, away, detect))) == list(range(100))
+    assert detect.asked == [0, 1, 2, 3, 4]
 
 
-def test_where_nothing_can_be_kept(redis_settings: Settings, board: Boards, tmp_path: Path) -> None:
+def test_where_nothing_can_be_kept(redis_settings: Settings, leases: MakeLeases, tmp_path: Path) -> None:
     (tmp_path / "full").write_text("a file where a folder should be")
     full = redis_settings.model_copy(update={"artifacts_url": str(tmp_path / "full" / "artifacts")})
-    look = Looking()
-    assert numbers(list(detect_chunks(SEGMENTS, board(settings=full), look))) == list(range(100))
-    assert look.asked == [0, 1, 2, 3, 4]
+    detect = FakeDetection()
+    assert numbers(list(detect_chunks(CHUNKS, leases(settings=full), detect))) == list(range(100))
+    assert detect.asked == [0, 1, 2, 3, 4]
 
 
-def test_old_ones_are_removed(board: Boards, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    list(detect_chunks(SEGMENTS, board(), Looking()))
+def test_old_ones_are_removed(leases: MakeLeases, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    list(detect_chunks(CHUNKS, leases(), FakeDetection()))
     assert len(list(kept.iterdir())) == 5
-    monkeypatch.setattr(segment_board, "CHUNK_TTL_S", -1)
-    board()
+    monkeypatch.setattr("ml_backend.jobs.chunk_leases.CHUNK_TTL_S", -1)
+    leases()
     assert list(kept.iterdir()) == []
 
 
@@ -337,7 +336,7 @@ def test_what_another_job_finishes_meanwhile_is_used(
         connection.execute(sa.delete(predictions))
 
     def another() -> None:
-        wait_for(lambda: files_left(here), 300, "the first segment")
+        wait_for(lambda: files_left(here), 300, "the first chunk")
         with engine.begin() as connection:
             connection.execute(sa.insert(track_sets), [dict(row) for row in rows])
 
@@ -355,10 +354,10 @@ def test_what_another_job_finishes_meanwhile_is_used(
     assert here.queue.failed_jobs() == []
 
 
-def test_a_killed_worker_loses_one_segment(long_site: Callable[..., tuple[Site, int]], tmp_path: Path) -> None:
+def test_a_killed_worker_loses_one_chunk(long_site: Callable[..., tuple[Site, int]], tmp_path: Path) -> None:
     here, task = long_site(batch=1)
     with worker_process(here.settings, tmp_path / "first.log") as worker:
-        wait_for(lambda: frames_done(here) and len(files_left(here)) >= 2, 300, "some segments")
+        wait_for(lambda: frames_done(here) and len(files_left(here)) >= 2, 300, "some chunks")
         os.kill(worker.pid, signal.SIGKILL)
         worker.wait()
     before = {path.name: path.stat().st_mtime_ns for path in files_left(here)}
@@ -380,12 +379,12 @@ def test_what_was_found_so_far_is_shown(long_site: Callable[..., tuple[Site, int
     here, task = long_site(partial_s=0.5, batch=1)
     shown: list[Any] = []
 
-    def look() -> Any:
+    def poll() -> Any:
         shown.extend(here.predictions(task))
         return whole(here, task)
 
     with worker_process(here.settings, tmp_path / "log"):
-        last = wait_for(look, 300, "the prediction")
+        last = wait_for(poll, 300, "the prediction")
     versions = [prediction.model_version for prediction in shown]
     assert last.model_version + PARTIAL in versions
     part = next(p for p in shown if p.model_version.endswith(PARTIAL))

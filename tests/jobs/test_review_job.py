@@ -14,8 +14,7 @@ from pydantic import SecretStr
 
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import corrections
-from ml_backend.jobs import learn as learning
-from ml_backend.jobs import training_scheduler as trainer
+from ml_backend.jobs import training_scheduler
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.server.webhooks import WebhookReceiver, parse_event
@@ -262,7 +261,7 @@ def test_a_token_that_is_refused_loses_nothing(
     # Somebody mends it, and nobody annotates in this project again.
     container = work(here)
     here.queue.connection.delete("video:turn:trainer")
-    monkeypatch.setattr(trainer, "RETRY_PAUSE", timedelta(0))  # ten minutes later
+    monkeypatch.setattr(training_scheduler, "RETRY_PAUSE", timedelta(0))  # ten minutes later
     TrainingScheduler(container).tick()
     work(here)
     assert counts(here, project) == {"accepted": 4}
@@ -312,7 +311,7 @@ def test_what_nobody_told_us_of_is_found(
     assert catch_up() == 1
     assert counts(here, project) == {"accepted": 4}
     # A prediction changes the task, not its annotation, which stays behind for good.
-    monkeypatch.setattr(learning, "SAME_CHANGE", timedelta(0))
+    monkeypatch.setattr("ml_backend.jobs.learn.SAME_CHANGE", timedelta(0))
     assert catch_up() == 0
     here.sdk.predictions.create(task=first, result=PREDICTED, score=0.9, model_version=NEW)
     assert [catch_up() for _ in range(3)] == [1, 0, 0]

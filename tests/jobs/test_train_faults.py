@@ -18,7 +18,7 @@ import pytest
 from ml_backend.cli.dev_stack.processes import RedisServer
 from ml_backend.core.errors import TrainingFailed
 from ml_backend.core.settings import Settings
-from ml_backend.jobs import training_scheduler as trainer
+from ml_backend.jobs import training_scheduler
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.learn import record_review
 from ml_backend.jobs.training_scheduler import TrainingScheduler
@@ -311,7 +311,7 @@ def test_a_host_that_is_allowed_later(site: Make, work: Work, monkeypatch: pytes
         there = Site(allowed, here.videos, here.client, here.sdk)
         container = work(there)
         there.queue.connection.delete("video:turn:trainer")
-        monkeypatch.setattr(trainer, "RETRY_PAUSE", timedelta(0))  # ten minutes later
+        monkeypatch.setattr(training_scheduler, "RETRY_PAUSE", timedelta(0))  # ten minutes later
         TrainingScheduler(container).tick()
         work(there)
         assert there.queue.storage.pending("learn", project) == {}

@@ -217,14 +217,16 @@ def opinions(
     hybrid: TrackClassifier,
     where: VideoControl,
     clip: Path | None,
-    looks: CropEmbeddingStore | None = None,
+    crop_embeddings: CropEmbeddingStore | None = None,
     **changes: Any,
 ) -> list[LabelScores]:
     def open_video() -> AbstractContextManager[Path]:
         return nullcontext(clip) if clip else refuse()
 
     detector = DetectorLabels(where, TRACKS.class_names, class_agnostic=False)
-    return hybrid.label_scores(TRACKS, where, detector, looks or MemoryCropEmbeddings(), open_video, **changes)
+    return hybrid.label_scores(
+        TRACKS, where, detector, crop_embeddings or MemoryCropEmbeddings(), open_video, **changes
+    )
 
 
 def see(values: Settings, model: ResolvedModel, clip: Path) -> dict[int, FloatArray]:
@@ -238,7 +240,7 @@ def see(values: Settings, model: ResolvedModel, clip: Path) -> dict[int, FloatAr
         CROPS_PER_TRACK,
     )
     pairs = zip(TRACKS.tracks, found, strict=True)
-    return {item.track_id: np.stack([look.vector for look in mine]) for item, mine in pairs if mine}
+    return {item.track_id: np.stack([crop.vector for crop in mine]) for item, mine in pairs if mine}
 
 
 @pytest.fixture
@@ -252,9 +254,9 @@ def teach(
     """One object a label, of these views."""
     wanted = []
     for number, (label, rows) in enumerate(vectors.items()):
-        looks = [CropEmbedding(n, (float(number), 0.0, 50.0, 50.0), row, b"") for n, row in enumerate(rows)]
-        store.crop_embeddings(f"taught-{task}").add(model.model_id, looks)
-        keys = [look.key(f"taught-{task}", model.model_id) for look in looks]
+        crops = [CropEmbedding(n, (float(number), 0.0, 50.0, 50.0), row, b"") for n, row in enumerate(rows)]
+        store.crop_embeddings(f"taught-{task}").add(model.model_id, crops)
+        keys = [crop.key(f"taught-{task}", model.model_id) for crop in crops]
         wanted += [NewExemplar(f"r-{label}", label, key) for key in keys]
     store.replace_task(project, model.model_id, task, 1, wanted)
 
@@ -269,12 +271,12 @@ def test_opinions_of_patterns(make: MakeSettings, store: PatternStore, clip: Pat
     teach(store, models.embedder, {"alarm": seen[1], "zebra": seen[2]})
     hybrid = TrackClassifierFactory(values, store).get(1, models)
     assert hybrid is not None
-    looks = MemoryCropEmbeddings()
-    found = opinions(hybrid, control("alarm", "zebra", "person"), clip, looks)
+    crop_embeddings = MemoryCropEmbeddings()
+    found = opinions(hybrid, control("alarm", "zebra", "person"), clip, crop_embeddings)
     best = [opinion.patterns.best if opinion.patterns else None for opinion in found]
     assert best == ["alarm", "zebra", None, "zebra"]
     assert all(opinion.text == {} for opinion in found)
-    assert found[2] == LabelScores()  # nothing to look at
+    assert found[2] == LabelScores()  # nothing to embed
     for opinion, label in ((found[0], "alarm"), (found[1], "zebra")):
         assert opinion.patterns is not None
         assert opinion.patterns.similarity > 0.99
@@ -285,7 +287,7 @@ def test_opinions_of_patterns(make: MakeSettings, store: PatternStore, clip: Pat
             "region": f"r-{label}",
         }
         assert opinion.nearest["frame"] in range(3)
-    again = opinions(hybrid, control("alarm", "zebra", "person"), None, looks)  # now without the video
+    again = opinions(hybrid, control("alarm", "zebra", "person"), None, crop_embeddings)  # now without the video
     assert [o.patterns for o in again] == [o.patterns for o in found]
 
 
@@ -300,7 +302,7 @@ def test_only_labels_of_the_config_are_given(make: MakeSettings, store: PatternS
     found = opinions(hybrid, control("zebra", "person"), clip)
     assert found[0].patterns is not None
     assert set(found[0].patterns.probabilities) == {"zebra"}
-    assert opinions(hybrid, control("person"), None) == [LabelScores()] * 4  # none of them: nothing is looked at
+    assert opinions(hybrid, control("person"), None) == [LabelScores()] * 4  # none of them: nothing is embedded
 
 
 def test_imported_exemplars_name_their_origin(make: MakeSettings, store: PatternStore, clip: Path) -> None:
@@ -308,9 +310,9 @@ def test_imported_exemplars_name_their_origin(make: MakeSettings, store: Pattern
     models = classifier_models(values, "yolo_dinov2")
     assert models.embedder is not None
     seen = see(values, models.embedder, clip)
-    look = CropEmbedding(0, (0.0, 0.0, 0.0, 0.0), seen[1][0], b"")
-    store.crop_embeddings("bank-f").add(models.embedder.model_id, [look])
-    item = NewExemplar("f-1", "alarm", look.key("bank-f", models.embedder.model_id), "f")
+    crop = CropEmbedding(0, (0.0, 0.0, 0.0, 0.0), seen[1][0], b"")
+    store.crop_embeddings("bank-f").add(models.embedder.model_id, [crop])
+    item = NewExemplar("f-1", "alarm", crop.key("bank-f", models.embedder.model_id), "f")
     store.add_imported(1, models.embedder.model_id, [item])
     hybrid = TrackClassifierFactory(values, store).get(1, models)
     assert hybrid is not None
@@ -320,8 +322,8 @@ def test_imported_exemplars_name_their_origin(make: MakeSettings, store: Pattern
 def test_opinions_of_names(make: MakeSettings, clip: Path) -> None:
     values = make()
     models = classifier_models(values, "yolo_clip")
-    looks, where = MemoryCropEmbeddings(), control("alarm", "zebra", "person")
-    found = opinions(TrackClassifier(values, models), where, clip, looks)
+    crop_embeddings, where = MemoryCropEmbeddings(), control("alarm", "zebra", "person")
+    found = opinions(TrackClassifier(values, models), where, clip, crop_embeddings)
     assert [opinion.patterns for opinion in found] == [None] * 4
     assert [sorted(opinion.text) for opinion in found] == [
         ["alarm", "person", "zebra"],
@@ -332,19 +334,19 @@ def test_opinions_of_names(make: MakeSettings, clip: Path) -> None:
     for opinion in found:
         assert all(0 <= chance <= 1 for chance in opinion.text.values())
         assert sum(opinion.text.values()) <= 1
-    assert opinions(TrackClassifier(values, models), where, None, looks) == found
+    assert opinions(TrackClassifier(values, models), where, None, crop_embeddings) == found
 
 
 def test_what_the_detector_saw_counts_for_names_that_it_knows(make: MakeSettings, clip: Path) -> None:
     values = make()
     models = classifier_models(values, "yolo_clip")
-    where, looks = control("alarm", "person"), MemoryCropEmbeddings()
+    where, crop_embeddings = control("alarm", "person"), MemoryCropEmbeddings()
     detector = DetectorLabels(where, TRACKS.class_names, class_agnostic=False)
     chances = []
     for scores in ({"person": 1.0}, {"chair": 1.0}):
         tracks = make_set(record(1, RED, 0, 5, 9, **scores))
         (opinion,) = TrackClassifier(values, models).label_scores(
-            tracks, where, detector, looks, lambda: nullcontext(clip)
+            tracks, where, detector, crop_embeddings, lambda: nullcontext(clip)
         )
         chances.append(opinion.text)
     assert chances[0]["person"] > chances[1]["person"]
@@ -354,14 +356,14 @@ def test_what_the_detector_saw_counts_for_names_that_it_knows(make: MakeSettings
 def test_that_a_trained_detector_does_not_see_what_nobody_taught_it_says_nothing(
     make: MakeSettings, clip: Path
 ) -> None:
-    values, where, looks = make(), control("alarm", "person"), MemoryCropEmbeddings()
+    values, where, crop_embeddings = make(), control("alarm", "person"), MemoryCropEmbeddings()
     models = classifier_models(values, "yolo_clip")
     tracks = replace(make_set(record(1, RED, 0, 5, 9, person=1.0)), class_names=("alarm", "person"))
     chances = []
     for taught in (None, frozenset({"person"})):
         detector = DetectorLabels(where, tracks.class_names, False, trained=True, trained_classes=taught)
         (opinion,) = TrackClassifier(values, models).label_scores(
-            tracks, where, detector, looks, lambda: nullcontext(clip)
+            tracks, where, detector, crop_embeddings, lambda: nullcontext(clip)
         )
         chances.append(opinion.text["alarm"])
     assert chances[1] > chances[0]
@@ -371,12 +373,16 @@ def test_what_was_taught_sets_the_temperature_of_names(make: MakeSettings, clip:
     values, where = make(), control("alarm", "zebra")
     models = classifier_models(values, "yolo_clip")
     assert models.clip is not None
-    seen, looks = see(values, models.clip, clip), MemoryCropEmbeddings()
-    plain = opinions(TrackClassifier(values, models), where, clip, looks)
+    seen, crop_embeddings = see(values, models.clip, clip), MemoryCropEmbeddings()
+    plain = opinions(TrackClassifier(values, models), where, clip, crop_embeddings)
     best = max(plain[0].text, key=lambda label: plain[0].text[label])
     other = next(label for label in plain[0].text if label != best)
-    right = opinions(TrackClassifier(values, models, annotated_embeddings=[(best, seen[1])] * 30), where, None, looks)
-    wrong = opinions(TrackClassifier(values, models, annotated_embeddings=[(other, seen[1])] * 30), where, None, looks)
+    right = opinions(
+        TrackClassifier(values, models, annotated_embeddings=[(best, seen[1])] * 30), where, None, crop_embeddings
+    )
+    wrong = opinions(
+        TrackClassifier(values, models, annotated_embeddings=[(other, seen[1])] * 30), where, None, crop_embeddings
+    )
     assert right[0].text[best] >= plain[0].text[best]
     assert abs(wrong[0].text[best] - wrong[0].text[other]) <= abs(plain[0].text[best] - plain[0].text[other])
     assert right != wrong
@@ -390,17 +396,17 @@ def test_universal_asks_both(make: MakeSettings, store: PatternStore, clip: Path
     source = TrackClassifierFactory(values, store)
     untaught = source.get(1, models)
     assert untaught is not None
-    looks = MemoryCropEmbeddings()
-    assert all(opinion.patterns is None for opinion in opinions(untaught, where, clip, looks))
+    crop_embeddings = MemoryCropEmbeddings()
+    assert all(opinion.patterns is None for opinion in opinions(untaught, where, clip, crop_embeddings))
     teach(store, models.embedder, {"alarm": see(values, models.embedder, clip)[1]})
     hybrid = source.get(1, models)
     assert hybrid is not None
-    found = opinions(hybrid, where, clip, looks)
+    found = opinions(hybrid, where, clip, crop_embeddings)
     assert found[0].patterns is not None
     assert found[0].patterns.best == "alarm"
     assert found[0].text
-    assert {len(looks.get(model_id)) for model_id in models.ids} == {7}
-    labelled = label_tracks(TRACKS, where, hybrid, looks, refuse)
+    assert {len(crop_embeddings.get(model_id)) for model_id in models.ids} == {7}
+    labelled = label_tracks(TRACKS, where, hybrid, crop_embeddings, refuse)
     assert [track.track_id for track, _ in labelled.kept]
     for region in labelled.regions:
         if region["meta"]["original_class"] and "text_score" in region["meta"]:

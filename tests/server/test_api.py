@@ -20,7 +20,7 @@ from ml_backend.detectors.weights import resolve_detector
 from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.jobs.worker_status import WorkerStatus
 from ml_backend.labeling.model_version import version_settings
-from ml_backend.server.api import handlers as control_room
+from ml_backend.server.api import handlers
 from ml_backend.server.app import create_app
 from tests.builders import make_tiny_yolo, wait_for
 from tests.server.control import Room, promoted
@@ -56,7 +56,7 @@ def test_status_tells_what_runs_the_detector(
         assert isinstance(detector, YoloDetector)
         Worker(["control"], connection=connection, name="one").register_birth()
         WorkerStatus(room.services.queue).tick("one", 60)
-        control_room.system_state.cache_clear()
+        handlers.system_state.cache_clear()
         models = room.get("/api/status")["models"]
         text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
     assert (models["engine"], models["precision"]) == ("torch", "fp32")
@@ -73,7 +73,7 @@ def test_status_names_workers_with_other_settings(
         Worker(["predict"], connection=connection, name="one").register_birth()
         for name in ("one", "gone"):  # of which the second has ended since
             WorkerStatus(room.services.queue, other).tick(name, 60)
-        control_room.system_state.cache_clear()
+        handlers.system_state.cache_clear()
         notes = room.get("/api/status")["models"]["notes"]
         text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
     (told,) = [note for note in notes if "instead of" in note]

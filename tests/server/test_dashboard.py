@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from ml_backend.core.settings import Settings
-from ml_backend.server.api import handlers as control_room
+from ml_backend.server.api import handlers
 from ml_backend.server.api.requests import ExportFormat
 from ml_backend.server.app import create_app
 from ml_backend.server.dashboard import charts, texts
@@ -115,8 +115,8 @@ def test_a_static_file_that_is_refused_is_not_kept(room: Room) -> None:
 
 def test_marks_change_with_what_they_stand_for(auto: Room) -> None:
     def marks() -> dict[str, str]:
-        control_room.all_jobs.cache_clear()
-        control_room.system_state.cache_clear()
+        handlers.all_jobs.cache_clear()
+        handlers.system_state.cache_clear()
         found: dict[str, str] = auto.client.get("/ui/live?project=7").get_json()
         return found
 

@@ -9,7 +9,7 @@ from schemathesis import Case
 from schemathesis.checks import CheckFunction, not_a_server_error, positive_data_acceptance
 from schemathesis.config import ChecksConfig, PositiveDataAcceptanceConfig, ProjectConfig, ProjectsConfig
 
-from ml_backend.server.api import handlers as control_room
+from ml_backend.server.api import handlers
 from ml_backend.server.api.routing import ROUTES, document
 from tests.server.control import Room
 
@@ -31,7 +31,7 @@ schema = schemathesis.openapi.from_dict(document(auth=False), config=_CONFIG)
     max_examples=8, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
 def test_answers_are_as_described(case: Case, room: Room) -> None:
-    control_room.all_jobs.cache_clear()  # each request sees what the last one did
+    handlers.all_jobs.cache_clear()  # each request sees what the last one did
     case.call_and_validate(app=room.app, excluded_checks=_LEFT_OUT.get(case.path, []))
 
 

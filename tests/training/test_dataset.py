@@ -23,7 +23,7 @@ from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.db.storage import Storage
 from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.labeling.few_shot.pattern_store import video_key
-from ml_backend.training import frame_selection as picking
+from ml_backend.training import frame_selection
 from ml_backend.training.dataset import FrameSelectionPlan, NothingToTrain, TrainingDataset, build_dataset
 from ml_backend.training.splits import HELD_OUT, TRAIN, Split, SplitStore
 from tests.builders import ROOT, label_config, make_tiny_yolo, wait_for
@@ -120,7 +120,7 @@ def test_the_only_video_is_trained_on_watched_and_measured(project: Project, cli
     assert (data.classes, data.trained_classes, data.tracks) == (("person", "car"), ("person",), 1)
     assert data.annotations == {1: 1}
     train, val = project.listed("train"), project.listed("val")
-    assert data.pictures == {"train": len(train), "val": len(val)}
+    assert data.images == {"train": len(train), "val": len(val)}
     assert data.boxes == {"person": len(train)}
     assert len(train) > 20
     assert len(val) > 5
@@ -172,7 +172,7 @@ def test_where_objects_are_decides_where_the_blocks_are(project: Project, clip: 
 
 
 def test_hidden_objects(project: Project, clip: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picking, "_NEGATIVE_SHARE", 5)
+    monkeypatch.setattr(frame_selection, "_NEGATIVE_SHARE", 5)
     hidden = thing(key(1, 10), key(11, 10, enabled=False), key(21, 10), key(46, 10, enabled=False), key(51, 10))
     clip["annotations"][0]["result"] = [hidden]
     project.build(clip)
@@ -196,9 +196,9 @@ def test_negatives_are_few(project: Project, clip: dict[str, Any]) -> None:
 def test_many_pictures_are_thinned_evenly(
     project: Project, clip: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(picking, "_MAX_FRAMES", 12)
+    monkeypatch.setattr(frame_selection, "_MAX_FRAMES", 12)
     data = project.build(clip)
-    assert data.pictures["train"] + data.pictures["val"] == 12
+    assert data.images["train"] + data.images["val"] == 12
     frames = sorted(frame for part in ("train", "val") for _, frame in project.listed(part))
     assert frames[-1] > 90
     assert max(np.diff(frames)) < 40
@@ -351,7 +351,7 @@ def test_corrected_objects_are_shown_twice(project: Project, clip: dict[str, Any
     counts = Counter(project.listed("train"))
     assert {frame for (_, frame), count in counts.items() if count == 2} == {f for _, f in counts if f <= 30}
     assert set(counts.values()) == {1, 2}
-    assert data.pictures == plain.pictures
+    assert data.images == plain.images
     assert data.digest != plain.digest
     assert data.held_out_digest == plain.held_out_digest
 
@@ -472,7 +472,7 @@ def test_the_end_of_a_video_is_damaged(project: Project, clip: dict[str, Any]) -
     data = project.build(clip)
     frames = [frame for part in ("train", "val") for _, frame in project.listed(part)]
     assert max(frames) < 50
-    assert data.pictures["val"] > 0
+    assert data.images["val"] > 0
     [video] = project.held_out
     assert video["spans"] == [[41, 49]]
     assert {row[0] for row in video["boxes"]} == set(range(41, 50))
@@ -516,7 +516,7 @@ def test_killed_and_going_on(project: Project, clip: dict[str, Any]) -> None:
     process.wait()
     before = {name: when for name, when in project.files().items() if name.endswith(".jpg") and "/." not in name}
     data = project.build(clip, per_second=100)
-    assert len(before) < sum(data.pictures.values())
+    assert len(before) < sum(data.images.values())
     assert before.items() <= project.files().items()
     assert not list(project.out.rglob("*.part"))
 
@@ -535,7 +535,7 @@ def test_a_disk_that_takes_no_more(project: Project, clip: dict[str, Any]) -> No
     assert done.returncode == 1
     assert StorageError.__name__ in done.stderr
     assert not list(project.out.rglob("*.part"))
-    assert project.build(clip).pictures["train"] > 0
+    assert project.build(clip).images["train"] > 0
 
 
 def test_a_folder_of_another_release(project: Project, clip: dict[str, Any]) -> None:
@@ -600,7 +600,7 @@ def test_ultralytics_trains_on_it(project: Project, clip: dict[str, Any], monkey
     from ultralytics import YOLO
 
     project.labels = ("läufer: 1", "person")
-    monkeypatch.setattr(picking, "_MAX_FRAMES", 20)
+    monkeypatch.setattr(frame_selection, "_MAX_FRAMES", 20)
     data = project.build(clip, hard={1: frozenset({"r1"})})
     weights = make_tiny_yolo(project.folder / "tiny.pt", dict(enumerate(project.labels)))
     model = YOLO(weights)
@@ -608,8 +608,8 @@ def test_ultralytics_trains_on_it(project: Project, clip: dict[str, Any], monkey
     model.train(data=str(data.data_yaml), project=str(project.folder / "runs"), exist_ok=True, verbose=False, **options)
     assert model.trainer is not None
     dataset = model.trainer.train_loader.dataset
-    assert len(dataset) == 2 * data.pictures["train"]
+    assert len(dataset) == 2 * data.images["train"]
     assert sum(len(item["cls"]) for item in dataset.labels) == 2 * data.boxes["person"]
     assert {float(item["cls"][0, 0]) for item in dataset.labels} == {1.0}
     assert model.trainer.data["names"] == dict(enumerate(project.labels))
-    assert len(model.trainer.test_loader.dataset) == data.pictures["val"]
+    assert len(model.trainer.test_loader.dataset) == data.images["val"]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.dev_stack.discover import container_in_force
+from ml_backend.cli.options import PROJECT
 from ml_backend.cli.progress import fail_clearly
 from ml_backend.core.files import check_output
 from ml_backend.core.types import UNLABELLED
-from ml_backend.jobs.container import Container
 from ml_backend.labeling.modes import require_embedder
 from ml_backend.rendering.contact_sheet import (
     BACKGROUND_NAME,
@@ -24,7 +24,7 @@ from ml_backend.rendering.text import Fonts
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")
+@PROJECT
 @click.option("--label", required=True, help=f"Label of the project; {BACKGROUND_NAME}: unlabelled regions.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="PNG, JPG or WebP to write.")
 @click.option("--limit", type=click.IntRange(1, 2000), default=200, help="Maximum number of exemplars.")
@@ -35,7 +35,7 @@ def main(project: int, label: str, out: Path, limit: int, font: Path | None, for
     """Write a contact sheet of a label's exemplars. Settings of a running `up.sh` stack are used."""
     check_output(out, FORMATS, force)
     fonts = Fonts(font)
-    projects = Container(settings_in_force()[0]).projects
+    projects = container_in_force().projects
     model_id = require_embedder(projects.models(project).classifier).model_id
     label = UNLABELLED if label == BACKGROUND_NAME else label
     exemplars = exemplar_cards(projects.patterns, project, model_id, label, limit)

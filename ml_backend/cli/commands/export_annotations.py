@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import click
 from rich.console import Console
 
 from ml_backend.cli.export_command import finish, open_reader, reader_options
+from ml_backend.cli.options import exit_on_sigterm
 from ml_backend.cli.progress import fail_clearly, progress_bar
 from ml_backend.datasets.formats.annotations_json import export_annotations, parse_sample
 from ml_backend.datasets.statistics import as_table, collect_statistics, write_csv
@@ -50,8 +50,7 @@ def main(
     Of each task the ground-truth annotation is used, else the latest. The last line of stdout is JSON.
     The exit code is 3 if some videos were skipped because they could not be found or read; they are listed.
     """
-    # On SIGTERM exit through the cleanup code, so that no partial file is left.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    exit_on_sigterm()
     frames = parse_sample(sample)
     reader = open_reader(**source_options, all_annotators=all_annotators)
     with progress_bar("Exporting videos") as progress:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.options import PROJECT
 from ml_backend.cli.progress import fail_clearly, progress_bar
 from ml_backend.core.errors import BackendError
 from ml_backend.label_studio.client import LabelStudioClient
@@ -22,7 +23,7 @@ COLOURS = {"imported": "green", "skipped": "yellow", "failed": "red"}
 
 @click.command(context_settings={"show_default": True})
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")
+@PROJECT
 @click.option(
     "--local-files",
     is_flag=True,

@@ -10,13 +10,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.dev_stack.discover import container_in_force
+from ml_backend.cli.options import PROJECT
 from ml_backend.cli.progress import fail_clearly
 from ml_backend.core.settings import Mode
-from ml_backend.jobs.container import Container
 from ml_backend.jobs.services.patterns import Patterns
 
-PROJECT = click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
@@ -127,7 +126,7 @@ def remove_imported(project: int) -> None:
 
 
 def _patterns() -> Patterns:
-    return Patterns(Container(settings_in_force()[0]))
+    return Patterns(container_in_force())
 
 
 def _table(console: Console, columns: list[str], rows: list[list[Any]]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
 from ml_backend.cli.dev_stack.preflight import ROOT
+from ml_backend.cli.options import exit_on_sigterm
 from ml_backend.cli.progress import fail_clearly, progress_bar
 from ml_backend.core.settings import Mode, Settings
 from ml_backend.label_studio.label_config import read_label_config
@@ -71,8 +70,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @fail_clearly
 def main(video: Path, out: Path, **options: Any) -> None:
     """Render VIDEO with the boxes of one source, or of two side by side."""
-    # On SIGTERM exit through the cleanup code, so that no partial file is left.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    exit_on_sigterm()
     sources = [name for name in ("from_json", "prediction", "weights", "detector") if options[name] is not None]
     if options["compare"] is None and (not sources or (len(sources) > 1 and sources != ["weights", "detector"])):
         raise click.UsageError("Name one source: --from-json, --prediction, --weights, --detector, or --compare A B.")

@@ -9,14 +9,14 @@ import time
 
 import click
 
-from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.dev_stack.discover import container_in_force
+from ml_backend.cli.options import PROJECT
 from ml_backend.cli.progress import fail_clearly
 from ml_backend.core.errors import TrainingFailed
-from ml_backend.server.container import WebContainer
+from ml_backend.jobs.container import Container
 
 #: Exit code if the gate refuses the version.
 REFUSED = 4
-PROJECT = click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")
 
 
 @click.group()
@@ -31,7 +31,7 @@ def main() -> None:
 @fail_clearly
 def start(project: int, force: bool, no_wait: bool) -> None:
     """Train now. The last line is JSON: version, state, reason and metrics; exit code 4 if the gate refuses it."""
-    container = WebContainer(settings_in_force()[0])
+    container = container_in_force()
     container.queue.ping()
     last = container.registry.last(project)
     earlier = {(job["id"], job["ended_at"]) for job in container.queue.failed_jobs()}
@@ -55,7 +55,7 @@ def start(project: int, force: bool, no_wait: bool) -> None:
     sys.exit({"promoted": 0, "refused": REFUSED}.get(version.state, 1))
 
 
-def _print_status(container: WebContainer, project: int, last: str) -> str:
+def _print_status(container: Container, project: int, last: str) -> str:
     """Print the training's status if it differs from ``last``, and return it."""
     version = container.registry.running(project)
     if version is None:
@@ -78,7 +78,7 @@ def _print_status(container: WebContainer, project: int, last: str) -> str:
 @fail_clearly
 def cancel(project: int) -> None:
     """Cancel the running training and waiting ones."""
-    WebContainer(settings_in_force()[0]).trainings.cancel(project)
+    container_in_force().trainings.cancel(project)
     print("Cancelled.")
 
 
@@ -88,7 +88,7 @@ def cancel(project: int) -> None:
 @fail_clearly
 def policy(project: int, values: str | None) -> None:
     """Show the project's retraining policy, or override it with VALUES, such as '{"min_tracks": 5}'."""
-    container = WebContainer(settings_in_force()[0])
+    container = container_in_force()
     if values is not None:
         try:
             parsed = json.loads(values)

@@ -10,11 +10,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.dev_stack.discover import container_in_force
+from ml_backend.cli.options import PROJECT
 from ml_backend.cli.progress import fail_clearly
-from ml_backend.server.container import WebContainer
-
-PROJECT = click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")
 
 
 @click.group()
@@ -28,7 +26,7 @@ def main() -> None:
 @fail_clearly
 def list_(project: int, as_json: bool) -> None:
     """List the versions, newest first, with the gate's metrics and their acceptance."""
-    registry = _services().trainings.versions(project)
+    registry = container_in_force().trainings.versions(project)
     if as_json:
         print(json.dumps(registry))
         return
@@ -66,7 +64,7 @@ def list_(project: int, as_json: bool) -> None:
 @fail_clearly
 def use(project: int, version: str) -> None:
     """Switch the project to VERSION, such as v2; `base` is the configured detector."""
-    print(_services().trainings.activate(project, version, f"{getpass.getuser()}, scripts/versions.py"))
+    print(container_in_force().trainings.activate(project, version, f"{getpass.getuser()}, scripts/versions.py"))
 
 
 @main.command()
@@ -74,7 +72,7 @@ def use(project: int, version: str) -> None:
 @fail_clearly
 def rollback(project: int) -> None:
     """Roll back to the previously used version."""
-    trainings = _services().trainings
+    trainings = container_in_force().trainings
     print(trainings.activate(project, trainings.rollback_target(project), f"{getpass.getuser()}, scripts/versions.py"))
 
 
@@ -82,7 +80,3 @@ def _change(before: Any, after: Any) -> str:
     if after is None:
         return ""
     return f"{after:.3f}" if before is None else f"{before:.3f} -> {after:.3f}"
-
-
-def _services() -> WebContainer:
-    return WebContainer(settings_in_force()[0])

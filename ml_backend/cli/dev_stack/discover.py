@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from ml_backend.cli.dev_stack.environment import spare_local_addresses
 from ml_backend.cli.dev_stack.preflight import ROOT
 from ml_backend.cli.dev_stack.state import announced, running_stack
 from ml_backend.core.settings import Settings
+
+if TYPE_CHECKING:
+    from ml_backend.jobs.container import Container
 
 #: Settings that locate a service: if one is set, a running stack is not expected.
 _LOCATIONS = {"data_dir", "label_studio_url", "redis_url", "database_url"}
@@ -37,3 +41,10 @@ def settings_in_force() -> tuple[Settings, str]:
         return settings, "http://localhost:9090"
     missing = {name.lower(): value for name, value in stack.environment.items() if name.lower() not in chosen}
     return Settings(**missing), stack.backend_url  # type: ignore[arg-type]
+
+
+def container_in_force() -> Container:
+    """Return a container with the settings of :func:`settings_in_force`."""
+    from ml_backend.jobs.container import Container
+
+    return Container(settings_in_force()[0])

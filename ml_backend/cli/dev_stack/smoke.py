@@ -86,20 +86,20 @@ def _retrain(stack: Stack, demo: Demo, truth: SampleTruth, folder: Path) -> dict
         StartError: a stage failed or timed out; the hint is the end of a log.
     """
     from ml_backend.core.settings import Settings
-    from ml_backend.server.container import WebContainer
+    from ml_backend.jobs.container import Container
     from ml_backend.training.registry import MEASURED, Version
     from ml_backend.video.sample import make_sample
 
     client, reporter, project = stack.client(), stack.reporter, demo.project_id
     values: dict[str, Any] = {name.lower(): value for name, value in stack.settings_environment().items()}
-    services = WebContainer(Settings(_env_file=None, **values))
-    services.trainings.set_policy(project, {"min_tracks": 1, "quiet_s": 1, "every_s": 0})  # train at once
+    container = Container(Settings(_env_file=None, **values))
+    container.trainings.set_policy(project, {"min_tracks": 1, "quiet_s": 1, "every_s": 0})  # train at once
 
     def newest_prediction(task: int) -> Any:
         return max(client.list_predictions(task), key=lambda item: item.id, default=None)
 
     def trained_version() -> Version | None:
-        last = services.registry.last(project)
+        last = container.registry.last(project)
         if last is not None and last.state == "failed":
             raise StartError(f"The training has failed: {last.reason}", "See the trainer's log.")
         return last if last is not None and last.state in MEASURED else None
@@ -128,7 +128,7 @@ def _retrain(stack: Stack, demo: Demo, truth: SampleTruth, folder: Path) -> dict
         prediction = newest_prediction(demo.task_id)
         client.create_annotation(demo.task_id, _relabel(prediction.result, truth), prediction.id)
         version = None
-        if services.projects.trained(project) is not None or services.settings.detector != "motion":
+        if container.projects.trained(project) is not None or container.settings.detector != "motion":
             version = wait_until(stack, tick, trained_version, "No version was trained", TIMEOUT)
     with reporter.stage("new_prediction", "Waiting for the second video's new prediction") as tick:
         last = wait_until(stack, tick, new_prediction, f"No track has the label {LABEL}", TIMEOUT)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ml_backend.cli.dev_stack import __main__ as local
+from ml_backend.cli.dev_stack.__main__ import main
 from ml_backend.cli.dev_stack.environment import base_environment, spare_local_addresses
 from ml_backend.cli.dev_stack.preflight import StartError
 from ml_backend.label_studio.client import LabelStudioClient
@@ -73,8 +73,8 @@ def test_up_itself_reaches_label_studio_behind_a_proxy(
     def refuse(*_: object) -> None:
         raise StartError("Stop here.", "")
 
-    monkeypatch.setattr(local, "check_start", refuse)
-    result = CliRunner().invoke(local.main, ["--data-dir", str(tmp_path)])
+    monkeypatch.setattr("ml_backend.cli.dev_stack.__main__.check_start", refuse)
+    result = CliRunner().invoke(main, ["--data-dir", str(tmp_path)])
     assert "Stop here." in result.stderr
     assert LabelStudioClient(server, "a" * 40, 5).get_project(1).title == "there"
     assert os.environ["NO_PROXY"]

@@ -44,8 +44,8 @@ def store(path: Path) -> PatternStore:
     return PatternStore(Storage(f"sqlite:///{path}"))
 
 
-def make_look(number: int = 0, *, frame: int = 3, thumbnail: bytes = b"\xff\xd8jpeg") -> CropEmbedding:
-    """A look that differs from others in its box and in its vector."""
+def make_embedding(number: int = 0, *, frame: int = 3, thumbnail: bytes = b"\xff\xd8jpeg") -> CropEmbedding:
+    """An embedding that differs from others in its box and in its vector."""
     vector = np.random.default_rng(number).normal(size=DIM).astype(np.float32)
     return CropEmbedding(
         frame, (float(number), 1.5, float(number) + 10.3, 20.0), vector / np.linalg.norm(vector), thumbnail
@@ -53,14 +53,14 @@ def make_look(number: int = 0, *, frame: int = 3, thumbnail: bytes = b"\xff\xd8j
 
 
 def keep(store: PatternStore, *numbers: int, video: str = "video", model: str = MODEL) -> list[str]:
-    """Looks with these numbers; their keys."""
-    looks = [make_look(number) for number in numbers]
-    store.crop_embeddings(video).add(model, looks)
-    return [look.key(video, model) for look in looks]
+    """Embeddings with these numbers; their keys."""
+    embeddings = [make_embedding(number) for number in numbers]
+    store.crop_embeddings(video).add(model, embeddings)
+    return [item.key(video, model) for item in embeddings]
 
 
 def objects(store: PatternStore, *given: tuple[str, str, int], origin: str = "") -> list[NewExemplar]:
-    """(region, label, number of the look)."""
+    """(region, label, number of the embedding)."""
     keys = keep(store, *(number for *_, number in given))
     return [NewExemplar(region, label, key, origin) for (region, label, _), key in zip(given, keys, strict=True)]
 
@@ -71,44 +71,46 @@ def rows(store: PatternStore, project: int = 1, model: str = MODEL) -> list[tupl
     return sorted((source.task_id, source.region_id, source.label) for source in sources.values())
 
 
-# -- looks
+# -- embeddings
 
 
-def test_looks_come_back(store: PatternStore) -> None:
-    looks = [make_look(1, frame=9), make_look(2, frame=4), make_look(3, frame=9, thumbnail=b"")]
-    store.crop_embeddings("v").add(MODEL, looks)
+def test_embeddings_come_back(store: PatternStore) -> None:
+    embeddings = [make_embedding(1, frame=9), make_embedding(2, frame=4), make_embedding(3, frame=9, thumbnail=b"")]
+    store.crop_embeddings("v").add(MODEL, embeddings)
     found = store.crop_embeddings("v").get(MODEL)
-    assert sorted(found, key=lambda look: look.xyxy) == looks
-    assert [look.frame for look in found] == [4, 9, 9]
-    for before, after in zip(looks, sorted(found, key=lambda look: look.xyxy), strict=True):
+    assert sorted(found, key=lambda item: item.xyxy) == embeddings
+    assert [item.frame for item in found] == [4, 9, 9]
+    for before, after in zip(embeddings, sorted(found, key=lambda item: item.xyxy), strict=True):
         assert np.abs(before.vector - after.vector).max() < 1e-3
         assert after.vector.dtype == np.float32
         assert (before.thumbnail, before.key("v", MODEL)) == (after.thumbnail, after.key("v", MODEL))
     assert store.crop_embeddings("w").get(MODEL) == store.crop_embeddings("v").get("model-2") == []
 
 
-def test_looks_that_are_there_already_stay(store: PatternStore) -> None:
+def test_embeddings_that_are_there_already_stay(store: PatternStore) -> None:
     store.crop_embeddings("v").add(MODEL, [])
-    store.crop_embeddings("v").add(MODEL, [make_look(1, thumbnail=b"first")])
-    store.crop_embeddings("v").add(MODEL, [make_look(1, thumbnail=b"second"), make_look(2), make_look(2)])
-    assert [look.thumbnail for look in store.crop_embeddings("v").get(MODEL) if look.xyxy[0] == 1] == [b"first"]
+    store.crop_embeddings("v").add(MODEL, [make_embedding(1, thumbnail=b"first")])
+    store.crop_embeddings("v").add(
+        MODEL, [make_embedding(1, thumbnail=b"second"), make_embedding(2), make_embedding(2)]
+    )
+    assert [item.thumbnail for item in store.crop_embeddings("v").get(MODEL) if item.xyxy[0] == 1] == [b"first"]
     assert len(store.crop_embeddings("v").get(MODEL)) == 2
 
 
-def test_more_looks_than_sqlite_takes_values(store: PatternStore) -> None:
-    store.crop_embeddings("v").add(MODEL, [make_look(number) for number in range(0, 1200, 2)])
-    store.crop_embeddings("v").add(MODEL, [make_look(number) for number in range(1200)])
+def test_more_embeddings_than_sqlite_takes_values(store: PatternStore) -> None:
+    store.crop_embeddings("v").add(MODEL, [make_embedding(number) for number in range(0, 1200, 2)])
+    store.crop_embeddings("v").add(MODEL, [make_embedding(number) for number in range(1200)])
     assert len(store.crop_embeddings("v").get(MODEL)) == 1200
 
 
-def test_threads_add_the_same_looks_at_once(store: PatternStore) -> None:
+def test_threads_add_the_same_embeddings_at_once(store: PatternStore) -> None:
     def work(start: int) -> None:
         for first in range(start, start + 40, 4):
-            store.crop_embeddings("v").add(MODEL, [make_look(number) for number in range(first, first + 20)])
+            store.crop_embeddings("v").add(MODEL, [make_embedding(number) for number in range(first, first + 20)])
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(work, [0, 0, 0, 2, 2, 4]))
-    assert sorted(look.xyxy[0] for look in store.crop_embeddings("v").get(MODEL)) == list(range(60))
+    assert sorted(item.xyxy[0] for item in store.crop_embeddings("v").get(MODEL)) == list(range(60))
 
 
 # -- exemplars of tasks
@@ -152,7 +154,7 @@ def test_other_tasks_projects_and_models_are_left_alone(store: PatternStore) -> 
     assert rows(store, 1, "model-2") == [(10, "r1", "a")]
 
 
-def test_one_look_in_two_regions(store: PatternStore) -> None:
+def test_one_embedding_in_two_regions(store: PatternStore) -> None:
     (key,) = keep(store, 1)
     wanted = [NewExemplar("r1", "a", key), NewExemplar("r2", "b", key), NewExemplar("r2", "c", key)]
     store.replace_task(1, MODEL, 10, 1, wanted)
@@ -177,7 +179,7 @@ def test_exemplars_with_their_vectors(store: PatternStore) -> None:
     for number, vector in zip(found.ids.tolist(), found.embeddings, strict=True):
         source = sources[number]
         expected = {("r1", "a"): (1, 2), ("r2", ""): (3,), ("r1", "b"): (4,)}[source.region_id, source.label]
-        assert min(np.abs(make_look(n).vector - vector).max() for n in expected) < 1e-3
+        assert min(np.abs(make_embedding(n).vector - vector).max() for n in expected) < 1e-3
         assert source.frame == 3
     groups = {(sources[n].task_id, sources[n].region_id): set() for n in sources}  # type: ignore[var-annotated]
     for number, group in zip(found.ids.tolist(), found.groups.tolist(), strict=True):
