@@ -96,11 +96,6 @@ class TrackAssembler:
         self._overlaps: dict[tuple[int, int], _Overlap] = {}
 
     @property
-    def buffered(self) -> int:
-        """Number of boxes held in memory."""
-        return sum(len(tracklet) for tracklet in self._live.values())
-
-    @property
     def _frames_seen(self) -> int:
         return 0 if self._first is None else self._last - self._first + 1
 
