@@ -18,7 +18,7 @@ SIZE = 3 * len(STRIPES)
 FULL_DIFFERENCE = 60.0  # Lab units: black coat against white coat
 
 
-def colour_histograms(image: Image, xyxy: FloatArray) -> Floats:
+def mean_colours(image: Image, xyxy: FloatArray) -> Floats:
     """Return the mean CIE Lab colour (0..255 per channel, as OpenCV scales it) of each box's stripes.
 
     A learned embedding would tell people apart better, but costs as much as the detector. Features of YOLO's own layers
@@ -47,7 +47,7 @@ def colour_histograms(image: Image, xyxy: FloatArray) -> Floats:
     return np.asarray(np.concatenate(stripes, axis=1), np.float32)
 
 
-def histogram_distance(a: Floats, b: Floats) -> Floats:
+def colour_distance(a: Floats, b: Floats) -> Floats:
     """Return pairwise colour distances: 0 equal, 1 and more clearly different, NaN where a colour is unknown.
 
     Args:

@@ -97,7 +97,7 @@ def _colour_distance(a: Floats32 | None, b: Floats32 | None) -> float:
     """Return the colour distance; 0 if one is unknown."""
     if a is None or b is None:
         return 0.0
-    return float(np.nan_to_num(appearance.histogram_distance(a[None], b[None]))[0, 0])
+    return float(np.nan_to_num(appearance.colour_distance(a[None], b[None]))[0, 0])
 
 
 def best_pairs(

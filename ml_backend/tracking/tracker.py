@@ -55,7 +55,7 @@ class TrackedBox(NamedTuple):
         xyxy: ``(4,)`` float32, pixels: the detected box, not the filter's estimate.
         conf: detector confidence.
         class_id: index into the detector's names.
-        colours: ``(9,)``, see :func:`ml_backend.tracking.appearance.colour_histograms`; ``None`` if unknown.
+        colours: ``(9,)``, see :func:`ml_backend.tracking.appearance.mean_colours`; ``None`` if unknown.
     """
 
     track_id: int
@@ -110,7 +110,7 @@ class Tracker:
         """
         from ultralytics.engine.results import Boxes
 
-        detections, colours = frame.detections, frame.detections.features
+        detections, colours = frame.detections, frame.detections.colours
         kept = np.flatnonzero(~parts(detections))
         rows = np.column_stack([detections.xyxy, detections.conf, detections.class_id]).astype(np.float32)[kept]
         if colours is not None:
@@ -163,7 +163,7 @@ class Tracker:
                 return out
             remembered = np.stack([self._memory.get(t.track_id, unknown)[0] for t in tracks])
             current = self._colours[[int(d.idx) for d in detections]]
-            distance = np.nan_to_num(appearance.histogram_distance(remembered, current) - COLOUR_FLOOR).clip(0, 1)
+            distance = np.nan_to_num(appearance.colour_distance(remembered, current) - COLOUR_FLOOR).clip(0, 1)
             class_differs = np.array([t.cls for t in tracks])[:, None] != np.array([d.cls for d in detections])[None]
             return np.asarray(out + COLOUR_COST * distance + CLASS_COST * class_differs, out.dtype)
 
