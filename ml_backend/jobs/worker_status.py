@@ -31,7 +31,7 @@ class WorkerStatus:
         self._requests: int | None = None
 
     def status(self) -> dict[str, Any]:
-        """Return each worker's models, budgets and memory, as ``ModelPool.status`` gives them."""
+        """Return each worker's models, budgets and memory, as ``ModelCache.status`` gives them."""
         with self._queue.guard():
             names = sorted(key.decode() for key in self._queue.connection.scan_iter(f"{_STATUS}*", count=1000))
             values = self._queue.connection.mget(names) if names else []
@@ -52,19 +52,19 @@ class WorkerStatus:
 
     def tick(self, worker: str, lease_s: int) -> None:
         """Report what a worker has loaded and unload idle models if requested. Workers call this periodically."""
-        from ml_backend.core.model_cache import current_pool
+        from ml_backend.core.model_cache import current_model_cache
 
-        pool, redis = current_pool(), self._queue.connection
+        cache, redis = current_model_cache(), self._queue.connection
         try:
             with self._queue.guard():
                 requests = int(redis.get(_OPTIMIZE) or 0)
-                if pool and self._requests is not None and requests != self._requests:
-                    log.info("Idle models are unloaded on request: %s", ", ".join(pool.optimize()) or "none")
+                if cache and self._requests is not None and requests != self._requests:
+                    log.info("Idle models are unloaded on request: %s", ", ".join(cache.optimize()) or "none")
                 self._requests = requests
                 if self._shaping is not None:
                     redis.set(_SHAPING + worker, json.dumps(dict(self._shaping)), ex=3 * lease_s)
-                if pool:
-                    redis.set(_STATUS + worker, json.dumps(pool.status()), ex=3 * lease_s)
+                if cache:
+                    redis.set(_STATUS + worker, json.dumps(cache.status()), ex=3 * lease_s)
         except QueueUnavailable as error:
             log.warning("The status of models was not reported: %s", error)
 

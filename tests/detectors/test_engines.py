@@ -17,7 +17,7 @@ import pytest
 from pydantic import ValidationError
 
 from ml_backend.core.files import file_sha256
-from ml_backend.core.model_cache import ModelPool
+from ml_backend.core.model_cache import ModelCache
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections
 from ml_backend.detectors.engines import exports, make
@@ -432,7 +432,7 @@ def test_pytorch_when_asked_for(tiny: Path, settings: MakeSettings) -> None:
 
 def test_the_pool_names_the_engine_counts_it_and_lets_it_go(tiny: Path, here: Settings) -> None:
     export = made(tiny, here)
-    pool = ModelPool(1 << 30)
+    pool = ModelCache(1 << 30)
     with pool.use("tiny", lambda: YoloDetector(tiny, here, export), name="tiny") as detector:
         detector.detect(pictures(1))
     (model,) = pool.status()["models"]

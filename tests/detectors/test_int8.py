@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from ml_backend.core.files import file_sha256
-from ml_backend.core.model_cache import get_pool
+from ml_backend.core.model_cache import get_model_cache
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections
 from ml_backend.db.storage import Storage
@@ -246,7 +246,7 @@ def test_a_prediction_gives_the_pictures_and_the_next_one_runs_in_int8(tiny: Pat
         with use_detector(resolved, here, probe(clip)) as detector:
             assert isinstance(detector, YoloDetector)
             engines.append(detector.engine)
-            (model,) = [model for model in get_pool(here).status()["models"] if model["in_use"]]
+            (model,) = [model for model in get_model_cache(here).status()["models"] if model["in_use"]]
             assert model["engine"] == detector.engine
         choose(tiny, here, CalibrationSource(8, str(clip)), wait=True)
     assert [engine["precision"] for engine in engines] == ["fp32", "int8"]
