@@ -1,7 +1,7 @@
 """Calibrate scores to probabilities on held-out objects.
 
-Two questions are calibrated separately. *Is it any of the labels?* Genuine scores are those of views whose object is
-held out; impostors are views whose whole label is held out, so that they meet only other labels, as unknown objects do.
+Two questions are calibrated separately. *Is it any of the labels?* Genuine scores are those of crops whose object is
+held out; impostors are crops whose whole label is held out, so that they meet only other labels, as unknown objects do.
 *Which one?* A softmax over the labels, whose temperature is fitted to the held-out objects.
 """
 
@@ -27,17 +27,17 @@ UNKNOWN = 0.4  # assumed share of objects that show none of the labels
 # between 0.1 (fallen_person, other people) and 0.5 (one person, a few seconds later).
 GENUINE_AT = 0.3
 KEEP = 0.8  # share of accepted genuine exemplars that must remain accepted with background
-# Assumed cosine of a genuine view if the only evidence is a single view, as cosines of models differ: only near-copies
-# are accepted. Any second view and any exemplar of another label or of the background replaces it.
+# Assumed cosine of a genuine crop if the only evidence is a single crop, as cosines of models differ: only near-copies
+# are accepted. Any second crop and any exemplar of another label or of the background replaces it.
 COPY = 0.9
-# Assumed distance of a typical impostor from a copy if none is known, relative to that of a genuine view; for a single
-# view, whose label's variation is unknown, it is larger.
+# Assumed distance of a typical impostor from a copy if none is known, relative to that of a genuine crop; for a single
+# crop, whose label's variation is unknown, it is larger.
 IMPOSTORS_AT = 2.0
 IMPOSTORS_AT_OF_ONE = 3.0
-MIN_DISTANCE = 0.02  # of a genuine view from a copy
+MIN_DISTANCE = 0.02  # of a genuine crop from a copy
 
 
-#: Scores of held-out views, one row per view and label: ``genuine`` if the view shows the label, ``label`` the index of
+#: Scores of held-out crops, one row per crop and label: ``genuine`` if the crop shows the label, ``label`` the index of
 #: the label, ``weight`` in objects, ``background`` if the row is weak evidence.
 EVIDENCE = np.dtype([("score", "f8"), ("genuine", "?"), ("label", "i8"), ("weight", "f8"), ("background", "?")])
 Evidence = npt.NDArray[np.void]
@@ -55,7 +55,7 @@ def make_evidence(
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """Probability that a view shows a label: ``sigmoid(slope * score + offset[label])``.
+    """Probability that a crop shows a label: ``sigmoid(slope * score + offset[label])``.
 
     Attributes:
         slope: positive.
@@ -83,9 +83,9 @@ class Acceptance:
 def add_prior_evidence(evidence: Evidence, count: int, copy_score: float) -> Evidence:
     """Add a genuine and an impostor row for each label as a prior; either kind weighs as much as one object.
 
-    Genuine views are assumed at ``GENUINE_AT`` between the typical impostor and a copy of an exemplar. Without
-    impostors, one is assumed ``IMPOSTORS_AT`` times as far from a copy as the held-out genuine views; without these as
-    well, genuine views are assumed at ``COPY`` and the impostor ``IMPOSTORS_AT_OF_ONE`` times as far.
+    Genuine crops are assumed at ``GENUINE_AT`` between the typical impostor and a copy of an exemplar. Without
+    impostors, one is assumed ``IMPOSTORS_AT`` times as far from a copy as the held-out genuine crops; without these as
+    well, genuine crops are assumed at ``COPY`` and the impostor ``IMPOSTORS_AT_OF_ONE`` times as far.
 
     Args:
         count: number of labels.
@@ -175,7 +175,7 @@ def _fit(evidence: Evidence, count: int) -> Acceptance:
 
 
 def fit_temperature(total: Floats, own: IntArray, weight: Floats) -> float:
-    """Fit the temperature of the softmax over labels (Guo et al. 2017) on held-out views.
+    """Fit the temperature of the softmax over labels (Guo et al. 2017) on held-out crops.
 
     Args:
         total: ``(n, k)`` scores; NaN for labels without remaining exemplars.

@@ -1,6 +1,6 @@
 """Two classification heads over embeddings, and their sum.
 
-The *similarity* head compares views with exemplars and works from one exemplar on; the *linear* head weighs directions
+The *similarity* head compares crops with exemplars and works from one exemplar on; the *linear* head weighs directions
 and is better with several. On real crops their sum is as good as the better one (``benchmarks/few_shot.py``).
 """
 
@@ -24,7 +24,7 @@ _TINY = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class HeadScores:
-    """Scores of ``m`` views for ``k`` labels; NaN for labels whose exemplars are all held out.
+    """Scores of ``m`` crops for ``k`` labels; NaN for labels whose exemplars are all held out.
 
     Attributes:
         similarity: ``(m, k)`` soft maximum of the cosines to the label's exemplars.
@@ -96,9 +96,9 @@ class LabelHeads:
         """Combine both heads to ``(m, k)`` scores."""
         return scores.similarity + LINEAR_WEIGHT * self.linear_scale * scores.linear
 
-    def score(self, views: FloatArray) -> HeadScores:
-        """Score ``(m, d)`` views."""
-        both = (views @ self._stacked).astype(np.float64)
+    def score(self, embeddings: FloatArray) -> HeadScores:
+        """Score ``(m, d)`` embeddings."""
+        both = (embeddings @ self._stacked).astype(np.float64)
         similarities, linear = np.split(both, [len(self._exemplars)], axis=1)
         return HeadScores(
             self._soft_maximum(similarities, self._weight),
@@ -106,17 +106,17 @@ class LabelHeads:
             self._maximum(similarities, self._weight),
         )
 
-    def similarities(self, views: FloatArray, label: int) -> tuple[FloatArray, IntArray]:
-        """Return ``(m, q)`` cosines of views to a label's exemplars, and the exemplars' ``(q,)`` ids."""
+    def similarities(self, embeddings: FloatArray, label: int) -> tuple[FloatArray, IntArray]:
+        """Return ``(m, q)`` cosines of embeddings to a label's exemplars, and the exemplars' ``(q,)`` ids."""
         rows = np.flatnonzero(self._labels == label)
-        cosines: FloatArray = views @ self._exemplars[rows].T
+        cosines: FloatArray = embeddings @ self._exemplars[rows].T
         return cosines, self._sample.ids[self._rows[rows]]
 
     def held_out(self, folds: IntArray | None = None) -> HeadScores:
-        """Score the sample's ``p`` views, each with its fold held out.
+        """Score the sample's ``p`` crops, each with its fold held out.
 
-        The linear scores of a view add up to 0; where a label loses all exemplars, they are centred again on the
-        remaining labels. The ridge's mean includes the held-out exemplars, which would push the view away from all
+        The linear scores of a crop add up to 0; where a label loses all exemplars, they are centred again on the
+        remaining labels. The ridge's mean includes the held-out exemplars, which would push the crop away from all
         other labels, unlike an object that was never annotated.
 
         Args:

@@ -1,6 +1,6 @@
 """The pattern bank: few-shot classification of tracks from a handful of annotated objects.
 
-Two heads score a view (:mod:`.heads`). Their scores are calibrated to probabilities on held-out annotated objects
+Two heads score a crop (:mod:`.heads`). Their scores are calibrated to probabilities on held-out annotated objects
 (:mod:`.calibration`).
 """
 
@@ -42,7 +42,7 @@ class Exemplars:
         embeddings: ``(n, d)`` float32, L2-normalised.
         labels: ``(n,)``; ``UNLABELLED`` is background: an object without a label in a submitted task. Weak evidence, as
             annotators may skip objects.
-        groups: ``(n,)`` int64, index of the annotated object: views of one object are near-duplicates and share a
+        groups: ``(n,)`` int64, index of the annotated object: crops of one object are near-duplicates and share a
             cross-validation fold.
     """
 
@@ -96,7 +96,7 @@ class PatternBank:
     Attributes:
         labels: labels with at least one exemplar, sorted.
         clusters: number of clusters of exemplars by label.
-        thresholds: by label, the cosine to the nearest exemplar at which a view is as likely right as wrong; only for
+        thresholds: by label, the cosine to the nearest exemplar at which a crop is as likely right as wrong; only for
             display, as decisions use the scores of both heads.
         safe_thresholds: by label, the score of :meth:`rank` from which pseudo-labels are safe. With few exemplars no
             track reaches it.
@@ -142,26 +142,26 @@ class PatternBank:
             model = _fit(sample_exemplars(embeddings, indices, ids, groups), len(labels))
         return cls(labels, clusters, dimension, model)
 
-    def classify(self, views: FloatArray, allowed: Collection[str] | None = None) -> PatternMatch:
+    def classify(self, embeddings: FloatArray, allowed: Collection[str] | None = None) -> PatternMatch:
         """Classify one track.
 
         Args:
-            views: ``(m, d)`` float32, L2-normalised, m >= 1.
+            embeddings: ``(m, d)`` float32, L2-normalised, m >= 1.
             allowed: labels of the current label config; by default all labels of the bank.
 
         Raises:
-            ValueError: ``views`` has the wrong shape or values that are not finite.
+            ValueError: ``embeddings`` has the wrong shape or values that are not finite.
         """
-        self._check(views)
+        self._check(embeddings)
         candidates = [i for i, label in enumerate(self.labels) if allowed is None or label in allowed]
         if self._model is None or not candidates:
             return NOTHING
-        probability = self._model.probabilities(views, np.array([0]), candidates)[0]
+        probability = self._model.probabilities(embeddings, np.array([0]), candidates)[0]
         ranking = np.argsort(-probability, kind="stable")
         best = int(ranking[0])
         p = float(probability[best])
         margin = p - (float(probability[ranking[1]]) if len(ranking) > 1 else 0.0)
-        cosines, ids = self._model.heads.similarities(views, candidates[best])
+        cosines, ids = self._model.heads.similarities(embeddings, candidates[best])
         similarities = cosines.max(axis=0)
         nearest = int(np.argmax(similarities))
         label = self.labels[candidates[best]]
@@ -180,23 +180,23 @@ class PatternBank:
         From ``safe_thresholds[label]`` on, the label may be given without review.
 
         Raises:
-            ValueError: the label is unknown, or views are invalid as for :meth:`classify`.
+            ValueError: the label is unknown, or embeddings are invalid as for :meth:`classify`.
         """
         if self._model is None or label not in self.labels:
             raise ValueError(f"expected one of {self.labels}, got {label!r}")
-        for views in tracks:
-            self._check(views)
+        for embeddings in tracks:
+            self._check(embeddings)
         if not len(tracks):
             return np.zeros(0, np.float32)
-        starts = np.cumsum([0, *(len(views) for views in tracks[:-1])])
+        starts = np.cumsum([0, *(len(embeddings) for embeddings in tracks[:-1])])
         probabilities = self._model.probabilities(np.concatenate(tracks), starts, range(len(self.labels)))
         return probabilities[:, self.labels.index(label)].astype(np.float32)
 
-    def _check(self, views: FloatArray) -> None:
-        if views.ndim != 2 or views.shape[1] != self.dimension or not len(views):
-            raise ValueError(f"expected views of shape (m >= 1, {self.dimension}), got {views.shape}")
-        if not np.isfinite(views).all():
-            raise ValueError("expected finite views")
+    def _check(self, embeddings: FloatArray) -> None:
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.dimension or not len(embeddings):
+            raise ValueError(f"expected embeddings of shape (m >= 1, {self.dimension}), got {embeddings.shape}")
+        if not np.isfinite(embeddings).all():
+            raise ValueError("expected finite embeddings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,15 +219,15 @@ class _CalibratedHeads:
     safe: Floats
     reidentification: Reidentification | None
 
-    def probabilities(self, views: FloatArray, starts: IntArray, candidates: Sequence[int]) -> Floats:
-        """Return ``(t, len(candidates))`` probabilities of tracks whose views begin at ``starts``."""
-        total = self.heads.total(self.heads.score(views))[:, candidates]
-        counts = np.diff(np.append(starts, len(views)))
+    def probabilities(self, embeddings: FloatArray, starts: IntArray, candidates: Sequence[int]) -> Floats:
+        """Return ``(t, len(candidates))`` probabilities of tracks whose embeddings begin at ``starts``."""
+        total = self.heads.total(self.heads.score(embeddings))[:, candidates]
+        counts = np.diff(np.append(starts, len(embeddings)))
         total = np.add.reduceat(total, starts, axis=0) / counts[:, None]
         probabilities = _probabilities(total, np.array(candidates, np.int64), self.acceptance, self.temperature)
         if self.reidentification is None:
             return probabilities
-        reidentified = self.reidentification.probabilities(views, starts, self.count)[:, candidates]
+        reidentified = self.reidentification.probabilities(embeddings, starts, self.count)[:, candidates]
         probabilities = np.maximum(probabilities, np.minimum(reidentified, self.acceptance.ceiling))
         out: Floats = probabilities / np.maximum(probabilities.sum(axis=1, keepdims=True), 1.0)
         return out

@@ -24,7 +24,7 @@ from ml_backend.tracking.track_record import TrackSet
 
 @dataclass(frozen=True, slots=True)
 class NewExemplar:
-    """A view of an annotated object to store; the label ``UNLABELLED`` means background."""
+    """A crop of an annotated object to store; the label ``UNLABELLED`` means background."""
 
     region_id: str
     label: str
