@@ -34,7 +34,7 @@ class SimilarTrack:
     """
 
     task_id: int
-    part: int
+    video_index: int
     track_id: int
     score: float
     safe: bool
@@ -49,7 +49,7 @@ class SimilarTrack:
         """Return all but the thumbnail, for JSON."""
         return {
             "task": self.task_id,
-            "part": self.part,
+            "part": self.video_index,
             "track": self.track_id,
             "score": round(self.score, 4),
             "safe": self.safe,
@@ -123,7 +123,7 @@ def _similar(
     time = best.frame / max(video.tracks.frames, 1) * duration
     return SimilarTrack(
         video.task_id,
-        video.part,
+        video.video_index,
         record.track_id,
         score,
         score >= bank.safe_thresholds[label],
