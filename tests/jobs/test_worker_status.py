@@ -59,7 +59,7 @@ def test_workers_with_other_settings_are_named(settings: Callable[..., Settings]
         queue, version_settings(settings(stride=1, conf=0.3, yolo_weights="/models/a.pt", device="cuda"))
     ).tick("other", 60)
     WorkerStatus(queue).tick("silent", 60)
-    found = WorkerStatus(queue).shaping(["same", "other", "silent", "gone"])
+    found = WorkerStatus(queue).version_settings(["same", "other", "silent", "gone"])
     assert set(found) == {"same", "other"}
     (told,) = differing_settings(mine, found)
     assert told.startswith("Worker other runs with CONF 0.3 instead of 0.1, STRIDE 1 instead of 3, YOLO_WEIGHTS a.pt")
@@ -75,7 +75,7 @@ def test_redis_away(settings: Callable[..., Settings], tmp_path: object) -> None
     with pytest.raises(QueueUnavailable):
         board.status()
     with pytest.raises(QueueUnavailable):
-        board.shaping(["three"])
+        board.version_settings(["three"])
     with pytest.raises(QueueUnavailable):
         board.optimize()
     board.tick("three", 5)  # a worker goes on

@@ -201,7 +201,9 @@ class PatternStore:
 
     # -- track sets
 
-    def save_tracks(self, key: str, project_id: int, task_id: int, video_index: int, uri: str, tracks: TrackSet) -> None:
+    def save_tracks(
+        self, key: str, project_id: int, task_id: int, video_index: int, uri: str, tracks: TrackSet
+    ) -> None:
         row = {
             "project_id": project_id,
             "task_id": task_id,

@@ -83,7 +83,9 @@ def system_state(container: WebContainer) -> dict[str, Any]:
             for w in live_workers(container.settings.redis_url)
         ]
         names = [worker["name"] for worker in state["workers"]]
-        state["differing"] = differing_settings(version_settings(container.settings), container.memory.shaping(names))
+        state["differing"] = differing_settings(
+            version_settings(container.settings), container.memory.version_settings(names)
+        )
     except BackendError as error:
         state |= {"redis": {"up": False, "error": str(error)}, "queues": {}, "workers": [], "differing": []}
     try:
