@@ -20,6 +20,9 @@ from ml_backend.label_studio.timeline import Timeline
 
 Region = dict[str, Any]
 
+#: Raised while reading a malformed region.
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+
 #: Length of Label Studio's own ids.
 _ID_LENGTH = 10
 

@@ -15,7 +15,7 @@ from ml_backend.core.types import IntArray
 from ml_backend.embeddings.crop_embeddings import SAME_CROP_IOU, CropEmbedding
 from ml_backend.embeddings.crop_selection import CropBox, candidate_crops
 from ml_backend.label_studio.label_config import VideoControl
-from ml_backend.label_studio.regions import region_boxes
+from ml_backend.label_studio.regions import MALFORMED, region_boxes
 from ml_backend.label_studio.timeline import Timeline
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 
@@ -78,7 +78,7 @@ def annotated_objects(
             if not region_labels:
                 continue
             frames, xyxy, conf = _decoded_boxes(region, timeline, width, height)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except MALFORMED as error:
             log.warning("Skipped the unreadable region %s: %r", region.get("id"), error)
             continue
         crops = candidate_crops(frames, xyxy.astype(np.float32), conf, width, height, k) if len(frames) else []
