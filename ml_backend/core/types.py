@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,9 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 Image = npt.NDArray[np.uint8]
 Affine = npt.NDArray[np.float64]
+
+#: Reports how much of how much is done.
+Progress = Callable[[int, int], None]
 
 #: The label of a track that is shown although no label fits.
 UNLABELLED = ""

@@ -11,7 +11,7 @@ import heapq
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 
 from ml_backend.core.errors import VideoError
 from ml_backend.core.files import file_sha256, storage_error
-from ml_backend.core.types import Image, VideoInfo
+from ml_backend.core.types import Image, Progress, VideoInfo
 from ml_backend.video.audio import AudioTrack, add_audio
 from ml_backend.video.container import mp4_layout, open_video
 from ml_backend.video.probe import STANDARD_RATES, Scan, scan
@@ -31,7 +31,6 @@ from ml_backend.video.reader import read_frames
 from ml_backend.video.writer import VideoWriter
 
 logger = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]
 
 # What Chromium, Firefox and Safari all decode without special hardware.
 _PLAYABLE = {
