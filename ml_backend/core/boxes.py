@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-Float64Array = npt.NDArray[np.float64]
+from ml_backend.core.types import Float64Array
 
 
 def _as_boxes(value: npt.ArrayLike, name: str) -> Float64Array:

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.core.boxes import Float64Array, clip_xyxy
-from ml_backend.core.types import IntArray, VideoInfo
+from ml_backend.core.boxes import clip_xyxy
+from ml_backend.core.types import Float64Array, IntArray, VideoInfo
 from ml_backend.datasets.selection import Submission, chosen_label, region_labels, valid_score
 from ml_backend.datasets.video_files import VideoFacts
 from ml_backend.label_studio.label_config import VideoControl

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.core.boxes import Float64Array, clip_xyxy, iou_pairs, percent_to_xyxy, xyxy_to_percent
+from ml_backend.core.boxes import clip_xyxy, iou_pairs, percent_to_xyxy, xyxy_to_percent
 from ml_backend.core.keyframes import interpolate, simplify
-from ml_backend.core.types import BoolArray, IntArray, Track, VideoInfo
+from ml_backend.core.types import BoolArray, Float64Array, IntArray, Track, VideoInfo
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.timeline import Timeline
 

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.core.boxes import Float64Array
 from ml_backend.core.errors import ConfigError
-from ml_backend.core.types import IntArray
+from ml_backend.core.types import Float64Array, IntArray
 from ml_backend.video.probe import frame_times, playback_duration, probe
 
 #: The player's seek grid in seconds, and the offset that it adds to be inside the frame.

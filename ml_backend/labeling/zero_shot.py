@@ -11,16 +11,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import log_softmax, softmax
 
-from ml_backend.core.types import FloatArray
+from ml_backend.core.types import Float64Array, FloatArray
 from ml_backend.label_studio.label_config import LabelSpec, clip_prompts
 
 if TYPE_CHECKING:
     from ml_backend.embeddings.clip import ClipEmbedder
 
-Floats = npt.NDArray[np.float64]
 
 #: For labels without ``clip_prompt``; crops from video are small, partly covered and often blurred.
 TEMPLATES = (
@@ -74,12 +72,12 @@ class ZeroShot:
         text /= np.linalg.norm(text, axis=1, keepdims=True)
         return cls(names, text.astype(np.float32), clip.embed_text(OTHERS), clip.logit_scale)
 
-    def _logits(self, embeddings: FloatArray) -> Floats:
+    def _logits(self, embeddings: FloatArray) -> Float64Array:
         """Return ``(len(labels) + 1,)`` logits, averaged over embeddings; the last one is the best of ``others``."""
         similarities = embeddings.astype(np.float64) @ np.concatenate([self.text, self.others]).T.astype(np.float64)
         mean = similarities.mean(axis=0)
         count = len(self.labels)
-        out: Floats = self.logit_scale * np.append(mean[:count], mean[count:].max())
+        out: Float64Array = self.logit_scale * np.append(mean[:count], mean[count:].max())
         return out
 
     def probabilities(self, embeddings: FloatArray) -> dict[str, float]:

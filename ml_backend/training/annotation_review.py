@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ml_backend.core.boxes import Float64Array, iou_matrix, iou_pairs
-from ml_backend.core.types import IntArray
+from ml_backend.core.boxes import iou_matrix, iou_pairs
+from ml_backend.core.types import Float64Array, IntArray
 from ml_backend.datasets.export_state import fingerprint
 from ml_backend.label_studio.client import Annotation, Prediction
 from ml_backend.label_studio.regions import MALFORMED, region_boxes

@@ -23,14 +23,12 @@ from typing import Any
 import av
 import av.error
 import numpy as np
-import numpy.typing as npt
 
 from ml_backend.core.errors import VideoError
-from ml_backend.core.types import IntArray, VideoInfo
+from ml_backend.core.types import Float64Array, IntArray, VideoInfo
 from ml_backend.video.container import check_file, open_video
 
 logger = logging.getLogger(__name__)
-TimesArray = npt.NDArray[np.float64]
 _DAMAGED = "Copy or upload it again, or re-encode what is left: `ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4`."
 STANDARD_RATES = tuple(
     Fraction(n, d)
@@ -59,7 +57,7 @@ class Scan:
     """
 
     info: VideoInfo
-    times: TimesArray
+    times: Float64Array
     pts: IntArray | None
     time_base: Fraction
     container: str
@@ -81,7 +79,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     return scan(path).info
 
 
-def frame_times(path: str | os.PathLike[str]) -> TimesArray:
+def frame_times(path: str | os.PathLike[str]) -> Float64Array:
     """Return the presentation time of every frame, ``(frames,)`` float64 seconds on the browser's clock.
 
     Raises:
@@ -129,7 +127,7 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
         if timestamped:
             packets.sort()
             stamps = np.array([pts for pts, _ in packets], np.int64)
-            times: TimesArray = np.asarray(stamps * float(tick) - float(origin), np.float64)
+            times: Float64Array = np.asarray(stamps * float(tick) - float(origin), np.float64)
             # AVI stores only the decoding order; with B-frames its timestamps belong to other frames.
             pts = None if container.format.name == "avi" else stamps
             last = float((packets[-1][1] or 0) * tick)
@@ -289,7 +287,7 @@ def _standard_rate(count: int, span: float, tick: float, stated: Fraction | None
     return stated if stated in fitting else min(fitting, key=error, default=None)
 
 
-def _is_variable(times: TimesArray, tick: float) -> bool:
+def _is_variable(times: Float64Array, tick: float) -> bool:
     """Return whether frames leave a regular grid: intervals vary by over 10 %, or drift exceeds half an interval."""
     if len(times) < 3:
         return False

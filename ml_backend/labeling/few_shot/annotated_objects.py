@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.core.boxes import Float64Array, iou_matrix, iou_pairs
-from ml_backend.core.types import IntArray
+from ml_backend.core.boxes import iou_matrix, iou_pairs
+from ml_backend.core.types import Float64Array, IntArray
 from ml_backend.embeddings.crop_embeddings import SAME_CROP_IOU, CropEmbedding
 from ml_backend.embeddings.crop_selection import CropBox, candidate_crops
 from ml_backend.label_studio.label_config import VideoControl

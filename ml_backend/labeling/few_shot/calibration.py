@@ -13,9 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, log_softmax  # type: ignore[import-untyped,unused-ignore]
 
-from ml_backend.core.types import BoolArray, IntArray
-
-Floats = npt.NDArray[np.float64]
+from ml_backend.core.types import BoolArray, Float64Array, IntArray
 
 SLOPE_PRIOR = 0.02  # inverse variance of the slope, for scores of unit spread: only keeps it finite
 OFFSET_PRIOR = 4.0  # objects with which a label's own threshold counts as much as the common one
@@ -44,7 +42,7 @@ Evidence = npt.NDArray[np.void]
 
 
 def make_evidence(
-    score: Floats, genuine: BoolArray, label: IntArray, weight: Floats, background: BoolArray
+    score: Float64Array, genuine: BoolArray, label: IntArray, weight: Float64Array, background: BoolArray
 ) -> Evidence:
     """Make rows of :data:`EVIDENCE` from ``(n,)`` columns."""
     rows = np.empty(len(score), EVIDENCE)
@@ -65,17 +63,17 @@ class Acceptance:
     """
 
     slope: float
-    offset: Floats
+    offset: Float64Array
     ceiling: float
 
-    def __call__(self, score: Floats, label: IntArray) -> Floats:
+    def __call__(self, score: Float64Array, label: IntArray) -> Float64Array:
         """Map ``(n,)`` scores for ``(n,)`` labels to probabilities."""
         p = expit(self.slope * score + self.offset[label])
-        out: Floats = p - np.maximum(p - 0.5, 0.0) * 2 * (1 - self.ceiling)
+        out: Float64Array = p - np.maximum(p - 0.5, 0.0) * 2 * (1 - self.ceiling)
         return out
 
     @property
-    def thresholds(self) -> Floats:
+    def thresholds(self) -> Float64Array:
         """``(k,)`` scores at which a label is as likely right as wrong."""
         return -self.offset / self.slope
 
@@ -137,12 +135,13 @@ def fit_acceptance(evidence: Evidence, count: int, copy_score: float) -> Accepta
     return without_background
 
 
-def _recall(acceptance: Acceptance, evidence: Evidence) -> Floats:
+def _recall(acceptance: Acceptance, evidence: Evidence) -> Float64Array:
     """Return the ``(k,)`` weighted share of each label's genuine rows that are accepted."""
     count, rows = len(acceptance.offset), evidence[evidence["genuine"]]
     label, weight = rows["label"], rows["weight"]
     accepted = acceptance(rows["score"], label) >= 0.5
-    out: Floats = np.bincount(label, weight * accepted, count) / np.maximum(np.bincount(label, weight, count), 1e-12)
+    total = np.maximum(np.bincount(label, weight, count), 1e-12)
+    out: Float64Array = np.bincount(label, weight * accepted, count) / total
     return out
 
 
@@ -174,7 +173,7 @@ def _fit(evidence: Evidence, count: int) -> Acceptance:
     return Acceptance(slope, offset, (positive + 1) / (positive + 2))
 
 
-def fit_temperature(total: Floats, own: IntArray, weight: Floats) -> float:
+def fit_temperature(total: Float64Array, own: IntArray, weight: Float64Array) -> float:
     """Fit the temperature of the softmax over labels (Guo et al. 2017) on held-out crops.
 
     Args:

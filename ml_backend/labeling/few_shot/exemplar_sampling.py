@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ml_backend.core.types import FloatArray, IntArray
-
-Floats = npt.NDArray[np.float64]
+from ml_backend.core.types import Float64Array, FloatArray, IntArray
 
 MAX_CROPS = 512  # of all labels: comparing with 512 of 1,536 dimensions takes a CPU under a millisecond
 CROPS_PER_OBJECT = 12  # more crops of one object add little
@@ -35,7 +32,7 @@ class ExemplarSample:
     ids: IntArray
     groups: IntArray
     folds: IntArray
-    weight: Floats
+    weight: Float64Array
 
 
 def sample_exemplars(embeddings: FloatArray, labels: IntArray, ids: IntArray, groups: IntArray) -> ExemplarSample:

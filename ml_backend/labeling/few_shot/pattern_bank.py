@@ -10,9 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ml_backend.core.types import UNLABELLED, FloatArray, IntArray
+from ml_backend.core.types import UNLABELLED, Float64Array, FloatArray, IntArray
 from ml_backend.labeling.few_shot.calibration import (
     Acceptance,
     Evidence,
@@ -24,8 +23,6 @@ from ml_backend.labeling.few_shot.clusters import count_clusters
 from ml_backend.labeling.few_shot.exemplar_sampling import ExemplarSample, sample_exemplars
 from ml_backend.labeling.few_shot.heads import LabelHeads
 from ml_backend.labeling.few_shot.reidentification import Reidentification, fit_reidentification
-
-Floats = npt.NDArray[np.float64]
 
 ACCEPT = 0.5  # probability from which a label is accepted: more likely right than wrong
 SAFE = 0.9  # target precision of pseudo-labels
@@ -216,10 +213,10 @@ class _CalibratedHeads:
     acceptance: Acceptance
     temperature: float
     cosine: Acceptance
-    safe: Floats
+    safe: Float64Array
     reidentification: Reidentification | None
 
-    def probabilities(self, embeddings: FloatArray, starts: IntArray, candidates: Sequence[int]) -> Floats:
+    def probabilities(self, embeddings: FloatArray, starts: IntArray, candidates: Sequence[int]) -> Float64Array:
         """Return ``(t, len(candidates))`` probabilities of tracks whose embeddings begin at ``starts``."""
         total = self.heads.total(self.heads.score(embeddings))[:, candidates]
         counts = np.diff(np.append(starts, len(embeddings)))
@@ -229,17 +226,19 @@ class _CalibratedHeads:
             return probabilities
         reidentified = self.reidentification.probabilities(embeddings, starts, self.count)[:, candidates]
         probabilities = np.maximum(probabilities, np.minimum(reidentified, self.acceptance.ceiling))
-        out: Floats = probabilities / np.maximum(probabilities.sum(axis=1, keepdims=True), 1.0)
+        out: Float64Array = probabilities / np.maximum(probabilities.sum(axis=1, keepdims=True), 1.0)
         return out
 
 
-def _probabilities(total: Floats, candidates: IntArray, acceptance: Acceptance, temperature: float) -> Floats:
+def _probabilities(
+    total: Float64Array, candidates: IntArray, acceptance: Acceptance, temperature: float
+) -> Float64Array:
     """Multiply the probabilities of "any label" and "this label", given ``(t, k)`` scores; NaN is no candidate."""
     z = np.where(np.isfinite(total), total, -np.inf) / temperature
     z = np.exp(z - z.max(axis=1, keepdims=True))
     softmax = z / z.sum(axis=1, keepdims=True)
     accepted = acceptance(np.nan_to_num(total, nan=-np.inf), np.broadcast_to(candidates, total.shape))
-    out: Floats = softmax * accepted
+    out: Float64Array = softmax * accepted
     return out
 
 
@@ -260,7 +259,7 @@ def _fit(sample: ExemplarSample, count: int) -> _CalibratedHeads:
     claimed = np.zeros(len(own), np.int64)
     claimed[impostor] = np.nanargmax(impostor_scores[impostor], axis=1)
 
-    def evidence(of_genuine: Floats, of_impostors: Floats) -> Evidence:
+    def evidence(of_genuine: Float64Array, of_impostors: Float64Array) -> Evidence:
         return make_evidence(
             np.concatenate([of_genuine[genuine, own[genuine]], of_impostors[impostor, claimed[impostor]]]),
             np.repeat([True, False], [genuine.sum(), impostor.sum()]),

@@ -9,12 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ml_backend.core.types import FloatArray, IntArray
+from ml_backend.core.types import Float64Array, FloatArray, IntArray
 from ml_backend.labeling.few_shot.exemplar_sampling import ExemplarSample
-
-Floats = npt.NDArray[np.float64]
 
 #: Objects of other labels or background needed to tell similarity from chance.
 MIN_OTHERS = 4
@@ -44,7 +41,7 @@ class Reidentification:
     middle: float
     slope: float
 
-    def probabilities(self, embeddings: FloatArray, starts: IntArray, count: int) -> Floats:
+    def probabilities(self, embeddings: FloatArray, starts: IntArray, count: int) -> Float64Array:
         """Return ``(t, count)`` probabilities, by label, that tracks show one of its annotated objects.
 
         Args:
@@ -61,7 +58,7 @@ class Reidentification:
             if of_label.shape[1]:
                 odds[:, label] = np.exp(np.clip(self.slope * (of_label.max(axis=1) - self.middle), -30, 30))
         # "None of them" has the odds 1; labels with equally similar objects share the rest.
-        out: Floats = odds / (1.0 + odds.sum(axis=1, keepdims=True))
+        out: Float64Array = odds / (1.0 + odds.sum(axis=1, keepdims=True))
         return out
 
 
