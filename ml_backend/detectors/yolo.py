@@ -19,7 +19,7 @@ from ml_backend.core.types import Detections, Image
 from ml_backend.detectors.engines.exports import EngineExport
 from ml_backend.detectors.engines.openvino_engine import OpenvinoEngine
 from ml_backend.detectors.engines.torch_engine import Pixels, TorchEngine, padded_batch_size
-from ml_backend.detectors.ultralytics_setup import setup_ultralytics
+from ml_backend.detectors.setup import setup_ultralytics
 
 if TYPE_CHECKING:
     import torch

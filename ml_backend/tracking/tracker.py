@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ml_backend.core.settings import TrackerKind
 from ml_backend.core.types import Affine, BoolArray, Detections, FloatArray, FrameFeatures
-from ml_backend.detectors.ultralytics_setup import setup_ultralytics
+from ml_backend.detectors.setup import setup_ultralytics
 from ml_backend.tracking import appearance
 
 # How long the tracker keeps a lost track. Longer gaps are stitched afterwards, when the later frames are known.

@@ -27,7 +27,7 @@ from ml_backend.detectors.engines.exports import (
     refusal,
 )
 from ml_backend.detectors.engines.openvino_engine import MODEL_FILE
-from ml_backend.detectors.openvino_setup import setup_openvino
+from ml_backend.detectors.setup import setup_openvino
 from ml_backend.detectors.yolo import YoloDetector
 
 if TYPE_CHECKING:

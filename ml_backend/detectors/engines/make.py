@@ -33,7 +33,7 @@ from ml_backend.detectors.engines.exports import (
 from ml_backend.detectors.engines.int8 import detect, make_int8
 from ml_backend.detectors.engines.openvino_engine import MODEL_FILE
 from ml_backend.detectors.engines.torch_engine import TorchEngine
-from ml_backend.detectors.openvino_setup import setup_openvino
+from ml_backend.detectors.setup import setup_openvino
 from ml_backend.detectors.yolo import YoloDetector
 
 if TYPE_CHECKING:

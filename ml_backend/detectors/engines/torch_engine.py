@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ml_backend.core.errors import WeightsError
 from ml_backend.core.memory import is_out_of_memory, model_memory
-from ml_backend.detectors.ultralytics_setup import setup_ultralytics
+from ml_backend.detectors.setup import setup_ultralytics
 
 if TYPE_CHECKING:
     import torch
