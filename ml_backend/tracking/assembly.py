@@ -269,7 +269,7 @@ class TrackAssembler:
 
 
 def _is_part(small: Tracklet, whole: Tracklet) -> bool:
-    """Whether a tracklet inside another can be a part of the same object: an arm, the legs, a reflection."""
+    """Return whether a tracklet inside another can be a part of the same object: an arm, the legs, a reflection."""
     weaker = credibility.strength(small.conf) < PART_STRENGTH * credibility.strength(whole.conf)
     return weaker and small.top_class == whole.top_class
 

@@ -123,7 +123,7 @@ def _center(box: Float64Array) -> Float64Array:
 
 
 def _outside(box: Float64Array, width: int, height: int) -> bool:
-    """Whether a box has (almost) left the frame."""
+    """Return whether a box has (almost) left the frame."""
     margin = 0.005
     return bool(
         box[2] < margin * width

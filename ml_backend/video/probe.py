@@ -28,7 +28,7 @@ from ml_backend.core.errors import VideoError
 from ml_backend.core.types import Float64Array, IntArray, VideoInfo
 from ml_backend.video.container import check_file, open_video
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _DAMAGED = "Copy or upload it again, or re-encode what is left: `ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4`."
 STANDARD_RATES = tuple(
     Fraction(n, d)
@@ -155,7 +155,7 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
         if demuxed.broken or (count + hidden < expected and container.format.name.startswith("mov")):
             total = f" of {expected - hidden}" if expected > count + hidden else ""
             note = f"{file.name} is damaged or truncated: {count}{total} frames can be used."
-            logger.warning("%s %s", note, _DAMAGED)
+            log.warning("%s %s", note, _DAMAGED)
         info = VideoInfo(
             path=path,
             width=width,
@@ -192,7 +192,7 @@ def decode(container: Any, stream: Any, max_packets: int | None = None) -> Itera
         try:
             packet = next(packets, None)
         except av.error.FFmpegError as error:
-            logger.warning("%s cannot be read to its end: %s", Path(container.name).name, error)
+            log.warning("%s cannot be read to its end: %s", Path(container.name).name, error)
             break
         if packet is None:
             break
@@ -205,11 +205,11 @@ def decode(container: Any, stream: Any, max_packets: int | None = None) -> Itera
         except av.error.FFmpegError as error:
             skipped += 1
             if skipped == 1:
-                logger.warning("%s: packet %d is damaged: %s", Path(container.name).name, number, error)
+                log.warning("%s: packet %d is damaged: %s", Path(container.name).name, number, error)
             continue
         yield from frames
     if skipped > 1:
-        logger.warning("%s: %d damaged packets were skipped", Path(container.name).name, skipped)
+        log.warning("%s: %d damaged packets were skipped", Path(container.name).name, skipped)
 
 
 def clockwise(frame: Any) -> int:
@@ -271,7 +271,7 @@ def _demux_packets(container: Any, stream: Any) -> _Packets:
             else:
                 packets.shown.append((packet.pts, packet.duration or 0))
     except av.error.FFmpegError as error:
-        logger.warning("%s cannot be read to its end: %s", Path(container.name).name, error)
+        log.warning("%s cannot be read to its end: %s", Path(container.name).name, error)
         packets.broken = True
     return packets
 
