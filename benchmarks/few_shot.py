@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.tracking import find_tracks  # noqa: E402
 from ml_backend.core.settings import Settings  # noqa: E402
 from ml_backend.core.types import Image  # noqa: E402
-from ml_backend.detectors.ultralytics_setup import setup_ultralytics  # noqa: E402
+from ml_backend.detectors.setup import setup_ultralytics  # noqa: E402
 from ml_backend.embeddings.crops import cut_crop  # noqa: E402
 from ml_backend.embeddings.embedder import Embedder  # noqa: E402
 from ml_backend.embeddings.hub import resolve_embedder  # noqa: E402

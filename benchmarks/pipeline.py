@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 def plain_loop(video: Path, weights: Path, class_name: str = "", **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
     """Run the loop of the ultralytics documentation; return ``(n, 6)`` frame, track id and xyxy, and measurements."""
-    from ml_backend.detectors.ultralytics_setup import setup_ultralytics
+    from ml_backend.detectors.setup import setup_ultralytics
     from ml_backend.video.reader import read_frames
 
     setup_ultralytics()

@@ -20,7 +20,7 @@ from ml_backend.cli.dev_stack.guardian import MARK, start_guardian
 from ml_backend.cli.dev_stack.preflight import free_port
 from ml_backend.cli.dev_stack.processes import LabelStudioServer, RedisServer
 from ml_backend.cli.dev_stack.stack import LABEL_STUDIO_TIMEOUT, Stack, StackOptions
-from ml_backend.core.model_cache import current_pool
+from ml_backend.core.model_cache import current_model_cache
 from ml_backend.core.settings import Settings
 from ml_backend.label_studio.client import LabelStudioClient, create_token
 
@@ -82,8 +82,8 @@ def _interrupts_are_heard() -> Iterator[None]:
 def _models_of_one_file() -> Iterator[None]:
     """No file of tests finds models loaded that another has left: equal weights share one, whatever runs it."""
     yield
-    if (pool := current_pool()) is not None:
-        pool.optimize()
+    if (cache := current_model_cache()) is not None:
+        cache.optimize()
 
 
 @pytest.fixture(scope="session")

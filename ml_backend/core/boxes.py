@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.floating[Any]]
-Float64Array = npt.NDArray[np.float64]
+from ml_backend.core.types import Float64Array
 
 
 def _as_boxes(value: npt.ArrayLike, name: str) -> Float64Array:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.core.boxes import Float64Array, iou_broadcast, iou_pairs
-from ml_backend.core.types import IntArray
+from ml_backend.core.boxes import iou_broadcast, iou_pairs
+from ml_backend.core.types import Float64Array, IntArray
 
 #: Maximum steps of the reweighted least squares that fits boxes within the bound.
 _FIT_STEPS = 12

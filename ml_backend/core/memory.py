@@ -1,6 +1,6 @@
-"""Memory of the machine and of models, and inference that recovers from running out of it.
+"""Devices, memory of the machine and of models, and inference that recovers from running out of it.
 
-Never imports torch: while it is not loaded, it uses no memory.
+Only :func:`select_device` imports torch: while it is not loaded, it uses no memory.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import psutil
+
+from ml_backend.core.errors import WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +96,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in phrases)
     )
+
+
+def select_device(name: str) -> torch.device:
+    """Return the torch device of a name; ``auto``: CUDA, then Apple's GPU, then the CPU.
+
+    Raises:
+        WeightsError: the name is invalid, or the machine has no such device.
+    """
+    import torch
+
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise WeightsError(f"DEVICE={name!r} is not a device name.", "Use auto, cpu, cuda, cuda:0 or mps.") from error
+    cuda = (device.index or 0) < torch.cuda.device_count()
+    if not {"cpu": True, "mps": mps, "cuda": cuda}.get(device.type, False):
+        raise WeightsError(f"DEVICE={name!r} is not available on this machine.", "Set DEVICE=auto.")
+    return device
 
 
 class OutOfMemoryFallback:

@@ -43,7 +43,7 @@ class _Entry:
         return self.expected if self.model is None else model_memory(self.model)
 
 
-class ModelPool:
+class ModelCache:
     """Thread-safe LRU cache of loaded models.
 
     Models in use are never evicted, even if together they exceed the budget: refusing would stop all work. Loading
@@ -207,23 +207,23 @@ def _release(entries: list[_Entry]) -> None:
         free_gpu_memory()
 
 
-_pool: ModelPool | None = None
-_pool_lock = threading.Lock()
+_cache: ModelCache | None = None
+_cache_lock = threading.Lock()
 
 
-def get_pool(settings: Settings) -> ModelPool:
-    """Return the process's pool, with the budgets of ``settings``."""
-    global _pool
+def get_model_cache(settings: Settings) -> ModelCache:
+    """Return the process's cache, with the budgets of ``settings``."""
+    global _cache
     ram = int(settings.model_memory_gb * GB) or int(machine_memory().total * RAM_SHARE)
     gpu = int(settings.gpu_memory_gb * GB)
-    with _pool_lock:
-        if _pool is None:
-            _pool = ModelPool(ram, gpu)
+    with _cache_lock:
+        if _cache is None:
+            _cache = ModelCache(ram, gpu)
         else:
-            _pool.ram_bytes, _pool.gpu_bytes = ram, gpu
-        return _pool
+            _cache.ram_bytes, _cache.gpu_bytes = ram, gpu
+        return _cache
 
 
-def current_pool() -> ModelPool | None:
-    """Return the process's pool, or ``None`` before :func:`get_pool` was called."""
-    return _pool
+def current_model_cache() -> ModelCache | None:
+    """Return the process's cache, or ``None`` before :func:`get_model_cache` was called."""
+    return _cache

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 Image = npt.NDArray[np.uint8]
 Affine = npt.NDArray[np.float64]
+
+#: Reports how much of how much is done.
+Progress = Callable[[int, int], None]
 
 #: The label of a track that is shown although no label fits.
 UNLABELLED = ""
@@ -70,13 +74,13 @@ class Detections:
         xyxy: ``(n, 4)`` float32, pixels, corners left, top, right, bottom.
         conf: ``(n,)`` float32 in 0..1.
         class_id: ``(n,)`` int64, index into the detector's ``names``.
-        features: ``(n, d)`` float32 appearance vectors, or ``None``.
+        colours: ``(n, 9)`` float32, see :func:`ml_backend.tracking.appearance.mean_colours`; ``None`` if unknown.
     """
 
     xyxy: FloatArray
     conf: FloatArray
     class_id: IntArray
-    features: FloatArray | None = None
+    colours: FloatArray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.xyxy)
@@ -86,15 +90,15 @@ class Detections:
             shape = getattr(self, name).shape
             if shape != (n,):
                 raise ValueError(f"expected {name} of shape ({n},), got {shape}")
-        if self.features is not None and (self.features.ndim != 2 or len(self.features) != n):
-            raise ValueError(f"expected features of shape ({n}, d), got {self.features.shape}")
+        if self.colours is not None and (self.colours.ndim != 2 or len(self.colours) != n):
+            raise ValueError(f"expected colours of shape ({n}, d), got {self.colours.shape}")
 
     def __len__(self) -> int:
         return len(self.xyxy)
 
     @classmethod
     def empty(cls) -> Detections:
-        """No detections."""
+        """Return no detections."""
         return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
 
@@ -104,8 +108,7 @@ class FrameFeatures:
 
     Attributes:
         index: 0-based position among the decoded frames.
-        detections: in pixels of the displayed video; their ``features`` are colour histograms, see
-            :func:`ml_backend.tracking.appearance.colour_histograms`.
+        detections: in pixels of the displayed video.
         camera: ``(2, 3)`` float64, affine map of pixels from the previous frame to this one; ``None`` if unknown.
     """
 

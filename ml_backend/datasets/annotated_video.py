@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.core.boxes import Float64Array, clip_xyxy
-from ml_backend.core.types import IntArray, VideoInfo
+from ml_backend.core.boxes import clip_xyxy
+from ml_backend.core.types import Float64Array, IntArray, VideoInfo
 from ml_backend.datasets.selection import Submission, chosen_label, region_labels, valid_score
 from ml_backend.datasets.video_files import VideoFacts
 from ml_backend.label_studio.label_config import VideoControl
-from ml_backend.label_studio.regions import RegionKeys
+from ml_backend.label_studio.regions import MALFORMED, RegionKeys
 from ml_backend.label_studio.timeline import Timeline, video_timeline
 from ml_backend.video.probe import probe
 
@@ -25,9 +25,6 @@ log = logging.getLogger(__name__)
 
 #: Frames whose boxes are in memory at once.
 CHUNK_FRAMES = 1024
-
-#: Raised while reading a malformed region.
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 class FrameMap:
@@ -253,7 +250,7 @@ class AnnotatedVideo:
                 keys = RegionKeys.read(region)
                 if span := frame_map.span(keys):
                     objects.append(_video_object(task_video, region, labels, keys, span))
-            except _MALFORMED as error:
+            except MALFORMED as error:
                 log.warning("Region %s of task %d cannot be read: %r", region.get("id"), task_video.task_id, error)
         objects.sort(key=lambda item: item.first)
         numbered = tuple(replace(item, track_id=number) for number, item in enumerate(objects, start=1))

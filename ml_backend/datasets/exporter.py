@@ -17,7 +17,7 @@ import numpy as np
 
 from ml_backend.core.errors import BackendError, ConfigError, Interrupted, MediaError, VideoError
 from ml_backend.core.files import UniqueNames, file_sha256
-from ml_backend.core.types import Frame
+from ml_backend.core.types import Frame, Progress
 from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo, VideoObject
 from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.export_state import ExportState, fingerprint
@@ -49,8 +49,6 @@ FORMATS: dict[str, type[DatasetFormat]] = {
     "mot": Mot,
     "cvat": Cvat,
 }
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,9 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.core.boxes import Float64Array
 from ml_backend.core.errors import BackendError, VideoError
 from ml_backend.core.keyframes import interpolate
-from ml_backend.core.types import IntArray, Track
+from ml_backend.core.types import Float64Array, IntArray, Track
 from ml_backend.datasets.annotation_reader import SkippedTask
 from ml_backend.datasets.video_files import FIND_HINT, NO_FACTS, VideoFacts, VideoFolder
 from ml_backend.label_studio.label_config import VideoControl

@@ -10,9 +10,9 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from ml_backend.core.boxes import Float64Array, iou_pairs
+from ml_backend.core.boxes import iou_pairs
 from ml_backend.core.errors import ConfigError
-from ml_backend.core.types import Image, IntArray
+from ml_backend.core.types import Float64Array, Image, IntArray
 from ml_backend.datasets.annotated_video import AnnotatedVideo, FrameBoxes, VideoObject
 
 SPLITS = ("train", "val", "test")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from rich.table import Table
 
 from ml_backend.core.files import atomic_text_writer
+from ml_backend.core.types import Progress
 from ml_backend.datasets.annotated_video import AnnotatedVideo
 from ml_backend.datasets.annotation_reader import AnnotationReader
 
@@ -89,9 +90,7 @@ class AnnotationStatistics:
         ]
 
 
-def collect_statistics(
-    reader: AnnotationReader, progress: Callable[[int, int], None] | None = None
-) -> AnnotationStatistics:
+def collect_statistics(reader: AnnotationReader, progress: Progress | None = None) -> AnnotationStatistics:
     """Count all annotations of a reader. Memory does not grow with the number of boxes.
 
     Args:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.core.types import Detections, IntArray
-from ml_backend.detectors.ultralytics_setup import setup_ultralytics
+from ml_backend.detectors.setup import setup_ultralytics
 
 #: IoU thresholds of a true positive; the mean over all of them is mAP50-95.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)

@@ -53,7 +53,7 @@ def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | N
     Raises:
         WeightsError: the checkpoint cannot be loaded.
     """
-    from ml_backend.core.model_cache import get_pool
+    from ml_backend.core.model_cache import get_model_cache
     from ml_backend.detectors.engines.calibration import CalibrationSource
     from ml_backend.detectors.engines.exports import choose_engine
     from ml_backend.detectors.yolo import YoloDetector
@@ -66,7 +66,7 @@ def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | N
     options = (settings.device, settings.imgsz, settings.conf, settings.batch, settings.precision)
     key = ("yolo", str(path), resolved.sha256, *options, engine.key)
     load = partial(YoloDetector, path, settings, engine.export, engine.note)
-    with get_pool(settings).use(key, load, name=resolved.name) as detector:
+    with get_model_cache(settings).use(key, load, name=resolved.name) as detector:
         yield detector
 
 

@@ -13,13 +13,13 @@ import numpy as np
 
 from ml_backend.core.boxes import scaled_size
 from ml_backend.core.errors import WeightsError
-from ml_backend.core.memory import OutOfMemoryFallback, is_out_of_memory
+from ml_backend.core.memory import OutOfMemoryFallback, is_out_of_memory, select_device
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections, Image
 from ml_backend.detectors.engines.exports import EngineExport
 from ml_backend.detectors.engines.openvino_engine import OpenvinoEngine
-from ml_backend.detectors.engines.torch_engine import Pixels, TorchEngine, padded_batch_size, select_device
-from ml_backend.detectors.ultralytics_setup import setup_ultralytics
+from ml_backend.detectors.engines.torch_engine import Pixels, TorchEngine, padded_batch_size
+from ml_backend.detectors.setup import setup_ultralytics
 
 if TYPE_CHECKING:
     import torch

@@ -10,11 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ml_backend.core.types import BoolArray, FloatArray, IntArray
-
-Floats = npt.NDArray[np.float64]
+from ml_backend.core.types import BoolArray, Float64Array, FloatArray, IntArray
 
 CROPS_PER_TRACK = 4  # embedded to label a track: more take longer and change few labels
 CANDIDATES = 3  # candidates per selected crop: more choice for sharpness, but more frames to decode
@@ -109,19 +106,19 @@ def select_crops(candidates: Sequence[CropBox], sharpness: Sequence[float], k: i
     return [int(i) for i in _best_per_section(order, quality * _relative_sharpness(sharpness), k)]
 
 
-def _cut_off(boxes: Floats, width: int, height: int) -> BoolArray:
+def _cut_off(boxes: Float64Array, width: int, height: int) -> BoolArray:
     size = np.array([width, height], np.float64)
     margin = np.maximum(1.0, EDGE_SHARE * size)
     return np.asarray(((boxes[:, :2] < margin) | (boxes[:, 2:] > size - margin)).any(axis=1), np.bool_)
 
 
-def _quality(sides: Floats, conf: Floats) -> Floats:
+def _quality(sides: Float64Array, conf: Float64Array) -> Float64Array:
     """Return 0..1: confidence times relative size up to the embedder's input; size alone without detections."""
     size = np.minimum(np.sqrt(sides.clip(0).prod(axis=1)) / INPUT_PX, 1.0)
     return np.asarray(size * conf.clip(0, 1) if (conf > 0).any() else size, np.float64)
 
 
-def _best_per_section(order: IntArray, quality: Floats, sections: int) -> IntArray:
+def _best_per_section(order: IntArray, quality: Float64Array, sections: int) -> IntArray:
     """Split ``order`` into sections of equal length and return the best of each, or all if there are fewer.
 
     Sections have equally many boxes, not frames, as a hidden object has no boxes.
@@ -136,7 +133,7 @@ def _best_per_section(order: IntArray, quality: Floats, sections: int) -> IntArr
     return np.array(chosen, np.int64)
 
 
-def _drop_poor(chosen: IntArray, quality: Floats, k: int) -> IntArray:
+def _drop_poor(chosen: IntArray, quality: Float64Array, k: int) -> IntArray:
     """Drop crops of far lower quality than the best, but keep ``k``."""
     values = quality[chosen]
     keep = values >= MIN_RELATIVE_QUALITY * values.max()
@@ -145,7 +142,7 @@ def _drop_poor(chosen: IntArray, quality: Floats, k: int) -> IntArray:
     return np.asarray(chosen[keep], np.int64)
 
 
-def _relative_sharpness(sharpness: Sequence[float]) -> Floats:
+def _relative_sharpness(sharpness: Sequence[float]) -> Float64Array:
     values = np.array(sharpness, np.float64)
     finite = np.isfinite(values)
     median = float(np.median(values[finite])) if finite.any() else 0.0
@@ -154,6 +151,6 @@ def _relative_sharpness(sharpness: Sequence[float]) -> Floats:
     return np.asarray(np.where(finite, values / median, 1.0).clip(0, MAX_RELATIVE_SHARPNESS), np.float64)
 
 
-def _crop_box(frame: int, xyxy: Floats, conf: float) -> CropBox:
+def _crop_box(frame: int, xyxy: Float64Array, conf: float) -> CropBox:
     left, top, right, bottom = (round(float(value), 1) for value in xyxy)
     return CropBox(frame, (left, top, right, bottom), conf)

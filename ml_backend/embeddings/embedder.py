@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from ml_backend.core.errors import WeightsError
-from ml_backend.core.memory import OutOfMemoryFallback, model_memory
+from ml_backend.core.memory import OutOfMemoryFallback, model_memory, select_device
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import FloatArray, Image
-from ml_backend.detectors.engines.torch_engine import select_device
 from ml_backend.embeddings.crops import letterbox
 
 if TYPE_CHECKING:

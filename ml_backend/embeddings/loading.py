@@ -39,8 +39,8 @@ def use_embedder(resolved: ResolvedModel, settings: Settings) -> Iterator[Any]:
     Raises:
         WeightsError: it cannot be loaded.
     """
-    from ml_backend.core.model_cache import get_pool
+    from ml_backend.core.model_cache import get_model_cache
 
     key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device)
-    with get_pool(settings).use(key, lambda: load_embedder(resolved, settings), name=resolved.name) as embedder:
+    with get_model_cache(settings).use(key, lambda: load_embedder(resolved, settings), name=resolved.name) as embedder:
         yield embedder

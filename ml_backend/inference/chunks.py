@@ -169,9 +169,9 @@ def dump_frame_features(frames: Sequence[FrameFeatures]) -> bytes:
         "conf": np.concatenate([np.zeros(0, np.float32), *(d.conf for d in detections)]),
         "class_id": np.concatenate([np.zeros(0, np.int64), *(d.class_id for d in detections)]),
     }
-    features = [d.features for d in detections if d.features is not None]
-    if len(features) == len(detections) and detections:
-        arrays["features"] = np.concatenate(features)
+    colours = [d.colours for d in detections if d.colours is not None]
+    if len(colours) == len(detections) and detections:
+        arrays["features"] = np.concatenate(colours)
     out = io.BytesIO()
     np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
     return out.getvalue()
@@ -187,7 +187,7 @@ def load_frame_features(data: bytes) -> list[FrameFeatures]:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         ends = np.cumsum(arrays["count"])
-        features = arrays.get("features")
+        colours = arrays.get("features")
         frames = []
         for n, (index, end) in enumerate(zip(arrays["index"], ends, strict=True)):
             rows = slice(int(end - arrays["count"][n]), int(end))
@@ -196,7 +196,7 @@ def load_frame_features(data: bytes) -> list[FrameFeatures]:
                 arrays["xyxy"][rows],
                 arrays["conf"][rows],
                 arrays["class_id"][rows],
-                None if features is None else features[rows],
+                None if colours is None else colours[rows],
             )
             frames.append(FrameFeatures(int(index), detections, None if np.isnan(camera).any() else camera))
         return frames

@@ -66,7 +66,7 @@ def interpolate_detections(a: Detections, b: Detections, matched: MatchedDetecti
     xyxy = (1 - share) * a.xyxy[i] + share * b.xyxy[j]
     # Not the mean: tracks are judged by their highest confidences, which averaging would lower.
     conf = a.conf[i] if share <= 0.5 else b.conf[j]
-    features = None
-    if a.features is not None and b.features is not None:
-        features = ((1 - share) * a.features[i] + share * b.features[j]).astype(np.float32)
-    return Detections(xyxy.astype(np.float32), conf, a.class_id[i], features)
+    colours = None
+    if a.colours is not None and b.colours is not None:
+        colours = ((1 - share) * a.colours[i] + share * b.colours[j]).astype(np.float32)
+    return Detections(xyxy.astype(np.float32), conf, a.class_id[i], colours)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ml_backend.core.files import atomic_text_writer, file_sha256
 from ml_backend.core.settings import Settings
-from ml_backend.core.types import Track
+from ml_backend.core.types import Progress, Track
 from ml_backend.detectors.engines.calibration import CalibrationSource
 from ml_backend.detectors.engines.exports import choose_engine
 from ml_backend.detectors.weights import resolve_detector
@@ -37,7 +36,7 @@ def predict_file(
     frame_rate: float | None = None,
     tracks_out: Path | None = None,
     patterns: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Pre-annotate one file and write ``{"result", "score", "model_version"}``.
 

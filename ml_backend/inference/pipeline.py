@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import Interrupted, VideoError
 from ml_backend.core.settings import Settings
-from ml_backend.core.types import Track, VideoInfo
+from ml_backend.core.types import Progress, Track, VideoInfo
 from ml_backend.detectors.loading import use_detector
 from ml_backend.detectors.weights import ResolvedDetector, resolve_detector
 from ml_backend.embeddings.crop_embeddings import MemoryCropEmbeddings
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 STRIDE_S = 0.1  # longest stride: people and cars hardly turn in 3 frames at 30 fps
 
-Progress = Callable[[int, int], None]
 ChunkRunner = Callable[[VideoInfo, Sequence["VideoChunk"], "DetectChunk"], Generator["FrameFeatures", None, None]]
 Preview = Callable[[Callable[[], TrackSet]], None]
 

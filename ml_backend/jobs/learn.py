@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Crops of a rejected track: they matter less than those of labelled objects.
-BACKGROUND_VIEWS = 1
+BACKGROUND_CROPS = 1
 #: Attempts to learn from an annotation that changes meanwhile.
 MAX_ATTEMPTS = 5
 #: Unavailable videos after which no more are tried: each costs several attempts with pauses.
@@ -261,17 +261,17 @@ def _embed(
         for item in objects
         if item.label
     ]
-    groups += [(f"{prefix}-{r.track_id}", UNLABELLED, r.views, BACKGROUND_VIEWS) for r in background]
+    groups += [(f"{prefix}-{r.track_id}", UNLABELLED, r.crops, BACKGROUND_CROPS) for r in background]
     exemplars: list[NewExemplar] = []
-    for views in sorted({views for *_, views in groups}):
-        chosen = [group for group in groups if group[3] == views]
+    for count in sorted({count for *_, count in groups}):
+        chosen = [group for group in groups if group[3] == count]
         embedded = embed_tracks(
             [candidates for _, _, candidates, _ in chosen],
             lambda: use_embedder(model, container.settings),
             model.model_id,
             embeddings,
             lambda: contextlib.nullcontext(path),
-            views,
+            count,
             container.stop.is_set,
         )
         for (region_id, label, _, _), crops in zip(chosen, embedded, strict=True):

@@ -15,7 +15,7 @@ from rq import get_current_job
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.delivery import deliver, deliver_one, deliver_partial
 from ml_backend.jobs.learn import read_annotations_once
-from ml_backend.jobs.progress import Preview, Progress
+from ml_backend.jobs.progress import PreviewThrottle, VideoProgress
 from ml_backend.jobs.project_models import ProjectModels
 from ml_backend.jobs.queue import ALL_TASKS
 from ml_backend.jobs.task_plan import PlannedVideo, TaskPlan, cached_label_config, plan_for, tracks_key
@@ -211,7 +211,7 @@ def _run(
             show(make_prediction(so_far, plan.version + PARTIAL))
 
     for index, video in enumerate(plan.videos):
-        preview = Preview(container.settings.partial_s, partial(show_partial, video)) if show else None
+        preview = PreviewThrottle(container.settings.partial_s, partial(show_partial, video)) if show else None
         tracks = _tracks(container, plan, models, video, index, keep=keep, preview=preview)
         started = time.perf_counter()
         labelled = _label_tracks(container, plan, models, classifier, video, tracks)
@@ -260,7 +260,7 @@ def _tracks(
     index: int,
     *,
     keep: bool,
-    preview: Preview | None,
+    preview: PreviewThrottle | None,
 ) -> TrackSet:
     """Return the video's stored tracks, or detect and track it."""
     from ml_backend.inference.pipeline import detect_tracks
@@ -274,7 +274,7 @@ def _tracks(
     if stored is not None:
         return stored
     log.info("Task %s: pre-annotating %s", plan.task_id, public_uri(video.uri))
-    progress = Progress(index, len(plan.videos))
+    progress = VideoProgress(index, len(plan.videos))
     chunked = (
         ChunkedDetection(container, plan, models, index, lambda: store.get_tracks(key) is not None) if keep else None
     )

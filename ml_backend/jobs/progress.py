@@ -31,7 +31,7 @@ def report_progress(job: Job | None, **facts: Any) -> None:
         log.warning("Progress was not reported: %s", error)
 
 
-class Progress:
+class VideoProgress:
     """Reports the progress of one of a task's videos, at most once a second."""
 
     def __init__(self, video_index: int, videos: int) -> None:
@@ -56,7 +56,7 @@ class Progress:
         report_progress(job, **facts, eta_s=eta_s)
 
 
-class Preview:
+class PreviewThrottle:
     """Shows partial results: first after a while, then whenever the work has taken half as long again.
 
     So all previews together take about as long as labelling the whole video once.

@@ -519,12 +519,12 @@ class TrainingRun:
 
     def _free_gpu_memory(self) -> None:
         """Unload idle models, since serving and training share the GPU."""
-        from ml_backend.core.model_cache import current_pool
+        from ml_backend.core.model_cache import current_model_cache
 
         if self._settings.device not in ("cpu", "mps") and Path("/dev/nvidia0").exists():
             self._container.worker_status.optimize()
-            if pool := current_pool():
-                pool.optimize()
+            if cache := current_model_cache():
+                cache.optimize()
 
 
 def checkpoint_name(version: Version) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STATUS = "video:models:"
-_SHAPING = "video:shaping:"
+_VERSION_SETTINGS = "video:shaping:"
 _OPTIMIZE = "video:optimize"
 
 
@@ -23,15 +23,15 @@ class WorkerStatus:
     """Reports and reads the status of workers. All methods but :meth:`tick` raise QueueUnavailable without Redis.
 
     Args:
-        shaping: settings of a worker that predicts; see :func:`ml_backend.labeling.model_version.version_settings`.
+        version_settings: of a worker that predicts; see :func:`ml_backend.labeling.model_version.version_settings`.
     """
 
-    def __init__(self, queue: JobQueue, shaping: Mapping[str, Any] | None = None) -> None:
-        self._queue, self._shaping = queue, shaping
+    def __init__(self, queue: JobQueue, version_settings: Mapping[str, Any] | None = None) -> None:
+        self._queue, self._version_settings = queue, version_settings
         self._requests: int | None = None
 
     def status(self) -> dict[str, Any]:
-        """Return each worker's models, budgets and memory, as ``ModelPool.status`` gives them."""
+        """Return each worker's models, budgets and memory, as ``ModelCache.status`` gives them."""
         with self._queue.guard():
             names = sorted(key.decode() for key in self._queue.connection.scan_iter(f"{_STATUS}*", count=1000))
             values = self._queue.connection.mget(names) if names else []
@@ -39,10 +39,10 @@ class WorkerStatus:
             name.removeprefix(_STATUS): json.loads(value) for name, value in zip(names, values, strict=True) if value
         }
 
-    def shaping(self, workers: Sequence[str]) -> dict[str, Any]:
-        """Return the settings that shape predictions, by worker, of those workers that report them."""
+    def version_settings(self, workers: Sequence[str]) -> dict[str, Any]:
+        """Return the version settings, by worker, of those workers that report them."""
         with self._queue.guard():
-            values = self._queue.connection.mget([_SHAPING + name for name in workers]) if workers else []
+            values = self._queue.connection.mget([_VERSION_SETTINGS + name for name in workers]) if workers else []
         return {name: json.loads(value) for name, value in zip(workers, values, strict=True) if value}
 
     def optimize(self) -> None:
@@ -52,32 +52,32 @@ class WorkerStatus:
 
     def tick(self, worker: str, lease_s: int) -> None:
         """Report what a worker has loaded and unload idle models if requested. Workers call this periodically."""
-        from ml_backend.core.model_cache import current_pool
+        from ml_backend.core.model_cache import current_model_cache
 
-        pool, redis = current_pool(), self._queue.connection
+        cache, redis = current_model_cache(), self._queue.connection
         try:
             with self._queue.guard():
                 requests = int(redis.get(_OPTIMIZE) or 0)
-                if pool and self._requests is not None and requests != self._requests:
-                    log.info("Idle models are unloaded on request: %s", ", ".join(pool.optimize()) or "none")
+                if cache and self._requests is not None and requests != self._requests:
+                    log.info("Idle models are unloaded on request: %s", ", ".join(cache.optimize()) or "none")
                 self._requests = requests
-                if self._shaping is not None:
-                    redis.set(_SHAPING + worker, json.dumps(dict(self._shaping)), ex=3 * lease_s)
-                if pool:
-                    redis.set(_STATUS + worker, json.dumps(pool.status()), ex=3 * lease_s)
+                if self._version_settings is not None:
+                    redis.set(_VERSION_SETTINGS + worker, json.dumps(dict(self._version_settings)), ex=3 * lease_s)
+                if cache:
+                    redis.set(_STATUS + worker, json.dumps(cache.status()), ex=3 * lease_s)
         except QueueUnavailable as error:
             log.warning("The status of models was not reported: %s", error)
 
 
-def differing_settings(own: Mapping[str, Any], shaping: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def differing_settings(own: Mapping[str, Any], by_worker: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Describe workers whose settings, and thus prediction versions, differ from those of this process.
 
     Args:
         own: see :func:`ml_backend.labeling.model_version.version_settings`.
-        shaping: the same by worker.
+        by_worker: the same by worker.
     """
     descriptions = []
-    for worker, theirs in shaping.items():
+    for worker, theirs in by_worker.items():
         names = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
         if names:
             changes = ", ".join(f"{name.upper()} {theirs.get(name)} instead of {own.get(name)}" for name in names)

@@ -21,10 +21,11 @@ from ml_backend.core.errors import (
 from ml_backend.core.files import file_sha256, files_below, is_video_name
 from ml_backend.core.outputs import PLAYABLE_FOLDER
 from ml_backend.core.settings import Settings
+from ml_backend.core.types import Progress
 from ml_backend.label_studio.client import LabelStudioClient, Project
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.label_studio.timeline import video_facts
-from ml_backend.video.transcode import Progress, plan_transcode, transcode
+from ml_backend.video.transcode import plan_transcode, transcode
 
 log = logging.getLogger(__name__)
 

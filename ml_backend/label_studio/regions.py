@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.core.boxes import Float64Array, clip_xyxy, iou_pairs, percent_to_xyxy, xyxy_to_percent
+from ml_backend.core.boxes import clip_xyxy, iou_pairs, percent_to_xyxy, xyxy_to_percent
 from ml_backend.core.keyframes import interpolate, simplify
-from ml_backend.core.types import BoolArray, IntArray, Track, VideoInfo
+from ml_backend.core.types import BoolArray, Float64Array, IntArray, Track, VideoInfo
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.timeline import Timeline
 
 Region = dict[str, Any]
+
+#: Raised while reading a malformed region.
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 #: Length of Label Studio's own ids.
 _ID_LENGTH = 10

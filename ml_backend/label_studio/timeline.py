@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.core.boxes import Float64Array
 from ml_backend.core.errors import ConfigError
-from ml_backend.core.types import IntArray
+from ml_backend.core.types import Float64Array, IntArray
+from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE
 from ml_backend.video.probe import frame_times, playback_duration, probe
 
 #: The player's seek grid in seconds, and the offset that it adds to be inside the frame.
@@ -153,7 +153,7 @@ def recommended_fps(times: Sequence[float] | npt.NDArray[Any], duration: float) 
     elif len(pts) and duration > 0:
         exact = len(pts) / duration
     else:
-        return 24.0
+        return DEFAULT_FRAME_RATE
     if exact < 1:
         return 1.0
     wanted = np.arange(len(pts))

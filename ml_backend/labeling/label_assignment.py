@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.types import UNLABELLED
 from ml_backend.embeddings.crop_embeddings import CropEmbeddingStore, OpenVideo
@@ -14,6 +14,9 @@ from ml_backend.label_studio.label_config import LabelMapper, VideoControl
 from ml_backend.label_studio.regions import make_region
 from ml_backend.labeling.few_shot.pattern_bank import PatternMatch
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
+
+if TYPE_CHECKING:
+    from ml_backend.labeling.track_classifier import TrackClassifier
 
 log = logging.getLogger(__name__)
 
@@ -123,25 +126,10 @@ class DetectorLabels:
         return {key: vote / total for key, vote in votes.items() if isinstance(key, str) and total > 0}
 
 
-class LabelScorer(Protocol):
-    """Interface of :class:`ml_backend.labeling.track_classifier.TrackClassifier`."""
-
-    def label_scores(
-        self,
-        tracks: TrackSet,
-        control: VideoControl,
-        detector: DetectorLabels,
-        crop_embeddings: CropEmbeddingStore,
-        open_video: OpenVideo,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> list[LabelScores]:
-        """Return the scores of each track, in the order of ``tracks``."""
-
-
 def label_tracks(
     tracks: TrackSet,
     control: VideoControl,
-    classifier: LabelScorer | None,
+    classifier: TrackClassifier | None,
     crop_embeddings: CropEmbeddingStore,
     open_video: OpenVideo,
     should_stop: Callable[[], bool] | None = None,

@@ -66,7 +66,7 @@ def model_version(settings: Settings, detector: ResolvedDetector, mode: str | No
 
 
 def same_kind(version: str, other: str) -> bool:
-    """Whether two versions differ only in what was learned: exemplars or retrained weights."""
+    """Return whether two versions differ only in what was learned: exemplars or retrained weights."""
     a, b = version.split("."), other.split(".")
     if version == other or len(a) != 4 or len(b) != 4:
         return False
@@ -76,10 +76,10 @@ def same_kind(version: str, other: str) -> bool:
 
 
 def is_partial(version: str) -> bool:
-    """Whether a prediction covers only the processed part of its video."""
+    """Return whether a prediction covers only the processed part of its video."""
     return version.endswith(PARTIAL)
 
 
 def is_outdated(version: str, other: str) -> bool:
-    """Whether a prediction of ``version`` replaces one of ``other``: a partial one or one of the same kind."""
+    """Return whether a prediction of ``version`` replaces one of ``other``: a partial one or one of the same kind."""
     return is_partial(other) or same_kind(version, other)

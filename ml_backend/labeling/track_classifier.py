@@ -64,9 +64,9 @@ class TrackClassifier:
         texts: list[dict[str, float]] = [{} for _ in tracks.tracks]
 
         def embedded(model: ResolvedModel) -> Iterator[tuple[int, FloatArray]]:
-            """Yield index and ``(m, d)`` views of each track with decodable crops."""
+            """Yield index and ``(m, d)`` embeddings of each track with decodable crops."""
             opener = partial(use_embedder, model, self.settings)
-            crops = [record.views for record in tracks.tracks]
+            crops = [record.crops for record in tracks.tracks]
             tracks_crops = embed_tracks(
                 crops, opener, model.model_id, crop_embeddings, open_video, CROPS_PER_TRACK, should_stop
             )
@@ -75,13 +75,13 @@ class TrackClassifier:
                     yield index, np.stack([crop.vector for crop in track_crops])
 
         if self.bank and self.models.embedder and allowed & set(self.bank.labels):
-            for index, views in embedded(self.models.embedder):
-                matches[index] = self.bank.classify(views, allowed)
+            for index, embeddings in embedded(self.models.embedder):
+                matches[index] = self.bank.classify(embeddings, allowed)
         if self.models.clip:
             zero_shot = _zero_shot(self.models.clip, self.settings, control.labels).calibrate(self.annotated_embeddings)
-            for index, views in embedded(self.models.clip):
+            for index, embeddings in embedded(self.models.clip):
                 shares = detector.shares(tracks.tracks[index].class_scores)
-                texts[index] = discount_undetected(zero_shot.probabilities(views), shares, detector.trained_labels)
+                texts[index] = discount_undetected(zero_shot.probabilities(embeddings), shares, detector.trained_labels)
         return [LabelScores(match, self._nearest(match), text) for match, text in zip(matches, texts, strict=True)]
 
     def _nearest(self, match: PatternMatch | None) -> dict[str, Any] | None:

@@ -11,16 +11,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import log_softmax, softmax
 
-from ml_backend.core.types import FloatArray
+from ml_backend.core.types import Float64Array, FloatArray
 from ml_backend.label_studio.label_config import LabelSpec, clip_prompts
 
 if TYPE_CHECKING:
     from ml_backend.embeddings.clip import ClipEmbedder
 
-Floats = npt.NDArray[np.float64]
 
 #: For labels without ``clip_prompt``; crops from video are small, partly covered and often blurred.
 TEMPLATES = (
@@ -74,23 +72,23 @@ class ZeroShot:
         text /= np.linalg.norm(text, axis=1, keepdims=True)
         return cls(names, text.astype(np.float32), clip.embed_text(OTHERS), clip.logit_scale)
 
-    def _logits(self, views: FloatArray) -> Floats:
-        """Return ``(len(labels) + 1,)`` logits, averaged over the views; the last one is the best of ``others``."""
-        similarities = views.astype(np.float64) @ np.concatenate([self.text, self.others]).T.astype(np.float64)
+    def _logits(self, embeddings: FloatArray) -> Float64Array:
+        """Return ``(len(labels) + 1,)`` logits, averaged over embeddings; the last one is the best of ``others``."""
+        similarities = embeddings.astype(np.float64) @ np.concatenate([self.text, self.others]).T.astype(np.float64)
         mean = similarities.mean(axis=0)
         count = len(self.labels)
-        out: Floats = self.logit_scale * np.append(mean[:count], mean[count:].max())
+        out: Float64Array = self.logit_scale * np.append(mean[:count], mean[count:].max())
         return out
 
-    def probabilities(self, views: FloatArray) -> dict[str, float]:
+    def probabilities(self, embeddings: FloatArray) -> dict[str, float]:
         """Return the probability of each label for one track; the remainder to 1 is that of none of them.
 
         Args:
-            views: ``(m, d)`` L2-normalised image embeddings, m >= 1.
+            embeddings: ``(m, d)`` L2-normalised image embeddings, m >= 1.
         """
-        if views.ndim != 2 or views.shape[1] != self.text.shape[1] or not len(views):
-            raise ValueError(f"expected views of shape (m >= 1, {self.text.shape[1]}), got {views.shape}")
-        probabilities = softmax(self.temperature * self._logits(views))
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.text.shape[1] or not len(embeddings):
+            raise ValueError(f"expected embeddings of shape (m >= 1, {self.text.shape[1]}), got {embeddings.shape}")
+        probabilities = softmax(self.temperature * self._logits(embeddings))
         return dict(zip(self.labels, probabilities[:-1].tolist(), strict=True))
 
     def calibrate(self, objects: Sequence[tuple[str, FloatArray]]) -> ZeroShot:
@@ -100,9 +98,9 @@ class ZeroShot:
         temperature, which a handful of objects changes only a little.
 
         Args:
-            objects: label and ``(m, d)`` views of each; labels not in ``labels`` are ignored.
+            objects: label and ``(m, d)`` embeddings of each; labels not in ``labels`` are ignored.
         """
-        usable = [(self.labels.index(label), self._logits(views)) for label, views in objects if label in self.labels]
+        usable = [(self.labels.index(label), self._logits(rows)) for label, rows in objects if label in self.labels]
         if not usable:
             return self
         truth = np.array([label for label, _ in usable])

@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_backend.core.errors import ConfigError, MediaError
 from ml_backend.core.settings import Settings
+from ml_backend.core.types import Progress
 from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo
 from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.selection import Predictions
@@ -35,9 +36,6 @@ class Layer:
     title: str
     video: AnnotatedVideo
     note: str = ""
-
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +19,7 @@ from PIL import Image as PILImage
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import check_output
-from ml_backend.core.types import Image, IntArray, VideoInfo
+from ml_backend.core.types import Image, IntArray, Progress, VideoInfo
 from ml_backend.datasets.annotated_video import FrameBoxes, VideoObject
 from ml_backend.rendering.draw import WHITE, BoxStyle, FramePainter, Scale, label_colours
 from ml_backend.rendering.layers import Layer
@@ -29,8 +29,6 @@ from ml_backend.video.container import check_file
 from ml_backend.video.probe import Scan, scan
 from ml_backend.video.reader import read_frames
 from ml_backend.video.writer import VideoWriter
-
-Progress = Callable[[int, int], None]
 
 #: Total width of all panes, px; hardware decoders of H.264 accept 4096.
 _MAX_WIDTH = 3840

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from ml_backend.core.types import FloatArray, Image
-
-Floats = npt.NDArray[np.float32]
 
 # Horizontal stripes of a box as shares of its height (head, torso and legs of a person), and the share of its width
 # that is cut off on each side as background.
@@ -18,7 +15,7 @@ SIZE = 3 * len(STRIPES)
 FULL_DIFFERENCE = 60.0  # Lab units: black coat against white coat
 
 
-def colour_histograms(image: Image, xyxy: FloatArray) -> Floats:
+def mean_colours(image: Image, xyxy: FloatArray) -> FloatArray:
     """Return the mean CIE Lab colour (0..255 per channel, as OpenCV scales it) of each box's stripes.
 
     A learned embedding would tell people apart better, but costs as much as the detector. Features of YOLO's own layers
@@ -47,7 +44,7 @@ def colour_histograms(image: Image, xyxy: FloatArray) -> Floats:
     return np.asarray(np.concatenate(stripes, axis=1), np.float32)
 
 
-def histogram_distance(a: Floats, b: Floats) -> Floats:
+def colour_distance(a: FloatArray, b: FloatArray) -> FloatArray:
     """Return pairwise colour distances: 0 equal, 1 and more clearly different, NaN where a colour is unknown.
 
     Args:

@@ -96,11 +96,6 @@ class TrackAssembler:
         self._overlaps: dict[tuple[int, int], _Overlap] = {}
 
     @property
-    def buffered(self) -> int:
-        """Number of boxes held in memory."""
-        return sum(len(tracklet) for tracklet in self._live.values())
-
-    @property
     def _frames_seen(self) -> int:
         return 0 if self._first is None else self._last - self._first + 1
 
@@ -274,7 +269,7 @@ class TrackAssembler:
 
 
 def _is_part(small: Tracklet, whole: Tracklet) -> bool:
-    """Whether a tracklet inside another can be a part of the same object: an arm, the legs, a reflection."""
+    """Return whether a tracklet inside another can be a part of the same object: an arm, the legs, a reflection."""
     weaker = credibility.strength(small.conf) < PART_STRENGTH * credibility.strength(whole.conf)
     return weaker and small.top_class == whole.top_class
 

@@ -36,7 +36,7 @@ class FrameFeatureExtractor:
         small = shrink_frame(image)
         scale = np.array([small.shape[1] / size[0], small.shape[0] / size[1]], np.float32)
         boxes: FloatArray = detections.xyxy * np.tile(scale, 2)
-        colours = appearance.colour_histograms(small, boxes)
+        colours = appearance.mean_colours(small, boxes)
         camera = self._camera.since_last(small, boxes[detections.conf >= MIN_FOREGROUND_CONF])
         camera = np.column_stack([camera[:, :2], camera[:, 2] * (1 / float(scale[0]))])  # in pixels of the video
         with_colours = Detections(detections.xyxy, detections.conf, detections.class_id, colours)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
-from ml_backend.core.types import FloatArray, IntArray
-
-Floats = npt.NDArray[np.float64]
+from ml_backend.core.types import Float64Array, FloatArray, IntArray
 
 # Weight of an interpolated box relative to a detection of confidence 1: enough to carry the fit over the gap.
 INTERPOLATED_WEIGHT = 0.02
@@ -58,7 +55,7 @@ def fill_and_smooth(
     return all_frames, all_boxes.astype(np.float32), all_conf
 
 
-def _local_linear(values: Floats, weights: Floats, sigma: float) -> Floats:
+def _local_linear(values: Float64Array, weights: Float64Array, sigma: float) -> Float64Array:
     """Fit a locally weighted linear regression (Cleveland 1979) with a Gaussian kernel.
 
     Args:
@@ -73,7 +70,7 @@ def _local_linear(values: Floats, weights: Floats, sigma: float) -> Floats:
     offset = np.arange(-radius, radius + 1, dtype=np.float64)
     kernel = np.exp(-0.5 * (offset / sigma) ** 2)
 
-    def moment(signal: Floats, power: int) -> Floats:
+    def moment(signal: Float64Array, power: int) -> Float64Array:
         # Sum over neighbours j of kernel(j - i) * (j - i)^power * signal[j].
         sums = np.convolve(np.pad(signal, radius), (kernel * offset**power)[::-1], mode="valid")
         return np.asarray(sums, np.float64)

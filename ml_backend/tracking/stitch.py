@@ -8,13 +8,10 @@ from functools import lru_cache
 
 import lap
 import numpy as np
-import numpy.typing as npt
 
+from ml_backend.core.types import Float64Array, FloatArray
 from ml_backend.tracking import appearance
 from ml_backend.tracking.tracklet import Tracklet
-
-Floats = npt.NDArray[np.float64]
-Floats32 = npt.NDArray[np.float32]
 
 FIT_S = 0.5  # length of the tracklet's end to which its motion is fitted
 BASE_ERROR = 0.45  # allowed distance between predicted and actual box, in box sizes, without a gap
@@ -39,11 +36,11 @@ class Motion:
     """
 
     frame: int
-    box: Floats
-    velocity: Floats
-    size: Floats
+    box: Float64Array
+    velocity: Float64Array
+    size: Float64Array
 
-    def at(self, frame: int) -> Floats:
+    def at(self, frame: int) -> Float64Array:
         """Extrapolate the ``(4,)`` box to another frame."""
         return self.box + self.velocity * (frame - self.frame)
 
@@ -93,11 +90,11 @@ def _stitch_cost(
     return 0.6 * position + 0.2 * size + 0.2 * colour / MAX_COLOUR_DISTANCE
 
 
-def _colour_distance(a: Floats32 | None, b: Floats32 | None) -> float:
+def _colour_distance(a: FloatArray | None, b: FloatArray | None) -> float:
     """Return the colour distance; 0 if one is unknown."""
     if a is None or b is None:
         return 0.0
-    return float(np.nan_to_num(appearance.histogram_distance(a[None], b[None]))[0, 0])
+    return float(np.nan_to_num(appearance.colour_distance(a[None], b[None]))[0, 0])
 
 
 def best_pairs(
@@ -121,12 +118,12 @@ def best_pairs(
     return [(tracklets[i], tracklets[j]) for _, i, j in pairs]
 
 
-def _center(box: Floats) -> Floats:
+def _center(box: Float64Array) -> Float64Array:
     return (box[:2] + box[2:]) / 2
 
 
-def _outside(box: Floats, width: int, height: int) -> bool:
-    """Whether a box has (almost) left the frame."""
+def _outside(box: Float64Array, width: int, height: int) -> bool:
+    """Return whether a box has (almost) left the frame."""
     margin = 0.005
     return bool(
         box[2] < margin * width

@@ -27,7 +27,7 @@ class TrackRecord:
         class_scores: sum of confidence per detector class.
         value: of its Label Studio region, without labels; see
             :func:`ml_backend.label_studio.regions.track_to_value`.
-        views: boxes to embed, in order of time.
+        crops: boxes to embed, in order of time.
     """
 
     track_id: int
@@ -36,7 +36,7 @@ class TrackRecord:
     score: float
     class_scores: Mapping[str, float]
     value: Mapping[str, Any]
-    views: tuple[CropBox, ...]
+    crops: tuple[CropBox, ...]
 
     @property
     def top_class(self) -> str:
@@ -67,6 +67,8 @@ class TrackSet:
     def dump(self) -> bytes:
         """Serialise as gzipped JSON."""
         body = {**asdict(self), "format": FORMAT}
+        for track in body["tracks"]:
+            track["views"] = track.pop("crops")
         return gzip.compress(json.dumps(body, separators=(",", ":")).encode(), 6)
 
     @classmethod
@@ -77,7 +79,7 @@ class TrackSet:
             return None
         tracks = []
         for item in body.pop("tracks"):
-            views = tuple(CropBox(v["frame"], tuple(v["xyxy"]), v["conf"]) for v in item.pop("views"))
-            tracks.append(TrackRecord(views=views, **item))
+            crops = tuple(CropBox(c["frame"], tuple(c["xyxy"]), c["conf"]) for c in item.pop("views"))
+            tracks.append(TrackRecord(crops=crops, **item))
         names = tuple(body.pop("class_names"))
         return cls(tracks=tuple(tracks), class_names=names, **body)

@@ -11,10 +11,8 @@ import numpy.typing as npt
 
 from ml_backend.core.settings import TrackerKind
 from ml_backend.core.types import Affine, BoolArray, Detections, FloatArray, FrameFeatures
-from ml_backend.detectors.ultralytics_setup import setup_ultralytics
+from ml_backend.detectors.setup import setup_ultralytics
 from ml_backend.tracking import appearance
-
-Floats = npt.NDArray[np.float32]
 
 # How long the tracker keeps a lost track. Longer gaps are stitched afterwards, when the later frames are known.
 BUFFER_S = 1.0
@@ -55,14 +53,14 @@ class TrackedBox(NamedTuple):
         xyxy: ``(4,)`` float32, pixels: the detected box, not the filter's estimate.
         conf: detector confidence.
         class_id: index into the detector's names.
-        colours: ``(9,)``, see :func:`ml_backend.tracking.appearance.colour_histograms`; ``None`` if unknown.
+        colours: ``(9,)``, see :func:`ml_backend.tracking.appearance.mean_colours`; ``None`` if unknown.
     """
 
     track_id: int
     xyxy: FloatArray
     conf: float
     class_id: int
-    colours: Floats | None = None
+    colours: FloatArray | None = None
 
 
 #: Placeholder for the image from which trackers would estimate camera motion.
@@ -99,8 +97,8 @@ class Tracker:
         name = "_cost_matrix" if kind == "tracktrack" else "get_dists"
         setattr(self._tracker, name, self._with_appearance(getattr(self._tracker, name)))
         self._buffer: int = options["track_buffer"]
-        self._colours: Floats = np.zeros((0, appearance.SIZE), np.float32)  # of the current detections
-        self._memory: dict[int, tuple[Floats, int]] = {}  # by track id: colours, frame of the last update
+        self._colours: FloatArray = np.zeros((0, appearance.SIZE), np.float32)  # of the current detections
+        self._memory: dict[int, tuple[FloatArray, int]] = {}  # by track id: colours, frame of the last update
         self._frame = 0
 
     def update(self, frame: FrameFeatures) -> list[TrackedBox]:
@@ -110,7 +108,7 @@ class Tracker:
         """
         from ultralytics.engine.results import Boxes
 
-        detections, colours = frame.detections, frame.detections.features
+        detections, colours = frame.detections, frame.detections.colours
         kept = np.flatnonzero(~parts(detections))
         rows = np.column_stack([detections.xyxy, detections.conf, detections.class_id]).astype(np.float32)[kept]
         if colours is not None:
@@ -143,7 +141,7 @@ class Tracker:
             del self._memory[track_id]
         return tracked
 
-    def _remember(self, track_id: int, colours: Floats, conf: float) -> None:
+    def _remember(self, track_id: int, colours: FloatArray, conf: float) -> None:
         old, _ = self._memory.get(track_id, (None, 0))
         if old is not None and not np.isnan(old).any():
             # Half-hidden objects are detected with low confidence and show the colours of what hides them.
@@ -152,18 +150,18 @@ class Tracker:
         self._memory[track_id] = (colours, self._frame)
 
     def _with_appearance(
-        self, base_cost: Callable[[list[Any], list[Any]], Floats]
-    ) -> Callable[[list[Any], list[Any]], Floats]:
+        self, base_cost: Callable[[list[Any], list[Any]], FloatArray]
+    ) -> Callable[[list[Any], list[Any]], FloatArray]:
         """Add colour and class costs to a tracker's association cost."""
         unknown = (np.full(appearance.SIZE, np.nan, np.float32), 0)
 
-        def cost(tracks: list[Any], detections: list[Any]) -> Floats:
+        def cost(tracks: list[Any], detections: list[Any]) -> FloatArray:
             out = base_cost(tracks, detections)
             if not out.size:
                 return out
             remembered = np.stack([self._memory.get(t.track_id, unknown)[0] for t in tracks])
             current = self._colours[[int(d.idx) for d in detections]]
-            distance = np.nan_to_num(appearance.histogram_distance(remembered, current) - COLOUR_FLOOR).clip(0, 1)
+            distance = np.nan_to_num(appearance.colour_distance(remembered, current) - COLOUR_FLOOR).clip(0, 1)
             class_differs = np.array([t.cls for t in tracks])[:, None] != np.array([d.cls for d in detections])[None]
             return np.asarray(out + COLOUR_COST * distance + CLASS_COST * class_differs, out.dtype)
 

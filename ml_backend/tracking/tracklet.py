@@ -21,7 +21,7 @@ class Tracklet:
         votes: sum of confidence per class id.
         inside: number of boxes inside finished tracks of more confidence.
         first_colours, last_colours: at the start and the end, if known; see
-            :func:`ml_backend.tracking.appearance.colour_histograms`.
+            :func:`ml_backend.tracking.appearance.mean_colours`.
     """
 
     def __init__(self, track_id: int) -> None:

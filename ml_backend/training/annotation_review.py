@@ -12,11 +12,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ml_backend.core.boxes import Float64Array, iou_matrix, iou_pairs
-from ml_backend.core.types import IntArray
+from ml_backend.core.boxes import iou_matrix, iou_pairs
+from ml_backend.core.types import Float64Array, IntArray
 from ml_backend.datasets.export_state import fingerprint
 from ml_backend.label_studio.client import Annotation, Prediction
-from ml_backend.label_studio.regions import region_boxes
+from ml_backend.label_studio.regions import MALFORMED, region_boxes
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,6 @@ COVERS_IOU = 0.5
 MAX_SAMPLES = 25
 #: Values beyond these are damaged: no video is that long, and no box lies that far outside the frame.
 _MAX_FRAME, _MAX_PERCENT = 1 << 31, 1e6
-
-_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +237,7 @@ def _read_regions(result: Sequence[Any], where: str) -> list[_Region]:
             continue
         try:
             regions.append(_Region(region))
-        except _DAMAGED as error:
+        except MALFORMED as error:
             log.warning("Region %.64s of %s cannot be read: %r", region.get("id"), where, error)
     return regions
 

@@ -103,7 +103,7 @@ def read_checkpoint(path: Path) -> tuple[Any, dict[str, Any]]:
     Raises:
         WeightsError: missing or unreadable.
     """
-    from ml_backend.detectors.ultralytics_setup import setup_ultralytics
+    from ml_backend.detectors.setup import setup_ultralytics
 
     setup_ultralytics()
     from ultralytics.nn.tasks import load_checkpoint

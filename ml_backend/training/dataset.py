@@ -22,9 +22,10 @@ import yaml
 
 from ml_backend.core.errors import ConfigError, MediaUnavailable, StorageError
 from ml_backend.core.files import atomic_text_writer, write_text
+from ml_backend.core.types import Progress
 from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.export_state import ExportState, fingerprint, state_folder
-from ml_backend.datasets.exporter import DatasetOptions, DatasetResult, Progress, export_dataset, state_options
+from ml_backend.datasets.exporter import DatasetOptions, DatasetResult, export_dataset, state_options
 from ml_backend.datasets.images import ImageFormat
 from ml_backend.datasets.sampling import Sampling
 from ml_backend.training.annotation_summary import (

@@ -255,8 +255,8 @@ class _Measurement:
 def _filter_confidence(frame_features: FrameFeatures, conf: float) -> FrameFeatures:
     detections = frame_features.detections
     kept = detections.conf >= conf
-    features = None if detections.features is None else detections.features[kept]
-    filtered = Detections(detections.xyxy[kept], detections.conf[kept], detections.class_id[kept], features)
+    colours = None if detections.colours is None else detections.colours[kept]
+    filtered = Detections(detections.xyxy[kept], detections.conf[kept], detections.class_id[kept], colours)
     return replace(frame_features, detections=filtered)
 
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ml_backend.core.errors import BackendError, StorageError, TrainingFailed
-from ml_backend.core.memory import is_out_of_memory
+from ml_backend.core.memory import is_out_of_memory, select_device
 from ml_backend.core.settings import get_settings
-from ml_backend.detectors.engines.torch_engine import select_device
-from ml_backend.detectors.ultralytics_setup import setup_ultralytics
+from ml_backend.detectors.setup import setup_ultralytics
 from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.training.arguments import FREEZE_NORM, check_overrides, training_args
 from ml_backend.training.class_transfer import StartFrom, checkpoint_metadata, labels_trained_by, read_checkpoint

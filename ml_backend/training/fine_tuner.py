@@ -1,6 +1,6 @@
 """ultralytics' detection trainer, extended to start from an existing detector's classes and to retain them.
 
-Imports ultralytics: import this module only after :func:`ml_backend.detectors.ultralytics_setup.setup_ultralytics`.
+Imports ultralytics: import this module only after :func:`ml_backend.detectors.setup.setup_ultralytics`.
 """
 
 from __future__ import annotations

@@ -20,9 +20,8 @@ import numpy.typing as npt
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from ml_backend.core.boxes import Float64Array
 from ml_backend.core.errors import StorageError
-from ml_backend.core.types import IntArray
+from ml_backend.core.types import Float64Array, IntArray
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import training_splits
 

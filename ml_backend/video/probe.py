@@ -23,14 +23,12 @@ from typing import Any
 import av
 import av.error
 import numpy as np
-import numpy.typing as npt
 
 from ml_backend.core.errors import VideoError
-from ml_backend.core.types import IntArray, VideoInfo
+from ml_backend.core.types import Float64Array, IntArray, VideoInfo
 from ml_backend.video.container import check_file, open_video
 
-logger = logging.getLogger(__name__)
-TimesArray = npt.NDArray[np.float64]
+log = logging.getLogger(__name__)
 _DAMAGED = "Copy or upload it again, or re-encode what is left: `ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4`."
 STANDARD_RATES = tuple(
     Fraction(n, d)
@@ -59,7 +57,7 @@ class Scan:
     """
 
     info: VideoInfo
-    times: TimesArray
+    times: Float64Array
     pts: IntArray | None
     time_base: Fraction
     container: str
@@ -81,7 +79,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     return scan(path).info
 
 
-def frame_times(path: str | os.PathLike[str]) -> TimesArray:
+def frame_times(path: str | os.PathLike[str]) -> Float64Array:
     """Return the presentation time of every frame, ``(frames,)`` float64 seconds on the browser's clock.
 
     Raises:
@@ -129,7 +127,7 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
         if timestamped:
             packets.sort()
             stamps = np.array([pts for pts, _ in packets], np.int64)
-            times: TimesArray = np.asarray(stamps * float(tick) - float(origin), np.float64)
+            times: Float64Array = np.asarray(stamps * float(tick) - float(origin), np.float64)
             # AVI stores only the decoding order; with B-frames its timestamps belong to other frames.
             pts = None if container.format.name == "avi" else stamps
             last = float((packets[-1][1] or 0) * tick)
@@ -157,7 +155,7 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
         if demuxed.broken or (count + hidden < expected and container.format.name.startswith("mov")):
             total = f" of {expected - hidden}" if expected > count + hidden else ""
             note = f"{file.name} is damaged or truncated: {count}{total} frames can be used."
-            logger.warning("%s %s", note, _DAMAGED)
+            log.warning("%s %s", note, _DAMAGED)
         info = VideoInfo(
             path=path,
             width=width,
@@ -194,7 +192,7 @@ def decode(container: Any, stream: Any, max_packets: int | None = None) -> Itera
         try:
             packet = next(packets, None)
         except av.error.FFmpegError as error:
-            logger.warning("%s cannot be read to its end: %s", Path(container.name).name, error)
+            log.warning("%s cannot be read to its end: %s", Path(container.name).name, error)
             break
         if packet is None:
             break
@@ -207,11 +205,11 @@ def decode(container: Any, stream: Any, max_packets: int | None = None) -> Itera
         except av.error.FFmpegError as error:
             skipped += 1
             if skipped == 1:
-                logger.warning("%s: packet %d is damaged: %s", Path(container.name).name, number, error)
+                log.warning("%s: packet %d is damaged: %s", Path(container.name).name, number, error)
             continue
         yield from frames
     if skipped > 1:
-        logger.warning("%s: %d damaged packets were skipped", Path(container.name).name, skipped)
+        log.warning("%s: %d damaged packets were skipped", Path(container.name).name, skipped)
 
 
 def clockwise(frame: Any) -> int:
@@ -273,7 +271,7 @@ def _demux_packets(container: Any, stream: Any) -> _Packets:
             else:
                 packets.shown.append((packet.pts, packet.duration or 0))
     except av.error.FFmpegError as error:
-        logger.warning("%s cannot be read to its end: %s", Path(container.name).name, error)
+        log.warning("%s cannot be read to its end: %s", Path(container.name).name, error)
         packets.broken = True
     return packets
 
@@ -289,7 +287,7 @@ def _standard_rate(count: int, span: float, tick: float, stated: Fraction | None
     return stated if stated in fitting else min(fitting, key=error, default=None)
 
 
-def _is_variable(times: TimesArray, tick: float) -> bool:
+def _is_variable(times: Float64Array, tick: float) -> bool:
     """Return whether frames leave a regular grid: intervals vary by over 10 %, or drift exceeds half an interval."""
     if len(times) < 3:
         return False

@@ -19,7 +19,7 @@ from ml_backend.core.types import Frame, Image, IntArray, VideoInfo
 from ml_backend.video.container import open_video
 from ml_backend.video.probe import Scan, decode, scan
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
 #: Shorter distances are decoded through, as a seek discards the frames that the decoder's threads have begun.
 MIN_SEEK_FRAMES = 16
@@ -68,7 +68,7 @@ def read_frames(
             f"{facts.info.path}: no frame from {start} on can be decoded.", "Upload the file again; it is damaged."
         )
     if next_index < facts.info.frames:
-        logger.warning("%s: decoding ended after frame %d of %d", facts.info.path, next_index, facts.info.frames)
+        log.warning("%s: decoding ended after frame %d of %d", facts.info.path, next_index, facts.info.frames)
 
 
 def seek_cost(path: str | os.PathLike[str]) -> float:
@@ -119,7 +119,7 @@ def read_at(path: str | os.PathLike[str], info: VideoInfo | None, indices: Seque
             "Upload the file again; it is damaged.",
         )
     if missed:
-        logger.warning(
+        log.warning(
             "%s: %d of %d requested frames cannot be decoded, the first is %d",
             facts.info.path,
             len(missed),
@@ -178,7 +178,7 @@ def _find_seek_point(container: Any, stream: Any, facts: Scan, target: int) -> _
                 if packet.dts is not None and packet.dts > target_pts:
                     break
         except av.error.FFmpegError as error:
-            logger.info("cannot seek (%s): decoding through", error)
+            log.info("cannot seek (%s): decoding through", error)
             return None
         if timestamp == first:
             return None

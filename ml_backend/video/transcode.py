@@ -11,7 +11,7 @@ import heapq
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,15 +23,14 @@ import numpy as np
 
 from ml_backend.core.errors import VideoError
 from ml_backend.core.files import file_sha256, storage_error
-from ml_backend.core.types import Image, VideoInfo
+from ml_backend.core.types import Image, Progress, VideoInfo
 from ml_backend.video.audio import AudioTrack, add_audio
 from ml_backend.video.container import mp4_layout, open_video
 from ml_backend.video.probe import STANDARD_RATES, Scan, scan
 from ml_backend.video.reader import read_frames
 from ml_backend.video.writer import VideoWriter
 
-logger = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]
+log = logging.getLogger(__name__)
 
 # What Chromium, Firefox and Safari all decode without special hardware.
 _PLAYABLE = {
@@ -156,7 +155,7 @@ def _existing_copy(target: Path, mark: str) -> VideoInfo | None:
                 return None
         return scan(target).info
     except VideoError as error:
-        logger.info("Transcoding again, because %s is unusable: %s", target, error)
+        log.info("Transcoding again, because %s is unusable: %s", target, error)
         return None
 
 
@@ -166,7 +165,7 @@ def _remux(facts: Scan, copy: Path, mark: str, progress: Progress | None) -> boo
         _mux(facts, copy, mark, progress)
         return scan(copy).info.frames == facts.info.frames and plan_transcode(copy).action == "keep"
     except (VideoError, ValueError) as error:  # ValueError: FFmpeg's "invalid data" and "invalid argument"
-        logger.info("Encoding %s, because its packets cannot be copied: %s", facts.info.path, error)
+        log.info("Encoding %s, because its packets cannot be copied: %s", facts.info.path, error)
         return False
 
 

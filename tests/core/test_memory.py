@@ -57,8 +57,8 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_readings_do_not_load_torch() -> None:
     code = (
-        "import sys; from ml_backend.core.memory import *; from ml_backend.core.model_cache import ModelPool;"
-        "pool = ModelPool(10**9); pool.use('a', dict, name='a').__enter__(); print(pool.status(), pool.optimize());"
+        "import sys; from ml_backend.core.memory import *; from ml_backend.core.model_cache import ModelCache;"
+        "c = ModelCache(10**9); c.use('a', dict, name='a').__enter__(); print(c.status(), c.optimize());"
         "assert gpu_memory() is None and not is_out_of_memory(ValueError()) and model_memory([1]) == {};"
         "assert 'torch' not in sys.modules"
     )

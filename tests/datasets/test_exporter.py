@@ -421,7 +421,7 @@ def test_the_script_says_what_is_wrong(tmp_path: Path, arguments: list[str], sai
 
 def test_ultralytics_trains_on_it_as_it_is(tmp_path: Path) -> None:
     """One epoch with a tiny model, on a dataset that has been moved since, with a label that is no ASCII."""
-    from ml_backend.detectors.ultralytics_setup import setup_ultralytics
+    from ml_backend.detectors.setup import setup_ultralytics
 
     setup_ultralytics()
     from ultralytics import YOLO

@@ -17,7 +17,7 @@ import pytest
 from pydantic import ValidationError
 
 from ml_backend.core.files import file_sha256
-from ml_backend.core.model_cache import ModelPool
+from ml_backend.core.model_cache import ModelCache
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections
 from ml_backend.detectors.engines import exports, make
@@ -30,7 +30,7 @@ from ml_backend.detectors.engines.exports import (
     choose_engine,
     find_export,
 )
-from ml_backend.detectors.engines.make import EngineAgreement, agreement
+from ml_backend.detectors.engines.make import EngineParity, engine_parity
 from ml_backend.detectors.engines.openvino_engine import MAX_SIZES, MODEL_FILE, OpenvinoEngine
 from ml_backend.detectors.engines.torch_engine import padded_batch_size
 from ml_backend.detectors.motion import MotionDetector
@@ -79,7 +79,7 @@ def test_openvino_sees_what_pytorch_sees_in_pictures_of_many_sizes(tiny: Path, h
     expected, found = torch.detect(images), openvino.detect(images)
     assert (torch.engine["name"], openvino.engine["name"]) == ("torch", "openvino")
     assert [len(d) for d in found] == [len(d) for d in expected]
-    assert agreement(expected, found).matched == 1.0
+    assert engine_parity(expected, found).matched == 1.0
     assert openvino.names == torch.names
     assert openvino.detect([]) == []
 
@@ -91,7 +91,7 @@ def test_the_real_model_sees_the_same(yolo_weights: Path, people_video: Path, se
     frames = read_frames(people_video)
     images = [next(frames).image for _ in range(3)]
     expected = YoloDetector(yolo_weights, values).detect(images)
-    found = agreement(expected, YoloDetector(yolo_weights, values, made(yolo_weights, values)).detect(images))
+    found = engine_parity(expected, YoloDetector(yolo_weights, values, made(yolo_weights, values)).detect(images))
     assert found.boxes > 20
     assert found.matched > 0.99
     assert found.conf_difference < 1e-3
@@ -220,7 +220,7 @@ def test_an_unsound_export_is_refused_for_good(
     tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(make, "check", lambda *_: EngineAgreement(100, 0.5, 0.1))
+        patch.setattr(make, "check", lambda *_: EngineParity(100, 0.5, 0.1))
         with pytest.raises(ParityFailed, match="finds 50% of the boxes"):
             make.make(plan_of(tiny, here))
     for wait in (False, True):
@@ -276,9 +276,9 @@ def test_a_full_disk_does_not_hide_why_an_export_is_unsound(
     def full(file: Path, *_: object, **__: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device", str(file))
 
-    def unsound(*_: object) -> EngineAgreement:
+    def unsound(*_: object) -> EngineParity:
         monkeypatch.setattr(Path, "write_text", full)
-        return EngineAgreement(100, 0.5, 0.1)
+        return EngineParity(100, 0.5, 0.1)
 
     monkeypatch.setattr(make, "check", unsound)
     with pytest.raises(ParityFailed, match="finds 50% of the boxes"):
@@ -338,7 +338,7 @@ def test_many_threads_may_use_one_detector(tiny: Path, here: Settings) -> None:
     expected = detector.detect(images)
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda _: detector.detect(images), range(8)))
-    assert all(agreement(expected, one).matched == 1.0 for one in found)
+    assert all(engine_parity(expected, one).matched == 1.0 for one in found)
     assert detector.engine["note"] == ""
 
 
@@ -432,7 +432,7 @@ def test_pytorch_when_asked_for(tiny: Path, settings: MakeSettings) -> None:
 
 def test_the_pool_names_the_engine_counts_it_and_lets_it_go(tiny: Path, here: Settings) -> None:
     export = made(tiny, here)
-    pool = ModelPool(1 << 30)
+    pool = ModelCache(1 << 30)
     with pool.use("tiny", lambda: YoloDetector(tiny, here, export), name="tiny") as detector:
         detector.detect(pictures(1))
     (model,) = pool.status()["models"]
@@ -442,17 +442,17 @@ def test_the_pool_names_the_engine_counts_it_and_lets_it_go(tiny: Path, here: Se
     assert pool.status()["models"] == []
 
 
-def test_agreement_counts_what_is_missing_extra_or_of_another_class() -> None:
+def test_engine_parity_counts_what_is_missing_extra_or_of_another_class() -> None:
     box = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], np.float32)
     both = Detections(box, np.array([0.9, 0.8], np.float32), np.array([0, 1]))
     one = Detections(box[:1], np.array([0.7], np.float32), np.array([0]))
     other = Detections(box, np.array([0.9, 0.8], np.float32), np.array([0, 0]))
     none = Detections.empty()
-    assert agreement([both], [both]) == EngineAgreement(2, 1.0, 0.0)
-    assert agreement([both], [one]) == EngineAgreement(2, 0.5, 0.2)
-    assert agreement([both], [other]).matched == 0.5
-    assert agreement([none], [none]).passed
-    assert not agreement([none], [one]).passed
+    assert engine_parity([both], [both]) == EngineParity(2, 1.0, 0.0)
+    assert engine_parity([both], [one]) == EngineParity(2, 0.5, 0.2)
+    assert engine_parity([both], [other]).matched == 0.5
+    assert engine_parity([none], [none]).passed
+    assert not engine_parity([none], [one]).passed
 
 
 def test_a_gpu_is_given_powers_of_two() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from ml_backend.core.files import file_sha256
-from ml_backend.core.model_cache import get_pool
+from ml_backend.core.model_cache import get_model_cache
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections
 from ml_backend.db.storage import Storage
@@ -41,8 +41,8 @@ from ml_backend.detectors.engines.exports import (
     choose_engine,
     prune_exports,
 )
-from ml_backend.detectors.engines.int8 import MIN_BOXES, parity
-from ml_backend.detectors.engines.make import agreement, make
+from ml_backend.detectors.engines.int8 import MIN_BOXES, int8_parity
+from ml_backend.detectors.engines.make import engine_parity, make
 from ml_backend.detectors.loading import use_detector
 from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.jobs.project_models import ProjectModelStore
@@ -136,7 +136,7 @@ def test_the_real_model_is_checked_and_then_used_while_fp32_serves(
     images = [next(read_frames(people_video, start=start)).image for start in (50, 150, 250)]
     expected = YoloDetector(yolo_weights, values).detect(images)
     sure = [Detections(d.xyxy[d.conf > 0.5], d.conf[d.conf > 0.5], d.class_id[d.conf > 0.5]) for d in expected]
-    found = agreement(sure, detector.detect(images))
+    found = engine_parity(sure, detector.detect(images))
     assert found.boxes > 10
     assert found.matched > 0.9
     assert detector.engine == {"name": "openvino", "precision": "int8", "note": ""}
@@ -246,7 +246,7 @@ def test_a_prediction_gives_the_pictures_and_the_next_one_runs_in_int8(tiny: Pat
         with use_detector(resolved, here, probe(clip)) as detector:
             assert isinstance(detector, YoloDetector)
             engines.append(detector.engine)
-            (model,) = [model for model in get_pool(here).status()["models"] if model["in_use"]]
+            (model,) = [model for model in get_model_cache(here).status()["models"] if model["in_use"]]
             assert model["engine"] == detector.engine
         choose(tiny, here, CalibrationSource(8, str(clip)), wait=True)
     assert [engine["precision"] for engine in engines] == ["fp32", "int8"]
@@ -354,28 +354,28 @@ NAMES = {0: "person", 1: "car", 2: "bench"}
 
 def test_the_same_passes_and_what_is_missing_moved_or_renamed_does_not() -> None:
     truth = [detections(10, 0, 1)] * 2
-    same = parity(truth, truth, NAMES)
+    same = int8_parity(truth, truth, NAMES)
     assert (same.boxes, same.map50, same.failure) == (40, 0.995, "")
     missing = [replace(d, xyxy=d.xyxy[:-3], conf=d.conf[:-3], class_id=d.class_id[:-3]) for d in truth]
     moved = [replace(d, xyxy=d.xyxy + np.float32(1)) for d in truth]
     renamed = [replace(d, class_id=(d.class_id + 1) % 3) for d in truth]
     for found in (missing, moved, renamed, [Detections.empty()] * 2):
-        assert "compared with fp32 on 2 held-out images" in parity(truth, found, NAMES).failure
-    assert parity(truth, moved, NAMES).map50 == 0.995  # boxes are still roughly there
+        assert "compared with fp32 on 2 held-out images" in int8_parity(truth, found, NAMES).failure
+    assert int8_parity(truth, moved, NAMES).map50 == 0.995  # boxes are still roughly there
 
 
 def test_a_rare_class_does_not_decide_alone_and_what_fp32_is_unsure_of_is_no_truth() -> None:
     truth = [detections(15, 0, 1), detections(1, 2)]
-    assert parity(truth, [truth[0], Detections.empty()], NAMES).failure == ""
+    assert int8_parity(truth, [truth[0], Detections.empty()], NAMES).failure == ""
     unsure = [detections(15, 0, 1), detections(15, 2, conf=0.2)]
-    assert parity(unsure, [unsure[0], Detections.empty()], NAMES).failure == ""
+    assert int8_parity(unsure, [unsure[0], Detections.empty()], NAMES).failure == ""
 
 
 @pytest.mark.parametrize("count", [0, 1, MIN_BOXES - 1])
 def test_nothing_is_proved_by_few_objects(count: int) -> None:
     truth = [detections(count, 0)]
-    assert f"{count} objects on 1 held-out images are too few" in parity(truth, truth, NAMES).failure
-    assert parity([], [], NAMES).failure != ""
+    assert f"{count} objects on 1 held-out images are too few" in int8_parity(truth, truth, NAMES).failure
+    assert int8_parity([], [], NAMES).failure != ""
 
 
 def test_the_exports_that_were_not_used_for_longest_go(settings: MakeSettings) -> None:

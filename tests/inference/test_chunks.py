@@ -65,7 +65,7 @@ def test_nothing_is_rounded(boxes: list[int], colours: bool) -> None:
     assert len(again) == len(seen)
     for before, after in zip(seen, again, strict=True):
         assert before.index == after.index
-        for name in ("xyxy", "conf", "class_id", "features"):
+        for name in ("xyxy", "conf", "class_id", "colours"):
             one, other = getattr(before.detections, name), getattr(after.detections, name)
             assert (one is None) == (other is None)
             if one is not None:

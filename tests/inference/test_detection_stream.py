@@ -77,7 +77,7 @@ def test_simple_motion_is_filled_in(video: Path, stride: int, batch: int) -> Non
     assert [o.index for o in seen] == list(range(42))
     for o in seen:
         np.testing.assert_allclose(o.detections.xyxy, walker(o.index), atol=1e-4)
-        assert o.detections.features is not None
+        assert o.detections.colours is not None
 
 
 def test_what_comes_and_goes_is_looked_for_by_halves(video: Path) -> None:
@@ -125,7 +125,7 @@ def test_two_calls_at_once_give_what_one_after_the_other_gives(video: Path, stri
     assert [o.index for o in seen] == [o.index for o in expected] == list(range(42))
     for a, b in zip(seen, expected, strict=True):
         np.testing.assert_array_equal(a.detections.xyxy, b.detections.xyxy)
-        np.testing.assert_array_equal(a.detections.features, b.detections.features)
+        np.testing.assert_array_equal(a.detections.colours, b.detections.colours)
         assert (a.camera is None) == (b.camera is None)
 
 

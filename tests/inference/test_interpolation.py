@@ -11,11 +11,11 @@ from ml_backend.inference.interpolation import interpolate_detections, match_det
 Object = tuple[float, float, int]  # left edge, conf, class
 
 
-def found(*objects: Object, features: bool = False) -> Detections:
+def found(*objects: Object, colours: bool = False) -> Detections:
     rows = np.array([[x, 10, x + 100, 210] for x, _, _ in objects], np.float32).reshape(-1, 4)
-    looks = rows[:, :1].copy() if features else None
+    mean_colours = rows[:, :1].copy() if colours else None
     conf = np.array([conf for _, conf, _ in objects], np.float32)
-    return Detections(rows, conf, np.array([kind for _, _, kind in objects], np.int64), looks)
+    return Detections(rows, conf, np.array([kind for _, _, kind in objects], np.int64), mean_colours)
 
 
 def test_walkers_are_paired_whatever_their_order() -> None:
@@ -48,7 +48,7 @@ def test_weak_detections_may_come_and_go() -> None:
 
 
 def test_boxes_confidences_and_looks_lie_in_between() -> None:
-    a, b = found((0, 0.8, 3), (500, 0.2, 0), features=True), found((8, 0.4, 3), features=True)
+    a, b = found((0, 0.8, 3), (500, 0.2, 0), colours=True), found((8, 0.4, 3), colours=True)
     matched = match_detections(a, b)
     assert matched is not None
     middle = interpolate_detections(a, b, matched, 0.25)
@@ -56,6 +56,6 @@ def test_boxes_confidences_and_looks_lie_in_between() -> None:
     assert middle.conf.tolist() == pytest.approx([0.8])  # that of the nearer one
     assert interpolate_detections(a, b, matched, 0.75).conf.tolist() == pytest.approx([0.4])
     assert middle.class_id.tolist() == [3]
-    assert middle.features is not None
-    assert middle.features.tolist() == [[2]]
-    assert interpolate_detections(found((0, 1, 0)), found((0, 1, 0)), matched, 0.5).features is None
+    assert middle.colours is not None
+    assert middle.colours.tolist() == [[2]]
+    assert interpolate_detections(found((0, 1, 0)), found((0, 1, 0)), matched, 0.5).colours is None

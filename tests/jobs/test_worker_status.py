@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from ml_backend.core.errors import QueueUnavailable
-from ml_backend.core.model_cache import get_pool
+from ml_backend.core.model_cache import get_model_cache
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.worker_status import WorkerStatus, differing_settings
@@ -22,10 +22,10 @@ class Model:
 def test_status_and_optimize(settings: Callable[..., Settings], redis_url: str) -> None:
     queue = JobQueue(settings(redis_url=redis_url))
     worker, outside = WorkerStatus(queue), WorkerStatus(queue)
-    pool = get_pool(settings())
-    pool.optimize()
+    cache = get_model_cache(settings())
+    cache.optimize()
     worker.tick("one", 5)
-    with pool.use("a", Model, name="a"):
+    with cache.use("a", Model, name="a"):
         worker.tick("one", 5)
         (model,) = outside.status()["one"]["models"]
         assert (model["name"], model["bytes"], model["in_use"]) == ("a", 1000, 1)
@@ -42,13 +42,13 @@ def test_status_and_optimize(settings: Callable[..., Settings], redis_url: str) 
 def test_what_was_asked_before_a_worker_began_is_not_for_it(settings: Callable[..., Settings], redis_url: str) -> None:
     queue = JobQueue(settings(redis_url=redis_url))
     WorkerStatus(queue).optimize()
-    pool = get_pool(settings())
-    with pool.use("b", Model, name="b"):
+    cache = get_model_cache(settings())
+    with cache.use("b", Model, name="b"):
         pass
     worker = WorkerStatus(queue)
     worker.tick("two", 5)
     assert "b" in [m["name"] for m in WorkerStatus(queue).status()["two"]["models"]]
-    pool.optimize()
+    cache.optimize()
 
 
 def test_workers_with_other_settings_are_named(settings: Callable[..., Settings], redis_url: str) -> None:
@@ -59,7 +59,7 @@ def test_workers_with_other_settings_are_named(settings: Callable[..., Settings]
         queue, version_settings(settings(stride=1, conf=0.3, yolo_weights="/models/a.pt", device="cuda"))
     ).tick("other", 60)
     WorkerStatus(queue).tick("silent", 60)
-    found = WorkerStatus(queue).shaping(["same", "other", "silent", "gone"])
+    found = WorkerStatus(queue).version_settings(["same", "other", "silent", "gone"])
     assert set(found) == {"same", "other"}
     (told,) = differing_settings(mine, found)
     assert told.startswith("Worker other runs with CONF 0.3 instead of 0.1, STRIDE 1 instead of 3, YOLO_WEIGHTS a.pt")
@@ -75,7 +75,7 @@ def test_redis_away(settings: Callable[..., Settings], tmp_path: object) -> None
     with pytest.raises(QueueUnavailable):
         board.status()
     with pytest.raises(QueueUnavailable):
-        board.shaping(["three"])
+        board.version_settings(["three"])
     with pytest.raises(QueueUnavailable):
         board.optimize()
     board.tick("three", 5)  # a worker goes on

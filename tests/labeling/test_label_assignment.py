@@ -372,6 +372,6 @@ def test_motion_in_a_real_video(tmp_path: Path, settings: Callable[..., Settings
 
 def test_tracks_without_views_are_not_looked_at() -> None:
     tracks = make_set(make_record(1), make_record(2))
-    wanted = [record.views for record in tracks.tracks]
+    wanted = [record.crops for record in tracks.tracks]
     found = embed_tracks(wanted, refuse, "m", MemoryCropEmbeddings(), lambda: nullcontext(Path()), 4)
     assert found == [[], []]

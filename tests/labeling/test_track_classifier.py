@@ -194,8 +194,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def record(track_id: int, box: tuple[float, ...], *frames: int, **scores: float) -> TrackRecord:
     key = {"frame": 1, "enabled": True, "x": 0, "y": 0, "width": 9, "height": 9, "rotation": 0, "time": 0.1}
     value = {"framesCount": 16, "duration": 2.0, "sequence": [key]}
-    views = tuple(CropBox(frame, (box[0], box[1], box[2], box[3]), 0.9) for frame in frames)
-    return TrackRecord(track_id, 0, FRAMES, 0.6, scores or {"person": 2.0, "chair": 2.0}, value, views)
+    crops = tuple(CropBox(frame, (box[0], box[1], box[2], box[3]), 0.9) for frame in frames)
+    return TrackRecord(track_id, 0, FRAMES, 0.6, scores or {"person": 2.0, "chair": 2.0}, value, crops)
 
 
 def make_set(*records: TrackRecord) -> TrackSet:
@@ -232,7 +232,7 @@ def opinions(
 def see(values: Settings, model: ResolvedModel, clip: Path) -> dict[int, FloatArray]:
     """What a model sees in each track."""
     found = embed_tracks(
-        [item.views for item in TRACKS.tracks],
+        [item.crops for item in TRACKS.tracks],
         lambda: use_embedder(model, values),
         model.model_id,
         MemoryCropEmbeddings(),
@@ -514,7 +514,7 @@ def test_objects_that_were_taught(make: MakeSettings, store: PatternStore) -> No
     teach(store, CLIP, {"a": unit([1, 0, 0], [0, 1, 0]), UNLABELLED: unit([0, 0, 1]), "b": unit([1, 1, 0])})
     hybrid = TrackClassifierFactory(make(), store).get(1, ClassifierModels("yolo_clip", None, CLIP))
     assert hybrid is not None
-    assert [(label, views.shape) for label, views in hybrid.annotated_embeddings] == [("a", (2, 3)), ("b", (1, 3))]
+    assert [(label, rows.shape) for label, rows in hybrid.annotated_embeddings] == [("a", (2, 3)), ("b", (1, 3))]
     nothing = Exemplars(np.zeros(0, np.int64), np.zeros((0, 0), np.float32), (), np.zeros(0, np.int64))
     assert embeddings_by_object(nothing) == []
 

@@ -95,8 +95,8 @@ def test_probabilities_add_up_below_one(rows: list[list[float]], temperature: fl
 
 
 def test_probabilities_are_the_softmax_of_the_mean() -> None:
-    views = np.concatenate([view(1.0), view(0.0, 1.0)])
-    chances = toy(4.0).probabilities(views)
+    embeddings = np.concatenate([view(1.0), view(0.0, 1.0)])
+    chances = toy(4.0).probabilities(embeddings)
     logits = 4.0 * np.array([0.5, 0.5, 0.0, 0.0])  # the last one: none of the labels, its likeliest prompt
     softmax = np.exp(logits) / np.exp(logits).sum()
     assert list(chances.values()) == pytest.approx(softmax[:3].tolist())
@@ -117,15 +117,15 @@ def test_a_single_label_can_be_refused() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 5), (5,), (1, 4), (1, 6), (1, 1, 5)])
 def test_views_of_a_wrong_shape(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"expected views of shape \(m >= 1, 5\)"):
+    with pytest.raises(ValueError, match=r"expected embeddings of shape \(m >= 1, 5\)"):
         toy().probabilities(np.zeros(shape, np.float32))
 
 
 # -- temperature
 
 
-def chance_of(zero_shot: ZeroShot, label: str, views: FloatArray) -> float:
-    return zero_shot.probabilities(views)[label]
+def chance_of(zero_shot: ZeroShot, label: str, embeddings: FloatArray) -> float:
+    return zero_shot.probabilities(embeddings)[label]
 
 
 RIGHT = [("a", view(1.0, 0.8)), ("b", view(0.8, 1.0)), ("c", view(0.7, 0.0, 1.0))] * 10
@@ -172,9 +172,9 @@ def test_calibrating_again_begins_anew() -> None:
 
 
 def test_the_best_label_does_not_depend_on_the_temperature() -> None:
-    views = view(0.5, 0.6, 0.1, 0.2)
+    embeddings = view(0.5, 0.6, 0.1, 0.2)
     for temperature in (0.25, 1.0, 4.0):
-        chances = toy(temperature=temperature).probabilities(views)
+        chances = toy(temperature=temperature).probabilities(embeddings)
         assert max(chances, key=lambda label: chances[label]) == "b"
 
 
@@ -260,12 +260,12 @@ def test_pictures_are_compared_with_labels(clip: ClipEmbedder) -> None:
     labels = tuple(LabelSpec(name) for name in ("person", "car", "dog"))
     made = ZeroShot.from_prompts(clip, labels)
     pictures = np.random.default_rng(0).integers(0, 255, (5, 40, 30, 3), np.uint8)
-    views = clip.embed(list(pictures))
-    chances = made.probabilities(views)
+    embeddings = clip.embed(list(pictures))
+    chances = made.probabilities(embeddings)
     assert sum(chances.values()) < 1
-    similar = made.logit_scale * (views @ made.text.T).mean(axis=0)
-    none = made.logit_scale * (views @ made.others.T).mean(axis=0).max()
+    similar = made.logit_scale * (embeddings @ made.text.T).mean(axis=0)
+    none = made.logit_scale * (embeddings @ made.others.T).mean(axis=0).max()
     expected = np.exp(similar) / (np.exp(similar).sum() + np.exp(none))
     assert list(chances.values()) == pytest.approx(expected.tolist(), rel=1e-3)
-    taught = made.calibrate([("car", views[:2]), ("dog", views[2:])])
+    taught = made.calibrate([("car", embeddings[:2]), ("dog", embeddings[2:])])
     assert taught.temperature in TEMPERATURES

@@ -25,8 +25,8 @@ from tests.builders import make_clip
 def make_record(track_id: int = 1, **changes: Any) -> TrackRecord:
     key = {"frame": 3, "enabled": True, "x": 1.25, "y": 2, "width": 10.5, "height": 20, "rotation": 0, "time": 0.12}
     value = {"framesCount": 50, "duration": 2.0, "sequence": [key, {**key, "frame": 9, "enabled": False}]}
-    views = (CropBox(2, (0.1, 0.0, 10.3, 99.9), 0.875), CropBox(7, (1.0, 2.0, 3.0, 4.0), 0.0))
-    record = TrackRecord(track_id, 2, 7, 0.75, {"person": 5.5, "fußgänger": 0.25}, value, views)
+    crops = (CropBox(2, (0.1, 0.0, 10.3, 99.9), 0.875), CropBox(7, (1.0, 2.0, 3.0, 4.0), 0.0))
+    record = TrackRecord(track_id, 2, 7, 0.75, {"person": 5.5, "fußgänger": 0.25}, value, crops)
     return replace(record, **changes)
 
 
@@ -40,7 +40,7 @@ def make_set(*records: TrackRecord, **changes: Any) -> TrackSet:
         make_set(),
         make_set(make_record()),
         make_set(
-            make_record(2, views=(), class_scores={}), make_record(1), class_agnostic=True, class_names=("object",)
+            make_record(2, crops=(), class_scores={}), make_record(1), class_agnostic=True, class_names=("object",)
         ),
         make_set(*(make_record(number) for number in range(300))),
     ],
@@ -52,8 +52,8 @@ def test_there_and_back(tracks: TrackSet) -> None:
     assert back is not None
     assert back.seconds == tracks.seconds
     for record in back.tracks:
-        assert isinstance(record.views, tuple)
-        assert all(type(value) is float for view in record.views for value in view.xyxy)  # part of a look's key
+        assert isinstance(record.crops, tuple)
+        assert all(type(value) is float for crop in record.crops for value in crop.xyxy)  # part of a look's key
     assert isinstance(back.class_names, tuple)
     assert back.dump() == tracks.dump() or gzip.decompress(back.dump()) == gzip.decompress(tracks.dump())
 
@@ -108,7 +108,7 @@ coordinate = st.floats(0, 4000).map(lambda value: round(value, 1))
             boxes=st.integers(1, 10**6),
             score=st.floats(0, 1),
             class_scores=st.dictionaries(st.text(max_size=10), st.floats(0, 1e6), max_size=4),
-            views=st.lists(
+            crops=st.lists(
                 st.builds(CropBox, st.integers(0, 10**7), st.tuples(*[coordinate] * 4), st.floats(0, 1)), max_size=5
             ).map(tuple),
         ),
@@ -126,5 +126,5 @@ def test_what_the_pipeline_makes_can_be_kept(tmp_path: Path, settings: Callable[
     clip = make_clip(tmp_path / "a.mp4")
     tracks = detect_tracks(clip, 24, settings(detector="motion"), MOTION)
     assert len(tracks.tracks) == 1
-    assert tracks.tracks[0].views
+    assert tracks.tracks[0].crops
     assert TrackSet.load(tracks.dump()) == tracks

@@ -102,7 +102,7 @@ def test_a_typing_error_is_guessed() -> None:
 
 
 def test_every_option_is_one_of_ultralytics() -> None:
-    from ml_backend.detectors.ultralytics_setup import setup_ultralytics
+    from ml_backend.detectors.setup import setup_ultralytics
 
     setup_ultralytics()
     from ultralytics.cfg import check_cfg

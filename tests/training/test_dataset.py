@@ -594,7 +594,7 @@ def test_no_label_config(project: Project, clip: dict[str, Any]) -> None:
 
 def test_ultralytics_trains_on_it(project: Project, clip: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures that are listed twice are shown twice."""
-    from ml_backend.detectors.ultralytics_setup import setup_ultralytics
+    from ml_backend.detectors.setup import setup_ultralytics
 
     setup_ultralytics()
     from ultralytics import YOLO

@@ -11,7 +11,7 @@ prediction has a score. Rows are ordered by video, time and track.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +21,11 @@ import numpy.typing as npt
 
 from ml_backend.core.errors import BackendError, ConfigError
 from ml_backend.core.files import atomic_text_writer
-from ml_backend.core.types import IntArray
+from ml_backend.core.types import IntArray, Progress
 from ml_backend.datasets.annotated_video import AnnotatedVideo, VideoObject
 from ml_backend.datasets.annotation_reader import AnnotationReader
 
 Row = dict[str, Any]
-Progress = Callable[[int, int], None]
 
 #: Frames to export: all, each track's keyframes, or a number per second.
 Sample = Literal["all", "keyframes"] | float

@@ -20,11 +20,10 @@ import numpy as np
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from ml_backend.core.boxes import Float64Array
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import atomic_text_writer
 from ml_backend.core.keyframes import simplify
-from ml_backend.core.types import IntArray
+from ml_backend.core.types import Float64Array, IntArray
 from ml_backend.datasets.annotated_video import AnnotatedVideo, VideoObject
 from ml_backend.datasets.formats.base import DatasetFormat, SelectedFrames
 from ml_backend.datasets.importers import MAX_FRAME, ImportedBoxes, ImportedTrack, ImportedVideo, finite, frame_number

@@ -26,10 +26,10 @@ from typing import IO, Any
 
 from ml_backend.core.errors import WeightsError
 from ml_backend.core.files import file_sha256
+from ml_backend.core.memory import select_device
 from ml_backend.core.settings import Settings
 from ml_backend.core.subprocesses import import_path
 from ml_backend.detectors.engines.calibration import CalibrationPool, CalibrationSource
-from ml_backend.detectors.engines.torch_engine import select_device
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from ml_backend.detectors.engines.exports import (
     refusal,
 )
 from ml_backend.detectors.engines.openvino_engine import MODEL_FILE
-from ml_backend.detectors.openvino_setup import setup_openvino
+from ml_backend.detectors.setup import setup_openvino
 from ml_backend.detectors.yolo import YoloDetector
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ MIN_CLASS_BOXES = 10
 
 @dataclass(frozen=True, slots=True)
 class Int8Parity:
-    """Agreement of int8 with fp32.
+    """Parity of int8 with fp32.
 
     Attributes:
         pictures: number of held-out images.
@@ -119,7 +119,7 @@ def _export(plan: EnginePlan, fp32: EngineExport, folder: Path) -> Mapping[str, 
     model = quantise(fp32, [detector.pixels([image]) for image in read_calibration_images(calibrate)])
     openvino.save_model(model, folder / MODEL_FILE, compress_to_fp16=False)
     export = replace(fp32, folder=folder, precision="int8")
-    result = parity(expected, detect(plan.path, export, settings, images), fp32.names)
+    result = int8_parity(expected, detect(plan.path, export, settings, images), fp32.names)
     if result.failure:
         raise _parity_failed(result.failure, plan.pool)
     check = {**asdict(result), "calibrated_with": len(calibrate)}
@@ -166,7 +166,9 @@ def detect(path: Path, export: EngineExport, settings: Settings, images: Sequenc
     return detections
 
 
-def parity(expected: Sequence[Detections], detections: Sequence[Detections], names: Mapping[int, str]) -> Int8Parity:
+def int8_parity(
+    expected: Sequence[Detections], detections: Sequence[Detections], names: Mapping[int, str]
+) -> Int8Parity:
     """Compare detections of int8 with those of fp32 (``expected``) on the same images."""
     true = [_select(fp32, fp32.conf >= TRUE_CONF) for fp32 in expected]
     boxes = np.bincount(np.concatenate([np.zeros(0, np.int64), *(fp32.class_id for fp32 in true)]))

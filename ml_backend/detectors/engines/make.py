@@ -33,7 +33,7 @@ from ml_backend.detectors.engines.exports import (
 from ml_backend.detectors.engines.int8 import detect, make_int8
 from ml_backend.detectors.engines.openvino_engine import MODEL_FILE
 from ml_backend.detectors.engines.torch_engine import TorchEngine
-from ml_backend.detectors.openvino_setup import setup_openvino
+from ml_backend.detectors.setup import setup_openvino
 from ml_backend.detectors.yolo import YoloDetector
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ MAX_CONF_DIFFERENCE = 0.02  # mean over matched boxes; fp16 stays below a tenth 
 
 
 @dataclass(frozen=True, slots=True)
-class EngineAgreement:
-    """Agreement of two detectors.
+class EngineParity:
+    """Parity of two detectors.
 
     Attributes:
         boxes: number of boxes of the reference.
@@ -72,7 +72,7 @@ class EngineAgreement:
         return self.matched >= MIN_MATCHED and self.conf_difference <= MAX_CONF_DIFFERENCE
 
 
-def agreement(reference: Sequence[Detections], others: Sequence[Detections]) -> EngineAgreement:
+def engine_parity(reference: Sequence[Detections], others: Sequence[Detections]) -> EngineParity:
     """Compare the best ``CHECK_BEST`` boxes of each image. Images without boxes of either detector agree."""
     boxes = matched = 0
     differences: list[float] = []
@@ -88,7 +88,7 @@ def agreement(reference: Sequence[Detections], others: Sequence[Detections]) -> 
         matched += int(is_match.sum())
         differences += np.abs(expected.conf[:count] - other.conf[best])[is_match].tolist()
     share = matched / boxes if boxes else 1.0
-    return EngineAgreement(boxes, round(share, 4), round(float(np.mean(differences)), 5) if differences else 0.0)
+    return EngineParity(boxes, round(share, 4), round(float(np.mean(differences)), 5) if differences else 0.0)
 
 
 def make(plan: EnginePlan) -> None:
@@ -129,18 +129,18 @@ def _export(plan: EnginePlan, folder: Path) -> Mapping[str, Any]:
     return {"names": export.names, "stride": export.stride, "end2end": export.end2end, "check": asdict(result)}
 
 
-def check(plan: EnginePlan, export: EngineExport) -> EngineAgreement:
+def check(plan: EnginePlan, export: EngineExport) -> EngineParity:
     """Compare an export with its checkpoint on a few images.
 
     Raises:
         RuntimeError: the export does not run.
     """
     images = _check_images()
-    result = EngineAgreement(0, 1.0, 0.0)
+    result = EngineParity(0, 1.0, 0.0)
     for conf in CHECK_CONF:
         settings = plan.settings.model_copy(update={"conf": conf, "precision": "fp32", "device": "cpu"})
         detections = detect(plan.path, export, settings, images)
-        result = agreement(YoloDetector(plan.path, settings).detect(images), detections)
+        result = engine_parity(YoloDetector(plan.path, settings).detect(images), detections)
         if result.boxes:
             break
     return result

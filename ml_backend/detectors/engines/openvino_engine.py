@@ -15,7 +15,7 @@ from cachetools import LRUCache
 
 from ml_backend.detectors.engines.exports import EngineExport
 from ml_backend.detectors.engines.torch_engine import Pixels
-from ml_backend.detectors.openvino_setup import setup_openvino
+from ml_backend.detectors.setup import setup_openvino
 
 if TYPE_CHECKING:
     import openvino

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ml_backend.core.errors import WeightsError
 from ml_backend.core.memory import is_out_of_memory, model_memory
-from ml_backend.detectors.ultralytics_setup import setup_ultralytics
+from ml_backend.detectors.setup import setup_ultralytics
 
 if TYPE_CHECKING:
     import torch
@@ -116,24 +116,3 @@ def padded_batch_size(count: int) -> int:
     with all sizes from 1 to the maximum took longer than running on every frame.
     """
     return 1 << max(0, count - 1).bit_length()
-
-
-def select_device(name: str) -> torch.device:
-    """Return the torch device of a name; ``auto``: CUDA, then Apple's GPU, then the CPU.
-
-    Raises:
-        WeightsError: the name is invalid, or the machine has no such device.
-    """
-    import torch
-
-    mps = torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise WeightsError(f"DEVICE={name!r} is not a device name.", "Use auto, cpu, cuda, cuda:0 or mps.") from error
-    cuda = (device.index or 0) < torch.cuda.device_count()
-    if not {"cpu": True, "mps": mps, "cuda": cuda}.get(device.type, False):
-        raise WeightsError(f"DEVICE={name!r} is not available on this machine.", "Set DEVICE=auto.")
-    return device

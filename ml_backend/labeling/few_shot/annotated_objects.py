@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.core.boxes import Float64Array, iou_matrix, iou_pairs
-from ml_backend.core.types import IntArray
+from ml_backend.core.boxes import iou_matrix, iou_pairs
+from ml_backend.core.types import Float64Array, IntArray
 from ml_backend.embeddings.crop_embeddings import SAME_CROP_IOU, CropEmbedding
 from ml_backend.embeddings.crop_selection import CropBox, candidate_crops
 from ml_backend.label_studio.label_config import VideoControl
-from ml_backend.label_studio.regions import region_boxes
+from ml_backend.label_studio.regions import MALFORMED, region_boxes
 from ml_backend.label_studio.timeline import Timeline
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 
@@ -39,14 +39,14 @@ class AnnotatedObject:
         label: ``None`` if the config no longer has it: the object is neither an exemplar nor background.
         frames: ``(n,)`` 0-based decoded frames on which it is visible.
         xyxy: ``(n, 4)`` pixels.
-        views: boxes to embed.
+        crops: boxes to embed.
     """
 
     region_id: str
     label: str | None
     frames: IntArray
     xyxy: Float64Array
-    views: tuple[CropBox, ...]
+    crops: tuple[CropBox, ...]
 
 
 def annotated_objects(
@@ -55,7 +55,7 @@ def annotated_objects(
     timeline: Timeline,
     width: int,
     height: int,
-    views: int,
+    k: int,
 ) -> list[AnnotatedObject]:
     """Return the labelled regions of one video in an annotation, including those with labels not in the config.
 
@@ -66,7 +66,7 @@ def annotated_objects(
         control: of the video; regions of other controls are skipped.
         timeline: of the video, at the task's frame rate.
         width, height: displayed size in pixels.
-        views: number of views wanted per object.
+        k: number of crops wanted per object.
     """
     labels = {label.value for label in control.labels}
     objects = []
@@ -78,10 +78,10 @@ def annotated_objects(
             if not region_labels:
                 continue
             frames, xyxy, conf = _decoded_boxes(region, timeline, width, height)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except MALFORMED as error:
             log.warning("Skipped the unreadable region %s: %r", region.get("id"), error)
             continue
-        crops = candidate_crops(frames, xyxy.astype(np.float32), conf, width, height, views) if len(frames) else []
+        crops = candidate_crops(frames, xyxy.astype(np.float32), conf, width, height, k) if len(frames) else []
         if crops:
             label = next((name for name in region_labels if name in labels), None)
             objects.append(AnnotatedObject(short_id(str(region.get("id", ""))), label, frames, xyxy, tuple(crops)))
@@ -114,39 +114,39 @@ def short_id(text: str) -> str:
 
 
 def reuse_embedded_crops(item: AnnotatedObject, embedded: Sequence[CropEmbedding], k: int) -> tuple[CropBox, ...]:
-    """Return the object's views, preferring crops embedded already, as of an accepted track.
+    """Return the object's crops, preferring crops embedded already, as of an accepted track.
 
     Args:
         embedded: embeddings of the video.
-        k: number of views wanted; with fewer matching crops the object's own views are returned.
+        k: number of crops wanted; with fewer matching crops the object's own crops are returned.
     """
     if not embedded:
-        return item.views
+        return item.crops
     frames = np.array([crop.frame for crop in embedded])
     index = np.minimum(np.searchsorted(item.frames, frames), len(item.frames) - 1)
     boxes = np.array([crop.xyxy for crop in embedded], np.float64)
     same = (item.frames[index] == frames) & (iou_pairs(boxes, item.xyxy[index]) >= SAME_CROP_IOU)
     by_frame = {embedded[i].frame: embedded[i] for i in np.flatnonzero(same)}
-    if len(by_frame) < min(k, len(item.views)):
-        return item.views
+    if len(by_frame) < min(k, len(item.crops)):
+        return item.crops
     return tuple(CropBox(frame, crop.xyxy, 1.0) for frame, crop in sorted(by_frame.items()))
 
 
 def rejected_tracks(tracks: TrackSet, objects: Sequence[AnnotatedObject]) -> list[TrackRecord]:
     """Return the most confident tracks that overlap no annotated object: the annotator saw them and gave no label."""
     annotated: dict[int, list[Any]] = {}
-    view_frames = {view.frame for record in tracks.tracks for view in record.views}
+    crop_frames = {crop.frame for record in tracks.tracks for crop in record.crops}
     for item in objects:
         for frame, box in zip(item.frames.tolist(), item.xyxy, strict=True):
-            if frame in view_frames:
+            if frame in crop_frames:
                 annotated.setdefault(frame, []).append(box)
 
     def is_annotated(record: TrackRecord) -> bool:
         return any(
-            view.frame in annotated and float(iou_matrix([view.xyxy], annotated[view.frame]).max()) >= MIN_ANNOTATED_IOU
-            for view in record.views
+            crop.frame in annotated and float(iou_matrix([crop.xyxy], annotated[crop.frame]).max()) >= MIN_ANNOTATED_IOU
+            for crop in record.crops
         )
 
-    rejected = [record for record in tracks.tracks if record.views and not is_annotated(record)]
+    rejected = [record for record in tracks.tracks if record.crops and not is_annotated(record)]
     rejected.sort(key=lambda record: (-record.score, record.track_id))
     return sorted(rejected[:MAX_BACKGROUND], key=lambda record: record.track_id)

@@ -1,7 +1,7 @@
 """Calibrate scores to probabilities on held-out objects.
 
-Two questions are calibrated separately. *Is it any of the labels?* Genuine scores are those of views whose object is
-held out; impostors are views whose whole label is held out, so that they meet only other labels, as unknown objects do.
+Two questions are calibrated separately. *Is it any of the labels?* Genuine scores are those of crops whose object is
+held out; impostors are crops whose whole label is held out, so that they meet only other labels, as unknown objects do.
 *Which one?* A softmax over the labels, whose temperature is fitted to the held-out objects.
 """
 
@@ -13,9 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, log_softmax  # type: ignore[import-untyped,unused-ignore]
 
-from ml_backend.core.types import BoolArray, IntArray
-
-Floats = npt.NDArray[np.float64]
+from ml_backend.core.types import BoolArray, Float64Array, IntArray
 
 SLOPE_PRIOR = 0.02  # inverse variance of the slope, for scores of unit spread: only keeps it finite
 OFFSET_PRIOR = 4.0  # objects with which a label's own threshold counts as much as the common one
@@ -27,24 +25,24 @@ UNKNOWN = 0.4  # assumed share of objects that show none of the labels
 # between 0.1 (fallen_person, other people) and 0.5 (one person, a few seconds later).
 GENUINE_AT = 0.3
 KEEP = 0.8  # share of accepted genuine exemplars that must remain accepted with background
-# Assumed cosine of a genuine view if the only evidence is a single view, as cosines of models differ: only near-copies
-# are accepted. Any second view and any exemplar of another label or of the background replaces it.
+# Assumed cosine of a genuine crop if the only evidence is a single crop, as cosines of models differ: only near-copies
+# are accepted. Any second crop and any exemplar of another label or of the background replaces it.
 COPY = 0.9
-# Assumed distance of a typical impostor from a copy if none is known, relative to that of a genuine view; for a single
-# view, whose label's variation is unknown, it is larger.
+# Assumed distance of a typical impostor from a copy if none is known, relative to that of a genuine crop; for a single
+# crop, whose label's variation is unknown, it is larger.
 IMPOSTORS_AT = 2.0
 IMPOSTORS_AT_OF_ONE = 3.0
-MIN_DISTANCE = 0.02  # of a genuine view from a copy
+MIN_DISTANCE = 0.02  # of a genuine crop from a copy
 
 
-#: Scores of held-out views, one row per view and label: ``genuine`` if the view shows the label, ``label`` the index of
+#: Scores of held-out crops, one row per crop and label: ``genuine`` if the crop shows the label, ``label`` the index of
 #: the label, ``weight`` in objects, ``background`` if the row is weak evidence.
 EVIDENCE = np.dtype([("score", "f8"), ("genuine", "?"), ("label", "i8"), ("weight", "f8"), ("background", "?")])
 Evidence = npt.NDArray[np.void]
 
 
 def make_evidence(
-    score: Floats, genuine: BoolArray, label: IntArray, weight: Floats, background: BoolArray
+    score: Float64Array, genuine: BoolArray, label: IntArray, weight: Float64Array, background: BoolArray
 ) -> Evidence:
     """Make rows of :data:`EVIDENCE` from ``(n,)`` columns."""
     rows = np.empty(len(score), EVIDENCE)
@@ -55,7 +53,7 @@ def make_evidence(
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """Probability that a view shows a label: ``sigmoid(slope * score + offset[label])``.
+    """Probability that a crop shows a label: ``sigmoid(slope * score + offset[label])``.
 
     Attributes:
         slope: positive.
@@ -65,17 +63,17 @@ class Acceptance:
     """
 
     slope: float
-    offset: Floats
+    offset: Float64Array
     ceiling: float
 
-    def __call__(self, score: Floats, label: IntArray) -> Floats:
+    def __call__(self, score: Float64Array, label: IntArray) -> Float64Array:
         """Map ``(n,)`` scores for ``(n,)`` labels to probabilities."""
         p = expit(self.slope * score + self.offset[label])
-        out: Floats = p - np.maximum(p - 0.5, 0.0) * 2 * (1 - self.ceiling)
+        out: Float64Array = p - np.maximum(p - 0.5, 0.0) * 2 * (1 - self.ceiling)
         return out
 
     @property
-    def thresholds(self) -> Floats:
+    def thresholds(self) -> Float64Array:
         """``(k,)`` scores at which a label is as likely right as wrong."""
         return -self.offset / self.slope
 
@@ -83,9 +81,9 @@ class Acceptance:
 def add_prior_evidence(evidence: Evidence, count: int, copy_score: float) -> Evidence:
     """Add a genuine and an impostor row for each label as a prior; either kind weighs as much as one object.
 
-    Genuine views are assumed at ``GENUINE_AT`` between the typical impostor and a copy of an exemplar. Without
-    impostors, one is assumed ``IMPOSTORS_AT`` times as far from a copy as the held-out genuine views; without these as
-    well, genuine views are assumed at ``COPY`` and the impostor ``IMPOSTORS_AT_OF_ONE`` times as far.
+    Genuine crops are assumed at ``GENUINE_AT`` between the typical impostor and a copy of an exemplar. Without
+    impostors, one is assumed ``IMPOSTORS_AT`` times as far from a copy as the held-out genuine crops; without these as
+    well, genuine crops are assumed at ``COPY`` and the impostor ``IMPOSTORS_AT_OF_ONE`` times as far.
 
     Args:
         count: number of labels.
@@ -137,12 +135,13 @@ def fit_acceptance(evidence: Evidence, count: int, copy_score: float) -> Accepta
     return without_background
 
 
-def _recall(acceptance: Acceptance, evidence: Evidence) -> Floats:
+def _recall(acceptance: Acceptance, evidence: Evidence) -> Float64Array:
     """Return the ``(k,)`` weighted share of each label's genuine rows that are accepted."""
     count, rows = len(acceptance.offset), evidence[evidence["genuine"]]
     label, weight = rows["label"], rows["weight"]
     accepted = acceptance(rows["score"], label) >= 0.5
-    out: Floats = np.bincount(label, weight * accepted, count) / np.maximum(np.bincount(label, weight, count), 1e-12)
+    total = np.maximum(np.bincount(label, weight, count), 1e-12)
+    out: Float64Array = np.bincount(label, weight * accepted, count) / total
     return out
 
 
@@ -174,8 +173,8 @@ def _fit(evidence: Evidence, count: int) -> Acceptance:
     return Acceptance(slope, offset, (positive + 1) / (positive + 2))
 
 
-def fit_temperature(total: Floats, own: IntArray, weight: Floats) -> float:
-    """Fit the temperature of the softmax over labels (Guo et al. 2017) on held-out views.
+def fit_temperature(total: Float64Array, own: IntArray, weight: Float64Array) -> float:
+    """Fit the temperature of the softmax over labels (Guo et al. 2017) on held-out crops.
 
     Args:
         total: ``(n, k)`` scores; NaN for labels without remaining exemplars.

@@ -11,13 +11,13 @@ MAX_CLUSTERS = 8
 MIN_SILHOUETTE = 0.25
 MAX_POINTS = 200  # silhouettes compare all pairs; more points do not change the choice of k
 N_INIT = 3  # runs of k-means, which keeps the best
-MIN_GROUPS = 3  # with fewer objects, single views are clustered instead of object means
+MIN_GROUPS = 3  # with fewer objects, single crops are clustered instead of object means
 
 
 def count_clusters(embeddings: FloatArray, groups: IntArray) -> int:
     """Count clusters by spherical k-means, with k of the best average silhouette (Rousseeuw 1987).
 
-    Clusters the means of annotated objects, so that an object with many views is no cluster of its own.
+    Clusters the means of annotated objects, so that an object with many crops is no cluster of its own.
 
     Args:
         embeddings: ``(n, d)`` float32, L2-normalised, n >= 1.

@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ml_backend.core.types import FloatArray, IntArray
+from ml_backend.core.types import Float64Array, FloatArray, IntArray
 
-Floats = npt.NDArray[np.float64]
-
-MAX_VIEWS = 512  # of all labels: comparing with 512 of 1,536 dimensions takes a CPU under a millisecond
-VIEWS_PER_OBJECT = 12  # more views of one object add little
+MAX_CROPS = 512  # of all labels: comparing with 512 of 1,536 dimensions takes a CPU under a millisecond
+CROPS_PER_OBJECT = 12  # more crops of one object add little
 COARSE = 4  # evenly spaced candidates per exemplar before farthest-point sampling
 MIN_PER_LABEL = 12  # even with many labels
 
@@ -26,8 +23,8 @@ class ExemplarSample:
         labels: ``(p,)`` int64, label index; -1 for background.
         ids: ``(p,)`` int64.
         groups: ``(p,)`` int64, index of the object.
-        folds: ``(p,)`` int64, cross-validation fold: an object, or half the views of a label's only object.
-        weight: ``(p,)``: an object's views share its weight, a label's objects share 1.
+        folds: ``(p,)`` int64, cross-validation fold: an object, or half the crops of a label's only object.
+        weight: ``(p,)``: an object's crops share its weight, a label's objects share 1.
     """
 
     embeddings: FloatArray
@@ -35,7 +32,7 @@ class ExemplarSample:
     ids: IntArray
     groups: IntArray
     folds: IntArray
-    weight: Floats
+    weight: Float64Array
 
 
 def sample_exemplars(embeddings: FloatArray, labels: IntArray, ids: IntArray, groups: IntArray) -> ExemplarSample:
@@ -48,14 +45,14 @@ def sample_exemplars(embeddings: FloatArray, labels: IntArray, ids: IntArray, gr
         labels: ``(n,)`` label indices; -1 for background.
     """
     sampled: list[IntArray] = []
-    per_label = max(MIN_PER_LABEL, MAX_VIEWS // max(len(np.unique(labels)), 1))
+    per_label = max(MIN_PER_LABEL, MAX_CROPS // max(len(np.unique(labels)), 1))
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         # Of copies, the one with the lowest group and id is kept.
         rows = rows[np.lexsort((ids[rows], groups[rows]))]
         rows = _distinct(embeddings, rows)
         per_object = [
-            object_rows[_farthest_points(embeddings[object_rows], VIEWS_PER_OBJECT)]
+            object_rows[_farthest_points(embeddings[object_rows], CROPS_PER_OBJECT)]
             for group in np.unique(groups[rows])
             for object_rows in [rows[groups[rows] == group]]
         ]
@@ -67,8 +64,8 @@ def sample_exemplars(embeddings: FloatArray, labels: IntArray, ids: IntArray, gr
     folds, weight = _folds(embeddings, labels, groups), np.zeros(len(labels))
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        _, object_of, views = np.unique(groups[rows], return_inverse=True, return_counts=True)
-        weight[rows] = 1.0 / views[object_of] / len(views)
+        _, object_of, crops = np.unique(groups[rows], return_inverse=True, return_counts=True)
+        weight[rows] = 1.0 / crops[object_of] / len(crops)
     return ExemplarSample(embeddings, labels, ids, groups, folds, weight)
 
 
@@ -101,7 +98,7 @@ def _farthest_points(embeddings: FloatArray, count: int) -> IntArray:
 def _folds(embeddings: FloatArray, labels: IntArray, groups: IntArray) -> IntArray:
     """Assign cross-validation folds; see ``ExemplarSample``.
 
-    A label with a single object cannot lose it, so its views are split in two folds along their first principal
+    A label with a single object cannot lose it, so its crops are split in two folds along their first principal
     component. A split of neighbouring frames would underestimate the variation of the label.
     """
     _, group_index = np.unique(groups, return_inverse=True)

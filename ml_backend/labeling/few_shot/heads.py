@@ -1,6 +1,6 @@
 """Two classification heads over embeddings, and their sum.
 
-The *similarity* head compares views with exemplars and works from one exemplar on; the *linear* head weighs directions
+The *similarity* head compares crops with exemplars and works from one exemplar on; the *linear* head weighs directions
 and is better with several. On real crops their sum is as good as the better one (``benchmarks/few_shot.py``).
 """
 
@@ -9,12 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ml_backend.core.types import FloatArray, IntArray
+from ml_backend.core.types import Float64Array, FloatArray, IntArray
 from ml_backend.labeling.few_shot.exemplar_sampling import ExemplarSample
-
-Floats = npt.NDArray[np.float64]
 
 SOFTNESS = 0.5  # temperature of the similarity head, in standard deviations of the exemplars' similarities
 RIDGE = 1.0  # in typical eigenvalues of the exemplars' Gram matrix
@@ -24,7 +21,7 @@ _TINY = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class HeadScores:
-    """Scores of ``m`` views for ``k`` labels; NaN for labels whose exemplars are all held out.
+    """Scores of ``m`` crops for ``k`` labels; NaN for labels whose exemplars are all held out.
 
     Attributes:
         similarity: ``(m, k)`` soft maximum of the cosines to the label's exemplars.
@@ -32,9 +29,9 @@ class HeadScores:
         nearest: ``(m, k)`` cosine to the label's nearest exemplar; -inf instead of NaN.
     """
 
-    similarity: Floats
-    linear: Floats
-    nearest: Floats
+    similarity: Float64Array
+    linear: Float64Array
+    nearest: Float64Array
 
 
 class LabelHeads:
@@ -92,13 +89,13 @@ class LabelHeads:
             spreads.append(float(np.nansum(usable**2)))
         return float(np.sqrt(spreads[0] / spreads[1])) if min(spreads) > _TINY else 1.0
 
-    def total(self, scores: HeadScores) -> Floats:
+    def total(self, scores: HeadScores) -> Float64Array:
         """Combine both heads to ``(m, k)`` scores."""
         return scores.similarity + LINEAR_WEIGHT * self.linear_scale * scores.linear
 
-    def score(self, views: FloatArray) -> HeadScores:
-        """Score ``(m, d)`` views."""
-        both = (views @ self._stacked).astype(np.float64)
+    def score(self, embeddings: FloatArray) -> HeadScores:
+        """Score ``(m, d)`` embeddings."""
+        both = (embeddings @ self._stacked).astype(np.float64)
         similarities, linear = np.split(both, [len(self._exemplars)], axis=1)
         return HeadScores(
             self._soft_maximum(similarities, self._weight),
@@ -106,17 +103,17 @@ class LabelHeads:
             self._maximum(similarities, self._weight),
         )
 
-    def similarities(self, views: FloatArray, label: int) -> tuple[FloatArray, IntArray]:
-        """Return ``(m, q)`` cosines of views to a label's exemplars, and the exemplars' ``(q,)`` ids."""
+    def similarities(self, embeddings: FloatArray, label: int) -> tuple[FloatArray, IntArray]:
+        """Return ``(m, q)`` cosines of embeddings to a label's exemplars, and the exemplars' ``(q,)`` ids."""
         rows = np.flatnonzero(self._labels == label)
-        cosines: FloatArray = views @ self._exemplars[rows].T
+        cosines: FloatArray = embeddings @ self._exemplars[rows].T
         return cosines, self._sample.ids[self._rows[rows]]
 
     def held_out(self, folds: IntArray | None = None) -> HeadScores:
-        """Score the sample's ``p`` views, each with its fold held out.
+        """Score the sample's ``p`` crops, each with its fold held out.
 
-        The linear scores of a view add up to 0; where a label loses all exemplars, they are centred again on the
-        remaining labels. The ridge's mean includes the held-out exemplars, which would push the view away from all
+        The linear scores of a crop add up to 0; where a label loses all exemplars, they are centred again on the
+        remaining labels. The ridge's mean includes the held-out exemplars, which would push the crop away from all
         other labels, unlike an object that was never annotated.
 
         Args:
@@ -134,23 +131,23 @@ class LabelHeads:
         linear -= np.where(valid, linear, 0.0).sum(axis=1, keepdims=True) / np.maximum(valid.sum(axis=1), 1)[:, None]
         return HeadScores(similarity, linear, nearest)
 
-    def _soft_maximum(self, similarities: Floats, weight: Floats) -> Floats:
+    def _soft_maximum(self, similarities: Float64Array, weight: Float64Array) -> Float64Array:
         """Reduce ``(m, q)`` similarities to ``(m, k)`` soft maxima by label; weights ``(q,)`` or ``(m, q)``."""
         top = self._maximum(similarities, weight)
         gap = np.minimum(similarities - top[:, self._labels], 0.0)  # exemplars of weight 0 may exceed the top
         terms = np.add.reduceat(weight * np.exp(gap / self.temperature), self._starts, axis=1)
         total = np.add.reduceat(np.atleast_2d(weight), self._starts, axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            out: Floats = top + self.temperature * np.log(terms / total)
+            out: Float64Array = top + self.temperature * np.log(terms / total)
         out[~np.isfinite(top)] = np.nan
         return out
 
-    def _maximum(self, similarities: Floats, weight: Floats) -> Floats:
+    def _maximum(self, similarities: Float64Array, weight: Float64Array) -> Float64Array:
         """Reduce ``(m, q)`` similarities to ``(m, k)`` maxima by label; -inf where all weights are 0."""
-        out: Floats = np.maximum.reduceat(np.where(weight > 0, similarities, -np.inf), self._starts, axis=1)
+        out: Float64Array = np.maximum.reduceat(np.where(weight > 0, similarities, -np.inf), self._starts, axis=1)
         return out
 
-    def _linear_held_out(self, folds: IntArray) -> Floats:
+    def _linear_held_out(self, folds: IntArray) -> Float64Array:
         """Return the ridge's scores with each fold held out, by the residual ``(I - H_ff)^-1 r_f`` (Cook 1977)."""
         out = np.empty_like(self._target)
         for fold in np.unique(folds):
@@ -159,5 +156,5 @@ class LabelHeads:
             block = np.eye(len(rows)) - self._hat[np.ix_(rows, rows)]
             predicted = self._target[rows] - np.linalg.solve(block, residual)
             out[rows] = predicted / self._root[rows][:, None]
-        scaled: Floats = out * self._ridge
+        scaled: Float64Array = out * self._ridge
         return scaled

@@ -1,6 +1,6 @@
 """The pattern bank: few-shot classification of tracks from a handful of annotated objects.
 
-Two heads score a view (:mod:`.heads`). Their scores are calibrated to probabilities on held-out annotated objects
+Two heads score a crop (:mod:`.heads`). Their scores are calibrated to probabilities on held-out annotated objects
 (:mod:`.calibration`).
 """
 
@@ -10,9 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ml_backend.core.types import UNLABELLED, FloatArray, IntArray
+from ml_backend.core.types import UNLABELLED, Float64Array, FloatArray, IntArray
 from ml_backend.labeling.few_shot.calibration import (
     Acceptance,
     Evidence,
@@ -24,8 +23,6 @@ from ml_backend.labeling.few_shot.clusters import count_clusters
 from ml_backend.labeling.few_shot.exemplar_sampling import ExemplarSample, sample_exemplars
 from ml_backend.labeling.few_shot.heads import LabelHeads
 from ml_backend.labeling.few_shot.reidentification import Reidentification, fit_reidentification
-
-Floats = npt.NDArray[np.float64]
 
 ACCEPT = 0.5  # probability from which a label is accepted: more likely right than wrong
 SAFE = 0.9  # target precision of pseudo-labels
@@ -42,7 +39,7 @@ class Exemplars:
         embeddings: ``(n, d)`` float32, L2-normalised.
         labels: ``(n,)``; ``UNLABELLED`` is background: an object without a label in a submitted task. Weak evidence, as
             annotators may skip objects.
-        groups: ``(n,)`` int64, index of the annotated object: views of one object are near-duplicates and share a
+        groups: ``(n,)`` int64, index of the annotated object: crops of one object are near-duplicates and share a
             cross-validation fold.
     """
 
@@ -96,7 +93,7 @@ class PatternBank:
     Attributes:
         labels: labels with at least one exemplar, sorted.
         clusters: number of clusters of exemplars by label.
-        thresholds: by label, the cosine to the nearest exemplar at which a view is as likely right as wrong; only for
+        thresholds: by label, the cosine to the nearest exemplar at which a crop is as likely right as wrong; only for
             display, as decisions use the scores of both heads.
         safe_thresholds: by label, the score of :meth:`rank` from which pseudo-labels are safe. With few exemplars no
             track reaches it.
@@ -142,26 +139,26 @@ class PatternBank:
             model = _fit(sample_exemplars(embeddings, indices, ids, groups), len(labels))
         return cls(labels, clusters, dimension, model)
 
-    def classify(self, views: FloatArray, allowed: Collection[str] | None = None) -> PatternMatch:
+    def classify(self, embeddings: FloatArray, allowed: Collection[str] | None = None) -> PatternMatch:
         """Classify one track.
 
         Args:
-            views: ``(m, d)`` float32, L2-normalised, m >= 1.
+            embeddings: ``(m, d)`` float32, L2-normalised, m >= 1.
             allowed: labels of the current label config; by default all labels of the bank.
 
         Raises:
-            ValueError: ``views`` has the wrong shape or values that are not finite.
+            ValueError: ``embeddings`` has the wrong shape or values that are not finite.
         """
-        self._check(views)
+        self._check(embeddings)
         candidates = [i for i, label in enumerate(self.labels) if allowed is None or label in allowed]
         if self._model is None or not candidates:
             return NOTHING
-        probability = self._model.probabilities(views, np.array([0]), candidates)[0]
+        probability = self._model.probabilities(embeddings, np.array([0]), candidates)[0]
         ranking = np.argsort(-probability, kind="stable")
         best = int(ranking[0])
         p = float(probability[best])
         margin = p - (float(probability[ranking[1]]) if len(ranking) > 1 else 0.0)
-        cosines, ids = self._model.heads.similarities(views, candidates[best])
+        cosines, ids = self._model.heads.similarities(embeddings, candidates[best])
         similarities = cosines.max(axis=0)
         nearest = int(np.argmax(similarities))
         label = self.labels[candidates[best]]
@@ -180,23 +177,23 @@ class PatternBank:
         From ``safe_thresholds[label]`` on, the label may be given without review.
 
         Raises:
-            ValueError: the label is unknown, or views are invalid as for :meth:`classify`.
+            ValueError: the label is unknown, or embeddings are invalid as for :meth:`classify`.
         """
         if self._model is None or label not in self.labels:
             raise ValueError(f"expected one of {self.labels}, got {label!r}")
-        for views in tracks:
-            self._check(views)
+        for embeddings in tracks:
+            self._check(embeddings)
         if not len(tracks):
             return np.zeros(0, np.float32)
-        starts = np.cumsum([0, *(len(views) for views in tracks[:-1])])
+        starts = np.cumsum([0, *(len(embeddings) for embeddings in tracks[:-1])])
         probabilities = self._model.probabilities(np.concatenate(tracks), starts, range(len(self.labels)))
         return probabilities[:, self.labels.index(label)].astype(np.float32)
 
-    def _check(self, views: FloatArray) -> None:
-        if views.ndim != 2 or views.shape[1] != self.dimension or not len(views):
-            raise ValueError(f"expected views of shape (m >= 1, {self.dimension}), got {views.shape}")
-        if not np.isfinite(views).all():
-            raise ValueError("expected finite views")
+    def _check(self, embeddings: FloatArray) -> None:
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.dimension or not len(embeddings):
+            raise ValueError(f"expected embeddings of shape (m >= 1, {self.dimension}), got {embeddings.shape}")
+        if not np.isfinite(embeddings).all():
+            raise ValueError("expected finite embeddings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,30 +213,32 @@ class _CalibratedHeads:
     acceptance: Acceptance
     temperature: float
     cosine: Acceptance
-    safe: Floats
+    safe: Float64Array
     reidentification: Reidentification | None
 
-    def probabilities(self, views: FloatArray, starts: IntArray, candidates: Sequence[int]) -> Floats:
-        """Return ``(t, len(candidates))`` probabilities of tracks whose views begin at ``starts``."""
-        total = self.heads.total(self.heads.score(views))[:, candidates]
-        counts = np.diff(np.append(starts, len(views)))
+    def probabilities(self, embeddings: FloatArray, starts: IntArray, candidates: Sequence[int]) -> Float64Array:
+        """Return ``(t, len(candidates))`` probabilities of tracks whose embeddings begin at ``starts``."""
+        total = self.heads.total(self.heads.score(embeddings))[:, candidates]
+        counts = np.diff(np.append(starts, len(embeddings)))
         total = np.add.reduceat(total, starts, axis=0) / counts[:, None]
         probabilities = _probabilities(total, np.array(candidates, np.int64), self.acceptance, self.temperature)
         if self.reidentification is None:
             return probabilities
-        reidentified = self.reidentification.probabilities(views, starts, self.count)[:, candidates]
+        reidentified = self.reidentification.probabilities(embeddings, starts, self.count)[:, candidates]
         probabilities = np.maximum(probabilities, np.minimum(reidentified, self.acceptance.ceiling))
-        out: Floats = probabilities / np.maximum(probabilities.sum(axis=1, keepdims=True), 1.0)
+        out: Float64Array = probabilities / np.maximum(probabilities.sum(axis=1, keepdims=True), 1.0)
         return out
 
 
-def _probabilities(total: Floats, candidates: IntArray, acceptance: Acceptance, temperature: float) -> Floats:
+def _probabilities(
+    total: Float64Array, candidates: IntArray, acceptance: Acceptance, temperature: float
+) -> Float64Array:
     """Multiply the probabilities of "any label" and "this label", given ``(t, k)`` scores; NaN is no candidate."""
     z = np.where(np.isfinite(total), total, -np.inf) / temperature
     z = np.exp(z - z.max(axis=1, keepdims=True))
     softmax = z / z.sum(axis=1, keepdims=True)
     accepted = acceptance(np.nan_to_num(total, nan=-np.inf), np.broadcast_to(candidates, total.shape))
-    out: Floats = softmax * accepted
+    out: Float64Array = softmax * accepted
     return out
 
 
@@ -260,7 +259,7 @@ def _fit(sample: ExemplarSample, count: int) -> _CalibratedHeads:
     claimed = np.zeros(len(own), np.int64)
     claimed[impostor] = np.nanargmax(impostor_scores[impostor], axis=1)
 
-    def evidence(of_genuine: Floats, of_impostors: Floats) -> Evidence:
+    def evidence(of_genuine: Float64Array, of_impostors: Float64Array) -> Evidence:
         return make_evidence(
             np.concatenate([of_genuine[genuine, own[genuine]], of_impostors[impostor, claimed[impostor]]]),
             np.repeat([True, False], [genuine.sum(), impostor.sum()]),

@@ -24,7 +24,7 @@ from ml_backend.tracking.track_record import TrackSet
 
 @dataclass(frozen=True, slots=True)
 class NewExemplar:
-    """A view of an annotated object to store; the label ``UNLABELLED`` means background."""
+    """A crop of an annotated object to store; the label ``UNLABELLED`` means background."""
 
     region_id: str
     label: str
@@ -48,7 +48,7 @@ class StoredTracks:
     """A track set with its task and video."""
 
     task_id: int
-    part: int
+    video_index: int
     video: str
     uri: str
     tracks: TrackSet
@@ -201,11 +201,13 @@ class PatternStore:
 
     # -- track sets
 
-    def save_tracks(self, key: str, project_id: int, task_id: int, part: int, uri: str, tracks: TrackSet) -> None:
+    def save_tracks(
+        self, key: str, project_id: int, task_id: int, video_index: int, uri: str, tracks: TrackSet
+    ) -> None:
         row = {
             "project_id": project_id,
             "task_id": task_id,
-            "part": part,
+            "part": video_index,
             "video": video_key(uri),
             "uri": uri,
             "body": tracks.dump(),

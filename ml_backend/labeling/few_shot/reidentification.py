@@ -1,7 +1,7 @@
 """Re-identify annotated objects: the same person in the next video, the same truck an hour later.
 
 A label's objects may look different from each other, so that the bank abstains for new ones. But a track as similar to
-an annotated object as the object's views are to each other is most likely that object, and has its label.
+an annotated object as the object's crops are to each other is most likely that object, and has its label.
 """
 
 from __future__ import annotations
@@ -9,12 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ml_backend.core.types import FloatArray, IntArray
+from ml_backend.core.types import Float64Array, FloatArray, IntArray
 from ml_backend.labeling.few_shot.exemplar_sampling import ExemplarSample
-
-Floats = npt.NDArray[np.float64]
 
 #: Objects of other labels or background needed to tell similarity from chance.
 MIN_OTHERS = 4
@@ -26,9 +23,9 @@ MIN_SPREAD = 0.02  # cosine; keeps a handful of objects that happen to agree fro
 class Reidentification:
     """Probability that a track shows an annotated object.
 
-    The similarity of a track and an object is the mean over the track's views of the cosine to the object's nearest
-    view. Fisher's linear discriminant in one dimension separates two normal distributions of one spread: an object's
-    similarity to itself (each view to the others), and to the nearest object of another label.
+    The similarity of a track and an object is the mean over the track's crops of the cosine to the object's nearest
+    crop. Fisher's linear discriminant in one dimension separates two normal distributions of one spread: an object's
+    similarity to itself (each crop to the others), and to the nearest object of another label.
 
     Attributes:
         embeddings: ``(p, d)`` of labelled objects.
@@ -44,16 +41,16 @@ class Reidentification:
     middle: float
     slope: float
 
-    def probabilities(self, views: FloatArray, starts: IntArray, count: int) -> Floats:
+    def probabilities(self, embeddings: FloatArray, starts: IntArray, count: int) -> Float64Array:
         """Return ``(t, count)`` probabilities, by label, that tracks show one of its annotated objects.
 
         Args:
-            views: ``(m, d)`` of all tracks.
-            starts: ``(t,)`` first view of each track.
+            embeddings: ``(m, d)`` of all tracks.
+            starts: ``(t,)`` first crop of each track.
             count: number of labels.
         """
-        nearest = np.maximum.reduceat((views @ self.embeddings.T).astype(np.float64), self.starts, axis=1)
-        counts = np.diff(np.append(starts, len(views)))[:, None]
+        nearest = np.maximum.reduceat((embeddings @ self.embeddings.T).astype(np.float64), self.starts, axis=1)
+        counts = np.diff(np.append(starts, len(embeddings)))[:, None]
         similarity = np.add.reduceat(nearest, starts, axis=0) / counts  # (t, q)
         odds = np.zeros((len(starts), count))
         for label in range(count):
@@ -61,7 +58,7 @@ class Reidentification:
             if of_label.shape[1]:
                 odds[:, label] = np.exp(np.clip(self.slope * (of_label.max(axis=1) - self.middle), -30, 30))
         # "None of them" has the odds 1; labels with equally similar objects share the rest.
-        out: Floats = odds / (1.0 + odds.sum(axis=1, keepdims=True))
+        out: Float64Array = odds / (1.0 + odds.sum(axis=1, keepdims=True))
         return out
 
 
@@ -77,8 +74,8 @@ def fit_reidentification(sample: ExemplarSample) -> Reidentification | None:
     own, foreign = [], []
     for i, (start, count) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True)):
         if labels[i] >= 0 and count > 1:
-            views = slice(start, start + count)
-            own.append(float((cosines[views, views] - 2 * np.eye(count)).max(axis=1).mean()))
+            own_rows = slice(start, start + count)
+            own.append(float((cosines[own_rows, own_rows] - 2 * np.eye(count)).max(axis=1).mean()))
         others = (labels != labels[i]) | ((labels[i] < 0) & (np.arange(len(labels)) != i))
         if others.sum() >= MIN_OTHERS:
             # The nearest of all other objects, as an unknown object is compared with its nearest, too.

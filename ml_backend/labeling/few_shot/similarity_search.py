@@ -26,7 +26,7 @@ class SimilarTrack:
     Attributes:
         score: 0..1, calibrated.
         safe: whether the score reaches the bank's threshold for pseudo-labels.
-        frame: 0-based decoded frame of the best view.
+        frame: 0-based decoded frame of the best crop.
         ls_frame: 1-based frame on Label Studio's timeline.
         time: seconds.
         xyxy: box on that frame, in pixels.
@@ -34,7 +34,7 @@ class SimilarTrack:
     """
 
     task_id: int
-    part: int
+    video_index: int
     track_id: int
     score: float
     safe: bool
@@ -49,7 +49,7 @@ class SimilarTrack:
         """Return all but the thumbnail, for JSON."""
         return {
             "task": self.task_id,
-            "part": self.part,
+            "part": self.video_index,
             "track": self.track_id,
             "score": round(self.score, 4),
             "safe": self.safe,
@@ -97,7 +97,7 @@ def find_similar(
             continue
         records, crop_embeddings = stored.tracks.tracks, store.crop_embeddings(stored.video)
         try:
-            crops = [record.views for record in records]
+            crops = [record.crops for record in records]
             embedded = embed_tracks(
                 crops, embedder, model_id, crop_embeddings, partial(open_video, stored), CROPS_PER_TRACK
             )
@@ -106,8 +106,8 @@ def find_similar(
                 raise
             on_skip(stored, error)
             continue
-        candidates = [(record, views) for record, views in zip(records, embedded, strict=True) if views]
-        scores = bank.rank(label, [np.stack([view.vector for view in views]) for _, views in candidates])
+        candidates = [(record, crops) for record, crops in zip(records, embedded, strict=True) if crops]
+        scores = bank.rank(label, [np.stack([crop.vector for crop in crops]) for _, crops in candidates])
         video = replace(stored, tracks=replace(stored.tracks, tracks=()))
         best += [(score, video, *track) for score, track in zip(scores.tolist(), candidates, strict=True)]
         best = sorted(best, key=lambda item: -item[0])[:limit]
@@ -115,15 +115,15 @@ def find_similar(
 
 
 def _similar(
-    bank: PatternBank, label: str, score: float, video: StoredTracks, record: TrackRecord, views: list[CropEmbedding]
+    bank: PatternBank, label: str, score: float, video: StoredTracks, record: TrackRecord, crops: list[CropEmbedding]
 ) -> SimilarTrack:
-    view_scores = bank.rank(label, [view.vector[None] for view in views])
-    best = views[int(np.argmax(view_scores))]
+    crop_scores = bank.rank(label, [crop.vector[None] for crop in crops])
+    best = crops[int(np.argmax(crop_scores))]
     duration, count = float(record.value["duration"]), int(record.value["framesCount"])
     time = best.frame / max(video.tracks.frames, 1) * duration
     return SimilarTrack(
         video.task_id,
-        video.part,
+        video.video_index,
         record.track_id,
         score,
         score >= bank.safe_thresholds[label],

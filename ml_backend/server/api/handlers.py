@@ -82,8 +82,9 @@ def system_state(container: WebContainer) -> dict[str, Any]:
             for w in container.queue.workers()
         ]
         names = [worker["name"] for worker in state["workers"]]
-        reported = container.worker_status.shaping(names)
-        state["differing"] = differing_settings(version_settings(container.settings), reported)
+        state["differing"] = differing_settings(
+            version_settings(container.settings), container.worker_status.version_settings(names)
+        )
     except BackendError as error:
         state |= {"redis": {"up": False, "error": str(error)}, "queues": {}, "workers": [], "differing": []}
     try:

@@ -50,9 +50,9 @@ def make_region(
 
 
 def read(
-    *result: dict[str, Any], timeline: Timeline = SAME_RATE, control: VideoControl = CONTROL, views: int = 4
+    *result: dict[str, Any], timeline: Timeline = SAME_RATE, control: VideoControl = CONTROL, k: int = 4
 ) -> list[AnnotatedObject]:
-    return annotated_objects(result, control, timeline, WIDTH, HEIGHT, views)
+    return annotated_objects(result, control, timeline, WIDTH, HEIGHT, k)
 
 
 # -- boxes
@@ -67,15 +67,15 @@ def test_a_region_becomes_boxes_on_decoded_frames() -> None:
     assert item.xyxy[0].tolist() == pytest.approx([64, 72, 224, 252])
     assert item.xyxy[20].tolist() == pytest.approx([128, 72, 288, 252])
     assert item.xyxy[10].tolist() == pytest.approx([96, 72, 256, 252])
-    assert 4 <= len(item.views) <= 12
-    for view in item.views:
-        (at,) = np.flatnonzero(item.frames == view.frame)
-        assert view.xyxy == pytest.approx(item.xyxy[at], abs=0.051)
+    assert 4 <= len(item.crops) <= 12
+    for crop in item.crops:
+        (at,) = np.flatnonzero(item.frames == crop.frame)
+        assert crop.xyxy == pytest.approx(item.xyxy[at], abs=0.051)
 
 
 def test_boxes_that_a_person_has_put_are_surer_than_those_between() -> None:
-    (item,) = read(make_region(key(11), key(14), key(30, enabled=False)), views=12)
-    conf = {view.frame: view.conf for view in item.views}
+    (item,) = read(make_region(key(11), key(14), key(30, enabled=False)), k=12)
+    conf = {crop.frame: crop.conf for crop in item.crops}
     assert {frame for frame, value in conf.items() if value == 1} == {10, 13, 29}
     assert {round(value, 6) for value in conf.values()} == {1, INTERPOLATED_CONF}
 
@@ -117,7 +117,7 @@ def test_what_is_drawn_is_what_is_learned_at_any_rate(tmp_path: Path, rate: floa
 
 def test_boxes_are_kept_inside_the_frame() -> None:
     (item,) = read(make_region(key(1, x=-10, y=80, width=30, height=40), key(10, x=-10, y=80, width=30, height=40)))
-    assert all(view.xyxy == (0.0, 288.0, 128.0, 360.0) for view in item.views)
+    assert all(crop.xyxy == (0.0, 288.0, 128.0, 360.0) for crop in item.crops)
 
 
 def test_a_turned_box_is_the_upright_one_around_it() -> None:
@@ -127,14 +127,14 @@ def test_a_turned_box_is_the_upright_one_around_it() -> None:
 
 def test_parts_that_cannot_be_seen_are_no_views() -> None:
     (item,) = read(make_region(key(1, x=-40), key(50, x=-40, width=25), key(51), key(60, enabled=False)))
-    assert item.views
-    assert all(view.frame >= 49 for view in item.views)
+    assert item.crops
+    assert all(crop.frame >= 49 for crop in item.crops)
 
 
 def test_as_many_views_as_there_can_be() -> None:
-    assert len(read(make_region(key(50), key(51, enabled=False)))[0].views) == 2
-    assert len(read(make_region(key(50, enabled=False)), views=1)[0].views) == 1
-    assert len(read(make_region(key(1)), views=2)[0].views) == 6
+    assert len(read(make_region(key(50), key(51, enabled=False)))[0].crops) == 2
+    assert len(read(make_region(key(50, enabled=False)), k=1)[0].crops) == 1
+    assert len(read(make_region(key(1)), k=2)[0].crops) == 6
 
 
 # -- what teaches nothing
@@ -267,8 +267,8 @@ def test_ids_fit_into_the_database() -> None:
 def make_object(frames: Sequence[int] = range(20, 60), **changes: Any) -> AnnotatedObject:
     frames_array = np.array(frames)
     boxes = np.tile([100.0, 50.0, 200.0, 150.0], (len(frames_array), 1))
-    views = tuple(CropBox(frame, (100.0, 50.0, 200.0, 150.0), 1.0) for frame in frames[:12])
-    values = {"region_id": "r1", "label": "fallen", "frames": frames_array, "xyxy": boxes, "views": views} | changes
+    crops = tuple(CropBox(frame, (100.0, 50.0, 200.0, 150.0), 1.0) for frame in frames[:12])
+    values = {"region_id": "r1", "label": "fallen", "frames": frames_array, "xyxy": boxes, "crops": crops} | changes
     return AnnotatedObject(**values)
 
 
@@ -278,38 +278,38 @@ def look(frame: int, dx: float = 0.0) -> CropEmbedding:
 
 def test_looks_of_an_accepted_track_are_taken() -> None:
     known = [look(50, 1.0), look(25), look(30, 3.0), look(44)]
-    views = reuse_embedded_crops(make_object(), known, 4)
-    assert views == tuple(CropBox(item.frame, item.xyxy, 1.0) for item in sorted(known, key=lambda item: item.frame))
+    crops = reuse_embedded_crops(make_object(), known, 4)
+    assert crops == tuple(CropBox(item.frame, item.xyxy, 1.0) for item in sorted(known, key=lambda item: item.frame))
 
 
 def test_other_looks_are_not() -> None:
     item = make_object()
-    assert reuse_embedded_crops(item, [], 4) == item.views
+    assert reuse_embedded_crops(item, [], 4) == item.crops
     elsewhere = [look(frame, 60.0) for frame in range(20, 30)]
     before, after = [look(frame) for frame in range(5, 10)], [look(frame) for frame in range(60, 70)]
-    assert reuse_embedded_crops(item, elsewhere + before + after, 4) == item.views
+    assert reuse_embedded_crops(item, elsewhere + before + after, 4) == item.crops
 
 
 def test_too_few_known_looks_are_not_enough() -> None:
     item = make_object()
-    assert reuse_embedded_crops(item, [look(25), look(30), look(35)], 4) == item.views
+    assert reuse_embedded_crops(item, [look(25), look(30), look(35)], 4) == item.crops
     assert len(reuse_embedded_crops(item, [look(25), look(30), look(35)], 3)) == 3
 
 
 def test_a_short_object_needs_no_more_looks_than_it_has_frames() -> None:
     item = make_object(range(20, 22))
     assert len(reuse_embedded_crops(item, [look(20), look(21)], 4)) == 2
-    assert reuse_embedded_crops(item, [look(20)], 4) == item.views
+    assert reuse_embedded_crops(item, [look(20)], 4) == item.crops
 
 
 def test_one_look_a_frame() -> None:
-    views = reuse_embedded_crops(make_object(), [look(25), look(25, 1.0), look(30)], 2)
-    assert [view.frame for view in views] == [25, 30]
+    crops = reuse_embedded_crops(make_object(), [look(25), look(25, 1.0), look(30)], 2)
+    assert [crop.frame for crop in crops] == [25, 30]
 
 
 def test_frames_on_which_the_object_is_hidden() -> None:
     item = make_object([20, 21, 40, 41])
-    assert [view.frame for view in reuse_embedded_crops(item, [look(n) for n in (19, 20, 30, 39, 40, 42)], 2)] == [
+    assert [crop.frame for crop in reuse_embedded_crops(item, [look(n) for n in (19, 20, 30, 39, 40, 42)], 2)] == [
         20,
         40,
     ]
@@ -319,8 +319,8 @@ def test_frames_on_which_the_object_is_hidden() -> None:
 
 
 def make_record(track_id: int, box: tuple[float, float, float, float], *frames: int, score: float = 0.5) -> TrackRecord:
-    views = tuple(CropBox(frame, box, 0.9) for frame in frames)
-    return TrackRecord(track_id, 0, 10, score, {"person": 1.0}, {}, views)
+    crops = tuple(CropBox(frame, box, 0.9) for frame in frames)
+    return TrackRecord(track_id, 0, 10, score, {"person": 1.0}, {}, crops)
 
 
 def make_set(*records: TrackRecord) -> TrackSet:
@@ -351,7 +351,7 @@ def test_objects_of_a_label_that_left_the_config_are_no_background(label: str) -
     """Else the best examples would speak against the label's new name."""
     old, new = read(make_region(key(11), labels=[label]), make_region(key(11, x=60), id="r2"))
     assert (old.label, new.label) == (None, "fallen")
-    tracks = make_set(make_record(1, old.views[0].xyxy, 30), make_record(2, (330.0, 250.0, 350.0, 300.0), 30))
+    tracks = make_set(make_record(1, old.crops[0].xyxy, 30), make_record(2, (330.0, 250.0, 350.0, 300.0), 30))
     assert ids(tracks, old, new) == [2]
 
 

@@ -487,7 +487,7 @@ def test_the_newest_tracks_of_each_video(store: PatternStore) -> None:
     store.save_tracks("c", 1, 10, 0, "c", make_tracks(4))
     store.save_tracks("d", 2, 1, 0, "a", make_tracks(5))
     found = list(store.tracks_of_project(1))
-    assert [(item.task_id, item.part, item.uri) for item in found] == [(9, 0, "b"), (10, 0, "c"), (10, 1, "a")]
+    assert [(item.task_id, item.video_index, item.uri) for item in found] == [(9, 0, "b"), (10, 0, "c"), (10, 1, "a")]
     assert [item.tracks.tracks[0].track_id for item in found] == [2, 4, 3]
     (only,) = store.tracks_of_project(1, video_key("a"))
     assert only.tracks == make_tracks(3)

@@ -80,10 +80,10 @@ def record(column: int, *, views: int = 4, track_id: int | None = None) -> Track
     return TrackRecord(column if track_id is None else track_id, 0, FRAMES, 0.5, {"car": 1.0}, value, seen)
 
 
-def save(store: PatternStore, task: int, *records: TrackRecord, part: int = 0, project: int = 1) -> None:
+def save(store: PatternStore, task: int, *records: TrackRecord, video_index: int = 0, project: int = 1) -> None:
     tracks = TrackSet(tuple(records), ("car",), False, WIDTH, HEIGHT, FRAMES)
-    uri = f"clip-{project}-{task}-{part}"
-    store.save_tracks(uri, project, task, part, uri, tracks)
+    uri = f"clip-{project}-{task}-{video_index}"
+    store.save_tracks(uri, project, task, video_index, uri, tracks)
 
 
 def refuse(*_: Any) -> NoReturn:
@@ -217,12 +217,12 @@ def test_an_error_of_our_own_is_not_skipped(store: PatternStore, clip: Path) -> 
 
 def test_tracks_without_looks_are_left_out(store: PatternStore, clip: Path) -> None:
     save(store, 11)
-    save(store, 10, replace(record(0), views=()))
+    save(store, 10, replace(record(0), crops=()))
     assert find(store, clip, embedder=refuse, open_video=refuse) == []
-    outside = replace(record(1, track_id=5), views=(CropBox(3, (900.0, 900.0, 950.0, 950.0), 0.9),))
-    save(store, 10, replace(record(0), views=()), outside)
+    outside = replace(record(1, track_id=5), crops=(CropBox(3, (900.0, 900.0, 950.0, 950.0), 0.9),))
+    save(store, 10, replace(record(0), crops=()), outside)
     assert find(store, clip) == []
-    save(store, 12, replace(record(0), views=()), record(1))
+    save(store, 12, replace(record(0), crops=()), record(1))
     assert names(find(store, clip)) == [(12, 1)]
 
 
@@ -231,9 +231,9 @@ def test_nothing_to_search(store: PatternStore, clip: Path) -> None:
 
 
 def test_where_it_is(store: PatternStore, clip: Path) -> None:
-    save(store, 10, replace(record(0, track_id=77), views=record(0).views[1:2]), part=2)
+    save(store, 10, replace(record(0, track_id=77), crops=record(0).crops[1:2]), video_index=2)
     (item,) = find(store, clip)
-    assert (item.task_id, item.part, item.track_id, item.original_class) == (10, 2, 77, "car")
+    assert (item.task_id, item.video_index, item.track_id, item.original_class) == (10, 2, 77, "car")
     assert item.frame == 3
     assert item.time == pytest.approx(0.25)
     assert item.ls_frame == 7  # 24 frames a second on Label Studio's timeline, 12 in the file
@@ -253,8 +253,8 @@ def test_where_it_is(store: PatternStore, clip: Path) -> None:
 
 
 def test_the_most_typical_look_is_shown(store: PatternStore, clip: Path) -> None:
-    views = tuple(CropBox(frame, record(column).views[0].xyxy, 0.9) for frame, column in ((2, 4), (9, 0), (20, 6)))
-    save(store, 10, replace(record(0), views=views))
+    crops = tuple(CropBox(frame, record(column).crops[0].xyxy, 0.9) for frame, column in ((2, 4), (9, 0), (20, 6)))
+    save(store, 10, replace(record(0), crops=crops))
     assert find(store, clip, "red")[0].frame == 9
     assert find(store, clip, "blue")[0].frame == 20
 

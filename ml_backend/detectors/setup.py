@@ -1,4 +1,4 @@
-"""Set-up of ultralytics: disables installs, network use and files that a service must not cause by itself."""
+"""Set-up of ultralytics and OpenVINO: disables installs, network use and files that a service must not cause."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import atexit
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from functools import lru_cache
 from pathlib import Path
-
-from ml_backend.detectors.openvino_setup import setup_openvino
 
 # ultralytics reads these on its first import; later changes have no effect.
 _QUIET = {
@@ -18,6 +17,15 @@ _QUIET = {
     "YOLO_OFFLINE": "true",  # never resolve hosts, send analytics or look for updates
     "YOLO_VERBOSE": "false",  # no banners; warnings still come through logging
 }
+
+
+def setup_openvino() -> None:
+    """Disable OpenVINO's telemetry, which sends an event to a web service on import. Call before importing it.
+
+    Makes ``openvino_telemetry`` appear not to be installed, which OpenVINO allows for. Its official opt-out is a file
+    in the home directory, which we leave alone.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: not to be imported
 
 
 @lru_cache(maxsize=1)
