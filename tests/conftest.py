@@ -44,11 +44,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """With ``--quick``, leave out what needs a server, a browser or real weights, and what is marked as slow."""
     if not config.getoption("--quick"):
         return
-    slow = [
-        item for item in items if NOT_QUICK & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("slow")
-    ]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if item not in set(slow)]
+    marks = ("slow", "stack", "browser")
+    slow = {
+        item
+        for item in items
+        if NOT_QUICK & set(getattr(item, "fixturenames", ())) or any(map(item.get_closest_marker, marks))
+    }
+    config.hook.pytest_deselected(items=list(slow))
+    items[:] = [item for item in items if item not in slow]
 
 
 @pytest.fixture(scope="session", autouse=True)

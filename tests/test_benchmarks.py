@@ -20,6 +20,8 @@ from benchmarks.measuring import last_json
 from benchmarks.report import BENCHMARKS, EARLIER, Benchmark, page, run_benchmark, write
 from tests.builders import ROOT, make_clip, make_tiny_yolo
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 40
 FACTS = {
     "date": "2030-01-31",

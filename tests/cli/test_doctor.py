@@ -42,6 +42,7 @@ def only(findings: list[Finding], check: str) -> Finding:
     return finding
 
 
+@pytest.mark.slow
 def test_this_machine_is_in_order(settings: MakeSettings) -> None:
     findings = examine(target(settings()), ["python", "packages", "torch", "codecs", "disk", "database"])
     assert [finding for finding in findings if finding.status == "failed"] == []
@@ -56,6 +57,7 @@ def test_nothing_that_runs_is_said_with_a_cure(settings: MakeSettings, tmp_path:
     assert all(finding.hint for finding in findings)
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_does_not_hang_the_doctor(settings: MakeSettings) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -105,6 +107,7 @@ def test_full_and_unwritable_data_folders(
     assert "DATA_DIR" in finding.hint
 
 
+@pytest.mark.slow
 def test_a_locked_and_a_damaged_database(settings: MakeSettings, tmp_path: Path) -> None:
     path = tmp_path / "locked.sqlite3"
     here = settings(database_url=f"sqlite:///{path}")
@@ -197,6 +200,7 @@ def run_doctor(*arguments: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.slow
 def test_the_script_prints_json_and_ends_with_1_on_failure(tmp_path: Path) -> None:
     result = run_doctor("--json", "--only", "python", DATA_DIR=str(tmp_path))
     assert result.returncode == 0, result.stderr

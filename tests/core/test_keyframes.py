@@ -40,6 +40,7 @@ coordinates = st.one_of(st.floats(0, 60), st.sampled_from([0.0, 10.0, 20.0, 20.0
 any_boxes = st.integers(1, 40).flatmap(lambda n: arrays(np.float64, (n, 4), elements=coordinates))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @example(np.array([[1.0, 1, 1, 1], [7.8e-148, 1, 1, 1]]), 0.3, True)  # 1 + (7.8e-148 - 1) is 0, and not that box
 @given(any_boxes, st.sampled_from([0.0, 0.3, 0.9, 0.99, 1.0]), st.booleans())
@@ -98,6 +99,7 @@ def test_a_long_track_that_stands_still_and_then_moves() -> None:
     assert len(keys) <= 0.06 * 1500
 
 
+@pytest.mark.slow
 def test_hour_of_a_parked_car_needs_two_keyframes() -> None:
     frames = np.arange(100_000)
     keys, key_boxes = simplify(frames, np.tile([10.0, 20, 90, 70], (100_000, 1)))

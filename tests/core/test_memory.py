@@ -101,6 +101,7 @@ def test_what_is_no_model_takes_nothing(thing: object) -> None:
     assert model_memory(thing) == {}
 
 
+@pytest.mark.slow
 def test_a_detector_is_as_large_as_its_network(tmp_path: Path, settings: MakeSettings) -> None:
     from ultralytics.nn.autobackend import AutoBackend
 

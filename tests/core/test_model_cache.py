@@ -88,6 +88,7 @@ def test_a_model_is_loaded_once(loads: Loads) -> None:
     assert loads.loaded == ["a"]
 
 
+@pytest.mark.slow
 def test_the_least_recently_used_goes_first(loads: Loads) -> None:
     cache = ModelCache(3 * MB)
     for name in "abcad":
@@ -113,6 +114,7 @@ def test_only_as_many_go_as_must(loads: Loads) -> None:
     assert names(cache) == ["c", "d", "two"]
 
 
+@pytest.mark.slow
 def test_models_in_use_stay(loads: Loads, caplog: pytest.LogCaptureFixture) -> None:
     cache = ModelCache(2 * MB)
     with ExitStack() as stack, caplog.at_level(logging.WARNING):
@@ -281,6 +283,7 @@ def test_loading_one_holds_up_nobody_who_wants_another(loads: Loads) -> None:
         loading.result(WAIT)
 
 
+@pytest.mark.slow
 def test_threads_that_fight_for_room_get_whole_models(loads: Loads) -> None:
     """Many threads, more models than fit: nobody gets a model that has been unloaded, and the budget holds at last."""
     cache, count = ModelCache(3 * MB), 8
@@ -302,6 +305,7 @@ def test_threads_that_fight_for_room_get_whole_models(loads: Loads) -> None:
     assert all(model["in_use"] == 0 and not model["loading"] for model in status["models"])
 
 
+@pytest.mark.slow
 def test_cards_have_budgets_of_their_own(loads: Loads, caplog: pytest.LogCaptureFixture) -> None:
     cache = ModelCache(2 * MB, 3 * MB)
     loads.use(cache, "ram")
@@ -331,6 +335,7 @@ def test_a_model_that_moved_to_the_cpu_counts_there(loads: Loads) -> None:
     loads.use(cache, "b")
 
 
+@pytest.mark.slow
 def test_optimize_unloads_what_is_idle(loads: Loads) -> None:
     cache = ModelCache(10 * MB)
     for name in "ab":

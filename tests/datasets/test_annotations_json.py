@@ -147,6 +147,7 @@ def test_regions_without_label_are_left_out_and_counted(tmp_path: Path) -> None:
     assert (written.rows, written.unlabelled) == (3, 1)
 
 
+@pytest.mark.slow
 def test_the_script(tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -193,6 +194,7 @@ def test_the_script_with_a_label_config(tmp_path: Path) -> None:
     assert {row["annotator"] for row in rows_of(tmp_path / "a.json")} == {"1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -109,6 +109,7 @@ def test_versions_of_one_video_lie_in_one_part(tmp_path: Path, two_people: dict[
     assert {split: len(names) for split, names in found.items()} == {"train": 16, "val": 4}
 
 
+@pytest.mark.slow
 def test_people_must_not_contradict_each_other_in_training(tmp_path: Path, two_people: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"is for training.*yolo-track, coco, mot, cvat"):
         export(tmp_path, [two_people], all_annotators=True)
@@ -160,6 +161,7 @@ def test_classes_of_a_video_that_has_disappeared(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())["names"] == {0: "car", 1: "person"}
 
 
+@pytest.mark.slow
 def test_the_script_says_what_was_kept(tmp_path: Path) -> None:
     make_video(tmp_path / "clip.mp4", frames=5)
     write_export(tmp_path / "e.json", [make_task("clip.mp4", make_annotation(MOVING))])

@@ -255,6 +255,7 @@ def test_only_the_annotation_that_counts(tmp_path: Path, clip: dict[str, Any]) -
 # -- interrupted, changed, broken
 
 
+@pytest.mark.slow
 def test_an_export_that_was_killed_goes_on(tmp_path: Path) -> None:
     make_video(tmp_path / "clip.mp4", frames=400, size=(1280, 720), options={"preset": "ultrafast"})
     region = make_region(key(1, 10), frames_count=400, duration=400 / 30)
@@ -293,6 +294,7 @@ def test_pictures_that_cannot_be_decoded_are_left_out(tmp_path: Path) -> None:
     assert (result.images["train"], result.boxes.total()) == (20, 0)
 
 
+@pytest.mark.slow
 def test_interrupting_says_so_and_leaves_whole_files(tmp_path: Path) -> None:
     make_video(tmp_path / "clip.mp4", frames=400, size=(1280, 720), options={"preset": "ultrafast"})
     write_export(tmp_path / "e.json", [make_task("clip.mp4", make_annotation(MOVING))])
@@ -352,6 +354,7 @@ def test_nothing_to_export(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "data.yaml").read_text().endswith("nc: 0\nnames: {}\n")
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more(tmp_path: Path, clip: dict[str, Any]) -> None:
     """The system refuses files past 5,000 bytes: pictures do not fit, the script says so and leaves none half."""
     write_export(tmp_path / "e.json", [clip])
@@ -400,6 +403,7 @@ def test_the_script_lists_what_is_gone(tmp_path: Path, clip: dict[str, Any]) -> 
     assert (summary["videos"], summary["pictures"], summary["skipped"]) == (1, {"train": 2, "val": 1}, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -419,6 +423,7 @@ def test_the_script_says_what_is_wrong(tmp_path: Path, arguments: list[str], sai
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_ultralytics_trains_on_it_as_it_is(tmp_path: Path) -> None:
     """One epoch with a tiny model, on a dataset that has been moved since, with a label that is no ASCII."""
     from ml_backend.detectors.setup import setup_ultralytics

@@ -67,6 +67,7 @@ def boxes_by_frame(source: AnnotationReader) -> dict[tuple[int, str], list[list[
     return {place: sorted(boxes) for place, boxes in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("kind", VIDEOS)
 def test_the_same_boxes_on_every_frame(tmp_path: Path, name: str, kind: str) -> None:
@@ -115,6 +116,7 @@ def test_a_stride_is_filled_in(tmp_path: Path, name: str) -> None:
     assert len(dense["short"].frames) < 15
 
 
+@pytest.mark.slow
 def test_through_the_scripts(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     make_video(tmp_path / "videos" / "clip.mp4")
@@ -463,6 +465,7 @@ def test_mot_of_others(tmp_path: Path) -> None:
     assert [track.label for track in video.read(100, 100).tracks] == ["person"]
 
 
+@pytest.mark.slow
 def test_the_script_is_documented() -> None:
     sys.path.insert(0, str(ROOT))
     done = run("--help", cwd=ROOT)

@@ -43,6 +43,7 @@ def mot(folder: Path, name: str, rows: str = "1,1,0,0,32,24,1,1,1\n", **info: An
 # -- frame rate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "fps", "count"), [("25", 25, 25), ("", 24, 24), ("$rate", 30, 30)])
 def test_boxes_lie_at_the_frame_rate_of_the_config(tmp_path: Path, rate: str, fps: float, count: int) -> None:
     make_video(tmp_path / "clip.mp4")

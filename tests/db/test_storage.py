@@ -194,6 +194,7 @@ def test_migrations_make_the_tables_that_the_code_uses(storage: Storage) -> None
         assert context.get_current_revision() == REVISIONS[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True])
 def test_processes_that_start_at_once_all_find_tables(other: sa.Engine, old: bool) -> None:
     if old:
@@ -309,6 +310,7 @@ def test_full_database_is_named_with_a_cure(storage: Storage) -> None:
     assert storage.get_prediction("k") is None
 
 
+@pytest.mark.slow
 def test_database_that_somebody_else_holds_is_an_error_not_a_hang(storage: Storage, path: Path) -> None:
     other = sqlite3.connect(path)
     other.execute("BEGIN IMMEDIATE")

@@ -37,6 +37,8 @@ from ml_backend.detectors.motion import MotionDetector
 from ml_backend.detectors.yolo import YoloDetector
 from tests.builders import make_tiny_yolo, run_with_bare_home
 
+pytestmark = pytest.mark.slow
+
 MakeSettings = Callable[..., Settings]
 
 

@@ -50,6 +50,8 @@ from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
 from tests.builders import make_clip, make_tiny_yolo, run_with_bare_home
 
+pytestmark = pytest.mark.slow
+
 MakeSettings = Callable[..., Settings]
 
 

@@ -71,6 +71,7 @@ def test_a_shadow_is_not_part_of_the_object() -> None:
     assert last.xyxy[0, 2] - last.xyxy[0, 0] < 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("light", [0.5, 1.6])
 def test_a_light_that_is_switched_gives_no_box_over_everything(light: float) -> None:
     detector = MotionDetector(FPS)
@@ -80,6 +81,7 @@ def test_a_light_that_is_switched_gives_no_box_over_everything(light: float) -> 
     assert len(after[-1]) == 1  # and it sees again
 
 
+@pytest.mark.slow
 def test_a_shaken_camera_gives_no_box_over_everything() -> None:
     detector = MotionDetector(FPS)
     detector.detect(scene(30))
@@ -97,6 +99,7 @@ def test_a_reset_forgets_the_background() -> None:
     assert sum(map(len, detector.detect(other))) == 0
 
 
+@pytest.mark.slow
 def test_a_primed_detector_sees_at_once_and_leaves_no_ghosts() -> None:
     frames = scene(60, boxes=((50, 100, 80, 190),), since=0)
     plain, primed = MotionDetector(FPS), MotionDetector(FPS)

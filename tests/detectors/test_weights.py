@@ -124,6 +124,7 @@ BAD: dict[str, Callable[[Outside], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", BAD)
 def test_what_goes_wrong_is_said_remembered_and_leaves_nothing(
     settings: Callable[..., Settings], hub: Outside, trouble: str
@@ -161,6 +162,7 @@ def test_file_put_there_by_hand_ends_the_fallback_at_once(settings: Callable[...
     assert resolve_detector(values).kind == "yolo"
 
 
+@pytest.mark.slow
 def test_hub_that_takes_the_connection_and_says_nothing(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:

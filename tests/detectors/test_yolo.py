@@ -206,6 +206,7 @@ def test_what_a_smaller_batch_cannot_cure_comes_through(
         detector.detect(pictures(2))
 
 
+@pytest.mark.slow
 def test_loading_and_detecting_is_silent_and_leaves_no_traces_at_home(tiny: Path, tmp_path: Path) -> None:
     """In a process of its own, because ultralytics reads its switches when it is first imported."""
     code = (

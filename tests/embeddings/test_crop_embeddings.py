@@ -385,6 +385,7 @@ def test_a_failing_model_keeps_what_was_finished(clip: Path, crop_embeddings: Cr
 # -- memory
 
 
+@pytest.mark.slow
 def test_memory_does_not_hold_the_crops_of_all_tracks(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits are the crops of tracks on screen, and those for the next call of the network."""
     wanted = [views(RED, range(n, n + 12)) for n in range(0, 88)]  # 12 tracks at a time, 1056 boxes

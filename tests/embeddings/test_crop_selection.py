@@ -86,6 +86,7 @@ def test_nothing_usable_is_wasted_while_too_few_are_found(boxes: Boxes, k: int) 
         assert all(view.conf > 0 for view in views)
 
 
+@pytest.mark.slow
 @given(any_boxes(), st.integers(1, 8), st.data())
 def test_the_final_choice_is_one_of_each_part(boxes: Boxes, k: int, data: st.DataObject) -> None:
     views = candidate_crops(*boxes, WIDTH, HEIGHT, k)

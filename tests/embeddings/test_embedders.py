@@ -101,6 +101,7 @@ def damage_weights(folder: Path, copy: Path, change: Callable[[dict[str, Any]], 
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dinov2", "registers"])
 def test_dinov2_is_transformers_own_forward(kind: str, folders: dict[str, Path], settings: MakeSettings) -> None:
     import torch
@@ -162,6 +163,7 @@ def bus() -> np.ndarray:
     return image
 
 
+@pytest.mark.slow
 def test_the_small_embedders_weights_are_where_they_belong(
     settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +193,7 @@ def test_the_small_embedder_knows_a_thing_again(settings: MakeSettings) -> None:
     assert min(a @ b, a @ c) > 0.8 > a @ d
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_neither_batch_nor_neighbours_matter(
     kind: str, folders: dict[str, Path], settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
@@ -333,6 +336,7 @@ def test_what_a_smaller_batch_cannot_cure_comes_through(
         embedder.embed(crops(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_says_the_same(
     kind: str, folders: dict[str, Path], settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
@@ -563,6 +567,7 @@ def test_a_device_that_is_not_there(
         load(kind, folders, settings(device=device))
 
 
+@pytest.mark.slow
 def test_loading_and_embedding_is_silent(folders: dict[str, Path]) -> None:
     code = f"""
 import numpy as np

@@ -82,6 +82,7 @@ def names(folder: Path) -> list[str]:
 # -- without a network
 
 
+@pytest.mark.slow
 def test_a_local_folder_is_used_as_it_is(settings: MakeSettings, site: Outside, dinov2: Path, clip: Path) -> None:
     values = settings(dinov2_model=str(dinov2), clip_model=str(clip))
     for resolve, path, kind in ((resolve_embedder, dinov2, "dinov2"), (resolve_clip, clip, "clip")):
@@ -261,6 +262,7 @@ BAD: dict[str, tuple[Callable[[Outside], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", BAD)
 def test_what_goes_wrong_is_said_remembered_and_leaves_nothing(
     settings: MakeSettings, site: Outside, dinov2: Path, trouble: str
@@ -283,6 +285,7 @@ def test_what_goes_wrong_is_said_remembered_and_leaves_nothing(
     assert len(site.requests) == asked
 
 
+@pytest.mark.slow
 def test_failure_is_not_remembered_for_ever(settings: MakeSettings, site: Outside, dinov2: Path) -> None:
     values = settings(weights_timeout_s=DEADLINE)
     assert resolve_embedder(values, download=True).kind == "fallback"
@@ -293,6 +296,7 @@ def test_failure_is_not_remembered_for_ever(settings: MakeSettings, site: Outsid
     assert resolve_embedder(values, download=True).kind == "dinov2"
 
 
+@pytest.mark.slow
 def test_a_hub_that_takes_the_connection_and_says_nothing(
     settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +311,7 @@ def test_a_hub_that_takes_the_connection_and_says_nothing(
         assert not [name for name in names(values.weights_dir) if not name.endswith(".unavailable")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [INFO, WEIGHTS])
 def test_a_hub_that_drips(settings: MakeSettings, site: Outside, dinov2: Path, path: str) -> None:
     """A byte now and then keeps every single read alive; the whole must end all the same."""
@@ -351,6 +356,7 @@ def test_offline_nobody_is_asked_and_nothing_remembered(
     assert resolve_embedder(values, download=True).kind == "dinov2"
 
 
+@pytest.mark.slow
 def test_processes_that_download_at_once_download_once(site: Outside, dinov2: Path, tmp_path: Path) -> None:
     publish(site, NAME, content_of(dinov2))
     code = f"""

@@ -12,6 +12,8 @@ import pytest
 
 from tests.builders import CONFIG, NO_RECTANGLE, ROOT, label_config, make_clip
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "scripts" / "predict_video.py"
 
 

@@ -82,6 +82,7 @@ def tiny_yolo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_yolo(tmp_path_factory.mktemp("yolo") / "tiny.pt", {0: "person", 1: "chair"})
 
 
+@pytest.mark.slow
 def test_motion(clip: Path, settings: Callable[..., Settings]) -> None:
     seen: list[tuple[int, int]] = []
     tracks: list[Track] = []
@@ -108,11 +109,13 @@ def test_motion(clip: Path, settings: Callable[..., Settings]) -> None:
     assert all(25 < key["y"] < 45 for key in keys)
 
 
+@pytest.mark.slow
 def test_same_video_gives_the_same_regions_again(clip: Path, settings: Callable[..., Settings]) -> None:
     first, second = (predict_video(clip, control("thing"), 20, settings(detector="motion")) for _ in range(2))
     assert first.regions == second.regions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "count"), [(20, 40), (24, 48), (10, 20), (29.97, 60), (1, 2)])
 def test_timeline_is_label_studio_s_not_the_file_s(
     clip: Path, settings: Callable[..., Settings], rate: float, count: int
@@ -161,6 +164,7 @@ def test_asked_to_stop(clip: Path, settings: Callable[..., Settings]) -> None:
     assert failure.value.retryable
 
 
+@pytest.mark.slow
 def test_memory_does_not_hold_the_video(tmp_path: Path, settings: Callable[..., Settings]) -> None:
     """No more frames are alive than are read ahead, collected, looked at, waiting and filled in: a batch each."""
     import gc

@@ -90,6 +90,7 @@ def test_a_switch_to_what_the_settings_say_stays(make: Callable[..., ProjectMode
     assert make(mode="yolo").mode(1) == "yolo_dinov2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["Yolo", "dinov2", " yolo", "yolo ", "x" * 5000, "\0", "\ud800", "';DROP TABLE x"])
 def test_unknown_modes_are_refused(projects: ProjectModelStore, mode: str) -> None:
     projects.set_mode(1, "universal")

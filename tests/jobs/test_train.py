@@ -128,6 +128,7 @@ def test_motion_is_never_trained(site: Make, work: Work) -> None:
     assert container.registry.versions(project) == []
 
 
+@pytest.mark.slow
 def test_frames_of_the_scene_are_what_the_regions_say() -> None:
     region: dict[str, Any] = walk_regions()[0]
     assert region["value"]["framesCount"] == FRAMES

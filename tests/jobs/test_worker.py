@@ -290,6 +290,7 @@ def test_redis_restarts_in_the_middle_of_a_video(
     assert len(here.predictions(task)) == 1
 
 
+@pytest.mark.slow
 def test_no_redis_at_the_start(settings: Callable[..., Settings], tmp_path: Path) -> None:
     values = settings(redis_url=f"unix://{tmp_path}/none.sock", detector="motion")
     with worker_process(values, tmp_path / "log") as worker:

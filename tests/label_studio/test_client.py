@@ -175,6 +175,7 @@ def trouble(url: str, token: str = "0" * 40, timeout: float = 5) -> BackendError
     return failure.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [503, 429])
 def test_server_s_trouble_is_worth_another_try(site: Outside, status: int) -> None:
     site.answer("/api/tasks/1/?resolve_uri=false", status, b"oops")
@@ -196,6 +197,7 @@ def test_answer_that_is_not_label_studio_s(site: Outside, body: bytes) -> None:
     assert "LABEL_STUDIO_URL" in str(trouble(site.url))
 
 
+@pytest.mark.slow
 def test_nobody_there() -> None:
     with outside("localhost") as gone:
         pass
@@ -204,6 +206,7 @@ def test_nobody_there() -> None:
     assert "LABEL_STUDIO_URL" in error.hint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", ["http://", "nonsense", "http://[", "ftp://x", ""])
 def test_url_that_is_none(url: str) -> None:
     assert "LABEL_STUDIO_URL" in str(trouble(url))

@@ -162,6 +162,7 @@ TRAVERSALS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uri", TRAVERSALS, ids=lambda uri: uri[:50])
 def test_nothing_outside_the_visible_folders_is_used(
     folders: Path, store: Callable[..., MediaStore], site: Outside, uri: str
@@ -297,6 +298,7 @@ def test_redirects_in_circles_or_to_other_kinds(store: Callable[..., MediaStore]
     assert len(site.requests) < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "location", ["http://[", "http://localhost:port/", "http://h\x7f/", "http://localhost:99999/x"]
 )
@@ -355,6 +357,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return hosts
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(uri=address)
 def test_no_address_reaches_another_host_or_breaks_the_store(
@@ -406,6 +409,7 @@ def test_refusals_are_final_and_say_why(
     assert len(site.requests) == 1
 
 
+@pytest.mark.slow
 def test_server_s_trouble_is_tried_again_and_then_retryable(store: Callable[..., MediaStore], site: Outside) -> None:
     site.answer("/data/upload/1/a.mp4", 503)
     with pytest.raises(MediaUnavailable, match="fails") as failure:
@@ -414,6 +418,7 @@ def test_server_s_trouble_is_tried_again_and_then_retryable(store: Callable[...,
     assert len(site.requests) > 1
 
 
+@pytest.mark.slow
 def test_nobody_there(store: Callable[..., MediaStore], settings: Callable[..., Settings]) -> None:
     with outside("localhost") as gone:
         pass
@@ -421,6 +426,7 @@ def test_nobody_there(store: Callable[..., MediaStore], settings: Callable[..., 
         read(MediaStore(settings(), Client(gone.url)), "/data/upload/1/a.mp4")
 
 
+@pytest.mark.slow
 def test_silent_server_is_given_up(
     store: Callable[..., MediaStore], site: Outside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -444,6 +450,7 @@ def test_login_page_is_not_a_video(store: Callable[..., MediaStore], site: Outsi
 # -- resuming
 
 
+@pytest.mark.slow
 def test_broken_connection_goes_on_where_it_stopped(store: Callable[..., MediaStore], site: Outside) -> None:
     path = "/data/upload/1/a.mp4"
     site.files[path], site.etags[path] = MB, '"v1"'
@@ -487,6 +494,7 @@ def test_weak_validator_is_no_validator(store: Callable[..., MediaStore], site: 
     assert "range" not in site.asked(path)[1]
 
 
+@pytest.mark.slow
 def test_server_that_answers_another_range(store: Callable[..., MediaStore], site: Outside) -> None:
     """Some servers and caches round ranges down; what they send must not be appended as if they had not."""
     path = "/data/upload/1/a.mp4"
@@ -546,6 +554,7 @@ def test_request_to_stop_is_obeyed_during_a_download(settings: Callable[..., Set
     assert "range" in site.asked(path)[-1]
 
 
+@pytest.mark.slow
 def test_next_process_goes_on(interrupted: tuple[MediaStore, Path], site: Outside) -> None:
     media, part = interrupted
     size = part.stat().st_size
@@ -624,6 +633,7 @@ def test_files_in_use_stay(store: Callable[..., MediaStore], site: Outside) -> N
         assert in_use.read_bytes() == MB
 
 
+@pytest.mark.slow
 def test_files_in_use_by_another_process_stay(store: Callable[..., MediaStore], site: Outside) -> None:
     media = store(media_cache_gb=1.5 / 1024)
     for name in "ab":
@@ -679,6 +689,7 @@ with store.open({uri!r}, 1) as path:
             process.kill()
 
 
+@pytest.mark.slow
 def test_processes_that_want_the_same_video_share_one_download(store: Callable[..., MediaStore], site: Outside) -> None:
     path, media = "/data/upload/a.mp4", store()
     site.files[path] = MB
@@ -884,6 +895,7 @@ def test_odd_suffixes_do_not_reach_the_disk(store: Callable[..., MediaStore], si
         assert len(site.asked(quote(uri, safe="/%"))) == 1, "the second time it comes from the cache"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_is_asked_for_one_video_only(store: Callable[..., MediaStore], foreign: Outside) -> None:
     media = store(media_allowed_hosts="127.0.0.1")
     with pytest.raises(MediaUnavailable, match="ConnectError"):
@@ -900,6 +912,7 @@ def test_a_server_that_is_away_is_asked_for_one_video_only(store: Callable[..., 
     assert read(media, foreign.url + "/b.mp4") == b"video"
 
 
+@pytest.mark.slow
 def test_a_storage_that_is_away_is_not_label_studio(store: Callable[..., MediaStore], site: Outside) -> None:
     media = store()
     site.redirect("/tasks/1/resolve/", "http://127.0.0.1:9/a.mp4")

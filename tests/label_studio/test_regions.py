@@ -153,6 +153,7 @@ def test_visible_frames_are_those_that_are_drawn(keys: dict[int, bool], count: i
     assert visible_frames(region) == len(frames_drawn(region))
 
 
+@pytest.mark.slow
 def test_short_tracks_of_a_long_video_cost_little() -> None:
     """An hour has thousands of tracks: none may cost as much as the hour is long (then this takes half a minute)."""
     hour = 108_000
@@ -226,6 +227,7 @@ def tracks(draw: st.DrawFn) -> Track:
     return make_track(frames, np.concatenate([centre - half, centre + half], axis=1))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(tracks(), st.sampled_from([24.0, 25.0, 29.97, 10.0, 60.0]), st.sampled_from([0.5, 0.9, 0.97]))
 def test_round_trip_keeps_the_bound_where_visible_and_hides_elsewhere(

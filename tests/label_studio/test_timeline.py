@@ -143,6 +143,7 @@ def test_recommended_rate_names_of_the_usual_ones() -> None:
     assert [recommended_fps(constant(f, 900), 900 / f) for f in (25, NTSC, 24000 / 1001)] == [25, 29.97, 23.976]
 
 
+@pytest.mark.slow
 def test_usual_rate_gives_way_where_it_would_drift() -> None:
     n = int(NTSC * 24 * 3600)  # in a day 29.97 is off by more than two frames
     times = constant(NTSC, n)

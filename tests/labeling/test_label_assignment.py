@@ -357,6 +357,7 @@ def test_what_is_left_out_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert "2 x chair, 1 x car" in caplog.text
 
 
+@pytest.mark.slow
 def test_motion_in_a_real_video(tmp_path: Path, settings: Callable[..., Settings]) -> None:
     clip, values = make_clip(tmp_path / "a.mp4"), settings(detector="motion")
     tracks = detect_tracks(clip, 20, values, MOTION)

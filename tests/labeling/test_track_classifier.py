@@ -261,6 +261,7 @@ def teach(
     store.replace_task(project, model.model_id, task, 1, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("embedder", ["dinov2", "fallback"])
 def test_opinions_of_patterns(make: MakeSettings, store: PatternStore, clip: Path, embedder: str) -> None:
     values = make(embedder=embedder)
@@ -519,6 +520,7 @@ def test_objects_that_were_taught(make: MakeSettings, store: PatternStore) -> No
     assert embeddings_by_object(nothing) == []
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_once(make: MakeSettings, clip_model: Path) -> None:
     values = make()
     models = classifier_models(values, "universal")

@@ -143,6 +143,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         write_sheet(huge, tmp_path / "x.jpg")
 
 
+@pytest.mark.slow
 def test_the_script(tmp_path: Path, settings: Callable[..., Settings]) -> None:
     made = settings()
     projects = Container(made).projects

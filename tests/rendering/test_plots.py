@@ -65,6 +65,7 @@ def test_many_labels_are_counted_together() -> None:
     assert sum(widths(seconds)) == MAX_BARS + 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "labels",
     [
@@ -112,6 +113,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         plot_statistics(statistics({}), tmp_path / "file" / "plot.png")
 
 
+@pytest.mark.slow
 def test_matplotlib_stays_as_it_was(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     plot_statistics(statistics({"thing": tally(1, 1, 1, 5)}), tmp_path / "plot.png")

@@ -72,6 +72,7 @@ def _duration(region: dict[str, Any]) -> float:
     return float(region["value"]["duration"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "made",
     [

@@ -22,6 +22,8 @@ from tests.builders import ROOT, make_clip, make_tiny_yolo
 from tests.rendering.drawing import CONFIG, GREEN, MAGENTA, make_region, painted, write_export, write_prediction
 from tests.video.builders import make_video
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "scripts" / "render_video.py"
 MOVING = [(4, 20, 50, 10, 20, True), (25, 60, 40, 20, 30, False)]
 

@@ -331,6 +331,7 @@ def test_the_page_names_every_route_and_needs_nothing_else(room: Room) -> None:
 # -- redis that comes back
 
 
+@pytest.mark.slow
 def test_redis_that_comes_back(settings: Callable[..., Settings], tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis", log_dir=tmp_path, environment=os.environ)
     room = Room(create_app(settings(redis_url=server.url, detector="motion")))

@@ -73,6 +73,7 @@ def test_credentials_of_any_script(client: Callable[..., FlaskClient], user: str
     assert browser.get("/", headers=basic(user, "")).status_code == 401
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "header",
     [

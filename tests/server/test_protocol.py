@@ -526,6 +526,7 @@ def test_redis_on_a_dead_port_whose_password_is_not_told(settings: Callable[...,
     assert b"geheim" not in answer.data
 
 
+@pytest.mark.slow
 def test_redis_that_takes_the_connection_and_says_nothing(settings: Callable[..., Settings]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"

@@ -53,6 +53,7 @@ def in_child(code: str, values: Settings) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_start_loads_little(settings: Callable[..., Settings]) -> None:
     values = settings(detector="auto")
     Storage(values.database)  # the first start of all makes the tables, with a library that no other needs

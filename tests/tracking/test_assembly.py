@@ -329,6 +329,7 @@ def _streams(draw: Callable[..., object]) -> dict[int, list[TrackedBox]]:
     return both({0: []}, *pieces)
 
 
+@pytest.mark.slow
 @given(_streams())
 def test_whatever_comes_in_tracks_are_well_formed(rows: dict[int, list[TrackedBox]]) -> None:
     tracks = assemble(rows)

@@ -169,6 +169,7 @@ def test_looks_are_handed_on_and_belong_to_the_box() -> None:
     assert all(t.colours is None for t in Tracker("bytetrack", 30).see(frame))
 
 
+@pytest.mark.slow
 def test_memory_of_looks_is_bounded() -> None:
     tracker, image = Tracker("bytetrack", 10), np.zeros((800, 1100, 3), np.uint8)
     own = tracemalloc.Filter(True, trackers.__file__)

@@ -291,6 +291,7 @@ def test_the_same_is_accepted_whatever_it_is(regions: list[dict[str, Any]]) -> N
     assert found.hard == ()
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(st.lists(_regions, max_size=6), st.lists(_regions, max_size=6))
 def test_every_region_counts_once(predicted: list[dict[str, Any]], kept: list[dict[str, Any]]) -> None:
@@ -422,6 +423,7 @@ def test_threads_write_one_task_at_once(store: ReviewStore) -> None:
     assert (found.tasks, found.accepted) == (3, 3)
 
 
+@pytest.mark.slow
 def test_processes_write_one_task_at_once(store: ReviewStore, path: Path) -> None:
     code = (
         "import sys; from datetime import datetime, timezone; from ml_backend.training.annotation_review import *\n"

@@ -207,6 +207,7 @@ def test_many_pictures_are_thinned_evenly(
 # -- several videos
 
 
+@pytest.mark.slow
 def test_whole_videos_are_held_out_and_stay_so(project: Project) -> None:
     tasks = project.videos(10)
     project.build(*tasks[:3])
@@ -227,6 +228,7 @@ def test_whole_videos_are_held_out_and_stay_so(project: Project) -> None:
         assert not watched or min(abs(frame - other) for other in watched) >= 2
 
 
+@pytest.mark.slow
 def test_tasks_on_one_video_share_its_part(project: Project) -> None:
     """Also where the same file was uploaded twice."""
     tasks = project.videos(4)
@@ -245,6 +247,7 @@ def test_tasks_on_one_video_share_its_part(project: Project) -> None:
     assert trained == set(data.annotations) - {min(held), min(held) + 10, min(held) + 20}
 
 
+@pytest.mark.slow
 def test_another_process_decides_first(project: Project) -> None:
     tasks = project.videos(3)
 
@@ -274,6 +277,7 @@ def test_an_empty_task_shows_what_is_nothing(project: Project, clip: dict[str, A
     assert set(data.annotations) == {1, 5, 6}
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_limited(project: Project) -> None:
     tasks = project.videos(12)
     car = thing(key(1, 0, width=5), label="car", region_id="r2")
@@ -367,6 +371,7 @@ def make_prediction(*scores: float) -> dict[str, Any]:
     return {"id": 1, "model_version": "m", "result": regions, "score": 0.5}
 
 
+@pytest.mark.slow
 def test_sure_predictions_are_trained_on_if_wanted(project: Project, clip: dict[str, Any]) -> None:
     others = []
     for n in range(10):
@@ -398,6 +403,7 @@ def test_sure_predictions_are_trained_on_if_wanted(project: Project, clip: dict[
 # -- again
 
 
+@pytest.mark.slow
 def test_what_has_not_changed_is_not_read_again(project: Project) -> None:
     tasks = project.videos(4)
     first = project.build(*tasks)
@@ -478,6 +484,7 @@ def test_the_end_of_a_video_is_damaged(project: Project, clip: dict[str, Any]) -
     assert {row[0] for row in video["boxes"]} == set(range(41, 50))
 
 
+@pytest.mark.slow
 def test_stopping_and_going_on(project: Project) -> None:
     tasks = project.videos(3)
     calls = 0
@@ -507,6 +514,7 @@ def in_a_process(project: Project, before: str = "") -> list[str]:
     return [sys.executable, "-c", code, str(project.folder)]
 
 
+@pytest.mark.slow
 def test_killed_and_going_on(project: Project, clip: dict[str, Any]) -> None:
     make_video(project.folder / "clip.mp4", frames=200, size=(960, 540), options={"preset": "ultrafast"})
     write_export(project.folder / "e.json", [clip])
@@ -521,6 +529,7 @@ def test_killed_and_going_on(project: Project, clip: dict[str, Any]) -> None:
     assert not list(project.out.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more(project: Project, clip: dict[str, Any]) -> None:
     """The system refuses files past 4,500 bytes: pictures do not fit."""
     write_export(project.folder / "e.json", [clip])
@@ -592,6 +601,7 @@ def test_no_label_config(project: Project, clip: dict[str, Any]) -> None:
 # -- what trains on it
 
 
+@pytest.mark.slow
 def test_ultralytics_trains_on_it(project: Project, clip: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures that are listed twice are shown twice."""
     from ml_backend.detectors.setup import setup_ultralytics

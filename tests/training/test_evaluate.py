@@ -58,6 +58,7 @@ def measure(
     return done["results"]["m"], events
 
 
+@pytest.mark.slow
 def test_what_the_pipeline_finds_is_measured_as_perfect(tmp_path: Path, settings: Callable[..., Settings]) -> None:
     video = make_clip(tmp_path / "clip.mp4")
     boxes = boxes_of(video, settings(), MOTION, 40)
@@ -72,6 +73,7 @@ def test_what_the_pipeline_finds_is_measured_as_perfect(tmp_path: Path, settings
     assert events[-1] == {"model": "m", "done": 40, "of": 40}
 
 
+@pytest.mark.slow
 def test_motion_on_parts_of_a_clip(tmp_path: Path, settings: Callable[..., Settings]) -> None:
     """Against where the block really is; the parts begin in the middle."""
     video = make_clip(tmp_path / "clip.mp4", frames=80)
@@ -98,6 +100,7 @@ def test_without_boxes_nothing_is_known(tmp_path: Path, settings: Callable[..., 
     assert result["frames"] == 10
 
 
+@pytest.mark.slow
 def test_classes_get_their_labels_by_the_label_config(tmp_path: Path, settings: Callable[..., Settings]) -> None:
     video = make_clip(tmp_path / "clip.mp4")
     weights = make_tiny_yolo(tmp_path / "tiny.pt", {0: "car", 1: "truck"})
@@ -186,6 +189,7 @@ def test_average_precision_by_hand() -> None:
     assert "c" not in result["labels"]
 
 
+@pytest.mark.slow
 def test_a_second_box_on_the_same_object_is_wrong() -> None:
     precision = AveragePrecision(["a"])
     truth = np.array([[0, 0, 10, 10], [20, 0, 30, 10.0]])

@@ -189,6 +189,7 @@ def test_labels_without_boxes_are_not_unlearned(data: Path, start: Path, tmp_pat
     assert not any(m.training for m in trainer.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
 
+@pytest.mark.slow
 def test_what_is_written_is_what_predictions_load(trained: tuple[Path, dict[str, Any]], start: Path) -> None:
     run, done = trained
     assert done["epochs"] == 2
@@ -221,6 +222,7 @@ def test_a_finished_training_is_only_finished(
     assert Path(done["weights"]).parent == run / "weights"
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_in_another_folder(
     trained: tuple[Path, dict[str, Any]], start: Path, tmp_path: Path
 ) -> None:
@@ -237,6 +239,7 @@ def test_a_training_goes_on_in_another_folder(
     assert Path(done["weights"]) == run / "weights" / "best.pt"
 
 
+@pytest.mark.slow
 def test_what_a_label_has_been_taught_is_not_replaced(
     trained: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path
 ) -> None:
@@ -259,6 +262,7 @@ def test_other_models_are_refused(data: Path, start: Path, tmp_path: Path) -> No
         train(train_plan(data, tmp_path / "fused.pt", tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite(data: Path, start: Path, tmp_path: Path) -> None:
     broken = torch.load(start, weights_only=False)
     broken["model"].model[-1].cv2[0][-1].bias.data[:] = float("nan")

@@ -20,6 +20,8 @@ from ml_backend.training.process import run_child
 from tests.builders import ROOT, wait_for
 from tests.training.detection import LABELS, make_dataset, make_start, train_plan
 
+pytestmark = pytest.mark.slow
+
 LONG = {"epochs": 500, "patience": 0}
 
 

@@ -213,6 +213,7 @@ def test_decisions_are_kept_together_or_not_at_all(store: SplitStore) -> None:
     assert store.splits(1) == {"b": Split("train")}
 
 
+@pytest.mark.slow
 def test_two_processes_agree(store: SplitStore, path: Path) -> None:
     code = (
         "import sys\n"

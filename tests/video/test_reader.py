@@ -104,6 +104,7 @@ def test_scaling(tmp_path: Path, size: tuple[int, int], rotation: int) -> None:
     assert [read_number(image) for image in images] == [0, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0, 1, 11, 12, 13, 39])
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.avi", "clip.h264", "clip.ts", "clip.flv"])
 def test_start_gives_the_same_frames_as_reading_from_the_beginning(tmp_path: Path, start: int, name: str) -> None:
@@ -158,6 +159,7 @@ def test_stopping_early_releases_the_file(tmp_path: Path, read: Callable[..., It
     assert path.resolve() not in open_files
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
     """In processes of their own, since a process' peak never falls."""
     peaks = []
@@ -177,6 +179,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
 OPEN_GOP = {"x264-params": "open-gop=1:keyint=24:bframes=3:scenecut=0"}  # pictures shown before their key frame
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "made"),
     [

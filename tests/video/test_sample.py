@@ -29,6 +29,7 @@ def box_at(track: Track, frame: int, *, visible: float = 0.0) -> np.ndarray[Any,
     return track.xyxy[at[0]] if len(at) and track.conf[at[0]] >= visible else None
 
 
+@pytest.mark.slow
 def test_the_file_is_as_described(clip: tuple[Path, SampleTruth]) -> None:
     path, truth = clip
     info = probe(path)
@@ -76,6 +77,7 @@ def test_what_moves_lies_inside_the_boxes_and_fills_them(clip: tuple[Path, Sampl
         assert np.count_nonzero(moved & (1 - inside)) < 0.06 * np.count_nonzero(moved) + 20
 
 
+@pytest.mark.slow
 def test_same_arguments_same_pictures(tmp_path: Path) -> None:
     made = [
         make_sample(tmp_path / f"{n}.mp4", seconds=1, size=(640, 360), seed=seed) for n, seed in enumerate((3, 3, 4))

@@ -89,6 +89,7 @@ def test_a_wrong_container_is_changed_without_encoding(
     assert sorted(map(len, pictures(out))) == pytest.approx(sorted(map(len, pictures(source))), abs=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "made", "reason"),
     [
@@ -231,6 +232,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         transcode(make_video(tmp_path / "clip.avi", codec="mpeg4"), tmp_path / "file" / "copy.mp4")
 
 
+@pytest.mark.slow
 def test_the_source_is_never_the_target(tmp_path: Path) -> None:
     source = make_video(tmp_path / "clip.mp4")
     os.link(source, tmp_path / "same.mp4")

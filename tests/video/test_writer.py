@@ -204,6 +204,7 @@ def test_wrong_images(tmp_path: Path, image: np.ndarray, message: str) -> None:
         writer.write(image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1_000, 100_000, 1_500_000])
 def test_a_disk_that_takes_no_more(tmp_path: Path, limit: int) -> None:
     """The system refuses writes past ``limit`` bytes: before the header, in the middle, when the index moves."""
@@ -231,6 +232,7 @@ except StorageError as error:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError), VideoWriter(tmp_path / "file" / "clip.mp4", 64, 64, 25):

@@ -10,6 +10,8 @@ import time
 import uuid
 from pathlib import Path
 
+import pytest
+
 from ml_backend.cli.dev_stack.guardian import MARK, marked, start_guardian, sweep
 from ml_backend.cli.dev_stack.processes import RedisServer, redis_is_up
 
@@ -35,6 +37,7 @@ def start_stubborn(mark: str, folder: Path) -> subprocess.Popen[bytes]:
     return process
 
 
+@pytest.mark.slow
 def test_the_guardian_ends_all_when_its_pipe_closes(tmp_path: Path) -> None:
     mark, other = uuid.uuid4().hex, uuid.uuid4().hex
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], env=os.environ | {MARK: other})

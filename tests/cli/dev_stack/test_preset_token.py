@@ -14,6 +14,7 @@ from ml_backend.cli.dev_stack.stack import LABEL_STUDIO_TIMEOUT
 from ml_backend.label_studio.client import LabelStudioClient
 
 
+@pytest.mark.slow
 @pytest.mark.stack
 def test_the_token_of_the_compose_file_opens_label_studio(tmp_path: Path) -> None:
     token = "0123456789abcdef" * 2 + "01234567"

@@ -51,6 +51,7 @@ def test_the_tail_is_of_the_last_start_only(tmp_path: Path) -> None:
     assert script.log_path.read_text() == "first\nsecond\n"
 
 
+@pytest.mark.slow
 def test_never_ready_is_an_error_with_the_log(tmp_path: Path) -> None:
     script = Script("import time; print('waiting', flush=True); time.sleep(60)", tmp_path)
     script.start()

@@ -33,6 +33,7 @@ def smoke(tmp_path: Path, **environment: str) -> tuple[int, dict[str, object], s
     return result.returncode, json.loads(result.stdout.splitlines()[-1]), result.stderr
 
 
+@pytest.mark.slow
 def test_without_weights(tmp_path: Path) -> None:
     code, outcome, log = smoke(tmp_path, DETECTOR="motion")
     assert code == 0, log
@@ -57,6 +58,7 @@ def test_with_real_weights(tmp_path: Path, yolo_weights: Path) -> None:
     assert str(outcome["new_version"]).endswith(".v1" if promoted else ".base")
 
 
+@pytest.mark.slow
 def test_a_failure_ends_with_1_and_says_why(tmp_path: Path) -> None:
     code, outcome, log = smoke(tmp_path, DETECTOR="yolo", YOLO_WEIGHTS=str(tmp_path / "missing.pt"))
     assert code == 1

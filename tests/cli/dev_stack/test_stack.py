@@ -95,6 +95,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
             process.kill()
 
 
+@pytest.mark.slow
 def test_a_clean_stop_keeps_state_and_leaves_no_process(command: Command) -> None:
     state = command.start()
     token = read_text(token_path(command.data_dir))
@@ -112,6 +113,7 @@ def test_a_clean_stop_keeps_state_and_leaves_no_process(command: Command) -> Non
     assert LabelStudioClient(state.label_studio_url, token).whoami()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_comes_back(command: Command) -> None:
     state = running_stack(command.data_dir) or command.start()
     queue = JobQueue(Settings(_env_file=None, redis_url=state.environment["REDIS_URL"]))
@@ -123,6 +125,7 @@ def test_a_worker_that_is_killed_comes_back(command: Command) -> None:
     assert "worker exited unexpectedly" in command.output.read_text()
 
 
+@pytest.mark.slow
 def test_a_second_stack_on_the_same_data_is_refused(command: Command) -> None:
     state = running_stack(command.data_dir) or command.start()
     arguments = [
@@ -144,6 +147,7 @@ def test_a_second_stack_on_the_same_data_is_refused(command: Command) -> None:
     assert f"The stack is already running (process {state.pid}): {state.label_studio_url}" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_supervisor_leaves_no_process(command: Command) -> None:
     if not running_stack(command.data_dir):
         command.start()
@@ -152,6 +156,7 @@ def test_a_killed_supervisor_leaves_no_process(command: Command) -> None:
     assert running_stack(command.data_dir) is None
 
 
+@pytest.mark.slow
 def test_a_token_that_is_no_longer_valid_is_replaced(command: Command) -> None:
     if command.process and not command.ended:
         command.end(signal.SIGTERM)

@@ -101,6 +101,7 @@ def test_no_disk_space(fresh: Path) -> None:
     assert not (fresh / ".venv").exists(), "nothing may be begun"
 
 
+@pytest.mark.slow
 def test_no_network(fresh: Path) -> None:
     """Nothing listens on the index's port: the answer comes at once, not after pip's many tries."""
     result = up(fresh, *ports(), PIP_INDEX_URL="http://127.0.0.1:1/simple", PIP_CONFIG_FILE=os.devnull)

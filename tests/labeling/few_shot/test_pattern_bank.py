@@ -65,6 +65,7 @@ def test_an_object_between_two_labels_gets_none() -> None:
     assert {name for name, p in verdict.probabilities.items() if p > 0.05} <= {"a", "b"}
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 5))
 def test_order_does_not_matter(seed: int, count: int) -> None:

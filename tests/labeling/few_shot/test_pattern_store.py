@@ -277,6 +277,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.slow
 @hypothesis_settings(deadline=None, max_examples=40)
 @given(steps)
 def test_the_last_annotation_of_each_task_is_what_counts(history: Any) -> None:
@@ -428,6 +429,7 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 def test_processes_write_at_once_and_nothing_is_lost(store: PatternStore, path: Path) -> None:
     start = str(time.time() + 4)
     command = [sys.executable, "-c", WRITER, f"sqlite:///{path}"]
