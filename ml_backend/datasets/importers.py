@@ -17,7 +17,7 @@ from ml_backend.core.errors import BackendError, VideoError
 from ml_backend.core.keyframes import interpolate
 from ml_backend.core.types import Float64Array, IntArray, Track
 from ml_backend.datasets.annotation_reader import SkippedTask
-from ml_backend.datasets.video_files import FIND_HINT, NO_FACTS, VideoFacts, VideoFolder
+from ml_backend.datasets.video_files import FIND_HINT, NO_FACTS, VideoFacts, VideoFolder, parse_count
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.media import CLOUD_SCHEMES
 from ml_backend.label_studio.regions import make_prediction, track_to_region
@@ -30,6 +30,8 @@ ResultKind = Literal["predictions", "annotations"]
 
 #: Minimum IoU of keyframe simplification: manual boxes stay almost unchanged.
 _MIN_IOU = 0.995
+
+_UNEVEN = "Tracks interpolated between unevenly spaced frames, where gaps cannot be told"
 
 #: More than any video has (46 hours at 60 fps): damaged numbers must not exhaust memory.
 MAX_FRAME = 10_000_000
@@ -65,6 +67,11 @@ def finite(values: Iterable[Any]) -> list[float]:
     return numbers
 
 
+def stated_stride(head: Mapping[str, Any]) -> int | None:
+    """Read the field ``stride`` of our own exports; 0 if there is none, ``None`` if frames are uneven."""
+    return parse_count(head["stride"]) or None if "stride" in head else 0
+
+
 @dataclass(frozen=True, slots=True)
 class ImportedTrack:
     """One object of an imported file: ascending decoded ``frames`` ``(n,)`` and ``xyxy`` ``(n, 4)`` in pixels."""
@@ -82,16 +89,23 @@ class ImportedBoxes:
     Attributes:
         samples: ``(m,)`` ascending decoded frames. A track on two consecutive samples is visible between them; one
             that misses a sample is hidden there. ``None``: all frames were annotated.
+        stride: frames from a sample to the next. Where samples are twice as far apart, one is missing, and tracks are
+            hidden in between. ``None``: samples are uneven, so that missing ones cannot be told.
         left_out: number of objects that were left out or changed, by reason.
     """
 
     tracks: tuple[ImportedTrack, ...]
     samples: IntArray | None = None
+    stride: float | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_rows(
-        cls, rows: Sequence[tuple[int, int, str]], xyxy: npt.ArrayLike, samples: Iterable[int] | None
+        cls,
+        rows: Sequence[tuple[int, int, str]],
+        xyxy: npt.ArrayLike,
+        samples: Iterable[int],
+        stride: float | None = 0,
     ) -> ImportedBoxes:
         """Group boxes, in any order, into tracks.
 
@@ -100,6 +114,7 @@ class ImportedBoxes:
                 the first is used.
             xyxy: ``(n, 4)`` pixels.
             samples: frames that were annotated.
+            stride: see :class:`ImportedBoxes`; 0 if it is to be told from the samples.
         """
         boxes = np.asarray(xyxy, np.float64).reshape(-1, 4)
         groups: dict[tuple[int, str], list[int]] = {}
@@ -109,8 +124,11 @@ class ImportedBoxes:
         for (track, label), members in groups.items():
             frames, first = np.unique([rows[index][0] for index in members], return_index=True)
             tracks.append(ImportedTrack(track, label, frames.astype(np.int64), boxes[np.array(members)[first]]))
-        sampled = None if samples is None else np.unique(np.fromiter(samples, np.int64))
-        return cls(tuple(tracks), sampled)
+        sampled = np.unique(np.fromiter(samples, np.int64))
+        if stride == 0:
+            stride = _usual_distance(sampled)
+        uneven = 0 if stride else sum(_skips_frames(track.frames, sampled) for track in tracks)
+        return cls(tuple(tracks), sampled, stride, {_UNEVEN: uneven} if uneven else {})
 
     def interpolated(self, track: ImportedTrack, frame_count: int = MAX_FRAME + 1) -> ImportedTrack:
         """Interpolate a track between consecutive samples.
@@ -121,10 +139,27 @@ class ImportedBoxes:
         if self.samples is None or len(track.frames) < 2:
             return track
         positions = np.searchsorted(self.samples, track.frames)
-        spans = np.split(np.arange(len(track.frames)), np.flatnonzero(np.diff(positions) > 1) + 1)
+        hidden = np.diff(positions) > 1
+        if self.stride:
+            hidden |= np.diff(track.frames) >= 2 * self.stride
+        spans = np.split(np.arange(len(track.frames)), np.flatnonzero(hidden) + 1)
         frames = [np.arange(track.frames[s[0]], min(int(track.frames[s[-1]]) + 1, frame_count)) for s in spans]
         boxes = [interpolate(track.frames[s], track.xyxy[s], to) for s, to in zip(spans, frames, strict=True)]
         return ImportedTrack(track.track_id, track.label, np.concatenate(frames), np.concatenate(boxes))
+
+
+def _usual_distance(samples: IntArray) -> float | None:
+    """Return the distance of at least half of the samples from the next, give or take a frame; ``None`` if uneven."""
+    distances = np.diff(samples)
+    if not len(distances):
+        return None
+    usual = float(np.median(distances))
+    return usual if np.mean(np.abs(distances - usual) <= 1) >= 0.5 else None
+
+
+def _skips_frames(frames: IntArray, samples: IntArray) -> bool:
+    """Return whether a track is on two consecutive samples that are not consecutive frames."""
+    return bool(((np.diff(frames) > 1) & (np.diff(np.searchsorted(samples, frames)) == 1)).any())
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from ml_backend.datasets.formats.cvat import read_cvat
 from ml_backend.datasets.formats.mot import read_mot
 from ml_backend.datasets.formats.yolo import read_yolo
 from ml_backend.datasets.importers import ImportedBoxes, ImportResult, to_tasks
+from ml_backend.datasets.sampling import Sampling
 from ml_backend.datasets.video_files import VideoFolder
 from ml_backend.label_studio.label_config import parse_label_config
 from tests.builders import label_config
@@ -155,6 +156,53 @@ def test_own_exports_of_two_videos_of_one_name(days: Path, tmp_path: Path, name:
         assert found == {}
     else:
         assert found == {"day1/clip.mp4": pytest.approx(10, abs=0.1), "day2/clip.mp4": pytest.approx(50, abs=0.1)}
+
+
+# -- frames without labels
+
+
+def yolo(folder: Path, lines: dict[int, str]) -> Path:
+    (folder / "labels").mkdir(parents=True)
+    (folder / "data.yaml").write_text("names: [person]")
+    for frame, text in lines.items():
+        (folder / "labels" / f"clip_{frame}.txt").write_text(text)
+    return folder
+
+
+def visible(read: ImportedBoxes) -> list[int]:
+    (track,) = read.tracks
+    return read.interpolated(track).frames.tolist()
+
+
+@pytest.mark.parametrize("stride", [1, 5])
+def test_no_boxes_where_a_dataset_has_only_frames_with_boxes(tmp_path: Path, stride: int) -> None:
+    frames = [*range(0, 30, stride), *range(70, 90, stride)]
+    (video,) = read_yolo(yolo(tmp_path, dict.fromkeys(frames, "0 0.5 0.5 0.2 0.2 1")))
+    read = video.read(320, 240, 120)
+    assert visible(read) == [*range(31 - stride), *range(70, 91 - stride)]
+    assert not read.left_out
+
+
+@pytest.mark.parametrize("name", ["yolo-track", "coco"])
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(negatives=0), [*range(3), *range(20, 23)]),
+        (Sampling(2, negatives=0), [*range(3), *range(20, 23)]),
+        (Sampling(keyframes=True), list(range(23))),
+    ],
+)
+def test_gaps_of_own_exports(tmp_path: Path, name: str, sampling: Sampling, expected: list[int]) -> None:
+    make_video(tmp_path / "clip.mp4")
+    region = make_region(key(1, 0), key(3, 4, enabled=False), key(21, 9), key(23, 20, enabled=False))
+    source = AnnotationReader.from_file(
+        write_export(tmp_path / "e.json", [make_task("clip.mp4", make_annotation(region))])
+    )
+    export_dataset(source, tmp_path / "out", DatasetOptions(name, sampling, images=False))
+    (video,) = READERS[name](tmp_path / "out")
+    read = video.read(320, 240, 30)
+    assert visible(read) == expected
+    assert sum(read.left_out.values()) == sampling.keyframes  # frames in between cannot be told: it is said
 
 
 # -- CVAT

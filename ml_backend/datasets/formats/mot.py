@@ -166,7 +166,7 @@ def _read_boxes(path: Path, stride: int, default_label: str, *_video: int) -> Im
         raise ConfigError(f"{path} cannot be read: {error}.", "Correct the file.") from error
     last = max((row[0] for row in boxes), default=0)
     xyxy = np.array(list(boxes.values()), np.float64).reshape(-1, 4)
-    return ImportedBoxes.from_rows(list(boxes), xyxy, range(0, last + 1, stride))
+    return ImportedBoxes.from_rows(list(boxes), xyxy, range(0, last + 1, stride), stride)
 
 
 def _read_line(
