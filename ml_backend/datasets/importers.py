@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.core.errors import BackendError, VideoError
+from ml_backend.core.errors import BackendError, ConfigError, VideoError
 from ml_backend.core.keyframes import interpolate
 from ml_backend.core.types import Float64Array, IntArray, Track
 from ml_backend.datasets.annotation_reader import SkippedTask
@@ -31,6 +31,7 @@ ResultKind = Literal["predictions", "annotations"]
 #: Minimum IoU of keyframe simplification: manual boxes stay almost unchanged.
 _MIN_IOU = 0.995
 
+_UNTRACKED = "Boxes without a track, left out"
 _UNEVEN = "Tracks interpolated between unevenly spaced frames, where gaps cannot be told"
 
 #: More than any video has (46 hours at 60 fps): damaged numbers must not exhaust memory.
@@ -106,20 +107,31 @@ class ImportedBoxes:
         xyxy: npt.ArrayLike,
         samples: Iterable[int],
         stride: float | None = 0,
+        source: str | Path = "The dataset",
     ) -> ImportedBoxes:
         """Group boxes, in any order, into tracks.
 
         Args:
-            rows: ``n`` tuples of (decoded frame, track, label). If a track and label has several boxes on one frame,
-                the first is used.
+            rows: ``n`` tuples of (decoded frame, track, label). Boxes without a track, a negative one, are left out.
+                If a track and label has several boxes on one frame, the first is used.
             xyxy: ``(n, 4)`` pixels.
             samples: frames that were annotated.
             stride: see :class:`ImportedBoxes`; 0 if it is to be told from the samples.
+            source: where the boxes were read, for the error.
+
+        Raises:
+            ConfigError: there are boxes, but none has a track.
         """
         boxes = np.asarray(xyxy, np.float64).reshape(-1, 4)
         groups: dict[tuple[int, str], list[int]] = {}
         for index, (_, track, label) in enumerate(rows):
-            groups.setdefault((track, label), []).append(index)
+            if track >= 0:
+                groups.setdefault((track, label), []).append(index)
+        if rows and not groups:
+            raise ConfigError(
+                f"{source}: none of {len(rows)} boxes has a track number. They are detections, not tracks.",
+                "Run a tracker on the detections, and import what it writes.",
+            )
         tracks = []
         for (track, label), members in groups.items():
             frames, first = np.unique([rows[index][0] for index in members], return_index=True)
@@ -128,7 +140,8 @@ class ImportedBoxes:
         if stride == 0:
             stride = _usual_distance(sampled)
         uneven = 0 if stride else sum(_skips_frames(track.frames, sampled) for track in tracks)
-        return cls(tuple(tracks), sampled, stride, {_UNEVEN: uneven} if uneven else {})
+        untracked = len(rows) - sum(map(len, groups.values()))
+        return cls(tuple(tracks), sampled, stride, +Counter({_UNEVEN: uneven, _UNTRACKED: untracked}))
 
     def interpolated(self, track: ImportedTrack, frame_count: int = MAX_FRAME + 1) -> ImportedTrack:
         """Interpolate a track between consecutive samples.

@@ -205,6 +205,50 @@ def test_gaps_of_own_exports(tmp_path: Path, name: str, sampling: Sampling, expe
     assert sum(read.left_out.values()) == sampling.keyframes  # frames in between cannot be told: it is said
 
 
+# -- boxes without tracks
+
+
+@pytest.mark.parametrize("extra", ["", " 0.63", " -1"])
+def test_lines_without_track_are_counted(tmp_path: Path, extra: str) -> None:
+    lines = dict.fromkeys(range(20), f"0 0.5 0.5 0.2 0.2{' 0.8' if extra == ' 0.63' else ''} 1")
+    (video,) = read_yolo(yolo(tmp_path, lines | {7: f"0 0.5 0.5 0.2 0.2{extra}"}))
+    read = video.read(320, 240, 30)
+    assert visible(read) == [*range(7), *range(8, 20)]
+    assert list(read.left_out.values()) == [1]
+
+
+def test_some_boxes_of_mot_and_coco_without_track(tmp_path: Path) -> None:
+    lines = "1,-1,9,9,9,9,1,-1,-1,-1\n1,-1,0,0,9,9,1,-1,-1,-1\n1,3,9,9,9,9,1,-1,-1,-1\n"
+    (tmp_path / "clip.txt").write_text(lines)
+    data = json.loads(coco(tmp_path / "a.json").read_text())
+    (box,) = data["annotations"]
+    without = {key: value for key, value in box.items() if key != "track_id"}
+    data["annotations"] += [without, {**box, "track_id": -1}]
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    for name, path in (("mot", "clip.txt"), ("coco", "a.json")):
+        (video,) = READERS[name](tmp_path / path)
+        read = video.read(320, 240, 30)
+        assert len(read.tracks) == 1
+        assert list(read.left_out.values()) == [2]
+
+
+@pytest.mark.parametrize("name", ["mot", "coco", "yolo-track"])
+def test_detections_are_not_one_track(tmp_path: Path, name: str) -> None:
+    make_video(tmp_path / "clip.mp4")
+    if name == "mot":
+        (tmp_path / "clip.txt").write_text("1,-1,9,9,9,9,0.8\n1,-1,0,0,9,9,0.8\n2,-1,9,9,9,9,0.8\n")
+    elif name == "coco":
+        text = coco(tmp_path / "clip.json").read_text()
+        (tmp_path / "clip.json").write_text(text.replace('"track_id": 1', '"track_id": -1'))
+    else:
+        yolo(tmp_path, dict.fromkeys(range(3), "0 0.5 0.5 0.2 0.2 0.9"))
+    path = {"mot": "clip.txt", "coco": "clip.json", "yolo-track": ""}[name]
+    tasks, result = bring(READERS[name](tmp_path / path), tmp_path)
+    assert tasks == []
+    (skipped,) = result.skipped
+    assert f"none of {1 if name == 'coco' else 3} boxes has a track" in skipped.reason
+
+
 # -- CVAT
 
 

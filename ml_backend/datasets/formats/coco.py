@@ -179,7 +179,8 @@ def read_coco(path: Path) -> Iterator[ImportedVideo]:
             for item in data["annotations"]:
                 key, frame = images[item["image_id"]]
                 x, y, width, height = finite(item["bbox"])
-                contents[key][1].append((frame, int(item["track_id"]), names[item["category_id"]]))
+                track = item.get("track_id")
+                contents[key][1].append((frame, -1 if track is None else int(track), names[item["category_id"]]))
                 contents[key][2].append([x, y, x + width, y + height])
         except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise ConfigError(
@@ -190,7 +191,7 @@ def read_coco(path: Path) -> Iterator[ImportedVideo]:
     for key, (frames, rows, boxes) in sorted(contents.items()):
         stated = sizes.get(key, set())
         facts = VideoFacts(next(iter(stated)) if len(stated) == 1 else None, (max(frames) + 1, None))
-        yield ImportedVideo(key[0], partial(_imported_boxes, rows, boxes, frames, strides[key]), facts)
+        yield ImportedVideo(key[0], partial(_imported_boxes, rows, boxes, frames, strides[key], path), facts)
 
 
 #: A video's file name, name in the dataset, and id if these are ambiguous.
@@ -205,6 +206,11 @@ def _videos_by_id(videos: list[dict[str, Any]]) -> dict[Any, _VideoKey]:
 
 
 def _imported_boxes(
-    rows: list[tuple[int, int, str]], boxes: list[list[float]], frames: list[int], stride: int | None, *_video: int
+    rows: list[tuple[int, int, str]],
+    boxes: list[list[float]],
+    frames: list[int],
+    stride: int | None,
+    source: Path,
+    *_video: int,
 ) -> ImportedBoxes:
-    return ImportedBoxes.from_rows(rows, np.array(boxes, np.float64).reshape(-1, 4), frames, stride)
+    return ImportedBoxes.from_rows(rows, np.array(boxes, np.float64).reshape(-1, 4), frames, stride, source)

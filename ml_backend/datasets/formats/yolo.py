@@ -90,7 +90,7 @@ def read_yolo(folder: Path) -> Iterator[ImportedVideo]:
         folder: with ``data.yaml`` and ``labels``; label files are called ``<video>_<frame>.txt``.
 
     Raises:
-        ConfigError: there is no such dataset, or a line has no track id.
+        ConfigError: there is no such dataset.
     """
     names, stride = _read_head(folder / "data.yaml")
     files: dict[str, list[tuple[int, Path]]] = {}
@@ -131,17 +131,27 @@ def _read_boxes(
                 fields = line.split()
                 if not fields:
                     continue
-                if len(fields) not in (6, 7):  # with a confidence before or after the track, as trackers write it
+                if len(fields) not in (5, 6, 7):
                     raise ConfigError(
                         f"{path}, line {number}, has {len(fields)} fields instead of six: class, box and track.",
-                        "Only datasets with track numbers (--format yolo-track) can become tracks.",
+                        "Correct the file.",
                     )
                 class_id = int(fields[0])
-                rows.append((frame, int(fields[-1]), names.get(class_id, f"class {class_id}")))
+                rows.append((frame, _track_number(fields), names.get(class_id, f"class {class_id}")))
                 boxes.append(finite(fields[1:5]))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read: {error}.", "Correct the file.") from error
     xywh = np.array(boxes, np.float64).reshape(-1, 4)
     xyxy = np.concatenate([xywh[:, :2] - xywh[:, 2:] / 2, xywh[:, :2] + xywh[:, 2:] / 2], axis=1)
     samples = [frame for frame, _ in files]
-    return ImportedBoxes.from_rows(rows, xyxy * [width, height, width, height], samples, stride)
+    return ImportedBoxes.from_rows(rows, xyxy * [width, height, width, height], samples, stride, files[0][1].parent)
+
+
+def _track_number(fields: Sequence[str]) -> int:
+    """Return the track of a line of class, box, confidence and track; -1 if it has none, as where a tracker lost all.
+
+    A sixth and last field is the track or the confidence.
+    """
+    if len(fields) == 5 or (len(fields) == 6 and not finite(fields[5:])[0].is_integer()):
+        return -1
+    return int(fields[-1])
