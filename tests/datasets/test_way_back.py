@@ -249,6 +249,18 @@ def test_detections_are_not_one_track(tmp_path: Path, name: str) -> None:
     assert f"none of {1 if name == 'coco' else 3} boxes has a track" in skipped.reason
 
 
+def test_crowds_of_coco_are_no_objects(tmp_path: Path) -> None:
+    data = json.loads(coco(tmp_path / "a.json").read_text())
+    (box,) = data["annotations"]
+    crowd = {**box, "track_id": 2, "iscrowd": 1, "bbox": None}
+    data["annotations"] = [{**box, "iscrowd": 0}, crowd, crowd]
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    (video,) = read_coco(tmp_path / "a.json")
+    read = video.read(320, 240, 30)
+    assert [track.track_id for track in read.tracks] == [1]
+    assert [(count, "iscrowd" in reason) for reason, count in read.left_out.items()] == [(2, True)]
+
+
 # -- CVAT
 
 

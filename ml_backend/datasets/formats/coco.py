@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,7 @@ def read_coco(path: Path) -> Iterator[ImportedVideo]:
     contents: dict[_VideoKey, tuple[list[int], list[tuple[int, int, str]], list[list[float]]]] = {}
     sizes: dict[_VideoKey, set[tuple[int, int]]] = {}
     strides: dict[_VideoKey, int | None] = {}
+    crowds: Counter[_VideoKey] = Counter()
     for file in files:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
@@ -178,6 +180,9 @@ def read_coco(path: Path) -> Iterator[ImportedVideo]:
                 contents.setdefault(key, ([], [], []))[0].append(frame)
             for item in data["annotations"]:
                 key, frame = images[item["image_id"]]
+                if item.get("iscrowd"):
+                    crowds[key] += 1
+                    continue
                 x, y, width, height = finite(item["bbox"])
                 track = item.get("track_id")
                 contents[key][1].append((frame, -1 if track is None else int(track), names[item["category_id"]]))
@@ -191,7 +196,9 @@ def read_coco(path: Path) -> Iterator[ImportedVideo]:
     for key, (frames, rows, boxes) in sorted(contents.items()):
         stated = sizes.get(key, set())
         facts = VideoFacts(next(iter(stated)) if len(stated) == 1 else None, (max(frames) + 1, None))
-        yield ImportedVideo(key[0], partial(_imported_boxes, rows, boxes, frames, strides[key], path), facts)
+        yield ImportedVideo(
+            key[0], partial(_imported_boxes, rows, boxes, frames, strides[key], path, crowds[key]), facts
+        )
 
 
 #: A video's file name, name in the dataset, and id if these are ambiguous.
@@ -211,6 +218,8 @@ def _imported_boxes(
     frames: list[int],
     stride: int | None,
     source: Path,
+    crowds: int,
     *_video: int,
 ) -> ImportedBoxes:
-    return ImportedBoxes.from_rows(rows, np.array(boxes, np.float64).reshape(-1, 4), frames, stride, source)
+    read = ImportedBoxes.from_rows(rows, np.array(boxes, np.float64).reshape(-1, 4), frames, stride, source)
+    return replace(read, left_out=+Counter({**read.left_out, "Crowds (iscrowd), left out": crowds}))
