@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
@@ -32,6 +32,8 @@ ResultKind = Literal["predictions", "annotations"]
 _MIN_IOU = 0.995
 
 _UNTRACKED = "Boxes without a track, left out"
+_OUTSIDE = "Boxes on frames that the video does not have, left out"
+_FROM_0 = "Boxes on frames counted from 0, though none has the number 0 (if they count from 1, use --first-frame 1)"
 _UNEVEN = "Tracks interpolated between unevenly spaced frames, where gaps cannot be told"
 
 #: More than any video has (46 hours at 60 fps): damaged numbers must not exhaust memory.
@@ -142,6 +144,23 @@ class ImportedBoxes:
         uneven = 0 if stride else sum(_skips_frames(track.frames, sampled) for track in tracks)
         untracked = len(rows) - sum(map(len, groups.values()))
         return cls(tuple(tracks), sampled, stride, +Counter({_UNEVEN: uneven, _UNTRACKED: untracked}))
+
+    def counted_from(self, first: int | None, frame_count: int) -> ImportedBoxes:
+        """Return the boxes of a file that numbers frames from ``first``, with frames from 0.
+
+        Args:
+            first: 0 or 1; ``None`` if unknown, and there is no frame 0: then it is 1 if the last number is the number
+                of frames, else 0, which is noted.
+            frame_count: of the video.
+        """
+        if self.samples is None or not len(self.samples):
+            return self
+        left_out = Counter(self.left_out)
+        if first is None:
+            first = int(self.samples[-1] >= frame_count)
+            left_out[_FROM_0] = 0 if first else sum(len(track.frames) for track in self.tracks)
+        tracks = tuple(replace(track, frames=track.frames - first) for track in self.tracks)
+        return replace(self, tracks=tracks, samples=self.samples - first, left_out=+left_out)
 
     def interpolated(self, track: ImportedTrack, frame_count: int = MAX_FRAME + 1) -> ImportedTrack:
         """Interpolate a track between consecutive samples.
@@ -261,7 +280,9 @@ def _regions(
     info, timeline = probe(path), video_timeline(path, frame_rate)
     imported = video.read(info.width, info.height, info.frames)
     regions = []
+    left_out = Counter(imported.left_out)
     for number, track in enumerate(sorted(imported.tracks, key=lambda t: (int(t.frames[0]), t.track_id)), start=1):
+        left_out[_OUTSIDE] += int(((track.frames < 0) | (track.frames >= info.frames)).sum())
         interpolated = imported.interpolated(track, info.frames)
         inside = (interpolated.frames >= 0) & (interpolated.frames < info.frames)
         region = track_to_region(
@@ -281,7 +302,7 @@ def _regions(
         )
         if region is not None:
             regions.append(region)
-    return regions, imported.left_out
+    return regions, +left_out
 
 
 def _results(regions: list[dict[str, Any]], kind: ResultKind) -> dict[str, Any]:

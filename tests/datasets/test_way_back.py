@@ -205,6 +205,79 @@ def test_gaps_of_own_exports(tmp_path: Path, name: str, sampling: Sampling, expe
     assert sum(read.left_out.values()) == sampling.keyframes  # frames in between cannot be told: it is said
 
 
+# -- frames counted from 0 or 1
+
+
+def numbered(folder: Path, name: str, numbers: range) -> Path:
+    if name == "yolo-track":
+        return yolo(folder, dict.fromkeys(numbers, "0 0.5 0.5 0.2 0.2 1"))
+    data = {
+        "videos": [{"id": 1, "file_name": "clip.mp4"}],
+        "images": [{"id": n, "video_id": 1, "frame_id": n} for n in numbers],
+        "annotations": [{"image_id": n, "bbox": [0, 0, 32, 24], "track_id": 1, "category_id": 1} for n in numbers],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    path = folder / "a.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize("name", ["yolo-track", "coco"])
+@pytest.mark.parametrize(
+    ("numbers", "first", "expected", "noted"),
+    [
+        (range(30), None, range(30), []),
+        (range(1, 31), None, range(30), []),  # there is no frame 30 if frames count from 0
+        (range(1, 30), None, range(1, 30), ["--first-frame"]),
+        (range(1, 30), 0, range(1, 30), []),
+        (range(1, 30), 1, range(29), []),
+        (range(31), None, range(30), ["the video does not have"]),
+    ],
+)
+def test_the_number_of_the_first_frame(
+    tmp_path: Path, name: str, numbers: range, first: int | None, expected: range, noted: list[str]
+) -> None:
+    make_video(tmp_path / "clip.mp4")
+    (task,), result = bring(READERS[name](numbered(tmp_path, name, numbers), first_frame=first), tmp_path)
+    (region,) = task["predictions"][0]["result"]
+    first_key, last_key = region["value"]["sequence"][0], region["value"]["sequence"][-1]
+    assert (first_key["frame"], last_key["frame"]) == (expected[0] + 1, expected[-1] + 1)
+    assert len(result.left_out) == len(noted)
+    assert all(part in reason for part, reason in zip(noted, result.left_out, strict=True))
+
+
+def test_a_frame_0_in_another_video_tells_as_well(tmp_path: Path) -> None:
+    folder = numbered(tmp_path, "yolo-track", range(1, 30))
+    (folder / "labels" / "other_0.txt").write_text("")
+    video, _ = read_yolo(folder)
+    read = video.read(320, 240, 30)
+    assert (visible(read), read.left_out) == (list(range(1, 30)), {})
+
+
+@pytest.mark.parametrize("name", ["mot", "cvat"])
+def test_boxes_beyond_the_video_are_counted(tmp_path: Path, name: str) -> None:
+    make_video(tmp_path / "clip.mp4")
+    (tmp_path / "clip.txt").write_text("".join(f"{n},1,0,0,32,24\n" for n in (29, 30, 31, 32)))
+    boxes = "".join(cvat_box(n, (0, 0, 32, 24)) for n in (28, 29, 30, 31))
+    (tmp_path / "clip.xml").write_text(f"<annotations>{cvat_track(boxes)}</annotations>")
+    (_,), result = bring(READERS[name](tmp_path / {"mot": "clip.txt", "cvat": "clip.xml"}[name]), tmp_path)
+    assert list(result.left_out.values()) == [2]
+
+
+@pytest.mark.slow
+def test_the_first_frame_is_an_option(tmp_path: Path) -> None:
+    make_video(tmp_path / "clip.mp4")
+    numbered(tmp_path, "coco", range(1, 30))
+    arguments = ["--to-label-studio", "a.json", "--videos", ".", "--out", "tasks.json", "--first-frame", "1"]
+    done = run("--format", "coco", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (task,) = json.loads((tmp_path / "tasks.json").read_text())
+    assert task["predictions"][0]["result"][0]["value"]["sequence"][0]["frame"] == 1
+    done = run("--format", "mot", *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "--first-frame" in done.stderr
+
+
 # -- boxes without tracks
 
 

@@ -22,7 +22,7 @@ from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import atomic_text_writer
 from ml_backend.datasets.export_state import state_folder
 from ml_backend.datasets.formats.base import Counts, DatasetFormat, SelectedFrames, remove_named
-from ml_backend.datasets.importers import ImportedBoxes, ImportedVideo, finite, frame_number, stated_stride
+from ml_backend.datasets.importers import MAX_FRAME, ImportedBoxes, ImportedVideo, finite, frame_number, stated_stride
 from ml_backend.datasets.sampling import SPLITS
 from ml_backend.datasets.video_files import VideoFacts, parse_count
 
@@ -151,11 +151,12 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def read_coco(path: Path) -> Iterator[ImportedVideo]:
+def read_coco(path: Path, first_frame: int | None = None) -> Iterator[ImportedVideo]:
     """Yield the videos of COCO files with ``track_id`` in annotations, and ``video_id`` and ``frame_id`` in images.
 
     Args:
         path: a JSON file, or a dataset with ``annotations/*.json``; videos that are in several files are merged.
+        first_frame: ``frame_id`` of a video's first frame, 0 or 1.  [default: told from the numbers]
 
     Raises:
         ConfigError: a file is not readable, or lacks these fields.
@@ -193,12 +194,13 @@ def read_coco(path: Path) -> Iterator[ImportedVideo]:
             ) from error
     if not files:
         raise ConfigError(f"{path} has no annotations/*.json.", "Give the file or the dataset's folder.")
+    has_zero = any(0 in frames for frames, _, _ in contents.values())
     for key, (frames, rows, boxes) in sorted(contents.items()):
         stated = sizes.get(key, set())
         facts = VideoFacts(next(iter(stated)) if len(stated) == 1 else None, (max(frames) + 1, None))
-        yield ImportedVideo(
-            key[0], partial(_imported_boxes, rows, boxes, frames, strides[key], path, crowds[key]), facts
-        )
+        first = 0 if first_frame is None and (has_zero or strides[key] != 0) else first_frame
+        read = partial(_imported_boxes, rows, boxes, frames, strides[key], path, crowds[key], first)
+        yield ImportedVideo(key[0], read, facts)
 
 
 #: A video's file name, name in the dataset, and id if these are ambiguous.
@@ -219,7 +221,11 @@ def _imported_boxes(
     stride: int | None,
     source: Path,
     crowds: int,
-    *_video: int,
+    first_frame: int | None,
+    _width: int,
+    _height: int,
+    frame_count: int = MAX_FRAME + 1,
 ) -> ImportedBoxes:
     read = ImportedBoxes.from_rows(rows, np.array(boxes, np.float64).reshape(-1, 4), frames, stride, source)
-    return replace(read, left_out=+Counter({**read.left_out, "Crowds (iscrowd), left out": crowds}))
+    read = replace(read, left_out=+Counter({**read.left_out, "Crowds (iscrowd), left out": crowds}))
+    return read.counted_from(first_frame, frame_count)

@@ -83,11 +83,12 @@ class YoloTrack(Yolo):
     single_annotator = False
 
 
-def read_yolo(folder: Path) -> Iterator[ImportedVideo]:
+def read_yolo(folder: Path, first_frame: int | None = None) -> Iterator[ImportedVideo]:
     """Yield the videos of a YOLO dataset with track ids.
 
     Args:
         folder: with ``data.yaml`` and ``labels``; label files are called ``<video>_<frame>.txt``.
+        first_frame: number of a video's first frame, 0 or 1.  [default: told from the numbers]
 
     Raises:
         ConfigError: there is no such dataset.
@@ -102,9 +103,11 @@ def read_yolo(folder: Path) -> Iterator[ImportedVideo]:
             files.setdefault(video, []).append((int(digits), path))
     if not files:
         raise ConfigError(f"{folder} has no labels/**/<video>_<frame>.txt.", "Give the folder with data.yaml.")
+    if first_frame is None and (stride != 0 or any(min(each)[0] == 0 for each in files.values())):
+        first_frame = 0
     for video, label_files in sorted(files.items()):
         facts = VideoFacts(frames=(max(label_files)[0] + 1, None))
-        yield ImportedVideo(video, partial(_read_boxes, sorted(label_files), names, stride), facts)
+        yield ImportedVideo(video, partial(_read_boxes, sorted(label_files), names, stride, first_frame), facts)
 
 
 def _read_head(path: Path) -> tuple[dict[int, str], int | None]:
@@ -121,7 +124,13 @@ def _read_head(path: Path) -> tuple[dict[int, str], int | None]:
 
 
 def _read_boxes(
-    files: Sequence[tuple[int, Path]], names: dict[int, str], stride: int | None, width: int, height: int, *_: int
+    files: Sequence[tuple[int, Path]],
+    names: dict[int, str],
+    stride: int | None,
+    first_frame: int | None,
+    width: int,
+    height: int,
+    frame_count: int = MAX_FRAME + 1,
 ) -> ImportedBoxes:
     rows: list[tuple[int, int, str]] = []
     boxes: list[list[float]] = []
@@ -144,7 +153,9 @@ def _read_boxes(
     xywh = np.array(boxes, np.float64).reshape(-1, 4)
     xyxy = np.concatenate([xywh[:, :2] - xywh[:, 2:] / 2, xywh[:, :2] + xywh[:, 2:] / 2], axis=1)
     samples = [frame for frame, _ in files]
-    return ImportedBoxes.from_rows(rows, xyxy * [width, height, width, height], samples, stride, files[0][1].parent)
+    xyxy *= [width, height, width, height]
+    read = ImportedBoxes.from_rows(rows, xyxy, samples, stride, files[0][1].parent)
+    return read.counted_from(first_frame, frame_count)
 
 
 def _track_number(fields: Sequence[str]) -> int:
