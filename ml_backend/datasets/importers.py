@@ -17,7 +17,7 @@ from ml_backend.core.errors import BackendError, ConfigError, VideoError
 from ml_backend.core.keyframes import interpolate
 from ml_backend.core.types import Float64Array, IntArray, Track
 from ml_backend.datasets.annotation_reader import SkippedTask
-from ml_backend.datasets.video_files import FIND_HINT, NO_FACTS, VideoFacts, VideoFolder, parse_count
+from ml_backend.datasets.video_files import FIND_HINT, NO_FACTS, FileChoice, VideoFacts, VideoFolder, parse_count
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.media import CLOUD_SCHEMES
 from ml_backend.label_studio.regions import make_prediction, track_to_region
@@ -234,15 +234,19 @@ def to_tasks(
     """Yield a Label Studio task for each video.
 
     Args:
-        folder: with the video files, which are probed for size and frame times.
+        folder: with the video files, which are probed for size and frame times. A single file is the only video's,
+            whatever its name is, unless it contradicts the facts.
         control: names of the regions, and the frame rate of Label Studio's timeline.
         result: counts are added to it.
         kind: import the regions as predictions (to be reviewed) or as annotations.
         url_prefix: prepended to the video's path in ``folder``, such as ``/data/local-files/?d=videos/``.
     """
+    videos = list(videos)
     for video in videos:
         try:
             choice = folder.look_up(video.name, video.facts)
+            if choice == FileChoice() and folder.single and len(videos) == 1:
+                choice = folder.look_up("", video.facts)
             if choice.path is None:
                 reason = choice.reason or f"There is no video of this name in {folder.folder.absolute()}."
                 raise VideoError(reason, FIND_HINT)

@@ -96,6 +96,24 @@ def test_addresses_lead_to_the_file(tmp_path: Path, name: str) -> None:
     assert [video.path.name for video in source.videos()] == [name]
 
 
+def test_one_sequence_and_one_named_file_belong_together(tmp_path: Path) -> None:
+    make_video(tmp_path / "street.mp4")
+    gt = tmp_path / "task_12" / "gt" / "gt.txt"
+    gt.parent.mkdir(parents=True)
+    gt.write_text("1,1,0,0,32,24,1,1,1\n")
+    (task,), result = bring(read_mot(tmp_path / "task_12"), tmp_path / "street.mp4")
+    assert (task["data"]["video"], result.skipped) == ("street.mp4", [])
+    # Not if that is a guess: the file is only one of a folder, there are two sequences, or it is another video.
+    tasks, result = bring(read_mot(tmp_path / "task_12"), tmp_path)
+    assert (tasks, len(result.skipped)) == ([], 1)
+    mot(tmp_path / "task_13", "other.mp4", imWidth=640, imHeight=480)
+    tasks, result = bring(read_mot(tmp_path), tmp_path / "street.mp4")
+    assert (tasks, len(result.skipped)) == ([], 2)
+    tasks, result = bring(read_mot(tmp_path / "task_13"), tmp_path / "street.mp4")
+    assert tasks == []
+    assert "320x240 pixels instead of 640x480" in result.skipped[0].reason
+
+
 # -- several videos of one name
 
 
