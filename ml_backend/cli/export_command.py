@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ml_backend.datasets.formats.coco import read_coco
 from ml_backend.datasets.formats.cvat import read_cvat
 from ml_backend.datasets.formats.mot import read_mot
 from ml_backend.datasets.formats.yolo import read_yolo
-from ml_backend.datasets.importers import ImportResult, ResultKind, to_tasks
+from ml_backend.datasets.importers import ImportedVideo, ImportResult, ResultKind, to_tasks
 from ml_backend.datasets.video_files import VideoFolder
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.label_config import VideoControl, read_label_config
@@ -124,21 +125,32 @@ def import_dataset(
     config: Path | None,
     kind: ResultKind,
     url_prefix: str,
+    first_frame: int | None,
 ) -> None:
     """Convert a dataset to Label Studio tasks, print a summary, and exit as :func:`finish` does.
 
     Args:
         videos: folder with the videos; by default the dataset's own.
         video_map: see :func:`~ml_backend.datasets.video_files.read_video_map`.
+        first_frame: number of a video's first frame, 0 or 1, in YOLO and COCO; by default told from the numbers.
         config: label config with the regions' control names and frame rate; by default the documentation's example.
 
     Raises:
         ConfigError: the format has no tracks, or the files do not have that format.
         StorageError: ``out`` cannot be written.
     """
-    readers = {"mot": read_mot, "cvat": read_cvat, "yolo-track": read_yolo, "coco": read_coco}
+    readers: dict[str, Callable[[Path], Iterator[ImportedVideo]]] = {
+        "mot": read_mot,
+        "cvat": read_cvat,
+        "yolo-track": partial(read_yolo, first_frame=first_frame),
+        "coco": partial(read_coco, first_frame=first_frame),
+    }
     if format_name not in readers:
         raise ConfigError(f"Labels of the format {format_name} have no tracks.", f"Use one of {', '.join(readers)}.")
+    if first_frame is not None and format_name in ("mot", "cvat"):
+        raise ConfigError(
+            f"The format {format_name} defines the number of the first frame.", "Leave out --first-frame."
+        )
     control = read_label_config(config).video_controls[0] if config else _EXAMPLE_CONTROL
     folder = VideoFolder.of(videos, video_map, beside=dataset / "labels" if dataset.is_dir() else dataset)
     result = ImportResult()

@@ -60,6 +60,12 @@ class Sampling:
             raise ConfigError(f"{self.ratio} are not shares of train, val and test.", "Use shares such as 80:20:0.")
 
     @property
+    def even_stride(self) -> int | None:
+        """The stride if only frames without objects are left out; ``None`` if a file may lack others too."""
+        uneven = self.keyframes or not self.near_duplicates or self.split == "ratio"
+        return None if uneven else self.stride
+
+    @property
     def shares(self) -> Float64Array:
         """Shares of train, val and test ``(3,)``, normalised to sum to 1."""
         ratio = np.asarray(self.ratio, np.float64)

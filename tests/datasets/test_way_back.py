@@ -16,6 +16,7 @@ from ml_backend.datasets.formats.cvat import read_cvat
 from ml_backend.datasets.formats.mot import read_mot
 from ml_backend.datasets.formats.yolo import read_yolo
 from ml_backend.datasets.importers import ImportedBoxes, ImportResult, to_tasks
+from ml_backend.datasets.sampling import Sampling
 from ml_backend.datasets.video_files import VideoFolder
 from ml_backend.label_studio.label_config import parse_label_config
 from tests.builders import label_config
@@ -95,6 +96,24 @@ def test_addresses_lead_to_the_file(tmp_path: Path, name: str) -> None:
     assert [video.path.name for video in source.videos()] == [name]
 
 
+def test_one_sequence_and_one_named_file_belong_together(tmp_path: Path) -> None:
+    make_video(tmp_path / "street.mp4")
+    gt = tmp_path / "task_12" / "gt" / "gt.txt"
+    gt.parent.mkdir(parents=True)
+    gt.write_text("1,1,0,0,32,24,1,1,1\n")
+    (task,), result = bring(read_mot(tmp_path / "task_12"), tmp_path / "street.mp4")
+    assert (task["data"]["video"], result.skipped) == ("street.mp4", [])
+    # Not if that is a guess: the file is only one of a folder, there are two sequences, or it is another video.
+    tasks, result = bring(read_mot(tmp_path / "task_12"), tmp_path)
+    assert (tasks, len(result.skipped)) == ([], 1)
+    mot(tmp_path / "task_13", "other.mp4", imWidth=640, imHeight=480)
+    tasks, result = bring(read_mot(tmp_path), tmp_path / "street.mp4")
+    assert (tasks, len(result.skipped)) == ([], 2)
+    tasks, result = bring(read_mot(tmp_path / "task_13"), tmp_path / "street.mp4")
+    assert tasks == []
+    assert "320x240 pixels instead of 640x480" in result.skipped[0].reason
+
+
 # -- several videos of one name
 
 
@@ -155,6 +174,182 @@ def test_own_exports_of_two_videos_of_one_name(days: Path, tmp_path: Path, name:
         assert found == {}
     else:
         assert found == {"day1/clip.mp4": pytest.approx(10, abs=0.1), "day2/clip.mp4": pytest.approx(50, abs=0.1)}
+
+
+# -- frames without labels
+
+
+def yolo(folder: Path, lines: dict[int, str]) -> Path:
+    (folder / "labels").mkdir(parents=True)
+    (folder / "data.yaml").write_text("names: [person]")
+    for frame, text in lines.items():
+        (folder / "labels" / f"clip_{frame}.txt").write_text(text)
+    return folder
+
+
+def visible(read: ImportedBoxes) -> list[int]:
+    (track,) = read.tracks
+    return read.interpolated(track).frames.tolist()
+
+
+@pytest.mark.parametrize("stride", [1, 5])
+def test_no_boxes_where_a_dataset_has_only_frames_with_boxes(tmp_path: Path, stride: int) -> None:
+    frames = [*range(0, 30, stride), *range(70, 90, stride)]
+    (video,) = read_yolo(yolo(tmp_path, dict.fromkeys(frames, "0 0.5 0.5 0.2 0.2 1")))
+    read = video.read(320, 240, 120)
+    assert visible(read) == [*range(31 - stride), *range(70, 91 - stride)]
+    assert not read.left_out
+
+
+@pytest.mark.parametrize("name", ["yolo-track", "coco"])
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(negatives=0), [*range(3), *range(20, 23)]),
+        (Sampling(2, negatives=0), [*range(3), *range(20, 23)]),
+        (Sampling(keyframes=True), list(range(23))),
+    ],
+)
+def test_gaps_of_own_exports(tmp_path: Path, name: str, sampling: Sampling, expected: list[int]) -> None:
+    make_video(tmp_path / "clip.mp4")
+    region = make_region(key(1, 0), key(3, 4, enabled=False), key(21, 9), key(23, 20, enabled=False))
+    source = AnnotationReader.from_file(
+        write_export(tmp_path / "e.json", [make_task("clip.mp4", make_annotation(region))])
+    )
+    export_dataset(source, tmp_path / "out", DatasetOptions(name, sampling, images=False))
+    (video,) = READERS[name](tmp_path / "out")
+    read = video.read(320, 240, 30)
+    assert visible(read) == expected
+    assert sum(read.left_out.values()) == sampling.keyframes  # frames in between cannot be told: it is said
+
+
+# -- frames counted from 0 or 1
+
+
+def numbered(folder: Path, name: str, numbers: range) -> Path:
+    if name == "yolo-track":
+        return yolo(folder, dict.fromkeys(numbers, "0 0.5 0.5 0.2 0.2 1"))
+    data = {
+        "videos": [{"id": 1, "file_name": "clip.mp4"}],
+        "images": [{"id": n, "video_id": 1, "frame_id": n} for n in numbers],
+        "annotations": [{"image_id": n, "bbox": [0, 0, 32, 24], "track_id": 1, "category_id": 1} for n in numbers],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    path = folder / "a.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize("name", ["yolo-track", "coco"])
+@pytest.mark.parametrize(
+    ("numbers", "first", "expected", "noted"),
+    [
+        (range(30), None, range(30), []),
+        (range(1, 31), None, range(30), []),  # there is no frame 30 if frames count from 0
+        (range(1, 30), None, range(1, 30), ["--first-frame"]),
+        (range(1, 30), 0, range(1, 30), []),
+        (range(1, 30), 1, range(29), []),
+        (range(31), None, range(30), ["the video does not have"]),
+    ],
+)
+def test_the_number_of_the_first_frame(
+    tmp_path: Path, name: str, numbers: range, first: int | None, expected: range, noted: list[str]
+) -> None:
+    make_video(tmp_path / "clip.mp4")
+    (task,), result = bring(READERS[name](numbered(tmp_path, name, numbers), first_frame=first), tmp_path)
+    (region,) = task["predictions"][0]["result"]
+    first_key, last_key = region["value"]["sequence"][0], region["value"]["sequence"][-1]
+    assert (first_key["frame"], last_key["frame"]) == (expected[0] + 1, expected[-1] + 1)
+    assert len(result.left_out) == len(noted)
+    assert all(part in reason for part, reason in zip(noted, result.left_out, strict=True))
+
+
+def test_a_frame_0_in_another_video_tells_as_well(tmp_path: Path) -> None:
+    folder = numbered(tmp_path, "yolo-track", range(1, 30))
+    (folder / "labels" / "other_0.txt").write_text("")
+    video, _ = read_yolo(folder)
+    read = video.read(320, 240, 30)
+    assert (visible(read), read.left_out) == (list(range(1, 30)), {})
+
+
+@pytest.mark.parametrize("name", ["mot", "cvat"])
+def test_boxes_beyond_the_video_are_counted(tmp_path: Path, name: str) -> None:
+    make_video(tmp_path / "clip.mp4")
+    (tmp_path / "clip.txt").write_text("".join(f"{n},1,0,0,32,24\n" for n in (29, 30, 31, 32)))
+    boxes = "".join(cvat_box(n, (0, 0, 32, 24)) for n in (28, 29, 30, 31))
+    (tmp_path / "clip.xml").write_text(f"<annotations>{cvat_track(boxes)}</annotations>")
+    (_,), result = bring(READERS[name](tmp_path / {"mot": "clip.txt", "cvat": "clip.xml"}[name]), tmp_path)
+    assert list(result.left_out.values()) == [2]
+
+
+@pytest.mark.slow
+def test_the_first_frame_is_an_option(tmp_path: Path) -> None:
+    make_video(tmp_path / "clip.mp4")
+    numbered(tmp_path, "coco", range(1, 30))
+    arguments = ["--to-label-studio", "a.json", "--videos", ".", "--out", "tasks.json", "--first-frame", "1"]
+    done = run("--format", "coco", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (task,) = json.loads((tmp_path / "tasks.json").read_text())
+    assert task["predictions"][0]["result"][0]["value"]["sequence"][0]["frame"] == 1
+    done = run("--format", "mot", *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "--first-frame" in done.stderr
+
+
+# -- boxes without tracks
+
+
+@pytest.mark.parametrize("extra", ["", " 0.63", " -1"])
+def test_lines_without_track_are_counted(tmp_path: Path, extra: str) -> None:
+    lines = dict.fromkeys(range(20), f"0 0.5 0.5 0.2 0.2{' 0.8' if extra == ' 0.63' else ''} 1")
+    (video,) = read_yolo(yolo(tmp_path, lines | {7: f"0 0.5 0.5 0.2 0.2{extra}"}))
+    read = video.read(320, 240, 30)
+    assert visible(read) == [*range(7), *range(8, 20)]
+    assert list(read.left_out.values()) == [1]
+
+
+def test_some_boxes_of_mot_and_coco_without_track(tmp_path: Path) -> None:
+    lines = "1,-1,9,9,9,9,1,-1,-1,-1\n1,-1,0,0,9,9,1,-1,-1,-1\n1,3,9,9,9,9,1,-1,-1,-1\n"
+    (tmp_path / "clip.txt").write_text(lines)
+    data = json.loads(coco(tmp_path / "a.json").read_text())
+    (box,) = data["annotations"]
+    without = {key: value for key, value in box.items() if key != "track_id"}
+    data["annotations"] += [without, {**box, "track_id": -1}]
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    for name, path in (("mot", "clip.txt"), ("coco", "a.json")):
+        (video,) = READERS[name](tmp_path / path)
+        read = video.read(320, 240, 30)
+        assert len(read.tracks) == 1
+        assert list(read.left_out.values()) == [2]
+
+
+@pytest.mark.parametrize("name", ["mot", "coco", "yolo-track"])
+def test_detections_are_not_one_track(tmp_path: Path, name: str) -> None:
+    make_video(tmp_path / "clip.mp4")
+    if name == "mot":
+        (tmp_path / "clip.txt").write_text("1,-1,9,9,9,9,0.8\n1,-1,0,0,9,9,0.8\n2,-1,9,9,9,9,0.8\n")
+    elif name == "coco":
+        text = coco(tmp_path / "clip.json").read_text()
+        (tmp_path / "clip.json").write_text(text.replace('"track_id": 1', '"track_id": -1'))
+    else:
+        yolo(tmp_path, dict.fromkeys(range(3), "0 0.5 0.5 0.2 0.2 0.9"))
+    path = {"mot": "clip.txt", "coco": "clip.json", "yolo-track": ""}[name]
+    tasks, result = bring(READERS[name](tmp_path / path), tmp_path)
+    assert tasks == []
+    (skipped,) = result.skipped
+    assert f"none of {1 if name == 'coco' else 3} boxes has a track" in skipped.reason
+
+
+def test_crowds_of_coco_are_no_objects(tmp_path: Path) -> None:
+    data = json.loads(coco(tmp_path / "a.json").read_text())
+    (box,) = data["annotations"]
+    crowd = {**box, "track_id": 2, "iscrowd": 1, "bbox": None}
+    data["annotations"] = [{**box, "iscrowd": 0}, crowd, crowd]
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    (video,) = read_coco(tmp_path / "a.json")
+    read = video.read(320, 240, 30)
+    assert [track.track_id for track in read.tracks] == [1]
+    assert [(count, "iscrowd" in reason) for reason, count in read.left_out.items()] == [(2, True)]
 
 
 # -- CVAT

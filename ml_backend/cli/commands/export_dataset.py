@@ -60,6 +60,11 @@ from ml_backend.datasets.selection import chosen_classes
 @click.option(
     "--url-prefix", default="", show_default=False, help="Prefix of video paths in tasks: /data/local-files/?d=videos/"
 )
+@click.option(
+    "--first-frame",
+    type=click.IntRange(0, 1),
+    help="Number of the first frame in yolo-track or coco, with --to-label-studio.  [default: told from the numbers]",
+)
 @fail_clearly
 def main(
     format_name: str,
@@ -80,6 +85,7 @@ def main(
     to_label_studio: Path | None,
     kind: Any,
     url_prefix: str,
+    first_frame: int | None,
     **source_options: Any,
 ) -> None:
     """Export annotated videos as images and labels.
@@ -89,7 +95,8 @@ def main(
     """
     if to_label_studio is not None:
         import_options = {name: source_options[name] for name in ("videos", "video_map", "config")}
-        import_dataset(format_name, to_label_studio, out, **import_options, kind=kind, url_prefix=url_prefix)
+        import_options |= {"kind": kind, "url_prefix": url_prefix, "first_frame": first_frame}
+        import_dataset(format_name, to_label_studio, out, **import_options)
         return
     sampling = Sampling(stride, keyframes, negatives, not drop_near_duplicates, split, parse_ratio(ratio), seed)
     reader = open_reader(**source_options, all_annotators=all_annotators)

@@ -1,8 +1,9 @@
 """Write and read COCO detection datasets with the fields of COCO video.
 
 ``annotations/instances_{train,val,test}.json`` with ``images``, ``annotations`` and ``categories`` as COCO defines
-them, and in addition: ``videos``; in images ``video_id`` and ``frame_id`` (the decoded frame, from 0); in annotations
-``video_id``, ``track_id`` (unique in the dataset), ``source`` and, for predictions, ``confidence``.
+them, and in addition: ``videos``, with ``stride`` (see :attr:`~ml_backend.datasets.sampling.Sampling.even_stride`); in
+images ``video_id`` and ``frame_id`` (the decoded frame, from 0); in annotations ``video_id``, ``track_id`` (unique in
+the dataset), ``source`` and, for predictions, ``confidence``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import atomic_text_writer
 from ml_backend.datasets.export_state import state_folder
 from ml_backend.datasets.formats.base import Counts, DatasetFormat, SelectedFrames, remove_named
-from ml_backend.datasets.importers import ImportedBoxes, ImportedVideo, finite, frame_number
+from ml_backend.datasets.importers import MAX_FRAME, ImportedBoxes, ImportedVideo, finite, frame_number, stated_stride
 from ml_backend.datasets.sampling import SPLITS
 from ml_backend.datasets.video_files import VideoFacts, parse_count
 
@@ -33,6 +35,7 @@ class Coco(DatasetFormat):
         with atomic_text_writer(self._lines(selected.name)) as file:
             size = {"width": video.info.width, "height": video.info.height}
             head = {"name": video.name, **size, "fps": video.info.fps, "tracks": len(video.objects)}
+            head["stride"] = self.sampling.even_stride
             file.write(json.dumps(head) + "\n")
             for frame, split in zip(video.frames(selected.frames, selected.objects), selected.splits, strict=True):
                 boxes = [
@@ -86,8 +89,9 @@ class Coco(DatasetFormat):
         for video_id, (name, splits) in enumerate(counts.items(), start=1):
             if splits.get(split):
                 head = next(_read_lines(self._lines(name)))
-                size = {"width": head["width"], "height": head["height"], "fps": head["fps"]}
-                yield {"id": video_id, "name": name, "file_name": head["name"], **size}
+                # Exports that an earlier release began have no stride.
+                facts: dict[str, Any] = {key: head[key] for key in ("width", "height", "fps", "stride") if key in head}
+                yield {"id": video_id, "name": name, "file_name": head["name"], **facts}
 
     def _rows(self, counts: Counts, split: str) -> Iterator[tuple[int, int, dict[str, Any], Any]]:
         """Yield (image id, video id, line, head of the video) with the same ids on each pass.
@@ -147,11 +151,12 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def read_coco(path: Path) -> Iterator[ImportedVideo]:
+def read_coco(path: Path, first_frame: int | None = None) -> Iterator[ImportedVideo]:
     """Yield the videos of COCO files with ``track_id`` in annotations, and ``video_id`` and ``frame_id`` in images.
 
     Args:
         path: a JSON file, or a dataset with ``annotations/*.json``; videos that are in several files are merged.
+        first_frame: ``frame_id`` of a video's first frame, 0 or 1.  [default: told from the numbers]
 
     Raises:
         ConfigError: a file is not readable, or lacks these fields.
@@ -159,12 +164,15 @@ def read_coco(path: Path) -> Iterator[ImportedVideo]:
     files = sorted((path / "annotations").glob("*.json")) if path.is_dir() else [path]
     contents: dict[_VideoKey, tuple[list[int], list[tuple[int, int, str]], list[list[float]]]] = {}
     sizes: dict[_VideoKey, set[tuple[int, int]]] = {}
+    strides: dict[_VideoKey, int | None] = {}
+    crowds: Counter[_VideoKey] = Counter()
     for file in files:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             names = {item["id"]: str(item["name"]) for item in data["categories"]}
             videos = _videos_by_id(data["videos"])
             images = {i["id"]: (videos[i["video_id"]], frame_number(i["frame_id"])) for i in data["images"]}
+            strides |= {videos[item["id"]]: stated_stride(item) for item in data["videos"]}
             for each in (*data["videos"], *data["images"]):
                 size = parse_count(each.get("width")), parse_count(each.get("height"))
                 if all(size):
@@ -173,8 +181,12 @@ def read_coco(path: Path) -> Iterator[ImportedVideo]:
                 contents.setdefault(key, ([], [], []))[0].append(frame)
             for item in data["annotations"]:
                 key, frame = images[item["image_id"]]
+                if item.get("iscrowd"):
+                    crowds[key] += 1
+                    continue
                 x, y, width, height = finite(item["bbox"])
-                contents[key][1].append((frame, int(item["track_id"]), names[item["category_id"]]))
+                track = item.get("track_id")
+                contents[key][1].append((frame, -1 if track is None else int(track), names[item["category_id"]]))
                 contents[key][2].append([x, y, x + width, y + height])
         except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise ConfigError(
@@ -182,10 +194,13 @@ def read_coco(path: Path) -> Iterator[ImportedVideo]:
             ) from error
     if not files:
         raise ConfigError(f"{path} has no annotations/*.json.", "Give the file or the dataset's folder.")
+    has_zero = any(0 in frames for frames, _, _ in contents.values())
     for key, (frames, rows, boxes) in sorted(contents.items()):
         stated = sizes.get(key, set())
         facts = VideoFacts(next(iter(stated)) if len(stated) == 1 else None, (max(frames) + 1, None))
-        yield ImportedVideo(key[0], partial(_imported_boxes, rows, boxes, frames), facts)
+        first = 0 if first_frame is None and (has_zero or strides[key] != 0) else first_frame
+        read = partial(_imported_boxes, rows, boxes, frames, strides[key], path, crowds[key], first)
+        yield ImportedVideo(key[0], read, facts)
 
 
 #: A video's file name, name in the dataset, and id if these are ambiguous.
@@ -200,6 +215,17 @@ def _videos_by_id(videos: list[dict[str, Any]]) -> dict[Any, _VideoKey]:
 
 
 def _imported_boxes(
-    rows: list[tuple[int, int, str]], boxes: list[list[float]], frames: list[int], *_video: int
+    rows: list[tuple[int, int, str]],
+    boxes: list[list[float]],
+    frames: list[int],
+    stride: int | None,
+    source: Path,
+    crowds: int,
+    first_frame: int | None,
+    _width: int,
+    _height: int,
+    frame_count: int = MAX_FRAME + 1,
 ) -> ImportedBoxes:
-    return ImportedBoxes.from_rows(rows, np.array(boxes, np.float64).reshape(-1, 4), frames)
+    read = ImportedBoxes.from_rows(rows, np.array(boxes, np.float64).reshape(-1, 4), frames, stride, source)
+    read = replace(read, left_out=+Counter({**read.left_out, "Crowds (iscrowd), left out": crowds}))
+    return read.counted_from(first_frame, frame_count)

@@ -257,8 +257,8 @@ def _interpolate_track(track: Any, step: int, frame_count: int) -> tuple[IntArra
             end, target = max(following[0] - step, frame) + 1, start
         else:
             end, target = following[0], following[1][0]
-        # A damaged frame number beyond the video must not allocate memory.
-        between = np.arange(frame, min(end, frame_count))
+        # A damaged frame number beyond the video must not allocate memory. The box itself is kept, to be counted.
+        between = np.arange(frame, min(end, max(frame_count, frame + 1)))
         ratio = ((between - frame) / max(end - frame, 1))[:, None]
         delta = np.subtract(target, start)
         delta[4] = (delta[4] + 180) % 360 - 180  # CVAT rotates the shorter way

@@ -156,6 +156,8 @@ def _read_boxes(path: Path, stride: int, default_label: str, *_video: int) -> Im
                     continue
                 try:
                     row, box = _read_line(fields, stride, names, default_label)
+                    if row[1] < 0:  # no track: any number of boxes
+                        row = (row[0], -number, row[2])
                     if row in boxes and box:
                         raise ValueError(f"track {row[1]} has a second box on frame {fields[0]}")
                 except (ValueError, OverflowError) as error:
@@ -166,7 +168,7 @@ def _read_boxes(path: Path, stride: int, default_label: str, *_video: int) -> Im
         raise ConfigError(f"{path} cannot be read: {error}.", "Correct the file.") from error
     last = max((row[0] for row in boxes), default=0)
     xyxy = np.array(list(boxes.values()), np.float64).reshape(-1, 4)
-    return ImportedBoxes.from_rows(list(boxes), xyxy, range(0, last + 1, stride))
+    return ImportedBoxes.from_rows(list(boxes), xyxy, range(0, last + 1, stride), stride, path)
 
 
 def _read_line(

@@ -1,7 +1,8 @@
 """Write and read YOLO datasets: ``images/{train,val,test}``, ``labels/{train,val,test}`` and ``data.yaml``.
 
 A label file has a line ``class x y width height`` for each box: centre and size as fractions of the image. Without
-boxes it is empty. ``yolo-track`` appends the track id to each line, as ultralytics writes it in track mode.
+boxes it is empty. ``yolo-track`` appends the track id to each line, as ultralytics writes it in track mode; its
+``data.yaml`` has a field of our own, ``stride`` (see :attr:`~ml_backend.datasets.sampling.Sampling.even_stride`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -17,7 +19,7 @@ from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import make_folder, storage_error, write_text
 from ml_backend.datasets.annotated_video import FrameBoxes
 from ml_backend.datasets.formats.base import Counts, DatasetFormat, SelectedFrames, remove_named
-from ml_backend.datasets.importers import MAX_FRAME, ImportedBoxes, ImportedVideo, finite
+from ml_backend.datasets.importers import MAX_FRAME, ImportedBoxes, ImportedVideo, finite, stated_stride
 from ml_backend.datasets.sampling import SPLITS
 from ml_backend.datasets.video_files import VideoFacts
 
@@ -66,7 +68,9 @@ class Yolo(DatasetFormat):
                 folders[split] = folders[other]
                 notes.append(f"No image is in {split}: data.yaml names those of {other} instead.")
         # Without `path`, ultralytics resolves folders relative to this file: the dataset can be moved.
-        data = {**folders, "nc": len(self.classes), "names": dict(enumerate(self.classes))}
+        data: dict[str, Any] = {**folders, "nc": len(self.classes), "names": dict(enumerate(self.classes))}
+        if self.with_ids:
+            data["stride"] = self.sampling.even_stride
         readable = all(map(str.isprintable, self.classes))  # else PyYAML takes some characters for line ends
         write_text(self.out / "data.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=readable))
         return notes
@@ -79,16 +83,17 @@ class YoloTrack(Yolo):
     single_annotator = False
 
 
-def read_yolo(folder: Path) -> Iterator[ImportedVideo]:
+def read_yolo(folder: Path, first_frame: int | None = None) -> Iterator[ImportedVideo]:
     """Yield the videos of a YOLO dataset with track ids.
 
     Args:
         folder: with ``data.yaml`` and ``labels``; label files are called ``<video>_<frame>.txt``.
+        first_frame: number of a video's first frame, 0 or 1.  [default: told from the numbers]
 
     Raises:
-        ConfigError: there is no such dataset, or a line has no track id.
+        ConfigError: there is no such dataset.
     """
-    names = _class_names(folder / "data.yaml")
+    names, stride = _read_head(folder / "data.yaml")
     files: dict[str, list[tuple[int, Path]]] = {}
     for path in (folder / "labels").rglob("*.txt"):
         video, _, digits = path.stem.rpartition("_")
@@ -98,16 +103,20 @@ def read_yolo(folder: Path) -> Iterator[ImportedVideo]:
             files.setdefault(video, []).append((int(digits), path))
     if not files:
         raise ConfigError(f"{folder} has no labels/**/<video>_<frame>.txt.", "Give the folder with data.yaml.")
+    if first_frame is None and (stride != 0 or any(min(each)[0] == 0 for each in files.values())):
+        first_frame = 0
     for video, label_files in sorted(files.items()):
         facts = VideoFacts(frames=(max(label_files)[0] + 1, None))
-        yield ImportedVideo(video, partial(_read_boxes, sorted(label_files), names), facts)
+        yield ImportedVideo(video, partial(_read_boxes, sorted(label_files), names, stride, first_frame), facts)
 
 
-def _class_names(path: Path) -> dict[int, str]:
+def _read_head(path: Path) -> tuple[dict[int, str], int | None]:
+    """Return the class names and the stride of :meth:`ImportedBoxes.from_rows`."""
     try:
-        names = yaml.safe_load(path.read_text(encoding="utf-8"))["names"]
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        names = data["names"]
         pairs = names.items() if isinstance(names, dict) else enumerate(names)
-        return {int(class_id): str(name) for class_id, name in pairs}
+        return {int(class_id): str(name) for class_id, name in pairs}, stated_stride(data)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.", "Give the folder with data.yaml.") from error
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
@@ -115,7 +124,13 @@ def _class_names(path: Path) -> dict[int, str]:
 
 
 def _read_boxes(
-    files: Sequence[tuple[int, Path]], names: dict[int, str], width: int, height: int, *_: int
+    files: Sequence[tuple[int, Path]],
+    names: dict[int, str],
+    stride: int | None,
+    first_frame: int | None,
+    width: int,
+    height: int,
+    frame_count: int = MAX_FRAME + 1,
 ) -> ImportedBoxes:
     rows: list[tuple[int, int, str]] = []
     boxes: list[list[float]] = []
@@ -125,16 +140,29 @@ def _read_boxes(
                 fields = line.split()
                 if not fields:
                     continue
-                if len(fields) not in (6, 7):  # with a confidence before or after the track, as trackers write it
+                if len(fields) not in (5, 6, 7):
                     raise ConfigError(
                         f"{path}, line {number}, has {len(fields)} fields instead of six: class, box and track.",
-                        "Only datasets with track numbers (--format yolo-track) can become tracks.",
+                        "Correct the file.",
                     )
                 class_id = int(fields[0])
-                rows.append((frame, int(fields[-1]), names.get(class_id, f"class {class_id}")))
+                rows.append((frame, _track_number(fields), names.get(class_id, f"class {class_id}")))
                 boxes.append(finite(fields[1:5]))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read: {error}.", "Correct the file.") from error
     xywh = np.array(boxes, np.float64).reshape(-1, 4)
     xyxy = np.concatenate([xywh[:, :2] - xywh[:, 2:] / 2, xywh[:, :2] + xywh[:, 2:] / 2], axis=1)
-    return ImportedBoxes.from_rows(rows, xyxy * [width, height, width, height], [frame for frame, _ in files])
+    samples = [frame for frame, _ in files]
+    xyxy *= [width, height, width, height]
+    read = ImportedBoxes.from_rows(rows, xyxy, samples, stride, files[0][1].parent)
+    return read.counted_from(first_frame, frame_count)
+
+
+def _track_number(fields: Sequence[str]) -> int:
+    """Return the track of a line of class, box, confidence and track; -1 if it has none, as where a tracker lost all.
+
+    A sixth and last field is the track or the confidence.
+    """
+    if len(fields) == 5 or (len(fields) == 6 and not finite(fields[5:])[0].is_integer()):
+        return -1
+    return int(fields[-1])
