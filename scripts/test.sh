@@ -7,5 +7,5 @@ cd "$(dirname "$0")/.."
 
 set_up requirements-dev.lock requirements-dev.lock requirements.lock
 
-# Two processes, since much of a run is waiting for servers. Override with, for example, -n 0
-exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" </dev/null
+# Three processes, also on two cores, since much of a run is waiting for servers. Override with, for example, -n 0
+exec "$VENV/bin/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@" </dev/null
