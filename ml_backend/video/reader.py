@@ -139,7 +139,7 @@ def _checked_scan(path: str | os.PathLike[str], info: VideoInfo | None) -> Scan:
 def _decode_indexed(container: Any, stream: Any, facts: Scan) -> Iterator[tuple[int, Any]]:
     """Yield decoded frames from the container's position on, each with its index among all frames."""
     next_index = 0
-    for frame in decode(container, stream):
+    for frame in decode(container, stream, joins=facts.joins):  # where there are any, nothing seeks
         index = next_index  # for frames that share a timestamp or have none
         if facts.pts is not None and frame.pts is not None:
             index = max(next_index, int(np.searchsorted(facts.pts, frame.pts)))
@@ -154,7 +154,7 @@ _SeekPoint = tuple[int, int]
 
 
 def _can_seek(facts: Scan) -> bool:
-    return facts.pts is not None and not bool(np.any(np.diff(facts.pts) == 0))
+    return facts.pts is not None and not facts.joins and not bool(np.any(np.diff(facts.pts) == 0))
 
 
 def _find_seek_point(container: Any, stream: Any, facts: Scan, target: int) -> _SeekPoint | None:

@@ -70,6 +70,8 @@ def plan_transcode(path: str | os.PathLike[str]) -> TranscodePlan:
         return TranscodePlan("encode", f"not every browser plays {info.codec} in {info.pix_fmt}")
     if info.variable_frame_rate:
         return TranscodePlan("encode", "its frame rate varies")
+    if facts.joins:
+        return TranscodePlan("encode", "its times begin again in the middle")
     reason = _container_fault(Path(path), facts)
     if not reason:
         return TranscodePlan("keep")
@@ -199,7 +201,8 @@ def _constant_rate(facts: Scan) -> Fraction:
     fps = info.fps
     if info.variable_frame_rate:
         # The median interval, not the mean: pauses must not thin out the rest, even if they dominate the time.
-        fps = min(1 / float(np.median(np.diff(facts.times))), float(_MAX_RATE))
+        steps = np.diff(facts.times)
+        fps = min(1 / float(np.median(steps[steps > 0])), float(_MAX_RATE))
     nearest = min(STANDARD_RATES, key=lambda rate: abs(float(rate) - fps))
     if abs(float(nearest) - fps) < (0.02 if info.variable_frame_rate else 0.0005) * fps:
         return nearest
