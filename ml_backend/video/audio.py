@@ -13,7 +13,7 @@ from typing import Any
 import av
 import numpy as np
 
-from ml_backend.video.container import open_video
+from ml_backend.video.container import open_video, played
 from ml_backend.video.probe import decode, scan
 
 # Codecs that browsers play in MP4.
@@ -65,7 +65,7 @@ def add_audio(audio: AudioTrack, output: Any) -> Generator[TimedPacket, None, No
 def _packets(path: Path, start: Fraction, end: float | None, output: Any) -> Generator[TimedPacket, None, None]:
     joined = scan(path)
     with open_video(path) as (container, _):
-        track = next(iter(container.streams.audio), None)
+        track = played(container.streams.audio)
         if track is None or track.codec_context is None:
             yield 0.0, None
             return

@@ -13,13 +13,14 @@ frame.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import av.error
@@ -44,6 +45,20 @@ _MPEG_JUMP_S = (-1, 10)
 _CUT_PACKETS = 3
 
 
+class Orientation(NamedTuple):
+    """How decoded frames are shown.
+
+    Attributes:
+        rotation: degrees clockwise (0, 90, 180, 270) by which they are rotated.
+        mirrored: whether they are mirrored left to right before.
+        everywhere: whether all browsers agree: not all mirror, or rotate by other angles.
+    """
+
+    rotation: int
+    mirrored: bool
+    everywhere: bool
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Scan:
     """Result of one pass over the packets of a video.
@@ -58,6 +73,8 @@ class Scan:
         playback_s: duration in seconds in a browser (``HTMLMediaElement.duration``): unlike ``info.duration`` it counts
             from 0 and includes a longer audio track.
         note: damage of a usable file, else empty.
+        has_length: whether the file states its duration.
+        orientation: how decoded frames are shown.
         keyframe_interval: maximum number of frames, in decoding order, from one key frame to the next.
         joins: where times begin again: the number of a packet, and what :func:`decode` adds to the timestamps from it
             on, in units of ``time_base``. ``times`` and ``pts`` include it.
@@ -70,6 +87,8 @@ class Scan:
     container: str
     playback_s: float
     note: str
+    has_length: bool
+    orientation: Orientation
     keyframe_interval: int
     joins: Mapping[int, int]
 
@@ -120,7 +139,7 @@ def scan(path: str | os.PathLike[str]) -> Scan:
 @lru_cache(maxsize=8)
 def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
     file = Path(path)
-    (width, height), rotation, pix_fmt = _first_frame(file)
+    (width, height), orientation, pix_fmt = _first_frame(file)
     with open_video(file) as (container, stream):
         tick = Fraction(stream.time_base or Fraction(1, 90_000))
         origin = _origin(container, stream)
@@ -173,7 +192,7 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
             duration=duration,
             codec=stream.codec_context.codec.canonical_name,
             pix_fmt=pix_fmt,
-            rotation=rotation,
+            rotation=orientation.rotation,
             variable_frame_rate=variable,
             has_audio=bool(container.streams.audio),
         )
@@ -181,17 +200,27 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
         if container.duration and not demuxed.joins:
             playback = container.duration / av.time_base
         return Scan(
-            info, times, pts, tick, container.format.name, playback, note, demuxed.keyframe_interval, demuxed.joins
+            info,
+            times,
+            pts,
+            tick,
+            container=container.format.name,
+            playback_s=playback,
+            note=note,
+            has_length=bool(container.duration),
+            orientation=orientation,
+            keyframe_interval=demuxed.keyframe_interval,
+            joins=demuxed.joins,
         )
 
 
-def _first_frame(file: Path) -> tuple[tuple[int, int], int, str]:
-    """Return displayed size, rotation and pixel format; decoding a frame is the only proof that the codec works."""
+def _first_frame(file: Path) -> tuple[tuple[int, int], Orientation, str]:
+    """Return displayed size, orientation and pixel format; decoding a frame is the only proof that the codec works."""
     with open_video(file) as (container, stream):
         for frame in decode(container, stream, max_packets=_FIRST_FRAME_PACKETS):
-            rotation = clockwise(frame)
-            size = displayed_size((frame.width, frame.height), rotation, stream.sample_aspect_ratio)
-            return size, rotation, frame.format.name
+            orientation = _orientation(frame)
+            size = displayed_size((frame.width, frame.height), orientation.rotation, stream.sample_aspect_ratio)
+            return size, orientation, frame.format.name
         name = stream.codec_context.name
     raise VideoError(f"No frame of {file.name} can be decoded ({name}): it is corrupt or has no frames.", _DAMAGED)
 
@@ -233,10 +262,16 @@ def decode(
         log.warning("%s: %d damaged packets were skipped", Path(container.name).name, skipped)
 
 
-def clockwise(frame: Any) -> int:
-    """Return the degrees clockwise (0, 90, 180, 270) by which to rotate a decoded frame for display."""
-    degrees: int = -round(frame.rotation / 90) * 90 % 360
-    return degrees
+def _orientation(frame: Any) -> Orientation:
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return Orientation(0, False, True)
+    # Pixel (x, y) is shown at (ax + cy, bx + dy).
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    mirrored = a * d - b * c < 0
+    degrees = math.degrees(math.atan2(-b, -a) if mirrored else math.atan2(b, a))
+    turns = round(degrees / 90)
+    return Orientation(turns * 90 % 360, mirrored, not mirrored and abs(degrees - turns * 90) < 1)
 
 
 def displayed_size(stored: tuple[int, int], rotation: int, aspect: Fraction | None) -> tuple[int, int]:

@@ -57,7 +57,7 @@ def read_frames(
     facts = _checked_scan(path, info)
     if not 0 <= start < facts.info.frames:
         raise ValueError(f"expected start in 0..{facts.info.frames - 1}, got {start}")
-    convert = _Converter(facts.info.rotation, size or (facts.info.width, facts.info.height))
+    convert = _Converter(facts, size or (facts.info.width, facts.info.height))
     next_index = start
     with _open_decoder(path, facts) as decoder:
         for index, frame in decoder.frames_from(start):
@@ -104,7 +104,7 @@ def read_at(path: str | os.PathLike[str], info: VideoInfo | None, indices: Seque
         return
     if any(b <= a for a, b in pairwise([-1, *targets, facts.info.frames])):
         raise ValueError(f"expected strictly increasing indices in 0..{facts.info.frames - 1}, got {targets}")
-    convert = _Converter(facts.info.rotation, (facts.info.width, facts.info.height))
+    convert = _Converter(facts, (facts.info.width, facts.info.height))
     missed: list[int] = []
     with _open_decoder(path, facts) as decoder:
         for target in targets:
@@ -259,9 +259,9 @@ class _SparseDecoder:
 class _Converter:
     """Converts decoded frames to upright BGR. Keeps FFmpeg's scaler, whose setup is a third of the cost."""
 
-    def __init__(self, rotation: int, size: tuple[int, int]) -> None:
-        self._rotation = rotation
-        self._size = size if rotation in (0, 180) else (size[1], size[0])
+    def __init__(self, facts: Scan, size: tuple[int, int]) -> None:
+        self._rotation, self._mirrored, _ = facts.orientation
+        self._size = size if self._rotation in (0, 180) else (size[1], size[0])
         self._scaler = VideoReformatter()
 
     def __call__(self, frame: Any) -> Image:
@@ -281,4 +281,6 @@ class _Converter:
             threads=1,
         )
         image = np.asarray(scaled.to_ndarray(), np.uint8)
+        if self._mirrored:
+            image = np.asarray(cv2.flip(image, 1), np.uint8)
         return image if self._rotation == 0 else np.asarray(cv2.rotate(image, _ROTATE[self._rotation]), np.uint8)

@@ -1,8 +1,8 @@
 """Make browser-playable copies of videos that browsers cannot play or step through exactly.
 
 A file is kept if it is H.264 8-bit 4:2:0 (or VP8, VP9, AV1) at a constant frame rate in an MP4 with its index in front,
-or in WebM, with every frame within the stated duration. Rotation is fine: browsers apply it. If only the container is
-at fault, the video packets are copied; otherwise the copy is H.264, upright, in square pixels.
+or in WebM, with every frame within the stated duration. Rotation is fine: browsers apply it, but not all mirror. If
+only the container is at fault, the video packets are copied; otherwise the copy is H.264, upright, in square pixels.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ def plan_transcode(path: str | os.PathLike[str]) -> TranscodePlan:
         return TranscodePlan("encode", f"not every browser plays {info.codec} in {info.pix_fmt}")
     if info.variable_frame_rate:
         return TranscodePlan("encode", "its frame rate varies")
+    if not facts.orientation.everywhere:
+        return TranscodePlan("encode", "not every browser mirrors it, or turns it by its angle")
     if facts.joins:
         return TranscodePlan("encode", "its times begin again in the middle")
     reason = _container_fault(Path(path), facts)
@@ -95,6 +97,8 @@ def _container_fault(path: Path, facts: Scan) -> str:
         return f"browsers do not play this container ({facts.container.split(',')[0]})"
     if facts.note:
         return "it is damaged or truncated"
+    if not facts.has_length:
+        return "it does not state its length"
     half = 0.5 / facts.info.fps
     if facts.times[-1] > facts.playback_s - 0.1 * half:
         return "its last frames are after its stated end"

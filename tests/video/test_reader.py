@@ -23,7 +23,7 @@ from ml_backend.video import reader
 from ml_backend.video.probe import frame_times, probe
 from ml_backend.video.reader import read_at, read_frames
 from tests.builders import ROOT
-from tests.video.builders import cut_start, join, make_video, numbered_image, read_number
+from tests.video.builders import cut_start, join, make_video, merge, numbered_image, read_number
 
 BFRAMES = {"bf": "3", "g": "12"}
 
@@ -131,9 +131,11 @@ def test_what_follows_damage_is_read(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "damaged or truncated" in caplog.text
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
-def test_pictures_are_upright_and_bgr(tmp_path: Path, rotation: int) -> None:
-    path = make_video(tmp_path / "turned.mp4", frames=4, size=(320, 192), rotation=rotation, options={"crf": "8"})
+def test_pictures_are_upright_and_bgr(tmp_path: Path, rotation: int, mirrored: bool) -> None:
+    made: dict[str, Any] = {"size": (320, 192), "rotation": rotation, "mirrored": mirrored, "options": {"crf": "8"}}
+    path = make_video(tmp_path / "turned.mp4", frames=4, **made)
     for frame in read_frames(path):
         wanted = numbered_image(frame.index, 320, 192)
         assert frame.image.shape == wanted.shape
@@ -146,6 +148,15 @@ def test_pixels_are_square(tmp_path: Path) -> None:
     images = [frame.image for frame in read_frames(path)]
     assert {image.shape for image in images} == {(240, 427, 3)}
     assert [read_number(image) for image in images] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("enabled", "numbers_read"), [((False, True), range(12)), ((False, False), range(8))])
+def test_of_several_tracks_the_one_that_browsers_play(
+    tmp_path: Path, enabled: tuple[bool, bool], numbers_read: range
+) -> None:
+    small = make_video(tmp_path / "a.mp4", frames=8, size=(160, 120))
+    path = merge(tmp_path / "both.mp4", small, make_video(tmp_path / "b.mp4", frames=12), enabled=enabled)
+    assert numbers(path) == [(n, n) for n in numbers_read]
 
 
 @pytest.mark.parametrize(("size", "rotation"), [((160, 120), 0), ((160, 120), 90), ((640, 480), 0)])

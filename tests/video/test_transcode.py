@@ -69,6 +69,12 @@ def test_playable_videos_are_left_alone(tmp_path: Path, name: str, made: dict[st
         ("clip.flv", {"options": BFRAMES}, "container (flv)"),
         ("clip.m4v", {"container": "mp4", "container_options": FRONT}, "*.m4v"),
         ("vp9.mkv", {"codec": "libvpx-vp9", "options": FAST_VP9}, "container (matroska)"),
+        (
+            "live.webm",
+            {"codec": "libvpx-vp9", "options": FAST_VP9, "container_options": {"live": "1"}, "audio_s": 1.0}
+            | {"audio_codec": "libopus"},
+            "state its length",
+        ),
     ],
 )
 def test_a_wrong_container_is_changed_without_encoding(
@@ -99,6 +105,8 @@ def test_a_wrong_container_is_changed_without_encoding(
         ("h264.avi", {"options": BFRAMES}, "container (avi)"),
         ("mjpeg.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p", "size": (321, 241)}, "mjpeg"),
         ("tenbit.mp4", {"pix_fmt": "yuv420p10le", "container_options": FRONT}, "yuv420p10le"),
+        ("mirrored.mp4", {"mirrored": True, "rotation": 90, "container_options": FRONT}, "mirrors"),
+        ("live.webm", {"codec": "libvpx", "options": FAST_VP9, "container_options": {"live": "1"}}, "state its length"),
         ("full.mp4", {"pix_fmt": "yuv444p", "container_options": FRONT}, "yuv444p"),
         ("wide.mp4", {"codec": "mpeg4", "aspect": Fraction(4, 3)}, "mpeg4"),
         ("vp8.mkv", {"codec": "libvpx", "options": FAST_VP9}, "container (matroska)"),
@@ -185,6 +193,12 @@ def test_joined_recordings_stay_in_step_with_their_sound(
     assert numbers(out) == [*range(30)] * 3
     for n in range(3):
         assert _loud_from(out, n + 0.45) == pytest.approx(n + 0.5, abs=0.1)
+
+
+def test_a_picture_that_browsers_may_turn_differently_is_encoded_upright(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "tilted.mp4", rotation=30, container_options=FRONT)
+    assert "angle" in plan_transcode(path).reason
+    assert transcode(path, tmp_path / "copy.mp4").rotation == 0
 
 
 def test_joined_recordings_are_never_kept(tmp_path: Path) -> None:
