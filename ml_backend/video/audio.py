@@ -65,7 +65,7 @@ def add_audio(audio: AudioTrack, output: Any) -> Generator[TimedPacket, None, No
 def _packets(path: Path, start: Fraction, end: float | None, output: Any) -> Generator[TimedPacket, None, None]:
     joined = scan(path)
     with open_video(path) as (container, _):
-        track = played(container.streams.audio)
+        track = played(container, container.streams.audio)
         if track is None or track.codec_context is None:
             yield 0.0, None
             return

@@ -98,7 +98,7 @@ def _select_stream(file: Path, container: Any) -> Any:
         if container.streams.audio:
             raise VideoError(f"{file.name} has only audio.", _ANOTHER)
         raise VideoError(f"{file.name} has no video stream.", _ANOTHER)
-    stream = played(streams)
+    stream = played(container, streams)
     if stream.codec_context is None:
         raise VideoError(f"{file.name} uses a video codec that cannot be decoded here.", _REENCODE)
     if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
@@ -107,10 +107,12 @@ def _select_stream(file: Path, container: Any) -> Any:
     return stream
 
 
-def played(streams: Sequence[Any]) -> Any:
-    """Return the stream that browsers play: the first that is enabled, else the first, or ``None`` if there is none."""
-    enabled = (stream for stream in streams if stream.disposition & stream.disposition.default)
-    return next(enabled, streams[0] if streams else None)
+def played(container: Any, streams: Sequence[Any]) -> Any:
+    """Return the stream that browsers play, if there is one: the first; of an MP4 the first enabled one."""
+    first = streams[0] if streams else None
+    if not container.format.name.startswith("mov"):
+        return first
+    return next((stream for stream in streams if stream.disposition & stream.disposition.default), first)
 
 
 def mp4_layout(path: Path) -> tuple[bool, bool]:

@@ -138,7 +138,7 @@ def transcode(path: str | os.PathLike[str], out: str | os.PathLike[str], progres
         return existing
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", suffix=".part", dir=target.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".copy.", suffix=".part", dir=target.parent) as scratch:
             copy = Path(scratch) / "copy.mp4"
             if plan_transcode(source).action == "encode" or not _remux(facts, copy, mark, progress):
                 _encode(facts, copy, mark, progress)
