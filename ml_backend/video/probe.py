@@ -75,6 +75,7 @@ class Scan:
         note: damage of a usable file, else empty.
         has_length: whether the file states its duration.
         orientation: how decoded frames are shown.
+        stored_size: as the displayed size, but in the file's own pixels, which need not be square.
         keyframe_interval: maximum number of frames, in decoding order, from one key frame to the next.
         joins: where times begin again: the number of a packet, and what :func:`decode` adds to the timestamps from it
             on, in units of ``time_base``. ``times`` and ``pts`` include it.
@@ -89,6 +90,7 @@ class Scan:
     note: str
     has_length: bool
     orientation: Orientation
+    stored_size: tuple[int, int]
     keyframe_interval: int
     joins: Mapping[int, int]
 
@@ -124,6 +126,15 @@ def playback_duration(path: str | os.PathLike[str]) -> float:
     return scan(path).playback_s
 
 
+def stored_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return width and height as programs count them that take pixels for square, such as OpenCV and CVAT.
+
+    Raises:
+        VideoError: as :func:`probe`.
+    """
+    return scan(path).stored_size
+
+
 def scan(path: str | os.PathLike[str]) -> Scan:
     """Scan the packets of a video file, or return the cached result.
 
@@ -139,7 +150,7 @@ def scan(path: str | os.PathLike[str]) -> Scan:
 @lru_cache(maxsize=8)
 def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
     file = Path(path)
-    (width, height), orientation, pix_fmt = _first_frame(file)
+    (width, height), stored, orientation, pix_fmt = _first_frame(file)
     with open_video(file) as (container, stream):
         tick = Fraction(stream.time_base or Fraction(1, 90_000))
         origin = _origin(container, stream)
@@ -209,18 +220,20 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
             note=note,
             has_length=bool(container.duration),
             orientation=orientation,
+            stored_size=stored,
             keyframe_interval=demuxed.keyframe_interval,
             joins=demuxed.joins,
         )
 
 
-def _first_frame(file: Path) -> tuple[tuple[int, int], Orientation, str]:
-    """Return displayed size, orientation and pixel format; decoding a frame is the only proof that the codec works."""
+def _first_frame(file: Path) -> tuple[tuple[int, int], tuple[int, int], Orientation, str]:
+    """Return displayed and stored size, orientation and pixel format; only decoding a frame proves that it works."""
     with open_video(file) as (container, stream):
         for frame in decode(container, stream, max_packets=_FIRST_FRAME_PACKETS):
             orientation = _orientation(frame)
-            size = displayed_size((frame.width, frame.height), orientation.rotation, stream.sample_aspect_ratio)
-            return size, orientation, frame.format.name
+            size, rotation = (frame.width, frame.height), orientation.rotation
+            displayed = displayed_size(size, rotation, stream.sample_aspect_ratio)
+            return displayed, displayed_size(size, rotation, None), orientation, frame.format.name
         name = stream.codec_context.name
     raise VideoError(f"No frame of {file.name} can be decoded ({name}): it is corrupt or has no frames.", _DAMAGED)
 
@@ -326,7 +339,8 @@ def _demux_packets(container: Any, stream: Any, tick: Fraction) -> _Packets:
             if packet.size == 0:
                 continue
             # Other pictures come out of order, but none that was coded before a key frame is shown after it.
-            joined = latest is not None and packet.pts is not None and packet.is_keyframe and packet.pts < latest
+            stamp = None if packet.is_discard else packet.pts
+            joined = latest is not None and stamp is not None and packet.is_keyframe and stamp < latest
             if mpeg and dts is not None and packet.dts is not None:
                 joined |= not _MPEG_JUMP_S[0] <= (packet.dts - dts) * tick <= _MPEG_JUMP_S[1]
             if joined:
@@ -335,8 +349,8 @@ def _demux_packets(container: Any, stream: Any, tick: Fraction) -> _Packets:
                 parts.append((number, []))
                 latest = None
             dts = packet.dts if packet.dts is not None else dts
-            if packet.pts is not None:
-                latest = packet.pts if latest is None else max(latest, packet.pts)
+            if stamp is not None:
+                latest = stamp if latest is None else max(latest, stamp)
             if packet.is_corrupt:
                 damaged.append((number, (packet.pts, packet.duration or 0)))
                 continue
