@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +121,14 @@ def truncate(source: Path, target: Path, share: float) -> Path:
 
 
 def merge(target: Path, *sources: Path, enabled: Sequence[bool]) -> Path:
-    """The video tracks of several MP4 in one, some of them disabled."""
+    """The tracks of several MP4 in one, some of them disabled."""
     with ExitStack() as stack, av.open(str(target), "w", options={"movflags": "faststart"}) as out:
         inputs = [stack.enter_context(av.open(str(source))) for source in sources]
-        copies = [out.add_stream_from_template(inp.streams.video[0]) for inp in inputs]
-        for inp, copy in zip(inputs, copies, strict=True):
-            for packet in inp.demux(video=0):
-                if packet.size:
-                    packet.stream = copy
-                    out.mux(packet)
+        copies = {stream: out.add_stream_from_template(stream) for inp in inputs for stream in inp.streams}
+        for packet in chain.from_iterable(inp.demux() for inp in inputs):
+            if packet.size:
+                packet.stream = copies[packet.stream]
+                out.mux(packet)
     data, at = bytearray(target.read_bytes()), 0
     for flag in enabled:
         at = data.index(b"tkhd", at) + 8

@@ -15,7 +15,7 @@ from ml_backend.core.errors import StorageError, VideoError
 from ml_backend.video.probe import frame_times, probe
 from ml_backend.video.reader import read_frames
 from ml_backend.video.transcode import plan_transcode, transcode
-from tests.video.builders import cut_start, join, make_audio, make_video, read_number, truncate
+from tests.video.builders import cut_start, join, make_audio, make_video, merge, read_number, truncate
 
 BFRAMES = {"bf": "3", "g": "12"}
 FRONT = {"movflags": "+faststart"}
@@ -216,6 +216,14 @@ def test_variable_rate_with_frames_at_one_time(tmp_path: Path) -> None:
                 packet.stream = copy
                 out.mux(packet)
     assert transcode(source, tmp_path / "copy.mp4").frames > 1
+
+
+def test_of_several_sound_tracks_the_enabled_one_is_copied(tmp_path: Path) -> None:
+    early = make_video(tmp_path / "a.mp4", audio_s=1.0, audio_silence_s=0.2)
+    late = make_video(tmp_path / "b.mp4", audio_s=1.0, audio_silence_s=0.7)
+    source = merge(tmp_path / "both.mp4", early, late, enabled=(True, False, False, True))
+    transcode(source, tmp_path / "copy.mp4")
+    assert _loud_from(tmp_path / "copy.mp4") == pytest.approx(0.7, abs=0.03)
 
 
 def test_sound_before_the_first_frame_goes(tmp_path: Path) -> None:
