@@ -22,7 +22,7 @@ from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.media import CLOUD_SCHEMES
 from ml_backend.label_studio.regions import make_prediction, track_to_region
 from ml_backend.label_studio.timeline import video_facts, video_timeline
-from ml_backend.video.probe import probe
+from ml_backend.video.probe import probe, stored_size
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class ImportedVideo:
 
     Attributes:
         name: file name, with or without suffix, and with or without folders.
-        read: reads its boxes; called with the displayed width and height in pixels and the number of frames. Frames
+        read: reads its boxes; called with the width and height in pixels and the number of frames. Frames
             beyond these need not be interpolated, since damaged numbers could exhaust memory.
         facts: what the dataset states about the video.
     """
@@ -282,6 +282,10 @@ def _regions(
     video: ImportedVideo, path: Path, control: VideoControl, frame_rate: float
 ) -> tuple[list[dict[str, Any]], Mapping[str, int]]:
     info, timeline = probe(path), video_timeline(path, frame_rate)
+    if not video.facts.has_size(info.width, info.height):
+        # Programs that state no size, or this one, count the stored pixels, even if they are not square.
+        width, height = stored_size(path)
+        info = replace(info, width=width, height=height)
     imported = video.read(info.width, info.height, info.frames)
     regions = []
     left_out = Counter(imported.left_out)

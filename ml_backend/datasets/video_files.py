@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from ml_backend.core.errors import BackendError, ConfigError, MediaError
 from ml_backend.core.files import file_sha256, files_below, is_video_name, safe_name
 from ml_backend.label_studio.media import canonical_uri
-from ml_backend.video.probe import playback_duration, probe
+from ml_backend.video.probe import playback_duration, probe, stored_size
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class VideoFacts:
     """Facts that a task or an imported dataset states about its video; ``None`` or empty if unknown.
 
     Attributes:
-        size: displayed width and height in pixels.
+        size: displayed width and height in pixels, or those that are stored if pixels are not square.
         frames: minimum and maximum number of frames; the maximum may be ``None``.
         durations: stated seconds, of which one has to be right.
     """
@@ -69,6 +69,12 @@ class VideoFacts:
             durations or ((stated,) if stated > 0 else ()),
         )
 
+    def has_size(self, *size: int) -> bool:
+        """Return whether this is the stated width and height."""
+        return self.size is not None and all(
+            abs(stated - real) <= _PIXEL_TOLERANCE for stated, real in zip(self.size, size, strict=True)
+        )
+
     def difference(self, path: Path) -> str:
         """Describe how a file differs from the facts; empty if it does not.
 
@@ -78,10 +84,7 @@ class VideoFacts:
         if not self:
             return ""
         info = probe(path)
-        size = info.width, info.height
-        if self.size and any(
-            abs(stated - real) > _PIXEL_TOLERANCE for stated, real in zip(self.size, size, strict=True)
-        ):
+        if self.size and not (self.has_size(info.width, info.height) or self.has_size(*stored_size(path))):
             return f"it has {info.width}x{info.height} pixels instead of {self.size[0]}x{self.size[1]}"
         tolerance = _FRAME_TOLERANCE / info.fps + _AUDIO_TOLERANCE_S
         lengths = info.duration, playback_duration(path)  # browsers report the longest stream

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 #: Task field with the digest of the original file, so that it is not imported twice.
 SOURCE_FIELD = "source_sha256"
 
+_COPY_AGAIN = "Check the disk, or copy the file again."
+_CONVERT = "Convert it, e.g. `ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4`, and import the copy; report what the log says."
+
 Status = Literal["imported", "skipped", "failed"]
 
 
@@ -51,17 +54,12 @@ class Outcome:
 
 
 def find_videos(paths: Iterable[Path]) -> list[Path]:
-    """Return the given files and all videos below given folders, except hidden ones, without duplicates.
-
-    Raises:
-        MediaError: a path does not exist.
-    """
+    """Return the given files, which need not exist, and all videos below given folders, except hidden ones, without
+    duplicates."""
     videos: dict[Path, None] = {}
     for path in paths:
-        if not path.exists():
-            raise MediaError(f"{path} does not exist.", "Check the path.")
         below = (file for file in files_below(path.absolute()) if is_video_name(file.name))
-        videos.update(dict.fromkeys(below if path.is_dir() else [path.absolute()]))
+        videos.update(dict.fromkeys(below if os.path.isdir(path) else [path.absolute()]))
     return list(videos)
 
 
@@ -108,23 +106,25 @@ class Importer:
             progress: called with frames done and in total while a file is transcoded.
 
         Raises:
-            LabelStudioUnavailable: Label Studio does not answer, so no other file can succeed.
-            StorageError: a copy cannot be written, so no other copy can either.
+            LabelStudioUnavailable: Label Studio does not answer, whatever it is asked, so no other file can succeed.
             Interrupted: raised by ``progress``.
         """
         for path in paths:
             try:
                 yield self._import(path, progress)
-            except (LabelStudioUnavailable, StorageError, Interrupted):
+            except Interrupted:
                 raise
+            except LabelStudioUnavailable as error:
+                self._client.get_project(self._project_id)  # or is it only this file that it fails at?
+                yield _failed(path, error)
             except BackendError as error:
-                log.info("%s was not imported", path, exc_info=True)
-                yield Outcome(path, "failed", str(error), error=error)
+                yield _failed(path, error)
             except OSError as error:
-                log.info("%s was not imported", path, exc_info=True)
-                # Files on other disks may still succeed.
-                read_error = StorageError(f"It cannot be read: {error.strerror or error}.")
-                yield Outcome(path, "failed", str(read_error), error=read_error)
+                yield _failed(path, StorageError(f"It cannot be read: {error.strerror or error}.", _COPY_AGAIN))
+            except Exception as error:
+                log.warning("%s cannot be imported", path, exc_info=True)
+                cause = f"{error.__class__.__name__}: {error}".rstrip(": ")
+                yield _failed(path, BackendError(f"It cannot be imported ({cause}).", _CONVERT))
 
     def _import(self, path: Path, progress: Progress | None) -> Outcome:
         reason = plan_transcode(path).reason  # first, since it rejects files that are not videos
@@ -193,6 +193,11 @@ class Importer:
         except OSError as error:
             raise StorageError(f"{root} cannot be used: {error}.") from error
         return "/data/local-files/?d=" + quote(relative.as_posix())
+
+
+def _failed(path: Path, error: BackendError) -> Outcome:
+    log.info("%s was not imported", path, exc_info=True)
+    return Outcome(path, "failed", str(error), error=error)
 
 
 def _first_control(project: Project) -> VideoControl:

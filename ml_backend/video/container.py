@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def _describe_open_error(file: Path, error: Exception) -> VideoError:
 
 @contextmanager
 def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
-    """Open a file and select its first video stream, other than cover images.
+    """Open a file and select the video stream that browsers play; cover images are none.
 
     Yields:
         ``(container, stream)`` of PyAV.
@@ -98,13 +98,21 @@ def _select_stream(file: Path, container: Any) -> Any:
         if container.streams.audio:
             raise VideoError(f"{file.name} has only audio.", _ANOTHER)
         raise VideoError(f"{file.name} has no video stream.", _ANOTHER)
-    stream = streams[0]
+    stream = played(container, streams)
     if stream.codec_context is None:
         raise VideoError(f"{file.name} uses a video codec that cannot be decoded here.", _REENCODE)
     if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
         size = f"{stream.codec_context.width}x{stream.codec_context.height}"
         raise VideoError(f"{file.name} has frames of {size} pixels, which is too large.", "Scale it down first.")
     return stream
+
+
+def played(container: Any, streams: Sequence[Any]) -> Any:
+    """Return the stream that browsers play, if there is one: the first; of an MP4 the first enabled one."""
+    first = streams[0] if streams else None
+    if not container.format.name.startswith("mov"):
+        return first
+    return next((stream for stream in streams if stream.disposition & stream.disposition.default), first)
 
 
 def mp4_layout(path: Path) -> tuple[bool, bool]:

@@ -4,7 +4,8 @@ The packets are demuxed once and only the first frame is decoded, so that probin
 file. Results are cached while the file is unchanged.
 
 Times are on the browser's clock (``currentTime``): the file's own timestamps after edit lists, shifted only if a stream
-would begin before 0. A video that begins after 0 shows its first frame until then. The size is that of a browser
+would begin before 0. A video that begins after 0 shows its first frame until then. Where times begin again, as in
+recordings that were joined byte for byte, the next part follows the one before. The size is that of a browser
 (``videoWidth`` x ``videoHeight``): after rotation and with square pixels. Both are tested against Chromium, frame by
 frame.
 """
@@ -12,13 +13,14 @@ frame.
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import av.error
@@ -37,6 +39,24 @@ STANDARD_RATES = tuple(
 _SINGLE_FRAME_S = 0.04  # duration of a single frame without a stated one
 # A stream without a frame in this many packets has none.
 _FIRST_FRAME_PACKETS = 250
+# MPEG streams may be cut anywhere, and their clock may jump ahead: like FFmpeg, tolerate this many seconds.
+_MPEG_JUMP_S = (-1, 10)
+# Where a recording was cut, FFmpeg takes some of the last packets for damaged, though they are whole.
+_CUT_PACKETS = 3
+
+
+class Orientation(NamedTuple):
+    """How decoded frames are shown.
+
+    Attributes:
+        rotation: degrees clockwise (0, 90, 180, 270) by which they are rotated.
+        mirrored: whether they are mirrored left to right before.
+        everywhere: whether all browsers agree: not all mirror, or rotate by other angles.
+    """
+
+    rotation: int
+    mirrored: bool
+    everywhere: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +73,12 @@ class Scan:
         playback_s: duration in seconds in a browser (``HTMLMediaElement.duration``): unlike ``info.duration`` it counts
             from 0 and includes a longer audio track.
         note: damage of a usable file, else empty.
+        has_length: whether the file states its duration.
+        orientation: how decoded frames are shown.
+        stored_size: as the displayed size, but in the file's own pixels, which need not be square.
         keyframe_interval: maximum number of frames, in decoding order, from one key frame to the next.
+        joins: where times begin again: the number of a packet, and what :func:`decode` adds to the timestamps from it
+            on, in units of ``time_base``. ``times`` and ``pts`` include it.
     """
 
     info: VideoInfo
@@ -63,7 +88,11 @@ class Scan:
     container: str
     playback_s: float
     note: str
+    has_length: bool
+    orientation: Orientation
+    stored_size: tuple[int, int]
     keyframe_interval: int
+    joins: Mapping[int, int]
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -97,6 +126,15 @@ def playback_duration(path: str | os.PathLike[str]) -> float:
     return scan(path).playback_s
 
 
+def stored_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return width and height as programs count them that take pixels for square, such as OpenCV and CVAT.
+
+    Raises:
+        VideoError: as :func:`probe`.
+    """
+    return scan(path).stored_size
+
+
 def scan(path: str | os.PathLike[str]) -> Scan:
     """Scan the packets of a video file, or return the cached result.
 
@@ -112,13 +150,13 @@ def scan(path: str | os.PathLike[str]) -> Scan:
 @lru_cache(maxsize=8)
 def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
     file = Path(path)
-    (width, height), rotation, pix_fmt = _first_frame(file)
+    (width, height), stored, orientation, pix_fmt = _first_frame(file)
     with open_video(file) as (container, stream):
         tick = Fraction(stream.time_base or Fraction(1, 90_000))
         origin = _origin(container, stream)
         expected = stream.frames
         rate = stream.average_rate or stream.guessed_rate
-        demuxed = _demux_packets(container, stream)
+        demuxed = _demux_packets(container, stream, tick)
         packets, hidden = demuxed.shown, demuxed.hidden
         count = len(packets)
         if count == 0:
@@ -165,28 +203,50 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
             duration=duration,
             codec=stream.codec_context.codec.canonical_name,
             pix_fmt=pix_fmt,
-            rotation=rotation,
+            rotation=orientation.rotation,
             variable_frame_rate=variable,
             has_audio=bool(container.streams.audio),
         )
-        playback = container.duration / av.time_base if container.duration else float(times[-1]) + last
-        return Scan(info, times, pts, tick, container.format.name, playback, note, demuxed.keyframe_interval)
+        playback = float(times[-1]) + last
+        if container.duration and not demuxed.joins:
+            playback = container.duration / av.time_base
+        return Scan(
+            info,
+            times,
+            pts,
+            tick,
+            container=container.format.name,
+            playback_s=playback,
+            note=note,
+            has_length=bool(container.duration),
+            orientation=orientation,
+            stored_size=stored,
+            keyframe_interval=demuxed.keyframe_interval,
+            joins=demuxed.joins,
+        )
 
 
-def _first_frame(file: Path) -> tuple[tuple[int, int], int, str]:
-    """Return displayed size, rotation and pixel format; decoding a frame is the only proof that the codec works."""
+def _first_frame(file: Path) -> tuple[tuple[int, int], tuple[int, int], Orientation, str]:
+    """Return displayed and stored size, orientation and pixel format; only decoding a frame proves that it works."""
     with open_video(file) as (container, stream):
         for frame in decode(container, stream, max_packets=_FIRST_FRAME_PACKETS):
-            rotation = clockwise(frame)
-            size = displayed_size((frame.width, frame.height), rotation, stream.sample_aspect_ratio)
-            return size, rotation, frame.format.name
+            orientation = _orientation(frame)
+            size, rotation = (frame.width, frame.height), orientation.rotation
+            displayed = displayed_size(size, rotation, stream.sample_aspect_ratio)
+            return displayed, displayed_size(size, rotation, None), orientation, frame.format.name
         name = stream.codec_context.name
     raise VideoError(f"No frame of {file.name} can be decoded ({name}): it is corrupt or has no frames.", _DAMAGED)
 
 
-def decode(container: Any, stream: Any, max_packets: int | None = None) -> Iterator[Any]:
-    """Yield decoded PyAV frames in presentation order; skip damaged packets and log their number."""
-    skipped = 0
+def decode(
+    container: Any, stream: Any, max_packets: int | None = None, joins: Mapping[int, int] | None = None
+) -> Iterator[Any]:
+    """Yield decoded PyAV frames in presentation order; skip damaged packets and log their number.
+
+    Args:
+        joins: of the :class:`Scan`, if ``container`` is at its beginning.
+    """
+    skipped, shift, joins = 0, 0, joins or {}
     packets = container.demux(stream)
     for number in range(max_packets if max_packets is not None else 1 << 62):
         try:
@@ -196,8 +256,11 @@ def decode(container: Any, stream: Any, max_packets: int | None = None) -> Itera
             break
         if packet is None:
             break
-        if packet.is_corrupt:
+        shift = joins.get(number, shift)
+        if packet.is_corrupt and joins.keys().isdisjoint(range(number + 1, number + 1 + _CUT_PACKETS)):
             continue
+        if shift and packet.pts is not None:
+            packet.pts += shift
         try:
             frames = stream.decode(packet)
         except av.error.EOFError:
@@ -212,10 +275,16 @@ def decode(container: Any, stream: Any, max_packets: int | None = None) -> Itera
         log.warning("%s: %d damaged packets were skipped", Path(container.name).name, skipped)
 
 
-def clockwise(frame: Any) -> int:
-    """Return the degrees clockwise (0, 90, 180, 270) by which to rotate a decoded frame for display."""
-    degrees: int = -round(frame.rotation / 90) * 90 % 360
-    return degrees
+def _orientation(frame: Any) -> Orientation:
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return Orientation(0, False, True)
+    # Pixel (x, y) is shown at (ax + cy, bx + dy).
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    mirrored = a * d - b * c < 0
+    degrees = math.degrees(math.atan2(-b, -a) if mirrored else math.atan2(b, a))
+    turns = round(degrees / 90)
+    return Orientation(turns * 90 % 360, mirrored, not mirrored and abs(degrees - turns * 90) < 1)
 
 
 def displayed_size(stored: tuple[int, int], rotation: int, aspect: Fraction | None) -> tuple[int, int]:
@@ -243,37 +312,76 @@ class _Packets:
     """Summary of a stream's packets.
 
     Attributes:
-        shown: ``(pts, duration)`` of each packet that is shown.
+        shown: ``(pts, duration)`` of each packet that is shown; times are those after ``joins``.
         hidden: number of packets that an edit list hides: they only serve to decode later ones.
-        broken: whether demuxing ended at damage.
+        broken: whether packets are damaged, or demuxing ended early.
         keyframe_interval: maximum number of packets from one key frame to the next.
+        joins: as in :class:`Scan`.
     """
 
     shown: list[tuple[Any, int]] = field(default_factory=list)
     hidden: int = 0
     broken: bool = False
     keyframe_interval: int = 0
+    joins: dict[int, int] = field(default_factory=dict)
 
 
-def _demux_packets(container: Any, stream: Any) -> _Packets:
+def _demux_packets(container: Any, stream: Any, tick: Fraction) -> _Packets:
     packets, since_keyframe = _Packets(), 0
+    mpeg = container.format.name.startswith("mpeg")
+    # The parts between joins, each with the number of its first packet. Numbers of damaged packets, which are not shown
+    # unless a join turns out to be their damage.
+    parts: list[tuple[int, list[tuple[Any, int]]]] = [(0, [])]
+    damaged: list[tuple[int, tuple[Any, int]]] = []
+    latest, dts = None, None
     try:
-        for packet in container.demux(stream):
+        for number, packet in enumerate(container.demux(stream)):
             if packet.size == 0:
                 continue
+            # Other pictures come out of order, but none that was coded before a key frame is shown after it.
+            stamp = None if packet.is_discard else packet.pts
+            joined = latest is not None and stamp is not None and packet.is_keyframe and stamp < latest
+            if mpeg and dts is not None and packet.dts is not None:
+                joined |= not _MPEG_JUMP_S[0] <= (packet.dts - dts) * tick <= _MPEG_JUMP_S[1]
+            if joined:
+                parts[-1][1].extend(times for at, times in damaged if at >= number - _CUT_PACKETS)
+                damaged = [(at, times) for at, times in damaged if at < number - _CUT_PACKETS]
+                parts.append((number, []))
+                latest = None
+            dts = packet.dts if packet.dts is not None else dts
+            if stamp is not None:
+                latest = stamp if latest is None else max(latest, stamp)
             if packet.is_corrupt:
-                packets.broken = True
-                break
+                damaged.append((number, (packet.pts, packet.duration or 0)))
+                continue
             since_keyframe = 1 if packet.is_keyframe else since_keyframe + 1
             packets.keyframe_interval = max(packets.keyframe_interval, since_keyframe)
             if packet.is_discard:
                 packets.hidden += 1
             else:
-                packets.shown.append((packet.pts, packet.duration or 0))
+                parts[-1][1].append((packet.pts, packet.duration or 0))
     except av.error.FFmpegError as error:
         log.warning("%s cannot be read to its end: %s", Path(container.name).name, error)
         packets.broken = True
+    packets.broken |= bool(damaged)
+    _join(packets, parts)
     return packets
+
+
+def _join(packets: _Packets, parts: list[tuple[int, list[tuple[Any, int]]]]) -> None:
+    """Let the times of each part follow those of the part before."""
+    end: int | None = None
+    for number, shown in parts:
+        stamps = [pts for pts, _ in shown if pts is not None]
+        if not stamps:
+            packets.shown += shown
+            continue
+        shift = 0 if end is None else end - min(stamps)
+        if number:
+            packets.joins[number] = shift
+        packets.shown += [(None if pts is None else pts + shift, duration) for pts, duration in shown]
+        steps = np.diff(np.unique(stamps))
+        end = max(stamps) + shift + (int(np.median(steps)) if len(steps) else shown[-1][1])
 
 
 def _standard_rate(count: int, span: float, tick: float, stated: Fraction | None) -> Fraction | None:

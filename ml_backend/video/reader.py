@@ -57,7 +57,7 @@ def read_frames(
     facts = _checked_scan(path, info)
     if not 0 <= start < facts.info.frames:
         raise ValueError(f"expected start in 0..{facts.info.frames - 1}, got {start}")
-    convert = _Converter(facts.info.rotation, size or (facts.info.width, facts.info.height))
+    convert = _Converter(facts, size or (facts.info.width, facts.info.height))
     next_index = start
     with _open_decoder(path, facts) as decoder:
         for index, frame in decoder.frames_from(start):
@@ -104,7 +104,7 @@ def read_at(path: str | os.PathLike[str], info: VideoInfo | None, indices: Seque
         return
     if any(b <= a for a, b in pairwise([-1, *targets, facts.info.frames])):
         raise ValueError(f"expected strictly increasing indices in 0..{facts.info.frames - 1}, got {targets}")
-    convert = _Converter(facts.info.rotation, (facts.info.width, facts.info.height))
+    convert = _Converter(facts, (facts.info.width, facts.info.height))
     missed: list[int] = []
     with _open_decoder(path, facts) as decoder:
         for target in targets:
@@ -139,7 +139,7 @@ def _checked_scan(path: str | os.PathLike[str], info: VideoInfo | None) -> Scan:
 def _decode_indexed(container: Any, stream: Any, facts: Scan) -> Iterator[tuple[int, Any]]:
     """Yield decoded frames from the container's position on, each with its index among all frames."""
     next_index = 0
-    for frame in decode(container, stream):
+    for frame in decode(container, stream, joins=facts.joins):  # where there are any, nothing seeks
         index = next_index  # for frames that share a timestamp or have none
         if facts.pts is not None and frame.pts is not None:
             index = max(next_index, int(np.searchsorted(facts.pts, frame.pts)))
@@ -154,7 +154,7 @@ _SeekPoint = tuple[int, int]
 
 
 def _can_seek(facts: Scan) -> bool:
-    return facts.pts is not None and not bool(np.any(np.diff(facts.pts) == 0))
+    return facts.pts is not None and not facts.joins and not bool(np.any(np.diff(facts.pts) == 0))
 
 
 def _find_seek_point(container: Any, stream: Any, facts: Scan, target: int) -> _SeekPoint | None:
@@ -259,9 +259,9 @@ class _SparseDecoder:
 class _Converter:
     """Converts decoded frames to upright BGR. Keeps FFmpeg's scaler, whose setup is a third of the cost."""
 
-    def __init__(self, rotation: int, size: tuple[int, int]) -> None:
-        self._rotation = rotation
-        self._size = size if rotation in (0, 180) else (size[1], size[0])
+    def __init__(self, facts: Scan, size: tuple[int, int]) -> None:
+        self._rotation, self._mirrored, _ = facts.orientation
+        self._size = size if self._rotation in (0, 180) else (size[1], size[0])
         self._scaler = VideoReformatter()
 
     def __call__(self, frame: Any) -> Image:
@@ -281,4 +281,6 @@ class _Converter:
             threads=1,
         )
         image = np.asarray(scaled.to_ndarray(), np.uint8)
+        if self._mirrored:
+            image = np.asarray(cv2.flip(image, 1), np.uint8)
         return image if self._rotation == 0 else np.asarray(cv2.rotate(image, _ROTATE[self._rotation]), np.uint8)

@@ -1,8 +1,8 @@
 """Make browser-playable copies of videos that browsers cannot play or step through exactly.
 
 A file is kept if it is H.264 8-bit 4:2:0 (or VP8, VP9, AV1) at a constant frame rate in an MP4 with its index in front,
-or in WebM, with every frame within the stated duration. Rotation is fine: browsers apply it. If only the container is
-at fault, the video packets are copied; otherwise the copy is H.264, upright, in square pixels.
+or in WebM, with every frame within the stated duration. Rotation is fine: browsers apply it, but not all mirror. If
+only the container is at fault, the video packets are copied; otherwise the copy is H.264, upright, in square pixels.
 """
 
 from __future__ import annotations
@@ -70,6 +70,10 @@ def plan_transcode(path: str | os.PathLike[str]) -> TranscodePlan:
         return TranscodePlan("encode", f"not every browser plays {info.codec} in {info.pix_fmt}")
     if info.variable_frame_rate:
         return TranscodePlan("encode", "its frame rate varies")
+    if not facts.orientation.everywhere:
+        return TranscodePlan("encode", "not every browser mirrors it, or turns it by its angle")
+    if facts.joins:
+        return TranscodePlan("encode", "its times begin again in the middle")
     reason = _container_fault(Path(path), facts)
     if not reason:
         return TranscodePlan("keep")
@@ -93,6 +97,8 @@ def _container_fault(path: Path, facts: Scan) -> str:
         return f"browsers do not play this container ({facts.container.split(',')[0]})"
     if facts.note:
         return "it is damaged or truncated"
+    if not facts.has_length:
+        return "it does not state its length"
     half = 0.5 / facts.info.fps
     if facts.times[-1] > facts.playback_s - 0.1 * half:
         return "its last frames are after its stated end"
@@ -132,7 +138,7 @@ def transcode(path: str | os.PathLike[str], out: str | os.PathLike[str], progres
         return existing
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", suffix=".part", dir=target.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".copy.", suffix=".part", dir=target.parent) as scratch:
             copy = Path(scratch) / "copy.mp4"
             if plan_transcode(source).action == "encode" or not _remux(facts, copy, mark, progress):
                 _encode(facts, copy, mark, progress)
@@ -199,7 +205,8 @@ def _constant_rate(facts: Scan) -> Fraction:
     fps = info.fps
     if info.variable_frame_rate:
         # The median interval, not the mean: pauses must not thin out the rest, even if they dominate the time.
-        fps = min(1 / float(np.median(np.diff(facts.times))), float(_MAX_RATE))
+        steps = np.diff(facts.times)
+        fps = min(1 / float(np.median(steps[steps > 0])), float(_MAX_RATE))
     nearest = min(STANDARD_RATES, key=lambda rate: abs(float(rate) - fps))
     if abs(float(nearest) - fps) < (0.02 if info.variable_frame_rate else 0.0005) * fps:
         return nearest

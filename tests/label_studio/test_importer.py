@@ -14,8 +14,17 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.core.errors import ConfigError, Interrupted, LabelStudioError, MediaError, StorageError, VideoError
+from ml_backend.core.errors import (
+    BackendError,
+    ConfigError,
+    Interrupted,
+    LabelStudioError,
+    LabelStudioUnavailable,
+    StorageError,
+    VideoError,
+)
 from ml_backend.core.settings import Settings
+from ml_backend.label_studio import importer
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
 from ml_backend.label_studio.importer import Importer, Outcome, find_videos
 from ml_backend.video.probe import probe
@@ -55,10 +64,8 @@ def by_name(outcomes: list[Outcome]) -> dict[str, Outcome]:
 
 
 def test_folders_and_files_are_found_once(videos: Path) -> None:
-    found = find_videos([videos, videos / "more" / "old.avi", videos / "notes.txt"])
-    assert [path.name for path in found] == ["fine ünï.mp4", "old.avi", "sound.mp4", "notes.txt"]
-    with pytest.raises(MediaError, match="does not exist"):
-        find_videos([videos / "nowhere"])
+    found = find_videos([videos, videos / "more" / "old.avi", videos / "notes.txt", videos / "nowhere.mp4"])
+    assert [path.name for path in found] == ["fine ünï.mp4", "old.avi", "sound.mp4", "notes.txt", "nowhere.mp4"]
 
 
 def test_import_by_upload(
@@ -119,8 +126,8 @@ def test_local_files_are_served_in_place(
     old = make_video(folder / "old.avi", frames=20, codec="mpeg4")
     outside = make_video(tmp_path / "outside.mp4", frames=30, container_options=FRONT)
     top = make_video(root / "top.mp4", frames=40, container_options=FRONT)
-    importer = Importer(client, project, settings(local_files_root=root), local_files=True)
-    done = by_name(list(importer.run([fine, old, outside, top])))
+    importing = Importer(client, project, settings(local_files_root=root), local_files=True)
+    done = by_name(list(importing.run([fine, old, outside, top])))
     assert [done[path.name].status for path in (fine, old, outside, top)] == [
         "imported",
         "imported",
@@ -174,18 +181,18 @@ def test_what_is_not_the_video_s_fault_is_told_apart(
 ) -> None:
     make_video(tmp_path / "a.mp4", frames=5, container_options=FRONT)
     make_audio(tmp_path / "b.mp4")
-    importer = Importer(client, project, settings())
+    importing = Importer(client, project, settings())
 
     def revoked(_: httpx.Client, request: httpx.Request, **__: Any) -> httpx.Response:
         return httpx.Response(401, json={"detail": "Invalid token."}, request=request)
 
     with monkeypatch.context() as patch:
         patch.setattr(httpx.Client, "send", revoked)
-        refused, sound = importer.run(find_videos([tmp_path]))
+        refused, sound = importing.run(find_videos([tmp_path]))
     assert (type(refused.error), refused.detail) == (LabelStudioError, str(refused.error))
     assert "refuses the token" in refused.detail
     assert isinstance(sound.error, VideoError)
-    (done,) = importer.run([tmp_path / "a.mp4"])
+    (done,) = importing.run([tmp_path / "a.mp4"])
     assert (done.status, done.error) == ("imported", None)
 
 
@@ -202,14 +209,43 @@ def test_an_end_in_the_middle_of_a_copy_is_no_failure(
     assert not list((settings().data_dir / "playable").rglob("*.mp4")), "nothing half-made is left"
 
 
-def test_a_disk_that_takes_no_copy_ends_the_import(
-    client: LabelStudioClient, project: int, tmp_path: Path, settings: Callable[..., Settings]
+def test_no_file_ends_the_import_of_the_others(
+    client: LabelStudioClient,
+    project: int,
+    tmp_path: Path,
+    settings: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    video = make_video(tmp_path / "old.avi", frames=20, codec="mpeg4")
+    names = ("copy.avi", "odd.mp4", "rejected.mp4", "fine.mp4")
+    paths = [tmp_path / name for name in ("missing.mp4", *names)]
+    for number, path in enumerate(paths[1:], 5):
+        options = {"codec": "mpeg4"} if path.suffix == ".avi" else {"container_options": FRONT}
+        make_video(path, frames=number, **options)
+    send, plan = httpx.Client.send, importer.plan_transcode
+
+    def too_large(client: httpx.Client, request: httpx.Request, **given: Any) -> httpx.Response:
+        if request.method == "POST" and b"rejected.mp4" in request.read():
+            raise httpx.WriteError("Broken pipe", request=request)
+        return send(client, request, **given)
+
+    def failing(path: Path) -> Any:
+        return plan(path) if path.name != "odd.mp4" else 1 / 0
+
+    monkeypatch.setattr(httpx.Client, "send", too_large)
+    monkeypatch.setattr(importer, "plan_transcode", failing)
     settings().data_dir.mkdir(parents=True, exist_ok=True)
     (settings().data_dir / "playable").write_text("not a folder")
-    with pytest.raises(StorageError):
-        list(Importer(client, project, settings()).run([video]))
+    done = by_name(list(Importer(client, project, settings()).run(paths)))
+    assert {name: type(outcome.error) for name, outcome in done.items()} == {
+        "missing.mp4": VideoError,
+        "copy.avi": StorageError,
+        "odd.mp4": BackendError,
+        "rejected.mp4": LabelStudioUnavailable,
+        "fine.mp4": type(None),
+    }
+    assert all(outcome.error.hint for outcome in done.values() if outcome.error)
+    assert "ZeroDivisionError" in done["odd.mp4"].detail
+    assert client.list_task_ids(project) == [done["fine.mp4"].task_id]
 
 
 def run_script(label_studio: Any, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -223,10 +259,13 @@ def run_script(label_studio: Any, tmp_path: Path, *arguments: str) -> subprocess
 
 
 def test_script(label_studio: Any, project: int, videos: Path, tmp_path: Path) -> None:
-    done = run_script(label_studio, tmp_path, str(videos), "--project", str(project))
-    assert done.returncode == 1, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {"imported": 2, "skipped": 0, "failed": 1}
+    done = run_script(label_studio, tmp_path, str(videos / "nowhere"), str(videos), "--project", str(project))
+    assert done.returncode == 3, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"imported": 2, "skipped": 0, "failed": 2}
     assert "only audio" in done.stdout
+    listed = done.stderr[done.stderr.index("Failed, 2:") :].splitlines()
+    assert "does not exist. Check the path." in listed[1]
+    assert "only audio" in listed[2]
 
     (videos / "more" / "sound.mp4").unlink()
     done = run_script(label_studio, tmp_path, str(videos), "--project", str(project))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ def make_video(
     pts: Sequence[int] | None = None,
     time_base: Fraction | None = None,
     rotation: int = 0,
+    mirrored: bool = False,
     aspect: Fraction | None = None,
     audio_s: float = 0.0,
     audio_silence_s: float = 0.0,
@@ -58,6 +61,7 @@ def make_video(
         pts: presentation times in units of ``time_base`` (default ``1 / fps``); 0, 1, 2, ... when omitted.
         rotation: degrees clockwise that a player turns it by (display matrix); the stored pictures are turned back,
             so that it looks upright.
+        mirrored: a player mirrors it left to right after that; the stored pictures are mirrored back.
         aspect: sample aspect ratio.
         audio_s: seconds of sound, a 440 Hz tone after ``audio_silence_s`` of silence; 0: no audio stream.
     """
@@ -70,13 +74,14 @@ def make_video(
         stream.codec_context.time_base = time_base or 1 / fps
         if aspect:
             stream.codec_context.sample_aspect_ratio = aspect
-        if rotation:
-            stream.set_display_rotation(-rotation)
+        if rotation or mirrored:
+            stream.set_display_rotation(-rotation, **({"hflip": True} if mirrored else {}))
         sound: Any = None
         if audio_s:
             sound = output.add_stream(audio_codec, rate=48_000 if audio_codec == "libopus" else 44_100)
         for number in range(frames):
-            image = np.rot90(numbered_image(number, width, height), rotation // 90)
+            upright = numbered_image(number, width, height)
+            image = np.rot90(np.fliplr(upright) if mirrored else upright, rotation // 90)
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
             picture.pts = number if pts is None else pts[number]
             picture.time_base = time_base or 1 / fps
@@ -112,6 +117,29 @@ def truncate(source: Path, target: Path, share: float) -> Path:
     """The first ``share`` of a file's bytes."""
     data = source.read_bytes()
     target.write_bytes(data[: int(len(data) * share)])
+    return target
+
+
+def merge(target: Path, *sources: Path, enabled: Sequence[bool]) -> Path:
+    """The tracks of several MP4 in one, some of them disabled."""
+    with ExitStack() as stack, av.open(str(target), "w", options={"movflags": "faststart"}) as out:
+        inputs = [stack.enter_context(av.open(str(source))) for source in sources]
+        copies = {stream: out.add_stream_from_template(stream) for inp in inputs for stream in inp.streams}
+        for packet in chain.from_iterable(inp.demux() for inp in inputs):
+            if packet.size:
+                packet.stream = copies[packet.stream]
+                out.mux(packet)
+    data, at = bytearray(target.read_bytes()), 0
+    for flag in enabled:
+        at = data.index(b"tkhd", at) + 8
+        data[at - 1] = 3 if flag else 2
+    target.write_bytes(data)
+    return target
+
+
+def join(target: Path, *parts: Path) -> Path:
+    """Several recordings in one file, byte for byte: their times begin again."""
+    target.write_bytes(b"".join(part.read_bytes() for part in parts))
     return target
 
 

@@ -14,7 +14,7 @@ import pytest
 from ml_backend.video.probe import frame_times, playback_duration, probe
 from ml_backend.video.reader import read_frames
 from ml_backend.video.transcode import transcode
-from tests.video.builders import BITS, cut_start, make_video, read_number
+from tests.video.builders import BITS, cut_start, make_video, merge, read_number
 from tests.video.chromium import VIDEO
 
 pytestmark = pytest.mark.browser
@@ -85,6 +85,11 @@ def assert_browser_agrees(page: Any, path: Path) -> None:
         ("turned90.mp4", {"rotation": 90}),
         ("turned180.mp4", {"rotation": 180}),
         ("turned270.mp4", {"rotation": 270}),
+        ("mirrored.mp4", {"mirrored": True}),
+        ("mirrored90.mp4", {"mirrored": True, "rotation": 90}),
+        ("mirrored180.mp4", {"mirrored": True, "rotation": 180}),
+        ("mirrored270.mp4", {"mirrored": True, "rotation": 270}),
+        ("mirrored.mkv", {"mirrored": True, "rotation": 90}),
         ("wide.mp4", {"aspect": Fraction(4, 3)}),
         ("tall.mp4", {"aspect": Fraction(3, 4)}),
         ("wide_turned.mp4", {"aspect": Fraction(4, 3), "rotation": 90}),
@@ -105,9 +110,17 @@ def test_cut_by_an_edit_list(tmp_path: Path, page: Any) -> None:
     assert info.frames == 22
 
 
+@pytest.mark.parametrize("enabled", [(True, True), (False, True), (True, False), (False, False)])
+def test_the_same_of_several_tracks(tmp_path: Path, page: Any, enabled: tuple[bool, bool]) -> None:
+    small = make_video(tmp_path / "a.mp4", size=(160, 120))
+    assert_browser_agrees(page, merge(tmp_path / "both.mp4", small, make_video(tmp_path / "b.mp4"), enabled=enabled))
+
+
 @pytest.mark.parametrize(
     ("name", "made"),
     [
+        ("mirrored.mp4", {"mirrored": True, "rotation": 270}),
+        ("live.webm", {"codec": "libvpx", "container_options": {"live": "1"}}),
         (
             "hevc.mp4",
             {"codec": "libx265", "options": {"x265-params": "log-level=none"}, "rotation": 90, "audio_s": 1.0},

@@ -23,7 +23,7 @@ from ml_backend.video import reader
 from ml_backend.video.probe import frame_times, probe
 from ml_backend.video.reader import read_at, read_frames
 from tests.builders import ROOT
-from tests.video.builders import cut_start, make_video, numbered_image, read_number
+from tests.video.builders import cut_start, join, make_video, merge, numbered_image, read_number
 
 BFRAMES = {"bf": "3", "g": "12"}
 
@@ -79,9 +79,63 @@ def test_hidden_frames_before_an_edit_are_left_out(tmp_path: Path) -> None:
     assert numbers(path) == [(n, n + 8) for n in range(22)]
 
 
+MPEG2: dict[str, Any] = {"codec": "mpeg2video", "options": {"bf": "2"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "second"),
+    [
+        ("same.ts", {"options": BFRAMES}, range(21)),
+        ("overlapping.ts", {"options": BFRAMES}, range(10, 31)),
+        ("clock_ahead.ts", {"options": BFRAMES}, range(15000, 15021)),
+        ("broadcast.m2ts", MPEG2 | {"container": "mpegts"}, range(21)),
+        ("same.mpg", MPEG2, range(21)),
+        ("overlapping.vob", MPEG2, range(10, 31)),
+        ("same.webm", {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}}, range(21)),
+    ],
+)
+def test_joined_recordings_follow_each_other(
+    tmp_path: Path, name: str, made: dict[str, Any], second: range, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = make_video(tmp_path / f"first-{name}", **made)
+    path = join(tmp_path / name, first, make_video(tmp_path / f"second-{name}", frames=21, pts=second, **made))
+    info = probe(path)
+    wanted = list(enumerate([*range(30), *range(21)]))
+    assert (info.frames, info.fps, info.variable_frame_rate) == (51, 30, False)
+    assert info.duration == pytest.approx(51 / 30)
+    np.testing.assert_allclose(np.diff(frame_times(path)), 1 / 30, atol=1.1e-3)
+    assert numbers(path) == wanted
+    assert numbers(path, start=28) == wanted[28:]
+    assert [(frame.index, read_number(frame.image)) for frame in read_at(path, None, [3, 31, 49])] == [
+        wanted[n] for n in (3, 31, 49)
+    ]
+    assert not caplog.records, "such a file is not damaged"
+
+
+def test_clock_that_starts_far_below_is_no_gap(tmp_path: Path) -> None:
+    late = make_video(tmp_path / "late.ts", pts=range(15000, 15030), options=BFRAMES)
+    path = join(tmp_path / "joined.ts", late, make_video(tmp_path / "early.ts", frames=20, options=BFRAMES))
+    assert probe(path).duration == pytest.approx(50 / 30)
+    assert numbers(path) == list(enumerate([*range(30), *range(20)]))
+
+
+def test_what_follows_damage_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = make_video(tmp_path / "clip.ts", frames=60, options={"bf": "0", "g": "10"})
+    data = path.read_bytes()
+    with av.open(str(path)) as container:
+        lost = [packet.pos for packet in container.demux(video=0) if packet.size and packet.is_keyframe][2]
+    path.write_bytes(data[: lost + 376] + data[lost + 564 :])
+    got = numbers(path)
+    assert got[-1][1] == 59
+    assert len(got) >= 58
+    assert "damaged or truncated" in caplog.text
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
-def test_pictures_are_upright_and_bgr(tmp_path: Path, rotation: int) -> None:
-    path = make_video(tmp_path / "turned.mp4", frames=4, size=(320, 192), rotation=rotation, options={"crf": "8"})
+def test_pictures_are_upright_and_bgr(tmp_path: Path, rotation: int, mirrored: bool) -> None:
+    made: dict[str, Any] = {"size": (320, 192), "rotation": rotation, "mirrored": mirrored, "options": {"crf": "8"}}
+    path = make_video(tmp_path / "turned.mp4", frames=4, **made)
     for frame in read_frames(path):
         wanted = numbered_image(frame.index, 320, 192)
         assert frame.image.shape == wanted.shape
@@ -94,6 +148,15 @@ def test_pixels_are_square(tmp_path: Path) -> None:
     images = [frame.image for frame in read_frames(path)]
     assert {image.shape for image in images} == {(240, 427, 3)}
     assert [read_number(image) for image in images] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("enabled", "numbers_read"), [((False, True), range(12)), ((False, False), range(8))])
+def test_of_several_tracks_the_one_that_browsers_play(
+    tmp_path: Path, enabled: tuple[bool, bool], numbers_read: range
+) -> None:
+    small = make_video(tmp_path / "a.mp4", frames=8, size=(160, 120))
+    path = merge(tmp_path / "both.mp4", small, make_video(tmp_path / "b.mp4", frames=12), enabled=enabled)
+    assert numbers(path) == [(n, n) for n in numbers_read]
 
 
 @pytest.mark.parametrize(("size", "rotation"), [((160, 120), 0), ((160, 120), 90), ((640, 480), 0)])

@@ -15,7 +15,7 @@ from ml_backend.core.errors import StorageError, VideoError
 from ml_backend.video.probe import frame_times, probe
 from ml_backend.video.reader import read_frames
 from ml_backend.video.transcode import plan_transcode, transcode
-from tests.video.builders import cut_start, make_audio, make_video, read_number, truncate
+from tests.video.builders import cut_start, join, make_audio, make_video, merge, read_number, truncate
 
 BFRAMES = {"bf": "3", "g": "12"}
 FRONT = {"movflags": "+faststart"}
@@ -69,6 +69,12 @@ def test_playable_videos_are_left_alone(tmp_path: Path, name: str, made: dict[st
         ("clip.flv", {"options": BFRAMES}, "container (flv)"),
         ("clip.m4v", {"container": "mp4", "container_options": FRONT}, "*.m4v"),
         ("vp9.mkv", {"codec": "libvpx-vp9", "options": FAST_VP9}, "container (matroska)"),
+        (
+            "live.webm",
+            {"codec": "libvpx-vp9", "options": FAST_VP9, "container_options": {"live": "1"}, "audio_s": 1.0}
+            | {"audio_codec": "libopus"},
+            "state its length",
+        ),
     ],
 )
 def test_a_wrong_container_is_changed_without_encoding(
@@ -99,6 +105,8 @@ def test_a_wrong_container_is_changed_without_encoding(
         ("h264.avi", {"options": BFRAMES}, "container (avi)"),
         ("mjpeg.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p", "size": (321, 241)}, "mjpeg"),
         ("tenbit.mp4", {"pix_fmt": "yuv420p10le", "container_options": FRONT}, "yuv420p10le"),
+        ("mirrored.mp4", {"mirrored": True, "rotation": 90, "container_options": FRONT}, "mirrors"),
+        ("live.webm", {"codec": "libvpx", "options": FAST_VP9, "container_options": {"live": "1"}}, "state its length"),
         ("full.mp4", {"pix_fmt": "yuv444p", "container_options": FRONT}, "yuv444p"),
         ("wide.mp4", {"codec": "mpeg4", "aspect": Fraction(4, 3)}, "mpeg4"),
         ("vp8.mkv", {"codec": "libvpx", "options": FAST_VP9}, "container (matroska)"),
@@ -137,12 +145,12 @@ def test_variable_rate_becomes_constant_at_the_same_times(tmp_path: Path) -> Non
         assert shown[got] == wanted, f"at {moment:.2f} s"
 
 
-def _loud_from(path: Path) -> float:
+def _loud_from(path: Path, after: float = 0.0) -> float:
     """Seconds on the video's clock at which the sound sets in."""
     with av.open(str(path)) as container:
         for frame in container.decode(audio=0):
             loud = np.flatnonzero(np.abs(frame.to_ndarray()).max(axis=0) > 0.05)
-            if len(loud):
+            if frame.time >= after and len(loud):
                 return float(frame.time) + float(loud[0]) / float(frame.sample_rate)
     raise AssertionError("silent")
 
@@ -163,6 +171,59 @@ def test_sound_stays_in_step(tmp_path: Path, name: str, made: dict[str, Any], co
     with av.open(str(out)) as container:
         assert container.streams.audio[0].codec_context.codec.canonical_name == codec
     assert _loud_from(out) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.8, 1.0, 1.4])
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("copied.ts", {"options": BFRAMES}),
+        ("encoded.mpg", {"codec": "mpeg2video", "options": {"bf": "2"}, "audio_codec": "mp2"}),
+    ],
+)
+def test_joined_recordings_stay_in_step_with_their_sound(
+    tmp_path: Path, name: str, made: dict[str, Any], seconds: float
+) -> None:
+    part = make_video(tmp_path / f"part-{name}", audio_s=seconds, audio_silence_s=0.5, **made)
+    source, out = join(tmp_path / name, part, part, part), tmp_path / "copy.mp4"
+    info = transcode(source, out)
+    assert (info.frames, info.fps) == (90, 30)
+    assert plan_transcode(out).action == "keep"
+    assert numbers(out) == [*range(30)] * 3
+    for n in range(3):
+        assert _loud_from(out, n + 0.45) == pytest.approx(n + 0.5, abs=0.1)
+
+
+def test_a_picture_that_browsers_may_turn_differently_is_encoded_upright(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "tilted.mp4", rotation=30, container_options=FRONT)
+    assert "angle" in plan_transcode(path).reason
+    assert transcode(path, tmp_path / "copy.mp4").rotation == 0
+
+
+def test_joined_recordings_are_never_kept(tmp_path: Path) -> None:
+    part = make_video(tmp_path / "part.webm", codec="libvpx-vp9", options=FAST_VP9)
+    assert "begin again" in plan_transcode(join(tmp_path / "joined.webm", part, part)).reason
+
+
+def test_variable_rate_with_frames_at_one_time(tmp_path: Path) -> None:
+    source = tmp_path / "twice.mkv"
+    with av.open(str(make_video(tmp_path / "clip.mp4", options={"bf": "0"}))) as inp, av.open(str(source), "w") as out:
+        copy = out.add_stream_from_template(inp.streams.video[0])
+        for number, packet in enumerate(inp.demux(video=0)):
+            if packet.size:
+                packet.pts = packet.dts = (number if number < 3 else number // 10 * 10 + 10) * 33
+                packet.stream = copy
+                out.mux(packet)
+    assert transcode(source, tmp_path / "copy.mp4").frames > 1
+
+
+def test_of_several_sound_tracks_the_enabled_one_is_copied(tmp_path: Path) -> None:
+    early = make_video(tmp_path / "a.mp4", audio_s=1.0, audio_silence_s=0.2)
+    late = make_video(tmp_path / "b.mp4", audio_s=1.0, audio_silence_s=0.7)
+    source = merge(tmp_path / "both.mp4", early, late, enabled=(True, False, False, True))
+    transcode(source, tmp_path / "copy.mp4")
+    assert _loud_from(tmp_path / "copy.mp4") == pytest.approx(0.7, abs=0.03)
 
 
 def test_sound_before_the_first_frame_goes(tmp_path: Path) -> None:

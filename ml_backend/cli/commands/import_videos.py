@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.export_command import SKIPPED
 from ml_backend.cli.options import PROJECT
 from ml_backend.cli.progress import fail_clearly, progress_bar
 from ml_backend.core.errors import BackendError
 from ml_backend.label_studio.client import LabelStudioClient
-from ml_backend.label_studio.importer import Importer, find_videos
+from ml_backend.label_studio.importer import Importer, Outcome, find_videos
 
 COLOURS = {"imported": "green", "skipped": "yellow", "failed": "red"}
 
@@ -34,8 +35,9 @@ COLOURS = {"imported": "green", "skipped": "yellow", "failed": "red"}
 def main(paths: tuple[Path, ...], project: int, local_files: bool, dry_run: bool) -> None:
     """Create a task for each video in PATHS (files or folders).
 
-    Videos that browsers cannot play are transcoded to a copy. Files that the project already has are skipped. The exit
-    code is 1 if a file failed; the last line of stdout is JSON: imported, skipped, failed.
+    Videos that browsers cannot play are transcoded to a copy. Files that the project already has are skipped. Those
+    that failed are listed at the end, with cause and remedy, and the exit code is 3; the last line of stdout is JSON:
+    imported, skipped, failed.
     """
     settings, _ = settings_in_force()
     console = Console(soft_wrap=True)
@@ -44,15 +46,23 @@ def main(paths: tuple[Path, ...], project: int, local_files: bool, dry_run: bool
         LabelStudioClient.from_settings(settings), project, settings, local_files=local_files, dry_run=dry_run
     )
     count: Counter[str] = Counter(imported=0, skipped=0, failed=0)
+    failed: list[Outcome] = []
     try:
         with progress_bar("Making playable copies") as progress:
             for outcome in importer.run(videos, progress):
                 count[outcome.status] += 1
+                if outcome.error:
+                    failed.append(outcome)
                 colour = COLOURS[outcome.status]
                 console.print(f"[{colour}]{outcome.status:>8}[/] {escape(str(outcome.path))}: {escape(outcome.detail)}")
     except BackendError:
         left = len(videos) - count.total()
         console.print(f"Stopped; {left} files are left. Run the same command again to continue.")
         raise
+    finally:
+        if failed:
+            print(f"Failed, {len(failed)}:", file=sys.stderr)
+        for outcome in failed:
+            print(f"  {outcome.path}: {outcome.detail}", file=sys.stderr)
     print(json.dumps(dict(count)))
-    sys.exit(1 if count["failed"] else 0)
+    sys.exit(SKIPPED if failed else 0)

@@ -1,7 +1,8 @@
 """Write and read CVAT for video 1.1: an XML file for each video with a ``track`` for each object.
 
 As CVAT itself writes it, a track has a ``box`` for each of its frames: CVAT imports those with ``keyframe="1"`` and
-interpolates between them. A box with ``outside="1"`` ends a visible span. Frames count from 0 in the video, even if
+interpolates between them. A box with ``outside="1"`` ends a visible span. CVAT shows stored pixels as if they were
+square, and counts those. Frames count from 0 in the video, even if
 only some of them are exported (``frame_filter``).
 """
 
@@ -28,6 +29,7 @@ from ml_backend.datasets.annotated_video import AnnotatedVideo, VideoObject
 from ml_backend.datasets.formats.base import DatasetFormat, SelectedFrames
 from ml_backend.datasets.importers import MAX_FRAME, ImportedBoxes, ImportedTrack, ImportedVideo, finite, frame_number
 from ml_backend.datasets.video_files import VideoFacts, parse_count
+from ml_backend.video.probe import stored_size
 
 #: Minimum IoU of CVAT's interpolation with our boxes.
 KEYFRAME_IOU = 0.99
@@ -59,6 +61,7 @@ class Cvat(DatasetFormat):
 
     def _meta(self, selected: SelectedFrames) -> Element:
         video, stride = selected.video, self.sampling.stride
+        width, height = stored_size(video.path)
         labels = [
             ("label", [("name", name), *([("color", colour)] if colour else []), ("attributes", "")])
             for name, colour in ((name, _colour(video, name)) for name in self.classes)
@@ -74,7 +77,7 @@ class Cvat(DatasetFormat):
             ("stop_frame", str(video.info.frames - 1)),
             ("frame_filter", f"step={stride}" if stride > 1 else ""),
             ("labels", labels),
-            ("original_size", [("width", str(video.info.width)), ("height", str(video.info.height))]),
+            ("original_size", [("width", str(width)), ("height", str(height))]),
             ("source", video.name),
         ]
         return _element("meta", [("task", task)])
@@ -83,7 +86,9 @@ class Cvat(DatasetFormat):
         track = Element("track", id=str(number), label=_clean(item.label), source=item.source)
         frames, xyxy = selected.video.boxes(item)
         exported = np.isin(frames, selected.frames)
-        frames, xyxy = frames[exported], xyxy[exported]
+        info = selected.video.info
+        scale = np.divide(stored_size(selected.video.path), (info.width, info.height))
+        frames, xyxy = frames[exported], xyxy[exported] * np.tile(scale, 2)
         stride = self.sampling.stride
         for span in np.split(np.arange(len(frames)), np.flatnonzero(np.diff(frames) > stride) + 1):
             if not len(span):
