@@ -19,6 +19,9 @@ RawTask = dict[str, Any]
 _SEPARATOR = re.compile(r"[\s,]*")
 #: Fields that JSON_MIN adds to the task's data.
 _MIN_FIELDS = frozenset({"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement"})
+#: Fields in the value of a ``VideoRectangle``. A per-region control (``TimelineLabels``, ``Choices``) repeats them and
+#: adds its own.
+_RECTANGLE_FIELDS = frozenset({"framesCount", "duration", "sequence", "labels"})
 _HINT = "Export the project from Label Studio as JSON, or write predictions with scripts/predict_video.py."
 
 
@@ -89,9 +92,7 @@ def _from_min(rows: list[Mapping[str, Any]]) -> RawTask:
         result = [
             # Ids and origins are lost: every region counts as drawn by a person.
             {"id": f"{row['annotation_id']}-{name}-{n}", "type": "videorectangle", "from_name": name, "value": value}
-            for name, values in row.items()
-            if _is_regions(values)
-            for n, value in enumerate(values)
+            for name, n, value in _rectangles(row)
         ]
         annotations.append(
             {
@@ -103,6 +104,13 @@ def _from_min(rows: list[Mapping[str, Any]]) -> RawTask:
             }
         )
     return {"id": rows[0]["id"], "data": data, "annotations": annotations, "predictions": []}
+
+
+def _rectangles(row: Mapping[str, Any]) -> list[tuple[str, int, Mapping[str, Any]]]:
+    """Return control, number and value of each region in a row of JSON_MIN, without copies by per-region controls."""
+    values = [(name, n, value) for name, values in row.items() if _is_regions(values) for n, value in enumerate(values)]
+    plain = [value["sequence"] for _, _, value in values if value.keys() <= _RECTANGLE_FIELDS]
+    return [item for item in values if item[2].keys() <= _RECTANGLE_FIELDS or item[2]["sequence"] not in plain]
 
 
 def _is_regions(value: Any) -> bool:

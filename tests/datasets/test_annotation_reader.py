@@ -231,6 +231,18 @@ def test_json_min(folder: Path) -> None:
     assert [len(v.objects) for v in AnnotationReader.from_file(path, videos=folder, config=config).videos()] == [0]
 
 
+def test_json_min_of_a_config_with_other_controls_of_a_region(folder: Path) -> None:
+    own = MOVING["value"] | {"title": "a field of an import"}
+    row = {"video": "/data/upload/1/35deac95-clip.mp4", "fps": 30, "id": 7, "annotator": 3, "annotation_id": 4}
+    row |= {"tl": [MOVING["value"] | {"timelinelabels": ["a"]}], "stars": [MOVING["value"] | {"rating": 3}]}
+    for boxes in ([MOVING["value"]] * 2, [own] * 2):
+        if own in boxes:  # of no other control, so that nothing is lost
+            row |= {"tl": [], "stars": []}
+        path = write_export(folder.parent / "min.json", [row | {"box": boxes}])
+        video = only_video(AnnotationReader.from_file(path, videos=folder))
+        assert [item.label for item in video.objects] == ["person"] * 2
+
+
 def test_a_prediction_file_and_its_video(folder: Path) -> None:
     path = folder.parent / "p.json"
     moving = make_region(*MOVING["value"]["sequence"], duration=1.0, score=0.5)
