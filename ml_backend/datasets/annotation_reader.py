@@ -102,7 +102,7 @@ class AnnotationReader:
         settings: Settings | None = None,
         **options: Any,
     ) -> AnnotationReader:
-        """Read Label Studio's JSON or JSON_MIN export, or a prediction of ``scripts/predict_video.py``.
+        """Read Label Studio's JSON or JSON_MIN export, or another file of :func:`~.task_files.read_tasks`.
 
         Args:
             videos: folder with the videos, or a single one; by default the export's own folder and the folders of

@@ -29,8 +29,9 @@ def read_tasks(path: Path) -> Iterator[RawTask]:
     """Yield the tasks of a file, decoding one at a time.
 
     Args:
-        path: Label Studio's JSON or JSON_MIN export (a list of tasks), a single task, or a prediction as
-            ``scripts/predict_video.py`` writes it. The task of such a prediction has the id 0 and no data.
+        path: Label Studio's JSON or JSON_MIN export (a list of tasks), a single task, one or a list of the annotations
+            that its target storage writes, or a prediction as ``scripts/predict_video.py`` writes it. The task of such
+            a prediction has the id 0 and no data.
 
     Raises:
         ConfigError: the file is not readable, not JSON, or none of these.
@@ -41,8 +42,11 @@ def read_tasks(path: Path) -> Iterator[RawTask]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error.reason}.", _HINT) from error
-    for _, rows in groupby(_items(text, path), key=_group):
-        yield from _to_tasks(rows, path)
+    for (shape, _), rows in groupby(_items(text, path), key=_group):
+        if shape == "annotation":
+            yield from _from_annotations(rows)
+        else:
+            yield from _to_tasks(rows, path)
 
 
 def is_prediction_file(path: Path) -> bool:
@@ -51,11 +55,13 @@ def is_prediction_file(path: Path) -> bool:
         task = next(iter(read_tasks(path)), None)
     except ConfigError:
         return False
-    return task is not None and task["id"] == 0 and not task["data"]
+    return task is not None and task["id"] == 0 and not task["data"] and not task["annotations"]
 
 
 def _group(item: Any) -> tuple[str, Any]:
-    """Return a key that groups the rows of JSON_MIN by task: it has consecutive rows, one for each annotation."""
+    """Return a key that groups annotations, and the rows of JSON_MIN by task: it has a row for each annotation."""
+    if isinstance(item, Mapping) and isinstance(item.get("result"), list) and "completed_by" in item:
+        return "annotation", None
     if isinstance(item, Mapping) and "data" not in item and item.get("id") is not None:
         return "min", item["id"]
     return "task", id(item)
@@ -80,6 +86,28 @@ def _to_tasks(rows: Iterable[Any], path: Path) -> Iterator[RawTask]:
         yield _from_min([first, *others])
     else:
         raise ConfigError(f"{path} is neither a Label Studio export nor a prediction.", _HINT)
+
+
+def _from_annotations(annotations: Iterable[Mapping[str, Any]]) -> Iterator[RawTask]:
+    """Build tasks from annotations that name theirs, those of a task in any order: files of Label Studio's storage."""
+    by_task: dict[str, list[str]] = {}
+    for annotation in annotations:  # kept as text, which is far smaller
+        by_task.setdefault(str(_task_of(annotation).get("id")), []).append(json.dumps(annotation))
+    for texts in by_task.values():
+        rows = [json.loads(text) for text in texts]
+        task = _task_of(rows[0])
+        data = task.get("data")
+        yield {
+            "id": task.get("id") or 0,
+            "data": dict(data) if isinstance(data, Mapping) else {},
+            "annotations": [{key: value for key, value in row.items() if key != "task"} for row in rows],
+            "predictions": [],
+        }
+
+
+def _task_of(annotation: Mapping[str, Any]) -> Mapping[str, Any]:
+    task = annotation.get("task")
+    return task if isinstance(task, Mapping) else {"id": task}  # the API gives its id only
 
 
 def _from_min(rows: list[Mapping[str, Any]]) -> RawTask:

@@ -243,6 +243,26 @@ def test_json_min_of_a_config_with_other_controls_of_a_region(folder: Path) -> N
         assert [item.label for item in video.objects] == ["person"] * 2
 
 
+def test_annotations_of_a_target_storage(folder: Path) -> None:
+    make_video(folder / "other.mp4", frames=45)
+    tasks = [make_task(name, task_id=n) for n, name in ((1, "clip.mp4"), (2, "other.mp4"), (3, "clip.mp4"))]
+    task, other, skipped = ({"id": task["id"], "data": task["data"]} for task in tasks)
+    first, latest = make_annotation(task=task), make_annotation(MOVING, annotation_id=3, task=task)
+    files = [first, make_annotation(MOVING, annotation_id=2, task=other), latest]
+    files.append(make_annotation(MOVING, annotation_id=4, task=skipped, was_cancelled=True))
+    path = write_export(folder.parent / "annotations.json", files)
+    videos = list(AnnotationReader.from_file(path, videos=folder).videos())
+    assert [(video.task_id, video.name) for video in videos] == [(1, "clip.mp4"), (2, "other.mp4")]
+    assert [item.source for video in videos for item in video.objects] == ["manual"] * 2
+    for annotation, count in ((latest, 1), (files[-1], 0)):
+        path.write_text(json.dumps(annotation))
+        found = list(AnnotationReader.from_file(path, videos=folder).videos())
+        assert [video.task_id for video in found] == [1] * count
+    path.write_text(json.dumps(latest | {"task": 8}))  # as the API gives it
+    video = only_video(AnnotationReader.from_file(path, videos=folder / "clip.mp4"))
+    assert (video.task_id, video.name, [item.source for item in video.objects]) == (8, "clip.mp4", ["manual"])
+
+
 def test_a_prediction_file_and_its_video(folder: Path) -> None:
     path = folder.parent / "p.json"
     moving = make_region(*MOVING["value"]["sequence"], duration=1.0, score=0.5)
