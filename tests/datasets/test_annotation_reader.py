@@ -361,6 +361,18 @@ def test_frame_rate_without_a_label_config(data: dict[str, Any], duration: Any, 
     assert infer_frame_rate(data, [region]) == rate
 
 
+@pytest.mark.parametrize(
+    ("data", "count", "rate"), [({}, 24, 24), ({"fps": 30}, 24, 24), ({}, 17, 17), ({"fps": 33}, 31, 33)]
+)
+def test_frame_rate_of_regions_without_a_duration(folder: Path, data: dict[str, Any], count: int, rate: float) -> None:
+    task = make_task("clip.mp4", make_annotation(make_region(key(1, 10), frames_count=count)), fps=None)
+    task["data"] |= data
+    video = only_video(export(folder, task))
+    assert (video.timeline.frame_rate, video.timeline.duration) == (rate, 1)
+    config = parse_label_config(CONFIG.replace("$fps", "12"))
+    assert only_video(export(folder, task, config=config)).timeline.frame_rate == 12
+
+
 # -- names
 
 
