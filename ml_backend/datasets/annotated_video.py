@@ -49,7 +49,7 @@ class FrameMap:
         """Return the first and last decoded frame on which a region may be visible, or ``None``."""
         if not len(keys.frames):
             return None
-        first, last, persists = int(keys.frames[0]), int(keys.frames[-1]), _persists(keys)
+        first, last, persists = int(keys.frames[0]), int(keys.frames[-1]), bool(keys.enabled[-1])
         if first > len(self._decoded) or (last < 1 and not persists):
             return None
         # Some tools count frames from 0; the player clamps those to its first frame.
@@ -88,7 +88,7 @@ class FrameMap:
         visible_rows = np.flatnonzero(visible)
         frames, first_rows = np.unique(decoded[visible_rows], return_index=True)
         boxes = xyxy[visible_rows[first_rows]]
-        skipped, interpolated = self._skipped_frames(decoded, xyxy, visible, end, _persists(keys))
+        skipped, interpolated = self._skipped_frames(decoded, xyxy, visible, end, bool(keys.enabled[-1]))
         if len(skipped):
             frames, boxes = np.concatenate([frames, skipped]), np.concatenate([boxes, interpolated])
             order = np.argsort(frames, kind="stable")
@@ -116,11 +116,6 @@ class FrameMap:
             frames = np.concatenate([frames, rest])
             boxes = np.concatenate([boxes, np.repeat(xyxy[-1:], len(rest), axis=0)])
         return frames, boxes
-
-
-def _persists(keys: RegionKeys) -> bool:
-    """Return whether the box stays visible after the last keyframe; of two on one frame, one enabled is enough."""
-    return bool(keys.enabled[keys.frames == keys.frames[-1:]].any())
 
 
 @dataclass(frozen=True, slots=True)

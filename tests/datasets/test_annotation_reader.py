@@ -86,18 +86,18 @@ def test_long_videos_are_done_in_pieces(folder: Path, monkeypatch: pytest.Monkey
 
 @hypothesis_settings(deadline=None)
 @given(
-    keys=st.dictionaries(st.integers(1, 40), st.tuples(st.floats(-20, 90), st.booleans()), min_size=1, max_size=6),
+    keys=st.lists(st.tuples(st.integers(1, 40), st.floats(-20, 90), st.booleans()), min_size=1, max_size=6),
     rate=st.sampled_from([10.0, 24.0, 25.0, 29.97, 60.0]),
     late=st.booleans(),
 )
-def test_pictures_show_what_the_player_shows(keys: dict[int, tuple[float, bool]], rate: float, late: bool) -> None:
+def test_pictures_show_what_the_player_shows(keys: list[tuple[int, float, bool]], rate: float, late: bool) -> None:
     """On each picture that the player shows the box is the player's; a piece of it is that piece of the whole."""
     times = np.arange(40) / 25
     if late:
         times = np.sort(np.random.default_rng(1).uniform(0, 1.6, 40))
         times[0] = 0
     timeline = Timeline(rate, times, 1.6)
-    region = make_region(*(key(frame, x, on) for frame, (x, on) in keys.items()), frames_count=timeline.frames_count)
+    region = make_region(*(key(*values) for values in keys), frames_count=timeline.frames_count)
     pictures = FrameMap(timeline, 200, 100)
     keys_read = RegionKeys.read(region)
     frames, xyxy = pictures.boxes(keys_read)
