@@ -420,6 +420,27 @@ def test_files_are_found_by_name_only(tmp_path: Path) -> None:
     assert folder.look_up("35deac95-b").path == inside / "sub" / "35deac95-b.mp4"
     assert VideoFolder(inside).look_up("a").path == inside / "a.mp4"
     assert folder.look_up("absent").path is None
+    assert folder.look_up("ein_film_1").path == inside / "ein film (1).mp4"  # of an export of the upload
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".2026.mp4"])
+def test_names_that_label_studio_has_cut_are_found(tmp_path: Path, suffix: str) -> None:
+    start = "north gate, " + "long " * 12
+    for end in ("day 1 of ten", "day 2 of ten", "c"):
+        (tmp_path / f"{start}{end}{suffix}").write_text(end)
+    several = VideoFolder(tmp_path)
+    whole = f"{start}day 2 of ten".replace(" ", "_").replace(",", "")
+    uri = f"/data/upload/12/35deac95-{whole[: 73 - len(suffix)]}_Ab3dE6g{suffix}"
+    assert len(uri) == len("/data/") + 100
+    name = video_name(uri)
+    for each in (uri, name, name.removesuffix(".mp4")):
+        assert several.look_up(each).path is None
+    (tmp_path / f"{start}day 1 of ten{suffix}").unlink()
+    folder = VideoFolder(tmp_path)
+    for each in (uri, name, name.removesuffix(".mp4")):
+        assert folder.look_up(each).path == tmp_path / f"{start}day 2 of ten{suffix}"
+    for other in (uri.replace("north", "south"), uri.replace(".mp4", ".mov"), uri.replace("_Ab3", "-Ab3")):
+        assert folder.look_up(other).path is None
 
 
 def test_files_have_the_prefix_of_uploads_or_not(tmp_path: Path) -> None:
