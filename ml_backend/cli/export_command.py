@@ -45,7 +45,7 @@ def reader_options(predictions: str) -> Callable[[Callable[..., Any]], Callable[
         click.option(
             "--from-json",
             type=_FILE,
-            help="Label Studio's JSON or JSON-MIN export, or a prediction of predict_video.py.",
+            help="Label Studio's JSON or JSON-MIN export, an annotation of its target storage, or a prediction.",
         ),
         click.option(
             "--videos",

@@ -206,7 +206,7 @@ def interpolate(key_frames: npt.ArrayLike, key_xyxy: npt.ArrayLike, frames: npt.
     """Interpolate boxes linearly between keyframes; before the first and after the last they stay constant.
 
     Args:
-        key_frames: ``(m,)`` strictly increasing, m > 0.
+        key_frames: ``(m,)`` ascending, m > 0; of equal ones the first ends a line and the last begins one.
         key_xyxy: ``(m, 4)`` their boxes.
         frames: ``(n,)`` where to interpolate.
 
@@ -225,7 +225,7 @@ def interpolate(key_frames: npt.ArrayLike, key_xyxy: npt.ArrayLike, frames: npt.
         return np.repeat(boxes, len(targets), axis=0)
     after = np.clip(np.searchsorted(keys, targets, side="right"), 1, len(keys) - 1)
     start, end = boxes[after - 1], boxes[after]
-    ratio = (targets - keys[after - 1]) / (keys[after] - keys[after - 1])
+    ratio = (targets - keys[after - 1]) / np.maximum(keys[after] - keys[after - 1], 1)
     between = start + (end - start) * np.maximum(ratio, 0.0)[:, None]
     out: Float64Array = np.where((ratio < 1.0)[:, None], between, end)  # on a keyframe exactly its box
     return out

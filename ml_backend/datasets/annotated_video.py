@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from ml_backend.core.boxes import clip_xyxy
 from ml_backend.core.types import Float64Array, IntArray, VideoInfo
-from ml_backend.datasets.selection import Submission, chosen_label, region_labels, valid_score
+from ml_backend.datasets.selection import Submission, chosen_label, infer_frame_rate, region_labels, valid_score
 from ml_backend.datasets.video_files import VideoFacts
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.regions import MALFORMED, RegionKeys
 from ml_backend.label_studio.timeline import Timeline, video_timeline
-from ml_backend.video.probe import probe
+from ml_backend.video.probe import playback_duration, probe
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class FrameMap:
         """Return the first and last decoded frame on which a region may be visible, or ``None``."""
         if not len(keys.frames):
             return None
-        first, last, persists = int(keys.frames[0]), int(keys.frames[-1]), _persists(keys)
+        first, last, persists = int(keys.frames[0]), int(keys.frames[-1]), bool(keys.enabled[-1])
         if first > len(self._decoded) or (last < 1 and not persists):
             return None
         # Some tools count frames from 0; the player clamps those to its first frame.
@@ -88,7 +88,7 @@ class FrameMap:
         visible_rows = np.flatnonzero(visible)
         frames, first_rows = np.unique(decoded[visible_rows], return_index=True)
         boxes = xyxy[visible_rows[first_rows]]
-        skipped, interpolated = self._skipped_frames(decoded, xyxy, visible, end, _persists(keys))
+        skipped, interpolated = self._skipped_frames(decoded, xyxy, visible, end, bool(keys.enabled[-1]))
         if len(skipped):
             frames, boxes = np.concatenate([frames, skipped]), np.concatenate([boxes, interpolated])
             order = np.argsort(frames, kind="stable")
@@ -118,11 +118,6 @@ class FrameMap:
         return frames, boxes
 
 
-def _persists(keys: RegionKeys) -> bool:
-    """Return whether the box stays visible after the last keyframe; of two on one frame, one enabled is enough."""
-    return bool(keys.enabled[keys.frames == keys.frames[-1:]].any())
-
-
 @dataclass(frozen=True, slots=True)
 class TaskVideo:
     """One video of a task with the regions of one annotation or prediction; the file is not opened yet.
@@ -131,9 +126,10 @@ class TaskVideo:
         name: the video's file name, without Label Studio's upload prefix.
         uri: media address in the task; empty for a prediction file.
         control: names and labels; inferred from the regions if there is no label config.
-        frame_rate: of Label Studio's timeline; ``None``: the recommended one, as ``import_videos.py`` sets it.
+        frame_rate: of Label Studio's timeline, as far as it is known without the file.
         submission: the annotation or prediction.
         facts: what the task states about the video beside its address.
+        rate_fields: the task's data, from which the frame rate is inferred; ``None`` if the label config tells it.
     """
 
     task_id: int
@@ -143,6 +139,7 @@ class TaskVideo:
     frame_rate: float | None
     submission: Submission
     facts: VideoFacts = field(repr=False)
+    rate_fields: Mapping[str, Any] | None = field(repr=False)
     _file: Callable[[TaskVideo], contextlib.AbstractContextManager[Path]] = field(repr=False)
 
     @property
@@ -160,6 +157,12 @@ class TaskVideo:
         """Labels of the config, then labels that only regions have (renamed in the config since)."""
         region_only = (label for region in self.regions for label in region_labels(region))
         return tuple(dict.fromkeys((*(label.value for label in self.control.labels), *region_only)))
+
+    def frame_rate_of(self, path: Path) -> float | None:
+        """Return the frame rate with a file at hand; ``None``: the recommended one, as ``import_videos.py`` sets it."""
+        if self.rate_fields is None:
+            return self.frame_rate
+        return infer_frame_rate(self.rate_fields, self.regions, playback_duration(path))
 
     @contextlib.contextmanager
     def open(self) -> Iterator[AnnotatedVideo]:
@@ -241,7 +244,7 @@ class AnnotatedVideo:
     @classmethod
     def load(cls, task_video: TaskVideo, path: Path) -> AnnotatedVideo:
         """Probe the file and read the objects; see :meth:`TaskVideo.open`."""
-        info, timeline = probe(path), video_timeline(path, task_video.frame_rate)
+        info, timeline = probe(path), video_timeline(path, task_video.frame_rate_of(path))
         frame_map = FrameMap(timeline, info.width, info.height)
         labels = {label.value for label in task_video.control.labels}
         objects = []

@@ -102,7 +102,7 @@ class AnnotationReader:
         settings: Settings | None = None,
         **options: Any,
     ) -> AnnotationReader:
-        """Read Label Studio's JSON or JSON_MIN export, or a prediction of ``scripts/predict_video.py``.
+        """Read Label Studio's JSON or JSON_MIN export, or another file of :func:`~.task_files.read_tasks`.
 
         Args:
             videos: folder with the videos, or a single one; by default the export's own folder and the folders of
@@ -244,15 +244,14 @@ class AnnotationReader:
                     self._record_skipped(SkippedTask(task["id"], control.to_name, reason))
                 continue
             regions = [region for region in submission.result if belongs_to(region, control)]
-            if self.config and data:
-                rate: float | None = control.frame_rate_for(data)
-            else:
-                rate = infer_frame_rate(data, regions)
+            known = self.config is not None and bool(data)
+            rate = control.frame_rate_for(data) if known else infer_frame_rate(data, regions)
             only = self._folder.only() if self._folder and not uri else None
             name = video_name(uri) if uri else only.name if only else "video"
             # The task's fields (fps, frames, ...) describe its first video.
             facts = VideoFacts.of_task(data if control == controls[0] else {}, regions)
-            yield TaskVideo(task["id"], name, uri or "", control, rate, submission, facts, self._file)
+            rate_fields = None if known else data
+            yield TaskVideo(task["id"], name, uri or "", control, rate, submission, facts, rate_fields, self._file)
 
 
 def _spool(fetch: Callable[[], Iterator[RawTask]]) -> Callable[[], Iterator[RawTask]]:

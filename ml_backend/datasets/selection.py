@@ -20,6 +20,8 @@ Predictions = Literal["none", "missing", "only"]
 
 #: Task fields that may hold the frame rate of a video.
 _RATE_FIELDS = ("fps", "frame_rate", "frameRate", "framerate")
+#: Tolerance in frames where the duration is that of a file, which may be a copy.
+_FILE_TOLERANCE = 2
 _COMMON_RATES = (DEFAULT_FRAME_RATE, 25.0, 30.0, 29.97, 23.976, 50.0, 60.0, 59.94, 15.0, 12.5, 10.0)
 
 
@@ -185,11 +187,17 @@ def _is_video(value: Any) -> bool:
     return isinstance(value, str) and any(map(is_video_name, media_parts(value)[-1:]))
 
 
-def infer_frame_rate(data: Mapping[str, Any], regions: Iterable[Mapping[str, Any]]) -> float | None:
+def infer_frame_rate(
+    data: Mapping[str, Any], regions: Iterable[Mapping[str, Any]], file_duration: float = 0.0
+) -> float | None:
     """Infer the frames per second of the timeline on which regions were drawn.
 
     ``framesCount`` is ``duration`` times the frame rate, rounded. The task's own fields are used if they agree with
     that, else a common rate that does, else the quotient.
+
+    Args:
+        file_duration: of the video in seconds as browsers report it, for regions that do not state theirs; a copy may
+            last a little longer, so the task's fields may then be :data:`_FILE_TOLERANCE` off. 0: unknown.
 
     Returns:
         ``None`` if neither regions nor fields tell.
@@ -200,10 +208,14 @@ def infer_frame_rate(data: Mapping[str, Any], regions: Iterable[Mapping[str, Any
         if not isinstance(value, Mapping):
             continue
         duration, count = parse_number(value.get("duration")), parse_number(value.get("framesCount"))
+        candidates = [(rate, 0) for rate in (*stated, *_COMMON_RATES)]
+        if not duration > 0:
+            duration = file_duration
+            candidates += [(rate, _FILE_TOLERANCE) for rate in stated]
         if not (duration > 0 and count > 0):
             continue
-        for rate in (*stated, *_COMMON_RATES):
-            if math.floor(duration * rate + 0.5) == count:
+        for rate, tolerance in candidates:
+            if abs(math.floor(duration * rate + 0.5) - count) <= tolerance:
                 return rate
         return count / duration
     return stated[0] if stated else None

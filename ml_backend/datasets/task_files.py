@@ -19,6 +19,9 @@ RawTask = dict[str, Any]
 _SEPARATOR = re.compile(r"[\s,]*")
 #: Fields that JSON_MIN adds to the task's data.
 _MIN_FIELDS = frozenset({"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement"})
+#: Fields in the value of a ``VideoRectangle``. A per-region control (``TimelineLabels``, ``Choices``) repeats them and
+#: adds its own.
+_RECTANGLE_FIELDS = frozenset({"framesCount", "duration", "sequence", "labels"})
 _HINT = "Export the project from Label Studio as JSON, or write predictions with scripts/predict_video.py."
 
 
@@ -26,8 +29,9 @@ def read_tasks(path: Path) -> Iterator[RawTask]:
     """Yield the tasks of a file, decoding one at a time.
 
     Args:
-        path: Label Studio's JSON or JSON_MIN export (a list of tasks), a single task, or a prediction as
-            ``scripts/predict_video.py`` writes it. The task of such a prediction has the id 0 and no data.
+        path: Label Studio's JSON or JSON_MIN export (a list of tasks), a single task, one or a list of the annotations
+            that its target storage writes, or a prediction as ``scripts/predict_video.py`` writes it. The task of such
+            a prediction has the id 0 and no data.
 
     Raises:
         ConfigError: the file is not readable, not JSON, or none of these.
@@ -38,8 +42,11 @@ def read_tasks(path: Path) -> Iterator[RawTask]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error.reason}.", _HINT) from error
-    for _, rows in groupby(_items(text, path), key=_group):
-        yield from _to_tasks(rows, path)
+    for (shape, _), rows in groupby(_items(text, path), key=_group):
+        if shape == "annotation":
+            yield from _from_annotations(rows)
+        else:
+            yield from _to_tasks(rows, path)
 
 
 def is_prediction_file(path: Path) -> bool:
@@ -48,11 +55,13 @@ def is_prediction_file(path: Path) -> bool:
         task = next(iter(read_tasks(path)), None)
     except ConfigError:
         return False
-    return task is not None and task["id"] == 0 and not task["data"]
+    return task is not None and task["id"] == 0 and not task["data"] and not task["annotations"]
 
 
 def _group(item: Any) -> tuple[str, Any]:
-    """Return a key that groups the rows of JSON_MIN by task: it has consecutive rows, one for each annotation."""
+    """Return a key that groups annotations, and the rows of JSON_MIN by task: it has a row for each annotation."""
+    if isinstance(item, Mapping) and isinstance(item.get("result"), list) and "completed_by" in item:
+        return "annotation", None
     if isinstance(item, Mapping) and "data" not in item and item.get("id") is not None:
         return "min", item["id"]
     return "task", id(item)
@@ -79,6 +88,28 @@ def _to_tasks(rows: Iterable[Any], path: Path) -> Iterator[RawTask]:
         raise ConfigError(f"{path} is neither a Label Studio export nor a prediction.", _HINT)
 
 
+def _from_annotations(annotations: Iterable[Mapping[str, Any]]) -> Iterator[RawTask]:
+    """Build tasks from annotations that name theirs, those of a task in any order: files of Label Studio's storage."""
+    by_task: dict[str, list[str]] = {}
+    for annotation in annotations:  # kept as text, which is far smaller
+        by_task.setdefault(str(_task_of(annotation).get("id")), []).append(json.dumps(annotation))
+    for texts in by_task.values():
+        rows = [json.loads(text) for text in texts]
+        task = _task_of(rows[0])
+        data = task.get("data")
+        yield {
+            "id": task.get("id") or 0,
+            "data": dict(data) if isinstance(data, Mapping) else {},
+            "annotations": [{key: value for key, value in row.items() if key != "task"} for row in rows],
+            "predictions": [],
+        }
+
+
+def _task_of(annotation: Mapping[str, Any]) -> Mapping[str, Any]:
+    task = annotation.get("task")
+    return task if isinstance(task, Mapping) else {"id": task}  # the API gives its id only
+
+
 def _from_min(rows: list[Mapping[str, Any]]) -> RawTask:
     """Build a task from its rows of JSON_MIN, which keeps only the values of regions."""
     data = {k: v for k, v in rows[0].items() if k not in _MIN_FIELDS and not _is_regions(v)}
@@ -89,9 +120,7 @@ def _from_min(rows: list[Mapping[str, Any]]) -> RawTask:
         result = [
             # Ids and origins are lost: every region counts as drawn by a person.
             {"id": f"{row['annotation_id']}-{name}-{n}", "type": "videorectangle", "from_name": name, "value": value}
-            for name, values in row.items()
-            if _is_regions(values)
-            for n, value in enumerate(values)
+            for name, n, value in _rectangles(row)
         ]
         annotations.append(
             {
@@ -103,6 +132,13 @@ def _from_min(rows: list[Mapping[str, Any]]) -> RawTask:
             }
         )
     return {"id": rows[0]["id"], "data": data, "annotations": annotations, "predictions": []}
+
+
+def _rectangles(row: Mapping[str, Any]) -> list[tuple[str, int, Mapping[str, Any]]]:
+    """Return control, number and value of each region in a row of JSON_MIN, without copies by per-region controls."""
+    values = [(name, n, value) for name, values in row.items() if _is_regions(values) for n, value in enumerate(values)]
+    plain = [value["sequence"] for _, _, value in values if value.keys() <= _RECTANGLE_FIELDS]
+    return [item for item in values if item[2].keys() <= _RECTANGLE_FIELDS or item[2]["sequence"] not in plain]
 
 
 def _is_regions(value: Any) -> bool:

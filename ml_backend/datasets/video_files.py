@@ -230,6 +230,22 @@ def _upload_name(name: str) -> str:
     return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
 
 
+#: What is left, after the prefix, of an upload's name that Label Studio has cut so that its path has 100 characters.
+_CUT_NAME = re.compile(r"([^.]+)_[A-Za-z0-9]{7}(\..*)?")
+#: Its length: with a project's number of up to seven digits, with or without its suffix.
+_CUT_LENGTHS = range(70, 83)
+
+
+def _is_cut_from(name: str, whole: str) -> bool:
+    """Return whether ``name`` may be an upload of the file ``whole``: its stem cut, and seven random characters."""
+    match = _CUT_NAME.fullmatch(name)
+    if not match or len(name) not in _CUT_LENGTHS:
+        return False
+    start, suffixes = match[1], match[2] or ""
+    stem, dot, rest = _upload_name(whole).partition(".")
+    return stem.startswith(start) and len(stem) > match.end(1) + 8 and (dot + rest).startswith(suffixes)
+
+
 def read_video_map(path: Path) -> dict[str, Path]:
     """Read a CSV file of ``video,file``, where ``video`` is a task id, or a video's address or file name.
 
@@ -307,8 +323,8 @@ class VideoFolder:
         """Find the file of a media address, or of a name in an imported dataset; if ``uri`` is empty, the only video.
 
         Tried in this order: ``mapped``, the exact name, the name without Label Studio's upload prefix (or a file that
-        has one), the name that Label Studio would give an upload, the name without suffix. Among files of one name,
-        those in the folders of the address come first.
+        has one), the name that Label Studio would give an upload, the name without suffix, the whole name of one that
+        Label Studio has cut. Among files of one name, those in the folders of the address come first.
 
         Args:
             uri: media address or name, which may lack folders and suffix.
@@ -323,7 +339,8 @@ class VideoFolder:
                 return choose_file([[self._mapped[key]]], facts)
         if not uri:
             return choose_file([[path] if (path := self.only()) else []], facts)
-        return choose_file(chain(self._by_name(names), self._by_prefix(names), self._by_stem(names)), facts)
+        searches = self._by_name, self._by_prefix, self._by_stem, self._by_cut_name
+        return choose_file(chain.from_iterable(search(names) for search in searches), facts)
 
     def _by_name(self, spellings: Sequence[Sequence[str]]) -> Iterator[Sequence[Path]]:
         """Yield the files of this name: those in the folders of the address, then all."""
@@ -347,5 +364,11 @@ class VideoFolder:
             name = _nfc(names[-1])
             for wanted in dict.fromkeys((name, _without_prefix(name))):
                 yield [path for path, stem in videos if stem == wanted]
-                # Exports write safe names.
+                # Exports write safe names, of uploads too.
                 yield [path for path, stem in videos if wanted in (safe_name(stem), safe_name(_without_prefix(stem)))]
+                yield [path for path, stem in videos if wanted == _upload_name(stem)]
+
+    def _by_cut_name(self, spellings: Sequence[Sequence[str]]) -> Iterator[Sequence[Path]]:
+        for names in spellings:
+            bare = _UPLOAD_PREFIX.sub("", _nfc(names[-1]))
+            yield [path for path in self._videos() if _is_cut_from(bare, _nfc(path.name))]

@@ -189,7 +189,7 @@ def _label_specs(labels: Element) -> list[LabelSpec]:
             continue
         attrs = _attrs(node)
         value = attrs.get("alias") or attrs.get("value", "")
-        if value:
+        if value and not _FIELD.fullmatch(value):  # a field's labels differ from task to task
             predicted = attrs.get("predicted_values", "")
             names = tuple(name.strip() for name in predicted.split(",") if name.strip())
             specs.append(LabelSpec(value, names, attrs.get("background", ""), attrs))
@@ -203,13 +203,24 @@ def parse_label_config(xml: str) -> LabelConfig:
         xml: the project's labeling configuration.
 
     Raises:
-        ConfigError: it is not XML, or has no ``Video`` with ``VideoRectangle`` and labels.
+        ConfigError: it is not XML, or has no ``Video`` with ``VideoRectangle`` and labels. What a ``Repeater`` makes
+            of a task's data does not count, nor do labels from the data (``value="$labels"``).
     """
-    nodes = [(node, _tag(node), _attrs(node)) for node in _parse(xml).iter()]
+    root = _parse(xml)
+    repeated: set[Element] = set()
+    for node in root.iter():
+        if _tag(node) == "repeater" and node not in repeated:
+            repeated.update(node.iter())
+    nodes = [(node, _tag(node), _attrs(node)) for node in root.iter() if node not in repeated]
     videos = {attrs["name"]: attrs for _, tag, attrs in nodes if tag == "video" and attrs.get("name")}
     objects = [
         attrs["name"] for _, _, attrs in nodes if attrs.get("name") and "value" in attrs and "toname" not in attrs
     ]
+    if not videos and any(_tag(node) == "video" for node in repeated):
+        raise ConfigError(
+            "The label config has its Video in a Repeater, which is not supported.",
+            f"Write each Video with its tags outside of it, as in {_EXAMPLE}",
+        )
     if not videos:
         raise ConfigError("The label config has no Video tag with a name.", f"Add one, as in {_EXAMPLE}")
 
@@ -245,6 +256,13 @@ def parse_label_config(xml: str) -> LabelConfig:
         ]
         specs = tuple(spec for node, _ in label_tags for spec in _label_specs(node))
         if not specs:
+            values = [_attrs(inner).get("value", "") for node, _ in label_tags for inner in node.iter()]
+            if fields := list(filter(_FIELD.fullmatch, values)):
+                raise ConfigError(
+                    f'The labels of Video "{video_name}" come from the tasks (value="{fields[0]}"), which is not'
+                    " supported.",
+                    'Write them into the config, such as <Label value="person"/> inside of the Labels tag.',
+                )
             raise ConfigError(
                 f'Video "{video_name}" has no Labels tag with labels.',
                 f'Add <Labels name="label" toName="{video_name}"><Label value="person"/></Labels> to the config.',

@@ -146,7 +146,8 @@ class RegionKeys:
     """A region's keyframes as arrays, so that its JSON is parsed once.
 
     Attributes:
-        frames: ``(m,)`` ascending, 1-based.
+        frames: ``(m,)`` ascending, 1-based. If several are equal, the player shows the first there, and goes on from
+            the last.
         enabled: ``(m,)``.
         percent: ``(m, 4)`` x, y, width, height.
         rotation: ``(m,)`` degrees, unwrapped; ``None`` without rotation.
@@ -169,7 +170,7 @@ class RegionKeys:
         rotation = np.array([float(key.get("rotation") or 0.0) for key in sequence])
         return cls(
             np.array([int(key["frame"]) for key in sequence], dtype=np.int64),
-            np.array([bool(key.get("enabled", True)) for key in sequence], dtype=np.bool_),
+            np.array([bool(key.get("enabled")) for key in sequence], dtype=np.bool_),
             np.array([[float(key[name]) for name in names] for key in sequence]).reshape(-1, 4),
             np.unwrap(rotation, period=360.0) if rotation.any() else None,  # the player rotates the short way
         )
@@ -180,9 +181,15 @@ class RegionKeys:
             return np.zeros((len(frames), 4)), np.zeros(len(frames), bool)
         previous = np.searchsorted(self.frames, frames, side="right") - 1
         visible: BoolArray = (previous >= 0) & (self.enabled[previous] | (self.frames[previous] == frames))
-        xyxy = percent_to_xyxy(interpolate(self.frames, self.percent, frames), width, height)
+        first = np.minimum(np.searchsorted(self.frames, frames), len(self.frames) - 1)
+        on_key = self.frames[first] == frames
+        percent = interpolate(self.frames, self.percent, frames)
+        percent[on_key] = self.percent[first[on_key]]
+        xyxy = percent_to_xyxy(percent, width, height)
         if self.rotation is not None:
-            xyxy = _upright(xyxy, np.interp(frames, self.frames, self.rotation))
+            rotation = np.interp(frames, self.frames, self.rotation)
+            rotation[on_key] = self.rotation[first[on_key]]
+            xyxy = _upright(xyxy, rotation)
         xyxy[~visible] = 0.0
         return xyxy, visible
 
@@ -222,7 +229,8 @@ def visible_frames(region: Mapping[str, Any]) -> int:
     """Return the number of timeline frames on which a region is visible."""
     keys = RegionKeys.read(region)
     end = max([int(region["value"].get("framesCount") or 0), *keys.frames[-1:].tolist()]) + 1
-    return int(np.where(keys.enabled, np.diff(keys.frames, append=end), 1).sum())
+    lasting = np.diff(keys.frames, append=end)
+    return int(np.where(keys.enabled, lasting, np.minimum(lasting, 1)).sum())
 
 
 def make_prediction(regions: Sequence[Region], model_version: str) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def _parse_keyframe(key: Mapping[str, Any]) -> dict[str, Any]:
     values = {name: float(key[name]) for name in _BOX_FIELDS[:-1]} | {"rotation": float(key.get("rotation") or 0.0)}
     if not all(abs(value) <= _MAX_PERCENT for value in values.values()):
         raise ValueError("a box lies far outside the frame")
-    return {"frame": _frame_number(key["frame"]), "enabled": bool(key.get("enabled", True)), **values}
+    return {"frame": _frame_number(key["frame"]), "enabled": bool(key.get("enabled")), **values}
 
 
 def _frame_number(number: Any) -> int:

@@ -20,22 +20,21 @@ def make_region(
     *keys: dict[str, Any],
     label: str = "person",
     region_id: str = "r1",
-    frames_count: int = 30,
+    frames_count: int | None = None,
     duration: float | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """A ``videorectangle`` of an annotation.
 
     Args:
-        duration: of the video; as Label Studio writes it. ``None``: not stated, so that it is right for any video.
+        frames_count, duration: of the video; as Label Studio writes them. ``None``: not stated, so that it is right for
+            any video; 30 frames with a duration.
     """
-    value: dict[str, Any] = {
-        "framesCount": frames_count,
-        "labels": [label] if label else [],
-        "sequence": list(keys),
-    }
+    value: dict[str, Any] = {"labels": [label] if label else [], "sequence": list(keys)}
     if duration is not None:
-        value["duration"] = duration
+        value |= {"duration": duration, "framesCount": 30}
+    if frames_count is not None:
+        value["framesCount"] = frames_count
     names = {"from_name": "box", "to_name": "video", "type": "videorectangle", "origin": "manual"}
     return {"id": region_id, **names, "value": value, **changes}
 

@@ -86,18 +86,18 @@ def test_long_videos_are_done_in_pieces(folder: Path, monkeypatch: pytest.Monkey
 
 @hypothesis_settings(deadline=None)
 @given(
-    keys=st.dictionaries(st.integers(1, 40), st.tuples(st.floats(-20, 90), st.booleans()), min_size=1, max_size=6),
+    keys=st.lists(st.tuples(st.integers(1, 40), st.floats(-20, 90), st.booleans()), min_size=1, max_size=6),
     rate=st.sampled_from([10.0, 24.0, 25.0, 29.97, 60.0]),
     late=st.booleans(),
 )
-def test_pictures_show_what_the_player_shows(keys: dict[int, tuple[float, bool]], rate: float, late: bool) -> None:
+def test_pictures_show_what_the_player_shows(keys: list[tuple[int, float, bool]], rate: float, late: bool) -> None:
     """On each picture that the player shows the box is the player's; a piece of it is that piece of the whole."""
     times = np.arange(40) / 25
     if late:
         times = np.sort(np.random.default_rng(1).uniform(0, 1.6, 40))
         times[0] = 0
     timeline = Timeline(rate, times, 1.6)
-    region = make_region(*(key(frame, x, on) for frame, (x, on) in keys.items()), frames_count=timeline.frames_count)
+    region = make_region(*(key(*values) for values in keys), frames_count=timeline.frames_count)
     pictures = FrameMap(timeline, 200, 100)
     keys_read = RegionKeys.read(region)
     frames, xyxy = pictures.boxes(keys_read)
@@ -231,6 +231,38 @@ def test_json_min(folder: Path) -> None:
     assert [len(v.objects) for v in AnnotationReader.from_file(path, videos=folder, config=config).videos()] == [0]
 
 
+def test_json_min_of_a_config_with_other_controls_of_a_region(folder: Path) -> None:
+    own = MOVING["value"] | {"title": "a field of an import"}
+    row = {"video": "/data/upload/1/35deac95-clip.mp4", "fps": 30, "id": 7, "annotator": 3, "annotation_id": 4}
+    row |= {"tl": [MOVING["value"] | {"timelinelabels": ["a"]}], "stars": [MOVING["value"] | {"rating": 3}]}
+    for boxes in ([MOVING["value"]] * 2, [own] * 2):
+        if own in boxes:  # of no other control, so that nothing is lost
+            row |= {"tl": [], "stars": []}
+        path = write_export(folder.parent / "min.json", [row | {"box": boxes}])
+        video = only_video(AnnotationReader.from_file(path, videos=folder))
+        assert [item.label for item in video.objects] == ["person"] * 2
+
+
+def test_annotations_of_a_target_storage(folder: Path) -> None:
+    make_video(folder / "other.mp4", frames=45)
+    tasks = [make_task(name, task_id=n) for n, name in ((1, "clip.mp4"), (2, "other.mp4"), (3, "clip.mp4"))]
+    task, other, skipped = ({"id": task["id"], "data": task["data"]} for task in tasks)
+    first, latest = make_annotation(task=task), make_annotation(MOVING, annotation_id=3, task=task)
+    files = [first, make_annotation(MOVING, annotation_id=2, task=other), latest]
+    files.append(make_annotation(MOVING, annotation_id=4, task=skipped, was_cancelled=True))
+    path = write_export(folder.parent / "annotations.json", files)
+    videos = list(AnnotationReader.from_file(path, videos=folder).videos())
+    assert [(video.task_id, video.name) for video in videos] == [(1, "clip.mp4"), (2, "other.mp4")]
+    assert [item.source for video in videos for item in video.objects] == ["manual"] * 2
+    for annotation, count in ((latest, 1), (files[-1], 0)):
+        path.write_text(json.dumps(annotation))
+        found = list(AnnotationReader.from_file(path, videos=folder).videos())
+        assert [video.task_id for video in found] == [1] * count
+    path.write_text(json.dumps(latest | {"task": 8}))  # as the API gives it
+    video = only_video(AnnotationReader.from_file(path, videos=folder / "clip.mp4"))
+    assert (video.task_id, video.name, [item.source for item in video.objects]) == (8, "clip.mp4", ["manual"])
+
+
 def test_a_prediction_file_and_its_video(folder: Path) -> None:
     path = folder.parent / "p.json"
     moving = make_region(*MOVING["value"]["sequence"], duration=1.0, score=0.5)
@@ -329,6 +361,18 @@ def test_frame_rate_without_a_label_config(data: dict[str, Any], duration: Any, 
     assert infer_frame_rate(data, [region]) == rate
 
 
+@pytest.mark.parametrize(
+    ("data", "count", "rate"), [({}, 24, 24), ({"fps": 30}, 24, 24), ({}, 17, 17), ({"fps": 33}, 31, 33)]
+)
+def test_frame_rate_of_regions_without_a_duration(folder: Path, data: dict[str, Any], count: int, rate: float) -> None:
+    task = make_task("clip.mp4", make_annotation(make_region(key(1, 10), frames_count=count)), fps=None)
+    task["data"] |= data
+    video = only_video(export(folder, task))
+    assert (video.timeline.frame_rate, video.timeline.duration) == (rate, 1)
+    config = parse_label_config(CONFIG.replace("$fps", "12"))
+    assert only_video(export(folder, task, config=config)).timeline.frame_rate == 12
+
+
 # -- names
 
 
@@ -376,6 +420,27 @@ def test_files_are_found_by_name_only(tmp_path: Path) -> None:
     assert folder.look_up("35deac95-b").path == inside / "sub" / "35deac95-b.mp4"
     assert VideoFolder(inside).look_up("a").path == inside / "a.mp4"
     assert folder.look_up("absent").path is None
+    assert folder.look_up("ein_film_1").path == inside / "ein film (1).mp4"  # of an export of the upload
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".2026.mp4"])
+def test_names_that_label_studio_has_cut_are_found(tmp_path: Path, suffix: str) -> None:
+    start = "north gate, " + "long " * 12
+    for end in ("day 1 of ten", "day 2 of ten", "c"):
+        (tmp_path / f"{start}{end}{suffix}").write_text(end)
+    several = VideoFolder(tmp_path)
+    whole = f"{start}day 2 of ten".replace(" ", "_").replace(",", "")
+    uri = f"/data/upload/12/35deac95-{whole[: 73 - len(suffix)]}_Ab3dE6g{suffix}"
+    assert len(uri) == len("/data/") + 100
+    name = video_name(uri)
+    for each in (uri, name, name.removesuffix(".mp4")):
+        assert several.look_up(each).path is None
+    (tmp_path / f"{start}day 1 of ten{suffix}").unlink()
+    folder = VideoFolder(tmp_path)
+    for each in (uri, name, name.removesuffix(".mp4")):
+        assert folder.look_up(each).path == tmp_path / f"{start}day 2 of ten{suffix}"
+    for other in (uri.replace("north", "south"), uri.replace(".mp4", ".mov"), uri.replace("_Ab3", "-Ab3")):
+        assert folder.look_up(other).path is None
 
 
 def test_files_have_the_prefix_of_uploads_or_not(tmp_path: Path) -> None:

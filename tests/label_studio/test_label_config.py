@@ -127,6 +127,10 @@ def test_frame_rate_is_found_as_the_player_does(attribute: str, task: dict[str, 
         (config(labels='<Labels name="l" toName="video"/>'), "no Labels tag with labels", "<Labels "),
         (config(labels='<Labels name="l" toName="other"><Label value="x"/></Labels>'), "no Labels", "<Labels "),
         (config().replace('"$video"', '"http://x/y.mp4"'), "names no task field", 'value="$video"'),
+        (config(labels='<Labels name="l" toName="video" value="$kinds"/>'), 'value="$kinds"', '<Label value="person"'),
+        (config(labels='<Labels name="l" toName="video"><Label value="$kind"/></Labels>'), "from the tasks", "<Label "),
+        (f"<View><Repeater on='$videos'>{config()}</Repeater></View>", "Repeater", "outside of it"),
+        (f"<Repeater on='$a'><Repeater on='$b'>{config()}</Repeater></Repeater>", "Repeater", "outside of it"),
     ],
 )
 def test_config_that_will_not_do_is_named_with_its_cure(xml: str, cause: str, hint: str) -> None:
@@ -134,6 +138,14 @@ def test_config_that_will_not_do_is_named_with_its_cure(xml: str, cause: str, hi
         parse_label_config(xml)
     assert cause in caught.value.message
     assert hint in caught.value.hint
+
+
+def test_what_differs_from_task_to_task_is_passed_over() -> None:
+    labels = '<Labels name="l" toName="video" value="$kinds"><Label value="$kind"/><Label value="person"/></Labels>'
+    repeated = config().replace('"video"', '"video_{{idx}}"').replace('"$video"', '"$videos[{{idx}}]"')
+    xml = f'<View>{config(labels=labels)}<Repeater on="$videos">{repeated}</Repeater></View>'
+    assert [control.to_name for control in parse_label_config(xml).video_controls] == ["video"]
+    assert parse_label_config(xml).labels == ("person",)
 
 
 def test_entities_are_never_expanded() -> None:

@@ -144,12 +144,12 @@ def test_ids_are_stable_short_and_differ() -> None:
 
 
 @given(
-    keys=st.dictionaries(st.integers(1, 30), st.booleans(), max_size=8),
+    keys=st.lists(st.tuples(st.integers(1, 30), st.booleans()), max_size=8),
     count=st.none() | st.integers(1, 40),
 )
-def test_visible_frames_are_those_that_are_drawn(keys: dict[int, bool], count: int | None) -> None:
+def test_visible_frames_are_those_that_are_drawn(keys: list[tuple[int, bool]], count: int | None) -> None:
     box = {"x": 1, "y": 1, "width": 2, "height": 2, "rotation": 0}
-    region = {"value": {"framesCount": count, "sequence": [{"frame": k, "enabled": v, **box} for k, v in keys.items()]}}
+    region = {"value": {"framesCount": count, "sequence": [{"frame": k, "enabled": v, **box} for k, v in keys]}}
     assert visible_frames(region) == len(frames_drawn(region))
 
 
@@ -193,12 +193,33 @@ def test_region_is_read_as_the_player_draws_it() -> None:
 
 def test_region_is_read_in_any_order_at_any_frames_and_without_the_optional_fields() -> None:
     region = human_region((8, True, 40), (3, True, 10), frames_count=0)
-    del region["value"]["sequence"][0]["enabled"]
     frames, xyxy, visible = region_boxes(region, 100, 100, [5, 1, 99])
     assert frames.tolist() == [5, 1, 99]
     assert visible.tolist() == [True, False, True]
     assert xyxy[:, 0].tolist() == pytest.approx([22, 0, 40])
     assert region_boxes({"value": {"sequence": [], "framesCount": 3}}, 9, 9)[2].tolist() == [False] * 3
+
+
+def test_keyframes_without_enabled_are_drawn_on_their_frames_only() -> None:
+    region = human_region((3, True, 10), (8, True, 40))
+    for key in region["value"]["sequence"]:
+        del key["enabled"]
+    frames, _, visible = region_boxes(region, 100, 100)
+    assert frames[visible].tolist() == [3, 8]
+    assert visible_frames(region) == 2
+
+
+def test_of_keyframes_on_one_frame_the_first_is_drawn_there_and_the_last_leads_on() -> None:
+    doubled = [(3, False, 10), (3, True, 40), (5, True, 20), (5, False, 60)]
+    region = human_region(*doubled)
+    for key, rotation in zip(region["value"]["sequence"], (0, 0, 0, 90), strict=True):
+        key["rotation"] = rotation
+    frames, xyxy, visible = region_boxes(region, 100, 100)
+    assert frames[visible].tolist() == [3, 4, 5]
+    assert xyxy[visible, 0] == pytest.approx([10, 30, 20])
+    _, xyxy, visible = region_boxes(human_region(*doubled, (5, True, 70)), 100, 100, [2, 5, 6, 7])
+    assert visible.tolist() == [False, True, True, True]
+    assert xyxy[:, 0].tolist() == [0, 20, 70, 70]
 
 
 def test_rotated_box_becomes_the_upright_box_around_it() -> None:

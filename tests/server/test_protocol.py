@@ -131,6 +131,21 @@ def test_setup_refuses_a_config_without_rectangles(client: FlaskClient) -> None:
     assert "<VideoRectangle" in answer.json["hint"]
 
 
+@pytest.mark.parametrize(
+    ("config", "cause"),
+    [
+        (CONFIG.replace('<Label value="thing"/>', "").replace("<Labels ", '<Labels value="$kinds" '), "$kinds"),
+        (f'<View><Repeater on="$videos">{CONFIG}</Repeater></View>', "Repeater"),
+    ],
+)
+def test_setup_and_predict_refuse_what_depends_on_the_task(client: FlaskClient, config: str, cause: str) -> None:
+    connected = client.post("/setup", json={"project": PROJECT, "schema": config})
+    asked = client.post("/predict", json=request(task(), label_config=config))
+    assert (connected.status_code, asked.status_code) == (422, 422)
+    assert connected.json["error"] == asked.json["error"]
+    assert cause in connected.json["error"]
+
+
 @pytest.mark.parametrize("schema", ["", None, 7])
 def test_setup_before_there_is_a_config(client: FlaskClient, schema: Any) -> None:
     assert client.post("/setup", json={"project": PROJECT, "schema": schema}).status_code == 200
