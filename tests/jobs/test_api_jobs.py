@@ -92,6 +92,7 @@ def test_models_are_loaded_on_request(here: Site, work: Work) -> None:
     found = ended(asking, job)
     assert found["state"] == "finished", found["error"]
     assert found["result"]["loaded"] == ["efficientnet_lite0"]  # nothing is to be loaded for the motion detector
+    work(here)  # a worker reports its models as it starts, and between jobs
     assert asking.get("/api/memory_status")["workers"]
 
 
