@@ -69,6 +69,17 @@ def test_done_twice_without_harm(site: Make, work: Work) -> None:
     assert here.queue.counters()["delivered"] == 1
 
 
+def test_a_job_that_0_1_0_has_left_in_the_queue(site: Make, work: Work) -> None:
+    """Its modules of jobs had other names."""
+    here = site()
+    project = here.project()
+    task = here.task(project, video=here.clip())
+    here.queue.queues["prepare"].enqueue_call("ml_backend.jobs.tasks.prepare_many", args=[project, []], job_id="many")
+    work(here)
+    assert len(here.predictions(task)) == 1
+    assert here.queue.failed_jobs() == []
+
+
 def test_prediction_of_another_version_does_not_count(site: Make, work: Work) -> None:
     here = site()
     project = here.project()
