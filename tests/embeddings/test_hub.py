@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -398,8 +399,9 @@ def hold_download(site: Outside, folder: Path, number: int) -> tuple[subprocess.
         handler.send_response(200)
         handler.end_headers()
         process.send_signal(number)
-        while handler.connection.recv(1):  # until the other end is closed
-            pass
+        with contextlib.suppress(ConnectionResetError):  # it ended before it had read the headers
+            while handler.connection.recv(1):  # until the other end is closed
+                pass
         gone.set()
 
     site.special[INFO] = hold

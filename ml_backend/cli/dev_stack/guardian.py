@@ -48,9 +48,11 @@ def sweep(mark: str, grace: float = GRACE_S) -> None:
         with contextlib.suppress(psutil.Error):
             process.terminate()
     psutil.wait_procs(processes, timeout=grace)
-    for process in marked(mark):
+    processes = marked(mark)
+    for process in processes:
         with contextlib.suppress(psutil.Error):
             process.kill()
+    psutil.wait_procs(processes, timeout=GRACE_S)  # the kernel takes a moment to end them
 
 
 if __name__ == "__main__":
