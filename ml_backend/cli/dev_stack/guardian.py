@@ -11,6 +11,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 
 import psutil
 
@@ -48,11 +49,13 @@ def sweep(mark: str, grace: float = GRACE_S) -> None:
         with contextlib.suppress(psutil.Error):
             process.terminate()
     psutil.wait_procs(processes, timeout=grace)
-    processes = marked(mark)
-    for process in processes:
+    for process in marked(mark):
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(processes, timeout=GRACE_S)  # the kernel takes a moment to end them
+    # The kernel takes a moment to end them. psutil.wait_procs would take a child's exit status from its Popen.
+    deadline = time.monotonic() + GRACE_S
+    while marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":
