@@ -121,10 +121,9 @@ class Importer:
                 yield _failed(path, error)
             except OSError as error:
                 yield _failed(path, StorageError(f"It cannot be read: {error.strerror or error}.", _COPY_AGAIN))
-            except Exception as error:
-                log.warning("%s cannot be imported", path, exc_info=True)
+            except Exception as error:  # noqa: BLE001 - it is listed, and logged with its traceback
                 cause = f"{error.__class__.__name__}: {error}".rstrip(": ")
-                yield _failed(path, BackendError(f"It cannot be imported ({cause}).", _CONVERT))
+                yield _failed(path, BackendError(f"It cannot be imported ({cause}).", _CONVERT), logging.WARNING)
 
     def _import(self, path: Path, progress: Progress | None) -> Outcome:
         reason = plan_transcode(path).reason  # first, since it rejects files that are not videos
@@ -195,8 +194,8 @@ class Importer:
         return "/data/local-files/?d=" + quote(relative.as_posix())
 
 
-def _failed(path: Path, error: BackendError) -> Outcome:
-    log.info("%s was not imported", path, exc_info=True)
+def _failed(path: Path, error: BackendError, level: int = logging.INFO) -> Outcome:
+    log.log(level, "%s was not imported", path, exc_info=True)
     return Outcome(path, "failed", str(error), error=error)
 
 
