@@ -35,6 +35,8 @@ LabelName = Annotated[str, Field(min_length=1, max_length=255, description="Name
 JobId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,200}$")]
 #: Name of a file in the outputs folder.
 FileName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+#: Number of a clip of a version.
+ClipNumber = Annotated[str, Field(pattern="^[0-9]$")]
 ExportFormat = Literal["annotations", FormatName]
 
 
@@ -101,6 +103,12 @@ class Train(OfProject):
 
 class LoadCustomModel(OfProject):
     """A version to use."""
+
+    version: TrainedName
+
+
+class DeclineVersion(OfProject):
+    """A proposed version to refuse."""
 
     version: TrainedName
 

@@ -45,6 +45,7 @@ def _cancel(body: _CancelJob) -> responses.Job:
 ACTIONS: Mapping[str, Callable[..., Any]] = {
     "use": _use,
     "rollback": handlers.rollback,
+    "decline": handlers.decline,
     "learn": handlers.learn_patterns,
     "train": handlers.train,
     "auto_label": _auto_label,
