@@ -20,7 +20,7 @@ FRESH_S = 3.0
 #: Seconds for which a list is shown while a newer one is fetched.
 STALE_S = 30.0
 #: Maximum length of the list.
-_MAX_PROJECTS = 2000
+MAX_PROJECTS = 2000
 
 
 class ProjectLister:
@@ -59,7 +59,7 @@ class ProjectLister:
             if self._cached and time.monotonic() - self._cached[0] < FRESH_S:
                 return self._cached[1]
             projects = self._client(self._token()).list_projects()
-            self._cached = time.monotonic(), [_project(item, self._links) for item in islice(projects, _MAX_PROJECTS)]
+            self._cached = time.monotonic(), [_project(item, self._links) for item in islice(projects, MAX_PROJECTS)]
             return self._cached[1]
         finally:
             self._lock.release()

@@ -234,7 +234,7 @@ def patterns_info(query: requests.OfProject) -> responses.Patterns:
 
 @route("GET", "/exemplars", "Learn")
 def exemplars(query: requests.ShowExemplars) -> responses.Exemplars:
-    """List a label's exemplars. Crops of annotated objects with thumbnails, newest first."""
+    """List exemplars. Crops of annotated objects with thumbnails, newest first: those of a label, or one by its id."""
     container = services()
     embedder = container.projects.models(query.project).classifier.embedder
     rows: list[responses.Exemplar] = []
@@ -250,10 +250,11 @@ def exemplars(query: requests.ShowExemplars) -> responses.Exemplars:
                 "thumbnail": data_url(thumbnail),
             }
             for exemplar_id, origin, thumbnail in container.projects.patterns.gallery(
-                query.project, embedder.model_id, query.label, query.limit
+                query.project, embedder.model_id, query.label, query.limit, query.id
             )
         ]
-    return {"project": query.project, "label": query.label, "exemplars": rows}
+    label = query.label if query.label is not None else rows[0]["label"] if rows else ""
+    return {"project": query.project, "label": label, "exemplars": rows}
 
 
 @route("GET", "/similar", "Learn", 200, 202, starts_job=True, errors=(422,))

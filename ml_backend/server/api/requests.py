@@ -170,10 +170,17 @@ class FindSimilar(OfProject):
 
 
 class ShowExemplars(OfProject):
-    """Selects exemplars of a label."""
+    """Selects the exemplars of a label, or one exemplar."""
 
-    label: Annotated[str, Field(max_length=255, description="Name of a label; empty: background.")]
+    label: Annotated[str | None, Field(max_length=255, description="Name of a label; empty: background.")] = None
+    id: Annotated[int | None, Field(ge=1, lt=1 << 31, description="Only this exemplar, such as one of the map.")] = None
     limit: Annotated[int, Field(ge=1, le=200, description="Maximum number of results.")] = 24
+
+    @model_validator(mode="after")
+    def _require_label_or_id(self) -> ShowExemplars:
+        if self.label is None and self.id is None:
+            raise ValueError("one of 'label' and 'id' is needed")
+        return self
 
 
 class Statistics(OfProject):

@@ -42,6 +42,7 @@ class Job(Answer):
     kind: Annotated[str, Field(description="What it does, such as render_video, predict or train.")]
     project: int | None
     task: int | None
+    name: Annotated[str | None, Field(description="Name of the uploaded file; null for other kinds.")]
     queue: Annotated[str | None, Field(description="The queue it is in; null once it has ended.")]
     state: JobState
     progress: Annotated[

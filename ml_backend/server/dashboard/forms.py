@@ -26,7 +26,7 @@ class _AutoLabel(requests.AutoLabel):
 
 def _auto_label(body: _AutoLabel) -> responses.JobAnswer:
     if body.chosen and not body.tasks:
-        raise Invalid("No task is chosen.", "Tick a task, or auto-label everything without annotations.")
+        raise Invalid("No task is selected.", "Select a task, or auto-label everything without annotations.")
     return handlers.auto_label(body)
 
 
@@ -54,8 +54,14 @@ ACTIONS: Mapping[str, Callable[..., Any]] = {
     "render_version": handlers.create_custom_model_video,
     "export": handlers.export,
     "cancel": _cancel,
-    "upload": uploads.upload_video,
+    "upload": uploads.upload_videos,
 }
+
+
+def jobs_of(answer: Mapping[str, Any]) -> list[responses.Job]:
+    """Return the jobs that an action has requested."""
+    answers = [answer, *answer.get("uploads", ())]
+    return [item["job"] for item in answers if item.get("job")]
 
 
 def perform(name: str) -> dict[str, Any]:

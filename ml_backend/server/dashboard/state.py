@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from flask import request
 
 from ml_backend.core.errors import BackendError
+from ml_backend.label_studio.listing import MAX_PROJECTS
 from ml_backend.server.api import handlers, responses
+from ml_backend.server.dashboard.notices import read_dismissed, read_requested
 from ml_backend.server.dashboard.texts import LANGUAGES
 from ml_backend.server.origin_checks import require_same_site
 from ml_backend.server.problems import CrossSite, as_backend_error
@@ -26,6 +28,8 @@ class PageState:
         projects: all projects; empty if they could not be listed, see ``problem``.
         cross_site: whether another site may have sent the request, which then must not start jobs.
         values: query parameters.
+        requested: keys of jobs that this browser has requested.
+        dismissed: notices that were dismissed: time by key.
     """
 
     step: str
@@ -35,15 +39,26 @@ class PageState:
     problem: BackendError | None = None
     cross_site: bool = False
     values: Mapping[str, str] = field(default_factory=dict)
+    requested: tuple[str, ...] = ()
+    dismissed: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def project(self) -> int | None:
         """Id of the requested project, else of the first; ``None`` if there is none."""
+        if self.unknown_project:
+            return None
         return self.number("project", 0) or (self.projects[0]["id"] if self.projects else None)
 
     @property
     def chosen(self) -> responses.Project | None:
         return next((item for item in self.projects if item["id"] == self.project), None)
+
+    @property
+    def unknown_project(self) -> int | None:
+        """Id of the requested project if all projects are known, and it is none of them."""
+        number = self.number("project", 0)
+        known = 0 < len(self.projects) < MAX_PROJECTS
+        return number if number and known and all(item["id"] != number for item in self.projects) else None
 
     def number(self, name: str, default: int = 1) -> int:
         """Return a positive integer parameter, or ``default`` if it is missing or invalid."""
@@ -75,4 +90,14 @@ def read_state(*, whole: bool) -> PageState:
     if lang not in LANGUAGES:
         lang = request.accept_languages.best_match(list(LANGUAGES)) or "en"
     step, theme = step if step in STEPS else STEPS[0], theme if theme in THEMES else ""
-    return PageState(step, lang, theme, projects, problem, cross_site, values)
+    return PageState(
+        step,
+        lang,
+        theme,
+        projects,
+        problem,
+        cross_site,
+        values,
+        read_requested(request.cookies),
+        read_dismissed(request.cookies),
+    )
