@@ -25,16 +25,19 @@ VersionName = Annotated[
     Field(
         pattern=r"^(base|v[0-9]{1,9})$",
         description="A version of the registry, such as v2; base: the configured detector.",
+        examples=["v2"],
     ),
 ]
 TrainedName = Annotated[
     str, Field(pattern=r"^v[0-9]{1,9}$", description="A version of the registry, such as v2.", examples=["v2"])
 ]
 #: 255 is Label Studio's limit.
-LabelName = Annotated[str, Field(min_length=1, max_length=255, description="Name of a label.")]
-JobId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,200}$")]
+LabelName = Annotated[str, Field(min_length=1, max_length=255, description="Name of a label.", examples=["person"])]
+JobId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,200}$", description="Id of a job.", examples=["train-1"])]
 #: Name of a file in the outputs folder.
-FileName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+FileName = Annotated[
+    str, Field(pattern=f"^{NAME.pattern}$", description="Name of a file.", examples=["project-1-coco.zip"])
+]
 ExportFormat = Literal["annotations", FormatName]
 
 
@@ -170,17 +173,11 @@ class FindSimilar(OfProject):
 
 
 class ShowExemplars(OfProject):
-    """Selects the exemplars of a label, or one exemplar."""
+    """Selects exemplars."""
 
-    label: Annotated[str | None, Field(max_length=255, description="Name of a label; empty: background.")] = None
+    label: Annotated[str | None, Field(max_length=255, description="Only of this label; empty: background.")] = None
     id: Annotated[int | None, Field(ge=1, lt=1 << 31, description="Only this exemplar, such as one of the map.")] = None
     limit: Annotated[int, Field(ge=1, le=200, description="Maximum number of results.")] = 24
-
-    @model_validator(mode="after")
-    def _require_label_or_id(self) -> ShowExemplars:
-        if self.label is None and self.id is None:
-            raise ValueError("one of 'label' and 'id' is needed")
-        return self
 
 
 class Statistics(OfProject):

@@ -243,10 +243,10 @@ class Exemplar(Answer):
 
 
 class Exemplars(Answer):
-    """A label's exemplars, newest first."""
+    """Exemplars, newest first."""
 
     project: int
-    label: str
+    label: Annotated[str | None, Field(description="The requested label; null: any.")]
     exemplars: list[Exemplar]
 
 
