@@ -63,7 +63,7 @@ def render_video(context: JobContext, project_id: int, task_id: int, what: str) 
         raise ConfigError(f"Task {task_id} has no {what}.", "Annotate it or request a prediction for it first.")
     task_video = next((item for item in task_videos if item.regions), task_videos[0])
     with task_video.open() as video:
-        return _render(context, Layer(f"{what} {task_video.submission.annotator}".strip(), video), project_id, name)
+        return _render(context, Layer(f"{what} {task_video.submission.author}".strip(), video), project_id, name)
 
 
 @api_job
