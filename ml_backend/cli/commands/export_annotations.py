@@ -60,9 +60,7 @@ def main(
             reader, out, sample=frames, with_video=with_video, with_ids=with_ids, progress=progress
         )
     if not written.videos and not reader.skipped:
-        print(
-            "Nothing was found to export. --predictions missing adds what only models have labelled.", file=sys.stderr
-        )
+        print("Nothing is annotated. --predictions missing exports what only models have labelled.", file=sys.stderr)
     if written.unlabelled:
         print(f"{written.unlabelled} objects without a label were left out.", file=sys.stderr)
     if statistics or statistics_csv or statistics_plot:
