@@ -13,10 +13,14 @@ from string import Formatter
 from typing import Any, get_args
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 
 from ml_backend.core.outputs import OutputFacts
 from ml_backend.core.settings import Settings
+from ml_backend.core.types import UNLABELLED
+from ml_backend.embeddings.crop_embeddings import CropEmbedding
+from ml_backend.labeling.few_shot.pattern_store import NewExemplar
 from ml_backend.server.api import handlers
 from ml_backend.server.api.requests import ExportFormat
 from ml_backend.server.app import create_app
@@ -319,6 +323,18 @@ def test_a_part_is_drawn_anew_with_what_was_chosen(hostile: Room) -> None:
     assert 'hx-get="/ui/part/files?project=7&amp;step=review&amp;a=one.mp4&amp;b=two.mp4"' in text
     text = page(hostile, "/?project=7&step=learn&label=person")
     assert 'hx-get="/ui/part/similar?project=7&amp;step=learn&amp;label=person"' in text
+
+
+def test_deleted_tracks_are_seen_to_teach(room: Room) -> None:
+    patterns, model = room.services.projects.patterns, room.get("/api/get_patterns_info?project=7")["embedder"]
+    crop = CropEmbedding(3, (0.0, 0.0, 9.0, 9.0), np.ones(1280, np.float32) / np.sqrt(1280, dtype=np.float32), b"jpeg")
+    patterns.crop_embeddings("video").add(model, [crop])
+    patterns.replace_task(7, model, 1, 1, [NewExemplar("part-0-track-4", UNLABELLED, crop.key("video", model))])
+    text = page(room, "/ui/part/patterns?project=7")
+    assert "Background</h3>" in text
+    assert "Tracks that people deleted" in text
+    assert 'alt="Background, task 1, frame 3"' in text
+    assert "Find more like this" not in text
 
 
 def add_video(room: Room, facts: OutputFacts) -> str:
