@@ -17,10 +17,6 @@ from ml_backend.jobs.queue import JobQueue
 if TYPE_CHECKING:  # slow imports, left to the first requests
     from ml_backend.jobs.services.trainings import Trainings
 
-#: Frames between two images of a training dataset: two a second at usual frame rates. Neighbouring frames hardly
-#: differ, and all frames of an hour take 50 GB.
-STRIDE = 15
-
 Job = dict[str, Any]
 
 
@@ -66,9 +62,9 @@ class ApiQueue:
         args = [project_id, task_id, version]
         return self._request("render_custom_video", args, name, "api_file_jobs")
 
-    def export(self, project_id: int, format_name: str, predictions: str, stride: int | None = None) -> Job:
-        name = f"export-{project_id}-{format_name}-{predictions}" + (f"-{stride}" if stride else "")
-        args = [project_id, format_name, predictions, stride]
+    def export(self, project_id: int, format_name: str, predictions: str, stride: int, with_ids: bool) -> Job:
+        name = f"export-{project_id}-{format_name}-{predictions}-{stride}" + ("-ids" if with_ids else "")
+        args = [project_id, format_name, predictions, stride, with_ids]
         return self._request("export_project", args, name, "api_file_jobs")
 
     # -- published results

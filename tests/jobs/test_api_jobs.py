@@ -313,6 +313,9 @@ def test_a_video_with_annotations(here: Site, work: Work, tmp_path: Path) -> Non
     info = probe(tmp_path / "out.mp4")
     assert (info.frames, info.codec) == (120, "h264")
     assert ended(asking, job)["result"]["labels"] == {"walker": 1, "vehicle": 1}
+    (listed,) = asking.get(f"/api/files?project={project}")["files"]
+    facts = {"source": "annotations", "model": "", "task": task, "video": "walk.mp4", "tracks": 2}
+    assert {key: listed[key] for key in facts} == facts
     again = asking.post("/api/create_annotated_video", body, 202)["job"]
     assert (again["id"], again["state"], again["result"]) == (job["id"], "queued", None)
 
@@ -325,6 +328,8 @@ def test_a_video_with_what_the_motion_detector_finds(here: Site, work: Work) -> 
     work(here)
     assert output(asking, job)[4:8] == b"ftyp"
     assert ended(asking, job)["result"]["tracks"] == 1
+    (listed,) = asking.get(f"/api/files?project={project}")["files"]
+    assert (listed["source"], listed["model"].startswith("motion"), listed["video"]) == ("base", True, "clip.mp4")
 
 
 def test_a_video_with_the_classes_of_the_base_model(site: Make, work: Work, yolo_weights: Path) -> None:
@@ -351,6 +356,8 @@ def test_a_video_with_the_prediction(here: Site, work: Work) -> None:
     job = asking.post("/api/create_annotated_video", body, 202)["job"]
     work(here)
     assert output(asking, job)[4:8] == b"ftyp"
+    (listed,) = asking.get(f"/api/files?project={project}")["files"]
+    assert (listed["source"], listed["model"]) == ("predictions", here.prediction_service.version(project))
 
 
 def test_tasks_of_other_projects_are_not_shown(here: Site, work: Work) -> None:
@@ -424,11 +431,18 @@ def test_a_rendering_that_runs_is_cancelled(here: Site, work: Work) -> None:
 def test_annotations_as_json(here: Site, work: Work) -> None:
     project, asking = here.project(WALK), room(here)
     walk(here, project)
-    job = asking.post("/api/export", {"project": project, "format": "annotations"}, 202)["job"]
+    body = {"project": project, "format": "annotations"}
+    job = asking.post("/api/export", body, 202)["job"]
     work(here)
     rows = json.loads(output(asking, job))
     assert {row["label"] for row in rows} == {"walker", "vehicle"}
+    assert not any("track_id" in row for row in rows)
     assert ended(asking, job)["result"]["rows"] == len(rows)
+    job = asking.post("/api/export", body | {"with_ids": True}, 202)["job"]
+    work(here)
+    rows = json.loads(output(asking, job))
+    assert {row["track_id"] for row in rows} == {1, 2}
+    assert {row["frame_number"] for row in rows} == set(range(120))
 
 
 @pytest.mark.parametrize(
@@ -451,14 +465,19 @@ def test_datasets_as_archives(here: Site, work: Work, name: str, member: str) ->
         assert archive.testzip() is None
     assert any(item.endswith(member) for item in names), names[:20]
     assert not [item for item in names if any(part.startswith(".") for part in item.split("/"))]
-    assert len(list(here.settings.outputs_dir.iterdir())) == 1, "nothing half-made is left"
+    file = ended(asking, job)["result"]["file"]
+    left = {path.name for path in here.settings.outputs_dir.iterdir()}
+    assert left == {file, f"{file}.json"}, "nothing half-made is left"
+    (listed,) = asking.get(f"/api/files?project={project}")["files"]
+    facts = {"format": name, "source": "annotations", "model": "", "video": "walk.mp4", "videos": 1, "skipped": 0}
+    assert {key: listed[key] for key in facts} == facts
 
 
-@pytest.mark.parametrize(("name", "stride", "taken"), [("coco", None, 15), ("coco", 4, 4), ("mot", None, 1)])
-def test_not_every_picture_of_a_dataset(here: Site, work: Work, name: str, stride: int | None, taken: int) -> None:
+@pytest.mark.parametrize(("stride", "taken"), [({}, 1), ({"stride": 4}, 4)])
+def test_every_picture_of_a_dataset_or_fewer(here: Site, work: Work, stride: dict[str, int], taken: int) -> None:
     project, asking = here.project(WALK), room(here)
     walk(here, project)
-    job = asking.post("/api/export", {"project": project, "format": name, "stride": stride}, 202)["job"]
+    job = asking.post("/api/export", {"project": project, "format": "coco", **stride}, 202)["job"]
     work(here)
     with zipfile.ZipFile(io.BytesIO(output(asking, job))) as archive:
         pictures = [item for item in archive.namelist() if item.endswith(".jpg")]

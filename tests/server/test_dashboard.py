@@ -13,10 +13,15 @@ from string import Formatter
 from typing import Any, get_args
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 from markupsafe import Markup
 
+from ml_backend.core.outputs import OutputFacts
 from ml_backend.core.settings import Settings
+from ml_backend.core.types import UNLABELLED
+from ml_backend.embeddings.crop_embeddings import CropEmbedding
+from ml_backend.labeling.few_shot.pattern_store import NewExemplar
 from ml_backend.server.api import handlers
 from ml_backend.server.api.requests import ExportFormat
 from ml_backend.server.app import create_app
@@ -129,7 +134,7 @@ def test_marks_change_with_what_they_stand_for(auto: Room) -> None:
     drawn = re.search("data-marks='([^']+)'", page(auto, "/?project=7&step=auto"))
     assert drawn is not None
     assert json.loads(drawn[1]) == known, "as the page itself was drawn"
-    assert set(known) == {"jobs", "states", "status", "mode", "current", "version"}
+    assert set(known) == {"jobs", "states", "status", "mode", "current", "version", "files"}
     assert changed(known) == set()
     auto.services.api_queue.init_models(8)
     assert changed(known) == {"status"}, "another project's job is in the queue"
@@ -272,7 +277,7 @@ def test_templates_use_texts_that_exist_and_no_text_is_unused() -> None:
         name for name in known if name.startswith("format_")
     }
     groups = ("kind_", "state_", "stage_", "mode_", "loss_", "step_", "theme_", "format_", "predictions_")
-    groups += ("acceptance_", "curve_", "draw_", "video_")
+    groups += ("acceptance_", "curve_", "draw_", "video_", "source_")
     assert {name for name in known - used if not name.startswith(groups)} == {"hours", "minutes", "seconds"}
 
 
@@ -323,6 +328,67 @@ def test_a_part_is_drawn_anew_with_what_was_chosen(hostile: Room) -> None:
     assert 'hx-get="/ui/part/files?project=7&amp;step=review&amp;a=one.mp4&amp;b=two.mp4"' in text
     text = page(hostile, "/?project=7&step=learn&label=person")
     assert 'hx-get="/ui/part/similar?project=7&amp;step=learn&amp;label=person"' in text
+
+
+def test_deleted_tracks_are_seen_to_teach(room: Room) -> None:
+    patterns, model = room.services.projects.patterns, room.get("/api/get_patterns_info?project=7")["embedder"]
+    crop = CropEmbedding(3, (0.0, 0.0, 9.0, 9.0), np.ones(1280, np.float32) / np.sqrt(1280, dtype=np.float32), b"jpeg")
+    patterns.crop_embeddings("video").add(model, [crop])
+    patterns.replace_task(7, model, 1, 1, [NewExemplar("part-0-track-4", UNLABELLED, crop.key("video", model))])
+    text = page(room, "/ui/part/patterns?project=7")
+    assert "Background</h3>" in text
+    assert "Tracks that people deleted" in text
+    assert 'alt="Background, task 1, frame 3"' in text
+    assert "Find more like this" not in text
+
+
+def add_video(room: Room, facts: OutputFacts) -> str:
+    outputs = room.services.outputs
+    outputs.folder.mkdir(parents=True, exist_ok=True)
+    made = outputs.folder / "made.mp4"
+    made.write_bytes(b"video")
+    return outputs.add(made, facts, "project", 7).name
+
+
+def test_files_say_what_they_were_made_from(hostile: Room) -> None:
+    add_video(hostile, OutputFacts(source="base", model="yolo11n-1.base", task=3, video=f"{SCRIPT}.mp4", tracks=4))
+    rows = OutputFacts(format="coco", source="both", model="yolo11n-1.v2", video="street.mp4", videos=3, skipped=2)
+    add_video(hostile, rows)
+    hostile.services.outputs.new("project", 7, "old", suffix="zip").write_bytes(b"PK")  # of an earlier release
+    text = page(hostile, "/?project=7&step=review")
+    for words in ("Base detector", "yolo11n-1.base", "street.mp4 and 2 more", "COCO · Annotations and predictions"):
+        assert words in text
+    assert "2 videos were skipped" in text
+    assert "project-7-old-" in text
+    assert SCRIPT not in text
+
+
+def test_a_file_is_deleted_in_the_page(hostile: Room) -> None:
+    def mark() -> Any:
+        return hostile.client.get("/ui/live?project=7").get_json()["files"]
+
+    name, before = add_video(hostile, OutputFacts(source="base", video="a.mp4")), mark()
+    row = page(hostile, "/?project=7&step=review").split(f'<details id="confirm-{name}">')[1].split("</details>")[0]
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]+)">', row))
+    for headers, status in ((BROWSER, 200), (BROWSER, 404), ({"HX-Request": "true"}, 404)):
+        answer = hostile.client.post("/ui/do/delete_file?project=7&step=review", data=fields, headers=headers)
+        text = answer.get_data(as_text=True)
+        assert (answer.status_code, f"/api/download/{name}" in text) == (status, False)
+    assert f"There is no file {name}." in text
+    assert mark() != before, "other open pages reload their list"
+
+
+def test_an_export_takes_every_frame_unless_told(hostile: Room) -> None:
+    text = page(hostile, "/?project=7&step=review")
+    form = text.split('action="/ui/do/export')[1].split("</form>")[0]
+    assert re.search(r'<input id="stride"[^>]* value="1"', form)
+    assert re.search(r'<option value="(\w+)"', form.split('name="predictions"')[1]).group(1) == "none"  # type: ignore[union-attr]
+    data = {"project": "7", "format": "annotations", "predictions": "none", "stride": "1", "with_ids": "1"}
+    hostile.client.post("/ui/do/export", data=data, headers={"HX-Request": "true"})
+    (job,) = hostile.services.jobs.all()
+    assert hostile.services.queue.fetch(job["id"]).args == [7, "annotations", "none", 1, True]
+    default = hostile.post("/api/export", {"project": 7, "format": "yolo"}, 202)["job"]
+    assert hostile.services.queue.fetch(default["id"]).args == [7, "yolo", "none", 1, False]
 
 
 def test_every_part_is_drawn_where_it_is(hostile: Room) -> None:

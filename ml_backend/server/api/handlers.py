@@ -17,6 +17,7 @@ from flask import Response, jsonify, render_template, request, send_file
 
 import ml_backend
 from ml_backend.core.errors import BackendError, ConfigError
+from ml_backend.core.outputs import Output, OutputFacts
 from ml_backend.jobs.api_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
 from ml_backend.jobs.worker_status import differing_settings
@@ -421,7 +422,29 @@ def create_custom_model_video(body: requests.CustomModelVideo) -> responses.JobA
 @route("POST", "/export", "Review and export", 202)
 def export(body: requests.Export) -> responses.JobAnswer:
     """Export a project. Rows of JSON, or a dataset as a zip archive. A later request makes another file."""
-    return requested(services().api_queue.export(body.project, body.format, body.predictions, body.stride))
+    queue = services().api_queue
+    return requested(queue.export(body.project, body.format, body.predictions, body.stride, body.with_ids))
+
+
+@route("GET", "/files", "Review and export")
+def files(query: requests.OfProject) -> responses.FileList:
+    """List a project's rendered videos and exports. Newest first, each with what it was made from."""
+    outputs = services().outputs
+    described = (outputs.describe(path) for path in outputs.of_project(query.project))
+    return {"project": query.project, "files": [_file(output) for output in described if output]}
+
+
+def _file(output: Output) -> Any:
+    facts = output.facts.model_dump() if output.facts else dict.fromkeys(OutputFacts.model_fields)
+    return {"name": output.name, "bytes": output.bytes, "created_at": output.created_at.isoformat(), **facts}
+
+
+@route("DELETE", "/files/<filename>", "Review and export")
+def delete_file(filename: requests.FileName) -> responses.Deleted:
+    """Delete a rendered video or an export. For a file that was deleted already, 404 is returned."""
+    if not services().outputs.delete(filename):
+        raise Unknown(f"There is no file {filename}.", "It may have been deleted; GET /api/files lists the others.")
+    return {"deleted": filename}
 
 
 @route(
@@ -436,7 +459,7 @@ def export(body: requests.Export) -> responses.JobAnswer:
 def download(filename: requests.FileName) -> Response:
     """Download a file.
 
-    By the name in a job's result. The oldest files are deleted when all exceed OUTPUTS_GB.
+    By the name in a job's result, or in the list of files. The oldest files are deleted when all exceed OUTPUTS_GB.
     """
     path = services().outputs.find(filename)
     if path is None:

@@ -9,7 +9,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from ml_backend.core.outputs import NAME
 from ml_backend.core.settings import Mode
 from ml_backend.datasets.formats import FormatName
-from ml_backend.jobs.api_queue import STRIDE
 
 
 def _whole(value: Any) -> Any:
@@ -141,14 +140,10 @@ class Export(OfProject):
         Literal["none", "missing", "only"],
         Field(description="Which predictions to export: none, those of tasks without annotations, or nothing else."),
     ] = "none"
-    stride: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=100_000,
-            description=f"Every n-th frame of a dataset; by default {STRIDE}, and 1 for mot and cvat (whole videos).",
-        ),
-    ] = None
+    stride: Annotated[int, Field(ge=1, le=100_000, description="Every n-th frame of a dataset."), _Whole] = 1
+    with_ids: Annotated[
+        bool, Field(description="Add frame_number, from 0, and track_id to the rows of the format annotations.")
+    ] = False
 
 
 class Upload(RequestModel):
