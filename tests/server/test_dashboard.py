@@ -268,6 +268,15 @@ def test_both_languages_have_the_same_texts_with_the_same_values() -> None:
         assert fields[0] == fields[1], name
 
 
+@pytest.mark.parametrize(
+    ("lang", "one", "two"), [("en", "1 track", "2 tracks"), ("ko", "트랙 1개", "트랙 2개")], ids=["en", "ko"]
+)
+def test_singular_and_plural(lang: str, one: str, two: str) -> None:
+    t = texts.translator(lang)
+    assert (t("tracks_n", n=1), t("tracks_n", n=2)) == (one, two)
+    assert "|" not in t("videos_n", n=1, time="5 s") + t("videos_n", n=0, time="0 s")
+
+
 def test_templates_use_texts_that_exist_and_no_text_is_unused() -> None:
     written = "".join(path.read_text() for path in TEMPLATES.rglob("*.html"))
     used = set(re.findall(r'\bt\("(\w+)"[,)]', written))

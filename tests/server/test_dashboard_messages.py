@@ -269,7 +269,7 @@ def test_failures_are_seen_survive_a_reload_and_are_closed_by_keyboard(
     failed.wait_for(state="detached")
     page.reload()
     page.locator("#live.on").wait_for()
-    assert page.locator(".message").count() == 0
+    assert page.locator("#messages .message").count() == 0
 
 
 @pytest.mark.browser
@@ -329,16 +329,19 @@ def test_an_empty_project_has_nothing_to_complain_of(page: Any, step: str) -> No
 
 
 @pytest.mark.browser
-def test_in_a_narrow_window_no_button_is_cut(page: Any) -> None:
+def test_in_a_narrow_window_nothing_is_cut(page: Any, label_studio: Outside) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
+    _answer_tasks(label_studio, {"id": 12345, "data": {"video": "/data/upload/7/crossing.mp4"}})
     page.goto("/?project=7")
     for link in page.locator("#part-projects").get_by_role("link", name="Label").all():
         box = link.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 390
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    scroll = page.locator("#part-projects .scroll")
-    assert scroll.evaluate("item => item.scrollWidth <= item.clientWidth"), "nothing is out of sight"
+    for step, part in (("label", "projects"), ("auto", "tasks")):
+        page.goto(f"/?project=7&step={step}")
+        scroll = page.locator(f"#part-{part} .scroll")
+        assert scroll.evaluate("item => item.scrollWidth <= item.clientWidth"), "nothing is out of sight"
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ document.addEventListener("htmx:sendError", ({ detail }) => {
   if (detail.elt.matches("form")) notice.replaceChildren(document.getElementById("unreachable").content.cloneNode(true));
 });
 function show(target) {
-  if (!pressed || !messages.contains(target) || !messages.querySelector(".message")) return;
+  if (!pressed || !messages.contains(target) || !target.querySelector(".message")) return;
   pressed = false;
   messages.scrollIntoView({ block: "nearest" }); // in a narrow window they are above the page
 }
