@@ -361,6 +361,15 @@ def test_uploads_that_are_refused(room: Room, data: dict[str, Any], status: int,
     assert not room.services.jobs.all()
 
 
+def test_an_upload_to_a_project_that_does_not_exist(room: Room) -> None:
+    assert upload(room, form(project="77"), 404)["detail"] == "Project 77 was not found."
+    assert kept(room) == []
+
+
+def test_the_file_that_is_no_video_is_named(room: Room) -> None:
+    assert upload(room, form(name="x.jpg"), 415)["detail"] == "x.jpg has no supported video extension."
+
+
 def test_too_large_an_upload(make_room: Callable[..., Room]) -> None:
     room = make_room(upload_max_gb=1e-4)
     problem = upload(room, form(bytes(400_000)), 413)

@@ -6,12 +6,10 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler
 from itertools import product
 from pathlib import Path
 from string import Formatter
 from typing import Any, get_args
-from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -30,8 +28,8 @@ from ml_backend.server.dashboard.forms import ACTIONS
 from ml_backend.server.dashboard.parts import PARTS, history
 from ml_backend.server.dashboard.state import STEPS
 from ml_backend.training.retention import remove_old_weights
-from tests.builders import outside, send
-from tests.server.control import Room, promoted
+from tests.builders import outside
+from tests.server.control import Room, answer_as_label_studio, promoted
 
 #: What one sends to this machine itself, or to an encrypted server, and to others.
 PLAIN = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -51,25 +49,12 @@ def kinds(room: Room) -> set[str]:
     return {item["kind"] for item in room.services.jobs.all()}
 
 
-def _tasks(handler: BaseHTTPRequestHandler) -> None:
-    query = parse_qs(urlsplit(handler.path).query)
-    number, size = int(query["page"][0]), int(query["page_size"][0])
-    ids = range(size * (number - 1) + 1, min(size * number, 45) + 1)
-    if not ids:
-        handler.send_error(404)
-        return
-    body = {"total": 45, "tasks": [{"id": i, "data": {"video": f"/data/{i}-{SCRIPT}.mp4"}} for i in ids]}
-    send(handler, 200, json.dumps(body).encode())
-
-
 @pytest.fixture
 def hostile(make_room: Callable[..., Room]) -> Iterator[Room]:
     """A room beside a Label Studio whose project and files are named to do harm."""
-    projects = {"next": None, "results": [{"id": 7, "title": SCRIPT, "task_number": 45}]}
     with outside() as label_studio:
-        label_studio.answer("/api/projects/", 200, json.dumps(projects).encode())
-        label_studio.special["/api/tasks/"] = _tasks
-        yield make_room(detector="auto", label_studio_url=label_studio.url, label_studio_api_key="token")
+        answer_as_label_studio(label_studio, {7: SCRIPT}, tasks=45, name=f"{SCRIPT}.mp4")
+        yield make_room(detector="auto", label_studio_url=label_studio.url)
 
 
 # -- programs and browsers
@@ -231,16 +216,23 @@ def test_links_lead_to_where_people_reach_label_studio(hostile: Room, make_room:
         assert room.get("/api/projects")["projects"][0]["url"] == f"{base}/projects/7/data"
 
 
-def test_without_a_token_and_a_worker(room: Room) -> None:
-    text = page(room, "/?project=7")
+def test_without_a_token_and_a_worker(alone: Room) -> None:
+    text = page(alone, "/?project=7")
     assert "No worker is running" in text
     assert "There is no token for Label Studio." in text
     assert "LABEL_STUDIO_API_KEY" in text
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "99999999999999", "", "7;drop", "00000000000199999999999999999999"])
-def test_a_project_that_is_none(room: Room, value: str) -> None:
-    assert 'hx-get="/ui/live"' in page(room, f"/?project={value}")
+def test_a_project_that_is_none(alone: Room, value: str) -> None:
+    assert 'hx-get="/ui/live"' in page(alone, f"/?project={value}")
+
+
+def test_a_project_that_does_not_exist(room: Room) -> None:
+    text = page(room, "/?project=77")
+    assert "Project 77 was not found." in text
+    assert "Check the number in its address." in text
+    assert "was not found" not in page(room, "/?project=8")
 
 
 # -- languages and themes

@@ -16,7 +16,7 @@ from cachetools import TTLCache, cached
 from flask import Response, jsonify, render_template, request, send_file
 
 import ml_backend
-from ml_backend.core.errors import BackendError, ConfigError
+from ml_backend.core.errors import BackendError, ConfigError, Conflict
 from ml_backend.core.outputs import Output, OutputFacts
 from ml_backend.jobs.api_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
@@ -25,7 +25,7 @@ from ml_backend.labeling.model_version import BASE, version_settings
 from ml_backend.server.api import requests, responses
 from ml_backend.server.api.docs_page import docs_context
 from ml_backend.server.api.routing import document, route
-from ml_backend.server.problems import Conflict, Unknown
+from ml_backend.server.problems import Unknown
 from ml_backend.server.protocol import services
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def memory_status() -> responses.Memory:
 
 
 @route("POST", "/optimize_memory", "Models", 202)
-def optimize_memory() -> responses.Optimizing:
+def optimize_memory(body: requests.NoFields) -> responses.Optimizing:
     """Unload idle models.
 
     Workers unload them between two jobs. Sending it again changes nothing.
@@ -175,6 +175,7 @@ def switch_model(body: requests.SwitchModel) -> responses.Switched:
     Unannotated tasks are predicted again in the background. Sending it again changes nothing.
     """
     container = services()
+    container.lister.check(body.project)
     before = container.projects.models(body.project).version
     if body.version is not None:  # first, since it may be rejected
         container.trainings.activate(body.project, body.version, _ACTOR)
@@ -187,6 +188,7 @@ def switch_model(body: requests.SwitchModel) -> responses.Switched:
 def load_custom_model(body: requests.LoadCustomModel) -> responses.Loading:
     """Use a trained version. Only versions in the registry, not files. Sending it again changes nothing."""
     container = services()
+    container.lister.check(body.project)  # first, since nothing is activated in vain
     model_version = container.trainings.activate(body.project, body.version, _ACTOR)
     job = requested(container.api_queue.init_models(body.project))["job"]
     return {"version": body.version, "model_version": model_version, "job": job}
@@ -267,9 +269,11 @@ def similar(query: requests.FindSimilar) -> tuple[responses.SimilarTracks, int]:
     """
     container = services()
     embedder = container.projects.models(query.project).classifier.embedder
+    counts = container.projects.patterns.counts(query.project, embedder.model_id) if embedder else {}
+    if query.label not in counts:
+        container.lister.check(query.project)
     if embedder is None:
         raise ConfigError("The project's mode learns no patterns.", "Switch to yolo_dinov2 or universal.")
-    counts = container.projects.patterns.counts(query.project, embedder.model_id)
     if query.label not in counts:
         learned = ", ".join(filter(None, counts)) or "none yet"
         raise ConfigError(
@@ -338,12 +342,12 @@ def _job_result(
     return created_at, result, start()
 
 
-@route("POST", "/train_custom_model", "Learn", 202)
+@route("POST", "/train_custom_model", "Learn", 202, errors=(409,))
 def train(body: requests.Train) -> responses.JobAnswer:
     """Fine-tune a project's detector.
 
-    The result is used only if it is not worse. A request during a training starts another one after it, which does
-    nothing unless annotations have changed.
+    The result is used only if it is not worse. If nothing has changed since the last training, 409 is returned. A
+    request during a training starts another one after it, which does nothing unless annotations have changed.
     """
     container = services()
     if container.settings.detector == "motion":
@@ -363,7 +367,8 @@ def versions(query: requests.OfProject) -> responses.Versions:
 def rollback(body: requests.Rollback) -> responses.Switched:
     """Roll back to the previous version.
 
-    Names the version to leave: sending it again returns 409, since that version is no longer in use.
+    Names the version to leave: sending it again returns 409, since that version is no longer in use. So does a rollback
+    from the configured detector.
     """
     container = services()
     current = container.registry.current(body.project)
@@ -371,7 +376,7 @@ def rollback(body: requests.Rollback) -> responses.Switched:
     if name != body.instead_of:
         raise Conflict(f"{name} is in use, not {body.instead_of}.", "Fetch the versions again.")
     before = container.projects.models(body.project).version
-    container.trainings.activate(body.project, container.trainings.rollback_target(body.project), _ACTOR)
+    container.trainings.rollback(body.project, _ACTOR)
     return _switched(container, body.project, before)
 
 
@@ -407,6 +412,7 @@ def create_custom_model_video(body: requests.CustomModelVideo) -> responses.JobA
     from ml_backend.training.registry import MEASURED
 
     container = services()
+    container.lister.check(body.project)
     registry = container.registry
     version = registry.find(body.project, body.version) if body.version else registry.current(body.project)
     # Checked here, so that the request fails rather than the job.

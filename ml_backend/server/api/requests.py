@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
 
 from ml_backend.core.outputs import NAME
 from ml_backend.core.settings import Mode
@@ -14,6 +24,18 @@ from ml_backend.datasets.formats import FormatName
 def _whole(value: Any) -> Any:
     """Convert whole floats: JSON has one number type, and to JSON Schema 7.0 is an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _allowed(text: str) -> WrapValidator:
+    """Replace the message of an invalid value by one that says what is allowed."""
+
+    def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError as error:
+            raise ValueError(text) from error
+
+    return WrapValidator(check)
 
 
 _Whole = BeforeValidator(_whole)
@@ -26,9 +48,12 @@ VersionName = Annotated[
         description="A version of the registry, such as v2; base: the configured detector.",
         examples=["v2"],
     ),
+    _allowed("Input should be 'base', or a version such as 'v2'"),
 ]
 TrainedName = Annotated[
-    str, Field(pattern=r"^v[0-9]{1,9}$", description="A version of the registry, such as v2.", examples=["v2"])
+    str,
+    Field(pattern=r"^v[0-9]{1,9}$", description="A version of the registry, such as v2.", examples=["v2"]),
+    _allowed("Input should be a version such as 'v2'"),
 ]
 #: 255 is Label Studio's limit.
 LabelName = Annotated[str, Field(min_length=1, max_length=255, description="Name of a label.", examples=["person"])]
@@ -48,6 +73,10 @@ class RequestModel(BaseModel):
 
 class NoQuery(RequestModel):
     """No parameters."""
+
+
+class NoFields(RequestModel):
+    """No fields."""
 
 
 class OfProject(RequestModel):
@@ -77,7 +106,7 @@ class SwitchModel(OfProject):
 
     model_config = ConfigDict(json_schema_extra={"anyOf": [_requires("mode"), _requires("version")]})
 
-    mode: Annotated[Mode | Literal["default"] | None, Field(description="default: the configured mode.")] = None
+    mode: Annotated[Literal[Mode, "default"] | None, Field(description="default: the configured mode.")] = None
     version: VersionName | None = None
 
     @model_validator(mode="after")

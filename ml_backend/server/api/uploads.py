@@ -79,6 +79,7 @@ def _upload(max_files: int) -> list[Upload]:
         if size + _RESERVED > shutil.disk_usage(folder).free:
             raise StorageError(f"There is no room for {size / 1e9:.1f} GB.", "Free some disk space.")
         project, files = _receive(folder, limit, max_files)
+        services().lister.check(project)
         return [_import(project, path, safe_name(filename)) for path, filename in files]
     except OSError as error:
         raise StorageError(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flask import request
 
 from ml_backend.core.errors import BackendError
-from ml_backend.label_studio.listing import MAX_PROJECTS
+from ml_backend.label_studio.client import NotFound
 from ml_backend.server.api import handlers, responses
 from ml_backend.server.dashboard.notices import read_dismissed, read_requested
 from ml_backend.server.dashboard.texts import LANGUAGES
 from ml_backend.server.origin_checks import require_same_site
 from ml_backend.server.problems import CrossSite, as_backend_error
+from ml_backend.server.protocol import services
 
 STEPS = ("label", "learn", "auto", "review")
 THEMES = ("light", "dark")
@@ -25,11 +26,13 @@ class PageState:
 
     Attributes:
         theme: empty for the system's.
-        projects: all projects; empty if they could not be listed, see ``problem``.
+        projects: all projects; empty if they could not be listed.
+        problem: why they could not be listed, or the requested one not be looked up.
         cross_site: whether another site may have sent the request, which then must not start jobs.
         values: query parameters.
         requested: keys of jobs that this browser has requested.
         dismissed: notices that were dismissed: time by key.
+        unknown_project: id of the requested project if it does not exist.
     """
 
     step: str
@@ -41,10 +44,11 @@ class PageState:
     values: Mapping[str, str] = field(default_factory=dict)
     requested: tuple[str, ...] = ()
     dismissed: Mapping[str, int] = field(default_factory=dict)
+    unknown_project: int | None = None
 
     @property
     def project(self) -> int | None:
-        """Id of the requested project, else of the first; ``None`` if there is none."""
+        """Id of the requested project, else of the first; ``None`` if there is none, or no such one."""
         if self.unknown_project:
             return None
         return self.number("project", 0) or (self.projects[0]["id"] if self.projects else None)
@@ -52,13 +56,6 @@ class PageState:
     @property
     def chosen(self) -> responses.Project | None:
         return next((item for item in self.projects if item["id"] == self.project), None)
-
-    @property
-    def unknown_project(self) -> int | None:
-        """Id of the requested project if all projects are known, and it is none of them."""
-        number = self.number("project", 0)
-        known = 0 < len(self.projects) < MAX_PROJECTS
-        return number if number and known and all(item["id"] != number for item in self.projects) else None
 
     def number(self, name: str, default: int = 1) -> int:
         """Return a positive integer parameter, or ``default`` if it is missing or invalid."""
@@ -90,7 +87,7 @@ def read_state(*, whole: bool) -> PageState:
     if lang not in LANGUAGES:
         lang = request.accept_languages.best_match(list(LANGUAGES)) or "en"
     step, theme = step if step in STEPS else STEPS[0], theme if theme in THEMES else ""
-    return PageState(
+    state = PageState(
         step,
         lang,
         theme,
@@ -101,3 +98,11 @@ def read_state(*, whole: bool) -> PageState:
         read_requested(request.cookies),
         read_dismissed(request.cookies),
     )
+    if projects and state.project and not state.chosen:
+        try:
+            services().lister.check(state.project)
+        except NotFound:
+            return replace(state, unknown_project=state.project)
+        except BackendError as error:
+            return replace(state, problem=error)
+    return state
