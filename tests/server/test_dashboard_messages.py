@@ -28,6 +28,7 @@ from ml_backend.server.api import handlers
 from ml_backend.server.dashboard.notices import DAY_S, job_notices
 from tests.builders import Outside, environment
 from tests.server.control import Room, answer_as_label_studio
+from tests.server.test_dashboard_browser import faults
 
 BROWSER = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin"}
 HTMX = {"HX-Request": "true"}
@@ -364,6 +365,33 @@ def test_a_point_of_the_map_opens_its_exemplar(page: Any, here: Room, learned: L
     assert shown.get_by_role("link").get_attribute("href") == f"{url}/projects/7/data?task={task}"
     assert shown.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 72
     assert page.locator("svg.map a[tabindex='0']").count() == 1
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_messages_the_map_and_the_apis_page_are_accessible(
+    chromium: Any, url: str, work: Callable[[], None], learned: Learned, scheme: str
+) -> None:
+    context = chromium.new_context(
+        color_scheme=scheme, locale="en", base_url=url, viewport={"width": 1280, "height": 600}
+    )
+    page = context.new_page()
+    page.goto("/?project=7&step=review")
+    page.get_by_role("button", name="Export", exact=True).click()
+    page.locator(".message", has_text="Export started.").wait_for()
+    work()
+    page.locator(".message", has_text="Export failed.").wait_for()
+    page.get_by_role("button", name="Load models").click()
+    page.locator(".message", has_text="Model loading started.").wait_for()
+    assert faults(page) == []
+    page.goto("/?project=7&step=learn")
+    page.locator("svg.map a").first.click()
+    page.locator("#part-exemplar .exemplar").wait_for()
+    assert page.locator("#messages .message").count() == 2
+    assert faults(page) == []
+    page.goto("/api/docs")
+    assert faults(page) == []
+    context.close()
 
 
 def test_a_point_is_a_link_without_scripts(here: Room, learned: Learned) -> None:
