@@ -23,7 +23,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from ml_backend.core.errors import ConfigError, Interrupted, Postponed, StorageError
+from ml_backend.core.errors import ConfigError, Conflict, Interrupted, Postponed, StorageError
 from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import activations, model_versions
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 RUNNING = ("dataset", "training", "gate", "promoting")
 #: States of a run whose weights were evaluated.
 MEASURED = ("promoted", "proposed", "refused")
+#: Versions that are named to people who ask for one that does not exist.
+_NAMED = 10
 
 
 class RunLost(Interrupted):
@@ -162,8 +164,11 @@ class Registry:
             of = (model_versions.c.project_id == project_id) & (model_versions.c.number == int(digits))
             if found := self._one(sa.select(model_versions).where(of)):
                 return found
+        names = [version.name for version in self.outline(project_id)]
+        known = ", ".join(names[:_NAMED]) + (", …" if names[_NAMED:] else "")
         raise ConfigError(
-            f"Project {project_id} has no version {name[:40]!r}.", "scripts/versions.py lists them; or use 'base'."
+            f"Project {project_id} has no version {name[:40]!r}.",
+            f"Choose one of {known} or base." if names else "Choose base, the configured detector; it has no other.",
         )
 
     def running(self, project_id: int) -> Version | None:
@@ -362,13 +367,13 @@ class Registry:
         """Refuse a proposed version, by a person's decision.
 
         Raises:
-            ConfigError: it is not proposed, or not any more.
+            Conflict: it is not proposed, or not any more.
         """
         with self._storage.guard(), self._storage.engine.begin() as connection:
             declined = self._settle(connection, version, "refused", f"Declined by {by[:200]}.")
         if not declined:
             state = (self.get(version.id) or version).state
-            raise ConfigError(
+            raise Conflict(
                 f"{version.name} of project {version.project_id} cannot be declined: it is {state}, not proposed.",
                 "See the versions (scripts/versions.py list); to stop using one, use another.",
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.core.errors import ConfigError, Postponed
+from ml_backend.core.errors import ConfigError, Conflict, Postponed
 from ml_backend.db.storage import Storage
 from ml_backend.training.registry import Registry, RunLost, Version
 
@@ -113,7 +113,7 @@ def test_a_proposed_version_is_declined_once_and_may_still_be_used(make: Make) -
     registry.decline(proposed, "somebody")
     (declined,) = registry.versions(1)
     assert (declined.state, declined.reason) == ("refused", "Look first. Declined by somebody.")
-    with pytest.raises(ConfigError, match="it is refused, not proposed"):
+    with pytest.raises(Conflict, match="it is refused, not proposed"):
         registry.decline(proposed, "somebody else")
     assert registry.activate(1, declined, "somebody")
     assert registry.versions(1)[0].state == "refused", "as any refused one that is used"
