@@ -1,8 +1,7 @@
-"""``versions.py`` and ``train.py`` without a stack: on the database of the settings."""
+"""``versions.py`` without a stack: on the database of the settings."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,10 +46,3 @@ def test_a_proposed_version_is_declined_once(services: WebContainer, tmp_path: P
     assert again.exit_code == 1
     assert "not proposed" in again.output
     assert "Fix:" in again.output
-
-
-def test_a_policy_has_a_mode(services: WebContainer) -> None:
-    shown = run("train", "policy", '{"mode": "propose"}')
-    assert json.loads(shown.output.splitlines()[-1])["mode"] == "propose"
-    assert services.policies.get(7).mode == "propose"
-    assert run("train", "policy", '{"mode": "now and then"}').exit_code != 0
