@@ -44,7 +44,9 @@ class Answer:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Answer:
-        return cls(tuple(value["sequence"]), frozenset(value["human"]), (bool(value["ended"][0]), bool(value["ended"][1])))
+        return cls(
+            tuple(value["sequence"]), frozenset(value["human"]), (bool(value["ended"][0]), bool(value["ended"][1]))
+        )
 
 
 class Redraw:
@@ -128,7 +130,11 @@ class Redraw:
                 f"1 to {self._timeline.frames_count}.",
                 "Correct the task's frame rate, or draw the region again.",
             )
-        visible = (boxes[:, 2:] > 0).all(axis=1) & (boxes[:, :2] < 100).all(axis=1) & (boxes[:, :2] + boxes[:, 2:] > 0).all(axis=1)
+        visible = (
+            (boxes[:, 2:] > 0).all(axis=1)
+            & (boxes[:, :2] < 100).all(axis=1)
+            & (boxes[:, :2] + boxes[:, 2:] > 0).all(axis=1)
+        )
         if not (np.isfinite(boxes).all() and visible.all()):
             raise RequestError("A box of the region is outside the picture or has no area.", "Draw it again.")
         return keys
@@ -152,22 +158,23 @@ class Redraw:
         frame, index = key["frame"], self._index(key["frame"])
         limit = int(np.clip(index + step * self._span, 0, self._info.frames - 1))
         found = self._follower.follow(index, self._box(key), *((limit, index) if step < 0 else (index, limit)))
-        self._replace(out, human, *((1, frame) if step < 0 else (frame, self._timeline.frames_count)), found)
+        if step < 0:
+            self._replace(out, human | {frame}, 1, frame, found)
+        else:  # a last keyframe of ours hides the object after it, which is no longer so
+            self._replace(out, human, frame, self._timeline.frames_count, found)
         span_used_up = limit in found.boxes and limit not in (0, self._info.frames - 1)
         return found.ended[0 if step < 0 else 1] and not span_used_up
 
-    def _replace(
-        self, out: dict[int, Keyframe], human: set[int], first: int, last: int, found: FollowedObject
-    ) -> None:
-        """Replace the keyframes from ``first`` to ``last`` by those of a followed object, but for the person's."""
-        for frame in [frame for frame in out if first <= frame <= last and frame not in human]:
+    def _replace(self, out: dict[int, Keyframe], fixed: set[int], first: int, last: int, found: FollowedObject) -> None:
+        """Replace the keyframes from ``first`` to ``last`` by those of a followed object, but for the ``fixed`` ones."""
+        for frame in [frame for frame in out if first <= frame <= last and frame not in fixed]:
             del out[frame]
         frames = np.array(sorted(found.boxes), np.int64)
         boxes = np.stack([found.boxes[index] for index in frames.tolist()])
         track = Track(0, frames, boxes.astype(np.float32), np.ones(len(frames), np.float32))
         value = track_to_value(track, self._timeline, self._info, self._min_iou)
         for key in value["sequence"] if value else ():
-            if first <= key["frame"] <= last and key["frame"] not in human:
+            if first <= key["frame"] <= last and key["frame"] not in fixed:
                 out[key["frame"]] = key
         # The person's keyframe would show the object until the next one, where it is hidden right after.
         after = first + 1

@@ -8,12 +8,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_backend.core.errors import BackendError, RequestError
+from ml_backend.core.errors import BackendError
 from ml_backend.jobs.container import Container, job
+from ml_backend.jobs.queue import INTERACTIVE
 
 log = logging.getLogger(__name__)
 
-QUEUE = "interactive"
 #: Longest wall time of an answer, in seconds: what is found by then is returned, and the next press goes on from there.
 ANSWER_S = 5.0
 #: Shortest one, where others wait.
@@ -48,7 +48,7 @@ def follow_regions(
     with container.media.open(video["uri"], task_id) as path:
         info, timeline = probe(path), video_timeline(path, video["frame_rate"])
         tracks = known_tracks(container, project_id, video["uri"], timeline, (info.width, info.height))
-        waiting = container.queue.queues[QUEUE].count
+        waiting = container.queue.queues[INTERACTIVE].count
         deadline = time.monotonic() + max(_FAIR_S, ANSWER_S / (1 + waiting))
         follower = Follower(
             ReducedFrames(path, info),
@@ -91,7 +91,7 @@ def warm(container: Container, task_id: int, video: Mapping[str, Any]) -> None:
         info = probe(path)
         frames = ReducedFrames(path, info)
         for index in range(0, min(info.frames, round(WARM_S * info.fps)), BLOCK):
-            if container.stop.is_set() or container.queue.queues[QUEUE].count:
+            if container.stop.is_set() or container.queue.queues[INTERACTIVE].count:
                 return  # somebody waits for an answer
             frames.get(index)
 
@@ -133,20 +133,3 @@ def recall(container: Container, task_id: int, region: Mapping[str, Any]) -> Any
 def remember(container: Container, task_id: int, region: Mapping[str, Any], answer: Any) -> None:
     with container.queue.guard():
         container.queue.connection.set(_key(task_id, region), json.dumps(answer.to_json()), ex=REMEMBER_S)
-
-
-def drawn_regions(context: Any) -> list[dict[str, Any]]:
-    """Return the regions of a request's context that are video tracks.
-
-    Raises:
-        RequestError: there is none.
-    """
-    result = context.get("result") if isinstance(context, Mapping) else None
-    regions = [
-        item
-        for item in (result if isinstance(result, list) else ())
-        if isinstance(item, dict) and item.get("type") == "videorectangle" and isinstance(item.get("value"), dict)
-    ]
-    if not regions:
-        raise RequestError("The request has no video track to follow.", "Select a box of a VideoRectangle control.")
-    return regions
