@@ -220,7 +220,7 @@ class Settings(BaseSettings):
         60.0, gt=0, le=3600, description="Seconds of video for which a drawn box is followed per request, each way."
     )
 
-    # -- retraining
+    # -- fine-tuning
     train_per_second: float = Field(2.0, gt=0, description="Frames per second to train on, besides keyframes.")
     train_args: Annotated[str, AfterValidator(_json_object)] = Field(
         "{}",

@@ -121,7 +121,7 @@ class _Correlation:
     """dlib's correlation tracker of scale and position, in pixels of the displayed video."""
 
     def __init__(self, image: Image, scale: float, xyxy: Float64Array) -> None:
-        import dlib
+        import dlib  # type: ignore[import-untyped,unused-ignore]
 
         self._scale, self._tracker = scale, dlib.correlation_tracker()
         self._tracker.start_track(image, dlib.drectangle(*(xyxy * scale).tolist()))
@@ -133,9 +133,9 @@ class _Correlation:
         found = self._tracker.get_position()
         box = np.array([found.left(), found.top(), found.right(), found.bottom()])
         content = _content(image, box)
-        if self._content is not None and content is not None:
-            if float((self._content * content).mean()) < SAME_CONTENT:
-                return box / self._scale, 0.0  # compared with the last right content until it is back
+        before = self._content
+        if before is not None and content is not None and float((before * content).mean()) < SAME_CONTENT:
+            return box / self._scale, 0.0  # the next frames are compared with the last right one, too
         self._content = content
         return box / self._scale, psr
 
@@ -200,8 +200,8 @@ class Follower:
             a, b = ahead.get(index), back.get(index)
             if a is not None and b is not None:
                 boxes[index] = (1 - share) * a + share * b
-            elif a is not None or b is not None:
-                boxes[index] = b if a is None else a
+            elif (either := b if a is None else a) is not None:
+                boxes[index] = either
         return FollowedObject(boxes, (ahead_ended, back_ended))
 
     def _take_turns(self, runs: Sequence[_Run]) -> list[tuple[dict[int, Float64Array | None], bool]]:
@@ -228,7 +228,7 @@ class Follower:
             return
         correlation = _Correlation(image, self._frames.scale, xyxy)
         track = fitting_track(self._tracks, frame, xyxy)
-        margins = _Margins(xyxy, track.box(frame)) if track else None
+        margins = _Margins(xyxy, known) if track and (known := track.box(frame)) is not None else None
         unsure = beyond = 0
         tentative: list[tuple[int, Float64Array]] = []
         joining: tuple[KnownTrack | None, int] = None, 0
@@ -262,7 +262,8 @@ class Follower:
             joining = follows, joining[1] + 1 if follows is joining[0] else 1
             if follows and follows is not track and joining[1] >= JOIN_FRAMES:
                 track, beyond, unsure = follows, 0, 0
-                margins = margins or _Margins(box, follows.box(index))
+                known = follows.box(index)
+                margins = margins or (None if known is None else _Margins(box, known))
 
     def _at_edge(self, box: Float64Array) -> bool:
         return bool((np.abs(np.concatenate([box[:2], self._size[2:] - box[2:]]) / self._size) < AT_EDGE).any())

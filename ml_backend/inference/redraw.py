@@ -110,7 +110,7 @@ class Redraw:
             sequence = region["value"]["sequence"]
             if not sequence or len(sequence) > MAX_KEYFRAMES:
                 raise ValueError("no keyframes, or too many")
-            keys = {
+            keys: dict[int, Keyframe] = {
                 int(key["frame"]): {
                     **key,
                     "frame": int(key["frame"]),
@@ -126,8 +126,8 @@ class Redraw:
         frames = np.array(sorted(keys))
         if frames[0] < 1 or frames[-1] > self._timeline.frames_count:
             raise RequestError(
-                f"The region has a keyframe at {frames[-1] if frames[0] >= 1 else frames[0]}, but the video's frames are "
-                f"1 to {self._timeline.frames_count}.",
+                f"The region has keyframes from {frames[0]} to {frames[-1]}, but the video's frames are 1 to "
+                f"{self._timeline.frames_count}.",
                 "Correct the task's frame rate, or draw the region again.",
             )
         visible = (
@@ -166,7 +166,7 @@ class Redraw:
         return found.ended[0 if step < 0 else 1] and not span_used_up
 
     def _replace(self, out: dict[int, Keyframe], fixed: set[int], first: int, last: int, found: FollowedObject) -> None:
-        """Replace the keyframes from ``first`` to ``last`` by those of a followed object, but for the ``fixed`` ones."""
+        """Replace the keyframes from ``first`` to ``last``, but for the ``fixed`` ones, by a followed object's."""
         for frame in [frame for frame in out if first <= frame <= last and frame not in fixed]:
             del out[frame]
         frames = np.array(sorted(found.boxes), np.int64)

@@ -121,7 +121,7 @@ def test_time_that_is_up_returns_what_was_found() -> None:
 @pytest.mark.parametrize(("shift", "fits"), [(0, True), (10, True), (30, False)])
 def test_the_track_that_fits_best(shift: float, fits: bool) -> None:
     scene = Scene()
-    near, far = track(scene, range(COUNT)), KnownTrack(np.arange(COUNT), np.full((COUNT, 4), 5.0) + [0, 0, 40, 40])
+    near, far = track(scene, range(COUNT)), KnownTrack(np.arange(COUNT), np.tile([5.0, 5.0, 45.0, 45.0], (COUNT, 1)))
     drawn = scene.box(30) + np.array([shift, 0, shift, 0])
     assert fitting_track([far, near], 30, drawn) is (near if fits else None)
     assert fitting_track([near], COUNT + 5, drawn) is None
