@@ -413,7 +413,9 @@ class LabelStudioClient:
         connected = [str(backend["url"]).rstrip("/") for backend in self.list_backends(project_id)]
         with self._errors(f"connect {backend_url} to project {project_id}"):
             if backend_url not in connected:
-                self.sdk.ml.create(url=backend_url, project=project_id, title="Video pre-annotation", **auth)
+                self.sdk.ml.create(
+                    url=backend_url, project=project_id, title="Video pre-annotation", is_interactive=True, **auth
+                )
             hooks = [hook for hook in self.list_webhooks(project_id) if hook["url"] == hook_url]
             if not hooks:
                 self.sdk.webhooks.create(
