@@ -255,7 +255,7 @@ class JobQueue:
         """
         from rq.job import Job
 
-        if not any(INTERACTIVE in worker.queues for worker in self.workers()):
+        if not self._follows():
             raise QueueUnavailable(
                 "No worker follows drawn boxes.",
                 f"Start one: python -m ml_backend.jobs.worker --queues {INTERACTIVE}",
@@ -282,11 +282,16 @@ class JobQueue:
             raise PredictionFailed(failure_text(waiting))
         return result.return_value
 
+    def _follows(self) -> bool:
+        """Return whether a worker serves the queue ``interactive``."""
+        return any(INTERACTIVE in worker.queues for worker in self.workers())
+
     def request_warm(self, task_id: int, uri: str) -> None:
         """Request that a video is ready for drawn boxes, since its task was opened."""
-        self.request(
-            INTERACTIVE, "warm", [task_id, {"uri": uri}], f"warm-{task_id}", "draw", pause=timedelta(minutes=1)
-        )
+        if self._follows():
+            self.request(
+                INTERACTIVE, "warm", [task_id, {"uri": uri}], f"warm-{task_id}", "draw", pause=timedelta(minutes=1)
+            )
 
     def _move_up(self, job: Job, queue: str, *, now: bool) -> None:
         lower = job.origin in QUEUES and QUEUES.index(job.origin) > QUEUES.index(queue)
