@@ -44,6 +44,7 @@ def _cancel(body: _CancelJob) -> responses.Job:
 #: By the name of the button. Handlers with a ``body`` parameter get the form.
 ACTIONS: Mapping[str, Callable[..., Any]] = {
     "use": _use,
+    "connect": handlers.connect,
     "rollback": handlers.rollback,
     "learn": handlers.learn_patterns,
     "train": handlers.train,
