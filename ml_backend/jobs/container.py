@@ -98,8 +98,9 @@ class Container:
             settings.label_studio_url,
             self._token,
             settings.label_studio_links,
-            settings.backend_url,
-            self.queue.set_up_projects,
+            backend_url=settings.backend_url,
+            basic_auth=settings.basic_auth,
+            set_up=self.queue.set_up_projects,
         )
 
     @cached_property

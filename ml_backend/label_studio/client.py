@@ -427,7 +427,7 @@ class LabelStudioClient:
                     url=hook_url, project=project_id, headers=headers, send_payload=True, send_for_all_actions=True
                 )
             for hook in hooks:
-                if not sends_events(hook) or (headers and hook.get("headers") != headers):
+                if not sends_events(hook, basic_auth):
                     switched_on = {"is_active": True, "send_payload": True, "send_for_all_actions": True}
                     self.sdk.webhooks.update(hook["id"], **switched_on, **({"headers": headers} if headers else {}))
 
@@ -446,9 +446,17 @@ def is_same_backend(url: str, backend_url: str) -> bool:
         return False
 
 
-def sends_events(webhook: Mapping[str, Any]) -> bool:
-    """Return whether a webhook is switched on and its events name tasks."""
-    return bool(webhook.get("is_active") and webhook.get("send_payload"))
+def sends_events(webhook: Mapping[str, Any], basic_auth: tuple[str, str] | None) -> bool:
+    """Return whether a webhook is switched on, and its events name tasks and carry the backend's credentials."""
+    if not (webhook.get("is_active") and webhook.get("send_payload")):
+        return False
+    return basic_auth is None or authorization(webhook) == basic_auth_header(*basic_auth)["Authorization"]
+
+
+def authorization(webhook: Mapping[str, Any]) -> str:
+    """Return the header ``Authorization`` of a webhook, or an empty string."""
+    headers = {str(name).lower(): str(value) for name, value in (webhook.get("headers") or {}).items()}
+    return headers.get("authorization", "")
 
 
 def basic_auth_header(user: str, password: str) -> dict[str, str]:

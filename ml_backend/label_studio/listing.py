@@ -37,6 +37,7 @@ class ProjectLister:
         token: returns the configured token, or the last one that Label Studio sent.
         links: URL of Label Studio for people's browsers; empty: ``url``.
         backend_url: URL to which projects are connected.
+        basic_auth: credentials that the backend asks for.
         set_up: returns the projects that Label Studio has set up here, under whatever URL.
     """
 
@@ -45,10 +46,13 @@ class ProjectLister:
         url: str,
         token: Callable[[], str],
         links: str = "",
+        *,
         backend_url: str = "",
+        basic_auth: tuple[str, str] | None = None,
         set_up: Callable[[], Collection[int]] = tuple,
     ) -> None:
-        self._token, self._links, self._backend_url, self._set_up = token, links or url, backend_url, set_up
+        self._token, self._links = token, links or url
+        self._backend_url, self._basic_auth, self._set_up = backend_url, basic_auth, set_up
         self._client = lru_cache(maxsize=1)(lambda token: LabelStudioClient(url, token, TIMEOUT_S, retries=0))
         self._lock = threading.Lock()
         self._cached: tuple[float, list[dict[str, Any]]] | None = None
@@ -117,7 +121,7 @@ class ProjectLister:
             base, _, path = str(webhook["url"]).rpartition("/")
             project = webhook.get("project")
             ours = project in set_up or is_same_backend(base, self._backend_url)
-            if project and ours and path == "webhook" and sends_events(webhook):
+            if project and ours and path == "webhook" and sends_events(webhook, self._basic_auth):
                 found.add(int(project))
         return found
 

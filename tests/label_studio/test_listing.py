@@ -120,6 +120,15 @@ def test_which_projects_are_connected(label_studio: Any) -> None:
     assert without in {item["id"] for item in lister.projects() if item["connected"]}
 
 
+def test_a_webhook_without_the_credentials_connects_nothing(label_studio: Any) -> None:
+    client: LabelStudioClient = label_studio.client()
+    project = client.create_project("test", CONFIG)
+    hook(client, project, f"{URL}/webhook")
+    for basic_auth, connected in ((None, True), (("user", "password"), False)):
+        lister = ProjectLister(label_studio.url, lambda: label_studio.token, backend_url=URL, basic_auth=basic_auth)
+        assert next(item for item in lister.projects() if item["id"] == project)["connected"] is connected
+
+
 def test_predicted_tasks_and_refused_label_configs(label_studio: Any) -> None:
     client: LabelStudioClient = label_studio.client()
     project, wrong = client.create_project("test", CONFIG), client.create_project("test", NO_RECTANGLE)

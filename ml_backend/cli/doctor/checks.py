@@ -22,6 +22,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.label_studio.client import (
     LOCAL_IP_HINT,
     LabelStudioClient,
+    authorization,
     basic_auth_header,
     is_same_backend,
     server_version,
@@ -377,9 +378,9 @@ def _webhook(project: int, url: str, hooks: Sequence[Mapping[str, Any]], setting
     if not hook.get("send_payload"):
         return Finding(check, "failed", "sends no payload", f"{location}: switch 'send payload' on.")
     if auth := settings.basic_auth:
-        headers = {str(name).lower(): value for name, value in (hook.get("headers") or {}).items()}
-        if headers.get("authorization") != basic_auth_header(*auth)["Authorization"]:
-            found = "carries other credentials" if "authorization" in headers else "carries no credentials"
+        sent = authorization(hook)
+        if sent != basic_auth_header(*auth)["Authorization"]:
+            found = "carries other credentials" if sent else "carries no credentials"
             hint = (
                 f"{location}: set the header Authorization to 'Basic ' and what `printf USER:PASSWORD | base64` prints."
             )
