@@ -89,7 +89,7 @@ class Container:
 
     @cached_property
     def api_queue(self) -> ApiQueue:
-        return ApiQueue(self.queue, self.trainings, self.jobs)
+        return ApiQueue(self.queue, self.trainings, self.jobs, self.lister)
 
     @cached_property
     def lister(self) -> ProjectLister:

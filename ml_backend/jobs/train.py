@@ -34,6 +34,7 @@ from ml_backend.core.files import file_sha256
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.job_list import CANCELLED
 from ml_backend.jobs.progress import report_progress
+from ml_backend.jobs.training_inputs import training_settings_digest
 from ml_backend.jobs.training_queue import unread_before
 from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.label_config import classes_for, parse_label_config
@@ -301,7 +302,11 @@ class TrainingRun:
             dataset=inputs_digest,
             held_out=data.held_out_digest,
             classes=list(data.classes),
-            lineage={**lineage_of(data, seen), "held_out_file": self._keep_held_out(version, data.held_out)},
+            lineage={
+                **lineage_of(data, seen),
+                "settings": training_settings_digest(self._settings, base),
+                "held_out_file": self._keep_held_out(version, data.held_out),
+            },
             detector=start["name"],
             start_sha256=start["sha256"],
         )

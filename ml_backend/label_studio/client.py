@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -179,9 +179,17 @@ class LabelStudioClient:
                 yield _to_dict(project)
 
     def get_project(self, project_id: int) -> Project:
-        with self._errors(f"read project {project_id}"):
-            project = self.sdk.projects.get(project_id)
-            return Project(project_id, project.title or "", project.label_config or "")
+        """Return a project.
+
+        Raises:
+            NotFound: it does not exist, or the token's user may not see it.
+        """
+        try:
+            with self._errors(f"read project {project_id}"):
+                project = self.sdk.projects.get(project_id)
+                return Project(project_id, project.title or "", project.label_config or "")
+        except NotFound as error:
+            raise NotFound(f"Project {project_id} was not found.", "Check the number in its address.") from error
 
     def create_project(self, title: str, label_config: str) -> int:
         with self._errors("create a project"):
@@ -221,6 +229,14 @@ class LabelStudioClient:
                     "predictions": [_to_dict(item) for item in task.predictions or []],
                 }
         raise NotFound(f"Task {task_id} is not in project {project_id}.", "Look up its id in Label Studio.")
+
+    def missing_tasks(self, project_id: int, task_ids: Collection[int]) -> list[int]:
+        """Return those of some tasks, a few hundred at most, that a project does not have."""
+        chosen = json.dumps({"selectedItems": {"all": False, "included": sorted(task_ids)}})
+        options = {"page_size": len(task_ids), "query": chosen, "fields": "task_only", "include": ["id"]}
+        with self._errors(f"look up tasks of project {project_id}"):
+            found = _paged(self.sdk.tasks.list(project=project_id, **options))
+            return sorted(set(task_ids) - {int(task.id) for task in found})
 
     def _task_page(self, project_id: int, page: int, size: int) -> Any:
         fields = ["id", "data", "total_annotations", "total_predictions", "updated_at"]

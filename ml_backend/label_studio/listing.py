@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from cachetools import TTLCache, cached
 
 from ml_backend.core.errors import BackendError, ConfigError, LabelStudioUnavailable
 from ml_backend.label_studio.client import LabelStudioClient, NotFound, TaskState, is_same_backend, sends_events
@@ -28,6 +30,10 @@ STALE_S = 30.0
 COUNT_S = 1.0
 #: Maximum length of the list.
 _MAX_PROJECTS = 2000
+#: Projects that are remembered to exist.
+_PROJECTS_FOUND = 100
+#: Tasks that are looked up by one request, whose address contains their ids.
+_TASKS_AT_ONCE = 500
 
 
 class ProjectLister:
@@ -58,6 +64,9 @@ class ProjectLister:
         self._cached: tuple[float, list[dict[str, Any]]] | None = None
         #: By project: the numbers of predictions and tasks when the predicted tasks were counted, and their number.
         self._predicted: dict[int, tuple[tuple[int, int], int]] = {}
+        self._project = cached(TTLCache(_PROJECTS_FOUND, STALE_S), lock=threading.Lock())(
+            lambda token, project_id: self._client(token).get_project(project_id)
+        )
 
     def prepare(self) -> None:
         """Import the SDK, without a request."""
@@ -139,6 +148,20 @@ class ProjectLister:
             except NotFound:  # deleted meanwhile
                 return None
         return counted[1]
+
+    def check(self, project_id: int, task_ids: Iterable[int] = ()) -> None:
+        """Raise unless a project, and these tasks of it, exist. A project is asked for once in ``STALE_S``.
+
+        Raises:
+            NotFound: the project or a task does not exist, or the token's user may not see it.
+            LabelStudioError: Label Studio does not answer, or rejects the token.
+        """
+        token = self._token()
+        self._project(token, project_id)
+        ids = sorted(set(task_ids))
+        for start in range(0, len(ids), _TASKS_AT_ONCE):
+            if missing := self._client(token).missing_tasks(project_id, ids[start : start + _TASKS_AT_ONCE]):
+                raise NotFound(f"Task {missing[0]} is not in project {project_id}.", "Look up its id in Label Studio.")
 
     def tasks(self, project_id: int, page: int, size: int) -> tuple[list[dict[str, Any]], int]:
         """Return a page of a project's tasks, from 1 (id, name, annotation and prediction counts), and their total.

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 RUNNING = ("dataset", "training", "gate", "promoting")
 #: States of a run whose weights were evaluated.
 MEASURED = ("promoted", "refused")
+#: Versions that are named to people who ask for one that does not exist.
+_NAMED = 10
 
 
 class RunLost(Interrupted):
@@ -159,8 +161,11 @@ class Registry:
             of = (model_versions.c.project_id == project_id) & (model_versions.c.number == int(digits))
             if found := self._one(sa.select(model_versions).where(of)):
                 return found
+        names = [version.name for version in self.outline(project_id)]
+        known = ", ".join(names[:_NAMED]) + (", …" if names[_NAMED:] else "")
         raise ConfigError(
-            f"Project {project_id} has no version {name[:40]!r}.", "scripts/versions.py lists them; or use 'base'."
+            f"Project {project_id} has no version {name[:40]!r}.",
+            f"Choose one of {known} or base." if names else "Choose base, the configured detector; it has no other.",
         )
 
     def running(self, project_id: int) -> Version | None:

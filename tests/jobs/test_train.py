@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ml_backend.jobs.container import Container
+from ml_backend.jobs.training_inputs import training_settings_digest
 from ml_backend.server.container import WebContainer
 from tests.builders import label_config
 from tests.jobs.conftest import Site
@@ -62,6 +63,10 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
     assert 1 <= len(version.history) <= 6
     assert version.history[-1]["epoch"] == len(version.history)
     assert list(version.lineage["annotations"]) == [str(task) for task in (before.task - 1,)]
+    base = container.projects.models(None).detector.sha256
+    last = container.registry.last(project)
+    assert last is not None
+    assert last.lineage["settings"] == training_settings_digest(container.settings, base)
 
     # Whoever looks at the job is told the same.
     job = services(here).jobs.get(f"train-{project}")

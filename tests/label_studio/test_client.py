@@ -67,6 +67,19 @@ def test_project_and_tasks(client: LabelStudioClient) -> None:
     assert client.get_task(task).data == {**seen.data, "fps": 25}
 
 
+def test_tasks_that_a_project_does_not_have(client: LabelStudioClient) -> None:
+    project, other = (client.create_project(title, CONFIG) for title in ("one", "other"))
+    ours = [client.create_task(project, {"video": f"{n}.mp4"}) for n in range(3)]
+    theirs = client.create_task(other, {"video": "a.mp4"})
+    assert client.missing_tasks(project, ours) == []
+    assert client.missing_tasks(project, [*ours[:2], 999_999, theirs]) == sorted([theirs, 999_999])
+
+
+def test_a_project_that_is_not_there_is_named(client: LabelStudioClient) -> None:
+    with pytest.raises(NotFound, match=r"Project 999999 was not found\. Check the number"):
+        client.get_project(999_999)
+
+
 def test_pages_of_tasks(client: LabelStudioClient, sdk: Any) -> None:
     project = client.create_project("many", CONFIG)
     sdk.projects.import_tasks(id=project, request=[{"data": {"video": f"{n}.mp4"}} for n in range(150)])

@@ -6,16 +6,19 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler
 from itertools import product
 from pathlib import Path
 from string import Formatter
 from typing import Any, get_args
-from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 
+from ml_backend.core.outputs import OutputFacts
 from ml_backend.core.settings import Settings
+from ml_backend.core.types import UNLABELLED
+from ml_backend.embeddings.crop_embeddings import CropEmbedding
+from ml_backend.labeling.few_shot.pattern_store import NewExemplar
 from ml_backend.server.api import handlers
 from ml_backend.server.api.requests import ExportFormat
 from ml_backend.server.app import create_app
@@ -24,8 +27,8 @@ from ml_backend.server.dashboard.forms import ACTIONS
 from ml_backend.server.dashboard.parts import PARTS, history
 from ml_backend.server.dashboard.state import STEPS
 from ml_backend.training.retention import remove_old_weights
-from tests.builders import CONFIG, NO_RECTANGLE, outside, send
-from tests.server.control import Room, promoted
+from tests.builders import CONFIG, NO_RECTANGLE, outside
+from tests.server.control import Room, answer_as_label_studio, promoted
 
 #: What one sends to this machine itself, or to an encrypted server, and to others.
 PLAIN = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -45,25 +48,12 @@ def kinds(room: Room) -> set[str]:
     return {item["kind"] for item in room.services.jobs.all()}
 
 
-def _tasks(handler: BaseHTTPRequestHandler) -> None:
-    query = parse_qs(urlsplit(handler.path).query)
-    number, size = int(query["page"][0]), int(query["page_size"][0])
-    ids = range(size * (number - 1) + 1, min(size * number, 45) + 1)
-    if not ids:
-        handler.send_error(404)
-        return
-    body = {"total": 45, "tasks": [{"id": i, "data": {"video": f"/data/{i}-{SCRIPT}.mp4"}} for i in ids]}
-    send(handler, 200, json.dumps(body).encode())
-
-
 @pytest.fixture
 def hostile(make_room: Callable[..., Room]) -> Iterator[Room]:
     """A room beside a Label Studio whose project and files are named to do harm."""
-    projects = {"next": None, "results": [{"id": 7, "title": SCRIPT, "task_number": 45}]}
     with outside() as label_studio:
-        label_studio.answer("/api/projects/", 200, json.dumps(projects).encode())
-        label_studio.special["/api/tasks/"] = _tasks
-        yield make_room(detector="auto", label_studio_url=label_studio.url, label_studio_api_key="token")
+        answer_as_label_studio(label_studio, {7: SCRIPT}, tasks=45, name=f"{SCRIPT}.mp4")
+        yield make_room(detector="auto", label_studio_url=label_studio.url)
 
 
 @pytest.fixture
@@ -179,7 +169,7 @@ def test_marks_change_with_what_they_stand_for(auto: Room) -> None:
     drawn = re.search("data-marks='([^']+)'", page(auto, "/?project=7&step=auto"))
     assert drawn is not None
     assert json.loads(drawn[1]) == known, "as the page itself was drawn"
-    assert set(known) == {"jobs", "status", "mode", "current", "version"}
+    assert set(known) == {"jobs", "status", "mode", "current", "version", "files"}
     assert changed(known) == set()
     auto.services.api_queue.init_models(8)
     assert changed(known) == {"status"}, "another project's job is in the queue"
@@ -276,16 +266,23 @@ def test_links_lead_to_where_people_reach_label_studio(hostile: Room, make_room:
         assert room.get("/api/projects")["projects"][0]["url"] == f"{base}/projects/7/data"
 
 
-def test_without_a_token_and_a_worker(room: Room) -> None:
-    text = page(room, "/?project=7")
+def test_without_a_token_and_a_worker(alone: Room) -> None:
+    text = page(alone, "/?project=7")
     assert "No worker is running" in text
     assert "There is no token for Label Studio." in text
     assert "LABEL_STUDIO_API_KEY" in text
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "99999999999999", "", "7;drop", "00000000000199999999999999999999"])
-def test_a_project_that_is_none(room: Room, value: str) -> None:
-    assert 'hx-get="/ui/live"' in page(room, f"/?project={value}")
+def test_a_project_that_is_none(alone: Room, value: str) -> None:
+    assert 'hx-get="/ui/live"' in page(alone, f"/?project={value}")
+
+
+def test_a_project_that_does_not_exist(room: Room) -> None:
+    text = page(room, "/?project=77")
+    assert "Project 77 was not found." in text
+    assert "Check the number in its address." in text
+    assert "was not found" not in page(room, "/?project=8")
 
 
 # -- languages and themes
@@ -322,7 +319,7 @@ def test_templates_use_texts_that_exist_and_no_text_is_unused() -> None:
         name for name in known if name.startswith("format_")
     }
     groups = ("kind_", "state_", "stage_", "mode_", "loss_", "step_", "theme_", "format_", "predictions_")
-    groups += ("acceptance_", "curve_", "draw_", "video_")
+    groups += ("acceptance_", "curve_", "draw_", "video_", "source_")
     assert {name for name in known - used if not name.startswith(groups)} == {"hours", "minutes", "seconds"}
 
 
@@ -369,6 +366,67 @@ def test_a_part_is_drawn_anew_with_what_was_chosen(hostile: Room) -> None:
     assert 'hx-get="/ui/part/files?project=7&amp;step=review&amp;a=one.mp4&amp;b=two.mp4"' in text
     text = page(hostile, "/?project=7&step=learn&label=person")
     assert 'hx-get="/ui/part/similar?project=7&amp;step=learn&amp;label=person"' in text
+
+
+def test_deleted_tracks_are_seen_to_teach(room: Room) -> None:
+    patterns, model = room.services.projects.patterns, room.get("/api/get_patterns_info?project=7")["embedder"]
+    crop = CropEmbedding(3, (0.0, 0.0, 9.0, 9.0), np.ones(1280, np.float32) / np.sqrt(1280, dtype=np.float32), b"jpeg")
+    patterns.crop_embeddings("video").add(model, [crop])
+    patterns.replace_task(7, model, 1, 1, [NewExemplar("part-0-track-4", UNLABELLED, crop.key("video", model))])
+    text = page(room, "/ui/part/patterns?project=7")
+    assert "Background</h3>" in text
+    assert "Tracks that people deleted" in text
+    assert 'alt="Background, task 1, frame 3"' in text
+    assert "Find more like this" not in text
+
+
+def add_video(room: Room, facts: OutputFacts) -> str:
+    outputs = room.services.outputs
+    outputs.folder.mkdir(parents=True, exist_ok=True)
+    made = outputs.folder / "made.mp4"
+    made.write_bytes(b"video")
+    return outputs.add(made, facts, "project", 7).name
+
+
+def test_files_say_what_they_were_made_from(hostile: Room) -> None:
+    add_video(hostile, OutputFacts(source="base", model="yolo11n-1.base", task=3, video=f"{SCRIPT}.mp4", tracks=4))
+    rows = OutputFacts(format="coco", source="both", model="yolo11n-1.v2", video="street.mp4", videos=3, skipped=2)
+    add_video(hostile, rows)
+    hostile.services.outputs.new("project", 7, "old", suffix="zip").write_bytes(b"PK")  # of an earlier release
+    text = page(hostile, "/?project=7&step=review")
+    for words in ("Base detector", "yolo11n-1.base", "street.mp4 and 2 more", "COCO · Annotations and predictions"):
+        assert words in text
+    assert "2 videos were skipped" in text
+    assert "project-7-old-" in text
+    assert SCRIPT not in text
+
+
+def test_a_file_is_deleted_in_the_page(hostile: Room) -> None:
+    def mark() -> Any:
+        return hostile.client.get("/ui/live?project=7").get_json()["files"]
+
+    name, before = add_video(hostile, OutputFacts(source="base", video="a.mp4")), mark()
+    row = page(hostile, "/?project=7&step=review").split(f'<details id="confirm-{name}">')[1].split("</details>")[0]
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]+)">', row))
+    for headers, status in ((BROWSER, 200), (BROWSER, 404), ({"HX-Request": "true"}, 404)):
+        answer = hostile.client.post("/ui/do/delete_file?project=7&step=review", data=fields, headers=headers)
+        text = answer.get_data(as_text=True)
+        assert (answer.status_code, f"/api/download/{name}" in text) == (status, False)
+    assert f"There is no file {name}." in text
+    assert mark() != before, "other open pages reload their list"
+
+
+def test_an_export_takes_every_frame_unless_told(hostile: Room) -> None:
+    text = page(hostile, "/?project=7&step=review")
+    form = text.split('action="/ui/do/export')[1].split("</form>")[0]
+    assert re.search(r'<input id="stride"[^>]* value="1"', form)
+    assert re.search(r'<option value="(\w+)"', form.split('name="predictions"')[1]).group(1) == "none"  # type: ignore[union-attr]
+    data = {"project": "7", "format": "annotations", "predictions": "none", "stride": "1", "with_ids": "1"}
+    hostile.client.post("/ui/do/export", data=data, headers={"HX-Request": "true"})
+    (job,) = hostile.services.jobs.all()
+    assert hostile.services.queue.fetch(job["id"]).args == [7, "annotations", "none", 1, True]
+    default = hostile.post("/api/export", {"project": 7, "format": "yolo"}, 202)["job"]
+    assert hostile.services.queue.fetch(default["id"]).args == [7, "yolo", "none", 1, False]
 
 
 def test_every_part_is_drawn_where_it_is(hostile: Room) -> None:

@@ -167,7 +167,7 @@ def test_review_and_export(page: Any, site: Site, tmp_path: Path) -> None:
         page.locator(f"#video-{side}").select_option(options.nth(number).get_attribute("value"))
     press(page, "Show")
     page.locator(".players.two video").nth(1).wait_for()
-    press(page, "Play both")
+    page.locator("video").first.evaluate("video => video.play()")
     page.wait_for_function("() => [...document.querySelectorAll('video')].every(video => video.currentTime > 0.3)")
 
 
@@ -229,13 +229,13 @@ def test_a_video_that_plays_goes_on(page: Any, site: Site) -> None:
     press(page, "Show")
     page.locator(".players.two video").nth(1).wait_for()
     page.evaluate("() => document.querySelectorAll('video').forEach(video => { video.loop = true; })")
-    press(page, "Play both")
+    page.locator("video").first.evaluate("video => video.play()")
     page.wait_for_function("() => [...document.querySelectorAll('video')].every(video => video.currentTime > 0.2)")
-    happens(page, "export_project")
+    happens(page, "files")
     page.locator("#part-files[data-late]").wait_for(state="attached")
     assert page.evaluate("() => [...document.querySelectorAll('video')].every(video => !video.paused)")
     with page.expect_response(lambda answer: "/ui/part/files?" in answer.url):
-        press(page, "Play both")
+        page.locator("video").first.evaluate("video => video.pause()")
     page.locator("#part-files:not(.htmx-request):not(.htmx-settling):not([data-late])").wait_for()
     assert page.locator(".players.two video").count() == 2
     assert page.evaluate("() => [...document.querySelectorAll('video')].every(video => video.currentTime > 0.2)")

@@ -30,8 +30,11 @@ def main() -> None:
 @click.option("--no-wait", is_flag=True, help="Do not wait for the training.")
 @fail_clearly
 def start(project: int, force: bool, no_wait: bool) -> None:
-    """Train now. The last line is JSON: version, state, reason and metrics; exit code 4 if the gate refuses it."""
-    container = container_in_force()
+    """Train now. The last line is JSON: version, state, reason and metrics; exit code 4 if the gate refuses it.
+
+    If nothing has changed since the last training, nothing is started, and the exit code is 1.
+    """
+    container = container_in_force(project)
     container.queue.ping()
     last = container.registry.last(project)
     earlier = {(job["id"], job["ended_at"]) for job in container.queue.failed_jobs()}
@@ -88,7 +91,7 @@ def cancel(project: int) -> None:
 @fail_clearly
 def policy(project: int, values: str | None) -> None:
     """Show the project's retraining policy, or override it with VALUES, such as '{"min_tracks": 5}'."""
-    container = container_in_force()
+    container = container_in_force(None if values is None else project)
     if values is not None:
         try:
             parsed = json.loads(values)

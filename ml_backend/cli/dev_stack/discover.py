@@ -44,8 +44,19 @@ def settings_in_force() -> tuple[Settings, str]:
     return settings, settings.backend_url
 
 
-def container_in_force() -> Container:
-    """Return a container with the settings of :func:`settings_in_force`."""
+def container_in_force(project: int | None = None) -> Container:
+    """Return a container with the settings of :func:`settings_in_force`.
+
+    Args:
+        project: must exist, for commands that request work on it.
+
+    Raises:
+        NotFound: there is no such project.
+        LabelStudioError: Label Studio does not answer.
+    """
     from ml_backend.jobs.container import Container
 
-    return Container(settings_in_force()[0])
+    container = Container(settings_in_force()[0])
+    if project is not None:
+        container.lister.check(project)
+    return container

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.core.errors import QueueUnavailable
+from ml_backend.core.errors import Conflict, QueueUnavailable
+from ml_backend.jobs.training_inputs import is_unchanged_since, training_settings_digest
 from ml_backend.jobs.training_queue import TrainingQueue, unread_before
 from ml_backend.labeling.model_version import BASE
 from ml_backend.training.policy import PolicyStore, TrainingPolicy
@@ -38,9 +39,25 @@ class Trainings:
             force: train even if nothing has changed since the last time.
 
         Raises:
+            Conflict: nothing has changed.
             QueueUnavailable: Redis does not answer.
         """
+        if not force and not self.is_wanted(project_id):
+            self._require_changes(project_id)
         return self._requests.request(project_id, f"force: {by}" if force else by, force=force)
+
+    def _require_changes(self, project_id: int) -> None:
+        from ml_backend.training.review_store import ReviewStore
+
+        last = self._registry.last(project_id)
+        if last is None or self.policy(project_id).pseudo_labels or self._storage.pending("learn", project_id):
+            return
+        digest = training_settings_digest(self._queue.settings, self._projects.models(None).detector.sha256)
+        if is_unchanged_since(ReviewStore(self._storage).tasks(project_id), digest, last):
+            raise Conflict(
+                f"Nothing new has been annotated since {last.name}.",
+                "Annotate something and submit it; or train nevertheless with force (train.py: --force).",
+            )
 
     def is_wanted(self, project_id: int) -> bool:
         """Return whether a training waits or runs.
@@ -136,6 +153,19 @@ class Trainings:
             if current and version.state == "promoted" and version.has_weights and version.number < current.number
         )
         return next(older, BASE)
+
+    def rollback(self, project_id: int, by: str) -> str:
+        """Roll back to :meth:`rollback_target`, as :meth:`activate` does.
+
+        Raises:
+            Conflict: no trained version is in use.
+        """
+        if self._registry.current(project_id) is None:
+            raise Conflict(
+                f"There is nothing to roll back to: project {project_id} uses the configured detector.",
+                "Choose one of its versions to use a trained one.",
+            )
+        return self.activate(project_id, self.rollback_target(project_id), by)
 
     def policy(self, project_id: int) -> TrainingPolicy:
         """Return when the project retrains."""

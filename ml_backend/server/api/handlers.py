@@ -16,7 +16,8 @@ from cachetools import TTLCache, cached
 from flask import Response, jsonify, render_template, send_file
 
 import ml_backend
-from ml_backend.core.errors import BackendError, ConfigError
+from ml_backend.core.errors import BackendError, ConfigError, Conflict
+from ml_backend.core.outputs import Output, OutputFacts
 from ml_backend.jobs.api_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
 from ml_backend.jobs.services.connections import connect_project
@@ -24,7 +25,7 @@ from ml_backend.jobs.worker_status import differing_settings
 from ml_backend.labeling.model_version import BASE, version_settings
 from ml_backend.server.api import requests, responses
 from ml_backend.server.api.routing import document, route
-from ml_backend.server.problems import Conflict, Unknown
+from ml_backend.server.problems import Unknown
 from ml_backend.server.protocol import services
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def projects() -> responses.ProjectList:
     return {"projects": rows}
 
 
-@route("POST", "/connect", "Overview", 202, errors=(404, 502))
+@route("POST", "/connect", "Overview", 202)
 def connect(body: requests.OfProject) -> responses.JobAnswer:
     """Connect a project to this backend.
 
@@ -157,7 +158,7 @@ def memory_status() -> responses.Memory:
 
 
 @route("POST", "/optimize_memory", "Models", 202)
-def optimize_memory() -> responses.Optimizing:
+def optimize_memory(body: requests.NoFields) -> responses.Optimizing:
     """Unload idle models.
 
     Workers unload them between two jobs. Sending it again changes nothing.
@@ -184,6 +185,7 @@ def switch_model(body: requests.SwitchModel) -> responses.Switched:
     Unannotated tasks are predicted again in the background. Sending it again changes nothing.
     """
     container = services()
+    container.lister.check(body.project)
     before = container.projects.models(body.project).version
     if body.version is not None:  # first, since it may be rejected
         container.trainings.activate(body.project, body.version, _ACTOR)
@@ -196,6 +198,7 @@ def switch_model(body: requests.SwitchModel) -> responses.Switched:
 def load_custom_model(body: requests.LoadCustomModel) -> responses.Loading:
     """Use a trained version. Only versions in the registry, not files. Sending it again changes nothing."""
     container = services()
+    container.lister.check(body.project)  # first, since nothing is activated in vain
     model_version = container.trainings.activate(body.project, body.version, _ACTOR)
     job = requested(container.api_queue.init_models(body.project))["job"]
     return {"version": body.version, "model_version": model_version, "job": job}
@@ -276,9 +279,11 @@ def similar(query: requests.FindSimilar) -> tuple[responses.SimilarTracks, int]:
     """
     container = services()
     embedder = container.projects.models(query.project).classifier.embedder
+    counts = container.projects.patterns.counts(query.project, embedder.model_id) if embedder else {}
+    if query.label not in counts:
+        container.lister.check(query.project)
     if embedder is None:
         raise ConfigError("The project's mode learns no patterns.", "Switch to yolo_dinov2 or universal.")
-    counts = container.projects.patterns.counts(query.project, embedder.model_id)
     if query.label not in counts:
         learned = ", ".join(filter(None, counts)) or "none yet"
         raise ConfigError(
@@ -347,12 +352,12 @@ def _job_result(
     return created_at, result, start()
 
 
-@route("POST", "/train_custom_model", "Learn", 202)
+@route("POST", "/train_custom_model", "Learn", 202, errors=(409,))
 def train(body: requests.Train) -> responses.JobAnswer:
     """Retrain a project's detector.
 
-    The result is used only if it is not worse. A request during a training starts another one after it, which does
-    nothing unless annotations have changed.
+    The result is used only if it is not worse. If nothing has changed since the last training, 409 is returned. A
+    request during a training starts another one after it, which does nothing unless annotations have changed.
     """
     container = services()
     if container.settings.detector == "motion":
@@ -372,7 +377,8 @@ def versions(query: requests.OfProject) -> responses.Versions:
 def rollback(body: requests.Rollback) -> responses.Switched:
     """Roll back to the previous version.
 
-    Names the version to leave: sending it again returns 409, since that version is no longer in use.
+    Names the version to leave: sending it again returns 409, since that version is no longer in use. So does a rollback
+    from the configured detector.
     """
     container = services()
     current = container.registry.current(body.project)
@@ -380,7 +386,7 @@ def rollback(body: requests.Rollback) -> responses.Switched:
     if name != body.instead_of:
         raise Conflict(f"{name} is in use, not {body.instead_of}.", "Fetch the versions again.")
     before = container.projects.models(body.project).version
-    container.trainings.activate(body.project, container.trainings.rollback_target(body.project), _ACTOR)
+    container.trainings.rollback(body.project, _ACTOR)
     return _switched(container, body.project, before)
 
 
@@ -416,6 +422,7 @@ def create_custom_model_video(body: requests.CustomModelVideo) -> responses.JobA
     from ml_backend.training.registry import MEASURED
 
     container = services()
+    container.lister.check(body.project)
     registry = container.registry
     version = registry.find(body.project, body.version) if body.version else registry.current(body.project)
     # Checked here, so that the request fails rather than the job.
@@ -431,7 +438,29 @@ def create_custom_model_video(body: requests.CustomModelVideo) -> responses.JobA
 @route("POST", "/export", "Review and export", 202)
 def export(body: requests.Export) -> responses.JobAnswer:
     """Export a project. Rows of JSON, or a dataset as a zip archive. A later request makes another file."""
-    return requested(services().api_queue.export(body.project, body.format, body.predictions, body.stride))
+    queue = services().api_queue
+    return requested(queue.export(body.project, body.format, body.predictions, body.stride, body.with_ids))
+
+
+@route("GET", "/files", "Review and export")
+def files(query: requests.OfProject) -> responses.FileList:
+    """List a project's rendered videos and exports. Newest first, each with what it was made from."""
+    outputs = services().outputs
+    described = (outputs.describe(path) for path in outputs.of_project(query.project))
+    return {"project": query.project, "files": [_file(output) for output in described if output]}
+
+
+def _file(output: Output) -> Any:
+    facts = output.facts.model_dump() if output.facts else dict.fromkeys(OutputFacts.model_fields)
+    return {"name": output.name, "bytes": output.bytes, "created_at": output.created_at.isoformat(), **facts}
+
+
+@route("DELETE", "/files/<filename>", "Review and export")
+def delete_file(filename: requests.FileName) -> responses.Deleted:
+    """Delete a rendered video or an export. For a file that was deleted already, 404 is returned."""
+    if not services().outputs.delete(filename):
+        raise Unknown(f"There is no file {filename}.", "It may have been deleted; GET /api/files lists the others.")
+    return {"deleted": filename}
 
 
 @route(
@@ -446,7 +475,7 @@ def export(body: requests.Export) -> responses.JobAnswer:
 def download(filename: requests.FileName) -> Response:
     """Download a file.
 
-    By the name in a job's result. The oldest files are deleted when all exceed OUTPUTS_GB.
+    By the name in a job's result, or in the list of files. The oldest files are deleted when all exceed OUTPUTS_GB.
     """
     path = services().outputs.find(filename)
     if path is None:

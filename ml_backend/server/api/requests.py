@@ -4,17 +4,38 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
 
 from ml_backend.core.outputs import NAME
 from ml_backend.core.settings import Mode
 from ml_backend.datasets.formats import FormatName
-from ml_backend.jobs.api_queue import STRIDE
 
 
 def _whole(value: Any) -> Any:
     """Convert whole floats: JSON has one number type, and to JSON Schema 7.0 is an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _allowed(text: str) -> WrapValidator:
+    """Replace the message of an invalid value by one that says what is allowed."""
+
+    def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError as error:
+            raise ValueError(text) from error
+
+    return WrapValidator(check)
 
 
 _Whole = BeforeValidator(_whole)
@@ -26,9 +47,12 @@ VersionName = Annotated[
         pattern=r"^(base|v[0-9]{1,9})$",
         description="A version of the registry, such as v2; base: the configured detector.",
     ),
+    _allowed("Input should be 'base', or a version such as 'v2'"),
 ]
 TrainedName = Annotated[
-    str, Field(pattern=r"^v[0-9]{1,9}$", description="A version of the registry, such as v2.", examples=["v2"])
+    str,
+    Field(pattern=r"^v[0-9]{1,9}$", description="A version of the registry, such as v2.", examples=["v2"]),
+    _allowed("Input should be a version such as 'v2'"),
 ]
 #: 255 is Label Studio's limit.
 LabelName = Annotated[str, Field(min_length=1, max_length=255, description="Name of a label.")]
@@ -46,6 +70,10 @@ class RequestModel(BaseModel):
 
 class NoQuery(RequestModel):
     """No parameters."""
+
+
+class NoFields(RequestModel):
+    """No fields."""
 
 
 class OfProject(RequestModel):
@@ -75,7 +103,7 @@ class SwitchModel(OfProject):
 
     model_config = ConfigDict(json_schema_extra={"anyOf": [_requires("mode"), _requires("version")]})
 
-    mode: Annotated[Mode | Literal["default"] | None, Field(description="default: the configured mode.")] = None
+    mode: Annotated[Literal[Mode, "default"] | None, Field(description="default: the configured mode.")] = None
     version: VersionName | None = None
 
     @model_validator(mode="after")
@@ -138,14 +166,10 @@ class Export(OfProject):
         Literal["none", "missing", "only"],
         Field(description="Which predictions to export: none, those of tasks without annotations, or nothing else."),
     ] = "none"
-    stride: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=100_000,
-            description=f"Every n-th frame of a dataset; by default {STRIDE}, and 1 for mot and cvat (whole videos).",
-        ),
-    ] = None
+    stride: Annotated[int, Field(ge=1, le=100_000, description="Every n-th frame of a dataset."), _Whole] = 1
+    with_ids: Annotated[
+        bool, Field(description="Add frame_number, from 0, and track_id to the rows of the format annotations.")
+    ] = False
 
 
 class Upload(RequestModel):

@@ -69,6 +69,37 @@ class JobList(Answer):
     total: Annotated[int, Field(description="Number of jobs found; long queues are not read to the end.")]
 
 
+class File(Answer):
+    """A rendered video or an export. What it was made from is null for files of earlier releases."""
+
+    name: Annotated[str, Field(description="For /api/download/.")]
+    bytes: int
+    created_at: Iso
+    format: Annotated[str | None, Field(description="Of an export; empty for a rendered video.")]
+    source: Annotated[
+        str | None, Field(description="annotations, predictions, both, base, or a version such as v2: what it shows.")
+    ]
+    model: Annotated[str | None, Field(description="Model version of its predictions or tracks; empty without any.")]
+    task: Annotated[int | None, Field(description="Of a rendered video.")]
+    video: Annotated[str | None, Field(description="Name of the video, or of the first one.")]
+    videos: Annotated[int | None, Field(description="Number of videos.")]
+    skipped: Annotated[int | None, Field(description="Number of videos that could not be exported.")]
+    tracks: Annotated[int | None, Field(description="Number of tracks that are drawn; null for exports.")]
+
+
+class FileList(Answer):
+    """A project's rendered videos and exports, newest first."""
+
+    project: int
+    files: list[File]
+
+
+class Deleted(Answer):
+    """The name of a deleted file."""
+
+    deleted: str
+
+
 class Part(Answer):
     """Whether a component is reachable."""
 

@@ -50,6 +50,7 @@ def upload_video() -> responses.JobAnswer:
         if size + _RESERVED > shutil.disk_usage(folder).free:
             raise StorageError(f"There is no room for {size / 1e9:.1f} GB.", "Free some disk space.")
         project, name = _receive(folder, limit)
+        container.lister.check(project)
         # By project and content, so that repeating an upload requests the same job.
         upload_id = f"{project}-{file_sha256(folder / 'video')[:16]}"
         (uploads / upload_id).mkdir(exist_ok=True)
@@ -94,9 +95,7 @@ def _receive(folder: Path, limit: int) -> tuple[int, str]:
         raise Invalid("The form must have exactly one file, in the field 'file'.", hint)
     name = safe_name(form.file)
     if Path(name).suffix.lower() not in VIDEO_SUFFIXES:
-        raise WrongType(
-            f"The file name {name!r} has no video suffix.", f"Use one of {', '.join(sorted(VIDEO_SUFFIXES))}."
-        )
+        raise WrongType(f"{name} has no supported video extension.", f"Use one of {', '.join(sorted(VIDEO_SUFFIXES))}.")
     if not path.stat().st_size:
         raise Invalid("The file is empty.", "Choose another file.")
     return form.project, name

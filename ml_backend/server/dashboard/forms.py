@@ -24,6 +24,12 @@ class _AutoLabel(requests.AutoLabel):
     chosen: bool = False
 
 
+class _DeleteFile(requests.OfProject):
+    """Names a file."""
+
+    file: requests.FileName
+
+
 def _auto_label(body: _AutoLabel) -> responses.JobAnswer:
     if body.chosen and not body.tasks:
         raise Invalid("No task is chosen.", "Tick a task, or auto-label everything without annotations.")
@@ -41,6 +47,10 @@ def _cancel(body: _CancelJob) -> responses.Job:
     return handlers.cancel(body.job)
 
 
+def _delete_file(body: _DeleteFile) -> responses.Deleted:
+    return handlers.delete_file(body.file)
+
+
 #: By the name of the button. Handlers with a ``body`` parameter get the form.
 ACTIONS: Mapping[str, Callable[..., Any]] = {
     "use": _use,
@@ -54,6 +64,7 @@ ACTIONS: Mapping[str, Callable[..., Any]] = {
     "render": handlers.create_annotated_video,
     "render_version": handlers.create_custom_model_video,
     "export": handlers.export,
+    "delete_file": _delete_file,
     "cancel": _cancel,
     "upload": uploads.upload_video,
 }

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from ml_backend.core.errors import LabelStudioError
@@ -38,7 +36,8 @@ class PagePart:
     Attributes:
         context: returns its template's context.
         reload_on: changes that reload it: ``jobs``, ``status``, ``mode``, ``version`` (also at every epoch of a
-            training), ``current`` (another version is in use), or a kind of jobs. See :func:`change_digests`.
+            training), ``current`` (another version is in use), ``files``, or a kind of jobs. See
+            :func:`change_digests`.
         starts_job: whether rendering it may start a job.
         needs_project: whether it can only be rendered for a project.
     """
@@ -218,9 +217,7 @@ def _auto(state: PageState) -> Context:
 
 
 def _files(state: PageState) -> Context:
-    jobs = [item for item in _jobs_of(state) if isinstance(item["result"], dict)]
-    job_by_file = {item["result"].get("file"): item for item in jobs}
-    files = [_file(path, job_by_file.get(path.name)) for path in services().outputs.of_project(_project(state))]
+    files = handlers.files(requests.OfProject(project=_project(state)))["files"]
     page, pages = _page(state, "files", len(files))
     videos = [item for item in files if item["name"].endswith(".mp4")]
     chosen = [name for name in (state.values.get("a"), state.values.get("b")) if name]
@@ -232,18 +229,6 @@ def _files(state: PageState) -> Context:
         "videos": videos,
         "shown": shown,
     }
-
-
-def _file(path: Path, job: Any) -> Context:
-    """Describe an output file and its job's result. Job ids are reused, so that older files may have no job."""
-    try:
-        stat = path.stat()
-    except OSError:  # deleted meanwhile
-        return {"name": path.name, "bytes": None, "at": None, "facts": {}, "task": None, "key": "gone"}
-    at = datetime.fromtimestamp(stat.st_mtime, timezone.utc).isoformat(timespec="seconds")
-    result = {"facts": job["result"], "task": job["task"]} if job else {"facts": {}, "task": None}
-    key = sha256(f"{path.name}/{stat.st_mtime_ns}".encode()).hexdigest()[:12]  # an HTML id for this content
-    return {"name": path.name, "bytes": stat.st_size, "at": at, "key": key, **result}
 
 
 def change_digests(project: int | None) -> dict[str, str]:
@@ -266,6 +251,7 @@ def change_digests(project: int | None) -> dict[str, str]:
         current, active = registry.current(project), registry.running(project)
         values["mode"] = container.projects.mode(project)
         values["current"] = current.name if current else BASE
+        values["files"] = [path.name for path in container.outputs.of_project(project)]
         values["version"] = [values["current"], active and (active.name, active.state, len(active.history))]
     return {name: sha256(json.dumps(value).encode()).hexdigest()[:12] for name, value in values.items()}
 
@@ -284,5 +270,5 @@ PARTS: Mapping[str, PagePart] = {
     "auto": PagePart(_auto, ("jobs",)),
     "tasks": PagePart(_tasks, ("prepare", "predict", "auto_label", "import_video")),
     "renders": PagePart(_renders, ("import_video", "version")),
-    "files": PagePart(_files, ("render_video", "render_custom_video", "export_project")),
+    "files": PagePart(_files, ("files",)),
 }

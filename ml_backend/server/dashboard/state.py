@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flask import request
 
@@ -12,6 +12,7 @@ from ml_backend.server.api import handlers, responses
 from ml_backend.server.dashboard.texts import LANGUAGES
 from ml_backend.server.origin_checks import require_same_site
 from ml_backend.server.problems import CrossSite, as_backend_error
+from ml_backend.server.protocol import services
 
 STEPS = ("label", "learn", "auto", "review")
 THEMES = ("light", "dark")
@@ -23,7 +24,8 @@ class PageState:
 
     Attributes:
         theme: empty for the system's.
-        projects: all projects; empty if they could not be listed, see ``problem``.
+        projects: all projects; empty if they could not be listed.
+        problem: why they could not be listed, or that the requested one does not exist.
         cross_site: whether another site may have sent the request, which then must not start jobs.
         values: query parameters.
     """
@@ -75,4 +77,10 @@ def read_state(*, whole: bool) -> PageState:
     if lang not in LANGUAGES:
         lang = request.accept_languages.best_match(list(LANGUAGES)) or "en"
     step, theme = step if step in STEPS else STEPS[0], theme if theme in THEMES else ""
-    return PageState(step, lang, theme, projects, problem, cross_site, values)
+    state = PageState(step, lang, theme, projects, problem, cross_site, values)
+    if projects and state.project and not state.chosen:
+        try:
+            services().lister.check(state.project)
+        except BackendError as error:
+            return replace(state, problem=error)
+    return state

@@ -16,7 +16,6 @@ from flask import Blueprint, Response, jsonify, redirect, render_template, reque
 from markupsafe import Markup
 
 from ml_backend.core.errors import BackendError
-from ml_backend.jobs.api_queue import STRIDE
 from ml_backend.server.api.requests import ExportFormat
 from ml_backend.server.dashboard import forms, texts
 from ml_backend.server.dashboard.parts import PARTS, change_digests
@@ -151,7 +150,6 @@ def _context(state: PageState) -> dict[str, Any]:
         "s": state,
         "t": t,
         "steps": STEPS,
-        "stride": STRIDE,
         "formats": get_args(ExportFormat),
         "languages": LANGUAGES,
         "address": lambda **changes: url_for("page.home", **(location | changes)),

@@ -32,16 +32,28 @@ for (const item of document.querySelectorAll("[data-hide]")) item.hidden = true;
 document.addEventListener("click", (event) => {
   const follow = event.target.closest("[data-follow]");
   if (follow) document.getElementById(follow.dataset.follow).scrollIntoView({ block: "start" });
-  const both = event.target.closest("[data-both]");
-  if (both) {
-    const videos = [...both.parentElement.querySelectorAll("video")];
-    const paused = videos.every((video) => video.paused);
-    for (const video of videos) {
-      video.currentTime = videos[0].currentTime;
-      paused ? video.play() : video.pause();
-    }
-  }
 });
+
+// -- compared videos play, pause and seek together, whichever one's controls are used
+
+const sent = new WeakMap(); // video -> where the other one has sent it: its own seeking is not followed
+function follow({ type, target: video }) {
+  const time = video.currentTime;
+  if (type === "seeking" && Math.abs(time - sent.get(video)) < 0.01) return;
+  for (const other of video.closest(".players.two")?.querySelectorAll("video") ?? []) {
+    if (other === video || (type === "play" && !other.paused)) continue;
+    if (type === "pause") {
+      if (!video.ended) other.pause(); // a longer one goes on
+      continue;
+    }
+    if (Math.abs(other.currentTime - time) > 0.01) {
+      sent.set(other, Math.min(time, other.duration));
+      other.currentTime = time;
+    }
+    if (!video.paused && !(time >= other.duration)) other.play().catch(() => {}); // refused if it is paused meanwhile
+  }
+}
+for (const name of ["play", "pause", "seeking"]) document.addEventListener(name, follow, true); // they do not bubble
 
 const upload = document.getElementById("upload-progress");
 document.addEventListener("htmx:xhr:progress", (event) => {
@@ -114,11 +126,12 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   }
   // The user requested other contents, which discards the part's input.
   if (event.detail.shouldSwap && event.detail.target.matches(".part")) delete event.detail.target.dataset.dirty;
-  const open = [...event.detail.target.querySelectorAll("details")].map((item) => item.open);
+  const key = (item, number) => item.id || number;
+  const open = new Set([...event.detail.target.querySelectorAll("details")].map((item, number) => item.open && key(item, number)));
   const held = document.activeElement?.id;
-  if (event.detail.target.contains(document.activeElement) || open.includes(true))
+  if (event.detail.target.contains(document.activeElement) || [...open].some((item) => item !== false))
     event.detail.target.addEventListener("htmx:afterSwap", () => {
-      event.detail.target.querySelectorAll("details").forEach((item, number) => { item.open = open[number] ?? false; });
+      event.detail.target.querySelectorAll("details").forEach((item, number) => { item.open = open.has(key(item, number)); });
       if (held) document.getElementById(held)?.focus({ preventScroll: true });
     }, { once: true });
 });
