@@ -26,6 +26,8 @@ TIMEOUT_S = 5.0
 FRESH_S = 1.0
 #: Seconds for which a list is shown while a newer one is fetched.
 STALE_S = 30.0
+#: Seconds to wait for the list that another thread is requesting, at most.
+MAX_WAIT_S = 1.0
 #: Seconds that a list may spend on counting the predicted tasks of projects, one request each; the next goes on.
 COUNT_S = 1.0
 #: Maximum length of the list.
@@ -62,6 +64,7 @@ class ProjectLister:
         self._client = lru_cache(maxsize=1)(lambda token: LabelStudioClient(url, token, TIMEOUT_S, retries=0))
         self._lock = threading.Lock()
         self._cached: tuple[float, list[dict[str, Any]]] | None = None
+        self._took_s = 0.0
         #: By project: the numbers of predictions and tasks when the predicted tasks were counted, and their number.
         self._predicted: dict[int, tuple[tuple[int, int], int]] = {}
         self._project = cached(TTLCache(_PROJECTS_FOUND, STALE_S), lock=threading.Lock())(
@@ -89,13 +92,17 @@ class ProjectLister:
         age = time.monotonic() - cached[0] if cached else STALE_S
         if cached and age < FRESH_S:
             return cached[1]
-        # During a request others use the cached list: waiting would block all of the server's threads.
-        if not self._lock.acquire(blocking=age >= STALE_S) and cached:
+        # During a request others wait for as long as one usually takes, then use the cached list: waiting for a slow
+        # Label Studio would block all of the server's threads.
+        wait_s = -1 if age >= STALE_S else min(2 * self._took_s, MAX_WAIT_S)
+        if not self._lock.acquire(timeout=wait_s) and cached:
             return cached[1]
         try:
             if self._cached and time.monotonic() - self._cached[0] < FRESH_S:
                 return self._cached[1]
-            self._cached = time.monotonic(), self._list(self._client(self._token()))
+            started = time.monotonic()
+            self._cached = started, self._list(self._client(self._token()))
+            self._took_s = time.monotonic() - started
             return self._cached[1]
         finally:
             self._lock.release()

@@ -58,6 +58,7 @@ def slow() -> Iterator[_Slow]:
 
 def test_one_waits_for_label_studio_and_others_take_what_is_known(slow: _Slow, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "FRESH_S", 0.0)
+    monkeypatch.setattr(listing, "MAX_WAIT_S", 0.01)
     lister = ProjectLister(slow.url, lambda: "token")
     assert lister.projects()[0]["title"] == "1"
     slow.let.clear()
@@ -171,3 +172,22 @@ def test_a_token_that_may_not_see_webhooks(slow: _Slow) -> None:
     """The stand-in has none: 404."""
     (project,) = ProjectLister(slow.url, lambda: "token").projects()
     assert project["connected"] is None
+
+
+def test_two_at_once_see_the_same(slow: _Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two parts of a page are drawn again by one event: neither from what was known before it."""
+    monkeypatch.setattr(listing, "MAX_WAIT_S", 120.0)
+    lister = ProjectLister(slow.url, lambda: "token")
+    slow.let.clear()
+    threading.Timer(1.5, slow.let.set).start()  # the first list takes that long, and is no longer fresh
+    assert lister.projects()[0]["title"] == "1"
+    slow.let.clear()
+    found: list[str] = []
+    waiting = [threading.Thread(target=lambda: found.append(lister.projects()[0]["title"])) for _ in range(2)]
+    for thread in waiting:
+        thread.start()
+    wait_for(lambda: slow.asked == 2)
+    slow.let.set()
+    for thread in waiting:
+        thread.join(120)
+    assert "1" not in found

@@ -76,3 +76,23 @@ def test_a_label_config_that_is_refused(motion_stack: Stack) -> None:
 
 def test_a_project_that_is_not_there(motion_stack: Stack) -> None:
     assert ask(motion_stack, "POST", "/api/connect", 404, json={"project": 999_999})["hint"]
+
+
+@pytest.mark.browser
+def test_connecting_by_a_click(motion_stack: Stack, project: int, tmp_path: Path, chromium: Any) -> None:
+    """The page that is open shows what becomes of it."""
+    client = motion_stack.client()
+    for _ in range(2):
+        add_task(client, project, tmp_path)
+    wait_for(lambda: listed(motion_stack, project).get("tasks") == 2)
+    page = chromium.new_page(locale="en")
+    try:
+        page.goto(f"{motion_stack.backend.url}/?project={project}")
+        row = page.locator("#part-projects tr.chosen")
+        row.get_by_text("not connected").wait_for()
+        page.locator("#connect").click()
+        page.locator("#connect").wait_for(state="detached", timeout=120_000)
+        row.get_by_text("2 / 2").wait_for(timeout=120_000)
+        assert row.get_by_text("not connected").count() == 0
+    finally:
+        page.close()
