@@ -218,7 +218,7 @@ class Settings(BaseSettings):
     min_track_s: float = Field(0.27, ge=0, description="Shorter tracks are dropped as flicker.")
     keyframe_iou: float = Field(0.9, gt=0, lt=1, description="Lowest IoU of interpolated boxes with the track's.")
 
-    # -- retraining
+    # -- fine-tuning
     train_per_second: float = Field(2.0, gt=0, description="Frames per second to train on, besides keyframes.")
     train_args: Annotated[str, AfterValidator(_json_object)] = Field(
         "{}",

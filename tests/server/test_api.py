@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import io
 import json
 import os
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -428,8 +432,39 @@ def test_the_page_names_every_route_and_needs_nothing_else(room: Room) -> None:
     for path in room.document["paths"]:
         assert path in text
     assert "<script" not in text
-    assert "http://" not in text
-    assert "https://" not in text
+    assert not re.search(r'(?:src|href)="(?![/#])', text), "nothing from elsewhere"
+    assert "<code>cancelling</code>" in text, "Markdown is rendered"
+    assert "`" not in text
+
+
+def examples(room: Room) -> list[list[str]]:
+    """The words of the examples on the page of the API."""
+    text = room.client.get("/api/docs").get_data(as_text=True)
+    return [shlex.split(html.unescape(item)) for item in re.findall(r'aria-label="Example">(.+?)</pre>', text)]
+
+
+def test_every_route_has_an_example_that_is_right(room: Room) -> None:
+    found = examples(room)
+    assert len(found) == sum(map(len, room.document["paths"].values()))
+    for curl, *words, url in found:
+        assert curl == "curl"
+        pairs = list(zip(words[::2], words[1::2], strict=False))
+        options, form = dict(pairs), dict(value.split("=") for name, value in pairs if name == "-F")
+        values: dict[str, Any] = {"json": json.loads(options["-d"])} if "-d" in options else {}
+        if form:
+            values["data"] = {n: (io.BytesIO(b"x"), v[1:]) if v.startswith("@") else v for n, v in form.items()}
+        method = options.get("-X", "POST" if values else "GET")
+        path = url.removeprefix("http://localhost")
+        answer = room.client.open(path, method=method, **values)
+        assert answer.status_code not in (400, 405, 415), (method, path, answer.get_data(as_text=True))
+        room.check(method, path, answer)
+
+
+def test_examples_have_credentials_where_they_are_needed(settings: Callable[..., Settings], redis_url: str) -> None:
+    app = create_app(settings(redis_url=redis_url, basic_auth_user="me", basic_auth_pass="secret"))
+    text = app.test_client().get("/api/docs", auth=("me", "secret")).get_data(as_text=True)
+    assert "curl -u USER:PASSWORD " in text
+    assert "secret" not in text
 
 
 # -- redis that comes back

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 
 from ml_backend.core.outputs import OutputFacts
 from ml_backend.core.settings import Settings
@@ -169,15 +170,15 @@ def test_marks_change_with_what_they_stand_for(auto: Room) -> None:
     drawn = re.search("data-marks='([^']+)'", page(auto, "/?project=7&step=auto"))
     assert drawn is not None
     assert json.loads(drawn[1]) == known, "as the page itself was drawn"
-    assert set(known) == {"jobs", "status", "mode", "current", "version", "files"}
+    assert set(known) == {"jobs", "states", "status", "mode", "current", "version", "files"}
     assert changed(known) == set()
     auto.services.api_queue.init_models(8)
     assert changed(known) == {"status"}, "another project's job is in the queue"
     auto.services.api_queue.init_models(7)
-    assert changed(known) == {"status", "jobs", "init_models"}
+    assert changed(known) == {"status", "jobs", "states", "init_models"}
     known = marks()
     auto.delete("/api/jobs/init-7")
-    assert changed(known) == {"status", "jobs", "init_models"}
+    assert changed(known) == {"status", "jobs", "states", "init_models"}
     known = marks()
     auto.services.patterns.switch(7, "yolo")
     assert changed(known) >= {"mode"}
@@ -236,9 +237,9 @@ def test_a_part_that_fails_takes_no_other_with_it(room: Room, monkeypatch: pytes
     # A list of projects that fails is part of every whole page, a notice's too.
     monkeypatch.setattr("ml_backend.server.api.handlers.projects", fails)
     form = {"project": "7", "format": "coco", "predictions": "none"}
-    answer = room.client.post("/ui/do/export", data=form, headers=BROWSER)
+    answer = room.client.post("/ui/do/export?project=7", data=form, headers=BROWSER)
     assert answer.status_code == 200
-    assert "Requested: Exporting" in answer.get_data(as_text=True)
+    assert "Export started." in answer.get_data(as_text=True)
     assert "Internal error." in answer.get_data(as_text=True)
 
 
@@ -310,6 +311,15 @@ def test_both_languages_have_the_same_texts_with_the_same_values() -> None:
         assert fields[0] == fields[1], name
 
 
+@pytest.mark.parametrize(
+    ("lang", "one", "two"), [("en", "1 track", "2 tracks"), ("ko", "트랙 1개", "트랙 2개")], ids=["en", "ko"]
+)
+def test_singular_and_plural(lang: str, one: str, two: str) -> None:
+    t = texts.translator(lang)
+    assert (t("tracks_n", n=1), t("tracks_n", n=2)) == (one, two)
+    assert "|" not in t("videos_n", n=1, time="5 s") + t("videos_n", n=0, time="0 s")
+
+
 def test_templates_use_texts_that_exist_and_no_text_is_unused() -> None:
     written = "".join(path.read_text() for path in TEMPLATES.rglob("*.html"))
     used = set(re.findall(r'\bt\("(\w+)"[,)]', written))
@@ -339,7 +349,11 @@ def test_names_are_escaped(hostile: Room) -> None:
 
 def test_charts_escape_labels() -> None:
     points = [{"label": SCRIPT, "task": 1, "frame": 2, "x": 0.5, "y": -0.5}]
-    for drawn in (charts.scatter(SCRIPT, points, [SCRIPT]), charts.curves(SCRIPT, {SCRIPT: [(1, 2.0), (2, 1.0)]})):
+    link = Markup('href="#"')
+    for drawn in (
+        charts.scatter(SCRIPT, points, [SCRIPT], lambda _: link),
+        charts.curves(SCRIPT, {SCRIPT: [(1, 2.0), (2, 1.0)]}),
+    ):
         assert "<script>" not in drawn
         assert "<img" not in drawn
 
@@ -447,10 +461,13 @@ def test_a_button_with_scripts_answers_a_notice(hostile: Room) -> None:
     answer = hostile.client.post(
         "/ui/do/export", data={"project": "7", "format": "coco", "predictions": "none"}, headers={"HX-Request": "true"}
     )
-    assert "Requested: Exporting" in answer.get_data(as_text=True)
-    assert answer.headers["HX-Trigger"] == "changed"
+    assert answer.get_data(as_text=True).strip() == "", "the part of notices says it"
+    assert answer.headers["HX-Trigger"] == "changed, live-states"
     assert kinds(hostile) == {"export_project"}
-    assert f'hx-trigger="every 2s, {answer.headers["HX-Trigger"]} from:body"' in page(hostile)
+    text = page(hostile)
+    assert 'hx-trigger="every 2s, changed from:body"' in text
+    assert "Export started." in text
+    assert 'hx-trigger="live-states from:body, late"' in text
 
 
 def test_a_button_without_scripts_answers_the_page(hostile: Room) -> None:
@@ -459,7 +476,7 @@ def test_a_button_without_scripts_answers_the_page(hostile: Room) -> None:
     )
     text = answer.get_data(as_text=True)
     assert "<!doctype html>" in text
-    assert "Requested: Auto-labelling" in text
+    assert "Auto-labelling started." in text
     (job,) = (item for item in hostile.services.jobs.all() if item["kind"] == "auto_label")
     assert hostile.services.queue.fetch(job["id"]).args == [7, [1, 2]]
 
@@ -470,7 +487,7 @@ def test_no_chosen_task_is_none_and_not_all(hostile: Room, headers: dict[str, st
     fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="(\w+)">', form))
     answer = hostile.client.post("/ui/do/auto_label?project=7&step=auto", data=fields, headers=headers)
     assert answer.status_code == 400
-    assert "No task is chosen." in answer.get_data(as_text=True)
+    assert "No task is selected." in answer.get_data(as_text=True)
     assert kinds(hostile) == set()
     hostile.client.post("/ui/do/auto_label?project=7&step=auto", data=fields | {"tasks": ["3"]}, headers=headers)
     (job,) = hostile.services.jobs.all()
@@ -579,7 +596,7 @@ def test_a_running_training_is_drawn(hostile: Room) -> None:
     registry.advance(run, history=[{"epoch": n, "losses": {"box": 1.0 / n}, "map50": 0.5} for n in (1, 2)])
     text = page(hostile, "/?project=7&step=learn")
     assert text.count('class="chart"') == 2
-    assert "Training of v1" in text
+    assert "Fine-tuning of v1" in text
 
 
 def test_bars_stay_within_their_rail() -> None:

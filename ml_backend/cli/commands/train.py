@@ -1,4 +1,4 @@
-"""Retrain a project's detector from its annotations. Workers do it; this command shows progress."""
+"""Fine-tune a project's detector on its annotations. Workers do it; this command shows progress."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def cancel(project: int) -> None:
 @click.argument("values", required=False)
 @fail_clearly
 def policy(project: int, values: str | None) -> None:
-    """Show the project's retraining policy, or override it with VALUES, such as '{"min_tracks": 5}'."""
+    """Show the project's fine-tuning policy, or override it with VALUES, such as '{"min_tracks": 5}'."""
     container = container_in_force(None if values is None else project)
     if values is not None:
         try:

@@ -13,7 +13,7 @@ from threading import Condition
 from typing import TYPE_CHECKING, Any
 
 from cachetools import TTLCache, cached
-from flask import Response, jsonify, render_template, send_file
+from flask import Response, jsonify, render_template, request, send_file
 
 import ml_backend
 from ml_backend.core.errors import BackendError, ConfigError, Conflict
@@ -24,6 +24,7 @@ from ml_backend.jobs.services.connections import connect_project
 from ml_backend.jobs.worker_status import differing_settings
 from ml_backend.labeling.model_version import BASE, version_settings
 from ml_backend.server.api import requests, responses
+from ml_backend.server.api.docs_page import docs_context
 from ml_backend.server.api.routing import document, route
 from ml_backend.server.problems import Unknown
 from ml_backend.server.protocol import services
@@ -248,7 +249,7 @@ def patterns_info(query: requests.OfProject) -> responses.Patterns:
 
 @route("GET", "/exemplars", "Learn")
 def exemplars(query: requests.ShowExemplars) -> responses.Exemplars:
-    """List a label's exemplars. Crops of annotated objects with thumbnails, newest first."""
+    """List exemplars. Crops of annotated objects with thumbnails, newest first; all, those of a label, or one."""
     container = services()
     embedder = container.projects.models(query.project).classifier.embedder
     rows: list[responses.Exemplar] = []
@@ -264,7 +265,7 @@ def exemplars(query: requests.ShowExemplars) -> responses.Exemplars:
                 "thumbnail": data_url(thumbnail),
             }
             for exemplar_id, origin, thumbnail in container.projects.patterns.gallery(
-                query.project, embedder.model_id, query.label, query.limit
+                query.project, embedder.model_id, query.label, query.limit, query.id
             )
         ]
     return {"project": query.project, "label": query.label, "exemplars": rows}
@@ -354,7 +355,7 @@ def _job_result(
 
 @route("POST", "/train_custom_model", "Learn", 202, errors=(409,))
 def train(body: requests.Train) -> responses.JobAnswer:
-    """Retrain a project's detector.
+    """Fine-tune a project's detector.
 
     The result is used only if it is not worse. If nothing has changed since the last training, 409 is returned. A
     request during a training starts another one after it, which does nothing unless annotations have changed.
@@ -560,6 +561,7 @@ def describe() -> Response:
 @route("GET", "/docs", "This API", media=("text/html",))
 def docs() -> Response:
     """Get this document as HTML. A page without scripts."""
-    response = Response(render_template("api_docs.html", document=_document()), content_type="text/html; charset=utf-8")
+    page = render_template("api_docs.html", **docs_context(_document(), request.url_root.rstrip("/")))
+    response = Response(page, content_type="text/html; charset=utf-8")
     response.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
     return response

@@ -46,6 +46,7 @@ VersionName = Annotated[
     Field(
         pattern=r"^(base|v[0-9]{1,9})$",
         description="A version of the registry, such as v2; base: the configured detector.",
+        examples=["v2"],
     ),
     _allowed("Input should be 'base', or a version such as 'v2'"),
 ]
@@ -55,10 +56,12 @@ TrainedName = Annotated[
     _allowed("Input should be a version such as 'v2'"),
 ]
 #: 255 is Label Studio's limit.
-LabelName = Annotated[str, Field(min_length=1, max_length=255, description="Name of a label.")]
-JobId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,200}$")]
+LabelName = Annotated[str, Field(min_length=1, max_length=255, description="Name of a label.", examples=["person"])]
+JobId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,200}$", description="Id of a job.", examples=["train-1"])]
 #: Name of a file in the outputs folder.
-FileName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+FileName = Annotated[
+    str, Field(pattern=f"^{NAME.pattern}$", description="Name of a file.", examples=["project-1-coco.zip"])
+]
 ExportFormat = Literal["annotations", FormatName]
 
 
@@ -194,9 +197,10 @@ class FindSimilar(OfProject):
 
 
 class ShowExemplars(OfProject):
-    """Selects exemplars of a label."""
+    """Selects exemplars."""
 
-    label: Annotated[str, Field(max_length=255, description="Name of a label; empty: background.")]
+    label: Annotated[str | None, Field(max_length=255, description="Only of this label; empty: background.")] = None
+    id: Annotated[int | None, Field(ge=1, lt=1 << 31, description="Only this exemplar, such as one of the map.")] = None
     limit: Annotated[int, Field(ge=1, le=200, description="Maximum number of results.")] = 24
 
 

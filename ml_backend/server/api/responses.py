@@ -42,6 +42,7 @@ class Job(Answer):
     kind: Annotated[str, Field(description="What it does, such as render_video, predict or train.")]
     project: int | None
     task: int | None
+    name: Annotated[str | None, Field(description="Name of the uploaded file; null for other kinds.")]
     queue: Annotated[str | None, Field(description="The queue it is in; null once it has ended.")]
     state: JobState
     progress: Annotated[
@@ -287,10 +288,10 @@ class Exemplar(Answer):
 
 
 class Exemplars(Answer):
-    """A label's exemplars, newest first."""
+    """Exemplars, newest first."""
 
     project: int
-    label: str
+    label: Annotated[str | None, Field(description="The requested label; null: any.")]
     exemplars: list[Exemplar]
 
 

@@ -255,8 +255,8 @@ def _operation(route: Route, schemas: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _parameters(route: Route) -> list[dict[str, Any]]:
     parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": adapter.json_schema()}
-        for name, adapter in route.path_params.items()
+        {"name": name, "in": "path", "required": True, "description": schema.pop("description", ""), "schema": schema}
+        for name, schema in ((name, adapter.json_schema()) for name, adapter in route.path_params.items())
     ]
     parameters += [{"name": name, "in": "header", "schema": {"type": "string"}} for name in route.headers]
     model = (route.query or NoQuery).model_json_schema()

@@ -32,7 +32,7 @@ class _DeleteFile(requests.OfProject):
 
 def _auto_label(body: _AutoLabel) -> responses.JobAnswer:
     if body.chosen and not body.tasks:
-        raise Invalid("No task is chosen.", "Tick a task, or auto-label everything without annotations.")
+        raise Invalid("No task is selected.", "Select a task, or auto-label everything without annotations.")
     return handlers.auto_label(body)
 
 
@@ -66,8 +66,14 @@ ACTIONS: Mapping[str, Callable[..., Any]] = {
     "export": handlers.export,
     "delete_file": _delete_file,
     "cancel": _cancel,
-    "upload": uploads.upload_video,
+    "upload": uploads.upload_videos,
 }
+
+
+def jobs_of(answer: Mapping[str, Any]) -> list[responses.Job]:
+    """Return the jobs that an action has requested."""
+    answers = [answer, *answer.get("uploads", ())]
+    return [item["job"] for item in answers if item.get("job")]
 
 
 def perform(name: str) -> dict[str, Any]:

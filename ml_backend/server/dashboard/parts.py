@@ -12,6 +12,7 @@ from ml_backend.core.errors import LabelStudioError
 from ml_backend.labeling.model_version import BASE
 from ml_backend.server.api import handlers, requests
 from ml_backend.server.dashboard import charts
+from ml_backend.server.dashboard.notices import job_notices
 from ml_backend.server.dashboard.state import PageState
 from ml_backend.server.problems import Unknown
 from ml_backend.server.protocol import services
@@ -26,6 +27,21 @@ LABELS_WITH_THUMBNAILS = 8
 SIMILAR_TRACKS = 24
 #: Versions are large: those of a long-lived project would be megabytes.
 VERSIONS = 20
+#: Notices at a time; dismissing one shows the next.
+NOTICES = 5
+#: The step in which a kind of job is requested.
+STEP_OF = {
+    "import_video": "label",
+    "learn_patterns": "learn",
+    "train": "learn",
+    "auto_label": "auto",
+    "predict": "auto",
+    "prepare": "auto",
+    "refresh": "auto",
+    "render_video": "review",
+    "render_custom_video": "review",
+    "export_project": "review",
+}
 LIVE = ("running", "cancelling", "queued", "waiting")
 
 
@@ -35,9 +51,9 @@ class PagePart:
 
     Attributes:
         context: returns its template's context.
-        reload_on: changes that reload it: ``jobs``, ``status``, ``mode``, ``version`` (also at every epoch of a
-            training), ``current`` (another version is in use), ``files``, or a kind of jobs. See
-            :func:`change_digests`.
+        reload_on: changes that reload it: ``jobs``, ``states`` (of jobs, without their progress), ``status``, ``mode``,
+            ``version`` (also at every epoch of a training), ``current`` (another version is in use), ``files``, or a
+            kind of jobs. See :func:`change_digests`.
         starts_job: whether rendering it may start a job.
         needs_project: whether it can only be rendered for a project.
     """
@@ -65,6 +81,12 @@ def _jobs_of(state: PageState) -> list[Any]:
 
 
 # -- side bar
+
+
+def _notices(state: PageState) -> Context:
+    jobs = [item for item in handlers.all_jobs(services()) if item["project"] == state.project]
+    found = job_notices(jobs, state.requested, state.dismissed)
+    return {"notices": found[:NOTICES], "more": max(len(found) - NOTICES, 0), "step_of": STEP_OF}
 
 
 def _jobs(state: PageState) -> Context:
@@ -136,6 +158,14 @@ def _exemplars_of(state: PageState, label: str, limit: int) -> list[Any]:
 def _exemplars(state: PageState) -> Context:
     label = state.values.get("label", "")[:255]
     return {"label": label, "exemplars": _exemplars_of(state, label, MANY)}
+
+
+def _exemplar(state: PageState) -> Context:
+    number = state.number("exemplar", 0)
+    if not number:
+        return {"chosen": None}
+    found = handlers.exemplars(requests.ShowExemplars(project=_project(state), id=number))["exemplars"]
+    return {"chosen": number, "exemplar": found[0] if found else None}
 
 
 def _similar(state: PageState) -> Context:
@@ -244,6 +274,7 @@ def change_digests(project: int | None) -> dict[str, str]:
         (item["name"], [m["name"] for m in (item["memory"] or {}).get("models", ())]) for item in state["workers"]
     ]
     values: dict[str, Any] = {"jobs": jobs, "status": [state["redis"], state["database"], state["queues"], models]}
+    values["states"] = [(item["id"], item["state"], item["ended_at"]) for item in jobs]
     for item in jobs:  # by kind only their start, end and expiry, not their progress
         values.setdefault(item["kind"], []).append((item["id"], item["ended_at"]))
     if project is not None:
@@ -257,6 +288,7 @@ def change_digests(project: int | None) -> dict[str, str]:
 
 
 PARTS: Mapping[str, PagePart] = {
+    "notices": PagePart(_notices, ("states",)),
     "jobs": PagePart(_jobs, ("jobs",), needs_project=False),
     "system": PagePart(_system, ("status", "mode", "version", "init_models"), needs_project=False),
     "connection": PagePart(_connection, ("auto_label",)),
@@ -264,6 +296,7 @@ PARTS: Mapping[str, PagePart] = {
     "counts": PagePart(_counts, ("count_statistics",), starts_job=True),
     "patterns": PagePart(_patterns, ("describe_patterns", "learn_patterns", "mode"), starts_job=True),
     "exemplars": PagePart(_exemplars),
+    "exemplar": PagePart(_exemplar),
     "similar": PagePart(_similar, ("find_similar",), starts_job=True),
     "versions": PagePart(_versions, ("version", "train")),
     "mode": PagePart(_mode, ("current", "mode", "train")),
