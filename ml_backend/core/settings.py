@@ -122,6 +122,10 @@ class Settings(BaseSettings):
     )
 
     # -- this service
+    backend_url: Annotated[str, AfterValidator(_http_url)] = Field(
+        "http://localhost:9090",
+        description="URL at which Label Studio reaches this service; projects are connected to it.",
+    )
     basic_auth_user: str = Field("", description="With BASIC_AUTH_PASS: credentials for every route but /health.")
     basic_auth_pass: SecretStr = Field(SecretStr(""), description="See BASIC_AUTH_USER.")
     allowed_hosts: Names = Field(
@@ -240,6 +244,12 @@ class Settings(BaseSettings):
     worker_queues: Annotated[Names, AfterValidator(_queue_names)] = Field(
         (), description="Comma-separated queues of a worker, in order; empty: all."
     )
+
+    @property
+    def basic_auth(self) -> tuple[str, str] | None:
+        """User and password; ``None`` if none are required."""
+        password = self.basic_auth_pass.get_secret_value()
+        return (self.basic_auth_user, password) if self.basic_auth_user and password else None
 
     @property
     def label_studio_links(self) -> str:

@@ -55,6 +55,9 @@ ALL_TASKS = 0
 #: Set our own field in RQ's record of a job, so that it is deleted with the job. Creates no record.
 _CANCEL = "if redis.call('exists', KEYS[1]) == 1 then redis.call('hset', KEYS[1], 'cancel', 1) end"
 
+#: Redis key of the projects that Label Studio has set up here.
+_SET_UP = "video:set-up"
+
 #: RQ states of jobs that have not started.
 WAITING = ("queued", "scheduled", "deferred")
 #: RQ states of jobs that have ended.
@@ -153,7 +156,7 @@ class JobQueue:
         return self.request("prepare", "prepare_task", [project_id, task_id], f"prepare-{task_id}")
 
     def request_prepare_many(self, project_id: int, task_ids: Sequence[int]) -> JobRequest:
-        """Request one job that prepares many tasks; no ids means all tasks of the project."""
+        """Request one job that prepares many tasks; no ids means those without annotations and predictions."""
         return self._request_pending("prepare", project_id, task_ids or (ALL_TASKS,))
 
     def request_prediction(self, key: str, project_id: int, task_id: int, queue: str = "predict") -> JobRequest:
@@ -440,7 +443,17 @@ class JobQueue:
         stored = json.loads(value) if value else None
         return (float(stored["at"]), stored["facts"]) if stored else None
 
-    # -- the token that Label Studio sends in /setup
+    # -- what Label Studio has sent in /setup
+
+    def note_set_up(self, project_id: int) -> None:
+        """Remember that Label Studio has set up this project here, which it does when a person connects it."""
+        with self.guard():
+            self.connection.sadd(_SET_UP, project_id)
+
+    def set_up_projects(self) -> set[int]:
+        """Return the projects that Label Studio has set up here."""
+        with self.guard():
+            return {int(value) for value in self.connection.smembers(_SET_UP)}
 
     def remember_token(self, token: str) -> None:
         with self.guard():

@@ -58,6 +58,9 @@ class PredictionService:
     def setup(self, project_id: int, label_config: str, extra_params: Any) -> str:
         """Apply what Label Studio sends on connecting a project, and return its model version.
 
+        The first time, the tasks that are there already are predicted. Label Studio sends the same before each
+        prediction and on each view of the settings.
+
         Args:
             label_config: may be empty.
             extra_params: see :meth:`ml_backend.jobs.project_models.ProjectModelStore.setup_mode`.
@@ -71,11 +74,14 @@ class PredictionService:
         self._projects.setup_mode(project_id, extra_params)
         self._policies.setup(project_id, extra_params)
         version = self.version(project_id)
-        if version != before:
-            try:
+        try:
+            if version != before:
                 self._queue.request_refresh(project_id)
-            except QueueUnavailable as error:  # opened tasks are predicted anyway
-                log.warning("Predictions of project %s were not refreshed: %s", project_id, error)
+            if label_config and project_id not in self._queue.set_up_projects():
+                self._queue.request_prepare_many(project_id, [])
+                self._queue.note_set_up(project_id)
+        except QueueUnavailable as error:  # opened tasks are predicted anyway
+            log.warning("Predictions of project %s were not requested: %s", project_id, error)
         return version
 
     def remember_token(self, token: Any) -> None:

@@ -25,6 +25,7 @@ from rq.serializers import JSONSerializer
 
 from ml_backend.cli.dev_stack.processes import RedisServer
 from ml_backend.core.settings import Settings
+from ml_backend.jobs.queue import ALL_TASKS
 from ml_backend.jobs.task_plan import plan_task
 from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.server.app import MAX_REQUEST, create_app
@@ -149,6 +150,23 @@ def test_setup_and_predict_refuse_what_depends_on_the_task(client: FlaskClient, 
 @pytest.mark.parametrize("schema", ["", None, 7])
 def test_setup_before_there_is_a_config(client: FlaskClient, schema: Any) -> None:
     assert client.post("/setup", json={"project": PROJECT, "schema": schema}).status_code == 200
+
+
+def test_connecting_predicts_the_tasks_that_are_there_once(client: FlaskClient) -> None:
+    container = services(client)
+    refused = {"project": PROJECT, "schema": NO_RECTANGLE}
+    accepted = {"project": PROJECT, "schema": CONFIG}
+    for body in (refused, {"project": PROJECT, "schema": ""}):
+        client.post("/setup", json=body)
+        assert container.storage.pending_projects() == []
+    client.post("/setup", json=accepted)
+    pending = container.storage.pending("prepare", 7)
+    assert set(pending) == {ALL_TASKS}
+    assert [job["id"] for job in container.jobs.all()] == ["prepare-many-7"]
+    container.storage.settle("prepare", 7, pending)
+    client.post("/setup", json=accepted)  # as before each prediction
+    assert container.storage.pending_projects() == []
+    assert container.queue.set_up_projects() == {7}
 
 
 def test_setup_with_missing_weights_says_so(settings: Callable[..., Settings], redis_url: str) -> None:
