@@ -72,12 +72,13 @@ Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute(
 EngineKind = Annotated[Literal["auto", "torch", "openvino"], BeforeValidator(_reject_removed_engine)]
 Precision = Literal["auto", "fp32", "int8"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-#: Queues of jobs in order of priority: preparing a task is short, and the editor needs its frame rate; learning from an
+#: Queues of jobs in order of priority: somebody who has drawn a box waits in the editor; preparing a task is short, and
+#: the editor needs its frame rate; learning from an
 #: annotation should take seconds; users wait for control room jobs (imports, exports, renderings), but not for a whole
 #: library's predictions; idle workers help with the chunks of other workers' videos; refreshing the labels of stored
 #: tracks is not urgent; a training, which takes minutes, comes last. The queue of chunks is called segments, as they
 #: once were: the name is in people's WORKER_QUEUES.
-QUEUES = ("prepare", "patterns", "control", "predict", "segments", "refresh", "train")
+QUEUES = ("interactive", "prepare", "patterns", "control", "predict", "segments", "refresh", "train")
 _POLICY = (
     'Set it for each project: in Label Studio by the extra params {{"training": {{"{0}": ...}}}}, or by '
     "scripts/train.py policy --project ID '{{\"{0}\": ...}}'."
@@ -217,6 +218,11 @@ class Settings(BaseSettings):
     # -- from tracks to regions
     min_track_s: float = Field(0.27, ge=0, description="Shorter tracks are dropped as flicker.")
     keyframe_iou: float = Field(0.9, gt=0, lt=1, description="Lowest IoU of interpolated boxes with the track's.")
+
+    # -- drawn boxes
+    follow_s: float = Field(
+        60.0, gt=0, le=3600, description="Seconds of video for which a drawn box is followed per request, each way."
+    )
 
     # -- fine-tuning
     train_per_second: float = Field(2.0, gt=0, description="Frames per second to train on, besides keyframes.")

@@ -430,12 +430,15 @@ class LabelStudioClient:
             user, password = basic_auth
             auth = {"auth_method": "BASIC_AUTH", "basic_auth_user": user, "basic_auth_pass": password}
             headers = basic_auth_header(user, password)
-        urls = [str(backend["url"]) for backend in self.list_backends(project_id)]
-        connected = next((url for url in urls if is_same_backend(url, backend_url)), None)
-        url = (connected or backend_url).rstrip("/")
+        backends = self.list_backends(project_id)
+        connected = next((item for item in backends if is_same_backend(str(item["url"]), backend_url)), None)
+        url = str(connected["url"] if connected else backend_url).rstrip("/")
         with _hint(CONNECT_HINT), self._errors(f"connect {url} to project {project_id}"):
             if connected is None:
-                self.sdk.ml.create(url=url, project=project_id, title="Video pre-annotation", **auth)
+                facts = {"url": url, "project": project_id, "title": "Video pre-annotation"}
+                self.sdk.ml.create(**facts, is_interactive=True, **auth)
+            elif not connected["is_interactive"]:  # drawn boxes are followed only then
+                self.sdk.ml.update(connected["id"], url=url, project=project_id, is_interactive=True)
             hook_url = f"{url}/webhook"
             hooks = [hook for hook in self.list_webhooks(project_id) if hook["url"] == hook_url]
             if not hooks:

@@ -680,3 +680,37 @@ def test_under_gunicorn_an_endless_body_is_refused(gunicorn: str) -> None:
     with socket.create_connection((host, int(port)), timeout=120) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1099511627776\r\n\r\nx")
         assert connection.recv(100).split()[1] == b"413"
+
+
+# -- drawn boxes
+
+
+def drawn(**change: Any) -> dict[str, Any]:
+    key = {"frame": 5, "enabled": True, "rotation": 0, "x": 10, "y": 10, "width": 20, "height": 20}
+    value = {"framesCount": 50, "duration": 2.0, "labels": ["car"], "sequence": [key]}
+    return {"id": "r1", "from_name": "box", "to_name": "video", "type": "videorectangle", "value": value, **change}
+
+
+def interactive(*regions: Any, **change: Any) -> dict[str, Any]:
+    """As the editor asks through Label Studio."""
+    return request(task(), params={"login": None, "password": None, "context": {"result": list(regions)}}, **change)
+
+
+def test_without_a_worker_a_drawn_box_stays_as_it_is_and_the_reason_is_kept(client: FlaskClient) -> None:
+    region = drawn()
+    response = client.post("/predict", json=interactive(region))
+    assert response.status_code == 200
+    assert response.get_json()["results"][0]["result"] == [region]
+    published = services(client).queue.published("not-followed-7")
+    assert published is not None
+    assert published[1]["task"] == 1
+    assert "--queues interactive" in published[1]["error"]
+
+
+@pytest.mark.parametrize(
+    "regions", [(), ({"type": "choices"},), (drawn(value=None),), tuple(drawn() for _ in range(101))]
+)
+def test_what_is_no_drawn_box_is_refused(client: FlaskClient, regions: Any) -> None:
+    response = client.post("/predict", json=interactive(*regions))
+    assert response.status_code == 400
+    assert "box" in response.get_json()["error"]

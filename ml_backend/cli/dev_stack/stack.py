@@ -104,14 +104,14 @@ class Stack:
         )
         environment |= options.environment
         self.backend = BackendServer(port=options.port, log_dir=self.log_dir, environment=environment, cwd=self._cwd)
-        # Two workers, since a training would block predictions for minutes.
-        self.worker, self.trainer = (
+        # Three workers, since a training would block predictions for minutes, and either one those who draw boxes.
+        self.worker, self.trainer, self.drawer = (
             WorkerProcess(
                 name, queues, redis_url=self.redis_url, log_dir=self.log_dir, environment=environment, cwd=self._cwd
             )
-            for name, queues in (("worker", QUEUES[:-1]), ("trainer", QUEUES[-1:]))
+            for name, queues in (("worker", QUEUES[1:-1]), ("trainer", QUEUES[-1:]), ("drawer", QUEUES[:1]))
         )
-        self._ours: list[ManagedProcess] = [self.worker, self.trainer, self.backend]
+        self._ours: list[ManagedProcess] = [self.worker, self.trainer, self.drawer, self.backend]
 
     # -- start and stop
 

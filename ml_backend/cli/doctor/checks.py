@@ -345,6 +345,9 @@ def _connections(client: LabelStudioClient, target: Target) -> Iterator[Finding]
             yield Finding(check, "note", "is not connected to this backend, so it gets no tracks", hint)
         for item in connected:
             yield from _connection(client, number, item, target.settings)
+            if 'smart="true"' in config and not item.get("is_interactive"):
+                hint = "Press Connect in the control room, or in Label Studio: Settings > Model > Edit, interactive."
+                yield Finding(check, "note", "drawn boxes are not followed: its connection is not interactive", hint)
     if not any_connected:
         hint = f"In Label Studio: project > Settings > Model > Connect model, URL {target.backend_url}. {LOCAL_IP_HINT}"
         yield Finding("Connection", "note", "no project uses this backend", hint)
