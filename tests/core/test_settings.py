@@ -89,5 +89,7 @@ def test_a_wrong_choice_lists_what_is_allowed(name: str) -> None:
 
 
 def test_a_wrong_queue_lists_the_queues() -> None:
-    with pytest.raises(ValidationError, match="there is no queue x; the queues are prepare, patterns, control"):
+    with pytest.raises(
+        ValidationError, match="there is no queue x; the queues are interactive, prepare, patterns, control"
+    ):
         Settings(_env_file=None, worker_queues="x")  # type: ignore[arg-type]

@@ -130,7 +130,7 @@ def test_what_is_no_video_fails_and_is_removed(here: Site, work: Work, tmp_path:
     assert (found["state"], found["result"]) == ("failed", None)
     assert found["error"]
     assert list(here.settings.uploads_dir.iterdir()) == []
-    assert here.client.list_task_ids(project) == []
+    assert [state.id for state in here.client.list_task_states(project)] == []
     # Somebody who asks again does not have to wait.
     assert upload(asking, project, tmp_path / "x.mp4")["state"] == "queued"
 

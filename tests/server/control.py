@@ -22,7 +22,7 @@ from ml_backend.server.container import WebContainer
 from ml_backend.training.annotation_review import KINDS, AnnotationReview, RegionDiff
 from ml_backend.training.registry import Version
 from ml_backend.training.review_store import ReviewStore, TaskReview
-from tests.builders import Outside, send
+from tests.builders import CONFIG, Outside, send
 
 MODEL_VERSION = "yolo11n-af0bcddd.tracktrack-0b71.yolo_dinov2-1a2b3c4d.base"
 WORSE = (
@@ -37,7 +37,8 @@ METRICS = {
 
 def answer_as_label_studio(site: Outside, titles: Mapping[int, str], tasks: int, name: str = "film.mp4") -> None:
     """Let a web server answer as a Label Studio would whose projects, by id, each have the tasks 1 to ``tasks``."""
-    projects = [{"id": number, "title": title, "task_number": tasks} for number, title in titles.items()]
+    facts = {"task_number": tasks, "label_config": CONFIG}
+    projects = [{"id": number, "title": title} | facts for number, title in titles.items()]
     site.answer("/api/projects/", 200, json.dumps({"next": None, "results": projects}).encode())
     for item in projects:
         site.answer(f"/api/projects/{item['id']}/", 200, json.dumps(item).encode())

@@ -28,7 +28,7 @@ from ml_backend.server.dashboard.forms import ACTIONS
 from ml_backend.server.dashboard.parts import PARTS, history
 from ml_backend.server.dashboard.state import STEPS
 from ml_backend.training.retention import remove_old_weights
-from tests.builders import outside
+from tests.builders import CONFIG, NO_RECTANGLE, outside
 from tests.server.control import Room, answer_as_label_studio, promoted, proposed
 
 #: What one sends to this machine itself, or to an encrypted server, and to others.
@@ -55,6 +55,57 @@ def hostile(make_room: Callable[..., Room]) -> Iterator[Room]:
     with outside() as label_studio:
         answer_as_label_studio(label_studio, {7: SCRIPT}, tasks=45, name=f"{SCRIPT}.mp4")
         yield make_room(detector="auto", label_studio_url=label_studio.url)
+
+
+@pytest.fixture
+def three(make_room: Callable[..., Room]) -> Iterator[Room]:
+    """A room beside a Label Studio with a connected project, one that is not, and one whose label config is refused."""
+    configs = {7: CONFIG, 8: CONFIG, 9: NO_RECTANGLE}
+    rows = [{"id": n, "title": f"Project {n}", "task_number": 3, "label_config": xml} for n, xml in configs.items()]
+    hook = {"id": 1, "organization": 1, "project": 7, "url": "http://localhost:9090/webhook", "is_active": True}
+    task = {"id": 1, "data": {"video": "/data/a.mp4"}}
+    with outside() as label_studio:
+        label_studio.answer("/api/projects/", 200, json.dumps({"next": None, "results": rows}).encode())
+        label_studio.answer("/api/webhooks/", 200, json.dumps([hook | {"send_payload": True}]).encode())
+        label_studio.answer("/api/tasks/", 200, json.dumps({"total": 1, "tasks": [task]}).encode())
+        yield make_room(label_studio_url=label_studio.url, label_studio_api_key="token")
+
+
+# -- projects that are not connected
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_step_says_that_the_project_is_not_connected(three: Room, step: str) -> None:
+    lead = texts.load_texts("en")["not_connected_lead"]
+    assert lead not in page(three, f"/?project=7&step={step}")
+    unconnected = page(three, f"/?project=8&step={step}")
+    assert lead in unconnected
+    assert 'id="connect"' in unconnected
+    refused = page(three, f"/?project=9&step={step}")
+    assert lead not in refused
+    assert "no VideoRectangle tag with a name" in refused
+    assert "Add &lt;VideoRectangle" in refused
+
+
+def test_the_list_of_projects_marks_and_connects_them(three: Room) -> None:
+    part = page(three, "/ui/part/projects?project=7")
+    rows = dict(zip((7, 8, 9), part.split("<tr")[2:], strict=True))
+    assert "not connected" in rows[8]
+    assert 'id="connect-8"' in rows[8]
+    for number in (7, 9):
+        assert "not connected" not in rows[number]
+        assert "/ui/do/connect" not in rows[number]
+    assert "label config unsuitable" in rows[9]
+
+
+def test_tracks_that_are_on_their_way_are_announced(three: Room) -> None:
+    words = texts.load_texts("en")["on_their_way"]
+    for part in ("projects", "tasks"):
+        assert words not in page(three, f"/ui/part/{part}?project=7")
+    three.services.queue.request_prepare(7, 1)
+    handlers.all_jobs.cache_clear()
+    for part in ("projects", "tasks"):
+        assert page(three, f"/ui/part/{part}?project=7").count(words) == 1
 
 
 # -- programs and browsers

@@ -38,9 +38,10 @@ def settings_in_force() -> tuple[Settings, str]:
                 "(set DATA_DIR to use another one).",
                 file=sys.stderr,
             )
-        return settings, "http://localhost:9090"
-    missing = {name.lower(): value for name, value in stack.environment.items() if name.lower() not in chosen}
-    return Settings(**missing), stack.backend_url  # type: ignore[arg-type]
+        return settings, settings.backend_url
+    known = {name.lower(): value for name, value in stack.environment.items()} | {"backend_url": stack.backend_url}
+    settings = Settings(**{name: value for name, value in known.items() if name not in chosen})  # type: ignore[arg-type]
+    return settings, settings.backend_url
 
 
 def container_in_force(project: int | None = None) -> Container:

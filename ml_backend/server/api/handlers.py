@@ -21,6 +21,7 @@ from ml_backend.core.errors import BackendError, ConfigError, Conflict, WeightsE
 from ml_backend.core.outputs import Output, OutputFacts
 from ml_backend.jobs.api_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
+from ml_backend.jobs.services.connections import connect_project
 from ml_backend.jobs.worker_status import differing_settings
 from ml_backend.labeling.model_version import BASE, version_settings
 from ml_backend.server.api import requests, responses
@@ -137,6 +138,16 @@ def projects() -> responses.ProjectList:
         active = {"mode": container.projects.mode(item["id"]), "version": trained.name if trained else BASE}
         rows.append(item | active | {"policy": asdict(container.trainings.policy(item["id"]))})
     return {"projects": rows}
+
+
+@route("POST", "/connect", "Overview", 202)
+def connect(body: requests.OfProject) -> responses.JobAnswer:
+    """Connect a project to this backend.
+
+    As Label Studio's Settings > Model does, with the address in BACKEND_URL. The job predicts the tasks without
+    annotations. Sending it again repairs the connection.
+    """
+    return requested(connect_project(services(), body.project))
 
 
 # -- models
@@ -584,8 +595,7 @@ def _iso(timestamp: float | None) -> str | None:
 
 
 def _document() -> dict[str, Any]:
-    settings = services().settings
-    return document(auth=bool(settings.basic_auth_user and settings.basic_auth_pass.get_secret_value()))
+    return document(auth=services().settings.basic_auth is not None)
 
 
 @route("GET", "/openapi.json", "This API")

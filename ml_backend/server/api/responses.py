@@ -154,6 +154,13 @@ class Status(Answer):
     versions: Annotated[dict[str, str], Field(description="Versions of Python and of the main packages.")]
 
 
+class ConfigProblem(Answer):
+    """Why a label config is refused, and how to fix it."""
+
+    message: str
+    hint: str
+
+
 class Project(Answer):
     """A Label Studio project, and the mode and version in use."""
 
@@ -161,7 +168,14 @@ class Project(Answer):
     title: str
     url: str
     tasks: int
+    connected: Annotated[
+        bool | None, Field(description="Whether the project's events reach this backend; null where unknown.")
+    ]
+    config_problem: Annotated[
+        ConfigProblem | None, Field(description="Why tasks of this label config get no tracks; null: they do.")
+    ]
     annotated: Annotated[int, Field(description="Tasks with annotations.")]
+    predicted: Annotated[int | None, Field(description="Tasks with predictions; null where not counted yet.")]
     annotations: int
     predictions: int
     mode: str

@@ -54,6 +54,7 @@ def _delete_file(body: _DeleteFile) -> responses.Deleted:
 #: By the name of the button. Handlers with a ``body`` parameter get the form.
 ACTIONS: Mapping[str, Callable[..., Any]] = {
     "use": _use,
+    "connect": handlers.connect,
     "rollback": handlers.rollback,
     "decline": handlers.decline,
     "learn": handlers.learn_patterns,

@@ -106,7 +106,22 @@ def _system(state: PageState) -> Context:
 def _projects(state: PageState) -> Context:
     projects = state.projects or handlers.projects()["projects"]
     page, pages = _page(state, "projects", len(projects))
-    return {"projects": projects[(page - 1) * TASKS : page * TASKS], "page": page, "pages": pages}
+    return {
+        "projects": projects[(page - 1) * TASKS : page * TASKS],
+        "predicting": {item["project"] for item in handlers.all_jobs(services()) if _predicts(item)},
+        "page": page,
+        "pages": pages,
+    }
+
+
+def _predicts(job: Any) -> bool:
+    """Return whether a job is about to give tasks tracks that they lack."""
+    return job["kind"] in ("auto_label", "prepare", "predict") and job["state"] in LIVE
+
+
+def _connection(state: PageState) -> Context:
+    projects = state.projects or handlers.projects()["projects"]
+    return {"item": next((item for item in projects if item["id"] == state.project), None)}
 
 
 def _counts(state: PageState) -> Context:
@@ -210,7 +225,10 @@ def _tasks(state: PageState, name: str = "tasks") -> Context:
         requested, _ = _page(state, name, lister.tasks(project, 1, 1)[1])
         tasks, total = lister.tasks(project, requested, TASKS)
     page, pages = _page(state, name, total)
-    return {"tasks": tasks, "total": total, "page": page, "pages": pages}
+    # A job of a whole project has no task. An auto-labelling may be of some tasks, which soon have jobs of their own.
+    jobs = {item["task"] for item in _jobs_of(state) if _predicts(item) and item["kind"] != "auto_label"}
+    waiting = {item["id"] for item in tasks} if None in jobs else jobs
+    return {"tasks": tasks, "waiting": waiting, "total": total, "page": page, "pages": pages}
 
 
 def _renders(state: PageState) -> Context:
@@ -279,7 +297,8 @@ PARTS: Mapping[str, PagePart] = {
     "notices": PagePart(_notices, ("states",)),
     "jobs": PagePart(_jobs, ("jobs",), needs_project=False),
     "system": PagePart(_system, ("status", "mode", "version", "init_models"), needs_project=False),
-    "projects": PagePart(_projects, ("import_video",), needs_project=False),
+    "connection": PagePart(_connection, ("auto_label",)),
+    "projects": PagePart(_projects, ("import_video", "auto_label", "prepare", "predict"), needs_project=False),
     "counts": PagePart(_counts, ("count_statistics",), starts_job=True),
     "patterns": PagePart(_patterns, ("describe_patterns", "learn_patterns", "mode"), starts_job=True),
     "exemplars": PagePart(_exemplars),
@@ -288,7 +307,7 @@ PARTS: Mapping[str, PagePart] = {
     "versions": PagePart(_versions, ("version", "train")),
     "mode": PagePart(_mode, ("current", "mode", "train")),
     "auto": PagePart(_auto, ("jobs",)),
-    "tasks": PagePart(_tasks, ("predict", "auto_label", "import_video")),
+    "tasks": PagePart(_tasks, ("prepare", "predict", "auto_label", "import_video")),
     "renders": PagePart(_renders, ("import_video", "version")),
     "files": PagePart(_files, ("files",)),
 }

@@ -207,8 +207,7 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   if (event.detail.target.contains(document.activeElement) || [...open].some((item) => item !== false))
     event.detail.target.addEventListener("htmx:afterSwap", () => {
       event.detail.target.querySelectorAll("details").forEach((item, number) => { item.open = open.has(key(item, number)); });
-      const again = held && (document.getElementById(held) ?? event.detail.target.closest("[tabindex]"));
-      again?.focus({ preventScroll: true });
+      if (held) (document.getElementById(held) ?? event.detail.target.closest("[tabindex]"))?.focus({ preventScroll: true });
     }, { once: true });
 });
 
