@@ -86,7 +86,7 @@ _POLICY = (
 _FIXED = "Remove it: the value is fixed at {}."
 #: Settings of the previous release, and what to do about each. To be removed in the next release.
 RETIRED = {
-    "TRAIN_AUTO": _POLICY.format("auto"),
+    "TRAIN_AUTO": _POLICY.format("mode"),
     "TRAIN_MIN_TRACKS": _POLICY.format("min_tracks"),
     "TRAIN_QUIET_S": _POLICY.format("quiet_s"),
     "TRAIN_EVERY_S": _POLICY.format("every_s"),
@@ -231,7 +231,11 @@ class Settings(BaseSettings):
         description="JSON object with ultralytics' training arguments, such as epochs, imgsz or augmentations: "
         '{"epochs": 30, "mosaic": 0.5}.',
     )
-    gate_frames: int = Field(900, ge=30, description="Held-out frames on which versions are compared, at most.")
+    gate_frames: int = Field(
+        900,
+        ge=30,
+        description="Held-out frames on which versions are compared, at most, and as many frames of other videos.",
+    )
     artifacts_url: str = Field(
         "", description="Folder or fsspec URL for trained weights, shared by all workers; empty: in DATA_DIR."
     )

@@ -52,7 +52,7 @@ def test_settings_of_the_release_before_are_named_with_what_to_do_instead(
     get_settings.cache_clear()
     auto, epochs = caplog.messages
     assert "TRAIN_AUTO has no effect" in auto
-    assert '{"training": {"auto": ...}}' in auto
+    assert '{"training": {"mode": ...}}' in auto
     assert "TRAIN_EPOCHS has no effect" in epochs
     assert "TRAIN_ARGS" in epochs
 

@@ -20,6 +20,7 @@ from ml_backend.jobs.container import Container
 from ml_backend.jobs.training_inputs import training_settings_digest
 from ml_backend.server.container import WebContainer
 from ml_backend.training.annotation_review import KINDS, AnnotationReview, RegionDiff
+from ml_backend.training.registry import Version
 from ml_backend.training.review_store import ReviewStore, TaskReview
 from tests.builders import CONFIG, Outside, send
 
@@ -104,6 +105,25 @@ class Room:
 
 def promoted(services: WebContainer, folder: Path, content: bytes, **facts: Any) -> None:
     """Another version of project 7, which passed the gate and is in use."""
+    run = evaluated(services, folder, content, **facts)
+    services.registry.promote(run, "Better.", "gate", run.parent_id)
+
+
+def proposed(services: WebContainer, folder: Path, content: bytes = b"PK proposed") -> None:
+    """Another version of project 7, which waits for a decision, with what differs on another video and a clip of it."""
+    run = evaluated(services, folder, content)
+    clip, name = folder / "0.mp4", f"projects/7/{run.name}-clip-0.mp4"
+    clip.write_bytes(b"a clip of " + run.name.encode())
+    lost = {"kind": "lost", "task": 3, "label": "person", "now": "", "first": 12, "last": 98, "score": 0.8, "clip": 0}
+    new = lost | {"kind": "relabelled", "now": "bus <b>", "clip": None}
+    others = {"lost": 2, "relabelled": 1, "gained": 5, "changes": [lost, new]}
+    clips = {"0": {"artifact": name, "sha256": services.artifacts.put(clip, name)}}
+    metrics = {"against": "base", "others": others, "clips": clips}
+    services.registry.finish(run, "proposed", "Few annotations.", metrics=metrics)
+
+
+def evaluated(services: WebContainer, folder: Path, content: bytes, **facts: Any) -> Version:
+    """A run of project 7 with weights."""
     weights = folder / "best.pt"
     weights.write_bytes(content)
     registry = services.registry
@@ -111,8 +131,7 @@ def promoted(services: WebContainer, folder: Path, content: bytes, **facts: Any)
     run = registry.begin(7, "me", "a test", current)
     name = f"projects/7/{run.name}.pt"
     sha256 = services.artifacts.put(weights, name)
-    run = registry.advance(run, detector="yolo11n", weights_sha256=sha256, artifact=name, classes=["person"], **facts)
-    registry.promote(run, "Better.", "gate", current.id if current else None)
+    return registry.advance(run, detector="yolo11n", weights_sha256=sha256, artifact=name, classes=["person"], **facts)
 
 
 def annotated(services: Container, fingerprint: str) -> None:

@@ -28,7 +28,7 @@ from ml_backend.server.api import handlers
 from ml_backend.server.api.requests import ExportFormat
 from ml_backend.server.app import create_app
 from tests.builders import Outside, make_tiny_yolo, wait_for
-from tests.server.control import Room, annotated, promoted, refused
+from tests.server.control import Room, annotated, promoted, proposed, refused
 
 
 def states(room: Room) -> dict[str, str]:
@@ -170,6 +170,45 @@ def test_rolling_back_names_what_is_left(auto: Room, tmp_path: Path) -> None:
     assert (found["version"], found["changed"]) == (known["before"], True)
     problem = auto.post("/api/versions/rollback", {"project": 7, "instead_of": "v2"}, 409)
     assert f"{known['before']} is in use" in problem["detail"]
+
+
+def test_a_proposed_version_is_accepted(auto: Room, tmp_path: Path) -> None:
+    proposed(auto.services, tmp_path)
+    known = auto.get("/api/versions?project=7")
+    assert (known["current"], known["proposed"]) == ("base", "v1")
+    auto.post("/api/switch_model", {"project": 7, "version": "v1"})
+    known = auto.get("/api/versions?project=7")
+    assert (known["current"], known["proposed"], known["versions"][0]["state"]) == ("v1", None, "promoted")
+    assert known["versions"][0]["reason"].endswith("Accepted by control room.")
+
+
+def test_a_proposed_version_is_declined_once(auto: Room, tmp_path: Path) -> None:
+    proposed(auto.services, tmp_path)
+    body = {"project": 7, "version": "v1"}
+    assert auto.post("/api/versions/decline", body) == {"declined": "v1", "current": "base"}
+    known = auto.get("/api/versions?project=7")
+    assert (known["proposed"], known["versions"][0]["state"]) == (None, "refused")
+    assert "not proposed" in auto.post("/api/versions/decline", body, 409)["detail"]
+    assert "no version 'v9'" in auto.post("/api/versions/decline", body | {"version": "v9"}, 422)["detail"]
+    auto.post("/api/versions/decline", body | {"version": "base"}, 400)
+
+
+def test_clips_of_a_version(auto: Room, tmp_path: Path) -> None:
+    proposed(auto.services, tmp_path)
+    answer = auto.client.get("/api/versions/v1/clips/0?project=7")
+    auto.check("GET", "/api/versions/v1/clips/0", answer)
+    assert (answer.data, answer.content_type) == (b"a clip of v1", "video/mp4")
+    assert "sandbox" in answer.headers["Content-Security-Policy"]
+    part = auto.client.get("/api/versions/v1/clips/0?project=7", headers={"Range": "bytes=0-5"})
+    assert (part.status_code, part.data) == (206, b"a clip")
+    auto.get("/api/versions/v1/clips/1?project=7", 404)
+    auto.get("/api/versions/v2/clips/0?project=7", 422)
+    auto.get("/api/versions/v1/clips/0?project=8", 422)
+    auto.get("/api/versions/v1/clips/0", 400)
+    for path in ("/api/versions/v1/clips/..%2f0?project=7", "/api/versions/..%2fv1/clips/0?project=7"):
+        assert auto.client.get(path).status_code == 404
+    auto.services.artifacts.remove("projects/7/v1-clip-0.mp4")
+    auto.get("/api/versions/v1/clips/0?project=7", 404)
 
 
 def test_without_a_trained_version_there_is_nothing_to_roll_back_to(auto: Room) -> None:

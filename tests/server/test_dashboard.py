@@ -29,7 +29,7 @@ from ml_backend.server.dashboard.parts import PARTS, history
 from ml_backend.server.dashboard.state import STEPS
 from ml_backend.training.retention import remove_old_weights
 from tests.builders import CONFIG, NO_RECTANGLE, outside
-from tests.server.control import Room, answer_as_label_studio, promoted
+from tests.server.control import Room, answer_as_label_studio, promoted, proposed
 
 #: What one sends to this machine itself, or to an encrypted server, and to others.
 PLAIN = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -329,7 +329,7 @@ def test_templates_use_texts_that_exist_and_no_text_is_unused() -> None:
         name for name in known if name.startswith("format_")
     }
     groups = ("kind_", "state_", "stage_", "mode_", "loss_", "step_", "theme_", "format_", "predictions_")
-    groups += ("acceptance_", "curve_", "draw_", "video_", "source_")
+    groups += ("acceptance_", "curve_", "draw_", "video_", "source_", "policy_", "track_", "tracks_")
     assert {name for name in known - used if not name.startswith(groups)} == {"hours", "minutes", "seconds"}
 
 
@@ -634,6 +634,40 @@ def test_a_version_without_weights_is_shown_and_not_offered(auto: Room, tmp_path
     rows = auto.get("/api/versions?project=7")["versions"]
     assert [row["weights_removed"] for row in rows] == [False, False, True, True]
     assert [row["tracks"] for row in rows] == [3] * 4
+
+
+@pytest.mark.parametrize(
+    ("lang", "title", "keep"),
+    [
+        ("en", "v2 proposed: 2 tracks lost, 1 relabelled, 5 gained", "Keep v1"),
+        ("ko", "v2 제안됨: 사라진 트랙 2개, 라벨이 바뀐 트랙 1개, 새 트랙 5개", "v1 유지"),
+    ],
+)
+def test_a_proposal_shows_what_changes_and_asks(auto: Room, tmp_path: Path, lang: str, title: str, keep: str) -> None:
+    promoted(auto.services, tmp_path, b"PK first")
+    assert "proposal" not in page(auto, "/ui/part/versions?project=7")
+    proposed(auto.services, tmp_path)
+    text = page(auto, "/ui/part/versions?project=7", **{"Accept-Language": lang})
+    assert title in re.sub(r"\s+", " ", text)
+    assert 'src="/api/versions/v2/clips/0?project=7"' in text
+    assert text.count("<video") == 1
+    assert "bus &lt;b&gt;" in text
+    assert re.search(r'id="accept">[^<]*v2', text)
+    assert f'id="decline">{keep}<' in text
+
+
+def test_a_proposal_is_declined_without_scripts(auto: Room, tmp_path: Path) -> None:
+    proposed(auto.services, tmp_path)
+    marks = auto.client.get("/ui/live?project=7").get_json()
+    answer = auto.client.post(
+        "/ui/do/decline?project=7&step=learn", data={"project": "7", "version": "v1"}, headers=BROWSER
+    )
+    text = answer.get_data(as_text=True)
+    assert answer.status_code == 200
+    assert "v1 was declined; base stays in use." in text
+    assert 'id="h-proposal"' not in text
+    now = auto.client.get("/ui/live?project=7").get_json()
+    assert {name for name in now if now[name] != marks[name]} == {"version"}
 
 
 def test_of_many_versions_the_page_reads_what_it_shows(auto: Room, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from ml_backend.cli.progress import fail_clearly
 from ml_backend.core.errors import TrainingFailed
 from ml_backend.jobs.container import Container
 
-#: Exit code if the gate refuses the version.
-REFUSED = 4
+#: Exit code if the version is not used, because the gate refuses or proposes it.
+NOT_USED = 4
 
 
 @click.group()
@@ -30,7 +30,8 @@ def main() -> None:
 @click.option("--no-wait", is_flag=True, help="Do not wait for the training.")
 @fail_clearly
 def start(project: int, force: bool, no_wait: bool) -> None:
-    """Train now. The last line is JSON: version, state, reason and metrics; exit code 4 if the gate refuses it.
+    """Train now. The last line is JSON: version, state, reason and metrics; exit code 4 if the gate refuses or
+    only proposes it.
 
     If nothing has changed since the last training, nothing is started, and the exit code is 1.
     """
@@ -55,7 +56,14 @@ def start(project: int, force: bool, no_wait: bool) -> None:
         return
     outcome = {"state": version.state, "reason": version.reason, "metrics": version.metrics}
     print(json.dumps({"version": version.name, **outcome}))
-    sys.exit({"promoted": 0, "refused": REFUSED}.get(version.state, 1))
+    if version.state == "proposed":
+        name = f"--project {project} {version.name}"
+        print(
+            f"{version.name} is proposed, not used yet. Fix: see what changes in the control room, then "
+            f"scripts/versions.py use {name}, or scripts/versions.py decline {name}.",
+            file=sys.stderr,
+        )
+    sys.exit({"promoted": 0, "proposed": NOT_USED, "refused": NOT_USED}.get(version.state, 1))
 
 
 def _print_status(container: Container, project: int, last: str) -> str:

@@ -70,6 +70,16 @@ def use(project: int, version: str) -> None:
 
 @main.command()
 @PROJECT
+@click.argument("version")
+@fail_clearly
+def decline(project: int, version: str) -> None:
+    """Refuse VERSION, which the gate has proposed; to accept it, `use` it."""
+    container_in_force().trainings.decline(project, version, f"{getpass.getuser()}, scripts/versions.py")
+    print(f"{version} was declined.")
+
+
+@main.command()
+@PROJECT
 @fail_clearly
 def rollback(project: int) -> None:
     """Roll back to the previously used version."""

@@ -90,12 +90,13 @@ class Trainings:
     def versions(self, project_id: int, limit: int | None = None) -> dict[str, Any]:
         """Return all facts about a project's versions, or the newest ``limit``, newest first, as plain JSON."""
         registry = self._registry
-        current = registry.current(project_id)
+        current, proposed = registry.current(project_id), registry.proposed(project_id)
         versions = registry.versions(project_id, limit)
         names = {version.id: version.name for version in registry.outline(project_id)}
         return {
             "project": project_id,
             "current": current.name if current else BASE,
+            "proposed": proposed.name if proposed else None,
             "model_version": self._projects.models(project_id).version,
             "policy": asdict(self.policy(project_id)),
             "versions": [_version_facts(version, names) for version in versions],
@@ -135,6 +136,18 @@ class Trainings:
             except QueueUnavailable as error:  # tasks get new predictions when they are opened
                 log.warning("Project %s is not refreshed: %s", project_id, error)
         return self._projects.models(project_id).version
+
+    def decline(self, project_id: int, name: str, by: str) -> None:
+        """Refuse a proposed version; to accept it, :meth:`activate` it.
+
+        Raises:
+            ConfigError: the version does not exist.
+            Conflict: it is not proposed.
+        """
+        version = self._registry.find(project_id, name)
+        if version is None:
+            raise Conflict("base cannot be declined.", "Name a version that is proposed.")
+        self._registry.decline(version, by)
 
     def usable_versions(self, project_id: int) -> list[str]:
         """Return the names of the versions that a project can be switched to besides ``base``, newest first."""

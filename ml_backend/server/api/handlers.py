@@ -9,6 +9,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from threading import Condition
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from cachetools import TTLCache, cached
 from flask import Response, jsonify, render_template, request, send_file
 
 import ml_backend
-from ml_backend.core.errors import BackendError, ConfigError, Conflict
+from ml_backend.core.errors import BackendError, ConfigError, Conflict, WeightsError
 from ml_backend.core.outputs import Output, OutputFacts
 from ml_backend.jobs.api_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
@@ -391,6 +392,46 @@ def rollback(body: requests.Rollback) -> responses.Switched:
     return _switched(container, body.project, before)
 
 
+@route("POST", "/versions/decline", "Learn", errors=(409,))
+def decline(body: requests.DeclineVersion) -> responses.Declined:
+    """Decline a proposed version.
+
+    It is refused, and the version in use stays. To accept it, use it. Sending it again returns 409, since the version
+    is no longer proposed.
+    """
+    container = services()
+    container.trainings.decline(body.project, body.version, _ACTOR)
+    current = container.registry.current(body.project)
+    return {"declined": body.version, "current": current.name if current else BASE}
+
+
+@route(
+    "GET",
+    "/versions/<version>/clips/<number>",
+    "Learn",
+    *(200, 206, 304),
+    errors=(416, 422),
+    media=("video/mp4",),
+    headers=("Range", "If-None-Match"),
+)
+def version_clip(query: requests.OfProject, version: requests.TrainedName, number: requests.ClipNumber) -> Response:
+    """Get a clip of a version.
+
+    What differs on a video that nobody has annotated: the version that it was compared with, and this one, side by
+    side. The metrics of a version say which change is in which clip.
+    """
+    container = services()
+    found = container.registry.find(query.project, version)
+    clip = (found.metrics.get("clips") or {}).get(number) if found and not found.weights_removed else None
+    if clip is None:
+        raise Unknown("There is no such clip.", "Fetch the versions again; clips are removed with a version's weights.")
+    try:
+        path = container.artifacts.fetch(clip["artifact"], clip["sha256"])
+    except WeightsError as error:
+        raise Unknown("The clip is gone.", "Restore it at ARTIFACTS_URL.") from error
+    return _send_file(path)
+
+
 # -- predictions, and generated files
 
 
@@ -481,6 +522,11 @@ def download(filename: requests.FileName) -> Response:
     path = services().outputs.find(filename)
     if path is None:
         raise Unknown("There is no such file.", "Request it again; old files are deleted.")
+    return _send_file(path)
+
+
+def _send_file(path: Path) -> Response:
+    """Send a generated file, or the range of it that is asked for."""
     try:
         response = send_file(
             path,

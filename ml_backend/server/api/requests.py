@@ -62,6 +62,8 @@ JobId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,200}$", description="Id o
 FileName = Annotated[
     str, Field(pattern=f"^{NAME.pattern}$", description="Name of a file.", examples=["project-1-coco.zip"])
 ]
+#: Number of a clip of a version.
+ClipNumber = Annotated[str, Field(pattern="^[0-9]$")]
 ExportFormat = Literal["annotations", FormatName]
 
 
@@ -132,6 +134,12 @@ class Train(OfProject):
 
 class LoadCustomModel(OfProject):
     """A version to use."""
+
+    version: TrainedName
+
+
+class DeclineVersion(OfProject):
+    """A proposed version to refuse."""
 
     version: TrainedName
 

@@ -199,6 +199,13 @@ class Switched(Answer):
     changed: bool
 
 
+class Declined(Answer):
+    """A proposed version that was refused, and the one that stays in use."""
+
+    declined: str
+    current: str
+
+
 class Loading(Answer):
     """A version in use, and the job that loads it."""
 
@@ -236,6 +243,7 @@ class Versions(Answer):
     project: int
     current: str
     before: Annotated[str, Field(description="The version that a rollback would activate.")]
+    proposed: Annotated[str | None, Field(description="The version that waits for a person's decision.")]
     model_version: str
     policy: dict[str, Any]
     versions: Annotated[list[dict[str, Any]], Field(description="Newest first, with metrics and epochs.")]

@@ -56,6 +56,7 @@ ACTIONS: Mapping[str, Callable[..., Any]] = {
     "use": _use,
     "connect": handlers.connect,
     "rollback": handlers.rollback,
+    "decline": handlers.decline,
     "learn": handlers.learn_patterns,
     "train": handlers.train,
     "auto_label": _auto_label,

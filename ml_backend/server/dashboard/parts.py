@@ -183,7 +183,9 @@ def _versions(state: PageState) -> Context:
     registry["versions"] = [v | {"state": "removed"} if v["weights_removed"] else v for v in registry["versions"]]
     jobs = [item for item in _jobs_of(state) if item["kind"] == "train" and item["state"] in LIVE]
     shown = next((item for item in registry["versions"] if item["history"]), None)
+    proposal = next((item for item in registry["versions"] if item["version"] == registry["proposed"]), None)
     return {
+        "proposal": proposal,
         "registry": registry,
         "trainings": jobs,
         "shown": shown,
@@ -279,11 +281,15 @@ def change_digests(project: int | None) -> dict[str, str]:
         values.setdefault(item["kind"], []).append((item["id"], item["ended_at"]))
     if project is not None:
         registry = container.registry
-        current, active = registry.current(project), registry.running(project)
+        current, active, proposed = registry.current(project), registry.running(project), registry.proposed(project)
         values["mode"] = container.projects.mode(project)
         values["current"] = current.name if current else BASE
         values["files"] = [path.name for path in container.outputs.of_project(project)]
-        values["version"] = [values["current"], active and (active.name, active.state, len(active.history))]
+        values["version"] = [
+            values["current"],
+            active and (active.name, active.state, len(active.history)),
+            proposed and proposed.name,
+        ]
     return {name: sha256(json.dumps(value).encode()).hexdigest()[:12] for name, value in values.items()}
 
 
