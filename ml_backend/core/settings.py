@@ -225,6 +225,10 @@ class Settings(BaseSettings):
     )
 
     # -- fine-tuning
+    notify_url: SecretStr = Field(
+        SecretStr(""),
+        description="URL that gets each fine-tuning's outcome as JSON, such as a chat's webhook.",
+    )
     train_per_second: float = Field(2.0, gt=0, description="Frames per second to train on, besides keyframes.")
     train_args: Annotated[str, AfterValidator(_json_object)] = Field(
         "{}",

@@ -81,6 +81,7 @@ class WorkerInfo:
     pid: int
     hostname: str
     queues: tuple[str, ...]
+    busy: bool = False
 
 
 def connect(settings: Settings, *, timeout: float | None = 1.0) -> Redis:
@@ -495,7 +496,13 @@ class JobQueue:
 
         with self.guard():
             return sorted(
-                WorkerInfo(worker.name, int(worker.pid or 0), str(worker.hostname or ""), tuple(worker.queue_names()))
+                WorkerInfo(
+                    worker.name,
+                    int(worker.pid or 0),
+                    str(worker.hostname or ""),
+                    tuple(worker.queue_names()),
+                    worker.get_state() == "busy",
+                )
                 for worker in Worker.all(self.connection)
             )
 

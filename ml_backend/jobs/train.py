@@ -31,6 +31,8 @@ from ml_backend.core.errors import (
     WeightsError,
 )
 from ml_backend.core.files import file_sha256
+from ml_backend.core.settings import Settings
+from ml_backend.jobs.announce import announce
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.job_list import CANCELLED
 from ml_backend.jobs.progress import report_progress
@@ -57,8 +59,11 @@ log = logging.getLogger(__name__)
 CHECKPOINT_INTERVAL_S = 30.0
 #: Largest number of gate runs, repeated if the project switches versions meanwhile.
 MAX_GATE_RUNS = 3
-#: Seconds between two checks whether the training was cancelled.
+#: Seconds between two checks whether the training was cancelled, or should pause.
 _POLL_S = 1.0
+#: Seconds of each minute for which a training on a CPU pauses while other workers of the machine are busy. Not all of
+#: them: the predictions of a whole library take hours.
+PAUSED_S = 50.0
 
 
 class TrainingWatcher:
@@ -67,6 +72,7 @@ class TrainingWatcher:
     Attributes:
         cancelled: the training was cancelled.
         lost: the lock has expired and may belong to another worker.
+        paused: people wait for other work of this machine.
     """
 
     def __init__(self, container: Container, project_id: int, lock: Lock) -> None:
@@ -74,7 +80,7 @@ class TrainingWatcher:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="training-watch", daemon=True)
         self.cancelled = False
-        self.lost = False
+        self.lost = self.paused = False
 
     def __enter__(self) -> TrainingWatcher:
         self._thread.start()
@@ -89,6 +95,15 @@ class TrainingWatcher:
     def should_stop(self) -> bool:
         """Return whether to stop now: the process stops, the training was cancelled, or the lock is lost."""
         return self.cancelled or self.lost or self._container.stop.is_set()
+
+    def _is_needed_elsewhere(self) -> bool:
+        """Return whether this machine's CPU is needed for what people wait for: predictions, labels, drawn boxes."""
+        if not _trains_on_cpu(self._container.settings) or time.monotonic() % 60 >= PAUSED_S:
+            return False
+        here, own = socket.gethostname(), os.getpid()
+        return any(
+            worker.busy and worker.hostname == here and worker.pid != own for worker in self._container.queue.workers()
+        )
 
     def check(self) -> None:
         """Raise Interrupted if the training has to stop now."""
@@ -106,6 +121,7 @@ class TrainingWatcher:
                     self._lock.reacquire()
                     waited = 0.0
                 self.cancelled |= self._container.training_queue.is_cancelled(self._project)
+                self.paused = self._is_needed_elsewhere()
             except LockError:
                 log.warning("The lock on the training was lost: another worker continues it.")
                 self.lost = True
@@ -167,6 +183,9 @@ class TrainingRun:
             # If another version is in use now, tasks need new predictions. If the worker dies between the promotion and
             # this line, the retry, which finds nothing new to train on, gets here too.
             self._refresh(version)
+            last = self._registry.get(version.id)
+            if last and not last.is_running:
+                announce(self._settings, last)
 
     # -- begin, hand back, end
 
@@ -592,16 +611,27 @@ class TrainingRun:
     ) -> dict[str, Any]:
         from ml_backend.training.process import run_child
 
-        return run_child(plan, folder, on_event=on_event, should_stop=self._watcher.should_stop)
+        return run_child(
+            plan,
+            folder,
+            on_event=on_event,
+            should_stop=self._watcher.should_stop,
+            should_pause=lambda: self._watcher.paused,
+        )
 
     def _free_gpu_memory(self) -> None:
         """Unload idle models, since serving and training share the GPU."""
         from ml_backend.core.model_cache import current_model_cache
 
-        if self._settings.device not in ("cpu", "mps") and Path("/dev/nvidia0").exists():
+        if not _trains_on_cpu(self._settings):
             self._container.worker_status.optimize()
             if cache := current_model_cache():
                 cache.optimize()
+
+
+def _trains_on_cpu(settings: Settings) -> bool:
+    """Return whether trainings have no GPU of NVIDIA, without loading PyTorch."""
+    return settings.device in ("cpu", "mps") or not Path("/dev/nvidia0").exists()
 
 
 def checkpoint_name(version: Version) -> str:

@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from ml_backend.core.errors import BackendError
 from ml_backend.core.subprocesses import exit_with_parent, lower_priority, terminate
 
 log = logging.getLogger(__name__)
+
+#: Seconds between two looks at whether a pause is over.
+_PAUSE_S = 0.2
 
 
 def main(arguments: list[str]) -> int:
@@ -32,14 +36,20 @@ def main(arguments: list[str]) -> int:
     lower_priority()
     try:
         plan = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+        file = Path(plan["pause"])
+
+        def pause() -> None:
+            while file.exists():
+                time.sleep(_PAUSE_S)
+
         if plan["kind"] == "train":
             from ml_backend.training.fine_tune import TrainingPlan, fine_tune
 
-            events.emit("done", **fine_tune(TrainingPlan.from_json(plan), events.emit))
+            events.emit("done", **fine_tune(TrainingPlan.from_json(plan), events.emit, pause))
         else:
             from ml_backend.training.evaluate import EvaluationPlan, evaluate
 
-            events.emit("done", **evaluate(EvaluationPlan.from_json(plan), events.emit))
+            events.emit("done", **evaluate(EvaluationPlan.from_json(plan), events.emit, pause))
     except BackendError as error:
         log.error("%s", error, exc_info=True)
         events.emit("error", message=error.message, hint=error.hint, retryable=error.retryable)

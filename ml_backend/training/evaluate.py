@@ -172,12 +172,13 @@ def _video(video: Mapping[str, Any]) -> HeldOutVideo:
     )
 
 
-def evaluate(plan: EvaluationPlan, emit: Emit) -> dict[str, Any]:
+def evaluate(plan: EvaluationPlan, emit: Emit, pause: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Evaluate each model, and compare them on the other videos.
 
     Args:
         plan: models, held-out parts and other videos.
         emit: called with the events ``progress`` and their fields.
+        pause: called now and then; returns when the evaluation may go on.
 
     Returns:
         Fields of the event ``done``: ``results`` by name of a model that is measured on held-out parts, each with
@@ -200,6 +201,7 @@ def evaluate(plan: EvaluationPlan, emit: Emit) -> dict[str, Any]:
         total = held_out * model.held_out + sum(part.frames for part in parts)
         done, reported = 0, -REPORT_S
         for done in measured.run():
+            pause()
             now = time.monotonic()
             if now - reported >= REPORT_S or done == total:
                 emit("progress", model=model.name, done=done, of=total)

@@ -100,12 +100,13 @@ class TrainingPlan:
         )
 
 
-def fine_tune(plan: TrainingPlan, emit: Emit) -> dict[str, Any]:
+def fine_tune(plan: TrainingPlan, emit: Emit, pause: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Train, or resume a training, or only finish one whose last epoch is done.
 
     Args:
         plan: the training.
         emit: called with the events ``start`` and ``epoch`` and their fields.
+        pause: called before each batch; returns when the training may go on.
 
     Returns:
         Fields of the event ``done``: ``weights`` (a stripped checkpoint that has been loaded once as a check),
@@ -121,12 +122,12 @@ def fine_tune(plan: TrainingPlan, emit: Emit) -> dict[str, Any]:
     with _translate_errors(plan):
         finished = plan.resume is not None and _finished(plan.resume)
         if not finished:
-            seconds = _train(plan, emit)
+            seconds = _train(plan, emit, pause)
         weights, epochs = _finish(plan)
     return {"weights": str(weights), "epochs": epochs, "seconds": round(seconds, 3), "args": dict(plan.args)}
 
 
-def _train(plan: TrainingPlan, emit: Emit) -> float:
+def _train(plan: TrainingPlan, emit: Emit, pause: Callable[[], None]) -> float:
     from ml_backend.training.fine_tuner import FineTuner, check_detector
 
     if plan.start and not plan.resume:
@@ -149,6 +150,7 @@ def _train(plan: TrainingPlan, emit: Emit) -> float:
     freeze_norm = bool(overrides.pop(FREEZE_NORM, plan.args.get(FREEZE_NORM))) and plan.start is not None
     trainer = FineTuner(overrides, _start_from(plan, _start_of(plan)), plan.trained_classes, freeze_norm=freeze_norm)
     callbacks = _EventCallbacks(emit)
+    trainer.add_callback("on_train_batch_start", lambda _: pause())
     trainer.add_callback("on_train_start", callbacks.start)
     trainer.add_callback("on_train_epoch_end", callbacks.losses)
     trainer.add_callback("on_fit_epoch_end", callbacks.epoch)

@@ -30,6 +30,8 @@ ENDING = 30.0
 #: Seconds that the thread which reads events may take to end once the processes are gone.
 DRAIN = 2.0
 LOG = "child.log"
+#: File in whose presence the process pauses.
+PAUSE = "pause"
 _TAIL_LINES, _TAIL_BYTES = 15, 20_000
 
 
@@ -46,6 +48,7 @@ def run_child(
     *,
     on_event: Callable[[dict[str, Any]], None],
     should_stop: Callable[[], bool],
+    should_pause: Callable[[], bool] = lambda: False,
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Run a plan in a subprocess and wait for it.
@@ -54,7 +57,7 @@ def run_child(
         plan: see :mod:`ml_backend.training.child`.
         folder: receives the plan and the log ``child.log``, which is appended to.
         on_event: called with every event but the last; an exception from it ends the process and propagates.
-        should_stop: polled several times a second.
+        should_stop, should_pause: polled several times a second. The process pauses before its next batch.
         environment: whole environment of the process; by default that of this process.
 
     Returns:
@@ -66,10 +69,12 @@ def run_child(
         StorageError: the folder cannot be written.
     """
     folder = folder.absolute()
-    path = folder / f"{plan['kind']}-plan.json"
+    path, pause = folder / f"{plan['kind']}-plan.json", folder / PAUSE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(dict(plan), ensure_ascii=False, default=str), encoding="utf-8")
+        pause.unlink(missing_ok=True)
+        content = {**plan, "pause": str(pause)}
+        path.write_text(json.dumps(content, ensure_ascii=False, default=str), encoding="utf-8")
         with (folder / LOG).open("ab") as log_file:
             log_start = log_file.tell()
             process = _spawn(path, folder, log_file, environment)
@@ -80,7 +85,7 @@ def run_child(
     reader.start()
     last: dict[str, Any] | None = None
     try:
-        last = _follow(process, lines, on_event, should_stop)
+        last = _follow(process, lines, on_event, should_stop, lambda: _show(pause, should_pause()))
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(ENDING)
     finally:
@@ -116,12 +121,14 @@ def _follow(
     lines: queue.Queue[bytes | None],
     on_event: Callable[[dict[str, Any]], None],
     should_stop: Callable[[], bool],
+    tick: Callable[[], None],
 ) -> dict[str, Any] | None:
     """Pass events on until ``done`` or ``error``, which is returned, or until the process has exited."""
     gone_at: float | None = None
     while True:
         if should_stop():
             raise Interrupted("The training was stopped.", "It goes on from its last checkpoint.")
+        tick()
         try:
             line = lines.get(timeout=TICK)
         except queue.Empty:
@@ -139,6 +146,17 @@ def _follow(
         if event["event"] in ("done", "error"):
             return event
         on_event(event)
+
+
+def _show(pause: Path, paused: bool) -> None:
+    """Create or remove the file that pauses the process."""
+    try:
+        if paused:
+            pause.touch()
+        else:
+            pause.unlink(missing_ok=True)
+    except OSError as error:  # a full disk must not end the training here
+        log.warning("The training was not paused or resumed: %s", error)
 
 
 def _read(stream: IO[bytes] | None, lines: queue.Queue[bytes | None]) -> None:

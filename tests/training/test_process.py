@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +178,25 @@ def test_a_crash_comes_with_the_end_of_the_log(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match="exit status 3") as caught:
         run({"kind": "train"}, tmp_path, **at_start(tmp_path / "site", "import os; os.write(2, b'oh no'); os._exit(3)"))
     assert "oh no" in caught.value.hint
+
+
+def test_it_pauses_before_its_next_batch_and_goes_on(data: Path, start: Path, tmp_path: Path) -> None:
+    paused, events = threading.Event(), queue.Queue[dict[str, Any]]()
+    paused.set()
+    folder = tmp_path / "run"
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(
+            run_child,
+            train_plan(data, start, folder),
+            folder,
+            on_event=events.put,
+            should_stop=lambda: False,
+            should_pause=paused.is_set,
+        )
+        try:
+            assert events.get(timeout=240)["event"] == "start"
+            with pytest.raises(queue.Empty):
+                events.get(timeout=3)
+        finally:
+            paused.clear()
+        assert done.result(timeout=240)["epochs"] == 2

@@ -189,6 +189,7 @@ def _versions(state: PageState) -> Context:
         "registry": registry,
         "trainings": jobs,
         "shown": shown,
+        "expected_s": sum(float(item.get("seconds") or 0.0) for item in shown["history"]) if shown else None,
         "lines": history(shown["history"]) if shown else {},
         "curves": charts.curves,
         "motion": services().settings.detector == "motion",
