@@ -114,7 +114,7 @@ class Redraw:
                 int(key["frame"]): {
                     **key,
                     "frame": int(key["frame"]),
-                    "enabled": bool(key.get("enabled", True)),
+                    "enabled": bool(key.get("enabled")),
                     "rotation": float(key.get("rotation") or 0.0),
                     **{name: float(key[name]) for name in _GEOMETRY[:4]},
                 }
@@ -183,7 +183,7 @@ class Redraw:
 
 
 def _same(a: Keyframe, b: Keyframe) -> bool:
-    return bool(a.get("enabled", True)) == bool(b.get("enabled", True)) and all(
+    return bool(a.get("enabled")) == bool(b.get("enabled")) and all(
         abs(float(a.get(name) or 0.0) - float(b.get(name) or 0.0)) <= _SAME for name in _GEOMETRY
     )
 
