@@ -81,8 +81,8 @@ class ClassLoss(nn.Module):
     """Binary cross-entropy of class scores that does not punish labels nobody has annotated.
 
     Where nothing is annotated, objects of such labels may be visible all the same, so it must not count as background:
-    the target is what the teacher sees there or, where it does not know the label, nothing. An annotated box has another
-    label, so there the loss does apply: what was "person" and is "first_responder" now must not be detected as both.
+    the target is what the teacher sees there; where it does not know the label, there is no loss. An annotated box has
+    another label, so there it does count: what was "person" and is "first_responder" now must not be detected as both.
 
     Args:
         trained_classes: ``(classes,)`` whether there are boxes of the label.

@@ -22,6 +22,8 @@ from ml_backend.label_studio.extra_params import read_extra_params
 SKEW_S = 60.0
 #: Pause after a failed training, doubled with each further failure, and its limit, in seconds.
 FAILED_S, LONGEST_S = 60.0, 24 * 3600.0
+#: Names that policies had in earlier releases, and may still have in the database and in Label Studio.
+RETIRED = ("pseudo_labels",)
 
 _Seconds = Annotated[float, Field(strict=True, ge=0, le=366 * 24 * 3600, allow_inf_nan=False)]
 
@@ -35,14 +37,12 @@ class TrainingPolicy:
         min_tracks: fewest annotated tracks that are new or changed since the last training.
         quiet_s: seconds that must have passed since the last annotation.
         every_s: shortest time between the starts of two trainings, in seconds.
-        pseudo_labels: whether to also train on certain predictions of unannotated tasks.
     """
 
     auto: StrictBool = True
     min_tracks: Annotated[int, Field(strict=True, ge=0, le=10**7)] = 10  # with fewer, trainings hardly pass the gate
     quiet_s: _Seconds = 60.0  # people who correct tracks submit more often than that
     every_s: _Seconds = 900.0  # trainings take minutes of a CPU, most of which predictions need
-    pseudo_labels: StrictBool = False  # a model that learns from itself also learns its own mistakes
 
     def changed(self, values: Mapping[str, Any]) -> TrainingPolicy:
         """Return a policy with some values replaced.
@@ -54,11 +54,13 @@ class TrainingPolicy:
 
 
 def check_policy(values: Any) -> dict[str, Any]:
-    """Validate values of a policy and return them.
+    """Validate values of a policy and return them without :data:`RETIRED` ones.
 
     Raises:
         ConfigError: a name does not exist or a value is invalid.
     """
+    if isinstance(values, Mapping):
+        values = {name: value for name, value in values.items() if name not in RETIRED}
     try:
         policy = TypeAdapter(TrainingPolicy).validate_python(values)
     except ValidationError as error:

@@ -70,6 +70,11 @@ def test_label_studio_may_say_so_and_is_only_heard_when_it_says_something_new(po
     assert policies.get(1).min_tracks == 7
 
 
+def test_names_of_earlier_releases_change_nothing(policies: PolicyStore) -> None:
+    policies.setup(1, {"training": {"min_tracks": 3, "pseudo_labels": True}})
+    assert policies.set(1, {"min_tracks": 4, "pseudo_labels": True}) == TrainingPolicy(min_tracks=4)
+
+
 @pytest.mark.parametrize(
     "values",
     [{"min_track": 1}, {"auto": 1}, {"min_tracks": True}, {"quiet_s": -1}, {"every_s": float("nan")}, {"every_s": "1"}],
