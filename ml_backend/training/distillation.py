@@ -146,8 +146,7 @@ class Distillation:
     def _distil(self, criterion: Any, student: Mapping[str, Any], taught: Taught) -> torch.Tensor:
         """Return the losses ``(3,)`` (boxes, classes, 0) between a student and its teacher on the same images."""
         assert self._teacher
-        scores = student["scores"].permute(0, 2, 1)
-        targets = taught.probabilities.to(scores)
+        scores, targets = student["scores"].permute(0, 2, 1).float(), taught.probabilities
         losses = nn.functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
         probability = targets.amax(-1)
         weights = torch.where(probability >= SEEN, probability, 0)
@@ -156,7 +155,7 @@ class Distillation:
         anchors = make_anchors(student["feats"], criterion.stride, 0.5)[0]
         ours, theirs = (
             criterion.bbox_decode(anchors, boxes.permute(0, 2, 1).contiguous())[weights > 0]
-            for boxes in (student["boxes"], taught.boxes.to(scores))
+            for boxes in (student["boxes"].float(), taught.boxes)
         )
         iou = bbox_iou(ours, theirs, xywh=False, CIoU=True).squeeze(-1)
         box_loss = ((1 - iou) * weights[weights > 0]).sum() / total
@@ -195,9 +194,6 @@ class ReplayImages:
         self._recolour = RandomHSV(args.hsv_h, args.hsv_s, args.hsv_v)
         self._random = np.random.default_rng(int(args.seed))
         self._order = self._endless()
-
-    def __bool__(self) -> bool:
-        return bool(self._files)
 
     def next(self, count: int, size: tuple[int, int]) -> torch.Tensor:
         """Return ``(count, 3, height, width)`` uint8 RGB, letterboxed to ``size`` ``(height, width)``."""

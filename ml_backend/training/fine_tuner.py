@@ -109,7 +109,8 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
 
     def auto_batch(self) -> int:
         # The batch that fits is far larger than what trains best: few images would make one step an epoch.
-        return min(int(self.args.nbs), int(super().auto_batch()))
+        fitting = int(super().auto_batch()) / (1 + REPLAY_SHARE if self.replay else 1)
+        return max(1, min(int(self.args.nbs), int(fitting)))
 
     def save_model(self) -> bool:
         """Write checkpoints atomically, the best one first: training can be resumed whenever the process ends."""
