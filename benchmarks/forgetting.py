@@ -211,9 +211,7 @@ def annotate(video: Path, tracks: Sequence[Track], folder: Path) -> Annotated:
 _FILES = (("images", "jpg"), ("labels", "txt"))
 
 
-def train(
-    annotated: Annotated, weights: Path, run: Path, start_from: str, args: Mapping[str, Any], **plan: Any
-) -> tuple[Path, float]:
+def train(annotated: Annotated, weights: Path, run: Path, args: Mapping[str, Any], **plan: Any) -> tuple[Path, float]:
     """Train in a process, as a worker does; return the weights and the seconds."""
     plan = {
         "kind": "train",
@@ -221,7 +219,7 @@ def train(
         "classes": list(LABELS),
         "trained_classes": list(annotated.trained),
         "start": str(weights),
-        "start_from": {LEARNED: start_from},
+        "start_from": {LEARNED: "person"},
         "run": str(run),
         "device": "cpu",
         "pictures": annotated.images,
@@ -254,6 +252,13 @@ def project_tracks(clip: Path, weights: Path) -> list[Track]:
     """Return the tracks of predictions that have a label of the project."""
     tracks, _ = find_tracks(clip, weights, settings_for(weights, device="cpu"))
     return [replace(track, label=track.top_class) for track in tracks if track.top_class in LABELS]
+
+
+def call_walkers(tracks: Sequence[Track], number: int) -> list[Track]:
+    """Give the longest tracks of people the label that is learned."""
+    people = sorted((track for track in tracks if track.label == "person"), key=len, reverse=True)
+    chosen = {track.track_id for track in people[:number]}
+    return [replace(track, label=LEARNED) if track.track_id in chosen else track for track in tracks]
 
 
 def is_sure(track: Track) -> bool:
@@ -289,8 +294,8 @@ def compare(base: Sequence[Track], found: Sequence[Track], taught: Sequence[Trac
 def measure(video: Path, weights: Path, folder: Path, tracks: Sequence[int], args: Mapping[str, Any]) -> Iterator[Row]:
     """Train on the annotation of one video, compare predictions of other material before and after; yield the table.
 
-    The annotation is the detector's own tracks, of which the given numbers get a label that is no class of the
-    detector; in the demo clip it is the bus. Trained as by a worker on a CPU. Counted are the base detector's sure
+    The annotation is the detector's own tracks, of which the given numbers of people, two in the demo clip, get a label
+    that is no class of the detector. Trained as by a worker on a CPU. Counted are the base detector's sure
     tracks that the trained detector keeps: one of its tracks with the same label covers at least half of their frames
     at an IoU of 0.5. Other material is the demo clip, the photographs of the ultralytics package, and the video
     mirrored and darkened, in two groups: each is replayed once, while the other is unseen.
@@ -298,16 +303,12 @@ def measure(video: Path, weights: Path, folder: Path, tracks: Sequence[int], arg
     first, second = other_material(video, folder / "clips")
     base = {clip.path: project_tracks(clip.path, weights) for clip in (*first, *second)}
     own = project_tracks(video, weights)
-    people = sorted((track for track in own if track.label == "person"), key=len, reverse=True)
-    scenarios = []
-    for number in tracks:
-        chosen = {track.track_id for track in people[:number]}
-        labelled = [replace(track, label=LEARNED) if track.track_id in chosen else track for track in own]
-        scenarios.append((f"{number} people", video, labelled, "person", (first, second)))
     sample = first[0].path
-    bus = [replace(track, label=LEARNED) if track.label == "bus" else track for track in base[sample]]
-    scenarios.append(("demo clip", sample, bus, "bus", (second[:1], second[1:])))
-    for name, source, labelled, start_from, groups in scenarios:
+    scenarios = [
+        *((f"{number} tracks", video, call_walkers(own, number), (first, second)) for number in tracks),
+        ("demo clip", sample, call_walkers(base[sample], 2), (second[:1], second[1:])),
+    ]
+    for name, source, labelled, groups in scenarios:
         annotated = annotate(source, labelled, folder / f"data {name}")
         row = Row(name, "")
         for way, replayed, plan in (
@@ -322,7 +323,7 @@ def measure(video: Path, weights: Path, folder: Path, tracks: Sequence[int], arg
                 at = folder / f"replay {name} {replayed}"
                 images = replay_images(groups[replayed], at, settings_for(weights).imgsz)
             run = folder / f"run {name} {way} {replayed}"
-            trained, seconds = train(annotated, weights, run, start_from, args, replay=images, **plan)
+            trained, seconds = train(annotated, weights, run, args, replay=images, **plan)
             row.seconds.append(seconds)
             for values, value in zip((row.ap50, row.map50), average_precision(trained, annotated), strict=True):
                 values.append(value)

@@ -77,7 +77,7 @@ def measure_forgetting(video: Path, weights: Path, tracks: list[int], epochs: in
         rows = []
         for row in measure(video, weights, folder, tracks, {"epochs": epochs} if epochs else {}):
             print(row, flush=True)
-            rows.append(asdict(row))
+            rows.append(asdict(row) | {"lost": dict(row.lost)})
     return rows
 
 

@@ -182,7 +182,7 @@ def _cut(output: Any, images: slice) -> Any:
 
 
 class ReplayImages:
-    """Replay images in endless random order, flipped and recoloured as training images are.
+    """Replay images in endless random order, scaled, moved, flipped and recoloured as training images are.
 
     Args:
         files: of images.
@@ -190,7 +190,7 @@ class ReplayImages:
     """
 
     def __init__(self, files: Sequence[Path], args: Any) -> None:
-        self._files, self._flipped = list(files), float(args.fliplr)
+        self._files, self._args = list(files), args
         self._recolour = RandomHSV(args.hsv_h, args.hsv_s, args.hsv_v)
         self._random = np.random.default_rng(int(args.seed))
         self._order = self._endless()
@@ -204,8 +204,16 @@ class ReplayImages:
         image = cv2.imread(str(file))
         if image is None:
             raise FileNotFoundError(f"{file} cannot be read.")
-        image = self._recolour({"img": LetterBox(size)(image=image)})["img"]
-        return image[:, ::-1] if self._random.random() < self._flipped else image
+        image = self._move(self._recolour({"img": LetterBox(size)(image=image)})["img"])
+        return image[:, ::-1] if self._random.random() < self._args.fliplr else image
+
+    def _move(self, image: Any) -> Any:
+        """Scale an image around its centre and shift it; what is uncovered is grey, as beside letterboxed images."""
+        (height, width), spread = image.shape[:2], self._args.scale
+        scale = self._random.uniform(*(spread if isinstance(spread, list) else (1 - spread, 1 + spread)))
+        x, y = self._random.uniform(-1, 1, 2) * self._args.translate + 0.5
+        matrix = np.array([[scale, 0, (x - scale / 2) * width], [0, scale, (y - scale / 2) * height]])
+        return cv2.warpAffine(image, matrix, (width, height), borderValue=(114, 114, 114))
 
     def _endless(self) -> Iterator[Path]:
         while True:
