@@ -1,11 +1,13 @@
 """Retraining on a local stack: time from submit to predictions, a burst of webhooks, and latency during a training.
 
     python benchmarks/retraining.py VIDEO --weights yolo11n.pt [--epochs 5] [--events 1000] [--seconds 10]
+    python benchmarks/retraining.py VIDEO --weights yolo11n.pt --only forgetting [--epochs 40] [--tracks 1,5,20]
 
 VIDEO becomes two tasks. The tracks of one get the label "walker", which is not a class of the detector, and are
 submitted; the time is measured until a version is promoted and until the other task has new predictions. Then webhook
 events are sent at the given rate, and /predict and a prediction of a short clip are timed with and without a training.
-Prints a table and, as the last line, JSON.
+Without a stack, trainings on one video are compared by what they forget of other material and what they learn, with and
+without distillation and replay; see benchmarks/forgetting.py. Prints two tables and, as the last line, JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,16 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measuring import CONFIG, local_stack, new_task, newest_prediction, submit_as_walkers, wait_for  # noqa: E402
+from benchmarks.measuring import (  # noqa: E402
+    CONFIG,
+    local_stack,
+    new_task,
+    newest_prediction,
+    parse_integers,
+    submit_as_walkers,
+    temporary_data_dir,
+    wait_for,
+)
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
@@ -37,11 +49,40 @@ def percentiles(values: list[float]) -> dict[str, float]:
 @click.command()
 @click.argument("video", type=click.Path(exists=True, path_type=Path))
 @click.option("--weights", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--epochs", default=5, show_default=True)
+@click.option("--only", type=click.Choice(["stack", "forgetting"]), help="Only this part.")
+@click.option("--epochs", type=int, help="By default 5 with a stack, and as many as in production without.")
 @click.option("--events", default=1000, show_default=True)
 @click.option("--seconds", default=10.0, show_default=True, help="Duration in which the events are sent.")
-def main(video: Path, weights: Path, epochs: int, events: int, seconds: float) -> None:
+@click.option("--tracks", default="1,5,20", show_default=True, callback=parse_integers, help="Tracks with a new label.")
+def main(
+    video: Path, weights: Path, only: str | None, epochs: int | None, events: int, seconds: float, tracks: list[int]
+) -> None:
     """Measure retraining with VIDEO."""
+    figures: dict[str, Any] = {}
+    if only != "forgetting":
+        figures |= measure_stack(video, weights, epochs or 5, events, seconds)
+        for name, value in figures.items():
+            print(f"{name:<28} {value}")
+    if only != "stack":
+        figures["forgetting"] = measure_forgetting(video, weights, tracks, epochs)
+    print(json.dumps(figures))
+
+
+def measure_forgetting(video: Path, weights: Path, tracks: list[int], epochs: int | None) -> list[dict[str, Any]]:
+    """Print the table of :func:`benchmarks.forgetting.measure` and return its rows."""
+    from benchmarks.forgetting import HEADER, measure
+
+    print(HEADER)
+    with temporary_data_dir() as folder:
+        rows = []
+        for row in measure(video, weights, folder, tracks, {"epochs": epochs} if epochs else {}):
+            print(row, flush=True)
+            rows.append(asdict(row) | {"lost": dict(row.lost)})
+    return rows
+
+
+def measure_stack(video: Path, weights: Path, epochs: int, events: int, seconds: float) -> dict[str, Any]:
+    """Measure retraining on a local stack; return the figures by name."""
     from label_studio_sdk import LabelStudio
 
     from ml_backend.video.sample import make_sample
@@ -148,9 +189,7 @@ def main(video: Path, weights: Path, epochs: int, events: int, seconds: float) -
                 )
                 time.sleep(pause)
             figures["trainings_by_events"] = len(registry.versions(project)) - versions_before
-    for name, value in figures.items():
-        print(f"{name:<28} {value}")
-    print(json.dumps(figures))
+    return figures
 
 
 if __name__ == "__main__":

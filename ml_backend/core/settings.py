@@ -90,7 +90,7 @@ RETIRED = {
     "TRAIN_MIN_TRACKS": _POLICY.format("min_tracks"),
     "TRAIN_QUIET_S": _POLICY.format("quiet_s"),
     "TRAIN_EVERY_S": _POLICY.format("every_s"),
-    "TRAIN_PSEUDO_LABELS": _POLICY.format("pseudo_labels"),
+    "TRAIN_PSEUDO_LABELS": "Remove it: trainings keep what the detector finds in videos without annotations.",
     "TRAIN_EPOCHS": 'Write TRAIN_ARGS={"epochs": ...} instead.',
     "TRAIN_IMGSZ": 'Write TRAIN_ARGS={"imgsz": ...} instead.',
     "LABEL_STUDIO_TIMEOUT": _FIXED.format("30 s"),

@@ -164,6 +164,14 @@ class TaskVideo:
             return self.frame_rate
         return infer_frame_rate(self.rate_fields, self.regions, playback_duration(path))
 
+    def local_file(self) -> contextlib.AbstractContextManager[Path]:
+        """Open the video file, which exists while the context is open.
+
+        Raises:
+            MediaError: the file is missing, not accessible, or another video than the task's.
+        """
+        return self._file(self)
+
     @contextlib.contextmanager
     def open(self) -> Iterator[AnnotatedVideo]:
         """Open the video file and load its objects; the file exists while the context is open.
@@ -173,7 +181,7 @@ class TaskVideo:
             VideoError: the file cannot be decoded.
             ConfigError: the task's frame rate is out of range.
         """
-        with self._file(self) as path:
+        with self.local_file() as path:
             yield AnnotatedVideo.load(self, path)
 
 

@@ -166,6 +166,12 @@ class AnnotationReader:
             for submission in submissions(task, self._predictions, self.all_annotators, self._version):
                 yield from self._videos_of(task, submission)
 
+    def unannotated_videos(self) -> Iterator[TaskVideo]:
+        """Yield the videos of tasks that nobody has annotated, without regions."""
+        for task in self._tasks():
+            if not submissions(task):
+                yield from self._videos_of(task, Submission([], {}, "", True))
+
     def videos(self) -> Iterator[AnnotatedVideo]:
         """Open and yield every video, one at a time; unusable ones are added to :attr:`skipped`.
 

@@ -51,7 +51,9 @@ from ml_backend.training.review_store import ReviewStore
 if TYPE_CHECKING:
     from redis.lock import Lock
 
+    from ml_backend.datasets.annotation_reader import AnnotationReader
     from ml_backend.training.dataset import TrainingDataset
+    from ml_backend.training.replay import Replay
 
 log = logging.getLogger(__name__)
 
@@ -301,7 +303,8 @@ class TrainingRun:
                 if folder.name != version.name:
                     shutil.rmtree(folder, ignore_errors=True)
         try:
-            data = self._dataset(unread_before(self._registry, version))
+            reader = self._reader()
+            data = self._dataset(reader, unread_before(self._registry, version))
         except NotFound:  # the project was deleted, for which there is no event
             reviews.forget(self._project)
             raise
@@ -320,6 +323,8 @@ class TrainingRun:
             shutil.rmtree(run, ignore_errors=True)
             version = self._registry.advance(version, history=[])
         start = self._start_checkpoint(version)
+        replay = self._replay(reader)
+        data = dataclasses.replace(data, notes=(*data.notes, *replay.notes))
         version = self._registry.advance(
             version,
             state="training",
@@ -341,6 +346,8 @@ class TrainingRun:
             "trained_classes": list(data.trained_classes),
             "start": start["path"],
             "start_from": {**self._class_mapping(), **data.start_from},
+            "label_config": self._container.client.get_project(self._project).label_config,
+            "replay": [str(image) for image in replay.images],
             "run": str(run),
             "resume": str(checkpoint) if checkpoint else None,
             "pictures": data.images.get("train", 0),
@@ -375,22 +382,22 @@ class TrainingRun:
         name = f"projects/{self._project}/{version.name}-{version.id}-held-out-{file_sha256(path)[:16]}.json"
         return {"name": name, "sha256": self._container.artifacts.put(path, name)}
 
-    def _dataset(self, unread: Collection[str]) -> TrainingDataset:
-        """Build the dataset, not waiting for the videos of ``unread`` tasks, which were unavailable last time too."""
+    def _reader(self) -> AnnotationReader:
         from ml_backend.datasets.annotation_reader import AnnotationReader
+
+        client, stop = self._container.client, self._watcher.should_stop
+        return AnnotationReader.from_project(client, self._project, self._settings, should_stop=stop)
+
+    def _dataset(self, reader: AnnotationReader, unread: Collection[str]) -> TrainingDataset:
+        """Build the dataset, not waiting for the videos of ``unread`` tasks, which were unavailable last time too."""
         from ml_backend.training.dataset import FrameSelectionPlan, build_dataset
         from ml_backend.training.splits import SplitStore
 
-        policy = self._container.policies.get(self._project)
         plan = FrameSelectionPlan(
             per_second=self._settings.train_per_second,
             held_out_frames=self._settings.gate_frames,
             hard=ReviewStore(self._container.storage).hard(self._project),
-            pseudo_labels=policy.pseudo_labels,
         )
-        options: dict[str, Any] = {"predictions": "missing"} if policy.pseudo_labels else {}
-        options["should_stop"] = self._watcher.should_stop
-        reader = AnnotationReader.from_project(self._container.client, self._project, self._settings, **options)
         return build_dataset(
             reader,
             self._folder / "dataset",
@@ -401,6 +408,15 @@ class TrainingRun:
             self._watcher.should_stop,
             lambda tasks: _retries_left() and not {str(task) for task in tasks} <= set(unread),
         )
+
+    def _replay(self, reader: AnnotationReader) -> Replay:
+        """Sample frames of the project's other videos, on which the training keeps what the detector finds."""
+        from ml_backend.training.replay import sample_replay
+        from ml_backend.training.splits import SplitStore
+
+        annotated = {split.content for split in SplitStore(self._container.storage).splits(self._project).values()}
+        folder = self._folder / "replay"
+        return sample_replay(reader, folder, annotated, self._settings.imgsz, self._watcher.should_stop)
 
     def _class_mapping(self) -> dict[str, Sequence[str]]:
         """Return label -> the detector classes that are mapped to it in predictions."""

@@ -26,26 +26,21 @@ class AnnotationSummary:
     Attributes:
         classes: labels of the config.
         videos: by video key, the labels of the config that people have annotated on it, over all its tasks.
-        predicted: keys of videos that have predictions but no annotations.
         annotations: by task, the id of the annotation that counts.
         objects: number of annotated objects by label; those without a label under the empty string.
     """
 
     classes: tuple[str, ...]
     videos: dict[str, frozenset[str]] = field(default_factory=dict)
-    predicted: set[str] = field(default_factory=set)
     annotations: dict[int, int] = field(default_factory=dict)
     objects: Counter[str] = field(default_factory=Counter)
     _detected: dict[str, Counter[str]] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, reader: AnnotationReader, classes: tuple[str, ...], pseudo: bool, should_stop: Callable[[], bool]
+        cls, reader: AnnotationReader, classes: tuple[str, ...], should_stop: Callable[[], bool]
     ) -> AnnotationSummary:
         """Read all tasks once.
-
-        Args:
-            pseudo: whether predictions count.
 
         Raises:
             LabelStudioError: the tasks cannot be read.
@@ -56,15 +51,9 @@ class AnnotationSummary:
             if should_stop():
                 raise Interrupted("Stopped while the annotations were read.", "They are read again.")
             try:
-                key = task_video_key(task_video, reader.url)
+                found._add(task_video, task_video_key(task_video, reader.url))
             except MediaError as error:
                 reader.skip(task_video, error)
-                continue
-            if task_video.submission.is_prediction:
-                found.predicted.update([key] if pseudo else [])
-            else:
-                found._add(task_video, key)
-        found.predicted -= set(found.videos)
         return found
 
     def _add(self, task_video: TaskVideo, key: str) -> None:

@@ -15,13 +15,14 @@ from ml_backend.core.errors import ConfigError
 #: track hardly differ, so tracks are counted, not boxes.
 FEW_TRACKS = 150
 FEW_IMAGES = 500
-#: Training images processed over all epochs, by device: a quarter of an hour on a slow CPU, minutes on a GPU.
+#: Training images processed over all epochs, by device: half an hour on a slow CPU with replay, minutes on a GPU.
 PASSES = {"cpu": 3000, "mps": 10_000, "cuda": 40_000}
 #: Fewest and most epochs.
 EPOCHS = {"cpu": (10, 40), "mps": (20, 60), "cuda": (30, 100)}
 #: Share of the free GPU memory that a batch may take; predictions need some too.
 GPU_SHARE = 0.6
-#: Batch size without a GPU: each image takes 0.35 GB of main memory at 640 pixels, and larger batches are no faster.
+#: Batch size without a GPU: each image takes 0.35 GB of main memory at 640 pixels, half as many replay images come on
+#: top, and larger batches are no faster.
 CPU_BATCH = 8
 #: Value of ``freeze`` for all backbone layers; resolved to their number when the model is known.
 BACKBONE = "backbone"

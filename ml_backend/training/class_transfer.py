@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_backend.core.errors import WeightsError
 from ml_backend.core.memory import is_out_of_memory
-from ml_backend.label_studio.label_config import REST, plain_name
+from ml_backend.label_studio.label_config import REST, LabelMapper, LabelSpec, parse_label_config, plain_name
 
 #: Label -> class of the start checkpoint that it starts from, or several, of which the first that exists counts.
 StartFrom = Mapping[str, str | Sequence[str]]
@@ -47,6 +47,31 @@ def transferred_rows(names: Sequence[str], start: Mapping[int, Any], start_from:
         if row is not None:
             pairs[index] = row
     return pairs
+
+
+def known_rows(
+    names: Sequence[str], start: Mapping[int, Any], content: Mapping[str, Any], label_config: str
+) -> dict[int, list[int]]:
+    """Map each label to the classes of a detector whose objects have that label in predictions.
+
+    Args:
+        names: labels.
+        start: class id -> name of the detector.
+        content: of its checkpoint.
+        label_config: of the project; empty: a class has the label of its name.
+
+    Returns:
+        label index -> class ids; labels that the detector cannot detect are left out.
+    """
+    detectable = detectable_classes_of(content)
+    controls = parse_label_config(label_config).video_controls if label_config else ()
+    specs = [label for control in controls for label in control.labels] or [LabelSpec(name) for name in names]
+    table = LabelMapper(specs, map(str, start.values()), trained=detectable is not None).table
+    rows: dict[int, list[int]] = {}
+    for class_id, name in start.items():
+        if (detectable is None or str(name) in detectable) and (label := table.get(str(name))) in names:
+            rows.setdefault(names.index(label), []).append(class_id)
+    return rows
 
 
 def checkpoint_metadata(

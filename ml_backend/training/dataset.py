@@ -114,7 +114,7 @@ def build_dataset(
     if reader.config is None:
         raise ConfigError("The labels to train are unknown.", "Give the project's label config.")
     classes = reader.config.labels
-    summary = AnnotationSummary.of(reader, classes, options.pseudo_labels, stop)
+    summary = AnnotationSummary.of(reader, classes, stop)
     summary.check()
 
     def check_unavailable() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import BackendError, StorageError, TrainingFailed
 from ml_backend.core.memory import is_out_of_memory, select_device
@@ -20,7 +20,16 @@ from ml_backend.core.settings import get_settings
 from ml_backend.detectors.setup import setup_ultralytics
 from ml_backend.detectors.yolo import YoloDetector
 from ml_backend.training.arguments import FREEZE_NORM, check_overrides, training_args
-from ml_backend.training.class_transfer import StartFrom, checkpoint_metadata, labels_trained_by, read_checkpoint
+from ml_backend.training.class_transfer import (
+    StartFrom,
+    checkpoint_metadata,
+    known_rows,
+    labels_trained_by,
+    read_checkpoint,
+)
+
+if TYPE_CHECKING:
+    from ml_backend.training.distillation import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +61,8 @@ class TrainingPlan:
         run: folder for checkpoints; created if missing.
         start: start checkpoint; ``None``: random weights.
         start_from: label -> most similar class of the start checkpoint, or several in order of preference.
+        label_config: of the project, which says what the start checkpoint's classes are called there.
+        replay: images of videos without annotations, on which it keeps finding what the start checkpoint finds.
         resume: ``weights/last.pt`` in ``run`` of an interrupted training, whose arguments then apply.
         args: ultralytics' arguments as :func:`training_args` returns them.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:0``, ``mps``.
@@ -63,6 +74,8 @@ class TrainingPlan:
     run: Path
     start: Path | None = None
     start_from: StartFrom = field(default_factory=dict)
+    label_config: str = ""
+    replay: tuple[Path, ...] = ()
     resume: Path | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
@@ -94,6 +107,8 @@ class TrainingPlan:
             Path(plan["run"]).absolute(),
             path("start"),
             dict(plan.get("start_from") or {}),
+            str(plan.get("label_config") or ""),
+            tuple(Path(name).absolute() for name in plan.get("replay") or ()),
             path("resume"),
             check_overrides(args),
             device,
@@ -148,7 +163,14 @@ def _train(plan: TrainingPlan, emit: Emit, pause: Callable[[], None]) -> float:
         overrides = {**plan.args, **fixed, **model, "exist_ok": True, "verbose": False, "mode": "train"}
     # Random weights have no BatchNorm statistics worth keeping.
     freeze_norm = bool(overrides.pop(FREEZE_NORM, plan.args.get(FREEZE_NORM))) and plan.start is not None
-    trainer = FineTuner(overrides, _start_from(plan, _start_of(plan)), plan.trained_classes, freeze_norm=freeze_norm)
+    trainer = FineTuner(
+        overrides,
+        _start_from(plan, _start_of(plan)),
+        plan.trained_classes,
+        teacher=_teacher(plan),
+        replay=plan.replay,
+        freeze_norm=freeze_norm,
+    )
     callbacks = _EventCallbacks(emit)
     trainer.add_callback("on_train_batch_start", lambda _: pause())
     trainer.add_callback("on_train_start", callbacks.start)
@@ -250,6 +272,16 @@ def _start_of(plan: TrainingPlan) -> tuple[Mapping[int, Any], Mapping[str, Any]]
         return None
     model, content = read_checkpoint(plan.start)
     return model.names, content
+
+
+def _teacher(plan: TrainingPlan) -> Teacher | None:
+    """Return the start checkpoint as the teacher; ``None`` where there is none or no longer."""
+    from ml_backend.training.distillation import Teacher
+
+    if plan.start is None or (plan.resume and not plan.start.is_file()):
+        return None
+    model, content = read_checkpoint(plan.start)
+    return Teacher(model, known_rows(plan.classes, model.names, content, plan.label_config), len(plan.classes))
 
 
 def _start_from(plan: TrainingPlan, start: tuple[Mapping[int, Any], Mapping[str, Any]] | None) -> StartFrom:

@@ -25,11 +25,14 @@ from ultralytics.utils.torch_utils import unwrap_model
 from ml_backend.core.errors import WeightsError
 from ml_backend.training.arguments import BACKBONE
 from ml_backend.training.class_transfer import StartFrom, transferred_rows
+from ml_backend.training.distillation import Distillation, ReplayImages, Teacher
 
 log = logging.getLogger(__name__)
 
 #: Classification branches of the head: the usual one, and that of NMS-free models.
 BRANCHES = ("cv3", "one2one_cv3")
+#: Replay images of each step, as a share of the training images.
+REPLAY_SHARE = 0.5
 #: Largest difference of class probabilities between half and full precision on GPUs where AMP works.
 AMP_TOLERANCE = 0.1
 
@@ -40,7 +43,9 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
     Args:
         overrides: ultralytics' training arguments.
         start_from: label -> class of the start checkpoint, or several; see :func:`transferred_rows`.
-        trained_classes: labels that have boxes in the data. The others get no loss; see :class:`ClassLoss`.
+        trained_classes: labels that have boxes in the data. The others keep what the teacher knows of them.
+        teacher: answers in the data's labels; ``None``: labels without boxes get no loss; see :class:`ClassLoss`.
+        replay: images without annotations on which the teacher is followed.
         freeze_norm: keep the start checkpoint's BatchNorm statistics in all layers, not only in the frozen ones. The
             statistics of a few images, mosaics at that, say little about the next video.
     """
@@ -51,15 +56,19 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
         start_from: StartFrom,
         trained_classes: Sequence[str],
         *,
+        teacher: Teacher | None = None,
+        replay: Sequence[Path] = (),
         freeze_norm: bool = False,
     ) -> None:
         _keep_offline()
         self.freeze_norm = freeze_norm
+        self.teacher, self.replay = teacher, tuple(replay) if teacher and bool(teacher.known.any()) else ()
         self.start_from = dict(start_from)
         self.trained_classes = frozenset(trained_classes)
         #: Label -> class of the start checkpoint whose weights it started from.
         self.began: dict[str, str] = {}
         super().__init__(overrides=dict(overrides))
+        self._replay_images = ReplayImages(self.replay, self.args)
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
         if weights is not None:
@@ -74,25 +83,34 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
 
     def _model_train(self) -> None:
         super()._model_train()  # keeps the BatchNorm statistics of frozen layers
-        self._ignore_untrained_classes()
+        self._distil()
         if self.freeze_norm:
             for module in self.model.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
 
-    def _ignore_untrained_classes(self) -> None:
-        trained_classes = [str(self.data["names"][i]) in self.trained_classes for i in range(self.data["nc"])]
+    def _distil(self) -> None:
         model = unwrap_model(self.model)
-        if getattr(model, "criterion", None) is None:
-            model.criterion = model.init_criterion()
-        criteria = (getattr(model.criterion, name, None) for name in ("one2many", "one2one"))
-        for criterion in [item for item in criteria if item is not None] or [model.criterion]:
-            if not all(trained_classes) and not isinstance(criterion.bce, ClassLoss):
-                criterion.bce = ClassLoss(torch.tensor(trained_classes, device=self.device))
+        if isinstance(getattr(model, "criterion", None), Distillation):
+            return
+        trained_classes = [str(self.data["names"][i]) in self.trained_classes for i in range(self.data["nc"])]
+        criterion = getattr(model, "criterion", None) or model.init_criterion()
+        if self.teacher:
+            self.teacher.to(self.device)
+        model.criterion = Distillation(criterion, torch.tensor(trained_classes, device=self.device), self.teacher)
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Append replay images, which have no annotations, to a batch of training images."""
+        if self.replay and self.model.training:
+            images = batch["img"]
+            count = math.ceil(len(images) * REPLAY_SHARE)
+            batch["img"] = torch.cat([images, self._replay_images.next(count, images.shape[2:]).to(images)])
+        return dict(super().preprocess_batch(batch))
 
     def auto_batch(self) -> int:
         # The batch that fits is far larger than what trains best: few images would make one step an epoch.
-        return min(int(self.args.nbs), int(super().auto_batch()))
+        fitting = int(super().auto_batch()) / (1 + REPLAY_SHARE if self.replay else 1)
+        return max(1, min(int(self.args.nbs), int(fitting)))
 
     def save_model(self) -> bool:
         """Write checkpoints atomically, the best one first: training can be resumed whenever the process ends."""
@@ -110,28 +128,6 @@ class FineTuner(DetectionTrainer):  # type: ignore[misc]
 
     def final_eval(self) -> None:
         """Skip the final validation and leave ``last.pt`` unstripped, so that it can be resumed."""
-
-
-class ClassLoss(nn.Module):
-    """Binary cross-entropy of class scores that does not punish labels nobody has annotated.
-
-    Where nothing is annotated, objects of such labels may be visible all the same, so it must not count as background.
-    An annotated box has another label, so there the loss does apply: what was "person" and is "first_responder" now
-    must not be detected as both.
-
-    Args:
-        trained_classes: ``(classes,)`` whether there are boxes of the label.
-    """
-
-    def __init__(self, trained_classes: torch.Tensor) -> None:
-        super().__init__()
-        self._trained_classes = trained_classes
-
-    def forward(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return losses ``(batch, anchors, classes)`` of logits and target probabilities of the same shape."""
-        losses = nn.functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
-        annotated = targets.sum(-1, keepdim=True) > 0
-        return losses * (self._trained_classes | annotated)
 
 
 def transfer_class_rows(model: Any, start: Any, names: Sequence[str], start_from: StartFrom) -> dict[str, str]:

@@ -27,8 +27,6 @@ _RULES = 1
 _MAX_FRAMES = 300
 #: Most frames without objects, as a share of those with objects: they only teach background.
 _NEGATIVE_SHARE = 0.2
-#: Score from which a prediction is used as a pseudo-label; frames with less certain ones are left out.
-_MIN_PSEUDO_SCORE = 0.7
 #: Frames of a task that was annotated as empty.
 _EMPTY_FRAMES = 20
 #: Frames a second of a held-out span on which boxes are evaluated, and their least number.
@@ -44,14 +42,11 @@ class FrameSelectionPlan:
         per_second: frames a second, besides keyframes.
         held_out_frames: most frames to evaluate on.
         hard: regions that people had to correct, by task; frames that show them are trained on twice as often.
-        pseudo_labels: whether certain predictions of unannotated tasks are trained on. The reader has to return them
-            (``predictions="missing"``).
     """
 
     per_second: float = 2.0
     held_out_frames: int = 900
     hard: Mapping[int, Collection[str]] = field(default_factory=dict)
-    pseudo_labels: bool = False
 
 
 class TrainingFrameSelector:
@@ -89,7 +84,6 @@ class TrainingFrameSelector:
             "split": [split.part, split.phase] if split else None,
             "plan": [plan.per_second, _MAX_FRAMES, _NEGATIVE_SHARE],
             "span": plan.held_out_frames if split and split.part != "train" else 0,
-            "pseudo": _MIN_PSEUDO_SCORE if video.task_video.submission.is_prediction else None,
             "hard": sorted(self._hard(video)),
             "others": fingerprint(others) if others else "",
         }
@@ -99,10 +93,8 @@ class TrainingFrameSelector:
         no_frames: tuple[IntArray, Sequence[str]] = np.zeros(0, np.int64), []
         if split is None or split.part == "held_out":
             return no_frames
-        pseudo = video.task_video.submission.is_prediction
         uses = split.uses(video.timeline.times)
-        usable = (uses == TRAIN) if pseudo else np.isin(uses, list(_USES))
-        usable &= ~self._excluded(video)
+        usable = np.isin(uses, list(_USES)) & ~self._excluded(video)
         candidates = candidate_frames(video, objects, plan.per_second)
         candidates = candidates[usable[candidates]]
         has_objects = visible(video, objects)[candidates]
@@ -110,8 +102,6 @@ class TrainingFrameSelector:
         limit = max(1, round(_NEGATIVE_SHARE * min(len(positive), _MAX_FRAMES)))
         if not video.task_video.regions:
             limit = _EMPTY_FRAMES
-        if pseudo:
-            limit = 0  # objects that a model has missed are not background
         negative = _thin(negative, min(limit, _MAX_FRAMES - 1))
         frames = np.union1d(_thin(positive, _MAX_FRAMES - len(negative)), negative).astype(np.int64)
         return frames, [_USES[use] for use in uses[frames].tolist()]
@@ -129,13 +119,12 @@ class TrainingFrameSelector:
             class_ids = [self._class_ids[item.label] for item in frame.objects]
             images.append([frame.index, use, any(item.region_id in hard for item in frame.objects), class_ids])
             rows.append(frame.xyxy.round(2).tolist())
-        pseudo = video.task_video.submission.is_prediction
         return {
             "task": video.task_id,
-            "objects": 0 if pseudo else len(picked.objects),
+            "objects": len(picked.objects),
             "pictures": images,
             "digest": fingerprint([sha256, images, rows]),
-            "spans": [] if pseudo else self._spans(picked, sha256),
+            "spans": self._spans(picked, sha256),
             "uri": video.task_video.uri,
         }
 
@@ -145,11 +134,7 @@ class TrainingFrameSelector:
             key = self._key_of(task_video)
         except MediaError:
             return None
-        labels = self._annotated.get(key)
-        if task_video.submission.is_prediction:
-            if labels is not None or not self._plan.pseudo_labels:
-                return None
-        elif not task_video.regions and labels:
+        if not task_video.regions and self._annotated.get(key):
             return None  # another task has annotated objects on the same video
         return self._splits.get(key)
 
@@ -159,13 +144,7 @@ class TrainingFrameSelector:
 
     def _excluded(self, video: AnnotatedVideo) -> npt.NDArray[np.bool_]:
         """Return ``(n,)`` whether a frame shows something that must be learned neither as object nor as background."""
-        pseudo = video.task_video.submission.is_prediction
-        uncertain = [
-            item
-            for item in video.objects
-            if item.label not in self._class_ids or (pseudo and not (item.confidence or 0.0) >= _MIN_PSEUDO_SCORE)
-        ]
-        return visible(video, uncertain)
+        return visible(video, [item for item in video.objects if item.label not in self._class_ids])
 
     # -- held-out spans
 

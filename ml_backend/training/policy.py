@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic.dataclasses
 import sqlalchemy as sa
-from pydantic import ConfigDict, Field, StrictBool, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from sqlalchemy.exc import IntegrityError
 
 from ml_backend.core.errors import ConfigError, StorageError
@@ -22,6 +22,8 @@ from ml_backend.label_studio.extra_params import read_extra_params
 SKEW_S = 60.0
 #: Pause after a failed training, doubled with each further failure, and its limit, in seconds.
 FAILED_S, LONGEST_S = 60.0, 24 * 3600.0
+#: Names that policies had in earlier releases, and may still have in the database and in Label Studio.
+RETIRED = ("pseudo_labels",)
 
 _Seconds = Annotated[float, Field(strict=True, ge=0, le=366 * 24 * 3600, allow_inf_nan=False)]
 
@@ -36,14 +38,12 @@ class TrainingPolicy:
         min_tracks: fewest annotated tracks that are new or changed since the last training.
         quiet_s: seconds that must have passed since the last annotation.
         every_s: shortest time between the starts of two trainings, in seconds.
-        pseudo_labels: whether to also train on certain predictions of unannotated tasks.
     """
 
     mode: Literal["automatic", "propose", "off"] = "automatic"
     min_tracks: Annotated[int, Field(strict=True, ge=0, le=10**7)] = 10  # with fewer, trainings hardly pass the gate
     quiet_s: _Seconds = 60.0  # people who correct tracks submit more often than that
     every_s: _Seconds = 900.0  # trainings take minutes of a CPU, most of which predictions need
-    pseudo_labels: StrictBool = False  # a model that learns from itself also learns its own mistakes
 
     def changed(self, values: Mapping[str, Any]) -> TrainingPolicy:
         """Return a policy with some values replaced.
@@ -55,7 +55,7 @@ class TrainingPolicy:
 
 
 def check_policy(values: Any) -> dict[str, Any]:
-    """Validate values of a policy and return them.
+    """Validate values of a policy and return them without :data:`RETIRED` ones.
 
     Raises:
         ConfigError: a name does not exist or a value is invalid.
@@ -74,11 +74,14 @@ def check_policy(values: Any) -> dict[str, Any]:
 
 
 def _renamed(values: Any) -> Any:
-    """Replace ``auto``, which policies had before ``mode``; if both are given, ``mode`` counts."""
-    auto = values.get("auto") if isinstance(values, Mapping) else None
-    if not isinstance(auto, bool):
+    """Drop names of earlier releases; ``auto`` becomes ``mode``, unless both are given."""
+    if not isinstance(values, Mapping):
         return values
-    return {"mode": "automatic" if auto else "off"} | {name: item for name, item in values.items() if name != "auto"}
+    kept = {name: item for name, item in values.items() if name not in RETIRED}
+    if not isinstance(kept.get("auto"), bool):
+        return kept
+    mode = "automatic" if kept.pop("auto") else "off"
+    return {"mode": mode} | kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from ml_backend.core.types import IntArray
 from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo, VideoObject
 from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.training.annotation_summary import AnnotationSummary, NothingToTrain, task_video_key
-from ml_backend.training.splits import AssignedVideo, Split, SplitCandidate, SplitStore, assign_splits, reserved
+from ml_backend.training.splits import AssignedVideo, Split, SplitCandidate, SplitStore, assign_splits
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def assign_videos(
     """
     while True:
         splits = store.splits(project_id)
-        new = (set(summary.videos) | summary.predicted) - set(splits)
+        new = set(summary.videos) - set(splits)
         if not new:
             return splits
         candidates, measuring = _scan_videos(reader, summary, splits, new, per_second, should_stop)
@@ -114,14 +114,9 @@ def assign_videos(
             key: AssignedVideo(split, summary.videos.get(key, frozenset()), key in measuring)
             for key, split in splits.items()
         }
-        people = [item for key, item in candidates.items() if key in summary.videos]
-        decided = assign_splits(people, known)
+        decided = assign_splits(list(candidates.values()), known)
         if not measuring:
-            _check_evaluable(people, decided)
-        for key in sorted(set(candidates) - set(decided)):
-            content = candidates[key].content
-            same = next((s for s in (splits | decided).values() if s.content == content), None)
-            decided[key] = same or Split(reserved(key).part, 0, content)
+            _check_evaluable(list(candidates.values()), decided)
         if store.add(project_id, decided):
             return splits | decided
         log.info("Project %d: another process has decided on parts of videos", project_id)
@@ -155,9 +150,7 @@ def _scan_videos(
     Returns:
         The new videos by key, and the keys of those that are held out and have something to evaluate.
     """
-    measured = set[str]()
-    if new & set(summary.videos):
-        measured = {key for key, split in splits.items() if split.part != "train" and summary.videos.get(key)}
+    measured = {key for key, split in splits.items() if split.part != "train" and summary.videos.get(key)}
     candidates: dict[str, SplitCandidate] = {}
     measuring = set[str]()
     for task_video, key in _task_videos(reader, new | measured):
@@ -169,9 +162,8 @@ def _scan_videos(
                 excluded = visible(video, [item for item in video.objects if item.label not in summary.classes])
                 if key in new:
                     item = candidates.setdefault(key, SplitCandidate(key, file_sha256(video.path)))
-                    if not task_video.submission.is_prediction:
-                        _add(item, video, objects, excluded, per_second)
-                elif not task_video.submission.is_prediction:
+                    _add(item, video, objects, excluded, per_second)
+                else:
                     seen = visible(video, objects)
                     spans = spans_of(video, splits[key], seen, excluded, len(seen))
                     if any(seen[first : last + 1].any() for first, last in spans):

@@ -271,14 +271,6 @@ def _held_out(candidates: Sequence[SplitCandidate], learned: Sequence[frozenset[
     return set(chosen)
 
 
-def reserved(video: str) -> Split:
-    """Return the part of a video that has predictions only; a person's annotations may follow.
-
-    A fifth is reserved, so that there will be videos for evaluation that were never trained on.
-    """
-    return Split("held_out" if _pseudo_random(video) % round(1 / HELD_OUT_SHARE) == 0 else "train")
-
-
 def _pseudo_random(text: str) -> int:
     """Return a pseudo-random number that depends on nothing but the text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")

@@ -85,6 +85,7 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
     assert {region["value"]["labels"][0] for region in after.result} & {"walker", "vehicle"}
     leftovers = here.settings.data_dir / "training" / f"project-{project}"
     assert not list((leftovers / "runs").glob("*"))
+    assert list((leftovers / "replay").glob("*/*.jpg")), "the other video was replayed"
 
     # The same data is not trained on again; one call goes back, and the old predictions with it.
     services(here).trainings.start(project, "a test")

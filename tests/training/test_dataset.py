@@ -74,7 +74,7 @@ class Project:
         return AnnotationReader.from_file(path, config=config, **options)
 
     def build(self, *tasks: dict[str, Any], should_stop: Any = None, **plan: Any) -> TrainingDataset:
-        source = self.source(tasks, predictions="missing" if plan.get("pseudo_labels") else "none")
+        source = self.source(tasks)
         return build_dataset(source, self.out, self.store, 1, FrameSelectionPlan(**plan), should_stop=should_stop)
 
     def listed(self, part: str) -> list[tuple[str, int]]:
@@ -358,46 +358,6 @@ def test_corrected_objects_are_shown_twice(project: Project, clip: dict[str, Any
     assert data.images == plain.images
     assert data.digest != plain.digest
     assert data.held_out_digest == plain.held_out_digest
-
-
-# -- predictions of tasks that nobody has annotated
-
-
-def make_prediction(*scores: float) -> dict[str, Any]:
-    regions = []
-    for n, score in enumerate(scores):
-        end = [] if not n else [key(51, 40, enabled=False)]
-        regions.append({**thing(key(1, 40), *end, region_id=f"p{n}"), "score": score, "origin": "prediction"})
-    return {"id": 1, "model_version": "m", "result": regions, "score": 0.5}
-
-
-@pytest.mark.slow
-def test_sure_predictions_are_trained_on_if_wanted(project: Project, clip: dict[str, Any]) -> None:
-    others = []
-    for n in range(10):
-        project.video(f"o{n}.mp4", FRAMES + 1 + n)
-        others.append(make_task(f"o{n}.mp4", task_id=n + 2, predictions=[make_prediction(0.9, 0.3)]))
-    plain = project.build(clip, *others)
-    data = project.build(clip, *others, pseudo_labels=True)
-    train = project.listed("train")
-    extra = [(task, frame) for task, frame in train if task != "task-1"]
-    assert extra
-    assert all(frame > 50 for _, frame in extra)  # before, something unsure is to be seen
-    assert all(len(project.label(*picture)) == 1 for picture in extra)
-    assert {task for task, _ in project.listed("val")} == {"task-1"}
-    assert [video["task_id"] for video in project.held_out] == [1]
-    assert (data.annotations, data.tracks) == ({1: 1}, 1)
-    assert data.held_out_digest == plain.held_out_digest
-    # What was trained on is never measured with: some are left alone for that.
-    used = {task for task, _ in extra}
-    parts = Counter(split.part for split in project.store.splits(1).values())
-    assert parts["train"] == len(used)
-    assert parts["held_out"] == 10 - len(used)
-    for n, other in enumerate(others, start=2):
-        other["annotations"] = [make_annotation(WALKER, annotation_id=n)]
-    project.build(clip, *others)
-    assert not {video["name"] for video in project.held_out} & used
-    assert project.build(clip, *others[:0]).digest == plain.digest
 
 
 # -- again

@@ -159,11 +159,11 @@ def test_as_many_classes_as_before_do_not_inherit_by_position(data: Path, tmp_pa
 
 def test_labels_without_boxes_are_wrong_only_where_something_else_is_annotated() -> None:
     """(places: annotated as the second label, not annotated) x (labels: nobody's, the second, the third)."""
-    from ml_backend.training.fine_tuner import ClassLoss
+    from ml_backend.training.distillation import ClassLoss
 
     scores = torch.zeros(1, 2, 3, requires_grad=True)
     targets = torch.tensor([[[0.0, 0.8, 0.0], [0.0, 0.0, 0.0]]])
-    losses = ClassLoss(torch.tensor([False, True, True]))(scores, targets)
+    losses = ClassLoss(torch.tensor([False, True, True]), torch.zeros(3, dtype=torch.bool))(scores, targets)
     losses.sum().backward()
     assert scores.grad is not None
     assert torch.allclose(scores.grad, torch.tensor([[[0.5, -0.3, 0.5], [0.0, 0.5, 0.5]]]))

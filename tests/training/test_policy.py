@@ -95,6 +95,11 @@ def test_a_stored_policy_from_before_there_were_modes(tmp_path: Path) -> None:
     assert policies.get(1) == TrainingPolicy("off", 3), "what Label Studio sends is not new"
 
 
+def test_names_of_earlier_releases_change_nothing(policies: PolicyStore) -> None:
+    policies.setup(1, {"training": {"min_tracks": 3, "pseudo_labels": True}})
+    assert policies.set(1, {"min_tracks": 4, "pseudo_labels": True}) == TrainingPolicy(min_tracks=4)
+
+
 @pytest.mark.parametrize(
     "values",
     [

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ml_backend.core.boxes import scaled_size
 from ml_backend.core.errors import StorageError
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Image
@@ -33,8 +31,6 @@ MAX_IMAGES_PER_VIDEO = 48
 MAX_VIDEOS = MAX_IMAGES // 12
 #: Frames closer in time are nearly equal.
 SPACING_S = 0.2
-#: High enough for JPEG artefacts to stay below the error of int8.
-QUALITY = 95
 #: From this many videos on, every fourth is held out; with fewer, blocks of time are.
 MIN_VIDEOS_TO_HOLD_OUT = 4
 #: Of twelve consecutive images, seven calibrate and three check; those in between are unused, as they nearly equal
@@ -102,33 +98,19 @@ class CalibrationPool:
             VideoError: the video cannot be decoded.
             StorageError: the disk cannot be written.
         """
-        import cv2
-
         from ml_backend.video.probe import probe
-        from ml_backend.video.reader import read_at
+        from ml_backend.video.stills import write_stills
 
         info = probe(video)
         limit = min(MAX_IMAGES_PER_VIDEO, info.frames, round(info.duration / SPACING_S))
         count = max(1, limit)
         indices = np.unique(np.linspace(0, info.frames - 1, count).round().astype(np.int64))
-        size = scaled_size(info.width, info.height, min(1.0, self._side / max(info.width, info.height)))
+        target = self._folder / _fingerprint(video)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_stale()
-            with tempfile.TemporaryDirectory(prefix=".", dir=self._folder) as temporary:
-                folder = Path(temporary) / "images"
-                folder.mkdir()
-                for frame in read_at(video, info, indices):
-                    image = cv2.resize(frame.image, size, interpolation=cv2.INTER_AREA)
-                    _, jpeg = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, QUALITY))
-                    (folder / f"{frame.index:08d}.jpg").write_bytes(jpeg.tobytes())
-                collected = len(_list_images(folder))
-                target = self._folder / _fingerprint(video)
-                try:
-                    folder.replace(target)
-                except OSError:
-                    if not target.is_dir():  # else another process was faster
-                        raise
+            write_stills(video, info, indices, self._side, target)
+            collected = len(_list_images(target))
             self._thin_out()
         except OSError as error:
             raise StorageError(
