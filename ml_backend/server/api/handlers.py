@@ -239,6 +239,12 @@ def exemplars(query: requests.ShowExemplars) -> responses.Exemplars:
     embedder = container.projects.models(query.project).classifier.embedder
     rows: list[responses.Exemplar] = []
     if embedder is not None:
+        published = container.queue.published(patterns_name(query.project))
+        facts = published[1]["labels"].get(query.label, {}) if published else {}
+        is_current = published and published[1]["digest"] == container.projects.patterns.digest(
+            query.project, embedder.model_id
+        )
+        suspicious = facts.get("suspicious", []) if is_current else None
         rows = [
             {
                 "id": exemplar_id,
@@ -248,6 +254,7 @@ def exemplars(query: requests.ShowExemplars) -> responses.Exemplars:
                 "frame": origin.frame,
                 "origin": origin.origin,
                 "thumbnail": data_url(thumbnail),
+                "suspicious": None if suspicious is None else exemplar_id in suspicious,
             }
             for exemplar_id, origin, thumbnail in container.projects.patterns.gallery(
                 query.project, embedder.model_id, query.label, query.limit
