@@ -63,7 +63,9 @@ def main(video: Path, weights: Path, epochs: int, events: int, seconds: float) -
             annotation, result = submit_as_walkers(client, annotated, prediction)
             figures["submit_answered_s"] = round(time.monotonic() - submitted_at, 2)
             version = wait_for(
-                "a version", lambda: (v := registry.last(project)) and v.state in ("promoted", "refused") and v, stack
+                "a version",
+                lambda: (v := registry.last(project)) and v.state in ("promoted", "proposed", "refused") and v,
+                stack,
             )
             figures["submit_to_version_s"] = round(time.monotonic() - submitted_at, 1)
             figures["outcome"] = f"{version.state}: {version.reason}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Retrain a project's detector from its annotations. Workers do it; this command shows progress."""
+"""Fine-tune a project's detector on its annotations. Workers do it; this command shows progress."""
 
 import sys
 from pathlib import Path

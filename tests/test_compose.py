@@ -86,7 +86,7 @@ def test_the_schema_would_notice_a_mistake(filled: dict[str, str]) -> None:
 
 
 def test_the_topology(compose: dict[str, Any]) -> None:
-    assert set(compose["services"]) == {"label-studio", "postgres", "redis", "backend", "worker", "trainer"}
+    assert set(compose["services"]) == {"label-studio", "postgres", "redis", "backend", "worker", "drawer", "trainer"}
 
 
 def test_every_service_is_watched_and_comes_back(compose: dict[str, Any]) -> None:
@@ -148,7 +148,7 @@ def test_the_example_names_only_what_is_used() -> None:
     assert set(re.findall(r"^#?([A-Z_]+)=", example, re.M)) <= used
 
 
-@pytest.mark.parametrize("service", ["backend", "worker", "trainer"])
+@pytest.mark.parametrize("service", ["backend", "worker", "drawer", "trainer"])
 def test_the_settings_exist_and_are_valid(service: str, compose: dict[str, Any]) -> None:
     values = dict(compose["services"][service]["environment"])
     values |= interpolate(load(FILES[1])["services"]["worker"]["environment"], {})
@@ -160,7 +160,7 @@ def test_the_settings_exist_and_are_valid(service: str, compose: dict[str, Any])
     assert settings.redis_url.startswith("redis://redis:")
 
 
-@pytest.mark.parametrize("service", ["backend", "worker", "trainer"])
+@pytest.mark.parametrize("service", ["backend", "worker", "drawer", "trainer"])
 def test_every_setting_can_be_made_in_the_env_file(service: str, compose: dict[str, Any]) -> None:
     """Both services get the same ones: versions are told by the one and made by the other."""
     assert set(compose["services"][service]["environment"]) == {name.upper() for name in Settings.model_fields}
@@ -178,7 +178,7 @@ def test_addresses_lead_to_services(compose: dict[str, Any]) -> None:
 
 
 def test_uploads_are_shared_read_only(compose: dict[str, Any]) -> None:
-    for name in ("backend", "worker", "trainer"):
+    for name in ("backend", "worker", "drawer", "trainer"):
         service = compose["services"][name]
         assert "label-studio-data:/label-studio/data:ro" in service["volumes"]
         assert service["environment"]["UPLOADS_ROOT"].startswith("/label-studio/data/")
@@ -186,14 +186,14 @@ def test_uploads_are_shared_read_only(compose: dict[str, Any]) -> None:
 
 def test_health_checks_call_checks_that_exist(compose: dict[str, Any]) -> None:
     names = {check.name for check in (*CHECKS, *EXTRA)}
-    for service in ("backend", "worker", "trainer"):
+    for service in ("backend", "worker", "drawer", "trainer"):
         command = compose["services"][service]["healthcheck"]["test"]
         assert command[1:4] == ["python", "-m", "ml_backend.cli.doctor"]
         assert command[command.index("--only") + 1] in names
 
 
 def test_every_queue_is_served_once(compose: dict[str, Any]) -> None:
-    commands = [compose["services"][name]["command"] for name in ("worker", "trainer")]
+    commands = [compose["services"][name]["command"] for name in ("drawer", "worker", "trainer")]
     served = [queue for command in commands for queue in command[command.index("--queues") + 1].split(",")]
     assert served == list(QUEUES)
 

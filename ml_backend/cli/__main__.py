@@ -15,6 +15,7 @@ _COMMANDS = (
     "export_annotations",
     "export_dataset",
     "render_video",
+    "track_box",
     "contact_sheet",
 )
 #: Modules by command. They are imported when they are needed: together they take seconds.

@@ -34,12 +34,8 @@ _EXAMPLE_CONTROL = VideoControl("box", "video", "video", "label", (), "$fps")
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-def reader_options(predictions: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that adds the options of :func:`open_reader`.
-
-    Args:
-        predictions: default of ``--predictions``.
-    """
+def reader_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of :func:`open_reader` to a command."""
     options = (
         click.option("--project", type=int, help="Id of a project: the number in its address."),
         click.option(
@@ -63,20 +59,16 @@ def reader_options(predictions: str) -> Callable[[Callable[..., Any]], Callable[
         click.option(
             "--predictions",
             type=click.Choice(["none", "missing", "only"]),
-            default=predictions,
+            default="none",
             help="Use predictions: never, for unannotated tasks, or instead of annotations.",
         ),
         click.option(
             "--model-version", default="", show_default=False, help="Model version of predictions.  [default: newest]"
         ),
     )
-
-    def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 def open_reader(

@@ -34,6 +34,12 @@ class RequestError(BackendError):
     http_status = 400
 
 
+class Conflict(BackendError):
+    """The request conflicts with the current state."""
+
+    http_status = 409
+
+
 class ConfigError(BackendError):
     """A label config or a setting is invalid or incomplete."""
 

@@ -1,4 +1,4 @@
-"""Output files for download: naming and retention."""
+"""Output files for download: naming, what they were made from, and retention."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from ml_backend.core.errors import StorageError
+from ml_backend.core.files import storage_error, write_text
 from ml_backend.core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -28,6 +32,44 @@ UPLOAD_PREFIX = "part-"
 #: Folder of the playable copies, below the data folder or, for local files, below Label Studio's document root.
 PLAYABLE_FOLDER = "playable"
 GB = 1 << 30
+#: Facts are a few hundred bytes; larger files are not ours.
+_MAX_FACTS_BYTES = 1 << 16
+
+
+class OutputFacts(BaseModel):
+    """What an output was made from, stored beside it as ``<name>.json``.
+
+    Attributes:
+        format: of an export; empty for a rendered video.
+        source: ``annotations``, ``predictions``, ``both``, ``base``, or a version such as ``v2``.
+        model: model version of the tracks or predictions; empty without any.
+        task: of a rendered video.
+        video: name of the video, or of the first one.
+        videos: number of videos.
+        skipped: number of videos that could not be exported.
+        tracks: number of tracks that are drawn.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    format: str = ""
+    source: str
+    model: str = ""
+    task: int | None = None
+    video: str = ""
+    videos: int = Field(1, ge=0)
+    skipped: int = Field(0, ge=0)
+    tracks: int | None = Field(None, ge=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An output file; ``facts`` is ``None`` for one of an earlier release."""
+
+    name: str
+    bytes: int
+    created_at: datetime
+    facts: OutputFacts | None
 
 
 class Outputs:
@@ -59,12 +101,53 @@ class Outputs:
             ) from error
         return self.folder / name
 
+    def add(self, made: Path, facts: OutputFacts, *words: str | int) -> Path:
+        """Move a finished file of the same disk here, with its facts; return its path, named as by :meth:`new`.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        out = self.new(*words, suffix=made.suffix.removeprefix("."))
+        write_text(_facts_path(out), facts.model_dump_json(exclude_defaults=True))  # first: no output is without facts
+        try:
+            os.replace(made, out)
+        except OSError as error:
+            _remove(_facts_path(out))
+            raise storage_error(out, error) from error
+        return out
+
     def find(self, name: str) -> Path | None:
         """Return the output of that name, or ``None`` if there is none."""
         if not NAME.fullmatch(name):
             return None
         path = self.folder / name
         return path if path.is_file() and not path.is_symlink() else None
+
+    def describe(self, path: Path) -> Output | None:
+        """Return an output's size, time and facts; ``None`` if it was deleted meanwhile."""
+        stat = _stat(path)
+        if stat is None:
+            return None
+        created_at = datetime.fromtimestamp(stat.st_mtime, timezone.utc)
+        return Output(path.name, stat.st_size, created_at, _read_facts(_facts_path(path)))
+
+    def delete(self, name: str) -> bool:
+        """Delete an output and its facts; return whether it existed.
+
+        Raises:
+            StorageError: it cannot be deleted.
+        """
+        path = self.find(name)
+        if path is None:
+            return False
+        try:
+            path.unlink()
+            _facts_path(path).unlink(missing_ok=True)
+        except FileNotFoundError:  # another process was faster
+            return False
+        except OSError as error:
+            raise StorageError(f"{path} cannot be deleted: {error.strerror}.", "Check its permissions.") from error
+        return True
 
     def of_project(self, project_id: int) -> list[Path]:
         """List the outputs of a project, newest first."""
@@ -86,9 +169,13 @@ class Outputs:
             budget -= stat.st_size
             if number and (budget < 0 or now - stat.st_mtime > MAX_AGE_S):
                 _remove(path)
+                _remove(_facts_path(path))
                 removed.append(path.name)
-        for path in _list_folder(self.folder):
-            if not NAME.fullmatch(path.name) and _is_stale(path, now):
+        entries = _list_folder(self.folder)
+        kept = {path.name for path in entries if NAME.fullmatch(path.name)}
+        kept |= {_facts_path(Path(name)).name for name in kept}
+        for path in entries:
+            if path.name not in kept and _is_stale(path, now):
                 _remove(path)
         self._clean_uploads(now, needed)
         if removed:
@@ -115,6 +202,21 @@ class Outputs:
         for path in _list_folder(copies):
             if path.name not in pending and _is_stale(path, now):
                 _remove(path)
+
+
+def _facts_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _read_facts(path: Path) -> OutputFacts | None:
+    try:
+        with path.open("rb") as file:
+            return OutputFacts.model_validate_json(file.read(_MAX_FACTS_BYTES))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        log.warning("%s is ignored: %s", path, error)
+        return None
 
 
 def _is_stale(path: Path, now: float) -> bool:

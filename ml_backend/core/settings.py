@@ -72,12 +72,13 @@ Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute(
 EngineKind = Annotated[Literal["auto", "torch", "openvino"], BeforeValidator(_reject_removed_engine)]
 Precision = Literal["auto", "fp32", "int8"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-#: Queues of jobs in order of priority: preparing a task is short, and the editor needs its frame rate; learning from an
+#: Queues of jobs in order of priority: somebody who has drawn a box waits in the editor; preparing a task is short, and
+#: the editor needs its frame rate; learning from an
 #: annotation should take seconds; users wait for control room jobs (imports, exports, renderings), but not for a whole
 #: library's predictions; idle workers help with the chunks of other workers' videos; refreshing the labels of stored
 #: tracks is not urgent; a training, which takes minutes, comes last. The queue of chunks is called segments, as they
 #: once were: the name is in people's WORKER_QUEUES.
-QUEUES = ("prepare", "patterns", "control", "predict", "segments", "refresh", "train")
+QUEUES = ("interactive", "prepare", "patterns", "control", "predict", "segments", "refresh", "train")
 _POLICY = (
     'Set it for each project: in Label Studio by the extra params {{"training": {{"{0}": ...}}}}, or by '
     "scripts/train.py policy --project ID '{{\"{0}\": ...}}'."
@@ -85,7 +86,7 @@ _POLICY = (
 _FIXED = "Remove it: the value is fixed at {}."
 #: Settings of the previous release, and what to do about each. To be removed in the next release.
 RETIRED = {
-    "TRAIN_AUTO": _POLICY.format("auto"),
+    "TRAIN_AUTO": _POLICY.format("mode"),
     "TRAIN_MIN_TRACKS": _POLICY.format("min_tracks"),
     "TRAIN_QUIET_S": _POLICY.format("quiet_s"),
     "TRAIN_EVERY_S": _POLICY.format("every_s"),
@@ -121,6 +122,10 @@ class Settings(BaseSettings):
     )
 
     # -- this service
+    backend_url: Annotated[str, AfterValidator(_http_url)] = Field(
+        "http://localhost:9090",
+        description="URL at which Label Studio reaches this service; projects are connected to it.",
+    )
     basic_auth_user: str = Field("", description="With BASIC_AUTH_PASS: credentials for every route but /health.")
     basic_auth_pass: SecretStr = Field(SecretStr(""), description="See BASIC_AUTH_USER.")
     allowed_hosts: Names = Field(
@@ -214,14 +219,23 @@ class Settings(BaseSettings):
     min_track_s: float = Field(0.27, ge=0, description="Shorter tracks are dropped as flicker.")
     keyframe_iou: float = Field(0.9, gt=0, lt=1, description="Lowest IoU of interpolated boxes with the track's.")
 
-    # -- retraining
+    # -- drawn boxes
+    follow_s: float = Field(
+        60.0, gt=0, le=3600, description="Seconds of video for which a drawn box is followed per request, each way."
+    )
+
+    # -- fine-tuning
     train_per_second: float = Field(2.0, gt=0, description="Frames per second to train on, besides keyframes.")
     train_args: Annotated[str, AfterValidator(_json_object)] = Field(
         "{}",
         description="JSON object with ultralytics' training arguments, such as epochs, imgsz or augmentations: "
         '{"epochs": 30, "mosaic": 0.5}.',
     )
-    gate_frames: int = Field(900, ge=30, description="Held-out frames on which versions are compared, at most.")
+    gate_frames: int = Field(
+        900,
+        ge=30,
+        description="Held-out frames on which versions are compared, at most, and as many frames of other videos.",
+    )
     artifacts_url: str = Field(
         "", description="Folder or fsspec URL for trained weights, shared by all workers; empty: in DATA_DIR."
     )
@@ -234,6 +248,12 @@ class Settings(BaseSettings):
     worker_queues: Annotated[Names, AfterValidator(_queue_names)] = Field(
         (), description="Comma-separated queues of a worker, in order; empty: all."
     )
+
+    @property
+    def basic_auth(self) -> tuple[str, str] | None:
+        """User and password; ``None`` if none are required."""
+        password = self.basic_auth_pass.get_secret_value()
+        return (self.basic_auth_user, password) if self.basic_auth_user and password else None
 
     @property
     def label_studio_links(self) -> str:

@@ -200,10 +200,12 @@ class AnnotationReader:
     def file_stem(self, task_video: TaskVideo) -> str:
         """Return the preferred name of a video's files, without suffix.
 
-        With ``all_annotators`` it always ends in the annotator, so that names stay the same when a second one submits.
+        With ``all_annotators`` that of an annotation always ends in the annotator, so that names stay the same when a
+        second one submits.
         """
-        stem = task_video.stem
-        return f"{stem}-by-{task_video.submission.annotator or 'unknown'}" if self.all_annotators else stem
+        stem, submission = task_video.stem, task_video.submission
+        named = self.all_annotators and not submission.is_prediction
+        return f"{stem}-by-{submission.annotator or 'unknown'}" if named else stem
 
     def skip(self, task_video: TaskVideo, error: BackendError, note: str = "") -> None:
         """Record that a video cannot be exported.

@@ -453,6 +453,6 @@ def _task_video_fingerprint(task_video: TaskVideo) -> str:
             "regions": [dict(region) for region in regions],
             # May hold the scores of accepted regions.
             "predicted": [dict(submission.predicted.get(str(region.get("id")), {})) for region in regions],
-            "by": [submission.annotator, submission.is_prediction, submission.score],
+            "by": [submission.author, submission.is_prediction, submission.score],
         }
     )

@@ -32,10 +32,11 @@ class Submission:
     Attributes:
         result: regions and other results, as in Label Studio's JSON.
         predicted: regions of the task's predictions by id, which may hold the scores of accepted regions.
-        annotator: e-mail address or id of the annotator; the model version of a prediction.
+        annotator: e-mail address or id of the annotator; empty for a prediction.
         is_prediction: whether it is an unreviewed prediction.
         score: of the whole prediction.
         annotation_id: Label Studio's id; ``None`` for predictions and files without ids.
+        model_version: of a prediction; empty for an annotation.
     """
 
     result: list[Mapping[str, Any]]
@@ -44,6 +45,12 @@ class Submission:
     is_prediction: bool
     score: float | None = None
     annotation_id: int | None = None
+    model_version: str = ""
+
+    @property
+    def author(self) -> str:
+        """The annotator, or the model version of a prediction."""
+        return self.model_version if self.is_prediction else self.annotator
 
 
 def submissions(
@@ -81,7 +88,7 @@ def submissions(
         return []
     newest = max(predicted, key=lambda p: (str(p.get("created_at") or p.get("updated_at") or ""), _id(p)))
     version = str(newest.get("model_version") or "")
-    return [Submission(_result(newest), {}, version, True, valid_score(newest.get("score")))]
+    return [Submission(_result(newest), {}, "", True, valid_score(newest.get("score")), model_version=version)]
 
 
 def _rank(annotation: Mapping[str, Any]) -> tuple[bool, str, int]:

@@ -1,4 +1,4 @@
-"""Count annotations by label and by annotator."""
+"""Count annotations by label and by annotator, and predictions by label and by model version."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(slots=True)
 class AnnotationCounts:
-    """Counts of one label, or of all labels of one annotator.
+    """Counts of one label, or of all labels of one annotator or model version.
 
     Attributes:
         tracks: regions that are visible on at least one frame.
@@ -59,16 +59,20 @@ class AnnotationCounts:
 
 @dataclass(slots=True)
 class AnnotationStatistics:
-    """Counts by label and by annotator; ``videos`` and ``video_seconds`` include videos without annotations."""
+    """Counts by label, by annotator, and of predictions by model version.
+
+    ``videos`` and ``video_seconds`` include videos without annotations.
+    """
 
     labels: dict[str, AnnotationCounts] = field(default_factory=dict)
     annotators: dict[str, AnnotationCounts] = field(default_factory=dict)
+    models: dict[str, AnnotationCounts] = field(default_factory=dict)
     videos: int = 0
     video_seconds: float = 0.0
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each label and each annotator, most boxes first."""
-        groups = (("label", self.labels), ("annotator", self.annotators))
+        """Return a row for each label, annotator and model version, most boxes first."""
+        groups = (("label", self.labels), ("annotator", self.annotators), ("model", self.models))
         total = sum(counts.boxes for counts in self.labels.values())
         return [
             {
@@ -91,7 +95,7 @@ class AnnotationStatistics:
 
 
 def collect_statistics(reader: AnnotationReader, progress: Progress | None = None) -> AnnotationStatistics:
-    """Count all annotations of a reader. Memory does not grow with the number of boxes.
+    """Count all annotations and predictions of a reader. Memory does not grow with the number of boxes.
 
     Args:
         progress: called with videos done and in total.
@@ -106,8 +110,9 @@ def collect_statistics(reader: AnnotationReader, progress: Progress | None = Non
         statistics.video_seconds += video.info.duration
         for label in dict.fromkeys(item.label for item in video.objects):
             statistics.labels.setdefault(label, AnnotationCounts()).add(_count(video, label))
-        annotator = video.task_video.submission.annotator
-        statistics.annotators.setdefault(annotator, AnnotationCounts()).add(_count(video))
+        submission = video.task_video.submission
+        authors = statistics.models if submission.is_prediction else statistics.annotators
+        authors.setdefault(submission.author, AnnotationCounts()).add(_count(video))
         if progress:
             progress(done, total)
     return statistics

@@ -55,17 +55,18 @@ def yolo_detector(resolved: ResolvedDetector, settings: Settings, video: str | N
     """
     from ml_backend.core.model_cache import get_model_cache
     from ml_backend.detectors.engines.calibration import CalibrationSource
-    from ml_backend.detectors.engines.exports import choose_engine
+    from ml_backend.detectors.engines.exports import EnginePlan, choose_engine, engine_note
     from ml_backend.detectors.yolo import YoloDetector
 
     if resolved.path is None:
         raise ValueError(f"expected a YOLO checkpoint with a path, got {resolved}")
-    path = resolved.path
+    path, sha256 = resolved.path, resolved.sha256 or file_sha256(resolved.path)
     calibration = CalibrationSource(resolved.project, video)
-    engine = choose_engine(path, resolved.sha256 or file_sha256(path), settings, calibration=calibration)
+    engine = choose_engine(path, sha256, settings, calibration=calibration)
     options = (settings.device, settings.imgsz, settings.conf, settings.batch, settings.precision)
     key = ("yolo", str(path), resolved.sha256, *options, engine.key)
-    load = partial(YoloDetector, path, settings, engine.export, engine.note)
+    note = partial(engine_note, EnginePlan(path, sha256, settings, calibration))
+    load = partial(YoloDetector, path, settings, engine.export, note)
     with get_model_cache(settings).use(key, load, name=resolved.name) as detector:
         yield detector
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -63,7 +63,7 @@ class YoloDetector(OutOfMemoryFallback):
         path: checkpoint (``.pt``). It is code: trusted paths only.
         settings: ``device``, ``imgsz``, ``batch``, ``conf`` and ``precision`` are used.
         export: OpenVINO export of the checkpoint; PyTorch is used without one, or if it fails.
-        note: why PyTorch is used instead of the configured engine.
+        note: returns why the next video does not get the configured engine: it may be being prepared.
 
     Raises:
         WeightsError: the file is missing, unreadable, or not a detection model; the device does not exist.
@@ -72,7 +72,7 @@ class YoloDetector(OutOfMemoryFallback):
     item_name = "frames"
 
     def __init__(
-        self, path: str | Path, settings: Settings, export: EngineExport | None = None, note: str = ""
+        self, path: str | Path, settings: Settings, export: EngineExport | None = None, note: Callable[[], str] = str
     ) -> None:
         path = Path(path)
         if not path.exists():
@@ -84,7 +84,7 @@ class YoloDetector(OutOfMemoryFallback):
         self.batch = settings.batch
         self._half = settings.precision != "fp32"
         self._export = export
-        self._note = note
+        self._note, self._fault = note, ""
         self._warm: set[tuple[int, int]] = set()
         self.move_to(select_device("cpu" if export else settings.device))
         self.max_concurrency = self._engine.max_concurrency
@@ -98,7 +98,7 @@ class YoloDetector(OutOfMemoryFallback):
     @property
     def engine(self) -> dict[str, str]:
         """``name`` and ``precision`` of the engine, and a ``note`` why it is not the configured one, else empty."""
-        return {"name": self._engine.name, "precision": self._engine.precision, "note": self._note}
+        return {"name": self._engine.name, "precision": self._engine.precision, "note": self._fault or self._note()}
 
     def working_size(self, width: int, height: int) -> tuple[int, int]:
         """Return the size inside the letterbox: 640 x 360 for 1920 x 1080 at ``imgsz`` 640; never enlarges."""
@@ -154,9 +154,9 @@ class YoloDetector(OutOfMemoryFallback):
 
     def _drop_export(self, export: EngineExport, reason: str) -> None:
         self._export = None
-        self._note = f"openvino failed ({reason}): PyTorch is used."
+        self._fault = f"openvino failed ({reason}): PyTorch is used."
         export.failed(reason)
-        log.warning("%s: %s", self._path.name, self._note)
+        log.warning("%s: %s", self._path.name, self._fault)
 
     def _detect_from(self, images: Sequence[Image], start: int, limit: int) -> list[Detections]:
         shape = images[start].shape

@@ -16,19 +16,20 @@ from ml_backend.jobs.queue import JobQueue
 
 if TYPE_CHECKING:  # slow imports, left to the first requests
     from ml_backend.jobs.services.trainings import Trainings
-
-#: Frames between two images of a training dataset: two a second at usual frame rates. Neighbouring frames hardly
-#: differ, and all frames of an hour take 50 GB.
-STRIDE = 15
+    from ml_backend.label_studio.listing import ProjectLister
 
 Job = dict[str, Any]
 
 
 class ApiQueue:
-    """Requests jobs and returns them as ``JobList.get`` does. Raises QueueUnavailable when Redis does not answer."""
+    """Requests jobs and returns them as ``JobList.get`` does.
 
-    def __init__(self, queue: JobQueue, trainings: Trainings, jobs: JobList) -> None:
-        self._queue, self._trainings, self._jobs = queue, trainings, jobs
+    Every method raises NotFound if Label Studio has no such project or task, LabelStudioError when it does not answer,
+    and QueueUnavailable when Redis does not.
+    """
+
+    def __init__(self, queue: JobQueue, trainings: Trainings, jobs: JobList, lister: ProjectLister) -> None:
+        self._queue, self._trainings, self._jobs, self._lister = queue, trainings, jobs, lister
 
     # -- models and labels
 
@@ -38,6 +39,7 @@ class ApiQueue:
     def auto_label(self, project_id: int, tasks: Sequence[int]) -> Job:
         """Request predictions for these tasks; none means all unannotated tasks."""
         task_ids = sorted(set(tasks))
+        self._lister.check(project_id, task_ids)
         job_id = f"auto-{project_id}-{digest(task_ids) if task_ids else 'all'}"
         current = self._jobs.get(job_id)
         if current and current["state"] not in ENDED_STATES:  # its predictions may still be running
@@ -46,9 +48,16 @@ class ApiQueue:
 
     def learn(self, project_id: int) -> Job:
         """Request that all annotations are read again."""
+        self._lister.check(project_id)
         return self._get_requested(self._queue.request_learning(project_id, None).job_id)
 
     def train(self, project_id: int, *, force: bool) -> Job:
+        """Request a training.
+
+        Raises:
+            Conflict: there is nothing new to train on.
+        """
+        self._lister.check(project_id)
         requested = self._trainings.start(project_id, f"{getpass.getuser()}, control room", force=force)
         return self._get_requested(requested.job_id)
 
@@ -58,17 +67,19 @@ class ApiQueue:
         return self._request("import_video", [project_id, folder, name], f"import-{folder}")
 
     def render(self, project_id: int, task_id: int, what: str) -> Job:
+        self._lister.check(project_id, [task_id])
         name = f"render-{project_id}-{task_id}-{what}"
         return self._request("render_video", [project_id, task_id, what], name, "api_file_jobs")
 
     def render_custom(self, project_id: int, task_id: int, version: str) -> Job:
+        self._lister.check(project_id, [task_id])
         name = f"render-{project_id}-{task_id}-{version or 'current'}"
         args = [project_id, task_id, version]
         return self._request("render_custom_video", args, name, "api_file_jobs")
 
-    def export(self, project_id: int, format_name: str, predictions: str, stride: int | None = None) -> Job:
-        name = f"export-{project_id}-{format_name}-{predictions}" + (f"-{stride}" if stride else "")
-        args = [project_id, format_name, predictions, stride]
+    def export(self, project_id: int, format_name: str, predictions: str, stride: int, with_ids: bool) -> Job:
+        name = f"export-{project_id}-{format_name}-{predictions}-{stride}" + ("-ids" if with_ids else "")
+        args = [project_id, format_name, predictions, stride, with_ids]
         return self._request("export_project", args, name, "api_file_jobs")
 
     # -- published results
@@ -84,6 +95,7 @@ class ApiQueue:
         return self._request("find_similar", [project_id, label, limit, safe], name)
 
     def _request(self, function: str, args: list[Any], name: str, module: str = "api_jobs") -> Job:
+        self._lister.check(args[0])
         # A person asks: no pause after a failure.
         self._queue.request("control", function, args, name, module, pause=timedelta(0))
         return self._get_requested(name)

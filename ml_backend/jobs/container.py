@@ -89,11 +89,19 @@ class Container:
 
     @cached_property
     def api_queue(self) -> ApiQueue:
-        return ApiQueue(self.queue, self.trainings, self.jobs)
+        return ApiQueue(self.queue, self.trainings, self.jobs, self.lister)
 
     @cached_property
     def lister(self) -> ProjectLister:
-        return ProjectLister(self.settings.label_studio_url, self._token, self.settings.label_studio_links)
+        settings = self.settings
+        return ProjectLister(
+            settings.label_studio_url,
+            self._token,
+            settings.label_studio_links,
+            backend_url=settings.backend_url,
+            basic_auth=settings.basic_auth,
+            set_up=self.queue.set_up_projects,
+        )
 
     @cached_property
     def outputs(self) -> Outputs:

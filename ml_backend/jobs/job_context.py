@@ -14,6 +14,7 @@ from rq import get_current_job
 
 from ml_backend.core.errors import ConfigError, Interrupted
 from ml_backend.datasets.annotation_reader import AnnotationReader
+from ml_backend.datasets.video_files import video_name
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.progress import report_progress
 from ml_backend.label_studio.label_config import parse_label_config
@@ -93,8 +94,8 @@ class JobContext:
         return AnnotationReader(lambda: iter([task]), self._store().open, config, predictions=predictions)
 
     @contextmanager
-    def video(self, project_id: int, task_id: int) -> Iterator[Path]:
-        """Yield the file of a task's first video.
+    def video(self, project_id: int, task_id: int) -> Iterator[tuple[Path, str]]:
+        """Yield the file of a task's first video, and the video's name.
 
         Raises:
             NotFound: the task is not in the project.
@@ -108,7 +109,7 @@ class JobContext:
                 f'Task {task_id} has no field "{control.value_key}" with a video.', "Choose another task."
             )
         with self._store().open(uri, task_id) as path:
-            yield path
+            yield path, video_name(uri)
 
     def _store(self) -> MediaStore:
         return MediaStore(self.settings, self.container.client, self.should_stop)

@@ -68,8 +68,9 @@ class JobList:
         """Return a job; ``None`` if it does not exist or has expired.
 
         Returns:
-            ``id``, ``kind``, ``project``, ``task``, ``queue``, ``state`` (queued, waiting, running, cancelling,
-            finished, failed or cancelled), ``progress``, ``eta_s``, ``error``, ``result`` and times in ISO format.
+            ``id``, ``kind``, ``project``, ``task``, ``name`` (of an uploaded file), ``queue``, ``state`` (queued,
+            waiting, running, cancelling, finished, failed or cancelled), ``progress``, ``eta_s``, ``error``, ``result``
+            and times in ISO format.
         """
         with self._queue.guard():
             job = self._queue.fetch(job_id)
@@ -127,7 +128,7 @@ class JobList:
 
     def _view(self, job: Job) -> dict[str, Any]:
         state, result, meta = STATES.get(state_of(job), "queued"), None, job.meta
-        kind, project, task = _describe(job)
+        kind, project, task, name = _describe(job)
         error = failure_text(job) if state == FAILED else str(meta.get("error") or "")
         progress, ended = None, job.ended_at
         if state == "running":
@@ -144,6 +145,7 @@ class JobList:
             "kind": kind,
             "project": project,
             "task": task,
+            "name": name,
             "queue": job.origin,
             "state": state,
             "progress": _progress(progress),
@@ -241,16 +243,16 @@ def _ids(queue: Queue) -> list[str]:
     ]
 
 
-def _describe(job: Job) -> tuple[str, int | None, int | None]:
-    """Return kind, project and task, as far as a job's function and arguments tell."""
+def _describe(job: Job) -> tuple[str, int | None, int | None, str | None]:
+    """Return kind, project, task and the name of an uploaded file, as far as a job's function and arguments tell."""
     name = str(job.func_name).rsplit(".", 1)[-1]
     args = list(job.args or ())
     kind = KINDS.get(name, name)
     if name == "predict" and len(args) == 3:
-        return kind, int(args[1]), int(args[2])
+        return kind, int(args[1]), int(args[2]), None
     project = int(args[0]) if args and isinstance(args[0], int) else None
     task = int(args[1]) if name in _OF_TASK and len(args) > 1 else None
-    return kind, project, task
+    return kind, project, task, str(args[2]) if name == "import_video" and len(args) == 3 else None
 
 
 def _progress(reported: Any) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from ml_backend.embeddings.loading import use_embedder
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.queue import ALL_TASKS
 from ml_backend.jobs.task_plan import PlannedVideo, cached_label_config, plan_task
-from ml_backend.label_studio.client import Annotation, NotFound, Task
+from ml_backend.label_studio.client import Annotation, NotFound, Prediction, Task
 from ml_backend.labeling.few_shot.digest import bank_digests
 from ml_backend.labeling.few_shot.pattern_store import NewExemplar, video_key
 from ml_backend.labeling.model_version import is_partial
@@ -241,8 +241,12 @@ def _exemplars(
 
     exemplars: ExemplarsByModel = {}
     jumps: list[IdentityJump] = []
+    emptied = not any(region.get("type") == "videorectangle" for region in annotation.result)
+    if emptied:  # every track was deleted, unless there were none or somebody has only been here
+        prediction = _reviewed_prediction(container, annotation)
+        emptied = bool(prediction and prediction.result)
     for index, video in enumerate(_annotated_videos(container, task)):
-        if not any(region.get("to_name") == video.control.to_name for region in annotation.result):
+        if not emptied and not any(region.get("to_name") == video.control.to_name for region in annotation.result):
             continue
         key = video_key(video.uri)
         with container.media.open(video.uri, task.id) as path:
@@ -252,7 +256,7 @@ def _exemplars(
             )
             stored = next(container.projects.patterns.tracks_of_project(task.project_id, key), None)
             background: list[TrackRecord] = []
-            if stored and objects:
+            if stored and (objects or emptied):
                 overlaps = TrackOverlaps(stored.tracks, objects)
                 background, classes = overlaps.rejected(), overlaps.detector_classes()
                 objects = [replace(item, detector_class=name) for item, name in zip(objects, classes, strict=True)]
@@ -456,14 +460,18 @@ def record_review(container: Container, project_id: int, task_id: int) -> None:
         fingerprint = regions_fingerprint(annotation.result)
         if store.is_current(project_id, task_id, annotation.id, fingerprint, changed):
             return
-        prediction = initial_prediction(annotation, container.client.list_predictions(task_id))
-        if prediction and (is_partial(prediction.model_version) or was_replaced(annotation, prediction)):
-            log.info(
-                "Task %s: not reviewed, since its prediction has changed after the annotation was started.", task_id
-            )
-            prediction = None
+        prediction = _reviewed_prediction(container, annotation)
         review = review_annotation(prediction.result if prediction else [], annotation.result)
         version = prediction.model_version if prediction else ""
         store.put(project_id, task_id, TaskReview(annotation.id, version, review, fingerprint, submitted, changed))
     counts = ", ".join(f"{number} {kind}" for kind, number in review.counts.items() if number)
     log.info("Task %s: regions of the prediction of %s: %s.", task_id, version or "no version", counts or "none")
+
+
+def _reviewed_prediction(container: Container, annotation: Annotation) -> Prediction | None:
+    """Return the prediction that an annotation started from; ``None`` if there was none or it has changed since."""
+    prediction = initial_prediction(annotation, container.client.list_predictions(annotation.task_id))
+    if prediction and (is_partial(prediction.model_version) or was_replaced(annotation, prediction)):
+        log.info("Task %s: its prediction has changed after the annotation was started.", annotation.task_id)
+        return None
+    return prediction

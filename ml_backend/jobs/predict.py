@@ -36,14 +36,20 @@ log = logging.getLogger(__name__)
 def prepare_many(container: Container, project_id: int, task_ids: Sequence[int] | None = None) -> None:
     """Request the preparation of a project's pending tasks.
 
+    If the whole project is pending, these are the tasks that have neither annotations nor predictions.
+
     Args:
-        task_ids: only of jobs that 0.1.0 has left in the queue; an empty list means all tasks.
+        task_ids: only of jobs that 0.1.0 has left in the queue; an empty list means the whole project.
     """
     if task_ids is not None:
         container.storage.note_pending("prepare", project_id, task_ids or (ALL_TASKS,))
     while waiting := container.storage.pending("prepare", project_id):
         try:
-            for task_id in container.client.list_task_ids(project_id) if ALL_TASKS in waiting else waiting:
+            tasks = set(waiting) - {ALL_TASKS}
+            if ALL_TASKS in waiting:
+                states = container.client.list_task_states(project_id)
+                tasks |= {state.id for state in states if not state.annotations and not state.predictions}
+            for task_id in sorted(tasks):
                 container.queue.request_prepare(project_id, task_id)
         except NotFound:
             log.info("Project %s was deleted; nothing to prepare.", project_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.core.errors import ConfigError, QueueUnavailable
+from ml_backend.core.errors import ConfigError, PredictionFailed, QueueUnavailable
 from ml_backend.core.settings import QUEUES, Settings
 from ml_backend.core.timestamps import ensure_utc
 
@@ -36,7 +37,7 @@ TARGETS_TTL_S = 7 * 24 * 3600
 #: Seconds for which the result of a job is kept.
 RESULT_TTL_S = 7 * 24 * 3600
 #: Jobs that keep no result: nobody reads it, and there may be thousands of them.
-_RESULTLESS = ("prepare_task", "prepare_many", "predict", "help_detect", "refresh")
+_RESULTLESS = ("prepare_task", "prepare_many", "predict", "help_detect", "refresh", "warm")
 #: Seconds after which the lock of a dead process expires.
 LOCK_S = 120
 #: Kind of pending work -> queue, module in ``ml_backend.jobs``, and function.
@@ -46,11 +47,16 @@ _PENDING = {
     "prepare": ("prepare", "predict", "prepare_many"),
     "train": ("train", "train", "train"),
 }
+#: Queue of jobs for whose result somebody waits in the editor.
+INTERACTIVE = "interactive"
 #: Pending task id that stands for the whole project.
 ALL_TASKS = 0
 
 #: Set our own field in RQ's record of a job, so that it is deleted with the job. Creates no record.
 _CANCEL = "if redis.call('exists', KEYS[1]) == 1 then redis.call('hset', KEYS[1], 'cancel', 1) end"
+
+#: Redis key of the projects that Label Studio has set up here.
+_SET_UP = "video:set-up"
 
 #: RQ states of jobs that have not started.
 WAITING = ("queued", "scheduled", "deferred")
@@ -150,7 +156,7 @@ class JobQueue:
         return self.request("prepare", "prepare_task", [project_id, task_id], f"prepare-{task_id}")
 
     def request_prepare_many(self, project_id: int, task_ids: Sequence[int]) -> JobRequest:
-        """Request one job that prepares many tasks; no ids means all tasks of the project."""
+        """Request one job that prepares many tasks; no ids means those without annotations and predictions."""
         return self._request_pending("prepare", project_id, task_ids or (ALL_TASKS,))
 
     def request_prediction(self, key: str, project_id: int, task_id: int, queue: str = "predict") -> JobRequest:
@@ -242,6 +248,53 @@ class JobQueue:
                         forget_executions(job)
                         job.delete()
         return JobRequest(job_id, False)
+
+    def ask(self, function: str, args: list[Any], module: str, timeout_s: float) -> Any:
+        """Run ``ml_backend.jobs.<module>.<function>`` on the queue ``interactive`` and return its result.
+
+        Raises:
+            QueueUnavailable: no worker serves the queue, or none has answered within ``timeout_s`` seconds.
+            PredictionFailed: the job has failed; its message.
+        """
+        from rq.job import Job
+
+        if not self._follows():
+            raise QueueUnavailable(
+                "No worker follows drawn boxes.",
+                f"Start one: python -m ml_backend.jobs.worker --queues {INTERACTIVE}",
+            )
+        with self.guard():
+            job = self.queues[INTERACTIVE].enqueue_call(
+                f"ml_backend.jobs.{module}.{function}",
+                args=args,
+                timeout=JOB_TIMEOUT_S,
+                ttl=int(timeout_s) + 1,  # nobody waits for it any longer
+                result_ttl=60,
+                failure_ttl=60,
+                description=function,
+            )
+            waiting: Job = Job.fetch(job.id, connection=connect(self.settings, timeout=None), serializer=job.serializer)
+            result = waiting.latest_result(timeout=math.ceil(timeout_s))
+        if result is None:
+            raise QueueUnavailable(
+                "The drawn box was not followed in time, since others are waiting too.", "Press the label's key again."
+            )
+        if result.type is not result.Type.SUCCESSFUL:
+            with self.guard():
+                waiting.refresh()
+            raise PredictionFailed(failure_text(waiting))
+        return result.return_value
+
+    def _follows(self) -> bool:
+        """Return whether a worker serves the queue ``interactive``."""
+        return any(INTERACTIVE in worker.queues for worker in self.workers())
+
+    def request_warm(self, task_id: int, uri: str) -> None:
+        """Request that a video is ready for drawn boxes, since its task was opened."""
+        if self._follows():
+            self.request(
+                INTERACTIVE, "warm", [task_id, {"uri": uri}], f"warm-{task_id}", "draw", pause=timedelta(minutes=1)
+            )
 
     def _move_up(self, job: Job, queue: str, *, now: bool) -> None:
         lower = job.origin in QUEUES and QUEUES.index(job.origin) > QUEUES.index(queue)
@@ -390,7 +443,17 @@ class JobQueue:
         stored = json.loads(value) if value else None
         return (float(stored["at"]), stored["facts"]) if stored else None
 
-    # -- the token that Label Studio sends in /setup
+    # -- what Label Studio has sent in /setup
+
+    def note_set_up(self, project_id: int) -> None:
+        """Remember that Label Studio has set up this project here, which it does when a person connects it."""
+        with self.guard():
+            self.connection.sadd(_SET_UP, project_id)
+
+    def set_up_projects(self) -> set[int]:
+        """Return the projects that Label Studio has set up here."""
+        with self.guard():
+            return {int(value) for value in self.connection.smembers(_SET_UP)}
 
     def remember_token(self, token: str) -> None:
         with self.guard():

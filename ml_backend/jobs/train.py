@@ -34,9 +34,13 @@ from ml_backend.core.files import file_sha256
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.job_list import CANCELLED
 from ml_backend.jobs.progress import report_progress
+from ml_backend.jobs.training_inputs import training_settings_digest
 from ml_backend.jobs.training_queue import unread_before
 from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.label_config import classes_for, parse_label_config
+from ml_backend.label_studio.media import canonical_uri
+from ml_backend.labeling.model_version import BASE
+from ml_backend.training.comparison import CLIPS, VIDEOS
 from ml_backend.training.gate import decide_promotion
 from ml_backend.training.registry import MEASURED, RUNNING, RunLost, Version
 from ml_backend.training.retention import remove_old_weights
@@ -223,7 +227,9 @@ class TrainingRun:
         else:
             self._tidy_up(version)
             if last.artifact:
-                self._container.artifacts.remove(last.artifact)
+                clips = (clip_name(version, number) for number in range(CLIPS))  # of a gate that did not decide
+                for name in (last.artifact, *clips):
+                    self._container.artifacts.remove(name)
 
     def outcome(self) -> dict[str, Any] | None:
         """Return the job's result; ``None`` if another worker continues the run."""
@@ -301,7 +307,11 @@ class TrainingRun:
             dataset=inputs_digest,
             held_out=data.held_out_digest,
             classes=list(data.classes),
-            lineage={**lineage_of(data, seen), "held_out_file": self._keep_held_out(version, data.held_out)},
+            lineage={
+                **lineage_of(data, seen),
+                "settings": training_settings_digest(self._settings, base),
+                "held_out_file": self._keep_held_out(version, data.held_out),
+            },
             detector=start["name"],
             start_sha256=start["sha256"],
         )
@@ -441,41 +451,67 @@ class TrainingRun:
         return on_event
 
     def _run_gate(self, version: Version) -> None:
-        """Evaluate candidate and incumbent on the held-out videos, and promote or refuse the candidate."""
+        """Compare candidate and incumbent on the held-out and on other videos; promote, propose or refuse the
+        candidate."""
         artifacts = self._container.artifacts
         candidate = artifacts.fetch(version.artifact, version.weights_sha256)
         stored = version.lineage["held_out_file"]
         held_out = artifacts.fetch(stored["name"], stored["sha256"])
         for _ in range(MAX_GATE_RUNS):
             incumbent = self._registry.current(self._project)
-            measured = self._measure(version, candidate, incumbent, held_out)
+            done = self._measure(version, candidate, incumbent, held_out)
             if _id(self._registry.current(self._project)) == _id(incumbent):
                 break
             log.info("Project %s: the version in use has changed; the gate runs again.", self._project)
-        metrics = {**measured, "against": incumbent.name if incumbent else "base"}
-        decision = decide_promotion(measured["candidate"], measured["incumbent"])
+        measured, others = done["results"], done["others"]
+        propose = self._container.policies.get(self._project).mode == "propose"
+        decision = decide_promotion(measured["candidate"], measured["incumbent"], others, propose=propose)
         report_progress(get_current_job(), stage="gate", verdict=decision.reason)
-        if not decision.promote:
-            self._registry.finish(version, "refused", decision.reason, metrics=metrics)
-        else:
+        metrics = {
+            **measured,
+            "against": incumbent.name if incumbent else BASE,
+            "others": others,
+            "clips": self._keep_clips(version, others),
+        }
+        if decision.outcome == "promoted":
             version = self._registry.advance(version, state="promoting", metrics=metrics)
             self._watcher.check()
             self._registry.promote(version, decision.reason, f"gate: {version.trigger}", _id(incumbent))
-        self._container.count("promotions" if decision.promote else "refusals")
+        else:
+            self._registry.finish(version, decision.outcome, decision.reason, metrics=metrics)
+        self._container.count({"promoted": "promotions", "proposed": "proposals"}.get(decision.outcome, "refusals"))
         self._tidy_up(version)
 
-    def _measure(
-        self, version: Version, candidate: Path, incumbent: Version | None, held_out: Path
-    ) -> dict[str, dict[str, Any]]:
+    def _keep_clips(self, version: Version, others: Mapping[str, Any] | None) -> dict[str, dict[str, str]]:
+        """Store the clips of changes on other videos; return their artifacts by number."""
+        folder = self._folder / "gate" / version.name / "clips"
+        numbers = {change["clip"] for change in (others or {}).get("changes", ())} - {None}
+        clips = {}
+        for number in sorted(numbers):
+            name = clip_name(version, number)
+            sha256 = self._container.artifacts.put(folder / f"{number}.mp4", name)
+            clips[str(number)] = {"artifact": name, "sha256": sha256}
+        return clips
+
+    def _measure(self, version: Version, candidate: Path, incumbent: Version | None, held_out: Path) -> dict[str, Any]:
+        """Evaluate and compare the models in a subprocess; return its result."""
         projects = self._container.projects
         held_out_videos = json.loads(held_out.read_text(encoding="utf-8"))["videos"]
         active = projects.detector_of(incumbent, download=True) if incumbent else None
         detector = active or projects.models(None, download=True).detector
         config = self._container.client.get_project(self._project).label_config
         models = [
-            {"name": "candidate", "kind": "yolo", "path": str(candidate), "label_config": config, "trained": True},
+            {
+                "name": "candidate",
+                "title": version.name,
+                "kind": "yolo",
+                "path": str(candidate),
+                "label_config": config,
+                "trained": True,
+            },
             {
                 "name": "incumbent",
+                "title": incumbent.name if incumbent else BASE,
                 "kind": detector.kind,
                 "path": str(detector.path) if detector.path else None,
                 "label_config": config,
@@ -483,6 +519,11 @@ class TrainingRun:
                 "default": version.classes[0] if len(version.classes) == 1 else "",
             },
         ]
+        if incumbent is not None:
+            base = projects.models(None, download=True).detector
+            if base.kind == "yolo":  # the reference for labels that nobody has annotated
+                reference = {"name": "base", "title": BASE, "kind": "yolo", "path": str(base.path)}
+                models.append({**reference, "label_config": config, "held_out": False})
         with ExitStack() as stack:
             videos: dict[str, str] = {}
             for video in held_out_videos:
@@ -497,10 +538,46 @@ class TrainingRun:
                 raise TrainingFailed(
                     "None of the held-out videos can be read.", "Restore them, or annotate other videos."
                 )
-            plan = {"kind": "evaluate", "held_out": str(held_out), "videos": videos, "models": models}
-            done = self._run_child(plan, self._folder / "gate" / version.name, self._on_progress)
-        results: dict[str, dict[str, Any]] = done["results"]
-        return results
+            folder = self._folder / "gate" / version.name
+            plan = {
+                "kind": "evaluate",
+                "held_out": str(held_out),
+                "videos": videos,
+                "models": models,
+                "others": self._open_others(config, stack),
+                "clips": str(folder / "clips"),
+            }
+            return self._run_child(plan, folder, self._on_progress)
+
+    def _open_others(self, label_config: str, stack: ExitStack) -> list[dict[str, Any]]:
+        """Open some videos that nobody has annotated, always the same ones; return their tasks and paths."""
+        controls = parse_label_config(label_config).video_controls
+        annotated: set[str] = set()
+        tasks: dict[str, int] = {}
+        for state in self._container.client.list_task_states(self._project):
+            for uri in filter(None, (control.media_uri(state.data) for control in controls)):
+                try:
+                    name = canonical_uri(uri, self._settings.label_studio_url)
+                except MediaError as error:
+                    log.warning("A video of task %d is not compared: %s", state.id, error)
+                    continue
+                if state.annotations:
+                    annotated.add(name)
+                else:
+                    tasks.setdefault(name, state.id)
+        others: list[dict[str, Any]] = []
+        for uri in sorted(tasks.keys() - annotated, key=lambda uri: hashlib.sha256(uri.encode()).hexdigest()):
+            if len(others) == VIDEOS:
+                break
+            try:
+                path = stack.enter_context(self._container.media.open(uri, tasks[uri]))
+            except (MediaError, VideoError) as error:
+                if error.retryable and _retries_left():
+                    raise
+                log.warning("The video of task %d is not compared: %s", tasks[uri], error)
+            else:
+                others.append({"task": tasks[uri], "path": str(path)})
+        return others
 
     def _on_progress(self, event: Mapping[str, Any]) -> None:
         if event.get("event") == "progress":
@@ -530,6 +607,11 @@ class TrainingRun:
 def checkpoint_name(version: Version) -> str:
     """Return the artifact name of a run's last checkpoint, from which any worker can resume."""
     return f"projects/{version.project_id}/{version.name}-{version.id}-last.pt"
+
+
+def clip_name(version: Version, number: int) -> str:
+    """Return the artifact name of a clip that the gate made."""
+    return f"projects/{version.project_id}/{version.name}-{version.id}-clip-{number}.mp4"
 
 
 def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 from ml_backend.core.errors import BackendError
+from ml_backend.jobs.training_inputs import changed_since
 from ml_backend.labeling.model_version import same_kind
 from ml_backend.training.policy import TrainingState, is_due
-from ml_backend.training.registry import MEASURED, Version
-from ml_backend.training.review_store import AnnotatedTask, ReviewStore
+from ml_backend.training.registry import MEASURED
+from ml_backend.training.review_store import ReviewStore
 
 if TYPE_CHECKING:
     from ml_backend.jobs.container import Container
@@ -140,20 +140,14 @@ class TrainingScheduler:
             states = [version.state for version in registry.outline(project_id)]
             failures = next((n for n, state in enumerate(states) if state != "failed"), len(states))
         tasks = ReviewStore(self._container.storage).tasks(project_id)
-        new = _changed_since(tasks, last)
+        new = changed_since(tasks, last)
         if new and failures:
             # The cause of the failure may be fixed now: count all changes since the last evaluated version.
             evaluated = next((entry for entry in registry.outline(project_id) if entry.state in MEASURED), None)
-            new = _changed_since(tasks, registry.get(evaluated.id) if evaluated else None)
+            new = changed_since(tasks, registry.get(evaluated.id) if evaluated else None)
         return TrainingState(
             sum(max(task.tracks, task.hard) for task in new),
             max((task.changed_at for task in new), default=None),
             last.created_at if last else None,
             failures,
         )
-
-
-def _changed_since(tasks: Mapping[int, AnnotatedTask], last: Version | None) -> list[AnnotatedTask]:
-    """Return the tasks that are new or changed since a training."""
-    seen = (last.lineage.get("seen") or {}) if last else {}
-    return [task for number, task in tasks.items() if seen.get(str(number)) != task.fingerprint]

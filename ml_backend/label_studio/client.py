@@ -7,15 +7,16 @@ in the web process instead of 2 s and 73 MB.
 from __future__ import annotations
 
 import base64
+import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from ml_backend.core.errors import LabelStudioError, LabelStudioUnavailable
 from ml_backend.core.settings import Settings
@@ -27,6 +28,11 @@ UPLOAD_HINT = (
     "Start Label Studio with a larger DATA_UPLOAD_MAX_MEMORY_SIZE (bytes, by default 250 MiB), or put the file into "
     "its local files and import it with import_videos.py --local-files."
 )
+LOCAL_IP_HINT = (
+    "Label Studio refuses local addresses unless it runs with "
+    "SSRF_PROTECTION_ENABLED=false and ML_BLOCK_LOCAL_IP=false."
+)
+CONNECT_HINT = f"Set BACKEND_URL to an address at which Label Studio reaches this backend. {LOCAL_IP_HINT}"
 LOGIN_HINT = (
     "Set LABEL_STUDIO_API_KEY to a token from Label Studio's Account & Settings page "
     "(a personal access token, or a legacy token where these are enabled)."
@@ -35,6 +41,8 @@ LOGIN_HINT = (
 TIMEOUT_S = 30.0
 #: Keeps cloud URIs as they were imported, so that a task's data can be written back.
 _UNRESOLVED = {"additional_query_parameters": {"resolve_uri": "false"}}
+#: Names of a backend on Label Studio's own machine, or in its compose network.
+_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "host.docker.internal", "backend"})
 #: Items per page.
 _PAGE_SIZE = 100
 
@@ -171,9 +179,17 @@ class LabelStudioClient:
                 yield _to_dict(project)
 
     def get_project(self, project_id: int) -> Project:
-        with self._errors(f"read project {project_id}"):
-            project = self.sdk.projects.get(project_id)
-            return Project(project_id, project.title or "", project.label_config or "")
+        """Return a project.
+
+        Raises:
+            NotFound: it does not exist, or the token's user may not see it.
+        """
+        try:
+            with self._errors(f"read project {project_id}"):
+                project = self.sdk.projects.get(project_id)
+                return Project(project_id, project.title or "", project.label_config or "")
+        except NotFound as error:
+            raise NotFound(f"Project {project_id} was not found.", "Check the number in its address.") from error
 
     def create_project(self, title: str, label_config: str) -> int:
         with self._errors("create a project"):
@@ -214,6 +230,14 @@ class LabelStudioClient:
                 }
         raise NotFound(f"Task {task_id} is not in project {project_id}.", "Look up its id in Label Studio.")
 
+    def missing_tasks(self, project_id: int, task_ids: Collection[int]) -> list[int]:
+        """Return those of some tasks, a few hundred at most, that a project does not have."""
+        chosen = json.dumps({"selectedItems": {"all": False, "included": sorted(task_ids)}})
+        options = {"page_size": len(task_ids), "query": chosen, "fields": "task_only", "include": ["id"]}
+        with self._errors(f"look up tasks of project {project_id}"):
+            found = _paged(self.sdk.tasks.list(project=project_id, **options))
+            return sorted(set(task_ids) - {int(task.id) for task in found})
+
     def _task_page(self, project_id: int, page: int, size: int) -> Any:
         fields = ["id", "data", "total_annotations", "total_predictions", "updated_at"]
         return self.sdk.tasks.list(project=project_id, page=page, page_size=size, fields="task_only", include=fields)
@@ -229,10 +253,6 @@ class LabelStudioClient:
             response = self._task_page(project_id, page, size)
             return [_task_state(task) for task in response.items or []], int(response.response.total)
 
-    def list_task_ids(self, project_id: int) -> list[int]:
-        """Return the ids of all tasks of a project."""
-        return [state.id for state in self.list_task_states(project_id)]
-
     def list_full_tasks(self, project_id: int) -> Iterator[dict[str, Any]]:
         """Yield every task as in Label Studio's JSON export: ``id``, ``data``, ``annotations`` and ``predictions``.
 
@@ -245,6 +265,22 @@ class LabelStudioClient:
             except NotFound:
                 continue
             yield full
+
+    def count_predicted(self, project_id: int) -> int:
+        """Return the number of a project's tasks that have a prediction; a task may have several."""
+        has_prediction = {
+            "filter": "filter:tasks:total_predictions",
+            "operator": "greater",
+            "type": "Number",
+            "value": 0,
+        }
+        query = json.dumps({"filters": {"conjunction": "and", "items": [has_prediction]}})
+        with self._errors(f"count the predicted tasks of project {project_id}"):
+            # "include" limits what is computed for the one task that is returned.
+            page = self.sdk.tasks.list(
+                project=project_id, page=1, page_size=1, fields="task_only", include=["id"], query=query
+            )
+            return int(page.response.total)
 
     def create_task(self, project_id: int, data: Mapping[str, Any]) -> int:
         with self._errors(f"create a task in project {project_id}"):
@@ -374,37 +410,72 @@ class LabelStudioClient:
         with self._errors(f"list the models of project {project_id}"):
             return [_to_dict(item) for item in self.sdk.ml.list(project=project_id)]
 
-    def list_webhooks(self, project_id: int) -> list[dict[str, Any]]:
-        """Return the webhooks of a project, as JSON of the API."""
-        with self._errors(f"list the webhooks of project {project_id}"):
+    def list_webhooks(self, project_id: int | None = None) -> list[dict[str, Any]]:
+        """Return the webhooks of a project, by default of all projects, as JSON of the API."""
+        with self._errors("list the webhooks" + (f" of project {project_id}" if project_id else "")):
             return [_to_dict(item) for item in self.sdk.webhooks.list(project=project_id)]
 
     def connect_backend(self, project_id: int, backend_url: str, basic_auth: tuple[str, str] | None = None) -> None:
-        """Connect this service to a project and add the credentials to its webhook. Idempotent.
+        """Connect this service to a project, and repair its webhook. Idempotent.
 
         Label Studio creates the webhook when a backend is connected, but without headers, so that its events would be
-        refused if Basic auth is on.
+        refused if Basic auth is on. A connection by another name of this machine stays as it is.
+
+        Raises:
+            LabelStudioError: Label Studio does not reach the URL, or there is no such project.
         """
-        backend_url = backend_url.rstrip("/")
         auth: dict[str, Any] = {}
         headers: dict[str, str] = {}
         if basic_auth:
             user, password = basic_auth
             auth = {"auth_method": "BASIC_AUTH", "basic_auth_user": user, "basic_auth_pass": password}
             headers = basic_auth_header(user, password)
-        hook_url = f"{backend_url}/webhook"
-        connected = [str(backend["url"]).rstrip("/") for backend in self.list_backends(project_id)]
-        with self._errors(f"connect {backend_url} to project {project_id}"):
-            if backend_url not in connected:
-                self.sdk.ml.create(url=backend_url, project=project_id, title="Video pre-annotation", **auth)
+        backends = self.list_backends(project_id)
+        connected = next((item for item in backends if is_same_backend(str(item["url"]), backend_url)), None)
+        url = str(connected["url"] if connected else backend_url).rstrip("/")
+        with _hint(CONNECT_HINT), self._errors(f"connect {url} to project {project_id}"):
+            if connected is None:
+                facts = {"url": url, "project": project_id, "title": "Video pre-annotation"}
+                self.sdk.ml.create(**facts, is_interactive=True, **auth)
+            elif not connected["is_interactive"]:  # drawn boxes are followed only then
+                self.sdk.ml.update(connected["id"], url=url, project=project_id, is_interactive=True)
+            hook_url = f"{url}/webhook"
             hooks = [hook for hook in self.list_webhooks(project_id) if hook["url"] == hook_url]
             if not hooks:
                 self.sdk.webhooks.create(
                     url=hook_url, project=project_id, headers=headers, send_payload=True, send_for_all_actions=True
                 )
             for hook in hooks:
-                if headers and hook.get("headers") != headers:
-                    self.sdk.webhooks.update(hook["id"], url=hook_url, headers=headers)
+                if not sends_events(hook, basic_auth):
+                    switched_on = {"is_active": True, "send_payload": True, "send_for_all_actions": True}
+                    self.sdk.webhooks.update(hook["id"], **switched_on, **({"headers": headers} if headers else {}))
+
+
+def is_same_backend(url: str, backend_url: str) -> bool:
+    """Return whether a URL that Label Studio uses is the backend's, if need be by another name of its machine.
+
+    Label Studio may use another name than people do, such as ``http://backend:9090`` in a compose network.
+    """
+    if url.rstrip("/") == backend_url.rstrip("/"):
+        return True
+    try:
+        used = urlsplit(url)
+        return used.port is not None and used.port == urlsplit(backend_url).port and used.hostname in _THIS_MACHINE
+    except ValueError:  # somebody's webhook has a malformed port
+        return False
+
+
+def sends_events(webhook: Mapping[str, Any], basic_auth: tuple[str, str] | None) -> bool:
+    """Return whether a webhook is switched on, and its events name tasks and carry the backend's credentials."""
+    if not (webhook.get("is_active") and webhook.get("send_payload")):
+        return False
+    return basic_auth is None or authorization(webhook) == basic_auth_header(*basic_auth)["Authorization"]
+
+
+def authorization(webhook: Mapping[str, Any]) -> str:
+    """Return the header ``Authorization`` of a webhook, or an empty string."""
+    headers = {str(name).lower(): str(value) for name, value in (webhook.get("headers") or {}).items()}
+    return headers.get("authorization", "")
 
 
 def basic_auth_header(user: str, password: str) -> dict[str, str]:
@@ -486,6 +557,16 @@ def translate_errors(url: str, action: str) -> Iterator[None]:
         # Not Label Studio's API: the response has an unexpected shape.
         log.debug("Not a response of Label Studio", exc_info=error)
         raise _status_error(url, action, 0, "") from error
+
+
+@contextmanager
+def _hint(hint: str) -> Iterator[None]:
+    """Give errors of Label Studio that have no hint this one."""
+    try:
+        yield
+    except LabelStudioError as error:
+        error.hint = error.hint or hint
+        raise
 
 
 def _status_error(url: str, action: str, status: int, body: object) -> LabelStudioError:

@@ -102,7 +102,7 @@ def file_layer(video: Path, export: AnnotationFile, show: str = "") -> Layer:
             f"{video.name} is another video than that of task {task_video.task_id}: {difference}.",
             "Name the video that was annotated, or choose a task with --task.",
         )
-    title = " ".join(filter(None, (kind, task_video.submission.annotator, f"({export.path.name})")))
+    title = " ".join(filter(None, (kind, task_video.submission.author, f"({export.path.name})")))
     return Layer(title, AnnotatedVideo.load(task_video, video))
 
 

@@ -107,7 +107,7 @@ def render(
     first, last = _frame_range(scanned, options)
     fonts = Fonts(options.font)
     size = fitting_size(scanned.info.width, scanned.info.height, len(layers), options.height)
-    canvas, panes = _side_by_side(size, [layer.title for layer in layers], fonts)
+    canvas, panes = side_by_side(size, [layer.title for layer in layers], fonts)
     labels = _labels(layers, options.colours)
     colours = label_colours(labels, options.colours)
     painters = [
@@ -167,7 +167,7 @@ def fitting_size(width: int, height: int, panes: int, wanted_height: int | None 
     return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
 
 
-def _side_by_side(size: tuple[int, int], titles: Sequence[str], fonts: Fonts) -> tuple[Image, list[Image]]:
+def side_by_side(size: tuple[int, int], titles: Sequence[str], fonts: Fonts) -> tuple[Image, list[Image]]:
     """Return a BGR canvas, and its panes as views to draw on.
 
     A single pane is the whole canvas; several have titles above them. ``size`` is that of each pane.

@@ -21,6 +21,7 @@ WORKER_COUNTERS = {
     "learned": "Tasks whose annotations were learned.",
     "tracks": "Regions created.",
     "promotions": "Trained versions that passed the gate.",
+    "proposals": "Trained versions that the gate proposed.",
     "refusals": "Trained versions that the gate refused.",
     "delivered": "Predictions pushed to Label Studio.",
 }

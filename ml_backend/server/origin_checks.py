@@ -76,7 +76,7 @@ def require_known_host(app: Flask, settings: Settings) -> None:
     The Label Studio protocol, and health at ``/``, accept any name from programs, which may use an internal DNS name;
     browsers, recognized by their headers, are checked there too.
     """
-    if settings.basic_auth_user and settings.basic_auth_pass.get_secret_value():
+    if settings.basic_auth:
         return
     allowed = [*settings.allowed_hosts, socket.gethostname().lower()]
     if "*" in allowed:
@@ -101,9 +101,9 @@ def require_basic_auth(app: Flask, settings: Settings) -> None:
 
     Health checks need no credentials, and their answer holds no secret.
     """
-    user, password = settings.basic_auth_user, settings.basic_auth_pass.get_secret_value()
-    if not (user and password):
+    if settings.basic_auth is None:
         return
+    expected = ":".join(settings.basic_auth).encode()
 
     @app.before_request
     def check() -> Response | None:
@@ -112,7 +112,7 @@ def require_basic_auth(app: Flask, settings: Settings) -> None:
         auth = request.authorization
         given = f"{auth.username}:{auth.password}" if auth and auth.type == "basic" else ""
         # As bytes, since compare_digest refuses non-ASCII text.
-        if hmac.compare_digest(given.encode(), f"{user}:{password}".encode()):
+        if hmac.compare_digest(given.encode(), expected):
             return None
         response = Response("Unauthorized", 401)
         if is_api():

@@ -16,6 +16,7 @@ from ml_backend.db.storage import Storage
 from ml_backend.jobs.project_models import ProjectModels, ProjectModelStore
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.task_plan import TaskPlan, cached_label_config, plan_task
+from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE
 from ml_backend.labeling.model_version import same_kind
 from ml_backend.training.policy import PolicyStore
 
@@ -25,6 +26,10 @@ log = logging.getLogger(__name__)
 DIRECT_REQUESTS = 20
 #: Maximum bytes of predictions in one response; workers push the others.
 MAX_RESPONSE_BYTES = 32 << 20
+#: Seconds to wait for drawn boxes. Label Studio waits 100, but a person does not.
+FOLLOW_TIMEOUT_S = 30.0
+#: Drawn boxes in one request.
+MAX_DRAWN = 100
 
 
 class PredictionService:
@@ -53,6 +58,9 @@ class PredictionService:
     def setup(self, project_id: int, label_config: str, extra_params: Any) -> str:
         """Apply what Label Studio sends on connecting a project, and return its model version.
 
+        The first time, the tasks that are there already are predicted. Label Studio sends the same before each
+        prediction and on each view of the settings.
+
         Args:
             label_config: may be empty.
             extra_params: see :meth:`ml_backend.jobs.project_models.ProjectModelStore.setup_mode`.
@@ -66,11 +74,14 @@ class PredictionService:
         self._projects.setup_mode(project_id, extra_params)
         self._policies.setup(project_id, extra_params)
         version = self.version(project_id)
-        if version != before:
-            try:
+        try:
+            if version != before:
                 self._queue.request_refresh(project_id)
-            except QueueUnavailable as error:  # opened tasks are predicted anyway
-                log.warning("Predictions of project %s were not refreshed: %s", project_id, error)
+            if label_config and project_id not in self._queue.set_up_projects():
+                self._queue.request_prepare_many(project_id, [])
+                self._queue.note_set_up(project_id)
+        except QueueUnavailable as error:  # opened tasks are predicted anyway
+            log.warning("Predictions of project %s were not requested: %s", project_id, error)
         return version
 
     def remember_token(self, token: Any) -> None:
@@ -128,6 +139,55 @@ class PredictionService:
             raise errors[0]
         return [b"[]" if isinstance(plan, BackendError) else predictions.get(plan.key, b"[]") for plan in plans]
 
+    def follow(
+        self, project_id: int, label_config: str, task: Mapping[str, Any], context: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Return a prediction with the regions that a person has drawn in a task, followed through its video.
+
+        Where that fails, the regions are returned as they are, so that no work is lost; the reason is logged and shown
+        in the control room.
+
+        Args:
+            context: what the editor sends: ``result`` has the regions.
+
+        Raises:
+            RequestError: there is no region to follow, or the task has no id.
+        """
+        regions = _drawn_regions(context)
+        answers = [dict(region) for region in regions]
+        try:
+            plan = self._plan(task, project_id, label_config, self._projects.models(project_id))
+            for video in plan.videos:
+                of_video = [region for region in regions if region.get("to_name") == video.control.to_name]
+                if not of_video:
+                    continue
+                rate = DEFAULT_FRAME_RATE if video.frame_rate is None else video.frame_rate
+                source = {"uri": video.uri, "frame_rate": rate}
+                arguments = [project_id, plan.task_id, source, of_video]
+                for region in self._queue.ask("follow_regions", arguments, "draw", FOLLOW_TIMEOUT_S):
+                    answers = [region if region.get("id") == item.get("id") else item for item in answers]
+        except RequestError:
+            raise
+        except BackendError as error:
+            log.warning("Task %s: a drawn box was not followed: %s", task.get("id"), error)
+            self._note_not_followed(project_id, task, error)
+        return [{"result": answers, "model_version": self.version(project_id), "score": 0.0}]
+
+    def warm(self, project_id: int, label_config: str, task: Mapping[str, Any]) -> None:
+        """Prepare for drawn boxes in a task that somebody has opened."""
+        try:
+            plan = self._plan(task, project_id, label_config, self._projects.models(project_id))
+            for video in plan.videos:
+                self._queue.request_warm(plan.task_id, video.uri)
+        except BackendError as error:  # drawing reports it
+            log.debug("Task %s was not warmed: %s", task.get("id"), error)
+
+    def _note_not_followed(self, project_id: int, task: Mapping[str, Any], error: BackendError) -> None:
+        try:
+            self._queue.publish(f"not-followed-{project_id}", {"task": task.get("id"), "error": str(error)})
+        except QueueUnavailable as unavailable:
+            log.warning("The control room cannot show it: %s", unavailable)
+
     def _plan(self, task: Mapping[str, Any], project_id: int, label_config: str, models: ProjectModels) -> TaskPlan:
         task_id = task.get("id")
         if not isinstance(task_id, int) or isinstance(task_id, bool):
@@ -178,6 +238,23 @@ class PredictionService:
                 # The job may have finished between the look-up and the request.
                 predictions.update(self._storage.prediction_bodies([plan.key]))
         return errors
+
+
+def _drawn_regions(context: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the video tracks of an editor's request."""
+    result = context.get("result")
+    regions = [
+        item
+        for item in (result if isinstance(result, list) else ())
+        if isinstance(item, dict) and item.get("type") == "videorectangle" and isinstance(item.get("value"), dict)
+    ]
+    if not regions:
+        raise RequestError(
+            "The request has no box to follow.", 'Use smart="true" on VideoRectangle only, and select one of its boxes.'
+        )
+    if len(regions) > MAX_DRAWN:
+        raise RequestError(f"{len(regions)} boxes are too many at once.", f"Select at most {MAX_DRAWN}.")
+    return regions
 
 
 def _is_settled(plan: TaskPlan, task: Mapping[str, Any]) -> bool:

@@ -51,12 +51,6 @@ class Unknown(BackendError):
     http_status = 404
 
 
-class Conflict(BackendError):
-    """The request conflicts with the current state."""
-
-    http_status = 409
-
-
 class WrongType(BackendError):
     """The body has an unsupported media type."""
 

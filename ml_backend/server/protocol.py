@@ -65,6 +65,7 @@ def setup() -> Response:
 
 @blueprint.post("/predict")
 def predict() -> Response:
+    """Return predictions; for boxes that a person has drawn in a task (``params.context``), their objects' tracks."""
     body = _json_body()
     tasks = body.get("tasks")
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
@@ -72,7 +73,14 @@ def predict() -> Response:
     label_config = body.get("label_config")
     if not isinstance(label_config, str):
         raise RequestError("'label_config' must be the project's label config.", _PROTOCOL)
-    results = services().prediction_service.predict_json(project_id(body.get("project")), label_config, tasks)
+    service, project = services().prediction_service, project_id(body.get("project"))
+    params = body.get("params")
+    context = params.get("context") if isinstance(params, dict) else None
+    if isinstance(context, dict) and context and len(tasks) == 1:
+        return jsonify({"results": service.follow(project, label_config, tasks[0], context)})
+    if len(tasks) == 1:
+        service.warm(project, label_config, tasks[0])
+    results = service.predict_json(project, label_config, tasks)
     return Response(b'{"results":[' + b",".join(results) + b"]}\n", mimetype="application/json")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic.dataclasses
 import sqlalchemy as sa
@@ -31,14 +31,15 @@ class TrainingPolicy:
     """When a project retrains.
 
     Attributes:
-        auto: whether annotations lead to trainings by themselves; "Start training" always does.
+        mode: ``"automatic"``: annotations lead to trainings, and the gate promotes what passes. ``"propose"``: what
+            passes is always proposed to a person. ``"off"``: only "Start training" starts one, then as in automatic.
         min_tracks: fewest annotated tracks that are new or changed since the last training.
         quiet_s: seconds that must have passed since the last annotation.
         every_s: shortest time between the starts of two trainings, in seconds.
         pseudo_labels: whether to also train on certain predictions of unannotated tasks.
     """
 
-    auto: StrictBool = True
+    mode: Literal["automatic", "propose", "off"] = "automatic"
     min_tracks: Annotated[int, Field(strict=True, ge=0, le=10**7)] = 10  # with fewer, trainings hardly pass the gate
     quiet_s: _Seconds = 60.0  # people who correct tracks submit more often than that
     every_s: _Seconds = 900.0  # trainings take minutes of a CPU, most of which predictions need
@@ -59,6 +60,7 @@ def check_policy(values: Any) -> dict[str, Any]:
     Raises:
         ConfigError: a name does not exist or a value is invalid.
     """
+    values = _renamed(values)
     try:
         policy = TypeAdapter(TrainingPolicy).validate_python(values)
     except ValidationError as error:
@@ -69,6 +71,14 @@ def check_policy(values: Any) -> dict[str, Any]:
             f"Give a JSON object with these names: {', '.join(field.name for field in fields(TrainingPolicy))}.",
         ) from error
     return {name: getattr(policy, name) for name in values}
+
+
+def _renamed(values: Any) -> Any:
+    """Replace ``auto``, which policies had before ``mode``; if both are given, ``mode`` counts."""
+    auto = values.get("auto") if isinstance(values, Mapping) else None
+    if not isinstance(auto, bool):
+        return values
+    return {"mode": "automatic" if auto else "off"} | {name: item for name, item in values.items() if name != "auto"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +103,7 @@ def is_due(policy: TrainingPolicy, state: TrainingState, now: datetime | None = 
     """Return whether a training should start now."""
     now = now or datetime.now(timezone.utc)
     return (
-        policy.auto
+        policy.mode != "off"
         and state.new_tracks > 0
         and state.new_tracks >= policy.min_tracks
         and _passed(state.changed_at, policy.quiet_s, now)
@@ -148,7 +158,7 @@ class PolicyStore:
         """
         given = read_extra_params(extra_params).get("training")
         values = check_policy(given if isinstance(given, Mapping) else {})
-        if values != self._row(project_id)[1]:
+        if values != _renamed(self._row(project_id)[1]):
             self._save(project_id, policy=values, setup_policy=values)
 
     def _row(self, project_id: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -3,8 +3,11 @@
 A run has a row from its start, so that a worker that resumes it after a crash knows its stage:
 
     dataset -> training -> gate -> promoting -> promoted
+                                -> proposed  -> promoted, refused
                                 -> refused
     any of the first four       -> failed, cancelled
+
+A person decides on a proposed version, or a newer one that passes the gate or fails it does.
 
 Only the owner of a run may advance it: a worker that was presumed dead and comes back gets :class:`RunLost`.
 """
@@ -20,7 +23,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from ml_backend.core.errors import ConfigError, Interrupted, Postponed, StorageError
+from ml_backend.core.errors import ConfigError, Conflict, Interrupted, Postponed, StorageError
 from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import activations, model_versions
@@ -30,7 +33,9 @@ log = logging.getLogger(__name__)
 #: States of a run that is in progress, or was when its worker died.
 RUNNING = ("dataset", "training", "gate", "promoting")
 #: States of a run whose weights were evaluated.
-MEASURED = ("promoted", "refused")
+MEASURED = ("promoted", "proposed", "refused")
+#: Versions that are named to people who ask for one that does not exist.
+_NAMED = 10
 
 
 class RunLost(Interrupted):
@@ -159,8 +164,11 @@ class Registry:
             of = (model_versions.c.project_id == project_id) & (model_versions.c.number == int(digits))
             if found := self._one(sa.select(model_versions).where(of)):
                 return found
+        names = [version.name for version in self.outline(project_id)]
+        known = ", ".join(names[:_NAMED]) + (", …" if names[_NAMED:] else "")
         raise ConfigError(
-            f"Project {project_id} has no version {name[:40]!r}.", "scripts/versions.py lists them; or use 'base'."
+            f"Project {project_id} has no version {name[:40]!r}.",
+            f"Choose one of {known} or base." if names else "Choose base, the configured detector; it has no other.",
         )
 
     def running(self, project_id: int) -> Version | None:
@@ -173,6 +181,11 @@ class Registry:
         query = sa.select(model_versions).where(model_versions.c.state.in_(RUNNING)).order_by(model_versions.c.id)
         with self._storage.guard(), self._storage.engine.connect() as connection:
             return [_version(row) for row in connection.execute(query)]
+
+    def proposed(self, project_id: int) -> Version | None:
+        """Return the version that waits for a person's decision, if any, without its large columns."""
+        of = (model_versions.c.project_id == project_id) & (model_versions.c.state == "proposed")
+        return self._one(sa.select(*_LIGHT).where(of).order_by(model_versions.c.number.desc()).limit(1))
 
     def last(self, project_id: int, before: int = 1 << 30) -> Version | None:
         """Return the newest version in any state with a number below ``before``."""
@@ -247,11 +260,14 @@ class Registry:
         return self._update(version.id, version.owner, **values)
 
     def finish(self, version: Version, state: str, reason: str, **values: Any) -> Version:
-        """End a run: ``refused``, ``failed`` or ``cancelled``. Raises RunLost as :meth:`advance` does."""
-        now = datetime.now(timezone.utc)
-        done = self.advance(version, state=state, reason=reason, owner="", finished_at=now, **values)
+        """End a run: ``refused``, ``proposed``, ``failed`` or ``cancelled``. Raises RunLost as :meth:`advance` does."""
+        values |= {"state": state, "reason": reason, "owner": "", "finished_at": datetime.now(timezone.utc)}
+        with self._storage.guard(), self._storage.engine.begin() as connection:
+            self._write(connection, version.id, version.owner, values)
+            if state in MEASURED:
+                self._supersede(connection, version)
         log.info("Project %s: %s %s. %s", version.project_id, version.name, state, reason)
-        return done
+        return self._reload(version.id)
 
     def discard(self, version: Version, seen: Mapping[str, str], unread: Collection[int] = ()) -> None:
         """Delete a run that had nothing new to learn from, passing its ``seen`` and ``unread`` tasks to the one before.
@@ -304,11 +320,14 @@ class Registry:
                 raise Postponed("The project has switched to another version meanwhile.", "The gate runs again.")
             activation = {"project_id": version.project_id, "version_id": version.id, "by": by[:255], "at": now}
             connection.execute(sa.insert(activations).values(**activation))
+            self._supersede(connection, version)
         log.info("Project %s: %s is in use. %s", version.project_id, version.name, reason)
         return self._reload(version.id)
 
     def activate(self, project_id: int, version: Version | None, by: str) -> bool:
         """Switch a project to an evaluated version, or (``None``) back to the detector of the settings.
+
+        A proposed version is promoted by that.
 
         Returns:
             Whether that changed anything.
@@ -319,7 +338,7 @@ class Registry:
         if version is not None and (version.state not in MEASURED or version.project_id != project_id):
             raise ConfigError(
                 f"{version.name} of project {version.project_id} cannot be used: it is {version.state}.",
-                "Choose one that was promoted or refused.",
+                "Choose one that was promoted, proposed or refused.",
             )
         present = self.current(project_id)
         if (present.id if present else None) == (version.id if version else None):
@@ -339,8 +358,41 @@ class Registry:
                     "many keep them.",
                 )
             connection.execute(sa.insert(activations).values(**row))
+            if version is not None:
+                self._settle(connection, version, "promoted", f"Accepted by {by[:200]}.")
         log.info("Project %s: %s is in use, by %s", project_id, version.name if version else "base", by)
         return True
+
+    def decline(self, version: Version, by: str) -> None:
+        """Refuse a proposed version, by a person's decision.
+
+        Raises:
+            Conflict: it is not proposed, or not any more.
+        """
+        with self._storage.guard(), self._storage.engine.begin() as connection:
+            declined = self._settle(connection, version, "refused", f"Declined by {by[:200]}.")
+        if not declined:
+            state = (self.get(version.id) or version).state
+            raise Conflict(
+                f"{version.name} of project {version.project_id} cannot be declined: it is {state}, not proposed.",
+                "See the versions (scripts/versions.py list); to stop using one, use another.",
+            )
+        log.info("Project %s: %s was declined by %s", version.project_id, version.name, by)
+
+    @staticmethod
+    def _settle(connection: sa.Connection, version: Version, state: str, verdict: str) -> bool:
+        """Decide on a proposed version; return whether it was one."""
+        of = (model_versions.c.id == version.id) & (model_versions.c.state == "proposed")
+        values = {"state": state, "reason": model_versions.c.reason + f" {verdict}"}
+        return bool(connection.execute(sa.update(model_versions).where(of).values(**values)).rowcount)
+
+    @staticmethod
+    def _supersede(connection: sa.Connection, version: Version) -> None:
+        """Refuse the project's older proposals: they were compared with less, or with another version."""
+        of = (model_versions.c.project_id == version.project_id) & (model_versions.c.number < version.number)
+        values = {"state": "refused", "reason": model_versions.c.reason + f" Superseded by {version.name}."}
+        proposals = of & (model_versions.c.state == "proposed")
+        connection.execute(sa.update(model_versions).where(proposals).values(**values))
 
     def _reload(self, version_id: int) -> Version:
         version = self.get(version_id)

@@ -24,7 +24,7 @@ def removable_versions(versions: Sequence[Version], used: Sequence[int | None], 
     """Return the versions of a project whose weights can go, oldest first.
 
     Kept are the version in use, the one before it, its parent, the target of a rollback, the parents of runs in
-    progress, and the newest ones.
+    progress, a proposed one, and the newest ones.
 
     Args:
         versions: all versions, newest first.
@@ -35,8 +35,9 @@ def removable_versions(versions: Sequence[Version], used: Sequence[int | None], 
         return []
     usable = [version for version in versions if version.has_weights]
     promoted = [version for version in usable if version.state == "promoted"]
+    proposed = [version for version in usable if version.state == "proposed"]
     refused = [version for version in usable if version.state == "refused"]
-    needed = {version.id for version in (*promoted[:keep], *refused[:REFUSED])}
+    needed = {version.id for version in (*promoted[:keep], *proposed, *refused[:REFUSED])}
     # The one before, since a rollback may be undone.
     needed.update(list(dict.fromkeys(number for number in used if number is not None))[:2])
     for version in versions:
@@ -49,7 +50,7 @@ def removable_versions(versions: Sequence[Version], used: Sequence[int | None], 
 
 
 def remove_old_weights(project_id: int, settings: Settings, storage: Storage, artifacts: Artifacts) -> int:
-    """Remove the weights that a project no longer needs and return the number of files removed.
+    """Remove the weights, and the gate's clips, that a project no longer needs; return the number of files removed.
 
     A file that cannot be removed now is recorded and tried again next time. Only files that the project's own
     trainings have stored are touched.
@@ -71,7 +72,7 @@ def remove_old_weights(project_id: int, settings: Settings, storage: Storage, ar
             connection.execute(sa.delete(unused_artifacts).where(unused_artifacts.c.artifact == name))
         gone += 1
     if gone:
-        log.info("Project %s: the weights of %d old versions were removed.", project_id, gone)
+        log.info("Project %s: %d files of old versions were removed.", project_id, gone)
     return gone
 
 
@@ -92,9 +93,12 @@ def _retire(storage: Storage, version: Version) -> None:
             return
         this = model_versions.c.id == version.id
         connection.execute(sa.update(model_versions).where(this).values(artifact=""))
-        facts = {name: getattr(version, name) for name in ("artifact", "project_id", "weights_sha256")}
-        connection.execute(sa.delete(unused_artifacts).where(unused_artifacts.c.artifact == version.artifact))
-        connection.execute(sa.insert(unused_artifacts).values(**facts, noted_at=datetime.now(timezone.utc)))
+        metrics = connection.scalar(sa.select(model_versions.c.metrics).where(this)) or {}
+        clips = [(clip["artifact"], clip["sha256"]) for clip in (metrics.get("clips") or {}).values()]
+        for artifact, sha256 in [(version.artifact, version.weights_sha256), *clips]:
+            facts = {"artifact": artifact, "project_id": version.project_id, "weights_sha256": sha256}
+            connection.execute(sa.delete(unused_artifacts).where(unused_artifacts.c.artifact == artifact))
+            connection.execute(sa.insert(unused_artifacts).values(**facts, noted_at=datetime.now(timezone.utc)))
     log.info("Project %s: %s keeps no weights any more.", version.project_id, version.name)
 
 

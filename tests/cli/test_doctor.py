@@ -25,6 +25,7 @@ from ml_backend.cli.doctor.checks import Check, Finding, Target
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.queue import connect
+from tests.builders import NO_RECTANGLE
 from tests.conftest import LabelStudio
 
 MakeSettings = Callable[..., Settings]
@@ -160,6 +161,10 @@ def test_connections_of_a_running_stack(motion_stack: Stack) -> None:
 
     before = examine(where, ["label-studio", "backend"])
     assert check not in {finding.check for finding in before}
+    client.create_task(project, {"video": "a.mp4"})
+    finding = only(examine(where, ["label-studio"]), check)
+    assert (finding.status, "not connected" in finding.found) == ("note", True)
+    assert f"import_videos.py --project {project} --connect" in finding.hint
 
     client.connect_backend(project, motion_stack.backend.url)
     findings = examine(where, ["label-studio", "backend"])
@@ -186,6 +191,23 @@ def test_connections_of_a_running_stack(motion_stack: Stack) -> None:
         for item in session.get("/api/webhooks/", params={"project": project}).json():
             session.delete(f"/api/webhooks/{item['id']}/").raise_for_status()
     assert only(examine(where, ["label-studio"]), hook).found == "there is none"
+
+
+@pytest.mark.stack
+def test_label_configs_that_are_refused(motion_stack: Stack) -> None:
+    client = motion_stack.client()
+    images = '<View><Image name="i" value="$image"/><Labels name="l" toName="i"><Label value="a"/></Labels></View>'
+    wrong, of_images, once_right = (client.create_project("Doctor", each) for each in (NO_RECTANGLE, images, CONFIG))
+    client.connect_backend(once_right, motion_stack.backend.url)
+    client.set_label_config(once_right, NO_RECTANGLE)
+    here = Settings(_env_file=None, **{k.lower(): v for k, v in motion_stack.settings_environment().items()})
+    findings = examine(Target(here, motion_stack.backend.url), ["label-studio"])
+    for project, status in ((wrong, "note"), (once_right, "failed")):
+        finding = only(findings, f"Project {project}")
+        assert finding.status == status
+        assert "VideoRectangle" in finding.found
+        assert "<VideoRectangle" in finding.hint
+    assert f"Project {of_images}" not in {finding.check for finding in findings}
 
 
 def run_doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

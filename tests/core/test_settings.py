@@ -7,11 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
+from pydantic import ValidationError
 
 from ml_backend.core.errors import ConfigError
-from ml_backend.core.settings import RETIRED, Settings, get_settings
+from ml_backend.core.settings import RETIRED, Settings, describe_invalid_settings, get_settings
 from tests.builders import ROOT
 
 
@@ -50,7 +52,7 @@ def test_settings_of_the_release_before_are_named_with_what_to_do_instead(
     get_settings.cache_clear()
     auto, epochs = caplog.messages
     assert "TRAIN_AUTO has no effect" in auto
-    assert '{"training": {"auto": ...}}' in auto
+    assert '{"training": {"mode": ...}}' in auto
     assert "TRAIN_EPOCHS has no effect" in epochs
     assert "TRAIN_ARGS" in epochs
 
@@ -72,3 +74,22 @@ def test_worker_says_it_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("The setting REDIS_URL is invalid")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, field in Settings.model_fields.items() if get_origin(field.annotation) is Literal]
+)
+def test_a_wrong_choice_lists_what_is_allowed(name: str) -> None:
+    with pytest.raises(ValidationError) as failure:
+        Settings(_env_file=None, **{name: "x"})  # type: ignore[arg-type]
+    text = describe_invalid_settings(failure.value)
+    assert name.upper() in text
+    for allowed in get_args(Settings.model_fields[name].annotation):
+        assert f"'{allowed}'" in text
+
+
+def test_a_wrong_queue_lists_the_queues() -> None:
+    with pytest.raises(
+        ValidationError, match="there is no queue x; the queues are interactive, prepare, patterns, control"
+    ):
+        Settings(_env_file=None, worker_queues="x")  # type: ignore[arg-type]

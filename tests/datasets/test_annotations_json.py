@@ -77,6 +77,23 @@ def test_rows_are_exactly_as_agreed(tmp_path: Path) -> None:
     assert rows[2]["frame"] == "0.033"
 
 
+def test_ids_on_request(tmp_path: Path) -> None:
+    """A row is found again in a dataset's images, and a track is followed through the rows."""
+    make_video(tmp_path / "clip.mp4")
+    later = make_region(key(6, 50), key(8, 50, enabled=False), label="car", region_id="r2")
+    write_export(tmp_path / "e.json", [make_task("clip.mp4", make_annotation(later, MOVING))])
+    done = run("--from-json", "e.json", "--out", "a.json", "--sample", "keyframes", "--with-ids", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = [(row["frame"], row["frame_number"], row["track_id"], row["label"]) for row in rows_of(tmp_path / "a.json")]
+    assert found == [
+        ("0.000", 0, 1, "person"),
+        ("0.167", 5, 2, "car"),
+        ("0.233", 7, 2, "car"),
+        ("0.333", 10, 1, "person"),
+        ("0.667", 20, 1, "person"),
+    ]
+
+
 def test_keyframes_only_of_each_track(tmp_path: Path) -> None:
     other = make_region(key(6, 50), key(8, 50, enabled=False), label="car", region_id="r2")
     rows = rows_for(tmp_path, MOVING, other, sample="keyframes")
@@ -215,11 +232,23 @@ def test_the_script_says_what_is_wrong(tmp_path: Path, arguments: list[str], sai
     assert not (tmp_path / "a.json").exists()
 
 
-def test_nothing_annotated_gives_an_empty_list(tmp_path: Path) -> None:
-    write_export(tmp_path / "e.json", [])
+def test_predictions_are_left_out_unless_asked_for(tmp_path: Path) -> None:
+    make_video(tmp_path / "clip.mp4")
+    write_export(tmp_path / "e.json", [make_task("clip.mp4", predictions=[predicted()])])
     done = run("--from-json", "e.json", "--out", "a.json", cwd=tmp_path)
     assert done.returncode == 0
+    assert "--predictions missing" in done.stderr
     assert rows_of(tmp_path / "a.json") == []
+    arguments = ["--from-json", "e.json", "--out", "a.json", "--predictions", "missing", "--all-annotators"]
+    done = run(*arguments, cwd=tmp_path)
+    assert (done.returncode, "--predictions" in done.stderr) == (0, False)
+    rows = rows_of(tmp_path / "a.json")
+    assert [row["source"] for row in rows] == ["auto"] * 21
+    assert not any("annotator" in row for row in rows), "a model is no annotator"
+
+
+def predicted() -> dict[str, Any]:
+    return {"id": 1, "model_version": "yolo11n-1.base", "score": 0.5, "result": [MOVING]}
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

@@ -103,6 +103,14 @@ def test_every_annotator_has_a_version(tmp_path: Path, two_people: dict[str, Any
     assert tracks == [1, 2]
 
 
+def test_a_prediction_is_nobodys_version(tmp_path: Path) -> None:
+    make_video(tmp_path / "clip.mp4", frames=20)
+    task = make_task("clip.mp4", predictions=[{"id": 1, "model_version": "yolo11n-1.base", "result": [MOVING]}])
+    options = DatasetOptions("mot", images=False)
+    result, _ = export(tmp_path, [task], options, all_annotators=True, predictions="missing")
+    assert result.names == ["clip"]
+
+
 def test_versions_of_one_video_lie_in_one_part(tmp_path: Path, two_people: dict[str, Any]) -> None:
     export(tmp_path, [two_people], DatasetOptions("yolo-track", Sampling()), all_annotators=True)
     found = parts(tmp_path)

@@ -102,7 +102,11 @@ def test_the_scripts_on_a_live_project(project: dict[str, Any], label_studio: La
     assert f"task {project['tasks'][4]}" in done.stderr
     rows = rows_of(tmp_path / "a.json")
     assert {row["source"] for row in rows} == {"manual", "auto"}
-    assert sum("confidence" in row for row in rows) == 2 * 21  # the accepted one, and that of the task without people
+    assert sum("confidence" in row for row in rows) == 21  # the accepted one
+    arguments = ["--project", project["id"], "--out", "a.json", "--predictions", "missing"]
+    assert run("export_annotations.py", *arguments, **where).returncode == 3
+    rows = rows_of(tmp_path / "a.json")
+    assert sum("confidence" in row for row in rows) == 2 * 21  # and that of the task without people
     arguments = ["--format", "yolo", "--project", project["id"], "--out", "yolo", "--stride", 10]
     done = run("export_dataset.py", *arguments, **where)
     assert done.returncode == 3, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,20 @@ def test_numbers(export: Path, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == ["person", "car", "dog", "a@b.c", "d@e.f"]
     assert (rows[0]["boxes"], rows[1]["share"]) == ("41", str(round(10 / 51, 4)))
+
+
+def test_a_model_is_no_annotator(export: Path) -> None:
+    tasks = json.loads(export.read_text())
+    tasks[1]["predictions"] = [
+        {"id": 1, "model_version": "yolo11n-1.base", "result": tasks[1]["annotations"][0]["result"]}
+    ]
+    tasks[1]["annotations"] = []
+    write_export(export, tasks)
+    found = collect_statistics(AnnotationReader.from_file(export, predictions="missing"))
+    assert (set(found.annotators), found.annotators["a@b.c"].tracks) == ({"a@b.c"}, 3)
+    assert (set(found.models), found.models["yolo11n-1.base"].tracks) == ({"yolo11n-1.base"}, 1)
+    rows = {row["name"]: row["kind"] for row in found.rows()}
+    assert rows == {"person": "label", "car": "label", "a@b.c": "annotator", "yolo11n-1.base": "model"}
 
 
 def test_nothing_gives_an_empty_table(tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ from ml_backend.detectors.engines.exports import (
 from ml_backend.detectors.engines.make import EngineParity, engine_parity
 from ml_backend.detectors.engines.openvino_engine import MAX_SIZES, MODEL_FILE, OpenvinoEngine
 from ml_backend.detectors.engines.torch_engine import padded_batch_size
+from ml_backend.detectors.loading import yolo_detector
 from ml_backend.detectors.motion import MotionDetector
+from ml_backend.detectors.weights import resolve_detector
 from ml_backend.detectors.yolo import YoloDetector
 from tests.builders import make_tiny_yolo, run_with_bare_home
 
@@ -153,15 +155,32 @@ def test_working_size_of_the_motion_detector() -> None:
 
 
 def test_pytorch_serves_until_the_background_has_the_export(tiny: Path, here: Settings) -> None:
-    sha = file_sha256(tiny)
-    first = choose_engine(tiny, sha, here)
+    first = choose_engine(tiny, file_sha256(tiny), here)
     assert first.export is None
     assert "being prepared" in first.note
-    assert YoloDetector(tiny, here, first.export, first.note).engine["note"] == first.note
     second = choose_engine(tiny, file_sha256(tiny), here, wait=True)
     assert second.export is not None
     assert second.note == ""
     assert second.key != first.key
+
+
+def test_preparing_ends_when_it_is_prepared(tiny: Path, here: Settings) -> None:
+    """Also for a detector that was loaded before and that no later video has replaced."""
+    with yolo_detector(resolve_detector(here.model_copy(update={"yolo_weights": str(tiny)})), here) as detector:
+        pass
+    assert detector.engine["name"] == "torch"
+    choose_engine(tiny, file_sha256(tiny), here, wait=True)
+    assert detector.engine == {"name": "torch", "precision": "fp32", "note": ""}
+
+
+def test_preparing_ends_when_it_fails(tmp_path: Path, here: Settings) -> None:
+    other = make_tiny_yolo(tmp_path / "other.pt", {0: "cow"})
+    here.weights_dir.mkdir(parents=True, exist_ok=True)
+    (here.weights_dir / "engines").write_text("in the way of the folder")
+    with yolo_detector(resolve_detector(here.model_copy(update={"yolo_weights": str(other)})), here) as detector:
+        pass
+    choose_engine(other, file_sha256(other), here, wait=True)
+    assert "cannot be written" in detector.engine["note"]
 
 
 def test_another_checkpoint_is_another_export(tiny: Path, tmp_path: Path, here: Settings) -> None:

@@ -120,7 +120,7 @@ def test_the_real_model_is_checked_and_then_used_while_fp32_serves(
     first = choose(yolo_weights, values, footage)
     assert first.export == exact
     assert "int8 is being prepared" in first.note
-    assert YoloDetector(yolo_weights, values, first.export, first.note).engine == {
+    assert YoloDetector(yolo_weights, values, first.export, lambda: first.note).engine == {
         "name": "openvino",
         "precision": "fp32",
         "note": first.note,

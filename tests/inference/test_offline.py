@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ml_backend.cli.dev_stack.state import StackState
 from tests.builders import CONFIG, NO_RECTANGLE, ROOT, label_config, make_clip
 
 pytestmark = pytest.mark.slow
@@ -19,7 +20,7 @@ SCRIPT = ROOT / "scripts" / "predict_video.py"
 
 def run(*arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DATA_DIR": str(cwd / "data"), **variables}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False)
 
 
@@ -72,6 +73,24 @@ def test_real_weights(clip: Path, tmp_path: Path, yolo_weights: Path) -> None:
     done = run(clip, "--out", "p.json", "--weights", yolo_weights, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["model_version"].startswith(yolo_weights.stem)
+
+
+def test_a_running_stacks_settings_are_used(clip: Path, tmp_path: Path) -> None:
+    settings = {"YOLO_WEIGHTS": "of-the-stack.pt", "DETECTOR": "motion"}
+    StackState(os.getpid(), "http://localhost:1", "http://localhost:2", settings).save(tmp_path / "data")
+    done = run(clip, "--out", "p.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["detector"] == "motion"
+    fails(run(clip, "--out", "p.json", "--detector", "yolo", cwd=tmp_path), "of-the-stack.pt")
+
+
+def test_the_motion_detector_in_place_of_missing_weights_is_said(clip: Path, tmp_path: Path) -> None:
+    done = run(clip, "--out", "p.json", "--mode", "yolo", cwd=tmp_path, HTTPS_PROXY="http://127.0.0.1:1")
+    assert done.returncode == 0, done.stderr
+    (note,) = [line for line in done.stderr.splitlines() if line.startswith("Note: ")]
+    assert "yolo11n.pt is not available" in note
+    assert "motion detector" in note
+    assert f"put the file at {tmp_path}/data/weights/yolo11n.pt or set YOLO_WEIGHTS" in note
 
 
 def fails(done: subprocess.CompletedProcess[str], *texts: str) -> None:

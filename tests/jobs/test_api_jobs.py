@@ -130,7 +130,7 @@ def test_what_is_no_video_fails_and_is_removed(here: Site, work: Work, tmp_path:
     assert (found["state"], found["result"]) == ("failed", None)
     assert found["error"]
     assert list(here.settings.uploads_dir.iterdir()) == []
-    assert here.client.list_task_ids(project) == []
+    assert [state.id for state in here.client.list_task_states(project)] == []
     # Somebody who asks again does not have to wait.
     assert upload(asking, project, tmp_path / "x.mp4")["state"] == "queued"
 
@@ -202,7 +202,7 @@ def test_a_full_disk_does_not_cost_the_video(here: Site, work: Work, tmp_path: P
 
 def test_a_wrong_token_does_not_cost_the_video(site: Make, work: Work, tmp_path: Path) -> None:
     here = site(label_studio_api_key="0" * 40)
-    project, asking = site().project(WALK), room(here)
+    project, asking = site().project(WALK), room(site())
     clip = make_clip(tmp_path / "a b.mp4")
     job = upload(asking, project, clip)
     work(here)
@@ -241,24 +241,25 @@ def test_how_far_predictions_are(here: Site) -> None:
     """The job itself is over; what it has asked for is not."""
     project, asking = here.project(), room(here)
     queue = asking.services.queue
-    name = asking.post("/api/auto_label", {"project": project, "tasks": [1, 2, 3, 4]}, 202)["job"]["id"]
+    tasks = [here.task(project, video=f"{number}.mp4") for number in range(4)]
+    name = asking.post("/api/auto_label", {"project": project, "tasks": tasks}, 202)["job"]["id"]
     job = queue.fetch(name)
     queue.queues["control"].remove(name)
     job.set_status("finished")
     queue.queues["control"].finished_job_registry.add(job, ttl=1000)
-    job.meta["tasks"] = [1, 2, 3, 4]
+    job.meta["tasks"] = tasks
     job.save_meta()
-    queue.request_prepare(project, 1)
-    queue.request_prediction("a" * 40, project, 2)
-    queue.request_prediction("a" * 40, project, 3)
-    queue.request_prediction("a" * 40, project, 99)
+    somebody_elses = tasks[-1] + 1
+    queue.request_prepare(project, tasks[0])
+    for task in (tasks[1], tasks[2], somebody_elses):
+        queue.request_prediction("a" * 40, project, task)
     found = asking.get(f"/api/jobs/{name}")
     assert (found["state"], found["progress"]["share"]) == ("running", 0.25)
-    assert asking.post("/api/auto_label", {"project": project, "tasks": [4, 3, 2, 1]}, 202)["job"]["id"] == name
+    assert asking.post("/api/auto_label", {"project": project, "tasks": tasks[::-1]}, 202)["job"]["id"] == name
     assert [item["state"] for item in asking.get("/api/jobs")["jobs"] if item["id"] == name] == ["running"]
     assert asking.delete(f"/api/jobs/{name}")["state"] == "cancelled"
-    assert queue.fetch("prepare-1") is None
-    assert queue.targets("a" * 40) == {99}, "somebody else waits for the same video"
+    assert queue.fetch(f"prepare-{tasks[0]}") is None
+    assert queue.targets("a" * 40) == {somebody_elses}, "somebody else waits for the same video"
     assert queue.fetch("predict-" + "a" * 40) is not None
 
 
@@ -313,6 +314,9 @@ def test_a_video_with_annotations(here: Site, work: Work, tmp_path: Path) -> Non
     info = probe(tmp_path / "out.mp4")
     assert (info.frames, info.codec) == (120, "h264")
     assert ended(asking, job)["result"]["labels"] == {"walker": 1, "vehicle": 1}
+    (listed,) = asking.get(f"/api/files?project={project}")["files"]
+    facts = {"source": "annotations", "model": "", "task": task, "video": "walk.mp4", "tracks": 2}
+    assert {key: listed[key] for key in facts} == facts
     again = asking.post("/api/create_annotated_video", body, 202)["job"]
     assert (again["id"], again["state"], again["result"]) == (job["id"], "queued", None)
 
@@ -325,6 +329,8 @@ def test_a_video_with_what_the_motion_detector_finds(here: Site, work: Work) -> 
     work(here)
     assert output(asking, job)[4:8] == b"ftyp"
     assert ended(asking, job)["result"]["tracks"] == 1
+    (listed,) = asking.get(f"/api/files?project={project}")["files"]
+    assert (listed["source"], listed["model"].startswith("motion"), listed["video"]) == ("base", True, "clip.mp4")
 
 
 def test_a_video_with_the_classes_of_the_base_model(site: Make, work: Work, yolo_weights: Path) -> None:
@@ -351,17 +357,17 @@ def test_a_video_with_the_prediction(here: Site, work: Work) -> None:
     job = asking.post("/api/create_annotated_video", body, 202)["job"]
     work(here)
     assert output(asking, job)[4:8] == b"ftyp"
+    (listed,) = asking.get(f"/api/files?project={project}")["files"]
+    assert (listed["source"], listed["model"]) == ("predictions", here.prediction_service.version(project))
 
 
-def test_tasks_of_other_projects_are_not_shown(here: Site, work: Work) -> None:
+def test_tasks_of_other_projects_are_not_shown(here: Site) -> None:
     mine, other, asking = here.project(WALK), here.project(WALK), room(here)
     task = walk(here, other)
     for source in ("annotations", "base"):
         body = {"project": mine, "task": task, "source": source}
-        job = asking.post("/api/create_annotated_video", body, 202)["job"]
-        work(here)
-        assert "is not in project" in ended(asking, job)["error"]
-    assert not list(here.settings.outputs_dir.glob("*")) if here.settings.outputs_dir.exists() else True
+        assert "is not in project" in asking.post("/api/create_annotated_video", body, 404)["detail"]
+    assert not asking.services.jobs.all()
 
 
 def test_a_video_by_a_trained_version(site: Make, work: Work, tmp_path: Path) -> None:
@@ -424,11 +430,18 @@ def test_a_rendering_that_runs_is_cancelled(here: Site, work: Work) -> None:
 def test_annotations_as_json(here: Site, work: Work) -> None:
     project, asking = here.project(WALK), room(here)
     walk(here, project)
-    job = asking.post("/api/export", {"project": project, "format": "annotations"}, 202)["job"]
+    body = {"project": project, "format": "annotations"}
+    job = asking.post("/api/export", body, 202)["job"]
     work(here)
     rows = json.loads(output(asking, job))
     assert {row["label"] for row in rows} == {"walker", "vehicle"}
+    assert not any("track_id" in row for row in rows)
     assert ended(asking, job)["result"]["rows"] == len(rows)
+    job = asking.post("/api/export", body | {"with_ids": True}, 202)["job"]
+    work(here)
+    rows = json.loads(output(asking, job))
+    assert {row["track_id"] for row in rows} == {1, 2}
+    assert {row["frame_number"] for row in rows} == set(range(120))
 
 
 @pytest.mark.parametrize(
@@ -451,14 +464,19 @@ def test_datasets_as_archives(here: Site, work: Work, name: str, member: str) ->
         assert archive.testzip() is None
     assert any(item.endswith(member) for item in names), names[:20]
     assert not [item for item in names if any(part.startswith(".") for part in item.split("/"))]
-    assert len(list(here.settings.outputs_dir.iterdir())) == 1, "nothing half-made is left"
+    file = ended(asking, job)["result"]["file"]
+    left = {path.name for path in here.settings.outputs_dir.iterdir()}
+    assert left == {file, f"{file}.json"}, "nothing half-made is left"
+    (listed,) = asking.get(f"/api/files?project={project}")["files"]
+    facts = {"format": name, "source": "annotations", "model": "", "video": "walk.mp4", "videos": 1, "skipped": 0}
+    assert {key: listed[key] for key in facts} == facts
 
 
-@pytest.mark.parametrize(("name", "stride", "taken"), [("coco", None, 15), ("coco", 4, 4), ("mot", None, 1)])
-def test_not_every_picture_of_a_dataset(here: Site, work: Work, name: str, stride: int | None, taken: int) -> None:
+@pytest.mark.parametrize(("stride", "taken"), [({}, 1), ({"stride": 4}, 4)])
+def test_every_picture_of_a_dataset_or_fewer(here: Site, work: Work, stride: dict[str, int], taken: int) -> None:
     project, asking = here.project(WALK), room(here)
     walk(here, project)
-    job = asking.post("/api/export", {"project": project, "format": name, "stride": stride}, 202)["job"]
+    job = asking.post("/api/export", {"project": project, "format": "coco", **stride}, 202)["job"]
     work(here)
     with zipfile.ZipFile(io.BytesIO(output(asking, job))) as archive:
         pictures = [item for item in archive.namelist() if item.endswith(".jpg")]
@@ -486,11 +504,9 @@ def test_a_project_without_annotations_is_not_exported(here: Site, work: Work) -
     assert "Nothing has been annotated" in ended(asking, job)["error"]
 
 
-def test_a_project_that_is_not_there(here: Site, work: Work) -> None:
-    asking = room(here)
-    job = asking.post("/api/export", {"project": 999_999, "format": "coco"}, 202)["job"]
-    work(here)
-    assert "404" in ended(asking, job)["error"]
+def test_a_project_that_is_not_there(here: Site) -> None:
+    problem = room(here).post("/api/export", {"project": 999_999, "format": "coco"}, 404)
+    assert problem["detail"] == "Project 999999 was not found."
 
 
 # -- numbers
@@ -514,11 +530,12 @@ def test_statistics_are_counted_by_a_job(here: Site, work: Work) -> None:
 
 
 def test_counting_that_fails_is_not_started_by_everybody_who_looks(here: Site, work: Work) -> None:
-    asking = room(here)
-    asking.get("/api/stats?project=999999", 202)
+    texts = '<View><Text name="t" value="$text"/><Choices name="c" toName="t"><Choice value="a"/></Choices></View>'
+    project, asking = here.project(texts), room(here)
+    asking.get(f"/api/stats?project={project}", 202)
     work(here)
-    found = asking.get("/api/stats?project=999999", 202)
-    assert (found["job"]["state"], "404" in found["job"]["error"]) == ("failed", True)
+    found = asking.get(f"/api/stats?project={project}", 202)
+    assert (found["job"]["state"], "Video" in found["job"]["error"]) == ("failed", True), found["job"]["error"]
 
 
 def test_patterns_and_more_like_this(here: Site, work: Work) -> None:

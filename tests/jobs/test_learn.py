@@ -227,6 +227,16 @@ def test_tracks_that_were_left_out_are_background(two: tuple[Site, int, int, int
     assert counts(here, project) == {"": 1, "vehicle": 1}
 
 
+def test_tracks_that_were_all_deleted_are_background(two: tuple[Site, int, int, int], work: Work) -> None:
+    """The annotation is as empty as one of somebody who has only been here, but it was begun from a prediction."""
+    here, project, first, _ = two
+    here.client.create_annotation(first, [], prediction(here, first).id)
+    here.queue.request_learning(project, [first])
+    work(here)
+    assert counts(here, project) == {"": 2}
+    assert here.queue.failed_jobs() == []
+
+
 def test_objects_whose_label_was_renamed_are_neither_examples_nor_background(
     two: tuple[Site, int, int, int], work: Work
 ) -> None:

@@ -159,7 +159,7 @@ def test_many_tasks_with_the_same_video_are_one_computation(site: Make, work: Wo
     project = here.project()
     imported = [{"data": {"video": here.clip(), "number": number, **FACTS}} for number in range(15)]
     here.sdk.projects.import_tasks(id=project, request=imported)
-    tasks = sorted(here.client.list_task_ids(project))
+    tasks = sorted(state.id for state in here.client.list_task_states(project))
     assert len(tasks) == 15
     here.queue.request_prepare_many(project, [])
     work(here)
@@ -168,6 +168,19 @@ def test_many_tasks_with_the_same_video_are_one_computation(site: Make, work: Wo
     assert versions == [frozenset({here.prediction_service.version()})] * 15
     assert here.queue.counters()["delivered"] == 15
     assert here.jobs() == {}
+
+
+def test_a_whole_project_is_its_tasks_without_annotations_and_predictions(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project()
+    fresh, annotated, predicted = (here.task(project, video=here.clip(), **FACTS) for _ in range(3))
+    here.annotate(annotated)
+    here.client.create_prediction(predicted, {"result": [], "score": 0.5, "model_version": "somebody's"})
+    here.queue.request_prepare_many(project, [])
+    work(here)
+    assert here.client.get_task(fresh).prediction_versions == {here.prediction_service.version()}
+    assert here.client.get_task(annotated).prediction_versions == set()
+    assert here.client.get_task(predicted).prediction_versions == {"somebody's"}
 
 
 def test_requests_of_one_project_do_not_serve_another(site: Make, work: Work) -> None:

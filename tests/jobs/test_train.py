@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from ml_backend.jobs.container import Container
+from ml_backend.jobs.training_inputs import training_settings_digest
 from ml_backend.server.container import WebContainer
+from ml_backend.video.probe import probe
 from tests.builders import label_config
 from tests.jobs.conftest import Site
 from tests.jobs.scenes import FRAMES, make_walk, walk_regions
@@ -59,9 +61,16 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
     assert version.metrics["incumbent"]["map50"] == 0.0
     assert version.metrics["candidate"]["map50"] > 0.3, "one of the two at least"
     assert version.metrics["against"] == "base"
+    others = version.metrics["others"]
+    assert (others["videos"], others["frames"], others["tracks"]) == (1, 80, 0), "the base model knows no walker"
+    assert (others["changes"], others["base"]) == ([], None)
     assert 1 <= len(version.history) <= 6
     assert version.history[-1]["epoch"] == len(version.history)
     assert list(version.lineage["annotations"]) == [str(task) for task in (before.task - 1,)]
+    base = container.projects.models(None).detector.sha256
+    last = container.registry.last(project)
+    assert last is not None
+    assert last.lineage["settings"] == training_settings_digest(container.settings, base)
 
     # Whoever looks at the job is told the same.
     job = services(here).jobs.get(f"train-{project}")
@@ -103,6 +112,48 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
         assert "Worse than" in second.reason
         assert container.registry.current(project).name == "v1"  # type: ignore[union-attr]
     assert container.artifacts.exists(second.artifact)
+
+
+def test_what_is_known_elsewhere_is_not_given_up_by_itself(yolo_site: Site, work: Work) -> None:
+    """One video whose labels are exchanged: to its own held-out part that is right, to the other video it is not."""
+    here = yolo_site
+    project = here.project(label_config("person", "bus"))
+    annotated(here, project, walker="bus", vehicle="person")
+    make_walk(here.videos / "other.mp4", seed=2)
+    other = here.task(project, video="/data/local-files/?d=other.mp4", fps=20)
+    services(here).trainings.start(project, "a test")
+    container = work(here)
+    (version,) = container.registry.versions(project)
+    assert version.metrics["candidate"]["map50"] > version.metrics["incumbent"]["map50"]
+    assert version.state == "refused", version.reason
+    assert "Worse on other videos" in version.reason
+    others = version.metrics["others"]
+    assert others["worse"] >= 2, "the person and the bus"
+    assert {change["task"] for change in others["changes"]} == {other}
+    assert f"in task {other}, frames" in version.reason
+    for clip in version.metrics["clips"].values():
+        assert probe(container.artifacts.fetch(clip["artifact"], clip["sha256"])).codec == "h264"
+    assert version.metrics["clips"]
+    assert container.registry.current(project) is None
+
+
+def test_a_proposal_waits_for_a_person(yolo_site: Site, work: Work) -> None:
+    here = yolo_site
+    project = here.project(CONFIG)
+    annotated(here, project)
+    trainings = services(here).trainings
+    trainings.set_policy(project, {"mode": "propose"})
+    trainings.start(project, "a test")
+    container = work(here)
+    (version,) = container.registry.versions(project)
+    assert (version.state, "policy" in version.reason) == ("proposed", True), version.reason
+    assert version.metrics["others"] is None, "all videos are annotated"
+    assert container.registry.current(project) is None
+    trainings.start(project, "a test")
+    work(here)
+    assert len(container.registry.versions(project)) == 1, "nothing new: it is still the same proposal"
+    trainings.activate(project, "v1", "a test")
+    assert container.registry.current(project).state == "promoted"  # type: ignore[union-attr]
 
 
 def test_nothing_annotated_is_said_and_costs_no_further_try(yolo_site: Site, work: Work) -> None:

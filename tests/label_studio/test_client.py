@@ -15,7 +15,7 @@ from label_studio_sdk.tokens import client_ext
 
 from ml_backend.core.errors import BackendError, LabelStudioError, LabelStudioUnavailable
 from ml_backend.core.settings import Settings
-from ml_backend.label_studio.client import LabelStudioClient, NotFound
+from ml_backend.label_studio.client import LabelStudioClient, NotFound, is_same_backend
 from tests.builders import CONFIG, Outside, make_clip, outside
 
 
@@ -58,7 +58,7 @@ def test_project_and_tasks(client: LabelStudioClient) -> None:
     found = client.get_project(project)
     assert (found.id, found.title) == (project, "Ein Projekt")
     assert "VideoRectangle" in found.label_config
-    assert client.list_task_ids(project) == []
+    assert [state.id for state in client.list_task_states(project)] == []
     task = client.create_task(project, {"video": "s3://bucket/a b.mp4", "n": [1, {"ü": None}]})
     seen = client.get_task(task)
     assert (seen.id, seen.project_id, seen.annotations) == (task, project, 0)
@@ -67,10 +67,23 @@ def test_project_and_tasks(client: LabelStudioClient) -> None:
     assert client.get_task(task).data == {**seen.data, "fps": 25}
 
 
+def test_tasks_that_a_project_does_not_have(client: LabelStudioClient) -> None:
+    project, other = (client.create_project(title, CONFIG) for title in ("one", "other"))
+    ours = [client.create_task(project, {"video": f"{n}.mp4"}) for n in range(3)]
+    theirs = client.create_task(other, {"video": "a.mp4"})
+    assert client.missing_tasks(project, ours) == []
+    assert client.missing_tasks(project, [*ours[:2], 999_999, theirs]) == sorted([theirs, 999_999])
+
+
+def test_a_project_that_is_not_there_is_named(client: LabelStudioClient) -> None:
+    with pytest.raises(NotFound, match=r"Project 999999 was not found\. Check the number"):
+        client.get_project(999_999)
+
+
 def test_pages_of_tasks(client: LabelStudioClient, sdk: Any) -> None:
     project = client.create_project("many", CONFIG)
     sdk.projects.import_tasks(id=project, request=[{"data": {"video": f"{n}.mp4"}} for n in range(150)])
-    ids = client.list_task_ids(project)
+    ids = [state.id for state in client.list_task_states(project)]
     assert len(ids) == len(set(ids)) == 150
 
 
@@ -106,12 +119,21 @@ def test_prediction_once_per_version(client: LabelStudioClient, sdk: Any) -> Non
     assert client.get_task(task).prediction_versions == {"one", "two"}
 
 
+def test_predicted_tasks_are_counted_once_however_many_versions_they_have(client: LabelStudioClient) -> None:
+    project = client.create_project("test", CONFIG)
+    tasks = [client.create_task(project, {"video": f"{number}.mp4"}) for number in range(3)]
+    assert client.count_predicted(project) == 0
+    for task, version in ((tasks[0], "one"), (tasks[0], "two"), (tasks[2], "one")):
+        client.create_prediction(task, {"result": [], "score": 0.5, "model_version": version})
+    assert client.count_predicted(project) == 2
+
+
 def test_upload_keeps_odd_names_and_makes_no_task(client: LabelStudioClient, label_studio: Any, tmp_path: Path) -> None:
     project = client.create_project("test", CONFIG)
     clip = make_clip(tmp_path / "Straße & Co (1).mp4", frames=5)
     address = client.upload_file(project, clip)
     assert address.startswith("/data/upload/")
-    assert client.list_task_ids(project) == []
+    assert [state.id for state in client.list_task_states(project)] == []
     fetched = httpx.get(label_studio.url + address, headers=client.auth_headers(), timeout=120)
     assert fetched.content == clip.read_bytes()
 
@@ -215,23 +237,67 @@ def test_url_that_is_none(url: str) -> None:
 # -- connecting
 
 
-def test_connecting_twice_changes_nothing(client: LabelStudioClient, sdk: Any) -> None:
-    with outside("localhost") as backend:
-        backend.answer("/health", 200, b'{"status":"UP"}', content_type="application/json")
+@pytest.fixture
+def backend() -> Iterator[Outside]:
+    """Something that Label Studio takes for a backend."""
+    with outside("localhost") as site:
+        site.answer("/health", 200, b'{"status":"UP"}', content_type="application/json")
+        site.answer("/setup", 200, b'{"model_version":"v"}', content_type="application/json")
+        yield site
 
-        def setup(handler: Any) -> None:
-            body = b'{"model_version":"v"}'
-            handler.send_response(200)
-            handler.send_header("Content-Type", "application/json")
-            handler.send_header("Content-Length", str(len(body)))
-            handler.end_headers()
-            handler.wfile.write(body)
 
-        backend.special["/setup"] = setup
-        project = client.create_project("test", CONFIG)
-        for _ in range(2):
-            client.connect_backend(project, backend.url + "/", ("üser", "geheim"))
-        assert [b.url for b in sdk.ml.list(project=project)] == [backend.url]
-        (hook,) = sdk.webhooks.list(project=project)
-        assert hook.url == backend.url + "/webhook"
-        assert hook.headers["Authorization"] == "Basic w7xzZXI6Z2VoZWlt"
+def test_connecting_twice_changes_nothing(client: LabelStudioClient, sdk: Any, backend: Outside) -> None:
+    project = client.create_project("test", CONFIG)
+    for _ in range(2):
+        client.connect_backend(project, backend.url + "/", ("üser", "geheim"))
+    assert [b.url for b in sdk.ml.list(project=project)] == [backend.url]
+    (hook,) = sdk.webhooks.list(project=project)
+    assert hook.url == backend.url + "/webhook"
+    assert hook.headers["Authorization"] == "Basic w7xzZXI6Z2VoZWlt"
+
+
+def test_connecting_again_repairs_the_webhook(client: LabelStudioClient, sdk: Any, backend: Outside) -> None:
+    project = client.create_project("test", CONFIG)
+    client.connect_backend(project, backend.url)
+    (hook,) = sdk.webhooks.list(project=project)
+    broken = {"is_active": False, "send_payload": False, "send_for_all_actions": False, "headers": {"X-Own": "1"}}
+    sdk.webhooks.update(hook.id, url=hook.url, **broken)
+    client.connect_backend(project, backend.url)
+    (hook,) = sdk.webhooks.list(project=project)
+    assert (hook.is_active, hook.send_payload, hook.send_for_all_actions) == (True, True, True)
+    assert hook.headers == {"X-Own": "1"}
+
+
+def test_another_name_of_the_same_machine_is_no_second_connection(
+    client: LabelStudioClient, sdk: Any, backend: Outside
+) -> None:
+    project = client.create_project("test", CONFIG)
+    named = backend.url.replace("localhost", "127.0.0.1")
+    for url in (backend.url, named):
+        client.connect_backend(project, url)
+    assert [b.url for b in sdk.ml.list(project=project)] == [backend.url]
+    assert len(sdk.webhooks.list(project=project)) == 1
+
+
+def test_a_backend_that_label_studio_does_not_reach(client: LabelStudioClient) -> None:
+    with outside("localhost") as gone:
+        pass
+    with pytest.raises(LabelStudioError, match="health check failed") as failure:
+        client.connect_backend(client.create_project("test", CONFIG), gone.url)
+    assert "BACKEND_URL" in failure.value.hint
+
+
+@pytest.mark.parametrize(
+    ("url", "same"),
+    [
+        ("http://localhost:9090/", True),
+        ("http://backend:9090", True),
+        ("http://room.example:9090", True),
+        ("http://localhost:9091", False),
+        ("http://other.example:9090", False),
+        ("http://localhost", False),
+        ("http://localhost:port", False),
+    ],
+)
+def test_names_of_a_backend(url: str, same: bool) -> None:
+    assert is_same_backend(url, "http://room.example:9090") is same

@@ -93,7 +93,7 @@ def test_import_by_upload(
 
     again = by_name(list(Importer(client, project, settings()).run(find_videos([videos]))))
     assert again["fine ünï.mp4"].status == again["old.avi"].status == "skipped"
-    assert len(client.list_task_ids(project)) == 2
+    assert len([state.id for state in client.list_task_states(project)]) == 2
 
 
 def test_same_content_twice_is_one_task(
@@ -112,7 +112,7 @@ def test_dry_run_changes_nothing(
     done = by_name(list(Importer(client, project, settings(), dry_run=True).run(find_videos([videos]))))
     assert "playable copy" in done["old.avi"].detail
     assert done["sound.mp4"].status == "failed"
-    assert client.list_task_ids(project) == []
+    assert [state.id for state in client.list_task_states(project)] == []
     assert not settings().data_dir.exists()
 
 
@@ -245,7 +245,7 @@ def test_no_file_ends_the_import_of_the_others(
     }
     assert all(outcome.error.hint for outcome in done.values() if outcome.error)
     assert "ZeroDivisionError" in done["odd.mp4"].detail
-    assert client.list_task_ids(project) == [done["fine.mp4"].task_id]
+    assert [state.id for state in client.list_task_states(project)] == [done["fine.mp4"].task_id]
 
 
 def run_script(label_studio: Any, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

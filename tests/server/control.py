@@ -2,16 +2,60 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import jsonschema
 from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from ml_backend.jobs.container import Container
+from ml_backend.jobs.training_inputs import training_settings_digest
 from ml_backend.server.container import WebContainer
+from ml_backend.training.annotation_review import KINDS, AnnotationReview, RegionDiff
+from ml_backend.training.registry import Version
+from ml_backend.training.review_store import ReviewStore, TaskReview
+from tests.builders import CONFIG, Outside, send
+
+MODEL_VERSION = "yolo11n-af0bcddd.tracktrack-0b71.yolo_dinov2-1a2b3c4d.base"
+WORSE = (
+    "Worse than the version in use: mAP50 0.912 instead of 0.931 on 61 held-out frames, HOTA 0.801 instead of 0.822."
+)
+METRICS = {
+    "candidate": {"map50": 0.912, "map50_95": 0.7, "hota": 0.801},
+    "incumbent": {"map50": 0.931, "map50_95": 0.71, "hota": 0.822},
+    "against": "base",
+}
+
+
+def answer_as_label_studio(site: Outside, titles: Mapping[int, str], tasks: int, name: str = "film.mp4") -> None:
+    """Let a web server answer as a Label Studio would whose projects, by id, each have the tasks 1 to ``tasks``."""
+    facts = {"task_number": tasks, "label_config": CONFIG}
+    projects = [{"id": number, "title": title} | facts for number, title in titles.items()]
+    site.answer("/api/projects/", 200, json.dumps({"next": None, "results": projects}).encode())
+    for item in projects:
+        site.answer(f"/api/projects/{item['id']}/", 200, json.dumps(item).encode())
+
+    def list_tasks(handler: BaseHTTPRequestHandler) -> None:
+        query = parse_qs(urlsplit(handler.path).query)
+        chosen = json.loads(query.get("query", ["{}"])[0]).get("selectedItems", {}).get("included")
+        every = [number for number in range(1, tasks + 1) if chosen is None or number in chosen]
+        page, size = (int(query.get(key, ["1"])[0]) for key in ("page", "page_size"))
+        found = every[size * (page - 1) : size * page]
+        if page > 1 and not found:
+            handler.send_error(404)
+            return
+        body = [{"id": number, "data": {"video": f"/data/{number}-{name}"}} for number in found]
+        send(handler, 200, json.dumps({"total": len(every), "tasks": body}).encode())
+
+    site.special["/api/tasks/"] = list_tasks
 
 
 class Room:
@@ -61,6 +105,25 @@ class Room:
 
 def promoted(services: WebContainer, folder: Path, content: bytes, **facts: Any) -> None:
     """Another version of project 7, which passed the gate and is in use."""
+    run = evaluated(services, folder, content, **facts)
+    services.registry.promote(run, "Better.", "gate", run.parent_id)
+
+
+def proposed(services: WebContainer, folder: Path, content: bytes = b"PK proposed") -> None:
+    """Another version of project 7, which waits for a decision, with what differs on another video and a clip of it."""
+    run = evaluated(services, folder, content)
+    clip, name = folder / "0.mp4", f"projects/7/{run.name}-clip-0.mp4"
+    clip.write_bytes(b"a clip of " + run.name.encode())
+    lost = {"kind": "lost", "task": 3, "label": "person", "now": "", "first": 12, "last": 98, "score": 0.8, "clip": 0}
+    new = lost | {"kind": "relabelled", "now": "bus <b>", "clip": None}
+    others = {"lost": 2, "relabelled": 1, "gained": 5, "changes": [lost, new]}
+    clips = {"0": {"artifact": name, "sha256": services.artifacts.put(clip, name)}}
+    metrics = {"against": "base", "others": others, "clips": clips}
+    services.registry.finish(run, "proposed", "Few annotations.", metrics=metrics)
+
+
+def evaluated(services: WebContainer, folder: Path, content: bytes, **facts: Any) -> Version:
+    """A run of project 7 with weights."""
     weights = folder / "best.pt"
     weights.write_bytes(content)
     registry = services.registry
@@ -68,5 +131,20 @@ def promoted(services: WebContainer, folder: Path, content: bytes, **facts: Any)
     run = registry.begin(7, "me", "a test", current)
     name = f"projects/7/{run.name}.pt"
     sha256 = services.artifacts.put(weights, name)
-    run = registry.advance(run, detector="yolo11n", weights_sha256=sha256, artifact=name, classes=["person"], **facts)
-    registry.promote(run, "Better.", "gate", current.id if current else None)
+    return registry.advance(run, detector="yolo11n", weights_sha256=sha256, artifact=name, classes=["person"], **facts)
+
+
+def annotated(services: Container, fingerprint: str) -> None:
+    """Task 1 of project 7 has been annotated, or its annotation was changed."""
+    diffs = tuple(RegionDiff(kind) for kind in KINDS)
+    now = datetime.now(timezone.utc)
+    review = TaskReview(1, MODEL_VERSION, AnnotationReview(diffs, tracks=3), fingerprint, now, now)
+    ReviewStore(services.storage).put(7, 1, review)
+
+
+def refused(services: Container) -> None:
+    """A training has just read the annotations of project 7; the gate refused its result."""
+    registry = services.registry
+    settings = training_settings_digest(services.settings, services.projects.models(None).detector.sha256)
+    lineage = {"seen": ReviewStore(services.storage).seen(7), "annotations": {"1": 1}, "settings": settings}
+    registry.finish(registry.begin(7, "me", "a test", None), "refused", WORSE, lineage=lineage, metrics=METRICS)

@@ -1,12 +1,16 @@
-"""The control room's API without Label Studio: real Redis, real SQLite."""
+"""The control room's API beside a web server that answers as Label Studio; real Redis, real SQLite."""
 
 from __future__ import annotations
 
+import html
+import io
 import json
 import os
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -25,9 +29,10 @@ from ml_backend.labeling.few_shot.identity_jumps import IdentityJump
 from ml_backend.labeling.few_shot.pattern_store import NewExemplar
 from ml_backend.labeling.model_version import version_settings
 from ml_backend.server.api import handlers
+from ml_backend.server.api.requests import ExportFormat
 from ml_backend.server.app import create_app
-from tests.builders import make_tiny_yolo, wait_for
-from tests.server.control import Room, promoted
+from tests.builders import Outside, make_tiny_yolo, wait_for
+from tests.server.control import Room, annotated, promoted, proposed, refused
 
 
 def states(room: Room) -> dict[str, str]:
@@ -108,14 +113,17 @@ def test_status_with_wrong_weights_says_so(settings: Callable[..., Settings], re
     assert "/no/such.pt" in models["notes"][0]
 
 
-def test_projects_without_label_studio(room: Room) -> None:
-    problem = room.get("/api/projects", 502)
+def test_projects_without_label_studio(alone: Room) -> None:
+    problem = alone.get("/api/projects", 502)
     assert "token" in problem["detail"]
 
 
 def test_memory(room: Room) -> None:
     assert room.get("/api/memory_status") == {"workers": {}}
-    assert room.post("/api/optimize_memory", status=202) == {"requested": True, "workers": []}
+    for body in ({}, {"json": {}}, {"data": b"", "content_type": "application/json"}):
+        assert room.ask("POST", "/api/optimize_memory", 202, **body) == {"requested": True, "workers": []}
+    room.post("/api/optimize_memory", {"project": 7}, 400)
+    room.ask("POST", "/api/optimize_memory", 415, data="{}", content_type="text/plain")
 
 
 # -- models
@@ -124,6 +132,9 @@ def test_memory(room: Room) -> None:
 def test_switching_modes_and_versions(auto: Room, tmp_path: Path) -> None:
     for content in (b"PK first", b"PK second"):
         promoted(auto.services, tmp_path, content)
+    assert (
+        auto.post("/api/switch_model", {"project": 7, "version": "v3"}, 422)["hint"] == "Choose one of v2, v1 or base."
+    )
     found = auto.post("/api/switch_model", {"project": 7, "mode": "yolo", "version": "v1"})
     assert (found["mode"], found["version"], found["changed"]) == ("yolo", "v1", True)
     again = auto.post("/api/switch_model", {"project": 7, "mode": "yolo", "version": "v1"})
@@ -136,6 +147,7 @@ def test_a_version_that_is_not_there(auto: Room) -> None:
     for path in ("/api/switch_model", "/api/load_custom_model"):
         problem = auto.post(path, {"project": 7, "version": "v9"}, 422)
         assert "no version 'v9'" in problem["detail"]
+        assert "base" in problem["hint"]
 
 
 @pytest.mark.parametrize("name", ["../evil.pt", "/etc/passwd", "yolo11n.pt", "", "V1", "v1\n", "v"])
@@ -162,6 +174,50 @@ def test_rolling_back_names_what_is_left(auto: Room, tmp_path: Path) -> None:
     assert (found["version"], found["changed"]) == (known["before"], True)
     problem = auto.post("/api/versions/rollback", {"project": 7, "instead_of": "v2"}, 409)
     assert f"{known['before']} is in use" in problem["detail"]
+
+
+def test_a_proposed_version_is_accepted(auto: Room, tmp_path: Path) -> None:
+    proposed(auto.services, tmp_path)
+    known = auto.get("/api/versions?project=7")
+    assert (known["current"], known["proposed"]) == ("base", "v1")
+    auto.post("/api/switch_model", {"project": 7, "version": "v1"})
+    known = auto.get("/api/versions?project=7")
+    assert (known["current"], known["proposed"], known["versions"][0]["state"]) == ("v1", None, "promoted")
+    assert known["versions"][0]["reason"].endswith("Accepted by control room.")
+
+
+def test_a_proposed_version_is_declined_once(auto: Room, tmp_path: Path) -> None:
+    proposed(auto.services, tmp_path)
+    body = {"project": 7, "version": "v1"}
+    assert auto.post("/api/versions/decline", body) == {"declined": "v1", "current": "base"}
+    known = auto.get("/api/versions?project=7")
+    assert (known["proposed"], known["versions"][0]["state"]) == (None, "refused")
+    assert "not proposed" in auto.post("/api/versions/decline", body, 409)["detail"]
+    assert "no version 'v9'" in auto.post("/api/versions/decline", body | {"version": "v9"}, 422)["detail"]
+    auto.post("/api/versions/decline", body | {"version": "base"}, 400)
+
+
+def test_clips_of_a_version(auto: Room, tmp_path: Path) -> None:
+    proposed(auto.services, tmp_path)
+    answer = auto.client.get("/api/versions/v1/clips/0?project=7")
+    auto.check("GET", "/api/versions/v1/clips/0", answer)
+    assert (answer.data, answer.content_type) == (b"a clip of v1", "video/mp4")
+    assert "sandbox" in answer.headers["Content-Security-Policy"]
+    part = auto.client.get("/api/versions/v1/clips/0?project=7", headers={"Range": "bytes=0-5"})
+    assert (part.status_code, part.data) == (206, b"a clip")
+    auto.get("/api/versions/v1/clips/1?project=7", 404)
+    auto.get("/api/versions/v2/clips/0?project=7", 422)
+    auto.get("/api/versions/v1/clips/0?project=8", 422)
+    auto.get("/api/versions/v1/clips/0", 400)
+    for path in ("/api/versions/v1/clips/..%2f0?project=7", "/api/versions/..%2fv1/clips/0?project=7"):
+        assert auto.client.get(path).status_code == 404
+    auto.services.artifacts.remove("projects/7/v1-clip-0.mp4")
+    auto.get("/api/versions/v1/clips/0?project=7", 404)
+
+
+def test_without_a_trained_version_there_is_nothing_to_roll_back_to(auto: Room) -> None:
+    problem = auto.post("/api/versions/rollback", {"project": 7, "instead_of": "base"}, 409)
+    assert "nothing to roll back to" in problem["detail"]
 
 
 def test_a_whole_number_may_be_written_with_a_point(auto: Room) -> None:
@@ -198,6 +254,75 @@ def test_another_request_is_another_job(room: Room) -> None:
         for body in ({"project": 7}, {"project": 8}, {"project": 7, "tasks": [1]}, {"project": 7, "tasks": [2]})
     }
     assert len(ids) == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/init_models", {}),
+        ("/api/learn_patterns", {}),
+        ("/api/auto_label", {}),
+        ("/api/train_custom_model", {}),
+        ("/api/switch_model", {"mode": "yolo"}),
+        ("/api/load_custom_model", {"version": "v1"}),
+        ("/api/create_annotated_video", {"task": 1}),
+        ("/api/create_custom_model_video", {"task": 1}),
+        ("/api/export", {"format": "coco"}),
+    ],
+)
+def test_a_project_that_does_not_exist(auto: Room, path: str, body: dict[str, Any]) -> None:
+    problem = auto.post(path, {"project": 77, **body}, 404)
+    assert problem["detail"] == "Project 77 was not found."
+    assert problem["hint"] == "Check the number in its address."
+    assert not states(auto)
+
+
+def test_what_is_counted_and_found_in_a_project_that_does_not_exist(room: Room) -> None:
+    for path in ("/api/stats?project=77", "/api/similar?project=77&label=x"):
+        assert room.get(path, 404)["detail"] == "Project 77 was not found."
+    assert not states(room)
+
+
+def test_a_task_that_the_project_does_not_have(room: Room) -> None:
+    for path, body in (
+        ("/api/create_annotated_video", {"task": 10}),
+        ("/api/auto_label", {"tasks": [3, 10, 11]}),
+        ("/api/auto_label", {"tasks": [*range(1, 10), *range(1000, 2000)]}),
+    ):
+        problem = room.post(path, {"project": 7, **body}, 404)
+        assert problem["detail"] in ("Task 10 is not in project 7.", "Task 1000 is not in project 7.")
+    assert not states(room)
+
+
+def test_a_project_is_looked_up_once_in_a_while(room: Room, beside: Outside) -> None:
+    for path in ("/api/init_models", "/api/learn_patterns", "/api/auto_label"):
+        room.post(path, {"project": 7}, 202)
+    assert len(beside.asked("/api/projects/7/")) == 1
+
+
+def test_nothing_is_accepted_while_label_studio_does_not_answer(alone: Room, make_room: Callable[..., Room]) -> None:
+    assert "token" in alone.post("/api/learn_patterns", {"project": 7}, 502)["detail"]
+    down = make_room(label_studio_url="http://127.0.0.1:1")
+    assert "does not answer" in down.post("/api/learn_patterns", {"project": 7}, 503)["detail"]
+    assert not states(down)
+
+
+def test_nothing_new_to_train_on(auto: Room) -> None:
+    """An answer, not a job that ends with it."""
+    annotated(auto.services, "a")
+    auto.post("/api/train_custom_model", {"project": 7}, 202)
+    auto.services.trainings.cancel(7)
+    refused(auto.services)
+    problem = auto.post("/api/train_custom_model", {"project": 7}, 409)
+    assert problem["detail"] == "Nothing new has been annotated since v2."
+    assert "force" in problem["hint"]
+    assert states(auto).get("train-7") != "queued"
+    annotated(auto.services, "b")
+    assert auto.post("/api/train_custom_model", {"project": 7}, 202)["job"]["state"] == "queued"
+    auto.services.trainings.cancel(7)
+    refused(auto.services)
+    forced = auto.post("/api/train_custom_model", {"project": 7, "force": True}, 202)["job"]
+    assert auto.post("/api/train_custom_model", {"project": 7}, 202)["job"] == forced, "while it waits"
 
 
 def test_training_needs_a_network(room: Room) -> None:
@@ -273,7 +398,7 @@ def test_what_is_doubtful_is_shown(room: Room) -> None:
         "/?project=7&step=learn", headers={"Accept": "text/html", "Sec-Fetch-Site": "none"}
     ).get_data(as_text=True)
     assert page.count('class="suspicious"') == 1
-    assert "suspicious: 1" in page
+    assert "1 suspicious" in page
     assert "at frame 231: its first part is not taught" in page
     queue.publish("patterns-7", {**facts, "digest": "another"})
     assert suspicious() == {"r0": None, "r1": None}
@@ -310,6 +435,28 @@ def test_the_field_that_is_wrong_is_named(room: Room, path: str, body: Any, fiel
     problem = room.ask("POST", path, 400, data=json.dumps(body), content_type="application/json")
     assert any(item["field"].startswith(field) for item in problem["errors"]), problem
     assert not states(room)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "values", "allowed"),
+    [
+        ("POST", "/api/switch_model", {"mode": "x"}, ("yolo", "yolo_dinov2", "yolo_clip", "universal", "default")),
+        ("POST", "/api/switch_model", {"version": "x"}, ("base", "v2")),
+        ("POST", "/api/load_custom_model", {"version": "base"}, ("v2",)),
+        ("POST", "/api/export", {"format": "x"}, get_args(ExportFormat)),
+        ("POST", "/api/export", {"format": "mot", "predictions": "x"}, ("none", "missing", "only")),
+        ("POST", "/api/create_annotated_video", {"task": 1, "source": "x"}, ("annotations", "predictions", "base")),
+        ("GET", "/api/stats?project=7&fresh=x", None, ("boolean",)),
+    ],
+)
+def test_what_is_allowed_instead_of_a_wrong_value(
+    room: Room, method: str, path: str, values: dict[str, Any] | None, allowed: tuple[str, ...]
+) -> None:
+    problem = room.ask(method, path, 400, json=values and {"project": 7, **values})
+    (item,) = problem["errors"]
+    assert item["field"] in {"fresh", *(values or ())}
+    for name in allowed:
+        assert name in item["message"]
 
 
 @pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000, b'{"project": 1' + b"0" * 5000 + b"}", b'"\\ud800"'])
@@ -359,17 +506,48 @@ def test_the_page_names_every_route_and_needs_nothing_else(room: Room) -> None:
     for path in room.document["paths"]:
         assert path in text
     assert "<script" not in text
-    assert "http://" not in text
-    assert "https://" not in text
+    assert not re.search(r'(?:src|href)="(?![/#])', text), "nothing from elsewhere"
+    assert "<code>cancelling</code>" in text, "Markdown is rendered"
+    assert "`" not in text
+
+
+def examples(room: Room) -> list[list[str]]:
+    """The words of the examples on the page of the API."""
+    text = room.client.get("/api/docs").get_data(as_text=True)
+    return [shlex.split(html.unescape(item)) for item in re.findall(r'aria-label="Example">(.+?)</pre>', text)]
+
+
+def test_every_route_has_an_example_that_is_right(room: Room) -> None:
+    found = examples(room)
+    assert len(found) == sum(map(len, room.document["paths"].values()))
+    for curl, *words, url in found:
+        assert curl == "curl"
+        pairs = list(zip(words[::2], words[1::2], strict=False))
+        options, form = dict(pairs), dict(value.split("=") for name, value in pairs if name == "-F")
+        values: dict[str, Any] = {"json": json.loads(options["-d"])} if "-d" in options else {}
+        if form:
+            values["data"] = {n: (io.BytesIO(b"x"), v[1:]) if v.startswith("@") else v for n, v in form.items()}
+        method = options.get("-X", "POST" if values else "GET")
+        path = url.removeprefix("http://localhost")
+        answer = room.client.open(path, method=method, **values)
+        assert answer.status_code not in (400, 405, 415), (method, path, answer.get_data(as_text=True))
+        room.check(method, path, answer)
+
+
+def test_examples_have_credentials_where_they_are_needed(settings: Callable[..., Settings], redis_url: str) -> None:
+    app = create_app(settings(redis_url=redis_url, basic_auth_user="me", basic_auth_pass="secret"))
+    text = app.test_client().get("/api/docs", auth=("me", "secret")).get_data(as_text=True)
+    assert "curl -u USER:PASSWORD " in text
+    assert "secret" not in text
 
 
 # -- redis that comes back
 
 
 @pytest.mark.slow
-def test_redis_that_comes_back(settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_redis_that_comes_back(make_room: Callable[..., Room], tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis", log_dir=tmp_path, environment=os.environ)
-    room = Room(create_app(settings(redis_url=server.url, detector="motion")))
+    room = make_room(redis_url=server.url)
     assert room.post("/api/init_models", {"project": 7}, 503)["hint"]
     (tmp_path / "redis").mkdir()
     server.start()

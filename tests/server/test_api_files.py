@@ -12,12 +12,23 @@ from typing import Any
 
 import pytest
 
-from ml_backend.core.outputs import GB, MAX_AGE_S, PLAYABLE_FOLDER, STALE_S, Outputs
+from ml_backend.core.outputs import GB, MAX_AGE_S, PLAYABLE_FOLDER, STALE_S, OutputFacts, Outputs
 from ml_backend.core.settings import Settings
 from ml_backend.server.api.uploads import safe_name
 from tests.server.control import Room
 
 BODY = bytes(range(256)) * 40
+
+
+FACTS = OutputFacts(source="v2", model="yolo11n-1.v2", task=3, video="straße.mp4", tracks=4)
+
+
+def add(outputs: Outputs, facts: OutputFacts = FACTS, project: int = 7) -> str:
+    """Add a video to the outputs, as a job does; its name."""
+    outputs.folder.mkdir(parents=True, exist_ok=True)
+    made = outputs.folder / "made.mp4"
+    made.write_bytes(BODY)
+    return outputs.add(made, facts, "project", project, "task", 3).name
 
 
 @pytest.fixture
@@ -113,6 +124,60 @@ def test_archives_are_saved_not_shown(room: Room) -> None:
     assert answer.headers["Content-Disposition"].startswith("attachment")
 
 
+# -- the list
+
+
+def test_files_are_listed_with_what_they_were_made_from(room: Room, made: str) -> None:
+    outputs = room.services.outputs
+    named = add(outputs)
+    rows = OutputFacts(format="annotations", source="both", model="a, b", video="a.mp4", videos=3, skipped=1)
+    exported = add(outputs, rows)
+    add(outputs, project=8)
+    os.utime(outputs.folder / made, (1e9, 1e9))
+    os.utime(outputs.folder / named, (1.1e9, 1.1e9))
+    found = room.get("/api/files?project=7")["files"]
+    assert [item["name"] for item in found] == [exported, named, made], "newest first"
+    assert {name: found[0][name] for name in rows.model_dump()} == rows.model_dump()
+    assert {name: found[1][name] for name in FACTS.model_dump()} == FACTS.model_dump()
+    assert (found[1]["bytes"], found[1]["created_at"]) == (len(BODY), "2004-11-09T11:33:20+00:00")
+    assert {found[2][name] for name in FACTS.model_dump()} == {None}, "of an earlier release"
+
+
+@pytest.mark.parametrize(
+    "facts", [b"", b"{", b"[]", b'{"source": 1}', b'{"source": "base", "videos": -1}', b" " * (1 << 20)]
+)
+def test_facts_that_are_damaged_are_none(room: Room, facts: bytes) -> None:
+    outputs = room.services.outputs
+    name = add(outputs)
+    (outputs.folder / f"{name}.json").write_bytes(facts)
+    (found,) = room.get("/api/files?project=7")["files"]
+    assert (found["name"], found["source"]) == (name, None)
+
+
+def test_a_file_is_deleted_once(room: Room, made: str) -> None:
+    outputs = room.services.outputs
+    name = add(outputs)
+    assert room.delete(f"/api/files/{name}") == {"deleted": name}
+    assert names(outputs.folder) == {made}, "its facts, too"
+    assert f"no file {name}" in room.delete(f"/api/files/{name}", 404)["detail"]
+    room.delete(f"/api/files/{made}")
+    assert room.get("/api/files?project=7")["files"] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["..%2fbackend.sqlite3", "secret.txt", ".hidden.mp4", "link.mp4", "folder.mp4", "x.mp4.json"]
+)
+def test_nothing_else_is_deleted(room: Room, made: str, name: str) -> None:
+    folder = room.services.outputs.folder
+    for other in ("secret.txt", ".hidden.mp4", "x.mp4.json"):
+        (folder / other).write_text("")
+    (folder / "folder.mp4").mkdir()
+    (folder / "link.mp4").symlink_to(folder.parent / "backend.sqlite3")
+    before = names(folder)
+    assert room.client.delete(f"/api/files/{name}").status_code == 404
+    assert (names(folder), (folder.parent / "backend.sqlite3").exists()) == (before, True)
+
+
 # -- names and room
 
 
@@ -143,6 +208,22 @@ def test_outputs_go_by_size_and_by_age(settings: Callable[..., Settings]) -> Non
     assert outputs.clean() == [paths[1].name]
     paths[0].write_bytes(bytes(9000))
     assert outputs.clean() == []  # the newest is never taken away from whoever has just asked for it
+
+
+def test_facts_live_as_long_as_their_file(settings: Callable[..., Settings]) -> None:
+    outputs, old = Outputs(settings(outputs_gb=1.0)), time.time() - STALE_S - 60
+    first, last = add(outputs), add(outputs)
+    for path in outputs.folder.iterdir():
+        os.utime(path, (old, old))
+    left_over = outputs.folder / "project-7-gone.mp4.json"  # a job was killed between the two
+    left_over.write_text("{}")
+    os.utime(left_over, (old, old))
+    assert outputs.clean() == []
+    assert names(outputs.folder) == {first, f"{first}.json", last, f"{last}.json"}
+    for path in outputs.folder.glob(f"{first}*"):
+        os.utime(path, (old - MAX_AGE_S, old - MAX_AGE_S))
+    assert outputs.clean() == [first]
+    assert names(outputs.folder) == {last, f"{last}.json"}
 
 
 def left(folder: Path, name: str, age_s: float, folder_age_s: float | None = None) -> Path:
@@ -278,6 +359,15 @@ def test_uploads_that_are_refused(room: Room, data: dict[str, Any], status: int,
     assert word in problem["detail"]
     assert kept(room) == []
     assert not room.services.jobs.all()
+
+
+def test_an_upload_to_a_project_that_does_not_exist(room: Room) -> None:
+    assert upload(room, form(project="77"), 404)["detail"] == "Project 77 was not found."
+    assert kept(room) == []
+
+
+def test_the_file_that_is_no_video_is_named(room: Room) -> None:
+    assert upload(room, form(name="x.jpg"), 415)["detail"] == "x.jpg has no supported video extension."
 
 
 def test_too_large_an_upload(make_room: Callable[..., Room]) -> None:

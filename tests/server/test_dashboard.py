@@ -6,16 +6,20 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler
 from itertools import product
 from pathlib import Path
 from string import Formatter
 from typing import Any, get_args
-from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
+from markupsafe import Markup
 
+from ml_backend.core.outputs import OutputFacts
 from ml_backend.core.settings import Settings
+from ml_backend.core.types import UNLABELLED
+from ml_backend.embeddings.crop_embeddings import CropEmbedding
+from ml_backend.labeling.few_shot.pattern_store import NewExemplar
 from ml_backend.server.api import handlers
 from ml_backend.server.api.requests import ExportFormat
 from ml_backend.server.app import create_app
@@ -24,8 +28,8 @@ from ml_backend.server.dashboard.forms import ACTIONS
 from ml_backend.server.dashboard.parts import PARTS, history
 from ml_backend.server.dashboard.state import STEPS
 from ml_backend.training.retention import remove_old_weights
-from tests.builders import outside, send
-from tests.server.control import Room, promoted
+from tests.builders import CONFIG, NO_RECTANGLE, outside
+from tests.server.control import Room, answer_as_label_studio, promoted, proposed
 
 #: What one sends to this machine itself, or to an encrypted server, and to others.
 PLAIN = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -45,25 +49,63 @@ def kinds(room: Room) -> set[str]:
     return {item["kind"] for item in room.services.jobs.all()}
 
 
-def _tasks(handler: BaseHTTPRequestHandler) -> None:
-    query = parse_qs(urlsplit(handler.path).query)
-    number, size = int(query["page"][0]), int(query["page_size"][0])
-    ids = range(size * (number - 1) + 1, min(size * number, 45) + 1)
-    if not ids:
-        handler.send_error(404)
-        return
-    body = {"total": 45, "tasks": [{"id": i, "data": {"video": f"/data/{i}-{SCRIPT}.mp4"}} for i in ids]}
-    send(handler, 200, json.dumps(body).encode())
-
-
 @pytest.fixture
 def hostile(make_room: Callable[..., Room]) -> Iterator[Room]:
     """A room beside a Label Studio whose project and files are named to do harm."""
-    projects = {"next": None, "results": [{"id": 7, "title": SCRIPT, "task_number": 45}]}
     with outside() as label_studio:
-        label_studio.answer("/api/projects/", 200, json.dumps(projects).encode())
-        label_studio.special["/api/tasks/"] = _tasks
-        yield make_room(detector="auto", label_studio_url=label_studio.url, label_studio_api_key="token")
+        answer_as_label_studio(label_studio, {7: SCRIPT}, tasks=45, name=f"{SCRIPT}.mp4")
+        yield make_room(detector="auto", label_studio_url=label_studio.url)
+
+
+@pytest.fixture
+def three(make_room: Callable[..., Room]) -> Iterator[Room]:
+    """A room beside a Label Studio with a connected project, one that is not, and one whose label config is refused."""
+    configs = {7: CONFIG, 8: CONFIG, 9: NO_RECTANGLE}
+    rows = [{"id": n, "title": f"Project {n}", "task_number": 3, "label_config": xml} for n, xml in configs.items()]
+    hook = {"id": 1, "organization": 1, "project": 7, "url": "http://localhost:9090/webhook", "is_active": True}
+    task = {"id": 1, "data": {"video": "/data/a.mp4"}}
+    with outside() as label_studio:
+        label_studio.answer("/api/projects/", 200, json.dumps({"next": None, "results": rows}).encode())
+        label_studio.answer("/api/webhooks/", 200, json.dumps([hook | {"send_payload": True}]).encode())
+        label_studio.answer("/api/tasks/", 200, json.dumps({"total": 1, "tasks": [task]}).encode())
+        yield make_room(label_studio_url=label_studio.url, label_studio_api_key="token")
+
+
+# -- projects that are not connected
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_step_says_that_the_project_is_not_connected(three: Room, step: str) -> None:
+    lead = texts.load_texts("en")["not_connected_lead"]
+    assert lead not in page(three, f"/?project=7&step={step}")
+    unconnected = page(three, f"/?project=8&step={step}")
+    assert lead in unconnected
+    assert 'id="connect"' in unconnected
+    refused = page(three, f"/?project=9&step={step}")
+    assert lead not in refused
+    assert "no VideoRectangle tag with a name" in refused
+    assert "Add &lt;VideoRectangle" in refused
+
+
+def test_the_list_of_projects_marks_and_connects_them(three: Room) -> None:
+    part = page(three, "/ui/part/projects?project=7")
+    rows = dict(zip((7, 8, 9), part.split("<tr")[2:], strict=True))
+    assert "not connected" in rows[8]
+    assert 'id="connect-8"' in rows[8]
+    for number in (7, 9):
+        assert "not connected" not in rows[number]
+        assert "/ui/do/connect" not in rows[number]
+    assert "label config unsuitable" in rows[9]
+
+
+def test_tracks_that_are_on_their_way_are_announced(three: Room) -> None:
+    words = texts.load_texts("en")["on_their_way"]
+    for part in ("projects", "tasks"):
+        assert words not in page(three, f"/ui/part/{part}?project=7")
+    three.services.queue.request_prepare(7, 1)
+    handlers.all_jobs.cache_clear()
+    for part in ("projects", "tasks"):
+        assert page(three, f"/ui/part/{part}?project=7").count(words) == 1
 
 
 # -- programs and browsers
@@ -128,15 +170,15 @@ def test_marks_change_with_what_they_stand_for(auto: Room) -> None:
     drawn = re.search("data-marks='([^']+)'", page(auto, "/?project=7&step=auto"))
     assert drawn is not None
     assert json.loads(drawn[1]) == known, "as the page itself was drawn"
-    assert set(known) == {"jobs", "status", "mode", "current", "version"}
+    assert set(known) == {"jobs", "states", "status", "mode", "current", "version", "files"}
     assert changed(known) == set()
     auto.services.api_queue.init_models(8)
     assert changed(known) == {"status"}, "another project's job is in the queue"
     auto.services.api_queue.init_models(7)
-    assert changed(known) == {"status", "jobs", "init_models"}
+    assert changed(known) == {"status", "jobs", "states", "init_models"}
     known = marks()
     auto.delete("/api/jobs/init-7")
-    assert changed(known) == {"status", "jobs", "init_models"}
+    assert changed(known) == {"status", "jobs", "states", "init_models"}
     known = marks()
     auto.services.patterns.switch(7, "yolo")
     assert changed(known) >= {"mode"}
@@ -195,9 +237,9 @@ def test_a_part_that_fails_takes_no_other_with_it(room: Room, monkeypatch: pytes
     # A list of projects that fails is part of every whole page, a notice's too.
     monkeypatch.setattr("ml_backend.server.api.handlers.projects", fails)
     form = {"project": "7", "format": "coco", "predictions": "none"}
-    answer = room.client.post("/ui/do/export", data=form, headers=BROWSER)
+    answer = room.client.post("/ui/do/export?project=7", data=form, headers=BROWSER)
     assert answer.status_code == 200
-    assert "Requested: Exporting" in answer.get_data(as_text=True)
+    assert "Export started." in answer.get_data(as_text=True)
     assert "Internal error." in answer.get_data(as_text=True)
 
 
@@ -225,16 +267,23 @@ def test_links_lead_to_where_people_reach_label_studio(hostile: Room, make_room:
         assert room.get("/api/projects")["projects"][0]["url"] == f"{base}/projects/7/data"
 
 
-def test_without_a_token_and_a_worker(room: Room) -> None:
-    text = page(room, "/?project=7")
+def test_without_a_token_and_a_worker(alone: Room) -> None:
+    text = page(alone, "/?project=7")
     assert "No worker is running" in text
     assert "There is no token for Label Studio." in text
     assert "LABEL_STUDIO_API_KEY" in text
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "99999999999999", "", "7;drop", "00000000000199999999999999999999"])
-def test_a_project_that_is_none(room: Room, value: str) -> None:
-    assert 'hx-get="/ui/live"' in page(room, f"/?project={value}")
+def test_a_project_that_is_none(alone: Room, value: str) -> None:
+    assert 'hx-get="/ui/live"' in page(alone, f"/?project={value}")
+
+
+def test_a_project_that_does_not_exist(room: Room) -> None:
+    text = page(room, "/?project=77")
+    assert "Project 77 was not found." in text
+    assert "Check the number in its address." in text
+    assert "was not found" not in page(room, "/?project=8")
 
 
 # -- languages and themes
@@ -262,6 +311,15 @@ def test_both_languages_have_the_same_texts_with_the_same_values() -> None:
         assert fields[0] == fields[1], name
 
 
+@pytest.mark.parametrize(
+    ("lang", "one", "two"), [("en", "1 track", "2 tracks"), ("ko", "트랙 1개", "트랙 2개")], ids=["en", "ko"]
+)
+def test_singular_and_plural(lang: str, one: str, two: str) -> None:
+    t = texts.translator(lang)
+    assert (t("tracks_n", n=1), t("tracks_n", n=2)) == (one, two)
+    assert "|" not in t("videos_n", n=1, time="5 s") + t("videos_n", n=0, time="0 s")
+
+
 def test_templates_use_texts_that_exist_and_no_text_is_unused() -> None:
     written = "".join(path.read_text() for path in TEMPLATES.rglob("*.html"))
     used = set(re.findall(r'\bt\("(\w+)"[,)]', written))
@@ -271,7 +329,7 @@ def test_templates_use_texts_that_exist_and_no_text_is_unused() -> None:
         name for name in known if name.startswith("format_")
     }
     groups = ("kind_", "state_", "stage_", "mode_", "loss_", "step_", "theme_", "format_", "predictions_")
-    groups += ("acceptance_", "curve_", "draw_", "video_")
+    groups += ("acceptance_", "curve_", "draw_", "video_", "source_", "policy_", "track_", "tracks_")
     assert {name for name in known - used if not name.startswith(groups)} == {"hours", "minutes", "seconds"}
 
 
@@ -291,7 +349,11 @@ def test_names_are_escaped(hostile: Room) -> None:
 
 def test_charts_escape_labels() -> None:
     points = [{"label": SCRIPT, "task": 1, "frame": 2, "x": 0.5, "y": -0.5}]
-    for drawn in (charts.scatter(SCRIPT, points, [SCRIPT]), charts.curves(SCRIPT, {SCRIPT: [(1, 2.0), (2, 1.0)]})):
+    link = Markup('href="#"')
+    for drawn in (
+        charts.scatter(SCRIPT, points, [SCRIPT], lambda _: link),
+        charts.curves(SCRIPT, {SCRIPT: [(1, 2.0), (2, 1.0)]}),
+    ):
         assert "<script>" not in drawn
         assert "<img" not in drawn
 
@@ -320,6 +382,67 @@ def test_a_part_is_drawn_anew_with_what_was_chosen(hostile: Room) -> None:
     assert 'hx-get="/ui/part/similar?project=7&amp;step=learn&amp;label=person"' in text
 
 
+def test_deleted_tracks_are_seen_to_teach(room: Room) -> None:
+    patterns, model = room.services.projects.patterns, room.get("/api/get_patterns_info?project=7")["embedder"]
+    crop = CropEmbedding(3, (0.0, 0.0, 9.0, 9.0), np.ones(1280, np.float32) / np.sqrt(1280, dtype=np.float32), b"jpeg")
+    patterns.crop_embeddings("video").add(model, [crop])
+    patterns.replace_task(7, model, 1, 1, [NewExemplar("part-0-track-4", UNLABELLED, crop.key("video", model))])
+    text = page(room, "/ui/part/patterns?project=7")
+    assert "Background</h3>" in text
+    assert "Tracks that people deleted" in text
+    assert 'alt="Background, task 1, frame 3"' in text
+    assert "Find more like this" not in text
+
+
+def add_video(room: Room, facts: OutputFacts) -> str:
+    outputs = room.services.outputs
+    outputs.folder.mkdir(parents=True, exist_ok=True)
+    made = outputs.folder / "made.mp4"
+    made.write_bytes(b"video")
+    return outputs.add(made, facts, "project", 7).name
+
+
+def test_files_say_what_they_were_made_from(hostile: Room) -> None:
+    add_video(hostile, OutputFacts(source="base", model="yolo11n-1.base", task=3, video=f"{SCRIPT}.mp4", tracks=4))
+    rows = OutputFacts(format="coco", source="both", model="yolo11n-1.v2", video="street.mp4", videos=3, skipped=2)
+    add_video(hostile, rows)
+    hostile.services.outputs.new("project", 7, "old", suffix="zip").write_bytes(b"PK")  # of an earlier release
+    text = page(hostile, "/?project=7&step=review")
+    for words in ("Base detector", "yolo11n-1.base", "street.mp4 and 2 more", "COCO · Annotations and predictions"):
+        assert words in text
+    assert "2 videos were skipped" in text
+    assert "project-7-old-" in text
+    assert SCRIPT not in text
+
+
+def test_a_file_is_deleted_in_the_page(hostile: Room) -> None:
+    def mark() -> Any:
+        return hostile.client.get("/ui/live?project=7").get_json()["files"]
+
+    name, before = add_video(hostile, OutputFacts(source="base", video="a.mp4")), mark()
+    row = page(hostile, "/?project=7&step=review").split(f'<details id="confirm-{name}">')[1].split("</details>")[0]
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]+)">', row))
+    for headers, status in ((BROWSER, 200), (BROWSER, 404), ({"HX-Request": "true"}, 404)):
+        answer = hostile.client.post("/ui/do/delete_file?project=7&step=review", data=fields, headers=headers)
+        text = answer.get_data(as_text=True)
+        assert (answer.status_code, f"/api/download/{name}" in text) == (status, False)
+    assert f"There is no file {name}." in text
+    assert mark() != before, "other open pages reload their list"
+
+
+def test_an_export_takes_every_frame_unless_told(hostile: Room) -> None:
+    text = page(hostile, "/?project=7&step=review")
+    form = text.split('action="/ui/do/export')[1].split("</form>")[0]
+    assert re.search(r'<input id="stride"[^>]* value="1"', form)
+    assert re.search(r'<option value="(\w+)"', form.split('name="predictions"')[1]).group(1) == "none"  # type: ignore[union-attr]
+    data = {"project": "7", "format": "annotations", "predictions": "none", "stride": "1", "with_ids": "1"}
+    hostile.client.post("/ui/do/export", data=data, headers={"HX-Request": "true"})
+    (job,) = hostile.services.jobs.all()
+    assert hostile.services.queue.fetch(job["id"]).args == [7, "annotations", "none", 1, True]
+    default = hostile.post("/api/export", {"project": 7, "format": "yolo"}, 202)["job"]
+    assert hostile.services.queue.fetch(default["id"]).args == [7, "yolo", "none", 1, False]
+
+
 def test_every_part_is_drawn_where_it_is(hostile: Room) -> None:
     """Also within a form, whose target is inherited."""
     parts = [
@@ -338,10 +461,13 @@ def test_a_button_with_scripts_answers_a_notice(hostile: Room) -> None:
     answer = hostile.client.post(
         "/ui/do/export", data={"project": "7", "format": "coco", "predictions": "none"}, headers={"HX-Request": "true"}
     )
-    assert "Requested: Exporting" in answer.get_data(as_text=True)
-    assert answer.headers["HX-Trigger"] == "changed"
+    assert answer.get_data(as_text=True).strip() == "", "the part of notices says it"
+    assert answer.headers["HX-Trigger"] == "changed, live-states"
     assert kinds(hostile) == {"export_project"}
-    assert f'hx-trigger="every 2s, {answer.headers["HX-Trigger"]} from:body"' in page(hostile)
+    text = page(hostile)
+    assert 'hx-trigger="every 2s, changed from:body"' in text
+    assert "Export started." in text
+    assert 'hx-trigger="live-states from:body, late"' in text
 
 
 def test_a_button_without_scripts_answers_the_page(hostile: Room) -> None:
@@ -350,7 +476,7 @@ def test_a_button_without_scripts_answers_the_page(hostile: Room) -> None:
     )
     text = answer.get_data(as_text=True)
     assert "<!doctype html>" in text
-    assert "Requested: Auto-labelling" in text
+    assert "Auto-labelling started." in text
     (job,) = (item for item in hostile.services.jobs.all() if item["kind"] == "auto_label")
     assert hostile.services.queue.fetch(job["id"]).args == [7, [1, 2]]
 
@@ -361,7 +487,7 @@ def test_no_chosen_task_is_none_and_not_all(hostile: Room, headers: dict[str, st
     fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="(\w+)">', form))
     answer = hostile.client.post("/ui/do/auto_label?project=7&step=auto", data=fields, headers=headers)
     assert answer.status_code == 400
-    assert "No task is chosen." in answer.get_data(as_text=True)
+    assert "No task is selected." in answer.get_data(as_text=True)
     assert kinds(hostile) == set()
     hostile.client.post("/ui/do/auto_label?project=7&step=auto", data=fields | {"tasks": ["3"]}, headers=headers)
     (job,) = hostile.services.jobs.all()
@@ -470,7 +596,7 @@ def test_a_running_training_is_drawn(hostile: Room) -> None:
     registry.advance(run, history=[{"epoch": n, "losses": {"box": 1.0 / n}, "map50": 0.5} for n in (1, 2)])
     text = page(hostile, "/?project=7&step=learn")
     assert text.count('class="chart"') == 2
-    assert "Training of v1" in text
+    assert "Fine-tuning of v1" in text
 
 
 def test_bars_stay_within_their_rail() -> None:
@@ -508,6 +634,40 @@ def test_a_version_without_weights_is_shown_and_not_offered(auto: Room, tmp_path
     rows = auto.get("/api/versions?project=7")["versions"]
     assert [row["weights_removed"] for row in rows] == [False, False, True, True]
     assert [row["tracks"] for row in rows] == [3] * 4
+
+
+@pytest.mark.parametrize(
+    ("lang", "title", "keep"),
+    [
+        ("en", "v2 proposed: 2 tracks lost, 1 relabelled, 5 gained", "Keep v1"),
+        ("ko", "v2 제안됨: 사라진 트랙 2개, 라벨이 바뀐 트랙 1개, 새 트랙 5개", "v1 유지"),
+    ],
+)
+def test_a_proposal_shows_what_changes_and_asks(auto: Room, tmp_path: Path, lang: str, title: str, keep: str) -> None:
+    promoted(auto.services, tmp_path, b"PK first")
+    assert "proposal" not in page(auto, "/ui/part/versions?project=7")
+    proposed(auto.services, tmp_path)
+    text = page(auto, "/ui/part/versions?project=7", **{"Accept-Language": lang})
+    assert title in re.sub(r"\s+", " ", text)
+    assert 'src="/api/versions/v2/clips/0?project=7"' in text
+    assert text.count("<video") == 1
+    assert "bus &lt;b&gt;" in text
+    assert re.search(r'id="accept">[^<]*v2', text)
+    assert f'id="decline">{keep}<' in text
+
+
+def test_a_proposal_is_declined_without_scripts(auto: Room, tmp_path: Path) -> None:
+    proposed(auto.services, tmp_path)
+    marks = auto.client.get("/ui/live?project=7").get_json()
+    answer = auto.client.post(
+        "/ui/do/decline?project=7&step=learn", data={"project": "7", "version": "v1"}, headers=BROWSER
+    )
+    text = answer.get_data(as_text=True)
+    assert answer.status_code == 200
+    assert "v1 was declined; base stays in use." in text
+    assert 'id="h-proposal"' not in text
+    now = auto.client.get("/ui/live?project=7").get_json()
+    assert {name for name in now if now[name] != marks[name]} == {"version"}
 
 
 def test_of_many_versions_the_page_reads_what_it_shows(auto: Room, tmp_path: Path) -> None:

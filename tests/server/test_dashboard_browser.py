@@ -99,7 +99,7 @@ def go(page: Any, name: str) -> None:
 
 
 def notice(page: Any, words: str) -> None:
-    page.locator("#notice").get_by_text(words).wait_for()
+    page.locator("#messages").get_by_text(words).first.wait_for()
 
 
 def test_label(page: Any, site: Site) -> None:
@@ -110,7 +110,7 @@ def test_label(page: Any, site: Site) -> None:
     assert link.get_attribute("href").startswith(f"{site.label_studio}/projects/{site.project}/")
     page.set_input_files("#file", site.another_video)
     press(page, "Upload")
-    notice(page, "Requested: Importing a video")
+    notice(page, "Video import finished.")
     page.locator("#part-projects tr.chosen", has_text="1 / 3").wait_for()
 
 
@@ -123,8 +123,8 @@ def test_learn(page: Any, site: Site) -> None:
     pattern.get_by_role("link", name="Find more like this").click()
     page.locator(".alike li").or_(page.get_by_text("No similar tracks were found.")).first.wait_for()
     assert HOSTILE in page.locator("#part-similar").inner_text()
-    press(page, "Learn all annotations again")
-    notice(page, "Requested: Learning patterns")
+    press(page, "Relearn from all annotations")
+    notice(page, "Pattern learning finished.")
     # The motion detector has nothing to train, and the page says so instead of offering it.
     assert "DETECTOR=auto" in page.locator("#part-versions").inner_text()
     assert page.locator("#part-versions h3", has_text="Acceptance").count() == 1
@@ -133,15 +133,15 @@ def test_learn(page: Any, site: Site) -> None:
 def test_auto_label(page: Any, site: Site) -> None:
     page.goto(site.step("label"))
     go(page, "Auto-label")
-    page.get_by_role("checkbox", name="Choose all").check()
+    page.get_by_role("checkbox", name="Select all").check()
     boxes = page.locator("input[name=tasks]")
     assert boxes.count() == page.locator("input[name=tasks]:checked").count() >= 2
-    press(page, "Auto-label the chosen tasks")
-    notice(page, "Requested: Auto-labelling")
+    press(page, "Auto-label the selected tasks")
+    notice(page, "Auto-labelling finished.")
     page.locator("#part-auto .state.is-finished").wait_for()
     page.get_by_label("Mode", exact=True).select_option("yolo")
     press(page, "Switch")
-    notice(page, "base is now in use")
+    notice(page, "Now using base.")
     page.locator("#part-system", has_text="Detector's classes").wait_for()
     page.get_by_label("Mode", exact=True).select_option("yolo_dinov2")
     press(page, "Switch")
@@ -167,7 +167,7 @@ def test_review_and_export(page: Any, site: Site, tmp_path: Path) -> None:
         page.locator(f"#video-{side}").select_option(options.nth(number).get_attribute("value"))
     press(page, "Show")
     page.locator(".players.two video").nth(1).wait_for()
-    press(page, "Play both")
+    page.locator("video").first.evaluate("video => video.play()")
     page.wait_for_function("() => [...document.querySelectorAll('video')].every(video => video.currentTime > 0.3)")
 
 
@@ -215,7 +215,7 @@ def test_what_was_chosen_stays(page: Any, site: Site) -> None:
     assert page.get_by_label("Mode", exact=True).input_value() == "yolo_clip"
     assert box.is_checked()
     with page.expect_response(lambda answer: "/ui/part/tasks?" in answer.url):  # what was put off is made up for
-        press(page, "Auto-label the chosen tasks")
+        press(page, "Auto-label the selected tasks")
     page.locator("#part-tasks:not([data-dirty]):not([data-late])").wait_for()
 
 
@@ -229,13 +229,13 @@ def test_a_video_that_plays_goes_on(page: Any, site: Site) -> None:
     press(page, "Show")
     page.locator(".players.two video").nth(1).wait_for()
     page.evaluate("() => document.querySelectorAll('video').forEach(video => { video.loop = true; })")
-    press(page, "Play both")
+    page.locator("video").first.evaluate("video => video.play()")
     page.wait_for_function("() => [...document.querySelectorAll('video')].every(video => video.currentTime > 0.2)")
-    happens(page, "export_project")
+    happens(page, "files")
     page.locator("#part-files[data-late]").wait_for(state="attached")
     assert page.evaluate("() => [...document.querySelectorAll('video')].every(video => !video.paused)")
     with page.expect_response(lambda answer: "/ui/part/files?" in answer.url):
-        press(page, "Play both")
+        page.locator("video").first.evaluate("video => video.pause()")
     page.locator("#part-files:not(.htmx-request):not(.htmx-settling):not([data-late])").wait_for()
     assert page.locator(".players.two video").count() == 2
     assert page.evaluate("() => [...document.querySelectorAll('video')].every(video => video.currentTime > 0.2)")
@@ -282,7 +282,7 @@ def test_without_scripts(chromium: Any, site: Site) -> None:
     page = context.new_page()
     page.goto(site.step("review"))
     press(page, "Export")
-    notice(page, "Requested: Exporting")
+    notice(page, "Export started.")
     assert page.get_by_role("heading", name="Files and videos").count() == 1
     context.close()
 

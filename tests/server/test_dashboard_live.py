@@ -14,19 +14,8 @@ import pytest
 
 from ml_backend.cli.dev_stack.preflight import free_port
 from ml_backend.core.settings import Settings
-from ml_backend.db.storage import Storage
-from ml_backend.jobs.api_queue import ApiQueue
-from ml_backend.jobs.job_list import JobList
-from ml_backend.jobs.project_models import ProjectModelStore
 from ml_backend.jobs.queue import JobQueue
-from ml_backend.jobs.services.trainings import Trainings
 from tests.builders import environment, wait_for
-
-
-def control(settings: Settings) -> ApiQueue:
-    queue, storage = JobQueue(settings), Storage(settings.database)
-    trainings = Trainings(ProjectModelStore(settings, storage), queue, storage)
-    return ApiQueue(queue, trainings, JobList(queue, trainings.cancel))
 
 
 @pytest.fixture
@@ -57,7 +46,7 @@ def _answers(url: str) -> bool:
 def test_fifty_at_once_are_answered(served: tuple[str, Settings]) -> None:
     """None fails; how fast it is depends on the machine and is measured elsewhere."""
     url, settings = served
-    control(settings).init_models(7)
+    JobQueue(settings).request("control", "init_models", [7], "init-7", "api_jobs")
 
     def ask(number: int) -> int:
         with httpx.Client(base_url=url, timeout=120) as client:

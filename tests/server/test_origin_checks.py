@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from flask import json, render_template
 
+from ml_backend.server.api.docs_page import docs_context
 from ml_backend.server.api.routing import ROUTES
 from tests.builders import CONFIG
 from tests.server.control import Room
@@ -202,9 +203,10 @@ def test_names_with_scripts_are_text(room: Room) -> None:
 
 def test_names_with_scripts_are_escaped_in_the_page(room: Room) -> None:
     document = room.document | {"info": {"title": SCRIPT, "version": "1", "description": SCRIPT}}
-    document["components"] = {"schemas": {SCRIPT: {"description": SCRIPT, "enum": [SCRIPT]}}}
+    hostile = {"description": SCRIPT, "properties": {SCRIPT: {"description": SCRIPT, "enum": [SCRIPT]}}}
+    document["components"] = {"schemas": document["components"]["schemas"] | {SCRIPT: hostile}}
     with room.app.test_request_context("/api/docs"):
-        page = render_template("api_docs.html", document=document)
+        page = render_template("api_docs.html", **docs_context(document, "http://localhost"))
     assert "<script" not in page
     assert "<img" not in page
 

@@ -25,6 +25,7 @@ from rq.serializers import JSONSerializer
 
 from ml_backend.cli.dev_stack.processes import RedisServer
 from ml_backend.core.settings import Settings
+from ml_backend.jobs.queue import ALL_TASKS
 from ml_backend.jobs.task_plan import plan_task
 from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.server.app import MAX_REQUEST, create_app
@@ -149,6 +150,23 @@ def test_setup_and_predict_refuse_what_depends_on_the_task(client: FlaskClient, 
 @pytest.mark.parametrize("schema", ["", None, 7])
 def test_setup_before_there_is_a_config(client: FlaskClient, schema: Any) -> None:
     assert client.post("/setup", json={"project": PROJECT, "schema": schema}).status_code == 200
+
+
+def test_connecting_predicts_the_tasks_that_are_there_once(client: FlaskClient) -> None:
+    container = services(client)
+    refused = {"project": PROJECT, "schema": NO_RECTANGLE}
+    accepted = {"project": PROJECT, "schema": CONFIG}
+    for body in (refused, {"project": PROJECT, "schema": ""}):
+        client.post("/setup", json=body)
+        assert container.storage.pending_projects() == []
+    client.post("/setup", json=accepted)
+    pending = container.storage.pending("prepare", 7)
+    assert set(pending) == {ALL_TASKS}
+    assert [job["id"] for job in container.jobs.all()] == ["prepare-many-7"]
+    container.storage.settle("prepare", 7, pending)
+    client.post("/setup", json=accepted)  # as before each prediction
+    assert container.storage.pending_projects() == []
+    assert container.queue.set_up_projects() == {7}
 
 
 def test_setup_with_missing_weights_says_so(settings: Callable[..., Settings], redis_url: str) -> None:
@@ -662,3 +680,37 @@ def test_under_gunicorn_an_endless_body_is_refused(gunicorn: str) -> None:
     with socket.create_connection((host, int(port)), timeout=120) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1099511627776\r\n\r\nx")
         assert connection.recv(100).split()[1] == b"413"
+
+
+# -- drawn boxes
+
+
+def drawn(**change: Any) -> dict[str, Any]:
+    key = {"frame": 5, "enabled": True, "rotation": 0, "x": 10, "y": 10, "width": 20, "height": 20}
+    value = {"framesCount": 50, "duration": 2.0, "labels": ["car"], "sequence": [key]}
+    return {"id": "r1", "from_name": "box", "to_name": "video", "type": "videorectangle", "value": value, **change}
+
+
+def interactive(*regions: Any, **change: Any) -> dict[str, Any]:
+    """As the editor asks through Label Studio."""
+    return request(task(), params={"login": None, "password": None, "context": {"result": list(regions)}}, **change)
+
+
+def test_without_a_worker_a_drawn_box_stays_as_it_is_and_the_reason_is_kept(client: FlaskClient) -> None:
+    region = drawn()
+    response = client.post("/predict", json=interactive(region))
+    assert response.status_code == 200
+    assert response.get_json()["results"][0]["result"] == [region]
+    published = services(client).queue.published("not-followed-7")
+    assert published is not None
+    assert published[1]["task"] == 1
+    assert "--queues interactive" in published[1]["error"]
+
+
+@pytest.mark.parametrize(
+    "regions", [(), ({"type": "choices"},), (drawn(value=None),), tuple(drawn() for _ in range(101))]
+)
+def test_what_is_no_drawn_box_is_refused(client: FlaskClient, regions: Any) -> None:
+    response = client.post("/predict", json=interactive(*regions))
+    assert response.status_code == 400
+    assert "box" in response.get_json()["error"]

@@ -22,6 +22,7 @@ from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.label_studio.timeline import video_facts
 from ml_backend.labeling.label_assignment import DetectorLabels
 from ml_backend.training.evaluate import EvaluationPlan, MeasuredModel, evaluate
+from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
 from ml_backend.video.writer import VideoWriter
 from tests.builders import label_config, make_clip, make_tiny_yolo
@@ -70,6 +71,7 @@ def test_what_the_pipeline_finds_is_measured_as_perfect(tmp_path: Path, settings
     assert list(result["labels"]) == ["other"], "labels without held-out boxes do not count"
     assert result["labels"]["other"]["boxes"] == len([b for b in boxes if b[0] % 2 == 0])
     assert (result["pictures"], result["frames"]) == (20, 40)
+    assert (result["videos"], result["tracks"]) == (1, len({box[1] for box in boxes}))
     assert events[-1] == {"model": "m", "done": 40, "of": 40}
 
 
@@ -169,6 +171,125 @@ def test_a_video_that_has_changed(tmp_path: Path, settings: Callable[..., Settin
         measure(held_out, video, {"kind": "motion"}, settings())
 
 
+# -- other videos
+
+
+def changed_yolo(weights: Path, path: Path, names: dict[int, str], unlearned: int | None = None) -> Path:
+    """The checkpoint with some classes renamed, and perhaps one that it does not find any more."""
+    import torch
+    from ultralytics import YOLO
+
+    yolo = YOLO(weights)
+    model: Any = yolo.model
+    model.names = {**model.names, **names}
+    if unlearned is not None:
+        with torch.no_grad():
+            for branch in model.model[-1].cv3:
+                branch[-1].bias[unlearned] = -30.0
+    yolo.save(path)
+    return path
+
+
+@pytest.fixture
+def street(people_video: Path, tmp_path: Path) -> Path:
+    """Two seconds of a street."""
+    clip = tmp_path / "street.mp4"
+    with VideoWriter(clip, 960, 540, 30) as writer:
+        for frame in read_frames(people_video, size=(960, 540)):
+            if frame.index == 60:
+                break
+            writer.write(frame.image)
+    return clip
+
+
+@pytest.fixture
+def compare(
+    street: Path, yolo_weights: Path, tmp_path: Path, settings: Callable[..., Settings]
+) -> Callable[..., dict[str, Any]]:
+    """Compares a detector with the real one on the street, which nobody has annotated."""
+    video = make_clip(tmp_path / "annotated.mp4")
+    held_out = hold_out(tmp_path / "held_out.json", [[0, 1, 0, 9, 9, 99, 99]], [[0, 1]], [0], ["thing"])
+
+    def run(candidate: Path, **plan: Any) -> dict[str, Any]:
+        facts = {"kind": "yolo", "label_config": label_config("thing", "person", "bicycle")}
+        models = [
+            {"name": "candidate", "title": "v1", "path": str(candidate), "trained": True, **facts},
+            {"name": "incumbent", "title": "base", "path": str(yolo_weights), **facts},
+        ]
+        others = [{"task": 7, "path": str(street)}]
+        plan = {"held_out": str(held_out), "videos": {"v": str(video)}, "models": models, "others": others, **plan}
+        read = replace(EvaluationPlan.from_json(plan), settings=settings(imgsz=320, device="cpu", gate_frames=60))
+        return evaluate(read, lambda event, **values: None)
+
+    return run
+
+
+def test_the_same_detector_keeps_all_tracks(compare: Callable[..., dict[str, Any]], yolo_weights: Path) -> None:
+    others = compare(yolo_weights)["others"]
+    assert others["tracks"] >= 3
+    assert (others["videos"], others["frames"]) == (1, 60)
+    assert [others[name] for name in ("lost", "relabelled", "gained", "worse")] == [0] * 4
+
+
+def test_what_a_detector_has_unlearned_is_named_and_shown(
+    compare: Callable[..., dict[str, Any]], yolo_weights: Path, tmp_path: Path
+) -> None:
+    """Persons are not found any more: all are lost, and the clips show them, the incumbent on the left."""
+    blind = changed_yolo(yolo_weights, tmp_path / "blind.pt", {}, unlearned=0)
+    done = compare(blind, clips=str(tmp_path / "clips"))
+    assert set(done["results"]) == {"candidate", "incumbent"}
+    others = done["others"]
+    lost = [change for change in others["changes"] if change["kind"] == "lost"]
+    assert {change["label"] for change in lost} == {"person"}
+    assert len(lost) == others["lost"] >= 3
+    assert all(change["task"] == 7 and 1 <= change["first"] < change["last"] <= 60 for change in lost)
+    clips = sorted((tmp_path / "clips").iterdir())
+    assert len(clips) == len([change for change in others["changes"] if change["clip"] is not None]) > 0
+    for clip in clips:
+        facts = probe(clip)
+        assert (facts.codec, facts.pix_fmt, facts.frames) == ("h264", "yuv420p", 60)
+        assert facts.height < 420
+        left, right = np.split(next(iter(read_frames(clip))).image, 2, axis=1)
+        assert not np.array_equal(left, right)
+
+
+def test_another_label_for_the_same_object_is_no_loss(
+    compare: Callable[..., dict[str, Any]], yolo_weights: Path, tmp_path: Path
+) -> None:
+    swapped = changed_yolo(yolo_weights, tmp_path / "swapped.pt", {0: "bicycle", 1: "person"})
+    others = compare(swapped)["others"]
+    assert others["relabelled"] == others["tracks"] == others["worse"]
+    assert {(change["label"], change["now"]) for change in others["changes"]} >= {("person", "bicycle")}
+
+
+def test_the_base_model_is_compared_but_not_measured(
+    compare: Callable[..., dict[str, Any]], yolo_weights: Path, tmp_path: Path
+) -> None:
+    """The incumbent has unlearned persons already: that is no news to the candidate, which has too."""
+    blind = changed_yolo(yolo_weights, tmp_path / "blind.pt", {}, unlearned=0)
+    facts = {"kind": "yolo", "label_config": label_config("thing", "person", "bicycle")}
+    models = [
+        {"name": "candidate", "title": "v2", "path": str(blind), "trained": True, **facts},
+        {"name": "incumbent", "title": "v1", "path": str(blind), "trained": True, **facts},
+        {"name": "base", "title": "base", "path": str(yolo_weights), "held_out": False, **facts},
+    ]
+    done = compare(blind, models=models)
+    assert set(done["results"]) == {"candidate", "incumbent"}
+    base = done["others"]["base"]
+    assert done["others"]["worse"] == 0
+    assert base["worse"] == base["worse_before"] >= 3
+
+
+def test_a_motion_detector_is_compared_with_nothing(tmp_path: Path, settings: Callable[..., Settings]) -> None:
+    video = make_clip(tmp_path / "clip.mp4")
+    held_out = hold_out(tmp_path / "held_out.json", [], [[0, 9]], [0], ["thing"])
+    models = [{"name": "m", "path": None, "kind": "motion", "default": "thing"}]
+    others = [{"task": 7, "path": str(video)}]
+    plan = {"held_out": str(held_out), "videos": {"v": str(video)}, "models": models, "others": others}
+    read = replace(EvaluationPlan.from_json(plan), settings=settings())
+    assert evaluate(read, lambda event, **values: None)["others"] is None
+
+
 def found(*rows: list[float]) -> Detections:
     """Detections of (x1, y1, x2, y2, conf, class)."""
     table = np.array(rows, np.float32).reshape(-1, 6)
@@ -196,3 +317,26 @@ def test_a_second_box_on_the_same_object_is_wrong() -> None:
     boxes = [[0, 0, 10, 10, 0.9, 0], [0, 0, 10, 9, 0.8, 0], [20, 0, 30, 10, 0.7, 0]]
     precision.add(found(*boxes), truth, np.array([0, 0]))
     assert 0.8 < precision.result()["map50"] < 0.85  # precision 1, 1/2, 2/3
+
+
+def test_the_interval_of_average_precision_is_that_of_its_blocks() -> None:
+    """Half of the seconds are right: anything from few to most of them may be."""
+    precision = AveragePrecision(["a"])
+    truth, label = np.array([[0, 0, 10, 10]], np.float64), np.zeros(1, np.int64)
+    for second in range(20):
+        for _ in range(5):
+            right = found([0, 0, 10, 10, 0.9, 0]) if second % 2 else found([50, 50, 60, 60, 0.9, 0])
+            precision.add(right, truth, label, second)
+    low, high = precision.interval() or (0.0, 0.0)
+    value = precision.result()["map50"]
+    assert low < value < high
+    assert high - low > 0.25, "as 100 images of their own they would seem surer"
+    assert precision.interval() == (low, high)
+
+
+def test_two_seconds_have_no_interval() -> None:
+    precision = AveragePrecision(["a"])
+    for block in range(2):
+        precision.add(found([0, 0, 9, 9, 0.9, 0]), np.array([[0, 0, 9, 9]], np.float64), np.zeros(1, np.int64), block)
+    assert precision.interval() is None
+    assert AveragePrecision(["a"]).interval() is None

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.db.storage import Storage
+from ml_backend.db.tables import training_policies
 from ml_backend.training.policy import PolicyStore, TrainingPolicy, TrainingState, is_due
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
@@ -35,8 +37,9 @@ def test_nothing_new_is_never_enough() -> None:
     assert not is_due(POLICY.changed({"min_tracks": 0}), state(tracks=0), NOW)
 
 
-def test_only_on_request() -> None:
-    assert not is_due(POLICY.changed({"auto": False}), state(tracks=1000), NOW)
+@pytest.mark.parametrize(("mode", "due"), [("automatic", True), ("propose", True), ("off", False)])
+def test_only_on_request(mode: str, due: bool) -> None:
+    assert is_due(POLICY.changed({"mode": mode}), state(tracks=1000), NOW) is due
 
 
 def test_a_clock_that_was_set_back_holds_nobody_up() -> None:
@@ -70,9 +73,39 @@ def test_label_studio_may_say_so_and_is_only_heard_when_it_says_something_new(po
     assert policies.get(1).min_tracks == 7
 
 
+@pytest.mark.parametrize(("auto", "mode"), [(True, "automatic"), (False, "off")])
+def test_policies_from_before_there_were_modes(policies: PolicyStore, auto: bool, mode: str) -> None:
+    assert policies.set(1, {"auto": auto, "quiet_s": 5.0}) == TrainingPolicy(mode, 7, 5.0)  # type: ignore[arg-type]
+    assert policies.set(1, {"auto": auto, "mode": "propose"}).mode == "propose"
+    policies.setup(2, {"training": {"auto": auto}})
+    assert policies.get(2).mode == mode
+    policies.set(2, {"mode": "propose"})
+    policies.setup(2, {"training": {"auto": auto}})
+    assert policies.get(2).mode == "propose", "Label Studio has said nothing new"
+
+
+def test_a_stored_policy_from_before_there_were_modes(tmp_path: Path) -> None:
+    storage = Storage(f"sqlite:///{tmp_path / 'db'}")
+    policies = PolicyStore(storage)
+    old = {"project_id": 1, "policy": {"auto": False, "min_tracks": 3}, "setup_policy": {"auto": False}}
+    with storage.engine.begin() as connection:
+        connection.execute(sa.insert(training_policies).values(**old))
+    assert policies.get(1) == TrainingPolicy("off", 3)
+    policies.setup(1, {"training": {"auto": False}})
+    assert policies.get(1) == TrainingPolicy("off", 3), "what Label Studio sends is not new"
+
+
 @pytest.mark.parametrize(
     "values",
-    [{"min_track": 1}, {"auto": 1}, {"min_tracks": True}, {"quiet_s": -1}, {"every_s": float("nan")}, {"every_s": "1"}],
+    [
+        {"min_track": 1},
+        {"auto": 1},
+        {"mode": "sometimes"},
+        {"min_tracks": True},
+        {"quiet_s": -1},
+        {"every_s": float("nan")},
+        {"every_s": "1"},
+    ],
 )
 def test_nonsense_is_named(policies: PolicyStore, values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.core.errors import ConfigError, Postponed
+from ml_backend.core.errors import ConfigError, Conflict, Postponed
 from ml_backend.db.storage import Storage
 from ml_backend.training.registry import Registry, RunLost, Version
 
@@ -92,6 +92,47 @@ def test_a_refused_version_is_kept_with_its_reason(make: Make) -> None:
     assert (kept.state, kept.reason, kept.metrics) == ("refused", "worse", {"candidate": {"map50": 0.1}})
     assert kept.finished_at is not None
     assert registry.current(1) is None
+
+
+def test_a_proposed_version_is_promoted_by_using_it(make: Make) -> None:
+    registry = make()
+    proposed = registry.finish(trained(registry), "proposed", "Look first.")
+    assert registry.current(1) is None
+    assert registry.proposed(1).name == "v1"  # type: ignore[union-attr]
+    assert proposed.has_weights
+    assert registry.activate(1, proposed, "somebody")
+    (accepted,) = registry.versions(1)
+    assert (accepted.state, accepted.reason) == ("promoted", "Look first. Accepted by somebody.")
+    assert registry.current(1).name == "v1"  # type: ignore[union-attr]
+    assert registry.proposed(1) is None
+
+
+def test_a_proposed_version_is_declined_once_and_may_still_be_used(make: Make) -> None:
+    registry = make()
+    proposed = registry.finish(trained(registry), "proposed", "Look first.")
+    registry.decline(proposed, "somebody")
+    (declined,) = registry.versions(1)
+    assert (declined.state, declined.reason) == ("refused", "Look first. Declined by somebody.")
+    with pytest.raises(Conflict, match="it is refused, not proposed"):
+        registry.decline(proposed, "somebody else")
+    assert registry.activate(1, declined, "somebody")
+    assert registry.versions(1)[0].state == "refused", "as any refused one that is used"
+
+
+@pytest.mark.parametrize("outcome", ["proposed", "refused", "promoted"])
+def test_a_newer_version_that_is_decided_supersedes_a_proposal(make: Make, outcome: str) -> None:
+    registry = make()
+    registry.finish(trained(registry, project=2), "proposed", "Of another project.")
+    registry.finish(trained(registry), "proposed", "Look first.")
+    registry.finish(trained(registry), "failed", "No luck.")
+    assert registry.proposed(1).name == "v1", "a failure decides nothing"  # type: ignore[union-attr]
+    if outcome == "promoted":
+        registry.promote(trained(registry), "Better.", "gate")
+    else:
+        registry.finish(trained(registry), outcome, "Newer.")
+    newer, _, older = registry.versions(1)
+    assert (newer.state, older.state, older.reason) == (outcome, "refused", "Look first. Superseded by v3.")
+    assert registry.proposed(2) is not None
 
 
 def test_one_call_rolls_back_and_another_forward_again(make: Make) -> None:

@@ -85,6 +85,38 @@ def test_of_refused_ones_three_keep_them(make: Make) -> None:
     assert place.kept() == ["v1", "v4", "v5", "v6"]
 
 
+def test_a_proposed_one_keeps_them(make: Make) -> None:
+    place = make(keep_versions=1)
+    place.run("proposed")
+    for _ in range(3):
+        place.run()
+    # Each promotion supersedes it, so it counts as a refused one by now.
+    assert place.remove() == 1
+    assert place.kept() == ["v1", "v3", "v4"]
+    for _ in range(REFUSED):
+        place.run("refused")
+    place.run("proposed")
+    place.remove()
+    assert place.kept() == ["v3", "v4", "v5", "v6", "v7", "v8"]
+
+
+def test_clips_go_with_the_weights(make: Make, tmp_path: Path) -> None:
+    place, clip = make(), tmp_path / "0.mp4"
+    clip.write_bytes(b"a clip")
+    names = []
+    for number in range(REFUSED + 1):
+        run = place.registry.begin(1, "me", "a test", None)
+        weights = tmp_path / "best.pt"
+        weights.write_bytes(b"PK %d" % number)
+        facts = {"weights_sha256": place.artifacts.put(weights, f"projects/1/{run.name}.pt")}
+        names.append(f"projects/1/{run.name}-clip-0.mp4")
+        clips = {"0": {"artifact": names[-1], "sha256": place.artifacts.put(clip, names[-1])}}
+        run = place.registry.advance(run, artifact=f"projects/1/{run.name}.pt", metrics={"clips": clips}, **facts)
+        place.registry.finish(run, "refused", "Worse.")
+    assert place.remove() == 2
+    assert [place.artifacts.exists(name) for name in names] == [False, True, True, True]
+
+
 def test_by_default_ten_are_kept_and_with_nought_all(make: Make) -> None:
     place, generous = make(), make(2, keep_versions=0)
     for _ in range(12):

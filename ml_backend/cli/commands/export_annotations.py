@@ -18,12 +18,13 @@ from ml_backend.datasets.statistics import as_table, collect_statistics, write_c
 
 
 @click.command(context_settings={"show_default": True})
-@reader_options(predictions="missing")
+@reader_options
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
 @click.option(
     "--sample", default="all", metavar="all|keyframes|N", help="Every frame, keyframes, or N frames per second."
 )
 @click.option("--with-video", is_flag=True, help='Add the field "video" to each row.')
+@click.option("--with-ids", is_flag=True, help='Add the fields "frame_number" and "track_id" to each row.')
 @click.option("--all-annotators", is_flag=True, help='Export every submitted annotation; adds the field "annotator".')
 @click.option("--statistics", is_flag=True, help="Also print a table of annotation statistics.")
 @click.option(
@@ -39,6 +40,7 @@ def main(
     out: Path,
     sample: str,
     with_video: bool,
+    with_ids: bool,
     all_annotators: bool,
     statistics: bool,
     statistics_csv: Path | None,
@@ -54,7 +56,11 @@ def main(
     frames = parse_sample(sample)
     reader = open_reader(**source_options, all_annotators=all_annotators)
     with progress_bar("Exporting videos") as progress:
-        written = export_annotations(reader, out, sample=frames, with_video=with_video, progress=progress)
+        written = export_annotations(
+            reader, out, sample=frames, with_video=with_video, with_ids=with_ids, progress=progress
+        )
+    if not written.videos and not reader.skipped:
+        print("Nothing is annotated. --predictions missing exports what only models have labelled.", file=sys.stderr)
     if written.unlabelled:
         print(f"{written.unlabelled} objects without a label were left out.", file=sys.stderr)
     if statistics or statistics_csv or statistics_plot:

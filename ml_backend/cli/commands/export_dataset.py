@@ -19,7 +19,7 @@ from ml_backend.datasets.selection import chosen_classes
 
 @click.command(context_settings={"show_default": True})
 @click.option("--format", "format_name", type=click.Choice(list(FORMATS)), required=True)
-@reader_options(predictions="none")
+@reader_options
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder to write; with --to-label-studio, a file."
 )

@@ -80,7 +80,7 @@ def info(project: int, as_json: bool) -> None:
 @fail_clearly
 def mode(project: int, mode: str | None) -> None:
     """Show a project's labelling mode, or switch it to MODE; `default` is the setting MODE."""
-    patterns = _patterns()
+    patterns = _patterns(None if mode is None else project)
     if mode is not None:
         patterns.switch(project, "" if mode == "default" else mode)
     print(patterns.projects.mode(project))
@@ -91,7 +91,7 @@ def mode(project: int, mode: str | None) -> None:
 @fail_clearly
 def learn(project: int) -> None:
     """Have the worker learn all annotations of a project again."""
-    _patterns().learn(project)
+    _patterns(project).learn(project)
     print("Requested: the worker learns all annotations.")
 
 
@@ -105,7 +105,7 @@ def learn(project: int) -> None:
 def similar(project: int, as_json: bool, label: str, limit: int, safe: bool) -> None:
     """Find the tracks in unannotated tasks that are most similar to a label's exemplars."""
     console = Console(stderr=True)
-    tracks, skipped = _patterns().similar(project, label, limit=limit, safe_only=safe)
+    tracks, skipped = _patterns(project).similar(project, label, limit=limit, safe_only=safe)
     for reason in skipped:
         console.print(f"Left out: {reason}", highlight=False)
     rows = [track.summary() for track in tracks]
@@ -131,7 +131,7 @@ def export_(project: int, out: Path) -> None:
 @fail_clearly
 def import_(project: int, file: Path) -> None:
     """Add the exemplars of FILE, which must be of the same embedder, to a project."""
-    print(f"{_patterns().import_file(project, file)} exemplars imported from {file}")
+    print(f"{_patterns(project).import_file(project, file)} exemplars imported from {file}")
 
 
 @main.command("remove-imported")
@@ -143,8 +143,8 @@ def remove_imported(project: int) -> None:
     print("Removed.")
 
 
-def _patterns() -> Patterns:
-    return Patterns(container_in_force())
+def _patterns(existing_project: int | None = None) -> Patterns:
+    return Patterns(container_in_force(existing_project))
 
 
 def _table(console: Console, columns: list[str], rows: list[list[Any]]) -> None:

@@ -8,9 +8,10 @@ from typing import get_args
 
 import click
 
+from ml_backend.cli.dev_stack.discover import settings_in_force
 from ml_backend.cli.dev_stack.preflight import ROOT
 from ml_backend.cli.progress import fail_clearly, progress_bar
-from ml_backend.core.settings import Mode, Settings
+from ml_backend.core.settings import Mode
 from ml_backend.inference.offline import predict_file
 
 
@@ -48,9 +49,13 @@ def main(
     frame_rate: float | None,
     tracks: Path | None,
 ) -> None:
-    """Pre-annotate VIDEO and write a prediction that Label Studio can import."""
+    """Pre-annotate VIDEO and write a prediction that Label Studio can import.
+
+    Settings of a running `up.sh` stack are used.
+    """
     options = {"yolo_weights": weights, "mode": mode, "detector": detector}
-    settings = Settings(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
+    chosen = {name: value for name, value in options.items() if value is not None}
+    settings = settings_in_force()[0].model_copy(update=chosen)
     with progress_bar(f"Pre-annotating {video.name}") as progress:
         summary = predict_file(
             video,
@@ -62,4 +67,6 @@ def main(
             patterns=patterns,
             progress=progress,
         )
+    if summary["note"]:
+        click.echo(f"Note: {summary['note']}", err=True)
     print(json.dumps(summary))

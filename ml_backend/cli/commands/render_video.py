@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import click
 
+from ml_backend.cli.dev_stack.discover import settings_in_force
 from ml_backend.cli.dev_stack.preflight import ROOT
 from ml_backend.cli.options import exit_on_sigterm
 from ml_backend.cli.progress import fail_clearly, progress_bar
@@ -77,8 +78,13 @@ def main(video: Path, out: Path, **options: Any) -> None:
     check_out(out, video, options["force"])
     overrides = {name: options[name] for name in ("mode", "detector") if options[name] is not None}
     config = read_label_config(options["config"], "Check the path.") if options["config"] else None
+    runs_model = any(options[name] is not None for name in ("weights", "detector", "compare"))
+    settings = settings_in_force()[0] if runs_model else Settings()
     model = LayerModel(
-        options["config"] or ROOT / "label_config.xml", Settings(**overrides), options["patterns"], progress_bar
+        options["config"] or ROOT / "label_config.xml",
+        settings.model_copy(update=overrides),
+        options["patterns"],
+        progress_bar,
     )
     export = AnnotationFile(options["from_json"], options["task"], config) if options["from_json"] else None
     if options["compare"]:

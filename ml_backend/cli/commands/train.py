@@ -1,4 +1,4 @@
-"""Retrain a project's detector from its annotations. Workers do it; this command shows progress."""
+"""Fine-tune a project's detector on its annotations. Workers do it; this command shows progress."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ml_backend.cli.progress import fail_clearly
 from ml_backend.core.errors import TrainingFailed
 from ml_backend.jobs.container import Container
 
-#: Exit code if the gate refuses the version.
-REFUSED = 4
+#: Exit code if the version is not used, because the gate refuses or proposes it.
+NOT_USED = 4
 
 
 @click.group()
@@ -30,8 +30,12 @@ def main() -> None:
 @click.option("--no-wait", is_flag=True, help="Do not wait for the training.")
 @fail_clearly
 def start(project: int, force: bool, no_wait: bool) -> None:
-    """Train now. The last line is JSON: version, state, reason and metrics; exit code 4 if the gate refuses it."""
-    container = container_in_force()
+    """Train now. The last line is JSON: version, state, reason and metrics; exit code 4 if the gate refuses or
+    only proposes it.
+
+    If nothing has changed since the last training, nothing is started, and the exit code is 1.
+    """
+    container = container_in_force(project)
     container.queue.ping()
     last = container.registry.last(project)
     earlier = {(job["id"], job["ended_at"]) for job in container.queue.failed_jobs()}
@@ -52,7 +56,14 @@ def start(project: int, force: bool, no_wait: bool) -> None:
         return
     outcome = {"state": version.state, "reason": version.reason, "metrics": version.metrics}
     print(json.dumps({"version": version.name, **outcome}))
-    sys.exit({"promoted": 0, "refused": REFUSED}.get(version.state, 1))
+    if version.state == "proposed":
+        name = f"--project {project} {version.name}"
+        print(
+            f"{version.name} is proposed, not used yet. Fix: see what changes in the control room, then "
+            f"scripts/versions.py use {name}, or scripts/versions.py decline {name}.",
+            file=sys.stderr,
+        )
+    sys.exit({"promoted": 0, "proposed": NOT_USED, "refused": NOT_USED}.get(version.state, 1))
 
 
 def _print_status(container: Container, project: int, last: str) -> str:
@@ -87,8 +98,8 @@ def cancel(project: int) -> None:
 @click.argument("values", required=False)
 @fail_clearly
 def policy(project: int, values: str | None) -> None:
-    """Show the project's retraining policy, or override it with VALUES, such as '{"min_tracks": 5}'."""
-    container = container_in_force()
+    """Show the project's fine-tuning policy, or override it with VALUES, such as '{"min_tracks": 5}'."""
+    container = container_in_force(None if values is None else project)
     if values is not None:
         try:
             parsed = json.loads(values)

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import click
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -32,7 +33,8 @@ def list_(project: int, as_json: bool) -> None:
         return
     console = Console()
     console.print(f"In use: {registry['current']} ({registry['model_version']})", highlight=False)
-    table = Table("version", "state", "tracks", "mAP50", "mAP50-95", "HOTA", "compared with", "reason")
+    columns = ("version", "state", "tracks", "mAP50", "mAP50-95", "HOTA")
+    table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for version in registry["versions"]:
         candidate, incumbent = (version["metrics"].get(name) or {} for name in ("candidate", "incumbent"))
         table.add_row(
@@ -40,22 +42,21 @@ def list_(project: int, as_json: bool) -> None:
             version["state"],
             str(version["tracks"] or ""),
             *(_change(incumbent.get(name), candidate.get(name)) for name in ("map50", "map50_95", "hota")),
-            version["metrics"].get("against", ""),
-            version["reason"],
         )
     console.print(table)
+    for version in registry["versions"]:
+        if against := version["metrics"].get("against", ""):
+            against = f" (compared with {against})"
+        if version["reason"] or against:
+            console.print(f"{version['version']}{against}: {version['reason']}", highlight=False, markup=False)
     if registry["acceptance"]:
-        console.print("What annotators did with predictions:")
+        console.print("\nWhat annotators did with predictions:")
         names = ["tasks", "accepted", "moved", "relabelled", "deleted", "merged", "added"]
-        table = Table("model version", *names, "acceptance")
         for item in registry["acceptance"]:
             rate = item["acceptance_rate"]
-            table.add_row(
-                item["model_version"] or "(no prediction)",
-                *(str(item[name]) for name in names),
-                "" if rate is None else f"{rate:.0%}",
-            )
-        console.print(table)
+            counts = ", ".join(f"{name} {item[name]}" for name in names)
+            share = "" if rate is None else f": {rate:.0%} accepted"
+            console.print(f"{item['model_version']}{share}\n  {counts}", highlight=False)
 
 
 @main.command()
@@ -69,11 +70,20 @@ def use(project: int, version: str) -> None:
 
 @main.command()
 @PROJECT
+@click.argument("version")
+@fail_clearly
+def decline(project: int, version: str) -> None:
+    """Refuse VERSION, which the gate has proposed; to accept it, `use` it."""
+    container_in_force().trainings.decline(project, version, f"{getpass.getuser()}, scripts/versions.py")
+    print(f"{version} was declined.")
+
+
+@main.command()
+@PROJECT
 @fail_clearly
 def rollback(project: int) -> None:
     """Roll back to the previously used version."""
-    trainings = container_in_force().trainings
-    print(trainings.activate(project, trainings.rollback_target(project), f"{getpass.getuser()}, scripts/versions.py"))
+    print(container_in_force().trainings.rollback(project, f"{getpass.getuser()}, scripts/versions.py"))
 
 
 def _change(before: Any, after: Any) -> str:

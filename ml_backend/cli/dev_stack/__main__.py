@@ -113,7 +113,7 @@ def print_summary(stack: Stack, demo: Demo | None) -> None:
         f"  Label Studio  {url}",
         f"  e-mail        {stack.username}",
         f"  password      {stack.label_studio.password}",
-        f"  control room  {stack.backend.url}   (also the URL for connecting other projects: Settings > Model)",
+        f"  control room  {stack.backend.url}   (upload, teach, connect other projects)",
         f"  data, logs    {stack.data_dir}",
         "",
         *(["The task's tracks can be edited; new videos in this project are predicted automatically."] if demo else []),

@@ -38,13 +38,25 @@ def settings_in_force() -> tuple[Settings, str]:
                 "(set DATA_DIR to use another one).",
                 file=sys.stderr,
             )
-        return settings, "http://localhost:9090"
-    missing = {name.lower(): value for name, value in stack.environment.items() if name.lower() not in chosen}
-    return Settings(**missing), stack.backend_url  # type: ignore[arg-type]
+        return settings, settings.backend_url
+    known = {name.lower(): value for name, value in stack.environment.items()} | {"backend_url": stack.backend_url}
+    settings = Settings(**{name: value for name, value in known.items() if name not in chosen})  # type: ignore[arg-type]
+    return settings, settings.backend_url
 
 
-def container_in_force() -> Container:
-    """Return a container with the settings of :func:`settings_in_force`."""
+def container_in_force(project: int | None = None) -> Container:
+    """Return a container with the settings of :func:`settings_in_force`.
+
+    Args:
+        project: must exist, for commands that request work on it.
+
+    Raises:
+        NotFound: there is no such project.
+        LabelStudioError: Label Studio does not answer.
+    """
     from ml_backend.jobs.container import Container
 
-    return Container(settings_in_force()[0])
+    container = Container(settings_in_force()[0])
+    if project is not None:
+        container.lister.check(project)
+    return container

@@ -133,7 +133,7 @@ def _retrain(stack: Stack, demo: Demo, truth: SampleTruth, folder: Path) -> dict
     with reporter.stage("new_prediction", "Waiting for the second video's new prediction") as tick:
         last = wait_until(stack, tick, new_prediction, f"No track has the label {LABEL}", TIMEOUT)
     outcome = f"{version.state}: {version.reason}" if version else "nothing to train: the motion detector is used"
-    reporter.say(f"Retraining was {outcome}")
+    reporter.say(f"Fine-tuning was {outcome}")
     reporter.say(f"The second video's tracks are now by {last.model_version}")
     return {"retrained": outcome, "new_version": last.model_version}
 

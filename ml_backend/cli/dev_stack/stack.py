@@ -104,14 +104,14 @@ class Stack:
         )
         environment |= options.environment
         self.backend = BackendServer(port=options.port, log_dir=self.log_dir, environment=environment, cwd=self._cwd)
-        # Two workers, since a training would block predictions for minutes.
-        self.worker, self.trainer = (
+        # Three workers, since a training would block predictions for minutes, and either one those who draw boxes.
+        self.worker, self.trainer, self.drawer = (
             WorkerProcess(
                 name, queues, redis_url=self.redis_url, log_dir=self.log_dir, environment=environment, cwd=self._cwd
             )
-            for name, queues in (("worker", QUEUES[:-1]), ("trainer", QUEUES[-1:]))
+            for name, queues in (("worker", QUEUES[1:-1]), ("trainer", QUEUES[-1:]), ("drawer", QUEUES[:1]))
         )
-        self._ours: list[ManagedProcess] = [self.worker, self.trainer, self.backend]
+        self._ours: list[ManagedProcess] = [self.worker, self.trainer, self.drawer, self.backend]
 
     # -- start and stop
 
@@ -180,14 +180,20 @@ class Stack:
     def settings_environment(self, token: str = "") -> dict[str, str]:
         """Return settings that make another process use this stack and its models."""
         chosen = {name.upper() for name in MODEL_SETTINGS} & self.backend.environment.keys()
-        return {name: self.backend.environment[name] for name in sorted(chosen)} | {
-            "LABEL_STUDIO_URL": self.label_studio.url,
-            "LABEL_STUDIO_API_KEY": token or self.token,
-            "REDIS_URL": self.redis_url,
-            "DATA_DIR": str(self.data_dir),
-            "UPLOADS_ROOT": str(self.label_studio.media_root),
-            "LOCAL_FILES_ROOT": str(self.local_files),
-        }
+        credentials = dict(zip(("BASIC_AUTH_USER", "BASIC_AUTH_PASS"), self.basic_auth or (), strict=False))
+        return (
+            {name: self.backend.environment[name] for name in sorted(chosen)}
+            | credentials
+            | {
+                "BACKEND_URL": self.backend.url,
+                "LABEL_STUDIO_URL": self.label_studio.url,
+                "LABEL_STUDIO_API_KEY": token or self.token,
+                "REDIS_URL": self.redis_url,
+                "DATA_DIR": str(self.data_dir),
+                "UPLOADS_ROOT": str(self.label_studio.media_root),
+                "LOCAL_FILES_ROOT": str(self.local_files),
+            }
+        )
 
     def _valid_token(self, token: str) -> str:
         if token:

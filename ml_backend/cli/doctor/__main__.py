@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,14 +60,13 @@ def show(findings: Sequence[Finding], console: Console) -> None:
 @click.option(
     "--only", multiple=True, type=click.Choice([c.name for c in (*CHECKS, *EXTRA)]), help="Run only this check."
 )
-@click.option("--backend-url", help="URL of the ML backend.  [default: of the running stack, else port 9090]")
+@click.option("--backend-url", help="URL of the ML backend.  [default: of the running stack, else BACKEND_URL]")
 @fail_clearly
 def main(as_json: bool, quiet: bool, only: Sequence[str], backend_url: str | None) -> None:
     """Check this installation and print results with hints. Exits with 1 if a check failed."""
     logging.disable(logging.WARNING)
     settings, found_url = settings_in_force()
-    url = (backend_url or os.environ.get("BACKEND_URL") or found_url).rstrip("/")
-    findings = examine(Target(settings, url), only)
+    findings = examine(Target(settings, (backend_url or found_url).rstrip("/")), only)
     failed = [finding for finding in findings if finding.status == "failed"]
     if as_json:
         # `cure` was the name of `hint` in 0.1.0.

@@ -13,14 +13,21 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import httpx
 
 from ml_backend.cli.dev_stack.preflight import RUN_GB, check_disk, check_writable
 from ml_backend.core.errors import BackendError, ConfigError, LabelStudioError
 from ml_backend.core.settings import Settings
-from ml_backend.label_studio.client import LabelStudioClient, basic_auth_header, server_version
+from ml_backend.label_studio.client import (
+    LOCAL_IP_HINT,
+    LabelStudioClient,
+    authorization,
+    basic_auth_header,
+    is_same_backend,
+    server_version,
+)
+from ml_backend.label_studio.label_config import parse_label_config
 
 #: Seconds to wait for a server.
 TIMEOUT = 5.0
@@ -31,10 +38,6 @@ LOW_DISK_GB = 5.0
 #: Maximum number of projects to check, newest first.
 MAX_PROJECTS = 100
 MODEL_CLASS = "VideoBackend"
-LOCAL_IP_HINT = (
-    "Label Studio refuses local addresses unless it runs with "
-    "SSRF_PROTECTION_ENABLED=false and ML_BLOCK_LOCAL_IP=false."
-)
 PACKAGES = (
     *("av", "flask", "gunicorn", "label-studio-sdk", "lap", "numpy", "open-clip-torch", "redis", "rq"),
     *("scikit-learn", "sqlalchemy", "timm", "transformers", "ultralytics"),
@@ -289,17 +292,11 @@ def database(target: Target) -> Iterator[Finding]:
     yield Finding("Database", "ok", shown)
 
 
-def _basic_auth(settings: Settings) -> tuple[str, str] | None:
-    user, password = settings.basic_auth_user, settings.basic_auth_pass.get_secret_value()
-    return (user, password) if user and password else None
-
-
 def backend(target: Target) -> Iterator[Finding]:
     """Check that the backend responds to a request like Label Studio's."""
     url = f"{target.backend_url}/"  # like /health, but with Basic auth
     try:
-        auth = _basic_auth(target.settings)
-        response = httpx.get(url, auth=auth, timeout=TIMEOUT, trust_env=False)
+        response = httpx.get(url, auth=target.settings.basic_auth, timeout=TIMEOUT, trust_env=False)
     except httpx.HTTPError as error:
         hint = "Start it: bash scripts/up.sh, or gunicorn ml_backend.wsgi:app; or set --backend-url."
         raise ConfigError(f"no answer at {url} ({error.__class__.__name__})", hint) from error
@@ -329,27 +326,48 @@ def label_studio(target: Target) -> Iterator[Finding]:
 
 
 def _connections(client: LabelStudioClient, target: Target) -> Iterator[Finding]:
-    projects = islice(client.list_projects(), MAX_PROJECTS)
-    backends = [item for project in projects for item in client.list_backends(project["id"])]
-    connected = [item for item in backends if is_ours(str(item.get("url", "")), target)]
-    if not connected:
+    any_connected = False
+    for project in islice(client.list_projects(), MAX_PROJECTS):
+        number, config = int(project["id"]), str(project.get("label_config") or "")
+        connected = [item for item in client.list_backends(number) if is_ours(str(item.get("url", "")), target)]
+        any_connected |= bool(connected)
+        check = f"Project {number}"
+        try:
+            parse_label_config(config)
+        except ConfigError as error:
+            # Projects of other kinds of data are none of our business.
+            if connected or "<video" in config.lower():
+                yield Finding(check, "failed" if connected else "note", error.message, error.hint)
+            continue
+        if not connected and project.get("task_number"):
+            command = f"scripts/import_videos.py --project {number} --connect"
+            hint = f"Press Connect in the control room, or run `python {command}`."
+            yield Finding(check, "note", "is not connected to this backend, so it gets no tracks", hint)
+        for item in connected:
+            yield from _connection(client, number, item, target.settings)
+            if 'smart="true"' in config and not item.get("is_interactive"):
+                hint = "Press Connect in the control room, or in Label Studio: Settings > Model > Edit, interactive."
+                yield Finding(check, "note", "drawn boxes are not followed: its connection is not interactive", hint)
+    if not any_connected:
         hint = f"In Label Studio: project > Settings > Model > Connect model, URL {target.backend_url}. {LOCAL_IP_HINT}"
         yield Finding("Connection", "note", "no project uses this backend", hint)
+
+
+def _connection(
+    client: LabelStudioClient, project: int, connection: Mapping[str, Any], settings: Settings
+) -> Iterator[Finding]:
+    check, url = f"Project {project}", str(connection["url"]).rstrip("/")
+    if connection.get("state") == "ER":
+        reason = str(connection.get("error_message") or "no reason given").strip().splitlines()[-1][:200]
+        hint = f"Make the backend reachable from Label Studio's machine. {LOCAL_IP_HINT}"
+        if "401" in reason:
+            hint = "Enter the backend's user and password where the model is connected (Settings > Model)."
+        yield Finding(check, "failed", f"Label Studio cannot use {url}: {reason}", hint)
         return
-    for item in connected:
-        project = int(item["project"])
-        check = f"Project {project}"
-        if item.get("state") == "ER":
-            reason = str(item.get("error_message") or "no reason given").strip().splitlines()[-1][:200]
-            hint = f"Make the backend reachable from Label Studio's machine. {LOCAL_IP_HINT}"
-            if "401" in reason:
-                hint = "Enter the backend's user and password where the model is connected (Settings > Model)."
-            yield Finding(check, "failed", f"Label Studio cannot use {item['url']}: {reason}", hint)
-            continue
-        yield Finding(check, "ok", f"connected to {item['url']}")
-        hook_url = f"{str(item['url']).rstrip('/')}/webhook"
-        hooks = [hook for hook in client.list_webhooks(project) if hook.get("url") == hook_url]
-        yield _webhook(project, hook_url, hooks, target.settings)
+    yield Finding(check, "ok", f"connected to {url}")
+    hook_url = f"{url}/webhook"
+    hooks = [hook for hook in client.list_webhooks(project) if hook.get("url") == hook_url]
+    yield _webhook(project, hook_url, hooks, settings)
 
 
 def _webhook(project: int, url: str, hooks: Sequence[Mapping[str, Any]], settings: Settings) -> Finding:
@@ -362,10 +380,10 @@ def _webhook(project: int, url: str, hooks: Sequence[Mapping[str, Any]], setting
         return Finding(check, "failed", "is switched off", f"{location}: switch it on.")
     if not hook.get("send_payload"):
         return Finding(check, "failed", "sends no payload", f"{location}: switch 'send payload' on.")
-    if auth := _basic_auth(settings):
-        headers = {str(name).lower(): value for name, value in (hook.get("headers") or {}).items()}
-        if headers.get("authorization") != basic_auth_header(*auth)["Authorization"]:
-            found = "carries other credentials" if "authorization" in headers else "carries no credentials"
+    if auth := settings.basic_auth:
+        sent = authorization(hook)
+        if sent != basic_auth_header(*auth)["Authorization"]:
+            found = "carries other credentials" if sent else "carries no credentials"
             hint = (
                 f"{location}: set the header Authorization to 'Basic ' and what `printf USER:PASSWORD | base64` prints."
             )
@@ -374,18 +392,11 @@ def _webhook(project: int, url: str, hooks: Sequence[Mapping[str, Any]], setting
 
 
 def is_ours(url: str, target: Target) -> bool:
-    """Return whether a URL configured in Label Studio leads to this backend.
-
-    Label Studio may use another host name, such as ``http://backend:9090`` in a compose network, so common names and
-    then the model class at the URL are compared.
-    """
-    if url.rstrip("/") == target.backend_url.rstrip("/"):
-        return True
-    local = ("localhost", "127.0.0.1", "host.docker.internal", "backend")
-    if urlsplit(url).port == urlsplit(target.backend_url).port and urlsplit(url).hostname in local:
+    """Return whether a URL configured in Label Studio leads to this backend: it has its name or its model class."""
+    if is_same_backend(url, target.backend_url) or is_same_backend(url, target.settings.backend_url):
         return True
     try:
-        response = httpx.get(f"{url.rstrip('/')}/health", auth=_basic_auth(target.settings), timeout=2.0)
+        response = httpx.get(f"{url.rstrip('/')}/health", auth=target.settings.basic_auth, timeout=2.0)
         return bool(response.json().get("model_class") == MODEL_CLASS)
     except (httpx.HTTPError, ValueError, AttributeError, BackendError):
         return False

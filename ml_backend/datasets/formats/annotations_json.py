@@ -3,7 +3,8 @@
     {"frame": "2.133", "label": "fallen_person", "bbox": [x, y, width, height],
      "confidence": 0.85, "source": "auto", "original_class": "person"}
 
-``frame`` is the frame's time in seconds with three decimals, ``bbox`` whole pixels of the displayed video.
+``frame`` is the frame's time in seconds with three decimals, ``bbox`` whole pixels of the displayed video. On request
+rows also have ``frame_number`` (the decoded frame, from 0, as in datasets) and ``track_id`` (from 1 in each video).
 ``confidence`` and ``original_class`` are present only if ``source`` is ``"auto"``, and ``confidence`` only if the
 prediction has a score. Rows are ordered by video, time and track.
 """
@@ -68,8 +69,8 @@ def frames_at_rate(times: npt.NDArray[np.float64], rate: float) -> IntArray:
     return np.flatnonzero(np.diff(step, prepend=step[0] - 1) > 0).astype(np.int64)
 
 
-def annotation_rows(video: AnnotatedVideo, sample: Sample = "all") -> Iterator[Row]:
-    """Yield the rows of one video."""
+def annotation_rows(video: AnnotatedVideo, sample: Sample = "all", with_ids: bool = False) -> Iterator[Row]:
+    """Yield the rows of one video; ``with_ids``: with ``frame_number`` and ``track_id``."""
     labelled = [item for item in video.objects if item.label]
     keyframes: dict[int, set[int]] = {}
     wanted: IntArray
@@ -84,7 +85,8 @@ def annotation_rows(video: AnnotatedVideo, sample: Sample = "all") -> Iterator[R
         for item, box in zip(frame.objects, frame.xyxy, strict=True):
             if sample == "keyframes" and frame.index not in keyframes[item.track_id]:
                 continue
-            yield _row(item, frame.time, whole_pixels(box, video.info.width, video.info.height))
+            ids = {"frame_number": frame.index, "track_id": item.track_id} if with_ids else {}
+            yield _row(item, frame.time, whole_pixels(box, video.info.width, video.info.height)) | ids
 
 
 def whole_pixels(xyxy: npt.ArrayLike, width: int, height: int) -> list[int]:
@@ -110,14 +112,16 @@ def export_annotations(
     *,
     sample: Sample = "all",
     with_video: bool = False,
+    with_ids: bool = False,
     progress: Progress | None = None,
 ) -> WrittenAnnotations:
     """Write the annotations of every task to one file, atomically replacing an existing one.
 
-    If the reader reads all annotators, rows have an ``annotator``.
+    If the reader reads all annotators, rows of annotations have an ``annotator``.
 
     Args:
         with_video: add the video's name to each row, as ``video``.
+        with_ids: add ``frame_number`` and ``track_id`` to each row.
         progress: called with videos done and in total.
 
     Raises:
@@ -131,10 +135,10 @@ def export_annotations(
         for done, task_video in enumerate(reader.task_videos(), start=1):
             try:
                 extra = {"video": task_video.name} if with_video else {}
-                if reader.all_annotators:
+                if reader.all_annotators and not task_video.submission.is_prediction:
                     extra["annotator"] = task_video.submission.annotator
                 with task_video.open() as video:
-                    for row in annotation_rows(video, sample):
+                    for row in annotation_rows(video, sample, with_ids):
                         row |= extra
                         file.write((",\n" if written.rows else "\n") + json.dumps(row, ensure_ascii=False))
                         written.rows += 1

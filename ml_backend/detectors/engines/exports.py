@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -157,14 +158,21 @@ def choose_engine(
     Raises:
         WeightsError: the device does not exist.
     """
-    choice = _choose(EnginePlan(path, sha256, settings, calibration or CalibrationSource()), wait)
+    choice = _choose(
+        EnginePlan(path, sha256, settings, calibration or CalibrationSource()), partial(_start_child, wait=wait)
+    )
     if choice.note and (sha256, choice.note) not in _logged:
         _logged.add((sha256, choice.note))
         log.warning("Engine of %s: %s", path.name, choice.note)
     return choice
 
 
-def _choose(plan: EnginePlan, wait: bool) -> EngineChoice:
+def engine_note(plan: EnginePlan) -> str:
+    """Return why the next video does not get the configured engine, else an empty string. Starts nothing."""
+    return _choose(plan, _child_failure).note
+
+
+def _choose(plan: EnginePlan, make_missing: Callable[[EnginePlan], str]) -> EngineChoice:
     settings = plan.settings
     on_cpu = select_device(settings.device).type == "cpu"
     on_x86 = on_cpu and platform.machine().lower() in ("x86_64", "amd64")
@@ -175,9 +183,8 @@ def _choose(plan: EnginePlan, wait: bool) -> EngineChoice:
     choice, incomplete = _best_available(plan)
     if not incomplete:
         return choice
-    failure = _start_child(plan, wait)
-    if wait:
-        choice, _ = _best_available(plan)
+    failure = make_missing(plan)
+    choice, _ = _best_available(plan)  # it may be there now
     if failure and choice.note:
         missing, instead = ("int8", "fp32") if choice.export else ("openvino", "PyTorch")
         choice = replace(choice, note=_not_used(missing, failure, instead))
@@ -357,10 +364,22 @@ _children: dict[tuple[str, str], _Child] = {}
 _children_lock = threading.Lock()
 
 
+def _child_key(plan: EnginePlan) -> tuple[str, str]:
+    return str(plan.fp32), plan.pool.name if plan.settings.precision == "int8" else ""
+
+
+def _child_failure(plan: EnginePlan) -> str:
+    """Return why the process for the missing exports failed, if one has."""
+    with _children_lock:
+        child = _children.get(_child_key(plan))
+        if child is not None:
+            child.check()
+        return child.failure if child else ""
+
+
 def _start_child(plan: EnginePlan, wait: bool) -> str:
     """Start a process for the missing exports unless one runs; return why it failed recently, else an empty string."""
-    int8 = plan.settings.precision == "int8"
-    key = (str(plan.fp32), plan.pool.name if int8 else "")
+    key = _child_key(plan)
     try:
         with _children_lock:
             child = _children.get(key)

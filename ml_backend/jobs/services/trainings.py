@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.core.errors import QueueUnavailable
+from ml_backend.core.errors import Conflict, QueueUnavailable
+from ml_backend.jobs.training_inputs import is_unchanged_since, training_settings_digest
 from ml_backend.jobs.training_queue import TrainingQueue, unread_before
 from ml_backend.labeling.model_version import BASE
 from ml_backend.training.policy import PolicyStore, TrainingPolicy
@@ -38,9 +39,25 @@ class Trainings:
             force: train even if nothing has changed since the last time.
 
         Raises:
+            Conflict: nothing has changed.
             QueueUnavailable: Redis does not answer.
         """
+        if not force and not self.is_wanted(project_id):
+            self._require_changes(project_id)
         return self._requests.request(project_id, f"force: {by}" if force else by, force=force)
+
+    def _require_changes(self, project_id: int) -> None:
+        from ml_backend.training.review_store import ReviewStore
+
+        last = self._registry.last(project_id)
+        if last is None or self.policy(project_id).pseudo_labels or self._storage.pending("learn", project_id):
+            return
+        digest = training_settings_digest(self._queue.settings, self._projects.models(None).detector.sha256)
+        if is_unchanged_since(ReviewStore(self._storage).tasks(project_id), digest, last):
+            raise Conflict(
+                f"Nothing new has been annotated since {last.name}.",
+                "Annotate something and submit it; or train nevertheless with force (train.py: --force).",
+            )
 
     def is_wanted(self, project_id: int) -> bool:
         """Return whether a training waits or runs.
@@ -73,12 +90,13 @@ class Trainings:
     def versions(self, project_id: int, limit: int | None = None) -> dict[str, Any]:
         """Return all facts about a project's versions, or the newest ``limit``, newest first, as plain JSON."""
         registry = self._registry
-        current = registry.current(project_id)
+        current, proposed = registry.current(project_id), registry.proposed(project_id)
         versions = registry.versions(project_id, limit)
         names = {version.id: version.name for version in registry.outline(project_id)}
         return {
             "project": project_id,
             "current": current.name if current else BASE,
+            "proposed": proposed.name if proposed else None,
             "model_version": self._projects.models(project_id).version,
             "policy": asdict(self.policy(project_id)),
             "versions": [_version_facts(version, names) for version in versions],
@@ -119,6 +137,18 @@ class Trainings:
                 log.warning("Project %s is not refreshed: %s", project_id, error)
         return self._projects.models(project_id).version
 
+    def decline(self, project_id: int, name: str, by: str) -> None:
+        """Refuse a proposed version; to accept it, :meth:`activate` it.
+
+        Raises:
+            ConfigError: the version does not exist.
+            Conflict: it is not proposed.
+        """
+        version = self._registry.find(project_id, name)
+        if version is None:
+            raise Conflict("base cannot be declined.", "Name a version that is proposed.")
+        self._registry.decline(version, by)
+
     def usable_versions(self, project_id: int) -> list[str]:
         """Return the names of the versions that a project can be switched to besides ``base``, newest first."""
         return [version.name for version in self._registry.outline(project_id) if version.has_weights]
@@ -136,6 +166,19 @@ class Trainings:
             if current and version.state == "promoted" and version.has_weights and version.number < current.number
         )
         return next(older, BASE)
+
+    def rollback(self, project_id: int, by: str) -> str:
+        """Roll back to :meth:`rollback_target`, as :meth:`activate` does.
+
+        Raises:
+            Conflict: no trained version is in use.
+        """
+        if self._registry.current(project_id) is None:
+            raise Conflict(
+                f"There is nothing to roll back to: project {project_id} uses the configured detector.",
+                "Choose one of its versions to use a trained one.",
+            )
+        return self.activate(project_id, self.rollback_target(project_id), by)
 
     def policy(self, project_id: int) -> TrainingPolicy:
         """Return when the project retrains."""

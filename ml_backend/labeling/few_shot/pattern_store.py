@@ -184,9 +184,20 @@ class PatternStore:
             rows = connection.execute(_of_project(project_id, model, embeddings.c.thumbnail))
             return {row.id: row.thumbnail for row in rows}
 
-    def gallery(self, project_id: int, model: str, label: str, limit: int) -> list[tuple[int, ExemplarOrigin, bytes]]:
-        """Return id, origin and JPEG of at most ``limit`` exemplars of a label, newest first."""
-        query = _of_project(project_id, model, embeddings.c.thumbnail).where(exemplars.c.label == label)
+    def gallery(
+        self, project_id: int, model: str, label: str | None, limit: int, exemplar_id: int | None = None
+    ) -> list[tuple[int, ExemplarOrigin, bytes]]:
+        """Return id, origin and JPEG of at most ``limit`` exemplars, newest first.
+
+        Args:
+            label: only those of this label.
+            exemplar_id: only this one.
+        """
+        query = _of_project(project_id, model, embeddings.c.thumbnail)
+        if label is not None:
+            query = query.where(exemplars.c.label == label)
+        if exemplar_id is not None:
+            query = query.where(exemplars.c.id == exemplar_id)
         query = query.order_by(None).order_by(exemplars.c.id.desc()).limit(limit)
         with self.read() as connection:
             return [(row.id, _origin(row), row.thumbnail) for row in connection.execute(query)]

@@ -9,21 +9,25 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from threading import Condition
 from typing import TYPE_CHECKING, Any
 
 from cachetools import TTLCache, cached
-from flask import Response, jsonify, render_template, send_file
+from flask import Response, jsonify, render_template, request, send_file
 
 import ml_backend
-from ml_backend.core.errors import BackendError, ConfigError
+from ml_backend.core.errors import BackendError, ConfigError, Conflict, WeightsError
+from ml_backend.core.outputs import Output, OutputFacts
 from ml_backend.jobs.api_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
+from ml_backend.jobs.services.connections import connect_project
 from ml_backend.jobs.worker_status import differing_settings
 from ml_backend.labeling.model_version import BASE, version_settings
 from ml_backend.server.api import requests, responses
+from ml_backend.server.api.docs_page import docs_context
 from ml_backend.server.api.routing import document, route
-from ml_backend.server.problems import Conflict, Unknown
+from ml_backend.server.problems import Unknown
 from ml_backend.server.protocol import services
 
 if TYPE_CHECKING:
@@ -136,6 +140,16 @@ def projects() -> responses.ProjectList:
     return {"projects": rows}
 
 
+@route("POST", "/connect", "Overview", 202)
+def connect(body: requests.OfProject) -> responses.JobAnswer:
+    """Connect a project to this backend.
+
+    As Label Studio's Settings > Model does, with the address in BACKEND_URL. The job predicts the tasks without
+    annotations. Sending it again repairs the connection.
+    """
+    return requested(connect_project(services(), body.project))
+
+
 # -- models
 
 
@@ -146,7 +160,7 @@ def memory_status() -> responses.Memory:
 
 
 @route("POST", "/optimize_memory", "Models", 202)
-def optimize_memory() -> responses.Optimizing:
+def optimize_memory(body: requests.NoFields) -> responses.Optimizing:
     """Unload idle models.
 
     Workers unload them between two jobs. Sending it again changes nothing.
@@ -173,6 +187,7 @@ def switch_model(body: requests.SwitchModel) -> responses.Switched:
     Unannotated tasks are predicted again in the background. Sending it again changes nothing.
     """
     container = services()
+    container.lister.check(body.project)
     before = container.projects.models(body.project).version
     if body.version is not None:  # first, since it may be rejected
         container.trainings.activate(body.project, body.version, _ACTOR)
@@ -185,6 +200,7 @@ def switch_model(body: requests.SwitchModel) -> responses.Switched:
 def load_custom_model(body: requests.LoadCustomModel) -> responses.Loading:
     """Use a trained version. Only versions in the registry, not files. Sending it again changes nothing."""
     container = services()
+    container.lister.check(body.project)  # first, since nothing is activated in vain
     model_version = container.trainings.activate(body.project, body.version, _ACTOR)
     job = requested(container.api_queue.init_models(body.project))["job"]
     return {"version": body.version, "model_version": model_version, "job": job}
@@ -234,17 +250,17 @@ def patterns_info(query: requests.OfProject) -> responses.Patterns:
 
 @route("GET", "/exemplars", "Learn")
 def exemplars(query: requests.ShowExemplars) -> responses.Exemplars:
-    """List a label's exemplars. Crops of annotated objects with thumbnails, newest first."""
+    """List exemplars. Crops of annotated objects with thumbnails, newest first; all, those of a label, or one."""
     container = services()
     embedder = container.projects.models(query.project).classifier.embedder
     rows: list[responses.Exemplar] = []
     if embedder is not None:
+        suspicious: set[int] | None = None
         published = container.queue.published(patterns_name(query.project))
-        facts = published[1]["labels"].get(query.label, {}) if published else {}
-        is_current = published and published[1]["digest"] == container.projects.patterns.digest(
-            query.project, embedder.model_id
-        )
-        suspicious = facts.get("suspicious", []) if is_current else None
+        digest = container.projects.patterns.digest(query.project, embedder.model_id)
+        if published and published[1]["digest"] == digest:
+            labels = published[1]["labels"].values()
+            suspicious = {exemplar_id for facts in labels for exemplar_id in facts.get("suspicious", ())}
         rows = [
             {
                 "id": exemplar_id,
@@ -257,7 +273,7 @@ def exemplars(query: requests.ShowExemplars) -> responses.Exemplars:
                 "suspicious": None if suspicious is None else exemplar_id in suspicious,
             }
             for exemplar_id, origin, thumbnail in container.projects.patterns.gallery(
-                query.project, embedder.model_id, query.label, query.limit
+                query.project, embedder.model_id, query.label, query.limit, query.id
             )
         ]
     return {"project": query.project, "label": query.label, "exemplars": rows}
@@ -272,9 +288,11 @@ def similar(query: requests.FindSimilar) -> tuple[responses.SimilarTracks, int]:
     """
     container = services()
     embedder = container.projects.models(query.project).classifier.embedder
+    counts = container.projects.patterns.counts(query.project, embedder.model_id) if embedder else {}
+    if query.label not in counts:
+        container.lister.check(query.project)
     if embedder is None:
         raise ConfigError("The project's mode learns no patterns.", "Switch to yolo_dinov2 or universal.")
-    counts = container.projects.patterns.counts(query.project, embedder.model_id)
     if query.label not in counts:
         learned = ", ".join(filter(None, counts)) or "none yet"
         raise ConfigError(
@@ -343,12 +361,12 @@ def _job_result(
     return created_at, result, start()
 
 
-@route("POST", "/train_custom_model", "Learn", 202)
+@route("POST", "/train_custom_model", "Learn", 202, errors=(409,))
 def train(body: requests.Train) -> responses.JobAnswer:
-    """Retrain a project's detector.
+    """Fine-tune a project's detector.
 
-    The result is used only if it is not worse. A request during a training starts another one after it, which does
-    nothing unless annotations have changed.
+    The result is used only if it is not worse. If nothing has changed since the last training, 409 is returned. A
+    request during a training starts another one after it, which does nothing unless annotations have changed.
     """
     container = services()
     if container.settings.detector == "motion":
@@ -368,7 +386,8 @@ def versions(query: requests.OfProject) -> responses.Versions:
 def rollback(body: requests.Rollback) -> responses.Switched:
     """Roll back to the previous version.
 
-    Names the version to leave: sending it again returns 409, since that version is no longer in use.
+    Names the version to leave: sending it again returns 409, since that version is no longer in use. So does a rollback
+    from the configured detector.
     """
     container = services()
     current = container.registry.current(body.project)
@@ -376,8 +395,48 @@ def rollback(body: requests.Rollback) -> responses.Switched:
     if name != body.instead_of:
         raise Conflict(f"{name} is in use, not {body.instead_of}.", "Fetch the versions again.")
     before = container.projects.models(body.project).version
-    container.trainings.activate(body.project, container.trainings.rollback_target(body.project), _ACTOR)
+    container.trainings.rollback(body.project, _ACTOR)
     return _switched(container, body.project, before)
+
+
+@route("POST", "/versions/decline", "Learn", errors=(409,))
+def decline(body: requests.DeclineVersion) -> responses.Declined:
+    """Decline a proposed version.
+
+    It is refused, and the version in use stays. To accept it, use it. Sending it again returns 409, since the version
+    is no longer proposed.
+    """
+    container = services()
+    container.trainings.decline(body.project, body.version, _ACTOR)
+    current = container.registry.current(body.project)
+    return {"declined": body.version, "current": current.name if current else BASE}
+
+
+@route(
+    "GET",
+    "/versions/<version>/clips/<number>",
+    "Learn",
+    *(200, 206, 304),
+    errors=(416, 422),
+    media=("video/mp4",),
+    headers=("Range", "If-None-Match"),
+)
+def version_clip(query: requests.OfProject, version: requests.TrainedName, number: requests.ClipNumber) -> Response:
+    """Get a clip of a version.
+
+    What differs on a video that nobody has annotated: the version that it was compared with, and this one, side by
+    side. The metrics of a version say which change is in which clip.
+    """
+    container = services()
+    found = container.registry.find(query.project, version)
+    clip = (found.metrics.get("clips") or {}).get(number) if found and not found.weights_removed else None
+    if clip is None:
+        raise Unknown("There is no such clip.", "Fetch the versions again; clips are removed with a version's weights.")
+    try:
+        path = container.artifacts.fetch(clip["artifact"], clip["sha256"])
+    except WeightsError as error:
+        raise Unknown("The clip is gone.", "Restore it at ARTIFACTS_URL.") from error
+    return _send_file(path)
 
 
 # -- predictions, and generated files
@@ -412,6 +471,7 @@ def create_custom_model_video(body: requests.CustomModelVideo) -> responses.JobA
     from ml_backend.training.registry import MEASURED
 
     container = services()
+    container.lister.check(body.project)
     registry = container.registry
     version = registry.find(body.project, body.version) if body.version else registry.current(body.project)
     # Checked here, so that the request fails rather than the job.
@@ -427,7 +487,29 @@ def create_custom_model_video(body: requests.CustomModelVideo) -> responses.JobA
 @route("POST", "/export", "Review and export", 202)
 def export(body: requests.Export) -> responses.JobAnswer:
     """Export a project. Rows of JSON, or a dataset as a zip archive. A later request makes another file."""
-    return requested(services().api_queue.export(body.project, body.format, body.predictions, body.stride))
+    queue = services().api_queue
+    return requested(queue.export(body.project, body.format, body.predictions, body.stride, body.with_ids))
+
+
+@route("GET", "/files", "Review and export")
+def files(query: requests.OfProject) -> responses.FileList:
+    """List a project's rendered videos and exports. Newest first, each with what it was made from."""
+    outputs = services().outputs
+    described = (outputs.describe(path) for path in outputs.of_project(query.project))
+    return {"project": query.project, "files": [_file(output) for output in described if output]}
+
+
+def _file(output: Output) -> Any:
+    facts = output.facts.model_dump() if output.facts else dict.fromkeys(OutputFacts.model_fields)
+    return {"name": output.name, "bytes": output.bytes, "created_at": output.created_at.isoformat(), **facts}
+
+
+@route("DELETE", "/files/<filename>", "Review and export")
+def delete_file(filename: requests.FileName) -> responses.Deleted:
+    """Delete a rendered video or an export. For a file that was deleted already, 404 is returned."""
+    if not services().outputs.delete(filename):
+        raise Unknown(f"There is no file {filename}.", "It may have been deleted; GET /api/files lists the others.")
+    return {"deleted": filename}
 
 
 @route(
@@ -442,11 +524,16 @@ def export(body: requests.Export) -> responses.JobAnswer:
 def download(filename: requests.FileName) -> Response:
     """Download a file.
 
-    By the name in a job's result. The oldest files are deleted when all exceed OUTPUTS_GB.
+    By the name in a job's result, or in the list of files. The oldest files are deleted when all exceed OUTPUTS_GB.
     """
     path = services().outputs.find(filename)
     if path is None:
         raise Unknown("There is no such file.", "Request it again; old files are deleted.")
+    return _send_file(path)
+
+
+def _send_file(path: Path) -> Response:
+    """Send a generated file, or the range of it that is asked for."""
     try:
         response = send_file(
             path,
@@ -515,8 +602,7 @@ def _iso(timestamp: float | None) -> str | None:
 
 
 def _document() -> dict[str, Any]:
-    settings = services().settings
-    return document(auth=bool(settings.basic_auth_user and settings.basic_auth_pass.get_secret_value()))
+    return document(auth=services().settings.basic_auth is not None)
 
 
 @route("GET", "/openapi.json", "This API")
@@ -528,6 +614,7 @@ def describe() -> Response:
 @route("GET", "/docs", "This API", media=("text/html",))
 def docs() -> Response:
     """Get this document as HTML. A page without scripts."""
-    response = Response(render_template("api_docs.html", document=_document()), content_type="text/html; charset=utf-8")
+    page = render_template("api_docs.html", **docs_context(_document(), request.url_root.rstrip("/")))
+    response = Response(page, content_type="text/html; charset=utf-8")
     response.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
     return response

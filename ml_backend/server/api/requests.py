@@ -4,17 +4,38 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
 
 from ml_backend.core.outputs import NAME
 from ml_backend.core.settings import Mode
 from ml_backend.datasets.formats import FormatName
-from ml_backend.jobs.api_queue import STRIDE
 
 
 def _whole(value: Any) -> Any:
     """Convert whole floats: JSON has one number type, and to JSON Schema 7.0 is an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _allowed(text: str) -> WrapValidator:
+    """Replace the message of an invalid value by one that says what is allowed."""
+
+    def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError as error:
+            raise ValueError(text) from error
+
+    return WrapValidator(check)
 
 
 _Whole = BeforeValidator(_whole)
@@ -25,16 +46,24 @@ VersionName = Annotated[
     Field(
         pattern=r"^(base|v[0-9]{1,9})$",
         description="A version of the registry, such as v2; base: the configured detector.",
+        examples=["v2"],
     ),
+    _allowed("Input should be 'base', or a version such as 'v2'"),
 ]
 TrainedName = Annotated[
-    str, Field(pattern=r"^v[0-9]{1,9}$", description="A version of the registry, such as v2.", examples=["v2"])
+    str,
+    Field(pattern=r"^v[0-9]{1,9}$", description="A version of the registry, such as v2.", examples=["v2"]),
+    _allowed("Input should be a version such as 'v2'"),
 ]
 #: 255 is Label Studio's limit.
-LabelName = Annotated[str, Field(min_length=1, max_length=255, description="Name of a label.")]
-JobId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,200}$")]
+LabelName = Annotated[str, Field(min_length=1, max_length=255, description="Name of a label.", examples=["person"])]
+JobId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,200}$", description="Id of a job.", examples=["train-1"])]
 #: Name of a file in the outputs folder.
-FileName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+FileName = Annotated[
+    str, Field(pattern=f"^{NAME.pattern}$", description="Name of a file.", examples=["project-1-coco.zip"])
+]
+#: Number of a clip of a version.
+ClipNumber = Annotated[str, Field(pattern="^[0-9]$")]
 ExportFormat = Literal["annotations", FormatName]
 
 
@@ -46,6 +75,10 @@ class RequestModel(BaseModel):
 
 class NoQuery(RequestModel):
     """No parameters."""
+
+
+class NoFields(RequestModel):
+    """No fields."""
 
 
 class OfProject(RequestModel):
@@ -75,7 +108,7 @@ class SwitchModel(OfProject):
 
     model_config = ConfigDict(json_schema_extra={"anyOf": [_requires("mode"), _requires("version")]})
 
-    mode: Annotated[Mode | Literal["default"] | None, Field(description="default: the configured mode.")] = None
+    mode: Annotated[Literal[Mode, "default"] | None, Field(description="default: the configured mode.")] = None
     version: VersionName | None = None
 
     @model_validator(mode="after")
@@ -101,6 +134,12 @@ class Train(OfProject):
 
 class LoadCustomModel(OfProject):
     """A version to use."""
+
+    version: TrainedName
+
+
+class DeclineVersion(OfProject):
+    """A proposed version to refuse."""
 
     version: TrainedName
 
@@ -138,14 +177,10 @@ class Export(OfProject):
         Literal["none", "missing", "only"],
         Field(description="Which predictions to export: none, those of tasks without annotations, or nothing else."),
     ] = "none"
-    stride: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=100_000,
-            description=f"Every n-th frame of a dataset; by default {STRIDE}, and 1 for mot and cvat (whole videos).",
-        ),
-    ] = None
+    stride: Annotated[int, Field(ge=1, le=100_000, description="Every n-th frame of a dataset."), _Whole] = 1
+    with_ids: Annotated[
+        bool, Field(description="Add frame_number, from 0, and track_id to the rows of the format annotations.")
+    ] = False
 
 
 class Upload(RequestModel):
@@ -170,9 +205,10 @@ class FindSimilar(OfProject):
 
 
 class ShowExemplars(OfProject):
-    """Selects exemplars of a label."""
+    """Selects exemplars."""
 
-    label: Annotated[str, Field(max_length=255, description="Name of a label; empty: background.")]
+    label: Annotated[str | None, Field(max_length=255, description="Only of this label; empty: background.")] = None
+    id: Annotated[int | None, Field(ge=1, lt=1 << 31, description="Only this exemplar, such as one of the map.")] = None
     limit: Annotated[int, Field(ge=1, le=200, description="Maximum number of results.")] = 24
 
 

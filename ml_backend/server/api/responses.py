@@ -42,6 +42,7 @@ class Job(Answer):
     kind: Annotated[str, Field(description="What it does, such as render_video, predict or train.")]
     project: int | None
     task: int | None
+    name: Annotated[str | None, Field(description="Name of the uploaded file; null for other kinds.")]
     queue: Annotated[str | None, Field(description="The queue it is in; null once it has ended.")]
     state: JobState
     progress: Annotated[
@@ -67,6 +68,37 @@ class JobList(Answer):
 
     jobs: list[Job]
     total: Annotated[int, Field(description="Number of jobs found; long queues are not read to the end.")]
+
+
+class File(Answer):
+    """A rendered video or an export. What it was made from is null for files of earlier releases."""
+
+    name: Annotated[str, Field(description="For /api/download/.")]
+    bytes: int
+    created_at: Iso
+    format: Annotated[str | None, Field(description="Of an export; empty for a rendered video.")]
+    source: Annotated[
+        str | None, Field(description="annotations, predictions, both, base, or a version such as v2: what it shows.")
+    ]
+    model: Annotated[str | None, Field(description="Model version of its predictions or tracks; empty without any.")]
+    task: Annotated[int | None, Field(description="Of a rendered video.")]
+    video: Annotated[str | None, Field(description="Name of the video, or of the first one.")]
+    videos: Annotated[int | None, Field(description="Number of videos.")]
+    skipped: Annotated[int | None, Field(description="Number of videos that could not be exported.")]
+    tracks: Annotated[int | None, Field(description="Number of tracks that are drawn; null for exports.")]
+
+
+class FileList(Answer):
+    """A project's rendered videos and exports, newest first."""
+
+    project: int
+    files: list[File]
+
+
+class Deleted(Answer):
+    """The name of a deleted file."""
+
+    deleted: str
 
 
 class Part(Answer):
@@ -122,6 +154,13 @@ class Status(Answer):
     versions: Annotated[dict[str, str], Field(description="Versions of Python and of the main packages.")]
 
 
+class ConfigProblem(Answer):
+    """Why a label config is refused, and how to fix it."""
+
+    message: str
+    hint: str
+
+
 class Project(Answer):
     """A Label Studio project, and the mode and version in use."""
 
@@ -129,7 +168,14 @@ class Project(Answer):
     title: str
     url: str
     tasks: int
+    connected: Annotated[
+        bool | None, Field(description="Whether the project's events reach this backend; null where unknown.")
+    ]
+    config_problem: Annotated[
+        ConfigProblem | None, Field(description="Why tasks of this label config get no tracks; null: they do.")
+    ]
     annotated: Annotated[int, Field(description="Tasks with annotations.")]
+    predicted: Annotated[int | None, Field(description="Tasks with predictions; null where not counted yet.")]
     annotations: int
     predictions: int
     mode: str
@@ -151,6 +197,13 @@ class Switched(Answer):
     version: str
     model_version: str
     changed: bool
+
+
+class Declined(Answer):
+    """A proposed version that was refused, and the one that stays in use."""
+
+    declined: str
+    current: str
 
 
 class Loading(Answer):
@@ -198,6 +251,7 @@ class Versions(Answer):
     project: int
     current: str
     before: Annotated[str, Field(description="The version that a rollback would activate.")]
+    proposed: Annotated[str | None, Field(description="The version that waits for a person's decision.")]
     model_version: str
     policy: dict[str, Any]
     versions: Annotated[list[dict[str, Any]], Field(description="Newest first, with metrics and epochs.")]
@@ -254,10 +308,10 @@ class Exemplar(Answer):
 
 
 class Exemplars(Answer):
-    """A label's exemplars, newest first."""
+    """Exemplars, newest first."""
 
     project: int
-    label: str
+    label: Annotated[str | None, Field(description="The requested label; null: any.")]
     exemplars: list[Exemplar]
 
 

@@ -30,6 +30,8 @@ MAX_JSON = 1 << 20
 #: Error statuses of every route, and of those that are not GET.
 _COMMON_ERRORS = {400, 401, 421, 503, 507}
 _WRITE_ERRORS = {403, 413, 415, 422}
+#: Error statuses of routes that ask Label Studio for the project that they are given.
+_PROJECT_ERRORS = {404, 502}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +147,17 @@ def _view(route: Route) -> Callable[..., Response | tuple[Response, int]]:
 
 
 def _parse_body(model: type[BaseModel]) -> Any:
-    if request.mimetype != "application/json":
-        raise WrongType("The body must have the media type application/json.", "Set the Content-Type header.")
     request.max_content_length = MAX_JSON
+    body = request.get_data()
+    if request.mimetype != "application/json" and (body or _is_required(model)):
+        raise WrongType("The body must have the media type application/json.", "Set the Content-Type header.")
     with validation_errors("field"):
-        return model.model_validate_json(request.get_data() or b"{}")
+        return model.model_validate_json(body or b"{}")
+
+
+def _is_required(model: type[BaseModel]) -> bool:
+    """Return whether a request needs a body of this model: it has required fields."""
+    return any(field.is_required() for field in model.model_fields.values())
 
 
 @contextmanager
@@ -225,10 +233,15 @@ def _operation(route: Route, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     }
     for media_type, model in (("application/json", route.body), ("multipart/form-data", route.form)):
         if model is not None:
-            operation["requestBody"] = {"required": True, "content": {media_type: {"schema": schemas[model]}}}
+            operation["requestBody"] = {
+                "required": _is_required(model),
+                "content": {media_type: {"schema": schemas[model]}},
+            }
     errors = {*_COMMON_ERRORS, *route.errors}
     errors |= _WRITE_ERRORS if route.writes else set()
     errors |= {403} if route.starts_job else set()
+    names_project = "project" in getattr(route.body or route.form or route.query, "model_fields", ())
+    errors |= _PROJECT_ERRORS if names_project and (route.writes or route.starts_job) else set()
     errors |= {404} if route.path_params else set()
     content = {media_type: {"schema": schemas.get(route.response, {})} for media_type in route.media}
     problem = {MEDIA_TYPE: {"schema": schemas[responses.Problem]}}
@@ -242,8 +255,8 @@ def _operation(route: Route, schemas: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _parameters(route: Route) -> list[dict[str, Any]]:
     parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": adapter.json_schema()}
-        for name, adapter in route.path_params.items()
+        {"name": name, "in": "path", "required": True, "description": schema.pop("description", ""), "schema": schema}
+        for name, schema in ((name, adapter.json_schema()) for name, adapter in route.path_params.items())
     ]
     parameters += [{"name": name, "in": "header", "schema": {"type": "string"}} for name in route.headers]
     model = (route.query or NoQuery).model_json_schema()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -61,16 +61,23 @@ def _grid_line(value: float, y: float) -> Markup:
     return line + Markup('<text class="axis end" x="{}" y="{}">{:.3g}</text>').format(_LEFT - 4, y + 3, value)
 
 
-def scatter(title: str, points: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Markup:
-    """Return a scatter plot of points with ``x`` and ``y`` in -1..1. Labels differ by colour and shape."""
+def scatter(
+    title: str, points: Sequence[Mapping[str, Any]], labels: Sequence[str], link: Callable[[Mapping[str, Any]], Markup]
+) -> Markup:
+    """Return a scatter plot of points with ``x`` and ``y`` in -1..1. Labels differ by colour and shape.
+
+    Args:
+        title: description for screen readers.
+        link: returns the attributes of a point's link.
+    """
     order = {label: number for number, label in enumerate(labels)}
-    elements = [Markup('<svg class="map" viewBox="-1.06 -1.06 2.12 2.12" role="img" aria-label="{}">').format(title)]
+    elements = [Markup('<svg class="map" viewBox="-1.06 -1.06 2.12 2.12" role="group" aria-label="{}">').format(title)]
     for point in points:
         number = order.get(point["label"], 0)
         name = f"{point['label'] or '–'} · {point['task'] or '–'} · {point['frame']}"
         elements.append(
-            Markup('<g class="f{}" transform="translate({:.3f} {:.3f})">{}<title>{}</title></g>').format(
-                number % COLOURS, float(point["x"]), -float(point["y"]), _shape(number, 0.028), name
+            Markup('<a {}><g class="f{}" transform="translate({:.3f} {:.3f})">{}<title>{}</title></g></a>').format(
+                link(point), number % COLOURS, float(point["x"]), -float(point["y"]), _shape(number, 0.028), name
             )
         )
     return Markup("").join([*elements, Markup("</svg>")])

@@ -24,9 +24,15 @@ class _AutoLabel(requests.AutoLabel):
     chosen: bool = False
 
 
+class _DeleteFile(requests.OfProject):
+    """Names a file."""
+
+    file: requests.FileName
+
+
 def _auto_label(body: _AutoLabel) -> responses.JobAnswer:
     if body.chosen and not body.tasks:
-        raise Invalid("No task is chosen.", "Tick a task, or auto-label everything without annotations.")
+        raise Invalid("No task is selected.", "Select a task, or auto-label everything without annotations.")
     return handlers.auto_label(body)
 
 
@@ -41,10 +47,16 @@ def _cancel(body: _CancelJob) -> responses.Job:
     return handlers.cancel(body.job)
 
 
+def _delete_file(body: _DeleteFile) -> responses.Deleted:
+    return handlers.delete_file(body.file)
+
+
 #: By the name of the button. Handlers with a ``body`` parameter get the form.
 ACTIONS: Mapping[str, Callable[..., Any]] = {
     "use": _use,
+    "connect": handlers.connect,
     "rollback": handlers.rollback,
+    "decline": handlers.decline,
     "learn": handlers.learn_patterns,
     "train": handlers.train,
     "auto_label": _auto_label,
@@ -53,9 +65,16 @@ ACTIONS: Mapping[str, Callable[..., Any]] = {
     "render": handlers.create_annotated_video,
     "render_version": handlers.create_custom_model_video,
     "export": handlers.export,
+    "delete_file": _delete_file,
     "cancel": _cancel,
-    "upload": uploads.upload_video,
+    "upload": uploads.upload_videos,
 }
+
+
+def jobs_of(answer: Mapping[str, Any]) -> list[responses.Job]:
+    """Return the jobs that an action has requested."""
+    answers = [answer, *answer.get("uploads", ())]
+    return [item["job"] for item in answers if item.get("job")]
 
 
 def perform(name: str) -> dict[str, Any]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from ml_backend.core.errors import LabelStudioError
 from ml_backend.labeling.model_version import BASE
 from ml_backend.server.api import handlers, requests
 from ml_backend.server.dashboard import charts
+from ml_backend.server.dashboard.notices import job_notices
 from ml_backend.server.dashboard.state import PageState
 from ml_backend.server.problems import Unknown
 from ml_backend.server.protocol import services
@@ -28,6 +27,21 @@ LABELS_WITH_THUMBNAILS = 8
 SIMILAR_TRACKS = 24
 #: Versions are large: those of a long-lived project would be megabytes.
 VERSIONS = 20
+#: Notices at a time; dismissing one shows the next.
+NOTICES = 5
+#: The step in which a kind of job is requested.
+STEP_OF = {
+    "import_video": "label",
+    "learn_patterns": "learn",
+    "train": "learn",
+    "auto_label": "auto",
+    "predict": "auto",
+    "prepare": "auto",
+    "refresh": "auto",
+    "render_video": "review",
+    "render_custom_video": "review",
+    "export_project": "review",
+}
 LIVE = ("running", "cancelling", "queued", "waiting")
 
 
@@ -37,8 +51,9 @@ class PagePart:
 
     Attributes:
         context: returns its template's context.
-        reload_on: changes that reload it: ``jobs``, ``status``, ``mode``, ``version`` (also at every epoch of a
-            training), ``current`` (another version is in use), or a kind of jobs. See :func:`change_digests`.
+        reload_on: changes that reload it: ``jobs``, ``states`` (of jobs, without their progress), ``status``, ``mode``,
+            ``version`` (also at every epoch of a training), ``current`` (another version is in use), ``files``, or a
+            kind of jobs. See :func:`change_digests`.
         starts_job: whether rendering it may start a job.
         needs_project: whether it can only be rendered for a project.
     """
@@ -68,6 +83,12 @@ def _jobs_of(state: PageState) -> list[Any]:
 # -- side bar
 
 
+def _notices(state: PageState) -> Context:
+    jobs = [item for item in handlers.all_jobs(services()) if item["project"] == state.project]
+    found = job_notices(jobs, state.requested, state.dismissed)
+    return {"notices": found[:NOTICES], "more": max(len(found) - NOTICES, 0), "step_of": STEP_OF}
+
+
 def _jobs(state: PageState) -> Context:
     jobs = _jobs_of(state)
     live = [item for item in jobs if item["state"] in LIVE]
@@ -85,7 +106,22 @@ def _system(state: PageState) -> Context:
 def _projects(state: PageState) -> Context:
     projects = state.projects or handlers.projects()["projects"]
     page, pages = _page(state, "projects", len(projects))
-    return {"projects": projects[(page - 1) * TASKS : page * TASKS], "page": page, "pages": pages}
+    return {
+        "projects": projects[(page - 1) * TASKS : page * TASKS],
+        "predicting": {item["project"] for item in handlers.all_jobs(services()) if _predicts(item)},
+        "page": page,
+        "pages": pages,
+    }
+
+
+def _predicts(job: Any) -> bool:
+    """Return whether a job is about to give tasks tracks that they lack."""
+    return job["kind"] in ("auto_label", "prepare", "predict") and job["state"] in LIVE
+
+
+def _connection(state: PageState) -> Context:
+    projects = state.projects or handlers.projects()["projects"]
+    return {"item": next((item for item in projects if item["id"] == state.project), None)}
 
 
 def _counts(state: PageState) -> Context:
@@ -124,6 +160,14 @@ def _exemplars(state: PageState) -> Context:
     return {"label": label, "exemplars": _exemplars_of(state, label, MANY)}
 
 
+def _exemplar(state: PageState) -> Context:
+    number = state.number("exemplar", 0)
+    if not number:
+        return {"chosen": None}
+    found = handlers.exemplars(requests.ShowExemplars(project=_project(state), id=number))["exemplars"]
+    return {"chosen": number, "exemplar": found[0] if found else None}
+
+
 def _similar(state: PageState) -> Context:
     label = state.values.get("label", "")[:255]
     if not label:
@@ -139,7 +183,9 @@ def _versions(state: PageState) -> Context:
     registry["versions"] = [v | {"state": "removed"} if v["weights_removed"] else v for v in registry["versions"]]
     jobs = [item for item in _jobs_of(state) if item["kind"] == "train" and item["state"] in LIVE]
     shown = next((item for item in registry["versions"] if item["history"]), None)
+    proposal = next((item for item in registry["versions"] if item["version"] == registry["proposed"]), None)
     return {
+        "proposal": proposal,
         "registry": registry,
         "trainings": jobs,
         "shown": shown,
@@ -179,7 +225,10 @@ def _tasks(state: PageState, name: str = "tasks") -> Context:
         requested, _ = _page(state, name, lister.tasks(project, 1, 1)[1])
         tasks, total = lister.tasks(project, requested, TASKS)
     page, pages = _page(state, name, total)
-    return {"tasks": tasks, "total": total, "page": page, "pages": pages}
+    # A job of a whole project has no task. An auto-labelling may be of some tasks, which soon have jobs of their own.
+    jobs = {item["task"] for item in _jobs_of(state) if _predicts(item) and item["kind"] != "auto_label"}
+    waiting = {item["id"] for item in tasks} if None in jobs else jobs
+    return {"tasks": tasks, "waiting": waiting, "total": total, "page": page, "pages": pages}
 
 
 def _renders(state: PageState) -> Context:
@@ -200,9 +249,7 @@ def _auto(state: PageState) -> Context:
 
 
 def _files(state: PageState) -> Context:
-    jobs = [item for item in _jobs_of(state) if isinstance(item["result"], dict)]
-    job_by_file = {item["result"].get("file"): item for item in jobs}
-    files = [_file(path, job_by_file.get(path.name)) for path in services().outputs.of_project(_project(state))]
+    files = handlers.files(requests.OfProject(project=_project(state)))["files"]
     page, pages = _page(state, "files", len(files))
     videos = [item for item in files if item["name"].endswith(".mp4")]
     chosen = [name for name in (state.values.get("a"), state.values.get("b")) if name]
@@ -214,18 +261,6 @@ def _files(state: PageState) -> Context:
         "videos": videos,
         "shown": shown,
     }
-
-
-def _file(path: Path, job: Any) -> Context:
-    """Describe an output file and its job's result. Job ids are reused, so that older files may have no job."""
-    try:
-        stat = path.stat()
-    except OSError:  # deleted meanwhile
-        return {"name": path.name, "bytes": None, "at": None, "facts": {}, "task": None, "key": "gone"}
-    at = datetime.fromtimestamp(stat.st_mtime, timezone.utc).isoformat(timespec="seconds")
-    result = {"facts": job["result"], "task": job["task"]} if job else {"facts": {}, "task": None}
-    key = sha256(f"{path.name}/{stat.st_mtime_ns}".encode()).hexdigest()[:12]  # an HTML id for this content
-    return {"name": path.name, "bytes": stat.st_size, "at": at, "key": key, **result}
 
 
 def change_digests(project: int | None) -> dict[str, str]:
@@ -241,29 +276,38 @@ def change_digests(project: int | None) -> dict[str, str]:
         (item["name"], [m["name"] for m in (item["memory"] or {}).get("models", ())]) for item in state["workers"]
     ]
     values: dict[str, Any] = {"jobs": jobs, "status": [state["redis"], state["database"], state["queues"], models]}
+    values["states"] = [(item["id"], item["state"], item["ended_at"]) for item in jobs]
     for item in jobs:  # by kind only their start, end and expiry, not their progress
         values.setdefault(item["kind"], []).append((item["id"], item["ended_at"]))
     if project is not None:
         registry = container.registry
-        current, active = registry.current(project), registry.running(project)
+        current, active, proposed = registry.current(project), registry.running(project), registry.proposed(project)
         values["mode"] = container.projects.mode(project)
         values["current"] = current.name if current else BASE
-        values["version"] = [values["current"], active and (active.name, active.state, len(active.history))]
+        values["files"] = [path.name for path in container.outputs.of_project(project)]
+        values["version"] = [
+            values["current"],
+            active and (active.name, active.state, len(active.history)),
+            proposed and proposed.name,
+        ]
     return {name: sha256(json.dumps(value).encode()).hexdigest()[:12] for name, value in values.items()}
 
 
 PARTS: Mapping[str, PagePart] = {
+    "notices": PagePart(_notices, ("states",)),
     "jobs": PagePart(_jobs, ("jobs",), needs_project=False),
     "system": PagePart(_system, ("status", "mode", "version", "init_models"), needs_project=False),
-    "projects": PagePart(_projects, ("import_video",), needs_project=False),
+    "connection": PagePart(_connection, ("auto_label",)),
+    "projects": PagePart(_projects, ("import_video", "auto_label", "prepare", "predict"), needs_project=False),
     "counts": PagePart(_counts, ("count_statistics",), starts_job=True),
     "patterns": PagePart(_patterns, ("describe_patterns", "learn_patterns", "mode"), starts_job=True),
     "exemplars": PagePart(_exemplars),
+    "exemplar": PagePart(_exemplar),
     "similar": PagePart(_similar, ("find_similar",), starts_job=True),
     "versions": PagePart(_versions, ("version", "train")),
     "mode": PagePart(_mode, ("current", "mode", "train")),
     "auto": PagePart(_auto, ("jobs",)),
-    "tasks": PagePart(_tasks, ("predict", "auto_label", "import_video")),
+    "tasks": PagePart(_tasks, ("prepare", "predict", "auto_label", "import_video")),
     "renders": PagePart(_renders, ("import_video", "version")),
-    "files": PagePart(_files, ("render_video", "render_custom_video", "export_project")),
+    "files": PagePart(_files, ("files",)),
 }

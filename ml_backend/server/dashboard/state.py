@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flask import request
 
 from ml_backend.core.errors import BackendError
+from ml_backend.label_studio.client import NotFound
 from ml_backend.server.api import handlers, responses
+from ml_backend.server.dashboard.notices import read_dismissed, read_requested
 from ml_backend.server.dashboard.texts import LANGUAGES
 from ml_backend.server.origin_checks import require_same_site
 from ml_backend.server.problems import CrossSite, as_backend_error
+from ml_backend.server.protocol import services
 
 STEPS = ("label", "learn", "auto", "review")
 THEMES = ("light", "dark")
@@ -23,9 +26,13 @@ class PageState:
 
     Attributes:
         theme: empty for the system's.
-        projects: all projects; empty if they could not be listed, see ``problem``.
+        projects: all projects; empty if they could not be listed.
+        problem: why they could not be listed, or the requested one not be looked up.
         cross_site: whether another site may have sent the request, which then must not start jobs.
         values: query parameters.
+        requested: keys of jobs that this browser has requested.
+        dismissed: notices that were dismissed: time by key.
+        unknown_project: id of the requested project if it does not exist.
     """
 
     step: str
@@ -35,10 +42,15 @@ class PageState:
     problem: BackendError | None = None
     cross_site: bool = False
     values: Mapping[str, str] = field(default_factory=dict)
+    requested: tuple[str, ...] = ()
+    dismissed: Mapping[str, int] = field(default_factory=dict)
+    unknown_project: int | None = None
 
     @property
     def project(self) -> int | None:
-        """Id of the requested project, else of the first; ``None`` if there is none."""
+        """Id of the requested project, else of the first; ``None`` if there is none, or no such one."""
+        if self.unknown_project:
+            return None
         return self.number("project", 0) or (self.projects[0]["id"] if self.projects else None)
 
     @property
@@ -75,4 +87,22 @@ def read_state(*, whole: bool) -> PageState:
     if lang not in LANGUAGES:
         lang = request.accept_languages.best_match(list(LANGUAGES)) or "en"
     step, theme = step if step in STEPS else STEPS[0], theme if theme in THEMES else ""
-    return PageState(step, lang, theme, projects, problem, cross_site, values)
+    state = PageState(
+        step,
+        lang,
+        theme,
+        projects,
+        problem,
+        cross_site,
+        values,
+        read_requested(request.cookies),
+        read_dismissed(request.cookies),
+    )
+    if projects and state.project and not state.chosen:
+        try:
+            services().lister.check(state.project)
+        except NotFound:
+            return replace(state, unknown_project=state.project)
+        except BackendError as error:
+            return replace(state, problem=error)
+    return state

@@ -16,7 +16,10 @@ LANGUAGES = {"en": "English", "ko": "한국어"}
 
 @cache
 def load_texts(lang: str) -> dict[str, str]:
-    """Return the texts of one of :data:`LANGUAGES` by key, with ``{name}`` placeholders."""
+    """Return the texts of one of :data:`LANGUAGES` by key, with ``{name}`` placeholders.
+
+    A text for a number ``{n}`` may have two forms, ``one|other``.
+    """
     texts: dict[str, str] = json.loads(Path(__file__).with_name(f"texts.{lang}.json").read_text(encoding="utf-8"))
     return texts
 
@@ -26,7 +29,8 @@ def translator(lang: str) -> Callable[..., str]:
     texts = load_texts(lang)
 
     def t(key: str, **values: Any) -> str:
-        return texts[key].format(**values) if values else texts[key]
+        forms = texts[key].split("|")
+        return (forms[0] if values.get("n") == 1 else forms[-1]).format(**values)
 
     return t
 
@@ -55,6 +59,12 @@ def percent(share: float | None) -> str:
 def figure(value: object) -> str:
     """Format a metric with three decimals."""
     return f"{value:.3f}" if isinstance(value, (int, float)) else "–"
+
+
+def position(seconds: float) -> str:
+    """Format a position in a video: ``1:02.5``."""
+    tenths = round(10 * seconds)
+    return f"{tenths // 600}:{tenths % 600 // 10:02d}.{tenths % 10}"
 
 
 def duration(t: Callable[..., str], seconds: float) -> str:

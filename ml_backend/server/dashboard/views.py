@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -16,9 +17,10 @@ from flask import Blueprint, Response, jsonify, redirect, render_template, reque
 from markupsafe import Markup
 
 from ml_backend.core.errors import BackendError
-from ml_backend.jobs.api_queue import STRIDE
+from ml_backend.server.api import handlers
 from ml_backend.server.api.requests import ExportFormat
 from ml_backend.server.dashboard import forms, texts
+from ml_backend.server.dashboard.notices import add_dismissed, add_requested, set_dismissed, set_requested
 from ml_backend.server.dashboard.parts import PARTS, change_digests
 from ml_backend.server.dashboard.state import STEPS, THEMES, PageState, read_state
 from ml_backend.server.dashboard.texts import LANGUAGES, named, translator
@@ -77,12 +79,12 @@ def home() -> Response:
     return _page(read_state(whole=True))
 
 
-def _page(state: PageState, notice: Markup | None = None, status: int = 200) -> Response:
+def _page(state: PageState, said: Markup | None = None, status: int = 200) -> Response:
     try:  # first, so that what changes while the parts are rendered triggers a refresh
         digests = change_digests(state.project)
     except BackendError:
         digests = {}
-    return Response(_render("page/index.html", notice=notice or "", marks=digests, **_context(state)), status)
+    return Response(_render("page/index.html", said=said or "", marks=digests, **_context(state)), status)
 
 
 @blueprint.get("/ui/live")
@@ -107,27 +109,48 @@ def part(name: str) -> Response:
 
 @blueprint.post("/ui/do/<name>")
 def do(name: str) -> Response:
-    """Perform a button's action. HTMX gets a notice; browsers without scripts get the whole page with it."""
+    """Perform a button's action. HTMX gets what to say; browsers without scripts get the whole page with it."""
     answer = forms.perform(name)
-    state = read_state(whole="HX-Request" not in request.headers)
-    notice = _render("page/notice.html", answer=answer, button=name, **_context(state))
-    if "HX-Request" not in request.headers:
-        return _page(state, notice)
-    response = Response(notice)
-    response.headers["HX-Trigger"] = "changed"  # the page polls at once
+    jobs = forms.jobs_of(answer)
+    scripted = "HX-Request" in request.headers
+    state = read_state(whole=not scripted)
+    if jobs:
+        requested = add_requested(handlers.all_jobs(services()), state.requested, jobs)
+        state = replace(state, requested=requested)
+    said = _render("page/said.html", answer=answer, button=name, **_context(state))
+    response = Response(said) if scripted else _page(state, said)
+    if scripted:
+        response.headers["HX-Trigger"] = "changed, live-states"  # the page polls at once
+    if jobs:
+        set_requested(response, state.requested)
+    return response
+
+
+@blueprint.post("/ui/dismiss")
+def dismiss() -> Response:
+    """Dismiss a notice. HTMX gets the remaining ones; browsers without scripts are sent back to the page."""
+    state = read_state(whole=False)
+    dismissed = add_dismissed(state.dismissed, request.form.get("key", ""), request.form.get("at", ""))
+    state = replace(state, dismissed=dismissed)
+    context = _context(state)
+    if "HX-Request" in request.headers:
+        response = Response(_render_part("notices", state, context))
+    else:
+        response = Response(status=303, headers={"Location": context["address"]()})
+    set_dismissed(response, dismissed)
     return response
 
 
 @blueprint.errorhandler(Exception)
 def handle_error(error: Exception) -> Response:
-    """Return the page with the error and its hint as the notice, or the notice alone."""
+    """Return the page with the error and its hint, or these alone."""
     failure, status = as_backend_error(error)
-    notice = _render("page/problem.html", error=failure)
+    said = _render("page/problem.html", error=failure, closable=True, **_context(read_state(whole=False)))
     # Other sites must not get the page, and the page itself may be what fails.
     alone = isinstance(error, (CrossSite, ForeignName)) or "HX-Request" in request.headers
     if alone or status == 500 or (status > 500 and request.endpoint == "page.home"):
-        return Response(notice, status)
-    return _page(read_state(whole=True), notice, status)
+        return Response(said, status)
+    return _page(read_state(whole=True), said, status)
 
 
 def _render(template: str, **values: Any) -> Markup:
@@ -151,20 +174,22 @@ def _context(state: PageState) -> dict[str, Any]:
         "s": state,
         "t": t,
         "steps": STEPS,
-        "stride": STRIDE,
         "formats": get_args(ExportFormat),
         "languages": LANGUAGES,
         "address": lambda **changes: url_for("page.home", **(location | changes)),
         "action": lambda name: url_for("page.do", name=name, **location),
         "part_address": lambda name, **values: url_for("page.part", name=name, **(location | values)),
+        "dismissal": url_for("page.dismiss", **location),
         "static": lambda name: url_for("page.static", filename=name, v=_digest(name)),
         "amount": texts.amount,
         "percent": texts.percent,
         "figure": texts.figure,
         "moment": texts.moment,
+        "position": texts.position,
         "duration": lambda seconds: texts.duration(t, seconds),
         "ls_url": services().settings.label_studio_links,
         "named": lambda group, name: named(state.lang, group, name),
+        "kinds": lambda kinds: ", ".join(named(state.lang, "kind", kind) for kind in kinds),
     }
 
     def embed(name: str, **values: str) -> Markup:
@@ -172,10 +197,11 @@ def _context(state: PageState) -> dict[str, Any]:
         page_part = PARTS[name]
         if state.project is None and page_part.needs_project:
             return Markup("")
-        query = {key: state.values[key] for key in ("label", "a", "b", f"page-{name}") if key in state.values} | values
+        kept = ("label", "exemplar", "a", "b", f"page-{name}")
+        query = {key: state.values[key] for key in kept if key in state.values} | values
         deferred = page_part.starts_job and state.cross_site
         events = [f"live-{item} from:body" for item in page_part.reload_on] + (["load"] if deferred else [])
-        content = "" if deferred else _render_part(name, state, context)
+        content = None if deferred else _render_part(name, state, context)
         source = context["part_address"](name, **query)
         return _render("page/part.html", name=name, source=source, events=", ".join(events), content=content, **context)
 

@@ -131,7 +131,9 @@ def test_commands_find_a_running_stack(tmp_path: Path, monkeypatch: pytest.Monke
     settings, backend_url = settings_in_force()
     assert settings.redis_url == "unix:///stack"
     assert settings.label_studio_url == "http://chosen", "what the environment says wins"
-    assert backend_url == "http://localhost:2"
+    assert backend_url == settings.backend_url == "http://localhost:2"
+    monkeypatch.setenv("BACKEND_URL", "http://backend.example:9090")
+    assert settings_in_force()[1] == "http://backend.example:9090"
 
 
 @pytest.fixture

@@ -32,28 +32,108 @@ for (const item of document.querySelectorAll("[data-hide]")) item.hidden = true;
 document.addEventListener("click", (event) => {
   const follow = event.target.closest("[data-follow]");
   if (follow) document.getElementById(follow.dataset.follow).scrollIntoView({ block: "start" });
-  const both = event.target.closest("[data-both]");
-  if (both) {
-    const videos = [...both.parentElement.querySelectorAll("video")];
-    const paused = videos.every((video) => video.paused);
-    for (const video of videos) {
-      video.currentTime = videos[0].currentTime;
-      paused ? video.play() : video.pause();
-    }
-  }
 });
 
+// -- compared videos play, pause and seek together, whichever one's controls are used
+
+const sent = new WeakMap(); // video -> where the other one has sent it: its own seeking is not followed
+function follow({ type, target: video }) {
+  const time = video.currentTime;
+  if (type === "seeking" && Math.abs(time - sent.get(video)) < 0.01) return;
+  for (const other of video.closest(".players.two")?.querySelectorAll("video") ?? []) {
+    if (other === video || (type === "play" && !other.paused)) continue;
+    if (type === "pause") {
+      if (!video.ended) other.pause(); // a longer one goes on
+      continue;
+    }
+    if (Math.abs(other.currentTime - time) > 0.01) {
+      sent.set(other, Math.min(time, other.duration));
+      other.currentTime = time;
+    }
+    if (!video.paused && !(time >= other.duration)) other.play().catch(() => {}); // refused if it is paused meanwhile
+  }
+}
+for (const name of ["play", "pause", "seeking"]) document.addEventListener(name, follow, true); // they do not bubble
+
+// -- uploads: one request a file, so that one that fails does not stop the others
+
 const upload = document.getElementById("upload-progress");
+const files = [];
+let failed = false; // one of them
+document.addEventListener("htmx:configRequest", ({ target, detail }) => {
+  if (target.id !== "upload") return;
+  if (!files.length) {
+    files.push(...target.elements.file.files);
+    failed = false;
+  }
+  if (files.length) detail.formData.set("file", files[0]);
+});
 document.addEventListener("htmx:xhr:progress", (event) => {
   if (event.target.id !== "upload" || !event.detail.lengthComputable) return;
   upload.classList.add("on");
   upload.value = event.detail.loaded / event.detail.total;
 });
-document.addEventListener("htmx:afterRequest", (event) => {
-  if (event.target.id !== "upload") return;
-  upload.classList.remove("on");
-  if (event.detail.successful) event.target.reset();
+document.addEventListener("htmx:beforeSwap", ({ detail }) => {
+  if (detail.requestConfig.elt.id === "upload" && failed) detail.swapOverride = "beforeend"; // keep what failed before
 });
+document.addEventListener("htmx:afterRequest", ({ target, detail }) => {
+  if (target.id !== "upload") return;
+  upload.classList.remove("on");
+  const { name } = files.shift() ?? {};
+  if (!detail.successful) {
+    failed = true;
+    const said = notice.lastElementChild?.firstElementChild;
+    if (name && said && !said.textContent.includes(name)) said.prepend(`${name}: `);
+  }
+  if (files.length) setTimeout(() => htmx.trigger(target, "submit"));
+  else target.reset();
+});
+
+// -- messages
+
+const messages = document.getElementById("messages");
+const notice = document.getElementById("notice");
+let said = ""; // the jobs' messages, as the server last sent them
+let pressed = false; // what comes next answers the user
+document.addEventListener("htmx:beforeRequest", ({ detail }) => {
+  if (detail.elt.matches("form[method=post]")) pressed = true;
+});
+document.addEventListener("htmx:sendError", ({ detail }) => {
+  if (detail.elt.matches("form")) notice.replaceChildren(document.getElementById("unreachable").content.cloneNode(true));
+});
+function show(target) {
+  if (!pressed || !messages.contains(target) || !target.querySelector(".message")) return;
+  pressed = false;
+  messages.scrollIntoView({ block: "nearest" }); // in a narrow window they are above the page
+}
+document.addEventListener("htmx:afterSwap", ({ target }) => show(target));
+document.addEventListener("click", (event) => {
+  const close = event.target.closest("[data-close]");
+  if (!close) return;
+  event.preventDefault();
+  close.closest(".message").remove();
+  messages.focus({ preventScroll: true });
+});
+
+// -- the map: one stop of the Tab key, arrow keys within
+
+const pointsOf = (item) => [...(item.closest("svg.map")?.querySelectorAll("a") ?? [])];
+function rove(root) {
+  for (const map of root.querySelectorAll?.("svg.map") ?? [])
+    for (const point of map.querySelectorAll("a:not(:first-of-type)")) point.setAttribute("tabindex", "-1");
+}
+document.addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  const points = step && event.target.closest ? pointsOf(event.target) : [];
+  const next = points.at((points.indexOf(event.target) + step) % points.length);
+  if (!next) return;
+  event.preventDefault();
+  event.target.setAttribute("tabindex", "-1");
+  next.setAttribute("tabindex", "0");
+  next.focus();
+});
+document.addEventListener("htmx:afterSwap", (event) => rove(event.detail.target));
+rove(document);
 
 // -- keep the user's input: reload a part with the parameters of its last request, and not while it is in use
 
@@ -112,14 +192,22 @@ document.addEventListener("htmx:beforeSwap", (event) => {
     event.detail.shouldSwap = false;
     return;
   }
+  if (event.detail.target.id === "part-notices") {
+    if (event.detail.serverResponse === said) { // screen readers would read it again
+      event.detail.shouldSwap = false;
+      show(event.detail.target);
+    }
+    said = event.detail.serverResponse;
+  }
   // The user requested other contents, which discards the part's input.
   if (event.detail.shouldSwap && event.detail.target.matches(".part")) delete event.detail.target.dataset.dirty;
-  const open = [...event.detail.target.querySelectorAll("details")].map((item) => item.open);
+  const key = (item, number) => item.id || number;
+  const open = new Set([...event.detail.target.querySelectorAll("details")].map((item, number) => item.open && key(item, number)));
   const held = document.activeElement?.id;
-  if (event.detail.target.contains(document.activeElement) || open.includes(true))
+  if (event.detail.target.contains(document.activeElement) || [...open].some((item) => item !== false))
     event.detail.target.addEventListener("htmx:afterSwap", () => {
-      event.detail.target.querySelectorAll("details").forEach((item, number) => { item.open = open[number] ?? false; });
-      if (held) document.getElementById(held)?.focus({ preventScroll: true });
+      event.detail.target.querySelectorAll("details").forEach((item, number) => { item.open = open.has(key(item, number)); });
+      if (held) (document.getElementById(held) ?? event.detail.target.closest("[tabindex]"))?.focus({ preventScroll: true });
     }, { once: true });
 });
 

@@ -1,0 +1,79 @@
+"""Reduced grey frames of videos, decoded in blocks and kept in a bounded cache."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+from cachetools import LRUCache
+
+from ml_backend.core.boxes import scaled_size
+from ml_backend.core.types import Image, VideoInfo
+from ml_backend.video.reader import read_frames
+
+#: Height of reduced frames in pixels: half of HD, at which a correlation tracker is as accurate as at full size.
+HEIGHT = 540
+#: Frames per block: two seconds, less than what decoding from the key frame before costs.
+BLOCK = 64
+#: Bytes of frames that a process keeps: half a minute of HD.
+CACHE_BYTES = 512 << 20
+
+_Block = dict[int, Image]
+_cache: LRUCache[tuple[object, ...], _Block] = LRUCache(
+    CACHE_BYTES, getsizeof=lambda block: sum(image.nbytes for image in block.values())
+)
+_lock = threading.Lock()
+
+
+class ReducedFrames:
+    """Grey frames of one video, at most :data:`HEIGHT` high.
+
+    Args:
+        path: local file.
+        info: of the file.
+
+    Attributes:
+        scale: reduced size over displayed size.
+    """
+
+    def __init__(self, path: Path, info: VideoInfo) -> None:
+        stat = os.stat(path)
+        self._path, self._info = path, info
+        self._key = (str(path), stat.st_mtime_ns, stat.st_size)
+        self.scale = min(1.0, HEIGHT / info.height)
+        self._last: tuple[int, _Block] = -1, {}
+
+    def get(self, index: int) -> Image | None:
+        """Return a frame by its 0-based decoded index, ``(height, width)`` uint8; ``None`` if it cannot be decoded.
+
+        Raises:
+            VideoError: the file cannot be decoded there.
+        """
+        number = index // BLOCK
+        if self._last[0] != number:
+            self._last = number, self._block(number)
+        return self._last[1].get(index)
+
+    def _block(self, number: int) -> _Block:
+        key = (*self._key, number)
+        with _lock:
+            if (found := _cache.get(key)) is not None:
+                return found
+        block = dict(self._decode(number))
+        with _lock:
+            if block:
+                _cache[key] = block
+        return block
+
+    def _decode(self, number: int) -> Iterator[tuple[int, Image]]:
+        import cv2
+
+        start, end = number * BLOCK, min((number + 1) * BLOCK, self._info.frames)
+        size = scaled_size(self._info.width, self._info.height, self.scale)
+        frames = read_frames(self._path, self._info, start=start, size=size)
+        for frame in takewhile(lambda frame: frame.index < end, frames):
+            yield frame.index, np.asarray(cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY), np.uint8)

@@ -1,0 +1,52 @@
+"""What a training learns from, and whether any of it has changed since the last one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ml_backend.training.registry import MEASURED, Version
+
+if TYPE_CHECKING:
+    from ml_backend.core.settings import Settings
+    from ml_backend.training.review_store import AnnotatedTask
+
+
+def changed_since(tasks: Mapping[int, AnnotatedTask], last: Version | None) -> list[AnnotatedTask]:
+    """Return the tasks that are new or changed since a training."""
+    seen = (last.lineage.get("seen") or {}) if last else {}
+    return [task for number, task in tasks.items() if seen.get(str(number)) != task.fingerprint]
+
+
+def is_unchanged_since(tasks: Mapping[int, AnnotatedTask], settings_digest: str, last: Version) -> bool:
+    """Return whether the database shows that a training would repeat the last one.
+
+    ``False`` if it cannot tell, and the job has to read the annotations: the last training had no result, could not
+    read a video, or used an annotation that no event has told of.
+
+    Args:
+        tasks: the present annotations.
+        settings_digest: of :func:`training_settings_digest`.
+    """
+    lineage = last.lineage
+    used = {*(lineage.get("annotations") or ()), *(lineage.get("seen") or ())}
+    return (
+        last.state in MEASURED
+        and lineage.get("settings") == settings_digest
+        and not lineage.get("unread")
+        and used <= {str(number) for number in tasks}
+        and not changed_since(tasks, last)
+    )
+
+
+def training_settings_digest(settings: Settings, base_sha256: str | None) -> str:
+    """Return a digest of what shapes a training besides the annotations.
+
+    Args:
+        base_sha256: of the configured detector's checkpoint.
+    """
+    names = ("train_args", "imgsz", "train_per_second", "gate_frames")
+    facts = json.dumps([base_sha256, *(getattr(settings, name) for name in names)])
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]

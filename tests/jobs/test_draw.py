@@ -1,0 +1,79 @@
+"""The job that follows drawn boxes: its answers, what it remembers, and what it says where it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ml_backend.core.boxes import iou_pairs
+from ml_backend.jobs.container import Container
+from ml_backend.jobs.queue import INTERACTIVE
+from ml_backend.label_studio.regions import region_boxes
+from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, truth, write_scene
+from tests.jobs.conftest import Site
+
+VIDEO = {"uri": "/data/local-files/?d=scene.mp4", "frame_rate": FPS}
+
+
+def drawn(frame: int, region_id: str = "a", **changes: Any) -> dict[str, Any]:
+    """Return a region with a box on the object at one frame."""
+    x1, y1, *_ = truth(frame)
+    box = {"x": 100 * x1 / WIDTH, "y": 100 * y1 / HEIGHT, "width": 100 * 90 / WIDTH, "height": 100 * 90 / HEIGHT}
+    key = {"frame": frame, "enabled": True, "rotation": 0, **box, **changes}
+    value = {"framesCount": FRAMES, "duration": FRAMES / FPS, "labels": ["person"], "sequence": [key]}
+    return {"id": region_id, "from_name": "box", "to_name": "video", "type": "videorectangle", "value": value}
+
+
+@pytest.fixture
+def follow(site: Callable[..., Site], work: Callable[[Site], Container]) -> Callable[..., Any]:
+    """Follow regions of task 1 as a worker does; return its job."""
+    made = site()
+    write_scene(made.videos / "scene.mp4")
+
+    def run(*regions: dict[str, Any], video: dict[str, Any] = VIDEO) -> Any:
+        queue = made.queue.queues[INTERACTIVE]
+        job = queue.enqueue_call("ml_backend.jobs.draw.follow_regions", args=[7, 1, video, list(regions)])
+        work(made)
+        job.refresh()
+        return job
+
+    return run
+
+
+def quality(region: dict[str, Any]) -> float:
+    frames = np.arange(1, FRAMES + 1)
+    _, boxes, visible = region_boxes(region, WIDTH, HEIGHT, frames)
+    overlap = iou_pairs(boxes, np.array([truth(int(frame)) for frame in frames]))
+    return float(np.where(visible, overlap, 0).min())
+
+
+def test_several_boxes_are_followed_and_corrections_remembered(follow: Callable[..., Any]) -> None:
+    first, second = follow(drawn(30), drawn(60, "b")).return_value()
+    assert (first["id"], second["id"]) == ("a", "b")
+    assert first["value"]["labels"] == ["person"]
+    assert quality(first) > 0.5
+    assert quality(second) > 0.5
+    (again,) = follow(first).return_value()
+    assert again == first, "nothing was corrected"
+    corrected = drawn(50)["value"]["sequence"][0] | {"x": drawn(50)["value"]["sequence"][0]["x"] + 3}
+    sequence = [key for key in first["value"]["sequence"] if key["frame"] != 50] + [corrected]
+    (after,) = follow({**first, "value": {**first["value"], "sequence": sequence}}).return_value()
+    assert corrected in after["value"]["sequence"]
+    assert [k for k in after["value"]["sequence"] if k["frame"] <= 30] == [
+        k for k in first["value"]["sequence"] if k["frame"] <= 30
+    ]
+
+
+def test_a_box_that_cannot_be_followed_keeps_no_other_from_it(follow: Callable[..., Any]) -> None:
+    (answered,) = follow(drawn(30, "bad", x=150.0), drawn(30, "good")).return_value()
+    assert answered["id"] == "good"
+    job = follow(drawn(30, "bad", x=150.0))
+    assert "outside the picture" in job.meta["error"]
+
+
+def test_a_video_that_is_not_there(follow: Callable[..., Any]) -> None:
+    job = follow(drawn(30), video={"uri": "/data/local-files/?d=gone.mp4", "frame_rate": FPS})
+    assert "does not exist" in job.meta["error"]

@@ -1,0 +1,80 @@
+"""What is said at once of a training that would repeat the last one, and what only the job can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from ml_backend.core.errors import Conflict
+from ml_backend.core.settings import Settings
+from ml_backend.jobs.container import Container
+from ml_backend.jobs.training_inputs import is_unchanged_since, training_settings_digest
+from ml_backend.training.registry import Version
+from ml_backend.training.review_store import AnnotatedTask, ReviewStore
+from tests.server.control import annotated, refused
+
+
+@pytest.fixture
+def trained(settings: Callable[..., Settings], redis_url: str) -> Container:
+    """Nothing has been annotated in project 7 since its last training."""
+    container = Container(settings(redis_url=redis_url, detector="auto"))
+    annotated(container, "a")
+    refused(container)
+    return container
+
+
+def start(container: Container) -> None:
+    container.trainings.start(7, "a test")
+
+
+def test_nothing_has_changed(trained: Container) -> None:
+    with pytest.raises(Conflict, match="Nothing new has been annotated since v1"):
+        start(trained)
+    assert not trained.jobs.all()
+
+
+def test_an_annotation_has_changed(trained: Container) -> None:
+    annotated(trained, "b")
+    start(trained)
+
+
+def test_an_annotation_was_deleted(trained: Container) -> None:
+    ReviewStore(trained.storage).remove(7, 1)
+    start(trained)
+
+
+def test_a_setting_has_changed(trained: Container) -> None:
+    start(Container(trained.settings.model_copy(update={"train_args": '{"epochs": 3}'})))
+
+
+def test_annotations_are_yet_to_be_read(trained: Container) -> None:
+    trained.storage.note_pending("learn", 7, [2])
+    start(trained)
+
+
+def test_predictions_are_trained_on_too(trained: Container) -> None:
+    trained.policies.set(7, {"pseudo_labels": True})
+    start(trained)
+
+
+def test_the_last_training_failed(trained: Container) -> None:
+    registry = trained.registry
+    registry.finish(registry.begin(7, "me", "a test", None), "failed", "Out of memory.")
+    start(trained)
+
+
+def test_what_only_the_job_can_tell(trained: Container) -> None:
+    last = trained.registry.last(7)
+    assert last is not None
+    digest = training_settings_digest(trained.settings, trained.projects.models(None).detector.sha256)
+    tasks = ReviewStore(trained.storage).tasks(7)
+
+    def unchanged(last: Version, tasks: dict[int, AnnotatedTask] = tasks, **lineage: object) -> bool:
+        return is_unchanged_since(tasks, digest, replace(last, lineage={**last.lineage, **lineage}))
+
+    assert unchanged(last)
+    assert not unchanged(last, unread=["2"]), "a video could not be read"
+    assert not unchanged(last, annotations={"1": 1, "2": 2}), "no event has told of task 2"
+    assert not unchanged(last, settings=None), "trained by an older release"
